@@ -1,8 +1,14 @@
-// Chooses the kernel table: cpuid once, FREEHOLD_ISA to force one. The only place that asks what the CPU can do.
+// Chooses the kernel table: the processor's features once, FREEHOLD_ISA to force one. The only place that asks what the CPU can do.
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include <cstdlib>
@@ -41,8 +47,29 @@ bool runs_amx() {
 #endif
 }
 
+// ARMv8.2's dot products, and the int8 matrix extension, which implies them. Processors with neither (ARMv8.0: Cortex-A53, A72)
+// run the scalar table, whose loops the compiler turns into the NEON that they have.
+#if defined(__aarch64__) && defined(__linux__)
+constexpr unsigned long kDotProduct = 1ul << 20, kInt8Matrix = 1ul << 13;      // HWCAP_ASIMDDP, HWCAP2_I8MM
+bool runs_neon() { return (getauxval(AT_HWCAP) & kDotProduct) != 0; }
+bool runs_i8mm() { return runs_neon() && (getauxval(AT_HWCAP2) & kInt8Matrix) != 0; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool runs_neon() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool runs_i8mm() { return runs_neon() && has_feature("hw.optional.arm.FEAT_I8MM"); }
+#else
+bool runs_neon() { return false; }
+bool runs_i8mm() { return false; }
+#endif
+
 std::vector<const Kernels*> detect() {
   std::vector<const Kernels*> found;
+  if (runs_i8mm()) found.push_back(kernels_i8mm());
+  if (runs_neon()) found.push_back(kernels_neon());
   if (runs_amx()) found.push_back(kernels_amx());
   if (runs_avx512()) found.push_back(kernels_avx512());
   if (runs_avx2()) found.push_back(kernels_avx2());

@@ -51,7 +51,7 @@ OP void code_dots(const Codes* x, int count, Next next, Store store) {
     const Stretch t = next(s);
     const uint8_t* w = t.codes;
     for (int at = t.at; at < t.at + 4 * t.n; at += 4, w += t.stride) {
-      const I c = bload(w);
+      const I c = byte_codes(bload(w));
       prefetch(w + t.ahead);
       UNROLL for (int i = 0; i < Q; ++i) {
         high[i] = dot4_full(high[i], c, quad(x[i].high + at));
@@ -59,8 +59,9 @@ OP void code_dots(const Codes* x, int count, Next next, Store store) {
       }
     }
   }
-  UNROLL for (int i = 0; i < Q; ++i) {                       // the page's codes are offset by 128
-    const F h = to_float(iadd(high[i], iset(-128 * x[i].high_sum))), l = to_float(iadd(low[i], iset(-128 * x[i].low_sum)));
+  constexpr int kOffset = 128 - kByteBias;                   // of the page's codes
+  UNROLL for (int i = 0; i < Q; ++i) {
+    const F h = to_float(iadd(high[i], iset(-kOffset * x[i].high_sum))), l = to_float(iadd(low[i], iset(-kOffset * x[i].low_sum)));
     store(i, mul(fma(h, fset(kHigh), l), fset(x[i].scale)));
   }
 }

@@ -20,18 +20,26 @@ static void quantize_wide(const float* x, int64_t k, int64_t stride, int16_t* q,
 
 // A unit of a panel: 64 pairs of inputs of sixteen rows, 64 bytes each, then the rows' scales. Twelve tokens share each
 // load of weights (four where there are sixteen registers); a scale for 64 pairs costs a twentieth of the dots.
+template <int J, int NB> OP void dot_pairs(I* acc, const uint8_t* p, const Sixteen* x) {
+  if constexpr (J < 4) {
+    const I v = load_pairs(p + 64 * J);
+    for (int b = 0; b < NB; ++b) acc[b] = dot2_of<J>(acc[b], v, x[b]);
+    dot_pairs<J + 1, NB>(acc, p, x);
+  }
+}
 template <int NB>
-static void panel_wide(const Panels& w, const uint8_t* p, const Acts& x, int64_t t0, float* out, int64_t ld) {
+static void panel_wide(const Panels& w, const uint8_t* p, const Acts& a, int64_t t0, float* out, int64_t ld) {
   F y[NB];
   for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t u = 0; u < w.k / kWideUnit; ++u, p += kWideUnitBytes) {
-    const int8_t* q = reinterpret_cast<const int8_t*>(x.wide + (u * x.rows + t0) * kWideUnit);
-    const float* s = x.scale + u * x.rows + t0;
+    const int8_t* q = reinterpret_cast<const int8_t*>(a.wide + (u * a.rows + t0) * kWideUnit);
+    const float* s = a.scale + u * a.rows + t0;
     I acc[NB];
     for (int b = 0; b < NB; ++b) acc[b] = izero();
-    for (int j = 0; j < kWideUnit / 2; ++j) {
-      const I v = bload(p + 64 * j);
-      for (int b = 0; b < NB; ++b) acc[b] = dot2(acc[b], v, quad(q + 2 * b * kWideUnit + 4 * j));
+    for (int j = 0; j < kWideUnit / 2; j += 4) {
+      Sixteen x[NB];
+      for (int b = 0; b < NB; ++b) x[b] = sixteen(q + 2 * b * kWideUnit + 4 * j);
+      dot_pairs<0, NB>(acc, p + 64 * j, x);
     }
     const F d = fload(reinterpret_cast<const float*>(p + 32 * kWideUnit));
     for (int b = 0; b < NB; ++b) y[b] = fma(to_float(acc[b]), mul(d, fset(s[b])), y[b]);

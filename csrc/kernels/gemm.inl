@@ -13,10 +13,11 @@
 constexpr int kUnitK = 256;                                     // inputs of a unit; the last one may be shorter
 constexpr int kUnitBytes = kUnitK * kPanelRows;
 
-template <class Code, int J = 0> OP void unpack_group(const uint8_t* p, uint8_t* out) {
+// Codes of 32 inputs as `dots` takes them: less their offset where those are signed.
+template <class Code, int Offset, int J = 0> OP void unpack_group(const uint8_t* p, uint8_t* out) {
   if constexpr (J < 8) {
-    bstore(out + 64 * J, Code::template quad_at<J>(p));
-    unpack_group<Code, J + 1>(p, out);
+    bstore(out + 64 * J, less<kSignedCodes ? Offset - Code::kBias : 0>(Code::template quad_at<J>(p)));
+    unpack_group<Code, Offset, J + 1>(p, out);
   }
 }
 
@@ -118,7 +119,7 @@ template <class Code, int Offset, bool Min> struct Unit32 {
     for (int b = 0; b < NB; ++b) sum[b] = first ? fzero() : fload(y + (t + b) * kPanelRows);
     for (int64_t g = 0; g < groups; ++g) {
       I acc[NB];
-      for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(start[(t + b) * 8 + g]) : izero();
+      for (int b = 0; b < NB; ++b) acc[b] = Offset && !kSignedCodes ? iset(start[(t + b) * 8 + g]) : izero();
       unit_dots<Code, 32, NB>(acc, w + 512 * g, xq + 32 * g);
       const F scale = fload(d + 16 * g);
       for (int b = 0; b < NB; ++b) sum[b] = fma(to_float(acc[b]), mul(scale, fset(xs[(t + b) * 8 + g])), sum[b]);
@@ -135,13 +136,13 @@ static void gemm_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Ac
   alignas(64) uint8_t codes[kUnitBytes];
   alignas(64) float d[8 * kPanelRows], m[8 * kPanelRows];
   Terms starts;
-  if (Offset) starts_of<32, Offset>(x, u, t0, nt, starts);
+  if (Offset && !kSignedCodes) starts_of<32, Offset>(x, u, t0, nt, starts);
   const int64_t at = u * x.rows + t0, groups = groups_in(w, u);
   for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
     const uint8_t* base = w.data + p * w.panel_bytes;
     for (int64_t g = 0; g < groups; ++g) {
       const uint16_t* aux = Groups<Code, Min>::aux(base, 8 * u + g);
-      unpack_group<Code>(Groups<Code, Min>::codes(base, 8 * u + g), codes + 512 * g);
+      unpack_group<Code, Offset>(Groups<Code, Min>::codes(base, 8 * u + g), codes + 512 * g);
       fstore(d + 16 * g, load_f16(aux));
       if (Min) fstore(m + 16 * g, load_f16(aux + 16));
     }
@@ -152,7 +153,7 @@ static void gemm_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Ac
 
 // ---- int8 codes with a float scale per 16 inputs ---------------------------------------------------------------
 struct UnitI8 {
-  const uint8_t* base;                                          // bytes already: read where they lie
+  const uint8_t *base, *codes;                                  // codes: unpacked, where they are not read as they lie
   int64_t groups;
   const int8_t* q;
   const float* xs;
@@ -165,8 +166,8 @@ struct UnitI8 {
     for (int64_t h = 0; h < 2 * groups; ++h) {
       const uint8_t* p = base + h / 2 * (Byte::kBytes + 128);
       I acc[NB];
-      for (int b = 0; b < NB; ++b) acc[b] = iset(start[(t + b) * 16 + h]);
-      unit_dots<Byte, 16, NB>(acc, p + h % 2 * 256, q + t * kUnitK + 16 * h);
+      for (int b = 0; b < NB; ++b) acc[b] = kSignedCodes ? izero() : iset(start[(t + b) * 16 + h]);
+      unit_dots<Byte, 16, NB>(acc, kSignedCodes ? codes + 256 * h : p + h % 2 * 256, q + t * kUnitK + 16 * h);
       const F d = fload(reinterpret_cast<const float*>(p + Byte::kBytes) + h % 2 * 16);
       for (int b = 0; b < NB; ++b) sum[b] = fma(to_float(acc[b]), mul(d, fset(xs[(t + b) * 8 + h / 2])), sum[b]);
     }
@@ -174,12 +175,17 @@ struct UnitI8 {
   }
 };
 static void gemm_i8(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y) {
+  constexpr int64_t kGroup = Byte::kBytes + 128;
+  alignas(64) uint8_t codes[kSignedCodes ? kUnitBytes : 64];
   Terms starts;
-  starts_of<16, 128>(x, u, t0, nt, starts);
-  const int64_t at = u * x.rows + t0;
-  for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows)
-    each_tile(UnitI8{w.data + p * w.panel_bytes + 8 * u * (Byte::kBytes + 128), groups_in(w, u), x.q + at * kUnitK, x.scale + at * 8, starts.at, y, u == 0}, nt,
+  if (!kSignedCodes) starts_of<16, 128>(x, u, t0, nt, starts);
+  const int64_t at = u * x.rows + t0, groups = groups_in(w, u);
+  for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
+    const uint8_t* unit = w.data + p * w.panel_bytes + 8 * u * kGroup;
+    for (int64_t g = 0; kSignedCodes && g < groups; ++g) unpack_group<Byte, 128>(unit + g * kGroup, codes + 512 * g);
+    each_tile(UnitI8{unit, codes, groups, x.q + at * kUnitK, x.scale + at * 8, starts.at, y, u == 0}, nt,
               next_i8(w, p0, p1, p, u, x));
+  }
 }
 
 // ---- 256-input blocks with integer sub-scales ------------------------------------------------------------------
@@ -193,8 +199,7 @@ template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Block {
     return Signed ? load_i8(reinterpret_cast<const int8_t*>(subs)) : load_u8(subs);
   }
   OP I min_pair(const uint8_t* unit, int j) {
-    const uint8_t* mins = unit + 8 * Code::kBytes + 16 * (S::kSubs + 2 * j);
-    return bor(load_u8(mins), shl32<16>(load_u8(mins + 16)));
+    return load_minima(unit + 8 * Code::kBytes + 16 * (S::kSubs + 2 * j));
   }
   OP const uint16_t* aux(const uint8_t* unit) { return reinterpret_cast<const uint16_t*>(unit + S::kScales); }
 };
@@ -206,7 +211,7 @@ template <bool Min> OP F block_end(F sum, F d, F dmin, I dots, I low, float xs) 
 }
 template <int Subs> OP I low_of(const uint8_t* mins, const int32_t* pairs) {
   I low = izero();
-  for (int j = 0; j < Subs / 2; ++j) low = dot2(low, bload(mins + 64 * j), iset(pairs[j]));
+  for (int j = 0; j < Subs / 2; ++j) low = dot_minima(low, bload(mins + 64 * j), pairs[j]);
   return low;
 }
 
@@ -225,7 +230,7 @@ template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Unit256
     for (int b = 0; b < NB; ++b) dots[b] = izero();
     for (int s = 0; s < kSubs; ++s) {
       I acc[NB];
-      for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(start[(t + b) * kSubs + s]) : izero();
+      for (int b = 0; b < NB; ++b) acc[b] = Offset && !kSignedCodes ? iset(start[(t + b) * kSubs + s]) : izero();
       unit_dots<Code, Sub, NB>(acc, w + 16 * Sub * s, xq + Sub * s);
       const I sub = bload(subs + 64 * s);
       for (int b = 0; b < NB; ++b) dots[b] = iadd(dots[b], imul(acc[b], sub));
@@ -244,12 +249,12 @@ static void gemm_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
   constexpr int kSubs = 256 / Sub;
   alignas(64) uint8_t codes[kUnitBytes], subs[64 * kSubs], mins[64 * kSubs / 2];
   Terms starts, pairs;
-  if (Offset) starts_of<Sub, Offset>(x, u, t0, nt, starts);
+  if (Offset && !kSignedCodes) starts_of<Sub, Offset>(x, u, t0, nt, starts);
   if (Min) pairs_of<Sub>(x, u, t0, nt, pairs);
   const int64_t at = u * x.rows + t0;
   for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
     const uint8_t* unit = B::at(w, p, u);
-    for (int g = 0; g < 8; ++g) unpack_group<Code>(B::codes(unit, g), codes + 512 * g);
+    for (int g = 0; g < 8; ++g) unpack_group<Code, Offset>(B::codes(unit, g), codes + 512 * g);
     for (int s = 0; s < kSubs; ++s) bstore(subs + 64 * s, B::sub(unit, s));
     if (Min) for (int j = 0; j < kSubs / 2; ++j) bstore(mins + 64 * j, B::min_pair(unit, j));
     each_tile(Unit256<Code, Sub, Offset, Signed, Min>{codes, subs, mins, B::aux(unit), x.q + at * kUnitK, x.scale + at, starts.at, pairs.at, y, u == 0}, nt,

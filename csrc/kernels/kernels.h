@@ -182,6 +182,8 @@ constexpr int64_t kTileLoopOps = 4 * 16 * 16 * 64 * 2;   // four products of six
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();      // null where the compiler cannot build it
 const Kernels* kernels_avx512();
+const Kernels* kernels_neon();      // ARMv8.2 with dot products
+const Kernels* kernels_i8mm();      // neon's, to the same bits, with the dots of ARM's int8 matrix extension
 const Kernels* kernels_amx();       // avx512's, but for gemm and gemm_rows, for panels and a screen of nine tokens or more, and for attention over f16 pages
 
 // Half precision in plain C++: exact to float, round to nearest even from it.

@@ -46,6 +46,7 @@ struct LatentKernels {
 const LatentKernels* latent_scalar();
 const LatentKernels* latent_avx2();       // null where the compiler cannot build it
 const LatentKernels* latent_avx512();
+const LatentKernels* latent_neon();
 const LatentKernels& latent_kernels(const Kernels& k);   // of the same ISA; AMX has avx512's
 
 }  // namespace fh

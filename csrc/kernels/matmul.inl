@@ -11,20 +11,20 @@
 //   1-bit plane: 64 bytes, bit j of a byte belongs to quad j;  2-bit plane: 2 x 64 bytes, bits 2q of plane h: quad 4h+q;
 //   8-bit: 8 x 64 bytes.
 
-// Bytes of a 32-input group's planes, the greatest code, and quad j out of a group at p.
+// Bytes of a 32-input group's planes, the greatest code, and quad j out of a group at p, less kBias (see isa/broadcast.h).
 struct Nibble {
-  static constexpr int kBytes = 256, kMost = 15;
+  static constexpr int kBytes = 256, kMost = 15, kBias = 0;
   template <int J> OP I quad_at(const uint8_t* p) {
     const I v = bload(p + 64 * (J / 2));
-    return band(J % 2 ? shr16<4>(v) : v, bset(15));
+    return J % 2 ? high_nibbles(v) : band(v, bset(15));
   }
 };
 struct E2m1 {
-  static constexpr int kBytes = 256, kMost = 24;
+  static constexpr int kBytes = 256, kMost = 24, kBias = 0;
   template <int J> OP I quad_at(const uint8_t* p) { return blookup(kE2m1Codes, Nibble::quad_at<J>(p)); }
 };
 struct Nibble1 {
-  static constexpr int kBytes = 320, kMost = 31;
+  static constexpr int kBytes = 320, kMost = 31, kBias = 0;
   template <int J> OP I quad_at(const uint8_t* p) {
     const I plane = bload(p + 256);
     const I bit = J < 4 ? shl16<(J < 4 ? 4 - J : 0)>(plane) : shr16<(J > 4 ? J - 4 : 0)>(plane);
@@ -32,7 +32,7 @@ struct Nibble1 {
   }
 };
 struct Nibble2 {
-  static constexpr int kBytes = 384, kMost = 63;
+  static constexpr int kBytes = 384, kMost = 63, kBias = 0;
   template <int J> OP I quad_at(const uint8_t* p) {
     constexpr int q = J % 4;
     const I plane = bload(p + 256 + 64 * (J / 4));
@@ -41,23 +41,25 @@ struct Nibble2 {
   }
 };
 struct TwoBit {
-  static constexpr int kBytes = 128, kMost = 3;
+  static constexpr int kBytes = 128, kMost = 3, kBias = 0;
   template <int J> OP I quad_at(const uint8_t* p) { return band(shr16<2 * (J % 4)>(bload(p + 64 * (J / 4))), bset(3)); }
 };
 struct Byte {
-  static constexpr int kBytes = 512, kMost = 255;
-  template <int J> OP I quad_at(const uint8_t* p) { return bload(p + 64 * J); }
+  static constexpr int kBytes = 512, kMost = 255, kBias = kByteBias;
+  template <int J> OP I quad_at(const uint8_t* p) { return byte_codes(bload(p + 64 * J)); }
 };
 
 template <class Code, int J, int NB>
-OP void dot_quad(I* acc, const uint8_t* p, const int8_t* const* x) {
+OP void dot_quad(I* acc, const uint8_t* p, const Sixteen* x) {
   const I w = Code::template quad_at<J>(p);
   for (int b = 0; b < NB; ++b)
-    acc[b] = Code::kBytes == 512 ? dot4_full(acc[b], w, quad(x[b] + 4 * J)) : dot4(acc[b], w, quad(x[b] + 4 * J));
+    acc[b] = Code::kBytes == 512 ? dot4_full_of<J % 4>(acc[b], w, x[b]) : dot4_of<J % 4>(acc[b], w, x[b]);
 }
 // Quads [4*H, 4*H+4): sixteen inputs.
 template <class Code, int H, int NB>
-OP void dot_half(I* acc, const uint8_t* p, const int8_t* const* x) {
+OP void dot_half(I* acc, const uint8_t* p, const int8_t* const* q) {
+  Sixteen x[NB];
+  for (int b = 0; b < NB; ++b) x[b] = sixteen(q[b] + 16 * H);
   dot_quad<Code, 4 * H, NB>(acc, p, x);
   dot_quad<Code, 4 * H + 1, NB>(acc, p, x);
   dot_quad<Code, 4 * H + 2, NB>(acc, p, x);
@@ -112,7 +114,8 @@ static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_
     ahead.ask<Code::kBytes / 64>(p);
     if (Min || g % 2) ahead.ask<1>(p + Code::kBytes);
     I acc[NB];
-    for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * (xsum[b][2 * g] + xsum[b][2 * g + 1])) : izero();
+    constexpr int kOffset = Offset - Code::kBias;
+    for (int b = 0; b < NB; ++b) acc[b] = kOffset ? iset(-kOffset * (xsum[b][2 * g] + xsum[b][2 * g + 1])) : izero();
     dot_half<Code, 0, NB>(acc, p, xq);
     dot_half<Code, 1, NB>(acc, p, xq);
     const F d = load_f16(aux);
@@ -160,12 +163,12 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
       const I sub = Signed ? load_i8(reinterpret_cast<const int8_t*>(subs) + 16 * s) : load_u8(subs + 16 * s);
       for (int b = 0; b < NB; ++b) dots[b] = iadd(dots[b], imul(acc[b], sub));
       if (Min && s % 2) {                        // two minima in one dot of 16-bit pairs: sums of 32 stay under 4065
-        const I m = bor(load_u8(mins + 16 * (s - 1)), shl32<16>(load_u8(mins + 16 * s)));
+        const I m = load_minima(mins + 16 * (s - 1));
         for (int b = 0; b < NB; ++b) {
           const int32_t* sum = xsum[b] + (Sub == 16 ? s - 1 : 2 * (s - 1));
           const uint32_t lo = static_cast<uint32_t>(Sub == 16 ? sum[0] : sum[0] + sum[1]);
           const uint32_t hi = static_cast<uint32_t>(Sub == 16 ? sum[1] : sum[2] + sum[3]);
-          low[b] = dot2(low[b], m, iset(static_cast<int32_t>((lo & 0xffffu) | hi << 16)));
+          low[b] = dot_minima(low[b], m, static_cast<int32_t>((lo & 0xffffu) | hi << 16));
         }
       }
     };
@@ -202,6 +205,7 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
 // int8 codes (stored + 128) with a float32 scale per 16 inputs: the home of every codebook type.
 template <int NB>
 static void panel_i8(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
+  constexpr int kOffset = 128 - Byte::kBias;
   const int64_t groups = w.k / 32;
   const Ahead ahead = Ahead::at(w, base, x);
   F y[NB];
@@ -214,7 +218,7 @@ static void panel_i8(const Panels& w, const uint8_t* base, const Acts& x, int64_
     for (int b = 0; b < NB; ++b) xq[b] = x.q + (t0 + b) * x.k + 32 * g;
     for (int h = 0; h < 2; ++h) {
       I acc[NB];
-      for (int b = 0; b < NB; ++b) acc[b] = iset(-128 * x.sum16[(t0 + b) * 2 * groups + 2 * g + h]);
+      for (int b = 0; b < NB; ++b) acc[b] = iset(-kOffset * x.sum16[(t0 + b) * 2 * groups + 2 * g + h]);
       if (h == 0) dot_half<Byte, 0, NB>(acc, p, xq);
       else dot_half<Byte, 1, NB>(acc, p, xq);
       const F d = fload(aux);
@@ -253,19 +257,19 @@ static void panel_float(const Panels& w, const uint8_t* base, const Acts& x, int
 
 // Each form as a family of tiles by token count.
 template <class Code, int Offset, bool Min> struct Rows32 {
-  static constexpr int kMax = kTileTokens;
+  static constexpr int kMax = kTileMost;
   template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
     panel_32<Code, Offset, Min, NB>(w, p, x, t, o, ld);
   }
 };
 template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Rows256 {
-  static constexpr int kMax = kTileTokens;
+  static constexpr int kMax = kTileMost;
   template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
     panel_256<Code, Sub, Offset, Signed, Min, NB>(w, p, x, t, o, ld);
   }
 };
 struct RowsI8 {
-  static constexpr int kMax = kTileTokens;
+  static constexpr int kMax = kTileMost;
   template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
     panel_i8<NB>(w, p, x, t, o, ld);
   }

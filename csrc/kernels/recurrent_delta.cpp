@@ -10,6 +10,7 @@ namespace fh {
 const DeltaKernels& delta_kernels(const Kernels& table) {
   const std::string_view name = table.name;
   if (name == "scalar") return delta_scalar();
+  if (name == "neon" || name == "i8mm") return delta_neon();
   return name == "avx2" ? delta_avx2() : delta_avx512();     // amx computes these as avx512 does
 }
 

@@ -48,6 +48,7 @@ struct DeltaKernels {
 const DeltaKernels& delta_scalar();
 const DeltaKernels& delta_avx2();
 const DeltaKernels& delta_avx512();
+const DeltaKernels& delta_neon();
 const DeltaKernels& delta_kernels(const Kernels& table);     // those that go with a table
 
 namespace reference {

@@ -38,6 +38,7 @@ struct MambaKernels {
 const MambaKernels& mamba_scalar();
 const MambaKernels& mamba_avx2();
 const MambaKernels& mamba_avx512();
+const MambaKernels& mamba_neon();
 const MambaKernels& mamba_kernels(const Kernels& table);     // those that go with a table
 
 namespace reference {

@@ -14,7 +14,7 @@ struct Head8 {
   static constexpr int kLow = 256;                       // low plane: bytes of 32 inputs
   template <int J> OP I quad_at(const uint8_t* p, const uint8_t* low) {
     const I h = bload(p + 64 * (J / 2)), l = bload(low + 64 * (J / 2));
-    return bor(band(J % 2 ? h : shl16<4>(h), bset(240)), band(J % 2 ? shr16<4>(l) : l, bset(15)));
+    return byte_codes(bor(band(J % 2 ? h : shl16<4>(h), bset(240)), J % 2 ? high_nibbles(l) : band(l, bset(15))));
   }
 };
 struct Head6 {
@@ -43,12 +43,14 @@ template <bool First, class A, class B> struct Pick { using T = A; };
 template <class A, class B> struct Pick<false, A, B> { using T = B; };
 
 template <class Code, bool Full, int J, int NB>
-OP void plane_quad(I* acc, const uint8_t* p, const uint8_t* low, const int8_t* const* x) {
+OP void plane_quad(I* acc, const uint8_t* p, const uint8_t* low, const Sixteen* x) {
   const I w = Code::template quad_at<J>(p, low);
-  for (int b = 0; b < NB; ++b) acc[b] = Full ? dot4_full(acc[b], w, quad(x[b] + 4 * J)) : dot4(acc[b], w, quad(x[b] + 4 * J));
+  for (int b = 0; b < NB; ++b) acc[b] = Full ? dot4_full_of<J % 4>(acc[b], w, x[b]) : dot4_of<J % 4>(acc[b], w, x[b]);
 }
 template <class Code, bool Full, int H, int NB>
-OP void plane_half(I* acc, const uint8_t* p, const uint8_t* low, const int8_t* const* x) {
+OP void plane_half(I* acc, const uint8_t* p, const uint8_t* low, const int8_t* const* q) {
+  Sixteen x[NB];
+  for (int b = 0; b < NB; ++b) x[b] = sixteen(q[b] + 16 * H);
   plane_quad<Code, Full, 4 * H, NB>(acc, p, low, x);
   plane_quad<Code, Full, 4 * H + 1, NB>(acc, p, low, x);
   plane_quad<Code, Full, 4 * H + 2, NB>(acc, p, low, x);
@@ -80,7 +82,7 @@ OP F bounded(F y, float reach, const Panels& w, const uint8_t* base) {
 template <bool Exact, int NB>
 static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, float* out, int64_t ld) {
   using Code = typename Pick<Exact, Head8, High8>::T;
-  constexpr int kOffset = Exact ? 128 : 15, kUnit = 256, kPair = 2 * kUnit + 64;
+  constexpr int kOffset = Exact ? 128 - kByteBias : 15, kUnit = 256, kPair = 2 * kUnit + 64;
   const int64_t groups = w.k / 32;
   const uint8_t *base = w.high(panel), *low = w.low(panel);
   const Ahead ahead = Ahead::at(w, base, x);
@@ -167,12 +169,12 @@ template <bool Exact, int NB> struct Head256 {
 };
 template <template <bool, int> class R, bool Exact>
 OP void head_tiles(const Panels& w, int64_t p, const Acts& x, const float* reach, int64_t t, int64_t nt, float* o, int64_t ld) {
-  for (; nt >= kTileTokens; nt -= kTileTokens, t += kTileTokens, o += kTileTokens * ld) R<Exact, kTileTokens>::run(w, p, x, reach, t, o, ld);
+  for (; nt >= kTileMost; nt -= kTileMost, t += kTileMost, o += kTileMost * ld) R<Exact, kTileMost>::run(w, p, x, reach, t, o, ld);
   switch (nt) {
-    case 7: R<Exact, 7>::run(w, p, x, reach, t, o, ld); break;
-    case 6: R<Exact, 6>::run(w, p, x, reach, t, o, ld); break;
-    case 5: R<Exact, 5>::run(w, p, x, reach, t, o, ld); break;
-    case 4: R<Exact, 4>::run(w, p, x, reach, t, o, ld); break;
+    case 7: if constexpr (kTileMost > 7) R<Exact, 7>::run(w, p, x, reach, t, o, ld); break;
+    case 6: if constexpr (kTileMost > 6) R<Exact, 6>::run(w, p, x, reach, t, o, ld); break;
+    case 5: if constexpr (kTileMost > 5) R<Exact, 5>::run(w, p, x, reach, t, o, ld); break;
+    case 4: if constexpr (kTileMost > 4) R<Exact, 4>::run(w, p, x, reach, t, o, ld); break;
     case 3: R<Exact, 3>::run(w, p, x, reach, t, o, ld); break;
     case 2: R<Exact, 2>::run(w, p, x, reach, t, o, ld); break;
     case 1: R<Exact, 1>::run(w, p, x, reach, t, o, ld); break;

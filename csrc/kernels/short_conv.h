@@ -36,6 +36,7 @@ struct ConvKernels { void (*convolve)(const ConvArgs& a); };
 const ConvKernels& conv_scalar();
 const ConvKernels& conv_avx2();
 const ConvKernels& conv_avx512();
+const ConvKernels& conv_neon();
 const ConvKernels& conv_kernels(const Kernels& table);       // those that go with a table
 
 namespace reference {

@@ -117,5 +117,7 @@ template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, co
 }
 OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
+#include "broadcast.h"
+
 }  // namespace fh::avx512
 #endif

@@ -100,4 +100,6 @@ template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, co
 }
 OP void prefetch(const void*) {}
 
+#include "broadcast.h"
+
 }  // namespace fh::scalar
