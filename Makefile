@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python tools/install.py
+ARM64 = $(PIP) --requirement requirements/build.in "ziglang>=0.15" && $(BIN)/python tools/arm64.py
 # Every package of a test run by version and hash, for all Pythons and systems; "make test LOCK=" takes the newest instead.
 LOCK ?= requirements/ci.txt
 UV := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet --upgrade
@@ -18,10 +19,10 @@ WORKERS ?= 2
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
-.PHONY: help run test check lint bench native docs site lock sbom sanitize cross fuzz clean
+.PHONY: help run test check lint bench native docs site lock sbom sanitize cross arm64 fuzz clean
 
 help: ## Show these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast it answered
 	$(BIN)/freehold run qwen2.5-coder:0.5b "$(QUESTION)" --temperature 0 --seed 1 --max-tokens 250 --verbose
@@ -31,6 +32,7 @@ test: check ## Lint, types, and every test, those that need weights included
 	$(BIN)/python -m pytest -m "model or not model" -n $(WORKERS) --dist worksteal
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py --short
+	$(ARM64) test
 
 check: lint ## Lint and types only
 	$(BIN)/pyright --pythonplatform Linux
@@ -71,6 +73,9 @@ sanitize: $(VENV)/.tested ## Test csrc under AddressSanitizer and UndefinedBehav
 cross: $(VENV)/.tested ## Compile csrc for macOS on both processors, with zig
 	$(PIP) --requirement requirements/wheels.in
 	$(BIN)/python tools/cross.py
+
+arm64: $(VENV)/.tested ## Test the ARM kernels by emulation, where Debian's packages can be had
+	$(ARM64) test
 
 fuzz: $(VENV)/.tested ## Fuzz the readers of model files for MINUTES each, where atheris is to be had
 	$(PIP) "atheris>=2.3"

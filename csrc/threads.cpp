@@ -28,6 +28,8 @@ constexpr int kMaxThreads = 512;
 inline void pause_cpu() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");             // some tens of cycles; "yield" is none where a core runs one thread
 #else
   std::this_thread::yield();
 #endif

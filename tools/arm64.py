@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,14 +130,18 @@ def register(program: str) -> None:
         print(f"note: programs of the root cannot start others: {error}", file=sys.stderr)
 
 
+def pins(names: Sequence[str]) -> list[str]:
+    """Return the lines of requirements/ci.txt that pin these packages."""
+    text = (ROOT / "requirements" / "ci.txt").read_text(encoding="utf-8")
+    every = re.findall(r"^\S.*(?:\n[ \t].*)*", text, re.MULTILINE)
+    return [pin for pin in every if re.split(r"[=\s]", pin)[0] in names]
+
+
 def make_site() -> Path:
     """Return the folder of wheels for the root's Python, made anew where the pins have changed."""
     site = folder() / "site"
     run = (ROOT / "requirements" / "run.txt").read_text(encoding="utf-8")
-    pins = re.findall(
-        r"^\S.*(?:\n[ \t].*)*", (ROOT / "requirements" / "ci.txt").read_text(encoding="utf-8"), re.M
-    )
-    wanted = run + "\n" + "\n".join(p for p in pins if re.split(r"[=\s]", p)[0] in TESTED) + "\n"
+    wanted = "\n".join([run, *pins(TESTED), ""])
     listed = folder() / "site.txt"
     if listed.exists() and listed.read_text(encoding="utf-8") == wanted:
         return site
@@ -209,11 +214,11 @@ def build() -> Path:
             raise SystemExit(
                 f"error: {' '.join(command[:2])} failed\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
             )
-    return stage(next((BUILD / "module").glob("_native*.so")))
+    return stage()
 
 
-def stage(module: Path) -> Path:
-    """Lay the package out as links with the built module among them."""
+def stage() -> Path:
+    """Lay the package out as links, the built module among them if there is one."""
     package = BUILD / "site" / "freehold"
     package.mkdir(parents=True, exist_ok=True)
     for old in package.iterdir():
@@ -221,7 +226,8 @@ def stage(module: Path) -> Path:
     for source in (ROOT / "src" / "freehold").iterdir():
         if source.suffix != ".so" and source.name != "__pycache__":
             (package / source.name).symlink_to(source)
-    (package / "_native.abi3.so").symlink_to(module)
+    for module in (BUILD / "module").glob("_native*.so"):
+        (package / "_native.abi3.so").symlink_to(module)
     return package.parent
 
 
@@ -230,7 +236,7 @@ def stage(module: Path) -> Path:
 
 def environment(cpu: str) -> dict[str, str]:
     """Return the variables under which programs of the root find their libraries and the built package."""
-    paths = [BUILD / "site", make_site(), ROOT]
+    paths = [stage(), make_site(), ROOT]
     named = {
         "QEMU_LD_PREFIX": str(make_root()),
         "QEMU_CPU": cpu,

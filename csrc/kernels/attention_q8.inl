@@ -42,6 +42,24 @@ OP Codes split_codes(const float* x, int n, int8_t* high, int8_t* low) {
 // A stretch of a page's codes: a vector's quads [0, n), `stride` bytes apart, for the rows' codes from `at` on.
 struct Stretch { const uint8_t* codes; int64_t stride; int n, at; int64_t ahead; };
 
+// Sums + kCodeQuads quads' dots, of the codes from `at` on with those at w.
+template <int J, int Q> OP void code_quad(I* high, I* low, const Sixteen* h, const Sixteen* l, const uint8_t* w, const Stretch& t) {
+  if constexpr (J < kCodeQuads) {
+    const I c = byte_codes(bload(w));
+    prefetch(w + t.ahead);
+    UNROLL for (int i = 0; i < Q; ++i) {
+      high[i] = dot4_full_of<J>(high[i], c, h[i]);
+      low[i] = dot4_full_of<J>(low[i], c, l[i]);
+    }
+    code_quad<J + 1, Q>(high, low, h, l, w + t.stride, t);
+  }
+}
+template <int Q> OP void code_quads(I* high, I* low, const Codes* x, int at, const uint8_t* w, const Stretch& t) {
+  Sixteen h[Q], l[Q];
+  UNROLL for (int i = 0; i < Q; ++i) { h[i] = sixteen(x[i].high + at); l[i] = sixteen(x[i].low + at); }
+  code_quad<0, Q>(high, low, h, l, w, t);
+}
+
 // Dots of Q queries' codes with one vector of the page's, over all of `count` stretches; store(i, f) takes query i's.
 template <int Q, class Next, class Store>
 OP void code_dots(const Codes* x, int count, Next next, Store store) {
@@ -50,9 +68,11 @@ OP void code_dots(const Codes* x, int count, Next next, Store store) {
   for (int s = 0; s < count; ++s) {
     const Stretch t = next(s);
     const uint8_t* w = t.codes;
-    for (int at = t.at; at < t.at + 4 * t.n; at += 4, w += t.stride) {
+    const int end = t.at + 4 * t.n;
+    int at = t.at;
+    for (; at + 4 * kCodeQuads <= end; at += 4 * kCodeQuads, w += kCodeQuads * t.stride) code_quads<Q>(high, low, x, at, w, t);
+    for (; kCodeQuads > 1 && at < end; at += 4, w += t.stride) {
       const I c = byte_codes(bload(w));
-      prefetch(w + t.ahead);
       UNROLL for (int i = 0; i < Q; ++i) {
         high[i] = dot4_full(high[i], c, quad(x[i].high + at));
         low[i] = dot4_full(low[i], c, quad(x[i].low + at));

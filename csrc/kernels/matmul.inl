@@ -275,7 +275,7 @@ struct RowsI8 {
   }
 };
 template <class E> struct RowsFloat {
-  static constexpr int kMax = 4;
+  static constexpr int kMax = kFloatTile;
   template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
     panel_float<E, NB>(w, p, x, t, o, ld);
   }
@@ -291,8 +291,8 @@ static void panel_rows(const Panels& w, int64_t panel, const Acts& x, int64_t t0
     case 6: if constexpr (kMax > 6) R::template tile<6>(w, p, x, t0, out, ld); break;
     case 5: if constexpr (kMax > 5) R::template tile<5>(w, p, x, t0, out, ld); break;
     case 4: if constexpr (kMax > 4) R::template tile<4>(w, p, x, t0, out, ld); break;
-    case 3: R::template tile<3>(w, p, x, t0, out, ld); break;
-    case 2: R::template tile<2>(w, p, x, t0, out, ld); break;
+    case 3: if constexpr (kMax > 3) R::template tile<3>(w, p, x, t0, out, ld); break;
+    case 2: if constexpr (kMax > 2) R::template tile<2>(w, p, x, t0, out, ld); break;
     case 1: R::template tile<1>(w, p, x, t0, out, ld); break;
     default: break;
   }

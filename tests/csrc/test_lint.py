@@ -19,7 +19,9 @@ def test_sources_are_found():
 
 
 def test_intrinsics_appear_only_in_the_isa_files():
-    used = [p for p in SOURCES if re.search(r"\b_mm\d*_|immintrin|\b__m\d{3}", code(p))]
+    x86 = r"\b_mm\d*_|immintrin|\b__m\d{3}"
+    arm = r"arm_neon|\bv\w+_[suf](8|16|32|64)\b|\b\w+x\d+_t\b"
+    used = [p for p in SOURCES if re.search(f"{x86}|{arm}", code(p))]
     assert {p.parent for p in used} <= {CSRC / "kernels" / "isa"}
 
 

@@ -130,6 +130,18 @@ def test_no_bit_depends_on_the_tile_or_the_batch(isa, name):
             assert same_bits(native.testing.matmul(isa, w, x, tile=tile), alone)
 
 
+@pytest.mark.parametrize("name", [*HALVES, *CODED])
+def test_tables_that_multiply_otherwise_give_the_same_bits(name):
+    """Tiles of AMX are exact where AVX-512's dots are, and ARM's matrix products where its dots are."""
+    n, k = shapes(name)[2]
+    w, x = coded(name, n, k)[0] if name in CODED else matrix(name, n, k), normal(k, 24, k)
+    for pair in (("avx512", "amx"), ("neon", "i8mm")):
+        if set(pair) <= set(native.isas()):
+            first, second = (native.testing.gemm(isa, w, x, 24) for isa in pair)
+            assert same_bits(first, second)
+            assert same_bits(native.testing.matmul(pair[0], w, x), native.testing.matmul(pair[1], w, x))
+
+
 @every_isa
 @pytest.mark.parametrize("name", [*HALVES, *CODED])
 def test_a_prompts_bits_are_the_tiles_bits(isa, name):

@@ -22,4 +22,5 @@ OP I high_nibbles(I x) { return band(shr16<4>(x), bset(15)); }
 OP I load_minima(const uint8_t* mins) { return bor(load_u8(mins), shl32<16>(load_u8(mins + 16))); }
 OP I dot_minima(I acc, I pair, int32_t sums) { return dot2(acc, pair, iset(sums)); }
 
-constexpr int kTileMost = kTileTokens;                         // tokens of the largest tile
+constexpr int kTileMost = kTileTokens, kFloatTile = 4;         // tokens of the largest tile, of integer codes and of floats
+constexpr int kCodeQuads = 1;                                  // of a query's codes that attention takes with one load

@@ -224,7 +224,9 @@ OP I dot_minima(I acc, I pair, int32_t sums) {
 }
 
 // Of 32 registers four tokens' sums take sixteen, their activations four, a quad of weights four; masks and products the rest.
-constexpr int kTileMost = 4;
+// Of floats a token has sixteen sums by itself.
+constexpr int kTileMost = 4, kFloatTile = 1;
+constexpr int kCodeQuads = 4;                                  // of a query's codes that attention takes with one load
 constexpr int kGemmTile = 4;
 #ifdef FREEHOLD_I8MM
 constexpr int kGemmRows = 4;

@@ -1,0 +1,51 @@
+"""What tools/arm64.py asks for is there to be asked for, and what a machine lacks is named, not passed over."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools import arm64
+
+ROOT = Path(arm64.__file__).parent.parent
+
+
+def test_every_package_that_the_tests_need_has_a_pin() -> None:
+    assert len(arm64.pins(arm64.TESTED)) == len(arm64.TESTED)
+
+
+def test_tests_named_for_each_processor_exist() -> None:
+    chosen = [name for tests in arm64.TESTS.values() for name in tests] + arm64.BITS
+    assert all((ROOT / name.partition("::")[0]).is_file() for name in chosen)
+    assert arm64.TABLES.keys() == arm64.TESTS.keys()
+
+
+def test_reason_of_a_skip_is_what_apt_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 100, "", "W: old\nE: Unable to locate package libc6")
+
+    monkeypatch.setenv("FREEHOLD_ARM64", str(tmp_path))
+    monkeypatch.setattr(arm64.subprocess, "run", refuse)
+    with pytest.raises(arm64.Skipped, match="no libc6 for arm64: E: Unable to locate"):
+        arm64.fetch("arm64", ["libc6"], tmp_path / "root")
+
+
+def test_a_root_that_was_not_finished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one, left by an interrupted run, has no Python or no library."""
+    monkeypatch.setenv("FREEHOLD_ARM64", str(tmp_path))
+    monkeypatch.setattr(arm64.shutil, "which", lambda _: "/usr/bin/there")
+    fetched: list[str] = []
+
+    def fetch(_: str, packages: list[str], root: Path, *, alone: bool = False) -> None:
+        fetched.extend(packages)
+        headers = root / "usr" / "include"
+        for folder in (headers / "aarch64-linux-gnu" / arm64.PYTHON, headers / arm64.PYTHON):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "pyconfig.h").touch()
+
+    monkeypatch.setattr(arm64, "fetch", fetch)
+    (tmp_path / "root" / "usr").mkdir(parents=True)
+    assert arm64.make_root() == arm64.make_root()
+    assert fetched.count(arm64.PYTHON) == 1
