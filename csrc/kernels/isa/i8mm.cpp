@@ -7,10 +7,12 @@
 namespace fh::i8mm {
 
 #include "../families.inl"
+#include "neon_floats.inl"
 #include "i8mm.inl"
 
 static Kernels make_i8mm() {
   Kernels t = make_table("i8mm");
+  fill_floats(t);
   fill_mm(t);
   return t;
 }

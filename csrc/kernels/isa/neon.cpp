@@ -6,9 +6,15 @@
 namespace fh::neon {
 
 #include "../families.inl"
+#include "neon_floats.inl"
 
+static Kernels make_neon() {
+  Kernels t = make_table("neon");
+  fill_floats(t);
+  return t;
+}
 // Filled on first use, never at load: filling runs code of this target region.
-static const Kernels* table() { static const Kernels t = make_table("neon"); return &t; }
+static const Kernels* table() { static const Kernels t = make_neon(); return &t; }
 
 }  // namespace fh::neon
 
