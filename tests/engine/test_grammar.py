@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +130,23 @@ def test_compilation_that_takes_too_long_is_ended(grammars: Grammars, monkeypatc
     long = json.dumps({"enum": [f"value {i}" for i in range(500)]})
     with pytest.raises(UsageError, match=r"it took more than 0\.01 s to compile"):
         grammars.grammar(Format("json_schema", long))
+
+
+def test_compilation_that_gets_no_processor_for_a_while_is_not_ended(monkeypatch: pytest.MonkeyPatch):
+    spawn = trial_compile.spawn
+
+    def spawn_stopped(*given: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child = spawn(*given, **options)
+        os.kill(child.pid, signal.SIGSTOP)
+        threading.Timer(1.2, child.send_signal, [signal.SIGCONT]).start()
+        return child
+
+    monkeypatch.setattr(trial_compile, "spawn", spawn_stopped)
+    monkeypatch.setattr(trial_compile, "COMPILE_S", 1.0)
+    assert (
+        trial_compile.try_compile(json.dumps({"grammars": [{"json_schema": {}}]}), grammar_module.LIMITS)
+        == ""
+    )
 
 
 def test_mask_that_takes_too_long_ends_the_answer(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 from freehold.platforms import limit
 from freehold.sandbox.children import follow_parent, spawn
 from freehold.sandbox.watching import watched
 
-COMPILE_S = 3.0  # for the whole process; a schema of 100 KB takes 0.3 s
-CPU_S = 2 + int(COMPILE_S)  # for a process that its parent cannot end any more
+COMPILE_S = 3.0  # of processor for the whole process; a schema of 100 KB takes 0.3 s
+WALL_S = (
+    20.0  # of all time: ends a process that does not run at all, on a machine that is short of everything
+)
 MEMORY = 2 << 30  # bytes of addresses; the libraries map some 100 MB
 STACK = 8 << 20  # bytes, half of what the compilation gets that counts
 DIED = "it is too deep or too large to compile"
@@ -27,16 +31,20 @@ _TOKEN = re.compile(r"<\[\^?[\d,-]+\]>")  # by ids, of which the vocabulary here
 
 def try_compile(source: str, limits: dict[str, Any]) -> str:
     """Compile `source` in another process; return its error, or an empty text."""
-    order = json.dumps({"source": _TOKEN.sub("<[256]>", source), "limits": limits})
+    source = _TOKEN.sub("<[256]>", source)
+    order = json.dumps({"source": source, "limits": limits, "seconds": COMPILE_S})
+    late = f"it took more than {COMPILE_S:g} s to compile"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with spawn([sys.executable, "-P", __file__], **pipes) as child:
         try:
             with watched(child, MEMORY):
-                message, _ = child.communicate(order.encode(), COMPILE_S)
+                message, _ = child.communicate(order.encode(), WALL_S)
         except subprocess.TimeoutExpired:
-            return f"it took more than {COMPILE_S:g} s to compile"
+            return late
         finally:
             child.kill()
+    if sys.platform != "win32" and child.returncode == -signal.SIGPROF:
+        return late
     return DIED if child.returncode else message.decode(errors="replace").strip()
 
 
@@ -45,9 +53,13 @@ def main() -> None:
     import threading
 
     follow_parent(int(sys.argv[1]))
-    for name, value in (("RLIMIT_AS", MEMORY), ("RLIMIT_CORE", 0), ("RLIMIT_CPU", CPU_S)):
+    for name, value in (("RLIMIT_AS", MEMORY), ("RLIMIT_CORE", 0)):
         limit(name, value)
     order = json.load(sys.stdin)
+    with suppress(AttributeError, ValueError):  # a parent may ignore or block it, and children inherit that
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+        signal.setitimer(signal.ITIMER_PROF, order["seconds"])
     threading.stack_size(STACK)
     thread = threading.Thread(target=_compile, args=(order["source"], order["limits"]))
     thread.start()
