@@ -88,6 +88,13 @@ def test_name_that_runs_and_has_no_short_name_is_answered_with_its_id():
     assert "write the whole id" in e.value.hint
 
 
+def test_file_is_refused_for_its_architecture_before_its_tokenizer(run: Run, tmp_path: Path):
+    strange = tmp_path / "strange.gguf"
+    strange.write_bytes(gguf_bytes({"general.architecture": "deepseek4"}, {}))
+    status, _, err = run("run", str(strange), "Hi")
+    assert status == 1 and "compressed sparse attention" in err
+
+
 def test_server_lists_no_model_that_it_would_refuse(tmp_path: Path):
     store = Store(load_settings())
     strange = tmp_path / "strange.gguf"

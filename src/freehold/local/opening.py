@@ -25,7 +25,7 @@ from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.formats.filetype import quantization_of
 from freehold.local.keywords import LoadOptions, check_names, keywords
 from freehold.local.llm import LLM
-from freehold.local.runnable import check_fetch
+from freehold.local.runnable import check_architecture, check_fetch
 from freehold.local.served import ServedModel
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models.binding.bind import read_source
@@ -192,6 +192,7 @@ def _opened(
 ) -> _Opened:
     now = time.time()
     with closing(open_model_file(ref.path)) as opened:
+        check_architecture(opened)  # before its tokenizer, which may be as new as it
         digest = ref.digest or file_identity(opened.paths, now)
         digest = f"{digest}-{ref.rounding}" if digest and ref.rounding else digest
         pack = pack_path(packs, digest) if packs and digest else None

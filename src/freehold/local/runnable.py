@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from freehold import catalog
 from freehold.catalog.model import Model
 from freehold.errors import FreeholdError, ModelNotFound, UnsupportedModel
 from freehold.store import Store
 from freehold.store.refs import Ref, parse_ref
+
+if TYPE_CHECKING:
+    from freehold.formats import ModelFile
 
 
 def check_fetch(store: Store, model: str) -> None:
@@ -66,21 +69,28 @@ def _check(known: Model) -> None:
 
 def unrunnable(path: Path) -> str:
     """Return why the engine refuses the architecture of a file or folder, by its header; empty: it does not."""
-    from freehold.formats import GGUFFile, open_model_file
-    from freehold.models.binding.bind import family_of, gguf_family
-    from freehold.models.binding.mistral_names import is_mistral
+    from freehold.formats import open_model_file
 
     try:
         with open_model_file(path) as opened:
-            if isinstance(opened, GGUFFile):
-                gguf_family(opened.metadata)
-            elif opened.config and not is_mistral(opened.config, opened.params):
-                family_of(opened.config)
+            check_architecture(opened)
     except UnsupportedModel as e:
         return e.message
     except (FreeholdError, OSError):
         return ""  # a damaged file says so when it is loaded
     return ""
+
+
+def check_architecture(opened: ModelFile) -> None:
+    """Raise UnsupportedModel for a file whose architecture no family computes, whatever else is strange in it."""
+    from freehold.formats import GGUFFile
+    from freehold.models.binding.bind import family_of, gguf_family
+    from freehold.models.binding.mistral_names import is_mistral
+
+    if isinstance(opened, GGUFFile):
+        gguf_family(opened.metadata)
+    elif opened.config and not is_mistral(opened.config, opened.params):
+        family_of(opened.config)
 
 
 def weight_bytes(path: Path, rounding: str) -> int:
