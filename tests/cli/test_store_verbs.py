@@ -21,7 +21,7 @@ from tests.store.standin import Standin, serving
 SOURCES = str(Path(__file__).parents[2] / "src")
 LISTED = {
     "name", "state", "owner", "kind", "bytes", "held", "pack_bytes", "digest", "path", "source", "licence",
-    "created", "last_used", "detail", "aliases", "base",
+    "created", "last_used", "detail", "aliases", "base", "rounding",
 }  # fmt: skip
 
 

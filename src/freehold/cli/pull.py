@@ -10,7 +10,6 @@ import click
 from freehold.cli.progress import reporter
 from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.config import Settings
-from freehold.local.runnable import check_fetch
 from freehold.store import Store
 
 
@@ -31,6 +30,8 @@ def command(settings: Settings, model: str, quant: str | None, as_json: bool, of
 
     Prints the model's path. With --json, prints one event per line instead.
     """
+    from freehold.local.runnable import check_fetch  # with the engine, which `--help` does without
+
     rounding = "" if quant == "none" else quant
     store = Store(with_offline(settings, offline))
     check_fetch(store, model)
