@@ -6,6 +6,7 @@ and stored tensors are taken away, reshaped, and joined by one that no part decl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -62,21 +63,21 @@ def impossible(value: Any) -> Iterator[Any]:
         yield 7
 
 
-def opened(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """Open a model with other metadata and tensors."""
-    file: Any = open_model_file(path)
-    if path.is_dir():
+def altered(sound: Any, keys: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """Return an open model with other metadata and tensors."""
+    file = copy.copy(sound)
+    if hasattr(file, "config"):
         file.config = Metadata(dict(keys), "config.json")
     else:
-        file.metadata = Metadata(dict(keys), path.name)
+        file.metadata = Metadata(dict(keys), sound.path.name)
     file.tensors = MappingProxyType(dict(tensors))
     return file
 
 
-def refused(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Tensor], *names: str) -> str:
+def refused(sound: Any, keys: Mapping[str, Any], tensors: Mapping[str, Tensor], *names: str) -> str:
     """Return what is wrong with how a damaged model is refused; empty: nothing."""
     try:
-        read_source(opened(path, keys, tensors))
+        read_source(altered(sound, keys, tensors))
     except BadModelFile as error:
         named = error.message.startswith("tensor ") or any(name in error.message for name in names)
         return "" if named else f"does not name it: {error.message}"
@@ -99,17 +100,16 @@ def test_impossible_values_of_every_key_are_refused_by_name(family: str, form: s
     path = write_model(family, form, tmp_path)
     file: Any = open_model_file(path)
     sound = dict(file.config if path.is_dir() else file.metadata)
-    asked = Asked(sound, "sound")
-    file = opened(path, {}, file.tensors)
-    setattr(file, "config" if path.is_dir() else "metadata", asked)
-    read_source(file)
+    asked, looked = Asked(sound, "sound"), altered(file, {}, file.tensors)
+    setattr(looked, "config" if path.is_dir() else "metadata", asked)
+    read_source(looked)
     wrong = []
     for key in asked.keys_read:
         if sound.get(key) is None or key.startswith(NOT_ITS) or key in (*NAMES, *SAID_TWICE):
             continue
         for value in impossible(sound[key]):
             short = key.rsplit(".", 1)[-1]
-            found = refused(path, sound | {key: value}, file.tensors, short)
+            found = refused(file, sound | {key: value}, file.tensors, short)
             wrong += [f"{key} = {value!r:.40} {found}"] if found else []
     assert not wrong, "\n".join(wrong)
 
@@ -120,7 +120,7 @@ def test_missing_misshapen_and_foreign_tensors_are_refused_by_name(family: str, 
     file: Any = open_model_file(path)
     sound = dict(file.config if path.is_dir() else file.metadata)
     foreign = Tensor("stranger.weight", QuantType.F32, (2,), np.zeros(8, np.uint8))
-    wrong = [refused(path, sound, {**file.tensors, foreign.name: foreign}, foreign.name)]
+    wrong = [refused(file, sound, {**file.tensors, foreign.name: foreign}, foreign.name)]
     source = read_source(file)
     bound = [b for group in (source.ends, *source.layers) for b in group.values()]
     needed = [
@@ -129,7 +129,7 @@ def test_missing_misshapen_and_foreign_tensors_are_refused_by_name(family: str, 
     for name in needed[:: max(len(needed) // 12, 1)]:
         tensor = file.tensors[name]
         longer = Tensor(name, QuantType.F32, (*tensor.shape[:-1], tensor.shape[-1] + 1), tensor.raw)
-        wrong.append(refused(path, sound, {**file.tensors, name: longer}, name))
+        wrong.append(refused(file, sound, {**file.tensors, name: longer}, name))
         rest = {other: tensor for other, tensor in file.tensors.items() if other != name}
-        wrong.append(refused(path, sound, rest, name))
+        wrong.append(refused(file, sound, rest, name))
     assert not any(wrong), "\n".join(filter(None, wrong))
