@@ -71,7 +71,7 @@ sanitize: $(VENV)/.tested ## Test csrc under AddressSanitizer and UndefinedBehav
 	$(BIN)/python tools/sanitize.py $(ARGS)
 
 cross: $(VENV)/.tested ## Compile csrc for macOS on both processors, with zig
-	$(PIP) --requirement requirements/wheels.in
+	$(PIP) --requirement requirements/build.in "ziglang>=0.15"
 	$(BIN)/python tools/cross.py
 
 arm64: $(VENV)/.tested ## Test the ARM kernels by emulation, where Debian's packages can be had

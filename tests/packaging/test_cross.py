@@ -27,7 +27,7 @@ def test_what_calls_the_system_compiles_for_macos(target: str):
 @pytest.mark.skipif(find_spec("ziglang") is None, reason="the package ziglang is not installed")
 def test_a_frame_that_a_threads_stack_does_not_hold_is_refused(tmp_path: Path):
     large = tmp_path / "large.cpp"
-    large.write_text("void use(char*);\nvoid f() { char x[1 << 18]; use(x); }\n", encoding="utf-8")
+    large.write_text("void use(char*);\nvoid f() { char x[1 << 19]; use(x); }\n", encoding="utf-8")
     ((source, said),) = cross.compiled(zig.TARGETS["macos-arm64"].triple, [large])
     assert source == large and "stack frame size" in said
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from freehold.machine.processor import Processor
 
-_INVITE = "please send what this prints: freehold bench smollm2:135m --report report.json"
+_INVITE = "please send us the file of: freehold bench smollm2:135m --report report.json"
 
 
 def notes(chip: Processor, isa: str, architecture: str, is_mac: bool) -> list[str]:
