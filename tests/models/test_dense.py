@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -245,3 +247,20 @@ def test_a_wrappers_keys_count_where_its_text_half_does_not_state_them():
     family, fields, wrapped = family_of(Metadata(config, "config.json"))
     assert wrapped and family.gguf_architecture == "mistral3"
     assert family.config_from_hf(Fields(fields.values)).tied
+
+
+@pytest.mark.parametrize(
+    ("family", "form"), [("cohere-qknorm", "hf"), ("cohere-qknorm", "gguf"), ("glm4_moe", "gguf")]
+)
+@pytest.mark.parametrize("half", ["q", "k"])
+def test_a_norm_of_queries_or_of_keys_alone_is_refused_when_tensors_are_bound(
+    family: str, form: str, half: str, tmp_path: Path
+):
+    path = write_model(family, form, tmp_path)
+    opened: Any = open_model_file(path)
+    name = (
+        f"blk.1.attn_{half}_norm.weight" if form == "gguf" else f"model.layers.1.self_attn.{half}_norm.weight"
+    )
+    opened.tensors = MappingProxyType({n: t for n, t in opened.tensors.items() if n != name})
+    with pytest.raises(BadModelFile, match=f"tensor {re.escape(name)} is missing"):
+        read_source(opened)

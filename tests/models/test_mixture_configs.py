@@ -152,6 +152,28 @@ def test_variants_that_are_not_computed_are_refused(
         ("llama4", "hf", "no_rope_layers", [1, 2, 1, 0], "expected 0 or 1 for each of 4 layers"),
         ("llama4", "hf", "moe_layers", [4], "moe_layers is [4]"),
         ("phimoe", "hf", "router_jitter_noise", 0.0, "router_jitter_noise is 0.0"),
+        ("glm4_moe", "gguf", "glm4moe.expert_used_count", 99, "glm4moe.expert_used_count is 99"),
+        ("glm4_moe", "hf", "num_experts_per_tok", 99, "num_experts_per_tok is 99"),
+        ("deepseek_v3", "hf", "num_experts_per_tok", 99, "num_experts_per_tok is 99"),
+        (
+            "nemotron_h",
+            "gguf",
+            "nemotron_h_moe.expert_used_count",
+            99,
+            "nemotron_h_moe.expert_used_count is 99",
+        ),
+        ("hunyuan_v1_moe", "hf", "moe_topk", [99] * 4, "moe_topk is 99"),
+        ("glm4_moe", "gguf", "glm4moe.attention.head_count_kv", 3, "glm4moe.attention.head_count_kv is 3"),
+        ("glm4_moe", "hf", "num_key_value_heads", 3, "num_key_value_heads is 3"),
+        ("gemma4-moe", "hf", "num_key_value_heads", 3, "num_key_value_heads is 3"),
+        ("nemotron_h", "hf", "num_key_value_heads", 3, "num_key_value_heads is 3"),
+        (
+            "nemotron_h",
+            "gguf",
+            "nemotron_h_moe.attention.head_count",
+            3,
+            "nemotron_h_moe.attention.head_count_kv is",
+        ),
     ],
 )
 def test_what_files_contradict_is_an_error(

@@ -83,6 +83,7 @@ class TensorSpec:
     hf: tuple[str | Cut, ...]
     shape: tuple[int, ...]
     optional: bool = False
+    beside: str = ""  # key of the optional tensor that a file has with it, or both are missing
     default: str = ""  # key of the tensor that stands in where a file has none: a tied head
     hf_offset: float = 0.0  # added to a safetensors' values: Gemma stores its norms around zero
     share: float = 1.0  # of it one token reads: of experts the chosen ones, of an embedding a row

@@ -66,7 +66,18 @@ class Binder:
                     f" {prefix}{_first(names[0])}" if names else f", {key}, which such a file does not hold,"
                 )
                 raise BadModelFile(f"tensor{missing} is missing")
+        self._refuse_halves(prefix, specs, found)
         return found
+
+    def _refuse_halves(
+        self, prefix: str, specs: Mapping[str, TensorSpec], found: Mapping[str, Bound]
+    ) -> None:
+        for key, spec in specs.items():
+            if spec.beside in found and key not in found:
+                name = _first((spec.gguf if self.gguf else spec.hf)[0])
+                raise BadModelFile(
+                    f"tensor {prefix}{name} is missing; the file has {found[spec.beside].tensor.name}"
+                )
 
     def _find(self, prefix: str, name: str | Cut, key: str, spec: TensorSpec) -> Stored | None:
         if isinstance(name, str):

@@ -13,6 +13,7 @@ from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     MAX_SCALE,
+    chosen_of,
     gguf_mixture,
     hf_groups,
     listed_sparse,
@@ -51,9 +52,10 @@ def hf_latent_mixture(config: Fields, sizes: dict[str, Any], routing: Routing) -
     if routing.scoring == "sigmoid":  # no tensor tells it, and each class assumes another
         config.number("routed_scaling_factor", 1e-6, MAX_SCALE)
     width = config.integer("moe_intermediate_size", 1, MAX_WIDTH)
+    experts = config.integer("n_routed_experts", 1, MAX_EXPERTS)
     return mixture(
-        config.integer("n_routed_experts", 1, MAX_EXPERTS),
-        config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
+        experts,
+        chosen_of(config, "num_experts_per_tok", experts),
         sizes["hidden"],
         width,
         layers,

@@ -30,8 +30,6 @@ def mixture(
     experts: int, chosen: int, hidden: int, intermediate: int, layers: int, *, shared: int = 0, **options: Any
 ) -> Mixture:
     """Return a mixture whose sizes fit together and fit the kernels."""
-    if chosen > experts:
-        raise BadModelFile(f"a token is sent to {chosen} of {experts} experts")
     if (wide := chosen * max(hidden, intermediate)) > MAX_WIDTH:  # a step holds activations of all of them
         raise BadModelFile(
             f"the {chosen} experts of a token are {wide} wide together; the limit is {MAX_WIDTH}"
@@ -56,6 +54,16 @@ def _check_groups(experts: int, chosen: int, routing: Routing) -> None:
         raise BadModelFile(f"a token is sent to {chosen} experts; {routing.kept} groups hold {most}")
 
 
+def chosen_of(fields: Fields, key: str, experts: int) -> int:
+    """Read how many of all experts a token is sent to."""
+    chosen = fields.integer(key, 1, MAX_EXPERTS)
+    if chosen > experts:
+        raise BadModelFile(
+            f"{fields.name(key)} is {chosen}: a token is sent to {chosen} of {experts} experts"
+        )
+    return chosen
+
+
 def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture:
     """Read the keys of experts; where none states their size, it is the dense one's, divided among the chosen.
 
@@ -63,7 +71,7 @@ def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture
     """
     options["routing"] = gguf_routing(meta, options.get("routing", Routing()))
     experts = meta.integer("expert_count", 1, MAX_EXPERTS)
-    chosen = meta.integer("expert_used_count", 1, MAX_EXPERTS)
+    chosen = chosen_of(meta, "expert_used_count", experts)
     default = options.pop("intermediate", max(sizes["intermediate"][0] // chosen, 1))
     intermediate = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH, default)
     return mixture(experts, chosen, sizes["hidden"], intermediate, len(sizes["heads"]), **options)
@@ -77,9 +85,10 @@ def hf_mixture(
     Families name the count in one of four ways; transformers 5 writes `num_local_experts` for most.
     """
     stated = [name for name in _COUNTS if config.get(name) is not None]
+    experts = config.integer(stated[0] if stated else _COUNTS[0], 1, MAX_EXPERTS)
     return mixture(
-        config.integer(stated[0] if stated else _COUNTS[0], 1, MAX_EXPERTS),
-        config.integer(chosen, 1, MAX_EXPERTS),
+        experts,
+        chosen_of(config, chosen, experts),
         config.integer("hidden_size", 1, MAX_WIDTH),
         config.integer(key, 1, MAX_WIDTH),
         layers,

@@ -103,6 +103,8 @@ def gguf_sizes(
     head_dim = meta.integer("attention.key_length", 1, MAX_WIDTH, _default_head(meta, hidden, max(heads)))
     if meta.integer("attention.value_length", 1, MAX_WIDTH, head_dim) != head_dim:
         raise UnsupportedModel(f"{meta.name('attention.value_length')} differs from key_length, {head_dim}")
+    kv_heads = meta.each("attention.head_count_kv", layers, least_heads, MAX_HEADS, heads)
+    check_heads(meta.name("attention.head_count_kv"), heads, kv_heads)
     context = meta.integer("context_length", 1, MAX_CONTEXT)
     rope = rope_from_gguf(meta, head_dim=head_dim, adjacent=adjacent, context=context, base=base)
     return checked_sizes(
@@ -110,7 +112,7 @@ def gguf_sizes(
         hidden=hidden,
         intermediate=meta.each("feed_forward_length", layers, 1, MAX_WIDTH),
         heads=heads,
-        kv_heads=meta.each("attention.head_count_kv", layers, least_heads, MAX_HEADS, heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         eps=meta.number(f"attention.{eps}", MIN_EPS, MAX_EPS),
         context=_extended(context, rope),
@@ -141,6 +143,9 @@ def hf_sizes(
     layers = size("num_hidden_layers", MAX_LAYERS)
     heads = config.each("num_attention_heads", layers, 1, MAX_HEADS, defaults.get("num_attention_heads"))
     head_dim = defaults.get("head_dim") or _default_head(config, hidden, heads[0])
+    key = "num_key_value_heads"
+    kv_heads = config.each(key, layers, 1, MAX_HEADS, defaults.get(key, heads))
+    check_heads(config.name(key), heads, kv_heads)
     for key in ("torch_dtype", "dtype"):
         config.require(key, ("float32", "float16", "bfloat16"), "float32")
     return checked_sizes(
@@ -150,9 +155,7 @@ def hf_sizes(
             "intermediate_size", layers, 1, MAX_WIDTH, defaults.get("intermediate_size")
         ),
         heads=heads,
-        kv_heads=config.each(
-            "num_key_value_heads", layers, 1, MAX_HEADS, defaults.get("num_key_value_heads", heads)
-        ),
+        kv_heads=kv_heads,
         head_dim=config.integer("head_dim", 1, MAX_WIDTH, head_dim),
         eps=config.number(eps_key, MIN_EPS, MAX_EPS, eps),
         context=size("max_position_embeddings", MAX_CONTEXT),
@@ -200,10 +203,7 @@ def _extended(context: int, rope: RopeSpec) -> int:
 
 
 def checked_sizes(**sizes: Any) -> dict[str, Any]:
-    """Return `sizes` when they fit together and fit the kernels."""
-    for heads, kv_heads in zip(sizes["heads"], sizes["kv_heads"], strict=True):
-        if heads % max(kv_heads, 1):
-            raise BadModelFile(f"{kv_heads} key/value heads do not divide {heads} query heads")
+    """Return `sizes` when they fit the kernels."""
     if sizes["vocab"] > MAX_VOCAB:
         raise BadModelFile(f"the vocabulary has {sizes['vocab']} rows; the limit is {MAX_VOCAB}")
     check_width("hidden", sizes["hidden"])
@@ -212,6 +212,13 @@ def checked_sizes(**sizes: Any) -> dict[str, Any]:
     for heads in {*sizes["heads"]}:
         check_width("attention", heads * sizes["head_dim"])
     return sizes
+
+
+def check_heads(key: str, heads: tuple[int, ...], kv_heads: tuple[int, ...]) -> None:
+    """Raise unless every layer's key heads divide its query heads; `key` is what states the key heads."""
+    for queries, keys in zip(heads, kv_heads, strict=True):
+        if queries % max(keys, 1):
+            raise BadModelFile(f"{key} is {keys}: {keys} key/value heads do not divide {queries} query heads")
 
 
 def check_width(name: str, width: int) -> None:

@@ -19,6 +19,7 @@ from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.config.rope import RopeSpec, hf_rope_section
 from freehold.models.config.sizes import (
     Sizes,
+    check_heads,
     checked_sizes,
     gguf_sizes,
     gguf_windows,
@@ -140,9 +141,11 @@ def _full_layers(config: Fields, sizes: dict[str, Any], windows: tuple[int, ...]
         if config.flag("attention_k_eq_v", False)
         else 0
     )
+    kv_heads = tuple(n if w or not kv else kv for n, w in zip(sizes["kv_heads"], windows, strict=True))
+    check_heads(config.name(names[1]), sizes["heads"], kv_heads)
     return {
         "head_dim": own.integer(names[0], 1, MAX_WIDTH, GLOBAL_WIDTH),
-        "kv_heads": tuple(n if w or not kv else kv for n, w in zip(sizes["kv_heads"], windows, strict=True)),
+        "kv_heads": kv_heads,
     }
 
 

@@ -33,8 +33,8 @@ class GraniteSizes(Sizes):
 def gguf_factors(meta: Fields) -> dict[str, Any]:
     """Read the four factors of a GGUF."""
     return {
-        "embedding": meta.number("embedding_scale", 0.0, MOST, 1.0),
-        "residual": meta.number("residual_scale", 0.0, MOST, 1.0),
+        "embedding": meta.number("embedding_scale", 1 / MOST, MOST, 1.0),
+        "residual": meta.number("residual_scale", 1 / MOST, MOST, 1.0),
         "scale": meta.number("attention.scale", 0.0, MOST, 0.0),
         "logits": meta.number("logit_scale", 1 / MOST, MOST, 1.0),
     }
@@ -43,8 +43,8 @@ def gguf_factors(meta: Fields) -> dict[str, Any]:
 def hf_factors(config: Fields) -> dict[str, Any]:
     """Read the four factors of a config.json."""
     return {
-        "embedding": config.number("embedding_multiplier", 0.0, MOST, 1.0),
-        "residual": config.number("residual_multiplier", 0.0, MOST, 1.0),
+        "embedding": config.number("embedding_multiplier", 1 / MOST, MOST, 1.0),
+        "residual": config.number("residual_multiplier", 1 / MOST, MOST, 1.0),
         "scale": config.number("attention_multiplier", 1 / MOST, MOST, 1.0),
         "logits": config.number("logits_scaling", 1 / MOST, MOST, 1.0),
     }

@@ -15,17 +15,16 @@ from typing import Any
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.models.config.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixture
-from freehold.models.config.sizes import Routing, Sizes, check_width, gguf_sizes, hf_decoder
+from freehold.models.config.sizes import Routing, check_width, gguf_sizes, hf_decoder
+from freehold.models.families.granite import GraniteSizes, ends, gguf_factors, hf_factors
 from freehold.models.family import Cut, Family, LayerPart, TensorSpec, matrix
 from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import fused
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
 
 KINDS = {"linear_attention": False, "mamba": False, "full_attention": True, "attention": True}
-MAX_FACTOR = 1e6
 ROUTING = Routing(renormalise=True)
 MAMBA = MambaKeys("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv")
 EXPERTS = MoeNames(
@@ -35,15 +34,11 @@ EXPERTS = MoeNames(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GraniteHybridSizes(Sizes):
+class GraniteHybridSizes(GraniteSizes):
     """Sizes of a Granite hybrid; a layer without kv heads is of Mamba-2."""
 
     mamba: MambaSizes | None
     conv_bias: bool
-    embed_scale: float
-    scale: float  # of query times key
-    residual: float
-    logit_scale: float  # logits are divided by it
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GraniteHybridSizes:
@@ -64,12 +59,9 @@ def config_from_gguf(meta: Fields, vocab: int) -> GraniteHybridSizes:
     sizes["rope"] = None
     return GraniteHybridSizes(
         **sizes,
+        **gguf_factors(meta),
         mamba=gguf_mamba(meta),
         conv_bias=True,
-        embed_scale=_factor(meta, "embedding_scale", 1.0),
-        scale=_factor(meta, "attention.scale", sizes["head_dim"] ** -0.5),
-        residual=_factor(meta, "residual_scale", 1.0),
-        logit_scale=_factor(meta, "logit_scale", 1.0),
     )
 
 
@@ -88,17 +80,10 @@ def config_from_hf(config: Fields) -> GraniteHybridSizes:
         sizes["rope"] = None
     return GraniteHybridSizes(
         **sizes,
+        **hf_factors(config),
         mamba=None if all(attends) else _hf_mamba(config, sizes["hidden"]),
         conv_bias=config.flag("mamba_conv_bias", True),
-        embed_scale=_factor(config, "embedding_multiplier", 1.0),
-        scale=_factor(config, "attention_multiplier", 1.0),
-        residual=_factor(config, "residual_multiplier", 1.0),
-        logit_scale=_factor(config, "logits_scaling", 1.0),
     )
-
-
-def _factor(fields: Fields, key: str, default: float) -> float:
-    return fields.number(key, 1e-6, MAX_FACTOR, default)
 
 
 def _shared_width(config: Fields) -> int:
@@ -157,11 +142,6 @@ def layer(cfg: GraniteHybridSizes, i: int) -> tuple[LayerPart, ...]:
     if cfg.mixture is None:
         return mixer, GraniteMlp.of(cfg, i, residual=cfg.residual)
     return mixer, GraniteMoe.of(cfg, EXPERTS, residual=cfg.residual)
-
-
-def ends(cfg: GraniteHybridSizes) -> DecoderEnds:
-    """Scale embeddings, and divide logits."""
-    return DecoderEnds.of(cfg, scale=cfg.embed_scale, logit_scale=1 / cfg.logit_scale)
 
 
 _SHARED: dict[str, Any] = {

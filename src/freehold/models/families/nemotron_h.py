@@ -16,13 +16,21 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
-from freehold.models.config.mixtures import MAX_EXPERTS, gguf_routing, hf_groups, hf_mixture, mixture
+from freehold.models.config.mixtures import (
+    MAX_EXPERTS,
+    chosen_of,
+    gguf_routing,
+    hf_groups,
+    hf_mixture,
+    mixture,
+)
 from freehold.models.config.sizes import (
     MAX_EPS,
     MIN_EPS,
     Mixture,
     Routing,
     Sizes,
+    check_heads,
     check_width,
     checked_sizes,
     gguf_layers,
@@ -87,10 +95,12 @@ def config_from_gguf(meta: Fields, vocab: int) -> NemotronSizes:
         raise UnsupportedModel(f"layer {both[0]} has heads and an MLP; only one of both is supported")
     experts = meta.integer("expert_count", 0, MAX_EXPERTS, 0)
     rms = "attention.layer_norm_rms_epsilon"
+    heads = (meta.integer("attention.head_count", 1, MAX_HEADS),) * layers
+    check_heads(meta.name("attention.head_count_kv"), heads, kv_heads)
     return _sizes(
         vocab=vocab,
         hidden=meta.integer("embedding_length", 1, MAX_WIDTH),
-        heads=(meta.integer("attention.head_count", 1, MAX_HEADS),) * layers,
+        heads=heads,
         kv_heads=kv_heads,
         head_dim=meta.integer("attention.key_length", 1, MAX_WIDTH),
         intermediate=(0,) * layers if experts else wide,
@@ -107,9 +117,10 @@ def config_from_gguf(meta: Fields, vocab: int) -> NemotronSizes:
 
 
 def _gguf_mixture(meta: Fields, sparse: tuple[bool, ...]) -> Mixture:
+    experts = meta.integer("expert_count", 1, MAX_EXPERTS)
     return mixture(
-        experts=meta.integer("expert_count", 1, MAX_EXPERTS),
-        chosen=meta.integer("expert_used_count", 1, MAX_EXPERTS),
+        experts=experts,
+        chosen=chosen_of(meta, "expert_used_count", experts),
         hidden=meta.integer("embedding_length", 1, MAX_WIDTH),
         intermediate=meta.integer("expert_feed_forward_length", 1, MAX_WIDTH),
         layers=len(sparse),
@@ -129,6 +140,7 @@ def config_from_hf(config: Fields) -> NemotronSizes:
     pattern = _hf_pattern(config)
     heads = config.integer("num_attention_heads", 1, MAX_HEADS, 32)
     kv_heads = config.integer("num_key_value_heads", 1, MAX_HEADS, heads)
+    check_heads(config.name("num_key_value_heads"), (heads,), (kv_heads,))
     wide = config.integer("intermediate_size", 1, MAX_WIDTH, 21504) if "-" in pattern else 0
     head_key = "head_dim" if config.get("attention_head_dim") is None else "attention_head_dim"
     return _sizes(

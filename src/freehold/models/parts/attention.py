@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from freehold.errors import BadModelFile
 from freehold.layers import LayerSpec
 from freehold.models.config.rope import RopeSpec
 from freehold.models.config.sizes import Sizes
@@ -153,13 +152,13 @@ class Attention(LayerPart):
         for key, heads, name in both if self.qk_norm not in ("none", "bare") else ():
             gguf, hf = f"attn_{key}_norm.weight", f"self_attn.{name}.weight"
             width = heads * self.head_dim
+            maybe = {"optional": self.qk_maybe, "beside": "k_norm" if key == "q" else "q_norm"}
             if self.qk_norm == "layer":
                 stored = [Cut(name, (heads, self.head_dim), take=np.ravel) for name in (gguf, hf)]
-                found[f"{key}_norm"] = vector(stored[0], stored[1], width, optional=self.qk_maybe)
+                found[f"{key}_norm"] = vector(stored[0], stored[1], width, **maybe)
             else:
                 width = width if self.qk_norm == "width" else self.head_dim
-                options = {"hf_offset": self.norm.offset, "optional": self.qk_maybe}
-                found[f"{key}_norm"] = vector(gguf, hf, width, **options)
+                found[f"{key}_norm"] = vector(gguf, hf, width, hf_offset=self.norm.offset, **maybe)
         return found
 
     def _post_norm(self) -> dict[str, TensorSpec]:
@@ -180,8 +179,6 @@ class Attention(LayerPart):
         q, k, v, *gate = ops.linear(
             rows, (w["q"], w["k"], w["v"], *gate), (*biases, *(None for _ in gate)), norm, self.eps
         )
-        if ("q_norm" in w) != ("k_norm" in w):
-            raise BadModelFile(f"layer {layer} has a norm of queries or of keys alone")
         q, k = self._normalised(ops, q, k, w)
         for each in (q, k, v) if self.clip else ():
             ops.clamp(each, self.clip)
