@@ -6,7 +6,7 @@ Llama 4 has two marks of its own around code, and joins calls without any. Funct
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from freehold.tokenizer.dialects.contract import (
     Call,
@@ -22,58 +22,62 @@ from freehold.tokenizer.dialects.hermes import BARE, OBJECT, named_call, read_ba
 from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
 
 TAG = "<|python_tag|>"
-
-
-def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
-    """Read calls: after the tag, or an object as the first thing of a line."""
-    if opening == TAG:
-        yield from source.space()
-        call = yield from named_call(source, offer)
-        calls = None if call is None else [call]
-    else:
-        calls = yield from read_bare(source, opening, offer)
-    while calls:
-        end = source.at
-        yield from source.space()
-        more = (yield from source.literal(";")) or (opening == TAG and (yield from source.literal(TAG)))
-        yield from source.space()
-        call = (yield from named_call(source, offer)) if more else None
-        if call is None:
-            source.at = end
-            break
-        calls.append(call)
-    return calls
-
-
-FORM = CallForm(OBJECT.head, '", "parameters": ', OBJECT.tail)
-LLAMA = Dialect("llama", (Opening(TAG), *BARE), read, form=FORM)
-
 START, END = "<|python_start|>", "<|python_end|>"
 
 
-def read_joined(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
-    """Read the calls of Llama 4: after a mark, or an object as the first thing of a line."""
-    if opening in (START, END):
-        yield from source.optional(END)  # templates write both around nothing
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """What stands around calls and between them."""
+
+    opens: tuple[str, ...]
+    between: tuple[
+        str, ...
+    ]  # none: the next object follows at once; a mark counts where the first call has one
+    closes: str = ""  # may be missing; Llama 4's templates write both around nothing
+
+    def read(self, source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
+        """Read calls: after a mark, or an object as the first thing of a line."""
+        if opening in self.opens:
+            yield from self._close(source)
+            yield from source.space()
+            call = yield from named_call(source, offer)
+            calls = None if call is None else [call]
+        else:
+            calls = yield from read_bare(source, opening, offer)
+        while calls:
+            end = source.at
+            yield from source.space()
+            more = yield from self._joined(source, opening)
+            call = (yield from named_call(source, offer)) if more else None
+            if call is None:
+                source.at = end
+                break
+            calls.append(call)
+        if calls:
+            yield from self._close(source)
+        return calls
+
+    def _joined(self, source: TextSource, opening: str) -> Reading[bool]:
+        marks = [mark for mark in self.between if mark not in self.opens or opening in self.opens]
+        if not marks:
+            return (yield from source.char()) == "{"
+        found = yield from source.literal(*marks)
         yield from source.space()
-        call = yield from named_call(source, offer)
-        calls = None if call is None else [call]
-    else:
-        calls = yield from read_bare(source, opening, offer)
-    while calls:
-        end = source.at
-        yield from source.space()
-        call = (yield from named_call(source, offer)) if (yield from source.char()) == "{" else None
-        if call is None:
-            source.at = end
-            break
-        calls.append(call)
-    if calls:
-        yield from source.optional(END)
-    return calls
+        return bool(found)
+
+    def _close(self, source: TextSource) -> Reading[None]:
+        if self.closes:
+            yield from source.optional(self.closes)
 
 
-LLAMA4 = Dialect("llama4", (Opening(START), Opening(END), *BARE), read_joined, form=replace(FORM, between=""))
+FORM = CallForm(OBJECT.head, '", "parameters": ', OBJECT.tail)
+LLAMA = Dialect("llama", (Opening(TAG), *BARE), _Marks((TAG,), (";", TAG)).read, form=FORM)
+LLAMA4 = Dialect(
+    "llama4",
+    (Opening(START), Opening(END), *BARE),
+    _Marks((START, END), (), END).read,
+    form=replace(FORM, between=""),
+)
 
 FUNCTION, FUNCTION_END = "<function=", "</function>"
 
