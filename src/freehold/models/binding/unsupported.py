@@ -109,7 +109,7 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("gemma3n", "gemma3n_text", "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
     ),
     (
-        "activations rounded to eight bits and ternary weights, as it was trained",
+        "a rounding of each token's activations to eight bits, after which no two orders of sums agree",
         ("bitnet", "BitNetForCausalLM"),
     ),
     ("xIELU, an activation with weights of its own", ("apertus", "ApertusForCausalLM")),
