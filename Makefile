@@ -1,5 +1,6 @@
 # Everything happens in .venv, made here from the first Python 3.11 or later on the PATH. No step needs root.
-# A C++ compiler is the one thing that must be there; cmake and ninja come with the build if they are missing.
+# A C++ compiler is the one thing that must be there, and not even that where a wheel fits; cmake and ninja come with the
+# build if they are missing.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -9,6 +10,8 @@ NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python tools/install.py
 ARM64 = $(PIP) --requirement requirements/build.in "ziglang>=0.15" && $(BIN)/python tools/arm64.py
+# A folder of wheels for "make run" to install from; without one it looks into dist, and builds where no wheel fits.
+export WHEELS ?=
 # Every package of a test run by version and hash, for all Pythons and systems; "make test LOCK=" takes the newest instead.
 LOCK ?= requirements/ci.txt
 UV := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet --upgrade
@@ -19,7 +22,7 @@ WORKERS ?= 2
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
-.PHONY: help run test check lint bench native docs site lock sbom sanitize cross arm64 fuzz clean
+.PHONY: help run test check lint bench native docs site wheels lock sbom sanitize cross arm64 fuzz clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -58,6 +61,11 @@ docs: $(VENV)/.installed ## Generate the reference pages
 site: $(VENV)/.tested ## Build the documentation site, strictly, into build/site
 	$(BIN)/zensical build --strict
 
+wheels: $(BIN)/python ## Build the wheels of Linux and macOS into dist, and check them; ARGS="--only abi3": a part
+	$(PIP) --requirement requirements/build.in --requirement requirements/wheels.in
+	$(BIN)/python tools/wheels.py $(ARGS) > build/SHA256SUMS
+	@mv build/SHA256SUMS dist/ && cat dist/SHA256SUMS
+
 lock: $(BIN)/python ## Resolve requirements/*.txt again, to the newest releases that go together
 	$(PIP) "uv>=0.9"
 	$(UV) pyproject.toml requirements/build.in --extra test --output-file requirements/ci.txt
@@ -87,11 +95,10 @@ clean: ## Remove what was built here; models stay in the data folder
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later on the PATH" >&2; exit 1; }
-	@command -v c++ >/dev/null || { echo "error: no C++ compiler on the PATH (g++ 12 or clang 16)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python $(NATIVE)
-	$(INSTALL) --editable .
+	$(INSTALL) --run
 	@touch $@
 
 # Not after .installed: each install builds the C++ anew, and one of them is enough.

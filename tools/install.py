@@ -1,18 +1,25 @@
 """Install with pip and say every few seconds how far it is: `python tools/install.py ARGUMENTS OF PIP INSTALL`.
 
 Compiling the C++ takes minutes, in which pip prints nothing that helps. Where no package index can be reached, pip
-retries for a dozen seconds; this ends at once and says what helps. Knows pip's output; installs nothing itself.
+retries for a dozen seconds; this ends at once and says what helps. With `--run` instead of arguments, what `make run`
+needs: a wheel of WHEELS, or of dist where it is newer than the sources, and a build of the checkout where none fits.
+Knows pip's output and wheels' names; installs nothing itself.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 EVERY_S = 4.0
 # pip says so at each failed connection; one may be chance.
 UNREACHABLE = re.compile(
@@ -29,6 +36,9 @@ STEPS = (
 HINT = """error: no package index can be reached: {reason}
 hint: with a mirror, pip config set global.index-url URL, or PIP_INDEX_URL=URL;
       without a network, PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER of wheels"""
+
+NO_COMPILER = """error: no C++ compiler on the PATH (g++ 12 or clang 16)
+hint: install one; where a folder has a wheel of Freehold for this Python: make run WHEELS=FOLDER"""
 
 
 class Progress:
@@ -58,8 +68,49 @@ class Progress:
         return time.monotonic() - self._started
 
 
+def fitting(folder: Path) -> Path | None:
+    """Return the newest of a folder's wheels that this Python can install."""
+    from pip._vendor.packaging.tags import sys_tags
+    from pip._vendor.packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+    ours, fits = set(sys_tags()), []
+    for wheel in folder.glob("freehold-*.whl"):
+        try:
+            _, version, build, tags = parse_wheel_filename(wheel.name)
+        except InvalidWheelFilename:
+            continue
+        if tags & ours:
+            fits.append((version, build, wheel.stat().st_mtime_ns, wheel))
+    return max(fits)[-1] if fits else None
+
+
+def sources() -> Iterator[Path]:
+    """Yield what a wheel is made of."""
+    yield from (ROOT / "pyproject.toml", ROOT / "CMakeLists.txt")
+    for folder in ("csrc", "src"):
+        yield from (p for p in (ROOT / folder).rglob("*") if p.suffix not in (".so", ".pyc") and p.is_file())
+
+
+def chosen(named: str | None) -> list[str]:
+    """Return pip's arguments for `make run`; `named` is WHEELS, whose wheel is used whatever its age."""
+    folder = Path(named) if named else ROOT / "dist"
+    wheel = fitting(folder)
+    if wheel and not named and max(p.stat().st_mtime for p in sources()) > wheel.stat().st_mtime:
+        print(f"{wheel.name} is older than the sources: building", file=sys.stderr)
+        wheel = None
+    if wheel:
+        print(f"installing {wheel}", file=sys.stderr)
+        return [str(wheel)]
+    return ["--editable", str(ROOT)]
+
+
 def main(arguments: list[str]) -> int:
     """Run pip; return its exit status."""
+    if arguments == ["--run"]:
+        arguments = chosen(os.environ.get("WHEELS"))
+    if "--editable" in arguments and not shutil.which(os.environ.get("CXX") or "c++"):
+        print(NO_COMPILER, file=sys.stderr)
+        return 1
     command = [sys.executable, "-m", "pip", "install", "-v", "--disable-pip-version-check", "--no-input"]
     progress, last, failures = Progress(), deque[str](maxlen=40), 0
     pip = subprocess.Popen(

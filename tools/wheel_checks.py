@@ -1,0 +1,149 @@
+"""Checks of a built wheel: what it carries, what its module asks of the system, and what it offers to others.
+
+Linux: the manylinux tag (auditwheel), libraries of glibc alone, one exported symbol. macOS: the oldest system,
+libSystem alone, the same symbol. Stable ABI: no symbol outside it (abi3audit). Knows files; builds nothing.
+Path: wheels.main -> check -> members, elf | macho, abi3
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 4_000_000
+CARRIED = (
+    r"\.dist-info/sboms/freehold\.cdx\.json",
+    r"\.dist-info/licenses/LICENSE",
+    r"\.data/data/share/bash-completion/completions/freehold",
+    r"\.data/data/share/zsh/site-functions/_freehold",
+    r"\.data/data/share/fish/vendor_completions\.d/freehold\.fish",
+)
+EXPORTED = {"PyInit__native"}
+GLIBC = re.compile(r"(libc|libm|libdl|librt|libpthread|ld-linux[-\w]*)\.so\.\d")
+SYSTEM = {"/usr/lib/libSystem.B.dylib"}
+OLDEST_MACOS = (11, 0)
+
+
+def check(wheel: Path) -> list[str]:
+    """Return what is wrong with a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        modules = [name for name in names if re.search(r"(^|/)_native\..*so$", name)]
+        if len(modules) != 1:
+            return [f"{len(modules)} native modules: {modules}"]
+        module = archive.read(modules[0])
+    wrong = [*members(names), *size(wheel)]
+    if str(ROOT).encode() in module:
+        wrong.append(f"the module names the folder {ROOT}")
+    wrong += macho(module) if "macosx" in wheel.name else elf(module)
+    if "manylinux" in wheel.name:
+        wrong += audit(wheel)
+    if "abi3" in wheel.name:
+        wrong += stable(wheel)
+    return wrong
+
+
+def size(wheel: Path) -> list[str]:
+    """Return whether it is larger than a wheel may be."""
+    held = wheel.stat().st_size
+    return [f"{held:,} bytes; at most {LARGEST:,}"] if held > LARGEST else []
+
+
+def members(names: list[str]) -> Iterator[str]:
+    """Yield what is missing, and what a wheel must not carry."""
+    for pattern in CARRIED:
+        if not any(re.search(pattern + "$", name) for name in names):
+            yield f"no {pattern}"
+    stray = [name for name in names if re.search(r"__pycache__|\.pyc$|\.libs/|/tests?/", name)]
+    if stray:
+        yield f"stray files: {stray}"
+    # .dist-info comes last by the wheel's specification; within both parts the order is fixed.
+    files = [name for name in names if ".dist-info/" not in name]
+    if files != sorted(files):
+        yield "files are not in order"
+
+
+def elf(module: bytes) -> Iterator[str]:
+    """Yield what a Linux module has that it must not."""
+    from elftools.elf.elffile import ELFFile
+
+    read = ELFFile(io.BytesIO(module))
+    dynamic = read.get_section_by_name(".dynamic")
+    needed = [tag.needed for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"]
+    if strange := [name for name in needed if not GLIBC.fullmatch(name)]:
+        yield f"needs {strange}"
+    if any(tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH") for tag in dynamic.iter_tags()):
+        yield "has a search path of its own"
+    if read.get_section_by_name(".debug_info") or read.get_section_by_name(".symtab"):
+        yield "is not stripped"
+    symbols = read.get_section_by_name(".dynsym").iter_symbols()
+    defined = (s for s in symbols if s.entry.st_shndx != "SHN_UNDEF")
+    exported = {s.name for s in defined if s.entry.st_info.bind in ("STB_GLOBAL", "STB_WEAK")}
+    if exported != EXPORTED:
+        yield f"exports {sorted(exported)[:5]} ({len(exported)} symbols), not {sorted(EXPORTED)}"
+
+
+def macho(module: bytes) -> Iterator[str]:
+    """Yield what a macOS module has that it must not."""
+    from macholib.MachO import MachO
+    from macholib.SymbolTable import SymbolTable
+
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(module)
+        file.flush()
+        read = MachO(file.name)
+        table = SymbolTable(read)
+    (header,) = read.headers
+    libraries, oldest = set(), None
+    for load, command, data in header.commands:
+        name = load.get_cmd_name()
+        if name in ("LC_LOAD_DYLIB", "LC_LOAD_WEAK_DYLIB"):
+            libraries.add(data.rstrip(b"\0").decode())
+        elif name == "LC_BUILD_VERSION":
+            oldest = (command.minos >> 16, command.minos >> 8 & 0xFF)
+        elif name == "LC_VERSION_MIN_MACOSX":
+            oldest = (command.version >> 16, command.version >> 8 & 0xFF)
+    if oldest != OLDEST_MACOS:
+        yield f"runs from macOS {oldest} on, not {OLDEST_MACOS}"
+    if strange := libraries - SYSTEM:
+        yield f"needs {sorted(strange)}"
+    exported = {name.decode().removeprefix("_") for entry, name in table.nlists if offered(entry)}
+    if exported != EXPORTED:
+        yield f"exports {sorted(exported)[:5]} ({len(exported)} symbols), not {sorted(EXPORTED)}"
+    asked = {name.decode() for entry, name in table.nlists if entry.n_type & 0x0E == 0 and entry.n_type & 1}
+    if not any(name.startswith("_Py") for name in asked):
+        yield "asks nothing of Python"
+
+
+def offered(entry: object) -> bool:
+    """Tell whether a Mach-O symbol is external and defined, and not private to the module."""
+    kind = entry.n_type  # type: ignore[attr-defined]
+    stab, private, undefined = kind & 0xE0, kind & 0x10, kind & 0x0E == 0
+    return bool(kind & 1) and not (stab or private or undefined)
+
+
+def audit(wheel: Path) -> list[str]:
+    """Return whether auditwheel finds less than the tag promises."""
+    command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    text = " ".join((said.stdout + said.stderr).split())
+    tag = wheel.stem.split("-")[-1]
+    found = re.search(r'consistent with the following platform tag: "([^"]+)"', text)
+    if found is None:
+        return [f"auditwheel: {text[-300:]}"]
+    glibc = [int(part) for part in re.findall(r"manylinux_(\d+)_(\d+)_", found[1])[0]]
+    return [] if glibc <= [2, 28] and tag.split("_", 3)[3] in found[1] else [f"auditwheel finds {found[1]}"]
+
+
+def stable(wheel: Path) -> list[str]:
+    """Return what abi3audit finds outside the stable ABI of 3.12."""
+    command = [sys.executable, "-m", "abi3audit", "--strict", "--report", str(wheel)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    return [] if said.returncode == 0 else [f"abi3audit: {(said.stdout + said.stderr)[-600:]}"]
