@@ -70,9 +70,10 @@ lock: $(BIN)/python ## Resolve requirements/*.txt again, to the newest releases 
 	$(PIP) "uv>=0.9"
 	$(UV) pyproject.toml requirements/build.in --extra test --output-file requirements/ci.txt
 	$(UV) pyproject.toml --constraint requirements/ci.txt --output-file requirements/run.txt
+	$(BIN)/python tools/sbom.py packaging/freehold.cdx.json
 
-sbom: $(BIN)/python ## Write build/sbom.json: what an installed Freehold consists of (CycloneDX)
-	$(BIN)/python tools/sbom.py build/sbom.json
+sbom: $(BIN)/python ## Write what an installed Freehold consists of, which wheels carry (CycloneDX)
+	$(BIN)/python tools/sbom.py packaging/freehold.cdx.json
 
 sanitize: $(VENV)/.tested ## Test csrc under AddressSanitizer and UndefinedBehaviorSanitizer; ARGS=--short: a part
 	$(PIP) --requirement requirements/build.in

@@ -19,11 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 4_000_000
 CARRIED = (
-    r"\.dist-info/sboms/freehold\.cdx\.json",
-    r"\.dist-info/licenses/LICENSE",
-    r"\.data/data/share/bash-completion/completions/freehold",
-    r"\.data/data/share/zsh/site-functions/_freehold",
-    r"\.data/data/share/fish/vendor_completions\.d/freehold\.fish",
+    ".dist-info/sboms/freehold.cdx.json",
+    ".dist-info/licenses/LICENSE",
+    ".data/data/share/bash-completion/completions/freehold",
+    ".data/data/share/zsh/site-functions/_freehold",
+    ".data/data/share/fish/vendor_completions.d/freehold.fish",
 )
 EXPORTED = {"PyInit__native"}
 GLIBC = re.compile(r"(libc|libm|libdl|librt|libpthread|ld-linux[-\w]*)\.so\.\d")
@@ -58,9 +58,7 @@ def size(wheel: Path) -> list[str]:
 
 def members(names: list[str]) -> Iterator[str]:
     """Yield what is missing, and what a wheel must not carry."""
-    for pattern in CARRIED:
-        if not any(re.search(pattern + "$", name) for name in names):
-            yield f"no {pattern}"
+    yield from (f"no {end}" for end in CARRIED if not any(name.endswith(end) for name in names))
     stray = [name for name in names if re.search(r"__pycache__|\.pyc$|\.libs/|/tests?/", name)]
     if stray:
         yield f"stray files: {stray}"

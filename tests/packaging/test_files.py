@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from freehold.cli.main import cli
+from tools import sbom, wheel_checks
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGING = ROOT / "packaging"
@@ -48,3 +51,18 @@ def test_compose_publishes_loopback_alone_and_gives_answers_time_to_end() -> Non
     server = services["server"]
     assert (PACKAGING / server["build"]["context"] / server["build"]["dockerfile"]).is_file()
     assert int(server["stop_grace_period"].removesuffix("s")) > 30  # --drain
+
+
+def test_the_bill_of_materials_in_wheels_is_that_of_the_lock() -> None:
+    """Red after a change of requirements/run.txt by hand: make sbom."""
+    assert json.loads((PACKAGING / "freehold.cdx.json").read_text("utf-8")) == sbom.bill()
+
+
+def test_a_wheel_carries_the_bill_and_what_shells_look_for() -> None:
+    """pip puts .data/data/share under the environment, .dist-info/sboms is PEP 770's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    carried = project["tool"]["scikit-build"]["wheel"]["force-include"]
+    assert all((ROOT / source).is_file() for source in carried)
+    folders = {"${SKBUILD_METADATA_DIR}": ".dist-info", "${SKBUILD_DATA_DIR}": ".data/data"}
+    spelled = {re.sub(r"\$\{\w+\}", lambda m: folders[m[0]], to) for to in carried.values()}
+    assert spelled < set(wheel_checks.CARRIED)
