@@ -9,7 +9,9 @@
 // 32 inputs a scale: a C for each group (K = 32). 256 inputs a scale: sub-scale * code is at most 13 bits and a sign, so
 // B holds it in two planes, low bytes unsigned and high bytes signed, and C_low + 256 * C_high is the block's exact sum.
 
+// Of two regions around a function clang takes the outer one's features, so the outer one ends where this begins.
 #if defined(__clang__)
+#pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
@@ -278,10 +280,11 @@ static Kernels make_amx() {
   t.tile_loop = tile_loop;
   return t;
 }
-static const Kernels* amx_table() { static const Kernels t = make_amx(); return &t; }
-
 #if defined(__clang__)
 #pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #endif
+
+static const Kernels* amx_table() { static const Kernels t = make_amx(); return &t; }
