@@ -1,9 +1,9 @@
 """Seconds from `pip install` of a wheel to the first token of a model that is already there, without a compiler.
 
-`python benches/engine/install.py dist [--model smollm2:135m] [--python python3.13 ...] [--rounds 3]`. Each round has a new
-virtual environment, made before the clock starts, and a PATH of that alone, so that nothing can be compiled. The wheel comes
-from the folder, its dependencies from pip's configured index; `--wheels FOLDER` names a folder for those too, and no network is
-used. Ends in one JSON line; exit 1 where a median misses its target.
+`python benches/engine/install.py dist [--model smollm2:135m] [--python python3.13 ...] [--rounds 3]`. Each round has a
+new virtual environment, made before the clock starts, and a PATH of that alone, so that nothing can be compiled. The
+wheel comes from the folder, its dependencies from pip's configured index; `--wheels FOLDER` names a folder for those
+too, and no network is used. Ends in one JSON line; exit 1 where a median misses its target.
 """
 
 from __future__ import annotations
