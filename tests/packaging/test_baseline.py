@@ -1,4 +1,4 @@
-"""The module runs on the oldest x86-64 there is: no instruction of a vector table leaks into code that all tables share.
+"""The module runs on the oldest x86-64: no instruction of a vector table leaks into code that all tables share.
 
 A template that two files compile is linked once; were it compiled inside an ISA's region, every machine would get that
 ISA's code. Only a processor without it shows that, here an emulated one.
