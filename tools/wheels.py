@@ -32,7 +32,8 @@ PLATFORMS = {
 PYTHONS = ("cp311-cp311", "cp312-abi3")
 # What the headers ask of the platform, answered by the compiler of the target; Debian's own asks for its own platform.
 SIZES = ("short", "int", "long", "long_long", "float", "double", "long_double", "size_t", "wchar_t")
-PYCONFIG = "#pragma once\n"
+# <stdio.h> is nanobind's, which takes it for granted; the headers of the stable interface do not include it.
+PYCONFIG = "#pragma once\n#include <stdio.h>\n"
 PYCONFIG += "".join(f"#define SIZEOF_{name.upper()} __SIZEOF_{name.upper()}__\n" for name in SIZES)
 PYCONFIG += "#define SIZEOF_VOID_P __SIZEOF_POINTER__\n#define SIZEOF_UINTPTR_T __SIZEOF_POINTER__\n"
 PYCONFIG += (

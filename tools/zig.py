@@ -49,6 +49,18 @@ endforeach()
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 """
+# zig's linker for macOS takes no list of symbols that the loader finds, as nanobind gives it for Python's, and crashes on
+# bundles; a dynamic library is loaded as well, and tools/wheel_checks.py reads what is left undefined.
+TRANSLATED = """\
+for part do
+  shift
+  case $part in
+    -bundle) set -- "$@" -shared -Wl,-undefined,dynamic_lookup ;;
+    -Wl,@*darwin-ld-*) ;;
+    *) set -- "$@" "$part" ;;
+  esac
+done
+"""
 
 
 def compiler() -> list[str]:
@@ -82,7 +94,8 @@ def toolchain(target: Target, folder: Path) -> Path:
     exports = " ".join(f"{name}='{value}'" for name, value in environment().items())
     for name, verb in (("cxx_compiler", f"c++ -target {target.triple}"), ("ar", "ar"), ("ranlib", "ranlib")):
         tool = folder / name
-        tool.write_text(f'#!/bin/sh\n{exports} exec {zig} {verb} "$@"\n', encoding="utf-8")
+        before = TRANSLATED if target.macos and name == "cxx_compiler" else ""
+        tool.write_text(f'#!/bin/sh\n{before}{exports} exec {zig} {verb} "$@"\n', encoding="utf-8")
         tool.chmod(0o755)
     made = folder / "zig.cmake"
     text = TOOLCHAIN.format(system=target.system, processor=target.processor, folder=folder)
