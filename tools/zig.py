@@ -49,8 +49,8 @@ endforeach()
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 """
-# zig's linker for macOS takes no list of symbols that the loader finds, as nanobind gives it for Python's, and crashes on
-# bundles; a dynamic library is loaded as well, and tools/wheel_checks.py reads what is left undefined.
+# zig's linker for macOS takes no list of symbols that the loader finds, as nanobind gives it for Python's, and crashes
+# on bundles; a dynamic library is loaded as well, and tools/wheel_checks.py reads what is left undefined.
 TRANSLATED = """\
 for part do
   shift
