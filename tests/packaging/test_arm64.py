@@ -17,7 +17,8 @@ def test_every_package_that_the_tests_need_has_a_pin() -> None:
 
 
 def test_tests_named_for_each_processor_exist() -> None:
-    chosen = [name for tests in arm64.TESTS.values() for name in tests] + arm64.BITS
+    words = [word for tests in arm64.TESTS.values() for word in tests]
+    chosen = [word for word in words if word.startswith("tests/")] + arm64.BITS
     assert all((ROOT / name.partition("::")[0]).is_file() for name in chosen)
     assert arm64.TABLES.keys() == arm64.TESTS.keys()
 
