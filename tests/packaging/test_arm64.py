@@ -50,3 +50,11 @@ def test_a_root_that_was_not_finished_is_made_again(tmp_path: Path, monkeypatch:
     (tmp_path / "root" / "usr").mkdir(parents=True)
     assert arm64.make_root() == arm64.make_root()
     assert fetched.count(arm64.PYTHON) == 1
+
+
+def test_answers_may_part_only_where_no_token_leads(capsys: pytest.CaptureFixture[str]) -> None:
+    here = {"isa": "avx2", "text": "ab", "tokens": [1, 2], "leads": [3.0, 0.1]}
+    assert arm64.parted(here, here | {"isa": "neon"}) == 0
+    assert arm64.parted(here, here | {"tokens": [1, 3]}) == 0
+    assert "part at token 1, where avx2's leads by 0.1" in capsys.readouterr().out
+    assert arm64.parted(here, here | {"tokens": [2, 2]}) == 1
