@@ -43,7 +43,7 @@ def try_compile(source: str, limits: dict[str, Any]) -> str:
             return late
         finally:
             child.kill()
-    if sys.platform != "win32" and child.returncode == -signal.SIGPROF:
+    if child.returncode == -signal.SIGPROF:
         return late
     return DIED if child.returncode else message.decode(errors="replace").strip()
 
