@@ -36,6 +36,7 @@ test: check ## Lint, types, and every test, those that need weights included
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py --short
 	$(ARM64) test
+	$(BIN)/python tools/cross.py macos-arm64
 
 check: lint ## Lint and types only
 	$(BIN)/pyright --pythonplatform Linux
