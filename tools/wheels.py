@@ -49,6 +49,9 @@ PYCONFIG += "".join(
         *("HAVE_GCC_UINT128_T", "HAVE_BUILTIN_ATOMIC", "WITH_DOC_STRINGS", "WITH_PYMALLOC"),
     )
 )
+EXPORTS = (
+    "{ global: PyInit_*; local: *; };\n"  # the C++ library's operators would be offered to the whole process
+)
 BACKEND = """\
 import sys
 from scikit_build_core.build import build_wheel
@@ -158,6 +161,9 @@ def build(tag: str, python: Interpreter, out: Path) -> Path:
         "Python_INCLUDE_DIR": headers(python),
         "nanobind_DIR": nanobind.cmake_dir(),
     }
+    if not target.macos:
+        (folder / "exports.map").write_text(EXPORTS, encoding="utf-8")
+        defined["CMAKE_MODULE_LINKER_FLAGS"] = f"-Wl,--version-script={folder / 'exports.map'}"
     settings = {
         "wheel.tags": tag,
         "wheel.py-api": "cp312" if "abi3" in tag else "",
@@ -173,7 +179,6 @@ def build(tag: str, python: Interpreter, out: Path) -> Path:
         "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
         "SETUPTOOLS_EXT_SUFFIX": suffix(tag),
     }
-    # macOS's tag and flags come from the target, not from here.
     log = folder / "log.txt"
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(

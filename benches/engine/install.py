@@ -24,7 +24,8 @@ PROMPT = "The capital of France is"
 
 def first_token(command: list[str], env: dict[str, str]) -> float:
     """Run a model until its first bytes arrive; return when that was."""
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=env, bufsize=0, stdout=pipe, stderr=pipe) as run:
         assert run.stdout is not None and run.stderr is not None
         first = run.stdout.read(1)
         arrived = time.perf_counter()
