@@ -2,12 +2,14 @@
 
 Linux: the manylinux tag (auditwheel), libraries of glibc alone, one exported symbol. macOS: the oldest system,
 libSystem alone, the same symbol. Stable ABI: no symbol outside it (abi3audit). Knows files; builds nothing.
-Path: wheels.main -> check -> members, elf | macho, abi3
+Path: wheels.main -> check -> members, elf | macho, audit, stable, tables
 """
 
 from __future__ import annotations
 
 import io
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -33,8 +35,8 @@ SYSTEM = {"/usr/lib/libSystem.B.dylib"}
 OLDEST_MACOS = (11, 0)
 
 
-def check(wheel: Path) -> list[str]:
-    """Return what is wrong with a wheel."""
+def check(wheel: Path, python: str) -> list[str]:
+    """Return what is wrong with a wheel; `python` can import its module where the platform is this one."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         modules = [name for name in names if re.search(r"(^|/)_native\..*so$", name)]
@@ -49,7 +51,26 @@ def check(wheel: Path) -> list[str]:
         wrong += audit(wheel)
     if "abi3" in wheel.name:
         wrong += stable(wheel)
+    if f"linux_2_28_{platform.machine()}" in wheel.name and sys.platform == "linux":
+        wrong += tables(wheel, python)
     return wrong
+
+
+def tables(wheel: Path, python: str) -> Iterator[str]:
+    """Yield a kernel table that this processor runs, and that the module does not offer."""
+    asked = "from freehold import _native; print(*_native.isas())"
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        run = [python, "-c", asked]
+        done = subprocess.run(run, env=os.environ | {"PYTHONPATH": folder}, capture_output=True, text=True)
+    if done.returncode:
+        yield f"does not import: {done.stderr[-300:]}"
+        return
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    for flag, table in (("avx2", "avx2"), ("avx512_vnni", "avx512"), ("asimddp", "neon")):
+        if flag in flags and table not in done.stdout.split():
+            yield f"offers {done.stdout.split()}, no {table}, on a processor with {flag}"
 
 
 def size(wheel: Path) -> list[str]:

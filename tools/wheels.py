@@ -87,8 +87,9 @@ def main(arguments: list[str]) -> int:
     for number, tag in enumerate(chosen, 1):
         say(f"[{number}/{len(chosen)}] {tag}")
         start = time.monotonic()
-        wheel = build(tag, interpreters[tag.rpartition("-")[0]], options.out)
-        wrong = wheel_checks.check(wheel)
+        python = interpreters[tag.rpartition("-")[0]]
+        wheel = build(tag, python, options.out)
+        wrong = wheel_checks.check(wheel, python.path)
         failures += len(wrong)
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         megabytes = wheel.stat().st_size / 1e6

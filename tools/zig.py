@@ -91,8 +91,11 @@ def toolchain(target: Target, folder: Path) -> Path:
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     zig = " ".join(f"'{part}'" for part in compiler())
+    compile = f"c++ -target {target.triple}"
+    if target.processor == "x86_64":
+        compile += f" -include '{Path(__file__).resolve().parent / 'zig_x86.h'}'"
     exports = " ".join(f"{name}='{value}'" for name, value in environment().items())
-    for name, verb in (("cxx_compiler", f"c++ -target {target.triple}"), ("ar", "ar"), ("ranlib", "ranlib")):
+    for name, verb in (("cxx_compiler", compile), ("ar", "ar"), ("ranlib", "ranlib")):
         tool = folder / name
         before = TRANSLATED if target.macos and name == "cxx_compiler" else ""
         tool.write_text(f'#!/bin/sh\n{before}{exports} exec {zig} {verb} "$@"\n', encoding="utf-8")

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tools import zig
+
+CPUINFO = Path("/proc/cpuinfo")
+ASK = """#include <cstdio>
+int main() {
+  if (__builtin_cpu_supports("avx2")) puts("avx2");
+  if (__builtin_cpu_supports("fma")) puts("fma");
+  if (__builtin_cpu_supports("avx512f")) puts("avx512f");
+  if (__builtin_cpu_supports("avx512vnni")) puts("avx512_vnni");
+}
+"""
 
 
 @pytest.fixture
@@ -37,3 +50,23 @@ def test_a_toolchain_is_written_anew_only_for_another_target(tmp_path: Path, nam
     assert zig.toolchain(zig.TARGETS["linux-x86_64"], tmp_path).stat().st_mtime_ns == before
     zig.toolchain(zig.TARGETS["macos-arm64"], tmp_path)
     assert "CMAKE_SYSTEM_NAME Darwin" in made.read_text(encoding="utf-8")
+
+
+def test_only_x86_asks_the_processor_by_a_header_of_its_own(tmp_path: Path, named_compiler: None) -> None:
+    for name, target in zig.TARGETS.items():
+        zig.toolchain(target, tmp_path / name)
+        script = (tmp_path / name / "cxx_compiler").read_text(encoding="utf-8")
+        assert ("zig_x86.h" in script) == name.endswith("x86_64")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.exists(), reason="not x86-64 Linux")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_that_header_finds_what_the_kernel_lists(tmp_path: Path) -> None:
+    """zig's runtime has a stub that answers no, with which a wheel would run plain loops everywhere."""
+    (tmp_path / "ask.cpp").write_text(ASK, encoding="utf-8")
+    header = Path(zig.__file__).parent / "zig_x86.h"
+    command = ["c++", "-std=c++20", "-include", str(header), "ask.cpp", "-o", "ask"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    said = set(subprocess.run([tmp_path / "ask"], capture_output=True, text=True, check=True).stdout.split())
+    flags = set(CPUINFO.read_text(encoding="utf-8").split())
+    assert said == {"avx2", "fma", "avx512f", "avx512_vnni"} & flags
