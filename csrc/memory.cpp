@@ -198,8 +198,7 @@ uint64_t checksum(const uint8_t* p, size_t n) {
 
 void announce(const Memory& memory, const uint8_t* p, size_t n) {
   if (!memory.paged) return;
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) & ~(kPage - 1);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) & ~(page_bytes() - 1);
   madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(p) + n - begin, MADV_WILLNEED);   // a hint: nothing depends on it
 }
 

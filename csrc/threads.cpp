@@ -10,6 +10,9 @@
 // sequentially consistent, so either the worker's count came before the caller's look, which then waits, or the 0
 // came before the worker's look, which then leaves without having read anything.
 #include <unistd.h>
+#ifdef __APPLE__
+#include <pthread/qos.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -32,6 +35,13 @@ inline void pause_cpu() {
   __asm__ volatile("isb");             // some tens of cycles; "yield" is none where a core runs one thread
 #else
   std::this_thread::yield();
+#endif
+}
+
+// macOS pins no thread and has no affinity; what a thread says of its work decides between fast and slow cores.
+void prefer_fast_cores() {
+#ifdef __APPLE__
+  pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0);
 #endif
 }
 
@@ -64,6 +74,7 @@ struct Threads::Impl {
     return call.load(std::memory_order_acquire);
   }
   void work(int thread) {
+    prefer_fast_cores();
     for (uint32_t seen = 0;;) {
       seen = wait_call(thread, seen);
       if (stop.load(std::memory_order_relaxed)) return;

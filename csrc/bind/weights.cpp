@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "bind/bind.h"
 
@@ -43,15 +44,14 @@ std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& we
 // Maps all pages of a file's array at once, read from disk in order if they are not in memory: a first step that
 // faults its way through 490 MB takes some 7,000 faults. A hint: nothing depends on its success.
 void prefault(In<uint8_t, 1> array) {
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));      // 4 KB; 16 on a Pi 5 and a Mac, 64 on some servers
+  const auto begin = reinterpret_cast<uintptr_t>(array.data()) & ~(page - 1);
+  const size_t bytes = reinterpret_cast<uintptr_t>(array.data()) + array.size() - begin;
 #ifdef __linux__
   constexpr int kPopulateRead = 22;    // MADV_POPULATE_READ, Linux 5.14
-  constexpr uintptr_t kPage = 4096;
-  const auto begin = reinterpret_cast<uintptr_t>(array.data()) & ~(kPage - 1);
-  const size_t bytes = reinterpret_cast<uintptr_t>(array.data()) + array.size() - begin;
-  if (madvise(reinterpret_cast<void*>(begin), bytes, kPopulateRead)) madvise(reinterpret_cast<void*>(begin), bytes, MADV_WILLNEED);
-#else
-  (void)array;
+  if (madvise(reinterpret_cast<void*>(begin), bytes, kPopulateRead) == 0) return;
 #endif
+  madvise(reinterpret_cast<void*>(begin), bytes, MADV_WILLNEED);
 }
 
 Out<const uint8_t> mapped_array(int fd, bool huge) {
