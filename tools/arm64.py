@@ -28,7 +28,17 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "arm64"
 PYTHON = "python3.13"  # Debian 13's
 # Of requirements/ci.txt, what the kernels' tests import; requirements/run.txt holds what Freehold does.
-TESTED = ("hypothesis", "iniconfig", "packaging", "pluggy", "pytest", "sortedcontainers")
+TESTED = (
+    "gguf",
+    "hypothesis",
+    "iniconfig",
+    "packaging",
+    "pluggy",
+    "pytest",
+    "pyyaml",
+    "sortedcontainers",
+    "tqdm",
+)
 GLIBC = range(17, 42)  # the manylinux releases whose wheels the root's glibc runs
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 MAGIC = "7f454c460201010000000000000000000200b700"  # a 64-bit little-endian ELF program for AArch64 ...
