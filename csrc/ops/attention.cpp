@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "ops/record.h"
+#include "ops/spans.h"
 
 namespace fh {
 namespace {
@@ -12,19 +13,12 @@ struct AttentionRooms {
   std::vector<float> partials;                // split: [item][span][rows * group][2 + dv]
 };
 
-// One item: some rows of one sequence, one kv head. Where no item is a large share of the work (prefill), a thread takes
-// an item and walks its spans. Else (decode over a long context, or beside short ones) spans are dealt out too, and merged
-// in order afterwards. Same bits.
+// One item: some rows of one sequence, one kv head.
 struct Attention final : Op {
   int layer, q, out, heads, window, chunk; KvLayer shape; float scale, softcap;
   MaybeVector sinks;                          // a logit for each head that joins the sum of weights, and no value
   struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
-  struct Deal {                               // a step's work, by seat
-    std::vector<Item> items;
-    std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
-    bool split = false;
-  };
-  Deal deals[Threads::kSeats];
+  SpanDeal<Item> deals[Threads::kSeats];      // a step's work
   AttentionRooms* rooms;
 
   int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
@@ -45,30 +39,20 @@ struct Attention final : Op {
     for (auto& l : rooms->local) l.resize(std::max(l.size(), static_cast<size_t>(2 * unit(tile_rows()))));
   }
   void prepare(const Run& r) override {
-    auto& [items, pieces, split] = deals[r.seat];
-    items.clear();
-    pieces.clear();
-    int64_t total = 0, largest = 0;
+    SpanDeal<Item>& deal = deals[r.seat];
+    deal.clear();
     for (const Segment& seg : r.segments)
       for (int64_t row = 0, count; row < seg.rows; row += count) {
         const int64_t first = seg.position + row, last = first + (count = together(first, seg.rows - row)) - 1;
         for (int h = 0; h < shape.kv_heads; ++h) {
-          Item it{seg, row, count, h, 0, 0, total};
+          Item it{seg, row, count, h, 0, 0, 0};
           it.first_span = static_cast<int>(first_seen(first) / kSpanTokens);
           it.spans = static_cast<int>(last / kSpanTokens) + 1 - it.first_span;
-          total += unit(it.rows) * it.spans;
-          largest = std::max(largest, unit(it.rows) * it.spans);
-          items.push_back(it);
+          deal.add(it, unit(it.rows));
         }
       }
-    const int64_t n = r.active;
-    split = n > 1 && largest * 4 * n > total;
-    if (split) {
-      rooms->partials.resize(std::max(rooms->partials.size(), static_cast<size_t>(total)));
-      for (size_t i = 0; i < items.size(); ++i)
-        for (int s = 0; s < items[i].spans; ++s) pieces.emplace_back(static_cast<int32_t>(i), s);
-      if (pieces.size() == items.size()) split = false;
-    }
+    deal.deal(r.active);
+    if (deal.split) rooms->partials.resize(std::max(rooms->partials.size(), static_cast<size_t>(deal.total)));
   }
   AttnArgs args(const Run& r, const Item& it) const {
     AttnArgs a;
@@ -123,26 +107,16 @@ struct Attention final : Op {
   }
   void run(Run& r, int thread) override {
     float* scratch = rooms->local[static_cast<size_t>(thread)].data();
-    const Deal& deal = deals[r.seat];
-    const std::vector<Item>& items = deal.items;
-    if (!deal.split) {
-      share(r, first, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) { whole(r, items[static_cast<size_t>(i)], scratch); });
-      return;
-    }
-    share_stream(r, first, static_cast<int64_t>(deal.pieces.size()), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
-        const Item& it = items[static_cast<size_t>(n)];
-        r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
-                         rooms->partials.data() + it.partial + s * unit(it.rows));
-      }
+    const SpanDeal<Item>& deal = deals[r.seat];
+    if (!deal.split) return deal.each_item(r, first, [&](const Item& it) { whole(r, it, scratch); });
+    const auto partial = [&](const Item& it, int64_t s) { return rooms->partials.data() + it.partial + s * unit(it.rows); };
+    deal.each_piece(r, first, [&](const Item& it, int s) {
+      r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s, partial(it, s));
     });
-    share(r, second, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) {
-      const Item& it = items[static_cast<size_t>(i)];
+    deal.each_item(r, second, [&](const Item& it) {
       const int64_t count = it.rows * (heads / shape.kv_heads);
       start(scratch, count);
-      for (int s = 0; s < it.spans; ++s)
-        r.k->attend_merge(scratch, rooms->partials.data() + it.partial + s * unit(it.rows), static_cast<int>(count), shape.dv);
+      for (int s = 0; s < it.spans; ++s) r.k->attend_merge(scratch, partial(it, s), static_cast<int>(count), shape.dv);
       end(r, args(r, it), it, scratch);
     });
   }

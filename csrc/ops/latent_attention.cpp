@@ -3,6 +3,7 @@
 
 #include "kernels/latent.h"
 #include "ops/record.h"
+#include "ops/spans.h"
 
 namespace fh {
 namespace {
@@ -13,18 +14,12 @@ struct LatentRooms {
   std::vector<float> partials, packed;        // where spans are dealt out
 };
 
-// One item: some queries of one sequence, a row's heads one after another. Where no item is a large share of the work (prefill),
-// a thread takes an item and walks its spans. Else (decode) spans are dealt out too, and merged in order afterwards. Same bits.
+// One item: some queries of one sequence, a row's heads one after another.
 struct LatentAttention final : Op {
   int layer, q, out, heads, d, latent; float scale;
   Phase merged;
   struct Item { Segment seg; int64_t query; int n, spans; int64_t partial, packed; };
-  struct Deal {                               // a step's work, by seat
-    std::vector<Item> items;
-    std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
-    bool split = false;
-  };
-  Deal deals[Threads::kSeats];
+  SpanDeal<Item> deals[Threads::kSeats];      // a step's work
   LatentRooms* rooms;
 
   int64_t unit(int64_t n) const { return latent_partial(n, latent); }
@@ -35,28 +30,21 @@ struct LatentAttention final : Op {
   }
   void prepare(const Run& r) override {
     merged.reset(r.seat);
-    auto& [items, pieces, split] = deals[r.seat];
-    items.clear();
-    pieces.clear();
-    int64_t total = 0, packed = 0, largest = 0;
+    SpanDeal<Item>& deal = deals[r.seat];
+    deal.clear();
+    int64_t packed = 0;
     for (const Segment& seg : r.segments)
       for (int64_t i = 0; i < seg.rows * heads; i += kLatentQueries) {
         const int n = static_cast<int>(std::min<int64_t>(kLatentQueries, seg.rows * heads - i));
         const int spans = static_cast<int>((seg.position + (i + n - 1) / heads) / kSpanTokens) + 1;
-        items.push_back({seg, i, n, spans, total, packed});
-        total += unit(n) * spans;
+        deal.add({seg, i, n, spans, 0, packed}, unit(n));
         packed += latent_packed(n, d);
-        largest = std::max(largest, unit(n) * spans);
       }
-    split = r.active > 1 && largest * 4 * r.active > total;
-    if (split) {
-      const auto grow = [](auto& v, int64_t n) { v.resize(std::max(v.size(), static_cast<size_t>(n))); };
-      grow(rooms->partials, total);
-      grow(rooms->packed, packed);
-      for (size_t i = 0; i < items.size(); ++i)
-        for (int s = 0; s < items[i].spans; ++s) pieces.emplace_back(static_cast<int32_t>(i), s);
-      if (pieces.size() == items.size()) split = false;
-    }
+    deal.deal(r.active);
+    if (!deal.split) return;
+    const auto grow = [](auto& v, int64_t n) { v.resize(std::max(v.size(), static_cast<size_t>(n))); };
+    grow(rooms->partials, deal.total);
+    grow(rooms->packed, packed);
   }
   LatentArgs args(const Run& r, const Item& it) const {
     LatentArgs a;
@@ -92,28 +80,15 @@ struct LatentAttention final : Op {
   void run(Run& r, int thread) override {
     const LatentKernels& k = latent_kernels(*r.k);
     float* mine = rooms->local[static_cast<size_t>(thread)].data();
-    const Deal& deal = deals[r.seat];
-    const std::vector<Item>& items = deal.items;
-    const auto count = static_cast<int64_t>(items.size());
-    if (!deal.split) {
-      share(r, first, count, 1, [&](int64_t i, int64_t) { whole(k, args(r, items[static_cast<size_t>(i)]), items[static_cast<size_t>(i)], mine); });
-      return;
-    }
-    share(r, first, count, 1, [&](int64_t i, int64_t) {
-      const Item& it = items[static_cast<size_t>(i)];
-      k.pack(args(r, it), it.query, it.n, rooms->packed.data() + it.packed);
-    });
-    share_stream(r, second, static_cast<int64_t>(deal.pieces.size()), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
-        const Item& it = items[static_cast<size_t>(n)];
-        k.span(args(r, it), it.query, it.n, rooms->packed.data() + it.packed, s, mine, rooms->partials.data() + it.partial + s * unit(it.n));
-      }
-    });
-    share(r, merged, count, 1, [&](int64_t i, int64_t) {
-      const Item& it = items[static_cast<size_t>(i)];
+    const SpanDeal<Item>& deal = deals[r.seat];
+    if (!deal.split) return deal.each_item(r, first, [&](const Item& it) { whole(k, args(r, it), it, mine); });
+    const auto packed = [&](const Item& it) { return rooms->packed.data() + it.packed; };
+    const auto partial = [&](const Item& it, int64_t s) { return rooms->partials.data() + it.partial + s * unit(it.n); };
+    deal.each_item(r, first, [&](const Item& it) { k.pack(args(r, it), it.query, it.n, packed(it)); });
+    deal.each_piece(r, second, [&](const Item& it, int s) { k.span(args(r, it), it.query, it.n, packed(it), s, mine, partial(it, s)); });
+    deal.each_item(r, merged, [&](const Item& it) {
       start(mine, it.n);
-      for (int s = 0; s < it.spans; ++s) k.merge(mine, rooms->partials.data() + it.partial + s * unit(it.n), it.n, latent);
+      for (int s = 0; s < it.spans; ++s) k.merge(mine, partial(it, s), it.n, latent);
       k.finish(args(r, it), it.query, it.n, mine);
     });
   }
