@@ -7,16 +7,23 @@
 namespace fh {
 namespace {
 
-struct RouterScores { std::vector<float> values; };   // [rows][experts], of the op that runs
+// Of the op that runs.
+struct RouterScores {
+  std::vector<float> values;                  // [rows][experts]
+  std::vector<std::vector<float>> rooms;      // by thread: see Routing::room
+};
 
 struct Route final : Op {
   Input in; MatrixPtr w; Routing rule; int out;
-  std::vector<float>* scores;
+  RouterScores* scores;
   Phase third;
   const uint8_t* weights() const override { return w->w.data; }
   void allocate(int64_t max_rows, int threads) override {
     in.scratch->allocate(max_rows, threads);
-    scores->resize(std::max(scores->size(), static_cast<size_t>(max_rows * w->w.n)));
+    const auto grow = [](std::vector<float>& v, int64_t n) { v.resize(std::max(v.size(), static_cast<size_t>(n))); };
+    grow(scores->values, max_rows * w->w.n);
+    scores->rooms.resize(static_cast<size_t>(threads));
+    for (auto& room : scores->rooms) grow(room, rule.room(w->w.n));
   }
   void validate(const Step& s) const override { refuse_adapters(s, w); }
   void prepare(const Run& r) override { third.reset(r.seat); }
@@ -28,11 +35,12 @@ struct Route final : Op {
       for (int64_t p = begin; p < end; ++p) {
         const int64_t after = panel_after(*this, r, p, end);
         in.multiply(r, *w, p, p + 1, t0, nt, tiles, after < w->w.count() ? w->w.high(after) : following);
-        const Place to(*w, p, p + 1, t0, scores->data());
+        const Place to(*w, p, p + 1, t0, scores->values.data());
         r.k->store_rows(tiles, to.width, nt, rule.bias ? rule.bias->data() + p * kPanelRows : nullptr, false, to.y, to.ld);
       }
     });
-    each_row(r, third, rows, [&](int64_t t) { rule.choose(scores->data() + t * experts, experts, r.buffer[out] + t * 2 * rule.top_k); });
+    float* room = scores->rooms[static_cast<size_t>(thread)].data();
+    each_row(r, third, rows, [&](int64_t t) { rule.choose(scores->values.data() + t * experts, experts, r.buffer[out] + t * 2 * rule.top_k, room); });
   }
 };
 
@@ -69,7 +77,7 @@ int route(Plan& plan, int x, MatrixPtr router, int top_k, MaybeVector norm, floa
   check_rule(op->rule, experts);
   op->in = Input::record(plan, x, {std::move(norm), eps}, {router});
   op->w = std::move(router);
-  op->scores = &plan.shared<RouterScores>().values;
+  op->scores = &plan.shared<RouterScores>();
   op->out = plan.buffer(2 * top_k);
   op->reads.push_back(x);
   op->writes.push_back(op->out);

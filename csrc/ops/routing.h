@@ -4,7 +4,6 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "ops/op.h"
 
@@ -18,16 +17,18 @@ struct Routing {
   float epsilon, least, scale, jitter;
   MaybeVector bias, correction;               // of the logits; of what is compared alone
 
+  // Floats of a thread's own that choose() works in: what is compared, the groups' scores, the groups that are kept.
+  int64_t room(int64_t experts) const { return experts + groups + kept; }
   // Fills ids [top_k], ascending, and weights [top_k] behind them; `row` is overwritten. All sums in order of id.
-  void choose(float* row, int64_t experts, float* ids) const {
+  void choose(float* row, int64_t experts, float* ids, float* room) const {
     float* weights = ids + top_k;
     if (scoring == Scoring::SparseMixer) return mix(row, experts, ids, weights);
     // What is compared, where that is not the logits themselves: both scorings rise with a logit, but a correction and a
     // sum of two depend on their values.
     const bool plain = !correction && !sum_of_two;
-    if (plain) pick(row, experts, ids);
+    if (plain) pick(row, experts, ids, room + experts);
     const float damage = scoring == Scoring::Softmax ? softmax(row, experts) : sigmoid(row, experts);
-    if (!plain) pick_corrected(row, experts, ids);
+    if (!plain) pick_corrected(row, experts, ids, room);
     std::sort(ids, ids + top_k);
     float sum = 0;
     for (int i = 0; i < top_k; ++i) sum += weights[i] = row[static_cast<int64_t>(ids[i])];
@@ -49,11 +50,10 @@ struct Routing {
     for (int64_t e = 0; e < experts; ++e) all += row[e] = 1.0f / (1.0f + std::exp(-row[e]));
     return all - all;
   }
-  void pick_corrected(const float* row, int64_t experts, float* ids) const {
-    thread_local std::vector<float> compared;
-    compared.assign(row, row + experts);
-    for (int64_t e = 0; correction && e < experts; ++e) compared[static_cast<size_t>(e)] += correction->data()[e];
-    pick(compared.data(), experts, ids);
+  void pick_corrected(const float* row, int64_t experts, float* ids, float* room) const {
+    std::copy_n(row, experts, room);
+    for (int64_t e = 0; correction && e < experts; ++e) room[e] += correction->data()[e];
+    pick(room, experts, ids, room + experts);
   }
   // A score that is not a number counts as the least, so that ids are valid and differ whatever a damaged file holds; the
   // weights of such a row are NaN.
@@ -68,22 +68,20 @@ struct Routing {
     for (; at > 0 && v > of(best[at - 1]); --at) best[at] = best[at - 1];
     best[at] = static_cast<float>(e);
   }
-  // Ids of the top_k greatest of the groups that are kept.
-  void pick(const float* row, int64_t experts, float* ids) const {
+  // Ids of the top_k greatest of the groups that are kept. scores: [groups] and [kept] floats of room.
+  void pick(const float* row, int64_t experts, float* ids, float* scores) const {
     int n = 0;
     if (kept == groups) {
       for (int64_t e = 0; e < experts; ++e) insert(row, ids, n, top_k, e);
       return;
     }
     const int64_t size = experts / groups;
-    thread_local std::vector<float> scores, open;
-    scores.resize(static_cast<size_t>(groups));
-    open.resize(static_cast<size_t>(kept));
-    for (int g = 0; g < groups; ++g) scores[static_cast<size_t>(g)] = group_score(row + g * size, size);
-    for (int g = 0, m = 0; g < groups; ++g) insert(scores.data(), open.data(), m, kept, g);
-    std::sort(open.begin(), open.end());      // experts are compared by ascending id
-    for (const float g : open)
-      for (int64_t e = static_cast<int64_t>(g) * size, end = e + size; e < end; ++e) insert(row, ids, n, top_k, e);
+    float* open = scores + groups;
+    for (int g = 0; g < groups; ++g) scores[g] = group_score(row + g * size, size);
+    for (int g = 0, m = 0; g < groups; ++g) insert(scores, open, m, kept, g);
+    std::sort(open, open + kept);             // experts are compared by ascending id
+    for (int g = 0; g < kept; ++g)
+      for (int64_t e = static_cast<int64_t>(open[g]) * size, end = e + size; e < end; ++e) insert(row, ids, n, top_k, e);
   }
   float group_score(const float* row, int64_t size) const {
     float best = -INFINITY, second = -INFINITY;
