@@ -16,14 +16,20 @@ namespace {
 //
 // Where a step wants choices alone, a head in two planes is screened: the high plane gives each token an upper bound,
 // and a panel is finished with its low plane only if one of its bounds reaches the best logit seen so far. Threads share
-// that mark, so which panels are finished depends on their timing, and what is chosen does not.
+// that mark, so which panels are finished depends on their timing, and what is chosen does not. Where logits lie so close
+// together that bounds rule out little (a hot temperature; weights drawn at random), the next steps finish every panel at once.
 struct Logits final : Op {
   static constexpr int64_t kScreenRows = 64;  // choices whose bounds are taken together: 4 KB
+  // A screen reads seven tenths of a head, and a panel finished by itself costs a panel in order and half as much again (Zen 5,
+  // Q6_K, one thread: 1.07 ms where all are finished, 0.57 without a screen). So it pays below a third; above, one step in 32 tries.
+  static constexpr int64_t kPays = 3, kWhole = 31;
   Input in; MatrixPtr w; MaybeVector bias; float scale, softcap;
   ActScratch scratch;                         // its own: two rows for each that wants logits or a choice
   ScreenRows seen;                            // one a choice
   std::vector<Contest> contests;              // one a choice
   std::vector<float> rows;                    // logits of the choices, where the head is not screened
+  int64_t whole = 0;                          // steps to come that finish every panel of a screened head
+  std::atomic<int64_t> finished{0};           // panels of this step, for a choice each; drafts' are not counted
 
   const uint8_t* weights() const override { return w->w.data; }
   int64_t parts() const { return in.want[kActF32] ? 1 : 2; }
@@ -39,6 +45,7 @@ struct Logits final : Op {
   }
   void prepare(const Run& r) override {
     const Step& s = *r.step;
+    finished.store(0, std::memory_order_relaxed);
     contests.clear();
     for (int64_t i = 0; i < s.nchoices; ++i) contests.emplace_back(s.choices[i], r.threads->size());
     if (!screens(s)) rows.resize(std::max(rows.size(), static_cast<size_t>(s.nchoices * w->w.n)));
@@ -58,6 +65,7 @@ struct Logits final : Op {
     if (s.nchoices && (s.tokens_end < 1 || s.tokens_end > w->w.n)) refuse("choices among " + std::to_string(s.tokens_end) + " tokens of a head of " + std::to_string(w->w.n));
   }
   void settle(const Step& s) override {
+    if (screens(s)) whole = whole ? whole - 1 : finished * kPays > panels(s) * s.nchoices ? kWhole : 0;
     for (int64_t i = 0; i < s.nchoices; ++i) {
       const Choice& c = s.choices[i];
       s.chosen[i] = screens(s) ? contests[static_cast<size_t>(i)].winner()
@@ -86,7 +94,7 @@ struct Logits final : Op {
     const float* d = (n == 32 ? in.scratch->scale32 : in.scratch->scale256).data() + at * (k / n);
     for (int64_t i = 0; i < k; ++i) rest[i] = x[i] - d[i / n] * static_cast<float>(q[i]);
     in.quantize(r, rest, (at + 1) * k, k);
-    if (!screens(s)) return;
+    if (!screens(s) || whole) return;
     for (int64_t i = 0; i < k; i += n)         // what the products see of the row: both roundings of it together
       for (int64_t j = i; j < i + n; ++j) rest[j] = d[i / n] * static_cast<float>(q[j]) + d[(k + i) / n] * static_cast<float>(q[k + j]);
     seen.set(t, rest);
@@ -122,23 +130,48 @@ struct Logits final : Op {
       std::copy_n(tile + t * kPanelRows, panel_width(*w, p), y + p * kPanelRows);
     }
   }
+  static int64_t panels(const Step& s) { return (s.tokens_end + kPanelRows - 1) / kPanelRows; }   // whose ids may be chosen
+  // All of `next`, where two tiles or more are long enough for it to come.
+  int64_t ahead(const Run& r) const { return r.step->rows < r.k->gemm_rows ? r.ahead : w->w.panel_bytes; }
   void screen(Run& r, int thread) {
     const Step& s = *r.step;
-    share_stream(r, second, (s.tokens_end + kPanelRows - 1) / kPanelRows, [&](int64_t begin, int64_t end) {
+    share_stream(r, second, panels(s), [&](int64_t begin, int64_t end) {
+      int64_t count = 0;
       for (int64_t p = begin; p < end; ++p)
-        for (int64_t t = 0; t < s.nchoices; t += kScreenRows)
-          screen_panel(r, thread, p, w->w.high(panel_after(*this, r, p, end)), t, std::min(kScreenRows, s.nchoices - t));
+        for (int64_t t = 0; t < s.nchoices; t += kScreenRows) {
+          const int64_t nt = std::min(kScreenRows, s.nchoices - t);
+          const uint8_t* next = w->w.high(panel_after(*this, r, p, end));
+          if (whole) finish_all(r, thread, p, next, t, nt);
+          else count += screen_panel(r, thread, p, next, t, nt);
+        }
+      finished.fetch_add(count, std::memory_order_relaxed);
     });
   }
-  void screen_panel(const Run& r, int thread, int64_t p, const uint8_t* next, int64_t t0, int64_t nt) {
+  // Returns how many choices' panels were finished.
+  int64_t screen_panel(const Run& r, int thread, int64_t p, const uint8_t* next, int64_t t0, int64_t nt) {
     alignas(64) float upper[kScreenRows * kPanelRows];
     Acts high = seen.acts();
     high.next = next;
-    high.ahead = r.step->rows < r.k->gemm_rows ? r.ahead : w->w.panel_bytes;   // all of `next`: two tiles or more are long enough for it to come
+    high.ahead = ahead(r);
     r.k->screen[static_cast<int>(w->w.type)](w->w, p, high, seen.reach.data(), t0, nt, upper);
+    int64_t count = 0;
     for (int64_t t = 0; t < nt; ++t) {
       const uint32_t able = contests[static_cast<size_t>(t0 + t)].able(upper + t * kPanelRows, p * kPanelRows, ids(r, p));
-      if (able) finish(r, thread, t0 + t, p, able);
+      if (!able) continue;
+      finish(r, thread, t0 + t, p, able);
+      ++count;
+    }
+    return count;
+  }
+  void finish_all(const Run& r, int thread, int64_t p, const uint8_t* next, int64_t t0, int64_t nt) {
+    alignas(64) float exact[2 * kScreenRows * kPanelRows];
+    Acts acts = in.acts(r, *w, in.scratch->normed.data(), next);
+    acts.ahead = ahead(r);
+    product(r, acts, p, 2 * t0, 2 * nt, exact);
+    for (int64_t t = 0; t < nt; ++t) {
+      const float* logits = exact + t * kPanelRows;
+      Contest& contest = contests[static_cast<size_t>(t0 + t)];
+      contest.offer(thread, logits, p * kPanelRows, ids(r, p), contest.able(logits, p * kPanelRows, ids(r, p)));
     }
   }
   // Offers choice t the exact logits of panel p.

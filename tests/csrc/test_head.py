@@ -144,6 +144,7 @@ class Head:
     """A model that is nothing but its head: the activations of token i are row i of `hidden`, normalised."""
 
     def __init__(self, raw: np.ndarray, name: str, hidden: F32, threads: int = 2) -> None:
+        self.made_of = raw, name, hidden, threads
         self.rows, k = hidden.shape
         cache = native.KvCache([(1, 32, 32)], 1)
         self.plan = native.Plan(native.Threads(threads), cache, max(self.rows, 2))
@@ -159,8 +160,12 @@ class Head:
         wanted = np.array(logit_rows, np.int32)
         return self.plan.run(rows, rows, np.zeros_like(rows), table, wanted, choices, tokens_end)
 
+    def anew(self) -> Head:
+        """Return the same model without its past: its first step of choices screens."""
+        return Head(*self.made_of)
+
     def check(self, tokens_end: int, temperatures=(0.0, 0.7, 1.3)) -> None:
-        """Compare the choices of all rows with those from all logits, alone and in company."""
+        """Compare the choices of all rows with those from all logits, alone and in company, screened and not."""
         logits, _ = self.run(range(self.rows))
         for seed, temperature in enumerate(temperatures):
             choices = [(i, temperature, seed, 10 + i) for i in range(self.rows)]
@@ -169,7 +174,9 @@ class Head:
                 for i, t, s, p in choices
             ]
             assert self.run([], choices, tokens_end)[1].tolist() == want
+            assert self.anew().run([], choices, tokens_end)[1].tolist() == want
             assert [self.run([], [c], tokens_end)[1][0] for c in choices] == want
+            assert [self.anew().run([], [c], tokens_end)[1][0] for c in choices] == want
             half = self.rows // 2
             some, chosen = self.run(range(half), choices[half:], tokens_end)
             assert chosen.tolist() == want[half:]
@@ -182,6 +189,32 @@ def test_a_choice_is_the_choice_from_all_logits(name, threads):
     k = 512 if BLOCK[name] == 256 else 96
     hidden = normal(3, 11, k)
     Head(raw_rows(name, 1000, k), name, hidden, threads).check(990)
+
+
+@HEADS
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_steps_that_read_all_choose_as_those_that_screen(name, temperature):
+    """Equal rows leave a screen nothing to drop: after the first step it is left out, then tried again."""
+    k = 256
+    raw = raw_rows(name, 300, k)
+    raw[150:] = raw[:150]
+    head = Head(raw, name, normal(1, 4, k))
+    logits, _ = head.run(range(4))
+    for position in range(70):
+        choices = [(i, temperature, 7, position) for i in range(4)]
+        want = [native.sample(logits[i].copy(), t, 0, 1.0, 0.0, 1.0, s, p) for i, t, s, p in choices]
+        assert head.run([], choices, 300)[1].tolist() == want
+
+
+@HEADS
+def test_damage_is_seen_with_the_screen_and_without(name):
+    k = 256
+    raw = raw_rows(name, 300, k).reshape(300, -1, row_bytes(QuantType[name], BLOCK[name]))
+    raw[:] = raw[5]  # ties: all are finished
+    at = HALVES[name][0]
+    raw[290, 0, at : at + 2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+    head = Head(raw, name, normal(1, 1, k))
+    assert [head.run([], [(0, t, 0, 0)], 300)[1][0] for t in (0.0, 1.0, 0.0, 1.0)] == [-1] * 4
 
 
 @HEADS
