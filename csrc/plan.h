@@ -38,6 +38,8 @@ class Plan {
   int64_t vocab() const { return ends_.vocab; }
   int64_t hidden_width() const { return ends_.width; }   // of the rows that a step may ask for
   void run(const Step& step);      // throws Usage when the step does not fit the plan or the cache
+  void watch();                    // from now on run() counts the calling thread's processor time in each op, from zero
+  std::vector<std::pair<std::string, double>> spent() const;   // ops' names and seconds; empty before watch()
 
   // Where the logits of one step lay, for the next one to lie in once their last reader has let go. Kept by run's caller.
   struct Room { std::shared_ptr<float[]> data; size_t floats = 0; } room;

@@ -1,8 +1,13 @@
 // Checks a step against its plan and runs it. What each op computes is in ops/.
 #include "step.h"
 
+#include <cxxabi.h>
+#include <time.h>
+
 #include <bit>
 #include <chrono>
+#include <cstdlib>
+#include <typeinfo>
 #include <unordered_map>
 
 namespace fh {
@@ -51,11 +56,42 @@ std::vector<Adapted> adapted(const Step& s) {
   return out;
 }
 
+// Whether a step of so many rows reads some weights for a few rows each: all below gemm_rows, which is 17 at most; and a mixture's
+// experts, of which 64 rows by 8 give 128 four each.
+bool streams(int64_t rows) { return rows <= 64; }
+
+// Of this thread alone: what other processes took is not in it.
+double thread_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// The struct's name: Experts, Linear.
+std::string name_of(const Op& op) {
+  int status = 0;
+  const char* mangled = typeid(op).name();
+  const std::unique_ptr<char, decltype(&std::free)> plain(abi::__cxa_demangle(mangled, nullptr, nullptr, &status), &std::free);
+  const std::string name = status ? mangled : plain.get();
+  return name.substr(name.rfind(':') + 1);
+}
+
 }  // namespace
 
 void Plan::run(const Step& step) {
   if (!runner_) refuse("run() before finish()");
   runner_->run(step);
+}
+
+void Plan::watch() {
+  if (!runner_) refuse("watch() before finish()");
+  runner_->watch();
+}
+
+std::vector<std::pair<std::string, double>> Plan::spent() const {
+  std::vector<std::pair<std::string, double>> out;
+  for (size_t i = 0; runner_ && i < runner_->spent().size(); ++i) out.emplace_back(name_of(*trace_.ops[i]), runner_->spent()[i]);
+  return out;
 }
 
 void StepRunner::validate(const Step& s) const {
@@ -149,9 +185,8 @@ void StepRunner::run(const Step& step) {
   // Prefill beside decode: a trial at half the threads would double the longest step that decoding streams wait for.
   const int64_t wanted = step.nlogits + step.nchoices;
   const bool mixed = step.nseqs > 1 && wanted > 0 && wanted < step.rows;
-  const bool streams = step.rows < kernels()->gemm_rows;
-  const bool tries_prefetch = streams && (mixed || !tuner.trying());
-  const int64_t ahead = !streams ? 0 : tries_prefetch ? prefetch_.ahead(step.rows) : prefetch_.settled();
+  const bool tries_prefetch = streams(step.rows) && (mixed || !tuner.trying());
+  const int64_t ahead = !streams(step.rows) ? 0 : tries_prefetch ? prefetch_.ahead(step.rows) : prefetch_.settled();
   Seat& seat = ready(step, turn.seat(), mixed ? tuner.settled() : tuner.threads(), ahead);
   const auto start = std::chrono::steady_clock::now();
   turn.run([this, &seat](int thread) { walk(seat, thread); }, seat.run.active);
@@ -169,9 +204,8 @@ StepRunner::Seat& StepRunner::ready(const Step& step, int number, int active, in
   if (trace_.narrow) {
     seat.narrowed.take(step);
     seat.run.wanted = &seat.narrowed.rows;
-    const bool streams = seat.narrowed.step.rows < kernels()->gemm_rows;
     seat.rest.origin = &seat.narrowed.rows;
-    fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? prefetch_.settled() : ahead);
+    fill(seat.rest, seat.narrowed.step, number, active, streams(step.rows) || !streams(seat.narrowed.step.rows) ? ahead : prefetch_.settled());
   }
   for (size_t i = 0; i < trace_.ops.size(); ++i) {
     Op& op = *trace_.ops[i];
@@ -198,10 +232,16 @@ void StepRunner::fill(Run& r, const Step& step, int seat, int active, int64_t ah
 }
 
 void StepRunner::walk(Seat& seat, int thread) {
+  const bool watched = thread == 0 && !spent_.empty();
+  double before = watched ? thread_seconds() : 0;
   for (size_t i = 0; i < trace_.ops.size(); ++i) {
     Run& r = part(seat, i);
     if (!r.step->rows) return;
     trace_.ops[i]->run(r, thread);
+    if (!watched) continue;
+    const double now = thread_seconds();
+    spent_[i] += now - before;
+    before = now;
   }
 }
 

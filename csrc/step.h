@@ -16,6 +16,9 @@ class StepRunner {
  public:
   explicit StepRunner(Trace& trace) : trace_(trace) {}
   void run(const Step& step);
+  // From now on counts the calling thread's processor time in each op, from zero.
+  void watch() { spent_.assign(trace_.ops.size(), 0.0); }
+  const std::vector<double>& spent() const { return spent_; }
 
  private:
   // A step in one seat: as it came, and what is left of it after the Narrow op.
@@ -32,6 +35,7 @@ class StepRunner {
   ThreadTuner& thread_tuner(int64_t rows);
 
   Trace& trace_;
+  std::vector<double> spent_;                                           // seconds by op; empty: not watched
   PrefetchTuner prefetch_;
   std::vector<ThreadTuner> thread_tuners_;                              // by size of step: see thread_tuner()
   std::mutex one_step_;

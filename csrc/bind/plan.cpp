@@ -144,6 +144,8 @@ Op methods take and return buffer numbers: float32 activations [rows of the step
   bind_ops(plan);
   plan.def_prop_ro("hidden_width", &Plan::hidden_width, "Width of the rows `run` gives as hidden.")
       .def("finish", &Plan::finish, "Check the trace and allocate activation buffers.")
+      .def("watch", &Plan::watch, "Count from now on, and from zero, the calling thread's processor time in each op of `run`.")
+      .def("spent", &Plan::spent, "Each op's name and the seconds counted, in the plan's order; empty before `watch`.")
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
            "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "window_tables"_a = nb::none(), "pieces"_a = nb::none(),
