@@ -449,6 +449,12 @@ class Plan:
     def finish(self) -> None:
         """Check the trace and allocate activation buffers."""
 
+    def watch(self) -> None:
+        """Count from now on, and from zero, the calling thread's processor time in each op of `run`."""
+
+    def spent(self) -> list[tuple[str, float]]:
+        """Each op's name and the seconds counted, in the plan's order; empty before `watch`."""
+
     def run(
         self,
         tokens: I32,
