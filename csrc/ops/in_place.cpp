@@ -93,23 +93,27 @@ void scale(Plan& plan, int x, float factor) {
 FREEHOLD_OP(scale, "x *= factor, in place.", "x"_a, "factor"_a)
 
 struct AddRows final : Op {
-  int x, y; int64_t k;
+  int x, y; int64_t k, of, at;                // of: width of x, all of which from `at` on grows by y, k wide
   void run(Run& r, int) override {
-    each_row(r, first, r.step->rows, [&](int64_t t) { r.k->add(r.buffer[x] + t * k, r.buffer[y] + t * k, k); });
+    each_row(r, first, r.step->rows, [&](int64_t t) {
+      for (int64_t i = at; i < of; i += k) r.k->add(r.buffer[x] + t * of + i, r.buffer[y] + t * k, k);
+    });
   }
 };
 
-void add(Plan& plan, int x, int y) {
-  const int64_t k = plan.width_of(x);
-  plan.want_width(y, k, "the addend");
+void add(Plan& plan, int x, int y, int64_t at) {
+  const int64_t of = plan.width_of(x), k = plan.width_of(y);
+  if (at < 0 || at >= of || (of - at) % k) refuse("add() of " + std::to_string(k) + " inputs to those from " + std::to_string(at) + " on of " + std::to_string(of));
   auto op = std::make_unique<AddRows>();
   op->x = x;
   op->y = y;
   op->k = k;
+  op->of = of;
+  op->at = at;
   op->reads = {x, y};
   plan.add(std::move(op));
 }
-FREEHOLD_OP(add, "x += y, in place.", "x"_a, "y"_a)
+FREEHOLD_OP(add, "x += y in place; with `at`, or where x is wider, every part of x as wide as y, from `at` on.", "x"_a, "y"_a, "at"_a = 0)
 
 struct MultiplyRows final : Op {
   int x, y; int64_t k, of, at;                // `of`: width of y, whose part at `at` is read

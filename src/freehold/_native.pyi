@@ -186,8 +186,8 @@ class Plan:
     """
 
     def __init__(self, threads: Threads, cache: KvCache | None, max_rows: int) -> None: ...
-    def add(self, x: int, y: int) -> None:
-        """x += y, in place."""
+    def add(self, x: int, y: int, at: int = 0) -> None:
+        """x += y in place; with `at`, or where x is wider, every part of x as wide as y, from `at` on."""
 
     def add_norm(self, residual: int, x: int, weight: F32, eps: float) -> None:
         """residual += norm(x), in place."""
@@ -212,8 +212,19 @@ class Plan:
     def clamp(self, x: int, limit: float) -> None:
         """Limit every value to [-limit, limit], in place."""
 
-    def embed(self, table: Matrix, scale: float = 1.0) -> int:
-        """x = table[token] * scale."""
+    def correct(
+        self, x: int, made: int, router: F32, norm: F32, coefs: F32, scale: F32, active: int, eps: float
+    ) -> int:
+        """Move every stream of a row, in place, by what a layer made of the active one; return that stream times `scale`.
+
+        router: [streams, width], norm and scale: [width], coefs: [streams, streams], flat.
+        """
+
+    def embed(self, table: Matrix, scale: float = 1.0, beyond: int = -1) -> int:
+        """x = table[token] * scale.
+
+        `beyond`: the row of tokens after the table's last; -1: they are refused.
+        """
 
     def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> int:
         """x = words[token] + positions[position] + kinds[0]."""
@@ -274,6 +285,9 @@ class Plan:
         Value head j reads key head j % key_heads if `tiled`, else j / (heads / key_heads).
         The layer's state is [heads][blocks of 16 columns][keys][16]. decay and beta are overwritten.
         """
+
+    def gaussian_gate(self, gate: int, up: int, above: float) -> None:
+        """gate = gelu(max(gate - cut, 0)) * up in place (tanh form), cut = mean + above * deviation of the row's gates."""
 
     def hidden(self, x: int) -> None:
         """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
@@ -353,6 +367,12 @@ class Plan:
         The softcap of scale * (W · n + bias), n = norm(x) or x.
         """
 
+    def merge(self, x: int, others: int, least: float) -> int:
+        """The mean of the first stream of x and of the parts of `others`, each scaled to that stream's root mean square.
+
+        `least`: of the mean square of a part.
+        """
+
     def multiply(self, x: int, y: int, at: int = 0) -> None:
         """x *= the part of y that begins at `at`, in place."""
 
@@ -361,6 +381,15 @@ class Plan:
 
     def norm_gate(self, y: int, gate: int, weight: F32 | None, eps: float = 0.0, *, act: str) -> None:
         """y = norm(y) * act(gate) in place, a norm of heads as wide as the weight, or none; act: silu or sigmoid."""
+
+    def part(self, x: int, at: int, width: int) -> int:
+        """A copy of `width` inputs of every row, from `at` on."""
+
+    def predict(self, x: int, router: F32, norm: F32, coefs: F32, active: int, eps: float) -> int:
+        """Mix the streams of every row in place by coefficients that its active stream gives; return that stream of the result.
+
+        router: [streams, width], norm: [width], coefs: [streams * streams, streams], flat.
+        """
 
     def rope_store(
         self,
@@ -425,6 +454,12 @@ class Plan:
 
         The layer's state keeps the inputs that the next tokens need, from float `at` of its convolution's on.
         `weight` is float32 [channels * taps], of a channel its oldest input's first; act is "none" or "silu".
+        """
+
+    def spread(self, x: int, others: int, least: float) -> int:
+        """Streams: x, then parts of `others` as wide as x, each scaled to the root mean square of x.
+
+        `least`: of the mean square of a part.
         """
 
     def ssm_scan(

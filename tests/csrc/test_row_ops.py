@@ -13,6 +13,7 @@ from freehold.errors import UsageError
 from freehold.formats import QuantType, Tensor
 from freehold.layers import LayerSpec
 from freehold.models.config.rope import RopeSpec
+from freehold.models.oracle.arithmetic import gelu_tanh
 from freehold.models.oracle.session import DenseMatrix, KvStore, NumpyOps
 from tests.csrc import F32, normal, same_bits
 
@@ -33,6 +34,8 @@ VALUES = {
     "gates": normal(10, 4 * 32, WIDTH) * np.float32(0.2),
     "ups": normal(11, 4 * 32, WIDTH) * np.float32(0.2),
     "downs": normal(12, 4 * WIDTH, 32) * np.float32(0.2),
+    "pair": normal(13, 2 * WIDTH, WIDTH) * np.float32(0.2),
+    "few": normal(14, 17, WIDTH),
 }
 WEIGHT, BIAS, WIDE = 1 + normal(6, WIDTH) / 4, normal(7, WIDTH), normal(8, 96)
 SPEC = LayerSpec("full", 1, 2, HEAD)
@@ -49,18 +52,24 @@ def dense(name: str, values: F32) -> DenseMatrix:
     return DenseMatrix(Tensor(name, QuantType.F32, values.shape, raw), True)
 
 
-def meant(program: Program, rows: int) -> F32:
+def meant(program: Program, rows: int, values: Mapping[str, F32] = VALUES) -> F32:
     ops = NumpyOps(np.arange(rows) % 64, KvStore(1, False), [SPEC])
-    program(ops, {name: dense(name, values) for name, values in VALUES.items()}, TABLE)
+    program(ops, {name: dense(name, each) for name, each in values.items()}, TABLE)
     assert ops.result is not None
     return ops.result
 
 
-def computed(program: Program, rows: int, wanted: list[int] | None = None, threads: int = 2) -> F32:
+def computed(
+    program: Program,
+    rows: int,
+    wanted: list[int] | None = None,
+    threads: int = 2,
+    values: Mapping[str, F32] = VALUES,
+) -> F32:
     blocks = rows // native.BLOCK_TOKENS + 1
     cache = native.KvCache([(SPEC.kv_heads, HEAD, HEAD)], blocks, "f32")
     plan = native.Plan(native.Threads(threads), cache, rows)
-    matrices = {name: packed(values) for name, values in VALUES.items()}
+    matrices = {name: packed(each) for name, each in values.items()}
     program(plan, matrices, native.Rope(TABLE.inv_freq, TABLE.factor, TABLE.adjacent))
     plan.finish()
     numbers = np.arange(rows, dtype=np.int32)
@@ -130,7 +139,39 @@ def weighed(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     ops.logits(x, m["embed"], WEIGHT, EPS)
 
 
-PROGRAMS = [layer_norms, without_gates, turned, beside, weighed]
+STREAMS = 3
+MIXERS = {
+    "router": normal(20, STREAMS * WIDTH),
+    "norm": (1 + normal(21, WIDTH) / 4) / np.float32(8),
+    "predicted": normal(22, STREAMS**3),
+    "corrected": normal(23, STREAMS**2),
+}
+
+
+def streams(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    first = ops.embed(m["embed"])
+    (others,) = ops.linear(first, (m["pair"],), (None,))
+    x = ops.spread(first, others, 1e-5)
+    router, norm, predicted, corrected = MIXERS.values()
+    for active in (0, 2):
+        made = ops.predict(x, router, norm, predicted, active, EPS)
+        gate, up = ops.linear(made, (m["up"], m["up"]), (None, WIDE), WEIGHT, EPS)
+        ops.gaussian_gate(gate, up, 0.5)
+        ops.linear_add(gate, m["down"], made)
+        row = ops.correct(x, made, router, norm, corrected, WEIGHT, active, EPS)
+        ops.add(x, row, WIDTH)
+    rest = ops.linear_heads(ops.part(x, WIDTH, 2 * WIDTH), m["pair"], 2)
+    ops.logits(ops.merge(x, rest, 1e-5), m["embed"], WEIGHT, EPS)
+
+
+def beyond(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    ops.add(x, ops.embed(m["square"], 0.5, 3))  # of 64 rows, as many as tokens
+    ops.add(x, ops.part(ops.embed(m["few"], 2.0, 3), 0, WIDTH))
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
+PROGRAMS = [layer_norms, without_gates, turned, beside, weighed, streams, beyond]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -172,6 +213,59 @@ def test_a_clipped_value_that_is_not_a_number_stays_one():
     assert np.isnan(computed(program, 2)).all()
 
 
+def test_a_gate_at_the_cut_gives_nothing_and_its_neighbours_next_to_nothing():
+    """Rounding decides on which side of the cut a gate lies; what it gives grows from 0 there, so neither shows."""
+    gates = np.zeros((3, WIDTH), np.float32)
+    gates[0] = 3.0  # no deviation: all lie at the cut, their mean
+    gates[1, 0::2], gates[1, 1::2] = (
+        1.0,
+        -1.0,
+    )  # deviation 1: the positive ones lie at the cut of one deviation
+    gates[2] = gates[1]
+    gates[2, 0] = np.nextafter(np.float32(1.0), np.float32(2.0))
+
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        gate, up = ops.embed(m["gates"]), ops.embed(m["ones"])
+        ops.gaussian_gate(gate, up, 1.0)
+        ops.logits(gate, m["identity"], None)
+
+    extra = {"gates": gates, "ones": np.ones_like(gates), "identity": np.eye(WIDTH, dtype=np.float32)}
+    for logits in (computed(program, 3, values=extra), meant(program, 3, extra)):
+        assert not logits[:2].any() and np.abs(logits[2]).max() < 1e-6
+
+
+def test_a_gate_that_is_not_a_number_is_not_cut():
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        gate, up = ops.embed(m["embed"], np.nan), ops.embed(m["embed"])
+        ops.gaussian_gate(gate, up, 1.0)
+        ops.logits(gate, m["embed"], None)
+
+    assert np.isnan(computed(program, 2)).all()
+
+
+def test_the_cut_divides_by_all_gates_not_by_one_less():
+    gates = np.zeros((1, WIDTH), np.float32)
+    gates[0, :2] = 4.0, -4.0  # deviation sqrt(32 / 64)
+
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        gate, up = ops.embed(m["gates"]), ops.embed(m["ones"])
+        ops.gaussian_gate(gate, up, 1.0)
+        ops.logits(gate, m["identity"], None)
+
+    extra = {"gates": gates, "ones": np.ones_like(gates), "identity": np.eye(WIDTH, dtype=np.float32)}
+    left = np.float32(4 - np.sqrt(0.5))
+    assert computed(program, 1, values=extra)[0, 0] == pytest.approx(gelu_tanh(left), rel=1e-6)
+
+
+def test_streams_of_zeros_stay_zeros():
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        first = ops.embed(m["embed"], 0.0)
+        x = ops.spread(first, ops.linear(first, (m["pair"],), (None,))[0], 1e-5)
+        ops.logits(ops.merge(x, ops.part(x, WIDTH, 2 * WIDTH), 1e-5), m["embed"], None)
+
+    assert not computed(program, 2).any() and not meant(program, 2).any()
+
+
 def test_what_does_not_fit_is_refused():
     plan = native.Plan(POOL, native.KvCache([(2, HEAD, HEAD)], 1, "f32"), 4)
     m, rope = packed(VALUES["embed"]), native.Rope(TABLE.inv_freq, 1.0, False)
@@ -194,6 +288,14 @@ def test_what_does_not_fit_is_refused():
         plan.norm(x, np.ones(24, np.float32), EPS)
     with pytest.raises(UsageError, match="64 inputs from 1 on of 64"):
         plan.multiply(x, x, 1)
+    with pytest.raises(UsageError, match="add\\(\\) of 64 inputs to those from 32 on of 64"):
+        plan.add(x, x, 32)
+    with pytest.raises(UsageError, match="row 64 is outside a table of 64"):
+        plan.embed(m, 1.0, 64)
+    with pytest.raises(UsageError, match="part\\(\\) of 33 inputs from 32 on of 64"):
+        plan.part(x, 32, 33)
+    with pytest.raises(UsageError, match="a finite number of deviations"):
+        plan.gaussian_gate(x, x, -np.inf)
     with pytest.raises(UsageError, match="what route"):
         plan.weigh(x, np.ones(4, np.float32))
     routes = plan.route(x, packed(VALUES["router"]), 2, renormalise=True)
@@ -201,3 +303,24 @@ def test_what_does_not_fit_is_refused():
         plan.weigh(routes, np.ones(3, np.float32))
     with pytest.raises(UsageError, match="a bias that does not fit"):
         plan.logits(x, m, None, bias=np.ones(3, np.float32))
+
+
+def test_streams_that_do_not_fit_are_refused():
+    plan = native.Plan(POOL, native.KvCache([(2, HEAD, HEAD)], 1, "f32"), 4)
+    first = plan.embed(packed(VALUES["embed"]))
+    x = plan.spread(first, first, 1e-5)  # two streams
+    router, norm, square = (normal(i, n) for i, n in ((30, 2 * WIDTH), (31, WIDTH), (32, 8)))
+    with pytest.raises(UsageError, match="streams of 24 in rows of 128"):
+        plan.predict(x, router, norm[:24], square, 0, EPS)
+    with pytest.raises(UsageError, match="a router of 64 weights for rows of 128"):
+        plan.predict(x, router[:WIDTH], norm, square, 0, EPS)
+    with pytest.raises(UsageError, match="4 coefficients for 2 streams"):
+        plan.predict(x, router, norm, square[:4], 0, EPS)
+    with pytest.raises(UsageError, match="8 coefficients for 2 streams"):
+        plan.correct(x, first, router, norm, square, norm, 0, EPS)
+    with pytest.raises(UsageError, match="stream 2 of 2"):
+        plan.predict(x, router, norm, square, 2, EPS)
+    with pytest.raises(UsageError, match="a least mean square above 0"):
+        plan.spread(first, first, 0.0)
+    with pytest.raises(UsageError, match="merge\\(\\) of streams"):
+        plan.merge(first, first, 1e-5)

@@ -10,7 +10,7 @@ from freehold.models.load import LoadedModel, load_model
 from freehold.models.lora import Adapter, load_adapter
 from tests.engine.hybrids import hybrid as tiny_hybrid
 from tests.vectors.adapters import ATTENTION, Case, write_peft
-from tests.vectors.files import write_gguf
+from tests.vectors.files import write_gguf, write_safetensors
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +68,13 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def sharing(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A gemma4: its last layers read the keys and values of earlier ones, sliding or full."""
     return tiny_hybrid("gemma4", tmp_path_factory.mktemp("engine") / "gemma4")
+
+
+@pytest.fixture(scope="session")
+def streams(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A gemma3n: three residual streams, of which the last is computed, and gates that are cut."""
+    path = write_safetensors("gemma3n-active", tmp_path_factory.mktemp("engine") / "gemma3n")
+    return load_model(path, threads=1, name="tiny-streams")
 
 
 @pytest.fixture(scope="session")

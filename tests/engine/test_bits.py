@@ -31,6 +31,7 @@ ADAPTERS = {
     "kda": "no_adapters",
     "latent": "no_adapters",
     "sharing": "no_adapters",
+    "streams": "no_adapters",
     "parallel": "no_adapters",
 }
 F16_ONLY = {"kda", "latent"}  # latents have no codes

@@ -105,10 +105,6 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rotary positions beside Mamba-2, judged by a reference", ("bamba", "BambaForCausalLM")),
     ("Mamba-1 states", ("jamba", "JambaForCausalLM", "mamba", "MambaForCausalLM", "FalconMambaForCausalLM")),
     (
-        "four residual streams, side paths of low rank and activations cut to the greatest",
-        ("gemma3n", "gemma3n_text", "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
-    ),
-    (
         "a rounding of each token's activations to eight bits, after which no two orders of sums agree",
         ("bitnet", "BitNetForCausalLM"),
     ),

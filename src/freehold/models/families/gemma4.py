@@ -37,14 +37,20 @@ ACT = "gelu_pytorch_tanh"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GemmaSizes4(Sizes):
-    """Sizes of Gemma 4; `head_dim` and `rope` are those of full layers."""
+class SharingSizes(Sizes):
+    """Sizes of decoders whose last layers read keys and values of earlier ones; `rope` is that of full layers."""
 
-    local_dim: int  # width of a head in sliding layers
     rope_local: RopeSpec
     softcap: float  # of logits
     shared: int  # of the last layers, how many keep no keys and values
     inputs: int  # width of a layer's embedding; 0: there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmaSizes4(SharingSizes):
+    """Sizes of Gemma 4; `head_dim` is that of full layers."""
+
+    local_dim: int  # width of a head in sliding layers
     twins: bool  # whether full layers' values are their keys
 
 
@@ -150,17 +156,21 @@ def _full_layers(config: Fields, sizes: dict[str, Any], windows: tuple[int, ...]
 
 
 def _checked(cfg: GemmaSizes4) -> GemmaSizes4:
-    """Return a config whose sharing layers have a layer to read from, and that ends in full attention."""
+    """Return a config that ends in full attention."""
     if cfg.windows[-1]:
         raise UnsupportedModel("the last layer slides; only full attention is supported there")
-    if cfg.shared >= cfg.layers or any(
-        _source(cfg, i) is None for i in range(cfg.layers - cfg.shared, cfg.layers)
-    ):
-        raise BadModelFile(f"{cfg.shared} layers share keys and values that no layer of their kind keeps")
+    check_sources(cfg)
     return cfg
 
 
-def _source(cfg: GemmaSizes4, layer: int) -> int | None:
+def check_sources(cfg: SharingSizes) -> None:
+    """Raise unless every sharing layer has a layer to read from."""
+    first = cfg.layers - cfg.shared
+    if first < 1 or any(source(cfg, i) is None for i in range(first, cfg.layers)):
+        raise BadModelFile(f"{cfg.shared} layers share keys and values that no layer of their kind keeps")
+
+
+def source(cfg: SharingSizes, layer: int) -> int | None:
     """Return the last layer of the same kind that keeps keys and values."""
     kind = bool(cfg.windows[layer])
     own = range(cfg.layers - cfg.shared)
@@ -178,7 +188,7 @@ def layer(cfg: GemmaSizes4, i: int) -> tuple[LayerPart, ...]:
         eps=cfg.eps,
         rope=cfg.rope_local if slides else cfg.rope,
         window=cfg.windows[i],
-        source=_source(cfg, i) if i >= cfg.layers - cfg.shared else None,
+        source=source(cfg, i) if i >= cfg.layers - cfg.shared else None,
         twin=cfg.twins and not slides,
     )
     names = {"norm_name": "pre_feedforward_layernorm", "post_norm": "post_feedforward_layernorm"}
@@ -195,7 +205,7 @@ def ends(cfg: GemmaSizes4) -> InputEnds:
     return InputEnds.of(cfg, scale=scale, softcap=cfg.softcap, layers=cfg.layers, width=cfg.inputs)
 
 
-def left_out(cfg: GemmaSizes4) -> tuple[tuple[str, str], ...]:
+def left_out(cfg: SharingSizes) -> tuple[tuple[str, str], ...]:
     """Published files hold projections of keys and values that sharing layers have no use for."""
     if not cfg.shared:
         return ()

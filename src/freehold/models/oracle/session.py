@@ -37,13 +37,14 @@ from freehold.models.oracle.held import DenseMatrix, KvStore
 from freehold.models.oracle.latent import LatentVerbs
 from freehold.models.oracle.recurrent import RecurrentVerbs
 from freehold.models.oracle.routing import ChosenExperts, ScoreOrder, chosen_experts
+from freehold.models.oracle.streams import StreamVerbs
 
 F32 = NDArray[np.float32]
 
 _ATTENTION_ROWS = 256  # query rows whose scores are held at once
 
 
-class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs):
+class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
     """ops.Ops executed at once: buffers are float32 arrays [rows, width]."""
 
     def __init__(self, tokens: NDArray[np.integer], kv: KvStore, layers: Sequence[LayerSpec]) -> None:
@@ -55,8 +56,10 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs):
         self._kv_heads = [spec.kv_heads for spec in layers]
         self._positions = np.arange(kv.length, kv.length + len(tokens))
 
-    def embed(self, table: DenseMatrix, scale: float = 1.0) -> F32:
-        return table.take(self._tokens) * np.float32(scale)
+    def embed(self, table: DenseMatrix, scale: float = 1.0, beyond: int = -1) -> F32:
+        known = self._tokens < table.height
+        assert known.all() or beyond >= 0, "a token is outside the vocabulary"
+        return table.take(np.where(known, self._tokens, beyond)) * np.float32(scale)
 
     def norm(self, x: F32, weight: F32, eps: float) -> F32:
         return rms_norm(x.reshape(len(x), -1, len(weight)), weight, eps).reshape(x.shape)
@@ -261,8 +264,9 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs):
     def scale(self, x: F32, factor: float) -> None:
         x *= np.float32(factor)
 
-    def add(self, x: F32, y: F32) -> None:
-        x += y
+    def add(self, x: F32, y: F32, at: int = 0) -> None:
+        grown = x[:, at:].reshape(len(x), -1, y.shape[1])
+        x[:, at:] = (grown + y[:, None]).reshape(len(x), -1)
 
     def multiply(self, x: F32, y: F32, at: int = 0) -> None:
         x *= y[:, at : at + x.shape[1]]

@@ -25,7 +25,7 @@ from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import fused
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.parts.norms import NO_NORM
+from freehold.models.parts.norms import NO_NORM, Read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,23 +71,46 @@ class SharingAttention(LayerPart):
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, projections, cache write or not, attention, output, norm and residual."""
-        q = self._store(ops, layer, x, w) if self.source is None else self._query(ops, x, w)
+        self.add(ops, layer, (x, w["attn_norm"]), x, w)
+
+    def add(self, ops: Ops, layer: int, read: Read, x: Buffer, w: Values) -> None:
+        """Compose all after the norm: a side path may read the same rows."""
+        q = self._store(ops, layer, read, w) if self.source is None else self._query(ops, read, w)
         a = ops.attention(layer if self.source is None else self.source, q, 1.0, self.window)
         (a,) = ops.linear(a, (w["o"],), (None,))
         ops.add_norm(x, a, w["attn_post_norm"], self.eps)
 
-    def _store(self, ops: Ops, layer: int, x: Buffer, w: Values) -> Buffer:
+    def _store(self, ops: Ops, layer: int, read: Read, w: Values) -> Buffer:
         names = ("q", "k") if self.twin else ("q", "k", "v")
-        q, k, *v = ops.linear(x, tuple(w[n] for n in names), (None,) * len(names), w["attn_norm"], self.eps)
+        rows, norm = read
+        q, k, *v = ops.linear(rows, tuple(w[n] for n in names), (None,) * len(names), norm, self.eps)
         values = ops.norm(v[0] if v else k, np.ones(self.head_dim, np.float32), self.eps)
         ops.rope_store(layer, q, k, values, w["rope"], w["q_norm"], w["k_norm"], self.eps)
         return q
 
-    def _query(self, ops: Ops, x: Buffer, w: Values) -> Buffer:
-        (q,) = ops.linear(x, (w["q"],), (None,), w["attn_norm"], self.eps)
+    def _query(self, ops: Ops, read: Read, w: Values) -> Buffer:
+        rows, norm = read
+        (q,) = ops.linear(rows, (w["q"],), (None,), norm, self.eps)
         q = ops.norm(q, w["q_norm"], self.eps)
         ops.rotate(q, w["rope"], self.head_dim)
         return q
+
+
+def input_tensors(hidden: int, width: int) -> dict[str, TensorSpec]:
+    """Declare what a layer makes of its embedding, `width` wide: two projections and a norm."""
+    return {
+        "input_gate": matrix("inp_gate.weight", "per_layer_input_gate.weight", width, hidden),
+        "input_up": matrix("proj.weight", "per_layer_projection.weight", hidden, width),
+        "input_norm": vector("post_norm.weight", "post_per_layer_input_norm.weight", hidden),
+    }
+
+
+def layer_input(ops: Ops, layer: int, x: Buffer, w: Values, width: int) -> Buffer:
+    """Compose gate, product and projection of a layer's embedding; the norm stands after it."""
+    h = ops.linear_act(x, w["input_gate"], "gelu")
+    ops.multiply(h, w["inputs"], layer * width)
+    (h,) = ops.linear(h, (w["input_up"],), (None,))
+    return h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,20 +124,12 @@ class LayerInput(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare two projections and a norm, and the factor."""
         found = {"factor": vector("layer_output_scale.weight", "layer_scalar", 1)}
-        if not self.width:
-            return found
-        return found | {
-            "input_gate": matrix("inp_gate.weight", "per_layer_input_gate.weight", self.width, self.hidden),
-            "input_up": matrix("proj.weight", "per_layer_projection.weight", self.hidden, self.width),
-            "input_norm": vector("post_norm.weight", "post_per_layer_input_norm.weight", self.hidden),
-        }
+        return found | (input_tensors(self.hidden, self.width) if self.width else {})
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose gate, product, projection, norm, residual and factor."""
         if self.width:
-            h = ops.linear_act(x, w["input_gate"], "gelu")
-            ops.multiply(h, w["inputs"], layer * self.width)
-            (h,) = ops.linear(h, (w["input_up"],), (None,))
+            h = layer_input(ops, layer, x, w, self.width)
             ops.add_norm(x, h, w["input_norm"], self.eps)
         ops.scale(x, float(w["factor"][0]))
 
@@ -125,6 +140,7 @@ class InputEnds(DecoderEnds):
 
     layers: int
     width: int  # of a layer's embedding; 0: there are none
+    rows: int = 0  # of their table; 0: as many as tokens. Tokens beyond it read its first row
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the table of all layers' embeddings, of which a token reads a row, and what joins it."""
@@ -138,7 +154,7 @@ class InputEnds(DecoderEnds):
         project = "per_layer_model_proj.weight", "model.per_layer_model_projection.weight"
         norm = "per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight"
         return found | {
-            "inputs_embed": matrix(*names, self.vocab, wide, share=0.0),
+            "inputs_embed": matrix(*names, self.rows or self.vocab, wide, share=0.0),
             "inputs_project": matrix(*project, wide, self.hidden),
             "inputs_norm": vector(*norm, self.width),
         }
@@ -147,7 +163,7 @@ class InputEnds(DecoderEnds):
         """Return all layers' embeddings of the tokens."""
         if not self.width:
             return {}
-        tokens = ops.embed(w["inputs_embed"], self.width**0.5)
+        tokens = ops.embed(w["inputs_embed"], self.width**0.5, 0 if self.rows else -1)
         (own,) = ops.linear(x, (w["inputs_project"],), (None,))
         ops.scale(own, self.hidden**-0.5)
         own = ops.norm(own, w["inputs_norm"], self.eps)

@@ -2,6 +2,7 @@
 
     x += down(act(gate n) * up n)    or    x += down(act(up n)),  n = norm(x)
 
+Gates may be cut to those that lie some deviations above their mean; the others count as 0.
 Source: arXiv 2002.05202 (GLU variants).
 Path: families.<family>.layer -> GatedMlp, PlainMlp -> Network.forward
 """
@@ -32,6 +33,7 @@ class GatedMlp(LayerPart):
     post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold gate and up as one matrix, gate first
+    above: float | None = None  # deviations above their mean that count as a gate of 0; None: no gate is cut
 
     @classmethod
     def of(cls, cfg: Sizes, layer: int, **options: Any) -> GatedMlp:
@@ -68,7 +70,11 @@ class GatedMlp(LayerPart):
     def add(self, ops: Ops, read: Read, x: Buffer, w: Values) -> None:
         """Compose all after the norm."""
         rows, norm = read
-        h = ops.gated(rows, w["gate"], w["up"], self.act, norm, self.eps)
+        if self.above is None:
+            h = ops.gated(rows, w["gate"], w["up"], self.act, norm, self.eps)
+        else:
+            h, up = ops.linear(rows, (w["gate"], w["up"]), (None, None), norm, self.eps)
+            ops.gaussian_gate(h, up, self.above)
         if self.post_norm:
             (h,) = ops.linear(h, (w["down"],), (None,))
             ops.add_norm(x, h, w["ffn_post_norm"], self.eps)
