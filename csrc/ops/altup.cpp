@@ -104,7 +104,7 @@ template <class T> std::unique_ptr<T> altup(Plan& plan, int x, Vector router, Ve
 int predict(Plan& plan, int x, Vector router, Vector norm, Vector coefs, int active, float eps) {
   return plan.add(altup<Predict>(plan, x, std::move(router), std::move(norm), std::move(coefs), active, eps, true)).out;
 }
-FREEHOLD_OP(predict, "Mix the streams of every row in place by coefficients that its active stream gives; return that stream of the result.\n\n"
+FREEHOLD_OP(predict, "Mix the streams of every row in place by coefficients of its active one; return that one of the result.\n\n"
             "router: [streams, width], norm: [width], coefs: [streams * streams, streams], flat.",
             "x"_a, "router"_a, "norm"_a, "coefs"_a, "active"_a, "eps"_a)
 
@@ -117,7 +117,7 @@ int correct(Plan& plan, int x, int made, Vector router, Vector norm, Vector coef
   op->reads.push_back(made);
   return plan.add(std::move(op)).out;
 }
-FREEHOLD_OP(correct, "Move every stream of a row, in place, by what a layer made of the active one; return that stream times `scale`.\n\n"
+FREEHOLD_OP(correct, "Move every stream of a row in place by what a layer made of the active one; return that one times `scale`.\n\n"
             "router: [streams, width], norm and scale: [width], coefs: [streams, streams], flat.",
             "x"_a, "made"_a, "router"_a, "norm"_a, "coefs"_a, "scale"_a, "active"_a, "eps"_a)
 

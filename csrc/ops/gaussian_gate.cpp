@@ -41,8 +41,7 @@ void gaussian_gate(Plan& plan, int gate, int up, float above) {
   op->reads = {gate, up};
   plan.add(std::move(op));
 }
-FREEHOLD_OP(gaussian_gate, "gate = gelu(max(gate - cut, 0)) * up in place (tanh form), cut = mean + above * deviation of the row's gates.",
-            "gate"_a, "up"_a, "above"_a)
+FREEHOLD_OP(gaussian_gate, "gate = gelu(max(gate - cut, 0)) * up in place (tanh form).\n\ncut: mean + above * deviation of a row's gates.", "gate"_a, "up"_a, "above"_a)
 
 }  // namespace
 }  // namespace fh

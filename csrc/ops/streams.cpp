@@ -104,7 +104,7 @@ int merge(Plan& plan, int x, int others, float least) {
   op->writes = {op->out};
   return plan.add(std::move(op)).out;
 }
-FREEHOLD_OP(merge, "The mean of the first stream of x and of the parts of `others`, each scaled to that stream's root mean square.\n\n"
+FREEHOLD_OP(merge, "The mean of the first stream of x and of parts of `others`, each scaled to its root mean square.\n\n"
             "`least`: of the mean square of a part.",
             "x"_a, "others"_a, "least"_a)
 

@@ -94,7 +94,7 @@ class AltUpLayer(LayerPart):
 
 
 def _flat(gguf: str, hf: str, rows: int, columns: int) -> TensorSpec:
-    stored = [Cut(name, (rows, columns), take=np.ravel) for name in (gguf, hf)]
+    stored = [Cut(name, (rows, columns), take=np.ravel, decode=True) for name in (gguf, hf)]
     return vector(stored[0], stored[1], rows * columns)
 
 
