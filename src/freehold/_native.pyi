@@ -215,7 +215,7 @@ class Plan:
     def correct(
         self, x: int, made: int, router: F32, norm: F32, coefs: F32, scale: F32, active: int, eps: float
     ) -> int:
-        """Move every stream of a row, in place, by what a layer made of the active one; return that stream times `scale`.
+        """Move every stream of a row in place by what a layer made of the active one; return that one times `scale`.
 
         router: [streams, width], norm and scale: [width], coefs: [streams, streams], flat.
         """
@@ -287,7 +287,10 @@ class Plan:
         """
 
     def gaussian_gate(self, gate: int, up: int, above: float) -> None:
-        """gate = gelu(max(gate - cut, 0)) * up in place (tanh form), cut = mean + above * deviation of the row's gates."""
+        """gate = gelu(max(gate - cut, 0)) * up in place (tanh form).
+
+        cut: mean + above * deviation of a row's gates.
+        """
 
     def hidden(self, x: int) -> None:
         """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
@@ -368,7 +371,7 @@ class Plan:
         """
 
     def merge(self, x: int, others: int, least: float) -> int:
-        """The mean of the first stream of x and of the parts of `others`, each scaled to that stream's root mean square.
+        """The mean of the first stream of x and of parts of `others`, each scaled to its root mean square.
 
         `least`: of the mean square of a part.
         """
@@ -386,7 +389,7 @@ class Plan:
         """A copy of `width` inputs of every row, from `at` on."""
 
     def predict(self, x: int, router: F32, norm: F32, coefs: F32, active: int, eps: float) -> int:
-        """Mix the streams of every row in place by coefficients that its active stream gives; return that stream of the result.
+        """Mix the streams of every row in place by coefficients of its active one; return that one of the result.
 
         router: [streams, width], norm: [width], coefs: [streams * streams, streams], flat.
         """
