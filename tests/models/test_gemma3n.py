@@ -59,7 +59,7 @@ def test_layers_share_the_keys_of_the_last_of_their_kind():
 
 
 def test_what_streams_cannot_be_is_refused_by_its_key():
-    with pytest.raises(BadModelFile, match=r"altup_active_idx.* is 4 of 4 streams"):
+    with pytest.raises(BadModelFile, match="altup_active_idx is 4; expected an integer from 0 to 3"):
         from_hf("gemma3n", altup_active_idx=4)
     with pytest.raises(UnsupportedModel, match="altup_correct_scale is false"):
         from_hf("gemma3n", altup_correct_scale=False)

@@ -60,6 +60,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes3n:
     meta.integer("attention.sliding_window", 1, MAX_CONTEXT)
     sizes["windows"] = gguf_windows(meta, layers, lambda i: (i + 1) % PATTERN != 0)
     base = meta.number("rope.freq_base_swa", 1.001, 1e12, LOCAL_BASE)
+    streams = meta.integer("altup.num_inputs", 2, MAX_STREAMS)
     key = "activation_sparsity_scale"
     scales = _each(meta, key, layers, lambda v: v == -math.inf or abs(v) <= FAR)
     if scales is None:
@@ -71,8 +72,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes3n:
             softcap=meta.number("final_logit_softcapping", 0.0, 1e6, SOFTCAP),
             shared=meta.integer("attention.shared_kv_layers", 0, MAX_LAYERS),
             inputs=meta.integer("embedding_length_per_layer_input", 1, MAX_WIDTH),
-            streams=meta.integer("altup.num_inputs", 2, MAX_STREAMS),
-            active=meta.integer("altup.active_idx", 0, MAX_STREAMS),
+            streams=streams,
+            active=meta.integer("altup.active_idx", 0, streams - 1),
             rank=RANK,
             above=tuple(None if v == -math.inf else v for v in scales),
         )
@@ -102,6 +103,7 @@ def config_from_hf(config: Fields) -> GemmaSizes3n:
     bases = {"base": GLOBAL_BASE, "local_base": LOCAL_BASE}
     rope, rope_local = hf_layer_ropes(config, head_dim=sizes["head_dim"], context=sizes["context"], **bases)
     window = config.integer("sliding_window", 1, MAX_CONTEXT, WINDOW)
+    streams = config.integer("altup_num_inputs", 2, MAX_STREAMS, STREAMS)
     rows = config.integer("vocab_size_per_layer_input", 1, MAX_VOCAB, INPUT_ROWS)
     return _checked(
         GemmaSizes3n(
@@ -113,8 +115,8 @@ def config_from_hf(config: Fields) -> GemmaSizes3n:
             shared=config.integer("num_kv_shared_layers", 0, MAX_LAYERS, SHARED),
             inputs=config.integer("hidden_size_per_layer_input", 1, MAX_WIDTH, INPUTS),
             input_rows=0 if rows == sizes["vocab"] else rows,
-            streams=config.integer("altup_num_inputs", 2, MAX_STREAMS, STREAMS),
-            active=config.integer("altup_active_idx", 0, MAX_STREAMS, 0),
+            streams=streams,
+            active=config.integer("altup_active_idx", 0, streams - 1, 0),
             rank=config.integer("laurel_rank", 1, MAX_WIDTH, RANK),
             above=_deviations(config, layers),
         )
@@ -146,10 +148,6 @@ def _each(fields: Fields, key: str, layers: int, fits: Callable[[float], bool]) 
 
 def _checked(cfg: GemmaSizes3n) -> GemmaSizes3n:
     """Return a config whose parts fit together."""
-    if cfg.active >= cfg.streams:
-        raise BadModelFile(
-            f"altup_active_idx, altup.active_idx in a GGUF, is {cfg.active} of {cfg.streams} streams"
-        )
     check_width("hidden_size_per_layer_input", cfg.inputs)
     check_width("laurel_rank", cfg.rank)
     check_sources(cfg)

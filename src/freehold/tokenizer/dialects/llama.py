@@ -30,9 +30,7 @@ class _Marks:
     """What stands around calls and between them."""
 
     opens: tuple[str, ...]
-    between: tuple[
-        str, ...
-    ]  # none: the next object follows at once; a mark counts where the first call has one
+    between: tuple[str, ...]  # of which a mark counts after a mark alone; none: the next object follows
     closes: str = ""  # may be missing; Llama 4's templates write both around nothing
 
     def read(self, source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
