@@ -96,8 +96,8 @@ template <class T> std::unique_ptr<T> altup(Plan& plan, int x, Vector router, Ve
   op->coefs = std::move(coefs);
   op->norm = {std::move(norm), eps};
   op->out = plan.buffer(k);
-  op->reads = {x};
-  op->writes = {op->out};
+  op->reads.push_back(x);
+  op->writes.push_back(op->out);
   return op;
 }
 

@@ -28,8 +28,8 @@ int part(Plan& plan, int x, int64_t at, int64_t width) {
   op->at = at;
   op->width = width;
   op->out = plan.buffer(width);
-  op->reads = {x};
-  op->writes = {op->out};
+  op->reads.push_back(x);
+  op->writes.push_back(op->out);
   return plan.add(std::move(op)).out;
 }
 FREEHOLD_OP(part, "A copy of `width` inputs of every row, from `at` on.", "x"_a, "at"_a, "width"_a)
@@ -89,7 +89,7 @@ int spread(Plan& plan, int x, int others, float least) {
   const int64_t k = plan.width_of(x), wide = plan.width_of(others);
   auto op = beside<Spread>(plan, x, others, least, k, wide / k + 1);
   op->out = plan.buffer(k + wide);
-  op->writes = {op->out};
+  op->writes.push_back(op->out);
   return plan.add(std::move(op)).out;
 }
 FREEHOLD_OP(spread, "Streams: x, then parts of `others` as wide as x, each scaled to the root mean square of x.\n\n"
@@ -101,7 +101,7 @@ int merge(Plan& plan, int x, int others, float least) {
   if (k < 1 || plan.width_of(x) % k) refuse("merge() of streams whose rows do not fit");
   auto op = beside<Merge>(plan, x, others, least, k, plan.width_of(x) / k);
   op->out = plan.buffer(k);
-  op->writes = {op->out};
+  op->writes.push_back(op->out);
   return plan.add(std::move(op)).out;
 }
 FREEHOLD_OP(merge, "The mean of the first stream of x and of parts of `others`, each scaled to its root mean square.\n\n"
