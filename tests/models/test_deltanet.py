@@ -423,7 +423,7 @@ def test_fit_counts_of_a_gguf_what_the_engine_keeps_and_no_draft(changed: dict[s
     keys = QWEN35_GGUF | {f"qwen35.{key}": value for key, value in changed.items()}
     cfg = qwen35.dense_from_gguf(Fields(keys, "qwen35."), 256)
     kept = [Layer(qwen35.layer(cfg, i)).keeps for i in range(cfg.layers)]
-    found = file_anatomy._gguf_layers("qwen35", SizeKeys(keys, "qwen35."))
+    found = file_anatomy.gguf_layers("qwen35", SizeKeys(keys, "qwen35."))
     assert recurrent_bytes(found) == recurrent_bytes(kept) and kept_bytes(found, 50) == kept_bytes(kept, 50)
 
 

@@ -256,7 +256,7 @@ def test_fit_counts_of_a_folder_what_the_engine_keeps(name: str, tmp_path: Path)
 
 
 def test_fit_counts_no_state_for_layers_of_experts_alone():
-    found = file_anatomy._gguf_layers("nemotron_h_moe", SizeKeys(NEMOTRON_GGUF, ""))
+    found = file_anatomy.gguf_layers("nemotron_h_moe", SizeKeys(NEMOTRON_GGUF, ""))
     cfg = read_gguf()
     kept = [Layer(nemotron_h.layer(cfg, i)).keeps for i in range(4)]
     assert recurrent_bytes(found) == recurrent_bytes(kept)
