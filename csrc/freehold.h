@@ -37,6 +37,7 @@ const char* revision();
 // --- dispatch.cpp -----------------------------------------------------------------------------------------------
 // Tables this machine can run, best first; the one in use: FREEHOLD_ISA's choice, else the first.
 const std::vector<const Kernels*>& runnable_kernels();
+std::vector<std::string> tables_for(const std::vector<std::string>& flags);   // names of those that a processor with these flags runs
 const Kernels* kernels();
 const Kernels* kernels_named(std::string_view name);   // throws Usage, naming the runnable ones
 

@@ -63,6 +63,7 @@ void bind_machine(nb::module_& m) {
     for (const Kernels* k : runnable_kernels()) names.emplace_back(k->name);
     return names;
   }, "Name the kernel tables this machine can run, best first.");
+  m.def("tables_for", &tables_for, "flags"_a, "Name the kernel tables a processor with these flags, as in /proc/cpuinfo, can run, best first.");
   m.def("isa", [] { return std::string(kernels()->name); }, "Name the table in use (the best, or FREEHOLD_ISA's choice).");
   m.def("type_routes", [] {
     std::vector<std::tuple<std::string, std::string, std::string, double, double>> rows;

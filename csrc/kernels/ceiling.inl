@@ -18,15 +18,23 @@ static uint64_t read_loop(const uint8_t* p, size_t n, int streams, size_t ahead)
   return static_cast<uint64_t>(static_cast<uint32_t>(hsum(iadd(iadd(a, b), iadd(c, d)))));
 }
 
-// Sixteen independent dots hide the latency of one (4-5 cycles at one or two a cycle).
+// Sixteen dots, kChains of them at a time: as many as hide the latency of one (4-5 cycles at one or two a cycle) and lie in registers.
 static int32_t dot_loop(int64_t iterations) {
-  I acc[16];
-  for (int i = 0; i < 16; ++i) acc[i] = iset(i);
-  I w = bset(3), x = bset(1);
-  for (int64_t n = 0; n < iterations; ++n)
-    for (int i = 0; i < 16; ++i) acc[i] = dot4(acc[i], w, x);
+  alignas(64) int8_t ones[64];
+  I acc[kChains], w[4];
+  for (int i = 0; i < 64; ++i) ones[i] = 1;
+  for (int i = 0; i < kChains; ++i) acc[i] = iset(i);
+  for (int i = 0; i < 4; ++i) w[i] = bset(3);
+  const I x = bset(1);
+  for (int64_t n = 0; n < iterations; ++n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += kDotsAtOnce) {
+      I& sum = acc[i / kDotsAtOnce % kChains];
+      sum = kDotsAtOnce == 4 ? dot16<3>(sum, w, ones) : dot4(sum, w[0], x);
+    }
+  }
   int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum += hsum(acc[i]);
+  for (int i = 0; i < kChains; ++i) sum += hsum(acc[i]);
   return sum;
 }
 

@@ -22,12 +22,13 @@ template <class Code, int Offset, int J = 0> OP void unpack_group(const uint8_t*
 }
 
 // What a unit's tokens add beside their dots, written once a call and read by every panel.
-// starts: -Offset * the sum of each `Sub` inputs: where a token's integer sums begin. pairs: two such sums as int16, for minima.
+// starts: where a token's integer sums of `Sub` inputs begin, the ISA's way. pairs: sums of two such runs as int16, for minima.
 struct Terms { alignas(64) int32_t at[kGemmTokens * 16]; };
 OP const int32_t* sums_of(const Acts& x, int64_t u, int64_t t) { return x.sum16 + (u * x.rows + t) * 16; }
 template <int Sub, int Offset> OP void starts_of(const Acts& x, int64_t u, int64_t t0, int64_t nt, Terms& out) {
+  const int8_t* q = x.q + (u * x.rows + t0) * kUnitK;
   const int32_t* s = sums_of(x, u, t0);
-  for (int64_t i = 0; i < nt * kUnitK / Sub; ++i) out.at[i] = -Offset * (Sub == 16 ? s[i] : s[2 * i] + s[2 * i + 1]);
+  for (int64_t i = 0; i < nt; ++i) starts_of<Sub, Offset>(q + i * kUnitK, s + 16 * i, out.at + i * kUnitK / Sub);
 }
 template <int Sub> OP void pairs_of(const Acts& x, int64_t u, int64_t t0, int64_t nt, Terms& out) {
   const int32_t* s = sums_of(x, u, t0);                         // 32 int8 sum to 4,064 at most
@@ -98,11 +99,6 @@ template <class F> OP void each_tile(const F& f, int64_t nt, const Next& next) {
   tail_tile<kGemmTile - 1>(f, t, nt - t);
 }
 
-// acc[b] += dots of `Inputs` inputs' unpacked codes at w with token b's activations; `dots` is the ISA's own.
-template <class Code, int Inputs, int NB> OP void unit_dots(I* acc, const uint8_t* w, const int8_t* q) {
-  dots<Code::kMost, Inputs / 4, NB>(acc, w, q, kUnitK);
-}
-
 // ---- a float scale per 32 inputs -------------------------------------------------------------------------------
 template <class Code, int Offset, bool Min> struct Unit32 {
   const uint8_t* w;                                             // unpacked
@@ -119,8 +115,7 @@ template <class Code, int Offset, bool Min> struct Unit32 {
     for (int b = 0; b < NB; ++b) sum[b] = first ? fzero() : fload(y + (t + b) * kPanelRows);
     for (int64_t g = 0; g < groups; ++g) {
       I acc[NB];
-      for (int b = 0; b < NB; ++b) acc[b] = Offset && !kSignedCodes ? iset(start[(t + b) * 8 + g]) : izero();
-      unit_dots<Code, 32, NB>(acc, w + 512 * g, xq + 32 * g);
+      sum_codes<Code::kMost, Offset, 32, NB>(acc, w + 512 * g, xq + 32 * g, kUnitK, start + t * 8 + g, 8);
       const F scale = fload(d + 16 * g);
       for (int b = 0; b < NB; ++b) sum[b] = fma(to_float(acc[b]), mul(scale, fset(xs[(t + b) * 8 + g])), sum[b]);
       if (Min) {
@@ -166,8 +161,7 @@ struct UnitI8 {
     for (int64_t h = 0; h < 2 * groups; ++h) {
       const uint8_t* p = base + h / 2 * (Byte::kBytes + 128);
       I acc[NB];
-      for (int b = 0; b < NB; ++b) acc[b] = kSignedCodes ? izero() : iset(start[(t + b) * 16 + h]);
-      unit_dots<Byte, 16, NB>(acc, kSignedCodes ? codes + 256 * h : p + h % 2 * 256, q + t * kUnitK + 16 * h);
+      sum_codes<Byte::kMost, 128, 16, NB>(acc, kSignedCodes ? codes + 256 * h : p + h % 2 * 256, q + t * kUnitK + 16 * h, kUnitK, start + t * 16 + h, 16);
       const F d = fload(reinterpret_cast<const float*>(p + Byte::kBytes) + h % 2 * 16);
       for (int b = 0; b < NB; ++b) sum[b] = fma(to_float(acc[b]), mul(d, fset(xs[(t + b) * 8 + h / 2])), sum[b]);
     }
@@ -217,7 +211,7 @@ template <int Subs> OP I low_of(const uint8_t* mins, const int32_t* pairs) {
 
 template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Unit256 {
   static constexpr int kSubs = 256 / Sub;
-  const uint8_t *w, *subs, *mins;                               // unpacked: codes, int32 sub-scales, int16 pairs of minima
+  const uint8_t *w, *subs, *mins;                               // unpacked: codes, sub-scales as sub_factor makes them, int16 pairs of minima
   const uint16_t* aux;
   const int8_t* q;
   const float* xs;
@@ -228,13 +222,8 @@ template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Unit256
     const int8_t* xq = q + t * kUnitK;
     I dots[NB];
     for (int b = 0; b < NB; ++b) dots[b] = izero();
-    for (int s = 0; s < kSubs; ++s) {
-      I acc[NB];
-      for (int b = 0; b < NB; ++b) acc[b] = Offset && !kSignedCodes ? iset(start[(t + b) * kSubs + s]) : izero();
-      unit_dots<Code, Sub, NB>(acc, w + 16 * Sub * s, xq + Sub * s);
-      const I sub = bload(subs + 64 * s);
-      for (int b = 0; b < NB; ++b) dots[b] = iadd(dots[b], imul(acc[b], sub));
-    }
+    for (int s = 0; s < kSubs; ++s)
+      add_scaled<Code::kMost, Offset, Sub, NB>(dots, bload(subs + 64 * s), w + 16 * Sub * s, xq + Sub * s, kUnitK, start + t * kSubs + s, kSubs);
     const F d = load_f16(aux), dmin = Min ? load_f16(aux + 16) : fzero();
     for (int b = 0; b < NB; ++b) {
       const I low = Min ? low_of<kSubs>(mins, pairs + (t + b) * kSubs / 2) : izero();
@@ -255,7 +244,7 @@ static void gemm_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
   for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
     const uint8_t* unit = B::at(w, p, u);
     for (int g = 0; g < 8; ++g) unpack_group<Code, Offset>(B::codes(unit, g), codes + 512 * g);
-    for (int s = 0; s < kSubs; ++s) bstore(subs + 64 * s, B::sub(unit, s));
+    for (int s = 0; s < kSubs; ++s) bstore(subs + 64 * s, sub_factor(B::sub(unit, s)));
     if (Min) for (int j = 0; j < kSubs / 2; ++j) bstore(mins + 64 * j, B::min_pair(unit, j));
     each_tile(Unit256<Code, Sub, Offset, Signed, Min>{codes, subs, mins, B::aux(unit), x.q + at * kUnitK, x.scale + at, starts.at, pairs.at, y, u == 0}, nt,
               next_256<typename B::S>(w, p0, p1, p, u, x));

@@ -181,6 +181,7 @@ constexpr int64_t kTileLoopOps = 4 * 16 * 16 * 64 * 2;   // four products of six
 
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();      // null where the compiler cannot build it
+const Kernels* kernels_avxvnni();   // avx2's, but for products of bytes
 const Kernels* kernels_avx512();
 const Kernels* kernels_neon();      // ARMv8.2 with dot products
 const Kernels* kernels_i8mm();      // neon's, to the same bits, with the dots of ARM's int8 matrix extension

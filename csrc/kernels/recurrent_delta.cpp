@@ -11,7 +11,7 @@ const DeltaKernels& delta_kernels(const Kernels& table) {
   const std::string_view name = table.name;
   if (name == "scalar") return delta_scalar();
   if (name == "neon" || name == "i8mm") return delta_neon();
-  return name == "avx2" ? delta_avx2() : delta_avx512();     // amx computes these as avx512 does
+  return name == "avx2" || name == "avxvnni" ? delta_avx2() : delta_avx512();     // amx computes these as avx512 does
 }
 
 namespace reference {

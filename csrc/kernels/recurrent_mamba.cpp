@@ -11,7 +11,7 @@ const MambaKernels& mamba_kernels(const Kernels& table) {
   const std::string_view name = table.name;
   if (name == "scalar") return mamba_scalar();
   if (name == "neon" || name == "i8mm") return mamba_neon();
-  return name == "avx2" ? mamba_avx2() : mamba_avx512();     // amx computes these as avx512 does
+  return name == "avx2" || name == "avxvnni" ? mamba_avx2() : mamba_avx512();     // amx computes these as avx512 does
 }
 
 namespace reference {

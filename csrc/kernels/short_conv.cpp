@@ -11,7 +11,7 @@ const ConvKernels& conv_kernels(const Kernels& table) {
   const std::string_view name = table.name;
   if (name == "scalar") return conv_scalar();
   if (name == "neon" || name == "i8mm") return conv_neon();
-  return name == "avx2" ? conv_avx2() : conv_avx512();     // amx computes these as avx512 does
+  return name == "avx2" || name == "avxvnni" ? conv_avx2() : conv_avx512();     // amx computes these as avx512 does
 }
 
 namespace reference {

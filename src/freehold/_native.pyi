@@ -32,6 +32,9 @@ REVISION: str = ...
 def isas() -> list[str]:
     """Name the kernel tables this machine can run, best first."""
 
+def tables_for(flags: Sequence[str]) -> list[str]:
+    """Name the kernel tables a processor with these flags, as in /proc/cpuinfo, can run, best first."""
+
 def isa() -> str:
     """Name the table in use (the best, or FREEHOLD_ISA's choice)."""
 

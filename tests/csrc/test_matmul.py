@@ -156,17 +156,19 @@ def test_a_prompts_bits_are_the_tiles_bits(isa, name):
 
 @every_isa
 @pytest.mark.parametrize("name", TYPES)
-def test_extreme_codes_do_not_saturate(isa, name):
-    """The greatest code everywhere, and activations at both ends of int8: the largest dots there are."""
+@pytest.mark.parametrize("code", ["greatest", "least"])
+def test_extreme_codes_do_not_saturate(isa, name, code):
+    """One code everywhere, and activations at both ends of int8: the largest dots there are, of either sign."""
+    fill = 255 if code == "greatest" else 0
     n, k = 16, 512
     raw = raw_rows(name, n, k)
     if name not in PLAIN:
         kept = raw.reshape(n, -1, row_bytes(QuantType[name], BLOCK[name]))
         scales = [kept[..., at : at + 2].copy() for at in HALVES[name]]
-        if name == "MXFP4":  # 0x7 stands for 6, whose code is the greatest: 24
-            kept[..., 1:] = 0x77
+        if name == "MXFP4":  # 0x7 stands for 6, whose code is the greatest, 24; 0xF for -6, whose code is 0
+            kept[..., 1:] = 0x77 if fill else 0xFF
         else:
-            kept[...] = 255
+            kept[...] = fill
         for at, scale in zip(HALVES[name], scales, strict=True):
             kept[..., at : at + 2] = scale
     w = native.Matrix.pack(raw.reshape(-1), name, n, k, POOL)
@@ -174,6 +176,16 @@ def test_extreme_codes_do_not_saturate(isa, name):
     got, want = native.testing.matmul(isa, w, x), native.testing.matmul("reference", w, x)
     assert (np.abs(got - want) <= tolerance(w, x)).all()
     assert name in PLAIN or same_bits(native.testing.gemm(isa, w, x), got)
+
+
+@pytest.mark.skipif("avxvnni" not in native.isas(), reason="this processor lacks AVX-VNNI")
+@pytest.mark.parametrize("name", TYPES)
+def test_products_of_bytes_by_vnni_are_avx2s_bits(name):
+    """The two tables share all float kernels, so an answer is the same on both."""
+    for n, k in shapes(name):
+        w, x = matrix(name, n, k), normal(k, 19, k)
+        for product in (native.testing.matmul, *([] if name in PLAIN else [native.testing.gemm])):
+            assert same_bits(product("avxvnni", w, x), product("avx2", w, x)), (n, k)
 
 
 @every_isa

@@ -167,7 +167,7 @@ print("same")
 
 
 @pytest.mark.parametrize("isa", native.isas())
-@pytest.mark.parametrize("name", ["hybrid", "delta", "kda"])
+@pytest.mark.parametrize("name", ["model", "hybrid", "delta", "kda"])
 def test_each_kernel_table_agrees_with_itself(name: str, request: pytest.FixtureRequest, isa: str):
     model: LoadedModel = request.getfixturevalue(name)
     done = subprocess.run(

@@ -105,16 +105,10 @@ OP I sums16(const int8_t* q) {
   return {_mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), sums)};
 }
 OP I dot2(I acc, I a, I b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }   // acc + dot of two int16 a lane
+constexpr int kChains = 16, kDotsAtOnce = 1;      // see ceiling.inl
 constexpr int kGemmTile = 12;
 constexpr int kGemmRows = 4;               // Zen 5, qwen2.5-coder:0.5b, of the step by panels: 0.82 at 4 rows, 0.61 at 10 to 15
-// acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.
-template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
-#pragma GCC unroll 8
-  for (int j = 0; j < Quads; ++j) {
-    const I v = bload(w + 64 * j);
-    for (int b = 0; b < NB; ++b) acc[b] = dot4_full(acc[b], v, quad(q + b * stride + 4 * j));
-  }
-}
+#include "quad_dots.inl"
 OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "broadcast.h"

@@ -89,15 +89,10 @@ OP I dot2(I acc, I a, I b) {
   LANES for (int j = 0; j < 2; ++j) acc.v[i] += static_cast<int16_t>(a.h[2 * i + j]) * static_cast<int16_t>(b.h[2 * i + j]);
   return acc;
 }
+constexpr int kChains = 16, kDotsAtOnce = 1;
 constexpr int kGemmTile = 4;
 constexpr int kGemmRows = 2 * kTileTokens;
-// acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.
-template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
-  for (int j = 0; j < Quads; ++j) {
-    const I v = bload(w + 64 * j);
-    for (int b = 0; b < NB; ++b) acc[b] = dot4_full(acc[b], v, quad(q + b * stride + 4 * j));
-  }
-}
+#include "quad_dots.inl"
 OP void prefetch(const void*) {}
 
 #include "broadcast.h"

@@ -1,0 +1,48 @@
+"""Which kernel table a processor gets: flags as Linux names them, of processors that exist."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from freehold import _native as native
+
+HASWELL = ["avx2", "fma", "f16c"]
+SKYLAKE_SERVER = [*HASWELL, "avx512f", "avx512bw", "avx512dq", "avx512vl"]
+CASCADE_LAKE = [*SKYLAKE_SERVER, "avx512_vnni"]
+TILES = ["amx_tile", "amx_int8", "amx_bf16"]
+
+BEST = {
+    "Sandy Bridge": (["f16c"], "scalar"),
+    "Haswell, and every Zen before the fourth": (HASWELL, "avx2"),
+    "Alder Lake, with fast and slow cores": ([*HASWELL, "avx_vnni"], "avxvnni"),
+    "Skylake server, whose AVX-512 has no byte dots": (SKYLAKE_SERVER, "avx2"),
+    "Cascade Lake and Zen 4": (CASCADE_LAKE, "avx512"),
+    "Zen 5, which has both": ([*CASCADE_LAKE, "avx_vnni"], "avx512"),
+    "Sapphire Rapids": ([*CASCADE_LAKE, "avx_vnni", *TILES], "amx"),
+    "a guest of it whose tiles lack BF16": ([*CASCADE_LAKE, "avx_vnni", "amx_tile", "amx_int8"], "avx512"),
+    "one that hides FMA": (["avx2", "f16c", "avx_vnni"], "scalar"),
+    "an ARM processor": (["asimd", "asimddp"], "scalar"),
+}
+
+
+@pytest.mark.parametrize("processor", BEST)
+def test_a_processor_gets_the_widest_table_it_can_run(processor):
+    flags, best = BEST[processor]
+    assert native.tables_for(flags)[0] == best
+
+
+def test_what_runs_a_table_runs_those_below_it():
+    everything = native.tables_for([*CASCADE_LAKE, "avx_vnni", *TILES])
+    assert everything == ["amx", "avx512", "avxvnni", "avx2", "scalar"]
+    assert set(native.isas()) <= set(everything)
+
+
+@pytest.mark.parametrize("isa", native.isas())
+def test_a_table_can_be_named(isa):
+    command = [sys.executable, "-c", "from freehold import _native; print(_native.isa())"]
+    done = subprocess.run(command, env=os.environ | {"FREEHOLD_ISA": isa}, capture_output=True, text=True)
+    assert done.stdout.split() == [isa], done.stderr
