@@ -7,10 +7,12 @@ Path: peers.py, quality.py or tests/vectors/check_families.py -> Child -> driver
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,8 +29,10 @@ class PeerFailed(RuntimeError):
 class Child:
     """A peer process. Use as a context manager; `ask` sends a request and waits for its answer."""
 
-    def __init__(self, python: str | Path, script: Path, *, stops: bool = False) -> None:
-        """Start `script`. `stops`: keep it stopped between requests."""
+    def __init__(
+        self, python: str | Path, script: Path, *, stops: bool = False, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start `script`. `stops`: keep it stopped between requests. `env`: variables beside this process's."""
         self._stops = stops and hasattr(signal, "SIGSTOP")
         self._process = subprocess.Popen(
             [str(python), str(script)],
@@ -36,6 +40,7 @@ class Child:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, **(env or {})},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its children
         )
 
