@@ -35,8 +35,8 @@ bool may_use_tiles() {
 }
 bool has_avx_vnni() { return leaf7(1, 1u << 4, 0); }
 #else
-bool may_use_tiles() { return false; }
-bool has_avx_vnni() { return false; }
+[[maybe_unused]] bool may_use_tiles() { return false; }
+[[maybe_unused]] bool has_avx_vnni() { return false; }
 #endif
 
 // ARMv8.2's dot products, and the int8 matrix extension, which implies them. Processors with neither (ARMv8.0: Cortex-A53, A72)

@@ -58,13 +58,13 @@ OP void dot_quad(I* acc, const uint8_t* p, const Sixteen* x) {
 // Quads [4*H, 4*H+4): sixteen inputs.
 template <class Code, int H, int NB>
 OP void dot_half(I* acc, const uint8_t* p, const int8_t* const* q) {
-  Sixteen x[NB];
-  for (int b = 0; b < NB; ++b) x[b] = sixteen(q[b] + 16 * H);
   if constexpr (kDotsAtOnce == 4) {                            // cheaper together than one after the other
     const I w[4] = {Code::template quad_at<4 * H>(p), Code::template quad_at<4 * H + 1>(p), Code::template quad_at<4 * H + 2>(p),
                     Code::template quad_at<4 * H + 3>(p)};
     for (int b = 0; b < NB; ++b) acc[b] = dot16<Code::kMost>(acc[b], w, q[b] + 16 * H);
   } else {
+    Sixteen x[NB];
+    for (int b = 0; b < NB; ++b) x[b] = sixteen(q[b] + 16 * H);
     dot_quad<Code, 4 * H, NB>(acc, p, x);
     dot_quad<Code, 4 * H + 1, NB>(acc, p, x);
     dot_quad<Code, 4 * H + 2, NB>(acc, p, x);

@@ -25,7 +25,9 @@ BEST = {
     "Sapphire Rapids": ([*CASCADE_LAKE, "avx_vnni", *TILES], "amx"),
     "a guest of it whose tiles lack BF16": ([*CASCADE_LAKE, "avx_vnni", "amx_tile", "amx_int8"], "avx512"),
     "one that hides FMA": (["avx2", "f16c", "avx_vnni"], "scalar"),
-    "an ARM processor": (["asimd", "asimddp"], "scalar"),
+    "Cortex-A72": (["asimd"], "scalar"),
+    "Cortex-A76": (["asimd", "asimddp"], "neon"),
+    "Neoverse V1": (["asimd", "asimddp", "i8mm"], "i8mm"),
 }
 
 

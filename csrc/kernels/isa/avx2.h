@@ -36,9 +36,8 @@ OP I dot4_full(I acc, I w, I x) { return {dot8_full(acc.a, w.a, x.a), dot8_full(
 constexpr int kChains = 3, kDotsAtOnce = 4;
 constexpr int kGemmTile = 4;             // 16 registers: four tokens' sums, two for the quad, the rest for products
 constexpr int kGemmRows = 8;             // Zen 5, in cache: 1.07 (Q5_0) to 1.33 (Q6_K) times the panels' speed at 8 rows, 0.92 to 1.12 at 4
-#include "pair_dots.inl"
-
 #include "broadcast.h"
+#include "pair_dots.inl"
 
 }  // namespace fh::avx2
 #endif

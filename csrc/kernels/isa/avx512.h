@@ -108,10 +108,10 @@ OP I dot2(I acc, I a, I b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }   
 constexpr int kChains = 16, kDotsAtOnce = 1;      // see ceiling.inl
 constexpr int kGemmTile = 12;
 constexpr int kGemmRows = 4;               // Zen 5, qwen2.5-coder:0.5b, of the step by panels: 0.82 at 4 rows, 0.61 at 10 to 15
-#include "quad_dots.inl"
 OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "broadcast.h"
+#include "quad_dots.inl"
 
 }  // namespace fh::avx512
 #endif

@@ -29,6 +29,7 @@ OP I dot2(I acc, I x, I y) { return {pair8(acc.a, x.a, y.a), pair8(acc.b, x.b, y
 constexpr int kChains = 5, kDotsAtOnce = 1;
 constexpr int kGemmTile = 6;             // 16 registers: six tokens' sums, two for the quad, one for activations
 constexpr int kGemmRows = 12;            // Zen 5, in cache: 1.04 to 1.15 times the panels' speed at 12 rows (Q8_0 0.85), 0.84 to 0.96 at 8
+#include "broadcast.h"
 #include "quad_dots.inl"
 
 }  // namespace fh::avxvnni

@@ -24,3 +24,12 @@ OP I dot_minima(I acc, I pair, int32_t sums) { return dot2(acc, pair, iset(sums)
 
 constexpr int kTileMost = kTileTokens, kFloatTile = 4;         // tokens of the largest tile, of integer codes and of floats
 constexpr int kCodeQuads = 1;                                  // of a query's codes that attention takes with one load
+
+// acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.
+template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
+#pragma GCC unroll 8
+  for (int j = 0; j < Quads; ++j) {
+    const I v = bload(w + 64 * j);
+    for (int b = 0; b < NB; ++b) acc[b] = dot4_full(acc[b], v, quad(q + b * stride + 4 * j));
+  }
+}

@@ -228,6 +228,7 @@ OP I dot_minima(I acc, I pair, int32_t sums) {
 constexpr int kTileMost = 4, kFloatTile = 1;
 constexpr int kCodeQuads = 4;                                  // of a query's codes that attention takes with one load
 constexpr int kGemmTile = 4;
+constexpr int kChains = 6, kDotsAtOnce = 1;                    // see ceiling.inl
 #ifdef FREEHOLD_I8MM
 constexpr int kGemmRows = 4;
 #else
@@ -248,6 +249,7 @@ template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, co
     dots_of<0, NB>(acc, w + 64 * j, x);
   }
 }
+#include "quad_dots.inl"
 OP void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace fh::FREEHOLD_ARM

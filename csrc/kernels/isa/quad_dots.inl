@@ -1,5 +1,5 @@
 // Sums of codes times activations for tables whose dot takes four bytes a lane at once. Included by their vocabularies; avx2.h has its own.
-// Offsets start a sum: -Offset * the sum of the activations.
+// Offsets start a sum, where codes are not signed: -Offset * the sum of the activations.
 
 // Where the sums of a token's unit of 256 inputs begin, for each `Sub` of them; sum16: sums of sixteen activations.
 template <int Sub, int Offset> OP void starts_of(const int8_t*, const int32_t* sum16, int32_t* out) {
@@ -8,12 +8,8 @@ template <int Sub, int Offset> OP void starts_of(const int8_t*, const int32_t* s
 // acc[b] = dot of Inputs inputs' codes at w, Offset taken off, with token b's activations, `stride` after the last token's; Most: the greatest code.
 template <int Most, int Offset, int Inputs, int NB>
 OP void sum_codes(I* acc, const uint8_t* w, const int8_t* q, int64_t stride, const int32_t* start, int64_t step) {
-  for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(start[b * step]) : izero();
-#pragma GCC unroll 8
-  for (int j = 0; j < Inputs / 4; ++j) {
-    const I v = bload(w + 64 * j);
-    for (int b = 0; b < NB; ++b) acc[b] = dot4_full(acc[b], v, quad(q + b * stride + 4 * j));
-  }
+  for (int b = 0; b < NB; ++b) acc[b] = Offset && !kSignedCodes ? iset(start[b * step]) : izero();
+  dots<Most, Inputs / 4, NB>(acc, w, q, stride);
 }
 // The same times the rows' integer sub-scales, added to `dots`; `sub` as sub_factor makes it.
 OP I sub_factor(I sub) { return sub; }

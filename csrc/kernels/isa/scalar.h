@@ -92,9 +92,9 @@ OP I dot2(I acc, I a, I b) {
 constexpr int kChains = 16, kDotsAtOnce = 1;
 constexpr int kGemmTile = 4;
 constexpr int kGemmRows = 2 * kTileTokens;
-#include "quad_dots.inl"
 OP void prefetch(const void*) {}
 
 #include "broadcast.h"
+#include "quad_dots.inl"
 
 }  // namespace fh::scalar
