@@ -27,10 +27,11 @@ static int32_t dot_loop(int64_t iterations) {
   for (int i = 0; i < 4; ++i) w[i] = bset(3);
   const I x = bset(1);
   for (int64_t n = 0; n < iterations; ++n) {
+    asm volatile("" : : "r"(ones) : "memory");                 // as if they were others now: products are computed anew
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i += kDotsAtOnce) {
       I& sum = acc[i / kDotsAtOnce % kChains];
-      sum = kDotsAtOnce == 4 ? dot16<3>(sum, w, ones) : dot4(sum, w[0], x);
+      sum = kDotsAtOnce == 4 ? dot16<3>(sum, w, ones + 4 * i) : dot4(sum, w[0], x);
     }
   }
   int32_t sum = 0;
