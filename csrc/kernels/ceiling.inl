@@ -20,18 +20,20 @@ static uint64_t read_loop(const uint8_t* p, size_t n, int streams, size_t ahead)
 
 // Sixteen dots, kChains of them at a time: as many as hide the latency of one (4-5 cycles at one or two a cycle) and lie in registers.
 static int32_t dot_loop(int64_t iterations) {
-  alignas(64) int8_t ones[64];
-  I acc[kChains], w[4];
-  for (int i = 0; i < 64; ++i) ones[i] = 1;
+  alignas(64) int8_t inputs[64];
+  alignas(64) uint8_t codes[64];
+  for (int i = 0; i < 64; ++i) inputs[i] = 1, codes[i] = 3;
+  const auto forget = [&] { asm volatile("" : : "r"(inputs), "r"(codes) : "memory"); };   // no product is known, or another's
+  forget();
+  I acc[kChains];
   for (int i = 0; i < kChains; ++i) acc[i] = iset(i);
-  for (int i = 0; i < 4; ++i) w[i] = bset(3);
-  const I x = bset(1);
+  const I x = bset(1), v = bload(codes), w[4] = {v, v, v, v};
   for (int64_t n = 0; n < iterations; ++n) {
-    asm volatile("" : : "r"(ones) : "memory");                 // as if they were others now: products are computed anew
+    forget();
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i += kDotsAtOnce) {
       I& sum = acc[i / kDotsAtOnce % kChains];
-      sum = kDotsAtOnce == 4 ? dot16<3>(sum, w, ones + 4 * i) : dot4(sum, w[0], x);
+      sum = kDotsAtOnce == 4 ? dot16<3>(sum, w, inputs + 4 * i) : dot4(sum, v, x);
     }
   }
   int32_t sum = 0;

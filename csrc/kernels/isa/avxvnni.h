@@ -26,7 +26,7 @@ OP I dot4_full(I acc, I w, I x) { return {dot8(acc.a, w.a, x.a), dot8(acc.b, w.b
 OP I dot4(I acc, I w, I x) { return dot4_full(acc, w, x); }
 OP I dot2(I acc, I x, I y) { return {pair8(acc.a, x.a, y.a), pair8(acc.b, x.b, y.b)}; }   // acc + dot of two int16 a lane
 
-constexpr int kChains = 5, kDotsAtOnce = 1;
+constexpr int kChains = 6, kDotsAtOnce = 1;
 constexpr int kGemmTile = 6;             // 16 registers: six tokens' sums, two for the quad, one for activations
 constexpr int kGemmRows = 12;            // Zen 5, in cache: 1.04 to 1.15 times the panels' speed at 12 rows (Q8_0 0.85), 0.84 to 0.96 at 8
 #include "broadcast.h"
