@@ -1,6 +1,7 @@
 """The kernel tables of this machine beside each other, and beside llama.cpp built for the same instructions.
 
-`python benches/engine/tables.py MODEL [--table NAME]... [--llama TABLE=FOLDER]... [--only MEASURE] [--minutes 2.5]`;
+`python benches/engine/tables.py MODEL [--table NAME]... [--llama TABLE=FOLDER]... [--only MEASURE] [--minutes 2.5]
+[--threads N] [--processor-time]`;
 FOLDER holds a libllama.so built for what TABLE uses, of the version that .peers/llama_cpp has. llama.cpp builds with
 `cmake -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF`, and
 -DGGML_AVX_VNNI=ON for avxvnni. All racers are loaded at once, one computes at a time, a round begins with another one
@@ -43,12 +44,12 @@ class Racer:
     ceilings: measures.Ceilings | None = None
     speeds: dict[str, list[float]] = field(default_factory=dict)
 
-    def run(self, measure: measures.Measure, threads: int) -> None:
+    def run(self, measure: measures.Measure, threads: int, clock: str) -> None:
         """Do the work once; the first time of a measure only warms up."""
         work = {"kind": measure.kind, "size": measure.size, "steps": measure.steps}
         took = self.child.ask("run", **work, threads=threads, options={})
         if measure.name in self.speeds:
-            self.speeds[measure.name].append(measure.tokens / took["seconds"])
+            self.speeds[measure.name].append(measure.tokens / took[clock])
         else:
             self.speeds[measure.name] = []
 
@@ -77,15 +78,16 @@ def racers(args: argparse.Namespace, path: Path, stack: ExitStack) -> list[Racer
     return found
 
 
-def race(found: list[Racer], names: list[str], threads: int, minutes: float) -> None:
+def race(found: list[Racer], names: list[str], args: argparse.Namespace) -> None:
     """Take turns until the time is over, but for three rounds at least."""
-    end = time.monotonic() + 60 * minutes
+    end = time.monotonic() + 60 * args.minutes
+    clock = "cpu_seconds" if args.processor_time else "seconds"
     turn = 0
     while turn < 4 or time.monotonic() < end:
         first = turn % len(found)
         for name in names:
             for racer in found[first:] + found[:first]:
-                racer.run(MEASURES[name], threads)
+                racer.run(MEASURES[name], args.threads, clock)
         turn += 1
 
 
@@ -118,12 +120,17 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(MEASURES), help="default: both")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=2.5)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="tokens a second of it: for --threads 1 beside other work",
+    )
     args = parser.parse_args()
     path, names = machine.resolve(args.model), args.only or list(MEASURES)
     with ExitStack() as stack:
         about = machine.describe(path)
         found = racers(args, path, stack)
-        race(found, names, args.threads, args.minutes)
+        race(found, names, args)
     print(f"{about['model']} on {about['cpu']}, {args.threads} threads, load {about['load_1m']} before")
     for racer in found:
         if racer.ceilings:

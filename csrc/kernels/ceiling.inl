@@ -19,22 +19,25 @@ static uint64_t read_loop(const uint8_t* p, size_t n, int streams, size_t ahead)
 }
 
 // Sixteen dots, kChains of them at a time: as many as hide the latency of one (4-5 cycles at one or two a cycle) and lie in registers.
+template <int N> OP void sixteen_dots(I* acc, const I* w, const int8_t* x) {
+  if constexpr (N < 16) {
+    I& sum = acc[N / kDotsAtOnce % kChains];
+    if constexpr (kDotsAtOnce == 4) sum = dot16<3>(sum, w, x + 4 * N);
+    else sum = dot4(sum, w[0], w[1]);
+    sixteen_dots<N + kDotsAtOnce>(acc, w, x);
+  }
+}
 static int32_t dot_loop(int64_t iterations) {
-  alignas(64) int8_t inputs[64];
+  alignas(64) int8_t x[64];
   alignas(64) uint8_t codes[64];
-  for (int i = 0; i < 64; ++i) inputs[i] = 1, codes[i] = 3;
-  const auto forget = [&] { asm volatile("" : : "r"(inputs), "r"(codes) : "memory"); };   // no product is known, or another's
-  forget();
-  I acc[kChains];
+  for (int i = 0; i < 64; ++i) x[i] = 1, codes[i] = 3;
+  asm volatile("" : : "r"(codes) : "memory");                  // no two codes are known to be the same
+  I acc[kChains], w[4];
   for (int i = 0; i < kChains; ++i) acc[i] = iset(i);
-  const I x = bset(1), v = bload(codes), w[4] = {v, v, v, v};
+  for (int i = 0; i < 4; ++i) w[i] = bload(codes);
   for (int64_t n = 0; n < iterations; ++n) {
-    forget();
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i += kDotsAtOnce) {
-      I& sum = acc[i / kDotsAtOnce % kChains];
-      sum = kDotsAtOnce == 4 ? dot16<3>(sum, w, inputs + 4 * i) : dot4(sum, v, x);
-    }
+    asm volatile("" : : "r"(x) : "memory");                    // as if these were others now: products are computed anew
+    sixteen_dots<0>(acc, w, x);
   }
   int32_t sum = 0;
   for (int i = 0; i < kChains; ++i) sum += hsum(acc[i]);
