@@ -14,6 +14,8 @@ from freehold.errors import BadTemplate, CapacityExceeded
 from freehold.sandbox import rendering
 from freehold.sandbox.children import spawn
 from freehold.sandbox.rendering import Renderers, RenderJob
+from freehold.store import judging
+from freehold.worker import client
 from tests.sandbox.conftest import all_end
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -33,6 +35,16 @@ def renderers():
 def asked(source: str, *renders: dict) -> RenderJob:
     """Return a job without a limit of time that a slow machine could meet first: no claim here is about time."""
     return RenderJob(source, renders or ({},), NOW, 60.0)
+
+
+@pytest.mark.parametrize("command", [rendering.COMMAND, client.COMMAND, judging.COMMAND])
+def test_a_child_imports_nothing_from_the_folder_it_is_started_in(command, tmp_path, monkeypatch):
+    """A folder that was fetched may hold a json.py, and a server may be started there."""
+    (tmp_path / "freehold.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([*command, "x", "x"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert "imported" not in done.stderr and "ValueError" in done.stderr
 
 
 def test_a_child_outlives_the_thread_that_wanted_it():

@@ -19,7 +19,7 @@ from freehold.errors import ModelNotFound, StoreError, UnsupportedModel
 from freehold.sandbox.children import spawn
 from freehold.store.store import Store
 
-COMMAND = (sys.executable, "-m", "freehold.worker.process.judge")
+COMMAND = (sys.executable, "-P", "-m", "freehold.worker.process.judge")
 LIMIT_S = 60.0
 
 
