@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,19 @@ def test_peers_need_a_checkout(capsys, monkeypatch, tmp_path):
     path = write_gguf("llama", tmp_path / "tiny.gguf")
     assert main.run(["bench", str(path), "--peers"]) == 2
     assert "benches/" in capsys.readouterr().err
+
+
+def test_peers_are_measured_by_a_program_of_the_checkout(monkeypatch, tmp_path):
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("freehold.cli.bench.subprocess.run", run)
+    path = write_gguf("llama", tmp_path / "tiny.gguf")
+    assert main.run(["bench", str(path), "--peers", "--rounds", "2"]) == 0
+    assert Path(ran[0][1]).is_file() and ran[0][2:] == [str(path), "--rounds", "2"]
 
 
 # --- doctor --verify -----------------------------------------------------------------------------------

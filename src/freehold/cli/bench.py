@@ -257,7 +257,7 @@ def _check_peers(ctx: click.Context) -> None:
 
 def _peers(ref: ModelRef, rounds: int, threads: int | None, as_json: bool) -> int:
     """Run benches/engine/peers.py of the checkout this package lies in."""
-    script = ROOT / "benches" / "peers.py"
+    script = ROOT / "benches" / "engine" / "peers.py"
     if not script.is_file():
         raise UsageError(
             "--peers needs the benches/ folder, which an installed package does not have",
