@@ -24,6 +24,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 from freehold.cli import main
+from freehold.cli.serving import launchd
 from freehold.cli.serving.service import quoted, unit
 from freehold.cli.shared import Seconds
 from freehold.errors import UsageError
@@ -587,6 +588,11 @@ def test_on_macos_an_agent_of_launchd_is_written(tmp_path: Path, tiny: str, monk
     assert agent["EnvironmentVariables"] == {"FREEHOLD_HOME": str(tmp_path / "My Models")}
     assert agent["ProcessType"] == "Interactive", "launchd would run it on slow cores"
     assert agent["ExitTimeOut"] > 15 and agent["Umask"] == 0o077
+
+
+def test_an_agent_of_launchd_refuses_words_that_its_file_cannot_hold(tmp_path: Path):
+    with pytest.raises(UsageError, match="property list"):
+        launchd.agent(["freehold", "a\nb"], tmp_path, 30)
 
 
 @pytest.mark.parametrize(

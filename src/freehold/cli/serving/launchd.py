@@ -10,14 +10,19 @@ import plistlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from freehold.errors import UsageError
+
 LABEL = "freehold.serve"
 
 
 def agent(command: Sequence[str], home: Path, drain_s: float) -> str:
     """Return the property list. Interactive: launchd would otherwise give a job slow cores and throttle its reads.
 
-    A failed server is started again after 10 s, launchd's least; it has no way to leave out usage errors.
+    A failed server is started again after 10 s, launchd's least; it has no way to leave out usage errors. Raises
+    UsageError for a word with control characters, which a property list cannot hold.
     """
+    if wrong := next((w for w in (*command, str(home)) if any(ord(c) < 32 for c in w)), None):
+        raise UsageError(f"{wrong!r} cannot be written in a property list")
     described = {
         "Label": LABEL,
         "ProgramArguments": list(command),
