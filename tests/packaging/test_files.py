@@ -44,6 +44,12 @@ def test_the_container_holds_its_packages_by_hash_and_runs_as_a_user_of_its_own(
     )
 
 
+def test_what_docker_leaves_out_of_the_image_is_named_where_docker_looks() -> None:
+    """docker reads .dockerignore alone, podman and buildah too; a checkout's own module must not reach the image."""
+    left = (ROOT / ".dockerignore").read_text("utf-8").split()
+    assert {".git", ".venv", "**/*.so"} <= set(left) and not (ROOT / ".containerignore").exists()
+
+
 def test_compose_publishes_loopback_alone_and_gives_answers_time_to_end() -> None:
     services = yaml.safe_load((PACKAGING / "compose.yaml").read_text("utf-8"))["services"]
     published = [port for service in services.values() for port in service.get("ports", [])]
