@@ -64,6 +64,7 @@ site: $(VENV)/.tested ## Build the documentation site, strictly, into build/site
 
 wheels: $(BIN)/python ## Build the wheels of Linux and macOS into dist, and check them; ARGS="--only abi3": a part
 	$(PIP) --requirement requirements/build.in --requirement requirements/wheels.in
+	@mkdir -p build
 	$(BIN)/python tools/wheels.py $(ARGS) > build/SHA256SUMS
 	@mv build/SHA256SUMS dist/ && cat dist/SHA256SUMS
 

@@ -95,6 +95,8 @@ def chosen(named: str | None) -> list[str]:
     """Return pip's arguments for `make run`; `named` is WHEELS, whose wheel is used whatever its age."""
     folder = Path(named) if named else ROOT / "dist"
     wheel = fitting(folder)
+    if named and not wheel:
+        print(f"no wheel in {folder} fits this Python and system: building", file=sys.stderr)
     if wheel and not named and max(p.stat().st_mtime for p in sources()) > wheel.stat().st_mtime:
         print(f"{wheel.name} is older than the sources: building", file=sys.stderr)
         wheel = None

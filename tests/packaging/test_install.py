@@ -57,6 +57,14 @@ def test_a_wheel_older_than_the_sources_is_used_only_where_it_is_named(
     assert install.chosen(str(tmp_path / "dist")) == [str(wheel)]
 
 
+def test_a_named_folder_where_no_wheel_fits_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "cp39-cp39-" + PLATFORM)
+    assert install.chosen(str(tmp_path))[0] == "--editable"
+    assert f"no wheel in {tmp_path} fits" in capsys.readouterr().err
+
+
 def test_without_a_compiler_a_build_is_refused_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
