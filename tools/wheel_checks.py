@@ -68,7 +68,12 @@ def tables(wheel: Path, python: str) -> Iterator[str]:
         yield f"does not import: {done.stderr[-300:]}"
         return
     flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    for flag, table in (("avx2", "avx2"), ("avx512_vnni", "avx512"), ("asimddp", "neon")):
+    for flag, table in (
+        ("avx2", "avx2"),
+        ("avx_vnni", "avxvnni"),
+        ("avx512_vnni", "avx512"),
+        ("asimddp", "neon"),
+    ):
         if flag in flags and table not in done.stdout.split():
             yield f"offers {done.stdout.split()}, no {table}, on a processor with {flag}"
 

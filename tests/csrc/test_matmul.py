@@ -178,6 +178,25 @@ def test_extreme_codes_do_not_saturate(isa, name, code):
     assert name in PLAIN or same_bits(native.testing.gemm(isa, w, x), got)
 
 
+@every_isa
+@pytest.mark.parametrize("code", [-128, 127])
+def test_whole_bytes_at_both_ends_do_not_saturate(isa, code):
+    """All bits set are -1 in Q8_0, not its greatest code: two products of -128 are what an int16 sum just holds."""
+    n, k = 16, 512
+    raw = raw_rows("Q8_0", n, k)
+    raw.reshape(n, -1, 34)[..., 2:] = code % 256
+    codes, scales = np.full((n, k), code, np.int8), np.full((n, k // 16), 2e-3, np.float32)
+    x = np.stack([np.ones(k), -np.ones(k), np.resize([1, -1], k)]).astype(np.float32)
+    held = (
+        native.Matrix.pack(raw.reshape(-1), "Q8_0", n, k, POOL),
+        native.Matrix.pack_codes(codes, scales, POOL),
+    )
+    for w in held:
+        got, want = native.testing.matmul(isa, w, x), native.testing.matmul("reference", w, x)
+        assert (np.abs(got - want) <= tolerance(w, x)).all()
+        assert same_bits(native.testing.gemm(isa, w, x), got)
+
+
 @pytest.mark.skipif("avxvnni" not in native.isas(), reason="this processor lacks AVX-VNNI")
 @pytest.mark.parametrize("name", TYPES)
 def test_products_of_bytes_by_vnni_are_avx2s_bits(name):
