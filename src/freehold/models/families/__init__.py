@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.abc import InspectLoader
 from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import iter_modules
 
 from freehold.models.family import Family
@@ -20,7 +20,7 @@ from freehold.models.family import Family
 def naming(name: str) -> tuple[Family, ...]:
     """Return the families of the modules that mention a name: those that register it, and at times a few more."""
     quoted = f'"{name}"'
-    return tuple(family for module in _modules() if quoted in _source(module) for family in _of(module))
+    return tuple(family for module in _modules() if quoted in (_source(module) or quoted) for family in _of(module))
 
 
 @cache
@@ -40,9 +40,8 @@ def _modules() -> tuple[str, ...]:
 
 
 @cache
-def _source(module: str) -> str:
-    """Return a module's text."""
+def _source(module: str) -> str | None:
+    """Return a module's text; None where bytecode alone was installed. An editable install's loader gives no text."""
     spec = find_spec(f"{__name__}.{module}")
-    loader = spec.loader if spec is not None else None
-    assert isinstance(loader, InspectLoader), f"{module} was installed without its source"
-    return loader.get_source(f"{__name__}.{module}") or ""
+    path = Path(spec.origin or "") if spec is not None else Path()
+    return path.read_text(encoding="utf-8") if path.suffix == ".py" and path.is_file() else None
