@@ -20,7 +20,9 @@ from freehold.models.family import Family
 def naming(name: str) -> tuple[Family, ...]:
     """Return the families of the modules that mention a name: those that register it, and at times a few more."""
     quoted = f'"{name}"'
-    return tuple(family for module in _modules() if quoted in (_source(module) or quoted) for family in _of(module))
+    return tuple(
+        family for module in _modules() if quoted in (_source(module) or quoted) for family in _of(module)
+    )
 
 
 @cache
