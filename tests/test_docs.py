@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from freehold import catalog
 from freehold.advisor import machine
@@ -110,17 +111,24 @@ def test_documented_block_runs(block: Block, tmp_path: Path):
     run(block, {"HOME": str(tmp_path), "FREEHOLD_HOME": str(home), "FREEHOLD_OFFLINE": "1"}, tmp_path)
 
 
+@pytest.fixture
+def at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have the user's home alone: one server a home, and one at the usual port, in all processes of a test run."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "home.lock"):
+        yield
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("block", WITH_MODEL, ids=str)
-def test_documented_block_runs_with_real_weights(block: Block, tmp_path: Path):
+def test_documented_block_runs_with_real_weights(block: Block, at_home: None, tmp_path: Path):
     run(block, {}, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def url(at_home: None, tmp_path: Path) -> Iterator[str]:
     """The address of a server that holds MODEL."""
     program = [sys.executable, "-P", "-m", "freehold.cli.main", "serve", MODEL, "--port", "0", "--json"]
-    said = tmp_path_factory.mktemp("served") / "said.txt"
+    said = tmp_path / "served.txt"
     with (
         said.open("w") as err,
         subprocess.Popen(program, stdout=subprocess.PIPE, stderr=err, text=True) as process,

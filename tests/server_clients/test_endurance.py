@@ -14,7 +14,7 @@ pytestmark = pytest.mark.model
 
 
 def test_everything_clients_do_leaves_a_server_as_it_was(model_path: Callable[[str], Path]):
-    record = soak(model_path("smollm2-135m"), seconds=8, warm_s=4, clients=4, seed=1)
+    record = soak(model_path("smollm2-135m"), seconds=10, warm_s=12, clients=4, seed=1)
     assert record["wrong"] == []
     assert record["requests"] > 20 and record["after"]["models"] <= 2
 

@@ -60,7 +60,8 @@ async def answers(served: EngineHandle, job: Job, kill_at: Iterable[int] = ()) -
     """
     stream = await served.start(job)
     got: list[list[Chunk]] = [[] for _ in range(job.n)]
-    kills, deaths = sorted(kill_at, reverse=True), served.restarts
+    kills = sorted(kill_at, reverse=True)
+    deaths = served.restarts if kills else 0  # a wrapper of a handle has no deaths to plan
     async for index, chunk in stream:
         got[index].append(chunk)
         if kills and len(tokens(got[0])) >= kills[-1] and served.restarts == deaths and served.pid:

@@ -13,7 +13,7 @@ from freehold.advisor.size_keys import SizeKeys
 # Windows of a config.json without the key, as its class in transformers has it.
 _UNSTATED_WINDOWS = dict.fromkeys(
     ("mistral", "ministral", "dots1", "gemma2", "gemma3_text", "cohere2", "exaone4", "olmo3"), 4096
-) | {"gpt_oss": 128, "gemma4_text": 512}
+) | {"gpt_oss": 128, "gemma3n_text": 512, "gemma4_text": 512}
 
 
 def gguf_context(meta: SizeKeys) -> int:

@@ -10,17 +10,18 @@ import sys
 from pathlib import Path
 
 from freehold.errors import ModelNotFound, UnsupportedModel
-from freehold.local.runnable import check_runs, unrunnable, weight_bytes
 from freehold.sandbox.children import follow_parent
 
 
 def main() -> None:
     """Answer [name, path, rounding] of each model with [why it is refused, a hint, bytes]."""
-    follow_parent(int(sys.argv[1]))
+    follow_parent(int(sys.argv[1]))  # before what takes long to import
     json.dump([_judged(*row) for row in json.load(sys.stdin)], sys.stdout)
 
 
 def _judged(name: str, path: str, rounding: str) -> tuple[str, str, int]:
+    from freehold.local.runnable import check_runs, unrunnable, weight_bytes
+
     if path:
         return unrunnable(Path(path)), "", weight_bytes(Path(path), rounding) if rounding else 0
     try:
