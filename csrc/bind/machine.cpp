@@ -50,8 +50,8 @@ double measure_int8_gops(int threads, bool tiles) {
   Threads pool(threads);
   double best = 1e30;
   const int64_t iterations = kernels() == kernels_scalar() ? 20'000 : tiles ? 500'000 : 2'000'000;   // about 10-20 ms a pass
-  std::vector<int32_t> sums(static_cast<size_t>(threads));
-  for (int pass = 0; pass < 5; ++pass) best = std::min(best, seconds_of_parts(pool, [&](size_t t) { sums[t] += loop(iterations); }));
+  std::vector<uint32_t> sums(static_cast<size_t>(threads));   // they wrap
+  for (int pass = 0; pass < 5; ++pass) best = std::min(best, seconds_of_parts(pool, [&](size_t t) { sums[t] += static_cast<uint32_t>(loop(iterations)); }));
   return static_cast<double>(iterations * (tiles ? kTileLoopOps : kDotLoopOps)) * threads / best / 1e9;
 }
 

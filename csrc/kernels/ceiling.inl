@@ -27,21 +27,27 @@ template <int N> OP void sixteen_dots(I* acc, const I* w, const int8_t* x) {
     sixteen_dots<N + kDotsAtOnce>(acc, w, x);
   }
 }
+// By number and not in loops, or the sums lie in memory: GCC keeps an array in registers where all its indices are constants.
+template <int N> OP void start_chains(I* acc) {
+  if constexpr (N < kChains) { acc[N] = iset(N); start_chains<N + 1>(acc); }
+}
+template <int N> OP I sum_chains(const I* acc) {
+  if constexpr (N + 1 < kChains) return iadd(acc[N], sum_chains<N + 1>(acc));
+  else return acc[N];
+}
 static int32_t dot_loop(int64_t iterations) {
   alignas(64) int8_t x[64];
   alignas(64) uint8_t codes[64];
   for (int i = 0; i < 64; ++i) x[i] = 1, codes[i] = 3;
   asm volatile("" : : "r"(codes) : "memory");                  // no two codes are known to be the same
   I acc[kChains], w[4];
-  for (int i = 0; i < kChains; ++i) acc[i] = iset(i);
-  for (int i = 0; i < 4; ++i) w[i] = bload(codes);
+  start_chains<0>(acc);
+  w[0] = bload(codes), w[1] = bload(codes), w[2] = bload(codes), w[3] = bload(codes);
   for (int64_t n = 0; n < iterations; ++n) {
     asm volatile("" : : "r"(x) : "memory");                    // as if these were others now: products are computed anew
     sixteen_dots<0>(acc, w, x);
   }
-  int32_t sum = 0;
-  for (int i = 0; i < kChains; ++i) sum += hsum(acc[i]);
-  return sum;
+  return hsum(sum_chains<0>(acc));
 }
 
 static void fill_ceiling(Kernels& t) {
