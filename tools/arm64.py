@@ -24,6 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.staging import link_package
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "arm64"
 PYTHON = "python3.13"  # Debian 13's
@@ -237,16 +241,8 @@ def build() -> Path:
 
 def stage() -> Path:
     """Lay the package out as links, the built module among them if there is one."""
-    package = BUILD / "site" / "freehold"
-    package.mkdir(parents=True, exist_ok=True)
-    for old in package.iterdir():
-        old.unlink()
-    for source in (ROOT / "src" / "freehold").iterdir():
-        if source.suffix != ".so" and source.name != "__pycache__":
-            (package / source.name).symlink_to(source)
-    for module in (BUILD / "module").glob("_native*.so"):
-        (package / "_native.abi3.so").symlink_to(module)
-    return package.parent
+    built = next((BUILD / "module").glob("_native*.so"), None)
+    return link_package(BUILD / "site", "_native.abi3.so", built)
 
 
 # ---- running -------------------------------------------------------------------------------------------------
@@ -331,7 +327,6 @@ def parted(here: dict[str, Any], there: dict[str, Any]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Do what is asked; 0 with a reason on the standard error where this machine cannot."""
-    sys.path.insert(0, str(ROOT))
     verb, *rest = arguments or [""]
     cpu = "max"
     if rest[:1] == ["--cpu"] and len(rest) > 1:

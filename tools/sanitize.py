@@ -14,6 +14,10 @@ import sys
 import venv
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.staging import link_package
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
 # What reads files of strangers, and every kernel. Short: the scalar kernels, which are the same loops, and no engine.
@@ -73,18 +77,11 @@ def build(scalar: bool) -> Path:
 
 def stage(module: Path) -> Path:
     """Lay the package out as links with the built module among them; return an interpreter that imports it."""
-    package = BUILD / "site" / "freehold"
-    package.mkdir(parents=True, exist_ok=True)
-    for old in package.iterdir():
-        old.unlink()
-    for source in (ROOT / "src" / "freehold").iterdir():
-        if source.suffix != ".so" and source.name != "__pycache__":
-            (package / source.name).symlink_to(source)
-    (package / module.name).symlink_to(module)
+    linked = link_package(BUILD / "site", module.name, module)
     home = BUILD / "venv"
     venv.create(home, symlinks=True, clear=True)
     # Folders named in a .pth are searched, but their own .pth files, the import hook's among them, are not obeyed.
-    found = [str(package.parent), *(p for p in sys.path if p.endswith("site-packages"))]
+    found = [str(linked), *(p for p in sys.path if p.endswith("site-packages"))]
     (site,) = home.glob("lib/python*/site-packages")
     (site / "sanitized.pth").write_text("\n".join(found) + "\n", encoding="utf-8")
     return home / "bin" / "python"
