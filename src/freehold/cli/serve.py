@@ -212,13 +212,16 @@ def _run(
 ) -> int:
     from freehold.server import serve as doors
     from freehold.server.core.owner import owner_token
+    from freehold.store.judging import Judgements
     from freehold.worker.models import EngineModels
 
+    judgements = Judgements()
+
     async def open_models() -> EngineModels:
-        return EngineModels(store, options.engine)
+        return EngineModels(store, options.engine, judgements=judgements)
 
     token = owner_token(settings.owner_token)
-    announcer = Announcer(settings, store, names, options)
+    announcer = Announcer(settings, store, names, options, judgements)
     whole = doors.run(
         open_models,
         doors.ServerSettings(

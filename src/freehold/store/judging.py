@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from freehold.errors import ModelNotFound, StoreError, UnsupportedModel
 from freehold.sandbox.children import spawn
+from freehold.store.records import Listed
 from freehold.store.store import Store
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.worker.process.judge")
@@ -75,13 +77,21 @@ class Judgements:
 
     def __init__(self) -> None:
         self._known: dict[tuple[Path, str, int], Judgement] = {}
+        self._asking = threading.Lock()  # a second caller waits for the first one's answers
+
+    def listed(self, models: Sequence[Listed]) -> list[tuple[Listed, str]]:
+        """Return the models whose files are whole, each with why the engine refuses it; empty: it does not."""
+        found = [m for m in models if m.state in ("ready", "changed")]
+        judged = self.of([(m.path, "") for m in found])
+        return [(m, each.refused) for m, each in zip(found, judged, strict=True)]
 
     def of(self, files: Sequence[tuple[Path, str]]) -> list[Judgement]:
         """Return a judgement of each file with its rounding."""
         keys = [(path, rounding, _changed(path)) for path, rounding in files]
-        new = [key for key in dict.fromkeys(keys) if key not in self._known]
-        found = judge([Asked(path=str(path), rounding=rounding) for path, rounding, _ in new])
-        self._known |= dict(zip(new, found, strict=True))
+        with self._asking:
+            new = [key for key in dict.fromkeys(keys) if key not in self._known]
+            found = judge([Asked(path=str(path), rounding=rounding) for path, rounding, _ in new])
+            self._known |= dict(zip(new, found, strict=True))
         return [self._known[key] for key in keys]
 
 

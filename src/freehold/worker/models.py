@@ -41,6 +41,7 @@ class EngineModels:
     """All models of a server. `paths`: files and folders that have names too.
 
     `scripts`: models that compute nothing. `available` returns the bytes that may still be taken.
+    `judgements`: of the store's files, where others ask for them too.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class EngineModels:
         paths: Mapping[str, ModelRef] | None = None,
         scripts: Mapping[str, Script] | None = None,
         available: Callable[[], int] = available_bytes,
+        judgements: Judgements | None = None,
     ) -> None:
         self._store, self._options = store, options
         self._paths, self._scripts = dict(paths or {}), dict(scripts or {})
@@ -60,7 +62,7 @@ class EngineModels:
             str, dict[str, Path]
         ] = {}  # the same, of overlays' adapters, which have no name of their own
         self._aliases: dict[str, str] = {}
-        self._judgements = Judgements()
+        self._judgements = judgements or Judgements()
         self._memory = EngineMemory(self._handles, options, available)
         self._closed = False
 
@@ -81,9 +83,7 @@ class EngineModels:
 
     def _runnable(self, listed: Sequence[Listed]) -> list[Listed]:
         """Leave out what is not whole, and files whose architecture the engine refuses."""
-        found = [m for m in listed if m.state in ("ready", "changed")]
-        judged = self._judgements.of([(m.path, "") for m in found])
-        return [m for m, each in zip(found, judged, strict=True) if not each.refused]
+        return [m for m, refused in self._judgements.listed(listed) if not refused]
 
     def _weight_bytes(self, refs: Sequence[ModelRef]) -> int:
         """Return the bytes of weights in memory: of a file as they lie, or as its rounding makes them."""

@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 class Announcer:
     """Prints messages about the server on stderr, and a line of JSON on stdout for --json."""
 
-    def __init__(self, settings: Settings, store: Store, names: Sequence[str], options: ServeOptions) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        names: Sequence[str],
+        options: ServeOptions,
+        judgements: Judgements,
+    ) -> None:
         self._settings, self._store, self._names, self._options = settings, store, names, options
+        self._judgements = judgements
         self._left, self.failed = len(names), 0
         self._doors: Doors | None = None
         self._telling: asyncio.Task[None] | None = None  # held, as a loop forgets tasks that nothing names
@@ -68,10 +76,9 @@ class Announcer:
 
     def _held(self) -> tuple[list[str], dict[str, str]]:
         """Return the models that the engine runs, and why it refuses the others."""
-        found = [m for m in self._store.list() if m.state in ("ready", "changed")]
-        judged = Judgements().of([(m.path, "") for m in found])
-        refused = {m.name: each.refused for m, each in zip(found, judged, strict=True) if each.refused}
-        return [m.name for m in found if m.name not in refused], refused
+        judged = self._judgements.listed(self._store.list())
+        refused = {m.name: why for m, why in judged if why}
+        return [m.name for m, _ in judged if m.name not in refused], refused
 
     def loaded(self, name: str, error: FreeholdError | None) -> None:
         """Print the outcome of loading a model; a server that could load none of its models stops."""
