@@ -1,6 +1,6 @@
 """Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md.
 
-backends, router and adapt do not exist yet: their levels are reserved.
+backends and adapt do not exist yet: their levels are reserved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEVELS = {
     **dict.fromkeys(["layers", "formats", "tokenizer", "catalog"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
-    **dict.fromkeys(["local", "remote", "fake", "choosing"], 4),
+    **dict.fromkeys(["local", "remote", "providers", "fake", "choosing"], 4),
     **dict.fromkeys(["worker", "backends", "router", "evals"], 5),
     "adapt": 6,
     "server": 7,

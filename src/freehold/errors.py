@@ -22,6 +22,8 @@
     ├── EngineLost             an engine process died, and so did the ones that took its place
     ├── ServerUnreachable      no server answers, or one of another version
     ├── UpstreamFailed         a server broke an answer off, or sent an invalid one
+    ├── PolicyRefused          no place is allowed, or able, to answer a request
+    ├── BudgetSpent            a key's money does not suffice; it gives the amounts and the renewal
     ├── AddressTaken           another server has the port, or serves this home already
     └── EngineClosed           use after close(), or in a forked child
 
@@ -131,6 +133,18 @@ class ServerUnreachable(FreeholdError):
 
 class UpstreamFailed(FreeholdError):
     """A server ended an answer before it was whole, failed in it, or sent an invalid answer."""
+
+
+class PolicyRefused(FreeholdError):
+    """Labels, licences, bars or abilities leave no place where a request may be answered."""
+
+
+class BudgetSpent(FreeholdError):
+    """A key's budget does not cover a request. `renews_s`: seconds until it is whole again."""
+
+    def __init__(self, message: str, hint: str = "", renews_s: float = 0.0) -> None:
+        super().__init__(message, hint)
+        self.renews_s = renews_s
 
 
 class AddressTaken(FreeholdError):

@@ -79,6 +79,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from, as the door knows it. Routes, labels, budgets and the ledger go by it."""
+
+    request_id: str = ""
+    answer_id: str = ""  # without a protocol's prefix; "" where a route makes no answer
+    key: str = ""  # name of the key; "" without one
+    labels: tuple[str, ...] = ()  # that the request itself asked for, unchecked
+    door: str = ""  # openai, anthropic, ollama, batch
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedJob:
     """Texts to be embedded, at most MAX_TEXTS; the engine process checks every field.
 
@@ -116,6 +127,7 @@ class Begin:
     dropped_messages: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
     warnings: tuple[str, ...] = ()  # what was asked for and is not honoured
+    model: str = ""  # which model answers, where that is not the one that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +157,7 @@ class ModelInfo:
     can_chat: bool
     can_fill: bool  # suffix
     default_sampling: SamplingParams
+    can_see: bool = False  # pictures in messages
     can_call: bool = False  # tools can be offered, and its calls are parsed
     thinking: Literal["none", "switch", "always"] = "none"
     efforts: tuple[str, ...] = ()  # levels of thinking that its template knows
@@ -363,7 +376,7 @@ class LoadedInfo:
 
 
 class ModelDirectory(Protocol):
-    """Models by name: all of a server, or those in a key's scope."""
+    """Models by name: all of a server, those in a key's scope, or those as one request sees them."""
 
     async def names(self) -> Sequence[StoredModel]: ...
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
@@ -379,6 +392,10 @@ class ModelDirectory(Protocol):
 
 class ModelManager(ModelDirectory, Protocol):
     """Every model of a server, and what only its owner may do with them."""
+
+    def asked_by(self, origin: Origin) -> ModelDirectory:
+        """Return the models as one request sees them. The server's own use, such as preloading, has no origin."""
+        ...
 
     def loading(self) -> Mapping[str, tuple[int, int]]:
         """Return (bytes done, bytes in all) of each model that is being loaded."""

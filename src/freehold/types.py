@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 from freehold.errors import UsageError
 
 Role = Literal["system", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+# content_filter and refusal come from rented models: a provider's filter ended the answer, or the model declined.
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "content_filter", "refusal"]
 Overflow = Literal["error", "drop-oldest"]  # what to do with a chat longer than the context
 Priority = Literal["interactive", "batch"]  # whose tokens go first; batch takes what is left
 ToolChoice = Literal["auto", "none", "required"]
@@ -31,6 +32,7 @@ class Tool:
     name: str
     description: str = ""
     parameters: Mapping[str, object] = field(default_factory=dict)
+    strict: bool = False  # arguments must follow the schema: our engine's always do
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class ToolCall:
     id: str
     name: str
     arguments: str  # the text of a JSON object
+    signature: str = ""  # opaque; Gemini signs the reasoning before a call, and wants it back with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,12 @@ class ToolPiece:
     id: str = ""
     name: str = ""
     arguments: str = ""
+    signature: str = ""  # with the first piece; see ToolCall
 
     def join(self, calls: list[ToolCall]) -> None:
         """Append it to the calls of its answer so far; a call's first piece adds a call."""
         if self.index == len(calls):
-            calls.append(ToolCall(self.id, self.name, ""))
+            calls.append(ToolCall(self.id, self.name, "", self.signature))
         call = calls[self.index]
         calls[self.index] = replace(call, arguments=call.arguments + self.arguments)
 
@@ -126,9 +130,34 @@ def _stated_schema(given: type[SchemaClass]) -> Mapping[str, object]:
         raise UsageError(f"{given.__name__} cannot state its JSON schema: {e}") from e
 
 
+CacheTime = Literal["", "5m", "1h"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a message: its bytes in base64 with their media type, or an address that is never fetched here."""
+
+    media_type: str = ""
+    data: str = field(default="", repr=False)
+    url: str = ""
+    detail: str = ""  # OpenAI's: low, high, auto
+
+
+@dataclass(frozen=True, slots=True)
+class SignedThinking:
+    """A block of an assistant's reasoning as its provider signed it; it goes back unchanged, or not at all."""
+
+    text: str = ""
+    signature: str = ""
+    redacted: str = ""  # opaque, instead of the other two
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat. `thinking` is the reasoning an assistant turn carried, without its tags."""
+    """One turn of a chat. `thinking` is the reasoning an assistant turn carried, without its tags.
+
+    `parts`: where there are pictures, the texts and pictures in their order; `content` is then the texts joined.
+    """
 
     role: Role
     content: str
@@ -136,6 +165,10 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
     tool_call_id: str = ""  # of a tool's result: the call it answers,
     name: str = ""  # and the tool that was called
+    parts: tuple[str | Image, ...] = ()
+    signed: tuple[SignedThinking, ...] = ()  # of an assistant, in order
+    cache: CacheTime = ""  # a provider that sells its cache keeps the prompt up to here for so long
+    failed: bool = False  # of a tool's result: the tool reports an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +217,9 @@ class Usage:
     queue_s: float = 0.0  # until a step first computed a token of it
     resumed_tokens: int = 0  # of the answer, made by a previous engine; prefilled here with the prompt
     preemptions: int = 0  # times it was preempted, and recomputed
+    written_tokens: int = 0  # of the prompt: put into a provider's cache for minutes,
+    written_hour_tokens: int = 0  # and for an hour, at prices of their own
+    thought_tokens: int = 0  # of the completion: reasoning, where the provider counts it
 
     @property
     def prefill_tok_s(self) -> float:
@@ -225,6 +261,8 @@ class Chunk:
     dropped_messages: int = 0
     tool_calls: tuple[ToolPiece, ...] = ()
     stop: str = ""  # with finish_reason "stop": the stop string that ended the answer, if it was one
+    refusal: str = ""  # text with which the model declines, where its provider tells it apart
+    signed: tuple[SignedThinking, ...] = ()  # blocks of reasoning that this chunk ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freehold.errors import FreeholdError, ModelNotFound
-from freehold.serving import Begin, EmbedJob, EngineStats, Job, LoadedInfo, ModelInfo, StoredModel, Vectors
+from freehold.serving import (
+    Begin,
+    EmbedJob,
+    EngineStats,
+    Job,
+    LoadedInfo,
+    ModelInfo,
+    Origin,
+    StoredModel,
+    Vectors,
+)
 from freehold.types import (
     Chunk,
     Message,
@@ -287,6 +297,7 @@ class FakeModels:
         self, script: Script | None = None, names: Sequence[str] = ("fake:1b", "org/fake:2b")
     ) -> None:
         self._names, self.closed = names, False
+        self.origins: list[Origin] = []  # of requests, in order
         self.play(script or Script())
 
     def play(self, script: Script) -> None:
@@ -318,6 +329,10 @@ class FakeModels:
 
     def loaded(self) -> list[LoadedInfo]:
         return [LoadedInfo(**vars(served.loaded)) for served in self.in_memory.values()]
+
+    def asked_by(self, origin: Origin) -> FakeModels:
+        self.origins.append(origin)
+        return self
 
     def loading(self) -> dict[str, tuple[int, int]]:
         return {}

@@ -17,7 +17,7 @@ from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
 from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
 from freehold.machine import available_bytes
-from freehold.serving import LoadedInfo, ModelHandle, StoredModel
+from freehold.serving import LoadedInfo, ModelHandle, Origin, StoredModel
 from freehold.store import Listed, ModelRef, Store
 from freehold.store.judging import Judgements
 from freehold.store.overlays import Overlay
@@ -65,6 +65,10 @@ class EngineModels:
         self._judgements = judgements or Judgements()
         self._memory = EngineMemory(self._handles, options, available)
         self._closed = False
+
+    def asked_by(self, origin: Origin) -> EngineModels:
+        """Return this: our engines answer all alike; keys are scoped before."""
+        return self
 
     async def names(self) -> list[StoredModel]:
         """List the models that have a name."""

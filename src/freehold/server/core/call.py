@@ -29,7 +29,7 @@ from freehold.server.core.limits import Gone, ServerLimits, one_address
 from freehold.server.core.problems import Problem, Wording, openai_error, problem
 from freehold.server.core.scope import ScopedDirectory
 from freehold.server.core.work import RequestWork
-from freehold.serving import ModelDirectory, ModelManager
+from freehold.serving import ModelDirectory, ModelManager, Origin
 
 if TYPE_CHECKING:
     from freehold.server.core.health import Health
@@ -42,6 +42,7 @@ _log = logging.getLogger("freehold.server")
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 JSON = (b"content-type", b"application/json")
+LABEL_HEADER = b"x-freehold-label"  # names of labels, separated by commas
 
 
 class ServerHandle(Protocol):
@@ -94,6 +95,8 @@ class HttpCall:
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
+        self.answer_id = secrets.token_hex(12)
+        self.door = ""  # the protocol's name; Endpoint fills it in
         self.key: Key | None = None  # Gate fills it in; None if none is needed
         self.owner = False  # Gate fills it in
         self.route = "other"
@@ -128,9 +131,16 @@ class HttpCall:
         return f"address {one_address(client[0])}" if client else "owner"
 
     @property
+    def origin(self) -> Origin:
+        """Where the request comes from, for routes and the ledger."""
+        given = self.headers.get(LABEL_HEADER, b"").decode("latin-1")
+        labels = tuple(name for part in given.split(",") if (name := part.strip()))
+        return Origin(self.request_id.decode(), self.answer_id, self.tenant, labels, self.door)
+
+    @property
     def models(self) -> ModelDirectory:
         """The models this request may use."""
-        models = self.server.models
+        models = self.server.models.asked_by(self.origin)
         return models if self.key is None else ScopedDirectory(models, self.key, self.server.accounts)
 
     async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:

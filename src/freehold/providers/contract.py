@@ -1,0 +1,168 @@
+"""What a provider is, and what its wire has to translate: jobs to requests, answers to chunks, failures to causes.
+
+A wire is pure: it sees no connection, and is tested by recordings. hop.py sends what it makes. Knows no route, no
+label and no price.
+Path: upstream.py -> Wire.request -> hop.py -> Wire.reader or Wire.whole -> Chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from freehold.errors import UpstreamFailed
+from freehold.serving import EmbedJob, Job, Vectors
+from freehold.types import Chunk
+
+Kind = Literal["openai", "anthropic", "gemini", "mistral", "deepseek", "openai-compatible"]
+# Why an attempt failed, which decides what is tried next: `request` is the caller's own fault and is never sent
+# elsewhere; `context` goes to a larger window; the others go to the next target.
+Cause = Literal[
+    "request",  # 400, 404, 413, 422: the same anywhere
+    "context",  # the prompt is too long for this model
+    "auth",  # 401, 403: our key, which the caller cannot mend
+    "rate",  # 429, 529
+    "server",  # 5xx
+    "redirect",  # 3xx: never followed
+    "connect",  # no connection, or it was reset before an answer
+    "timeout",  # the first token, or the whole answer, took too long
+    "broken",  # the stream ended without its end event, or was cut
+    "invalid",  # not what the wire says: HTML, bad UTF-8, wrong JSON
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A provider's key. It is shown nowhere: repr, str and every error print three asterisks."""
+
+    value: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where rented or distant models answer. `name` is the place that labels speak of."""
+
+    name: str
+    kind: Kind
+    url: str  # of its API, without a trailing slash, such as https://host/v1
+    key: Secret | None = None
+    owned: bool = False  # a machine of the house: private requests may go there
+    proxy: str = ""  # no other proxy is used, whatever the environment says
+    connections: int = 256  # open at a time
+    connect_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a remote model can do; a job that needs more is refused before it is sent, or warned of."""
+
+    images: bool = True
+    tools: bool = True
+    json_schema: bool = True
+    thinking: bool = True
+    logprobs: bool = False
+    several: bool = False  # n > 1
+    seed: bool = False
+    embeddings: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """A model at a provider."""
+
+    provider: Provider
+    model: str  # as the provider calls it
+    context: int = 0  # tokens; 0: unknown
+    max_output: int = 0  # tokens; 0: unknown
+    abilities: Abilities = Abilities()
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request on a provider's wire; the key is added by hop.py, as `Wire.authorized` says."""
+
+    path: str  # after the provider's url
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # what was asked for and this provider cannot do
+
+
+class UpstreamFault(UpstreamFailed):
+    """An attempt at a provider that failed. `retry_after_s`: what the provider asked for; None: nothing.
+
+    The message never holds a key: Wire.fault and hop.py pass it through `cleaned`.
+    """
+
+    def __init__(
+        self,
+        cause: Cause,
+        message: str,
+        hint: str = "",
+        *,
+        status: int = 0,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, hint)
+        self.cause, self.status, self.retry_after_s = cause, status, retry_after_s
+
+
+Piece = tuple[int, Chunk]  # number of the answer, its next chunk
+
+
+class EventReader(Protocol):
+    """Reads one stream's events."""
+
+    answer_id: str  # the provider's, once it has come
+
+    def push(self, event: str, data: bytes) -> Sequence[Piece]:
+        """Return what one server-sent event adds. Raises UpstreamFault for an error event or for nonsense."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the wire's own end event has come: a stream without it was broken off."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """A whole answer: for each of `n` its chunk or chunks, the last with finish_reason and usage."""
+
+    answer_id: str
+    pieces: tuple[Piece, ...]
+
+
+class Wire(Protocol):
+    """One provider's wire."""
+
+    def authorized(self, key: Secret) -> Mapping[str, str]:
+        """Return the headers that carry the key."""
+        ...
+
+    def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
+        """Translate a job. Raises UsageError or UnsupportedModel for what the provider cannot do and must not drop."""
+        ...
+
+    def reader(self, job: Job) -> EventReader: ...
+    def whole(self, body: bytes, job: Job) -> WholeAnswer:
+        """Read an answer that did not stream. Raises UpstreamFault for what is no answer of this wire."""
+        ...
+
+    def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
+        """Describe an answer that is not 200."""
+        ...
+
+    def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing: ...
+    def vectors(self, body: bytes, job: EmbedJob) -> Vectors: ...
+    def count(self, model: RemoteModel, job: Job) -> Outgoing | None:
+        """Return the request that counts a prompt's tokens; None where the provider has no such door."""
+        ...
+
+    def counted(self, body: bytes) -> int: ...

@@ -1,0 +1,148 @@
+"""What gateway.toml says, read and checked: providers, models, labels, routes, tasks, keys.
+
+Values only; reading.py makes them, and refuses what does not fit together. Money is in nano-dollars, so that sums
+are exact. Knows no request.
+Path: reading.py -> Gateway -> directory.py, routing.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from freehold.providers.cleared import HOUSE
+from freehold.providers.contract import Provider, RemoteModel
+from freehold.router.price import Price
+
+NANO = 1_000_000_000  # nano-dollars of a dollar
+Period = Literal["hour", "day", "week", "month"]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayModel:
+    """A name that a request or a route may use, and what answers it."""
+
+    name: str
+    local: str = ""  # a model of this machine's store,
+    remote: RemoteModel | None = None  # or one at a provider
+    price: Price | None = None  # None: costs nothing a token (owned)
+    terms: str = ""  # licence id, or the provider's terms, as the ledger keeps them
+    may_teach: bool | None = None  # whether answers may train other models; None: unknown
+
+    @property
+    def place(self) -> str:
+        """The place a request is at when this model answers it."""
+        return self.remote.provider.name if self.remote is not None else HOUSE
+
+    @property
+    def owned(self) -> bool:
+        """Whether it runs on a machine of the house."""
+        return self.remote is None or self.remote.provider.owned
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Where a labelled request may be. `stay` None: on any owned machine; otherwise names of providers too."""
+
+    name: str
+    stay: frozenset[str] | None = None
+    detect: tuple[str, ...] = ()  # detectors that set it: pii, secrets
+    patterns: tuple[str, ...] = ()  # expressions (RE2) that set it
+    classifier: str = ""  # an owned model that is asked; "" for none
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerLimits:
+    """After `failures` in a row a target is left alone for `cooldown_s`."""
+
+    failures: int = 3
+    cooldown_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """A cascade: the first `check` tokens are looked at, then sent, or thrown away for the next target."""
+
+    below: float  # mean log-probability (natural) is compared as a probability: exp(mean) < below escalates
+    check: int = 64
+    when: Literal["logprob"] = "logprob"
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A share of requests is asked of another target too, whose answer goes to nobody but the ledger."""
+
+    target: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRoute:
+    """Targets in the order in which they are asked."""
+
+    name: str
+    targets: tuple[str, ...]  # names of GatewayModels
+    task: str = ""
+    labels: tuple[str, ...] = ()  # every request of the route has them
+    timeout_s: float = 600.0
+    first_token_s: float = 30.0
+    retries: int = 1  # of one target, before the next
+    breaker: BreakerLimits = BreakerLimits()
+    escalate: Escalation | None = None
+    shadow: Shadow | None = None
+    cache_s: float = (
+        0.0  # answers of equal requests of one key and one set of labels are kept so long; 0: not
+    )
+    keep_text: bool = False  # keep = "text": prompts and answers are kept, of requests without labels
+
+
+@dataclass(frozen=True, slots=True)
+class QualityTask:
+    """A task whose bar a target has to reach with the lower end of its 95 % interval (freehold bar run)."""
+
+    name: str
+    bar: float
+    file: str = ""  # its JSONL
+
+
+@dataclass(frozen=True, slots=True)
+class SpendLimit:
+    """A budget: nano-dollars a period, which begins at midnight UTC, on Mondays or on the first."""
+
+    nano: int
+    per: Period
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPolicy:
+    """What the gateway knows of a key; the key itself is in keys.json."""
+
+    name: str
+    budget: SpendLimit | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A whole file, sound."""
+
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    models: Mapping[str, GatewayModel] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    routes: Mapping[str, GatewayRoute] = field(default_factory=dict)
+    tasks: Mapping[str, QualityTask] = field(default_factory=dict)
+    keys: Mapping[str, KeyPolicy] = field(default_factory=dict)
+    ledger: str = ""  # "" the home's ledger.sqlite, a path, or postgresql://...
+    price_table: str = ""  # version of the table that priced the models
+    digest: str = ""  # SHA-256 of the file, for the log of reloads
+
+    @property
+    def owned_places(self) -> frozenset[str]:
+        """Where requests may be that must stay owned."""
+        return frozenset({HOUSE, *(p.name for p in self.providers.values() if p.owned)})
+
+    @property
+    def all_places(self) -> frozenset[str]:
+        """This machine and every provider."""
+        return frozenset({HOUSE, *self.providers})

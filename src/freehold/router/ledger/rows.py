@@ -1,0 +1,79 @@
+"""What the ledger keeps of a request: who, what, where, why, how much. Values only; no text of prompt or answer.
+
+Path: booking -> LedgerRow -> ledger/store.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from freehold.providers.cleared import SetLabel
+from freehold.types import Usage
+
+Outcome = Literal[
+    "whole",  # the answer ended as its wire says
+    "broken",  # the provider's stream broke after its first token
+    "left",  # the client went away
+    "failed",  # no target answered
+    "refused",  # policy or budget
+    "lost",  # this process died in the middle; found at the next start
+    "shadow",  # asked beside another row's answer
+    "discarded",  # a cascade's first answer that was not good enough
+    "cached",  # answered from the gateway's own cache
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A target that a route has, and why it was taken or passed over."""
+
+    target: str
+    taken: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One request that was sent to a target. `cause` "" where it answered."""
+
+    target: str
+    place: str
+    cause: str
+    status: int
+    seconds: float
+    nano: int = 0  # what this attempt cost
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One request. `nano`: nano-dollars of all attempts together."""
+
+    id: str  # unique; the row's own
+    at: float  # time.time() of its arrival
+    request_id: str
+    answer_id: str
+    key: str
+    door: str
+    asked: str  # the name in the request
+    target: str  # what answered, or ""
+    place: str  # where: HOUSE, a provider's name, or ""
+    owned: bool
+    labels: tuple[SetLabel, ...]
+    task: str
+    candidates: tuple[Candidate, ...]
+    attempts: tuple[Attempt, ...]
+    usage: Usage
+    nano: int
+    price_version: str
+    estimated: bool  # tokens were counted here, as the provider sent no usage
+    batch: bool
+    outcome: Outcome
+    finish_reason: str
+    first_s: float
+    whole_s: float
+    terms: str  # licence or terms of what answered
+    may_teach: bool | None
+    upstream_id: str = ""  # the provider's id of the answer
+    left_house: bool = False  # whether any attempt sent the prompt to a place that is not owned
+    parent: str = ""  # of a shadow's or a discarded answer's row: the request's row
