@@ -70,7 +70,7 @@ wheels: $(BIN)/python ## Build the wheels of Linux and macOS into dist, and chec
 
 lock: $(BIN)/python ## Resolve requirements/*.txt again, to the newest releases that go together
 	$(PIP) "uv>=0.9"
-	$(UV) pyproject.toml requirements/build.in --extra test --output-file requirements/ci.txt
+	$(UV) pyproject.toml requirements/build.in --extra test --extra gateway --output-file requirements/ci.txt
 	$(UV) pyproject.toml --constraint requirements/ci.txt --output-file requirements/run.txt
 	$(BIN)/python tools/sbom.py packaging/freehold.cdx.json
 

@@ -16,8 +16,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 RUN = PROJECT["project"]["dependencies"]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 BUILD = [line for line in (ROOT / "requirements" / "build.in").read_text().splitlines() if line[:1].isalpha()]
-CI = [*RUN, *PROJECT["project"]["optional-dependencies"]["test"], *BUILD]
+CI = [*RUN, *EXTRAS["test"], *EXTRAS["gateway"], *BUILD]
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)((?:.*\\\n +--hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
 
 
