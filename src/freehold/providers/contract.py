@@ -152,7 +152,7 @@ class Wire(Protocol):
 
     def reader(self, job: Job) -> EventReader: ...
     def whole(self, body: bytes, job: Job) -> WholeAnswer:
-        """Read an answer that did not stream. Raises UpstreamFault for what is no answer of this wire."""
+        """Read an answer that did not stream. Raises UpstreamFault for anything else than an answer of this wire."""
         ...
 
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:

@@ -71,7 +71,7 @@ class Escalation:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A share of requests is asked of another target too, whose answer goes to nobody but the ledger."""
+    """A share of requests is asked of another target too, whose answer only the ledger sees."""
 
     target: str
     share: float
