@@ -2,7 +2,7 @@
 // is a stub), which would leave the scalar table on every machine. This asks the processor instead, and the system whether
 // it saves the registers; a name that is not here does not compile.
 #pragma once
-#if defined(__x86_64__) && defined(__cplusplus)
+#if defined(__x86_64__) && __cplusplus >= 202002L  // less: CMake asking what the compiler can
 #include <cpuid.h>
 
 namespace zig_x86 {
