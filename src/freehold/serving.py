@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from freehold.errors import UnsupportedModel
 from freehold.types import (
+    CacheTime,
     Chunk,
     Format,
     Message,
@@ -64,6 +65,9 @@ class Job:
     effort: str | None = None  # low, medium, high: for templates that have such a switch
     template: str = ""  # Jinja that renders this chat, instead of the model's own
     tools: tuple[Tool, ...] = ()
+    cache_tools: CacheTime = (
+        ""  # a provider that sells its cache keeps the tools for so long; see Message.cache
+    )
     tool_choice: ToolChoice = "auto"
     tool_name: str = ""  # with tool_choice "required": this tool and no other
     parallel_tool_calls: bool = True  # False: one call an answer at most
@@ -86,7 +90,7 @@ class Origin:
     answer_id: str = ""  # without a protocol's prefix; "" where a route makes no answer
     key: str = ""  # name of the key; "" without one
     labels: tuple[str, ...] = ()  # that the request itself asked for, unchecked
-    door: str = ""  # openai, anthropic, ollama, batch
+    door: str = ""  # openai, anthropic, ollama, batch; freehold where a route belongs to none of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,10 @@ class Vectors:
     width: int
     tokens: tuple[int, ...]  # of each text
     cut: tuple[int, ...] = ()  # numbers of the texts that were shortened, as asked
+
+
+class EstimatedCount(int):
+    """A number of tokens that was estimated from characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +272,10 @@ class ModelHandle(Protocol):
         ...
 
     async def count(self, job: Job) -> int:
-        """Return how many tokens a job's prompt has, also where there is no room for them."""
+        """Return how many tokens a job's prompt has, also where there is no room for them.
+
+        An EstimatedCount where neither this machine nor a provider counts them.
+        """
         ...
 
     async def embed(

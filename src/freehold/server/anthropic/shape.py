@@ -7,7 +7,6 @@ Path: Answering -> MessageShape -> bytes
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,9 +38,9 @@ class MessageShape:
         self._stop = ""
         self._room = asked
 
-    def bind(self, model: str, tally: Tally) -> None:
+    def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         self._model, self._tally = model, tally
-        self._id = f"msg_{secrets.token_hex(12)}"
+        self._id = f"msg_{answer_id}"
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         self._room = begin.max_tokens

@@ -7,13 +7,13 @@ Knows ASGI's two functions; knows no file. Path: Desk -> Asker.ask -> Endpoint -
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from freehold.server.core.call import JSON, Endpoint, HttpCall, Server
+from freehold.server.core.call import JSON, LABEL_HEADER, Endpoint, HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
 
@@ -34,11 +34,15 @@ class Asker:
     def __init__(self, server: Server, endpoints: Mapping[str, Endpoint]) -> None:
         self.server, self._endpoints = server, endpoints
 
-    async def ask(self, tenant: str, path: str, body: Mapping[str, Any]) -> LineAnswer:
-        """Request `path` for a tenant, with priority `batch`."""
+    async def ask(
+        self, tenant: str, path: str, body: Mapping[str, Any], labels: Sequence[str] = ()
+    ) -> LineAnswer:
+        """Request `path` for a tenant, with priority `batch` and the labels of its batch."""
         exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"}))
-        scope: dict[str, Any] = {"type": "http", "path": path, "headers": [JSON], "query_string": b""}
+        headers = [JSON, (LABEL_HEADER, ",".join(labels).encode("latin-1"))] if labels else [JSON]
+        scope: dict[str, Any] = {"type": "http", "path": path, "headers": headers, "query_string": b""}
         call = scope["freehold.call"] = HttpCall(self.server, scope, exchange.receive, exchange.send)
+        call.door = "batch"
         try:
             call.key = self._key(tenant)
             if body.get("stream"):

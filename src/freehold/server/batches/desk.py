@@ -48,6 +48,7 @@ class NewBatch:
     completion_window: str
     window_s: float
     metadata: dict[str, str]
+    labels: tuple[str, ...] = ()
 
 
 class Stopping(Exception):
@@ -109,6 +110,7 @@ class Desk:
                 429, f"{still} batches are not over; expected at most {MAX_OPEN}", code="too_many_batches"
             )
         now = int(self._now())
+        given = await asyncio.to_thread(self.files.get, tenant, asked.input_file_id)
         batch = Batch(
             new_batch_id(),
             tenant,
@@ -118,6 +120,7 @@ class Desk:
             now,
             now + max(1, round(asked.window_s)),
             asked.metadata,
+            tuple(dict.fromkeys((*asked.labels, *given.labels))),
         )
         await asyncio.to_thread(self._place, batch)
         self._batches[batch.id] = batch
@@ -247,7 +250,7 @@ class Desk:
         asked = 0
         while True:
             async with self._abreast:
-                answer = await asker.ask(batch.tenant, batch.endpoint, line.body)
+                answer = await asker.ask(batch.tenant, batch.endpoint, line.body, batch.labels)
             if asker.server.health.stopping and answer.status >= 500:
                 raise Stopping
             pause = _pause(answer, asked)
@@ -289,7 +292,7 @@ class Desk:
             if count:
                 file = f"{batch.id}_{name}"
                 await asyncio.to_thread(
-                    self.files.adopt, batch.tenant, folder / name, id, file, "batch_output"
+                    self.files.adopt, batch.tenant, folder / name, id, file, "batch_output", batch.labels
                 )
         await self._enter(batch, end)
         _clear(folder)

@@ -47,10 +47,12 @@ class FileRecord(Struct, frozen=True):
     filename: str
     purpose: str
     expires_at: int | None = None
+    labels: tuple[str, ...] = ()  # that its upload asked for: a batch that reads it has them
 
     def shown(self) -> dict[str, object]:
         """Return it in OpenAI's words."""
-        return {**msgspec.to_builtins(self), "object": "file", "status": "processed", "status_details": None}
+        own = {name: value for name, value in msgspec.to_builtins(self).items() if name != "labels"}
+        return {**own, "object": "file", "status": "processed", "status_details": None}
 
 
 class Files:
@@ -79,14 +81,22 @@ class Files:
         return self._folder(tenant) / f"{new_id()}.part"
 
     def add(
-        self, tenant: str, part: Path, filename: str, purpose: str, seconds: int | None = None
+        self,
+        tenant: str,
+        part: Path,
+        filename: str,
+        purpose: str,
+        seconds: int | None = None,
+        labels: tuple[str, ...] = (),
     ) -> FileRecord:
         """Make a file of what was written to `part`, which `begin` named; 400 where others took the room since."""
         with self._adding:
             self._check_room(tenant, part.stat().st_size)
-            return self._record(tenant, part, part.stem, filename, purpose, seconds)
+            return self._record(tenant, part, part.stem, filename, purpose, seconds, labels)
 
-    def adopt(self, tenant: str, source: Path, id: str, filename: str, purpose: str) -> FileRecord:
+    def adopt(
+        self, tenant: str, source: Path, id: str, filename: str, purpose: str, labels: tuple[str, ...] = ()
+    ) -> FileRecord:
         """Make a file of `source`, which stays where it is. Does nothing where it was done before."""
         found = self._read(tenant, id)
         if found is not None:
@@ -94,7 +104,7 @@ class Files:
         part = self._folder(tenant) / f"{id}.part"
         part.unlink(missing_ok=True)
         link(source, part)
-        return self._record(tenant, part, id, filename, purpose, None)
+        return self._record(tenant, part, id, filename, purpose, None, labels)
 
     def all(self, tenant: str) -> list[FileRecord]:
         """Return a tenant's files, the newest first; those whose time has come are removed."""
@@ -130,11 +140,18 @@ class Files:
             raise _full(f"files would hold {size:,} bytes; expected at most {self._bounds.bytes:,}")
 
     def _record(
-        self, tenant: str, part: Path, id: str, filename: str, purpose: str, seconds: int | None
+        self,
+        tenant: str,
+        part: Path,
+        id: str,
+        filename: str,
+        purpose: str,
+        seconds: int | None,
+        labels: tuple[str, ...],
     ) -> FileRecord:
         now = int(self._now())
         size, until = part.stat().st_size, None if seconds is None else now + seconds
-        record = FileRecord(id, size, now, filename, purpose, until)
+        record = FileRecord(id, size, now, filename, purpose, until, labels)
         sync_file(part)
         os.replace(part, part.with_suffix(".data"))
         write_private(self._folder(tenant) / f"{id}.json", record)

@@ -40,6 +40,7 @@ class Batch(Struct):
     created_at: int
     expires_at: int
     metadata: dict[str, str]
+    labels: tuple[str, ...] = ()  # of the request that created it, and of its file
     status: Status = "validating"
     times: dict[str, int] = {}  # status -> when it came
     errors: tuple[Wrong, ...] = ()

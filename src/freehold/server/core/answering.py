@@ -62,8 +62,11 @@ class AnswerShape(Protocol):
 
     content_type: bytes  # of a stream
 
-    def bind(self, model: str, tally: Tally) -> None:
-        """Take the model's name and the counts, first of all. `tally` is filled while answers arrive."""
+    def bind(self, model: str, answer_id: str, tally: Tally) -> None:
+        """Take the model's name, the id by which the ledger has the answer, and the counts, first of all.
+
+        `tally` is filled while answers arrive.
+        """
         ...
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
@@ -175,7 +178,7 @@ class Answering:
 
     def _bind(self, model: str) -> None:
         self._model = self.call.work.model = model
-        self.shape.bind(model, self.tally)
+        self.shape.bind(model, self.call.answer_id, self.tally)
 
     def _pieces(self, choice: int, chunk: Chunk) -> bytes:
         data = self.shape.piece(choice, chunk)

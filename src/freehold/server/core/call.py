@@ -27,6 +27,7 @@ from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, ServerLimits, one_address
 from freehold.server.core.problems import Problem, Wording, openai_error, problem
+from freehold.server.core.requestlog import protocol_of
 from freehold.server.core.scope import ScopedDirectory
 from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin
@@ -87,6 +88,11 @@ class Server:
         return [sentence for sentence in found if sentence]
 
 
+def labels_in(given: str) -> tuple[str, ...]:
+    """Return the names in a label header."""
+    return tuple(name for part in given.split(",") if (name := part.strip()))
+
+
 class HttpCall:
     """One request. `route` is for the metrics."""
 
@@ -96,7 +102,7 @@ class HttpCall:
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
         self.answer_id = secrets.token_hex(12)
-        self.door = ""  # the protocol's name; Endpoint fills it in
+        self.door = ""  # "batch" of a batch's line; otherwise Endpoint fills in the protocol's name
         self.key: Key | None = None  # Gate fills it in; None if none is needed
         self.owner = False  # Gate fills it in
         self.route = "other"
@@ -133,9 +139,13 @@ class HttpCall:
     @property
     def origin(self) -> Origin:
         """Where the request comes from, for routes and the ledger."""
-        given = self.headers.get(LABEL_HEADER, b"").decode("latin-1")
-        labels = tuple(name for part in given.split(",") if (name := part.strip()))
-        return Origin(self.request_id.decode(), self.answer_id, self.tenant, labels, self.door)
+        return Origin(self.request_id.decode(), self.answer_id, self.tenant, self.labels, self.door)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the request asks for, unchecked."""
+        given = self.headers.get(LABEL_HEADER)
+        return () if given is None else labels_in(given.decode("latin-1"))
 
     @property
     def models(self) -> ModelDirectory:
@@ -255,6 +265,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: HttpCall = scope["freehold.call"]
         call.route, call.request = self.path, self.request
+        call.door = call.door or protocol_of(self.path)
         call.server.guard.check_audience(self.audience, call.key, owner=call.owner)
         # A batch's lines have no method and take no part in the rate: they wait for idle capacity as it is.
         if call.key is not None and self.audience == "client" and scope.get("method") == "POST":

@@ -66,7 +66,7 @@ def _fields(call: HttpCall) -> dict[str, Any]:
     return {
         "request_id": call.request_id.decode(),
         "key": call.key.name if call.key else "owner" if call.owner else "",
-        "protocol": _protocol(call.scope["path"]),
+        "protocol": protocol_of(call.scope["path"]),
         "method": call.scope.get("method", "POST"),
         "route": call.route,
         "model": _plain(work.model),
@@ -82,7 +82,8 @@ def _fields(call: HttpCall) -> dict[str, Any]:
     }
 
 
-def _protocol(path: str) -> str:
+def protocol_of(path: str) -> str:
+    """Return the protocol that a path belongs to; freehold where it is none of the three."""
     return next((name for start, name in _PROTOCOLS if path.startswith(start)), "freehold")
 
 

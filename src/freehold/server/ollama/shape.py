@@ -48,7 +48,7 @@ class OllamaShape(ABC):
         self._calls: list[ToolCall] = []
         self._written = 0  # calls that went out
 
-    def bind(self, model: str, tally: Tally) -> None:
+    def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         self._model, self._tally = model, tally
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:

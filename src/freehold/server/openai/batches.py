@@ -54,6 +54,7 @@ async def create(call: HttpCall) -> None:
         request.completion_window,
         _window(request.completion_window),
         request.metadata or {},
+        call.labels,
     )
     await call.answer((await _desk(call).create(call.tenant, asked)).shown())
 

@@ -32,7 +32,9 @@ async def upload(call: HttpCall) -> None:
             form = await read_form(call.headers.get(b"content-type", b""), call.pieces(), sink)
         seconds = _checked(form)
         name = form.filename or ""
-        record = await asyncio.to_thread(files.add, tenant, part, name, form.fields["purpose"], seconds)
+        record = await asyncio.to_thread(
+            files.add, tenant, part, name, form.fields["purpose"], seconds, call.labels
+        )
     finally:
         part.unlink(missing_ok=True)
     await call.answer(record.shown())

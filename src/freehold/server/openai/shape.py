@@ -6,7 +6,6 @@ Path: Answering -> ChatShape or TextShape -> bytes
 
 from __future__ import annotations
 
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -40,10 +39,10 @@ class OpenAIShape(ABC):
         self._common: dict[str, Any] = {}
         self._head = b""
 
-    def bind(self, model: str, tally: Tally) -> None:
+    def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         self._tally = tally
         self._common = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "id": f"{self.prefix}-{answer_id}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": FINGERPRINT,

@@ -6,7 +6,6 @@ Path: Answering -> ResponseShape -> bytes, and what is to be kept of the answer 
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -36,9 +35,9 @@ class ResponseShape:
         self._reason = ""
         self._number = 0  # of the next event
 
-    def bind(self, model: str, tally: Tally) -> None:
+    def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         self._tally = tally
-        head = {"id": f"resp_{secrets.token_hex(24)}", "object": "response", "created_at": int(time.time())}
+        head = {"id": f"resp_{answer_id}", "object": "response", "created_at": int(time.time())}
         self._base = {**head, "model": model, **self._echo}
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
