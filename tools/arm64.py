@@ -13,6 +13,7 @@ Run: python tools/arm64.py root | build | run [--cpu MODEL] PROGRAM ARGUMENT ...
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
@@ -137,17 +138,21 @@ def emulator() -> str:
 
 
 def register(program: str) -> None:
-    """Register the emulator with the kernel, so that programs of the root may start others. Needs to be root."""
+    """Register the emulator with the kernel until this program ends, so that programs of the root may start others.
+
+    Needs to be root."""
     known = [p for p in BINFMT.glob("*aarch64*") if not p.name.endswith("_be")]
     if os.geteuid() or known or not Path(program).exists():
         return
     if not (BINFMT / "register").exists():
-        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)], capture_output=True)
+        mounted = ["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)]
+        if subprocess.run(mounted, capture_output=True).returncode == 0:
+            atexit.register(subprocess.run, ["umount", str(BINFMT)], capture_output=True)
     magic, mask = (re.sub("(..)", r"\\x\1", digits) for digits in (MAGIC, MASK))
+    entry = BINFMT / "freehold-aarch64"
     try:  # F: opened once, so that it is found under every root
-        (BINFMT / "register").write_text(
-            f":freehold-aarch64:M::{magic}:{mask}:{program}:FP", encoding="ascii"
-        )
+        (BINFMT / "register").write_text(f":{entry.name}:M::{magic}:{mask}:{program}:FP", encoding="ascii")
+        atexit.register(entry.write_text, "-1", encoding="ascii")  # before the unmounting: last in, first out
     except OSError as error:
         print(f"note: programs of the root cannot start others: {error}", file=sys.stderr)
 

@@ -8,6 +8,7 @@ import os
 import plistlib
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -582,7 +583,9 @@ def test_on_macos_an_agent_of_launchd_is_written(tmp_path: Path, tiny: str, monk
     said = json.loads(capsys.readouterr().out)
     path = tmp_path / "Library" / "LaunchAgents" / "freehold.serve.plist"
     agent = plistlib.loads(path.read_bytes())
-    assert said["path"] == str(path) and said["commands"] == [f"launchctl bootstrap gui/$(id -u) '{path}'"]
+    unload = "launchctl bootout gui/$(id -u)/freehold.serve 2>/dev/null"  # bootstrap refuses a loaded agent
+    load = f"launchctl bootstrap gui/$(id -u) {shlex.quote(str(path))}"
+    assert said["path"] == str(path) and said["commands"] == [f"{unload}; {load}"]
     assert agent["ProgramArguments"][:5] == [sys.executable, "-P", "-m", "freehold.cli.main", "serve"]
     assert "--port=1234" in agent["ProgramArguments"][5:]
     assert agent["EnvironmentVariables"] == {"FREEHOLD_HOME": str(tmp_path / "My Models")}

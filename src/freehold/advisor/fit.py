@@ -235,7 +235,7 @@ def _told(correction: Correction, cost: Cost, tokens: int, machine: Machine) -> 
 
 def _basis(correction: Correction, machine: Machine) -> str:
     how = "measured here" if machine.rates.measured else "guessed: never measured here"
-    how = "measured while others computed: see --measure" if machine.rates.busy else how
+    how = "measured while others computed: see fit --measure" if machine.rates.busy else how
     measured = f"{machine.rates.read_gb_s:.0f} GB/s and {machine.rates.int8_gops:,.0f} int8 GOPS, {how}"
     if not correction.runs:
         return f"{measured}; no run here yet"

@@ -44,21 +44,30 @@ class Judgement:
 
 
 def judge(asked: Sequence[Asked]) -> list[Judgement]:
-    """Return a judgement of each; a process that fails refuses nothing, as loading judges again."""
+    """Return a judgement of each. A process that fails is followed by one for each model, so that a file that ends its
+    process leaves the others judged; that file is not refused, as loading judges again."""
     if not asked:
         return []
+    if (found := _judged(asked)) is not None:
+        return found
+    return [Judgement()] if len(asked) == 1 else [judge([each])[0] for each in asked]
+
+
+def _judged(asked: Sequence[Asked]) -> list[Judgement] | None:
+    """Return the judgements of one process, or None where it fails."""
     rows = [[each.name, each.path, each.rounding] for each in asked]
     try:
         child = spawn(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
-        return [Judgement()] * len(rows)
+        return None
     with child:
         try:
             answer, _ = child.communicate(json.dumps(rows).encode(), LIMIT_S)
-            return [Judgement(*row) for row in json.loads(answer)]
-        except (subprocess.TimeoutExpired, ValueError, OSError):
+            found = [Judgement(*row) for row in json.loads(answer)]
+        except (subprocess.TimeoutExpired, ValueError, TypeError, OSError):
             child.kill()
-            return [Judgement()] * len(rows)
+            return None
+    return found if len(found) == len(asked) else None
 
 
 def check_fetch(store: Store, name: str) -> None:

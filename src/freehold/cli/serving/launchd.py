@@ -7,6 +7,7 @@ Path: service.install -> agent, agent_path
 from __future__ import annotations
 
 import plistlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,5 +49,6 @@ def log_path(home: Path) -> Path:
 
 
 def commands(path: Path) -> tuple[str, ...]:
-    """Return what starts the agent now and at each login."""
-    return (f"launchctl bootstrap gui/$(id -u) '{path}'",)
+    """Return what starts the agent now and at each login; one that is loaded already has to be unloaded first."""
+    unload = f"launchctl bootout gui/$(id -u)/{LABEL} 2>/dev/null"
+    return (f"{unload}; launchctl bootstrap gui/$(id -u) {shlex.quote(str(path))}",)
