@@ -27,7 +27,7 @@ from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, ServerLimits, one_address
 from freehold.server.core.problems import Problem, Wording, openai_error, problem
-from freehold.server.core.requestlog import protocol_of
+from freehold.server.core.protocols import protocol_of
 from freehold.server.core.scope import ScopedDirectory
 from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin

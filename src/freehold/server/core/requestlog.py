@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from freehold.server.core.protocols import protocol_of
+
 if TYPE_CHECKING:  # `freehold serve` imports this file for its log, before it knows whether it will serve
     from freehold.server.core.call import HttpCall
 
 POLLED = frozenset({"/health", "/ready", "/metrics", "/", "/version", "/api/version", "/api/ps"})
 _SHOWN = 120  # characters of a name that a client gave
-_PROTOCOLS = (("/api/", "ollama"), ("/v1/messages", "anthropic"), ("/v1/", "openai"))
 _log = logging.getLogger("freehold.requests")
 
 
@@ -80,11 +81,6 @@ def _fields(call: HttpCall) -> dict[str, Any]:
         "whole": call.complete,
         "duration_s": round(time.monotonic() - call.started, 4),
     }
-
-
-def protocol_of(path: str) -> str:
-    """Return the protocol that a path belongs to; freehold where it is none of the three."""
-    return next((name for start, name in _PROTOCOLS if path.startswith(start)), "freehold")
 
 
 def _plain(name: str) -> str:
