@@ -1,10 +1,11 @@
-"""The contract of a served model: what a request holds, what a handle offers, and wrappers that pass it on.
+"""The contract of a served model: what a request holds, and what a handle offers.
 
     ModelDirectory.use(name) -> ModelHandle.start(Job) -> Stream -> (answer, Chunk)
                                 ModelHandle.tokenizer -> TokenizerFace, or None where the model runs elsewhere
 
 The HTTP server asks through these protocols; engine processes (worker/), upstream engines and routes implement
-them. Types, limits and delegation only: no socket, no process, and no tokenizer is assumed to be on this machine.
+them; wrappers subclass what is in delegating.py. Types and limits only: no socket, no process, and no tokenizer is
+assumed to be on this machine.
 Path: server/core/answering.py -> ModelHandle.start -> worker/handle.py -> Stream
 """
 
@@ -295,67 +296,6 @@ def tokenizer_of(handle: ModelHandle) -> TokenizerFace:
             f"the engine of {handle.name} offers no tokenizer", "ask a model that this machine runs"
         )
     return handle.tokenizer
-
-
-# --- wrappers: subclass, and override what differs ---------------------------------------------------
-
-
-class DelegatingHandle:
-    """A ModelHandle that passes everything on to another."""
-
-    def __init__(self, handle: ModelHandle) -> None:
-        self.handle = handle
-
-    @property
-    def name(self) -> str:
-        return self.handle.name
-
-    @property
-    def info(self) -> ModelInfo:
-        return self.handle.info
-
-    @property
-    def stats(self) -> EngineStats:
-        return self.handle.stats
-
-    @property
-    def tokenizer(self) -> TokenizerFace | None:
-        return self.handle.tokenizer
-
-    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
-        return await self.handle.start(job, keep_alive)
-
-    async def count(self, job: Job) -> int:
-        return await self.handle.count(job)
-
-    async def embed(
-        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
-    ) -> Vectors:
-        return await self.handle.embed(job, keep_alive, computed)
-
-
-class DelegatingTokenizer:
-    """A TokenizerFace that passes everything on to another."""
-
-    def __init__(self, tokenizer: TokenizerFace) -> None:
-        self.inner = tokenizer
-
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
-        return await self.inner.tokenize(text, special)
-
-    async def detokenize(self, ids: Sequence[int]) -> str:
-        return await self.inner.detokenize(ids)
-
-    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
-        return await self.inner.token_texts(ids)
-
-    async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
-    ) -> list[int]:
-        return await self.inner.render(messages, think, turn)
-
-    async def template(self) -> dict[str, Any]:
-        return await self.inner.template()
 
 
 # --- all models of a server --------------------------------------------------------------------------

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from freehold.config import Settings
+from freehold.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.errors import UnsupportedModel
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.keys import Key
 from freehold.server.core.scope import ScopedDirectory
 from freehold.serving import (
-    DelegatingHandle,
-    DelegatingTokenizer,
     EmbedJob,
     Job,
     ModelDirectory,

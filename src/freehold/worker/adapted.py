@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from freehold.serving import DelegatingHandle, EmbedJob, Job, ModelHandle, Stream, Vectors
+from freehold.delegating import DelegatingHandle
+from freehold.serving import EmbedJob, Job, ModelHandle, Stream, Vectors
 
 
 class AdaptedHandle(DelegatingHandle):

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from freehold.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.serving import (
-    DelegatingHandle,
-    DelegatingTokenizer,
     EmbedJob,
     Job,
     ModelHandle,

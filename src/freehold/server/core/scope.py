@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from freehold.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.errors import ModelNotFound
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.keys import Key
 from freehold.serving import (
     Begin,
-    DelegatingHandle,
-    DelegatingTokenizer,
     EmbedJob,
     Job,
     LoadedInfo,
