@@ -1,0 +1,135 @@
+"""Every text of a request is read: the fields of Job and EmbedJob are walked, and a new one must be read or excused."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+from freehold.router.texts import has_tokens, texts_of
+from freehold.serving import EmbedJob, Job
+from freehold.types import Format, Image, Message, ToolCall
+
+CANARY = "canary-7141"
+# Texts that are one of a few words, or that no wire sends.
+STAYS = {
+    "Job.tenant": "the key's name; wires do not know it",
+    "Job.adapter": "a name of our store, checked against it",
+    "EmbedJob.tenant": "as Job.tenant",
+    "EmbedJob.adapter": "as Job.adapter",
+    "EmbedJob.pooling": "one of three words; for our engine",
+    "Format.kind": "one of five words",
+}
+
+
+def plant(kind: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (field, value) for every way to put the canary into a value of a type."""
+    if kind is str or kind is Any or kind is object:
+        yield "", CANARY
+    origin = get_origin(kind)
+    if origin is Literal:
+        return
+    if origin in (Union, types.UnionType):
+        for part in get_args(kind):
+            yield from plant(part)
+    elif origin is tuple:
+        for part in get_args(kind):
+            if part is not Ellipsis:
+                for name, value in plant(part):
+                    yield name, (value,)
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        yield "", {"a": {"b": ["c", CANARY]}}
+        yield "", {CANARY: 1}
+    elif dataclasses.is_dataclass(kind):
+        yield from fields_of(typing.cast(type, kind))
+
+
+def blank(kind: Any) -> Any:
+    if kind is Message:
+        return Message("user", "")
+    if kind is ToolCall:
+        return ToolCall("", "", "")
+    if kind is Format:
+        return Format("regex")
+    if kind is EmbedJob:
+        return EmbedJob(())
+    needed = {f.name: "" for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    return kind(**needed)
+
+
+def fields_of(kind: type) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        for inner, value in plant(hints[field.name]):
+            yield (
+                f"{kind.__name__}.{field.name}" + (f" > {inner}" if inner else ""),
+                dataclasses.replace(blank(kind), **{field.name: value}),
+            )
+
+
+CASES = [*fields_of(Job), *fields_of(EmbedJob)]
+
+
+def test_the_walk_reaches_every_dataclass_of_a_job():
+    names = {name.split(" > ")[-1] for name, _ in CASES}
+    assert {
+        "Job.prompt",
+        "Message.content",
+        "Message.parts",
+        "Image.url",
+        "SignedThinking.redacted",
+        "ToolCall.arguments",
+        "Tool.parameters",
+        "Format.source",
+        "EmbedJob.texts",
+    } <= names
+
+
+@pytest.mark.parametrize("name, work", CASES, ids=[f"{i}-{name}" for i, (name, _) in enumerate(CASES)])
+def test_a_text_in_any_field_is_read(name: str, work: Job | EmbedJob):
+    read = any(CANARY in text for text in texts_of(work))
+    excused = name.split(" > ")[-1] in STAYS
+    assert read != excused, f"{name}: read it in router/texts.py, or say in STAYS why it never leaves"
+
+
+def test_escapes_in_arguments_do_not_hide_their_characters():
+    call = ToolCall("1", "send", '{"to": "jane\\u0040example.org"}')
+    job = Job((Message("assistant", "", tool_calls=(call,)),))
+    assert "jane@example.org" in texts_of(job)
+
+
+def test_arguments_that_are_no_json_are_read_as_they_are():
+    job = Job((Message("assistant", "", tool_calls=(ToolCall("1", "f", '{"a\\'),)),))
+    assert '{"a\\' in texts_of(job)
+
+
+@pytest.mark.parametrize("media", ["text/plain", "image/svg+xml", "image/png"])
+@pytest.mark.parametrize("way", ["data", "url", "url plain"])
+def test_a_text_that_claims_to_be_a_picture_is_read(media: str, way: str):
+    body = base64.b64encode(f"<text>{CANARY} and more of it</text>".encode()).decode()
+    image = {
+        "data": Image(media, body),
+        "url": Image(url=f"data:{media};base64,{body}"),
+        "url plain": Image(url=f"DATA:{media},<text>canary%2D7141</text>"),
+    }[way]
+    assert any(CANARY in text for text in texts_of(Job((Message("user", "", parts=(image,)),))))
+
+
+def test_bitmaps_are_not_read():
+    body = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 100).decode()
+    job = Job(
+        (Message("user", "", parts=(Image("image/png", body), Image(url=f"data:image/png;base64,{body}"))),)
+    )
+    assert [text for text in texts_of(job) if len(text) > 30] == []
+
+
+def test_token_ids_are_told_from_text():
+    assert has_tokens(Job(prompt=(1, 2))) and has_tokens(EmbedJob(("a", (1, 2))))
+    assert not has_tokens(Job(prompt="a")) and not has_tokens(EmbedJob(("a",)))
+    assert not has_tokens(Job((Message("user", json.dumps([1, 2])),)))
