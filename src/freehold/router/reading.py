@@ -1,0 +1,135 @@
+"""Reads gateway.toml into a Gateway, or refuses it with every mistake at once: line, value, way out.
+
+Pure but for what Outside looks up: opens no connection. A mistake in one table does not hide those of another.
+Path: cli/serve.py -> read -> Gateway or BadGateway
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tomllib
+from dataclasses import replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from freehold.router.gateway import Gateway
+from freehold.router.toml.keys import read_keys, read_ledger, read_tasks
+from freehold.router.toml.labels import read_labels
+from freehold.router.toml.lines import line_numbers
+from freehold.router.toml.mistakes import BadGateway, Mistake, Mistakes
+from freehold.router.toml.models import read_models
+from freehold.router.toml.outside import Outside
+from freehold.router.toml.providers import read_providers
+from freehold.router.toml.routes import Named, read_routes
+from freehold.router.toml.table import TomlTable
+
+MOST_BYTES = 1 << 20
+_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_WAYS_OUT = {  # what tomllib says -> what helps
+    "Cannot overwrite a value": "a key stands twice in this table: keep one of them",
+    "Cannot declare": "a table is declared twice: put their keys together",
+    "Duplicate inline table key": "a key stands twice between the braces: keep one of them",
+    "Invalid value": "strings need quotes, and tables between braces name = value",
+    "Expected '=' after a key": "write key = value; a name with a space or a colon needs quotes",
+    "Unescaped '\\' in a string": "put it between '...': there a \\ is a \\",
+    "Illegal character": "a string ends on its line; three quotes begin one of several lines",
+    "Expected newline or end of document": "one key = value a line; commas stand between braces only",
+    "Unclosed array": "the array needs its ]",
+}
+
+
+def read(path: Path, outside: Outside | None = None) -> Gateway:
+    """Read a file. Raises BadGateway; relative paths in it begin at its folder."""
+    outside = outside or Outside()
+    return read_text(_bytes(path), replace(outside, folder=path.absolute().parent), name=str(path))
+
+
+def read_text(source: str | bytes, outside: Outside | None = None, *, name: str = "gateway.toml") -> Gateway:
+    """Read a text of TOML. Raises BadGateway."""
+    outside = outside or Outside()
+    text = source if isinstance(source, str) else _decoded(source, name)
+    text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").replace("\r\n", "\n")
+    values = _parsed(text, name)
+    mistakes = Mistakes(line_numbers(text))
+    top = TomlTable(mistakes, (), values)
+    providers = read_providers(top, outside)
+    models = read_models(top, providers, outside)
+    labels = read_labels(top, providers, models)
+    tasks = read_tasks(top, outside)
+    routes = values.get("routes")
+    written = routes if isinstance(routes, dict) else {}
+    gateway = Gateway(
+        providers=providers,
+        models=models,
+        labels=labels,
+        routes=read_routes(top, Named(providers, models, labels, tasks, written)),
+        tasks=tasks,
+        keys=read_keys(top, labels),
+        ledger=read_ledger(top, outside),
+        price_table=outside.price_table,
+        digest=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+    )
+    top.end()
+    mistakes.check(name)
+    return gateway
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds. Raises BadGateway for one that is missing, too large, or open to other users."""
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise _whole(str(path), "there is no such file", "docs/guides/gateway.md begins with one") from None
+    except (OSError, ValueError) as e:
+        why = (e.strerror or "").lower() if isinstance(e, OSError) else "its name is none"
+        raise _whole(str(path), f"it cannot be read: {why}", "name a file that this user may read") from None
+    if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
+        raise _whole(str(path), "others may write it, and so decide where prompts go", f"chmod go-w {path}")
+    return data
+
+
+def _decoded(data: bytes, name: str) -> str:
+    if len(data) > MOST_BYTES:
+        raise _whole(
+            name, f"it is longer than {MOST_BYTES:,} bytes", "a gateway of a thousand models has 200,000"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        wrong = Mistake(line, "", f"byte {data[e.start]:#04x} is not UTF-8", "save the file as UTF-8")
+        raise BadGateway(name, (wrong,)) from None
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text, parse_float=_exact)
+    except RecursionError:
+        raise _whole(
+            name, "arrays or tables are nested too deeply", "nothing here needs three levels"
+        ) from None
+    except (ValueError, InvalidOperation) as e:
+        said = str(e)
+    place = _PLACE.search(said)
+    line = text.count("\n") + 1 if place else 0
+    line = int(place[1]) if place and place[1] else line
+    message = said[: place.start()] if place else said
+    hint = next((way for begins, way in _WAYS_OUT.items() if message.startswith(begins)), "")
+    wrong = Mistake(
+        line, "", f"not TOML: {message[:1].lower()}{message[1:]}", hint or "https://toml.io shows how"
+    )
+    raise BadGateway(name, (wrong,)) from None
+
+
+def _exact(text: str) -> Decimal:
+    """Keep money and shares as they are written: 0.1 + 0.2 is 0.3."""
+    return Decimal(text)
+
+
+def _whole(name: str, message: str, hint: str) -> BadGateway:
+    return BadGateway(name, (Mistake(0, "", message, hint),))

@@ -1,0 +1,113 @@
+"""Reads [tasks.*] and [keys.*], and where the ledger is.
+
+Knows money as nano-dollars a period; knows no key's secret. Path: reading.py -> read_keys -> KeyPolicy
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import cast, get_args
+from urllib.parse import urlsplit
+
+from freehold.router.gateway import NANO, KeyPolicy, Label, Period, QualityTask, SpendLimit
+from freehold.router.toml.mistakes import shown
+from freehold.router.toml.outside import Outside
+from freehold.router.toml.providers import NAME
+from freehold.router.toml.routes import read_labels_of
+from freehold.router.toml.table import TomlTable
+
+PERIODS = get_args(Period)
+KEY_NAME = re.compile(r"[A-Za-z0-9][\w.@+-]{0,63}")  # as `freehold keys add` takes it
+MOST_DOLLARS = 1_000_000_000
+
+
+def read_tasks(top: TomlTable, outside: Outside) -> dict[str, QualityTask]:
+    """Return the tasks by name."""
+    found = {}
+    for name, table in top.tables("tasks"):
+        if not NAME.fullmatch(name):
+            table.bad(
+                "",
+                f"{shown(name)} is not a valid name",
+                "letters, digits and . _ : / @ + - only, 128 at most",
+            )
+        if not table.has("bar"):
+            table.bad("bar", "the task has no bar", "bar = 0.85: the least score of a model that may answer")
+        file = table.text("file")
+        if file and "\0" not in file and not (outside.folder / file).is_file():
+            table.bad(
+                "file", f"there is no file {shown(file)}", f"paths begin at {outside.folder.absolute()}"
+            )
+        found[name] = QualityTask(name, table.share("bar", 0.0), file)
+        table.end()
+    return found
+
+
+def read_keys(top: TomlTable, labels: Mapping[str, Label]) -> dict[str, KeyPolicy]:
+    """Return what the file says of keys, by their names."""
+    found = {}
+    for name, table in top.tables("keys"):
+        if not KEY_NAME.fullmatch(name):
+            table.bad(
+                "",
+                f"{shown(name)} is not a valid name for a key",
+                "letters, digits and . _ @ + - only, 64 at most, as freehold keys add takes it",
+            )
+        found[name] = KeyPolicy(name, _budget(table), read_labels_of(table, labels))
+        table.end()
+    return found
+
+
+def _budget(table: TomlTable) -> SpendLimit | None:
+    inside = table.table("budget")
+    if inside is None:
+        return None
+    for key, example in (("usd", "usd = 20"), ("per", 'per = "day"')):
+        if not inside.has(key):
+            inside.bad(key, f"the budget has no {key}", example)
+    dollars, per = inside.number("usd"), inside.choice("per", PERIODS, "day")
+    inside.end()
+    if dollars is None:
+        return None
+    if not 0 < dollars <= MOST_DOLLARS:
+        inside.bad(
+            "usd",
+            f"{shown(dollars)} is not above zero and at most {MOST_DOLLARS:,}",
+            "write dollars, such as 20; a label with stay keeps a key from rented models altogether",
+        )
+        return None
+    return SpendLimit(round(dollars * NANO), cast(Period, per))
+
+
+def read_ledger(top: TomlTable, outside: Outside) -> str:
+    """Return where the ledger is: "" the home's file, a path, or an address of PostgreSQL."""
+    given = table_url = top.text("ledger")
+    if not given:
+        return ""
+    if given.startswith("env:"):
+        name = given.removeprefix("env:")
+        given = outside.environment.get(name, "").strip() if "\0" not in name else ""
+        if not given:
+            top.bad("ledger", f"the environment variable {shown(name)[1:-1]} is not set", "export it")
+            return ""
+    try:
+        parts = urlsplit(given)
+        secret, scheme = parts.password is not None and given == table_url, parts.scheme
+    except ValueError:
+        secret, scheme = "@" in given, "://" if "://" in given else ""
+    if secret:
+        top.bad("ledger", "the address holds a password", 'write "env:NAME", or put it into ~/.pgpass')
+    elif "://" in given and scheme not in ("postgresql", "postgres"):
+        top.bad(
+            "ledger",
+            f"{shown(given)} is not an address of PostgreSQL"
+            if given == table_url
+            else "is not one of PostgreSQL",
+            'leave it out for a file in the data folder, or write a path or "postgresql://host/name"',
+        )
+    elif "\0" in given:
+        top.bad("ledger", "the path holds a zero character", "write a path")
+    elif "://" not in given and not (outside.folder / given).parent.is_dir():
+        top.bad("ledger", f"there is no folder for {shown(given)}", "make it first")
+    return given

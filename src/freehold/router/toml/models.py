@@ -1,0 +1,153 @@
+"""Reads [models.*]: owned ones by their name in the store, rented ones with their price, terms and abilities.
+
+Knows which words go together; asks Outside whether a stored model and a price exist. Knows no route.
+Path: reading.py -> read_models -> GatewayModel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from freehold.config import nearest
+from freehold.providers.contract import Abilities, Provider, RemoteModel
+from freehold.router.gateway import GatewayModel
+from freehold.router.price import Price
+from freehold.router.toml.mistakes import shown
+from freehold.router.toml.outside import Outside
+from freehold.router.toml.pricing import stated_price
+from freehold.router.toml.providers import NAME
+from freehold.router.toml.table import TomlTable
+
+ABILITIES: Mapping[str, Abilities] = {  # of a provider's usual models; a model's own table changes them
+    "openai": Abilities(logprobs=True, several=True, seed=True),
+    "openai-compatible": Abilities(logprobs=True, several=True, seed=True),
+    "anthropic": Abilities(embeddings=False),
+    "gemini": Abilities(seed=True),
+    "mistral": Abilities(several=True, seed=True),
+    "deepseek": Abilities(images=False, json_schema=False, logprobs=True, embeddings=False),
+}
+TERMS: Mapping[str, tuple[str, bool | None]] = {  # terms of use, and whether answers may train other models
+    # OpenAI Services Agreement: output may not be used to develop models that compete with it.
+    "openai": ("OpenAI Services Agreement", False),
+    # Anthropic Commercial Terms, D.4: not to train competing models.
+    "anthropic": ("Anthropic Commercial Terms", False),
+    # Gemini API Additional Terms: not to develop models that compete with it.
+    "gemini": ("Gemini API Additional Terms", False),
+    "mistral": ("Mistral Commercial Terms", None),
+    # DeepSeek Open Platform Terms: training other models, distillation included, is among the allowed uses.
+    "deepseek": ("DeepSeek Open Platform Terms", True),
+}
+_RENTED = ("model", "context", "max_output", "can")
+
+
+def read_models(
+    top: TomlTable, providers: Mapping[str, Provider], outside: Outside
+) -> dict[str, GatewayModel]:
+    """Return the models by name; one with a mistake has what could be read of it."""
+    found = {}
+    for name, table in top.tables("models"):
+        if not NAME.fullmatch(name):
+            table.bad(
+                "",
+                f"{shown(name)} is not a valid name",
+                "letters, digits and . _ : / @ + - only, 128 at most",
+            )
+        found[name] = _model(name, table, providers, outside)
+        table.end()
+    return found
+
+
+def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outside: Outside) -> GatewayModel:
+    local, seller = table.text("local"), table.text("provider")
+    if local and seller:
+        table.bad(
+            "provider",
+            f"the model is of this machine ({shown(local)}) and of a provider ({shown(seller)})",
+            "leave one of local and provider out; two models need two tables",
+        )
+    elif not table.has("local") and not table.has("provider"):
+        table.bad(
+            "", "nothing says where the model answers", 'local = "qwen2.5-coder:1.5b", or provider and model'
+        )
+    remote = _remote(table, providers, seller)
+    provider = remote.provider if remote is not None else None
+    terms, may_teach = TERMS.get(provider.kind if provider and not provider.owned else "", ("", None))
+    teach = table.value("may_teach", bool)
+    given = table.text("terms")
+    if local and not seller:
+        _check_local(name, table, local, outside)
+    return GatewayModel(
+        name=name,
+        local=local,
+        remote=remote,
+        price=_price(table, remote, outside),
+        terms=given or terms,
+        may_teach=teach if teach is not None else None if given else may_teach,
+    )
+
+
+def _check_local(name: str, table: TomlTable, local: str, outside: Outside) -> None:
+    for key in _RENTED:
+        if table.has(key):
+            table.bad(
+                key, f"{key} belongs to a model of a provider", "leave it out: the model's file says it"
+            )
+            table.skip(key)
+    if outside.has_model is None:
+        return
+    if not outside.has_model(local):
+        table.bad(
+            "local",
+            f"{shown(local)} is not held on this machine",
+            f"freehold pull {local} fetches it; freehold list shows what is held",
+        )
+    if name != local and outside.has_model(name):
+        table.bad("", f"the name hides the stored model {shown(name)}", "choose another name")
+
+
+def _remote(table: TomlTable, providers: Mapping[str, Provider], seller: str) -> RemoteModel | None:
+    if not seller:
+        return None
+    model = table.text("model")
+    if not table.has("model"):
+        table.bad("model", "nothing says how the provider calls the model", 'model = "gpt-5-mini"')
+    provider = providers.get(seller)
+    if provider is None:
+        near = nearest(seller, [*providers])
+        known = f"the file has: {', '.join(providers)}" if providers else f"add a table [providers.{seller}]"
+        table.bad(
+            "provider",
+            f"there is no provider {shown(seller)}",
+            f"did you mean {near}?" if near else known,
+        )
+    context, most = (table.whole(key, 0, 1, 100_000_000) for key in ("context", "max_output"))
+    can = _abilities(table, provider.kind if provider else "")
+    return None if provider is None else RemoteModel(provider, model, context, most, can)
+
+
+def _abilities(table: TomlTable, kind: str) -> Abilities:
+    found = ABILITIES.get(kind, Abilities())
+    can = table.table("can")
+    if can is None:
+        return found
+    said = {f.name: can.flag(f.name, getattr(found, f.name)) for f in fields(Abilities)}
+    can.end()
+    return replace(found, **said)
+
+
+def _price(table: TomlTable, remote: RemoteModel | None, outside: Outside) -> Price | None:
+    kind = remote.provider.kind if remote is not None else ""
+    given = table.table("price")
+    if given is not None:
+        return stated_price(given, kind)
+    if remote is None or remote.provider.owned or not remote.model or table.has("price"):
+        return None
+    found = outside.price_of(remote.provider.kind, remote.model)
+    if found is None and remote.provider.kind:
+        table.bad(
+            "model",
+            f"no price is known for {shown(remote.model)} at {remote.provider.name}",
+            "price = { input = 2.0, output = 12.0 }, in dollars for a million tokens",
+        )
+    return found

@@ -1,0 +1,250 @@
+"""Reads [routes.*]: targets in their order, limits, and what watches them; refuses what can never answer.
+
+Knows the file's models, labels, tasks and providers; knows no request.
+Path: reading.py -> read_routes -> GatewayRoute
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from freehold.config import nearest
+from freehold.providers.cleared import HOUSE
+from freehold.providers.contract import Provider
+from freehold.router.gateway import (
+    BreakerLimits,
+    Escalation,
+    GatewayModel,
+    GatewayRoute,
+    Label,
+    QualityTask,
+    Shadow,
+)
+from freehold.router.toml.mistakes import shown
+from freehold.router.toml.providers import NAME
+from freehold.router.toml.table import TomlTable
+
+MOST_RETRIES = 10
+KEEP = ("text",)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a route may name."""
+
+    providers: Mapping[str, Provider]
+    models: Mapping[str, GatewayModel]
+    labels: Mapping[str, Label]
+    tasks: Mapping[str, QualityTask]
+    routes: Mapping[str, object]  # as they are written
+
+    def allowed(self, labels: Collection[str]) -> frozenset[str]:
+        """Return the places where a request with these labels may be."""
+        owned = frozenset({HOUSE, *(p.name for p in self.providers.values() if p.owned)})
+        places = frozenset({HOUSE, *self.providers})
+        for name in labels:
+            if (label := self.labels.get(name)) is not None:
+                places &= owned if label.stay is None else label.stay | {HOUSE}
+        return places
+
+
+def read_routes(top: TomlTable, named: Named) -> dict[str, GatewayRoute]:
+    """Return the routes by name."""
+    found = {}
+    for name, table in top.tables("routes"):
+        if not NAME.fullmatch(name):
+            table.bad(
+                "",
+                f"{shown(name)} is not a valid name",
+                "letters, digits and . _ : / @ + - only, 128 at most",
+            )
+        if name in named.models:
+            table.bad("", f"a model is called {shown(name)} too", "requests name both: choose another")
+        found[name] = _route(name, table, named)
+        table.end()
+    return found
+
+
+def _route(name: str, table: TomlTable, named: Named) -> GatewayRoute:
+    targets, labels = _targets(name, table, named), read_labels_of(table, named.labels)
+    route = GatewayRoute(
+        name=name,
+        targets=targets,
+        task=_task(table, named.tasks),
+        labels=labels,
+        timeout_s=table.seconds("timeout", 600.0),
+        first_token_s=table.seconds("first_token", 30.0),
+        retries=table.whole("retries", 1, 0, MOST_RETRIES),
+        breaker=_breaker(table),
+        escalate=_escalation(table, targets, named.models),
+        shadow=_shadow(table, targets, labels, named),
+        cache_s=table.seconds("cache", 0.0),
+        keep_text=bool(table.choice("keep", KEEP)),
+    )
+    if table.has("first_token") and route.first_token_s > route.timeout_s:
+        table.bad(
+            "first_token",
+            f"{route.first_token_s:g} s is longer than the timeout of {route.timeout_s:g} s",
+            "a first token has to come before the whole answer",
+        )
+    if route.keep_text and labels:
+        table.bad(
+            "keep",
+            f"texts of requests labelled {', '.join(labels)} are never kept",
+            "leave keep out, or the route's label",
+        )
+    _check_reachable(table, route, named)
+    return route
+
+
+def _check_reachable(table: TomlTable, route: GatewayRoute, named: Named) -> None:
+    """Refuse a route whose own labels allow none of its targets."""
+    models = [named.models[t] for t in route.targets if t in named.models]
+    places = named.allowed(route.labels)
+    if models and route.labels and not any(model.place in places for model in models):
+        at = ", ".join(dict.fromkeys(model.place for model in models))
+        table.bad(
+            "label" if table.has("label") else "labels",
+            f"{', '.join(route.labels)} allows none of the route's targets ({at})",
+            f"add a target at one of: {', '.join(sorted(places))}",
+        )
+
+
+def read_labels_of(table: TomlTable, labels: Mapping[str, Label]) -> tuple[str, ...]:
+    """Return the labels that a route or a key sets: `label` or `labels`, one name or several."""
+    found: list[str] = []
+    for key in ("label", "labels"):
+        for name in table.name_or_names(key):
+            if name not in labels:
+                near = nearest(name, [*labels])
+                hint = f"did you mean {near}?" if near else f"add a table [labels.{name[:60]}]"
+                table.bad(key, f"there is no label {shown(name)}", hint)
+            elif name in found:
+                table.bad(key, f"{shown(name)} is set twice", "write it once")
+            else:
+                found.append(name)
+    return tuple(found)
+
+
+# --- targets -----------------------------------------------------------------------------------------
+
+
+def _targets(name: str, table: TomlTable, named: Named) -> tuple[str, ...]:
+    targets = table.names("targets")
+    if not table.has("targets") or table.value("targets", list) == []:
+        said = (
+            "the array names no target"
+            if table.has("targets")
+            else "the route leads nowhere: it has no target"
+        )
+        table.bad("targets", said, 'targets = ["a-model", "another"], in the order in which they are asked')
+    for i, target in enumerate(targets):
+        at = (*table.path, "targets", i)
+        if target in named.models:
+            continue
+        if target in named.routes:
+            circle = target == name or name in _reached(target, named.routes)
+            said = f"{shown(target)} leads back to this route" if circle else f"{shown(target)} is a route"
+            table.mistakes.add(at, said, "targets are models: name the route's own targets here")
+            continue
+        near = nearest(target, [*named.models])
+        known = f"the file has: {', '.join(named.models)}" if named.models else "add a table [models.NAME]"
+        table.mistakes.add(
+            at, f"there is no model {shown(target)}", f"did you mean {near}?" if near else known
+        )
+    return targets
+
+
+def _reached(start: str, routes: Mapping[str, object]) -> set[str]:
+    """Return the routes that a route's targets lead to."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        route = routes.get(waiting.pop())
+        targets = route.get("targets") if isinstance(route, dict) else None
+        for each in targets if isinstance(targets, list) else ():
+            if isinstance(each, str) and each in routes and each not in seen:
+                seen.add(each)
+                waiting.append(each)
+    return seen
+
+
+def _task(table: TomlTable, tasks: Mapping[str, QualityTask]) -> str:
+    name = table.text("task")
+    if name and name not in tasks:
+        near = nearest(name, [*tasks])
+        hint = f"did you mean {near}?" if near else f"add a table [tasks.{name[:60]}] with bar = 0.85"
+        table.bad("task", f"there is no task {shown(name)}", hint)
+    return name
+
+
+# --- limits and watchers -----------------------------------------------------------------------------
+
+
+def _breaker(table: TomlTable) -> BreakerLimits:
+    inside = table.table("breaker")
+    if inside is None:
+        return BreakerLimits()
+    limits = BreakerLimits(inside.whole("failures", 3, 1, 1000), inside.seconds("cooldown", 30.0))
+    inside.end()
+    return limits
+
+
+def _escalation(
+    table: TomlTable, targets: tuple[str, ...], models: Mapping[str, GatewayModel]
+) -> Escalation | None:
+    inside = table.table("escalate")
+    if inside is None:
+        return None
+    inside.choice("when", ("logprob",))
+    if not inside.has("below"):
+        inside.bad("below", "nothing says from which probability on an answer is good enough", "below = 0.2")
+    found = Escalation(inside.share("below", 0.2, zero=False), inside.whole("check", 64, 1, 4096))
+    inside.end()
+    known = [name for name in targets if name in models]
+    if len(targets) == 1:
+        table.bad("escalate", f"nothing comes after {shown(targets[0])}", "add the target to escalate to")
+    elif known and targets[0] == known[0] and not _tells(models[known[0]]):
+        table.bad(
+            "escalate",
+            f"{known[0]} reports no log-probabilities, so its answers cannot be judged",
+            f"put an owned model first, or say that it can: can = {{ logprobs = true }} in [models.{known[0]}]",
+        )
+    return found
+
+
+def _tells(model: GatewayModel) -> bool:
+    return model.remote is None or model.remote.abilities.logprobs
+
+
+def _shadow(
+    table: TomlTable, targets: tuple[str, ...], labels: tuple[str, ...], named: Named
+) -> Shadow | None:
+    inside = table.table("shadow")
+    if inside is None:
+        return None
+    for said in _shadow_mistakes(inside, targets, labels, named):
+        inside.bad("target", *said)
+    if not inside.has("share"):
+        inside.bad("share", "nothing says how many requests are asked twice", "share = 0.02")
+    found = Shadow(inside.text("target"), inside.share("share", 0.0, zero=False))
+    inside.end()
+    return found
+
+
+def _shadow_mistakes(
+    inside: TomlTable, targets: tuple[str, ...], labels: tuple[str, ...], named: Named
+) -> Iterator[tuple[str, str]]:
+    target = inside.text("target")
+    if not inside.has("target"):
+        yield "nothing says which model is asked too", 'target = "a-model"'
+    elif target in named.routes:
+        yield f"{shown(target)} is a route", "a shadow is one model"
+    elif target and target not in named.models:
+        near = nearest(target, [*named.models])
+        yield f"there is no model {shown(target)}", f"did you mean {near}?" if near else "add its table"
+    elif target and targets[:1] == (target,):
+        yield f"{shown(target)} is asked first already: it would shadow itself", "name another model"
+    elif target and labels and named.models[target].place not in named.allowed(labels):
+        yield f"the route's own label never lets a request go to {shown(target)}", "leave shadow out"
