@@ -90,7 +90,8 @@ void Plan::watch() {
 
 std::vector<std::pair<std::string, double>> Plan::spent() const {
   std::vector<std::pair<std::string, double>> out;
-  for (size_t i = 0; runner_ && i < runner_->spent().size(); ++i) out.emplace_back(name_of(*trace_.ops[i]), runner_->spent()[i]);
+  const std::vector<double> seconds = runner_ ? runner_->spent() : std::vector<double>();
+  for (size_t i = 0; i < seconds.size(); ++i) out.emplace_back(name_of(*trace_.ops[i]), seconds[i]);
   return out;
 }
 

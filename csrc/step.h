@@ -17,8 +17,14 @@ class StepRunner {
   explicit StepRunner(Trace& trace) : trace_(trace) {}
   void run(const Step& step);
   // From now on counts the calling thread's processor time in each op, from zero.
-  void watch() { spent_.assign(trace_.ops.size(), 0.0); }
-  const std::vector<double>& spent() const { return spent_; }
+  void watch() {
+    std::lock_guard lock(one_step_);
+    spent_.assign(trace_.ops.size(), 0.0);
+  }
+  std::vector<double> spent() {
+    std::lock_guard lock(one_step_);
+    return spent_;
+  }
 
  private:
   // A step in one seat: as it came, and what is left of it after the Narrow op.

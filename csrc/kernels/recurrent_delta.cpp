@@ -2,16 +2,20 @@
 #include "kernels/recurrent_delta.h"
 
 #include <cmath>
-#include <string_view>
 #include <vector>
+
+#include "kernels/vectors.h"
 
 namespace fh {
 
 const DeltaKernels& delta_kernels(const Kernels& table) {
-  const std::string_view name = table.name;
-  if (name == "scalar") return delta_scalar();
-  if (name == "neon" || name == "i8mm") return delta_neon();
-  return name == "avx2" || name == "avxvnni" ? delta_avx2() : delta_avx512();     // amx computes these as avx512 does
+  switch (vectors_of(table)) {
+    case Vectors::kNeon: return delta_neon();
+    case Vectors::kYmm: return delta_avx2();
+    case Vectors::kZmm: return delta_avx512();
+    case Vectors::kNone: break;
+  }
+  return delta_scalar();
 }
 
 namespace reference {

@@ -2,16 +2,20 @@
 #include "kernels/recurrent_mamba.h"
 
 #include <cmath>
-#include <string_view>
 #include <vector>
+
+#include "kernels/vectors.h"
 
 namespace fh {
 
 const MambaKernels& mamba_kernels(const Kernels& table) {
-  const std::string_view name = table.name;
-  if (name == "scalar") return mamba_scalar();
-  if (name == "neon" || name == "i8mm") return mamba_neon();
-  return name == "avx2" || name == "avxvnni" ? mamba_avx2() : mamba_avx512();     // amx computes these as avx512 does
+  switch (vectors_of(table)) {
+    case Vectors::kNeon: return mamba_neon();
+    case Vectors::kYmm: return mamba_avx2();
+    case Vectors::kZmm: return mamba_avx512();
+    case Vectors::kNone: break;
+  }
+  return mamba_scalar();
 }
 
 namespace reference {

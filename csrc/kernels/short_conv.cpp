@@ -2,16 +2,20 @@
 #include "kernels/short_conv.h"
 
 #include <cmath>
-#include <string_view>
 #include <vector>
+
+#include "kernels/vectors.h"
 
 namespace fh {
 
 const ConvKernels& conv_kernels(const Kernels& table) {
-  const std::string_view name = table.name;
-  if (name == "scalar") return conv_scalar();
-  if (name == "neon" || name == "i8mm") return conv_neon();
-  return name == "avx2" || name == "avxvnni" ? conv_avx2() : conv_avx512();     // amx computes these as avx512 does
+  switch (vectors_of(table)) {
+    case Vectors::kNeon: return conv_neon();
+    case Vectors::kYmm: return conv_avx2();
+    case Vectors::kZmm: return conv_avx512();
+    case Vectors::kNone: break;
+  }
+  return conv_scalar();
 }
 
 namespace reference {

@@ -1,5 +1,6 @@
 // Small changes of rows in place, between a projection and what reads it: rotation alone, clipping, scales, sums, products.
 // Knows rows and positions; a few kilobytes a token, bound by memory.
+#include <algorithm>
 #include <cmath>
 
 #include "ops/angles.h"
@@ -103,7 +104,9 @@ struct AddRows final : Op {
 
 void add(Plan& plan, int x, int y, int64_t at) {
   const int64_t of = plan.width_of(x), k = plan.width_of(y);
-  if (at < 0 || at >= of || (of - at) % k) refuse("add() of " + std::to_string(k) + " inputs to those from " + std::to_string(at) + " on of " + std::to_string(of));
+  if (at < 0 && of != k) refuse("add() of " + std::to_string(k) + " inputs to " + std::to_string(of) + " without `at`");
+  at = std::max<int64_t>(at, 0);
+  if (at >= of || (of - at) % k) refuse("add() of " + std::to_string(k) + " inputs to those from " + std::to_string(at) + " on of " + std::to_string(of));
   auto op = std::make_unique<AddRows>();
   op->x = x;
   op->y = y;
@@ -113,7 +116,7 @@ void add(Plan& plan, int x, int y, int64_t at) {
   op->reads = {x, y};
   plan.add(std::move(op));
 }
-FREEHOLD_OP(add, "x += y in place; with `at`, or where x is wider, every part of x as wide as y, from `at` on.", "x"_a, "y"_a, "at"_a = 0)
+FREEHOLD_OP(add, "x += y in place, as wide as each other; with `at`: y to every part of x as wide as y, from `at` on.", "x"_a, "y"_a, "at"_a = -1)
 
 struct MultiplyRows final : Op {
   int x, y; int64_t k, of, at;                // `of`: width of y, whose part at `at` is read

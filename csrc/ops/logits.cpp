@@ -21,8 +21,8 @@ namespace {
 struct Logits final : Op {
   static constexpr int64_t kScreenRows = 64;  // choices whose bounds are taken together: 4 KB
   // A screen reads seven tenths of a head, and a panel finished by itself costs a panel in order and half as much again (Zen 5,
-  // Q6_K, one thread: 1.07 ms where all are finished, 0.57 without a screen). So it pays below a third; above, one step in 32 tries.
-  static constexpr int64_t kPays = 3, kWhole = 31;
+  // Q6_K, one thread: 1.07 ms where all are finished, 0.57 without a screen). So it pays below a quarter; above, one step in 32 tries.
+  static constexpr int64_t kPays = 4, kWhole = 31;
   Input in; MatrixPtr w; MaybeVector bias; float scale, softcap;
   ActScratch scratch;                         // its own: two rows for each that wants logits or a choice
   ScreenRows seen;                            // one a choice

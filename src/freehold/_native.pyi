@@ -189,8 +189,8 @@ class Plan:
     """
 
     def __init__(self, threads: Threads, cache: KvCache | None, max_rows: int) -> None: ...
-    def add(self, x: int, y: int, at: int = 0) -> None:
-        """x += y in place; with `at`, or where x is wider, every part of x as wide as y, from `at` on."""
+    def add(self, x: int, y: int, at: int = -1) -> None:
+        """x += y in place, as wide as each other; with `at`: y to every part of x as wide as y, from `at` on."""
 
     def add_norm(self, residual: int, x: int, weight: F32, eps: float) -> None:
         """residual += norm(x), in place."""

@@ -290,6 +290,8 @@ def test_what_does_not_fit_is_refused():
         plan.multiply(x, x, 1)
     with pytest.raises(UsageError, match="add\\(\\) of 64 inputs to those from 32 on of 64"):
         plan.add(x, x, 32)
+    with pytest.raises(UsageError, match="add\\(\\) of 32 inputs to 64 without `at`"):
+        plan.add(x, plan.part(x, 0, 32))
     with pytest.raises(UsageError, match="row 64 is outside a table of 64"):
         plan.embed(m, 1.0, 64)
     with pytest.raises(UsageError, match="part\\(\\) of 33 inputs from 32 on of 64"):

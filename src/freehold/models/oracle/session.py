@@ -264,7 +264,10 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
     def scale(self, x: F32, factor: float) -> None:
         x *= np.float32(factor)
 
-    def add(self, x: F32, y: F32, at: int = 0) -> None:
+    def add(self, x: F32, y: F32, at: int = -1) -> None:
+        if at < 0:
+            assert x.shape == y.shape, f"{y.shape} to {x.shape} without `at`"
+            at = 0
         grown = x[:, at:].reshape(len(x), -1, y.shape[1])
         x[:, at:] = (grown + y[:, None]).reshape(len(x), -1)
 
