@@ -326,6 +326,16 @@ class LoadedInfo:
     pid: int = 0  # of the engine process; 0: none on this machine
 
 
+@dataclass(frozen=True, slots=True)
+class CounterTable:
+    """A count by labels, for the metrics. Labels hold names of the configuration, never one that a client gave."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    values: Mapping[tuple[str, ...], float]
+
+
 class ModelDirectory(Protocol):
     """Models by name: all of a server, those in a key's scope, or those as one request sees them."""
 
@@ -346,6 +356,10 @@ class ModelManager(ModelDirectory, Protocol):
 
     def asked_by(self, origin: Origin) -> ModelDirectory:
         """Return the models as one request sees them. The server's own use, such as preloading, has no origin."""
+        ...
+
+    def counters(self) -> Sequence[CounterTable]:
+        """Return what is counted besides the engines' own numbers."""
         ...
 
     def loading(self) -> Mapping[str, tuple[int, int]]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.serving import (
     Begin,
+    CounterTable,
     EmbedJob,
     EngineStats,
     Job,
@@ -297,6 +298,7 @@ class FakeModels:
         self, script: Script | None = None, names: Sequence[str] = ("fake:1b", "org/fake:2b")
     ) -> None:
         self._names, self.closed = names, False
+        self.tables: list[CounterTable] = []
         self.origins: list[Origin] = []  # of requests, in order
         self.play(script or Script())
 
@@ -333,6 +335,9 @@ class FakeModels:
     def asked_by(self, origin: Origin) -> FakeModels:
         self.origins.append(origin)
         return self
+
+    def counters(self) -> list[CounterTable]:
+        return self.tables
 
     def loading(self) -> dict[str, tuple[int, int]]:
         return {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from freehold import errors
 from freehold.errors import FreeholdError
+from freehold.providers.contract import UpstreamFault
 from freehold.server.core.keys import Ring, key_of
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import STATUS, openai_error, problem, without_paths
@@ -21,7 +23,9 @@ CASES = [
     (errors.BadTemplate("no"), 400, "template_refused"),
     (errors.ContextOverflow("no"), 400, "context_length_exceeded"),
     (errors.UnsupportedModel("no"), 400, "unsupported_model"),
+    (errors.BudgetSpent("no"), 402, "insufficient_quota"),
     (errors.AccessDenied("no"), 403, "access_denied"),
+    (errors.PolicyRefused("no"), 403, "policy_refused"),
     (errors.ModelNotFound("no"), 404, "model_not_found"),
     (errors.SlowReader("no"), 408, "slow_reader"),
     (errors.Overloaded("no", wait_s=2.2), 429, "overloaded"),
@@ -30,6 +34,17 @@ CASES = [
     (errors.StepFailed("no"), 500, "step_failed"),
     (errors.StoreError("no"), 500, "store_error"),
     (errors.EngineLost("no"), 502, "engine_lost"),
+    (errors.UpstreamFailed("no"), 502, "upstream_failed"),
+    (UpstreamFault("request", "no", status=422), 400, "upstream_refused"),
+    (UpstreamFault("context", "no", status=400), 400, "context_length_exceeded"),
+    (UpstreamFault("rate", "no", status=429), 429, "upstream_rate_limited"),
+    (UpstreamFault("auth", "no", status=401), 502, "upstream_auth"),
+    (UpstreamFault("redirect", "no", status=302), 502, "upstream_redirect"),
+    (UpstreamFault("server", "no", status=500), 502, "upstream_failed"),
+    (UpstreamFault("connect", "no"), 502, "upstream_unreachable"),
+    (UpstreamFault("broken", "no"), 502, "upstream_broken"),
+    (UpstreamFault("invalid", "no"), 502, "upstream_invalid"),
+    (UpstreamFault("timeout", "no"), 504, "upstream_timeout"),
     (errors.CapacityExceeded("no"), 503, "capacity_exceeded"),
     (errors.EngineClosed("no"), 503, "stopping"),
     (errors.DownloadFailed("no"), 503, "download_failed"),
@@ -215,6 +230,99 @@ def test_one_failing_prompt_of_many_fails_the_request_and_frees_the_others(servi
     server = serving(failing(1, errors.NonFiniteLogits("damaged weights")))
     answer = server.client.post("/v1/completions", json={"model": "fake:1b", "prompt": ["a", "b", "c"]})
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "non_finite_logits"
+    assert server.models.in_flight == 0
+
+
+SPENT = errors.BudgetSpent(
+    "key alice has spent 19.98 of 20.00 dollars a day; this request may cost 0.41",
+    "ask again tomorrow",
+    3600.5,
+)
+FORBIDDEN = errors.PolicyRefused("no target of chat may answer a request labelled private")
+# (failure, protocol, status, OpenAI's type or Anthropic's, words of the text)
+OF_GATEWAY: list[tuple[FreeholdError, str, int, str | None, list[str]]] = [
+    (SPENT, "openai", 402, "insufficient_quota", ["19.98 of 20.00", "0.41", "tomorrow"]),
+    (SPENT, "anthropic", 402, "billing_error", ["19.98 of 20.00", "0.41", "tomorrow"]),
+    (SPENT, "ollama", 402, None, ["19.98 of 20.00", "0.41", "tomorrow"]),
+    (FORBIDDEN, "openai", 403, "permission_error", ["labelled private"]),
+    (FORBIDDEN, "anthropic", 403, "permission_error", ["labelled private"]),
+    (FORBIDDEN, "ollama", 403, None, ["labelled private"]),
+    *(
+        (fault, protocol, status, kind if protocol == "openai" else other if protocol == "anthropic" else None, words)
+        for fault, status, kind, other, words in [
+            (UpstreamFault("rate", "too many"), 429, "rate_limit_error", "rate_limit_error", ["too many"]),
+            (UpstreamFault("request", "max_tokens is odd"), 400, "invalid_request_error", "invalid_request_error",
+             ["max_tokens is odd"]),
+            (UpstreamFault("auth", "invalid key"), 502, "server_error", "api_error", ["gateway's own key", "invalid"]),
+            (UpstreamFault("timeout", "slow"), 504, "timeout_error", "timeout_error", ["slow"]),
+            (UpstreamFault("connect", "refused"), 502, "server_error", "api_error", ["refused"]),
+        ]
+        for protocol in ROUTES
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("error, protocol, status, kind, words", OF_GATEWAY)
+def test_a_failure_of_the_gateway_is_worded_in_each_protocol(
+    serving, error, protocol, status, kind, words, stream
+):
+    route, more = ROUTES[protocol]
+    answer = serving(failing("start", error)).client.post(route, json={**CHAT, **more, "stream": stream})
+    assert answer.status_code == status
+    body = answer.json()
+    message = body["error"] if protocol == "ollama" else body["error"]["message"]
+    assert [word for word in words if word not in message] == []
+    if kind is not None:
+        assert body["error"]["type"] == kind
+
+
+def test_a_spent_budget_says_when_it_renews_and_is_not_asked_again(serving):
+    answer = serving(failing("start", SPENT)).client.post(URL, json=CHAT)
+    assert answer.headers["retry-after"] == "3601" and answer.headers["x-should-retry"] == "false"
+    assert answer.json()["error"]["renews_s"] == 3600.5
+
+
+@pytest.mark.parametrize(
+    "cause, asked_s, header, again",
+    [
+        ("rate", 1.2, "2", None),
+        ("rate", None, None, None),
+        ("rate", 1e9, "86400", None),
+        ("server", 3.0, "3", None),
+        ("request", 3.0, None, "false"),
+        ("auth", 3.0, None, "false"),
+        ("redirect", None, None, "false"),
+    ],
+)
+def test_what_a_provider_says_of_retries_is_passed_on(serving, cause, asked_s, header, again):
+    fault = UpstreamFault(cause, "no", retry_after_s=asked_s)
+    headers = serving(failing("start", fault)).client.post(URL, json=CHAT).headers
+    assert headers.get("retry-after") == header and headers.get("x-should-retry") == again
+
+
+def test_a_providers_words_colour_no_terminal(serving):
+    fault = UpstreamFault("request", "bad \x1b[31m\r\nfield")
+    message = serving(failing("start", fault)).client.post(URL, json=CHAT).json()["error"]["message"]
+    assert message.startswith("bad  [31m  field")
+
+
+@pytest.mark.parametrize("protocol", ROUTES)
+def test_a_stream_that_a_provider_breaks_is_told_in_the_protocols_own_words(serving, protocol):
+    route, more = ROUTES[protocol]
+    broken = UpstreamFault("broken", "the stream of big ended without its end")
+    server = serving(failing(2, broken))
+    text = server.client.post(route, json={**CHAT, **more, "stream": True}).text
+    assert "Hello" in text and "ended without its end" in text
+    *_, last = [line for line in text.splitlines() if line]
+    if protocol == "openai":
+        assert last == "data: [DONE]" and '"finish_reason":"' not in text
+        assert events(text)[-1]["error"]["code"] == "upstream_broken"
+    elif protocol == "anthropic":
+        assert "message_stop" not in text and 'stop_reason":"' not in text
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "api_error"
+    else:
+        assert '"done":true' not in text and list(json.loads(last)) == ["error"]
     assert server.models.in_flight == 0
 
 

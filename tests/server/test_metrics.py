@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from freehold.errors import ContextOverflow, EngineLost, Overloaded, SlowReader
 from freehold.server.core.health import Health
 from freehold.server.core.metrics import Histogram
-from freehold.serving import EngineStats
+from freehold.serving import CounterTable, EngineStats
 from tests.server.conftest import JSON
 from tests.server.fakes import FakeModels, Script, failing
 from tests.server.test_chat import CHAT
@@ -330,3 +330,15 @@ def test_what_streams_hold_is_given_back(serving):
     server = serving(Script(text="a b"))
     server.client.post(URL, json={**CHAT, "stream": True})
     assert "freehold_streams_open 0.0" in server.client.get("/metrics").text
+
+
+def test_a_managers_own_counts_are_shown(serving):
+    server = serving()
+    values = {("big", "openai", "rate"): 2.0}
+    table = CounterTable("freehold_gateway_attempts", "Attempts.", ("target", "place", "cause"), values)
+    server.models.tables = [table]
+    try:
+        shown = server.admin.get("/metrics").text
+    finally:
+        server.models.tables = []
+    assert 'freehold_gateway_attempts_total{cause="rate",place="openai",target="big"} 2.0' in shown

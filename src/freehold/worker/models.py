@@ -17,7 +17,7 @@ from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
 from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
 from freehold.machine import available_bytes
-from freehold.serving import LoadedInfo, ModelHandle, Origin, StoredModel
+from freehold.serving import CounterTable, LoadedInfo, ModelHandle, Origin, StoredModel
 from freehold.store import Listed, ModelRef, Store
 from freehold.store.judging import Judgements
 from freehold.store.overlays import Overlay
@@ -169,6 +169,10 @@ class EngineModels:
     def loaded(self) -> list[LoadedInfo]:
         """List the loaded models."""
         return [_loaded(handle) for handle in self._handles.values() if handle.awake and handle.was_loaded]
+
+    def counters(self) -> tuple[CounterTable, ...]:
+        """Count nothing besides the engines' own numbers."""
+        return ()
 
     def loading(self) -> dict[str, tuple[int, int]]:
         """Return the progress of loads by name: bytes done, bytes in all."""

@@ -18,6 +18,7 @@ VERSION = b"anthropic-version"  # the header that every client of Anthropic's se
 STATUSES = {503: 529}
 _KINDS = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",

@@ -261,6 +261,11 @@ class Metrics(Collector):
         for (route, status), count in sorted(self._answers.items()):
             http.add_metric([route, str(status)], count)
         yield http
+        for table in self._models.counters():
+            family = CounterMetricFamily(table.name, table.help, labels=table.labels)
+            for labels, count in table.values.items():
+                family.add_metric(labels, count)
+            yield family
         for name, help, value in self._watched:
             yield GaugeMetricFamily(name, help, value())
         yield GaugeMetricFamily("freehold_streams_open", "Event streams open now.", self.streams)

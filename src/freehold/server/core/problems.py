@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from freehold import errors
-from freehold.errors import FreeholdError, Overloaded
+from freehold.errors import BudgetSpent, FreeholdError, Overloaded, UpstreamFailed
 from freehold.server.core.hints import hint_for
+from freehold.server.core.upstreams import faulted
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 
@@ -28,7 +29,9 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.BadPrompt: (400, INVALID, "invalid_prompt"),
     errors.BadTemplate: (400, INVALID, "template_refused"),
     errors.UnsupportedModel: (400, INVALID, "unsupported_model"),
+    errors.BudgetSpent: (402, "insufficient_quota", "insufficient_quota"),
     errors.AccessDenied: (403, "permission_error", "access_denied"),
+    errors.PolicyRefused: (403, "permission_error", "policy_refused"),
     errors.ModelNotFound: (404, "not_found_error", "model_not_found"),
     errors.SlowReader: (408, "timeout_error", "slow_reader"),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
@@ -46,7 +49,10 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     FreeholdError: (500, SERVER, "internal_error"),
 }
 # A retry at once fails again; OpenAI's clients obey this header, and would retry twice without it.
-_HOPELESS = ("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits")
+_HOPELESS = (
+    *("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits"),
+    *("insufficient_quota", "policy_refused"),
+)
 _KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -105,6 +111,8 @@ def problem(e: BaseException, *, owner: bool = False) -> Problem:
 
 
 def _named(e: FreeholdError, hint: str) -> Problem:
+    if isinstance(e, UpstreamFailed):
+        return _upstream(e, hint)
     status, kind, code = next(s for c, s in STATUS.items() if isinstance(e, c))
     message = without_paths(f"{e.message}; {hint}" if hint else e.message)
     headers = [(b"x-should-retry", b"false")] if code in _HOPELESS else []
@@ -115,8 +123,19 @@ def _named(e: FreeholdError, hint: str) -> Problem:
     if isinstance(e, Overloaded):
         headers.append((b"retry-after", b"%d" % max(1, round(e.wait_s + 0.5))))
         extra["expected_wait_s"] = round(e.wait_s, 3)
+    if isinstance(e, BudgetSpent) and e.renews_s > 0:
+        headers.append((b"retry-after", b"%d" % -(-e.renews_s // 1)))
+        extra["renews_s"] = round(e.renews_s, 3)
     param = "model" if code == "model_not_found" else None
     return Problem(status, _cut(message), kind, param, code, extra, headers)
+
+
+def _upstream(e: UpstreamFailed, hint: str) -> Problem:
+    """Describe a provider's failure. Keys in its words were taken out by its wire."""
+    answer = faulted(e)
+    message = without_paths(f"{answer.message}; {hint}" if hint else answer.message)
+    extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(hint)}
+    return Problem(answer.status, _cut(message), answer.kind, None, answer.code, extra, list(answer.headers))
 
 
 def without_paths(message: str) -> str:

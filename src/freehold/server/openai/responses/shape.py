@@ -147,4 +147,5 @@ def _code(trouble: Problem) -> str:
         return "rate_limit_exceeded"
     if trouble.status >= 500:
         return "server_error"
-    return trouble.code if trouble.code == "context_length_exceeded" else "invalid_prompt"
+    own = ("context_length_exceeded", "insufficient_quota", "policy_refused")
+    return trouble.code if trouble.code in own else "invalid_prompt"
