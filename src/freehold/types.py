@@ -150,6 +150,9 @@ class SignedThinking:
     text: str = ""
     signature: str = ""
     redacted: str = ""  # opaque, instead of the other two
+    # Where it stands in its answer, whose text and calls are kept apart from it:
+    text_before: int = 0  # characters,
+    calls_before: int = 0  # and calls of tools
 
 
 @dataclass(frozen=True, slots=True)
