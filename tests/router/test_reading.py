@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from freehold.providers.cleared import HOUSE
-from freehold.router.reading import read_text
+from freehold.router.reading import read, read_text
+from freehold.router.toml.lines import line_numbers
+from freehold.router.toml.mistakes import BadGateway, Mistake
 from freehold.router.toml.outside import Outside
+from tests.router.mistaken import KEY, SOUND, WRONG
 
-SOUND = """\
-[providers.openai]
-kind = "openai"
-key = "env:OPENAI_API_KEY"
-[providers.mistral]
-kind = "mistral"
-key = "keyring:mistral"
-[providers.box]
-kind = "openai-compatible"
-url = "http://10.0.0.7:8000/v1"
-owned = true
-
-[models.big]
-provider = "openai"
-model = "gpt-6.2-sol"
-price = { input = 2.0, cached = 0.2, output = 12.0, over = 200_000, long = { input = 4, cached = 0.4, output = 18 } }
-[models.coder]
-local = "qwen2.5-coder:1.5b"
-[models.box-70b]
-provider = "box"
-model = "llama3.3:70b"
-
-[labels.private]
-stay = "owned"
-detect = ["pii", "secrets"]
-patterns = ['ACME-\\d{6}']
-[labels.eu]
-stay = ["box", "mistral"]
-
-[routes.chat]
-targets = ["coder", "box-70b", "big"]
-task = "support-answers"
-timeout = "60s"
-first_token = "5s"
-retries = 1
-breaker = { failures = 3, cooldown = "30s" }
-escalate = { when = "logprob", below = 0.2, check = 64 }
-shadow = { target = "big", share = 0.02 }
-
-[tasks.support-answers]
-bar = 0.85
-[keys.alice]
-budget = { usd = 20, per = "day" }
-label = "private"
-"""
-KEY = "sk-this-is-the-secret-0123456789"
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring={"mistral": "m" + KEY}.get)
 
 
@@ -70,3 +31,153 @@ def test_the_example_of_the_guide_is_read_whole():
     assert gateway.keys["alice"].budget is not None
     assert gateway.keys["alice"].budget.nano == 20_000_000_000
     assert KEY not in repr(gateway)
+
+
+def mistakes_of(text: str | bytes, outside: Outside = OUTSIDE) -> tuple[Mistake, ...]:
+    with pytest.raises(BadGateway) as caught:
+        read_text(text, outside)
+    return caught.value.mistakes
+
+
+def line_of(text: str, part: str) -> int:
+    assert text.count(part) == 1, part
+    return text.count("\n", 0, text.index(part)) + 1
+
+
+HELD = Outside(
+    environment=OUTSIDE.environment,
+    keyring=OUTSIDE.keyring,
+    has_model={"qwen2.5-coder:1.5b", "smollm2:135m"}.__contains__,
+)
+
+
+@pytest.mark.parametrize("old, new, part, key, message, hint", WRONG.values(), ids=WRONG)
+def test_a_mistake_is_refused_with_its_line_value_and_way_out(
+    old: str, new: str, part: str, key: str, message: str, hint: str
+):
+    assert old == "+" or SOUND.count(old) == 1
+    text = SOUND + new if old == "+" else SOUND.replace(old, new)
+    found = [m for m in mistakes_of(text, HELD) if m.key == key and message in m.message]
+    assert len(found) == 1, mistakes_of(text, HELD)
+    assert found[0].line == line_of(text, part)
+    assert hint in found[0].hint
+    assert KEY not in str(mistakes_of(text, HELD)), "a message quotes a secret"
+
+
+@pytest.mark.parametrize(
+    "text, line, message, hint",
+    [
+        ('[a]\nb = "x\n', 2, "not TOML: illegal character", "a string ends on its line"),
+        ("[a]\nb = \n", 2, "not TOML: invalid value", "quotes"),
+        ("[a]\nb = cheap\n", 2, "not TOML: invalid value", "quotes"),
+        ("[a]\n\nb c = 1\n", 3, "not TOML: expected '='", "quotes"),
+        ("[a]\nb = 1\nb = 2\n", 3, "not TOML: cannot overwrite", "twice"),
+        ("[a.b]\n[c]\n[a.b]\n", 3, "not TOML: cannot declare", "declared twice"),
+        ("a = { b = 1, b = 2 }\n", 1, "not TOML: duplicate", "twice"),
+        ("[a]\nb = [1,\n", 3, "not TOML:", ""),
+        ("a = " + "[" * 5000, 0, "nested too deeply", "levels"),
+        (b"[a]\n\xff = 1\n", 2, "byte 0xff is not UTF-8", "UTF-8"),
+        (b"#" * (1 << 20) + b"\n", 0, "longer than 1,048,576 bytes", "thousand models"),
+        ("providers = 3", 1, "3 is not a table", "a table"),
+        ("[[routes]]\nx = 1\n", 1, "an array of 1 is not a table", "a table"),
+    ],
+)
+def test_what_is_not_toml_is_refused_with_its_line(text: str | bytes, line: int, message: str, hint: str):
+    mistake = mistakes_of(text)[0]
+    assert (mistake.line, hint in mistake.hint) == (line, True)
+    assert message in mistake.message
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file():
+    text = SOUND.replace('kind = "openai"', 'kind = "opnai"').replace('"60s"', '"soon"').replace("0.85", "85")
+    found = mistakes_of(text)
+    assert [m.key for m in found] == [
+        "providers.openai.kind",
+        "routes.chat.timeout",
+        "tasks.support-answers.bar",
+    ]
+    with pytest.raises(BadGateway) as caught:
+        read_text(text, OUTSIDE, name="gateway.toml")
+    assert "gateway.toml has 3 mistakes:" in caught.value.message
+    assert all(str(m) in caught.value.message and m.hint in caught.value.message for m in found)
+
+
+def test_a_wrong_provider_is_not_reported_again_by_what_names_it():
+    found = mistakes_of(SOUND.replace('kind = "openai"', 'kind = "opnai"'))
+    assert [m.key for m in found] == ["providers.openai.kind"]
+
+
+def test_a_file_that_others_may_write_is_refused(tmp_path: Path):
+    file = tmp_path / "gateway.toml"
+    file.write_text(SOUND)
+    file.chmod(0o666)
+    with pytest.raises(BadGateway) as caught:
+        read(file, OUTSIDE)
+    assert caught.value.mistakes[0].hint == f"chmod go-w {file}"
+    file.chmod(0o644)
+    assert read(file, OUTSIDE).routes
+
+
+@pytest.mark.parametrize(
+    "name, message", [("gone.toml", "no such file"), (".", "cannot be read"), ("a\0b", "its name")]
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, message: str):
+    with pytest.raises(BadGateway) as caught:
+        read(tmp_path / name, OUTSIDE)
+    assert message in caught.value.mistakes[0].message and caught.value.mistakes[0].hint
+
+
+def test_paths_begin_at_the_folder_of_the_file(tmp_path: Path):
+    (tmp_path / "cases.jsonl").write_text("{}\n")
+    file = tmp_path / "gateway.toml"
+    file.write_text('[tasks.t]\nbar = 0.5\nfile = "cases.jsonl"\n')
+    assert read(file, OUTSIDE).tasks["t"].file == "cases.jsonl"
+
+
+def test_an_empty_file_is_a_gateway_of_owned_models_alone():
+    gateway = read_text("", OUTSIDE)
+    assert gateway.all_places == {HOUSE}
+
+
+@pytest.mark.parametrize(
+    "host, inside",
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("[::1]", True),
+        ("10.1.2.3", True),
+        ("192.168.0.9", True),
+        ("172.16.0.1", True),
+        ("vllm", True),
+        ("box.local", True),
+        ("box.internal", True),
+        ("8.8.8.8", False),
+        ("172.32.0.1", False),
+        ("box.example.com", False),
+        ("10.0.0.7.example.com", False),
+        ("[2606:4700::1111]", False),
+    ],
+)
+def test_http_is_for_private_networks_unless_the_file_says_otherwise(host: str, inside: bool):
+    text = f'[providers.x]\nkind = "openai-compatible"\nurl = "http://{host}:80/v1"\n'
+    if inside:
+        assert read_text(text).providers["x"].url == f"http://{host}:80/v1"
+    else:
+        assert mistakes_of(text)[0].key == "providers.x.url"
+        assert read_text(text + "plain_http = true\n").providers["x"].url
+
+
+def test_lines_are_found_however_a_key_is_written():
+    text = (
+        "a.b = 1\n'q uoted'.\"\\u0041\" = '''\n]]\n'''\n# c = 2\n[t . u]\n"
+        'x = [\n  1, # ]\n  { y = "}", z = 1979-05-27 07:32:00 },\n]\n[[l]]\nk = """\n"" \\"""""\n[[l]]\n[l.m]\n'
+        "last = 1"
+    )
+    lines = line_numbers(text)
+    assert lines["a", "b"] == 1
+    assert lines["q uoted", "A"] == 2
+    assert ("c",) not in lines
+    assert lines["t", "u"] == 6 and lines["t", "u", "x"] == 7
+    assert lines["t", "u", "x", 0] == 8 and lines["t", "u", "x", 1, "z"] == 9
+    assert lines["l", 0, "k"] == 12 and lines["l", 1] == 14
+    assert lines["l", 1, "m", "last"] == 16

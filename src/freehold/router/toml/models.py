@@ -54,8 +54,16 @@ def read_models(
                 "letters, digits and . _ : / @ + - only, 128 at most",
             )
         found[name] = _model(name, table, providers, outside)
+        if found[name].local != name:
+            check_hides_nothing(name, table, outside)
         table.end()
     return found
+
+
+def check_hides_nothing(name: str, table: TomlTable, outside: Outside) -> None:
+    """Refuse a name under which requests reach a stored model."""
+    if outside.has_model is not None and outside.has_model(name):
+        table.bad("", f"the name hides the stored model {shown(name)}", "choose another name")
 
 
 def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outside: Outside) -> GatewayModel:
@@ -76,7 +84,7 @@ def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outsi
     teach = table.value("may_teach", bool)
     given = table.text("terms")
     if local and not seller:
-        _check_local(name, table, local, outside)
+        _check_local(table, local, outside)
     return GatewayModel(
         name=name,
         local=local,
@@ -87,23 +95,19 @@ def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outsi
     )
 
 
-def _check_local(name: str, table: TomlTable, local: str, outside: Outside) -> None:
+def _check_local(table: TomlTable, local: str, outside: Outside) -> None:
     for key in _RENTED:
         if table.has(key):
             table.bad(
                 key, f"{key} belongs to a model of a provider", "leave it out: the model's file says it"
             )
             table.skip(key)
-    if outside.has_model is None:
-        return
-    if not outside.has_model(local):
+    if outside.has_model is not None and not outside.has_model(local):
         table.bad(
             "local",
             f"{shown(local)} is not held on this machine",
             f"freehold pull {local} fetches it; freehold list shows what is held",
         )
-    if name != local and outside.has_model(name):
-        table.bad("", f"the name hides the stored model {shown(name)}", "choose another name")
 
 
 def _remote(table: TomlTable, providers: Mapping[str, Provider], seller: str) -> RemoteModel | None:

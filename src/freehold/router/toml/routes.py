@@ -22,6 +22,8 @@ from freehold.router.gateway import (
     Shadow,
 )
 from freehold.router.toml.mistakes import shown
+from freehold.router.toml.models import check_hides_nothing
+from freehold.router.toml.outside import Outside
 from freehold.router.toml.providers import NAME
 from freehold.router.toml.table import TomlTable
 
@@ -49,7 +51,7 @@ class Named:
         return places
 
 
-def read_routes(top: TomlTable, named: Named) -> dict[str, GatewayRoute]:
+def read_routes(top: TomlTable, named: Named, outside: Outside) -> dict[str, GatewayRoute]:
     """Return the routes by name."""
     found = {}
     for name, table in top.tables("routes"):
@@ -61,6 +63,8 @@ def read_routes(top: TomlTable, named: Named) -> dict[str, GatewayRoute]:
             )
         if name in named.models:
             table.bad("", f"a model is called {shown(name)} too", "requests name both: choose another")
+        else:
+            check_hides_nothing(name, table, outside)
         found[name] = _route(name, table, named)
         table.end()
     return found
