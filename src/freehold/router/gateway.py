@@ -103,7 +103,7 @@ class QualityTask:
 
     name: str
     bar: float
-    file: str = ""  # its JSONL
+    file: str = ""  # its JSONL, absolute
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ def read_tasks(top: TomlTable, outside: Outside) -> dict[str, QualityTask]:
             table.bad(
                 "file", f"there is no file {shown(file)}", f"paths begin at {outside.folder.absolute()}"
             )
-        found[name] = QualityTask(name, table.share("bar", 0.0), file)
+        whole = str((outside.folder / file).absolute()) if file else ""
+        found[name] = QualityTask(name, table.share("bar", 0.0), whole)
         table.end()
     return found
 
