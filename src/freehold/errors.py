@@ -24,6 +24,7 @@
     ├── UpstreamFailed         a server broke an answer off, or sent an invalid one
     ├── PolicyRefused          no place is allowed, or able, to answer a request
     ├── BudgetSpent            a key's money does not suffice; it gives the amounts and the renewal
+    ├── LedgerUnavailable      the ledger cannot be written, so nothing is sent, or the answer's end is withheld
     ├── AddressTaken           another server has the port, or serves this home already
     └── EngineClosed           use after close(), or in a forked child
 
@@ -140,11 +141,26 @@ class PolicyRefused(FreeholdError):
 
 
 class BudgetSpent(FreeholdError):
-    """A key's budget does not cover a request. `renews_s`: seconds until it is whole again."""
+    """A key's budget does not cover a request. `renews_s`: seconds until it is whole again; amounts in nano-dollars."""
 
-    def __init__(self, message: str, hint: str = "", renews_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        renews_s: float = 0.0,
+        *,
+        spent: int = 0,
+        reserved: int = 0,
+        asked: int = 0,
+        limit: int = 0,
+    ) -> None:
         super().__init__(message, hint)
         self.renews_s = renews_s
+        self.spent, self.reserved, self.asked, self.limit = spent, reserved, asked, limit
+
+
+class LedgerUnavailable(FreeholdError):
+    """The ledger is locked by another process for too long, or its disk is full; no request is answered unbooked."""
 
 
 class AddressTaken(FreeholdError):

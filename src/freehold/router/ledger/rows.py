@@ -5,6 +5,8 @@ Path: booking -> LedgerRow -> ledger/store.py
 
 from __future__ import annotations
 
+import itertools
+import secrets
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,10 +48,29 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """One request. `nano`: nano-dollars of all attempts together."""
+class Intent:
+    """What is known of a request when its money is reserved: all that is left of it if this process is killed."""
 
-    id: str  # unique; the row's own
+    request_id: str = ""
+    answer_id: str = ""
+    door: str = ""
+    asked: str = ""
+    target: str = ""  # the dearest that it may reach
+    place: str = ""
+    labels: tuple[SetLabel, ...] = ()
+    task: str = ""
+    price_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One request. `nano`: nano-dollars of all its attempts together.
+
+    Sums add up all rows, so a cost is in one row alone: what a shadow or a discarded answer cost is in its own row,
+    and not in that of its `parent`.
+    """
+
+    id: str  # of row_id(); the row's own
     at: float  # time.time() of its arrival
     request_id: str
     answer_id: str
@@ -77,3 +98,17 @@ class LedgerRow:
     upstream_id: str = ""  # the provider's id of the answer
     left_house: bool = False  # whether any attempt sent the prompt to a place that is not owned
     parent: str = ""  # of a shadow's or a discarded answer's row: the request's row
+
+
+_process = secrets.token_hex(4)
+_numbers = itertools.count()
+
+
+def row_id(at: float) -> str:
+    """Return a new id for a row of the moment `at`; ids sort as their moments do, to the microsecond."""
+    return f"{first_id(at)}-{_process}-{next(_numbers):x}"
+
+
+def first_id(at: float) -> str:
+    """Return what no id of `at` or of a later moment is less than."""
+    return f"{int(at * 1e6):016x}"

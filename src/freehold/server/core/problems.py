@@ -43,6 +43,7 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.EngineLost: (502, SERVER, "engine_lost"),
     errors.CapacityExceeded: (503, SERVER, "capacity_exceeded"),
     errors.DownloadFailed: (503, SERVER, "download_failed"),
+    errors.LedgerUnavailable: (503, SERVER, "ledger_unavailable"),
     errors.Offline: (503, SERVER, "offline"),
     errors.EngineClosed: (503, SERVER, "stopping"),
     errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),

@@ -1,0 +1,370 @@
+"""The ledger in one SQLite file: money is reserved before a request is sent, and its row committed before it ends.
+
+Writes happen on the event loop: a row is a few dozen microseconds, and the write-ahead log is not synchronized in
+them. Nothing waits inside SQLite: where another process holds the file, callers wait asynchronously, LOCK_WAIT_S at
+most. A process that is killed loses no row. A power cut may lose the last rows written since the last checkpoint,
+never the file. Knows no route and no price.
+Path: budgets.py -> Ledger.reserve; booking -> Ledger.book -> schema.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from freehold import private
+from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
+from freehold.router.gateway import NANO, SpendLimit
+from freehold.router.ledger import schema
+from freehold.router.ledger.owners import OwnerLock
+from freehold.router.ledger.recovery import recover
+from freehold.router.ledger.rows import Intent, LedgerRow, first_id
+from freehold.router.ledger.windows import SpendWindow, window
+
+_log = logging.getLogger("freehold.router")
+LOCK_WAIT_S = 5.0  # for a file that another process holds, or a disk that is full
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05  # between two tries
+TICK_S = 1.0  # rows that could not be written are tried again, and the disk's room is looked at
+RECOVER_S = 20.0  # reservations of dead processes are looked for: they come back within 60 s
+LOG_PAGES = 8192  # of 4 kB: what the write-ahead log may grow to before it is copied into the file
+FREE_BYTES = 8 << 20  # below this room on the disk nothing is begun, so that what has begun can be booked
+BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+T = TypeVar("T")
+_encode = msgspec.json.Encoder().encode
+
+
+class Ledger:
+    """An open ledger. Its methods belong to one event loop; `keep()` runs beside them while the server does."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, owner: OwnerLock) -> None:
+        self.path, self._db, self._owner = path, db, owner
+        self._owed: dict[str, LedgerRow] = {}  # rows that could not be written yet
+        self._trouble = ""
+        self._pages = 0  # of the log, estimated
+        self._copying: asyncio.Task[None] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Open or make the file, and book what dead processes left. Raises LedgerUnavailable or StoreError."""
+        try:
+            private.folder(path.parent)
+            private.file(path)
+            owner = OwnerLock.make(path)
+        except OSError as e:
+            raise LedgerUnavailable(f"the ledger {path} cannot be written: {e.strerror}") from None
+        try:
+            db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None, cached_statements=64)
+            try:
+                _prepare(db, path)
+                found = (owner.name, time.time(), os.getpid())
+                db.execute("INSERT INTO owners (name, since, pid) VALUES (?, ?, ?)", found)
+                recover(db, path, owner.name)
+                db.execute("PRAGMA busy_timeout = 0")
+            except BaseException:
+                db.close()
+                raise
+        except (sqlite3.Error, StoreError) as e:
+            owner.release(forget=True)
+            if isinstance(e, StoreError):
+                raise
+            raise LedgerUnavailable(f"the ledger {path} cannot be used: {e}", _way_out(e)) from None
+        return cls(path, db, owner)
+
+    # --- money ----------------------------------------------------------------------------------
+
+    async def reserve(
+        self,
+        row_id: str,
+        key: str,
+        limit: SpendLimit,
+        nano: int,
+        at: float,
+        *,
+        about: Intent = Intent(),  # noqa: B008 (frozen)
+        sent: bool = True,
+    ) -> None:
+        """Reserve `nano` of a key's window for the row `row_id`, in one statement.
+
+        `sent` False: nothing has gone to a provider yet; call `sent` before it does. Raises BudgetSpent where
+        it does not fit, LedgerUnavailable where it cannot be written.
+        """
+        span = window(limit.per, at)
+        values = (row_id, key, at, nano, self._owner.name, sent, _encode(about), span.start, span.stop)
+        if await self._write(lambda: self._run(schema.RESERVE, (*values, limit.nano))):
+            return
+        spent, reserved = await self._spent(key, span)
+        if spent + reserved + nano <= limit.nano:  # the window was not open, or room was made since
+            if await self._write(lambda: self._run(schema.RESERVE, (*values, limit.nano))):
+                return
+            spent, reserved = await self._spent(key, span)
+        raise _no_money(key, limit, span, at, (spent, reserved, nano))
+
+    async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
+        """Change what is reserved for a row: less once the target is known, more where another attempt may cost.
+
+        Raises BudgetSpent where more does not fit; what was reserved stays.
+        """
+        span = window(limit.per, at)
+        values = (nano, row_id, span.start, span.stop, limit.nano)
+        if not await self._write(lambda: self._run(schema.CHANGE, values)):
+            spent, reserved = await self._spent(key, span)
+            raise _no_money(key, limit, span, at, (spent, reserved, nano))
+
+    async def sent(self, row_id: str) -> None:
+        """Note that a request which was reserved with `sent` False goes to a provider now."""
+        await self._write(lambda: self._run(schema.SENT, (row_id,)))
+
+    async def spent(self, key: str, limit: SpendLimit, at: float) -> tuple[int, int]:
+        """Return nano-dollars (spent, reserved) of a key's window."""
+        return await self._spent(key, window(limit.per, at))
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    async def book(self, row: LedgerRow) -> None:
+        """Commit a row and settle its reservation, once, however often it is called.
+
+        Returns when the row is in the file. Raises LedgerUnavailable after LOCK_WAIT_S: the answer's end must not
+        be handed on then; the row is written when that is possible again, as a broken answer.
+        """
+        values = schema.of_row(row)
+        self._owed[row.id] = row  # also for a caller that is cancelled while it waits
+        try:
+            await self._write(lambda: self._run(schema.INSERT, values))
+        except LedgerUnavailable:
+            broken = replace(row, outcome="broken", finish_reason="") if row.outcome == "whole" else row
+            self._owed[row.id] = broken
+            raise
+        self._owed.pop(row.id, None)
+
+    async def ready(self) -> None:
+        """Raise LedgerUnavailable where a row could not be written now; no statement while all is well.
+
+        Called before a request is sent for which nothing is reserved.
+        """
+        if self._trouble:
+            await self._write(lambda: self._run("UPDATE owners SET since = since WHERE name = ''", ()))
+            self._look_at_disk()
+        if self._trouble:
+            raise LedgerUnavailable(self._trouble, "make room on its disk")
+
+    @property
+    def trouble(self) -> str:
+        """Why rows cannot be written now; "" while they can."""
+        return self._trouble
+
+    @property
+    def owed(self) -> int:
+        """Rows that wait for the file."""
+        return len(self._owed)
+
+    # --- its life -------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Look after the file until cancelled: owed rows, room on the disk, reservations of the dead."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                self._look_at_disk()
+                self._write_owed()
+                if time.monotonic() - last >= RECOVER_S:
+                    recover(self._db, self.path, self._owner.name)
+                    last = time.monotonic()
+            except (sqlite3.Error, OSError) as e:
+                _log.debug("the ledger is looked after again in %g s: %s", TICK_S, e)
+
+    async def close(self) -> None:
+        """Write what is owed, as far as that is possible, and close the file."""
+        if self._copying is not None:
+            await self._copying
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while self._owed and time.monotonic() < deadline:
+            try:
+                self._write_owed()
+            except sqlite3.Error:
+                await asyncio.sleep(LONGEST_PAUSE_S)
+        if self._owed:
+            _log.error("the ledger %s lost %d rows: it could not be written", self.path, len(self._owed))
+        left = True
+        with suppress(sqlite3.Error):
+            query = "DELETE FROM owners WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM reservations WHERE owner = ?1)"
+            left = not self._run(query, (self._owner.name,))
+        self._db.close()
+        self._owner.release(forget=not left)
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def _run(self, statement: str, values: tuple[object, ...]) -> int:
+        """Run one statement, a transaction of its own; return how many rows it changed."""
+        return self._db.execute(statement, values).rowcount
+
+    async def _write(self, action: Callable[[], T]) -> T:
+        """Do it now, or as soon as the file can be written."""
+        try:
+            done = action()
+        except sqlite3.OperationalError as e:
+            done = await self._patiently(action, e)
+        self._pages += 8  # pages that a reservation or a row changes, about
+        if self._pages > LOG_PAGES and self._copying is None:
+            self._copying = asyncio.create_task(self._copy_log())
+        return done
+
+    async def _patiently(self, action: Callable[[], T], e: sqlite3.OperationalError) -> T:
+        pause, deadline = FIRST_PAUSE_S, time.monotonic() + LOCK_WAIT_S
+        while True:
+            if not _passing(e):
+                raise LedgerUnavailable(f"the ledger cannot be written: {e}", _way_out(e)) from None
+            if not _busy(e):
+                self._trouble = f"the ledger cannot be written: {e}"
+            if time.monotonic() + pause > deadline:
+                said = f"the ledger could not be written for {LOCK_WAIT_S:g} s: {e}"
+                raise LedgerUnavailable(said, _way_out(e)) from None
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+            try:
+                done = action()
+            except sqlite3.OperationalError as again:
+                e = again
+                continue
+            self._trouble = ""
+            return done
+
+    def _write_owed(self) -> None:
+        for name, row in list(self._owed.items()):
+            self._run(schema.INSERT, schema.of_row(row))
+            self._owed.pop(name, None)
+
+    def _look_at_disk(self) -> None:
+        disk = os.statvfs(self.path)
+        free = disk.f_bavail * disk.f_frsize
+        full = free < FREE_BYTES
+        if full and not self._trouble:
+            _log.error("the ledger's disk has %d bytes left; requests are refused", free)
+        said = f"the ledger's disk has {free:,} bytes left, {FREE_BYTES:,} are needed"
+        self._trouble = said if full else ""
+
+    async def _spent(self, key: str, span: SpendWindow) -> tuple[int, int]:
+        """Return (spent, reserved) of a window; opens it where it is new."""
+        find = (key, span.start, span.stop)
+        found = self._db.execute(schema.SPENT, find).fetchone()
+        if found is None:
+            await asyncio.to_thread(_open_window, self.path, key, span)
+            found = self._db.execute(schema.SPENT, find).fetchone()
+        return found
+
+    async def _copy_log(self) -> None:
+        """Copy the log into the file, in a thread: most of it beside writers, the rest in a moment without any."""
+        try:
+            await asyncio.to_thread(_checkpoint, self.path)
+            self._pages = 0
+        except sqlite3.Error as e:
+            _log.debug("the ledger's log is copied later: %s", e)
+            self._pages = LOG_PAGES // 2
+        finally:
+            self._copying = None
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Make the tables, or check that they are ours."""
+    db.execute("PRAGMA journal_mode = WAL")
+    for name in ("synchronous = NORMAL", "wal_autocheckpoint = 0", "recursive_triggers = OFF"):
+        db.execute(f"PRAGMA {name}")
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            for statement in _statements(schema.TABLES):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {schema.VERSION}")
+        elif found != schema.VERSION:
+            raise StoreError(
+                f"the ledger {path} has version {found}; this Freehold reads version {schema.VERSION}",
+                "use the Freehold that wrote it, or name another file",
+            )
+
+
+def _statements(script: str) -> list[str]:
+    found, part = [], ""
+    for line in script.splitlines(keepends=True):
+        part += line
+        if sqlite3.complete_statement(part):
+            found.append(part)
+            part = ""
+    return found
+
+
+def _open_window(path: Path, key: str, span: SpendWindow) -> None:
+    """Add up what a key's rows have spent in a window; writers of the loop wait for it without blocking."""
+    with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)) as db, _named(path):
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(schema.CLOSE_WINDOWS, (key, span.start - 86400))
+        db.execute(schema.OPEN_WINDOW, (key, span.start, span.stop, first_id(span.start)))
+        db.execute("COMMIT")
+
+
+class _named:
+    """Raise what SQLite raises as LedgerUnavailable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, e: BaseException | None, trace: object) -> None:
+        if isinstance(e, sqlite3.Error):
+            raise LedgerUnavailable(f"the ledger {self._path} cannot be written: {e}", _way_out(e)) from None
+
+
+def _checkpoint(path: Path) -> None:
+    with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        db.execute("PRAGMA wal_checkpoint(RESTART)")
+
+
+def _busy(e: sqlite3.Error) -> bool:
+    return e.sqlite_errorcode & 0xFF in BUSY
+
+
+def _passing(e: sqlite3.Error) -> bool:
+    """Say whether it may go by itself: a lock, a full disk."""
+    return _busy(e) or e.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+def _way_out(e: sqlite3.Error) -> str:
+    if _busy(e):
+        return "another process holds the file; end it, or ask again"
+    return "make room on its disk" if _passing(e) else ""
+
+
+def _no_money(
+    key: str, limit: SpendLimit, span: SpendWindow, at: float, amounts: tuple[int, int, int]
+) -> BudgetSpent:
+    spent, reserved, asked = amounts
+    held = f", {_usd(reserved)} reserved for requests in flight" if reserved else ""
+    said = (
+        f"the budget of key {key} is {_usd(limit.nano)} a {limit.per}: {_usd(spent)} spent{held}, and this "
+        f"request may cost {_usd(asked)}"
+    )
+    hint = f"it renews at {span.words()}; a smaller max_tokens may fit"
+    return BudgetSpent(
+        said, hint, span.stop - at, spent=spent, reserved=reserved, asked=asked, limit=limit.nano
+    )
+
+
+def _usd(nano: int) -> str:
+    """Return dollars, exact: 0.000104 USD."""
+    whole, rest = divmod(nano, NANO)
+    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{whole:,}.{digits} USD"
