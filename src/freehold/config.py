@@ -44,6 +44,7 @@ class Settings:
     keep_alive: str = "5m"  # how long an idle model stays in the server's memory
     key_file: str = ""  # hashes of the API keys of `serve`; empty: keys.json in the home
     api_key: str = field(default="", repr=False)  # one more, from the environment
+    gateway: str = ""  # the gateway.toml of `serve`, and of the verbs that read it; empty: none
     company: Mapping[str, Any] = field(
         default_factory=dict
     )  # your facts for licences: advisor.facts reads them
@@ -81,6 +82,7 @@ _KEYS: dict[str, type] = {
     "port": int,
     "keep_alive": str,
     "key_file": str,
+    "gateway": str,
     "company": dict,
 }
 

@@ -64,6 +64,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Serve models to clients of OpenAI, Anthropic and Ollama.", "freehold serve smollm2:135m"
         ),
         "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
+        "gateway": Verb(
+            "Check a gateway.toml, with every mistake and the way out.",
+            "freehold gateway check gateway.toml",
+        ),
         "launch": Verb(
             "Show or write the settings another program needs to use this server.",
             "freehold launch codex",

@@ -1,0 +1,73 @@
+"""`freehold gateway check`: checks a gateway.toml.
+
+Knows options and words; the file's rules are router/reading.py's. Path: main -> gateway -> read, report/routes.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from freehold.cli.shared import json_option
+from freehold.config import Settings
+
+if TYPE_CHECKING:
+    from freehold.router.toml.mistakes import BadGateway
+
+SCHEMA = 1
+
+
+@click.group("gateway")
+def command() -> None:
+    """Check a gateway.toml.
+
+    `freehold serve --gateway FILE` serves it.
+    """
+
+
+@command.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--without-keys", is_flag=True, help="Look no key up, for a machine that does not have them.")
+@json_option
+@click.pass_context
+def check(ctx: click.Context, file: Path, without_keys: bool, as_json: bool) -> None:
+    """Check FILE as `serve` does at its start: every mistake with its line, its value and the way out.
+
+    Exits 1 for a file with mistakes. For a sound one it prints each route's targets, where they run, what they cost,
+    and which labels let a request go there. Nothing is sent.
+    """
+    from freehold.cli.report.routes import as_rows, show
+    from freehold.cli.serving.gatewayfile import outside_of
+    from freehold.router.reading import read
+    from freehold.router.toml.mistakes import BadGateway
+
+    settings: Settings = ctx.obj
+    try:
+        gateway = read(file.expanduser(), outside_of(settings, keys=not without_keys))
+    except BadGateway as e:
+        _refuse(e, as_json=as_json)
+        ctx.exit(1)
+    if as_json:
+        click.echo(
+            json.dumps({"schema": SCHEMA, "file": str(file), "mistakes": [], **as_rows(gateway)}, indent=1)
+        )
+    else:
+        show(gateway, str(file))
+
+
+def _refuse(e: BadGateway, *, as_json: bool) -> None:
+    """Print mistakes: on stdout, as they are what was asked for."""
+    if as_json:
+        rows = [{"line": m.line, "key": m.key, "message": m.message, "hint": m.hint} for m in e.mistakes]
+        click.echo(json.dumps({"schema": SCHEMA, "file": e.name, "mistakes": rows}, indent=1))
+        return
+    for mistake in e.mistakes:
+        place = f":{mistake.line}" if mistake.line else ""
+        click.echo(f"{e.name}{place}: {mistake.key}{': ' if mistake.key else ''}{mistake.message}")
+        if mistake.hint:
+            click.echo(f"  hint: {mistake.hint}")
+    count = "a mistake" if len(e.mistakes) == 1 else f"{len(e.mistakes)} mistakes"
+    click.echo(f"error: {e.name} has {count}", err=True)

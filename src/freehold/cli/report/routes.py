@@ -1,0 +1,152 @@
+"""What a sound gateway.toml means: each route's targets, their places, labels and prices.
+
+Knows a Gateway; sends nothing and prints no key. Path: cli/gateway.py -> show -> stdout
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from freehold.cli.shared import table
+from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, SpendLimit
+from freehold.router.labels import Labeller
+from freehold.router.price import TokenRates
+
+_HEAD = ("  TARGET", "PLACE", "OWNED", "MODEL", "$/M IN", "CACHED", "OUT", "LABELS THAT MAY GO THERE")
+_PICO = 1_000_000  # pico-dollars a token of a dollar for a million
+
+
+def show(gateway: Gateway, name: str) -> None:
+    """Print a Gateway."""
+    counts = ("routes", "models", "providers", "labels", "tasks", "keys")
+    said = ", ".join(_counted(len(getattr(gateway, each)), each) for each in counts if getattr(gateway, each))
+    click.echo(f"{name} is sound: {said or 'owned models alone'}")
+    for route in gateway.routes.values():
+        click.echo(f"\nroute {route.name}: {_limits(gateway, route)}")
+        table(_HEAD, [_target(gateway, t) for t in route.targets], right=(4, 5, 6))
+        for line in _watchers(route):
+            click.echo(f"  {line}")
+    named = {target for route in gateway.routes.values() for target in route.targets}
+    if rest := [model for model in gateway.models if model not in named]:
+        click.echo("\nmodels of no route, asked for by name:")
+        table(_HEAD, [_target(gateway, model) for model in rest], right=(4, 5, 6))
+    for label in gateway.labels.values():
+        setters = [
+            *label.detect,
+            *(f"pattern {p}" for p in label.patterns),
+            *filter(None, [label.classifier]),
+        ]
+        by = f"; set by {', '.join(setters)}" if setters else ""
+        places = ", ".join(sorted(Labeller(gateway).places([label.name])))
+        click.echo(f"\nlabel {label.name}: stays at {places}{by}")
+    for key in gateway.keys.values():
+        labels = f", always {', '.join(key.labels)}" if key.labels else ""
+        click.echo(f"\nkey {key.name}: {_budget(key.budget)}{labels}")
+
+
+def as_rows(gateway: Gateway) -> dict[str, Any]:
+    """Return the same for programs."""
+    return {
+        "routes": {
+            route.name: {
+                "targets": [_row(gateway, target) for target in route.targets],
+                "task": route.task or None,
+                "labels": list(route.labels),
+                "timeout_s": route.timeout_s,
+                "first_token_s": route.first_token_s,
+                "retries": route.retries,
+            }
+            for route in gateway.routes.values()
+        },
+        "models": {name: _row(gateway, name) for name in gateway.models},
+        "labels": {name: sorted(Labeller(gateway).places([name])) for name in gateway.labels},
+        "keys": {
+            key.name: {
+                "usd": key.budget.nano / 1e9 if key.budget else None,
+                "per": key.budget.per if key.budget else None,
+                "labels": list(key.labels),
+            }
+            for key in gateway.keys.values()
+        },
+    }
+
+
+def _row(gateway: Gateway, name: str) -> dict[str, Any]:
+    model = gateway.models[name]
+    rates = model.price.rates if model.price is not None else None
+    return {
+        "name": name,
+        "place": model.place,
+        "owned": model.owned,
+        "model": _model(model),
+        "usd_per_million": _dollars(rates) if rates is not None else None,
+        "labels": _labels(gateway, model),
+        "terms": model.terms or None,
+        "may_teach": model.may_teach,
+    }
+
+
+def _target(gateway: Gateway, name: str) -> tuple[str, ...]:
+    model = gateway.models[name]
+    rates = model.price.rates if model.price is not None else None
+    prices = _dollars(rates) if rates is not None else {}
+    labels = _labels(gateway, model)
+    every = len(labels) == len(gateway.labels)
+    return (
+        f"  {name}",
+        model.place,
+        "yes" if model.owned else "no",
+        _model(model),
+        *(f"{prices[word]:g}" if prices else "-" for word in ("input", "cached", "output")),
+        ("all" if every else ", ".join(labels) or "none") if gateway.labels else "-",
+    )
+
+
+def _model(model: GatewayModel) -> str:
+    return model.remote.model if model.remote is not None else model.local
+
+
+def _dollars(rates: TokenRates) -> dict[str, float]:
+    return {word: getattr(rates, word) / _PICO for word in ("input", "cached", "output")}
+
+
+def _labels(gateway: Gateway, model: GatewayModel) -> list[str]:
+    """Return the labels whose requests may be at a model's place."""
+    labeller = Labeller(gateway)
+    return [label for label in gateway.labels if model.place in labeller.places([label])]
+
+
+def _limits(gateway: Gateway, route: GatewayRoute) -> str:
+    task = gateway.tasks.get(route.task)
+    said = [f"task {task.name} with a bar of {task.bar:g}"] if task is not None else []
+    said += [f"always labelled {', '.join(route.labels)}"] if route.labels else []
+    said += [f"first token within {route.first_token_s:g} s", f"answer within {route.timeout_s:g} s"]
+    said += [f"each target asked {_counted(route.retries + 1, 'times')} at most"]
+    return ", ".join(said)
+
+
+def _watchers(route: GatewayRoute) -> list[str]:
+    said = []
+    if (cascade := route.escalate) is not None:
+        said.append(
+            f"cascade: below a probability of {cascade.below:g} in the first {cascade.check} tokens the next is asked"
+        )
+    if (shadow := route.shadow) is not None:
+        said.append(
+            f"shadow: {shadow.share:.1%} of requests without labels that forbid it ask {shadow.target} too"
+        )
+    if route.cache_s:
+        said.append(f"answers are kept for {route.cache_s:g} s, apart by key and labels")
+    if route.keep_text:
+        said.append("prompts and answers of requests without labels are kept in the ledger")
+    return said
+
+
+def _budget(limit: SpendLimit | None) -> str:
+    return f"${limit.nano / 1e9:,g} a {limit.per}" if limit is not None else "no budget"
+
+
+def _counted(count: int, plural: str) -> str:
+    return f"{count} {plural if count != 1 else plural.removesuffix('s')}"

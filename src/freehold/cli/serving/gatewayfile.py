@@ -1,0 +1,85 @@
+"""Finds and reads gateway.toml for the verbs that need it: what it refers to is looked up on this machine.
+
+Knows settings, the store and the price table; opens no connection. Where neither --gateway nor config.toml names a
+file, nothing of router/ is imported.
+Path: cli/serve.py, cli/gateway.py -> read_gateway -> router/reading.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.config import Settings
+from freehold.errors import FreeholdError, UsageError
+
+if TYPE_CHECKING:
+    from freehold.router.gateway import Gateway
+    from freehold.router.toml.outside import Outside
+    from freehold.store import Store
+
+gateway_option = click.option(
+    "--gateway",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this gateway.toml. Default: `gateway` of config.toml.",
+)
+
+
+def gateway_path(settings: Settings, given: Path | None) -> Path | None:
+    """Return the file that is named on the command line or in config.toml; None: there is none."""
+    if given is not None:
+        return given.expanduser()
+    return Path(settings.gateway).expanduser() if settings.gateway else None
+
+
+def read_gateway(settings: Settings, given: Path | None, *, keys: bool = True) -> Gateway:
+    """Read the file that is named. Raises UsageError where none is, and BadGateway; `keys` False looks no key up."""
+    from freehold.router.reading import read
+
+    path = gateway_path(settings, given)
+    if path is None:
+        raise UsageError("no gateway.toml is named", "give --gateway FILE, or gateway = FILE in config.toml")
+    return read(path, outside_of(settings, keys=keys))
+
+
+def outside_of(
+    settings: Settings, environment: Mapping[str, str] | None = None, *, keys: bool = True
+) -> Outside:
+    """Return what a file may refer to on this machine."""
+    from freehold.router.toml.outside import Outside
+    from freehold.store import Store
+
+    more: dict[str, Any] = {} if environment is None else {"environment": environment}
+    if not keys:
+        more = {"environment": _AnyKey(), "keyring": lambda name: "unread"}
+    return Outside(has_model=_holds(Store(settings)), **more)
+
+
+class _AnyKey(Mapping[str, str]):
+    """An environment that has every variable, for a file that is checked where its keys are not."""
+
+    def __getitem__(self, name: str) -> str:
+        return "unread"
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _holds(store: Store) -> Callable[[str], bool]:
+    def holds(name: str) -> bool:
+        from freehold.cli.shared import parted
+
+        try:
+            store.resolve(parted(store, name)[0])
+        except FreeholdError:
+            return False
+        return True
+
+    return holds

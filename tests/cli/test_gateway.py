@@ -1,0 +1,74 @@
+"""`freehold gateway check` says what a file means, or every mistake in it; `serve --gateway` begins with the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.test_serve import freehold
+from tests.router.mistaken import KEY, SOUND
+
+KEYS = {"OPENAI_API_KEY": KEY, "MISTRAL_KEY": KEY}
+FILE = SOUND.replace('local = "qwen2.5-coder:1.5b"', 'provider = "box"\nmodel = "coder"').replace(
+    "keyring:mistral", "env:MISTRAL_KEY"
+)
+
+
+def written(home: Path, text: str) -> str:
+    file = home / "gateway.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_sound_file_is_shown_with_targets_places_labels_and_prices(tmp_path: Path):
+    done = freehold(tmp_path, "gateway", "check", written(tmp_path, FILE), **KEYS)
+    assert (done.status, done.err) == (0, "")
+    assert "is sound: 1 route, 3 models, 3 providers, 2 labels, 1 task, 1 key" in done.out
+    big = next(line for line in done.out.splitlines() if line.startswith("  big "))
+    assert big.split() == ["big", "openai", "no", "gpt-6.2-sol", "2", "0.2", "12", "none"]
+    assert "label private: stays at box, this machine" in done.out
+    assert "key alice: $20 a day, always private" in done.out
+    assert KEY not in done.out
+
+
+def test_a_sound_file_is_shown_as_json(tmp_path: Path):
+    done = freehold(tmp_path, "gateway", "check", written(tmp_path, FILE), "--json", **KEYS)
+    said = json.loads(done.out)
+    assert said["mistakes"] == [] and said["labels"]["eu"] == ["box", "mistral", "this machine"]
+    assert said["routes"]["chat"]["targets"][2]["usd_per_million"] == {
+        "input": 2.0,
+        "cached": 0.2,
+        "output": 12.0,
+    }
+    assert said["routes"]["chat"]["targets"][2]["labels"] == []
+
+
+def test_every_mistake_is_printed_with_its_line_and_the_status_is_one(tmp_path: Path):
+    file = written(
+        tmp_path, FILE.replace("bar = 0.85", "bar = 85").replace('kind = "openai"', 'kind = "opnai"')
+    )
+    line = FILE.count("\n", 0, FILE.index("bar = 0.85")) + 1
+    done = freehold(tmp_path, "gateway", "check", file, **KEYS)
+    assert done.status == 1 and done.err == f"error: {file} has 2 mistakes\n"
+    assert (
+        f'{file}:2: providers.openai.kind: "opnai" is not a known kind\n  hint: did you mean openai?'
+        in done.out
+    )
+    assert f"{file}:{line}: tasks.support-answers.bar: 85 is not within 0..1" in done.out
+    rows = json.loads(freehold(tmp_path, "gateway", "check", file, "--json", **KEYS).out)["mistakes"]
+    assert [(row["line"], row["key"]) for row in rows] == [
+        (2, "providers.openai.kind"),
+        (line, "tasks.support-answers.bar"),
+    ]
+
+
+def test_keys_need_not_be_there_for_a_check_elsewhere(tmp_path: Path):
+    file = written(tmp_path, FILE)
+    assert freehold(tmp_path, "gateway", "check", file).status == 1
+    assert freehold(tmp_path, "gateway", "check", file, "--without-keys").status == 0
+
+
+def test_a_local_model_that_is_not_held_is_a_mistake_and_the_hint_fetches_it(tmp_path: Path):
+    file = written(tmp_path, '[models.coder]\nlocal = "qwen2.5-coder:1.5b"\n')
+    done = freehold(tmp_path, "gateway", "check", file)
+    assert done.status == 1 and "hint: freehold pull qwen2.5-coder:1.5b fetches it" in done.out
