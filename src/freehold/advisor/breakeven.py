@@ -89,8 +89,8 @@ def compare(
 ) -> Comparison:
     """Compare owning with every (offer, whether it sells the same model) at the prices of `day`."""
     mid = {key: a.value.mid for key, a in assumed.items()}
-    draws = _draws(assumed)
-    month, swings = _ranged(lambda at: sum(owned.month(at, traffic).values()), assumed, draws)
+    draws = points(assumed)
+    month, swings = ranged(lambda at: sum(owned.month(at, traffic).values()), assumed, draws)
     bills = sorted((bill(o, traffic, day, batch, same) for o, same in offers), key=lambda b: b.month.mid)
     machines = owned.machines(mid, traffic)
     return Comparison(
@@ -136,8 +136,8 @@ def _even(
         could = owned.machines(at, traffic) * at["speed"] * 86_400 / share * DAYS
         return ours / (per_token * at["api"] * could)
 
-    a_day, swings = _ranged(tokens, assumed, draws)
-    return Even(against, a_day, _ranged(full, assumed, draws)[0], swings)
+    a_day, swings = ranged(tokens, assumed, draws)
+    return Even(against, a_day, ranged(full, assumed, draws)[0], swings)
 
 
 def even_tokens(owned: Owned, at: Point, per_token: float, out_share: float) -> float:
@@ -156,7 +156,7 @@ def even_tokens(owned: Owned, at: Point, per_token: float, out_share: float) -> 
     return max((fixed + count * each) / saved, full * (count - 1))
 
 
-def _ranged(
+def ranged(
     answer: Callable[[Point], float], assumed: Mapping[str, Assumption], draws: Sequence[Point]
 ) -> tuple[Interval, tuple[Swing, ...]]:
     """Return the answer with bounds, and what each assumption alone does to it."""
@@ -173,7 +173,7 @@ def _ranged(
     return Interval(min(low, here), here, max(high, here)), tuple(moving)
 
 
-def _draws(assumed: Mapping[str, Assumption]) -> list[Point]:
+def points(assumed: Mapping[str, Assumption]) -> list[Point]:
     """Return points drawn from all ranges: every tenth of each range's chances comes up equally often."""
     source = random.Random(DRAWS)
     columns: dict[str, list[float]] = {}

@@ -86,6 +86,10 @@ class Owned:
         """Return dollars a month for one more rig."""
         return self._machine(at) + self._running(at)
 
+    def hour(self, at: Point) -> float:
+        """Return dollars an hour of one rig, busy or not: rent, or amortisation, power and rack."""
+        return self.per_machine(at) / HOURS
+
     def capacity(self, at: Point, out_share: float) -> float:
         """Return tokens a day, read and written, that one rig carries under the given peak and load."""
         return at["speed"] * at["load"] / at["peak"] * DAY_S / out_share

@@ -1,0 +1,322 @@
+"""What the ledger's mix of models cost, and what the same requests would have cost elsewhere: four counterfactuals.
+
+Each is a range. What a request did cost is exact to the nano-dollar. What it would have cost is not: another
+tokenizer counts other tokens, another provider's cache holds other prefixes, and an owned machine is paid for when it
+is idle too. A request that a counterfactual says nothing of keeps its cost, and is counted as such. Nothing here
+says that the other answers were as good; the bar does. Knows no wording of a page.
+Path: cli/cost -> savings(rows, ...) -> Savings
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from freehold.advisor.interval import Interval
+from freehold.router.gateway import NANO, GatewayModel
+from freehold.router.ledger.rows import LedgerRow
+from freehold.router.owned_cost import OwnedMachine, busy_seconds
+from freehold.router.price import Price
+from freehold.types import Usage
+
+# Tokens of one text by another model's tokenizer, as a factor. Our own guess: released tokenizers of 2024 to 2026
+# stay within it on English and code; other scripts differ by more.
+TOKENS = Interval(0.85, 1.0, 1.2)
+_ANSWERED = frozenset({"whole", "broken", "left"})
+Passing = Callable[[str, GatewayModel], bool]  # task, model -> whether it reaches the bar
+Hosts = Callable[[GatewayModel], Sequence[tuple[str, Price]]]  # who sells the same weights, by name
+
+
+@dataclass(frozen=True, slots=True)
+class DollarRange:
+    """Dollars, low to high; a saving may be negative."""
+
+    low: float
+    mid: float
+    high: float
+
+    def plus(self, other: DollarRange | Interval) -> DollarRange:
+        """Return the sum; bounds add up, as if both were wrong in the same direction."""
+        return DollarRange(self.low + other.low, self.mid + other.mid, self.high + other.high)
+
+    def minus(self, other: DollarRange) -> DollarRange:
+        """Return the difference, at its widest."""
+        return DollarRange(self.low - other.high, self.mid - other.mid, self.high - other.low)
+
+    def as_json(self) -> dict[str, float]:
+        """Return it in whole millionths of a dollar."""
+        return {"low": round(self.low, 6), "mid": round(self.mid, 6), "high": round(self.high, 6)}
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """What the requests would have cost otherwise. `saved`: that less what they did cost."""
+
+    name: str
+    what: str  # which models it came out as
+    cost: DollarRange
+    saved: DollarRange
+    requests: int  # that it says something of
+    unchanged: int  # that keep the cost they had
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "name": self.name,
+            "what": self.what,
+            "cost": self.cost.as_json(),
+            "saved": self.saved.as_json(),
+            "requests": self.requests,
+            "unchanged": self.unchanged,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """What was paid, and beside what it is a saving or a loss."""
+
+    requests: int
+    rented: float  # dollars to providers, shadows and discarded answers included
+    owned: DollarRange  # machines
+    cost: DollarRange  # both
+    busy_s: Mapping[str, float]  # by place
+    period_s: float
+    against: tuple[Counterfactual, ...]
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "requests": self.requests,
+            "rented": round(self.rented, 9),
+            "owned": self.owned.as_json(),
+            "cost": self.cost.as_json(),
+            "busy_seconds": {k: round(v, 3) for k, v in self.busy_s.items()},
+            "period_seconds": self.period_s,
+            "against": [one.as_json() for one in self.against],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Nano-dollars to providers and seconds of owned machines by place, while rows are added up."""
+
+    low: float = 0.0
+    mid: float = 0.0
+    high: float = 0.0
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    requests: int = 0
+    unchanged: int = 0
+
+    def add(self, nano: tuple[float, float, float], share: float = 1.0) -> None:
+        self.low += share * nano[0]
+        self.mid += share * nano[1]
+        self.high += share * nano[2]
+
+
+class _Books:
+    """Prices rows at models: the arithmetic that the counterfactuals share."""
+
+    def __init__(
+        self,
+        rows: Iterable[LedgerRow],
+        models: Mapping[str, GatewayModel],
+        machines: Mapping[str, OwnedMachine],
+        period_s: float,
+    ) -> None:
+        self.models, self.machines, self.period_s = models, machines, period_s
+        self.rows: list[LedgerRow] = []
+        self.nano = 0
+        spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        work: defaultdict[str, float] = defaultdict(float)  # seconds of requests, overlapping ones each
+        tokens: Counter[str] = Counter()
+        for row in rows:
+            self.nano += row.nano
+            if row.owned and row.place:
+                spans[row.place].append((row.at, row.at + row.whole_s))
+                work[row.place] += row.whole_s
+                tokens[row.place] += row.usage.completion_tokens
+            if row.outcome in _ANSWERED:
+                self.rows.append(row)
+        self.busy = {place: busy_seconds(found) for place, found in spans.items()}
+        # Of a machine's busy time, what a second of one request and what a token of an answer took.
+        self._a_second = {place: self.busy[place] / work[place] for place in spans if work[place]}
+        self._a_token = {place: self.busy[place] / tokens[place] for place in spans if tokens[place]}
+
+    def kept(self, row: LedgerRow, into: _Sum) -> None:
+        """Add what a row did cost."""
+        into.add((row.nano, row.nano, row.nano))
+        if row.owned:
+            into.seconds[row.place] += row.whole_s * self._a_second.get(row.place, 1.0)
+
+    def at(self, row: LedgerRow, model: GatewayModel, into: _Sum, share: float = 1.0) -> None:
+        """Add what a row, or a share of it, would have cost at a model."""
+        if model.name == row.target and not row.owned:
+            into.add((row.nano, row.nano, row.nano), share)
+        elif model.price is None or model.owned:
+            into.seconds[model.place] += share * self._seconds(row, model)
+            if model.price is not None:
+                into.add(priced(row, model.price), share)
+        else:
+            into.add(priced(row, model.price), share)
+
+    def dollars(self, found: _Sum) -> DollarRange:
+        """Return a sum with its machines."""
+        total = DollarRange(found.low / NANO, found.mid / NANO, found.high / NANO)
+        for place, seconds in found.seconds.items():
+            if place in self.machines and seconds:
+                total = total.plus(self.machines[place].cost(seconds, max(self.period_s, seconds)))
+        return total
+
+    def mid_nano(self, row: LedgerRow, model: GatewayModel) -> float:
+        """Return a row's middle price at a model, its machine's time included, to choose the cheapest by."""
+        found = _Sum()
+        self.at(row, model, found)
+        hours = {p: self.machines[p].hour.mid for p in found.seconds if p in self.machines}
+        return found.mid + sum(NANO * hours[p] * found.seconds[p] / 3600 for p in hours)
+
+    def _seconds(self, row: LedgerRow, model: GatewayModel) -> float:
+        if row.owned and row.place == model.place:
+            return row.whole_s * self._a_second.get(row.place, 1.0)
+        return row.usage.completion_tokens * self._a_token.get(model.place, 0.0)
+
+
+def priced(row: LedgerRow, price: Price) -> tuple[float, float, float]:
+    """Return nano-dollars of a row at another model's price, with and without its cache hits, tokens counted anew."""
+    hour = datetime.fromtimestamp(row.at, UTC).hour
+    cold = Usage(row.usage.prompt_tokens, row.usage.completion_tokens)
+    warm = replace(cold, cached_tokens=row.usage.cached_tokens)
+    most = price.cost(cold, hour, batch=row.batch)
+    least = price.cost(warm, hour, batch=row.batch) if row.usage.cached_tokens else most
+    least, most = min(least, most), max(least, most)
+    return least * TOKENS.low, (least + most) / 2 * TOKENS.mid, most * TOKENS.high
+
+
+def savings(
+    rows: Iterable[LedgerRow],
+    before: Iterable[LedgerRow],
+    models: Mapping[str, GatewayModel],
+    machines: Mapping[str, OwnedMachine],
+    period_s: float,
+    *,
+    passing: Passing = lambda task, model: False,
+    hosts: Hosts = lambda model: (),
+) -> Savings:
+    """Compare a period's rows with four counterfactuals; `before`: the rows of the period before it.
+
+    `machines` by place (HOUSE, or an owned provider's name). Seconds of a place without one cost nothing, and a note
+    says so.
+    """
+    books = _Books(rows, models, machines, period_s)
+    owned = DollarRange(0.0, 0.0, 0.0)
+    for place, busy in books.busy.items():
+        if place in machines:
+            owned = owned.plus(machines[place].cost(busy, max(period_s, busy)))
+    rented = books.nano / NANO
+    cost = owned.plus(DollarRange(rented, rented, rented))
+    found = (_dearest(books), _above_bar(books, passing), _same_weights(books, hosts), _mix(books, before))
+    against = tuple(
+        Counterfactual(
+            name, what, dollars, dollars.minus(cost), sum_.requests - sum_.unchanged, sum_.unchanged
+        )
+        for name, what, sum_ in found
+        for dollars in (books.dollars(sum_),)
+    )
+    notes = [
+        f"the machine {p!r} has no cost given and counts as free" for p in books.busy if p not in machines
+    ]
+    return Savings(len(books.rows), rented, owned, cost, books.busy, period_s, against, tuple(notes))
+
+
+_Found = tuple[str, str, _Sum]
+
+
+def _dearest(books: _Books) -> _Found:
+    """All on the one rented model that would have cost most."""
+    sums = {}
+    for model in books.models.values():
+        if model.price is None or model.owned:
+            continue
+        sums[model.name] = _Sum()
+        for row in books.rows:
+            books.at(row, model, sums[model.name])
+            sums[model.name].requests += 1
+    if not sums:
+        return "all on the dearest", "no model has a price", _unchanged(books)
+    name = max(sums, key=lambda n: sums[n].mid)
+    return "all on the dearest", name, sums[name]
+
+
+def _above_bar(books: _Books, passing: Passing) -> _Found:
+    """Each task's requests on the cheapest model that reaches its bar."""
+    by_task: dict[str, list[LedgerRow]] = defaultdict(list)
+    for row in books.rows:
+        by_task[row.task].append(row)
+    total, chosen = _Sum(), []
+    for task, rows in by_task.items():
+        able = [m for m in books.models.values() if task and passing(task, m)]
+        best = min(able, key=lambda m: sum(books.mid_nano(r, m) for r in rows), default=None)
+        for row in rows:
+            total.requests += 1
+            if best is None:
+                total.unchanged += 1
+                books.kept(row, total)
+            else:
+                books.at(row, best, total)
+        if best is not None:
+            chosen.append(f"{task}: {best.name}")
+    return "all on the cheapest above the bar", ", ".join(chosen) or "no task has a model above it", total
+
+
+def _same_weights(books: _Books, hosts: Hosts) -> _Found:
+    """Each answer from whoever sells the same weights cheapest, its own provider included."""
+    by_target: dict[str, list[LedgerRow]] = defaultdict(list)
+    for row in books.rows:
+        by_target[row.target].append(row)
+    total, chosen = _Sum(), []
+    for target, rows in by_target.items():
+        model = books.models.get(target)
+        sold = list(hosts(model)) if model is not None else []
+        total.requests += len(rows)
+        if not sold:
+            total.unchanged += len(rows)
+            for row in rows:
+                books.kept(row, total)
+            continue
+        name, price = min(sold, key=lambda s: sum(priced(r, s[1])[1] for r in rows))
+        chosen.append(f"{target}: {name}")
+        for row in rows:
+            total.add(priced(row, price))
+    return "cheapest host of the same weights", ", ".join(chosen) or "nobody sells these weights", total
+
+
+def _mix(books: _Books, before: Iterable[LedgerRow]) -> _Found:
+    """Each request spread over the models that answered the same name in the period before."""
+    shares: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in before:
+        if row.outcome in _ANSWERED and row.target in books.models:
+            shares[row.asked][row.target] += 1
+    total = _Sum()
+    for row in books.rows:
+        total.requests += 1
+        known = shares.get(row.asked)
+        if not known:
+            total.unchanged += 1
+            books.kept(row, total)
+            continue
+        all_ = known.total()
+        for target, count in known.items():
+            books.at(row, books.models[target], total, count / all_)
+    asked = "as the period before divided them" if shares else "no request in the period before"
+    return "yesterday's mix", asked, total
+
+
+def _unchanged(books: _Books) -> _Sum:
+    total = _Sum(requests=len(books.rows), unchanged=len(books.rows))
+    for row in books.rows:
+        books.kept(row, total)
+    return total
