@@ -8,17 +8,20 @@ Path: directory.py -> Labeller.clear -> texts.py, detect/, classifier.py -> Clea
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from freehold.errors import UsageError
 from freehold.providers.cleared import HOUSE, Cleared, SetLabel
+from freehold.router.detect.sieve import Sieve
 from freehold.router.gateway import Gateway, GatewayRoute, Label
 from freehold.router.texts import has_tokens, texts_of
 from freehold.serving import EmbedJob, Job, Origin
 
 HEADER = "X-Freehold-Label"
+IN_LOOP = 1 << 19  # characters, some 2 ms; longer requests are read in a thread
 W = TypeVar("W", Job, EmbedJob)
 
 
@@ -38,6 +41,9 @@ class Labeller:
         self._reading = tuple(
             label for label in gateway.labels.values() if label.detect or label.patterns or label.classifier
         )
+        patterns = [pattern for label in self._reading for pattern in label.patterns]
+        detects = any(label.detect or label.patterns for label in self._reading)
+        self._sieve = Sieve(patterns) if detects else None
         self._places = {name: self._places_of(label) for name, label in gateway.labels.items()}
 
     async def clear(self, work: W, origin: Origin, route: GatewayRoute | None = None) -> Cleared[W]:
@@ -88,7 +94,24 @@ class Labeller:
         if not missing:
             return []
         texts = [text for text in texts_of(work) if text]
-        return await self._classified(missing, texts)
+        found = await self._detected(missing, texts)
+        left = [label for label in missing if all(label.name != known.name for known in found)]
+        return found + await self._classified(left, texts)
+
+    async def _detected(self, labels: Iterable[Label], texts: Sequence[str]) -> list[SetLabel]:
+        asked = [label for label in labels if label.detect or label.patterns]
+        if not asked or self._sieve is None:
+            return []
+        if sum(map(len, texts)) > IN_LOOP:
+            findings = await asyncio.to_thread(self._sieve.find, texts)
+        else:
+            findings = self._sieve.find(texts)
+        return [
+            SetLabel(label.name, str(finding))
+            for label in asked
+            for finding in sorted(findings)
+            if finding.kind in label.detect or finding.name in label.patterns
+        ]
 
     async def _classified(self, labels: Iterable[Label], texts: Sequence[str]) -> list[SetLabel]:
         found = []

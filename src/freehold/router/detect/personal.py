@@ -1,0 +1,199 @@
+"""Detectors of personal data with a check digit or a form of its own: mail, cards, accounts, numbers of persons.
+
+Cards: lengths and prefixes of ISO/IEC 7812 issuers, and Luhn. Accounts: ISO 13616 lengths, and mod 97. Persons: the
+US social security number by its ranges, the French NIR by its key, the Dutch BSN by its sum and a word beside it, as
+one number of nine digits in eleven passes the sum.
+Path: sieve.py -> PERSONAL
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from freehold.router.detect.detector import Hit, Detector
+
+# Domains of a house's own network, beside those of the public list.
+_INNER = frozenset({b"local", b"internal", b"lan", b"intranet", b"corp"})
+# Names that programs use as the user of an address: git@host is a place, not a person.
+_PROGRAMS = frozenset({b"git", b"hg", b"svn", b"root", b"localhost", b"pkg", b"npm"})
+
+
+@cache
+def _domains() -> frozenset[bytes]:
+    lines = Path(__file__).with_name("tlds.txt").read_bytes().splitlines()
+    return frozenset(b" ".join(lines[1:]).split()) | _INNER
+
+
+def _is_mail(hit: Hit) -> bool:
+    """An address in a public domain; `a@b.T` and `git@host` are code."""
+    local, _, domain = re.sub(rb"(?i)%40", b"@", hit.value).partition(b"@")
+    top = domain.rpartition(b".")[2].lower()
+    if local.lower() in _PROGRAMS or hit.after == b"(" or b".." in domain:
+        return False
+    return top in _domains() or (top.startswith(b"xn--") and len(top) > 5)
+
+
+# (first digits from, to), the lengths that go with them
+_ISSUERS: tuple[tuple[int, int, tuple[int, ...]], ...] = (
+    (4, 4, (16, 13, 19)),  # Visa
+    (51, 55, (16,)),  # Mastercard
+    (2221, 2720, (16,)),
+    (34, 34, (15,)),  # American Express
+    (37, 37, (15,)),
+    (6011, 6011, (16, 19)),  # Discover
+    (644, 649, (16, 19)),
+    (65, 65, (16, 19)),
+    (3528, 3589, (16, 19)),  # JCB
+    (300, 305, (14,)),  # Diners Club
+    (3095, 3095, (14,)),
+    (36, 36, (14, 16, 19)),
+    (38, 39, (14, 16, 19)),
+    (62, 62, (16, 17, 18, 19)),  # UnionPay
+    (5018, 5018, (13, 15, 16, 19)),  # Maestro
+    (5020, 5020, (16, 19)),
+    (5038, 5038, (16, 19)),
+    (5893, 5893, (16, 19)),
+    (6304, 6304, (16, 18, 19)),
+    (6759, 6759, (16, 18, 19)),
+    (6761, 6763, (16, 18, 19)),
+)
+# How cards are printed: groups of four with a rest, four-six-five, four-six-four, or in one.
+_PRINTED = re.compile(r"(?:4 ){3}[1-4](?: [1-3])?|4 6 [45]|8 8|1[3-9]")
+
+
+def luhn(digits: str) -> bool:
+    """Return whether the last digit is the check digit of ISO/IEC 7812."""
+    total = 0
+    for i, c in enumerate(reversed(digits)):
+        n = int(c)
+        total += n if i % 2 == 0 else n * 2 - 9 * (n > 4)
+    return total % 10 == 0
+
+
+def _lengths(digits: str) -> tuple[int, ...]:
+    for first, last, lengths in _ISSUERS:
+        if first <= int(digits[: len(str(first))]) <= last:
+            return lengths
+    return ()
+
+
+def _is_card(hit: Hit) -> bool:
+    """The card may be followed by other digits, such as its date: every whole number of groups is tried."""
+    groups = re.split(r"[ -]+", hit.value.decode("latin-1"))
+    lengths = _lengths("".join(groups)[:4])
+    for n in range(1, len(groups) + 1):
+        digits = "".join(groups[:n])
+        printed = " ".join(str(len(group)) for group in groups[:n])
+        if len(digits) in lengths and _PRINTED.fullmatch(printed) and luhn(digits) and len(set(digits)) > 1:
+            return True
+    return False
+
+
+# ISO 13616: the length of an account number by its country, registry of the end of 2024.
+_ACCOUNTS = {
+    **dict.fromkeys(("NO",), 15),
+    **dict.fromkeys(("BE",), 16),
+    **dict.fromkeys(("DK", "FI", "FO", "GL", "NL", "FK", "SD"), 18),
+    **dict.fromkeys(("MK", "SI"), 19),
+    **dict.fromkeys(("AT", "BA", "EE", "KZ", "LT", "LU", "XK", "MN"), 20),
+    **dict.fromkeys(("CH", "HR", "LI", "LV"), 21),
+    **dict.fromkeys(("BG", "BH", "CR", "DE", "GB", "GE", "IE", "ME", "RS", "VA"), 22),
+    **dict.fromkeys(("AE", "GI", "IL", "IQ", "OM", "SO", "TL"), 23),
+    **dict.fromkeys(("AD", "CZ", "ES", "MD", "PK", "RO", "SA", "SE", "SK", "TN", "VG"), 24),
+    **dict.fromkeys(("LY", "PT", "ST"), 25),
+    **dict.fromkeys(("IS", "TR"), 26),
+    **dict.fromkeys(("BI", "DJ", "FR", "GR", "IT", "MC", "MR", "SM"), 27),
+    **dict.fromkeys(("AL", "AZ", "BY", "CY", "DO", "GT", "HU", "LB", "NI", "PL", "SV"), 28),
+    **dict.fromkeys(("BR", "EG", "PS", "QA", "UA"), 29),
+    **dict.fromkeys(("JO", "KW", "MU", "YE"), 30),
+    **dict.fromkeys(("MT", "SC"), 31),
+    **dict.fromkeys(("LC",), 32),
+    **dict.fromkeys(("RU",), 33),
+}
+
+_COUNTRIES = "|".join(sorted(_ACCOUNTS)).encode()
+
+
+def mod97(account: str) -> int:
+    """Return the remainder of ISO 7064 of an account number: 1 where its check digits are right."""
+    return int("".join(str(int(c, 36)) for c in account[4:] + account[:4])) % 97
+
+
+def _is_account(hit: Hit) -> bool:
+    """Words after the account may be part of the candidate: its country says where it ends."""
+    text = hit.value.decode("latin-1").upper()
+    length = _ACCOUNTS.get(text[:2])
+    if length is None:
+        return False
+    account = re.sub(r"[ -]", "", text)[:length]
+    ends = {len("".join(groups)) for groups in _prefixes(re.split(r"[ -]", text))}
+    return len(account) == length and length in ends and mod97(account) == 1
+
+
+def _prefixes(groups: list[str]) -> list[list[str]]:
+    return [groups[:n] for n in range(1, len(groups) + 1)]
+
+
+def _digits(hit: Hit) -> str:
+    return re.sub(r"\D", "", hit.value.decode("latin-1"))
+
+
+def _is_ssn(hit: Hit) -> bool:
+    """Areas 000, 666 and 900 and above, group 00 and serial 0000 were never given out."""
+    digits = _digits(hit)[-9:]
+    area, group, serial = digits[:3], digits[3:5], digits[5:]
+    around = hit.before in (b"-", b"/", b"+") or hit.after in (b"-", b"/")
+    return not (area in ("000", "666") or area[0] == "9" or group == "00" or serial == "0000" or around)
+
+
+def _is_nir(hit: Hit) -> bool:
+    """Key = 97 - number mod 97; Corsica's departments 2A and 2B count as 19 and 18."""
+    text = re.sub(r"\s", "", hit.value.decode("latin-1")).upper()
+    number = text[:13].replace("2A", "19").replace("2B", "18")
+    return 97 - int(number) % 97 == int(text[13:])
+
+
+def _is_bsn(hit: Hit) -> bool:
+    """Weights 9 to 2, and -1 for the last digit: the sum is a multiple of 11."""
+    digits = _digits(hit)[-9:].zfill(9)
+    weights = (9, 8, 7, 6, 5, 4, 3, 2, -1)
+    return digits != "0" * 9 and sum(int(d) * w for d, w in zip(digits, weights, strict=True)) % 11 == 0
+
+
+PERSONAL = (
+    Detector(
+        "pii",
+        "mail address",
+        rb"[A-Za-z0-9][A-Za-z0-9._%+\-]{0,63}(?:@|%40)(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9\-]{1,23}\b",
+        _is_mail,
+    ),
+    Detector("pii", "card number", rb"\b[2-6]\d{2,3}(?:[ \-]?\d){10,16}\b", _is_card),
+    Detector("pii", "IBAN", rb"\b(?i:(?:" + _COUNTRIES + rb")\d{2}(?:[ \-]?[A-Z0-9]){11,29})\b", _is_account),
+    Detector("pii", "US social security number", rb"\b\d{3}-\d{2}-\d{4}\b", _is_ssn),
+    Detector(
+        "pii",
+        "US social security number",
+        rb"(?i:\bssn\b|social.security)[^\d\n]{0,24}\d{3}[ .\-]?\d{2}[ .\-]?\d{4}\b",
+        _is_ssn,
+    ),
+    Detector(
+        "pii",
+        "French NIR",
+        rb"\b[1-478] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[ABab]) ?\d{3} ?\d{3} ?\d{2}\b",
+        _is_nir,
+    ),
+    Detector(
+        "pii",
+        "Dutch BSN",
+        rb"(?i:\bbsn\b|burgerservice|sofi.?nummer|citizen.service)[^\d\n]{0,32}\d{3,4}[ .]?\d{2}[ .]?\d{3}\b",
+        _is_bsn,
+    ),
+    Detector(
+        "pii",
+        "Dutch BSN",
+        rb"\b\d{9}\b[^\d\n]{0,16}(?i:\bbsn\b|burgerservice)",
+        lambda c: _is_bsn(Hit(c.text, c.start, c.start + 9)),
+    ),
+)

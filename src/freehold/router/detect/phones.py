@@ -1,0 +1,86 @@
+"""Detectors of telephone numbers, each with the countries whose rules decide (phonenumbers, after libphonenumber).
+
+A number with its country's code is found anywhere. One without is found where it is written in a form that its
+country uses, with its separators, or after a word such as "phone": bare digits are order numbers more often.
+Path: sieve.py -> PHONES
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from freehold.router.detect.detector import Hit, Detector
+
+# Asked in this order after a word such as "phone".
+_ANY = (
+    "US",
+    "GB",
+    "DE",
+    "FR",
+    "IT",
+    "ES",
+    "NL",
+    "BE",
+    "CH",
+    "AT",
+    "PL",
+    "SE",
+    "PT",
+    "IN",
+    "JP",
+    "BR",
+    "AU",
+    "IE",
+    "DK",
+)
+_WORDS = (
+    rb"phone|\btel\b|telefon|t\xc3\xa9l\xc3\xa9ph|tel\xc3\xa9f|\bt\xc3\xa9l\b|\bmobile?\b|\bhandy\b|\bcell\b|cellul|"
+    rb"\bfax\b|\bfon\b|\bfon\.|whatsapp|\bportable\b|m\xc3\xb3vil|movil|rufnummer|\bcall\b|\bnumero\b|sms"
+)
+
+
+def valid_phone(regions: tuple[str, ...], hit: Hit) -> bool:
+    """Return whether one of the countries has such a number; `regions` empty: the one that its code names."""
+    import phonenumbers
+
+    text = re.sub(r"^[^\d+(]*", "", hit.value.decode("latin-1"))
+    if hit.value[:1] in (b"+", b"("):
+        if hit.before.isalnum():  # a sum, or a call of a function
+            return False
+    elif re.match(rb"[-:/_@.][0-9A-Za-z]", hit.text[hit.end : hit.end + 2]):
+        return False  # a part of a longer name or number
+    if not regions and text.startswith("00"):
+        text = "+" + text[2:]
+    for region in regions or (None,):
+        try:
+            number = phonenumbers.parse(text, region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number(number):
+            return True
+    return False
+
+
+def _phone(pattern: bytes, *regions: str) -> Detector:
+    return Detector("pii", "phone number", pattern, partial(valid_phone, regions))
+
+
+PHONES = (
+    _phone(rb"\+\(?[1-9](?:[ ().\-/]{0,2}\d){7,14}\b"),
+    _phone(rb"\b00 ?[1-9]\d{0,2}[ ().\-/]{1,2}\d(?:[ ().\-/]{0,2}\d){5,12}\b"),
+    _phone(rb"(?:\([2-9]\d{2}\) ?|\b[2-9]\d{2}[\-.])[2-9]\d{2}[\-.]\d{4}\b", "US"),
+    _phone(rb"\b0[1-9](?: \d{2}){4}\b|\b0[1-9](?:\.\d{2}){4}\b|\b0[1-9](?:-\d{2}){4}\b", "FR", "NL"),
+    _phone(
+        rb"\b0(?:2\d \d{4} \d{4}|7\d{3} \d{6}|7\d{3} \d{3} \d{3}|1\d{2} \d{3} \d{4}|1\d{3} \d{6})\b", "GB"
+    ),
+    _phone(rb"\b01[567]\d{1,2}[ /\-]\d{7,8}\b|\b0[2-9]\d{1,3}(?:/| / )\d{5,8}\b", "DE", "AT"),
+    _phone(rb"\b0[1-9](?:-\d{8}|\d-\d{7})\b", "NL"),
+    _phone(rb"\b0\d{2} \d{3} \d{2} \d{2}\b", "CH", "BE"),
+    _phone(rb"\b04\d{2}[ /]\d{2} \d{2} \d{2}\b", "BE"),
+    _phone(rb"\b07\d-\d{3} ?\d{2} ?\d{2}\b", "SE"),
+    _phone(rb"\b0\d{1,2}-\d{4}-\d{4}\b", "JP"),
+    _phone(rb"\(\d{2}\) ?9?\d{4}-\d{4}\b", "BR"),
+    _phone(rb"\b04\d{2} \d{3} \d{3}\b|\(0[2378]\) ?\d{4} \d{4}\b", "AU"),
+    _phone(rb"(?i:" + _WORDS + rb")[^\d\n+(]{0,20}\(?\d(?:[ ().\-/]{0,2}\d){6,13}\b", *_ANY),
+)

@@ -1,0 +1,140 @@
+"""One expression that finds every hit in one pass, and the checks that decide which of them are findings.
+
+RE2 takes time in proportion to a text's length, whatever is in it. A text is read as it is; where it has characters
+that only look like others (full-width digits, spaces that do not break, zero-width characters), also as the plain
+ones. Answers never hold what was found.
+Path: labels.py -> Sieve.find -> credentials.py, personal.py, phones.py
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from freehold.errors import UsageError
+from freehold.router.detect.detector import Hit, Finding, Detector
+from freehold.router.detect.credentials import CREDENTIALS
+from freehold.router.detect.personal import PERSONAL
+from freehold.router.detect.phones import PHONES
+from freehold.router.toml.outside import EXTRA
+
+DETECTORS: tuple[Detector, ...] = (*CREDENTIALS, *PERSONAL, *PHONES)
+_WORD = re.compile(rb"[A-Za-z0-9]*")
+# Spaces and dashes of typography, each become their ASCII; common in prose, so they are replaced one by one.
+_TYPOGRAPHY = {
+    **dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u205f\u3000", " "),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
+}
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f"
+    "\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068\u2069\ufeff"
+)
+# Letters and digits of other detectors (full-width, small, mathematical, enclosed), and digits of other scripts.
+_ODD = r"\x{2070}-\x{209f}\x{2460}-\x{249b}\x{fe50}-\x{fe6b}\x{ff01}-\x{ff5e}\x{1d400}-\x{1d7ff}"
+
+
+class Sieve:
+    """The detectors, and a gateway's own patterns, compiled once."""
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        self._any = _bytes(_either(DETECTORS))
+        self._later: dict[int, Any] = {}
+        self._typography = _text("[" + "".join(_TYPOGRAPHY) + "]")
+        self._odd = _text(f"[{_INVISIBLE}{_ODD}]|[^0-9\\P{{Nd}}]")
+        self._own = {pattern: _text(pattern) for pattern in dict.fromkeys(patterns)}
+        self._any_own = _text("|".join(f"(?:{pattern})" for pattern in self._own)) if self._own else None
+
+    def find(self, texts: Iterable[str]) -> set[Finding]:
+        """Return what is in the texts, each finding once. What is spread over two texts is not found."""
+        text = "\n\n".join(texts)
+        found: set[Finding] = set()
+        forms = [text, *self._plain(text)]
+        for form in forms:
+            encoded = form.encode("utf-8", "replace")
+            found.update(self._found_in(encoded))
+            if self._any_own is not None and self._any_own.search(encoded):
+                found.update(Finding("pattern", p) for p, own in self._own.items() if own.search(encoded))
+        return found
+
+    def _plain(self, text: str) -> Iterator[str]:
+        """Yield the text in plain characters, where it has others that only look different."""
+        if text.isascii():
+            return
+        encoded, plain = text.encode("utf-8", "replace"), text
+        if self._typography.search(encoded):
+            for odd, ascii in _TYPOGRAPHY.items():
+                plain = plain.replace(odd, ascii)
+        if self._odd.search(encoded):
+            for odd in _INVISIBLE:
+                plain = plain.replace(odd, "")
+            plain = unicodedata.normalize("NFKC", plain)
+            plain = plain.translate({ord(c): str(unicodedata.decimal(c)) for c in _foreign_digits(plain)})
+        if plain != text:
+            yield plain
+
+    def _found_in(self, text: bytes) -> Iterator[Finding]:
+        known: set[Finding] = set()
+        at = 0
+        while match := self._any.search(text, at):
+            at = match.start()
+            if (finding := self._at(text, match, known)) is not None:
+                known.add(finding)
+                yield finding
+            at = max(_end_of_word(text, at), at + 1)
+
+    def _at(self, text: bytes, match: Any, known: set[Finding]) -> Finding | None:
+        """Return the first new finding among the detectors that match at one place."""
+        start, first = match.start(), 0
+        while match:
+            first += match.lastindex
+            detector = DETECTORS[first - 1]
+            finding = Finding(detector.kind, detector.name)
+            if finding not in known and detector.check(Hit(text, start, match.end())):
+                return finding
+            match = self._from(first).match(text, start) if first < len(DETECTORS) else None
+        return None
+
+    def _from(self, first: int) -> Any:
+        """Return the expression of the detectors from number `first` on, for hits whose first detector was refused."""
+        if first not in self._later:
+            self._later[first] = _bytes(_either(DETECTORS[first:]))
+        return self._later[first]
+
+
+def _either(detectors: Iterable[Detector]) -> bytes:
+    return b"|".join(b"(" + detector.pattern + b")" for detector in detectors)
+
+
+def _foreign_digits(text: str) -> set[str]:
+    return {c for c in set(text) if c > "\x7f" and c.isdecimal()}
+
+
+def _end_of_word(text: bytes, start: int) -> int:
+    match = _WORD.match(text, start)
+    return match.end() if match else start
+
+
+def _bytes(pattern: bytes) -> Any:
+    options = _re2().Options()
+    options.encoding = options.Encoding.LATIN1
+    options.log_errors = False
+    options.max_mem = 64 << 20
+    return _re2().compile(pattern, options)
+
+
+def _text(pattern: str) -> Any:
+    options = _re2().Options()
+    options.log_errors = False
+    return _re2().compile(pattern.encode(), options)
+
+
+def _re2() -> Any:
+    try:
+        import re2
+    except ImportError:
+        raise UsageError(
+            "labels with detect or patterns need the package google-re2", EXTRA
+        ) from None
+    return re2

@@ -1,0 +1,103 @@
+"""Everything on the list is found, alone and inside of other text, and its finding does not hold it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from freehold.router.detect.personal import luhn, mod97
+from freehold.router.detect.sieve import DETECTORS, Sieve
+from tests.router.detect.lists import Planted, must_find
+
+SIEVE = Sieve()
+LIST = must_find()
+AROUND = {
+    "alone": "{}",
+    "in a sentence": "Please note {}, and answer by noon.",
+    "at the end": "This is what I have: {}",
+    "in brackets": "the customer ({}) wrote",
+    "in quotes": 'x = "{}"\n',
+    "in code": "value = f('{}', 12)  # line 40",
+    "in a table": "| 17 | {} | 2026-11-27 |",
+    "after digits": "4 of 12: {}",
+    "on its own line": "first\n{}\nlast 12345",
+    "in markdown": "**{}**",
+    "in xml": "<a>{}</a>",
+    "after an umlaut": "für {} gültig",
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_everything_on_the_list_is_found(around: str):
+    def found(planted: Planted) -> bool:
+        text = AROUND[around].replace("{}", planted.text)
+        return planted.name in {finding.name for finding in SIEVE.find([text])}
+
+    assert [planted for planted in LIST if not found(planted)] == []
+
+
+def test_everything_on_the_list_is_found_inside_of_json():
+    missed = [
+        planted
+        for planted in LIST
+        if planted.name
+        not in {f.name for f in SIEVE.find([json.dumps({"a": planted.text}, ensure_ascii=False)])}
+        and '"' not in planted.text  # escaped quotes: texts_of reads JSON's strings too
+    ]
+    assert missed == []
+
+
+def test_every_shape_is_on_the_list_and_the_list_is_as_long_as_promised():
+    names = Counter(planted.name for planted in LIST)
+    assert set(names) == {detector.name for detector in DETECTORS}
+    accounts = {p.text[:2].upper() for p in LIST if p.name == "IBAN" and p.text[:2].isascii()}
+    assert len(accounts) >= 20
+    codes = {p.text[:3] for p in LIST if p.name == "phone number" and p.text.startswith("+")}
+    assert len(codes) >= 10
+    assert len({detector.name for detector in DETECTORS if detector.kind == "secrets"}) >= 15
+
+
+def test_a_finding_never_holds_what_was_found():
+    for planted in LIST:
+        for finding in SIEVE.find([planted.text]):
+            assert planted.text not in str(finding) and str(finding) not in planted.text
+
+
+@pytest.mark.parametrize(
+    "wrong", ["4111111111111112", "9111111111111111", "411111111111111"]
+)
+def test_digits_that_are_no_card_are_not_one(wrong: str):
+    assert not {f for f in SIEVE.find([wrong]) if f.name == "card number"}
+
+
+def test_check_digits_are_checked():
+    assert luhn("79927398713") and not luhn("79927398710")
+    assert mod97("GB82WEST12345698765432") == 1 and mod97("GB82WEST12345698765433") != 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DE88 3704 0044 0532 0130 00",
+        "000-12-3456",
+        "666-12-3456",
+        "912-12-3456",
+        "123-00-4567",
+        "2 69 05 49 588 157 81",
+        "BSN 111222334",
+        "git@github.com:freehold/x.git",
+        "A@B.transpose(0, 1)",
+        "@app.route",
+        "postgres://user:password@localhost/db",
+        "https://user:${TOKEN}@host/x",
+        "2026-11-27T21:55:03.123+00:00",
+        "0000020 020144 071063 010116",
+        "01-23-45-67-89-ab",
+        "sk-learn and sk-image",
+        "task-management-for-everybody-in-the-house",
+    ],
+)
+def test_what_only_looks_like_it_is_not_found(text: str):
+    assert SIEVE.find([text]) == set()
