@@ -74,5 +74,3 @@ def _portions(texts: Sequence[str]) -> Iterator[str]:
     step = PORTION - 200
     for start in range(0, max(len(text) - 200, 1), step):
         yield text[start : start + PORTION]
-
-

@@ -65,9 +65,7 @@ def test_a_finding_never_holds_what_was_found():
             assert planted.text not in str(finding) and str(finding) not in planted.text
 
 
-@pytest.mark.parametrize(
-    "wrong", ["4111111111111112", "9111111111111111", "411111111111111"]
-)
+@pytest.mark.parametrize("wrong", ["4111111111111112", "9111111111111111", "411111111111111"])
 def test_digits_that_are_no_card_are_not_one(wrong: str):
     assert not {f for f in SIEVE.find([wrong]) if f.name == "card number"}
 

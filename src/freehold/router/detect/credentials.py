@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from freehold.router.detect.detector import Hit, Detector
+from freehold.router.detect.detector import Detector, Hit
 
 # What examples and templates write where a password goes.
 _PLACEHOLDERS = re.compile(

@@ -12,7 +12,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from freehold.router.detect.detector import Hit, Detector
+from freehold.router.detect.detector import Detector, Hit
 
 # Domains of a house's own network, beside those of the public list.
 _INNER = frozenset({b"local", b"internal", b"lan", b"intranet", b"corp"})

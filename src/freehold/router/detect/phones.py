@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from freehold.router.detect.detector import Hit, Detector
+from freehold.router.detect.detector import Detector, Hit
 
 # Asked in this order after a word such as "phone".
 _ANY = (

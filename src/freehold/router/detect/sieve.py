@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from freehold.errors import UsageError
-from freehold.router.detect.detector import Hit, Finding, Detector
 from freehold.router.detect.credentials import CREDENTIALS
+from freehold.router.detect.detector import Detector, Finding, Hit
 from freehold.router.detect.personal import PERSONAL
 from freehold.router.detect.phones import PHONES
 from freehold.router.toml.outside import EXTRA
@@ -134,7 +134,5 @@ def _re2() -> Any:
     try:
         import re2
     except ImportError:
-        raise UsageError(
-            "labels with detect or patterns need the package google-re2", EXTRA
-        ) from None
+        raise UsageError("labels with detect or patterns need the package google-re2", EXTRA) from None
     return re2
