@@ -1,0 +1,346 @@
+"""Reads Anthropic's answers: events of a stream and whole messages become the same chunks.
+
+The stream ends with message_stop: the chunk with finish_reason waits for it. Counts of the prompt leave out what was
+found in the cache or written to it; Usage has the sum. Knows no connection.
+Path: hop.py -> MessageReader.push -> Chunk; AnthropicWire.whole -> MessageReader
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from freehold.providers.contract import Cause, Piece, UpstreamFault
+from freehold.providers.faults import plain
+from freehold.types import Chunk, FinishReason, SignedThinking, ToolPiece, Usage
+
+S = TypeVar("S")
+_NOTHING: tuple[Piece, ...] = ()
+
+# pause_turn ends the turns of Anthropic's own tools, which are never asked for: such an answer is not whole.
+_REASONS: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_calls",
+    "refusal": "refusal",
+    "pause_turn": "length",
+    "model_context_window_exceeded": "length",
+}
+CAUSES: dict[str, Cause] = {
+    "invalid_request_error": "request",
+    "authentication_error": "auth",
+    "billing_error": "auth",
+    "permission_error": "auth",
+    "not_found_error": "request",
+    "request_too_large": "context",
+    "rate_limit_error": "rate",
+    "overloaded_error": "rate",
+    "timeout_error": "timeout",
+    "api_error": "server",
+}
+
+
+class CacheSplit(msgspec.Struct, gc=False):
+    """Tokens written to the cache, by how long they stay."""
+
+    ephemeral_5m_input_tokens: int = 0
+    ephemeral_1h_input_tokens: int = 0
+
+
+class OutputDetails(msgspec.Struct, gc=False):
+    """Which tokens of the output were thought."""
+
+    thinking_tokens: int = 0
+
+
+class ClaudeUsage(msgspec.Struct, gc=False):
+    """Counts so far; a later event leaves out what does not change."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_creation: CacheSplit | None = None
+    output_tokens_details: OutputDetails | None = None
+
+
+class ContentBlock(msgspec.Struct, gc=False):
+    """A block as it begins, or whole."""
+
+    type: str
+    id: str = ""
+    name: str = ""
+    text: str | None = ""
+    thinking: str | None = ""
+    signature: str | None = ""
+    data: str = ""
+    input: msgspec.Raw = msgspec.Raw(b"")
+
+
+class BlockDelta(msgspec.Struct, gc=False):
+    """What a block gains."""
+
+    type: str
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    partial_json: str = ""
+
+
+class StopDetails(msgspec.Struct, gc=False):
+    """Why a model declined."""
+
+    explanation: str | None = None
+
+
+class MessageBody(msgspec.Struct):
+    """A message, as it begins or whole."""
+
+    id: str
+    type: str = "message"
+    content: list[ContentBlock] = []
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    stop_details: StopDetails | None = None
+    usage: ClaudeUsage = msgspec.field(default_factory=ClaudeUsage)
+
+
+class MessageStart(msgspec.Struct):
+    """message_start."""
+
+    message: MessageBody
+
+
+class BlockStart(msgspec.Struct, gc=False):
+    """content_block_start."""
+
+    index: int
+    content_block: ContentBlock
+
+
+class BlockGain(msgspec.Struct, gc=False):
+    """content_block_delta."""
+
+    index: int
+    delta: BlockDelta
+
+
+class BlockStop(msgspec.Struct, gc=False):
+    """content_block_stop."""
+
+    index: int
+
+
+class EndDelta(msgspec.Struct, gc=False):
+    """How the message ended."""
+
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    stop_details: StopDetails | None = None
+
+
+class MessageEnd(msgspec.Struct):
+    """message_delta."""
+
+    delta: EndDelta
+    usage: ClaudeUsage = msgspec.field(default_factory=ClaudeUsage)
+
+
+class ClaudeError(msgspec.Struct):
+    """What went wrong."""
+
+    type: str = ""
+    message: str = ""
+
+
+class ErrorBody(msgspec.Struct):
+    """The error event, and the body of an answer that is not 200."""
+
+    error: ClaudeError
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_TYPED = msgspec.json.Decoder(_Typed)
+_START = msgspec.json.Decoder(MessageStart)
+_BLOCK = msgspec.json.Decoder(BlockStart)
+_GAIN = msgspec.json.Decoder(BlockGain)
+_STOP = msgspec.json.Decoder(BlockStop)
+_END = msgspec.json.Decoder(MessageEnd)
+ERROR = msgspec.json.Decoder(ErrorBody)
+BODY = msgspec.json.Decoder(MessageBody)
+
+
+def invalid(what: str) -> UpstreamFault:
+    """Return the fault of an answer that is none of this wire."""
+    return UpstreamFault("invalid", f"the provider sent {what}")
+
+
+def decoded(decoder: msgspec.json.Decoder[S], data: bytes, what: str) -> S:
+    """Decode, or raise UpstreamFault without a word of what was sent."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise invalid(what) from None
+
+
+class MessageReader:
+    """Reads one answer; `answer_id` is the provider's."""
+
+    def __init__(self) -> None:
+        self.answer_id = ""
+        self.ended = False
+        self._open: dict[int, ContentBlock] = {}
+        self._gained: list[str] = []  # thinking of the open block
+        self._signature: list[str] = []
+        self._has_arguments = False  # of the open call
+        self._calls = 0
+        self._chars = 0
+        self._usage = ClaudeUsage()
+        self._end: EndDelta | None = None
+
+    def push(self, event: str, data: bytes) -> Sequence[Piece]:
+        """Return what an event adds; events of unknown names add nothing, as the API's versioning asks."""
+        if event == "content_block_delta":
+            return self._gain(decoded(_GAIN, data, "an event that cannot be read"))
+        name = event or decoded(_TYPED, data, "an event without a type").type
+        if name == "content_block_delta":
+            return self._gain(decoded(_GAIN, data, "an event that cannot be read"))
+        if name == "message_start":
+            message = decoded(_START, data, "a message_start that cannot be read").message
+            self.answer_id = message.id
+            self._count(message.usage)
+        elif name == "content_block_start":
+            begun = decoded(_BLOCK, data, "a block that cannot be read")
+            return self._begin(begun.index, begun.content_block)
+        elif name == "content_block_stop":
+            return self._close(decoded(_STOP, data, "a block's end that cannot be read").index)
+        elif name == "message_delta":
+            end = decoded(_END, data, "a message_delta that cannot be read")
+            self._end = end.delta
+            self._count(end.usage)
+        elif name == "message_stop":
+            return self._finish()
+        elif name == "error":
+            error = decoded(ERROR, data, "an error that cannot be read").error
+            raise UpstreamFault(cause_of(error, "server"), f"{error.type}: {plain(error.message)}")
+        return _NOTHING
+
+    def whole(self, message: MessageBody) -> Sequence[Piece]:
+        """Return the chunks of an answer that did not stream."""
+        self.answer_id = message.id
+        self._count(message.usage)
+        pieces: list[Piece] = []
+        for index, block in enumerate(message.content):
+            pieces += self._begin(index, block)
+            pieces += self._close(index)
+        self._end = EndDelta(message.stop_reason, message.stop_sequence, message.stop_details)
+        return (*pieces, *self._finish())
+
+    def _begin(self, index: int, block: ContentBlock) -> Sequence[Piece]:
+        self._open[index] = block
+        self._gained, self._signature, self._has_arguments = [], [block.signature or ""], False
+        if block.type == "text" and block.text:
+            return self._said(block.text)
+        if block.type == "thinking" and block.thinking:
+            self._gained.append(block.thinking)
+            return ((0, Chunk(thinking=block.thinking)),)
+        if block.type == "tool_use":
+            self._calls += 1
+            return ((0, Chunk(tool_calls=(ToolPiece(self._calls - 1, block.id, block.name),))),)
+        return _NOTHING
+
+    def _said(self, text: str) -> Sequence[Piece]:
+        self._chars += len(text)
+        return ((0, Chunk(text)),)
+
+    def _gain(self, gain: BlockGain) -> Sequence[Piece]:
+        delta = gain.delta
+        if gain.index not in self._open:
+            raise invalid("a piece of a block that had not begun")
+        if delta.type == "text_delta":
+            return self._said(delta.text) if delta.text else _NOTHING
+        if delta.type == "thinking_delta":
+            self._gained.append(delta.thinking)
+            return ((0, Chunk(thinking=delta.thinking)),) if delta.thinking else _NOTHING
+        if delta.type == "signature_delta":
+            self._signature.append(delta.signature)
+        elif (
+            delta.type == "input_json_delta"
+            and delta.partial_json
+            and self._open[gain.index].type == "tool_use"
+        ):
+            self._has_arguments = True
+            return ((0, Chunk(tool_calls=(ToolPiece(self._calls - 1, arguments=delta.partial_json),))),)
+        return _NOTHING
+
+    def _close(self, index: int) -> Sequence[Piece]:
+        block = self._open.pop(index, None)
+        if block is None:
+            raise invalid("the end of a block that had not begun")
+        if block.type == "tool_use" and not self._has_arguments:
+            arguments = bytes(block.input).decode() or "{}"
+            return ((0, Chunk(tool_calls=(ToolPiece(self._calls - 1, arguments=arguments),))),)
+        if block.type == "redacted_thinking":
+            return self._sign(SignedThinking(redacted=block.data))
+        if block.type == "thinking" and (signature := "".join(self._signature)):
+            return self._sign(SignedThinking("".join(self._gained), signature))
+        return _NOTHING
+
+    def _sign(self, block: SignedThinking) -> Sequence[Piece]:
+        placed = SignedThinking(block.text, block.signature, block.redacted, self._chars, self._calls)
+        return ((0, Chunk(signed=(placed,))),)
+
+    def _count(self, usage: ClaudeUsage) -> None:
+        for name in ClaudeUsage.__struct_fields__:
+            value: Any = getattr(usage, name)
+            if value is not None:
+                setattr(self._usage, name, value)
+
+    def _finish(self) -> Sequence[Piece]:
+        end = self._end
+        if end is None or end.stop_reason is None:
+            raise invalid("a message without a stop_reason")
+        reason = _REASONS.get(end.stop_reason)
+        if reason is None:
+            raise invalid(f"the stop_reason {plain(end.stop_reason)!r}, which is not known here")
+        self.ended = True
+        declined = (
+            end.stop_details.explanation if reason == "refusal" and end.stop_details is not None else None
+        )
+        stop = end.stop_sequence or "" if end.stop_reason == "stop_sequence" else ""
+        last = Chunk(finish_reason=reason, usage=usage_of(self._usage), stop=stop, refusal=declined or "")
+        return ((0, last),)
+
+
+def usage_of(counts: ClaudeUsage) -> Usage | None:
+    """Return the counts with cached and written tokens inside the prompt's; None where there are none."""
+    if counts.input_tokens is None or counts.output_tokens is None:
+        return None
+    cached, created = counts.cache_read_input_tokens or 0, counts.cache_creation_input_tokens or 0
+    hour = counts.cache_creation.ephemeral_1h_input_tokens if counts.cache_creation is not None else 0
+    hour = min(hour, created)
+    return Usage(
+        prompt_tokens=counts.input_tokens + cached + created,
+        completion_tokens=counts.output_tokens,
+        cached_tokens=cached,
+        written_tokens=created - hour,
+        written_hour_tokens=hour,
+        thought_tokens=counts.output_tokens_details.thinking_tokens if counts.output_tokens_details else 0,
+    )
+
+
+def cause_of(error: ClaudeError, otherwise: Cause) -> Cause:
+    """Return why an attempt failed. An overlong prompt and an empty account are both named in words only."""
+    said = error.message.lower()
+    if error.type == "invalid_request_error":
+        if "prompt is too long" in said or "exceed context limit" in said or "context window" in said:
+            return "context"
+        if "credit balance" in said:
+            return "auth"
+    return CAUSES.get(error.type, otherwise)

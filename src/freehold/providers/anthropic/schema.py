@@ -1,0 +1,68 @@
+"""Fits a JSON schema to what Anthropic's constrained output takes; says what is then not enforced.
+
+Objects must be closed there, and bounds of numbers, lengths and counts are not known: as the vendor's own client does,
+they are put into the description, where the model may follow them (platform.claude.com/docs, structured outputs).
+Knows no job. Path: AnthropicWire.request -> fitted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
+)
+_KEPT = ("$ref", "enum", "const", "type", "title", "description", "default", "required")
+_MANY = ("anyOf", "allOf", "oneOf")
+_NAMED = ("properties", "$defs", "definitions")
+MOST_DEPTH = 100
+
+
+def fitted(schema: Mapping[str, Any], free: Callable[[], None]) -> tuple[dict[str, Any], set[str]]:
+    """Return the schema and the keywords that are not enforced. `free` is called for an object of unnamed keys."""
+    loose: set[str] = set()
+    return _fitted(schema, free, loose, 0), loose
+
+
+def _fitted(given: Any, free: Callable[[], None], loose: set[str], depth: int) -> Any:
+    if not isinstance(given, Mapping) or depth > MOST_DEPTH:
+        return given
+    made: dict[str, Any] = {name: given[name] for name in _KEPT if name in given}
+
+    def fit(part: Any) -> Any:
+        return _fitted(part, free, loose, depth + 1)
+
+    if "items" in given:
+        made["items"] = fit(given["items"])
+    for name in _MANY:
+        if isinstance(parts := given.get(name), list):
+            made["allOf" if name == "allOf" else "anyOf"] = [fit(part) for part in parts]
+    for name in _NAMED:
+        if isinstance(parts := given.get(name), Mapping):
+            made[name] = {key: fit(part) for key, part in parts.items()}
+    if _is_object(given):
+        if isinstance(given.get("additionalProperties"), Mapping) or not given.get("properties"):
+            free()
+        made["additionalProperties"] = False
+    if left := _left(given, made):
+        said = ", ".join(f"{key}: {value}" for key, value in left.items())
+        made["description"] = "\n".join(filter(None, (str(given.get("description") or ""), f"({said})")))
+    loose.update(left, {"oneOf"} & given.keys())
+    return made
+
+
+def _is_object(given: Mapping[str, Any]) -> bool:
+    kind = given.get("type")
+    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in given
+
+
+def _left(given: Mapping[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords that have no place; put the few that have one under a condition into `made`."""
+    known = {*_KEPT, "items", *_MANY, *_NAMED, "additionalProperties", "$schema", "$id", "examples"}
+    left = {name: value for name, value in given.items() if name not in known}
+    if left.get("format") in _FORMATS:
+        made["format"] = left.pop("format")
+    if left.get("minItems") in (0, 1):
+        made["minItems"] = left.pop("minItems")
+    return left

@@ -1,0 +1,147 @@
+"""What a job asks for and a provider's API may lack: refused before anything is sent, or named in a warning.
+
+Refused is what would make another answer than the one asked for; a warning stands for what only shapes how tokens
+are drawn, which no provider promises. Nothing is left out in silence. Knows no wire's field.
+Path: Wire.request -> Demands -> Outgoing.warnings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+
+from freehold.errors import UnsupportedModel, UsageError
+from freehold.providers.contract import RemoteModel
+from freehold.serving import EmbedJob, Job
+from freehold.types import Image, Message, ToolCall
+
+# Values of SamplingParams that ask for nothing.
+_NEUTRAL: Mapping[str, object] = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+_REMINDER = "<system-reminder>\n{}\n</system-reminder>"
+
+
+class Demands:
+    """The demands of one job on one remote model, and the warnings that its answer will carry."""
+
+    def __init__(self, model: RemoteModel, job: Job) -> None:
+        self.model, self.job = model, job
+        self._warnings: dict[str, None] = {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings, each once."""
+        return tuple(self._warnings)
+
+    def warn(self, text: str) -> None:
+        """Add a warning."""
+        self._warnings[text] = None
+
+    def lacks(self, what: str, hint: str = "") -> NoReturn:
+        """Refuse the job: this model cannot do `what`."""
+        raise UnsupportedModel(f"{self.model.model} at {self.model.provider.name} {what}", hint)
+
+    def chat(self, formats: Collection[str]) -> tuple[Message, ...]:
+        """Return the chat of a job that this model can take; `formats`: kinds of Format that its API knows."""
+        job, can = self.job, self.model.abilities
+        if job.messages is None:
+            self.lacks("continues no bare text, and fills in no middle", "ask it in a chat")
+        asked = [
+            (bool(job.template), "uses its own chat template"),
+            (bool(job.adapter), "has no adapters"),
+            (job.ignore_eos, "ends its answers itself: ignore_eos is not possible"),
+            (job.prompt_logprobs is not None, "gives no log-probabilities of a prompt"),
+            (job.logprobs is not None and not can.logprobs, "gives no log-probabilities"),
+            (job.n > 1 and not can.several, f"gives one answer a request, not {job.n}"),
+            (bool(job.tools) and not can.tools, "calls no tools"),
+            (
+                bool(job.sampling.get("logit_bias")),
+                "has a vocabulary of its own: logit_bias cannot be translated",
+            ),
+            (job.turn == "none", "answers every chat: a prompt without an answer's turn is not possible"),
+        ]
+        for given, why in asked:
+            if given:
+                self.lacks(why)
+        self._check_format(formats)
+        if not can.images and any(isinstance(part, Image) for m in job.messages for part in m.parts):
+            self.lacks("sees no pictures")
+        if job.overflow == "drop-oldest":
+            self.warn(
+                "overflow: a chat longer than the context is refused; only our own engine drops messages"
+            )
+        return job.messages
+
+    def _check_format(self, formats: Collection[str]) -> None:
+        format = self.job.format
+        if format is None:
+            return
+        if format.kind not in formats or (
+            format.kind == "json_schema" and not self.model.abilities.json_schema
+        ):
+            known = ", ".join(sorted(formats)) or "none"
+            self.lacks(f"cannot constrain an answer to a format of kind {format.kind}", f"it knows: {known}")
+
+    def sampling(self, known: Mapping[str, str]) -> dict[str, Any]:
+        """Return the sampling parameters that were given, under the wire's names; warn of those it does not know."""
+        found: dict[str, Any] = {}
+        for name, value in self.job.sampling.items():
+            if value is None or name in ("logit_bias", "penalty_window") or _NEUTRAL.get(name) == value:
+                continue
+            if name in known:
+                found[known[name]] = value
+            else:
+                self.unused(name)
+        return found
+
+    def unused(self, name: str, why: str = "") -> None:
+        """Warn that a parameter was left out."""
+        self.warn(f"{name} was left out: {why or f'{self.model.model} does not take it'}")
+
+    def max_tokens(self, unknown: int) -> int:
+        """Return how many tokens an answer may have, where the API insists on a number."""
+        asked, most = self.job.max_tokens, self.model.max_output
+        if asked is None:
+            filled = most or unknown
+            self.warn(f"max_tokens was not given; {self.model.model} was asked for at most {filled:,} tokens")
+            return filled
+        if most and asked > most:
+            self.warn(f"max_tokens is {asked:,}; {self.model.model} makes at most {most:,} tokens")
+            return most
+        return asked
+
+
+def reminder(text: str) -> str:
+    """Return a system message from within a chat as a part of the user's turn."""
+    return _REMINDER.format(text)
+
+
+def object_text(call: ToolCall) -> msgspec.Raw:
+    """Return a call's arguments as they are, for a field that must be an object. Raises UsageError."""
+    text = (call.arguments or "{}").encode()
+    try:
+        msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, RecursionError):
+        raise UsageError(
+            f"the arguments of tool call {call.id[:60]!r} are not a JSON object", field="messages"
+        ) from None
+    return msgspec.Raw(text)
+
+
+def texts_of(job: EmbedJob) -> Sequence[str]:
+    """Return the texts of an embedding job; token ids are another vocabulary's. Raises UsageError."""
+    texts = [text for text in job.texts if isinstance(text, str)]
+    if len(texts) < len(job.texts):
+        raise UsageError(
+            "texts given as token ids cannot be sent to a provider", "give them as text", field="input"
+        )
+    return texts
