@@ -1,0 +1,108 @@
+"""Answers that a route keeps for equal requests, where its file says cache_s: exact, by tenant and labels.
+
+A request is equal if its whole job is, and it comes from the same key with the same labels over the same route. Kept
+in memory, whole answers only, with a bound in bytes; the oldest goes first. Knows digests and chunks.
+Path: handle.py -> AnswerCache.find -> CachedStream; RoutedStream -> AnswerCache.keep
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Piece
+from freehold.router.gateway import GatewayModel
+from freehold.router.record import RequestRecord, added
+from freehold.router.tokens import letters_in
+from freehold.serving import Begin, Job
+
+MEMORY = 64 << 20  # bytes of all kept answers, about
+PIECE_BYTES = 400  # of a chunk's objects beside its text
+# MessagePack keeps bytes and text apart, so that two jobs are equal only where their fields are.
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """A whole answer, and the target that made it."""
+
+    target: GatewayModel
+    begin: Begin
+    pieces: tuple[Piece, ...]
+    size: int
+    until: float
+
+
+def answer_key(cleared: Cleared[Job], tenant: str, route: str, file: str) -> bytes:
+    """Return what two requests have in common whose answers may be exchanged. `file`: digest of gateway.toml."""
+    job = replace(cleared.work, tenant=tenant, timeout_s=None, priority="interactive")
+    return hashlib.sha256(_encode((tenant, cleared.label_names, route, file, job))).digest()
+
+
+class AnswerCache:
+    """Whole answers by `answer_key`."""
+
+    def __init__(self, memory: int = MEMORY, clock: Callable[[], float] = time.monotonic) -> None:
+        self._memory, self._clock = memory, clock
+        self._kept: OrderedDict[bytes, KeptAnswer] = OrderedDict()
+        self.bytes = 0
+
+    def find(self, key: bytes) -> KeptAnswer | None:
+        """Return an answer that still holds."""
+        kept = self._kept.get(key)
+        if kept is not None and kept.until < self._clock():
+            self._drop(key)
+            return None
+        return kept
+
+    def keep(self, key: bytes, target: GatewayModel, begin: Begin, pieces: list[Piece], seconds: float) -> None:
+        """Keep an answer; one that is larger than an eighth of the memory is not kept."""
+        size = sum(PIECE_BYTES + letters_in(chunk) for _, chunk in pieces)
+        if size > self._memory // 8:
+            return
+        if key in self._kept:
+            self._drop(key)
+        self._kept[key] = KeptAnswer(target, begin, tuple(pieces), size, self._clock() + seconds)
+        self.bytes += size
+        while self.bytes > self._memory:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: bytes) -> None:
+        self.bytes -= self._kept.pop(key).size
+
+
+class CachedStream:
+    """The Stream of a kept answer; its row costs nothing."""
+
+    def __init__(self, record: RequestRecord, kept: KeptAnswer) -> None:
+        self._record, self._kept, self._next = record, kept, 0
+        self.begin = kept.begin
+
+    @property
+    def more(self) -> bool:
+        return self._next < len(self._kept.pieces)
+
+    def __aiter__(self) -> CachedStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        pieces = self._kept.pieces
+        if self._next >= len(pieces):
+            raise StopAsyncIteration
+        piece = pieces[self._next]
+        self._next += 1
+        if self._next == len(pieces):
+            usages = [chunk.usage for _, chunk in pieces if chunk.usage is not None]
+            reason = piece[1].finish_reason or ""
+            await self._record.book("cached", self._kept.target, added(usages), reason)
+        return piece
+
+    async def aclose(self) -> None:
+        if not self._record.booked:
+            await self._record.book("left", self._kept.target)

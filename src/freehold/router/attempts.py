@@ -1,0 +1,301 @@
+"""Asks targets in their order until one's answer is good: nothing reaches the client before.
+
+An answer is good when its first chunk has come, or where a route escalates, when its first tokens are likely enough.
+Failures before that go to the next target by their cause; the caller's own faults go nowhere. Knows causes, times and
+breakers; knows no wire.
+Path: handle.py -> Attempts.first_good -> TargetCalls.start, cascade.look -> Started -> stream.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from freehold.errors import BudgetSpent, FreeholdError, PolicyRefused, UnsupportedModel, UsageError
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Piece, UpstreamFault
+from freehold.providers.signatures import Signatures, SignatureWatch
+from freehold.router import causes
+from freehold.router.breaker import Breakers
+from freehold.router.calls import TargetCalls
+from freehold.router.cascade import can_look, look, with_logprobs
+from freehold.router.gateway import GatewayModel, GatewayRoute
+from freehold.router.record import RequestRecord
+from freehold.router.routing import Choice, Refusal
+from freehold.router.tokens import PromptSize, TokenRatio
+from freehold.serving import Job, Stream
+from freehold.types import Usage
+
+ANSWER_TOKENS = 8192  # most of an answer where neither the request nor the model's entry has a limit
+
+
+@dataclass(slots=True)
+class Started:
+    """A good answer: its target, its stream, and the pieces that were read to see that it is good."""
+
+    target: GatewayModel
+    stream: Stream
+    pieces: list[Piece]
+    began: float  # time.monotonic() of its attempt
+    watch: SignatureWatch | None = None  # of a rented model's answer
+
+
+class Discarded(Exception):
+    """A cascade threw an answer away: the next target is asked."""
+
+
+def most_cost(target: GatewayModel, job: Job, size: PromptSize, hour: int) -> int:
+    """Return nano-dollars that an answer of a target does not exceed."""
+    if target.price is None:
+        return 0
+    limit = job.max_tokens
+    if limit is None:
+        limit = (target.remote.max_output if target.remote is not None else 0) or ANSWER_TOKENS
+    return target.price.most(size.most, limit * job.n, hour)
+
+
+class Attempts:
+    """The attempts of one request. `size`: of its prompt."""
+
+    def __init__(
+        self,
+        record: RequestRecord,
+        choice: Choice,
+        route: GatewayRoute,
+        calls: TargetCalls,
+        breakers: Breakers,
+        ratios: dict[str, TokenRatio],
+        size: PromptSize,
+        signatures: Signatures,
+    ) -> None:
+        self._signatures = signatures
+        self._record, self._choice, self._route = record, choice, route
+        self._calls, self._breakers, self._ratios, self._size = calls, breakers, ratios, size
+        self._until = record.started + route.timeout_s
+        self._limit_s = route.timeout_s
+        self._keep_alive: float | None = None
+        self._errors: dict[str, FreeholdError] = {}
+
+    async def first_good(self, cleared: Cleared[Job], keep_alive: float | None = None) -> Started:
+        """Return the first good answer. Raises the request's own fault, or what every target failed with."""
+        job = cleared.work
+        self._keep_alive = keep_alive
+        if job.timeout_s is not None and job.timeout_s < self._limit_s:
+            self._limit_s = job.timeout_s
+            self._until = self._record.started + job.timeout_s
+        waiting, thrown = list(self._choice.allowed), None
+        while waiting:
+            target = waiting.pop(0)
+            if not await self._may_ask(target, job):
+                continue
+            try:
+                return await self._asked(target, cleared, more=waiting, check=thrown is not target)
+            except Discarded:
+                thrown = target
+                # Asked again, and sent as it is, only where every target after it fails: then it is the best there is.
+                waiting.append(target)
+            except FreeholdError as e:
+                self._note(target, e)
+                if causes.cause_of(e) == "context":
+                    waiting = [each for each in waiting if self._is_larger(each, target)]
+        raise self._failure()
+
+    async def _may_ask(self, target: GatewayModel, job: Job) -> bool:
+        """Set the target's money aside, unless its breaker opened or the budget is spent since it was chosen."""
+        reason, wait = self._breakers.why_not(target.name)
+        if reason:
+            self._choice.drop(target, Refusal("breaker", reason, wait))
+            return False
+        try:
+            await self._record.reserve(most_cost(target, job, self._size, self._record.hour), target)
+        except BudgetSpent as e:
+            self._choice.drop(target, Refusal("budget", e.message))
+            self._errors[target.name] = e
+            return False
+        return True
+
+    def _note(self, target: GatewayModel, e: FreeholdError) -> None:
+        """Remember a failure; raise it where no other target could do better."""
+        if isinstance(e, PolicyRefused) or causes.cause_of(e) == "request" and not self._wire_refused(target, e):
+            raise e
+        self._errors[target.name] = e
+
+    def _wire_refused(self, target: GatewayModel, e: FreeholdError) -> bool:
+        """Return whether a provider's wire cannot carry the request: then it was never sent."""
+        return target.remote is not None and isinstance(e, UsageError | UnsupportedModel)
+
+    def _is_larger(self, other: GatewayModel, target: GatewayModel) -> bool:
+        ours = self._window(target)
+        theirs = self._window(other)
+        return not theirs or theirs > ours
+
+    def _window(self, target: GatewayModel) -> int:
+        if target.remote is not None:
+            return target.remote.context
+        loaded = {each.name: each.info.context for each in self._calls.engines.loaded()}
+        return loaded.get(target.local, 0)
+
+    async def _asked(
+        self, target: GatewayModel, cleared: Cleared[Job], *, more: list[GatewayModel], check: bool
+    ) -> Started:
+        """Ask one target, again where the cause allows it and its time does."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._once(target, cleared, check=check and bool(more))
+            except FreeholdError as e:
+                wait = causes.wait_before_retry(e, tries)
+                if causes.cause_of(e) not in causes.RETRIED or tries > self._route.retries or wait >= self._left:
+                    raise
+                if wait > causes.MOST_WAIT_S and more:
+                    raise  # another target is sooner
+            await asyncio.sleep(wait)
+            most = most_cost(target, cleared.work, self._size, self._record.hour)
+            await self._record.reserve(most, target)
+
+    @property
+    def _left(self) -> float:
+        return self._until - time.monotonic()
+
+    async def _once(self, target: GatewayModel, cleared: Cleared[Job], *, check: bool) -> Started:
+        began = time.monotonic()
+        left = self._until - began
+        if left <= 0:
+            raise UpstreamFault("timeout", f"{self._limit_s:g} s passed before a target answered")
+        self._breakers.begin(target.name)
+        try:
+            return await self._good(target, cleared, began, left, check=check)
+        except Discarded:
+            raise
+        except FreeholdError as e:
+            self._failed(target, e, began)
+            raise
+        except BaseException:  # the client left, or the server stops
+            self._breakers.dropped(target.name)
+            self._sent(target)
+            self._record.attempted(target, "left", time.monotonic() - began, nano=self._prompt_cost(target))
+            raise
+
+    async def _good(
+        self, target: GatewayModel, cleared: Cleared[Job], began: float, left: float, *, check: bool
+    ) -> Started:
+        """Return an answer once it is good. Raises FreeholdError or Discarded."""
+        limit = min(self._route.first_token_s, left)
+        escalate = self._route.escalate
+        looks = check and escalate is not None and can_look(target, cleared.work)
+        if looks:
+            cleared = with_logprobs(cleared)
+        cleared = self._signatures.restored(cleared, target.remote)
+        watch = None if target.remote is None else self._signatures.watch(cleared, target.remote)
+        stream: Stream | None = None
+        try:
+            async with asyncio.timeout(limit):
+                stream = await self._calls.start(
+                    target,
+                    cleared,
+                    self._record.warnings,
+                    first_token_s=limit,
+                    timeout_s=left,
+                    keep_alive=self._keep_alive,
+                )
+                first = await anext(stream)
+            if first[1].finish_reason == "cancelled":
+                raise UpstreamFault("broken", f"{target.name} cancelled the answer")
+            if not looks or escalate is None:
+                return Started(target, stream, [first], began, watch)
+            async with asyncio.timeout(self._left):
+                looked = await look(stream, first, escalate)
+        except TimeoutError:
+            await _end(stream)
+            raise UpstreamFault("timeout", f"{target.name} sent nothing for {limit:g} s") from None
+        except StopAsyncIteration:
+            await _end(stream)
+            raise UpstreamFault("broken", f"{target.name} ended its answer before its first token") from None
+        except BaseException:
+            await _end(stream)
+            raise
+        if not looked.escalates(escalate):
+            return Started(target, stream, looked.pieces, began, watch)
+        await self._discard(target, stream, looked.tokens, looked.probability or 0.0)
+        raise Discarded
+
+    async def _discard(self, target: GatewayModel, stream: Stream, tokens: int, probability: float) -> None:
+        """End an answer that is not good enough, with a row of its own."""
+        prompt = len(stream.begin.prompt_ids) or self._ratio(target).prompt_tokens(self._size)
+        await stream.aclose()
+        self._breakers.answered(target.name)
+        usage = Usage(prompt, tokens)
+        nano = self._record.cost(target, usage)
+        await self._record.book_beside(self._record.beside("discarded", target, usage, nano))
+        below = self._route.escalate.below if self._route.escalate else 0.0
+        reason = f"its first {tokens} tokens have a mean probability of {probability:.3f}, below {below:g}"
+        self._record.warnings.append(f"{target.name} was passed over: {reason}")
+        self._record.attempted(target, "discarded", self._record.passed_s)
+
+    def _failed(self, target: GatewayModel, e: FreeholdError, began: float) -> None:
+        """Note an attempt that failed, in the record and in the target's health."""
+        if isinstance(e, PolicyRefused) or self._wire_refused(target, e):
+            self._breakers.dropped(target.name)
+            if not isinstance(e, PolicyRefused):
+                self._choice.drop(target, Refusal("ability", e.message))
+            return
+        cause = causes.cause_of(e)
+        self._sent(target)
+        status = e.status if isinstance(e, UpstreamFault) else 0
+        nano = self._prompt_cost(target) if cause in causes.CHARGED else 0
+        self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
+        self._record.warnings.append(f"{target.name} was passed over: {cause}")
+        if cause in causes.SAYS_NOTHING or (target.remote is None and cause == "rate"):
+            self._breakers.dropped(target.name)
+        else:
+            self._breakers.failed(target.name, self._route.breaker, at_once=cause in causes.BREAKS_AT_ONCE)
+
+    def _sent(self, target: GatewayModel) -> None:
+        self._record.left_house = self._record.left_house or not target.owned
+
+    def _prompt_cost(self, target: GatewayModel) -> int:
+        """Return what the prompt alone costs, where a provider may charge for it without an answer."""
+        if target.price is None:
+            return 0
+        self._record.estimated = True
+        return self._record.cost(target, Usage(self._ratio(target).prompt_tokens(self._size), 0))
+
+    def _ratio(self, target: GatewayModel) -> TokenRatio:
+        return self._ratios.setdefault(target.name, TokenRatio())
+
+    def _failure(self) -> FreeholdError:
+        """Return the error of a request that no target answered."""
+        errors = self._errors
+        if not errors:
+            return self._choice.none_left()
+        last = [*errors.values()][-1]
+        if len(errors) == 1:
+            return last
+        if all(causes.cause_of(e) == "context" for e in errors.values()):
+            return last
+        return _together(self._route.name, errors)
+
+
+def _together(route: str, errors: dict[str, FreeholdError]) -> FreeholdError:
+    """Return one error for the failures of several targets, with the shortest time after which one may answer."""
+    listed = "; ".join(f"{name}: {e.message}" for name, e in errors.items())
+    faults = [e for e in errors.values() if not isinstance(e, BudgetSpent)]
+    last = faults[-1] if faults else None
+    if last is None:
+        return [*errors.values()][-1]
+    waits = [e.retry_after_s for e in faults if isinstance(e, UpstreamFault) and e.retry_after_s is not None]
+    status = last.status if isinstance(last, UpstreamFault) else 0
+    return UpstreamFault(
+        causes.cause_of(last),
+        f"no target of {route} answered: {listed}",
+        last.hint,
+        status=status,
+        retry_after_s=min(waits, default=None),
+    )
+
+
+async def _end(stream: Stream | None) -> None:
+    if stream is not None:
+        await stream.aclose()

@@ -1,0 +1,62 @@
+"""One call of one target, owned or rented: the same Stream from either.
+
+A call for a place that the request may not be at is refused here, and in the hop again. Knows no route and no other
+target. Path: attempts.py, shadow.py -> TargetCalls.start -> ModelHandle.start, RentedModels.start
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freehold.errors import UnsupportedModel
+from freehold.providers.cleared import Cleared
+from freehold.router.contract import RentedModels
+from freehold.router.gateway import GatewayModel
+from freehold.router.routing import has_images
+from freehold.serving import Job, ModelDirectory, ModelInfo, Stream
+
+
+class TargetCalls:
+    """Calls of our engines' models and of rented ones."""
+
+    def __init__(self, engines: ModelDirectory, rented: RentedModels | None) -> None:
+        self.engines, self.rented = engines, rented
+
+    def rents(self) -> RentedModels:
+        """Return the rented models, which a file with remote targets comes with."""
+        assert self.rented is not None, "a remote target without a way to reach it"
+        return self.rented
+
+    async def start(
+        self,
+        target: GatewayModel,
+        cleared: Cleared[Job],
+        warnings: list[str],
+        *,
+        first_token_s: float,
+        timeout_s: float,
+        keep_alive: float | None = None,
+    ) -> Stream:
+        """Start an answer; `warnings` is appended to."""
+        cleared.check(target.place)
+        if target.remote is not None:
+            return await self.rents().start(
+                cleared, target.remote, first_token_s=first_token_s, timeout_s=timeout_s
+            )
+        served = await self.engines.use(target.local, keep_alive)
+        job = fitted(cleared.work, served.info, warnings)
+        if has_images(job) and not served.info.can_see:
+            raise UnsupportedModel(f"{target.local} sees no pictures")
+        return await served.start(replace(job, timeout_s=timeout_s), keep_alive)
+
+
+def fitted(job: Job, info: ModelInfo, warnings: list[str]) -> Job:
+    """Return the job without the thinking that a model of a route does not know; a door knew none of them."""
+    if info.thinking == "none" and (job.think is not None or job.effort or job.think_tokens is not None):
+        if job.think is not False:
+            warnings.append(f"thinking was left out: {info.name} does not think before it answers")
+        return replace(job, think=None, think_tokens=None, effort=None)
+    if job.think is False and info.thinking == "always":
+        warnings.append(f"thinking could not be disabled: {info.name} always thinks before it answers")
+        return replace(job, think=None)
+    return job

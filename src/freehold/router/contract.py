@@ -1,0 +1,62 @@
+"""What the gateway's middle asks of its neighbours: rented models, books, bars.
+
+Protocols, so that a test can state a neighbour in ten lines. Implemented by providers, ledger/store.py and
+bar.py. Knows none of them.
+Path: handle.py, attempts.py -> RentedModels, Books, BarCheck
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import RemoteModel
+from freehold.router.gateway import GatewayModel, QualityTask, SpendLimit
+from freehold.router.ledger.rows import Intent, LedgerRow
+from freehold.serving import EmbedJob, Job, Stream, Vectors
+
+
+class RentedModels(Protocol):
+    """Models at providers. Each call raises UpstreamFault, and PolicyRefused for a place that is not allowed."""
+
+    async def start(
+        self, cleared: Cleared[Job], model: RemoteModel, *, first_token_s: float, timeout_s: float
+    ) -> Stream:
+        """Return an answer whose first chunk has come; `timeout_s`: to its last one."""
+        ...
+
+    async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel) -> Vectors: ...
+    async def count(self, cleared: Cleared[Job], model: RemoteModel) -> int | None:
+        """Return the provider's count of a prompt; None where it has no door for it."""
+        ...
+
+
+
+class Books(Protocol):
+    """The ledger, and the budgets in it. Each call raises LedgerUnavailable where it cannot be written."""
+
+    async def reserve(
+        self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float, *, about: Intent = ...
+    ) -> None:
+        """Set money of a key's budget aside for a row. Raises BudgetSpent."""
+        ...
+
+    async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
+        """Change what is set aside for a row. Raises BudgetSpent where more does not fit."""
+        ...
+
+    async def ready(self) -> None:
+        """Return if a row could be written now."""
+        ...
+
+    async def book(self, row: LedgerRow) -> None:
+        """Write a row and settle what was set aside for it, in one transaction."""
+        ...
+
+
+class BarCheck(Protocol):
+    """Measured scores of models on tasks."""
+
+    def passes(self, task: QualityTask, model: GatewayModel) -> tuple[bool, str]:
+        """Return whether a model reaches a task's bar, and the figures."""
+        ...

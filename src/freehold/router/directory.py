@@ -1,0 +1,122 @@
+"""Every model of a server with a gateway: owned, rented, and routes, by name.
+
+Around the manager of our engines, which it asks for what is owned. A request keeps the plan it began with; a reload
+makes another for those that come after. Knows names and plans; knows no wire and no protocol.
+Path: cli/serve -> GatewayModels.asked_by -> OriginModels.use -> RoutedHandle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from freehold.router.calls import TargetCalls
+from freehold.router.contract import BarCheck, Books, RentedModels
+from freehold.router.gateway import Gateway
+from freehold.router.handle import GatewayParts, RoutedHandle
+from freehold.router.labels import Asks
+from freehold.router.plan import Plan
+from freehold.router.routing import PlannedRoute
+from freehold.router.shadow import NAME as SHADOW
+from freehold.serving import LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
+
+
+class OriginModels:
+    """The models as one request sees them."""
+
+    def __init__(self, parts: GatewayParts, engines: ModelManager, plan: Plan, origin: Origin) -> None:
+        self._parts, self._engines, self._plan, self._origin = parts, engines, plan, origin
+
+    async def names(self) -> Sequence[StoredModel]:
+        """List the file's names and the store's."""
+        named = [StoredModel(name, 0) for name in self._plan.names]
+        known = {each.name for each in named}
+        return [*named, *(each for each in await self._engines.names() if each.name not in known)]
+
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
+        """Return the model or route; loads it where one model of the store is all there is to ask."""
+        planned = self._plan.route(name) or self._plan.owned(name)
+        owned = None
+        if self._is_owned(planned):
+            owned = await self._engines.use(planned.targets[0].local, keep_alive)
+            if self._plan.route(name) is None and owned.name != name:
+                planned = self._plan.owned(owned.name)
+        return RoutedHandle(self._parts, self._plan, planned, self._origin, keep_alive=keep_alive, owned=owned)
+
+    async def name_of(self, name: str) -> str:
+        planned = self._plan.route(name)
+        if planned is None or self._is_owned(planned):
+            return await self._engines.name_of(planned.targets[0].local if planned is not None else name)
+        return planned.name
+
+    def loaded(self) -> Sequence[LoadedInfo]:
+        return self._engines.loaded()
+
+    def _is_owned(self, planned: PlannedRoute) -> bool:
+        return len(planned.targets) == 1 and planned.targets[0].remote is None
+
+
+class GatewayModels:
+    """The ModelManager of a server with a gateway. `current` returns the file in force, the same object until it changes."""
+
+    def __init__(
+        self,
+        engines: ModelManager,
+        current: Callable[[], Gateway],
+        *,
+        rented: RentedModels | None = None,
+        books: Books | None = None,
+        bars: BarCheck | None = None,
+        asks: Asks | None = None,
+    ) -> None:
+        self.engines, self._current, self._asks = engines, current, asks
+        self.parts = GatewayParts(TargetCalls(engines, rented), books, bars)
+        self._plan = Plan(current(), asks)
+
+    @property
+    def plan(self) -> Plan:
+        """The file in force, resolved."""
+        gateway = self._current()
+        if gateway is not self._plan.gateway:
+            self._plan = Plan(gateway, self._asks)
+        return self._plan
+
+    def asked_by(self, origin: Origin) -> OriginModels:
+        return OriginModels(self.parts, self.engines, self.plan, origin)
+
+    async def names(self) -> Sequence[StoredModel]:
+        return await self.asked_by(Origin()).names()
+
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
+        return await self.asked_by(Origin()).use(name, keep_alive)
+
+    async def name_of(self, name: str) -> str:
+        return await self.asked_by(Origin()).name_of(name)
+
+    def loaded(self) -> Sequence[LoadedInfo]:
+        return self.engines.loaded()
+
+    def loading(self) -> Mapping[str, tuple[int, int]]:
+        return self.engines.loading()
+
+    async def unload(self, name: str) -> None:
+        await self.engines.unload(self._local(name))
+
+    async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
+        await self.engines.add_adapter(self._local(name), adapter, path)
+
+    async def remove_adapter(self, name: str, adapter: str) -> None:
+        await self.engines.remove_adapter(self._local(name), adapter)
+
+    def _local(self, name: str) -> str:
+        """Return the store's name of a model of the file."""
+        planned = self.plan.route(name)
+        if planned is not None and len(planned.targets) == 1 and planned.targets[0].local:
+            return planned.targets[0].local
+        return name
+
+    async def close(self, drain_s: float) -> None:
+        """End the shadows, let rows be written, and close the engines."""
+        self.parts.shadows.closed = True
+        await self.parts.background.close(SHADOW)
+        await self.engines.close(drain_s)

@@ -1,0 +1,154 @@
+"""Embeddings and counts over a route: the same labels, reasons, money and row as an answer has.
+
+Vectors of two models are not comparable, so a route embeds with its first target's model only, at whatever places
+have it. A count comes from an engine, from a provider's own door, or is our estimate, and says so. Knows no stream.
+Path: handle.py -> embedded, counted -> RentedModels.embed, ModelHandle.embed
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from freehold.errors import FreeholdError
+from freehold.providers.cleared import HOUSE, Cleared
+from freehold.providers.contract import UpstreamFault
+from freehold.router import causes
+from freehold.router.breaker import Breakers
+from freehold.router.calls import TargetCalls, fitted
+from freehold.router.gateway import BreakerLimits, GatewayModel
+from freehold.router.record import RequestRecord
+from freehold.router.routing import Choice, Refusal
+from freehold.router.tokens import PromptSize, TokenRatio
+from freehold.serving import EmbedJob, EstimatedCount, Job, Vectors
+from freehold.types import Usage
+
+Computed = Callable[[int], None]
+
+
+def only_one_space(choice: Choice) -> None:
+    """Pass over the targets whose vectors are not those of the route's first target."""
+    first = choice.order[0]
+    for target in list(choice.allowed):
+        if _weights(target) != _weights(first):
+            choice.drop(target, Refusal("ability", f"its vectors are not comparable with those of {first.name}"))
+
+
+def _weights(target: GatewayModel) -> str:
+    return target.local if target.remote is None else target.remote.model
+
+
+def embed_cost(target: GatewayModel, size: PromptSize, hour: int) -> int:
+    """Return nano-dollars that embedding texts does not exceed."""
+    return target.price.most(size.most, 0, hour) if target.price is not None else 0
+
+
+async def embedded(
+    cleared: Cleared[EmbedJob],
+    choice: Choice,
+    record: RequestRecord,
+    calls: TargetCalls,
+    breakers: Breakers,
+    limits: BreakerLimits,
+    *,
+    keep_alive: float | None = None,
+    computed: Computed | None = None,
+) -> Vectors:
+    """Return the vectors of the first target that answers, its row booked."""
+    last: FreeholdError | None = None
+    for target in list(choice.allowed):
+        began = time.monotonic()
+        breakers.begin(target.name)
+        try:
+            vectors = await _vectors(target, cleared, calls, keep_alive, computed)
+        except FreeholdError as e:
+            last = e
+            _failed(target, e, record, breakers, limits, began)
+            if causes.cause_of(e) in causes.SAYS_NOTHING:
+                raise
+            continue
+        except BaseException:
+            breakers.dropped(target.name)
+            record.left_house = record.left_house or not target.owned
+            record.attempted(target, "left", time.monotonic() - began)
+            raise
+        breakers.answered(target.name)
+        usage = Usage(sum(vectors.tokens), 0)
+        record.left_house = record.left_house or not target.owned
+        record.attempted(target, "", time.monotonic() - began, nano=record.cost(target, usage))
+        await record.book("whole", target, usage)
+        return vectors
+    raise last or choice.none_left()
+
+
+async def _vectors(
+    target: GatewayModel,
+    cleared: Cleared[EmbedJob],
+    calls: TargetCalls,
+    keep_alive: float | None,
+    computed: Computed | None,
+) -> Vectors:
+    if target.remote is None:
+        served = await calls.engines.use(target.local, keep_alive)
+        return await served.embed(cleared.work, keep_alive, computed)
+    vectors = await calls.rents().embed(cleared, target.remote)
+    if computed is not None:
+        computed(sum(vectors.tokens))
+    return vectors
+
+
+def _failed(
+    target: GatewayModel,
+    e: FreeholdError,
+    record: RequestRecord,
+    breakers: Breakers,
+    limits: BreakerLimits,
+    began: float,
+) -> None:
+    cause = causes.cause_of(e)
+    record.left_house = record.left_house or not target.owned
+    status = e.status if isinstance(e, UpstreamFault) else 0
+    record.attempted(target, cause, time.monotonic() - began, status=status)
+    if cause in causes.SAYS_NOTHING:
+        breakers.dropped(target.name)
+    else:
+        breakers.failed(target.name, limits, at_once=cause in causes.BREAKS_AT_ONCE)
+
+
+async def counted(
+    cleared: Cleared[Job],
+    choice: Choice,
+    record: RequestRecord,
+    calls: TargetCalls,
+    ratio: Callable[[GatewayModel], TokenRatio],
+    size: PromptSize,
+) -> int:
+    """Return the tokens of a prompt for the route's first target: counted, or an EstimatedCount."""
+    if not choice.allowed:
+        raise choice.none_left()
+    target = choice.allowed[0]
+    if target.remote is None:
+        cleared.check(HOUSE)
+        served = await calls.engines.use(target.local)
+        return await served.count(fitted(cleared.work, served.info, []))
+    began = time.monotonic()
+    try:
+        found = await calls.rents().count(cleared, target.remote)
+    except UpstreamFault as e:
+        if e.cause in causes.SAYS_NOTHING:
+            raise
+        found = None
+    if found is not None:  # the prompt was sent: the ledger says so, though nothing is charged
+        record.left_house = not target.owned
+        record.attempted(target, "", time.monotonic() - began)
+        await record.book("whole", target, Usage(found, 0))
+        return found
+    return EstimatedCount(ratio(target).prompt_tokens(size))
+
+
+async def quietly(work: Awaitable[None]) -> None:
+    """Await a row of a request that has failed already: its own error is the one to be told."""
+    try:
+        await work
+    except FreeholdError:
+        pass  # the ledger keeps what it could not write, and says so in its log

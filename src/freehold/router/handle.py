@@ -1,0 +1,279 @@
+"""A name that a request uses, as one model: whatever answers it, the server sees a ModelHandle.
+
+Here is the order of a request: labels, targets, money, cache, attempts, stream. Knows the parts and their order; each
+part's rules are its own.
+Path: directory.py -> RoutedHandle.start -> labels.py, routing.py, attempts.py -> RoutedStream
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from freehold.errors import BudgetSpent, FreeholdError, LedgerUnavailable, PolicyRefused, UsageError
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Piece
+from freehold.providers.signatures import Signatures
+from freehold.router.answers import AnswerCache, CachedStream, answer_key
+from freehold.router.attempts import ANSWER_TOKENS, Attempts, most_cost
+from freehold.router.background import Background
+from freehold.router.breaker import Breakers
+from freehold.router.calls import TargetCalls
+from freehold.router.contract import BarCheck, Books
+from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space, quietly
+from freehold.router.gateway import GatewayModel, SpendLimit
+from freehold.router.plan import Plan
+from freehold.router.record import Asked, RequestRecord
+from freehold.router.routing import Choice, PlannedRoute, Refusal, choose
+from freehold.router.shadow import Shadows
+from freehold.router.stream import RoutedStream, Whole
+from freehold.router.tokens import TokenRatio, prompt_size
+from freehold.serving import (
+    EmbedJob,
+    EngineStats,
+    Job,
+    ModelHandle,
+    ModelInfo,
+    Origin,
+    Stream,
+    TokenizerFace,
+    Vectors,
+)
+from freehold.types import SamplingParams
+
+UNKNOWN_CONTEXT = 131_072  # shown for a rented model whose window nobody states; it is never compared with a prompt
+T = TypeVar("T")
+
+
+@dataclass
+class GatewayParts:
+    """What all requests of a server share; it outlives a reload."""
+
+    calls: TargetCalls
+    books: Books | None = None
+    bars: BarCheck | None = None
+    breakers: Breakers = field(default_factory=Breakers)
+    ratios: dict[str, TokenRatio] = field(default_factory=dict)
+    cache: AnswerCache = field(default_factory=AnswerCache)
+    background: Background = field(default_factory=Background)
+    signatures: Signatures = field(default_factory=Signatures)
+
+    def __post_init__(self) -> None:
+        self.shadows = Shadows(self.calls, self.books, self.background)
+
+    def ratio(self, target: GatewayModel) -> TokenRatio:
+        """Return what is known of a target's tokens."""
+        return self.ratios.setdefault(target.name, TokenRatio())
+
+
+class RoutedHandle:
+    """A route, or a model as a route of one. `owned`: the engine's handle, where that is its only target."""
+
+    def __init__(
+        self,
+        parts: GatewayParts,
+        plan: Plan,
+        planned: PlannedRoute,
+        origin: Origin,
+        *,
+        keep_alive: float | None = None,
+        owned: ModelHandle | None = None,
+    ) -> None:
+        self._parts, self._plan, self._planned, self._origin = parts, plan, planned, origin
+        self._keep_alive, self._owned = keep_alive, owned
+
+    @property
+    def name(self) -> str:
+        return self._planned.name
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._owned.info if self._owned is not None else info_of(self._planned, self._locals)
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._owned.stats if self._owned is not None else EngineStats()
+
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        return self._owned.tokenizer if self._owned is not None else None
+
+    @property
+    def _locals(self) -> dict[str, ModelInfo]:
+        return {each.name: each.info for each in self._parts.calls.engines.loaded()}
+
+    # --- answers -------------------------------------------------------------------------------
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        record = self._record(batch=job.priority == "batch" and self._origin.door == "batch")
+        return await self._recorded(record, self._started(record, job, keep_alive))
+
+    async def _recorded(self, record: RequestRecord, work: Coroutine[Any, Any, T]) -> T:
+        """Await a request's work; where it fails, it has a row that says so."""
+        try:
+            return await work
+        except FreeholdError as e:
+            if not isinstance(e, LedgerUnavailable):
+                refused = isinstance(e, PolicyRefused | BudgetSpent | UsageError) and not record.attempts
+                await quietly(record.book("refused" if refused else "failed"))
+            raise
+        except asyncio.CancelledError:
+            await self._parts.background.whatever_happens(quietly(record.book("left")))
+            raise
+
+    async def _started(self, record: RequestRecord, job: Job, keep_alive: float | None) -> Stream:
+        parts, planned = self._parts, self._planned
+        cleared = await self._plan.labeller.clear(job, self._origin, planned.route)
+        record.labels = cleared.labels
+        key = b""
+        if planned.route.cache_s:
+            key = answer_key(cleared, self._origin.key, planned.name, self._plan.gateway.digest)
+            if (kept := parts.cache.find(key)) is not None:
+                return CachedStream(record, kept)
+        size = prompt_size(job)
+        choice = record.choice = choose(planned, cleared, size, parts.breakers, parts.bars, self._windows)
+        if record.limit is not None:
+            cleared = self._bounded(cleared, choice, record)
+        await self._reserve(record, choice, lambda target: most_cost(target, cleared.work, size, record.hour))
+        attempts = Attempts(
+            record, choice, planned.route, parts.calls, parts.breakers, parts.ratios, size, parts.signatures
+        )
+        keep = self._keep_alive if keep_alive is None else keep_alive
+        started = await attempts.first_good(cleared, keep)
+        return RoutedStream(
+            record,
+            started,
+            job,
+            size,
+            parts.ratio(started.target),
+            background=parts.background,
+            breakers=parts.breakers,
+            limits=planned.route.breaker,
+            whole=self._whole(record, cleared, key, started.target, started.stream),
+        )
+
+    def _record(self, *, batch: bool = False) -> RequestRecord:
+        limit = self._limit()
+        asked = Asked(self._planned.name, self._planned.route.task, batch)
+        return RequestRecord(self._origin, asked, self._parts.books, limit)
+
+    def _limit(self) -> SpendLimit | None:
+        policy = self._plan.gateway.keys.get(self._origin.key)
+        return policy.budget if policy is not None else None
+
+    @property
+    def _windows(self) -> dict[str, int]:
+        if all(target.remote is not None for target in self._planned.targets):
+            return {}
+        return {name: info.context for name, info in self._locals.items()}
+
+    def _bounded(self, cleared: Cleared[Job], choice: Choice, record: RequestRecord) -> Cleared[Job]:
+        """Return the request with a limit on its answer, without which no budget holds."""
+        if cleared.work.max_tokens is not None or all(target.price is None for target in choice.allowed):
+            return cleared
+        known = [t.remote.max_output for t in choice.allowed if t.remote is not None and t.remote.max_output]
+        limit = min([ANSWER_TOKENS, *known])
+        record.warnings.append(f"max_tokens was set to {limit:,}: the key has a budget, and the request no limit")
+        return cleared.with_work(replace(cleared.work, max_tokens=limit))
+
+    async def _reserve(
+        self, record: RequestRecord, choice: Choice, most: Callable[[GatewayModel], int]
+    ) -> None:
+        """Set the price of the dearest target aside; pass over those that the budget does not cover."""
+        spent: BudgetSpent | None = None
+        while choice.allowed:
+            prices = [most(target) for target in choice.allowed]
+            dearest = max(range(len(prices)), key=prices.__getitem__)
+            try:
+                return await record.reserve(prices[dearest], choice.allowed[dearest])
+            except BudgetSpent as e:
+                spent = e
+                choice.drop(choice.allowed[dearest], Refusal("budget", e.message))
+        raise spent or choice.none_left()
+
+    def _whole(
+        self, record: RequestRecord, cleared: Cleared[Job], key: bytes, target: GatewayModel, stream: Stream
+    ) -> Whole | None:
+        """Return what is done with a whole answer: kept, followed by a shadow, or nothing."""
+        parts, route = self._parts, self._planned.route
+        shadow = route.shadow if parts.shadows.wanted(route, cleared) else None
+        if not key and shadow is None:
+            return None
+
+        def done(pieces: list[Piece]) -> None:
+            if key:
+                parts.cache.keep(key, target, stream.begin, pieces, route.cache_s)
+            if shadow is not None:
+                parts.shadows.begin(route, self._plan.target(shadow.target), cleared, record)
+
+        return done
+
+    # --- embeddings, counts ----------------------------------------------------------------------
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Computed | None = None
+    ) -> Vectors:
+        record = self._record(batch=job.priority == "batch" and self._origin.door == "batch")
+        return await self._recorded(record, self._embedded(record, job, keep_alive, computed))
+
+    async def _embedded(
+        self, record: RequestRecord, job: EmbedJob, keep_alive: float | None, computed: Computed | None
+    ) -> Vectors:
+        parts = self._parts
+        cleared = await self._plan.labeller.clear(job, self._origin, self._planned.route)
+        record.labels = cleared.labels
+        size = prompt_size(job)
+        choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
+        only_one_space(choice)
+        await self._reserve(record, choice, lambda target: embed_cost(target, size, record.hour))
+        return await embedded(
+            cleared,
+            choice,
+            record,
+            parts.calls,
+            parts.breakers,
+            self._planned.route.breaker,
+            keep_alive=self._keep_alive if keep_alive is None else keep_alive,
+            computed=computed,
+        )
+
+    async def count(self, job: Job) -> int:
+        parts = self._parts
+        if self._owned is not None:
+            return await self._owned.count(job)
+        record = self._record()
+        cleared = await self._plan.labeller.clear(job, self._origin, self._planned.route)
+        record.labels = cleared.labels
+        size = prompt_size(job)
+        choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
+        return await counted(cleared, choice, record, parts.calls, parts.ratio, size)
+
+
+def info_of(planned: PlannedRoute, loaded: Mapping[str, ModelInfo]) -> ModelInfo:
+    """Return what a route offers: whatever any of its targets can do, as a request goes to one that can."""
+    locals_ = [loaded[t.local] for t in planned.targets if t.remote is None and t.local in loaded]
+    remotes = [t.remote for t in planned.targets if t.remote is not None]
+    unloaded = any(t.remote is None and t.local not in loaded for t in planned.targets)
+    context = max([*(info.context for info in locals_), *(remote.context for remote in remotes)], default=0)
+    thinks = unloaded or any(r.abilities.thinking for r in remotes) or any(i.thinking != "none" for i in locals_)
+    return ModelInfo(
+        name=planned.name,
+        quantization="",
+        context=context or UNKNOWN_CONTEXT,
+        trained_context=context or UNKNOWN_CONTEXT,
+        kv_tokens=0,
+        threads=0,
+        load_s=0.0,
+        memory_bytes=0,
+        vocab=0,
+        can_chat=True,
+        can_fill=unloaded or any(info.can_fill for info in locals_),
+        default_sampling=SamplingParams(),
+        can_see=any(r.abilities.images for r in remotes) or any(info.can_see for info in locals_),
+        can_call=True,
+        thinking="switch" if thinks else "none",
+        efforts=("low", "medium", "high") if thinks else (),
+        notes=("a route: its targets answer",) if len(planned.targets) > 1 else (),
+    )

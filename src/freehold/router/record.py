@@ -1,0 +1,195 @@
+"""One request's entry in the ledger while it is made: its reservations, attempts and costs, and its one row.
+
+Knows prices and the books; no text passes through it. A row is booked once, whatever ends the request.
+Path: handle.py -> RequestRecord -> attempts.py, stream.py -> RequestRecord.book -> ledger/store.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from freehold.providers.cleared import SetLabel
+from freehold.router.contract import Books
+from freehold.router.gateway import GatewayModel, SpendLimit
+from freehold.router.ledger.rows import Attempt, Candidate, Intent, LedgerRow, Outcome, row_id
+from freehold.router.routing import Choice
+from freehold.serving import Origin
+from freehold.types import Usage
+
+NOTHING = Usage(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for, as its row says it."""
+
+    name: str
+    task: str = ""
+    batch: bool = False  # an ordinary request of a batch's line: it costs the ordinary price
+
+
+class RequestRecord:
+    """Made when a request arrives. `limit`: of its key's budget; None where it has none."""
+
+    def __init__(
+        self, origin: Origin, asked: Asked, books: Books | None, limit: SpendLimit | None = None, parent: str = ""
+    ) -> None:
+        self.at, self.started = time.time(), time.monotonic()
+        self.id = row_id(self.at)
+        self.origin, self.asked, self.parent = origin, asked, parent
+        self.labels: tuple[SetLabel, ...] = ()
+        self.choice: Choice | None = None
+        self.attempts: list[Attempt] = []
+        self.warnings: list[str] = []
+        self.estimated = self.left_house = self.booked = False
+        self.first_s = 0.0
+        self.discarded_nano = 0  # of answers that have rows of their own
+        self._books, self.limit = books, limit
+        self._reserved = 0  # nano-dollars
+
+    @property
+    def hour(self) -> int:
+        """The hour (UTC) whose prices hold."""
+        return int(self.at // 3600 % 24)
+
+    @property
+    def spent(self) -> int:
+        """Nano-dollars of the attempts so far."""
+        return sum(attempt.nano for attempt in self.attempts) + self.discarded_nano
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.monotonic() - self.started
+
+    async def reserve(self, nano: int, target: GatewayModel) -> None:
+        """Set money aside until there are `nano` beside what was spent, and see that a row can be written.
+
+        Raises BudgetSpent, LedgerUnavailable. Without a budget nothing is set aside.
+        """
+        if self._books is None:
+            return
+        need = nano + self.spent
+        if self.limit is None or need <= self._reserved:
+            if not self._reserved:
+                await self._books.ready()
+            return
+        if self._reserved:
+            await self._books.change(self.id, self.origin.key, self.limit, need, self.at)
+        else:
+            about = self._intent(target)
+            await self._books.reserve(self.id, self.origin.key, self.limit, need, self.at, about=about)
+        self._reserved = need
+
+    def _intent(self, target: GatewayModel) -> Intent:
+        origin, version = self.origin, "" if target.price is None else target.price.version
+        return Intent(
+            origin.request_id,
+            origin.answer_id,
+            origin.door,
+            self.asked.name,
+            target.name,
+            target.place,
+            self.labels,
+            self.asked.task,
+            version,
+        )
+
+    def cost(self, target: GatewayModel, usage: Usage) -> int:
+        """Return what a target asks for an answer. A batch's lines are ordinary requests, at the ordinary price."""
+        return target.price.cost(usage, self.hour) if target.price is not None else 0
+
+    def attempted(
+        self, target: GatewayModel, cause: str, seconds: float, *, status: int = 0, nano: int = 0
+    ) -> None:
+        """Note an attempt, with what it cost."""
+        self.attempts.append(Attempt(target.name, target.place, cause, status, seconds, nano))
+
+    async def book(
+        self,
+        outcome: Outcome,
+        target: GatewayModel | None = None,
+        usage: Usage = NOTHING,
+        finish_reason: str = "",
+        upstream_id: str = "",
+    ) -> None:
+        """Write the row and settle the reservations, once. Raises LedgerUnavailable: then it may be called again."""
+        if self.booked:
+            return
+        self.booked = True
+        if self._books is None:
+            return
+        row = self._row(outcome, target, usage, finish_reason, upstream_id)
+        try:
+            await self._books.book(row)
+        except BaseException:
+            self.booked = False
+            raise
+
+    def beside(self, outcome: Outcome, target: GatewayModel, usage: Usage, nano: int) -> LedgerRow:
+        """Return the row of an answer that was thrown away, which has this one as its parent."""
+        attempt = Attempt(target.name, target.place, "", 0, self.passed_s, nano)
+        row = self._row(outcome, target, usage, "", "")
+        return replace(
+            row, id=row_id(self.at), attempts=(attempt,), nano=nano, parent=self.id, candidates=(), answer_id=""
+        )
+
+    async def book_beside(self, row: LedgerRow) -> None:
+        """Write a row of `beside`."""
+        self.discarded_nano += row.nano
+        if self._books is not None:
+            await self._books.book(row)
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        return () if self.choice is None else self.choice.candidates([a.target for a in self.attempts])
+
+    def _row(
+        self, outcome: Outcome, target: GatewayModel | None, usage: Usage, finish_reason: str, upstream_id: str
+    ) -> LedgerRow:
+        origin, price = self.origin, None if target is None else target.price
+        return LedgerRow(
+            id=self.id,
+            at=self.at,
+            request_id=origin.request_id,
+            answer_id=origin.answer_id,
+            key=origin.key,
+            door=origin.door,
+            asked=self.asked.name,
+            target="" if target is None else target.name,
+            place="" if target is None else target.place,
+            owned=target is not None and target.owned,
+            labels=self.labels,
+            task=self.asked.task,
+            candidates=self._candidates(),
+            attempts=tuple(self.attempts),
+            usage=usage,
+            nano=sum(attempt.nano for attempt in self.attempts),
+            price_version="" if price is None else price.version,
+            estimated=self.estimated,
+            batch=self.asked.batch,
+            outcome=outcome,
+            finish_reason=finish_reason,
+            first_s=self.first_s,
+            whole_s=self.passed_s,
+            terms="" if target is None else target.terms,
+            may_teach=None if target is None else target.may_teach,
+            upstream_id=upstream_id,
+            left_house=self.left_house,
+            parent=self.parent,
+        )
+
+
+def added(usages: Sequence[Usage]) -> Usage:
+    """Return what several answers to one prompt used: the prompt once, the answers together."""
+    if len(usages) == 1:
+        return usages[0]
+    return Usage(
+        max((u.prompt_tokens for u in usages), default=0),
+        sum(u.completion_tokens for u in usages),
+        cached_tokens=max((u.cached_tokens for u in usages), default=0),
+        written_tokens=max((u.written_tokens for u in usages), default=0),
+        written_hour_tokens=max((u.written_hour_tokens for u in usages), default=0),
+        thought_tokens=sum(u.thought_tokens for u in usages),
+    )

@@ -1,0 +1,165 @@
+"""The targets of a route that may and can answer a request, and why each of the others may not or cannot.
+
+A plain model name is a route of one target. Reasons are one line each: the ledger keeps them, explain shows them,
+and a refusal lists them. Knows what a request needs; asks no model and opens nothing.
+Path: handle.py, explain.py -> choose -> Choice -> attempts.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from freehold.errors import ContextOverflow, FreeholdError, PolicyRefused
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Abilities, RemoteModel, UpstreamFault
+from freehold.router.breaker import Breakers
+from freehold.router.contract import BarCheck
+from freehold.router.gateway import GatewayModel, GatewayRoute, QualityTask
+from freehold.router.ledger.rows import Candidate
+from freehold.router.tokens import PromptSize
+from freehold.serving import EmbedJob, Job
+from freehold.types import Image
+
+KEYLESS = "openai-compatible"  # the one kind of provider that may need no key
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRoute:
+    """A route with its targets and its task found."""
+
+    route: GatewayRoute
+    targets: tuple[GatewayModel, ...]
+    task: QualityTask | None = None
+
+    @property
+    def name(self) -> str:
+        return self.route.name
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a target is passed over. `kind` decides how the client is told when no target is left."""
+
+    kind: str  # label, key, ability, window, bar, breaker, budget
+    reason: str
+    wait_s: float = 0.0  # of a breaker
+
+
+@dataclass(slots=True)
+class Choice:
+    """The targets in the order in which they are asked, and every target with its reason."""
+
+    route: str
+    allowed: list[GatewayModel]
+    refused: dict[str, Refusal]
+    order: tuple[GatewayModel, ...]
+
+    def drop(self, target: GatewayModel, refusal: Refusal) -> None:
+        """Pass over a target after all."""
+        self.allowed.remove(target)
+        self.refused[target.name] = refusal
+
+    def candidates(self, asked: Sequence[str]) -> tuple[Candidate, ...]:
+        """Return every target with its reason; `asked`: names of those that were sent the request."""
+        return tuple(self._candidate(target.name, asked) for target in self.order)
+
+    def _candidate(self, name: str, asked: Sequence[str]) -> Candidate:
+        refusal = self.refused.get(name)
+        if name in asked:
+            return Candidate(name, True, "first of the route that is allowed" if name == asked[0] else "fallback")
+        return Candidate(name, False, "not needed" if refusal is None else refusal.reason)
+
+    def none_left(self) -> FreeholdError:
+        """Return the error for a request that no target may answer."""
+        listed = "; ".join(f"{name}: {refusal.reason}" for name, refusal in self.refused.items())
+        kinds = {refusal.kind for refusal in self.refused.values()}
+        message = f"no target of {self.route} can answer this request: {listed}"
+        if "breaker" in kinds:
+            waits = [refusal.wait_s for refusal in self.refused.values() if refusal.kind == "breaker"]
+            return UpstreamFault("server", message, "ask again then", retry_after_s=min(waits))
+        if kinds == {"window"}:
+            return ContextOverflow(message, "shorten the prompt")
+        return PolicyRefused(message, "freehold route explain shows what each target lacks")
+
+
+def choose(
+    planned: PlannedRoute,
+    cleared: Cleared[Job] | Cleared[EmbedJob],
+    size: PromptSize,
+    breakers: Breakers,
+    bars: BarCheck | None = None,
+    windows: Mapping[str, int] | None = None,
+) -> Choice:
+    """Return a route's targets for a request. `windows`: tokens that loaded local models have room for."""
+    allowed: list[GatewayModel] = []
+    refused: dict[str, Refusal] = {}
+    for target in planned.targets:
+        refusal = _why_not(target, planned.task, cleared, size, bars, windows or {})
+        if refusal is None:
+            reason, wait = breakers.why_not(target.name)
+            refusal = Refusal("breaker", reason, wait) if reason else None
+        if refusal is None:
+            allowed.append(target)
+        else:
+            refused[target.name] = refusal
+    return Choice(planned.name, allowed, refused, planned.targets)
+
+
+def _why_not(
+    target: GatewayModel,
+    task: QualityTask | None,
+    cleared: Cleared[Job] | Cleared[EmbedJob],
+    size: PromptSize,
+    bars: BarCheck | None,
+    windows: Mapping[str, int],
+) -> Refusal | None:
+    if target.place not in cleared.places:
+        names = ", ".join(cleared.label_names) or "its route"
+        return Refusal("label", f"label {names} keeps the request from {target.place}")
+    remote = target.remote
+    if remote is not None and remote.provider.key is None and remote.provider.kind != KEYLESS:
+        return Refusal("key", f"{remote.provider.name} has no key")
+    if remote is not None and (lack := lacking(remote, cleared.work)):
+        return Refusal("ability", lack)
+    window = remote.context if remote is not None else windows.get(target.local, 0)
+    if window and size.fewest > window:
+        return Refusal("window", f"its window of {window:,} tokens is smaller than the prompt of {size.bytes:,} bytes")
+    if task is not None and bars is not None:
+        passes, figures = bars.passes(task, target)
+        if not passes:
+            return Refusal("bar", figures)
+    return None
+
+
+def lacking(remote: RemoteModel, work: Job | EmbedJob) -> str:
+    """Return what a request needs and a remote model cannot do; "" for nothing."""
+    can = remote.abilities
+    if isinstance(work, EmbedJob):
+        if not can.embeddings:
+            return "makes no embeddings"
+        given_ids = any(not isinstance(text, str) for text in work.texts)
+        return "takes no token ids" if given_ids else ""
+    return _lacks(can, work)
+
+
+def _lacks(can: Abilities, job: Job) -> str:
+    """Return the first ability that a job needs; what a wire leaves out with a warning is not one."""
+    needs = (
+        (not can.images and has_images(job), "sees no pictures"),
+        (not can.tools and bool(job.tools) and job.tool_choice != "none", "calls no tools"),
+        (not can.json_schema and job.format is not None and job.format.kind == "json_schema", "follows no schema"),
+        (job.format is not None and job.format.kind in ("regex", "lark", "choice"), "follows no grammar"),
+        (not can.logprobs and job.logprobs is not None, "reports no log-probabilities"),
+        (not can.several and job.n > 1, "gives one answer a request"),
+        (job.prompt_logprobs is not None, "scores no prompts"),
+        (isinstance(job.prompt, tuple), "takes no token ids"),
+        (bool(job.template), "takes no template"),
+        (bool(job.adapter), "has no adapters"),
+    )
+    return next((words for lacks, words in needs if lacks), "")
+
+
+def has_images(job: Job) -> bool:
+    """Return whether any message has a picture."""
+    return any(isinstance(part, Image) for message in job.messages or () for part in message.parts)

@@ -1,0 +1,102 @@
+"""Asks another target too, for a share of a route's requests: its answer goes to nobody, its figures to the ledger.
+
+Never for a request with a label, never before the client's answer is whole, a bounded number at a time, and none once
+the server stops. What it costs is the house's: no key's budget pays for it. Knows one request at a time.
+Path: handle.py -> Shadows.maybe -> TargetCalls.start -> RequestRecord.book
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from freehold.errors import FreeholdError
+from freehold.providers.cleared import Cleared
+from freehold.router.background import Background
+from freehold.router.calls import TargetCalls
+from freehold.router.causes import cause_of
+from freehold.router.contract import Books
+from freehold.router.gateway import GatewayModel, GatewayRoute
+from freehold.router.record import Asked, RequestRecord, added
+from freehold.serving import Job, Origin
+from freehold.types import Usage
+
+NAME = "shadow"  # of the tasks
+AT_ONCE = 8  # shadows of a server; a request that finds so many has none
+_log = logging.getLogger("freehold.router")
+
+
+class Shadows:
+    """The shadows of a server."""
+
+    def __init__(
+        self,
+        calls: TargetCalls,
+        books: Books | None,
+        background: Background,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._calls, self._books, self._background, self._draw = calls, books, background, draw
+        self.running = 0
+        self.closed = False
+
+    def wanted(self, route: GatewayRoute, cleared: Cleared[Job]) -> bool:
+        """Draw whether a request has a shadow; one with a label never has."""
+        shadow = route.shadow
+        if shadow is None or cleared.labels or self.closed or self.running >= AT_ONCE:
+            return False
+        return self._draw() < shadow.share
+
+    def begin(self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord) -> None:
+        """Ask the target, in the background."""
+        if self.closed or self.running >= AT_ONCE:
+            return
+        self.running += 1
+        self._background.begin(self._asked(route, target, cleared, parent), NAME)
+
+    async def _asked(
+        self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord
+    ) -> None:
+        origin = Origin(request_id=parent.origin.request_id, door=parent.origin.door)
+        record = RequestRecord(origin, Asked(parent.asked.name, parent.asked.task), self._books, parent=parent.id)
+        try:
+            await self._answer(record, route, target, cleared)
+        except FreeholdError as e:
+            _log.info("a shadow of route %s at %s failed: %s", route.name, target.name, cause_of(e))
+        finally:
+            self.running -= 1
+
+    async def _answer(
+        self, record: RequestRecord, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job]
+    ) -> None:
+        """Read the whole answer and throw it away; the row says what it took, also where it failed."""
+        usages: list[Usage] = []
+        record.left_house = not target.owned
+        cause, job, began = "", replace(cleared.work, priority="batch"), time.monotonic()
+        reason = ""
+        try:
+            async with asyncio.timeout(route.timeout_s):
+                limits = {"first_token_s": route.timeout_s, "timeout_s": route.timeout_s}
+                stream = await self._calls.start(target, cleared.with_work(job), [], **limits)
+                try:
+                    async for _, chunk in stream:
+                        record.first_s = record.first_s or record.passed_s
+                        if chunk.usage is not None:
+                            usages.append(chunk.usage)
+                            reason = chunk.finish_reason or ""
+                finally:
+                    await stream.aclose()
+        except TimeoutError:
+            cause = "timeout"
+        except FreeholdError as e:
+            cause = cause_of(e)
+        except asyncio.CancelledError:
+            cause = "left"
+        usage = added(usages)
+        record.estimated = bool(cause) and target.price is not None
+        record.attempted(target, cause, time.monotonic() - began, nano=record.cost(target, usage))
+        await record.book("shadow", target, usage, reason)

@@ -1,0 +1,169 @@
+"""A good answer on its way to the client: counted, and booked before its last piece is handed on.
+
+However it ends there is one row: whole, broken by its target, or left by the client; where no usage came, the tokens
+are estimated from what passed. Knows chunks, counts and the record; opens nothing.
+Path: handle.py -> RoutedStream <- Started; RoutedStream -> RequestRecord.book
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from freehold.errors import FreeholdError, LedgerUnavailable
+from freehold.providers.contract import Piece, UpstreamFault
+from freehold.router.attempts import Started
+from freehold.router.background import Background
+from freehold.router.breaker import Breakers
+from freehold.router.gateway import BreakerLimits
+from freehold.router.ledger.rows import Outcome
+from freehold.router.record import RequestRecord, added
+from freehold.router.tokens import PromptSize, TokenRatio, letters_in
+from freehold.serving import Begin, Job
+from freehold.types import Chunk, Usage
+
+Whole = Callable[[list[Piece]], None]
+
+
+class RoutedStream:
+    """The Stream of one request. `whole` is called with all pieces after the row of a whole answer is booked."""
+
+    def __init__(
+        self,
+        record: RequestRecord,
+        started: Started,
+        job: Job,
+        size: PromptSize,
+        ratio: TokenRatio,
+        *,
+        background: Background,
+        breakers: Breakers,
+        limits: BreakerLimits,
+        whole: Whole | None = None,
+    ) -> None:
+        self._record, self._target, self._stream = record, started.target, started.stream
+        self._began, self._job, self._size, self._ratio = started.began, job, size, ratio
+        self._background, self._breakers, self._limits = background, breakers, limits
+        self._watch, self._whole = started.watch, whole
+        self._ready: deque[Piece] = deque(started.pieces)
+        self._hides = job.logprobs is None  # a cascade asked for them, and the client did not
+        self._usages: list[Usage] = []
+        self._left = job.n
+        self._length = self._tokens = 0  # of what passed: bytes of text, and tokens where they are reported
+        self._kept: list[Piece] | None = [] if whole is not None else None
+        self._closed = self._noted = False
+        record.first_s = record.passed_s
+        inner = started.stream.begin
+        self.begin: Begin = replace(
+            inner,
+            warnings=(*record.warnings, *inner.warnings),
+            model=inner.model or (started.target.name if started.target.name != record.asked.name else ""),
+        )
+
+    @property
+    def more(self) -> bool:
+        return bool(self._ready) or self._stream.more
+
+    def __aiter__(self) -> RoutedStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._ready:
+            piece = self._ready.popleft()
+        elif not self._left:
+            raise StopAsyncIteration
+        else:
+            try:
+                piece = await anext(self._stream)
+            except StopAsyncIteration:
+                told = f"{self._target.name} ended its answer without saying that it was whole"
+                raise await self._broken(UpstreamFault("broken", told)) from None
+            except FreeholdError as e:
+                raise await self._broken(e) from None
+        return await self._passed(piece)
+
+    async def _passed(self, piece: Piece) -> Piece:
+        index, chunk = piece
+        self._length += letters_in(chunk)
+        self._tokens += len(chunk.token_ids)
+        if self._hides and chunk.logprobs:
+            chunk = replace(chunk, logprobs=())
+        if self._watch is not None:
+            chunk = self._watch.seen(index, chunk)
+        if chunk.finish_reason is not None:
+            chunk = await self._answer_ended(index, chunk)
+        elif self._kept is not None:
+            self._kept.append((index, chunk))
+        return index, chunk
+
+    async def _answer_ended(self, index: int, chunk: Chunk) -> Chunk:
+        """Note an answer's end; with the last answer's, book the row before the client has it."""
+        if chunk.finish_reason == "cancelled":
+            raise await self._broken(UpstreamFault("broken", f"{self._target.name} cancelled the answer"))
+        if chunk.usage is None:
+            self._record.estimated = True
+            chunk = replace(chunk, usage=self._estimate())
+        assert chunk.usage is not None
+        self._usages.append(chunk.usage)
+        self._left -= 1
+        if self._kept is not None:
+            self._kept.append((index, chunk))
+        if self._left == 0:
+            self._breakers.answered(self._target.name)
+            usage = added(self._usages)
+            if not self._record.estimated:
+                self._ratio.learn(self._size, usage.prompt_tokens, self._length, usage.completion_tokens)
+            await self._book("whole", usage, chunk.finish_reason or "")
+            if self._whole is not None and self._kept is not None:
+                self._whole(self._kept)
+        return chunk
+
+    def _estimate(self) -> Usage:
+        """Return what was used, where nobody says: the prompt, and the text or the tokens that passed."""
+        prompt = len(self._stream.begin.prompt_ids) or self._ratio.prompt_tokens(self._size)
+        made = self._tokens or self._ratio.answer_tokens(self._length)
+        return Usage(prompt, made)
+
+    async def _book(self, outcome: Outcome, usage: Usage, reason: str = "") -> None:
+        record, target = self._record, self._target
+        if not self._noted:
+            self._noted = True
+            cause = "" if outcome == "whole" else outcome
+            seconds = time.monotonic() - self._began
+            record.attempted(target, cause, seconds, nano=record.cost(target, usage))
+        id = getattr(self._stream, "answer_id", "")
+        await record.book(outcome, target, usage, reason, id)
+
+    async def _broken(self, error: FreeholdError) -> FreeholdError:
+        """Book an answer that its target did not finish; return the error that tells the client."""
+        if isinstance(error, UpstreamFault):
+            self._breakers.failed(self._target.name, self._limits)
+        else:
+            self._breakers.dropped(self._target.name)
+        await self._background.whatever_happens(self._over("broken"))
+        return error
+
+    async def _over(self, outcome: Outcome) -> None:
+        """End the target's stream, and book what passed with an estimate."""
+        try:
+            await self._stream.aclose()
+        finally:
+            if not self._record.booked:
+                self._record.estimated = self._target.price is not None
+                try:
+                    await self._book(outcome, self._estimate())
+                except LedgerUnavailable:
+                    pass  # the ledger writes it when it can, and says so in its log
+
+    async def aclose(self) -> None:
+        """End the answer: the target stops writing, and what it wrote is booked."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._record.booked:
+            await self._stream.aclose()
+            return
+        self._breakers.dropped(self._target.name)
+        await self._background.whatever_happens(self._over("left"))

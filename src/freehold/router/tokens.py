@@ -1,0 +1,128 @@
+"""How many tokens a request has, where nothing here has the model's tokenizer: a bound, and a guess that learns.
+
+The bound is for reservations: no answer may cost more than was reserved. The guess is for windows, for explain, and
+for answers that broke off and carry no usage; it follows the ratio of a target's own counts. Knows text's length,
+and no tokenizer.
+Path: handle.py, routing.py -> prompt_size -> TokenRatio.prompt_tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from freehold.serving import EmbedJob, Job
+from freehold.types import Chunk, Image, Message
+
+# A byte-level tokenizer makes at most one token of a byte. Words of released vocabularies have two letters a token at
+# least in all prose and code that was counted; digits, punctuation and bytes beyond ASCII may stand alone.
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
+BYTES_A_TOKEN = 4.0  # of English prose, before a target's own counts say better
+PER_MESSAGE = 8  # tokens of a template around a message, at most
+PER_IMAGE = 2_000  # tokens; providers count 85 to 1,600 for a picture of usual size
+LEARN = 0.2  # share of the newest answer in a ratio
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """What a prompt is made of."""
+
+    bytes: int  # of text
+    other: int  # of them: neither letters nor spaces
+    messages: int
+    images: int
+    ids: int = 0  # tokens that were given as ids
+
+    @property
+    def most(self) -> int:
+        """Return a number of tokens that the prompt does not exceed."""
+        letters = (self.bytes - self.other + 1) // 2
+        return letters + self.other + PER_MESSAGE * self.messages + PER_IMAGE * self.images + self.ids
+
+    @property
+    def fewest(self) -> int:
+        """Return a number of tokens that no tokenizer stays below: eight bytes a token."""
+        return self.bytes // 8 + self.ids
+
+
+def prompt_size(work: Job | EmbedJob) -> PromptSize:
+    """Measure a request's prompt."""
+    total = other = images = ids = 0
+    for text in _texts(work):
+        if isinstance(text, Image):
+            images += 1
+        elif isinstance(text, str):
+            data = text.encode("utf-8", "surrogatepass")
+            total += len(data)
+            other += len(data.translate(None, _LETTERS))
+        else:
+            ids += len(text)
+    messages = len(work.texts) if isinstance(work, EmbedJob) else len(work.messages or ()) + len(work.tools) + 1
+    return PromptSize(total, other, messages, images, ids)
+
+
+def _texts(work: Job | EmbedJob) -> Iterable[str | tuple[int, ...] | Image]:
+    if isinstance(work, EmbedJob):
+        yield from work.texts
+        return
+    for message in work.messages or ():
+        yield from _message(message)
+    if work.prompt is not None:
+        yield work.prompt
+    if work.suffix:
+        yield work.suffix
+    for tool in work.tools:
+        yield tool.name
+        yield tool.description
+        yield msgspec.json.encode(tool.parameters).decode()
+    if work.format is not None and work.format.source:
+        yield msgspec.json.encode(work.format.source).decode()
+
+
+def _message(message: Message) -> Iterable[str | Image]:
+    yield message.content
+    if message.thinking:
+        yield message.thinking
+    for part in message.parts:
+        if isinstance(part, Image):
+            yield part
+    for call in message.tool_calls:
+        yield call.name
+        yield call.arguments
+    for block in message.signed:
+        yield block.text or block.redacted
+
+
+def letters_in(chunk: Chunk) -> int:
+    """Return how many bytes of text a chunk adds to an answer, about."""
+    found = len(chunk.text) + len(chunk.thinking) + len(chunk.refusal)
+    for piece in chunk.tool_calls:
+        found += len(piece.name) + len(piece.arguments)
+    return found
+
+
+class TokenRatio:
+    """Bytes a token of one target, of prompts and of answers: learnt from the counts it reports."""
+
+    __slots__ = ("answer", "prompt")
+
+    def __init__(self) -> None:
+        self.prompt = self.answer = BYTES_A_TOKEN
+
+    def prompt_tokens(self, size: PromptSize) -> int:
+        """Guess the tokens of a prompt."""
+        return math.ceil(size.bytes / self.prompt) + size.ids
+
+    def answer_tokens(self, length: int) -> int:
+        """Guess the tokens of an answer."""
+        return math.ceil(length / self.answer)
+
+    def learn(self, size: PromptSize, prompt_tokens: int, length: int, answer_tokens: int) -> None:
+        """Follow a whole answer's counts. Pictures and ids are no text, and teach nothing."""
+        if prompt_tokens and size.bytes and not size.images and not size.ids:
+            self.prompt += LEARN * (size.bytes / prompt_tokens - self.prompt)
+        if length and answer_tokens:
+            self.answer += LEARN * (length / answer_tokens - self.answer)
