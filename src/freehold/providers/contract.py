@@ -110,7 +110,8 @@ class UpstreamFault(UpstreamFailed):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, hint)
-        self.cause, self.status, self.retry_after_s = cause, status, retry_after_s
+        self.cause: Cause = cause
+        self.status, self.retry_after_s = status, retry_after_s
 
 
 Piece = tuple[int, Chunk]  # number of the answer, its next chunk

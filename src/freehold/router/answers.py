@@ -61,7 +61,9 @@ class AnswerCache:
             return None
         return kept
 
-    def keep(self, key: bytes, target: GatewayModel, begin: Begin, pieces: list[Piece], seconds: float) -> None:
+    def keep(
+        self, key: bytes, target: GatewayModel, begin: Begin, pieces: list[Piece], seconds: float
+    ) -> None:
         """Keep an answer; one that is larger than an eighth of the memory is not kept."""
         size = sum(PIECE_BYTES + letters_in(chunk) for _, chunk in pieces)
         if size > self._memory // 8:

@@ -117,7 +117,9 @@ class Attempts:
 
     def _note(self, target: GatewayModel, e: FreeholdError) -> None:
         """Remember a failure; raise it where no other target could do better."""
-        if isinstance(e, PolicyRefused) or causes.cause_of(e) == "request" and not self._wire_refused(target, e):
+        if isinstance(e, PolicyRefused) or (
+            causes.cause_of(e) == "request" and not self._wire_refused(target, e)
+        ):
             raise e
         self._errors[target.name] = e
 
@@ -147,7 +149,11 @@ class Attempts:
                 return await self._once(target, cleared, check=check and bool(more))
             except FreeholdError as e:
                 wait = causes.wait_before_retry(e, tries)
-                if causes.cause_of(e) not in causes.RETRIED or tries > self._route.retries or wait >= self._left:
+                if (
+                    causes.cause_of(e) not in causes.RETRIED
+                    or tries > self._route.retries
+                    or wait >= self._left
+                ):
                     raise
                 if wait > causes.MOST_WAIT_S and more:
                     raise  # another target is sooner

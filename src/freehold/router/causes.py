@@ -21,7 +21,9 @@ _ENGINE: tuple[tuple[type[FreeholdError], Cause], ...] = (
     (errors.BadTemplate, "request"),
     (errors.UpstreamFailed, "broken"),
 )
-RETRIED: frozenset[Cause] = frozenset({"server", "connect", "broken", "rate"})  # of the same target; others never
+RETRIED: frozenset[Cause] = frozenset(
+    {"server", "connect", "broken", "rate"}
+)  # of the same target; others never
 BREAKS_AT_ONCE: frozenset[Cause] = frozenset({"auth"})  # the next request would fail as well
 SAYS_NOTHING: frozenset[Cause] = frozenset({"request", "context"})  # of a target's health
 # The prompt was taken before these, so it may be charged though no answer came.

@@ -31,7 +31,6 @@ class RentedModels(Protocol):
         ...
 
 
-
 class Books(Protocol):
     """The ledger, and the budgets in it. Each call raises LedgerUnavailable where it cannot be written."""
 

@@ -41,7 +41,9 @@ class OriginModels:
             owned = await self._engines.use(planned.targets[0].local, keep_alive)
             if self._plan.route(name) is None and owned.name != name:
                 planned = self._plan.owned(owned.name)
-        return RoutedHandle(self._parts, self._plan, planned, self._origin, keep_alive=keep_alive, owned=owned)
+        return RoutedHandle(
+            self._parts, self._plan, planned, self._origin, keep_alive=keep_alive, owned=owned
+        )
 
     async def name_of(self, name: str) -> str:
         planned = self._plan.route(name)
@@ -57,7 +59,10 @@ class OriginModels:
 
 
 class GatewayModels:
-    """The ModelManager of a server with a gateway. `current` returns the file in force, the same object until it changes."""
+    """The ModelManager of a server with a gateway.
+
+    `current` returns the file in force, the same object until it changes.
+    """
 
     def __init__(
         self,

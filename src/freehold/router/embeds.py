@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from freehold.errors import FreeholdError
 from freehold.providers.cleared import HOUSE, Cleared
@@ -31,7 +32,9 @@ def only_one_space(choice: Choice) -> None:
     first = choice.order[0]
     for target in list(choice.allowed):
         if _weights(target) != _weights(first):
-            choice.drop(target, Refusal("ability", f"its vectors are not comparable with those of {first.name}"))
+            choice.drop(
+                target, Refusal("ability", f"its vectors are not comparable with those of {first.name}")
+            )
 
 
 def _weights(target: GatewayModel) -> str:
@@ -148,7 +151,5 @@ async def counted(
 
 async def quietly(work: Awaitable[None]) -> None:
     """Await a row of a request that has failed already: its own error is the one to be told."""
-    try:
+    with suppress(FreeholdError):  # the ledger keeps what it could not write, and says so in its log
         await work
-    except FreeholdError:
-        pass  # the ledger keeps what it could not write, and says so in its log

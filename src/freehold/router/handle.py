@@ -43,7 +43,9 @@ from freehold.serving import (
 )
 from freehold.types import SamplingParams
 
-UNKNOWN_CONTEXT = 131_072  # shown for a rented model whose window nobody states; it is never compared with a prompt
+UNKNOWN_CONTEXT = (
+    131_072  # shown for a rented model whose window nobody states; it is never compared with a prompt
+)
 T = TypeVar("T")
 
 
@@ -175,7 +177,9 @@ class RoutedHandle:
             return cleared
         known = [t.remote.max_output for t in choice.allowed if t.remote is not None and t.remote.max_output]
         limit = min([ANSWER_TOKENS, *known])
-        record.warnings.append(f"max_tokens was set to {limit:,}: the key has a budget, and the request no limit")
+        record.warnings.append(
+            f"max_tokens was set to {limit:,}: the key has a budget, and the request no limit"
+        )
         return cleared.with_work(replace(cleared.work, max_tokens=limit))
 
     async def _reserve(
@@ -257,7 +261,9 @@ def info_of(planned: PlannedRoute, loaded: Mapping[str, ModelInfo]) -> ModelInfo
     remotes = [t.remote for t in planned.targets if t.remote is not None]
     unloaded = any(t.remote is None and t.local not in loaded for t in planned.targets)
     context = max([*(info.context for info in locals_), *(remote.context for remote in remotes)], default=0)
-    thinks = unloaded or any(r.abilities.thinking for r in remotes) or any(i.thinking != "none" for i in locals_)
+    thinks = (
+        unloaded or any(r.abilities.thinking for r in remotes) or any(i.thinking != "none" for i in locals_)
+    )
     return ModelInfo(
         name=planned.name,
         quantization="",

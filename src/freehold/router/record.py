@@ -34,7 +34,12 @@ class RequestRecord:
     """Made when a request arrives. `limit`: of its key's budget; None where it has none."""
 
     def __init__(
-        self, origin: Origin, asked: Asked, books: Books | None, limit: SpendLimit | None = None, parent: str = ""
+        self,
+        origin: Origin,
+        asked: Asked,
+        books: Books | None,
+        limit: SpendLimit | None = None,
+        parent: str = "",
     ) -> None:
         self.at, self.started = time.time(), time.monotonic()
         self.id = row_id(self.at)
@@ -45,7 +50,6 @@ class RequestRecord:
         self.warnings: list[str] = []
         self.estimated = self.left_house = self.booked = False
         self.first_s = 0.0
-        self.discarded_nano = 0  # of answers that have rows of their own
         self._books, self.limit = books, limit
         self._reserved = 0  # nano-dollars
 
@@ -56,8 +60,8 @@ class RequestRecord:
 
     @property
     def spent(self) -> int:
-        """Nano-dollars of the attempts so far."""
-        return sum(attempt.nano for attempt in self.attempts) + self.discarded_nano
+        """Nano-dollars of the attempts so far; what was thrown away is booked, in rows of its own."""
+        return sum(attempt.nano for attempt in self.attempts)
 
     @property
     def passed_s(self) -> float:
@@ -133,12 +137,17 @@ class RequestRecord:
         attempt = Attempt(target.name, target.place, "", 0, self.passed_s, nano)
         row = self._row(outcome, target, usage, "", "")
         return replace(
-            row, id=row_id(self.at), attempts=(attempt,), nano=nano, parent=self.id, candidates=(), answer_id=""
+            row,
+            id=row_id(self.at),
+            attempts=(attempt,),
+            nano=nano,
+            parent=self.id,
+            candidates=(),
+            answer_id="",
         )
 
     async def book_beside(self, row: LedgerRow) -> None:
         """Write a row of `beside`."""
-        self.discarded_nano += row.nano
         if self._books is not None:
             await self._books.book(row)
 
@@ -146,7 +155,12 @@ class RequestRecord:
         return () if self.choice is None else self.choice.candidates([a.target for a in self.attempts])
 
     def _row(
-        self, outcome: Outcome, target: GatewayModel | None, usage: Usage, finish_reason: str, upstream_id: str
+        self,
+        outcome: Outcome,
+        target: GatewayModel | None,
+        usage: Usage,
+        finish_reason: str,
+        upstream_id: str,
     ) -> LedgerRow:
         origin, price = self.origin, None if target is None else target.price
         return LedgerRow(

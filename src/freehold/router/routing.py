@@ -67,7 +67,9 @@ class Choice:
     def _candidate(self, name: str, asked: Sequence[str]) -> Candidate:
         refusal = self.refused.get(name)
         if name in asked:
-            return Candidate(name, True, "first of the route that is allowed" if name == asked[0] else "fallback")
+            return Candidate(
+                name, True, "first of the route that is allowed" if name == asked[0] else "fallback"
+            )
         return Candidate(name, False, "not needed" if refusal is None else refusal.reason)
 
     def none_left(self) -> FreeholdError:
@@ -124,7 +126,9 @@ def _why_not(
         return Refusal("ability", lack)
     window = remote.context if remote is not None else windows.get(target.local, 0)
     if window and size.fewest > window:
-        return Refusal("window", f"its window of {window:,} tokens is smaller than the prompt of {size.bytes:,} bytes")
+        return Refusal(
+            "window", f"its window of {window:,} tokens is smaller than the prompt of {size.bytes:,} bytes"
+        )
     if task is not None and bars is not None:
         passes, figures = bars.passes(task, target)
         if not passes:
@@ -148,7 +152,10 @@ def _lacks(can: Abilities, job: Job) -> str:
     needs = (
         (not can.images and has_images(job), "sees no pictures"),
         (not can.tools and bool(job.tools) and job.tool_choice != "none", "calls no tools"),
-        (not can.json_schema and job.format is not None and job.format.kind == "json_schema", "follows no schema"),
+        (
+            not can.json_schema and job.format is not None and job.format.kind == "json_schema",
+            "follows no schema",
+        ),
         (job.format is not None and job.format.kind in ("regex", "lark", "choice"), "follows no grammar"),
         (not can.logprobs and job.logprobs is not None, "reports no log-probabilities"),
         (not can.several and job.n > 1, "gives one answer a request"),

@@ -51,7 +51,9 @@ class Shadows:
             return False
         return self._draw() < shadow.share
 
-    def begin(self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord) -> None:
+    def begin(
+        self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord
+    ) -> None:
         """Ask the target, in the background."""
         if self.closed or self.running >= AT_ONCE:
             return
@@ -62,7 +64,9 @@ class Shadows:
         self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord
     ) -> None:
         origin = Origin(request_id=parent.origin.request_id, door=parent.origin.door)
-        record = RequestRecord(origin, Asked(parent.asked.name, parent.asked.task), self._books, parent=parent.id)
+        record = RequestRecord(
+            origin, Asked(parent.asked.name, parent.asked.task), self._books, parent=parent.id
+        )
         try:
             await self._answer(record, route, target, cleared)
         except FreeholdError as e:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from freehold.errors import FreeholdError, LedgerUnavailable
@@ -152,10 +153,8 @@ class RoutedStream:
         finally:
             if not self._record.booked:
                 self._record.estimated = self._target.price is not None
-                try:
+                with suppress(LedgerUnavailable):  # the ledger writes it when it can, and says so in its log
                     await self._book(outcome, self._estimate())
-                except LedgerUnavailable:
-                    pass  # the ledger writes it when it can, and says so in its log
 
     async def aclose(self) -> None:
         """End the answer: the target stops writing, and what it wrote is booked."""

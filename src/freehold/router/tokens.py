@@ -60,7 +60,9 @@ def prompt_size(work: Job | EmbedJob) -> PromptSize:
             other += len(data.translate(None, _LETTERS))
         else:
             ids += len(text)
-    messages = len(work.texts) if isinstance(work, EmbedJob) else len(work.messages or ()) + len(work.tools) + 1
+    messages = (
+        len(work.texts) if isinstance(work, EmbedJob) else len(work.messages or ()) + len(work.tools) + 1
+    )
     return PromptSize(total, other, messages, images, ids)
 
 
