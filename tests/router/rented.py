@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from freehold.errors import FreeholdError
@@ -22,7 +22,7 @@ class Answers:
     breaks_at: int | None = None  # piece before which the stream breaks; 0: before the first
     silent_at: int | None = None  # piece before which it sends nothing more
     ends_early: bool = False  # the stream ends without its end
-    usage: Usage | None = Usage(100, 20)
+    usage: Usage | None = field(default_factory=lambda: Usage(100, 20))
     delay: float = 0.0
     counts: int | None = None
     logprob: float = -0.1
@@ -99,7 +99,7 @@ class FakeAnswer:
             self._ended()
         await self._pieces.aclose()
 
-    async def _made(self) -> AsyncIterator[tuple[int, Chunk]]:
+    async def _made(self) -> AsyncGenerator[tuple[int, Chunk]]:
         does = self._does
         words: Sequence[str] = [word + " " for word in does.text.split()]
         for i, word in enumerate(words):

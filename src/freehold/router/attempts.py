@@ -22,7 +22,7 @@ from freehold.router.calls import TargetCalls
 from freehold.router.cascade import can_look, look, with_logprobs
 from freehold.router.gateway import GatewayModel, GatewayRoute
 from freehold.router.record import RequestRecord
-from freehold.router.routing import Choice, Refusal
+from freehold.router.routing import TargetChoice, PassedOver
 from freehold.router.tokens import PromptSize, TokenRatio
 from freehold.serving import Job, Stream
 from freehold.types import Usage
@@ -61,7 +61,7 @@ class Attempts:
     def __init__(
         self,
         record: RequestRecord,
-        choice: Choice,
+        choice: TargetChoice,
         route: GatewayRoute,
         calls: TargetCalls,
         breakers: Breakers,
@@ -93,7 +93,7 @@ class Attempts:
                 return await self._asked(target, cleared, more=waiting, check=thrown is not target)
             except Discarded:
                 thrown = target
-                # Asked again, and sent as it is, only where every target after it fails: then it is the best there is.
+                # RequestAbout again, and sent as it is, only where every target after it fails: then it is the best there is.
                 waiting.append(target)
             except FreeholdError as e:
                 self._note(target, e)
@@ -105,12 +105,12 @@ class Attempts:
         """Set the target's money aside, unless its breaker opened or the budget is spent since it was chosen."""
         reason, wait = self._breakers.why_not(target.name)
         if reason:
-            self._choice.drop(target, Refusal("breaker", reason, wait))
+            self._choice.drop(target, PassedOver("breaker", reason, wait))
             return False
         try:
             await self._record.reserve(most_cost(target, job, self._size, self._record.hour), target)
         except BudgetSpent as e:
-            self._choice.drop(target, Refusal("budget", e.message))
+            self._choice.drop(target, PassedOver("budget", e.message))
             self._errors[target.name] = e
             return False
         return True
@@ -245,7 +245,7 @@ class Attempts:
         if isinstance(e, PolicyRefused) or self._wire_refused(target, e):
             self._breakers.dropped(target.name)
             if not isinstance(e, PolicyRefused):
-                self._choice.drop(target, Refusal("ability", e.message))
+                self._choice.drop(target, PassedOver("ability", e.message))
             return
         cause = causes.cause_of(e)
         self._sent(target)

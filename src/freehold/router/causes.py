@@ -2,7 +2,7 @@
 
 Our own engines' errors get the causes of a provider's, so that a full queue or a lost engine falls over like a fault
 of a provider. Knows errors and causes; knows no target.
-Path: attempts.py -> cause_of -> RETRIED, NEXT_AT_ONCE
+Path: attempts.py -> cause_of -> RETRIED, CHARGED
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def cause_of(error: FreeholdError) -> Cause:
     """Return the cause of any failure of an attempt; what has no other is the target's own: server."""
     if isinstance(error, UpstreamFault):
         return error.cause
-    return next((cause for kind, cause in _ENGINE if isinstance(error, kind)), "server")
+    causes: list[Cause] = [cause for kind, cause in _ENGINE if isinstance(error, kind)]
+    return causes[0] if causes else "server"
 
 
 def wait_before_retry(error: FreeholdError, tries: int) -> float:

@@ -35,7 +35,7 @@ class Books(Protocol):
     """The ledger, and the budgets in it. Each call raises LedgerUnavailable where it cannot be written."""
 
     async def reserve(
-        self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float, *, about: Intent = ...
+        self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float, *, about: Intent
     ) -> None:
         """Set money of a key's budget aside for a row. Raises BudgetSpent."""
         ...

@@ -12,19 +12,20 @@ from pathlib import Path
 
 from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books, RentedModels
+from freehold.router.counts import CountedBooks
 from freehold.router.gateway import Gateway
 from freehold.router.handle import GatewayParts, RoutedHandle
 from freehold.router.labels import Asks
-from freehold.router.plan import Plan
+from freehold.router.plan import GatewayPlan
 from freehold.router.routing import PlannedRoute
 from freehold.router.shadow import NAME as SHADOW
-from freehold.serving import LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
+from freehold.serving import CounterTable, LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
 
 
 class OriginModels:
     """The models as one request sees them."""
 
-    def __init__(self, parts: GatewayParts, engines: ModelManager, plan: Plan, origin: Origin) -> None:
+    def __init__(self, parts: GatewayParts, engines: ModelManager, plan: GatewayPlan, origin: Origin) -> None:
         self._parts, self._engines, self._plan, self._origin = parts, engines, plan, origin
 
     async def names(self) -> Sequence[StoredModel]:
@@ -75,15 +76,16 @@ class GatewayModels:
         asks: Asks | None = None,
     ) -> None:
         self.engines, self._current, self._asks = engines, current, asks
-        self.parts = GatewayParts(TargetCalls(engines, rented), books, bars)
-        self._plan = Plan(current(), asks)
+        self._books = CountedBooks(books)
+        self.parts = GatewayParts(TargetCalls(engines, rented), self._books, bars)
+        self._plan = GatewayPlan(current(), asks)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> GatewayPlan:
         """The file in force, resolved."""
         gateway = self._current()
         if gateway is not self._plan.gateway:
-            self._plan = Plan(gateway, self._asks)
+            self._plan = GatewayPlan(gateway, self._asks)
         return self._plan
 
     def asked_by(self, origin: Origin) -> OriginModels:
@@ -100,6 +102,9 @@ class GatewayModels:
 
     def loaded(self) -> Sequence[LoadedInfo]:
         return self.engines.loaded()
+
+    def counters(self) -> Sequence[CounterTable]:
+        return (*self.engines.counters(), *self._books.tables())
 
     def loading(self) -> Mapping[str, tuple[int, int]]:
         return self.engines.loading()

@@ -19,7 +19,7 @@ from freehold.router.breaker import Breakers
 from freehold.router.calls import TargetCalls, fitted
 from freehold.router.gateway import BreakerLimits, GatewayModel
 from freehold.router.record import RequestRecord
-from freehold.router.routing import Choice, Refusal
+from freehold.router.routing import TargetChoice, PassedOver
 from freehold.router.tokens import PromptSize, TokenRatio
 from freehold.serving import EmbedJob, EstimatedCount, Job, Vectors
 from freehold.types import Usage
@@ -27,13 +27,13 @@ from freehold.types import Usage
 Computed = Callable[[int], None]
 
 
-def only_one_space(choice: Choice) -> None:
+def only_one_space(choice: TargetChoice) -> None:
     """Pass over the targets whose vectors are not those of the route's first target."""
     first = choice.order[0]
     for target in list(choice.allowed):
         if _weights(target) != _weights(first):
             choice.drop(
-                target, Refusal("ability", f"its vectors are not comparable with those of {first.name}")
+                target, PassedOver("ability", f"its vectors are not comparable with those of {first.name}")
             )
 
 
@@ -48,7 +48,7 @@ def embed_cost(target: GatewayModel, size: PromptSize, hour: int) -> int:
 
 async def embedded(
     cleared: Cleared[EmbedJob],
-    choice: Choice,
+    choice: TargetChoice,
     record: RequestRecord,
     calls: TargetCalls,
     breakers: Breakers,
@@ -120,7 +120,7 @@ def _failed(
 
 async def counted(
     cleared: Cleared[Job],
-    choice: Choice,
+    choice: TargetChoice,
     record: RequestRecord,
     calls: TargetCalls,
     ratio: Callable[[GatewayModel], TokenRatio],

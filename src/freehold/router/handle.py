@@ -24,9 +24,9 @@ from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books
 from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space, quietly
 from freehold.router.gateway import GatewayModel, SpendLimit
-from freehold.router.plan import Plan
-from freehold.router.record import Asked, RequestRecord
-from freehold.router.routing import Choice, PlannedRoute, Refusal, choose
+from freehold.router.plan import GatewayPlan
+from freehold.router.record import RequestAbout, RequestRecord
+from freehold.router.routing import TargetChoice, PlannedRoute, PassedOver, choose
 from freehold.router.shadow import Shadows
 from freehold.router.stream import RoutedStream, Whole
 from freehold.router.tokens import TokenRatio, prompt_size
@@ -76,7 +76,7 @@ class RoutedHandle:
     def __init__(
         self,
         parts: GatewayParts,
-        plan: Plan,
+        plan: GatewayPlan,
         planned: PlannedRoute,
         origin: Origin,
         *,
@@ -158,7 +158,7 @@ class RoutedHandle:
 
     def _record(self, *, batch: bool = False) -> RequestRecord:
         limit = self._limit()
-        asked = Asked(self._planned.name, self._planned.route.task, batch)
+        asked = RequestAbout(self._planned.name, self._planned.route.task, batch)
         return RequestRecord(self._origin, asked, self._parts.books, limit)
 
     def _limit(self) -> SpendLimit | None:
@@ -171,7 +171,7 @@ class RoutedHandle:
             return {}
         return {name: info.context for name, info in self._locals.items()}
 
-    def _bounded(self, cleared: Cleared[Job], choice: Choice, record: RequestRecord) -> Cleared[Job]:
+    def _bounded(self, cleared: Cleared[Job], choice: TargetChoice, record: RequestRecord) -> Cleared[Job]:
         """Return the request with a limit on its answer, without which no budget holds."""
         if cleared.work.max_tokens is not None or all(target.price is None for target in choice.allowed):
             return cleared
@@ -183,7 +183,7 @@ class RoutedHandle:
         return cleared.with_work(replace(cleared.work, max_tokens=limit))
 
     async def _reserve(
-        self, record: RequestRecord, choice: Choice, most: Callable[[GatewayModel], int]
+        self, record: RequestRecord, choice: TargetChoice, most: Callable[[GatewayModel], int]
     ) -> None:
         """Set the price of the dearest target aside; pass over those that the budget does not cover."""
         spent: BudgetSpent | None = None
@@ -194,7 +194,7 @@ class RoutedHandle:
                 return await record.reserve(prices[dearest], choice.allowed[dearest])
             except BudgetSpent as e:
                 spent = e
-                choice.drop(choice.allowed[dearest], Refusal("budget", e.message))
+                choice.drop(choice.allowed[dearest], PassedOver("budget", e.message))
         raise spent or choice.none_left()
 
     def _whole(

@@ -1,7 +1,7 @@
 """One gateway.toml as requests use it: its labels, its routes with their targets, and what any name stands for.
 
 Made at start and at each reload; a request keeps the plan it began with. Knows names, and no model of the store.
-Path: directory.py -> Plan.route -> PlannedRoute -> routing.py
+Path: directory.py -> GatewayPlan.route -> PlannedRoute -> routing.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from freehold.router.labels import Asks, Labeller
 from freehold.router.routing import PlannedRoute
 
 
-class Plan:
+class GatewayPlan:
     """A Gateway with everything resolved that a request would otherwise look up."""
 
     def __init__(self, gateway: Gateway, asks: Asks | None = None) -> None:

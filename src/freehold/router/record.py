@@ -14,7 +14,7 @@ from freehold.providers.cleared import SetLabel
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, SpendLimit
 from freehold.router.ledger.rows import Attempt, Candidate, Intent, LedgerRow, Outcome, row_id
-from freehold.router.routing import Choice
+from freehold.router.routing import TargetChoice
 from freehold.serving import Origin
 from freehold.types import Usage
 
@@ -22,7 +22,7 @@ NOTHING = Usage(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestAbout:
     """What a request asks for, as its row says it."""
 
     name: str
@@ -36,7 +36,7 @@ class RequestRecord:
     def __init__(
         self,
         origin: Origin,
-        asked: Asked,
+        asked: RequestAbout,
         books: Books | None,
         limit: SpendLimit | None = None,
         parent: str = "",
@@ -45,7 +45,7 @@ class RequestRecord:
         self.id = row_id(self.at)
         self.origin, self.asked, self.parent = origin, asked, parent
         self.labels: tuple[SetLabel, ...] = ()
-        self.choice: Choice | None = None
+        self.choice: TargetChoice | None = None
         self.attempts: list[Attempt] = []
         self.warnings: list[str] = []
         self.estimated = self.left_house = self.booked = False

@@ -2,7 +2,7 @@
 
 A plain model name is a route of one target. Reasons are one line each: the ledger keeps them, explain shows them,
 and a refusal lists them. Knows what a request needs; asks no model and opens nothing.
-Path: handle.py, explain.py -> choose -> Choice -> attempts.py
+Path: handle.py -> choose -> TargetChoice -> attempts.py
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PlannedRoute:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class PassedOver:
     """Why a target is passed over. `kind` decides how the client is told when no target is left."""
 
     kind: str  # label, key, ability, window, bar, breaker, budget
@@ -47,15 +47,15 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class Choice:
+class TargetChoice:
     """The targets in the order in which they are asked, and every target with its reason."""
 
     route: str
     allowed: list[GatewayModel]
-    refused: dict[str, Refusal]
+    refused: dict[str, PassedOver]
     order: tuple[GatewayModel, ...]
 
-    def drop(self, target: GatewayModel, refusal: Refusal) -> None:
+    def drop(self, target: GatewayModel, refusal: PassedOver) -> None:
         """Pass over a target after all."""
         self.allowed.remove(target)
         self.refused[target.name] = refusal
@@ -92,20 +92,20 @@ def choose(
     breakers: Breakers,
     bars: BarCheck | None = None,
     windows: Mapping[str, int] | None = None,
-) -> Choice:
+) -> TargetChoice:
     """Return a route's targets for a request. `windows`: tokens that loaded local models have room for."""
     allowed: list[GatewayModel] = []
-    refused: dict[str, Refusal] = {}
+    refused: dict[str, PassedOver] = {}
     for target in planned.targets:
         refusal = _why_not(target, planned.task, cleared, size, bars, windows or {})
         if refusal is None:
             reason, wait = breakers.why_not(target.name)
-            refusal = Refusal("breaker", reason, wait) if reason else None
+            refusal = PassedOver("breaker", reason, wait) if reason else None
         if refusal is None:
             allowed.append(target)
         else:
             refused[target.name] = refusal
-    return Choice(planned.name, allowed, refused, planned.targets)
+    return TargetChoice(planned.name, allowed, refused, planned.targets)
 
 
 def _why_not(
@@ -115,24 +115,24 @@ def _why_not(
     size: PromptSize,
     bars: BarCheck | None,
     windows: Mapping[str, int],
-) -> Refusal | None:
+) -> PassedOver | None:
     if target.place not in cleared.places:
         names = ", ".join(cleared.label_names) or "its route"
-        return Refusal("label", f"label {names} keeps the request from {target.place}")
+        return PassedOver("label", f"label {names} keeps the request from {target.place}")
     remote = target.remote
     if remote is not None and remote.provider.key is None and remote.provider.kind != KEYLESS:
-        return Refusal("key", f"{remote.provider.name} has no key")
+        return PassedOver("key", f"{remote.provider.name} has no key")
     if remote is not None and (lack := lacking(remote, cleared.work)):
-        return Refusal("ability", lack)
+        return PassedOver("ability", lack)
     window = remote.context if remote is not None else windows.get(target.local, 0)
     if window and size.fewest > window:
-        return Refusal(
+        return PassedOver(
             "window", f"its window of {window:,} tokens is smaller than the prompt of {size.bytes:,} bytes"
         )
     if task is not None and bars is not None:
         passes, figures = bars.passes(task, target)
         if not passes:
-            return Refusal("bar", figures)
+            return PassedOver("bar", figures)
     return None
 
 

@@ -2,7 +2,7 @@
 
 Never for a request with a label, never before the client's answer is whole, a bounded number at a time, and none once
 the server stops. What it costs is the house's: no key's budget pays for it. Knows one request at a time.
-Path: handle.py -> Shadows.maybe -> TargetCalls.start -> RequestRecord.book
+Path: handle.py -> Shadows.begin -> TargetCalls.start -> RequestRecord.book
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freehold.router.calls import TargetCalls
 from freehold.router.causes import cause_of
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, GatewayRoute
-from freehold.router.record import Asked, RequestRecord, added
+from freehold.router.record import RequestAbout, RequestRecord, added
 from freehold.serving import Job, Origin
 from freehold.types import Usage
 
@@ -65,7 +65,7 @@ class Shadows:
     ) -> None:
         origin = Origin(request_id=parent.origin.request_id, door=parent.origin.door)
         record = RequestRecord(
-            origin, Asked(parent.asked.name, parent.asked.task), self._books, parent=parent.id
+            origin, RequestAbout(parent.asked.name, parent.asked.task), self._books, parent=parent.id
         )
         try:
             await self._answer(record, route, target, cleared)
