@@ -22,7 +22,7 @@ from freehold.router.calls import TargetCalls
 from freehold.router.cascade import can_look, look, with_logprobs
 from freehold.router.gateway import GatewayModel, GatewayRoute
 from freehold.router.record import RequestRecord
-from freehold.router.routing import TargetChoice, PassedOver
+from freehold.router.routing import PassedOver, TargetChoice
 from freehold.router.tokens import PromptSize, TokenRatio
 from freehold.serving import Job, Stream
 from freehold.types import Usage

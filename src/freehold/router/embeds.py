@@ -19,7 +19,7 @@ from freehold.router.breaker import Breakers
 from freehold.router.calls import TargetCalls, fitted
 from freehold.router.gateway import BreakerLimits, GatewayModel
 from freehold.router.record import RequestRecord
-from freehold.router.routing import TargetChoice, PassedOver
+from freehold.router.routing import PassedOver, TargetChoice
 from freehold.router.tokens import PromptSize, TokenRatio
 from freehold.serving import EmbedJob, EstimatedCount, Job, Vectors
 from freehold.types import Usage

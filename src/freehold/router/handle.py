@@ -26,7 +26,7 @@ from freehold.router.embeds import Computed, counted, embed_cost, embedded, only
 from freehold.router.gateway import GatewayModel, SpendLimit
 from freehold.router.plan import GatewayPlan
 from freehold.router.record import RequestAbout, RequestRecord
-from freehold.router.routing import TargetChoice, PlannedRoute, PassedOver, choose
+from freehold.router.routing import PassedOver, PlannedRoute, TargetChoice, choose
 from freehold.router.shadow import Shadows
 from freehold.router.stream import RoutedStream, Whole
 from freehold.router.tokens import TokenRatio, prompt_size
