@@ -93,7 +93,7 @@ class Attempts:
                 return await self._asked(target, cleared, more=waiting, check=thrown is not target)
             except Discarded:
                 thrown = target
-                # RequestAbout again, and sent as it is, only where every target after it fails: then it is the best there is.
+                # Asked again, and sent as it is, only where every target after it fails.
                 waiting.append(target)
             except FreeholdError as e:
                 self._note(target, e)
