@@ -72,3 +72,16 @@ def test_a_local_model_that_is_not_held_is_a_mistake_and_the_hint_fetches_it(tmp
     file = written(tmp_path, '[models.coder]\nlocal = "qwen2.5-coder:1.5b"\n')
     done = freehold(tmp_path, "gateway", "check", file)
     assert done.status == 1 and "hint: freehold pull qwen2.5-coder:1.5b fetches it" in done.out
+
+
+def test_a_config_of_litellm_becomes_a_file_on_stdout_and_a_list_on_stderr(tmp_path: Path):
+    config = Path(__file__).parent.parent / "router" / "configs" / "team.yaml"
+    done = freehold(tmp_path, "gateway", "convert", str(config))
+    assert done.status == 0 and "[routes.gpt-4o]" in done.out
+    assert "not taken over: router_settings: routing_strategy" in done.err
+    assert "sk-" not in done.out + done.err
+    house = done.out.replace(
+        'url = "http://10.0.0.7:8000/v1"', 'url = "http://10.0.0.7:8000/v1"\nowned = true'
+    )
+    checked = freehold(tmp_path, "gateway", "check", written(tmp_path, house), "--without-keys")
+    assert (checked.status, checked.err) == (0, ""), checked.out

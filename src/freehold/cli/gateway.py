@@ -1,4 +1,4 @@
-"""`freehold gateway check`: checks a gateway.toml.
+"""`freehold gateway check|convert`: checks a gateway.toml, or makes one of a LiteLLM proxy's configuration.
 
 Knows options and words; the file's rules are router/reading.py's. Path: main -> gateway -> read, report/routes.py
 """
@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @click.group("gateway")
 def command() -> None:
-    """Check a gateway.toml.
+    """Check a gateway.toml, or make one of a LiteLLM proxy's configuration.
 
     `freehold serve --gateway FILE` serves it.
     """
@@ -71,3 +71,21 @@ def _refuse(e: BadGateway, *, as_json: bool) -> None:
             click.echo(f"  hint: {mistake.hint}")
     count = "a mistake" if len(e.mistakes) == 1 else f"{len(e.mistakes)} mistakes"
     click.echo(f"error: {e.name} has {count}", err=True)
+
+
+@command.command("convert")
+@click.argument("file", type=click.Path(path_type=Path))
+def convert(file: Path) -> None:
+    """Turn FILE, the config.yaml of a LiteLLM proxy, into a gateway.toml on stdout.
+
+    What has no counterpart is listed on stderr, and in the file as remarks. Keys that stand in FILE are not copied: the
+    result names the variables that must hold them.
+    """
+    from freehold.router.convert.document import read_yaml
+    from freehold.router.convert.litellm import converted
+
+    draft = converted(read_yaml(file.expanduser()), file.name)
+    click.echo(draft.text(), nl=False)
+    for each in draft.left:
+        click.echo(f"not taken over: {each}", err=True)
+    click.echo("write it to gateway.toml, then: freehold gateway check gateway.toml", err=True)

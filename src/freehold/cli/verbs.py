@@ -65,7 +65,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
         "gateway": Verb(
-            "Check a gateway.toml, with every mistake and the way out.",
+            "Check a gateway.toml, or make one of a LiteLLM configuration.",
             "freehold gateway check gateway.toml",
         ),
         "launch": Verb(

@@ -1,0 +1,374 @@
+"""Turns the config.yaml of a LiteLLM proxy into a Draft of gateway.toml.
+
+Every deployment is a model, every model name a route: its deployments in their order, then its fallbacks'. What has no
+counterpart is listed. Keys in the file are never copied, nor quoted. Knows LiteLLM's words; reads no file.
+Path: cli/gateway.py -> converted -> Draft
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from urllib.parse import urlsplit
+
+from freehold.router.convert import values
+from freehold.router.convert.draft import Draft
+from freehold.router.convert.guards import take_guardrails
+from freehold.router.convert.sellers import ADDED, COMPATIBLE, SELLERS, Seller, seller_of
+from freehold.router.toml.providers import is_inside
+
+_VARIABLE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)")
+_ANY_KEY = (
+    "",
+    "none",
+    "fake",
+    "fake-key",
+    "dummy",
+    "empty",
+    "anything",
+    "any",
+    "sk-1234",
+    "na",
+    "n/a",
+    "not-needed",
+)
+_TAKEN_PARAMS = (
+    "model",
+    "api_base",
+    "base_url",
+    "api_key",
+    "timeout",
+    "stream_timeout",
+    "tags",
+    "order",
+    "max_retries",
+)
+_COSTS = {  # LiteLLM's words for dollars a token -> ours
+    "input_cost_per_token": "input",
+    "cache_read_input_token_cost": "cached",
+    "cache_creation_input_token_cost": "written",
+    "output_cost_per_token": "output",
+}
+_ABOVE = re.compile(r"(\w+?)_above_(\d+)k_tokens")
+_TALKS = ("chat", "completion", "embedding", "responses", "")
+_ROUTING = ("num_retries", "timeout", "request_timeout", "stream_timeout", "allowed_fails", "cooldown_time")
+_LISTS = ("fallbacks", "context_window_fallbacks", "default_fallbacks")
+_MEANING = {  # settings without a counterpart -> what is here instead
+    "master_key": "freehold keys add NAME --admin makes an administrator's key",
+    "database_url": "keys are in keys.json, spending in the ledger of the data folder",
+    "max_budget": 'a budget is a key\'s: [keys.NAME] budget = { usd = 20, per = "day" }',
+    "budget_duration": "a budget is a key's: its `per`",
+    "provider_budget_config": 'a budget is a key\'s: [keys.NAME] budget = { usd = 20, per = "day" }',
+    "content_policy_fallbacks": "a refused answer is an answer: no other target is asked",
+    "routing_strategy": "targets are asked in their order",
+    "cache": 'a route keeps answers with cache = "10m"',
+    "cache_params": 'a route keeps answers with cache = "10m"',
+    "callbacks": "the ledger has a row for every request; /metrics has the sums",
+    "success_callback": "the ledger has a row for every request; /metrics has the sums",
+    "failure_callback": "the ledger has a row for every request; /metrics has the sums",
+    "drop_params": "what a target cannot do is refused, or listed in `warnings`",
+    "enable_pre_call_checks": "a prompt that is too long is always sent to a larger window",
+    "redis_host": "one process serves: nothing is shared",
+    "default_internal_user_params": "freehold keys add NAME, then [keys.NAME]",
+    "max_internal_user_budget": "freehold keys add NAME, then [keys.NAME]",
+    "default_team_settings": "freehold keys add NAME, then [keys.NAME]",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One entry of model_list, by the names it has in the draft."""
+
+    group: str
+    model: str
+    provider: str
+    order: float
+    params: Mapping[str, Any]
+
+
+def converted(config: Any, origin: str) -> Draft:
+    """Return the draft of what a config.yaml holds. A document that is no table gives a draft with nothing in it."""
+    draft, config = Draft(origin), values.table(config)
+    for section in ("providers", "models", "labels", "routes"):  # in this order in the file
+        draft.sections[section] = {}
+    router, general = (
+        values.table(config.get("router_settings")),
+        values.table(config.get("litellm_settings")),
+    )
+    settings = {**general, **router}
+    deployments = [d for each in values.rows(config.get("model_list")) for d in _deployed(draft, each)]
+    _take_tags(draft, deployments, settings)
+    take_guardrails(draft, config, settings)
+    _take_routes(draft, deployments, settings)
+    _leave_rest(draft, config)
+    if not deployments:
+        draft.leave("model_list: it has no entry that could be taken over")
+    draft.sections = {name: tables for name, tables in draft.sections.items() if tables}
+    return draft
+
+
+# --- deployments -------------------------------------------------------------------------------------
+
+
+def _deployed(draft: Draft, entry: Mapping[str, Any]) -> Iterator[Deployment]:
+    params, info = values.table(entry.get("litellm_params")), values.table(entry.get("model_info"))
+    group, model = values.text(entry.get("model_name")), values.text(params.get("model"))
+    mode = values.text(info.get("mode") or params.get("mode"))
+    name, rest = seller_of(model)
+    seller = SELLERS.get(name)
+    where = f"model_list: {group or 'an entry'} ({model or 'no model'})"
+    if not group or not model:
+        draft.leave(f"{where}: model_name and litellm_params.model are both needed")
+    elif "*" in group or "*" in model:
+        draft.leave(f"{where}: a pattern; write each model that is asked for")
+    elif mode not in _TALKS:
+        draft.leave(f"{where}: {mode} is not served")
+    elif seller is None:
+        draft.leave(f"{where}: {name} has no adapter here; an openai-compatible door of it would do")
+    elif not (url := _url(name, seller, params)) and seller.kind == COMPATIBLE:
+        draft.leave(f"{where}: it has no api_base, or one that the environment holds")
+    else:
+        provider = _provider(draft, name, seller, url, _key(draft, where, name, seller, url, params))
+        yield _model(draft, group, rest, provider, params, info, where)
+
+
+def _url(name: str, seller: Seller, params: Mapping[str, Any]) -> str:
+    given = values.text(params.get("api_base") or params.get("base_url")).rstrip("/")
+    if not given.startswith(("http://", "https://")):
+        return seller.url
+    try:
+        parts = urlsplit(given)
+        netloc = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return seller.url
+    path = parts.path.removesuffix("/chat/completions").removesuffix(
+        "/openai/v1" if name == "azure" else "\0"
+    )
+    added = ADDED.get(name, "")
+    return f"{parts.scheme}://{netloc}{path}" + ("" if added and path.endswith(added) else added)
+
+
+def _key(draft: Draft, where: str, name: str, seller: Seller, url: str, params: Mapping[str, Any]) -> str:
+    """Return "env:NAME"; a key that the file holds is asked for in a variable instead."""
+    given = params.get("api_key")
+    if given is None:  # LiteLLM would send the seller's key to a machine of the house too
+        private = is_inside(urlsplit(url).hostname or "seller.example")
+        return f"env:{seller.variable}" if seller.variable and not private else ""
+    text = values.text(given)
+    if found := _VARIABLE.fullmatch(text):
+        return f"env:{found[1]}"
+    if text.lower() in _ANY_KEY:
+        return ""
+    variable = seller.variable or f"{re.sub('[^A-Z0-9]', '_', name.upper())}_API_KEY"
+    draft.leave(f"{where}: its api_key, which stood in the file: export {variable}, and make a new key of it")
+    return f"env:{variable}"
+
+
+def _provider(draft: Draft, name: str, seller: Seller, url: str, key: str) -> str:
+    """Return the name of the provider with this address and key, made if there is none."""
+    kind = seller.kind
+    if kind == "openai" and url and urlsplit(url).hostname != "api.openai.com":
+        kind = COMPATIBLE
+    said = {"kind": kind} | ({"url": url} if url else {}) | ({"key": key} if key else {})
+    for known, table in draft.sections["providers"].items():
+        if {k: v for k, v in table.values.items() if k != "plain_http"} == said:
+            return known
+    found = draft.free("providers", name.replace("_", "-"))
+    table = draft.table("providers", found)
+    table.values |= said
+    parts = urlsplit(url)
+    if parts.hostname and is_inside(parts.hostname):
+        table.remarks.append(
+            "If this machine is yours, add owned = true: private requests may go there then."
+        )
+    elif parts.scheme == "http":
+        table.values["plain_http"] = True
+        table.remarks.append("http beyond a private network: others can read prompts and keys.")
+    if name == "azure":
+        table.remarks.append("Azure's door for OpenAI's clients; the model is the deployment's name.")
+    return found
+
+
+def _model(
+    draft: Draft,
+    group: str,
+    model: str,
+    provider: str,
+    params: Mapping[str, Any],
+    info: Mapping[str, Any],
+    where: str,
+) -> Deployment:
+    name = draft.free("models", f"{provider}/{model}")
+    table = draft.table("models", name)
+    table.values |= {"provider": provider, "model": model}
+    for key, ours in (("max_input_tokens", "context"), ("max_output_tokens", "max_output")):
+        if isinstance(info.get(key), int) and 0 < info[key] <= 100_000_000:
+            table.values[ours] = info[key]
+    can = {
+        "supports_vision": "images",
+        "supports_function_calling": "tools",
+        "supports_response_schema": "json_schema",
+    }
+    if lacks := {ours: False for key, ours in can.items() if info.get(key) is False}:
+        table.values["can"] = lacks
+    if price := _price(draft, where, {**info, **params}):
+        table.values["price"] = price
+    rest = [
+        k for k in params if k not in (*_TAKEN_PARAMS, *_COSTS, "api_version") and not _ABOVE.fullmatch(k)
+    ]
+    if rest:
+        draft.leave(f"{where}: {', '.join(sorted(map(str, rest)))}")
+    order = params.get("order")
+    return Deployment(group, name, provider, order if isinstance(order, (int, float)) else 0, params)
+
+
+def _price(draft: Draft, where: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dollars for a million tokens, of LiteLLM's dollars a token."""
+    price = {ours: paid for key, ours in _COSTS.items() if (paid := _million(said.get(key))) is not None}
+    if not price:
+        return {}
+    if not {"input", "output"} <= price.keys():
+        draft.leave(f"{where}: its price, as input and output are not both there")
+        return {}
+    above: dict[int, dict[str, Any]] = {}
+    for key, value in said.items():
+        if (
+            (found := _ABOVE.fullmatch(str(key)))
+            and found[1] in _COSTS
+            and (paid := _million(value)) is not None
+        ):
+            above.setdefault(int(found[2]) * 1000, {})[_COSTS[found[1]]] = paid
+    if len(above) > 1:
+        draft.leave(f"{where}: prices above {', '.join(f'{n:,}' for n in sorted(above)[1:])} tokens")
+    if above:
+        over = min(above)
+        price |= {"over": over, "long": {**price, **above[over]}}
+    return price
+
+
+def _million(value: Any) -> Decimal | None:
+    """Return dollars for a million tokens, to six places; None for what is no price."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        paid = (Decimal(str(value)) * 1_000_000).quantize(Decimal("0.000001"))
+    except InvalidOperation:
+        return None
+    return paid if 0 <= paid <= 100_000 else None
+
+
+# --- tags and routes ---------------------------------------------------------------------------------
+
+
+def _take_tags(draft: Draft, deployments: Sequence[Deployment], settings: Mapping[str, Any]) -> None:
+    """Make each tag a label: its requests stay at the providers of the deployments that have it."""
+    tagged: dict[str, list[str]] = {}
+    for each in deployments:
+        for tag in values.texts(each.params.get("tags")):
+            tagged.setdefault(tag, []).append(each.provider)
+    for tag, providers in tagged.items():
+        if tag == "default":
+            draft.leave("tags: default; requests without a label may go to every target")
+            continue
+        if not settings.get("enable_tag_filtering"):
+            draft.leave(f"tags: {tag}; they had no effect without enable_tag_filtering")
+            continue
+        table = draft.table("labels", draft.free("labels", tag))
+        table.values["stay"] = list(dict.fromkeys(providers))
+        table.remarks.append(
+            f"The tag {tag}: send X-Freehold-Label instead of x-litellm-tags, or give it to a key."
+        )
+        mixed = {d.provider for d in deployments if tag not in values.texts(d.params.get("tags"))} & set(
+            providers
+        )
+        if mixed:
+            draft.leave(
+                f"tags: {tag} allows all models of {', '.join(sorted(mixed))}, as a label names providers"
+            )
+
+
+def _take_routes(draft: Draft, deployments: Sequence[Deployment], settings: Mapping[str, Any]) -> None:
+    groups: dict[str, list[Deployment]] = {}
+    for each in sorted(deployments, key=lambda d: d.order):
+        groups.setdefault(each.group, []).append(each)
+    after = _fallbacks(settings)
+    always = values.texts(settings.get("default_fallbacks"))
+    for group, members in groups.items():
+        named = [*after.get(group, ()), *always]
+        for fallback in named:
+            if fallback not in groups:
+                draft.leave(f"fallbacks: {group} to {fallback}, which model_list does not have")
+        targets = [d.model for d in members]
+        targets += [d.model for name in named for d in groups.get(name, ())]
+        _route(draft, group, list(dict.fromkeys(targets)), members, settings)
+        if len(members) > 1 and not any(d.order for d in members):
+            draft.leave(
+                f"the spread of {group} over {len(members)} deployments: they are asked in their order"
+            )
+    for alias, group in values.table(settings.get("model_group_alias")).items():
+        members = groups.get(values.text(group if not isinstance(group, dict) else group.get("model")), [])
+        if members:
+            _route(draft, str(alias), [d.model for d in members], members, settings)
+        else:
+            draft.leave(f"model_group_alias: {alias}, which leads to nothing in model_list")
+
+
+def _fallbacks(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the groups to ask after each; those for a larger window last, as a route finds that by itself."""
+    found: dict[str, list[str]] = {}
+    for key in ("fallbacks", "context_window_fallbacks"):
+        for each in values.rows(settings.get(key)):
+            for group, names in each.items():
+                found.setdefault(str(group), []).extend(values.texts(names))
+    return found
+
+
+def _route(
+    draft: Draft, group: str, targets: list[str], members: Sequence[Deployment], settings: Mapping[str, Any]
+) -> None:
+    name = draft.free("routes", group)
+    while name in draft.sections["models"]:  # requests name both
+        name += "-route"
+    if name != group:
+        draft.leave(f"the name {group}: here it is {name}")
+    route = draft.table("routes", name).values
+    route["targets"] = targets
+    said = {**settings, **members[0].params}
+    timeout = values.seconds(said.get("timeout") or settings.get("request_timeout"))
+    first = values.seconds(said.get("stream_timeout"))
+    if timeout:
+        route["timeout"] = values.time(timeout)
+    if first or (timeout and timeout < 30):
+        route["first_token"] = values.time(min(first or timeout, timeout or first))
+    retries = said.get("max_retries", settings.get("num_retries"))
+    if isinstance(retries, int) and retries >= 0:
+        route["retries"] = min(retries, 10)
+    breaker: dict[str, Any] = {}
+    if isinstance(fails := settings.get("allowed_fails"), int) and 0 <= fails < 1000:
+        breaker["failures"] = (
+            fails + 1
+        )  # LiteLLM leaves a deployment alone after more failures than are allowed
+    if cooldown := values.seconds(settings.get("cooldown_time")):
+        breaker["cooldown"] = values.time(cooldown)
+    if breaker:
+        route["breaker"] = breaker
+
+
+# --- what is left ------------------------------------------------------------------------------------
+
+
+def _leave_rest(draft: Draft, config: Mapping[str, Any]) -> None:
+    """List every setting that has no counterpart, without its value, which may be a secret."""
+    taken = {*_ROUTING, *_LISTS, "model_group_alias", "enable_tag_filtering", "guardrails"}
+    for section in ("litellm_settings", "router_settings", "general_settings"):
+        for key in values.table(config.get(section)):
+            if section == "general_settings" or key not in taken:
+                meaning = _MEANING.get(str(key), "")
+                draft.leave(f"{section}: {key}" + (f": {meaning}" if meaning else ""))
+    known = ("model_list", "litellm_settings", "router_settings", "general_settings", "guardrails")
+    for key in config:
+        if key not in known:
+            draft.leave(str(key))
