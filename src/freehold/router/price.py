@@ -1,7 +1,7 @@
-"""What a rented model costs, in whole nano-dollars a token, by length of the prompt, hour and kind of processing.
+"""What a rented model costs, in whole nano-dollars a request, by length of the prompt, hour and kind of processing.
 
 Resolved once at start and at reload: a request's price is integer arithmetic. Prices are cliffs: a prompt beyond a
-tier is priced at its rate from the first token. Knows the sellers' tables through catalog/prices.py; knows no budget.
+tier is priced at its rate from the first token. Knows the sellers' tables through prices.py; knows no budget.
 Path: reading.py -> Price -> booking: Price.cost(Usage, when)
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from freehold.types import Usage
+
+DAY_S = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class TokenRates:
     cached: int  # of the input: found in the provider's cache
     written: int  # of the input: put into it for minutes
     written_hour: int  # and for an hour
+    thought: int | None = None  # of the output: reasoning; None: as the rest of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,34 +32,68 @@ class Price:
 
     rates: TokenRates
     tiers: tuple[tuple[int, TokenRates], ...] = ()  # (prompt tokens beyond which, rates), ascending
-    hours: tuple[TokenRates, ...] = ()  # 24 of them (UTC), where the seller's price depends on the hour
+    slots: tuple[
+        TokenRates, ...
+    ] = ()  # equal parts of a day (UTC), where the price depends on the time of day
     batch: TokenRates | None = None
+    batch_tiers: tuple[tuple[int, TokenRates], ...] = ()
+    fee: int = 0  # pico-dollars a request, whatever its tokens
+    later: tuple[
+        tuple[float, Price], ...
+    ] = ()  # (time.time() from which, price), ascending: announced changes
     version: str = ""  # of the table, or "file" for a price that gateway.toml states
     source: str = field(default="", compare=False)
 
-    def rates_at(self, prompt_tokens: int, hour: int) -> TokenRates:
-        """Return the rates of one request."""
-        found = self.hours[hour] if self.hours else self.rates
-        for over, rates in self.tiers:
+    def at(self, when: float) -> Price:
+        """Return the price that holds at the moment `when`."""
+        found = self
+        for start, price in self.later:
+            if when >= start:
+                found = price
+        return found
+
+    def rates_at(self, prompt_tokens: int, when: float, *, batch: bool = False) -> TokenRates:
+        """Return the rates of one request; `self` holds at `when` already."""
+        if batch and self.batch is not None:
+            found, tiers = self.batch, self.batch_tiers
+        else:
+            found, tiers = self.rates, self.tiers
+            if self.slots:
+                found = self.slots[int(when % DAY_S) * len(self.slots) // DAY_S]
+        for over, rates in tiers:
             if prompt_tokens > over:
                 found = rates
         return found
 
-    def cost(self, usage: Usage, hour: int = 0, *, batch: bool = False) -> int:
-        """Return nano-dollars for what a request used, rounded half up once, at the end.
+    def cost(self, usage: Usage, when: float = 0.0, *, batch: bool = False) -> int:
+        """Return nano-dollars for what a request sent at `when` (time.time()) used, rounded half up once, at the end.
 
-        `usage.prompt_tokens` counts cached and written tokens too, whatever the provider's own field does.
+        `usage.prompt_tokens` counts cached and written tokens too, and `completion_tokens` thought ones, whatever
+        the provider's own fields do.
         """
-        rates = self.batch if batch and self.batch is not None else self.rates_at(usage.prompt_tokens, hour)
-        parts = usage.cached_tokens, usage.written_tokens, usage.written_hour_tokens
-        fresh = usage.prompt_tokens - sum(parts)
-        pico = fresh * rates.input + usage.completion_tokens * rates.output
-        prices = rates.cached, rates.written, rates.written_hour
-        pico += sum(n * price for n, price in zip(parts, prices, strict=True))
+        price = self.at(when) if self.later else self
+        rates = price.rates_at(usage.prompt_tokens, when, batch=batch)
+        cached, written, hour = usage.cached_tokens, usage.written_tokens, usage.written_hour_tokens
+        pico = price.fee + usage.completion_tokens * rates.output
+        pico += (usage.prompt_tokens - cached - written - hour) * rates.input
+        if cached or written or hour:
+            pico += cached * rates.cached + written * rates.written + hour * rates.written_hour
+        if rates.thought is not None:
+            pico += usage.thought_tokens * (rates.thought - rates.output)
         return (pico + 500) // 1000
 
-    def most(self, prompt_tokens: int, max_tokens: int, hour: int = 0) -> int:
-        """Return nano-dollars for the dearest answer: nothing cached, all written for an hour, all tokens used."""
-        rates = self.rates_at(prompt_tokens, hour)
-        dearest = max(rates.input, rates.written, rates.written_hour)
-        return (prompt_tokens * dearest + max_tokens * rates.output + 999) // 1000
+    def most(self, prompt_tokens: int, output_tokens: int, when: float = 0.0, *, batch: bool = False) -> int:
+        """Return nano-dollars that no answer to at most so many tokens, with at most so many, costs more than.
+
+        The prompt may be shorter than stated and fall below a tier, be written to a cache whole, or be priced at a
+        later time of day: the dearest of all these rates is taken.
+        """
+        price = self.at(when) if self.later else self
+        plain, tiers = (
+            (price.batch, price.batch_tiers) if batch and price.batch else (price.rates, price.tiers)
+        )
+        reach = [plain, *(rates for over, rates in tiers if prompt_tokens > over)]
+        reach += price.slots
+        paid = max(max(r.input, r.cached, r.written, r.written_hour) for r in reach)
+        made = max(max(r.output, r.thought or 0) for r in reach)
+        return (price.fee + prompt_tokens * paid + output_tokens * made + 999) // 1000
