@@ -52,7 +52,10 @@ def test_every_other_answer_sets_it(answer: str):
     assert says(Answering(answer), "a recipe")
 
 
-@pytest.mark.parametrize("finish", ["length", "cancelled", "content_filter", None])
+UNENDED: list[FinishReason | None] = ["length", "cancelled", "content_filter", None]
+
+
+@pytest.mark.parametrize("finish", UNENDED)
 def test_an_answer_that_did_not_end_sets_it(finish: FinishReason | None):
     assert says(Answering("no", finish), "a recipe")
 

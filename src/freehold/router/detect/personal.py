@@ -37,7 +37,7 @@ def _is_mail(hit: Hit) -> bool:
 
 # (first digits from, to), the lengths that go with them
 _ISSUERS: tuple[tuple[int, int, tuple[int, ...]], ...] = (
-    (4, 4, (16, 13, 19)),  # Visa
+    (4, 4, (16, 19)),  # Visa; its 13 digits are no longer issued
     (51, 55, (16,)),  # Mastercard
     (2221, 2720, (16,)),
     (34, 34, (15,)),  # American Express

@@ -46,7 +46,7 @@ def valid_phone(regions: tuple[str, ...], hit: Hit) -> bool:
 
     text = re.sub(r"^[^\d+(]*", "", hit.value.decode("latin-1"))
     if hit.value[:1] in (b"+", b"("):
-        if hit.before.isalnum():  # a sum, or a call of a function
+        if hit.before.isalnum() or re.fullmatch(r"\+\d+\.\d+", text):  # a sum, a call, a decimal number
             return False
     elif re.match(rb"[-:/_@.][0-9A-Za-z]", hit.text[hit.end : hit.end + 2]):
         return False  # a part of a longer name or number

@@ -50,29 +50,17 @@ class Sieve:
         """Return what is in the texts, each finding once. What is spread over two texts is not found."""
         text = "\n\n".join(texts)
         found: set[Finding] = set()
-        forms = [text, *self._plain(text)]
-        for form in forms:
+        for form in _forms(text, self._typography, self._odd):
             encoded = form.encode("utf-8", "replace")
             found.update(self._found_in(encoded))
-            if self._any_own is not None and self._any_own.search(encoded):
-                found.update(Finding("pattern", p) for p, own in self._own.items() if own.search(encoded))
+            found.update(self._own_in(encoded))
+        if self._own and not text.isascii():  # they may ask for typography's own characters
+            found.update(self._own_in(text.encode("utf-8", "replace")))
         return found
 
-    def _plain(self, text: str) -> Iterator[str]:
-        """Yield the text in plain characters, where it has others that only look different."""
-        if text.isascii():
-            return
-        encoded, plain = text.encode("utf-8", "replace"), text
-        if self._typography.search(encoded):
-            for odd, ascii in _TYPOGRAPHY.items():
-                plain = plain.replace(odd, ascii)
-        if self._odd.search(encoded):
-            for odd in _INVISIBLE:
-                plain = plain.replace(odd, "")
-            plain = unicodedata.normalize("NFKC", plain)
-            plain = plain.translate({ord(c): str(unicodedata.decimal(c)) for c in _foreign_digits(plain)})
-        if plain != text:
-            yield plain
+    def _own_in(self, text: bytes) -> Iterator[Finding]:
+        if self._any_own is not None and self._any_own.search(text):
+            yield from (Finding("pattern", p) for p, own in self._own.items() if own.search(text))
 
     def _found_in(self, text: bytes) -> Iterator[Finding]:
         known: set[Finding] = set()
@@ -105,6 +93,24 @@ class Sieve:
 
 def _either(detectors: Iterable[Detector]) -> bytes:
     return b"|".join(b"(" + detector.pattern + b")" for detector in detectors)
+
+
+def _forms(text: str, typography: Any, odd: Any) -> Iterator[str]:
+    """Yield the text with plain spaces and dashes, and once more in plain characters if it has odd ones."""
+    if text.isascii():
+        yield text
+        return
+    encoded, plain = text.encode("utf-8", "replace"), text
+    if typography.search(encoded):
+        for fine, ascii in _TYPOGRAPHY.items():
+            plain = plain.replace(fine, ascii)
+    yield plain
+    if not odd.search(encoded):
+        return
+    for invisible in _INVISIBLE:
+        plain = plain.replace(invisible, "")
+    plain = unicodedata.normalize("NFKC", plain)
+    yield plain.translate({ord(c): str(unicodedata.decimal(c)) for c in _foreign_digits(plain)})
 
 
 def _foreign_digits(text: str) -> set[str]:
