@@ -68,6 +68,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Check a gateway.toml, or make one of a LiteLLM configuration.",
             "freehold gateway check gateway.toml",
         ),
+        "audit": Verb(
+            "Show which requests of a label left the house, and to whom.",
+            "freehold audit --label private --since 90d",
+        ),
         "launch": Verb(
             "Show or write the settings another program needs to use this server.",
             "freehold launch codex",

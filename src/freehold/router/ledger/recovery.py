@@ -8,6 +8,7 @@ Path: store.Ledger.open, Ledger.keep -> recover -> OwnerLock.of_the_dead
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 import msgspec
@@ -47,6 +48,7 @@ def _book(db: sqlite3.Connection, owner: str) -> int:
             row = _lost(name, key, at, nano if sent else 0, _intent(about))
             db.execute(schema.INSERT, schema.of_row(row))
         db.execute("DELETE FROM reservations WHERE owner = ?", (owner,))
+        db.execute(schema.DIED, (time.time(), owner))
         db.execute("DELETE FROM owners WHERE name = ?", (owner,))
     return len(found)
 

@@ -40,6 +40,9 @@ CREATE TABLE requests (
   upstream_id TEXT NOT NULL, left_house INTEGER NOT NULL, parent TEXT NOT NULL, detail BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE owners (name TEXT PRIMARY KEY, since REAL NOT NULL, pid INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE deaths (
+  owner TEXT PRIMARY KEY, since REAL NOT NULL, pid INTEGER NOT NULL, found REAL NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE reservations (
   id TEXT PRIMARY KEY, key TEXT NOT NULL, at REAL NOT NULL, nano INTEGER NOT NULL CHECK (nano >= 0),
   owner TEXT NOT NULL, sent INTEGER NOT NULL, about BLOB NOT NULL
@@ -71,6 +74,8 @@ RESERVE = """INSERT INTO reservations (id, key, at, nano, owner, sent, about)
 CHANGE = """UPDATE reservations SET nano = ?1 WHERE id = ?2 AND (?1 <= nano OR EXISTS (
   SELECT 1 FROM spend WHERE key = reservations.key AND start = ?3 AND stop = ?4
   AND spent + reserved - reservations.nano + ?1 <= ?5))"""
+# A process that ended without closing its ledger: what it had in flight without a reservation has no row.
+DIED = "INSERT OR IGNORE INTO deaths (owner, since, pid, found) SELECT name, since, pid, ? FROM owners WHERE name = ?"
 SENT = "UPDATE reservations SET sent = 1 WHERE id = ?"
 SPENT = "SELECT spent, reserved FROM spend WHERE key = ? AND start = ? AND stop = ?"
 # What is known of a window when it is first asked for; older windows of the key are of no use any more.
@@ -95,7 +100,7 @@ class RowDetail:
 
 
 _encode = msgspec.json.Encoder().encode
-_detail = msgspec.json.Decoder(RowDetail).decode
+detail_of = msgspec.json.Decoder(RowDetail).decode
 
 
 def of_row(row: LedgerRow) -> tuple[object, ...]:
@@ -116,7 +121,7 @@ def of_row(row: LedgerRow) -> tuple[object, ...]:
 def row_of(values: tuple[Any, ...]) -> LedgerRow:
     """Return the row of a SELECT of NAMES."""
     v: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
-    detail = _detail(v["detail"])
+    detail = detail_of(v["detail"])
     usage = Usage(
         v["prompt"],
         v["completion"],

@@ -1,0 +1,87 @@
+"""`freehold audit --label NAME`: which requests of a label left the house, and to whom.
+
+Knows options and words; the counts are router/ledger/audit.py's. Path: main -> audit -> LabelAudit -> text or JSON
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from freehold.cli.shared import Seconds, json_option, pairs
+from freehold.config import Settings
+
+if TYPE_CHECKING:
+    from freehold.router.ledger.audit import LabelAudit
+
+SCHEMA = 1
+
+
+@click.command("audit")
+@click.option("--label", required=True, metavar="NAME", help="The label, as gateway.toml names it.")
+@click.option("--since", type=Seconds(), default="90d", show_default=True, help="How far back: 12h, 90d.")
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The ledger; default: ledger.sqlite of the data folder.",
+)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, label: str, since: float, ledger: Path | None, as_json: bool) -> None:
+    """Show which requests with a label left the house, and to whom.
+
+    It counts rows of the ledger: those it is sure of, and those of processes that were killed, of which it is not.
+    Exits 1 where a request left.
+    """
+    from freehold.router.ledger.audit import audit
+
+    settings: Settings = ctx.obj
+    now = time.time()
+    found = audit(ledger or settings.home / "ledger.sqlite", label, now - since, now)
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "sure": found.sure, **asdict(found)}, indent=1))
+    else:
+        show(found)
+    if found.left:
+        ctx.exit(1)
+
+
+def show(found: LabelAudit) -> None:
+    """Print an audit."""
+    what = f"requests labelled {found.label}"
+    if found.left:
+        click.echo(f"{found.left:,} of {found.rows:,} {what} left the house: {_counts(found.left_to)}")
+    elif found.rows:
+        click.echo(f"nothing left the house: sure of {found.sure:,} {what}")
+    else:
+        click.echo(f"no {what}")
+    rows = [("period", f"{_day(found.since)} to {_day(found.until)} UTC, {found.all_rows:,} requests in all")]
+    if found.begins is not None and found.begins > found.since:
+        rows.append(("ledger begins", f"{_day(found.begins)} UTC; nothing is known of the time before"))
+    if found.stayed:
+        rows.append(("stayed at", _counts(found.stayed_at)))
+    if found.unknown:
+        rows.append(("not known", f"{found.unknown:,} that a killed server had in flight"))
+    for death in found.deaths:
+        span = f"between {_day(death.since)} and {_day(death.found)} UTC"
+        rows.append(("not known", f"a server was killed {span}; requests in flight then may have no row"))
+    for departure in found.departures:
+        rows.append((departure.id, f"{_day(departure.at)} UTC to {', '.join(departure.places)}"))
+    pairs(rows)
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    named = ((place or "sent nowhere", number) for place, number in sorted(found.items()))
+    return ", ".join(f"{place} {number:,}" for place, number in named)
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
