@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from freehold.errors import FreeholdError
 from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Cause, RemoteModel, UpstreamFault
+from freehold.providers.contract import Cause, Provider, RemoteModel, UpstreamFault
 from freehold.serving import Begin, EmbedJob, Job, Vectors
 from freehold.types import Chunk, SamplingParams, TokenLogprob, Usage
 
@@ -42,9 +42,16 @@ class FakeRented:
         self.counted: list[tuple[str, Cleared[Job]]] = []
         self.closed: list[str] = []
         self.open = 0
+        self.kept: list[str] = []
 
     async def start(
-        self, cleared: Cleared[Job], model: RemoteModel, *, first_token_s: float, timeout_s: float
+        self,
+        cleared: Cleared[Job],
+        model: RemoteModel,
+        *,
+        first_token_s: float,
+        timeout_s: float,
+        stream: bool = True,
     ) -> FakeAnswer:
         cleared.check(model.provider.name)
         self.asked.append((model.model, cleared))
@@ -52,9 +59,22 @@ class FakeRented:
         if does.faults:
             raise does.faults.pop(0)
         self.open += 1
-        return FakeAnswer(does, cleared.work, lambda: self._ended(model.model))
+        answer = FakeAnswer(does, cleared.work, lambda: self._ended(model.model))
+        try:
+            async with asyncio.timeout(first_token_s if stream else timeout_s):
+                await answer.first()
+        except TimeoutError:
+            await answer.aclose()
+            raise fault("timeout") from None
+        except BaseException:
+            await answer.aclose()
+            raise
+        return answer
 
-    async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel) -> Vectors:
+    def keep(self, providers: Iterable[Provider]) -> None:
+        self.kept = [provider.name for provider in providers]
+
+    async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors:
         cleared.check(model.provider.name)
         self.embedded.append((model.model, cleared))
         does = self.answers.setdefault(model.model, Answers())
@@ -63,7 +83,7 @@ class FakeRented:
         texts = cleared.work.texts
         return Vectors(b"\0\0\x80?" * len(texts), 1, tuple(3 for _ in texts))
 
-    async def count(self, cleared: Cleared[Job], model: RemoteModel) -> int | None:
+    async def count(self, cleared: Cleared[Job], model: RemoteModel, *, timeout_s: float) -> int | None:
         cleared.check(model.provider.name)
         does = self.answers.setdefault(model.model, Answers())
         if does.counts is not None:
@@ -82,15 +102,25 @@ class FakeAnswer:
         self.begin = Begin(128_000, (), SamplingParams(), job.max_tokens or 4096)
         self._pieces = self._made()
         self._closed = False
+        self._first: tuple[int, Chunk] | None = None
 
     @property
     def more(self) -> bool:
-        return False
+        return self._first is not None
+
+    async def first(self) -> None:
+        try:
+            self._first = await anext(self._pieces)
+        except StopAsyncIteration:
+            raise fault("broken") from None
 
     def __aiter__(self) -> FakeAnswer:
         return self
 
     async def __anext__(self) -> tuple[int, Chunk]:
+        if self._first is not None:
+            piece, self._first = self._first, None
+            return piece
         return await anext(self._pieces)
 
     async def aclose(self) -> None:

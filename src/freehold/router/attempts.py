@@ -146,7 +146,7 @@ class Attempts:
         while True:
             tries += 1
             try:
-                return await self._once(target, cleared, check=check and bool(more))
+                return await self._once(target, cleared, check=check and bool(more), alone=not more)
             except FreeholdError as e:
                 wait = causes.wait_before_retry(e, tries)
                 if (
@@ -165,14 +165,16 @@ class Attempts:
     def _left(self) -> float:
         return self._until - time.monotonic()
 
-    async def _once(self, target: GatewayModel, cleared: Cleared[Job], *, check: bool) -> Started:
+    async def _once(
+        self, target: GatewayModel, cleared: Cleared[Job], *, check: bool, alone: bool
+    ) -> Started:
         began = time.monotonic()
         left = self._until - began
         if left <= 0:
             raise UpstreamFault("timeout", f"{self._limit_s:g} s passed before a target answered")
         self._breakers.begin(target.name)
         try:
-            return await self._good(target, cleared, began, left, check=check)
+            return await self._good(target, cleared, began, left, check=check, alone=alone)
         except Discarded:
             raise
         except FreeholdError as e:
@@ -185,9 +187,19 @@ class Attempts:
             raise
 
     async def _good(
-        self, target: GatewayModel, cleared: Cleared[Job], began: float, left: float, *, check: bool
+        self,
+        target: GatewayModel,
+        cleared: Cleared[Job],
+        began: float,
+        left: float,
+        *,
+        check: bool,
+        alone: bool,
     ) -> Started:
-        """Return an answer once it is good. Raises FreeholdError or Discarded."""
+        """Return an answer once it is good. Raises FreeholdError or Discarded.
+
+        `alone`: no other target is left, so that a silent one need not be found out by its first token.
+        """
         limit = min(self._route.first_token_s, left)
         escalate = self._route.escalate
         looks = check and escalate is not None and can_look(target, cleared.work)
@@ -195,32 +207,28 @@ class Attempts:
             cleared = with_logprobs(cleared)
         cleared = self._signatures.restored(cleared, target.remote)
         watch = None if target.remote is None else self._signatures.watch(cleared, target.remote)
-        stream: Stream | None = None
+        stream, first = await self._calls.start(
+            target,
+            cleared,
+            self._record.warnings,
+            first_token_s=limit,
+            timeout_s=left,
+            stream=not (cleared.work.whole and alone),
+            keep_alive=self._keep_alive,
+        )
+        if not looks or escalate is None:
+            return Started(target, stream, [first], began, watch)
         try:
-            async with asyncio.timeout(limit):
-                stream = await self._calls.start(
-                    target,
-                    cleared,
-                    self._record.warnings,
-                    first_token_s=limit,
-                    timeout_s=left,
-                    keep_alive=self._keep_alive,
-                )
-                first = await anext(stream)
-            if first[1].finish_reason == "cancelled":
-                raise UpstreamFault("broken", f"{target.name} cancelled the answer")
-            if not looks or escalate is None:
-                return Started(target, stream, [first], began, watch)
             async with asyncio.timeout(self._left):
                 looked = await look(stream, first, escalate)
         except TimeoutError:
-            await _end(stream)
-            raise UpstreamFault("timeout", f"{target.name} sent nothing for {limit:g} s") from None
+            await stream.aclose()
+            raise UpstreamFault("timeout", f"{target.name} took more than {self._limit_s:g} s") from None
         except StopAsyncIteration:
-            await _end(stream)
-            raise UpstreamFault("broken", f"{target.name} ended its answer before its first token") from None
+            await stream.aclose()
+            raise UpstreamFault("broken", f"{target.name} ended its answer before its end") from None
         except BaseException:
-            await _end(stream)
+            await stream.aclose()
             raise
         if not looked.escalates(escalate):
             return Started(target, stream, looked.pieces, began, watch)
@@ -300,8 +308,3 @@ def _together(route: str, errors: dict[str, FreeholdError]) -> FreeholdError:
         status=status,
         retry_after_s=min(waits, default=None),
     )
-
-
-async def _end(stream: Stream | None) -> None:
-    if stream is not None:
-        await stream.aclose()

@@ -6,10 +6,12 @@ target. Path: attempts.py, shadow.py -> TargetCalls.start -> ModelHandle.start, 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from freehold.errors import UnsupportedModel
 from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Piece, UpstreamFault
 from freehold.router.contract import RentedModels
 from freehold.router.gateway import GatewayModel
 from freehold.router.routing import has_images
@@ -35,19 +37,48 @@ class TargetCalls:
         *,
         first_token_s: float,
         timeout_s: float,
+        stream: bool = True,
         keep_alive: float | None = None,
-    ) -> Stream:
-        """Start an answer; `warnings` is appended to."""
+    ) -> tuple[Stream, Piece]:
+        """Return an answer and its first piece; `warnings` is appended to."""
         cleared.check(target.place)
         if target.remote is not None:
-            return await self.rents().start(
-                cleared, target.remote, first_token_s=first_token_s, timeout_s=timeout_s
+            rented = await self.rents().start(
+                cleared, target.remote, first_token_s=first_token_s, timeout_s=timeout_s, stream=stream
             )
+            return rented, await first_of(rented)
+        try:
+            async with asyncio.timeout(first_token_s):
+                owned = await self._owned(target, cleared, warnings, timeout_s, keep_alive)
+                return owned, await first_of(owned)
+        except TimeoutError:
+            raise UpstreamFault("timeout", f"{target.name} sent nothing for {first_token_s:g} s") from None
+
+    async def _owned(
+        self,
+        target: GatewayModel,
+        cleared: Cleared[Job],
+        warnings: list[str],
+        timeout_s: float,
+        keep_alive: float | None,
+    ) -> Stream:
         served = await self.engines.use(target.local, keep_alive)
         job = fitted(cleared.work, served.info, warnings)
         if has_images(job) and not served.info.can_see:
             raise UnsupportedModel(f"{target.local} sees no pictures")
         return await served.start(replace(job, timeout_s=timeout_s), keep_alive)
+
+
+async def first_of(stream: Stream) -> Piece:
+    """Return a stream's first piece; a stream without one is closed."""
+    try:
+        return await anext(stream)
+    except StopAsyncIteration:
+        await stream.aclose()
+        raise UpstreamFault("broken", "the answer ended before its first token") from None
+    except BaseException:
+        await stream.aclose()
+        raise
 
 
 def fitted(job: Job, info: ModelInfo, warnings: list[str]) -> Job:

@@ -1,32 +1,55 @@
 """What the gateway's middle asks of its neighbours: rented models, books, bars.
 
-Protocols, so that a test can state a neighbour in ten lines. Implemented by providers, ledger/store.py and
+Protocols, so that a test can state a neighbour in ten lines. Implemented by providers/, ledger/store.py and
 bar.py. Knows none of them.
 Path: handle.py, attempts.py -> RentedModels, Books, BarCheck
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from freehold.providers.cleared import Cleared
-from freehold.providers.contract import RemoteModel
+from freehold.providers.contract import Provider, RemoteModel
 from freehold.router.gateway import GatewayModel, QualityTask, SpendLimit
 from freehold.router.ledger.rows import Intent, LedgerRow
 from freehold.serving import EmbedJob, Job, Stream, Vectors
 
 
+class RentedStream(Stream, Protocol):
+    """An answer of a rented model."""
+
+    @property
+    def answer_id(self) -> str:
+        """The provider's id of the answer; "" before it has come."""
+        ...
+
+
 class RentedModels(Protocol):
     """Models at providers. Each call raises UpstreamFault, and PolicyRefused for a place that is not allowed."""
 
-    async def start(
-        self, cleared: Cleared[Job], model: RemoteModel, *, first_token_s: float, timeout_s: float
-    ) -> Stream:
-        """Return an answer whose first chunk has come; `timeout_s`: to its last one."""
+    def keep(self, providers: Iterable[Provider]) -> None:
+        """Give up the connections of every other provider: the file was read again."""
         ...
 
-    async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel) -> Vectors: ...
-    async def count(self, cleared: Cleared[Job], model: RemoteModel) -> int | None:
+    async def start(
+        self,
+        cleared: Cleared[Job],
+        model: RemoteModel,
+        *,
+        first_token_s: float,
+        timeout_s: float,
+        stream: bool = True,
+    ) -> RentedStream:
+        """Return an answer whose first chunk has come in time; `timeout_s`: to its last one.
+
+        `stream` False asks for the answer in one piece, for which `timeout_s` alone holds.
+        """
+        ...
+
+    async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors: ...
+    async def count(self, cleared: Cleared[Job], model: RemoteModel, *, timeout_s: float) -> int | None:
         """Return the provider's count of a prompt; None where it has no door for it."""
         ...
 

@@ -86,6 +86,8 @@ class GatewayModels:
         gateway = self._current()
         if gateway is not self._plan.gateway:
             self._plan = GatewayPlan(gateway, self._asks)
+            if self.parts.calls.rented is not None:
+                self.parts.calls.rented.keep(gateway.providers.values())
         return self._plan
 
     def asked_by(self, origin: Origin) -> OriginModels:

@@ -17,7 +17,7 @@ from freehold.providers.contract import UpstreamFault
 from freehold.router import causes
 from freehold.router.breaker import Breakers
 from freehold.router.calls import TargetCalls, fitted
-from freehold.router.gateway import BreakerLimits, GatewayModel
+from freehold.router.gateway import BreakerLimits, GatewayModel, GatewayRoute
 from freehold.router.record import RequestRecord
 from freehold.router.routing import PassedOver, TargetChoice
 from freehold.router.tokens import PromptSize, TokenRatio
@@ -52,7 +52,7 @@ async def embedded(
     record: RequestRecord,
     calls: TargetCalls,
     breakers: Breakers,
-    limits: BreakerLimits,
+    route: GatewayRoute,
     *,
     keep_alive: float | None = None,
     computed: Computed | None = None,
@@ -63,10 +63,10 @@ async def embedded(
         began = time.monotonic()
         breakers.begin(target.name)
         try:
-            vectors = await _vectors(target, cleared, calls, keep_alive, computed)
+            vectors = await _vectors(target, cleared, calls, route.timeout_s, keep_alive, computed)
         except FreeholdError as e:
             last = e
-            _failed(target, e, record, breakers, limits, began)
+            _failed(target, e, record, breakers, route.breaker, began)
             if causes.cause_of(e) in causes.SAYS_NOTHING:
                 raise
             continue
@@ -88,13 +88,14 @@ async def _vectors(
     target: GatewayModel,
     cleared: Cleared[EmbedJob],
     calls: TargetCalls,
+    timeout_s: float,
     keep_alive: float | None,
     computed: Computed | None,
 ) -> Vectors:
     if target.remote is None:
         served = await calls.engines.use(target.local, keep_alive)
         return await served.embed(cleared.work, keep_alive, computed)
-    vectors = await calls.rents().embed(cleared, target.remote)
+    vectors = await calls.rents().embed(cleared, target.remote, timeout_s=timeout_s)
     if computed is not None:
         computed(sum(vectors.tokens))
     return vectors
@@ -123,6 +124,7 @@ async def counted(
     choice: TargetChoice,
     record: RequestRecord,
     calls: TargetCalls,
+    timeout_s: float,
     ratio: Callable[[GatewayModel], TokenRatio],
     size: PromptSize,
 ) -> int:
@@ -136,7 +138,7 @@ async def counted(
         return await served.count(fitted(cleared.work, served.info, []))
     began = time.monotonic()
     try:
-        found = await calls.rents().count(cleared, target.remote)
+        found = await calls.rents().count(cleared, target.remote, timeout_s=timeout_s)
     except UpstreamFault as e:
         if e.cause in causes.SAYS_NOTHING:
             raise

@@ -238,7 +238,7 @@ class RoutedHandle:
             record,
             parts.calls,
             parts.breakers,
-            self._planned.route.breaker,
+            self._planned.route,
             keep_alive=self._keep_alive if keep_alive is None else keep_alive,
             computed=computed,
         )
@@ -252,7 +252,9 @@ class RoutedHandle:
         record.labels = cleared.labels
         size = prompt_size(job)
         choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
-        return await counted(cleared, choice, record, parts.calls, parts.ratio, size)
+        return await counted(
+            cleared, choice, record, parts.calls, self._planned.route.timeout_s, parts.ratio, size
+        )
 
 
 def info_of(planned: PlannedRoute, loaded: Mapping[str, ModelInfo]) -> ModelInfo:

@@ -84,11 +84,19 @@ class Shadows:
         reason = ""
         try:
             async with asyncio.timeout(route.timeout_s):
-                limits = {"first_token_s": route.timeout_s, "timeout_s": route.timeout_s}
-                stream = await self._calls.start(target, cleared.with_work(job), [], **limits)
+                stream, (_, first) = await self._calls.start(
+                    target,
+                    cleared.with_work(job),
+                    [],
+                    first_token_s=route.timeout_s,
+                    timeout_s=route.timeout_s,
+                    stream=False,
+                )
                 try:
+                    record.first_s = record.passed_s
+                    if first.usage is not None:
+                        usages.append(first.usage)
                     async for _, chunk in stream:
-                        record.first_s = record.first_s or record.passed_s
                         if chunk.usage is not None:
                             usages.append(chunk.usage)
                             reason = chunk.finish_reason or ""

@@ -20,7 +20,7 @@ from freehold.router.background import Background
 from freehold.router.breaker import Breakers
 from freehold.router.gateway import BreakerLimits
 from freehold.router.ledger.rows import Outcome
-from freehold.router.record import RequestRecord, added
+from freehold.router.record import NOTHING, RequestRecord, added
 from freehold.router.tokens import PromptSize, TokenRatio, letters_in
 from freehold.serving import Begin, Job
 from freehold.types import Chunk, Usage
@@ -103,7 +103,9 @@ class RoutedStream:
         """Note an answer's end; with the last answer's, book the row before the client has it."""
         if chunk.finish_reason == "cancelled":
             raise await self._broken(UpstreamFault("broken", f"{self._target.name} cancelled the answer"))
-        if chunk.usage is None:
+        if chunk.usage is None and self._left > 1:  # the last of several answers counts the tokens of all
+            chunk = replace(chunk, usage=NOTHING)
+        elif chunk.usage is None:
             self._record.estimated = True
             chunk = replace(chunk, usage=self._estimate())
         assert chunk.usage is not None
