@@ -399,11 +399,11 @@ WRONG = {
         "from 1",
     ),
     "no price known": (
-        "price = {",
-        "#",
-        "gpt-6.2-sol",
+        'model = "gpt-6.2-sol"\nprice = {',
+        'model = "gpt-0"\n#',
+        "gpt-0",
         "models.big.model",
-        '"gpt-6.2-sol"',
+        '"gpt-0"',
         "price = {",
     ),
     "ability misspelt": (

@@ -131,7 +131,7 @@ def test_paths_begin_at_the_folder_of_the_file(tmp_path: Path):
     (tmp_path / "cases.jsonl").write_text("{}\n")
     file = tmp_path / "gateway.toml"
     file.write_text('[tasks.t]\nbar = 0.5\nfile = "cases.jsonl"\n')
-    assert read(file, OUTSIDE).tasks["t"].file == "cases.jsonl"
+    assert read(file, OUTSIDE).tasks["t"].file == str(tmp_path / "cases.jsonl")
 
 
 def test_an_empty_file_is_a_gateway_of_owned_models_alone():
@@ -181,3 +181,13 @@ def test_lines_are_found_however_a_key_is_written():
     assert lines["t", "u", "x", 0] == 8 and lines["t", "u", "x", 1, "z"] == 9
     assert lines["l", 0, "k"] == 12 and lines["l", 1] == 14
     assert lines["l", 1, "m", "last"] == 16
+
+
+def test_a_model_without_a_price_of_the_files_has_that_of_the_sellers_table():
+    provider = '[providers.o]\nkind = "openai"\nkey = "env:OPENAI_API_KEY"\n'
+    text = provider + '[models.m]\nprovider = "o"\nmodel = "gpt-6.2-sol"\n'
+    gateway = read_text(text, OUTSIDE)
+    price = gateway.models["m"].price
+    assert price is not None and price.rates.input > 0
+    assert gateway.price_table == price.version and gateway.price_table.startswith("genai-prices ")
+    assert read_text(SOUND, OUTSIDE).price_table == "", "the file states all of them"

@@ -55,21 +55,21 @@ def outside_of(
 
     more: dict[str, Any] = {} if environment is None else {"environment": environment}
     if not keys:
-        more = {"environment": _AnyKey(), "keyring": lambda name: "unread"}
+        more = {"environment": AskedVariables(), "keyring": lambda name: "unread"}
     return Outside(has_model=_holds(Store(settings)), **more)
 
 
-class _AnyKey(Mapping[str, str]):
+class AskedVariables(dict[str, str]):
     """An environment that has every variable, for a file that is checked where its keys are not."""
 
-    def __getitem__(self, name: str) -> str:
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return what may stand for a key."""
+        self.asked.add(name)
         return "unread"
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
 
 
 def _holds(store: Store) -> Callable[[str], bool]:

@@ -30,8 +30,10 @@ def _from_keyring(name: str) -> str | None:
         return None
 
 
-def _unpriced(kind: Kind, model: str) -> Price | None:
-    return None
+def _listed(kind: Kind, model: str) -> Price | None:
+    from freehold.router.prices import resolve  # the table takes half a second to load
+
+    return resolve(kind, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,6 @@ class Outside:
 
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     keyring: Callable[[str], str | None] = _from_keyring
-    price_of: Callable[[Kind, str], Price | None] = _unpriced
+    price_of: Callable[[Kind, str], Price | None] = _listed
     has_model: Callable[[str], bool] | None = None  # whether this machine's store holds it
     folder: Path = Path()  # that relative paths of the file begin at
-    price_table: str = ""  # version of the table behind price_of

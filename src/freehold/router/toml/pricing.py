@@ -14,6 +14,7 @@ from freehold.router.toml.table import TomlTable
 
 PICO = 1_000_000  # pico-dollars a token of a dollar for a million
 MOST = 100_000  # dollars for a million tokens; beyond it is a slip
+STATED = "file"  # the version of a price that the file states
 _RATES = ("input", "cached", "written", "written_hour", "output")
 _BOUND = ("input", "output")
 
@@ -38,7 +39,7 @@ def stated_price(table: TomlTable, kind: str) -> Price | None:
     if len(table.mistakes.found) > before or rates is None:
         return None
     tiers = ((over, long_rates),) if long_rates is not None else ()
-    return Price(rates, tiers=tiers, batch=batch_rates, version="file", source="gateway.toml")
+    return Price(rates, tiers=tiers, batch=batch_rates, version=STATED, source="gateway.toml")
 
 
 def _rates(table: TomlTable, kind: str) -> TokenRates | None:
