@@ -1,0 +1,103 @@
+"""Money of keys' budgets while requests are in flight: who gets it, who waits for it, who is refused.
+
+The ledger reserves in one statement, so that no number of requests at once exceeds a budget. A request that would fit
+if those in flight cost less than they may is worth a short wait: reservations are for the dearest answer, and most
+answers cost less. What is left unusable at a window's end is less than one such answer. Keys without a budget cost
+no statement here. Knows amounts; knows no price and no target.
+Path: record.py -> Budgets.reserve -> ledger/store.py; record.py -> Budgets.book
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from contextlib import suppress
+
+from freehold.errors import BudgetSpent
+from freehold.router.gateway import SpendLimit
+from freehold.router.ledger.rows import Intent, LedgerRow
+from freehold.router.ledger.store import Ledger
+
+ROOM_WAIT_S = 10.0  # for answers in flight that end, and give back what they did not cost
+LOOK_S = 1.0  # room that another process makes is looked for so often
+_NO_INTENT = Intent()
+
+
+class Budgets:
+    """The books of a server: a Ledger, and those who wait for money."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    async def reserve(
+        self,
+        row_id: str,
+        key: str,
+        limit: SpendLimit,
+        nano: int,
+        at: float,
+        *,
+        about: Intent = _NO_INTENT,
+        sent: bool = True,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Reserve `nano` for a row. Raises BudgetSpent at once where waiting cannot help, else after `wait_s`."""
+        until, first = time.monotonic() + wait_s, False
+        try:
+            while True:
+                try:
+                    return await self.ledger.reserve(row_id, key, limit, nano, at, about=about, sent=sent)
+                except BudgetSpent as e:
+                    left = until - time.monotonic()
+                    if e.spent + nano > limit.nano or left <= 0:
+                        raise
+                await self._room(key, min(left, LOOK_S), first=first)
+                first = True
+        finally:
+            if wait_s:
+                self._wake(key)  # there may be room for the next one too, or none for anybody
+
+    async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
+        """Change what is reserved for a row. Raises BudgetSpent where more does not fit."""
+        await self.ledger.change(row_id, key, limit, nano, at)
+        self._wake(key)
+
+    async def sent(self, row_id: str) -> None:
+        """Note that a request which was reserved with `sent` False goes to a provider now."""
+        await self.ledger.sent(row_id)
+
+    async def ready(self) -> None:
+        """Raise LedgerUnavailable where a row could not be written now."""
+        await self.ledger.ready()
+
+    async def book(self, row: LedgerRow) -> None:
+        """Commit a row and settle its reservation; the first of those who wait tries again."""
+        await self.ledger.book(row)
+        self._wake(row.key)
+
+    async def _room(self, key: str, wait_s: float, *, first: bool) -> None:
+        """Wait until somebody's money came back, in the order of arrival."""
+        queue = self._waiting.setdefault(key, deque())
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        (queue.appendleft if first else queue.append)(turn)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await turn
+        finally:
+            with suppress(ValueError):
+                queue.remove(turn)
+            if not queue:
+                self._waiting.pop(key, None)
+
+    def _wake(self, key: str) -> None:
+        if key not in self._waiting:
+            return
+        queue = self._waiting[key]
+        while queue:
+            turn = queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
