@@ -70,6 +70,14 @@ def test_labels_reach_the_model_by_every_route(serving, path, body, door):
         assert (origin.labels, origin.door, origin.request_id) == (("private", "eu"), door, "req-1")
 
 
+def test_labels_of_several_headers_add_up(serving):
+    running = serving()
+    headers = [("X-Freehold-Label", "private"), ("x-freehold-label", "eu,private"), ("X-FREEHOLD-LABEL", "")]
+    body = {"model": MODEL, "messages": CHAT}
+    assert running.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+    assert running.models.origins[-1].labels == ("private", "eu")
+
+
 def test_a_request_without_the_header_has_no_label(serving):
     running = serving()
     running.client.post("/v1/chat/completions", json={"model": MODEL, "messages": CHAT})

@@ -143,9 +143,11 @@ class HttpCall:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that the request asks for, unchecked."""
-        given = self.headers.get(LABEL_HEADER)
-        return () if given is None else labels_in(given.decode("latin-1"))
+        """The labels that the request asks for, unchecked, from every header of the name."""
+        if LABEL_HEADER not in self.headers:
+            return ()
+        given = (value.decode("latin-1") for name, value in self.scope["headers"] if name == LABEL_HEADER)
+        return tuple(dict.fromkeys(label for value in given for label in labels_in(value)))
 
     @property
     def models(self) -> ModelDirectory:
