@@ -1,0 +1,261 @@
+"""Opens connections to providers: the one file by which a request leaves this machine for another.
+
+Takes nothing but a cleared request, and checks again that it may go there. Follows no redirect, uses no proxy but the
+provider's own, keeps no cookie, unpacks nothing. Errors say what happened and where, never what was sent.
+Knows no wire. Path: upstream.py -> Hop.post -> aiohttp -> Reply.some
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from freehold.errors import EngineClosed, UsageError
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Outgoing, Provider, UpstreamFault
+
+if TYPE_CHECKING:
+    import aiohttp
+    from yarl import URL
+
+MAX_BODY = 64 << 20  # bytes of an answer that does not stream: 2,048 vectors of 3,072 numbers as text are some 60 MB
+MAX_ERROR = 64 << 10  # bytes of an error that are read
+MAX_PATHS = 1024  # addresses a provider's models may have, before those kept are dropped
+DRAIN_S = 1.0  # what a provider may take to end its connection's answer after the wire's own end
+IDLE_S = 30.0  # an unused connection is kept so long: most servers close theirs after 60 s or more
+LARGE = 1 << 20  # bytes of a body that is written in portions
+
+
+def http_client() -> Any:
+    """Return aiohttp. Raises UsageError that names the extra where it is not installed."""
+    try:
+        import aiohttp
+    except ImportError as e:
+        raise UsageError(
+            "rented models need the package aiohttp", "pip install 'freehold[gateway]'"
+        ) from e
+    return aiohttp
+
+
+class Hop:
+    """Connections to providers, kept open between requests. One event loop's; close it when done."""
+
+    def __init__(self, providers: Iterable[Provider] = ()) -> None:
+        self._lines: dict[Provider, _Line] = {}
+        self._closed = False
+        self.keep(providers)
+
+    def keep(self, providers: Iterable[Provider]) -> None:
+        """Give up the connections of every other provider, each once it is idle: the file was read again."""
+        named = set(providers)
+        for provider in [p for p in self._lines if p not in named]:
+            self._lines.pop(provider).retire()
+
+    async def close(self) -> None:
+        """Close every connection; requests in progress break."""
+        self._closed = True
+        lines, self._lines = [*self._lines.values()], {}
+        for line in lines:
+            await line.session.close()
+
+    async def post(
+        self, cleared: Cleared[Any], provider: Provider, key: Mapping[str, str], sent: Outgoing
+    ) -> Reply:
+        """Send a request and return its answer, body unread. Raises PolicyRefused, or UpstreamFault."""
+        cleared.check(provider.name)
+        if self._closed:
+            raise EngineClosed("the gateway is closing", "ask again")
+        line = self._lines.get(provider)
+        if line is None:
+            line = self._lines[provider] = _Line(provider)
+        line.busy += 1
+        try:
+            response = await line.session.post(
+                line.url(sent.path),
+                data=sent.body if len(sent.body) <= LARGE else io.BytesIO(sent.body),
+                headers={"Content-Type": "application/json", **sent.headers, **key},
+                allow_redirects=False,
+                proxy=provider.proxy or None,
+            )
+        except Exception as e:
+            line.done()
+            raise _opening_fault(e, provider.name) from None
+        except BaseException:  # cancelled
+            line.done()
+            raise
+        return Reply(response, provider.name, line)
+
+
+class _Line:
+    """The connections to one provider."""
+
+    def __init__(self, provider: Provider) -> None:
+        aiohttp = http_client()
+        self._base = provider.url
+        self._urls: dict[str, URL] = {}
+        self.busy = 0
+        self._retired = False
+        self.session: aiohttp.ClientSession = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=provider.connections, ttl_dns_cache=60, keepalive_timeout=IDLE_S
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_s),
+            headers={"User-Agent": "freehold", "Accept-Encoding": "identity"},
+            trust_env=False,
+            auto_decompress=False,
+        )
+
+    def url(self, path: str) -> URL:
+        found = self._urls.get(path)
+        if found is None:
+            from yarl import URL
+
+            if len(self._urls) >= MAX_PATHS:
+                self._urls.clear()
+            found = self._urls[path] = URL(self._base + path)
+        return found
+
+    def retire(self) -> None:
+        self._retired = True
+        if not self.busy:
+            self._end()
+
+    def done(self) -> None:
+        self.busy -= 1
+        if self._retired and not self.busy:
+            self._end()
+
+    def _end(self) -> None:
+        closing = asyncio.get_running_loop().create_task(self.session.close())
+        _CLOSING.add(closing)
+        closing.add_done_callback(_CLOSING.discard)
+
+
+_CLOSING: set[asyncio.Task[None]] = set()  # a loop keeps no reference to its tasks
+
+
+class Reply:
+    """One answer of a provider while it comes. End it with `finished` or `close`, whatever happened."""
+
+    def __init__(self, response: aiohttp.ClientResponse, place: str, line: _Line) -> None:
+        self._response, self._place, self._line = response, place, line
+        self._content = response.content
+        self._timer: asyncio.TimerHandle | None = None
+        self._open = True
+        self._expired = False
+        self.status = response.status
+        self.opened = time.monotonic()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._response.headers
+
+    @property
+    def media_type(self) -> str:
+        """What the body is said to be, without parameters, in lower case."""
+        said = self._response.headers.get("Content-Type", "")
+        return said.partition(";")[0].strip().lower()
+
+    def limit(self, seconds: float) -> None:
+        """Close the connection in so many seconds, unless the answer has ended by then."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.0), self._expire)
+
+    def waiting(self) -> bool:
+        """Return whether bytes have come that were not read."""
+        return bool(self._content.total_bytes) and not self._content.is_eof() and bool(self._content._buffer)
+
+    async def some(self) -> bytes:
+        """Return what has come, at least a byte; b"" at the end. Raises UpstreamFault."""
+        try:
+            return await self._content.readany()
+        except Exception as e:
+            raise self._reading_fault(e) from None
+
+    async def body(self, most: int = MAX_BODY) -> bytes:
+        """Return the whole body. Raises UpstreamFault, also where it has more than `most` bytes."""
+        parts: list[bytes] = []
+        size = 0
+        while data := await self.some():
+            parts.append(data)
+            size += len(data)
+            if size > most:
+                raise UpstreamFault("invalid", f"{self._place} sent more than {most:,} bytes", status=self.status)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def start_of_body(self, most: int = MAX_ERROR) -> bytes:
+        """Return at most `most` bytes of an error's body, or what came of it."""
+        parts = bytearray()
+        try:
+            while len(parts) < most and (data := await self.some()):
+                parts += data
+        except UpstreamFault:
+            pass  # the status says enough
+        return bytes(parts[:most])
+
+    def finished(self) -> None:
+        """Give the connection back for the next request, once the provider has ended its answer."""
+        if not self._open:
+            return
+        self._end()
+        if not self._content.is_eof():  # its last bytes are on their way
+            closing = asyncio.get_running_loop().call_later(DRAIN_S, self._response.close)
+            self._content.on_eof(closing.cancel)
+
+    def close(self) -> None:
+        """Close the connection at once, so that the provider stops; harmless after the end."""
+        if self._open:
+            self._end()
+            self._response.close()
+
+    def _end(self) -> None:
+        self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._line.done()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._response.close()
+
+    def _reading_fault(self, e: Exception) -> Exception:
+        if self._expired:
+            seconds = time.monotonic() - self.opened
+            return UpstreamFault("timeout", f"{self._place} had not ended its answer after {seconds:.1f} s")
+        return _foreign(e, "broken", f"{self._place} broke its answer off")
+
+
+def _opening_fault(e: Exception, place: str) -> Exception:
+    aiohttp = http_client()
+    if isinstance(e, aiohttp.ClientResponseError):
+        return UpstreamFault("invalid", f"{place} did not answer in HTTP")
+    return _foreign(e, "connect", f"no answer of {place}: {_why(e)}")
+
+
+def _foreign(e: Exception, cause: Any, message: str) -> Exception:
+    """Return the fault that an error of the connection is, and any other error as it is."""
+    aiohttp = http_client()
+    kinds = aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, asyncio.TimeoutError
+    return UpstreamFault(cause, message) if isinstance(e, kinds) else e
+
+
+def _why(e: Exception) -> str:
+    """Say why there is no connection, in words of our own: an error's text may hold anything."""
+    aiohttp = http_client()
+    reasons = (
+        (aiohttp.ClientConnectorDNSError, "its host's name is not known"),
+        (aiohttp.ClientConnectorCertificateError, "its certificate is not valid"),
+        (aiohttp.ClientSSLError, "no TLS connection"),
+        (aiohttp.ClientProxyConnectionError, "its proxy does not answer"),
+        (aiohttp.ConnectionTimeoutError, "it took too long to connect"),
+        (aiohttp.ClientConnectorError, "the connection was refused"),
+        (aiohttp.ServerDisconnectedError, "it closed the connection"),
+    )
+    found = next((said for kind, said in reasons if isinstance(e, kind)), "the connection was reset")
+    code = getattr(e, "errno", None)
+    return f"{found} (errno {code})" if isinstance(code, int) and code > 0 else found

@@ -1,0 +1,77 @@
+"""Splits a stream of bytes into server-sent events, wherever the network cut it.
+
+Follows the WHATWG's event streams: LF, CRLF or CR, comments, `data` of several lines, one leading byte order mark. An
+event that the stream's end cuts off is no event. Knows no JSON and no wire.
+Path: hop.py -> EventSplitter.feed -> EventReader.push
+"""
+
+from __future__ import annotations
+
+from freehold.providers.contract import UpstreamFault
+
+MAX_EVENT = 16 << 20  # bytes: the largest event of a wire is a whole answer's item, or a picture
+_BOM = b"\xef\xbb\xbf"
+Event = tuple[str, bytes]  # its name, "" for none; its data
+
+
+class EventSplitter:
+    """Splits one stream."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # an event that is not whole
+        self._seen = 0  # bytes of the rest that hold no end of an event
+        self._first = True
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that `data` completes. Raises UpstreamFault for an event beyond MAX_EVENT."""
+        rest = self._rest
+        if not rest and not self._first and b"\r" not in data and data.endswith(b"\n\n"):
+            blocks = data.split(b"\n\n")  # nothing is cut: what nearly every read gives
+        else:
+            blocks = self._blocks(data)
+        events: list[Event] = []
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append(("", block[6:]))
+            elif block and (event := _event(block)) is not None:
+                events.append(event)
+        return events
+
+    def _blocks(self, data: bytes) -> list[bytes]:
+        rest = self._rest
+        rest += data
+        if self._first:
+            if len(rest) < len(_BOM) and _BOM.startswith(rest):
+                return []
+            self._first = False
+            if rest.startswith(_BOM):
+                del rest[: len(_BOM)]
+        if b"\r" in rest:
+            held = rest.endswith(b"\r")  # the LF of a CRLF may come next
+            plain = bytes(rest[:-1] if held else rest).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            rest[:] = plain + b"\r" if held else plain
+            self._seen = 0
+        end = rest.rfind(b"\n\n", max(self._seen - 1, 0))
+        if end < 0:
+            self._seen = len(rest)
+            if len(rest) > MAX_EVENT:
+                raise UpstreamFault("invalid", f"an event has more than {MAX_EVENT:,} bytes")
+            return []
+        whole = bytes(rest[:end])
+        del rest[: end + 2]
+        self._seen = 0
+        return whole.split(b"\n\n")
+
+
+def _event(block: bytes) -> Event | None:
+    """Read the lines of one event; None where it has no data."""
+    name = ""
+    lines: list[bytes] = []
+    for line in block.split(b"\n"):
+        key, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if key == b"data":
+            lines.append(value)
+        elif key == b"event":
+            name = value.decode("utf-8", "replace")
+    return (name, b"\n".join(lines)) if lines else None

@@ -1,0 +1,247 @@
+"""Asks a rented model: sends a cleared request on its provider's wire and gives the answer as a Stream.
+
+An answer is given out once its first token has come; whatever fails before is an UpstreamFault that the next target
+can follow, and after it a fault of the stream. Knows no route, no retry, no price.
+Path: router/attempts.py -> start -> wires.py, Hop.post -> EventSplitter, EventReader -> UpstreamStream
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from freehold.providers.cleaning import cleaned, texts_of, unquoted
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import (
+    EventReader,
+    Outgoing,
+    Piece,
+    Provider,
+    RemoteModel,
+    UpstreamFault,
+    WholeAnswer,
+    Wire,
+)
+from freehold.providers.hop import Hop, Reply
+from freehold.providers.sse import EventSplitter
+from freehold.providers.wires import wire_of
+from freehold.serving import Begin, EmbedJob, Job, Vectors
+from freehold.types import SamplingParams
+
+EVENTS = "text/event-stream"
+
+
+async def start(
+    hop: Hop,
+    cleared: Cleared[Job],
+    remote: RemoteModel,
+    *,
+    first_token_s: float,
+    timeout_s: float,
+    stream: bool = True,
+) -> UpstreamStream | WholeStream:
+    """Ask `remote`, and return its answer's stream once the first token has come.
+
+    `stream` False asks for the whole answer at once, which costs less for both; only `timeout_s` limits it then.
+    Raises PolicyRefused before anything is sent, UsageError or UnsupportedModel for what the provider cannot do, and
+    UpstreamFault with its cause for everything else.
+    """
+    job = cleared.work
+    wire = wire_of(remote.provider.kind)
+    sent = wire.request(remote, job, stream=stream)
+    begin = Begin(
+        context=remote.context,
+        prompt_ids=(),
+        sampling=SamplingParams(**job.sampling),  # type: ignore[arg-type]  # its fields, checked by the door
+        max_tokens=job.max_tokens or remote.max_output,
+        warnings=sent.warnings,
+    )
+    first_s = min(first_token_s, timeout_s) if stream else timeout_s
+    asked = _Asked(hop, wire, remote.provider, cleared)
+    try:
+        async with asyncio.timeout(first_s):
+            if not stream:
+                return WholeStream(begin, wire.whole(await asked.whole(sent), job))
+            reply = await asked.opened(sent)
+            try:
+                if reply.media_type not in (EVENTS, ""):
+                    raise UpstreamFault("invalid", f"{remote.provider.name} sent no stream", status=200)
+                coming = UpstreamStream(begin, reply, wire.reader(job), asked)
+                await coming.first()
+            except BaseException:
+                reply.close()
+                raise
+    except TimeoutError:
+        raise UpstreamFault("timeout", f"{remote.provider.name} sent nothing in {first_s:g} s") from None
+    except UpstreamFault as e:
+        raise asked.told(e) from None
+    reply.limit(timeout_s - first_s if first_s < timeout_s else 0.001)
+    return coming
+
+
+async def embed(hop: Hop, cleared: Cleared[EmbedJob], remote: RemoteModel, *, timeout_s: float) -> Vectors:
+    """Return unit vectors of texts. Raises as `start` does."""
+    wire = wire_of(remote.provider.kind)
+    asked = _Asked(hop, wire, remote.provider, cleared)
+    return wire.vectors(await asked.within(timeout_s, wire.embed(remote, cleared.work)), cleared.work)
+
+
+async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout_s: float) -> int | None:
+    """Return how many tokens a prompt has, from the provider; None where it has no door for that."""
+    wire = wire_of(remote.provider.kind)
+    sent = wire.count(remote, cleared.work)
+    if sent is None:
+        return None
+    return wire.counted(await _Asked(hop, wire, remote.provider, cleared).within(timeout_s, sent))
+
+
+class _Asked:
+    """One request to one provider."""
+
+    def __init__(self, hop: Hop, wire: Wire, provider: Provider, cleared: Cleared[Any]) -> None:
+        self._hop, self._wire, self._provider, self._cleared = hop, wire, provider, cleared
+
+    async def opened(self, sent: Outgoing) -> Reply:
+        """Return a 200's reply, body unread."""
+        key = self._wire.authorized(self._provider.key) if self._provider.key is not None else {}
+        reply = await self._hop.post(self._cleared, self._provider, key, sent)
+        try:
+            packed = reply.headers.get("Content-Encoding", "identity").lower()
+            if reply.status == 200 and packed in ("identity", ""):
+                return reply
+            raise await self._refused(reply)
+        finally:
+            if reply.status != 200:
+                reply.close()
+
+    async def _refused(self, reply: Reply) -> UpstreamFault:
+        name, status = self._provider.name, reply.status
+        if 300 <= status < 400:
+            return UpstreamFault("redirect", f"{name} sent a redirect, which is not followed", status=status)
+        if status < 300:
+            reply.close()
+            return UpstreamFault("invalid", f"{name} sent an answer that cannot be read", status=status)
+        return self._wire.fault(status, reply.headers, await reply.start_of_body())
+
+    async def whole(self, sent: Outgoing) -> bytes:
+        """Return a 200's whole body."""
+        reply = await self.opened(sent)
+        try:
+            body = await reply.body()
+            reply.finished()
+            return body
+        finally:
+            reply.close()
+
+    async def within(self, seconds: float, sent: Outgoing) -> bytes:
+        """Return a 200's whole body in so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.whole(sent)
+        except TimeoutError:
+            raise UpstreamFault("timeout", f"{self._provider.name} sent nothing in {seconds:g} s") from None
+        except UpstreamFault as e:
+            raise self.told(e) from None
+
+    def told(self, e: UpstreamFault) -> UpstreamFault:
+        """Return a fault as it may be shown: without keys, and without the request's own text."""
+        message = unquoted(cleaned(e.message, [self._provider.key]), texts_of(self._cleared.work))
+        if not message.startswith(self._provider.name):
+            message = f"{self._provider.name}: {message}"
+        return UpstreamFault(e.cause, message, e.hint, status=e.status, retry_after_s=e.retry_after_s)
+
+
+class UpstreamStream:
+    """An answer while its provider makes it.
+
+    The last chunk of each answer comes after the wire's own end event; its usage is None where the provider sent
+    none. Of several answers, the last one's usage counts the completions of all.
+    """
+
+    def __init__(self, begin: Begin, reply: Reply, reader: EventReader, asked: _Asked) -> None:
+        self.begin = begin
+        self._reply, self._reader, self._asked = reply, reader, asked
+        self._events = EventSplitter()
+        self._ready: deque[Piece] = deque()
+        self._fault: UpstreamFault | None = None
+        self._over = False
+
+    @property
+    def answer_id(self) -> str:
+        """The provider's id of the answer; "" before it has come."""
+        return self._reader.answer_id
+
+    @property
+    def more(self) -> bool:
+        """Return whether the next chunk has arrived."""
+        return bool(self._ready)
+
+    def __aiter__(self) -> UpstreamStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        ready = self._ready
+        while not ready:
+            if self._fault is not None:
+                raise self._fault
+            if self._over:
+                raise StopAsyncIteration
+            await self._fill()
+        return ready.popleft()
+
+    async def first(self) -> None:
+        """Wait for the first piece, or raise what came in its place."""
+        while not self._ready:
+            if self._fault is not None:
+                raise self._fault
+            if self._over:
+                raise UpstreamFault("invalid", "an answer of no choice", status=200)
+            await self._fill()
+
+    async def aclose(self) -> None:
+        """Close the connection, so that the provider stops; harmless after the end."""
+        self._over = True
+        self._ready.clear()
+        self._reply.close()
+
+    async def _fill(self) -> None:
+        """Read what has come. A fault waits until the pieces before it are given out."""
+        try:
+            data = await self._reply.some()
+            if not data:
+                raise UpstreamFault("broken", "the stream ended before its answer did", status=200)
+            push, ready = self._reader.push, self._ready
+            for event, payload in self._events.feed(data):
+                ready.extend(push(event, payload))
+                if self._reader.ended:
+                    self._over = True
+                    self._reply.finished()
+                    return
+        except UpstreamFault as e:
+            self._fault = self._asked.told(e)
+            self._reply.close()
+
+
+class WholeStream:
+    """An answer that came as one."""
+
+    def __init__(self, begin: Begin, answer: WholeAnswer) -> None:
+        self.begin = begin
+        self.answer_id = answer.answer_id
+        self._ready = deque(answer.pieces)
+
+    @property
+    def more(self) -> bool:
+        return bool(self._ready)
+
+    def __aiter__(self) -> WholeStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if not self._ready:
+            raise StopAsyncIteration
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        self._ready.clear()
