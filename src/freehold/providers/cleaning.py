@@ -6,32 +6,36 @@ Path: upstream.py -> cleaned, unquoted
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from freehold.providers.contract import Secret
+from freehold.providers.faults import plain
 from freehold.serving import EmbedJob, Job
 
-MAX_CHARS = 500  # of a foreign error that are passed on
 MASK = "***"
-# Prefixes of providers' keys, also where the provider itself shows a part only (sk-ab***yz), a bearer's value, and
-# runs of 32 characters or more with letters and digits: ids of requests have hyphens every 12 or fewer.
-_LOOKS = re.compile(
-    r"(?i:bearer|basic)\s+[^\s\"',;]{6,}"
-    r"|\b(?:sk|pk|rk|gsk|xai|key|fh|hf|ghp|AIza|AKIA)[-_]?(?=[\w*-]*[\d*])[\w*-]{6,}"
-    r"|\beyJ[\w-]+\.[\w-]+\.?[\w-]*"
-    r"|\b(?=[A-Za-z_]*\d)(?=[\d_]*[A-Za-z])\w{32,}\b"
-)
+SHOWN = 8  # characters of a key in a row that are no accident
 _WINDOW = 12  # characters in common with the request that count as a quote of it
 
 
 def cleaned(text: str, secrets: Iterable[Secret | None] = ()) -> str:
-    """Return a foreign text without the secrets, without what looks like a key, and not longer than MAX_CHARS."""
+    """Return a foreign text without the secrets or a part of one, without what looks like a key, on one line."""
     for secret in secrets:
         if secret is not None and secret.value:
-            text = text.replace(secret.value, MASK)
-    text = _LOOKS.sub(MASK, " ".join(text.split()))
-    return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "..."
+            text = _without(text, secret.value)
+    return plain(text)
+
+
+def _without(text: str, key: str) -> str:
+    """Return `text` with three asterisks for every run of SHOWN characters or more that the key has too."""
+    text = text.replace(key, MASK)
+    for start in range(len(key) - SHOWN + 1):
+        end = start + SHOWN
+        while (at := text.find(key[start:end])) >= 0:
+            longest = end
+            while longest < len(key) and text.startswith(key[start : longest + 1], at):
+                longest += 1
+            text = text[:at] + MASK + text[at + longest - start :]
+    return text
 
 
 def unquoted(text: str, asked: Iterable[str]) -> str:
@@ -44,7 +48,7 @@ def unquoted(text: str, asked: Iterable[str]) -> str:
     return text
 
 
-def texts_of(work: Job | EmbedJob) -> Iterable[str]:
+def said_in(work: Job | EmbedJob) -> Iterable[str]:
     """Return what a request says: what an error must not repeat."""
     if isinstance(work, EmbedJob):
         return [text for text in work.texts if isinstance(text, str)]

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _SHOWN = 300  # characters of a provider's own message
-_KEYS = re.compile(r"\b(?:sk|pk|rk|key|xai|gsk|AIza|ya29|eyJ|Bearer)[-_. ]?[A-Za-z0-9*][A-Za-z0-9_\-.*]{11,}")
+_KEYS = re.compile(
+    r"\b(?:sk|pk|rk|key|xai|gsk|fh|hf|ghp|AKIA|AIza|ya29|eyJ|Bearer|Basic)[-_. ]?[A-Za-z0-9*][A-Za-z0-9_\-.*]{11,}"
+)
 _MOST_S = 86_400.0
 
 

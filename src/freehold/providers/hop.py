@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import aiohttp
     from yarl import URL
 
-MAX_BODY = 64 << 20  # bytes of an answer that does not stream: 2,048 vectors of 3,072 numbers as text are some 60 MB
+MAX_BODY = (
+    64 << 20
+)  # bytes of an answer that does not stream: 2,048 vectors of 3,072 numbers as text are some 60 MB
 MAX_ERROR = 64 << 10  # bytes of an error that are read
 MAX_PATHS = 1024  # addresses a provider's models may have, before those kept are dropped
 DRAIN_S = 1.0  # what a provider may take to end its connection's answer after the wire's own end
@@ -34,9 +36,7 @@ def http_client() -> Any:
     try:
         import aiohttp
     except ImportError as e:
-        raise UsageError(
-            "rented models need the package aiohttp", "pip install 'freehold[gateway]'"
-        ) from e
+        raise UsageError("rented models need the package aiohttp", "pip install 'freehold[gateway]'") from e
     return aiohttp
 
 
@@ -76,7 +76,7 @@ class Hop:
             response = await line.session.post(
                 line.url(sent.path),
                 data=sent.body if len(sent.body) <= LARGE else io.BytesIO(sent.body),
-                headers={"Content-Type": "application/json", **sent.headers, **key},
+                headers={**sent.headers, **key},
                 allow_redirects=False,
                 proxy=provider.proxy or None,
             )
@@ -104,7 +104,11 @@ class _Line:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_s),
-            headers={"User-Agent": "freehold", "Accept-Encoding": "identity"},
+            headers={
+                "User-Agent": "freehold",
+                "Accept-Encoding": "identity",
+                "Content-Type": "application/json",
+            },
             trust_env=False,
             auto_decompress=False,
         )
@@ -166,10 +170,6 @@ class Reply:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.0), self._expire)
 
-    def waiting(self) -> bool:
-        """Return whether bytes have come that were not read."""
-        return bool(self._content.total_bytes) and not self._content.is_eof() and bool(self._content._buffer)
-
     async def some(self) -> bytes:
         """Return what has come, at least a byte; b"" at the end. Raises UpstreamFault."""
         try:
@@ -185,7 +185,9 @@ class Reply:
             parts.append(data)
             size += len(data)
             if size > most:
-                raise UpstreamFault("invalid", f"{self._place} sent more than {most:,} bytes", status=self.status)
+                raise UpstreamFault(
+                    "invalid", f"{self._place} sent more than {most:,} bytes", status=self.status
+                )
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def start_of_body(self, most: int = MAX_ERROR) -> bytes:

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from freehold.providers.cleaning import cleaned, texts_of, unquoted
+from freehold.providers.cleaning import cleaned, said_in, unquoted
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import (
     EventReader,
@@ -58,6 +58,8 @@ async def start(
         warnings=sent.warnings,
     )
     first_s = min(first_token_s, timeout_s) if stream else timeout_s
+    clock = asyncio.get_running_loop().time
+    until = clock() + timeout_s
     asked = _Asked(hop, wire, remote.provider, cleared)
     try:
         async with asyncio.timeout(first_s):
@@ -76,7 +78,7 @@ async def start(
         raise UpstreamFault("timeout", f"{remote.provider.name} sent nothing in {first_s:g} s") from None
     except UpstreamFault as e:
         raise asked.told(e) from None
-    reply.limit(timeout_s - first_s if first_s < timeout_s else 0.001)
+    reply.limit(until - clock())
     return coming
 
 
@@ -84,7 +86,11 @@ async def embed(hop: Hop, cleared: Cleared[EmbedJob], remote: RemoteModel, *, ti
     """Return unit vectors of texts. Raises as `start` does."""
     wire = wire_of(remote.provider.kind)
     asked = _Asked(hop, wire, remote.provider, cleared)
-    return wire.vectors(await asked.within(timeout_s, wire.embed(remote, cleared.work)), cleared.work)
+    body = await asked.within(timeout_s, wire.embed(remote, cleared.work))
+    try:
+        return wire.vectors(body, cleared.work)
+    except UpstreamFault as e:
+        raise asked.told(e) from None
 
 
 async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout_s: float) -> int | None:
@@ -93,7 +99,12 @@ async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout
     sent = wire.count(remote, cleared.work)
     if sent is None:
         return None
-    return wire.counted(await _Asked(hop, wire, remote.provider, cleared).within(timeout_s, sent))
+    asked = _Asked(hop, wire, remote.provider, cleared)
+    body = await asked.within(timeout_s, sent)
+    try:
+        return wire.counted(body)
+    except UpstreamFault as e:
+        raise asked.told(e) from None
 
 
 class _Asked:
@@ -146,7 +157,7 @@ class _Asked:
 
     def told(self, e: UpstreamFault) -> UpstreamFault:
         """Return a fault as it may be shown: without keys, and without the request's own text."""
-        message = unquoted(cleaned(e.message, [self._provider.key]), texts_of(self._cleared.work))
+        message = unquoted(cleaned(e.message, [self._provider.key]), said_in(self._cleared.work))
         if not message.startswith(self._provider.name):
             message = f"{self._provider.name}: {message}"
         return UpstreamFault(e.cause, message, e.hint, status=e.status, retry_after_s=e.retry_after_s)

@@ -7,4 +7,15 @@ from tests.providers.standin.billing import Bill, Rates, Tariff
 from tests.providers.standin.script import Answer, Call, Fault, LoggedToken, Tokens
 from tests.providers.standin.server import Received, StandIn
 
-__all__ = ["Answer", "Bill", "Call", "Fault", "LoggedToken", "Rates", "Received", "StandIn", "Tariff", "Tokens"]
+__all__ = [
+    "Answer",
+    "Bill",
+    "Call",
+    "Fault",
+    "LoggedToken",
+    "Rates",
+    "Received",
+    "StandIn",
+    "Tariff",
+    "Tokens",
+]

@@ -1,4 +1,4 @@
-"""What the stand-in charges, by its own arithmetic: exact decimals, cliffs at a prompt's length, no rounding before the end."""
+"""What the stand-in charges, by its own arithmetic: exact decimals, cliffs at a prompt's length, rounded once."""
 
 from __future__ import annotations
 
@@ -74,7 +74,15 @@ class Account:
     bills: list[Bill] = field(default_factory=list)
 
     def charge(
-        self, number: int, model: str, answer_id: str, tokens: Tokens, *, whole: bool, hour: int, kind: str = "chat"
+        self,
+        number: int,
+        model: str,
+        answer_id: str,
+        tokens: Tokens,
+        *,
+        whole: bool,
+        hour: int,
+        kind: str = "chat",
     ) -> None:
         tariff = self.tariffs.get(model)
         nano = tariff.nano(tokens, hour=hour) if tariff is not None else 0

@@ -39,9 +39,13 @@ class OpenAIStandIn:
         if strange:
             return f"Unrecognized request argument supplied: {', '.join(sorted(strange))}"
         for number, message in enumerate(asked["messages"]):
-            if self.dialect == "deepseek" and message.get("tool_calls") and "reasoning_content" not in message:
-                if asked.get("thinking", {}).get("type") != "disabled":
-                    return "The reasoning_content in the thinking mode must be passed back to the API."
+            if (
+                self.dialect == "deepseek"
+                and message.get("tool_calls")
+                and "reasoning_content" not in message
+                and asked.get("thinking", {}).get("type") != "disabled"
+            ):
+                return "The reasoning_content in the thinking mode must be passed back to the API."
             if self.dialect == "openai" and "reasoning_content" in message:
                 return f"Unknown parameter: messages[{number}].reasoning_content"
             if message["role"] == "tool" and not message.get("tool_call_id"):
@@ -81,10 +85,19 @@ class OpenAIStandIn:
         said = {"text": answer.text} if text else {"message": message}
         logprobs = {"content": [_logged(t) for t in answer.logprobs]} if answer.logprobs else None
         choices = [
-            {"index": i, **said, "logprobs": logprobs, "finish_reason": REASONS.get(answer.finish, answer.finish)}
+            {
+                "index": i,
+                **said,
+                "logprobs": logprobs,
+                "finish_reason": REASONS.get(answer.finish, answer.finish),
+            }
             for i in range(answer.answers)
         ]
-        sent = {"id": answer_id, "object": "text_completion" if text else "chat.completion", "created": 1_764_000_000}
+        sent = {
+            "id": answer_id,
+            "object": "text_completion" if text else "chat.completion",
+            "created": 1_764_000_000,
+        }
         sent |= {"model": asked.model, "choices": choices}
         if answer.sends_usage:
             sent["usage"] = self.usage(tokens)
@@ -101,7 +114,9 @@ class OpenAIStandIn:
         made = 0
         text = "messages" not in asked.body
 
-        def add(delta: dict[str, Any], index: int, made: int, reason: str | None = None, logged: Any = None) -> None:
+        def add(
+            delta: dict[str, Any], index: int, made: int, reason: str | None = None, logged: Any = None
+        ) -> None:
             choice = {"index": index, "finish_reason": reason}
             choice |= {"text": delta.get("content", "")} if text else {"delta": delta}
             if logged is not None:
@@ -123,7 +138,11 @@ class OpenAIStandIn:
                 add({"refusal": answer.refusal}, index, made)
             for number, call in enumerate(answer.calls):
                 named = {"name": call.name, "arguments": ""}
-                add({"tool_calls": [{"index": number, "id": call.id, "type": "function", "function": named}]}, index, made)
+                add(
+                    {"tool_calls": [{"index": number, "id": call.id, "type": "function", "function": named}]},
+                    index,
+                    made,
+                )
                 middle = len(call.arguments) // 2
                 for part in (call.arguments[:middle], call.arguments[middle:]):
                     made += 1
@@ -140,7 +159,12 @@ class OpenAIStandIn:
         return {"reasoning_content": piece} if self.dialect in ("deepseek", "compatible") else {"content": ""}
 
     def _event(self, asked: Asked, answer_id: str, choices: list[Any], usage: Any) -> bytes:
-        sent = {"id": answer_id, "object": "chat.completion.chunk", "created": 1_764_000_000, "model": asked.model}
+        sent = {
+            "id": answer_id,
+            "object": "chat.completion.chunk",
+            "created": 1_764_000_000,
+            "model": asked.model,
+        }
         sent |= {"choices": choices}
         if usage is not None or asked.usage_in_stream:
             sent["usage"] = usage
@@ -161,9 +185,13 @@ class OpenAIStandIn:
 
     def error(self, status: int, message: str, code: str) -> bytes:
         if self.dialect == "mistral":
-            return json.dumps({"object": "error", "message": message, "type": "invalid_request_error", "code": code}).encode()
+            return json.dumps(
+                {"object": "error", "message": message, "type": "invalid_request_error", "code": code}
+            ).encode()
         kind = "invalid_request_error" if status < 500 else "server_error"
-        return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code or None}}).encode()
+        return json.dumps(
+            {"error": {"message": message, "type": kind, "param": None, "code": code or None}}
+        ).encode()
 
     def error_event(self, message: str) -> bytes:
         sent = {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
@@ -198,18 +226,20 @@ def _logged(token: LoggedToken) -> dict[str, Any]:
     return one(token.text, token.logprob) | {"top_logprobs": [one(*pair) for pair in token.top]}
 
 
-_SHARED = {
-    "model", "messages", "stream", "temperature", "top_p", "max_tokens", "stop", "n", "presence_penalty",
-    "frequency_penalty", "response_format", "tools", "tool_choice", "parallel_tool_calls", "stream_options",
-}  # fmt: skip
+# Fields that each dialect's documentation has; others are refused, as OpenAI does.
+_CHAT = """model messages stream temperature top_p max_tokens stop n presence_penalty frequency_penalty response_format
+    tools tool_choice parallel_tool_calls stream_options"""
+_SHARED = set(_CHAT.split())
+_OPENAI = """max_completion_tokens seed logprobs top_logprobs logit_bias reasoning_effort verbosity store metadata user
+    safety_identifier prompt_cache_key"""
+_MISTRAL = "random_seed safe_prompt prompt_mode prediction reasoning_effort prompt_cache_key"
+_DEEPSEEK = "logprobs top_logprobs thinking reasoning_effort"
+_COMPATIBLE = """max_completion_tokens seed logprobs top_logprobs logit_bias reasoning_effort top_k min_p typical_p
+    repetition_penalty repeat_penalty ignore_eos chat_template_kwargs chat_template structured_outputs
+    continue_final_message add_generation_prompt think thinking_token_budget priority grammar"""
 KNOWN = {
-    "openai": _SHARED | {"max_completion_tokens", "seed", "logprobs", "top_logprobs", "logit_bias", "reasoning_effort",
-                         "verbosity", "store", "metadata", "user", "safety_identifier", "prompt_cache_key"},
-    "mistral": _SHARED - {"stream_options"} | {"random_seed", "safe_prompt", "prompt_mode", "prediction", "reasoning_effort",
-                                               "prompt_cache_key"},
-    "deepseek": _SHARED - {"n", "parallel_tool_calls"} | {"logprobs", "top_logprobs", "thinking", "reasoning_effort"},
-    "compatible": _SHARED | {"max_completion_tokens", "seed", "logprobs", "top_logprobs", "logit_bias", "reasoning_effort", "top_k", "min_p", "typical_p",
-                             "repetition_penalty", "repeat_penalty", "ignore_eos", "chat_template_kwargs", "chat_template",
-                             "structured_outputs", "continue_final_message", "add_generation_prompt", "think",
-                             "thinking_token_budget", "penalty_window", "priority", "grammar"},
-}  # fmt: skip
+    "openai": _SHARED | set(_OPENAI.split()),
+    "mistral": _SHARED - {"stream_options"} | set(_MISTRAL.split()),
+    "deepseek": _SHARED - {"n", "parallel_tool_calls"} | set(_DEEPSEEK.split()),
+    "compatible": _SHARED | set(_COMPATIBLE.split()),
+}

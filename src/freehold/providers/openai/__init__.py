@@ -1,0 +1,1 @@
+"""OpenAI's chat completions and embeddings, and what others who speak them inherit."""

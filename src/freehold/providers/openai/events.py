@@ -1,0 +1,352 @@
+"""Reads chat completions: the events of a stream, whole answers, usage, log-probabilities.
+
+Takes what OpenAI documents and what others add to it: reasoning as `reasoning_content`, `reasoning` or parts of the
+content, cached tokens under several names. Knows no request. Path: EventSplitter -> CompletionReader.push -> Chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from secrets import token_hex
+from typing import Any, TypeVar
+
+import msgspec
+
+from freehold.providers.contract import Piece, UpstreamFault, WholeAnswer
+from freehold.providers.faults import plain
+from freehold.types import Chunk, FinishReason, TokenLogprob, ToolPiece, Usage
+
+T = TypeVar("T")
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+    "model_length": "length",  # Mistral's: the context is full
+}
+_FAILED = {"error", "abort", "insufficient_system_resource"}  # Mistral's, vLLM's, DeepSeek's
+NO_ID = -1  # a token's number in a vocabulary that is not told
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: str = "text"
+    text: str | None = None
+    thinking: list[_Part] | str | None = None
+
+
+class _Called(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class CallDelta(msgspec.Struct, gc=False):
+    """A piece of a tool call, or a whole one."""
+
+    index: int | None = None
+    id: str | None = None
+    function: _Called | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """What an event adds to one answer, or the message of a whole one."""
+
+    content: str | list[_Part] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[CallDelta] | None = None
+
+
+class _Top(msgspec.Struct, gc=False):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class _Logged(_Top, gc=False):
+    top_logprobs: list[_Top] | None = None
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[_Logged] | None = None
+    tokens: list[str] | None = None  # of a text completion,
+    token_logprobs: list[float | None] | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One answer's part of an event."""
+
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None  # vLLM's: the stop string
+    logprobs: _Logprobs | None = None
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class UsageCounts(msgspec.Struct, gc=False):
+    """Token counts as they are sent."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's
+    num_cached_tokens: int | None = None  # Mistral's
+
+    def usage(self) -> Usage:
+        """Return the counts as ours, where a prompt's tokens hold the cached and a completion's the thoughts.
+
+        The total tells who counts otherwise: what it has beyond the sum is either the cached tokens, left out of the
+        prompt's, or thoughts, left out of the completion's and billed as output (Gemini behind OpenAI's wire).
+        """
+        prompt, made = self.prompt_tokens, self.completion_tokens or 0
+        details = self.prompt_tokens_details
+        found = (self.prompt_cache_hit_tokens, details and details.cached_tokens, self.num_cached_tokens)
+        cached = next((n for n in found if n), 0)
+        of_made = self.completion_tokens_details
+        thought = (of_made.reasoning_tokens if of_made else None) or 0
+        if min(prompt, made, cached, thought) < 0:
+            raise invalid("token counts below 0")
+        beyond = (self.total_tokens or 0) - prompt - made
+        if cached > prompt or (cached and beyond == cached):
+            prompt += cached
+        elif beyond > 0 and self.completion_tokens is not None:
+            made += beyond
+            thought = thought or beyond
+        return Usage(prompt, made, cached_tokens=cached, thought_tokens=min(thought, made))
+
+
+class WireError(msgspec.Struct, gc=False):
+    """An error's object."""
+
+    message: str | dict[str, Any] | list[Any] | None = None
+    type: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+
+
+class Event(msgspec.Struct, gc=False):
+    """An event of a stream, or a whole answer."""
+
+    choices: list[Choice] = []
+    id: str | None = None
+    usage: UsageCounts | None = None
+    error: WireError | str | None = None
+
+
+_EVENT = msgspec.json.Decoder(Event)
+
+
+def invalid(what: str) -> UpstreamFault:
+    """Return the fault of an answer that is not of this wire."""
+    return UpstreamFault("invalid", f"the provider sent {what}", status=200)
+
+
+def decoded(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
+    """Decode JSON. Raises UpstreamFault, which quotes nothing of it."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        if "truncated" in str(e) and data.lstrip()[:1] in (b"{", b"["):
+            raise UpstreamFault("broken", "the answer was cut off", status=200) from None
+        raise invalid(what) from None
+
+
+class CompletionReader:
+    """Reads the events of one stream; an answer's last chunk comes after [DONE]."""
+
+    def __init__(self, answers: int = 1) -> None:
+        self.answer_id = ""
+        self.ended = False
+        self._expected = answers
+        self._answers: dict[int, _AnswerSoFar] = {}
+        self._usage: Usage | None = None
+
+    def push(self, event: str, data: bytes) -> Sequence[Piece]:
+        """Return what one event adds. Raises UpstreamFault."""
+        if data == b"[DONE]":
+            self.ended = True
+            return self._endings()
+        try:
+            read = _EVENT.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise invalid("an event that cannot be read") from None
+        return self.add(read)
+
+    def add(self, read: Event) -> Sequence[Piece]:
+        """Return what a decoded event adds."""
+        if read.error is not None:
+            raise _told(read.error)
+        if read.usage is not None:
+            self._usage = read.usage.usage()
+        if not self.answer_id and read.id:
+            self.answer_id = read.id
+        pieces: list[Piece] = []
+        for choice in read.choices:
+            answer = self._answers.get(choice.index)
+            if answer is None:
+                if not 0 <= choice.index < self._expected:
+                    raise invalid(f"answer {choice.index} of {self._expected}")
+                answer = self._answers[choice.index] = _AnswerSoFar()
+            if (chunk := answer.add(choice)) is not None:
+                pieces.append((choice.index, chunk))
+        return pieces
+
+    def whole(self, body: bytes) -> WholeAnswer:
+        """Read an answer that came as one."""
+        read = decoded(_EVENT, body, "an answer that cannot be read")
+        pieces = [*self.add(read), *self._endings()]
+        joined = [(i, _joined([c for _, c in of])) for i, of in groupby(sorted(pieces, key=_index), _index)]
+        # The last one's usage counts the completions of all.
+        return WholeAnswer(self.answer_id, tuple(joined))
+
+    def _endings(self) -> list[Piece]:
+        """Return the last chunk of each answer; of several, the last has the usage of all."""
+        if len(self._answers) < self._expected or any(a.reason is None for a in self._answers.values()):
+            raise UpstreamFault("broken", "an answer ended without its reason", status=200)
+        usage = self._usage
+        parts = usage and replace(usage, completion_tokens=0, thought_tokens=0)
+        last = self._expected - 1
+        return [(i, a.ending(usage if i == last else parts)) for i, a in sorted(self._answers.items())]
+
+
+class _AnswerSoFar:
+    """One of a stream's answers."""
+
+    def __init__(self) -> None:
+        self.reason: FinishReason | None = None
+        self._stop = ""
+        self._refused = False
+        self._calls: list[str] = []  # ids, by our numbers
+        self._numbers: dict[int, int] = {}  # theirs -> ours
+
+    def add(self, choice: Choice) -> Chunk | None:
+        """Return what a choice adds; None where it adds nothing yet."""
+        said = choice.delta or choice.message
+        content = said.content if said is not None else choice.text
+        chunk: Chunk | None = None
+        if type(content) is str and content and choice.logprobs is None and not _more(said):
+            chunk = Chunk(content)  # nearly every event
+        elif content or choice.logprobs is not None or _more(said):
+            chunk = self._rich(said, content, choice.logprobs)
+        if choice.finish_reason is not None:
+            self._end(choice.finish_reason, choice.stop_reason)
+        return chunk
+
+    def _rich(self, said: Delta | None, content: Any, logprobs: _Logprobs | None) -> Chunk | None:
+        said = said or Delta()
+        text, thinking = (content or "", "") if not isinstance(content, list) else _split(content)
+        thinking += said.reasoning_content or said.reasoning or ""
+        self._refused = self._refused or bool(said.refusal)
+        chunk = Chunk(
+            text,
+            thinking,
+            logprobs=tuple(_logged(logprobs)) if logprobs is not None else (),
+            tool_calls=tuple(self._pieces(said.tool_calls or ())),
+            refusal=said.refusal or "",
+        )
+        return None if chunk == Chunk() else chunk
+
+    def _pieces(self, calls: Sequence[CallDelta]) -> Iterator[ToolPiece]:
+        for place, call in enumerate(calls):
+            made = call.function or _Called()
+            arguments = made.arguments
+            if isinstance(arguments, dict):
+                arguments = msgspec.json.encode(arguments).decode()
+            theirs = place if call.index is None else call.index
+            number = self._numbers.get(theirs)
+            if number is None or (call.id and made.name and call.id != self._calls[number]):
+                # Some give every call of an answer the same number.
+                if not made.name:
+                    raise invalid("a tool call without a name")
+                number = self._numbers[theirs] = len(self._calls)
+                self._calls.append(call.id or f"call_{token_hex(12)}")
+                yield ToolPiece(number, self._calls[number], made.name, arguments or "")
+            elif arguments:
+                yield ToolPiece(number, arguments=arguments)
+
+    def _end(self, said: str, stop: str | int | None) -> None:
+        if said in _FAILED:
+            raise UpstreamFault("server", f"the provider ended its answer by {said}", status=200)
+        reason = _REASONS.get(said)
+        if reason is None:
+            raise invalid(f"the unknown finish_reason {plain(said)[:40]!r}")
+        if reason == "stop":
+            reason = "refusal" if self._refused else "tool_calls" if self._calls else reason
+        self.reason = reason
+        self._stop = stop if isinstance(stop, str) and reason == "stop" else ""
+
+    def ending(self, usage: Usage | None) -> Chunk:
+        return Chunk(finish_reason=self.reason, usage=usage, stop=self._stop)
+
+
+def _more(said: Delta | None) -> bool:
+    """Whether a delta has more than text."""
+    return said is not None and bool(
+        said.reasoning_content or said.reasoning or said.refusal or said.tool_calls
+    )
+
+
+def _split(parts: Sequence[_Part]) -> tuple[str, str]:
+    """Return the text and the thinking of a content of parts."""
+    text = thinking = ""
+    for part in parts:
+        if part.type == "thinking":
+            inner = part.thinking
+            thinking += inner if isinstance(inner, str) else "".join(p.text or "" for p in inner or ())
+        else:
+            text += part.text or ""
+    return text, thinking
+
+
+def _logged(given: _Logprobs) -> Iterator[TokenLogprob]:
+    for one in given.content or ():
+        top = one.top_logprobs or ()
+        yield TokenLogprob(
+            NO_ID,
+            one.logprob,
+            tuple((NO_ID, t.logprob) for t in top),
+            _bytes(one),
+            tuple(_bytes(t) for t in top),
+        )
+    for token, logprob in zip(given.tokens or (), given.token_logprobs or (), strict=False):
+        if logprob is not None:
+            yield TokenLogprob(NO_ID, logprob, token=token.encode())
+
+
+def _bytes(token: _Top) -> bytes:
+    try:
+        return bytes(token.bytes) if token.bytes is not None else token.token.encode()
+    except ValueError:
+        raise invalid("a token whose bytes are none") from None
+
+
+def _index(piece: Piece) -> int:
+    return piece[0]
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Return an answer's content and its end as one chunk."""
+    if len(chunks) == 1:
+        return chunks[0]
+    content, end = chunks
+    return replace(content, finish_reason=end.finish_reason, usage=end.usage, stop=end.stop)
+
+
+def _told(error: WireError | str) -> UpstreamFault:
+    """Return the fault that an event of a stream tells."""
+    said = error if isinstance(error, str) else error.message if isinstance(error.message, str) else ""
+    kind = "" if isinstance(error, str) else str(error.type or error.code or "")
+    cause = "rate" if "rate" in kind else "server"
+    return UpstreamFault(cause, f"the provider's stream failed: {plain(said)}", status=200)

@@ -1,0 +1,208 @@
+"""OpenAI's chat completions and embeddings: a job becomes a request, answers and errors become chunks and causes.
+
+asking.py writes the messages, events.py reads the answers. What a model does not take is refused or in the warnings.
+Written from platform.openai.com/docs and the types of the vendor's own client. Path: wires.py -> OpenAIWire
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
+from freehold.providers.demands import Demands
+from freehold.providers.faults import plain, retry_after_s
+from freehold.providers.openai.asking import ChatAsker
+from freehold.providers.openai.embedding import embed_body, read_vectors
+from freehold.providers.openai.events import CompletionReader, WireError
+from freehold.serving import EmbedJob, Job, Vectors
+
+SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+}
+_CAUSES: dict[int, Cause] = {
+    401: "auth",
+    402: "auth",
+    403: "auth",
+    408: "timeout",
+    429: "rate",
+    504: "timeout",
+    529: "rate",
+}
+_CONTEXT_CODES = {"context_length_exceeded", "exceed_context_size_error", "context_window_exceeded"}
+# How those without a code say that a prompt is too long: vLLM, Mistral and DeepSeek, llama.cpp, Ollama.
+_CONTEXT_WORDS = re.compile(
+    r"maximum context length"
+    r"|context (?:length|window|size) .{0,40}exceed"
+    r"|exceeds? .{0,40}context (?:length|window|size)"
+    r"|prompt (?:is )?too long"
+    r"|longer than the (?:maximum )?(?:model length|context)"
+    r"|too large for model with \d+ maximum",
+    re.IGNORECASE,
+)
+# o1, o3 ..., gpt-5 and later think before they answer, and take no sampling; their chat variants do not think.
+_REASONS = re.compile(r"^(?:o\d|gpt-(?:[5-9]|\d\d))(?!.*-chat)", re.IGNORECASE)
+
+
+class _ErrorAnswer(msgspec.Struct, gc=False):
+    """The bodies of errors: OpenAI's, and those of servers that put the same on top."""
+
+    error: WireError | str | None = None
+    message: str | dict[str, Any] | list[Any] | None = None
+    detail: str | dict[str, Any] | list[Any] | None = None
+    type: str | None = None
+    code: str | int | None = None
+
+
+_ERROR = msgspec.json.Decoder(_ErrorAnswer)
+
+
+class OpenAIWire:
+    """Implements contract.Wire."""
+
+    asker: type[ChatAsker] = ChatAsker
+    formats: Collection[str] = ("json", "json_schema")
+    sampling: Mapping[str, str] = SAMPLING
+    most_field = "max_completion_tokens"
+    seed_field = "seed"
+    asks_usage = True  # a stream tells its usage only when asked
+
+    def authorized(self, key: Secret) -> Mapping[str, str]:
+        """Return the headers that carry the key."""
+        return {"Authorization": f"Bearer {key.value}"}
+
+    def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
+        """Translate a job. Raises UsageError or UnsupportedModel."""
+        demands = Demands(model, job)
+        messages = demands.chat(self.formats)
+        asker = self.asker(demands)
+        body: dict[str, Any] = {"model": model.model, "messages": [asker.message(m) for m in messages]}
+        self.end_of(messages, body, demands)
+        self.limits(body, demands, stream=stream)
+        body |= asker.tools()
+        body |= asker.format(job.format)
+        self.think(body, demands)
+        return Outgoing("/chat/completions", msgspec.json.encode(body), warnings=demands.warnings)
+
+    def end_of(self, messages: Any, body: dict[str, Any], demands: Demands) -> None:
+        """Write how the prompt ends."""
+        if demands.job.turn == "continue":
+            demands.lacks("does not continue an assistant's turn", "end the chat with the user's turn")
+
+    def limits(self, body: dict[str, Any], demands: Demands, *, stream: bool) -> None:
+        """Write how long the answer may be, how it is drawn, and what ends it."""
+        job = demands.job
+        if job.max_tokens is not None:
+            body[self.most_field] = job.max_tokens
+        if job.n > 1:
+            body["n"] = job.n
+        given = demands.sampling(
+            {**self.sampling, **({"seed": self.seed_field} if self.takes_seed(demands) else {})}
+        )
+        if self.thinks(demands.model):
+            for name in given.keys() & SAMPLING.keys():
+                demands.unused(name, f"{demands.model.model} thinks, and takes no sampling")
+                del given[name]
+        body |= given
+        if job.stop:
+            body["stop"] = self.stops(demands)
+        if job.logprobs is not None:
+            if self.thinks(demands.model):
+                demands.lacks("gives no log-probabilities: it thinks")
+            body["logprobs"] = True
+            if job.logprobs:
+                body["top_logprobs"] = job.logprobs
+        if stream:
+            body["stream"] = True
+            if self.asks_usage:
+                body["stream_options"] = {"include_usage": True}
+
+    def takes_seed(self, demands: Demands) -> bool:
+        """Whether a seed is sent."""
+        return demands.model.abilities.seed
+
+    def stops(self, demands: Demands) -> list[str]:
+        """Return the stop strings: OpenAI takes four."""
+        if len(demands.job.stop) > 4:
+            demands.lacks(f"takes 4 stop strings, not {len(demands.job.stop)}")
+        if self.thinks(demands.model):
+            demands.lacks("takes no stop strings: it thinks")
+        return list(demands.job.stop)
+
+    def thinks(self, model: RemoteModel) -> bool:
+        """Whether a model reasons before it answers, by its name."""
+        return _REASONS.match(model.model) is not None
+
+    def think(self, body: dict[str, Any], demands: Demands) -> None:
+        """Write whether and how much the model thinks."""
+        job = demands.job
+        if self.thinks(demands.model):
+            if job.effort:
+                body["reasoning_effort"] = job.effort
+            elif job.think is False:
+                body["reasoning_effort"] = "minimal" if demands.model.model.startswith("gpt-5") else "low"
+                demands.warn(
+                    f"{demands.model.model} always thinks; it was asked for {body['reasoning_effort']} effort"
+                )
+        elif job.effort or job.think:
+            demands.unused("effort" if job.effort else "think", f"{demands.model.model} does not think")
+        if job.think_tokens is not None:
+            demands.unused("think_tokens", "the provider limits reasoning only by effort")
+
+    def reader(self, job: Job) -> CompletionReader:
+        """Return a reader of one stream."""
+        return CompletionReader(job.n)
+
+    def whole(self, body: bytes, job: Job) -> WholeAnswer:
+        """Read a whole answer."""
+        return CompletionReader(job.n).whole(body)
+
+    def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
+        """Describe an answer that is not 200."""
+        said, code = _error(body)
+        cause = _CAUSES.get(status, "server" if status >= 500 else "request")
+        if code == "insufficient_quota":
+            cause = "auth"  # the account is empty: waiting does not help
+        if status in (400, 413, 422) and (code in _CONTEXT_CODES or _CONTEXT_WORDS.search(said)):
+            cause = "context"
+        message = f"the provider answered {status}" + (f": {plain(said)}" if said else "")
+        return UpstreamFault(cause, message, status=status, retry_after_s=retry_after_s(headers))
+
+    def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
+        """Translate texts to be embedded."""
+        return Outgoing("/embeddings", msgspec.json.encode(embed_body(model, job)))
+
+    def vectors(self, body: bytes, job: EmbedJob) -> Vectors:
+        """Read embeddings."""
+        return read_vectors(body, job)
+
+    def count(self, model: RemoteModel, job: Job) -> Outgoing | None:
+        """Return None: chat completions have no door that counts."""
+        return None
+
+    def counted(self, body: bytes) -> int:
+        """Raise: nothing was asked."""
+        raise UpstreamFault("invalid", "the provider counts no tokens")
+
+
+def _error(body: bytes) -> tuple[str, str]:
+    """Return an error's text and its code, of whatever shape; nothing of a page of some proxy's."""
+    try:
+        read = _ERROR.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return "", ""
+    error = read.error
+    if isinstance(error, str):
+        return error, str(read.code or "")
+    if error is None:
+        error = WireError(read.message or read.detail, read.type, read.code)
+    said = error.message
+    text = said if isinstance(said, str) else msgspec.json.encode(said).decode() if said else ""
+    code = error.code if isinstance(error.code, str) else error.type
+    return text, code or ""
