@@ -222,7 +222,8 @@ class MessageReader:
             return self._close(decoded(_STOP, data, "a block's end that cannot be read").index)
         elif name == "message_delta":
             end = decoded(_END, data, "a message_delta that cannot be read")
-            self._end = end.delta
+            if end.delta.stop_reason is not None or self._end is None:
+                self._end = end.delta
             self._count(end.usage)
         elif name == "message_stop":
             return self._finish()

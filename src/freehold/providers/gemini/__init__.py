@@ -1,0 +1,1 @@
+"""Gemini's native API (generateContent) as a provider's wire."""

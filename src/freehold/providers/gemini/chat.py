@@ -1,0 +1,152 @@
+"""Writes a chat in Gemini's contents and parts, with its signatures on the parts that had them.
+
+Calls of tools may have no ids there: those that were made here (MADE) are not sent, and results name the tool. Knows
+parts; knows no options. Path: GeminiWire.request -> ContentWriter -> system, contents
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from freehold.errors import UsageError
+from freehold.providers.demands import Demands, object_text, reminder
+from freehold.providers.gemini.models import Gemini
+from freehold.types import Image, Message
+
+MADE = "gcall_"  # begins the ids of calls that Gemini sent without one
+# What Google names for histories whose calls another model made (docs/thought-signatures, FAQ).
+UNSIGNED = "skip_thought_signature_validator"
+_MEDIA = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif")
+
+Part = dict[str, Any]
+
+
+class ContentWriter:
+    """One request's chat. After `write`, `system` and `contents` are what the wire sends."""
+
+    def __init__(self, demands: Demands, gemini: Gemini) -> None:
+        self._demands, self._gemini = demands, gemini
+        self.system: list[Part] = []
+        self.contents: list[Part] = []
+        self._names: dict[str, str] = {}  # id of a call -> its tool
+
+    def write(self, messages: Sequence[Message]) -> None:
+        """Write all messages. Raises UsageError or UnsupportedModel."""
+        for message in messages:
+            if message.cache:
+                self._demands.unused("cache", f"{self._demands.model.model} caches prompts by itself")
+            if message.role == "system":
+                self._system(message)
+            elif message.role == "assistant":
+                self._assistant(message)
+            elif message.role == "tool":
+                self._add("user", [self._result(message)])
+            elif not (parts := self._parts(message)):
+                raise UsageError("a user's turn of the chat is empty", field="messages")
+            else:
+                self._add("user", parts)
+        if not self.contents or self.contents[0]["role"] != "user":
+            self._demands.lacks("answers chats that begin with a user's turn")
+        if self._gemini.signs:
+            self._sign_current()
+
+    def _add(self, role: str, parts: list[Part]) -> None:
+        """Add to the open turn; results of tools stand in a turn of their own."""
+        last = self.contents[-1] if self.contents else None
+        kind = "functionResponse" in parts[0]
+        if last is not None and last["role"] == role and ("functionResponse" in last["parts"][0]) == kind:
+            last["parts"] += parts
+        else:
+            self.contents.append({"role": role, "parts": parts})
+
+    def _system(self, message: Message) -> None:
+        if any(isinstance(part, Image) for part in message.parts):
+            self._demands.lacks("takes no pictures in a system message")
+        if message.content and not self.contents:
+            self.system.append({"text": message.content})
+        elif message.content:
+            self._demands.warn("a system message within the chat was sent as a part of the user's turn")
+            self._add("user", [{"text": reminder(message.content)}])
+
+    def _parts(self, message: Message) -> list[Part]:
+        parts = message.parts or (message.content,)
+        return [self._picture(p) if isinstance(p, Image) else {"text": p} for p in parts if p]
+
+    def _picture(self, image: Image) -> Part:
+        if image.detail not in ("", "auto"):
+            self._demands.unused("detail of a picture")
+        if image.url:
+            self._demands.lacks("takes no picture by its address", "send its bytes")
+        if image.media_type not in _MEDIA:
+            self._demands.lacks(
+                f"sees no pictures of type {image.media_type[:40]!r}", "it sees: " + ", ".join(_MEDIA)
+            )
+        return {"inlineData": {"mimeType": image.media_type, "data": image.data}}
+
+    def _result(self, message: Message) -> Part:
+        name = message.name or self._names.get(message.tool_call_id, "")
+        if not name:
+            raise UsageError(
+                f"the result for {message.tool_call_id[:60]!r} belongs to no call of the chat",
+                field="messages",
+            )
+        answer: Part = {"name": name, "response": {"error" if message.failed else "output": message.content}}
+        if _is_theirs(message.tool_call_id):
+            answer["id"] = message.tool_call_id
+        pictures = [self._picture(part) for part in message.parts if isinstance(part, Image)]
+        if pictures and not self._gemini.pictures_in_results:
+            self._demands.lacks("sees no pictures in the results of tools")
+        if pictures:
+            answer["parts"] = pictures
+        return {"functionResponse": answer}
+
+    def _assistant(self, message: Message) -> None:
+        if any(isinstance(part, Image) for part in message.parts):
+            self._demands.lacks("takes no pictures in an assistant's turn")
+        parts = [*_said(message)]
+        for call in message.tool_calls:
+            self._names[call.id] = call.name
+            made: Part = {"name": call.name, "args": object_text(call)}
+            if _is_theirs(call.id):
+                made["id"] = call.id
+            parts.append(
+                {"functionCall": made, **({"thoughtSignature": call.signature} if call.signature else {})}
+            )
+        if parts:
+            self._add("model", parts)
+
+    def _sign_current(self) -> None:
+        """Mark the calls of the current turn that another model made: their signatures cannot be had."""
+        for content in reversed(self.contents):
+            if content["role"] == "user" and "functionResponse" not in content["parts"][0]:
+                return
+            first = next((part for part in content["parts"] if "functionCall" in part), None)
+            if first is not None and "thoughtSignature" not in first:
+                first["thoughtSignature"] = UNSIGNED
+                self._demands.warn("calls of tools that another model made were sent without its reasoning")
+
+
+def _said(message: Message) -> list[Part]:
+    """Return an assistant's text, cut where its parts were signed, and its signed thoughts."""
+    parts: list[Part] = []
+    at = 0
+    for block in message.signed:
+        if block.redacted:
+            continue  # no block of this API's
+        if block.text:
+            if message.content[at : block.text_before]:
+                parts.append({"text": message.content[at : block.text_before]})
+            parts.append({"text": block.text, "thought": True, "thoughtSignature": block.signature})
+        else:
+            parts.append(
+                {"text": message.content[at : block.text_before], "thoughtSignature": block.signature}
+            )
+        at = max(at, block.text_before)
+    if message.content[at:]:
+        parts.append({"text": message.content[at:]})
+    return parts
+
+
+def _is_theirs(id: str) -> bool:
+    return bool(id) and not id.startswith(MADE)

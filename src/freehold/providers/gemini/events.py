@@ -1,0 +1,296 @@
+"""Reads Gemini's answers: the events of a stream and whole answers have one form, and become the same chunks.
+
+The wire has no end event of its own. A stream has ended with the event in which the last of the answers that were
+asked for has its finishReason, or in which the prompt was blocked; one that stops before it was broken off. Thoughts
+are billed as output and counted apart from the candidates' tokens; Usage has the sum. Knows no connection.
+Path: hop.py -> ResponseReader.push -> Chunk; GeminiWire.whole -> ResponseReader
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from freehold.providers.contract import Cause, Piece, UpstreamFault
+from freehold.providers.faults import plain
+from freehold.providers.gemini.chat import MADE
+from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
+
+_REASONS: dict[str, FinishReason] = {
+    "STOP": "stop",
+    "MAX_TOKENS": "length",
+    "CONTINUATION": "length",
+    **dict.fromkeys(
+        (
+            *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "ESCALATION"),
+            *(
+                "IMAGE_SAFETY",
+                "IMAGE_PROHIBITED_CONTENT",
+                "IMAGE_RECITATION",
+                "MODEL_ARMOR",
+                "PUP_LIMITED_DISABLED",
+            ),
+        ),
+        "content_filter",
+    ),
+}
+STATUSES: dict[str, Cause] = {
+    "INVALID_ARGUMENT": "request",
+    "OUT_OF_RANGE": "request",
+    "NOT_FOUND": "request",
+    "FAILED_PRECONDITION": "auth",  # billing, or a country: the account's, not the request's
+    "UNAUTHENTICATED": "auth",
+    "PERMISSION_DENIED": "auth",
+    "RESOURCE_EXHAUSTED": "rate",
+    "DEADLINE_EXCEEDED": "timeout",
+    "INTERNAL": "server",
+    "UNAVAILABLE": "server",
+}
+
+
+class _Camel(msgspec.Struct, rename="camel", gc=False):
+    pass
+
+
+class CallPart(_Camel):
+    """functionCall."""
+
+    name: str
+    args: msgspec.Raw = msgspec.Raw(b"")
+    id: str = ""
+
+
+class AnswerPart(_Camel):
+    """A part of an answer."""
+
+    text: str | None = None
+    thought: bool = False
+    thought_signature: str = ""
+    function_call: CallPart | None = None
+
+
+class AnswerContent(_Camel):
+    """The parts of a candidate."""
+
+    parts: list[AnswerPart] = []
+
+
+class ChosenToken(_Camel):
+    """A token and its log-probability."""
+
+    token: str = ""
+    token_id: int = 0
+    log_probability: float = 0.0
+
+
+class RankedTokens(_Camel):
+    """The likeliest tokens of one place."""
+
+    candidates: list[ChosenToken] = []
+
+
+class TokenScores(_Camel):
+    """logprobsResult."""
+
+    chosen_candidates: list[ChosenToken] = []
+    top_candidates: list[RankedTokens] = []
+
+
+class AnswerCandidate(_Camel):
+    """One of the answers."""
+
+    index: int = 0
+    content: AnswerContent | None = None
+    finish_reason: str | None = None
+    finish_message: str | None = None
+    logprobs_result: TokenScores | None = None
+
+
+class GeminiUsage(_Camel):
+    """Counts so far."""
+
+    prompt_token_count: int = 0
+    cached_content_token_count: int = 0
+    candidates_token_count: int = 0
+    thoughts_token_count: int = 0
+    tool_use_prompt_token_count: int = 0
+
+
+class PromptFeedback(_Camel):
+    """Why there is no answer."""
+
+    block_reason: str = ""
+
+
+class ErrorDetail(msgspec.Struct, rename={"kind": "@type", "retry_delay": "retryDelay", "reason": "reason"}):
+    """google.rpc.RetryInfo, ErrorInfo and others."""
+
+    kind: str = ""
+    retry_delay: str = ""
+    reason: str = ""
+
+
+class GoogleError(msgspec.Struct):
+    """google.rpc.Status."""
+
+    code: int = 0
+    message: str = ""
+    status: str = ""
+    details: list[ErrorDetail] = []
+
+
+class GeminiAnswer(_Camel):
+    """GenerateContentResponse, or an error in its place."""
+
+    candidates: list[AnswerCandidate] = []
+    prompt_feedback: PromptFeedback | None = None
+    usage_metadata: GeminiUsage | None = None
+    response_id: str = ""
+    error: GoogleError | None = None
+
+
+ANSWER = msgspec.json.Decoder(GeminiAnswer)
+
+
+def invalid(what: str) -> UpstreamFault:
+    """Return the fault of an answer that is none of this wire."""
+    return UpstreamFault("invalid", f"the provider sent {what}")
+
+
+def cause_of(error: GoogleError, otherwise: Cause) -> Cause:
+    """Return why an attempt failed. A prompt that is too long and a wrong key are both INVALID_ARGUMENT."""
+    said = error.message.lower()
+    if any(detail.reason == "API_KEY_INVALID" for detail in error.details) or "api key not valid" in said:
+        return "auth"
+    if error.status in ("INVALID_ARGUMENT", "OUT_OF_RANGE") and _too_long(said):
+        return "context"
+    return STATUSES.get(error.status, otherwise)
+
+
+def _too_long(said: str) -> bool:
+    return "exceed" in said and ("token" in said or "payload size" in said)
+
+
+class _Answer:
+    """What has come of one candidate."""
+
+    __slots__ = ("calls", "chars", "reason")
+
+    def __init__(self) -> None:
+        self.chars = self.calls = 0
+        self.reason: FinishReason | None = None
+
+
+class ResponseReader:
+    """Reads `answers` answers; `answer_id` is the provider's."""
+
+    def __init__(self, answers: int) -> None:
+        self.answer_id = ""
+        self.ended = False
+        self._answers = [_Answer() for _ in range(answers)]
+        self._usage: GeminiUsage | None = None
+
+    def push(self, event: str, data: bytes) -> Sequence[Piece]:
+        """Return what an event adds."""
+        try:
+            came = ANSWER.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise invalid("an answer that cannot be read") from None
+        if came.error is not None:
+            said = plain(came.error.message)
+            raise UpstreamFault(
+                cause_of(came.error, "server"), f"{came.error.status}: {said}", status=came.error.code
+            )
+        self.answer_id = came.response_id or self.answer_id
+        self._usage = came.usage_metadata or self._usage
+        pieces: list[Piece] = []
+        for candidate in came.candidates:
+            if not 0 <= candidate.index < len(self._answers):
+                raise invalid("an answer that was not asked for")
+            self._read(candidate, pieces)
+        if came.prompt_feedback is not None and came.prompt_feedback.block_reason:
+            for answer in self._answers:
+                answer.reason = "content_filter"
+        if all(answer.reason for answer in self._answers):
+            self._finish(pieces)
+        return pieces
+
+    def _read(self, candidate: AnswerCandidate, pieces: list[Piece]) -> None:
+        answer = self._answers[candidate.index]
+        if answer.reason is not None:
+            raise invalid("more of an answer that had ended")
+        scores = candidate.logprobs_result
+        for part in candidate.content.parts if candidate.content is not None else ():
+            chunk = _chunk(part, answer)
+            if chunk is not None:
+                pieces.append((candidate.index, chunk))
+        if scores is not None and scores.chosen_candidates:
+            pieces.append((candidate.index, Chunk(logprobs=_scores(scores))))
+        if candidate.finish_reason is not None:
+            answer.reason = _reason(candidate, answer)
+
+    def _finish(self, pieces: list[Piece]) -> None:
+        self.ended = True
+        for i, answer in enumerate(self._answers):
+            usage = usage_of(self._usage) if i + 1 == len(self._answers) else None
+            pieces.append((i, Chunk(finish_reason=answer.reason, usage=usage)))
+
+
+def _chunk(part: AnswerPart, answer: _Answer) -> Chunk | None:
+    call, signature = part.function_call, part.thought_signature
+    if call is not None:
+        answer.calls += 1
+        id = call.id or f"{MADE}{secrets.token_hex(12)}"
+        arguments = bytes(call.args).decode() or "{}"
+        piece = ToolPiece(
+            answer.calls - 1, id, call.name, "{}" if arguments == "null" else arguments, signature
+        )
+        return Chunk(tool_calls=(piece,))
+    if part.text is None:
+        return None
+    if part.thought:
+        block = SignedThinking(part.text, signature, "", answer.chars, answer.calls)
+        return Chunk(thinking=part.text, signed=(block,) if signature else ())
+    answer.chars += len(part.text)
+    if signature:
+        return Chunk(part.text, signed=(SignedThinking("", signature, "", answer.chars, answer.calls),))
+    return Chunk(part.text) if part.text else None
+
+
+def _reason(candidate: AnswerCandidate, answer: _Answer) -> FinishReason:
+    given = candidate.finish_reason or ""
+    reason = _REASONS.get(given)
+    if reason is None:
+        cause: Cause = "request" if given == "MISSING_THOUGHT_SIGNATURE" else "invalid"
+        said = f": {plain(candidate.finish_message)}" if candidate.finish_message else ""
+        raise UpstreamFault(cause, f"the model gave its answer up with {plain(given)}{said}")
+    return "tool_calls" if reason == "stop" and answer.calls else reason
+
+
+def _scores(scores: TokenScores) -> tuple[TokenLogprob, ...]:
+    ranked = [place.candidates for place in scores.top_candidates]
+    ranked += [[] for _ in range(len(scores.chosen_candidates) - len(ranked))]
+    return tuple(
+        TokenLogprob(
+            chosen.token_id,
+            chosen.log_probability,
+            tuple((each.token_id, each.log_probability) for each in top),
+            chosen.token.encode(),
+            tuple(each.token.encode() for each in top),
+        )
+        for chosen, top in zip(scores.chosen_candidates, ranked, strict=False)
+    )
+
+
+def usage_of(counts: GeminiUsage | None) -> Usage | None:
+    """Return the counts: thoughts are output, and what tools put into the prompt is input."""
+    if counts is None:
+        return None
+    return Usage(
+        prompt_tokens=counts.prompt_token_count + counts.tool_use_prompt_token_count,
+        completion_tokens=counts.candidates_token_count + counts.thoughts_token_count,
+        cached_tokens=counts.cached_content_token_count,
+        thought_tokens=counts.thoughts_token_count,
+    )

@@ -1,0 +1,254 @@
+"""Gemini's native API: a job becomes a request, answers and errors become chunks and causes.
+
+models.py knows which model takes what, chat.py the contents, events.py the answers, vectors.py embeddings. What a model
+does not take is refused or in the warnings. Written from ai.google.dev/api and the types of the vendor's own client.
+Path: wires.py -> GeminiWire
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
+from freehold.providers.demands import Demands
+from freehold.providers.faults import plain, retry_after_s
+from freehold.providers.gemini.chat import ContentWriter
+from freehold.providers.gemini.events import GoogleError, ResponseReader, cause_of, invalid
+from freehold.providers.gemini.models import Gemini, gemini_of
+from freehold.providers.gemini.schema import subset
+from freehold.providers.gemini.vectors import embedding_request, read_vectors
+from freehold.serving import EmbedJob, Job, Vectors
+from freehold.types import Tool
+
+MAX_STOPS = 5
+_BUDGETS = {"low": 1024, "medium": 8192, "high": 24576}
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "topP",
+    "top_k": "topK",
+    "seed": "seed",
+    "presence_penalty": "presencePenalty",
+    "frequency_penalty": "frequencyPenalty",
+}
+_CAUSES: dict[int, Cause] = {
+    401: "auth",
+    403: "auth",
+    408: "timeout",
+    413: "context",
+    429: "rate",
+    504: "timeout",
+}
+_RETRY = "type.googleapis.com/google.rpc.RetryInfo"
+_MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
+
+
+class _Failed(msgspec.Struct):
+    error: GoogleError
+
+
+class _Counted(msgspec.Struct, rename="camel"):
+    total_tokens: int
+
+
+_FAILED = msgspec.json.Decoder(_Failed | list[_Failed])
+_COUNTED = msgspec.json.Decoder(_Counted)
+
+
+class GeminiWire:
+    """Implements contract.Wire."""
+
+    def authorized(self, key: Secret) -> Mapping[str, str]:
+        """Return the headers that carry the key."""
+        return {"x-goog-api-key": key.value}
+
+    def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
+        """Translate a job. Raises UsageError or UnsupportedModel."""
+        demands = Demands(model, job)
+        body = _body(demands)
+        door = "streamGenerateContent?alt=sse" if stream else "generateContent"
+        return _outgoing(model, door, body, demands.warnings)
+
+    def reader(self, job: Job) -> ResponseReader:
+        """Return a reader of one stream."""
+        return ResponseReader(job.n)
+
+    def whole(self, body: bytes, job: Job) -> WholeAnswer:
+        """Read a whole answer."""
+        reader = ResponseReader(job.n)
+        pieces = reader.push("", body)
+        if not reader.ended:
+            raise invalid("an answer without its finishReason")
+        return WholeAnswer(reader.answer_id, tuple(pieces))
+
+    def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
+        """Describe an answer that is not 200."""
+        cause = _CAUSES.get(status, "server" if status >= 500 else "redirect" if status < 400 else "request")
+        said, wait = "", retry_after_s(headers)
+        try:
+            failed = _FAILED.decode(body)
+            error = (failed[0] if isinstance(failed, list) else failed).error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError):
+            pass  # a page of some proxy's
+        else:
+            said = f": {error.status}: {plain(error.message)}"
+            cause = cause_of(error, cause) if cause in ("request", "server") else cause
+            wait = wait if wait is not None else _delay(error)
+        return UpstreamFault(
+            cause, f"the provider answered {status}{said}", status=status, retry_after_s=wait
+        )
+
+    def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
+        """Translate texts to be embedded. Raises UsageError or UnsupportedModel."""
+        body, warnings = embedding_request(model, job, f"models/{_name(model)}")
+        return _outgoing(model, "batchEmbedContents", body, warnings)
+
+    def vectors(self, body: bytes, job: EmbedJob) -> Vectors:
+        """Read embeddings."""
+        return read_vectors(body, job)
+
+    def count(self, model: RemoteModel, job: Job) -> Outgoing:
+        """Return the request that counts a chat's tokens, with its tools and pictures."""
+        demands = Demands(model, job)
+        asked = {"model": f"models/{_name(model)}", **_body(demands)}
+        return _outgoing(model, "countTokens", {"generateContentRequest": asked}, demands.warnings)
+
+    def counted(self, body: bytes) -> int:
+        """Read the count."""
+        try:
+            return _COUNTED.decode(body).total_tokens
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise invalid("an answer that is no count") from None
+
+
+def _name(model: RemoteModel) -> str:
+    return model.model.removeprefix("models/")
+
+
+def _outgoing(model: RemoteModel, door: str, body: dict[str, Any], warnings: tuple[str, ...]) -> Outgoing:
+    path = f"/models/{quote(_name(model), safe='')}:{door}"
+    return Outgoing(path, msgspec.json.encode(body), {"content-type": "application/json"}, warnings)
+
+
+def _delay(error: GoogleError) -> float | None:
+    """Return the seconds of a RetryInfo, such as "34.07s"."""
+    for detail in error.details:
+        if detail.kind == _RETRY and detail.retry_delay.endswith("s"):
+            try:
+                return max(float(detail.retry_delay[:-1]), 0.0)
+            except ValueError:
+                return None
+    return None
+
+
+def _body(demands: Demands) -> dict[str, Any]:
+    job, gemini = demands.job, gemini_of(demands.model.model)
+    messages = demands.chat(("json", "json_schema", "choice"))
+    if job.turn == "continue":
+        demands.lacks("does not continue an assistant's turn", "end the chat with the user's turn")
+    if job.format is not None and job.tools and not gemini.formats_with_tools:
+        demands.lacks("does not take tools together with a format")
+    if len(job.stop) > MAX_STOPS:
+        demands.lacks(f"takes at most {MAX_STOPS} stop strings, not {len(job.stop)}")
+    writer = ContentWriter(demands, gemini)
+    writer.write(messages)
+    body: dict[str, Any] = {"contents": writer.contents}
+    if writer.system:
+        body["systemInstruction"] = {"parts": writer.system}
+    if job.tools:
+        body["tools"] = [{"functionDeclarations": [_declared(tool, demands) for tool in job.tools]}]
+        _choose(body, demands)
+    config = demands.sampling(_SAMPLING)
+    if job.max_tokens is not None:
+        config["maxOutputTokens"] = demands.max_tokens(0)
+    if job.stop:
+        config["stopSequences"] = job.stop
+    if job.n > 1:
+        config["candidateCount"] = job.n
+    if job.logprobs is not None:
+        config["responseLogprobs"], config["logprobs"] = True, job.logprobs
+    _form(config, demands)
+    if thinking := _thinking(demands, gemini):
+        config["thinkingConfig"] = thinking
+    if config:
+        body["generationConfig"] = config
+    return body
+
+
+def _declared(tool: Tool, demands: Demands) -> dict[str, Any]:
+    made: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    if tool.parameters:
+        made["parametersJsonSchema"], loose = subset(tool.parameters)
+        if loose:
+            names = ", ".join(sorted(loose))
+            demands.warn(
+                f"{demands.model.model} does not know {names} of a tool's schema; they are in its description"
+            )
+    if tool.strict:
+        demands.unused("strict of a tool")
+    return made
+
+
+def _choose(body: dict[str, Any], demands: Demands) -> None:
+    job = demands.job
+    choice: dict[str, Any] = {"mode": _MODES[job.tool_choice]}
+    if job.tool_choice == "required" and job.tool_name:
+        choice["allowedFunctionNames"] = [job.tool_name]
+    if not job.parallel_tool_calls and job.tool_choice != "none":
+        demands.unused("parallel_tool_calls", f"{demands.model.model} decides how many calls it makes")
+    if choice != {"mode": "AUTO"}:
+        body["toolConfig"] = {"functionCallingConfig": choice}
+
+
+def _form(config: dict[str, Any], demands: Demands) -> None:
+    """Constrain the answer's text."""
+    format = demands.job.format
+    if format is None:
+        return
+    if format.kind == "choice":
+        config["responseMimeType"] = "text/x.enum"
+        config["responseSchema"] = {"type": "STRING", "enum": list(format.source)}
+        return
+    config["responseMimeType"] = "application/json"
+    if format.kind == "json":
+        return
+    if not isinstance(format.source, Mapping):
+        demands.lacks("takes a JSON schema that is an object only")
+    config["responseJsonSchema"], loose = subset(format.source)
+    if loose:
+        names = ", ".join(sorted(loose))
+        demands.warn(
+            f"{demands.model.model} does not enforce {names} of the schema; the model is told of them"
+        )
+
+
+def _thinking(demands: Demands, gemini: Gemini) -> dict[str, Any] | None:
+    job, name = demands.job, demands.model.model
+    asked = bool(job.think or job.think_tokens or (job.effort and job.think is None))
+    if asked and (gemini.thinks == "no" or not demands.model.abilities.thinking):
+        demands.unused("thinking", f"{name} does not think before it answers")
+        return None
+    if not asked and (job.think is not False or gemini.thinks == "no"):
+        return None
+    if not asked and gemini.least != 0:
+        demands.warn(f"thinking could not be switched off: {name} thinks as little as it can")
+    if gemini.thinks == "budget":
+        return _budget(demands) if asked else {"thinkingBudget": gemini.least}
+    if not asked:
+        return {"thinkingLevel": gemini.least}
+    if job.think_tokens is not None:
+        demands.unused("the budget of thinking", f"{name} takes an effort instead")
+    level = {"thinkingLevel": job.effort.upper()} if job.effort else {}
+    if job.effort == "medium" and not gemini.medium:
+        demands.warn(f"{name} knows no medium effort; high was asked for")
+        level = {"thinkingLevel": "HIGH"}
+    return {"includeThoughts": True, **level}
+
+
+def _budget(demands: Demands) -> dict[str, Any]:
+    job = demands.job
+    budget = job.think_tokens or (_BUDGETS.get(job.effort, _BUDGETS["high"]) if job.effort else None)
+    return {"includeThoughts": True, **({"thinkingBudget": budget} if budget else {})}
