@@ -91,7 +91,7 @@ WRONG = {
         f'"{KEY}"',
         KEY,
         "providers.openai.key",
-        "does not belong into this file",
+        "does not belong in this file",
         "env:NAME",
     ),
     "key by a misspelt store": (
@@ -107,7 +107,7 @@ WRONG = {
         f'"env:{KEY}"',
         KEY,
         "providers.openai.key",
-        "no name of a variable",
+        "not the name of a variable",
         "env:OPENAI_API_KEY",
     ),
     "unset variable": (
@@ -131,7 +131,7 @@ WRONG = {
         "",
         "[providers.openai]",
         "providers.openai.key",
-        "answers nobody without a key",
+        "does not answer without a key",
         "env:NAME",
     ),
     "no url": (
@@ -491,7 +491,7 @@ WRONG = {
         'stay = "ownd"',
         "ownd",
         "labels.private.stay",
-        '"ownd" is no place',
+        '"ownd" is not a place',
         "owned",
     ),
     "label stays at an unknown place": (

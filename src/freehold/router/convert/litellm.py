@@ -90,7 +90,7 @@ class Deployment:
 
 
 def converted(config: Any, origin: str) -> Draft:
-    """Return the draft of what a config.yaml holds. A document that is no table gives a draft with nothing in it."""
+    """Return the draft of what a config.yaml holds. Anything but a table gives a draft with nothing in it."""
     draft, config = Draft(origin), values.table(config)
     for section in ("providers", "models", "labels", "routes"):  # in this order in the file
         draft.sections[section] = {}
@@ -250,7 +250,7 @@ def _price(draft: Draft, where: str, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _million(value: Any) -> Decimal | None:
-    """Return dollars for a million tokens, to six places; None for what is no price."""
+    """Return dollars for a million tokens, to six places; None for anything but a price."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

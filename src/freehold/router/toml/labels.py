@@ -51,7 +51,7 @@ def _stay(table: TomlTable, providers: Mapping[str, Provider]) -> frozenset[str]
         if value != "owned":
             table.bad(
                 "stay",
-                f"{shown(value)} is no place",
+                f"{shown(value)} is not a place",
                 f'stay = "owned", or an array of providers: ["{value[:60] or "box"}"]',
             )
         return None

@@ -54,7 +54,7 @@ def read_providers(top: TomlTable, outside: Outside) -> dict[str, Provider]:
         if owned and url and (host := urlsplit(url).hostname or "") and SELLERS.fullmatch(host):
             table.bad(
                 "owned",
-                f"{host} sells its answers to everyone, and is no machine of the house",
+                f"{host} sells its answers to everyone, so it does not belong to the house",
                 "leave owned out: private requests will not go there",
             )
         found[name] = Provider(
@@ -148,14 +148,14 @@ def _key(table: TomlTable, url: str, outside: Outside) -> Secret | None:
     given = table.text("key")
     if not given:
         if url and SELLERS.fullmatch(urlsplit(url).hostname or ""):
-            table.bad("key", "this provider answers nobody without a key", 'write key = "env:NAME"')
+            table.bad("key", "this provider does not answer without a key", 'write key = "env:NAME"')
         return None
     store, colon, name = given.partition(":")
     if store not in ("env", "keyring") or not colon:
         near = nearest(store, ["env", "keyring"]) if colon and len(store) < 10 else ""
         table.bad(
             "key",
-            "a key does not belong into this file",
+            "a key does not belong in this file",
             f'did you mean "{near}:..."?'
             if near
             else 'write "env:NAME" or "keyring:NAME", and change the key if others may have read it',
@@ -170,7 +170,7 @@ def _key(table: TomlTable, url: str, outside: Outside) -> Secret | None:
 
 def _from_environment(table: TomlTable, name: str, outside: Outside) -> str:
     if not _VARIABLE.fullmatch(name):
-        table.bad("key", "what follows env: is no name of a variable", 'write "env:OPENAI_API_KEY"')
+        table.bad("key", "what follows env: is not the name of a variable", 'write "env:OPENAI_API_KEY"')
         return ""
     value = outside.environment.get(name, "").strip()
     if not value:
@@ -181,7 +181,7 @@ def _from_environment(table: TomlTable, name: str, outside: Outside) -> str:
 
 def _kept(table: TomlTable, name: str, outside: Outside) -> str:
     if not NAME.fullmatch(name):
-        table.bad("key", "what follows keyring: is no name", 'write "keyring:NAME"')
+        table.bad("key", "what follows keyring: is not a name", 'write "keyring:NAME"')
         return ""
     value = (outside.keyring(name) or "").strip()
     if not value:

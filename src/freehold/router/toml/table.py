@@ -53,7 +53,7 @@ class TomlTable:
         """Return a value of one of `types`; None where it is not written, or of another type."""
         self._known[key] = None
         value = self._values.get(key)
-        # A bool is an int to isinstance, and to nobody who writes a file.
+        # A bool is an int to isinstance, and not to those who write the file.
         if value is None or type(value) in types:
             return value
         wanted = " or ".join(dict.fromkeys(_WANTED.get(t, "a number") for t in types))
