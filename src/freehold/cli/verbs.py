@@ -68,6 +68,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Check a gateway.toml, or make one of a LiteLLM configuration.",
             "freehold gateway check gateway.toml",
         ),
+        "route": Verb(
+            "Show which models of a gateway would answer a request, and why.",
+            'freehold route explain "Who is our supplier?" --label private --gateway gateway.toml',
+        ),
         "audit": Verb(
             "Show which requests of a label left the house, and to whom.",
             "freehold audit --label private --since 90d",

@@ -1,0 +1,123 @@
+"""`freehold route`: what a gateway would do with a request.
+
+Knows options and words; the rules are router's. Sends nothing, and starts no engine.
+Path: main -> route -> router/explain.py -> stdout
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.serving.gatewayfile import gateway_option, read_gateway
+from freehold.cli.shared import json_option, table
+from freehold.config import Settings
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.router.explain import Explanation
+    from freehold.router.gateway import Gateway
+
+SCHEMA = 1
+
+
+@click.group("route")
+def command() -> None:
+    """Show which models of a gateway would answer a request, and why."""
+
+
+@command.command("explain")
+@click.argument("prompt")
+@click.option("--route", "name", metavar="NAME", help="Route or model. Default: the file's first route.")
+@click.option("--label", "labels", multiple=True, metavar="NAME", help="Label of the request, as its header.")
+@click.option(
+    "--key", default="", metavar="NAME", help="Name of the key that asks: its labels and budget hold."
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Longest answer, for the prices.",
+)
+@gateway_option
+@json_option
+@click.pass_context
+def explain_prompt(
+    ctx: click.Context,
+    prompt: str,
+    name: str | None,
+    labels: tuple[str, ...],
+    key: str,
+    max_tokens: int,
+    gateway: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what would become of PROMPT: its labels, each target with the reason, and the price.
+
+    Nothing is sent and no model is loaded. A breaker of a running server and what a budget has spent are not known
+    here; a label that an owned model sets counts as set, because none is asked.
+    """
+    from freehold.router.bar import Bars
+    from freehold.router.explain import explain
+    from freehold.router.identity import Identities
+    from freehold.router.plan import GatewayPlan
+    from freehold.serving import Job, Origin
+    from freehold.store import Store
+    from freehold.types import Message
+
+    settings: Settings = ctx.obj
+    read = read_gateway(settings, gateway, keys=False)
+    if key and key not in read.keys:
+        known = ", ".join(read.keys) or "none"
+        raise UsageError(
+            f"gateway.toml has no key {key!r}", f"keys of the file: {known}; any other has no limits"
+        )
+    job = Job(messages=(Message("user", prompt),), max_tokens=max_tokens)
+    origin = Origin(key=key, labels=labels, door="cli")
+    bars, plan = Bars(settings.home, Identities(Store(settings)).of), GatewayPlan(read)
+    hour = time.gmtime().tm_hour
+    found = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, hour=hour))
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **_plain(found)}, indent=1))
+    else:
+        _show(found)
+
+
+def _first(gateway: Gateway) -> str:
+    names = [*gateway.routes, *gateway.models]
+    if not names:
+        raise UsageError(
+            "the gateway.toml has no route and no model", "name a model of the store with --route"
+        )
+    return names[0]
+
+
+def _plain(found: Explanation) -> dict[str, Any]:
+    plain = asdict(found)
+    return {**plain, "places": sorted(found.places), "reserved": found.reserved}
+
+
+def _show(found: Explanation) -> None:
+    labels = ", ".join(f"{label.name} (by {label.by})" for label in found.labels)
+    click.echo(f"route {found.route}; labels: {labels or 'none'}")
+    click.echo(f"may be at: {', '.join(sorted(found.places))}")
+    answer = f"an answer of {found.max_tokens:,}"
+    click.echo(f"price of about {found.prompt_tokens:,} prompt tokens and {answer}:\n")
+    rows = [(t.name, t.verdict, t.place, _usd(t.likely), t.reason) for t in found.targets]
+    table(("TARGET", "VERDICT", "PLACE", "USD", "REASON"), rows, right=(3,))
+    if found.budget is not None:
+        limit, per = _usd(found.budget.nano), found.budget.per
+        click.echo(f"\nbudget: {limit} USD a {per}; this request would set aside {_usd(found.reserved)} USD")
+    if found.refused:
+        click.echo(f"\nrefused: {found.refused}")
+
+
+def _usd(nano: int) -> str:
+    return "0" if not nano else f"{nano / 1e9:.6f}".rstrip("0").rstrip(".")
