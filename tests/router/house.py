@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx2
 
+from freehold.router.budgets import Budgets
 from freehold.router.contract import BarCheck, RentedModels
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
@@ -137,7 +138,7 @@ async def within(
         engines,
         lambda: held[0].gateway if held else gateway,
         rented=rented,
-        books=ledger,
+        books=Budgets(ledger),
         bars=bars,
         asks=asks,
     )
@@ -219,7 +220,11 @@ def open_house(
         if rent is not None:
             house.rented = rent()
         house.models = GatewayModels(
-            house.engines, lambda: house.gateway, rented=house.rented or FakeRented(), books=ledger, bars=bars
+            house.engines,
+            lambda: house.gateway,
+            rented=house.rented or FakeRented(),
+            books=Budgets(ledger),
+            bars=bars,
         )
         house.loop = asyncio.get_running_loop()
         given = {"drain_s": 5.0, "home": folder, "keys": ring, **settings}

@@ -18,7 +18,7 @@ class Answers:
     """What a model does with a request. `faults` are raised by the first attempts, one each."""
 
     text: str = "An answer from afar."
-    faults: list[FreeholdError] = field(default_factory=list)
+    faults: Sequence[FreeholdError] = ()
     breaks_at: int | None = None  # piece before which the stream breaks; 0: before the first
     silent_at: int | None = None  # piece before which it sends nothing more
     ends_early: bool = False  # the stream ends without its end
@@ -26,6 +26,12 @@ class Answers:
     delay: float = 0.0
     counts: int | None = None
     logprob: float = -0.1
+
+    def fail(self) -> None:
+        """Raise the next fault."""
+        if self.faults:
+            first, *self.faults = self.faults
+            raise first
 
 
 def fault(cause: Cause, *, status: int = 0, retry_after_s: float | None = None) -> UpstreamFault:
@@ -56,8 +62,7 @@ class FakeRented:
         cleared.check(model.provider.name)
         self.asked.append((model.model, cleared))
         does = self.answers.setdefault(model.model, Answers())
-        if does.faults:
-            raise does.faults.pop(0)
+        does.fail()
         self.open += 1
         answer = FakeAnswer(does, cleared.work, lambda: self._ended(model.model))
         try:
@@ -78,8 +83,7 @@ class FakeRented:
         cleared.check(model.provider.name)
         self.embedded.append((model.model, cleared))
         does = self.answers.setdefault(model.model, Answers())
-        if does.faults:
-            raise does.faults.pop(0)
+        does.fail()
         texts = cleared.work.texts
         return Vectors(b"\0\0\x80?" * len(texts), 1, tuple(3 for _ in texts))
 

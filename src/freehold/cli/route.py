@@ -82,8 +82,7 @@ def explain_prompt(
     job = Job(messages=(Message("user", prompt),), max_tokens=max_tokens)
     origin = Origin(key=key, labels=labels, door="cli")
     bars, plan = Bars(settings.home, Identities(Store(settings)).of), GatewayPlan(read)
-    hour = time.gmtime().tm_hour
-    found = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, hour=hour))
+    found = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, when=time.time()))
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, **_plain(found)}, indent=1))
     else:

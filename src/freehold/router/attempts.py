@@ -45,14 +45,14 @@ class Discarded(Exception):
     """A cascade threw an answer away: the next target is asked."""
 
 
-def most_cost(target: GatewayModel, job: Job, size: PromptSize, hour: int) -> int:
+def most_cost(target: GatewayModel, job: Job, size: PromptSize, when: float) -> int:
     """Return nano-dollars that an answer of a target does not exceed."""
     if target.price is None:
         return 0
     limit = job.max_tokens
     if limit is None:
         limit = (target.remote.max_output if target.remote is not None else 0) or ANSWER_TOKENS
-    return target.price.most(size.most, limit * job.n, hour)
+    return target.price.most(size.most, limit * job.n, when)
 
 
 class Attempts:
@@ -108,7 +108,7 @@ class Attempts:
             self._choice.drop(target, PassedOver("breaker", reason, wait))
             return False
         try:
-            await self._record.reserve(most_cost(target, job, self._size, self._record.hour), target)
+            await self._record.reserve(most_cost(target, job, self._size, self._record.at), target)
         except BudgetSpent as e:
             self._choice.drop(target, PassedOver("budget", e.message))
             self._errors[target.name] = e
@@ -158,7 +158,7 @@ class Attempts:
                 if wait > causes.MOST_WAIT_S and more:
                     raise  # another target is sooner
             await asyncio.sleep(wait)
-            most = most_cost(target, cleared.work, self._size, self._record.hour)
+            most = most_cost(target, cleared.work, self._size, self._record.at)
             await self._record.reserve(most, target)
 
     @property

@@ -1,6 +1,6 @@
 """What the gateway's middle asks of its neighbours: rented models, books, bars.
 
-Protocols, so that a test can state a neighbour in ten lines. Implemented by providers/, ledger/store.py and
+Protocols, so that a test can state a neighbour in ten lines. Implemented by providers/, budgets.py and
 bar.py. Knows none of them.
 Path: handle.py, attempts.py -> RentedModels, Books, BarCheck
 """
@@ -58,9 +58,17 @@ class Books(Protocol):
     """The ledger, and the budgets in it. Each call raises LedgerUnavailable where it cannot be written."""
 
     async def reserve(
-        self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float, *, about: Intent
+        self,
+        row_id: str,
+        key: str,
+        limit: SpendLimit,
+        nano: int,
+        at: float,
+        *,
+        about: Intent,
+        wait_s: float = 0.0,
     ) -> None:
-        """Set money of a key's budget aside for a row. Raises BudgetSpent."""
+        """Set money of a key's budget aside for a row. Raises BudgetSpent, after `wait_s` where waiting may help."""
         ...
 
     async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:

@@ -1,7 +1,7 @@
 """Counts of the gateway for /metrics: requests, attempts and dollars, by names of the file and of the store.
 
 Fed by the rows that the ledger takes, so that both say the same. Knows rows, and no text.
-Path: directory.py -> CountedBooks -> ledger/store.py; GET /metrics -> GatewayModels.counters -> CountedBooks.tables
+Path: directory.py -> CountedBooks -> budgets.py; GET /metrics -> GatewayModels.counters -> CountedBooks.tables
 """
 
 from __future__ import annotations
@@ -24,10 +24,18 @@ class CountedBooks:
         self._nano: Counter[tuple[str, ...]] = Counter()
 
     async def reserve(
-        self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float, *, about: Intent
+        self,
+        row_id: str,
+        key: str,
+        limit: SpendLimit,
+        nano: int,
+        at: float,
+        *,
+        about: Intent,
+        wait_s: float = 0.0,
     ) -> None:
         if self._books is not None:
-            await self._books.reserve(row_id, key, limit, nano, at, about=about)
+            await self._books.reserve(row_id, key, limit, nano, at, about=about, wait_s=wait_s)
 
     async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
         if self._books is not None:

@@ -41,9 +41,9 @@ def _weights(target: GatewayModel) -> str:
     return target.local if target.remote is None else target.remote.model
 
 
-def embed_cost(target: GatewayModel, size: PromptSize, hour: int) -> int:
+def embed_cost(target: GatewayModel, size: PromptSize, when: float) -> int:
     """Return nano-dollars that embedding texts does not exceed."""
-    return target.price.most(size.most, 0, hour) if target.price is not None else 0
+    return target.price.most(size.most, 0, when) if target.price is not None else 0
 
 
 async def embedded(

@@ -55,7 +55,7 @@ class Explanation:
 
 
 async def explain(
-    plan: GatewayPlan, name: str, job: Job, origin: Origin, *, bars: BarCheck | None = None, hour: int = 0
+    plan: GatewayPlan, name: str, job: Job, origin: Origin, *, bars: BarCheck | None = None, when: float = 0.0
 ) -> Explanation:
     """Return what would become of a job. Raises UsageError for a label that does not exist."""
     planned = plan.route(name) or plan.owned(name)
@@ -72,7 +72,7 @@ async def explain(
             "passed over" if passed is not None else "asked" if target.name == allowed[0] else "fallback"
         )
         reason = passed.reason if passed is not None else _why(target)
-        likely, most = _likely(target, job, size, hour), most_cost(target, job, size, hour)
+        likely, most = _likely(target, job, size, when), most_cost(target, job, size, when)
         return ExplainedTarget(target.name, target.place, target.owned, verdict, reason, likely, most)
 
     return Explanation(
@@ -96,8 +96,8 @@ def _why(target: GatewayModel) -> str:
     return f"{where}{', owned' if target.remote is not None and target.owned else ''}"
 
 
-def _likely(target: GatewayModel, job: Job, size: PromptSize, hour: int) -> int:
+def _likely(target: GatewayModel, job: Job, size: PromptSize, when: float) -> int:
     if target.price is None:
         return 0
     usage = Usage(TokenRatio().prompt_tokens(size), (job.max_tokens or ANSWER_TOKENS) * job.n)
-    return target.price.cost(usage, hour)
+    return target.price.cost(usage, when)

@@ -20,6 +20,7 @@ from freehold.router.answers import AnswerCache, CachedStream, answer_key
 from freehold.router.attempts import ANSWER_TOKENS, Attempts, most_cost
 from freehold.router.background import Background
 from freehold.router.breaker import Breakers
+from freehold.router.budgets import ROOM_WAIT_S
 from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books
 from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space, quietly
@@ -138,7 +139,7 @@ class RoutedHandle:
         choice = record.choice = choose(planned, cleared, size, parts.breakers, parts.bars, self._windows)
         if record.limit is not None:
             cleared = self._bounded(cleared, choice, record)
-        await self._reserve(record, choice, lambda target: most_cost(target, cleared.work, size, record.hour))
+        await self._reserve(record, choice, lambda target: most_cost(target, cleared.work, size, record.at))
         attempts = Attempts(
             record, choice, planned.route, parts.calls, parts.breakers, parts.ratios, size, parts.signatures
         )
@@ -190,8 +191,10 @@ class RoutedHandle:
         while choice.allowed:
             prices = [most(target) for target in choice.allowed]
             dearest = max(range(len(prices)), key=prices.__getitem__)
+            # Money of answers in flight is worth a wait where nothing else can answer.
+            wait_s = ROOM_WAIT_S if min(prices) == prices[dearest] else 0.0
             try:
-                return await record.reserve(prices[dearest], choice.allowed[dearest])
+                return await record.reserve(prices[dearest], choice.allowed[dearest], wait_s=wait_s)
             except BudgetSpent as e:
                 spent = e
                 choice.drop(choice.allowed[dearest], PassedOver("budget", e.message))
@@ -231,7 +234,7 @@ class RoutedHandle:
         size = prompt_size(job)
         choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
         only_one_space(choice)
-        await self._reserve(record, choice, lambda target: embed_cost(target, size, record.hour))
+        await self._reserve(record, choice, lambda target: embed_cost(target, size, record.at))
         return await embedded(
             cleared,
             choice,

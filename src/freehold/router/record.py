@@ -54,11 +54,6 @@ class RequestRecord:
         self._reserved = 0  # nano-dollars
 
     @property
-    def hour(self) -> int:
-        """The hour (UTC) whose prices hold."""
-        return int(self.at // 3600 % 24)
-
-    @property
     def spent(self) -> int:
         """Nano-dollars of the attempts so far; what was thrown away is booked, in rows of its own."""
         return sum(attempt.nano for attempt in self.attempts)
@@ -68,10 +63,11 @@ class RequestRecord:
         """Seconds since the request arrived."""
         return time.monotonic() - self.started
 
-    async def reserve(self, nano: int, target: GatewayModel) -> None:
+    async def reserve(self, nano: int, target: GatewayModel, *, wait_s: float = 0.0) -> None:
         """Set money aside until there are `nano` beside what was spent, and see that a row can be written.
 
-        Raises BudgetSpent, LedgerUnavailable. Without a budget nothing is set aside.
+        Without a budget nothing is set aside. `wait_s`: for money of requests in flight. Raises BudgetSpent,
+        LedgerUnavailable.
         """
         if self._books is None:
             return
@@ -84,7 +80,8 @@ class RequestRecord:
             await self._books.change(self.id, self.origin.key, self.limit, need, self.at)
         else:
             about = self._intent(target)
-            await self._books.reserve(self.id, self.origin.key, self.limit, need, self.at, about=about)
+            key, limit = self.origin.key, self.limit
+            await self._books.reserve(self.id, key, limit, need, self.at, about=about, wait_s=wait_s)
         self._reserved = need
 
     def _intent(self, target: GatewayModel) -> Intent:
@@ -103,7 +100,7 @@ class RequestRecord:
 
     def cost(self, target: GatewayModel, usage: Usage) -> int:
         """Return what a target asks for an answer. A batch's lines are ordinary requests, at the ordinary price."""
-        return target.price.cost(usage, self.hour) if target.price is not None else 0
+        return target.price.cost(usage, self.at) if target.price is not None else 0
 
     def attempted(
         self, target: GatewayModel, cause: str, seconds: float, *, status: int = 0, nano: int = 0

@@ -1,0 +1,92 @@
+"""`freehold route explain`: the same reasons as a request's, and nothing sent, started or looked up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from freehold.router.explain import Explanation, explain
+from freehold.router.plan import GatewayPlan
+from freehold.serving import Origin
+from tests.cli.test_serve import freehold
+from tests.router.house import FILE, gateway_of, job, within
+
+ROUTE = """
+[routes.chat]
+targets = ["own", "box-70b", "big"]
+[labels.people]
+stay = "owned"
+detect = ["pii"]
+[keys.alice]
+budget = { usd = 20, per = "day" }
+label = "private"
+"""
+
+
+def explained(text: str, name: str = "chat", **origin) -> Explanation:
+    plan = GatewayPlan(gateway_of(ROUTE))
+    return asyncio.run(explain(plan, name, job(text, max_tokens=1000), Origin(**origin)))
+
+
+def test_verdicts_are_those_of_the_request(tmp_path):
+    found = explained("joe@example.com")
+
+    async def test() -> None:
+        async with within(tmp_path, ROUTE) as house:
+            await house.text("chat", job("joe@example.com", max_tokens=1000))
+            (row,) = house.rows
+            assert [t.verdict for t in found.targets] == ["asked", "fallback", "passed over"]
+            assert [c.taken for c in row.candidates] == [True, False, False]
+            assert row.candidates[2].reason == found.targets[2].reason
+            assert row.labels == found.labels
+
+    asyncio.run(test())
+
+
+def test_detected_and_keys_labels_are_named_with_what_set_them():
+    found = explained("my mail is joe@example.com", key="alice")
+    assert [(label.name, label.by.partition(":")[0]) for label in found.labels] == [
+        ("private", "key alice"),
+        ("people", "pii"),
+    ]
+    assert "joe" not in json.dumps([label.by for label in found.labels])
+    assert found.places == {"this machine", "box"}
+
+
+def test_price_of_a_target_that_is_passed_over_is_not_reserved():
+    open_, kept = explained("hello"), explained("hello", labels=("private",))
+    assert open_.reserved > open_.targets[2].likely > 0 and kept.reserved == 0
+
+
+def test_refusal_is_the_requests_own():
+    found = explained("hello", "big", labels=("private",))
+    assert found.refused == (
+        "no target of big can answer this request: big: label private keeps the request from far"
+    )
+
+
+def test_command_shows_reasons_prices_and_budget_without_keys_or_models(tmp_path: Path):
+    (tmp_path / "gateway.toml").write_text(
+        FILE.replace('local = "fake:1b"', 'provider = "box"\nmodel = "m"') + ROUTE
+    )
+    file = str(tmp_path / "gateway.toml")
+    done = freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--key", "alice")
+    assert (done.status, done.err) == (0, "")
+    assert "labels: private (by key alice)" in done.out
+    assert "passed over" in done.out and "label private keeps the request from far" in done.out
+    assert "budget: 20 USD a day; this request would set aside 0 USD" in done.out
+    said = json.loads(freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--json").out)
+    assert [t["verdict"] for t in said["targets"]] == ["asked", "fallback", "fallback"]
+    assert said["reserved"] == said["targets"][2]["most"] > 0
+
+
+def test_unknown_key_or_label_is_refused_with_the_known_ones(tmp_path: Path):
+    (tmp_path / "gateway.toml").write_text(
+        FILE.replace('local = "fake:1b"', 'provider = "box"\nmodel = "m"') + ROUTE
+    )
+    file = str(tmp_path / "gateway.toml")
+    done = freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--key", "alic")
+    assert done.status == 2 and "alice" in done.err
+    done = freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--label", "privat")
+    assert done.status == 2 and "did you mean private?" in done.err
