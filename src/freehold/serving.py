@@ -79,7 +79,7 @@ class Job:
     ignore_eos: bool = False  # continue after the model's own end, to max_tokens: for load generators
     priority: Priority = "interactive"
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
-    whole: bool = False  # nobody reads the answer while it is made: a provider may send it in one piece
+    whole: bool = False  # the client does not stream: a provider may send the answer in one piece
     timeout_s: float | None = None  # from its arrival to its last token
     resume: tuple[tuple[int, ...], ...] = ()  # per answer, the tokens that a previous engine process sent
 

@@ -1,4 +1,4 @@
-"""Why an attempt failed, whoever failed, and what is tried next.
+"""Why an attempt failed, at a provider or an engine, and what is tried next.
 
 Our own engines' errors get the causes of a provider's, so that a full queue or a lost engine falls over like a fault
 of a provider. Knows errors and causes; knows no target.

@@ -152,6 +152,6 @@ async def counted(
 
 
 async def quietly(work: Awaitable[None]) -> None:
-    """Await a row of a request that has failed already: its own error is the one to be told."""
+    """Await a row of a request that has failed already: its own error goes to the client."""
     with suppress(FreeholdError):  # the ledger keeps what it could not write, and says so in its log
         await work

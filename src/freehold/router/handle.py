@@ -45,7 +45,7 @@ from freehold.serving import (
 from freehold.types import SamplingParams
 
 UNKNOWN_CONTEXT = (
-    131_072  # shown for a rented model whose window nobody states; it is never compared with a prompt
+    131_072  # shown for a rented model whose window is not stated; it is never compared with a prompt
 )
 T = TypeVar("T")
 

@@ -39,7 +39,7 @@ class PlannedRoute:
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """Why a target is passed over. `kind` decides how the client is told when no target is left."""
+    """Why a target is passed over. `kind` decides which error the client gets when no target is left."""
 
     kind: str  # label, key, ability, window, bar, breaker, budget
     reason: str

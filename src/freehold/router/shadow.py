@@ -1,4 +1,4 @@
-"""Asks another target too, for a share of a route's requests: its answer goes to nobody, its figures to the ledger.
+"""Asks another target too, for a share of a route's requests: its answer is dropped, its figures go to the ledger.
 
 Never for a request with a label, never before the client's answer is whole, a bounded number at a time, and none once
 the server stops. What it costs is the house's: no key's budget pays for it. Knows one request at a time.
@@ -26,7 +26,7 @@ from freehold.serving import Job, Origin
 from freehold.types import Usage
 
 NAME = "shadow"  # of the tasks
-AT_ONCE = 8  # shadows of a server; a request that finds so many has none
+AT_ONCE = 8  # shadows of a server; a request that finds as many has none
 _log = logging.getLogger("freehold.router")
 
 

@@ -124,7 +124,7 @@ class RoutedStream:
         return chunk
 
     def _estimate(self) -> Usage:
-        """Return what was used, where nobody says: the prompt, and the text or the tokens that passed."""
+        """Return what was used, where no usage came: the prompt, and the text or the tokens that passed."""
         prompt = len(self._stream.begin.prompt_ids) or self._ratio.prompt_tokens(self._size)
         made = self._tokens or self._ratio.answer_tokens(self._length)
         return Usage(prompt, made)
