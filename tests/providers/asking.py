@@ -42,9 +42,8 @@ async def chunks(
     first: float = 5.0,
     whole: float = 10.0,
 ) -> list[tuple[int, Chunk]]:
-    coming = await upstream.start(
-        hop, cleared(job), model, first_token_s=first, timeout_s=whole, stream=stream
-    )
+    asked = cleared(replace(job, whole=not stream))
+    coming = await upstream.start(hop, asked, model, first_token_s=first, timeout_s=whole)
     try:
         return [piece async for piece in coming]
     finally:

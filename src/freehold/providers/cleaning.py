@@ -1,7 +1,7 @@
 """Takes keys, and what looks like one, out of a foreign server's error before anybody sees it.
 
 Also keeps a provider's quotes of the prompt out of errors: they would reach logs. Knows no wire.
-Path: upstream.py -> cleaned, unquoted
+Path: upstream.py -> cleaned, quotes
 """
 
 from __future__ import annotations
@@ -38,14 +38,10 @@ def _without(text: str, key: str) -> str:
     return text
 
 
-def unquoted(text: str, asked: Iterable[str]) -> str:
-    """Return `text`, or a remark in its place where it repeats `_WINDOW` characters or more of what was asked."""
+def quotes(text: str, asked: Iterable[str]) -> bool:
+    """Return whether `text` repeats _WINDOW characters or more of what was asked."""
     windows = {text[i : i + _WINDOW] for i in range(max(len(text) - _WINDOW + 1, 0))}
-    for source in asked:
-        flat = " ".join(source.split())
-        if any(window in flat for window in windows):
-            return "its message is left out, as it quotes the request"
-    return text
+    return any(window in source for source in (" ".join(s.split()) for s in asked) for window in windows)
 
 
 def said_in(work: Job | EmbedJob) -> Iterable[str]:

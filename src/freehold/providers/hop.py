@@ -2,7 +2,7 @@
 
 Takes nothing but a cleared request, and checks again that it may go there. Follows no redirect, uses no proxy but the
 provider's own, keeps no cookie, unpacks nothing. Errors say what happened and where, never what was sent.
-Knows no wire. Path: upstream.py -> Hop.post -> aiohttp -> Reply.some
+Knows no wire. Path: upstream.py -> Hop.post -> aiohttp -> HopReply.some
 """
 
 from __future__ import annotations
@@ -44,58 +44,59 @@ class Hop:
     """Connections to providers, kept open between requests. One event loop's; close it when done."""
 
     def __init__(self, providers: Iterable[Provider] = ()) -> None:
-        self._lines: dict[Provider, _Line] = {}
+        self._channels: dict[Provider, _Channel] = {}
         self._closed = False
         self.keep(providers)
 
     def keep(self, providers: Iterable[Provider]) -> None:
         """Give up the connections of every other provider, each once it is idle: the file was read again."""
         named = set(providers)
-        for provider in [p for p in self._lines if p not in named]:
-            self._lines.pop(provider).retire()
+        for provider in [p for p in self._channels if p not in named]:
+            self._channels.pop(provider).retire()
 
     async def close(self) -> None:
         """Close every connection; requests in progress break."""
         self._closed = True
-        lines, self._lines = [*self._lines.values()], {}
-        for line in lines:
-            await line.session.close()
+        channels, self._channels = [*self._channels.values()], {}
+        for channel in channels:
+            await channel.close()
 
     async def post(
         self, cleared: Cleared[Any], provider: Provider, key: Mapping[str, str], sent: Outgoing
-    ) -> Reply:
+    ) -> HopReply:
         """Send a request and return its answer, body unread. Raises PolicyRefused, or UpstreamFault."""
         cleared.check(provider.name)
         if self._closed:
             raise EngineClosed("the gateway is closing", "ask again")
-        line = self._lines.get(provider)
-        if line is None:
-            line = self._lines[provider] = _Line(provider)
-        line.busy += 1
+        channel = self._channels.get(provider)
+        if channel is None:
+            channel = self._channels[provider] = _Channel(provider)
+        channel.busy += 1
         try:
-            response = await line.session.post(
-                line.url(sent.path),
+            response = await channel.session.post(
+                channel.url(sent.path),
                 data=sent.body if len(sent.body) <= LARGE else io.BytesIO(sent.body),
                 headers={**sent.headers, **key},
                 allow_redirects=False,
                 proxy=provider.proxy or None,
             )
         except Exception as e:
-            line.done()
+            channel.done()
             raise _opening_fault(e, provider.name) from None
         except BaseException:  # cancelled
-            line.done()
+            channel.done()
             raise
-        return Reply(response, provider.name, line)
+        return HopReply(response, provider.name, channel)
 
 
-class _Line:
+class _Channel:
     """The connections to one provider."""
 
     def __init__(self, provider: Provider) -> None:
         aiohttp = http_client()
         self._base = provider.url
         self._urls: dict[str, URL] = {}
+        self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
         self.busy = 0
         self._retired = False
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
@@ -133,8 +134,26 @@ class _Line:
         if self._retired and not self.busy:
             self._end()
 
+    def drain(self, response: aiohttp.ClientResponse) -> None:
+        """Close an answer that is over in DRAIN_S, unless the provider ends it: then its connection is free."""
+        closing = asyncio.get_running_loop().call_later(DRAIN_S, response.close)
+        self._draining[response] = closing
+
+        def free() -> None:
+            closing.cancel()
+            self._draining.pop(response, None)
+
+        response.content.on_eof(free)
+
+    async def close(self) -> None:
+        for response, closing in self._draining.items():
+            closing.cancel()
+            response.close()
+        self._draining.clear()
+        await self.session.close()
+
     def _end(self) -> None:
-        closing = asyncio.get_running_loop().create_task(self.session.close())
+        closing = asyncio.get_running_loop().create_task(self.close())
         _CLOSING.add(closing)
         closing.add_done_callback(_CLOSING.discard)
 
@@ -142,11 +161,11 @@ class _Line:
 _CLOSING: set[asyncio.Task[None]] = set()  # a loop keeps no reference to its tasks
 
 
-class Reply:
+class HopReply:
     """One answer of a provider while it comes. End it with `finished` or `close`, whatever happened."""
 
-    def __init__(self, response: aiohttp.ClientResponse, place: str, line: _Line) -> None:
-        self._response, self._place, self._line = response, place, line
+    def __init__(self, response: aiohttp.ClientResponse, place: str, channel: _Channel) -> None:
+        self._response, self._place, self._channel = response, place, channel
         self._content = response.content
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
@@ -177,16 +196,16 @@ class Reply:
         except Exception as e:
             raise self._reading_fault(e) from None
 
-    async def body(self, most: int = MAX_BODY) -> bytes:
-        """Return the whole body. Raises UpstreamFault, also where it has more than `most` bytes."""
+    async def body(self) -> bytes:
+        """Return the whole body. Raises UpstreamFault, also where it has more than MAX_BODY bytes."""
         parts: list[bytes] = []
         size = 0
         while data := await self.some():
             parts.append(data)
             size += len(data)
-            if size > most:
+            if size > MAX_BODY:
                 raise UpstreamFault(
-                    "invalid", f"{self._place} sent more than {most:,} bytes", status=self.status
+                    "invalid", f"{self._place} sent more than {MAX_BODY:,} bytes", status=self.status
                 )
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -206,8 +225,7 @@ class Reply:
             return
         self._end()
         if not self._content.is_eof():  # its last bytes are on their way
-            closing = asyncio.get_running_loop().call_later(DRAIN_S, self._response.close)
-            self._content.on_eof(closing.cancel)
+            self._channel.drain(self._response)
 
     def close(self) -> None:
         """Close the connection at once, so that the provider stops; harmless after the end."""
@@ -219,7 +237,7 @@ class Reply:
         self._open = False
         if self._timer is not None:
             self._timer.cancel()
-        self._line.done()
+        self._channel.done()
 
     def _expire(self) -> None:
         self._expired = True

@@ -25,10 +25,10 @@ class EventSplitter:
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that `data` completes. Raises UpstreamFault for an event beyond MAX_EVENT."""
         rest = self._rest
-        if not rest and not self._first and b"\r" not in data and data.endswith(b"\n\n"):
-            blocks = data.split(b"\n\n")  # nothing is cut: what nearly every read gives
-        else:
+        if rest or self._first or len(data) > MAX_EVENT or b"\r" in data or not data.endswith(b"\n\n"):
             blocks = self._blocks(data)
+        else:
+            blocks = data.split(b"\n\n")  # nothing is cut: what nearly every read gives
         events: list[Event] = []
         for block in blocks:
             if block.startswith(b"data: ") and b"\n" not in block:
@@ -54,13 +54,19 @@ class EventSplitter:
         end = rest.rfind(b"\n\n", max(self._seen - 1, 0))
         if end < 0:
             self._seen = len(rest)
-            if len(rest) > MAX_EVENT:
-                raise UpstreamFault("invalid", f"an event has more than {MAX_EVENT:,} bytes")
+            _check(len(rest))
             return []
         whole = bytes(rest[:end])
         del rest[: end + 2]
         self._seen = 0
-        return whole.split(b"\n\n")
+        blocks = whole.split(b"\n\n")
+        _check(max(map(len, blocks)))
+        return blocks
+
+
+def _check(size: int) -> None:
+    if size > MAX_EVENT:
+        raise UpstreamFault("invalid", f"an event has more than {MAX_EVENT:,} bytes")
 
 
 def _event(block: bytes) -> Event | None:

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from freehold.providers.cleaning import cleaned, said_in, unquoted
+from freehold.providers.cleaning import cleaned, quotes, said_in
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import (
     EventReader,
@@ -23,7 +23,7 @@ from freehold.providers.contract import (
     WholeAnswer,
     Wire,
 )
-from freehold.providers.hop import Hop, Reply
+from freehold.providers.hop import Hop, HopReply
 from freehold.providers.sse import EventSplitter
 from freehold.providers.wires import wire_of
 from freehold.serving import Begin, EmbedJob, Job, Vectors
@@ -39,15 +39,14 @@ async def start(
     *,
     first_token_s: float,
     timeout_s: float,
-    stream: bool = True,
 ) -> UpstreamStream | WholeStream:
     """Ask `remote`, and return its answer's stream once the first token has come.
 
-    `stream` False asks for the whole answer at once, which costs less for both; only `timeout_s` limits it then.
+    A job that is `whole` is asked for in one piece, which costs less for both; only `timeout_s` limits it then.
     Raises PolicyRefused before anything is sent, UsageError or UnsupportedModel for what the provider cannot do, and
     UpstreamFault with its cause for everything else.
     """
-    job = cleared.work
+    job, stream = cleared.work, not cleared.work.whole
     wire = wire_of(remote.provider.kind)
     sent = wire.request(remote, job, stream=stream)
     begin = Begin(
@@ -113,7 +112,7 @@ class _Asked:
     def __init__(self, hop: Hop, wire: Wire, provider: Provider, cleared: Cleared[Any]) -> None:
         self._hop, self._wire, self._provider, self._cleared = hop, wire, provider, cleared
 
-    async def opened(self, sent: Outgoing) -> Reply:
+    async def opened(self, sent: Outgoing) -> HopReply:
         """Return a 200's reply, body unread."""
         key = self._wire.authorized(self._provider.key) if self._provider.key is not None else {}
         reply = await self._hop.post(self._cleared, self._provider, key, sent)
@@ -126,7 +125,7 @@ class _Asked:
             if reply.status != 200:
                 reply.close()
 
-    async def _refused(self, reply: Reply) -> UpstreamFault:
+    async def _refused(self, reply: HopReply) -> UpstreamFault:
         name, status = self._provider.name, reply.status
         if 300 <= status < 400:
             return UpstreamFault("redirect", f"{name} sent a redirect, which is not followed", status=status)
@@ -141,7 +140,11 @@ class _Asked:
         try:
             body = await reply.body()
             reply.finished()
+            if not body.isascii():
+                body.decode()
             return body
+        except UnicodeDecodeError:
+            raise UpstreamFault("invalid", "an answer that is not UTF-8", status=200) from None
         finally:
             reply.close()
 
@@ -157,9 +160,14 @@ class _Asked:
 
     def told(self, e: UpstreamFault) -> UpstreamFault:
         """Return a fault as it may be shown: without keys, and without the request's own text."""
-        message = unquoted(cleaned(e.message, [self._provider.key]), said_in(self._cleared.work))
-        if not message.startswith(self._provider.name):
-            message = f"{self._provider.name}: {message}"
+        name = self._provider.name
+        message = cleaned(e.message.replace("the provider", name), [self._provider.key])
+        if quotes(message, said_in(self._cleared.work)):
+            message = (
+                f"{name} failed ({e.status or e.cause}); its message is left out, as it quotes the request"
+            )
+        elif not message.startswith(name):
+            message = f"{name}: {message}"
         return UpstreamFault(e.cause, message, e.hint, status=e.status, retry_after_s=e.retry_after_s)
 
 
@@ -170,7 +178,7 @@ class UpstreamStream:
     none. Of several answers, the last one's usage counts the completions of all.
     """
 
-    def __init__(self, begin: Begin, reply: Reply, reader: EventReader, asked: _Asked) -> None:
+    def __init__(self, begin: Begin, reply: HopReply, reader: EventReader, asked: _Asked) -> None:
         self.begin = begin
         self._reply, self._reader, self._asked = reply, reader, asked
         self._events = EventSplitter()
@@ -224,14 +232,21 @@ class UpstreamStream:
                 raise UpstreamFault("broken", "the stream ended before its answer did", status=200)
             push, ready = self._reader.push, self._ready
             for event, payload in self._events.feed(data):
+                if not payload.isascii():
+                    payload.decode()
                 ready.extend(push(event, payload))
                 if self._reader.ended:
                     self._over = True
                     self._reply.finished()
                     return
         except UpstreamFault as e:
-            self._fault = self._asked.told(e)
-            self._reply.close()
+            self._break(e)
+        except UnicodeDecodeError:
+            self._break(UpstreamFault("invalid", "an event is not UTF-8", status=200))
+
+    def _break(self, e: UpstreamFault) -> None:
+        self._fault = self._asked.told(e)
+        self._reply.close()
 
 
 class WholeStream:

@@ -157,6 +157,8 @@ class StandIn:
     ) -> bool:
         """Answer one request; return whether the connection can take another."""
         path = received.path.partition("?")[0]
+        if path.startswith("http://"):  # to a proxy
+            path = "/" + path.split("/", 3)[3]
         wire = next((w for w in WIRES if w.matches(path)), None)
         if wire is None:
             return await self._send(writer, received, 404, b'{"error": {"message": "no such path"}}')

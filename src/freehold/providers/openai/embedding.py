@@ -22,21 +22,21 @@ from freehold.providers.openai.events import decoded, invalid
 from freehold.serving import EmbedJob, Vectors
 
 
-class _Row(msgspec.Struct):
+class _VectorRow(msgspec.Struct):
     embedding: str | list[float]
     index: int = 0
 
 
-class _Counts(msgspec.Struct, frozen=True):
+class _EmbedCounts(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
 
 
-class _Rows(msgspec.Struct):
-    data: list[_Row]
-    usage: _Counts = _Counts()
+class _VectorRows(msgspec.Struct):
+    data: list[_VectorRow]
+    usage: _EmbedCounts = _EmbedCounts()
 
 
-_ROWS = msgspec.json.Decoder(_Rows)
+_ROWS = msgspec.json.Decoder(_VectorRows)
 
 
 def embed_body(model: RemoteModel, job: EmbedJob, *, packed: bool = True) -> dict[str, Any]:

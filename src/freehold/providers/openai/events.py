@@ -37,7 +37,7 @@ class _Part(msgspec.Struct, gc=False):
     thinking: list[_Part] | str | None = None
 
 
-class _Called(msgspec.Struct, gc=False):
+class _CalledFunction(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
 
@@ -47,7 +47,7 @@ class CallDelta(msgspec.Struct, gc=False):
 
     index: int | None = None
     id: str | None = None
-    function: _Called | None = None
+    function: _CalledFunction | None = None
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -70,13 +70,13 @@ class _Logged(_Top, gc=False):
     top_logprobs: list[_Top] | None = None
 
 
-class _Logprobs(msgspec.Struct, gc=False):
+class _ChoiceLogprobs(msgspec.Struct, gc=False):
     content: list[_Logged] | None = None
     tokens: list[str] | None = None  # of a text completion,
     token_logprobs: list[float | None] | None = None
 
 
-class Choice(msgspec.Struct, gc=False):
+class AnswerPart(msgspec.Struct, gc=False):
     """One answer's part of an event."""
 
     index: int = 0
@@ -85,10 +85,10 @@ class Choice(msgspec.Struct, gc=False):
     text: str | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None  # vLLM's: the stop string
-    logprobs: _Logprobs | None = None
+    logprobs: _ChoiceLogprobs | None = None
 
 
-class _Details(msgspec.Struct, gc=False):
+class _CountDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
 
@@ -99,8 +99,8 @@ class UsageCounts(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int | None = None
     total_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
+    prompt_tokens_details: _CountDetails | None = None
+    completion_tokens_details: _CountDetails | None = None
     prompt_cache_hit_tokens: int | None = None  # DeepSeek's
     num_cached_tokens: int | None = None  # Mistral's
 
@@ -139,7 +139,7 @@ class WireError(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     """An event of a stream, or a whole answer."""
 
-    choices: list[Choice] = []
+    choices: list[AnswerPart] = []
     id: str | None = None
     usage: UsageCounts | None = None
     error: WireError | str | None = None
@@ -231,7 +231,7 @@ class _AnswerSoFar:
         self._calls: list[str] = []  # ids, by our numbers
         self._numbers: dict[int, int] = {}  # theirs -> ours
 
-    def add(self, choice: Choice) -> Chunk | None:
+    def add(self, choice: AnswerPart) -> Chunk | None:
         """Return what a choice adds; None where it adds nothing yet."""
         said = choice.delta or choice.message
         content = said.content if said is not None else choice.text
@@ -244,7 +244,7 @@ class _AnswerSoFar:
             self._end(choice.finish_reason, choice.stop_reason)
         return chunk
 
-    def _rich(self, said: Delta | None, content: Any, logprobs: _Logprobs | None) -> Chunk | None:
+    def _rich(self, said: Delta | None, content: Any, logprobs: _ChoiceLogprobs | None) -> Chunk | None:
         said = said or Delta()
         text, thinking = (content or "", "") if not isinstance(content, list) else _split(content)
         thinking += said.reasoning_content or said.reasoning or ""
@@ -260,7 +260,7 @@ class _AnswerSoFar:
 
     def _pieces(self, calls: Sequence[CallDelta]) -> Iterator[ToolPiece]:
         for place, call in enumerate(calls):
-            made = call.function or _Called()
+            made = call.function or _CalledFunction()
             arguments = made.arguments
             if isinstance(arguments, dict):
                 arguments = msgspec.json.encode(arguments).decode()
@@ -310,7 +310,7 @@ def _split(parts: Sequence[_Part]) -> tuple[str, str]:
     return text, thinking
 
 
-def _logged(given: _Logprobs) -> Iterator[TokenLogprob]:
+def _logged(given: _ChoiceLogprobs) -> Iterator[TokenLogprob]:
     for one in given.content or ():
         top = one.top_logprobs or ()
         yield TokenLogprob(
