@@ -21,6 +21,7 @@ from freehold.serving import (
     CounterTable,
     EmbedJob,
     EngineStats,
+    EstimatedCount,
     Job,
     LoadedInfo,
     ModelInfo,
@@ -62,6 +63,12 @@ class Script:
     warnings: tuple[str, ...] = ()
     together: bool = False  # all pieces are there at once: `more` stays true
     after: str = ""  # text that comes after the calls
+    chunks: tuple[
+        Chunk, ...
+    ] = ()  # the answer, instead of what the other fields make of it; the last one ends it
+    sees: bool = False
+    model: str = ""  # which model answers, as a route says
+    remote: bool = False  # no ids of the prompt, no tokenizer, an estimate of tokens
     gate: threading.Event | None = None  # until it is set no piece comes and no token is counted
     load_gate: threading.Event | None = None  # until it is set no model is loaded
 
@@ -141,7 +148,14 @@ class FakeStream:
         room = CONTEXT - len(prompt)
         limit = room if job.max_tokens is None else min(job.max_tokens, room)
         self.begin = Begin(
-            CONTEXT, tuple(prompt), params, limit, script.dropped, scored, warnings=script.warnings
+            CONTEXT,
+            () if script.remote else tuple(prompt),
+            params,
+            limit,
+            script.dropped,
+            scored,
+            warnings=script.warnings,
+            model=script.model,
         )
         self._pieces = self._made()
         self._left = job.n
@@ -167,6 +181,12 @@ class FakeStream:
 
     async def _made(self) -> AsyncIterator[tuple[int, Chunk]]:
         script, job = self._script, self._job
+        for chunk in script.chunks:
+            await script.pause(script.delay, script.gate)
+            yield 0, chunk
+        if script.chunks:
+            self.ended = True
+            return
         made = [Chunk(thinking=w) for w in _WORD.findall(script.thinking)]
         made += [Chunk(w) for w in _WORD.findall(script.text)]
         made += [Chunk(tool_calls=(piece,)) for piece in _pieces(script.calls)]
@@ -209,7 +229,7 @@ def _pieces(calls: Sequence[tuple[str, str]]) -> Iterator[ToolPiece]:
 class FakeServed:
     def __init__(self, name: str, script: Script) -> None:
         self.name, self.script, self.words = name, script, Words()
-        self.loaded = FakeLoaded(name, replace(info_of(name), thinking=script.thinks))
+        self.loaded = FakeLoaded(name, replace(info_of(name), thinking=script.thinks, can_see=script.sees))
         self.jobs: list[Job] = []
         self.counted: list[Job] = []
         self.turns: list[Turn] = []
@@ -226,8 +246,8 @@ class FakeServed:
         return self.loaded.stats
 
     @property
-    def tokenizer(self) -> FakeServed:
-        return self
+    def tokenizer(self) -> FakeServed | None:
+        return None if self.script.remote else self
 
     async def start(self, job: Job, keep_alive: float | None = None) -> FakeStream:
         self.jobs.append(job)
@@ -267,7 +287,8 @@ class FakeServed:
 
     async def count(self, job: Job) -> int:
         self.counted.append(job)
-        return len(self.prompt_ids(job))
+        tokens = len(self.prompt_ids(job))
+        return EstimatedCount(tokens) if self.script.remote else tokens
 
     async def embed(
         self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None

@@ -12,6 +12,7 @@ from freehold import errors
 from freehold.server.anthropic.chat import BILLING, read_chat
 from freehold.server.anthropic.errors import anthropic_error
 from freehold.server.anthropic.fields import Block, InputMessage
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import problem
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import JSON, Running
@@ -332,7 +333,9 @@ def test_turns_of_one_role_are_one_turn(serving):
 def test_system_blocks_stand_first_and_are_one_text(serving):
     blocks = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     system = [*blocks, {"type": "text", "text": "Be kind."}]
-    assert chat_of(serving(), user("a"), system=system)[0] == Message("system", "Be brief.\nBe kind.")
+    assert chat_of(serving(), user("a"), system=system)[0] == Message(
+        "system", "Be brief.\nBe kind.", cache="5m"
+    )
     assert chat_of(serving(), user("a"), system="Be brief.")[0] == Message("system", "Be brief.")
 
 
@@ -352,7 +355,7 @@ def test_a_round_of_tools_is_read_as_calls_and_results(serving):
     assert chat[1:] == (
         Message("assistant", "Let me see.", "I look.", calls),
         Message("tool", "sunny", tool_call_id="t1", name="weather"),
-        Message("tool", "Error: no\nnet", tool_call_id="t2", name="weather"),
+        Message("tool", "Error: no\nnet", tool_call_id="t2", name="weather", failed=True),
         Message("user", "and now?"),
     )
 
@@ -648,5 +651,5 @@ def test_a_turn_of_twenty_thousand_results_is_read_in_one_pass():
     results = [Block(type="tool_result", tool_use_id=id) for id in ids]
     turns = [("user", "hi"), ("assistant", uses), ("user", results)]
     began = time.process_time()
-    chat = read_chat(None, [InputMessage(role=r, content=c) for r, c in turns], [])  # type: ignore[arg-type]
+    chat = read_chat(None, [InputMessage(role=r, content=c) for r, c in turns], [], Pictures())  # type: ignore[arg-type]
     assert len(chat) == 20_002 and time.process_time() - began < 3  # seconds; one pass for each took 15

@@ -10,6 +10,7 @@ import pytest
 
 from freehold.errors import BadTemplate, ContextOverflow, EngineLost, Overloaded
 from freehold.server.core.limits import ServerLimits
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.responses.items import read_items
 from freehold.server.openai.responses.store import Bounds, Responses, StoredResponse
@@ -448,7 +449,7 @@ def test_ten_thousand_items_of_one_turn_are_joined_once():
     rules = [{"role": "system", "content": "x" * 1500}] * 9_998
     thoughts = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "y" * 1500}]}] * 9_998
     began = time.process_time()
-    system, user = read_items([*rules, {"role": "user", "content": "hi"}], "Be brief.", 0, [])
+    system, user = read_items([*rules, {"role": "user", "content": "hi"}], "Be brief.", 0, [], Pictures())
     assert system.content.startswith("Be brief.\n\nxx") and len(system.content) == 9 + 9_998 * 1502
     *_, answer = read_items([*thoughts, {"role": "assistant", "content": "A"}], None, 0, [])
     assert user.content == "hi" and len(answer.thinking) == 9_998 * 1502 - 2

@@ -25,7 +25,7 @@ Owner = tuple[str, tuple[str, ...], str, str]  # tenant, labels, provider, model
 
 # A block of reasoning has some 2 to 20 kB, and an agent's loop some 20 calls: 16 MiB hold a few hundred loops at once.
 ANSWERS, MEMORY, SECONDS = 10_000, 16 << 20, 4 * 3600.0
-_STAMP = "fh1."
+STAMP = "fh1."  # begins what a client carries
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def _stamp(owner: Owner) -> str:
     """Return what begins the signatures of a provider's model, as its clients see them; it says nothing of either."""
     _, _, provider, model = owner
     digest = hashlib.sha256("\n".join((provider, model)).encode()).hexdigest()
-    return f"{_STAMP}{digest[:12]}."
+    return f"{STAMP}{digest[:12]}."
 
 
 def _stamped(block: SignedThinking, stamp: str) -> SignedThinking:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.types import Chunk, ToolPiece
+from freehold.types import Chunk, SignedThinking, ToolPiece
 
 Event = dict[str, Any]
 _CARRIED = "text-"
@@ -37,9 +37,11 @@ class Blocks:
             self._thought.append(chunk.thinking)
             if self._show:
                 yield self._delta("thinking_delta", thinking=chunk.thinking)
-        if chunk.text:
+        for block in chunk.signed:
+            yield from self._signed(block)
+        if text := chunk.text + chunk.refusal:
             yield from self._in("text", {"text": ""})
-            yield self._delta("text_delta", text=chunk.text)
+            yield self._delta("text_delta", text=text)
         for piece in chunk.tool_calls:
             yield from self._called(piece)
 
@@ -48,9 +50,26 @@ class Blocks:
         if self._open == "thinking":
             yield self._delta("signature_delta", signature=_signature("".join(self._thought), self._show))
             self._thought = []
+        yield from self._stopped()
+
+    def _stopped(self) -> Iterator[Event]:
         if self._open:
             yield {"type": "content_block_stop", "index": self._index}
         self._open = ""
+
+    def _signed(self, block: SignedThinking) -> Iterator[Event]:
+        """End a block of thinking with its provider's own signature; a redacted one is a block of its own."""
+        if block.redacted:
+            yield from self._in("redacted_thinking", {"data": block.redacted})
+            yield from self.close()
+            return
+        if self._open != "thinking":
+            yield from self._in("thinking", {"thinking": "", "signature": ""})
+            if block.text and self._show:
+                yield self._delta("thinking_delta", thinking=block.text)
+        yield self._delta("signature_delta", signature=block.signature)
+        self._thought = []
+        yield from self._stopped()
 
     def _called(self, piece: ToolPiece) -> Iterator[Event]:
         if piece.index != self._call:

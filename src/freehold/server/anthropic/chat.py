@@ -15,15 +15,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 import msgspec
 
 from freehold.server.anthropic.blocks import thought_in
-from freehold.server.anthropic.fields import Block, DocumentSource, InputMessage, ResultPart, TextBlock
+from freehold.server.anthropic.fields import (
+    Block,
+    CountRequest,
+    DocumentSource,
+    InputMessage,
+    ResultPart,
+    TextBlock,
+    ToolParam,
+)
+from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
-from freehold.types import Message, ToolCall
+from freehold.server.core.upstreams import is_stamped
+from freehold.types import CacheTime, Image, Message, SignedThinking, ToolCall
 
 # Claude Code writes a line like it before its system prompt, and another one into every request.
 BILLING = "x-anthropic-billing-header:"
@@ -40,39 +50,59 @@ class Turn:
 
     role: str  # user or assistant
     at: int
-    texts: list[str] = field(default_factory=list)
+    pieces: list[str | Image] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
+    signed: list[SignedThinking] = field(default_factory=list)
+    cache: CacheTime = ""
     results: list[Message] = field(default_factory=list)
     spoke: bool = False  # it has a text that is its own, not a system message's
 
     def say(self, text: str) -> None:
         """Add a text of its own."""
-        self.texts.append(text)
+        self.pieces.append(text)
         self.spoke = True
+
+    def show(self, picture: Image) -> None:
+        """Add a picture."""
+        self.pieces.append(picture)
+        self.spoke = True
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts alone."""
+        return texts_of(self.pieces)
 
     def remind(self, text: str) -> None:
         """Add a system message's text."""
-        self.texts.append(_REMINDER.format(text))
+        self.pieces.append(_REMINDER.format(text))
 
     @property
     def is_empty(self) -> bool:
         """Whether it is an assistant's that says nothing."""
-        return self.role == "assistant" and not (any(self.texts) or any(self.thinking) or self.calls)
+        return self.role == "assistant" and not (
+            any(self.pieces) or any(self.thinking) or self.calls or self.signed
+        )
 
     def messages(self) -> Iterator[Message]:
         """Return the turn as messages for a template."""
         if self.role == "assistant":
             # The blocks of one answer are joined to the exact text of its generation, so that the cache has it.
-            yield Message("assistant", "".join(self.texts), "".join(self.thinking), tuple(self.calls))
+            said, thought = "".join(self.texts), "".join(self.thinking)
+            signed = tuple(self.signed)
+            yield Message("assistant", said, thought, tuple(self.calls), signed=signed, cache=self.cache)
             return
         yield from self.results
-        if self.texts or not self.results:
-            yield Message("user", _BETWEEN.join(self.texts))
+        if self.pieces or not self.results:
+            parts = parts_of(self.pieces)
+            yield Message("user", _BETWEEN.join(self.texts), parts=parts, cache=self.cache)
 
 
 def read_chat(
-    system: str | Sequence[TextBlock] | None, messages: Sequence[InputMessage], warnings: list[str]
+    system: str | Sequence[TextBlock] | None,
+    messages: Sequence[InputMessage],
+    warnings: list[str],
+    pictures: Pictures,
 ) -> tuple[Message, ...]:
     """Return the chat; add to `warnings` what was left out of it. Raises Refused."""
     numbered = _shown(messages)
@@ -80,7 +110,7 @@ def read_chat(
     texts = [*_system(system, warnings), *(_system_text(m, i) for i, m in leading)]
     prompt = _BETWEEN.join(text for text in texts if text)
     turns: list[Turn] = []
-    reader = _TurnReader(warnings)
+    reader = _TurnReader(warnings, pictures)
     for i, message in numbered[len(leading) :]:
         role = "assistant" if message.role == "assistant" else "user"
         if not turns or turns[-1].role != role:
@@ -90,7 +120,10 @@ def read_chat(
         turns.pop()
     _check_order(turns)
     chat = [m for turn in turns for m in turn.messages()]
-    return (Message("system", prompt), *chat) if prompt else tuple(chat)
+    if not prompt:
+        return tuple(chat)
+    kept = [block for block in system or () if isinstance(block, TextBlock)]
+    return (Message("system", prompt, cache=cached(*kept)), *chat)
 
 
 def _shown(messages: Sequence[InputMessage]) -> list[tuple[int, InputMessage]]:
@@ -122,8 +155,8 @@ def _system_text(message: InputMessage, i: int) -> str:
 class _TurnReader:
     """Reads message after message into turns. It remembers the calls, which results name by their ids."""
 
-    def __init__(self, warnings: list[str]) -> None:
-        self._warnings = warnings
+    def __init__(self, warnings: list[str], pictures: Pictures) -> None:
+        self._warnings, self._pictures = warnings, pictures
         self._names: dict[str, str] = {}  # id of a call -> name of its tool
 
     def read(self, message: InputMessage, i: int, turn: Turn) -> None:
@@ -140,6 +173,8 @@ class _TurnReader:
         read = self._said if message.role == "assistant" else self._asked
         for j, block in enumerate(message.content):
             read(block, f"messages[{i}].content[{j}]", turn)
+            if block.type != "tool_result":
+                turn.cache = cached(block) or turn.cache
         return None
 
     def _said(self, block: Block, where: str, turn: Turn) -> None:
@@ -148,8 +183,9 @@ class _TurnReader:
             case "text":
                 turn.say(_text(block, where))
             case "thinking":
-                thinking = _given(block.thinking, where, "thinking")
-                turn.thinking.append(thinking or thought_in(block.signature or ""))
+                self._thought(block, where, turn)
+            case "redacted_thinking" if is_stamped(block.data or ""):
+                turn.signed.append(_placed(SignedThinking(redacted=block.data or ""), turn))
             case "tool_use":
                 self._call(block, where, turn)
             case foreign if foreign in _FOREIGN or foreign.endswith("_tool_result"):
@@ -158,6 +194,12 @@ class _TurnReader:
                 )
             case _:
                 raise _unsupported(block, where)
+
+    def _thought(self, block: Block, where: str, turn: Turn) -> None:
+        thinking, signature = _given(block.thinking, where, "thinking"), block.signature or ""
+        turn.thinking.append(thinking or thought_in(signature))
+        if is_stamped(signature):
+            turn.signed.append(_placed(SignedThinking(thinking, signature), turn))
 
     def _call(self, block: Block, where: str, turn: Turn) -> None:
         id, name = _given(block.id, where, "id"), _given(block.name, where, "name")
@@ -174,6 +216,8 @@ class _TurnReader:
                 self._result(block, where, turn)
             case "text" | "document" | "search_result":
                 turn.say(_content(block, where))
+            case "image":
+                turn.show(self._picture(block, where))
             case "mid_conv_system":
                 turn.remind(_content(block, where))
                 self._warn(_REMINDED)
@@ -184,15 +228,56 @@ class _TurnReader:
         id = _given(block.tool_use_id, where, "tool_use_id")
         if turn.spoke:
             raise _bad(where, "is a tool_result after a text of the same turn; expected results first")
-        content = block.content
-        if isinstance(content, list):
-            content = _BETWEEN.join(_content(p, f"{where}.content[{k}]") for k, p in enumerate(content))
-        said = f"Error: {content or ''}" if block.is_error else content or ""
-        turn.results.append(Message("tool", said, tool_call_id=id, name=self._names.get(id, "")))
+        content, inner = block.content, f"{where}.content"
+        given = content if isinstance(content, list) else [ResultPart(type="text", text=content or "")]
+        pieces = [
+            self._picture(p, f"{inner}[{k}]") if p.type == "image" else _content(p, f"{inner}[{k}]")
+            for k, p in enumerate(given)
+        ]
+        if block.is_error:  # in words, for models of which no template and no wire has a place for it
+            pieces[:1] = [f"Error: {p}" if isinstance(p, str) else p for p in pieces[:1] or [""]]
+        said = _BETWEEN.join(texts_of(pieces))
+        message = Message("tool", said, tool_call_id=id, name=self._names.get(id, ""))
+        failed, kept = bool(block.is_error), cached(*given, block)
+        turn.results.append(replace(message, parts=parts_of(pieces), cache=kept, failed=failed))
+
+    def _picture(self, block: Block | ResultPart, where: str) -> Image:
+        source = block.source
+        if isinstance(source, DocumentSource) and source.type == "base64":
+            media_type = _given(source.media_type, f"{where}.source", "media_type")
+            data = _given(source.data, f"{where}.source", "data")
+            return self._pictures.in_base64(media_type, data, where, block.type)
+        if isinstance(source, DocumentSource) and source.type == "url":
+            url = _given(source.url, f"{where}.source", "url")
+            return self._pictures.at_url(url, where, block.type)
+        raise Refused(
+            400,
+            f"{where} is of type 'image' without a source of type base64 or url",
+            param=where,
+            code="unsupported_content",
+        )
 
     def _warn(self, warning: str) -> None:
         if warning not in self._warnings:
             self._warnings.append(warning)
+
+
+def texts_of(pieces: Sequence[str | Image]) -> list[str]:
+    """Return the texts among texts and pictures."""
+    return [piece for piece in pieces if isinstance(piece, str)]
+
+
+def cached(*blocks: TextBlock | Block | ResultPart | ToolParam | CountRequest) -> CacheTime:
+    """Return for how long the last of these blocks that says so is to be kept."""
+    times: list[CacheTime] = [
+        block.cache_control.ttl or "5m" for block in blocks if block.cache_control is not None
+    ]
+    return times[-1] if times else ""
+
+
+def _placed(block: SignedThinking, turn: Turn) -> SignedThinking:
+    """Return a block with its place in the answer so far."""
+    return replace(block, text_before=sum(map(len, turn.texts)), calls_before=len(turn.calls))
 
 
 def _check_order(turns: Sequence[Turn]) -> None:
@@ -223,7 +308,7 @@ def _check_results(turn: Turn, calls: Sequence[ToolCall]) -> None:
         raise _bad(
             where, f"has no tool_result for {_list(missing)}; expected one for each tool_use before it"
         )
-    if not given and not any(text.strip() for text in turn.texts):
+    if not given and not any(isinstance(piece, Image) or piece.strip() for piece in turn.pieces):
         raise _bad(where, "has no content; expected text or tool_results")
 
 

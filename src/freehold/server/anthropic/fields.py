@@ -23,18 +23,28 @@ Tokens = Annotated[int, Meta(ge=1, le=FORCED)]
 Object = dict[str, Any]
 
 
+class CacheControl(Struct, kw_only=True):
+    """Up to where a provider that sells its cache keeps the prompt, and for how long."""
+
+    type: Kind = "ephemeral"
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class TextBlock(Struct, kw_only=True):
     """A text block, of a system prompt or within another block."""
 
     type: Kind
     text: str | None = None
+    cache_control: CacheControl | None = None
 
 
 class DocumentSource(Struct, kw_only=True):
-    """Where a document's text is."""
+    """Where a document's text or a picture's bytes are."""
 
     type: Kind
     data: str | None = None
+    media_type: str | None = None
+    url: str | None = None
     content: str | Annotated[list[TextBlock], Meta(max_length=MAX_BLOCKS)] | None = None
 
 
@@ -48,6 +58,7 @@ class ResultPart(Struct, kw_only=True):
     context: str | None = None
     source: str | DocumentSource | None = None
     content: Annotated[list[TextBlock], Meta(max_length=MAX_BLOCKS)] | None = None
+    cache_control: CacheControl | None = None
 
 
 class Block(Struct, kw_only=True):
@@ -67,6 +78,7 @@ class Block(Struct, kw_only=True):
     title: str | None = None
     context: str | None = None
     source: str | DocumentSource | None = None
+    cache_control: CacheControl | None = None
 
 
 class InputMessage(Struct, kw_only=True):
@@ -85,6 +97,8 @@ class ToolParam(Struct, kw_only=True):
     description: str | None = None
     input_schema: Object | None = None
     defer_loading: bool | None = None
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
 
 
 class ToolChoice(Struct, kw_only=True):
@@ -126,7 +140,8 @@ class CountRequest(Struct, kw_only=True):
         Meta(
             description="The chat, which begins with a user's turn; the answer continues from an assistant's turn at "
             "its end. Blocks: text, thinking, tool_use, tool_result, "
-            "document (text), search_result; turns of one role in a row are one turn."
+            "image (base64 or url, for models that see), document (text), search_result; turns of one role in a row "
+            "are one turn."
         ),
     ]
     system: Annotated[
@@ -157,9 +172,10 @@ class CountRequest(Struct, kw_only=True):
         OutputFormat | None, Meta(description="The older name of output_config.format.")
     ] = None
     cache_control: Annotated[
-        Object | None,
+        CacheControl | None,
         Meta(
-            description="Accepted, here and in blocks: all prompts are cached, usage says how much was found."
+            description="Here, in blocks and in tools: what a provider keeps of the prompt in its cache. This "
+            "machine's models cache all prompts; usage says how much was found."
         ),
     ] = None
 

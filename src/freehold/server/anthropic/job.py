@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.anthropic.chat import missing, read_chat, references
+from freehold.server.anthropic.chat import cached, missing, read_chat, references
 from freehold.server.anthropic.fields import (
     Block,
     CountRequest,
@@ -29,6 +29,7 @@ from freehold.server.anthropic.fields import (
 )
 from freehold.server.core.fields import LEAST_MASS, MAX_WARNINGS, ignored, unknown
 from freehold.server.core.formats import bounded, schema_format
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally
 from freehold.serving import Job, ModelInfo
@@ -48,7 +49,7 @@ _EFFORTS = {
 _REFUSED: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": ()}
 
 
-def message_job(r: MessagesRequest, tenant: str, warnings: list[str]) -> Job:
+def message_job(r: MessagesRequest, tenant: str, warnings: list[str], pictures: Pictures) -> Job:
     """Return the job of a request to answer."""
     thinking = r.thinking
     if thinking is not None and thinking.budget_tokens is not None and thinking.budget_tokens >= r.max_tokens:
@@ -58,7 +59,7 @@ def message_job(r: MessagesRequest, tenant: str, warnings: list[str]) -> Job:
             param="thinking.budget_tokens",
         )
     return replace(
-        counted_job(r, warnings),
+        counted_job(r, warnings, pictures),
         max_tokens=r.max_tokens,
         sampling=_sampling(r),
         stop=_stops(r.stop_sequences or ()),
@@ -69,12 +70,14 @@ def message_job(r: MessagesRequest, tenant: str, warnings: list[str]) -> Job:
     )
 
 
-def counted_job(r: CountRequest, warnings: list[str]) -> Job:
+def counted_job(r: CountRequest, warnings: list[str], pictures: Pictures) -> Job:
     """Return the part of a job that says what its prompt is."""
     tools = _tools(r, warnings)
     choice, name = _choice(r.tool_choice, tools)
     think, budget = _think(r.thinking)
-    format, chat = _format(r), read_chat(r.system, r.messages, warnings)
+    format, chat = _format(r), read_chat(r.system, r.messages, warnings, pictures)
+    if r.cache_control is not None:
+        chat = (*chat[:-1], replace(chat[-1], cache=cached(r)))
     begun = chat[-1].role == "assistant"
     if begun:
         _check_begun(chat[-1], think=think, format=format)
@@ -82,6 +85,7 @@ def counted_job(r: CountRequest, warnings: list[str]) -> Job:
         messages=chat,
         turn="continue" if begun else "new",
         tools=tools,
+        cache_tools=cached(*(r.tools or ())),
         tool_choice=choice,
         tool_name=name,
         parallel_tool_calls=not (r.tool_choice and r.tool_choice.disable_parallel_tool_use),
@@ -160,7 +164,7 @@ def _tool(given: ToolParam, where: str) -> Tool:
     if given.input_schema is None:
         raise missing(where, "input_schema")
     schema = bounded(given.input_schema, f"{where}.input_schema")
-    return Tool(given.name, given.description or "", schema)
+    return Tool(given.name, given.description or "", schema, bool(given.strict))
 
 
 def _choice(given: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, str]:

@@ -13,7 +13,10 @@ from freehold.server.anthropic.shape import MessageShape
 from freehold.server.core.answering import Answering
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
+from freehold.server.core.fields import ESTIMATED
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.receipt import Tally
+from freehold.serving import EstimatedCount
 
 
 async def messages(call: HttpCall) -> None:
@@ -21,11 +24,14 @@ async def messages(call: HttpCall) -> None:
     call.statuses = STATUSES
     request, raw = await call.struct(MessagesRequest)
     warnings = unknown_fields(raw, MessagesRequest)
-    job = message_job(request, call.tenant, warnings)
+    pictures = Pictures()
+    job = message_job(request, call.tenant, warnings, pictures)
     hidden = request.thinking is not None and request.thinking.display == "omitted"
     shape = MessageShape(call.request_id, request.max_tokens, show_thinking=not hidden)
     keep_alive = seconds(request.keep_alive)
-    answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, fit=fit)
+    answering = Answering(
+        call, shape, [job], keep_alive=keep_alive, warnings=warnings, fit=fit, pictures=pictures
+    )
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
@@ -34,13 +40,18 @@ async def count_tokens(call: HttpCall) -> None:
     call.statuses = STATUSES
     request, raw = await call.struct(CountRequest)
     warnings = unknown_fields(raw, CountRequest)
-    job = counted_job(request, warnings)
+    pictures = Pictures()
+    job = counted_job(request, warnings, pictures)
     tally = Tally([job], call.started, warnings)
     call.work.model = request.model
 
     async def work() -> None:
         served = await call.models.use(request.model)
+        pictures.check(served.info)
         tokens = await served.count(fit(job, served.info, tally))
+        if isinstance(tokens, EstimatedCount):
+            tally.warn(ESTIMATED)
+        tokens = int(tokens)
         call.work.prompt_tokens = tokens
         more = {"context": {"limit": served.info.context, "used": tokens}, "warnings": tally.warnings}
         await call.answer({"input_tokens": tokens, "freehold": more})

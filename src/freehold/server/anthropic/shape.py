@@ -23,7 +23,12 @@ from freehold.serving import Begin, ModelHandle
 from freehold.types import Chunk
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    **dict.fromkeys(("refusal", "content_filter"), "refusal"),
+}
 _CUT_SHOWN = 200  # characters of arguments that are no JSON
 
 
@@ -36,6 +41,7 @@ class MessageShape:
         self._request_id, self._asked, self._show = request_id.decode(), asked, show_thinking
         self._blocks = Blocks(show_thinking=show_thinking)
         self._stop = ""
+        self._refused = False  # it has a refusal's text
         self._room = asked
 
     def bind(self, model: str, answer_id: str, tally: Tally) -> None:
@@ -44,6 +50,7 @@ class MessageShape:
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         self._room = begin.max_tokens
+        self._model = begin.model or self._model
 
     def opened(self, choice: int, begin: Begin) -> bytes:
         usage = _usage(len(begin.prompt_ids))
@@ -52,6 +59,7 @@ class MessageShape:
 
     def piece(self, choice: int, chunk: Chunk) -> bytes:
         self._stop = chunk.stop
+        self._refused = self._refused or bool(chunk.refusal)
         return _events(self._blocks.push(chunk))
 
     def end(self, choice: int, reason: str, last: bool) -> bytes:
@@ -79,7 +87,7 @@ class MessageShape:
         (choice,) = choices
         blocks = Blocks(show_thinking=self._show)
         events = [event for chunk in choice.chunks for event in blocks.push(chunk)]
-        self._stop = choice.chunks[-1].stop
+        self._stop, self._refused = choice.chunks[-1].stop, bool(choice.refusal)
         content, cut = folded([*events, *blocks.close()])
         for arguments in cut:
             self._tally.warn(f"the input of a tool_use was cut off: {arguments[:_CUT_SHOWN]}")
@@ -99,6 +107,8 @@ class MessageShape:
         }
 
     def _reason(self, reason: str) -> str:
+        if reason == "stop" and self._refused:
+            return "refusal"
         if reason == "stop" and self._stop:
             return "stop_sequence"
         if reason == "length" and self._room < self._asked:
@@ -107,14 +117,21 @@ class MessageShape:
 
     def _used(self) -> dict[str, Any]:
         tally = self._tally
-        return _usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens, tally.thought_tokens)
+        written = tally.written_tokens, tally.written_hour_tokens
+        made, thought = tally.completion_tokens, tally.thought_tokens
+        return _usage(tally.prompt_tokens, tally.cached_tokens, written, made, thought)
 
 
-def _usage(prompt: int, cached: int = 0, made: int = 0, thought: int = 0) -> dict[str, Any]:
-    """Return Anthropic's counts: what was found in the cache is apart from the input. Writing it costs nothing."""
+def _usage(
+    prompt: int, cached: int = 0, written: tuple[int, int] = (0, 0), made: int = 0, thought: int = 0
+) -> dict[str, Any]:
+    """Return Anthropic's counts: what was found in a cache, or written to it, is apart from the input."""
+    minutes, hour = written
+    stored = {"ephemeral_5m_input_tokens": minutes, "ephemeral_1h_input_tokens": hour}
     return {
-        "input_tokens": prompt - cached,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": prompt - cached - minutes - hour,
+        "cache_creation_input_tokens": minutes + hour,
+        **({"cache_creation": stored} if minutes or hour else {}),
         "cache_read_input_tokens": cached,
         "output_tokens": made,
         "output_tokens_details": {"thinking_tokens": thought},

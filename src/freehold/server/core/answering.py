@@ -18,6 +18,7 @@ from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, Overload
 from freehold.server.core.call import HttpCall
 from freehold.server.core.limits import Gone
 from freehold.server.core.metrics import PerModel
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Problem, Refused, problem
 from freehold.server.core.receipt import Tally
 from freehold.server.core.sse import EventStream
@@ -37,6 +38,7 @@ class Choice:
     begin: Begin
     text: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
+    refusal: list[str] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -50,6 +52,8 @@ class Choice:
             self.text.append(chunk.text)
         if chunk.thinking:
             self.thinking.append(chunk.thinking)
+        if chunk.refusal:
+            self.refusal.append(chunk.refusal)
         for piece in chunk.tool_calls:
             piece.join(self.tool_calls)
         self.token_ids += chunk.token_ids
@@ -119,10 +123,11 @@ class Answering:
         keep_alive: float | None,
         warnings: Sequence[str],
         fit: Fit | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
-        """`fit` adapts a job to the loaded model, and warns of what it leaves out."""
+        """`fit` adapts a job to the loaded model, and warns of what it leaves out; `pictures`: those of the jobs."""
         self.call, self.shape, self.jobs = call, shape, jobs
-        self._keep_alive, self._fit = keep_alive, fit
+        self._keep_alive, self._fit, self._pictures = keep_alive, fit, pictures
         self.tally = Tally(jobs, call.started, warnings)
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
@@ -195,6 +200,8 @@ class Answering:
     ) -> None:
         served = await self._served()
         self.tally.load_s = self.tally.passed_s
+        if self._pictures is not None:
+            self._pictures.check(served.info)
         if self._fit is not None:
             self.jobs = [self._fit(job, served.info, self.tally) for job in self.jobs]
         record = self._record = self.call.server.metrics.of(served.name)
@@ -261,6 +268,7 @@ class Answering:
             self._check_scores(self.jobs[job], stream.begin)
             self.tally.begun(job, stream.begin)
             self.call.work.prompt_tokens += len(stream.begin.prompt_ids)
+            self.call.answered_by = self.call.answered_by or stream.begin.model
             self.call.work.answers += self.jobs[job].n
             self.call.server.metrics.of(served.name).began(self.jobs[job].n, stream.begin.max_tokens)
             await self.shape.begun(served, job, self._choices(job), stream.begin)
@@ -304,10 +312,11 @@ class Answering:
         async for index, chunk in stream:
             now = time.monotonic()
             self.tally.came(chunk)
-            if chunk.token_ids:
-                work.came(len(chunk.token_ids), now - started)
+            tokens = len(chunk.token_ids)  # an upstream engine reports none
+            if tokens or chunk.text or chunk.thinking or chunk.tool_calls:
+                work.came(tokens, now - started)
                 if index in lasts:
-                    record.gap.observe((now - lasts[index]) / len(chunk.token_ids))
+                    record.gap.observe((now - lasts[index]) / (tokens or 1))
                 else:
                     firsts[index] = now - started
                     record.first.observe(now - started)
@@ -329,7 +338,9 @@ class Answering:
         if chunk.finish_reason == "cancelled" or chunk.usage is None:
             raise EngineClosed("the answer was cancelled before its end", "ask again")
         self.tally.ended(job, chunk.usage)
-        self.call.work.cached_tokens = self.tally.cached_tokens
+        work = self.call.work
+        work.cached_tokens, work.prompt_tokens = self.tally.cached_tokens, self.tally.prompt_tokens
+        work.answer_tokens = max(work.answer_tokens, self.tally.completion_tokens)
         record.ended(chunk.finish_reason or "", chunk.usage, first_s, whole_s)
 
     def _choices(self, job: int) -> range:

@@ -45,6 +45,8 @@ _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 JSON = (b"content-type", b"application/json")
 LABEL_HEADER = b"x-freehold-label"  # names of labels, separated by commas
 
+MODEL_HEADER = b"x-freehold-model"  # which model answered, where a request named a route
+
 
 class ServerHandle(Protocol):
     """The running server, as requests may use it."""
@@ -114,6 +116,7 @@ class HttpCall:
         self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.status = 0  # 0: nothing was sent
         self.code = ""  # of the error it was answered with
+        self.answered_by = ""  # the model, where it is not the one that was asked for
         self.work = RequestWork()  # for the log; handlers fill it in
         self.complete = False
         self.started = time.monotonic()
@@ -206,6 +209,8 @@ class HttpCall:
         self.status = status
         names = (b"x-request-id", b"request-id")  # OpenAI's clients read the one, Anthropic's the other
         all_headers = [*headers, *((name, self.request_id) for name in names)]
+        if self.answered_by:
+            all_headers.append((MODEL_HEADER, self.answered_by.encode("ascii", "replace")))
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def body(self, data: bytes, *, more: bool = False) -> None:

@@ -18,6 +18,7 @@ from freehold.types import Priority
 FORCED = 1 << 30  # more tokens than any context holds
 MAX_SEED = (1 << 63) - 1
 LEAST_MASS = 1e-6  # the top_p that stands for 0: the most probable token alone
+ESTIMATED = "the number of tokens is estimated from characters: nothing here counts those of this model"
 MAX_WARNINGS = 20  # about the fields of one request
 _SHOWN = 60  # characters of a field's name in a warning
 

@@ -25,7 +25,7 @@ class Tally:
         self._usages: list[list[Usage]] = [[] for _ in jobs]
         self._started, self.warnings = started, list(warnings)
         self.load_s = 0.0  # until the model was in memory
-        self.thought_tokens = 0  # of all answers, spent on thinking
+        self._thought = 0  # tokens of chunks that were spent on thinking
 
     @property
     def passed_s(self) -> float:
@@ -38,7 +38,7 @@ class Tally:
         for left in begin.warnings:
             self.warn(left)
         asked = self._jobs[job].max_tokens
-        if asked is not None and asked > begin.max_tokens:
+        if begin.context and asked is not None and asked > begin.max_tokens:
             self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
 
     def warn(self, warning: str) -> None:
@@ -46,10 +46,15 @@ class Tally:
         if warning not in self.warnings:
             self.warnings.append(warning)
 
+    def retract(self, warning: str) -> None:
+        """Take back a warning that the answer proved wrong."""
+        if warning in self.warnings:
+            self.warnings.remove(warning)
+
     def came(self, chunk: Chunk) -> None:
         """Note what a chunk's tokens were spent on."""
         if chunk.thinking and not chunk.text:
-            self.thought_tokens += len(chunk.token_ids)
+            self._thought += len(chunk.token_ids)
 
     def ended(self, job: int, usage: Usage) -> None:
         """Note an answer's end."""
@@ -61,8 +66,12 @@ class Tally:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts."""
-        return sum(len(b.prompt_ids) for b in self.begins if b is not None)
+        """Tokens of all prompts; where their ids are not reported, as answers that ended count them."""
+        return sum(
+            len(begin.prompt_ids) or max((u.prompt_tokens for u in usages), default=0)
+            for begin, usages in zip(self.begins, self._usages, strict=True)
+            if begin is not None
+        )
 
     @property
     def completion_tokens(self) -> int:
@@ -75,6 +84,21 @@ class Tally:
         return sum(max((u.cached_tokens for u in usages), default=0) for usages in self._usages)
 
     @property
+    def written_tokens(self) -> int:
+        """Tokens of the prompts that a provider put into its cache for minutes."""
+        return sum(max((u.written_tokens for u in usages), default=0) for usages in self._usages)
+
+    @property
+    def written_hour_tokens(self) -> int:
+        """And for an hour."""
+        return sum(max((u.written_hour_tokens for u in usages), default=0) for usages in self._usages)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Tokens of all answers that were spent on thinking."""
+        return self._thought or sum(u.thought_tokens for u in self.usages)
+
+    @property
     def usages(self) -> list[Usage]:
         """What each answer that ended has used."""
         return [u for usages in self._usages for u in usages]
@@ -83,7 +107,9 @@ class Tally:
         """Return the whole receipt; with several prompts the first one's context, and the longest answer's use."""
         begin = next(b for b in self.begins if b is not None)
         used = max((u.prompt_tokens + u.completion_tokens for u in self.usages), default=0)
+        answered = {"model": begin.model} if begin.model else {}
         return {
+            **answered,
             "context": {**context(begin), "used": used, "cached": self.cached_tokens},
             "sampling": msgspec.to_builtins(begin.sampling),
             "max_tokens": begin.max_tokens,

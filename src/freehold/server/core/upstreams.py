@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from freehold.errors import UpstreamFailed
 from freehold.providers.contract import Cause, UpstreamFault
+from freehold.providers.signatures import STAMP
 
 LONGEST_S = 86400  # of a retry-after that is passed on
 # cause -> (status, OpenAI's type, code, whether asking again may help)
@@ -52,6 +53,11 @@ def faulted(e: UpstreamFailed) -> UpstreamAnswer:
         wait = min(max(e.retry_after_s, 0.0), LONGEST_S)
         headers.append((b"retry-after", b"%d" % -(-wait // 1)))
     return UpstreamAnswer(status, kind, code, printable(message), tuple(headers))
+
+
+def is_stamped(opaque: str) -> bool:
+    """Tell whether a provider's opaque block came through this gateway, which can give it back."""
+    return opaque.startswith(STAMP)
 
 
 def printable(text: str) -> str:

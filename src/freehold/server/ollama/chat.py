@@ -6,6 +6,7 @@ Knows the route; fields.py reads, shape.py writes. Path: Gate -> chat -> fields.
 from __future__ import annotations
 
 from freehold.server.core.call import HttpCall
+from freehold.server.core.pictures import Pictures
 from freehold.server.ollama.fields import OllamaChatRequest, chat_job, is_empty
 from freehold.server.ollama.generating import answer, load_only
 from freehold.server.ollama.shape import OllamaChatShape
@@ -14,9 +15,10 @@ from freehold.server.ollama.shape import OllamaChatShape
 async def chat(call: HttpCall) -> None:
     """Answer a chat; without messages load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(OllamaChatRequest)
-    asked = chat_job(request, raw, call.tenant)
+    pictures = Pictures()
+    asked = chat_job(request, raw, call.tenant, pictures)
     if is_empty(request):
         await load_only(call, request, {"message": {"role": "assistant", "content": ""}})
         return
     shape = OllamaChatShape(logprobs=asked.job.logprobs is not None, context=asked.context)
-    await answer(call, request, asked.job, shape, asked.warnings)
+    await answer(call, request, asked.job, shape, asked.warnings, pictures)

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from freehold.errors import BadTemplate
 from freehold.server.core.fields import MAX_WARNINGS, Name, TokenId, ignored, unknown
 from freehold.server.core.formats import bounded, schema_format
+from freehold.server.core.pictures import MAX_PICTURES, Pictures
 from freehold.server.core.problems import Refused
 from freehold.serving import (
     MAX_LOGPROBS,
@@ -29,7 +30,7 @@ from freehold.serving import (
 from freehold.store import parameters
 from freehold.store.parameters import Parameters
 from freehold.tokenizer.gotemplate import is_go, to_jinja
-from freehold.types import Format, Message, Overflow, Tool, ToolCall, Turn
+from freehold.types import Format, Image, Message, Overflow, Tool, ToolCall, Turn
 
 Options = Annotated[
     dict[str, Any],
@@ -99,7 +100,7 @@ class OllamaMessage(Struct, kw_only=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: list[Any] | None = None
+    images: Annotated[list[str], Meta(max_length=MAX_PICTURES)] | None = None
     tool_calls: Annotated[list[Called], Meta(max_length=MAX_CALLS)] | None = None
     tool_name: Annotated[str, Meta(max_length=256)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
@@ -153,7 +154,10 @@ class GenerateRequest(OllamaGenerating, kw_only=True):
         Meta(description="What an earlier answer gave as context: the chat continues from there."),
     ] = None
     raw: Annotated[bool | None, Meta(description="Continue the prompt as it is, without a template.")] = None
-    images: Annotated[list[Any] | None, Meta(description="Refused: this server reads text so far.")] = None
+    images: Annotated[
+        list[str] | None,
+        Meta(description="Pictures in base64, for models that see; not with raw, suffix or context."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +169,12 @@ class OllamaJob:
     warnings: list[str]
 
 
-def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str) -> OllamaJob:
+def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str, pictures: Pictures) -> OllamaJob:
     """Return the job of a chat."""
     warnings = unknown_fields(raw, OllamaChatRequest) + _unknown_message_fields(raw.get("messages") or [])
     job, given = _shared(r, tenant, warnings)
     ids = _CallIds()
-    messages = [_message(m, i, ids) for i, m in enumerate(r.messages or [])]
+    messages = [_message(m, i, ids, pictures) for i, m in enumerate(r.messages or [])]
     turn: Turn = "new"
     if messages and messages[-1].role == "assistant" and not messages[-1].tool_calls:
         if messages[-1].content or messages[-1].thinking:
@@ -181,7 +185,7 @@ def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str) -> Ollam
     return OllamaJob(job, given.context, warnings)
 
 
-def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> OllamaJob:
+def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str, pictures: Pictures) -> OllamaJob:
     """Return the job of a prompt: a chat of one turn, or with raw or suffix a text as it is.
 
     With `context` its messages are yet to be put after those ids (generate.py).
@@ -194,7 +198,9 @@ def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> OllamaJ
         job = replace(job, prompt=prompt, suffix=r.suffix or None, overflow="error", think=None)
     else:
         system = (Message("system", r.system),) if r.system else ()
-        job = replace(job, messages=(*system, Message("user", prompt)), template=_template(r.template))
+        parts = _pictured(prompt, r.images, "images", pictures)
+        user = Message("user", prompt, parts=parts)
+        job = replace(job, messages=(*system, user), template=_template(r.template))
     return OllamaJob(job, given.context, warnings)
 
 
@@ -284,13 +290,12 @@ class _CallIds:
         return id or "", name
 
 
-def _message(m: OllamaMessage, i: int, ids: _CallIds) -> Message:
-    if m.images:
-        raise _no_images(f"messages[{i}].images")
+def _message(m: OllamaMessage, i: int, ids: _CallIds, pictures: Pictures) -> Message:
+    parts = _pictured(m.content or "", m.images, f"messages[{i}].images", pictures)
     content, thinking = m.content or "", m.thinking or ""
     if m.role == "tool":
         id, name = ids.answered(m.tool_name or "", m.tool_call_id)
-        return Message("tool", content, tool_call_id=id, name=name)
+        return Message("tool", content, tool_call_id=id, name=name, parts=parts)
     if m.tool_calls and m.role != "assistant":
         raise Refused(
             400, f"messages[{i}] is a {m.role}'s and has tool_calls", param=f"messages[{i}].tool_calls"
@@ -303,7 +308,7 @@ def _message(m: OllamaMessage, i: int, ids: _CallIds) -> Message:
         )
         for c in m.tool_calls or []
     )
-    return Message(m.role, content, thinking, calls)
+    return Message(m.role, content, thinking, calls, parts=parts)
 
 
 _MESSAGE_FIELDS = frozenset(OllamaMessage.__struct_fields__)
@@ -315,8 +320,13 @@ def _unknown_message_fields(messages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _refuse_text_fields(r: GenerateRequest) -> None:
-    if r.images:
-        raise _no_images("images")
+    if r.images and (r.raw or r.suffix or r.context):
+        raise Refused(
+            400,
+            "images are part of a chat: they go with none of raw, suffix and context",
+            param="images",
+            code="unsupported_content",
+        )
     if r.raw and (r.system or r.context or r.template):
         raise Refused(
             400,
@@ -348,10 +358,9 @@ def _template(given: str | None) -> str:
         raise Refused(400, f"{e.message}; {e.hint}", param="template", code="template_refused") from e
 
 
-def _no_images(where: str) -> Refused:
-    return Refused(
-        400,
-        f"{where} is not supported: this server reads text so far",
-        param=where,
-        code="unsupported_content",
-    )
+def _pictured(
+    text: str, images: Sequence[str] | None, where: str, pictures: Pictures
+) -> tuple[str | Image, ...]:
+    """Return a message's parts: its text, then its pictures, which come in base64 without a type."""
+    shown = [pictures.in_base64("", data, f"{where}[{k}]", "image") for k, data in enumerate(images or ())]
+    return ((text, *shown) if text else tuple(shown)) if shown else ()

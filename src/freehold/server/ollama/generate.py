@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freehold.server.core.call import HttpCall
+from freehold.server.core.pictures import Pictures
 from freehold.server.ollama.fields import GenerateRequest, is_empty, text_job
 from freehold.server.ollama.generating import answer, load_only, worded
 from freehold.server.ollama.shape import OllamaTextShape
@@ -18,7 +19,8 @@ from freehold.serving import Job, tokenizer_of
 async def generate(call: HttpCall) -> None:
     """Answer a prompt; without one load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(GenerateRequest)
-    asked = text_job(request, raw, call.tenant)
+    pictures = Pictures()
+    asked = text_job(request, raw, call.tenant, pictures)
     if is_empty(request):
         await load_only(call, request, {"response": ""})
         return
@@ -27,7 +29,7 @@ async def generate(call: HttpCall) -> None:
         job = await _behind(call, request, job)
     ids = not (request.raw or request.suffix)
     shape = OllamaTextShape(logprobs=job.logprobs is not None, context=asked.context, ids=ids)
-    await answer(call, request, job, shape, asked.warnings)
+    await answer(call, request, job, shape, asked.warnings, pictures)
 
 
 async def _behind(call: HttpCall, r: GenerateRequest, job: Job) -> Job:

@@ -13,6 +13,7 @@ from freehold.errors import ModelNotFound, Overloaded
 from freehold.server.core.answering import Answering
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
+from freehold.server.core.pictures import Pictures
 from freehold.server.ollama.fields import OllamaGenerating
 from freehold.server.ollama.shape import OllamaShape, loaded
 from freehold.server.ollama.wording import refusal
@@ -20,10 +21,16 @@ from freehold.serving import Job
 
 
 async def answer(
-    call: HttpCall, r: OllamaGenerating, job: Job, shape: OllamaShape, warnings: list[str]
+    call: HttpCall,
+    r: OllamaGenerating,
+    job: Job,
+    shape: OllamaShape,
+    warnings: list[str],
+    pictures: Pictures,
 ) -> None:
     """Answer a job, in lines unless `stream` is false."""
-    answering = Answering(call, shape, [job], keep_alive=seconds(r.keep_alive), warnings=warnings)
+    keep_alive = seconds(r.keep_alive)
+    answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, pictures=pictures)
     run = answering.whole if r.stream is False else answering.stream
     await worded(r.model, lambda: run(r.model))
 

@@ -24,6 +24,7 @@ from freehold.serving import Begin, ModelHandle
 from freehold.types import Chunk, TokenLogprob, ToolCall
 
 encode = msgspec.json.encode
+_REASONS = ("length", "content_filter", "refusal")  # any other is "stop" here
 
 
 def now() -> str:
@@ -53,7 +54,8 @@ class OllamaShape(ABC):
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         """Say when the model has less room than was asked for: a longer chat will be refused, not cut."""
-        if self._context is not None and self._context > begin.context:
+        self._model = begin.model or self._model
+        if self._context is not None and self._context > begin.context > 0:
             self._tally.warn(
                 f"num_ctx is {self._context:,}, and the model is loaded with room for {begin.context:,} tokens; "
                 "a longer prompt is refused, and more room is the operator's to give"
@@ -67,10 +69,11 @@ class OllamaShape(ABC):
             self._ids += chunk.token_ids
         calls = self._gained(chunk)
         scored = _scored(chunk.logprobs) if self._logprobs and chunk.logprobs else None
-        if not (chunk.text or chunk.thinking or calls or scored):
+        text = chunk.text + chunk.refusal
+        if not (text or chunk.thinking or calls or scored):
             return b""
         more = {"logprobs": scored} if scored else {}
-        return self._line(**self.said(chunk.text, chunk.thinking, calls), done=False, **more)
+        return self._line(**self.said(text, chunk.thinking, calls), done=False, **more)
 
     def end(self, choice: int, reason: str, last: bool) -> bytes:
         calls = [written(c, i) for i, c in enumerate(self._calls) if i >= self._written]
@@ -92,7 +95,7 @@ class OllamaShape(ABC):
             self._ids += choice.token_ids
         self._calls = choice.tool_calls
         calls = [w for i, call in enumerate(choice.tool_calls) if (w := written(call, i))]
-        said = self.said("".join(choice.text), "".join(choice.thinking), calls)
+        said = self.said("".join((*choice.text, *choice.refusal)), "".join(choice.thinking), calls)
         scored = {"logprobs": _scored(choice.logprobs)} if self._logprobs else {}
         return {**self._head(), **said, **scored, **self._ending(choice.reason or "stop")}
 
@@ -128,7 +131,7 @@ class OllamaShape(ABC):
             tally.warn("a tool call was cut off by the answer's end, and left out")
         return {
             "done": True,
-            "done_reason": "length" if reason == "length" else "stop",
+            "done_reason": reason if reason in _REASONS else "stop",
             **self._context_ids(),
             "total_duration": ns(tally.passed_s),
             "load_duration": ns(tally.load_s),

@@ -13,6 +13,7 @@ from freehold.server.core.answering import Answering, Choice
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import finite
+from freehold.server.core.pictures import Pictures
 from freehold.server.openai.fields.chat import ChatRequest, chat_job
 from freehold.server.openai.fields.offers import input_of
 from freehold.server.openai.fields.structured import format_field
@@ -29,7 +30,8 @@ async def chat(call: HttpCall) -> None:
     warnings = unknown_fields(raw, ChatRequest) + unknown_message_fields(raw["messages"])
     warnings += unknown_tool_fields(raw.get("tools") or ())
     call.fields = {"format": format_field(request), "tools": "tools"}
-    job, offered = chat_job(request, call.tenant, warnings)
+    pictures = Pictures()
+    job, offered = chat_job(request, call.tenant, warnings, pictures)
     options = request.stream_options
     shape = ChatShape(
         bool(options and options.include_usage),
@@ -37,7 +39,8 @@ async def chat(call: HttpCall) -> None:
         ids=bool(request.return_token_ids),
         custom=offered.custom,
     )
-    answering = Answering(call, shape, [job], keep_alive=seconds(request.keep_alive), warnings=warnings)
+    keep_alive = seconds(request.keep_alive)
+    answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, pictures=pictures)
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
@@ -49,6 +52,7 @@ class ChatShape(OpenAIShape):
     def __init__(self, include_usage: bool, *, logprobs: bool, ids: bool, custom: frozenset[str]) -> None:
         super().__init__(include_usage)
         self._logprobs, self._ids, self._custom = logprobs, ids, custom
+        self._refused: set[int] = set()  # choices with a refusal's text
         self._written: dict[tuple[int, int], str] = {}  # arguments of free-form calls, by choice and call
 
     def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:
@@ -59,6 +63,9 @@ class ChatShape(OpenAIShape):
         if chunk.thinking:
             said = encode(chunk.thinking)
             parts += [b'"reasoning_content":' + said, b'"reasoning":' + said]
+        if chunk.refusal:
+            self._refused.add(choice)
+            parts.append(b'"refusal":' + encode(chunk.refusal))
         if chunk.tool_calls:
             parts.append(b'"tool_calls":' + encode([self._piece(choice, p) for p in chunk.tool_calls]))
         more = self._more(chunk)
@@ -93,12 +100,13 @@ class ChatShape(OpenAIShape):
     def last(self, choice: int, reason: str, tail: bytes) -> bytes:
         texts = {call: input_of(text) for (of, call), text in self._written.items() if of == choice}
         calls = [{"index": call, "custom": {"input": text}} for call, text in texts.items()]
+        reason = _reason(reason, choice in self._refused)
         return self._event(choice, encode({"tool_calls": calls} if calls else {}), encode(reason), tail)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
-        text = "".join(choice.text)
-        content = None if choice.tool_calls and not text else text
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        text, refusal = "".join(choice.text), "".join(choice.refusal) or None
+        content = None if (choice.tool_calls or refusal) and not text else text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": refusal}
         if choice.tool_calls:
             message["tool_calls"] = [_call(c, self._custom) for c in choice.tool_calls]
         if choice.thinking:
@@ -107,7 +115,7 @@ class ChatShape(OpenAIShape):
             "index": choice.index,
             "message": message,
             "logprobs": chat_logprobs(choice.logprobs, self._ids) if self._logprobs else None,
-            "finish_reason": choice.reason,
+            "finish_reason": _reason(choice.reason or "", refusal is not None),
         }
         return {**out, "token_ids": choice.token_ids} if self._ids else out
 
@@ -120,6 +128,13 @@ class ChatShape(OpenAIShape):
             more,
             tail,
         )
+
+
+def _reason(reason: str, refused: bool) -> str:
+    """Return OpenAI's word: a refusal with a text is an answer, and one without it is the filter's."""
+    if reason != "refusal":
+        return reason
+    return "stop" if refused else "content_filter"
 
 
 def _call(call: ToolCall, custom: frozenset[str]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from freehold.server.openai.shape import OpenAIShape, encode
 from freehold.serving import Begin, Job, ModelHandle, tokenizer_of
 from freehold.types import Chunk, TokenLogprob
 
+_REASONS = {"refusal": "content_filter"}  # this protocol has no refusals
+
 
 async def completions(call: HttpCall) -> None:
     """Continue one or many prompts."""
@@ -59,6 +61,7 @@ class TextShape(OpenAIShape):
         self._offsets: dict[int, int] = {}
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
+        await super().begun(served, job, choices, begin)
         if not self._echo:
             return
         prompt = self._jobs[job].prompt
@@ -76,24 +79,25 @@ class TextShape(OpenAIShape):
     def piece(self, choice: int, chunk: Chunk) -> bytes:
         scored = self._logprobs and chunk.logprobs
         ids = b',"token_ids":' + encode(chunk.token_ids) if self._ids and chunk.token_ids else b""
-        text = chunk.thinking + chunk.text
+        text = chunk.thinking + chunk.text + chunk.refusal
         if not text and not scored and not ids:
             return b""
         logprobs = encode(self._table(choice, chunk.logprobs)) if scored else b"null"
         return self._event(choice, text, logprobs, b"null", b"", ids)
 
     def last(self, choice: int, reason: str, tail: bytes) -> bytes:
-        return self._event(choice, "", b"null", encode(reason), tail)
+        return self._event(choice, "", b"null", encode(_REASONS.get(reason, reason)), tail)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
-        text, logprobs = "".join(choice.thinking) + "".join(choice.text), None
+        text, logprobs = "".join((*choice.thinking, *choice.text, *choice.refusal)), None
         if self._echo:
             text = self._echoes[choice.index][0] + text
         if self._logprobs:
             asked = self._prompt_logprobs(choice.index, choice.begin) if self._echo else {}
             made = self._table(choice.index, choice.logprobs)
             logprobs = {name: asked.get(name, []) + column for name, column in made.items()}
-        out = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason}
+        out = {"index": choice.index, "text": text, "logprobs": logprobs}
+        out["finish_reason"] = _REASONS.get(choice.reason or "", choice.reason)
         return {**out, "token_ids": choice.token_ids} if self._ids else out
 
     def _event(

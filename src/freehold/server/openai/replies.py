@@ -41,7 +41,7 @@ class AssistantReply(WireReply):
 
     role: Literal["assistant"]
     content: str | None
-    refusal: None
+    refusal: str | None
     tool_calls: list[ToolUseReply] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -70,7 +70,7 @@ class ChatChoice(WireReply):
     index: int
     message: AssistantReply
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
     token_ids: list[int] | None = None
 
 
@@ -90,7 +90,7 @@ class TextChoice(WireReply):
     index: int
     text: str
     logprobs: TextLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "content_filter"]
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
 

@@ -47,13 +47,18 @@ class OpenAIShape(ABC):
             "model": model,
             "system_fingerprint": FINGERPRINT,
         }
+        self._name_head()
+
+    def _name_head(self) -> None:
         opened = encode({**self._common, "object": self.event})[:-1]
         unknown = b',"usage":null' if self._include_usage else b""  # it comes with the last event
         self._head = b"data: " + opened + unknown + b',"choices":[{"index":'
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
-        """Ask nothing."""
-        return
+        """Name the model that answers, of several prompts the first one's."""
+        if begin.model and job == 0:
+            self._common["model"] = begin.model
+            self._name_head()
 
     def opened(self, choice: int, begin: Begin) -> bytes:
         return self.first(choice, begin, b',"freehold":' + encode({"context": context(begin)}))
@@ -103,10 +108,12 @@ class OpenAIShape(ABC):
 
 def usage(tally: Tally) -> dict[str, Any]:
     """Return OpenAI's counts, over all jobs and their answers."""
+    stored = tally.written_tokens + tally.written_hour_tokens
+    written = {"cache_write_tokens": stored} if stored else {}
     return {
         "prompt_tokens": tally.prompt_tokens,
         "completion_tokens": tally.completion_tokens,
         "total_tokens": tally.prompt_tokens + tally.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": tally.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": tally.cached_tokens, **written},
         "completion_tokens_details": {"reasoning_tokens": tally.thought_tokens},
     }

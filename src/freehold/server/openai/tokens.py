@@ -11,11 +11,12 @@ from urllib.parse import parse_qs
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import HttpCall
-from freehold.server.core.fields import Name, TokenId
+from freehold.server.core.fields import ESTIMATED, Name, TokenId
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_message, turn_of
 from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
-from freehold.serving import MAX_MESSAGES, ModelHandle, tokenizer_of
+from freehold.serving import MAX_MESSAGES, EstimatedCount, Job, ModelHandle, tokenizer_of
 
 MAX_IDS = 1 << 20  # longer than any context; the model's own is the limit
 
@@ -65,10 +66,15 @@ async def tokenize(call: HttpCall) -> None:
 
 
 async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str]) -> None:
-    served = await _model(call, request.model)
+    served, pictures = await _model(call, request.model), Pictures()
+    chat = [read_message(m, i, pictures) for i, m in enumerate(request.messages or ())]
+    pictures.check(served.info)
+    if served.tokenizer is None and not request.return_token_strs:
+        job = Job(messages=tuple(chat)) if chat else Job(prompt=request.prompt)
+        await _counted(call, served, job, warnings)
+        return
     if request.messages is not None:
         options = request.chat_template_kwargs
-        chat = [read_message(m, i) for i, m in enumerate(request.messages)]
         turn = turn_of(request.add_generation_prompt, request.continue_final_message)
         ids = await tokenizer_of(served).render(chat, options.enable_thinking if options else None, turn)
     else:
@@ -81,6 +87,17 @@ async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str
         texts = [t.decode("utf-8", "replace") for t in await tokenizer_of(served).token_texts(ids)]
     out = {"count": len(ids), "max_model_len": served.info.context, "tokens": ids, "token_strs": texts}
     await call.answer({**out, "freehold": {"warnings": warnings}})
+
+
+async def _counted(call: HttpCall, served: ModelHandle, job: Job, warnings: list[str]) -> None:
+    """Answer with the number alone, of a model whose tokenizer is elsewhere."""
+    count = await served.count(job)
+    call.work.prompt_tokens = int(count)
+    said = [*warnings, f"tokens is empty: {served.name} is counted where it runs"]
+    if isinstance(count, EstimatedCount):
+        said[-1:] = [ESTIMATED]
+    out = {"count": int(count), "max_model_len": served.info.context, "tokens": [], "token_strs": None}
+    await call.answer({**out, "freehold": {"warnings": said}})
 
 
 async def detokenize(call: HttpCall) -> None:

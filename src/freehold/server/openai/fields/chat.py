@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from freehold.server.core.fields import Count, priority
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.generating import Generating, sampling, stops
 from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_messages, turn_of
@@ -35,7 +36,9 @@ class ChatRequest(Generating, kw_only=True):
 
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
-        Meta(description="The chat: text, or parts of type text."),
+        Meta(
+            description="The chat: text, or parts of type text and, for models that see, image_url (data: or https:)."
+        ),
     ]
     max_completion_tokens: Annotated[
         Count | None,
@@ -98,7 +101,7 @@ class ChatRequest(Generating, kw_only=True):
     ] = None
 
 
-def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> tuple[Job, Offered]:
+def chat_job(r: ChatRequest, tenant: str, warnings: list[str], pictures: Pictures) -> tuple[Job, Offered]:
     """Return the job of a chat request, and what it offers."""
     tools = offered(r.tools or (), r.tool_choice, warnings)
     top = None
@@ -110,7 +113,7 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> tuple[Job, Off
     limit = getattr(r, limited)
     if limit == 0:
         raise Refused(400, f"{limited} is 0; expected 1 or more", param=limited)
-    messages = read_messages(r.messages)
+    messages = read_messages(r.messages, pictures)
     job = Job(
         messages=messages,
         n=r.n or 1,

@@ -11,17 +11,27 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.tools import Uses, called
-from freehold.types import Message, Turn
+from freehold.types import Image, Message, Turn
+
+
+class ImageAddress(Struct, kw_only=True):
+    """A picture: a `data:` URL, or an address that a provider fetches and this server never does."""
+
+    url: str
+    detail: Annotated[str, Meta(max_length=16)] | None = None
 
 
 class ContentPart(Struct, kw_only=True):
-    """A piece of a message's content: text, or an assistant's refusal."""
+    """A piece of a message's content: text, a picture, or an assistant's refusal."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: str | ImageAddress | None = None
+    detail: Annotated[str, Meta(max_length=16)] | None = None
 
 
 Content = str | Annotated[list[ContentPart], Meta(max_length=1024)]
@@ -61,9 +71,9 @@ def turn_of(opens: bool | None, continues: bool | None) -> Turn:
     return "continue" if continues else "none" if opens is False else "new"
 
 
-def read_messages(given: Sequence[ChatMessage]) -> tuple[Message, ...]:
+def read_messages(given: Sequence[ChatMessage], pictures: Pictures) -> tuple[Message, ...]:
     """Return the turns of a chat; 400 for calls and results that do not belong together."""
-    messages = tuple(read_message(m, i) for i, m in enumerate(given))
+    messages = tuple(read_message(m, i, pictures) for i, m in enumerate(given))
     _check_order(messages)
     return messages
 
@@ -102,8 +112,8 @@ def _check_answered(due: Sequence[str], i: int) -> None:
         )
 
 
-def read_message(m: ChatMessage, i: int) -> Message:
-    """Return message number `i`, its text parts joined; refuse parts that are no text, and what says nothing."""
+def read_message(m: ChatMessage, i: int, pictures: Pictures) -> Message:
+    """Return message number `i`; refuse parts that are neither text nor a picture, and what says nothing."""
     if m.content is None and m.role in _SPEAKERS:
         where = f"messages[{i}].content"
         raise Refused(
@@ -112,29 +122,42 @@ def read_message(m: ChatMessage, i: int) -> Message:
             param=where,
             code="missing_required_parameter",
         )
+    pieces = pieces_of(m.content or m.refusal or "", f"messages[{i}].content", pictures)
     return Message(
         "system" if m.role == "developer" else m.role,
-        text_of(m.content or m.refusal or "", f"messages[{i}].content"),
+        text_of(pieces),
         m.reasoning_content or m.reasoning or "",
         called(m.tool_calls or (), f"messages[{i}].tool_calls"),
         m.tool_call_id or "",
         m.name or "",
+        parts_of(pieces),
     )
 
 
-def text_of(content: Content, at: str) -> str:
-    """Return the text of a message, its parts joined; refuse parts that are no text."""
+def pieces_of(content: Content, at: str, pictures: Pictures) -> list[str | Image]:
+    """Return the texts and pictures of a message; refuse parts that are neither."""
     if isinstance(content, str):
-        return content
-    texts = []
-    for i, part in enumerate(content):
-        text = part.refusal if part.type == "refusal" else part.text
-        if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
-            raise Refused(
-                400,
-                f"{at}[{i}] is of type {part.type[:40]!r}; this server reads text so far",
-                param=f"{at}[{i}]",
-                code="unsupported_content",
-            )
-        texts.append(text)
-    return "".join(texts)
+        return [content]
+    return [_piece(part, f"{at}[{i}]", pictures) for i, part in enumerate(content)]
+
+
+def text_of(pieces: Sequence[str | Image]) -> str:
+    """Return the texts among them, joined."""
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
+def _piece(part: ContentPart, where: str, pictures: Pictures) -> str | Image:
+    if part.type in ("image_url", "input_image") and part.image_url is not None:
+        given = part.image_url
+        if isinstance(given, str):
+            given = ImageAddress(url=given, detail=part.detail)
+        return pictures.at_url(given.url, where, part.type, given.detail or "")
+    text = part.refusal if part.type == "refusal" else part.text
+    if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
+        raise Refused(
+            400,
+            f"{where} is of type {part.type[:40]!r}; this server reads text and pictures with an image_url",
+            param=where,
+            code="unsupported_content",
+        )
+    return text

@@ -81,7 +81,7 @@ class Offering:
     def function(self, tool: FunctionTool, at: str) -> None:
         """Add a function. Raises Refused for a name that is taken, and for parameters beyond the limit."""
         parameters = bounded(tool.parameters or {}, f"{at}.parameters")
-        self._add(Tool(tool.name, tool.description or "", parameters), at)
+        self._add(Tool(tool.name, tool.description or "", parameters, bool(tool.strict)), at)
 
     def custom(self, tool: CustomTool, at: str) -> None:
         """Add a free-form tool as a function of one text."""

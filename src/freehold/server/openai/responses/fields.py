@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from freehold.server.core.fields import Count, priority
 from freehold.server.core.formats import schema_format
 from freehold.server.core.limits import typed
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.generating import Generating, sampling, stops
 from freehold.server.openai.fields.offers import Offered, read_tools
@@ -25,6 +26,7 @@ from freehold.types import Format, Overflow
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
+IN_THE_OPEN = f"include {ENCRYPTED} was ignored: reasoning comes in the open"
 Key = Annotated[str, Meta(min_length=1, max_length=64)]
 Value = Annotated[str, Meta(max_length=512)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -147,7 +149,12 @@ def _unsupported(name: str, message: str) -> Refused:
 
 
 def response_job(
-    r: ResponseRequest, items: Sequence[Any], known: int, tenant: str, warnings: list[str]
+    r: ResponseRequest,
+    items: Sequence[Any],
+    known: int,
+    tenant: str,
+    warnings: list[str],
+    pictures: Pictures,
 ) -> tuple[Job, Offered]:
     """Return the job of a request whose whole chat is `items`, `known` of them from earlier responses."""
     offered = read_tools(r.tools or (), r.tool_choice, warnings)
@@ -158,7 +165,7 @@ def response_job(
         warnings.append("return_token_ids was ignored: responses have no place for them")
     think, effort = _thinking(r)
     job = Job(
-        messages=read_items(items, r.instructions, known, warnings),
+        messages=read_items(items, r.instructions, known, warnings, pictures),
         max_tokens=limit,
         sampling=sampling(r),
         stop=stops(r),
@@ -222,7 +229,7 @@ def _logprobs(r: ResponseRequest, warnings: list[str]) -> int | None:
     wanted = r.include or []
     for name in dict.fromkeys(wanted):
         if name == ENCRYPTED:
-            warnings.append(f"include {ENCRYPTED} was ignored: reasoning comes in the open")
+            warnings.append(IN_THE_OPEN)
         elif name != LOGPROBS:
             warnings.append(f"include {name!r} was ignored")
     if r.top_logprobs or LOGPROBS in wanted:

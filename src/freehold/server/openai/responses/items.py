@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from freehold.server.core.limits import typed
+from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.messages import Content, ContentPart, text_of
+from freehold.server.openai.fields.messages import Content, ContentPart, pieces_of, text_of
 from freehold.server.openai.fields.offers import as_arguments
+from freehold.server.openai.responses.sealed import opened
 from freehold.serving import MAX_MESSAGES
-from freehold.types import Message, ToolCall
+from freehold.types import Message, SignedThinking, ToolCall
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 # What an item may hold besides, that is its history and none of the chat.
@@ -39,6 +41,7 @@ class ReasoningItem(Struct, kw_only=True):
 
     summary: Annotated[list[ContentPart], Meta(max_length=1024)] = []
     content: Annotated[list[ContentPart], Meta(max_length=1024)] | None = None
+    encrypted_content: str | None = None  # what a provider signed, as output.py wrote it
 
 
 class CallItem(Struct, kw_only=True):
@@ -68,11 +71,13 @@ class OutputItem(Struct, kw_only=True):
 class Reading:
     """The chat as far as the items were read."""
 
-    def __init__(self, instructions: str | None) -> None:
+    def __init__(self, instructions: str | None, pictures: Pictures) -> None:
         # Templates know one system turn, at the start; clients send their rules in several.
         self._rules = [instructions] if instructions else []
         self.messages: list[Message] = []  # after it
         self.warnings: dict[str, None] = {}
+        self._pictures = pictures
+        self._signed: list[SignedThinking] = []
         self._thinking: list[str] = []  # that leads to the next turn of the assistant
         self._names: dict[str, str] = {}  # of calls, by their ids
         self._due: dict[str, None] = {}  # ids of calls without an output so far
@@ -109,15 +114,20 @@ class Reading:
 
     def message(self, item: MessageItem, at: str) -> None:
         role = "system" if item.role == "developer" else item.role
-        content = text_of(item.content, f"{at}.content")
+        pieces = pieces_of(item.content, f"{at}.content", self._pictures)
+        content = text_of(pieces)
         if role == "system" and not self.messages:
             self._rules.append(content)
             return
-        self.messages.append(Message(role, content, self._thought() if role == "assistant" else ""))
+        message = Message(role, content, parts=parts_of(pieces))
+        self.messages.append(self._thought(message) if role == "assistant" else message)
 
     def reasoning(self, item: ReasoningItem, at: str) -> None:
-        if said := "".join(part.text or "" for part in item.content or item.summary):
+        said = "".join(part.text or "" for part in item.content or item.summary)
+        if said:
             self._thinking.append(said)
+        if (block := opened(item.encrypted_content or "", said)) is not None:
+            self._signed.append(block)
 
     def call(self, item: CallItem, at: str) -> None:
         self._called(ToolCall(item.call_id, item.name, item.arguments), at)
@@ -135,8 +145,9 @@ class Reading:
                 code="invalid_value",
             )
         self._due.pop(item.call_id, None)
-        content = text_of(item.output, f"{at}.output")
-        self.messages.append(Message("tool", content, tool_call_id=item.call_id, name=name))
+        pieces = pieces_of(item.output, f"{at}.output", self._pictures)
+        message = Message("tool", text_of(pieces), tool_call_id=item.call_id, name=name)
+        self.messages.append(replace(message, parts=parts_of(pieces)))
 
     def _called(self, call: ToolCall, at: str) -> None:
         if call.id in self._names:
@@ -146,14 +157,15 @@ class Reading:
         self._names[call.id] = call.name
         self._due[call.id] = None
         last = self.messages[-1] if self.messages else None
-        if last is not None and last.role == "assistant" and not self._thinking:
+        if last is not None and last.role == "assistant" and not (self._thinking or self._signed):
             self.messages[-1] = replace(last, tool_calls=(*last.tool_calls, call))
         else:
-            self.messages.append(Message("assistant", "", self._thought(), (call,)))
+            self.messages.append(self._thought(Message("assistant", "", tool_calls=(call,))))
 
-    def _thought(self) -> str:
-        said, self._thinking = self._thinking, []
-        return "\n\n".join(said)
+    def _thought(self, message: Message) -> Message:
+        """Return a message of the assistant with the reasoning that led to it."""
+        said, signed, self._thinking, self._signed = self._thinking, self._signed, [], []
+        return replace(message, thinking="\n\n".join(said), signed=tuple(signed))
 
     def _note_strangers(self, item: dict[str, Any], kind: type[Struct]) -> None:
         for name in item.keys() - set(kind.__struct_fields__) - _KNOWN:
@@ -178,7 +190,11 @@ _READERS: dict[str, _ItemReader] = {
 
 
 def read_items(
-    items: Sequence[Any], instructions: str | None, known: int, warnings: list[str]
+    items: Sequence[Any],
+    instructions: str | None,
+    known: int,
+    warnings: list[str],
+    pictures: Pictures,
 ) -> tuple[Message, ...]:
     """Return the chat. `known`: this many of `items`, at the start, come from earlier responses."""
     if len(items) > MAX_MESSAGES:
@@ -187,7 +203,7 @@ def read_items(
         )
     if not items:
         raise Refused(400, "input is empty; expected a text, or items", param="input")
-    reading = Reading(instructions)
+    reading = Reading(instructions, pictures)
     for i, item in enumerate(items):
         reading.add(item, f"input[{i - known}]" if i >= known else "previous_response_id")
     warnings += [*reading.warnings][:20]

@@ -14,7 +14,8 @@ from typing import Any
 
 from freehold.server.openai.chat import chat_logprobs
 from freehold.server.openai.fields.offers import input_of
-from freehold.types import Chunk, TokenLogprob, ToolPiece
+from freehold.server.openai.responses.sealed import sealed
+from freehold.types import Chunk, SignedThinking, TokenLogprob, ToolPiece
 
 Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
 
@@ -42,8 +43,12 @@ class Output:
             yield from self._thought(chunk.thinking)
         elif not chunk.tool_calls:
             self._logprobs += chunk.logprobs
+        for block in chunk.signed:
+            yield from self._signed(block)
         if chunk.text:
             yield from self._said(chunk.text)
+        if chunk.refusal:
+            yield from self._declined(chunk.refusal)
         for piece in chunk.tool_calls:
             yield from self._called(piece)
 
@@ -65,8 +70,25 @@ class Output:
             yield from self._begin(item)
         yield from item.more(text)
 
+    def _signed(self, block: SignedThinking) -> Iterator[Event]:
+        """End a piece of reasoning with what its provider signed; each has an item of its own."""
+        item = self._open
+        if not isinstance(item, ReasoningOutput) or block.redacted:
+            item = ReasoningOutput(len(self._items), self._summarize)
+            yield from self._begin(item)
+            if block.text:
+                yield from item.more(block.text)
+        item.seal = sealed(block)
+        yield from self._close("completed")
+
+    def _declined(self, text: str) -> Iterator[Event]:
+        if not isinstance(self._open, RefusalOutput):
+            yield from self._begin(RefusalOutput(len(self._items)))
+        assert isinstance(self._open, RefusalOutput)
+        yield from self._open.more(text, ())
+
     def _said(self, text: str) -> Iterator[Event]:
-        if isinstance(self._open, TextOutput):
+        if type(self._open) is TextOutput:
             yield from self._open.more(text, self._scored())
             return
         self._blank += text
@@ -139,6 +161,7 @@ class TextOutput(Item):
     """What the assistant says: a message with one part."""
 
     prefix = "msg"
+    event = "response.output_text"
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -167,22 +190,33 @@ class TextOutput(Item):
             return
         self._pieces.append(text)
         self._logprobs += logprobs
-        yield {"type": "response.output_text.delta", **self._at, "delta": text, "logprobs": logprobs}
+        yield {"type": f"{self.event}.delta", **self._at, "delta": text, **self._scored(logprobs)}
 
     def end(self, status: str) -> Iterator[Event]:
         part = self._part()
-        yield {
-            "type": "response.output_text.done",
-            **self._at,
-            "text": part["text"],
-            "logprobs": part["logprobs"],
-        }
+        said = {name: part[name] for name in ("text", "refusal", "logprobs") if name in part}
+        yield {"type": f"{self.event}.done", **self._at, **said}
         yield {"type": "response.content_part.done", **self._at, "part": part}
         yield from super().end(status)
+
+    def _scored(self, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"logprobs": logprobs}
 
     def _part(self) -> dict[str, Any]:
         text = "".join(self._pieces)
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs}
+
+
+class RefusalOutput(TextOutput):
+    """What the assistant says instead of an answer."""
+
+    event = "response.refusal"
+
+    def _scored(self, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {}
+
+    def _part(self) -> dict[str, Any]:
+        return {"type": "refusal", "refusal": "".join(self._pieces)}
 
 
 class ReasoningOutput(Item):
@@ -192,6 +226,7 @@ class ReasoningOutput(Item):
 
     def __init__(self, index: int, summary: bool) -> None:
         super().__init__(index)
+        self.seal = ""  # what its provider signed
         self._pieces: list[str] = []
         self._begun = False
         self._in, self._part_type = ("summary", "summary_text") if summary else ("content", "reasoning_text")
@@ -201,21 +236,21 @@ class ReasoningOutput(Item):
 
     def shown(self) -> dict[str, Any]:
         item = {"type": "reasoning", "id": self.id, "status": self.status, "summary": [], "content": []}
-        return {**item, self._in: [self._part()]} if self._begun else item
-
-    def begin(self) -> Iterator[Event]:
-        yield from super().begin()
-        self._begun = True
-        yield {"type": f"{self._part_event}.added", **self._at, "part": self._part()}
+        signed = {"encrypted_content": self.seal} if self.seal else {}
+        return {**item, **signed, self._in: [self._part()]} if self._begun else {**item, **signed}
 
     def more(self, text: str) -> Iterator[Event]:
+        if not self._begun:
+            self._begun = True
+            yield {"type": f"{self._part_event}.added", **self._at, "part": self._part()}
         self._pieces.append(text)
         yield {"type": f"{self._event}.delta", **self._at, "delta": text}
 
     def end(self, status: str) -> Iterator[Event]:
-        part = self._part()
-        yield {"type": f"{self._event}.done", **self._at, "text": part["text"]}
-        yield {"type": f"{self._part_event}.done", **self._at, "part": part}
+        if self._begun:
+            part = self._part()
+            yield {"type": f"{self._event}.done", **self._at, "text": part["text"]}
+            yield {"type": f"{self._part_event}.done", **self._at, "part": part}
         yield from super().end(status)
 
     def _part(self) -> dict[str, str]:

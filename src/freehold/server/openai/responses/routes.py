@@ -14,6 +14,7 @@ import msgspec
 from freehold.server.core.answering import Answering
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
+from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.structured import format_field
 from freehold.server.openai.fields.unknown import unknown_fields
@@ -48,7 +49,8 @@ async def create(call: HttpCall) -> None:
     earlier = store.chat(tenant, before)
     own = _own(request.input, store, tenant)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
-    job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings)
+    pictures = Pictures()
+    job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings, pictures)
 
     def keep(response: dict[str, Any]) -> str:
         return store.keep(tenant, response, _named(own), before)
@@ -58,7 +60,8 @@ async def create(call: HttpCall) -> None:
         Output(custom=offered.custom, summarize=summarized(request)),
         keep if request.store is not False else None,
     )
-    answering = Answering(call, shape, [job], keep_alive=seconds(request.keep_alive), warnings=warnings)
+    keep_alive = seconds(request.keep_alive)
+    answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, pictures=pictures)
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 

@@ -16,11 +16,14 @@ from freehold.server.core import sse
 from freehold.server.core.answering import Choice
 from freehold.server.core.problems import Problem
 from freehold.server.core.receipt import Tally, context
+from freehold.server.openai.responses.fields import IN_THE_OPEN
 from freehold.server.openai.responses.output import Event, Output
 from freehold.serving import Begin, ModelHandle
 from freehold.types import Chunk
 
 encode = msgspec.json.encode
+# How an answer ended -> why its response is incomplete; a refusal is whole, and an item of it says so.
+_CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 Keep = Callable[[dict[str, Any]], str]  # takes a finished response; returns why it cannot be kept, or ""
 
 
@@ -41,8 +44,8 @@ class ResponseShape:
         self._base = {**head, "model": model, **self._echo}
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
-        """Ask nothing."""
-        return
+        """Name the model that answers."""
+        self._base["model"] = begin.model or self._base["model"]
 
     def opened(self, choice: int, begin: Begin) -> bytes:
         """Note what the engine took in; whatever event comes first brings the opening ones with it."""
@@ -54,7 +57,7 @@ class ResponseShape:
 
     def end(self, choice: int, reason: str, last: bool) -> bytes:
         self._reason = reason
-        return self._events(self._output.finish(whole=reason != "length"))
+        return self._events(self._output.finish(whole=reason not in _CUT))
 
     def closing(self) -> bytes:
         response = self._ended()
@@ -75,15 +78,17 @@ class ResponseShape:
         for chunk in choice.chunks:
             for _ in self._output.add(chunk):
                 pass
-        for _ in self._output.finish(whole=self._reason != "length"):
+        for _ in self._output.finish(whole=self._reason not in _CUT):
             pass
         return self._ended()
 
     def _ended(self) -> dict[str, Any]:
         """Return the finished response, kept if that was asked for."""
-        cut = self._reason == "length"
-        why = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
+        cut = _CUT.get(self._reason)
+        why = {"incomplete_details": {"reason": cut}} if cut else {}
         times = {} if cut else {"completed_at": int(time.time())}
+        if any("encrypted_content" in item for item in self._output.items):
+            self._tally.retract(IN_THE_OPEN)
         more = {**why, **times, "usage": self._usage(), "freehold": self._tally.receipt()}
         response = self._response("incomplete" if cut else "completed", **more)
         lost = self._keep(response) if self._keep else ""
@@ -111,7 +116,10 @@ class ResponseShape:
         read, made = self._tally.prompt_tokens, self._tally.completion_tokens
         return {
             "input_tokens": read,
-            "input_tokens_details": {"cached_tokens": self._tally.cached_tokens, "cache_write_tokens": 0},
+            "input_tokens_details": {
+                "cached_tokens": self._tally.cached_tokens,
+                "cache_write_tokens": self._tally.written_tokens + self._tally.written_hour_tokens,
+            },
             "output_tokens": made,
             "output_tokens_details": {"reasoning_tokens": self._tally.thought_tokens},
             "total_tokens": read + made,
