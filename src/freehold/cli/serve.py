@@ -18,6 +18,7 @@ import click
 
 from freehold import private
 from freehold.cli.serving.announce import Announcer
+from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.lock import lock_of, pid_file
 from freehold.cli.serving.logs import LEVELS, logging_to
 from freehold.cli.serving.options import ServeOptions, read_options
@@ -42,6 +43,9 @@ from freehold.store.refs import parse_ref
 
 if TYPE_CHECKING:
     import socket
+
+    from freehold.cli.serving.hybrid import HybridStart
+    from freehold.serving import ModelManager
 
 
 @click.command("serve")
@@ -128,6 +132,7 @@ if TYPE_CHECKING:
     default=True,
     help="Store the KV cache of long prompts in the data folder; it survives restarts.",
 )
+@gateway_option
 @click.option(
     "--drain",
     type=Seconds(),
@@ -178,6 +183,7 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
         from freehold.cli.serving.service import install
 
         names = [_named(store, model) for model in models]
+        _tell_variables(settings, options.gateway)
         ctx.exit(install(ctx, settings, names, options.drain_s, force=force, as_json=options.as_json))
     ctx.exit(_serve(settings, store, models, options))
 
@@ -185,6 +191,7 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
 def _serve(settings: Settings, store: Store, models: Sequence[str], options: ServeOptions) -> int:
     from freehold.server import serve as doors
 
+    hybrid = _hybrid(settings, store, options.gateway)
     with ExitStack() as held:
         held.enter_context(_only_server(settings))
         tcp = bound(options.host, options.port)
@@ -199,7 +206,7 @@ def _serve(settings: Settings, store: Store, models: Sequence[str], options: Ser
         unix = held.enter_context(closing(doors.bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
         held.enter_context(logging_to(None, options.log_level, options.log_format))
-        return _run(settings, store, names, options, tcp, unix)
+        return _run(settings, store, names, options, tcp, unix, hybrid)
 
 
 def _run(
@@ -209,6 +216,7 @@ def _run(
     options: ServeOptions,
     tcp: Sequence[socket.socket],
     unix: socket.socket,
+    hybrid: HybridStart | None,
 ) -> int:
     from freehold.server import serve as doors
     from freehold.server.core.owner import owner_token
@@ -217,11 +225,12 @@ def _run(
 
     judgements = Judgements()
 
-    async def open_models() -> EngineModels:
-        return EngineModels(store, options.engine, judgements=judgements)
+    async def open_models() -> ModelManager:
+        engines = EngineModels(store, options.engine, judgements=judgements)
+        return engines if hybrid is None else await hybrid.open(engines)
 
     token = owner_token(settings.owner_token)
-    announcer = Announcer(settings, store, names, options, judgements)
+    announcer = Announcer(settings, store, names, options, judgements, hybrid)
     whole = doors.run(
         open_models,
         doors.ServerSettings(
@@ -246,6 +255,27 @@ def _run(
     if not whole:
         tell("note: running answers were cut off")
     return 1 if names and announcer.failed == len(names) else 0
+
+
+def _hybrid(settings: Settings, store: Store, path: Path | None) -> HybridStart | None:
+    """Read gateway.toml, where one is named; without one nothing of router/ is imported."""
+    if path is None:
+        return None
+    from freehold.cli.serving.hybrid import HybridStart
+
+    return HybridStart(settings, store, path)
+
+
+def _tell_variables(settings: Settings, path: Path | None) -> None:
+    """Check a service's gateway.toml, and name the keys that only its environment can give it."""
+    if path is None:
+        return
+    from freehold.cli.serving.hybrid import missing_variables
+
+    if names := missing_variables(settings, path):
+        tell(
+            f"note: the service needs {', '.join(names)} in its environment; keys in the keyring need nothing"
+        )
 
 
 def _adapters(store: Store, names: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Path]]:

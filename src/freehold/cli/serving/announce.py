@@ -22,6 +22,7 @@ from freehold.store.judging import Judgements
 from freehold.store.space import human
 
 if TYPE_CHECKING:
+    from freehold.cli.serving.hybrid import HybridStart
     from freehold.server.serve import Doors
 
 
@@ -35,9 +36,10 @@ class Announcer:
         names: Sequence[str],
         options: ServeOptions,
         judgements: Judgements,
+        hybrid: HybridStart | None = None,
     ) -> None:
         self._settings, self._store, self._names, self._options = settings, store, names, options
-        self._judgements = judgements
+        self._judgements, self._hybrid = judgements, hybrid
         self._left, self.failed = len(names), 0
         self._doors: Doors | None = None
         self._telling: asyncio.Task[None] | None = None  # held, as a loop forgets tasks that nothing names
@@ -53,6 +55,10 @@ class Announcer:
             tell(f"serving Ollama's at port {self._options.ollama_port} too")
         for line in opening(self._options, doors.url):
             tell(line)
+        if self._hybrid is not None:
+            self._hybrid.opened(doors)
+            for line in self._hybrid.lines():
+                tell(line)
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
         tell("owner's token, for pull, create, copy and delete over HTTP: freehold keys owner")
         tell(f"pid {os.getpid()}: Ctrl-C or freehold stop stops it")
@@ -109,7 +115,9 @@ class Announcer:
     def _stop(self) -> None:
         """Stop after running answers, and print their number; the second time stop at once."""
         assert self._doors is not None
-        under_way = sum(model.in_flight for model in self._doors.server.models.loaded())
+        server = self._doors.server
+        jobs = sum(model.in_flight for model in server.models.loaded())
+        under_way = max(jobs, len(server.calls))  # those of rented models are no engine's jobs
         if under_way and not self._doors.server.health.stopping:
             answers = "1 running answer has" if under_way == 1 else f"{under_way} running answers have"
             tell(f"stopping: {answers} {self._options.drain_s:g} s; Ctrl-C again stops at once")
@@ -120,7 +128,8 @@ class Announcer:
             assert self._doors is not None
             loaded = [m.name for m in self._doors.server.models.loaded() if m.info]
             said = {"url": self._doors.url, "socket": str(self._settings.socket), "pid": os.getpid()}
-            print(json.dumps({**said, "models": loaded}), flush=True)
+            gateway = {} if self._hybrid is None else {"gateway": self._hybrid.as_json()}
+            print(json.dumps({**said, "models": loaded, **gateway}), flush=True)
 
 
 def _example(url: str, model: str, *, keyed: bool) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freehold.cli.serving.gatewayfile import gateway_path
 from freehold.cli.serving.logs import LogForm
 from freehold.cli.serving.telling import tell
 from freehold.cli.shared import Seconds
@@ -43,6 +44,7 @@ class ServeOptions:
     adapters: tuple[str, ...]
     log_level: str
     log_format: LogForm
+    gateway: Path | None  # gateway.toml
 
 
 def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
@@ -72,6 +74,7 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
         adapters=given["adapters"],
         log_level=given["log_level"],
         log_format=given["log_format"],
+        gateway=gateway_path(settings, given["gateway"]),
     )
 
 
