@@ -13,12 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
+from tests.providers.standin.anthropic import AnthropicStandIn
 from tests.providers.standin.billing import Account, Bill, Tariff
+from tests.providers.standin.gemini import GeminiStandIn
 from tests.providers.standin.openai import OpenAIStandIn
 from tests.providers.standin.script import Answer, Fault, Tokens
 from tests.providers.standin.wire import Asked, Frame, StandInWire
 
-WIRES: list[StandInWire] = [OpenAIStandIn(d) for d in ("openai", "mistral", "deepseek", "compatible")]
+WIRES: list[StandInWire] = [
+    *(OpenAIStandIn(dialect) for dialect in ("openai", "mistral", "deepseek", "compatible")),
+    AnthropicStandIn(),
+    GeminiStandIn(),
+]
 Behaviour = Answer | Fault
 PAGE = b"<html><head><title>502</title></head><body>Bad gateway</body></html>"
 

@@ -42,11 +42,11 @@ _CAUSES: dict[int, Cause] = {
 }
 
 
-class _Counted(msgspec.Struct):
+class _ClaudeCount(msgspec.Struct):
     input_tokens: int
 
 
-_COUNTED = msgspec.json.Decoder(_Counted)
+_COUNTED = msgspec.json.Decoder(_ClaudeCount)
 
 
 class AnthropicWire:

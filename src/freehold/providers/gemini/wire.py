@@ -50,12 +50,12 @@ class _Failed(msgspec.Struct):
     error: GoogleError
 
 
-class _Counted(msgspec.Struct, rename="camel"):
+class _GeminiTotal(msgspec.Struct, rename="camel"):
     total_tokens: int
 
 
 _FAILED = msgspec.json.Decoder(_Failed | list[_Failed])
-_COUNTED = msgspec.json.Decoder(_Counted)
+_COUNTED = msgspec.json.Decoder(_GeminiTotal)
 
 
 class GeminiWire:
