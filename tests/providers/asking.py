@@ -42,8 +42,9 @@ async def chunks(
     first: float = 5.0,
     whole: float = 10.0,
 ) -> list[tuple[int, Chunk]]:
-    asked = cleared(replace(job, whole=not stream))
-    coming = await upstream.start(hop, asked, model, first_token_s=first, timeout_s=whole)
+    coming = await upstream.start(
+        hop, cleared(job), model, first_token_s=first, timeout_s=whole, stream=stream
+    )
     try:
         return [piece async for piece in coming]
     finally:

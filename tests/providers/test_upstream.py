@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -217,14 +216,14 @@ def test_a_leaver_ends_the_provider_s_answer_within_a_second(standin: StandIn, h
 
 def test_a_label_is_checked_where_the_connection_opens(standin: StandIn, hopping):
     private = Cleared(HELLO, frozenset({HOUSE}), (SetLabel("private", "key alice"),))
-    whole, texts = private.with_work(replace(HELLO, whole=True)), private.with_work(EmbedJob(("a",)))
+    texts = private.with_work(EmbedJob(("a",)))
 
     async def all_doors(hop: Hop) -> None:
         model = remote(standin)
         with pytest.raises(PolicyRefused, match="private may not go to far"):
             await upstream.start(hop, private, model, first_token_s=1, timeout_s=1)
         with pytest.raises(PolicyRefused):
-            await upstream.start(hop, whole, model, first_token_s=1, timeout_s=1)
+            await upstream.start(hop, private, model, first_token_s=1, timeout_s=1, stream=False)
         with pytest.raises(PolicyRefused):
             await upstream.embed(hop, texts, model, timeout_s=1)
         with pytest.raises(PolicyRefused):

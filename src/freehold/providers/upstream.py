@@ -39,14 +39,15 @@ async def start(
     *,
     first_token_s: float,
     timeout_s: float,
+    stream: bool = True,
 ) -> UpstreamStream | WholeStream:
     """Ask `remote`, and return its answer's stream once the first token has come.
 
-    A job that is `whole` is asked for in one piece, which costs less for both; only `timeout_s` limits it then.
+    `stream` False asks for the answer in one piece, which costs less for both; only `timeout_s` limits it then.
     Raises PolicyRefused before anything is sent, UsageError or UnsupportedModel for what the provider cannot do, and
     UpstreamFault with its cause for everything else.
     """
-    job, stream = cleared.work, not cleared.work.whole
+    job = cleared.work
     wire = wire_of(remote.provider.kind)
     sent = wire.request(remote, job, stream=stream)
     begin = Begin(
