@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -277,6 +279,42 @@ def test_spent_budget_leaves_free_targets_open_and_refuses_priced_ones(tmp_path)
         assert [row.outcome for row in house.rows] == ["whole", "refused"]
 
     alone(test, tmp_path, BUDGET + '[routes.chat]\ntargets = ["big", "own"]\n')
+
+
+def test_money_of_dearer_targets_comes_back_once_a_cheaper_one_answers(tmp_path):
+    async def test(house):
+        limit = house.gateway.keys["alice"].budget
+        held = []
+        for route in ("small", "chat", "free"):
+            stream = await house.start(route, job(max_tokens=100), key="alice")
+            held.append((await house.ledger.spent("alice", limit, time.time()))[1])
+            await stream.aclose()
+        assert held[0] == held[1] > 0 == held[2]
+
+    text = BUDGET + '[routes.chat]\ntargets = ["small", "big"]\n[routes.free]\ntargets = ["own", "big"]\n'
+    alone(test, tmp_path, text, rented=FakeRented(small=Answers("small")))
+
+
+@pytest.mark.parametrize("route, charged", [("free", False), ("small", True)])
+def test_killed_request_costs_its_key_only_what_a_provider_may_have_charged(tmp_path, route, charged):
+    async def test(house):
+        sent = []
+        book = house.ledger.sent
+
+        async def noted(row_id):
+            sent.append(row_id)
+            await book(row_id)
+
+        house.ledger.sent = noted
+        stream = await house.start(route, job(max_tokens=100), key="alice")
+        with sqlite3.connect(house.ledger.path) as db:
+            (said,) = db.execute("SELECT sent FROM reservations").fetchone()
+        db.close()
+        assert bool(said) is charged and not sent  # no statement more where nothing changes
+        await stream.aclose()
+
+    text = BUDGET + '[routes.free]\ntargets = ["own", "small"]\n'
+    alone(test, tmp_path, text, rented=FakeRented(small=Answers("small")))
 
 
 def test_answer_without_a_limit_gets_one_where_a_budget_has_to_hold(tmp_path):

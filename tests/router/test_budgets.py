@@ -19,6 +19,9 @@ from freehold.router.gateway import SpendLimit
 from freehold.router.ledger.rows import row_id
 from freehold.router.ledger.store import Ledger
 from freehold.router.ledger.windows import window
+from freehold.router.tokens import prompt_size
+from freehold.serving import Job
+from freehold.types import Message
 from tests.router.ledger.rows import DAY, NOON, row
 
 ACTUAL, MOST = 1000, 2500  # of one answer: what it costs, and what is reserved for it
@@ -29,11 +32,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
 
-def opened(path: Path, body: Callable[[Budgets], Awaitable[None]]) -> None:
+def opened(path: Path, body: Callable[[Budgets, Ledger], Awaitable[None]]) -> None:
     async def run() -> None:
         ledger = Ledger.open(path)
         try:
-            await body(Budgets(ledger))
+            await body(Budgets(ledger), ledger)
         finally:
             await ledger.close()
 
@@ -56,7 +59,7 @@ class Provider:
 def test_two_hundred_clients_share_a_budget_for_twenty(path, clients, wait_s):
     limit = SpendLimit(20 * ACTUAL, "day")
 
-    async def body(books: Budgets) -> None:
+    async def body(books: Budgets, ledger: Ledger) -> None:
         provider, refused = Provider(), 0
 
         async def client() -> None:
@@ -71,21 +74,21 @@ def test_two_hundred_clients_share_a_budget_for_twenty(path, clients, wait_s):
 
         started = time.monotonic()
         await asyncio.gather(*(client() for _ in range(clients)))
-        spent, reserved = await books.ledger.spent("alice", limit, NOON)
+        spent, reserved = await ledger.spent("alice", limit, NOON)
         assert spent == provider.charged <= limit.nano and reserved == 0
         assert refused == clients - spent // ACTUAL
         if wait_s:
             assert spent >= 0.9 * limit.nano
             assert time.monotonic() - started < wait_s  # those whom no wait can help are refused at once
         else:
-            assert spent == limit.nano // MOST * ACTUAL
+            assert spent >= limit.nano // MOST * ACTUAL
 
     opened(path, body)
 
 
 def test_request_that_can_never_fit_is_refused_without_waiting(path):
-    async def body(books: Budgets) -> None:
-        await books.ledger.book(row(nano=999_000))
+    async def body(books: Budgets, ledger: Ledger) -> None:
+        await ledger.book(row(nano=999_000))
         started = time.monotonic()
         with pytest.raises(BudgetSpent):
             await books.reserve(row_id(NOON), "alice", DAY, 2000, NOON, wait_s=60.0)
@@ -95,7 +98,7 @@ def test_request_that_can_never_fit_is_refused_without_waiting(path):
 
 
 def test_waiting_ends_at_its_limit_and_says_what_is_reserved(path):
-    async def body(books: Budgets) -> None:
+    async def body(books: Budgets, ledger: Ledger) -> None:
         await books.reserve(row_id(NOON), "alice", DAY, 900_000, NOON)
         with pytest.raises(BudgetSpent) as e:
             await books.reserve(row_id(NOON), "alice", DAY, 200_000, NOON, wait_s=0.02)
@@ -108,7 +111,7 @@ def test_waiting_ends_at_its_limit_and_says_what_is_reserved(path):
 def test_waiting_requests_are_served_in_order_and_one_that_left_holds_nobody_up(path):
     served: list[int] = []
 
-    async def body(books: Budgets) -> None:
+    async def body(books: Budgets, ledger: Ledger) -> None:
         name = row_id(NOON)
         await books.reserve(name, "alice", DAY, 1_000_000, NOON)
 
@@ -130,7 +133,7 @@ def test_waiting_requests_are_served_in_order_and_one_that_left_holds_nobody_up(
 def test_room_that_another_process_made_is_found(path, monkeypatch):
     monkeypatch.setattr(budgets, "LOOK_S", 0.01)
 
-    async def body(books: Budgets) -> None:
+    async def body(books: Budgets, ledger: Ledger) -> None:
         other, name = Ledger.open(path), row_id(NOON)
         await other.reserve(name, "alice", DAY, 1_000_000, NOON)
         waiting = asyncio.create_task(books.reserve(row_id(NOON), "alice", DAY, 500_000, NOON, wait_s=10.0))
@@ -213,3 +216,10 @@ def test_windows_are_those_of_the_calendar_in_utc(per, start, stop):
     ends = [datetime.fromtimestamp(s, UTC).strftime("%Y-%m-%d %H:%M") for s in (found.start, found.stop)]
     assert ends == [start, stop]
     assert window(per, found.stop).start == found.stop and window(per, found.stop - 0.001) == found
+
+
+@pytest.mark.parametrize("text", ["Qx" * 500, "aZ" * 500, "zqxj " * 200, "é" * 300, "0123456789" * 100])
+def test_prompt_is_never_counted_below_its_bytes(text):
+    """Letters that are no words are a token each in released vocabularies; a key's holder chooses them."""
+    size = prompt_size(Job(messages=(Message("user", text),)))
+    assert size.most >= len(text.encode())

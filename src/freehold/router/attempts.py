@@ -109,6 +109,8 @@ class Attempts:
             return False
         try:
             await self._record.reserve(most_cost(target, job, self._size, self._record.at), target)
+            if target.price is not None:
+                await self._record.leaves()
         except BudgetSpent as e:
             self._choice.drop(target, PassedOver("budget", e.message))
             self._errors[target.name] = e

@@ -25,7 +25,7 @@ _NO_INTENT = Intent()
 
 
 class Budgets:
-    """The books of a server: a Ledger, and those who wait for money."""
+    """A ledger, and the requests that wait for money in it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger

@@ -66,13 +66,21 @@ class Books(Protocol):
         at: float,
         *,
         about: Intent,
+        sent: bool = True,
         wait_s: float = 0.0,
     ) -> None:
-        """Set money of a key's budget aside for a row. Raises BudgetSpent, after `wait_s` where waiting may help."""
+        """Set money of a key's budget aside for a row. Raises BudgetSpent, after `wait_s` where waiting may help.
+
+        `sent` False: a target that costs nothing is asked first.
+        """
         ...
 
     async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
         """Change what is set aside for a row. Raises BudgetSpent where more does not fit."""
+        ...
+
+    async def sent(self, row_id: str) -> None:
+        """Note that a request goes to a provider now, which may charge for it whatever happens here."""
         ...
 
     async def ready(self) -> None:

@@ -32,14 +32,19 @@ class CountedBooks:
         at: float,
         *,
         about: Intent,
+        sent: bool = True,
         wait_s: float = 0.0,
     ) -> None:
         if self._books is not None:
-            await self._books.reserve(row_id, key, limit, nano, at, about=about, wait_s=wait_s)
+            await self._books.reserve(row_id, key, limit, nano, at, about=about, sent=sent, wait_s=wait_s)
 
     async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
         if self._books is not None:
             await self._books.change(row_id, key, limit, nano, at)
+
+    async def sent(self, row_id: str) -> None:
+        if self._books is not None:
+            await self._books.sent(row_id)
 
     async def ready(self) -> None:
         if self._books is not None:

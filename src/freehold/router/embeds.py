@@ -60,6 +60,8 @@ async def embedded(
     """Return the vectors of the first target that answers, its row booked."""
     last: FreeholdError | None = None
     for target in list(choice.allowed):
+        if target.price is not None:
+            await record.leaves()
         began = time.monotonic()
         breakers.begin(target.name)
         try:

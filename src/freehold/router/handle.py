@@ -145,7 +145,7 @@ class RoutedHandle:
         )
         keep = self._keep_alive if keep_alive is None else keep_alive
         started = await attempts.first_good(cleared, keep)
-        return RoutedStream(
+        stream = RoutedStream(
             record,
             started,
             job,
@@ -156,6 +156,14 @@ class RoutedHandle:
             limits=planned.route.breaker,
             whole=self._whole(record, cleared, key, started.target, started.stream),
         )
+        try:
+            await record.keep(most_cost(started.target, cleared.work, size, record.at))
+        except LedgerUnavailable:
+            pass  # more than is needed stays set aside until the row is booked
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream
 
     def _record(self, *, batch: bool = False) -> RequestRecord:
         limit = self._limit()
@@ -194,7 +202,9 @@ class RoutedHandle:
             # Money of answers in flight is worth a wait where nothing else can answer.
             wait_s = ROOM_WAIT_S if min(prices) == prices[dearest] else 0.0
             try:
-                return await record.reserve(prices[dearest], choice.allowed[dearest], wait_s=wait_s)
+                return await record.reserve(
+                    prices[dearest], choice.allowed[dearest], sent=prices[0] > 0, wait_s=wait_s
+                )
             except BudgetSpent as e:
                 spent = e
                 choice.drop(choice.allowed[dearest], PassedOver("budget", e.message))

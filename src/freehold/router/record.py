@@ -51,7 +51,9 @@ class RequestRecord:
         self.estimated = self.left_house = self.booked = False
         self.first_s = 0.0
         self._books, self.limit = books, limit
-        self._reserved = 0  # nano-dollars
+        self._reserved = 0  # nano-dollars,
+        self._holds = False  # by a reservation of the ledger, which may be of nothing by now
+        self._sent = False  # as that reservation says
 
     @property
     def spent(self) -> int:
@@ -63,26 +65,43 @@ class RequestRecord:
         """Seconds since the request arrived."""
         return time.monotonic() - self.started
 
-    async def reserve(self, nano: int, target: GatewayModel, *, wait_s: float = 0.0) -> None:
+    async def reserve(
+        self, nano: int, target: GatewayModel, *, sent: bool = True, wait_s: float = 0.0
+    ) -> None:
         """Set money aside until there are `nano` beside what was spent, and see that a row can be written.
 
-        Without a budget nothing is set aside. `wait_s`: for money of requests in flight. Raises BudgetSpent,
-        LedgerUnavailable.
+        `sent` False: a target that costs nothing is asked first. `wait_s`: for money of requests in flight.
+        Raises BudgetSpent, LedgerUnavailable. Without a budget nothing is set aside.
         """
         if self._books is None:
             return
         need = nano + self.spent
         if self.limit is None or need <= self._reserved:
-            if not self._reserved:
+            if not self._holds:
                 await self._books.ready()
             return
-        if self._reserved:
+        if self._holds:
             await self._books.change(self.id, self.origin.key, self.limit, need, self.at)
         else:
             about = self._intent(target)
-            key, limit = self.origin.key, self.limit
-            await self._books.reserve(self.id, key, limit, need, self.at, about=about, wait_s=wait_s)
-        self._reserved = need
+            await self._books.reserve(
+                self.id, self.origin.key, self.limit, need, self.at, about=about, sent=sent, wait_s=wait_s
+            )
+            self._sent = sent
+        self._reserved, self._holds = need, True
+
+    async def leaves(self) -> None:
+        """Note in the ledger that a provider may charge from now on, should this process be killed."""
+        if self._books is not None and self._holds and not self._sent:
+            await self._books.sent(self.id)
+            self._sent = True
+
+    async def keep(self, nano: int) -> None:
+        """Give back what is set aside beyond `nano` beside what was spent: the target is known now."""
+        need = nano + self.spent
+        if self._books is not None and self.limit is not None and need < self._reserved:
+            await self._books.change(self.id, self.origin.key, self.limit, need, self.at)
+            self._reserved = need
 
     def _intent(self, target: GatewayModel) -> Intent:
         origin, version = self.origin, "" if target.price is None else target.price.version
@@ -144,9 +163,10 @@ class RequestRecord:
         )
 
     async def book_beside(self, row: LedgerRow) -> None:
-        """Write a row of `beside`."""
+        """Write a row of `beside`. What it cost is spent, and no more set aside for this request."""
         if self._books is not None:
             await self._books.book(row)
+            await self.keep(max(self._reserved - row.nano - self.spent, 0))
 
     def _candidates(self) -> tuple[Candidate, ...]:
         return () if self.choice is None else self.choice.candidates([a.target for a in self.attempts])

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from freehold.advisor.interval import Interval
@@ -187,11 +186,10 @@ class _Books:
 
 def priced(row: LedgerRow, price: Price) -> tuple[float, float, float]:
     """Return nano-dollars of a row at another model's price, with and without its cache hits, tokens counted anew."""
-    hour = datetime.fromtimestamp(row.at, UTC).hour
     cold = Usage(row.usage.prompt_tokens, row.usage.completion_tokens)
     warm = replace(cold, cached_tokens=row.usage.cached_tokens)
-    most = price.cost(cold, hour, batch=row.batch)
-    least = price.cost(warm, hour, batch=row.batch) if row.usage.cached_tokens else most
+    most = price.cost(cold, row.at, batch=row.batch)
+    least = price.cost(warm, row.at, batch=row.batch) if row.usage.cached_tokens else most
     least, most = min(least, most), max(least, most)
     return least * TOKENS.low, (least + most) / 2 * TOKENS.mid, most * TOKENS.high
 

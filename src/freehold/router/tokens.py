@@ -17,9 +17,6 @@ import msgspec
 from freehold.serving import EmbedJob, Job
 from freehold.types import Chunk, Image, Message
 
-# A byte-level tokenizer makes at most one token of a byte. Words of released vocabularies have two letters a token at
-# least in all prose and code that was counted; digits, punctuation and bytes beyond ASCII may stand alone.
-_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
 BYTES_A_TOKEN = 4.0  # of English prose, before a target's own counts say better
 PER_MESSAGE = 8  # tokens of a template around a message, at most
 PER_IMAGE = 2_000  # tokens; providers count 85 to 1,600 for a picture of usual size
@@ -31,16 +28,19 @@ class PromptSize:
     """What a prompt is made of."""
 
     bytes: int  # of text
-    other: int  # of them: neither letters nor spaces
     messages: int
     images: int
     ids: int = 0  # tokens that were given as ids
 
     @property
     def most(self) -> int:
-        """Return a number of tokens that the prompt does not exceed."""
-        letters = (self.bytes - self.other + 1) // 2
-        return letters + self.other + PER_MESSAGE * self.messages + PER_IMAGE * self.images + self.ids
+        """Return a number of tokens that the prompt does not exceed.
+
+        A byte-level tokenizer makes at most one token of a byte. Prose has three to four bytes a token; but of
+        letters that are no words, such as Qx, released vocabularies make a token each, and a key's holder chooses
+        the letters: two a token would let them exceed their budget.
+        """
+        return self.bytes + PER_MESSAGE * self.messages + PER_IMAGE * self.images + self.ids
 
     @property
     def fewest(self) -> int:
@@ -50,20 +50,18 @@ class PromptSize:
 
 def prompt_size(work: Job | EmbedJob) -> PromptSize:
     """Measure a request's prompt."""
-    total = other = images = ids = 0
+    total = images = ids = 0
     for text in _texts(work):
         if isinstance(text, Image):
             images += 1
         elif isinstance(text, str):
-            data = text.encode("utf-8", "surrogatepass")
-            total += len(data)
-            other += len(data.translate(None, _LETTERS))
+            total += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         else:
             ids += len(text)
     messages = (
         len(work.texts) if isinstance(work, EmbedJob) else len(work.messages or ()) + len(work.tools) + 1
     )
-    return PromptSize(total, other, messages, images, ids)
+    return PromptSize(total, messages, images, ids)
 
 
 def _texts(work: Job | EmbedJob) -> Iterable[str | tuple[int, ...] | Image]:
