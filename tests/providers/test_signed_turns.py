@@ -47,8 +47,8 @@ async def turn(
     hop: Hop, model: RemoteModel, asked: Cleared[Job], signatures: Signatures, *, stream: bool
 ) -> list[tuple[int, Chunk]]:
     """One request as a route makes it: signatures put back before, kept and stamped after."""
-    sent = signatures.restored(asked, model)
-    coming = await upstream.start(hop, sent, model, first_token_s=5, timeout_s=10, stream=stream)
+    sent = signatures.restored(asked.with_work(replace(asked.work, whole=not stream)), model)
+    coming = await upstream.start(hop, sent, model, first_token_s=5, timeout_s=10)
     watch = signatures.watch(asked, model)
     try:
         return [(answer, watch.seen(answer, chunk)) async for answer, chunk in coming]
