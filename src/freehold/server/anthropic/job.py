@@ -67,6 +67,7 @@ def message_job(r: MessagesRequest, tenant: str, warnings: list[str], pictures: 
         priority=r.priority or "interactive",
         tenant=tenant,
         timeout_s=r.timeout,
+        whole=not r.stream,
     )
 
 

@@ -142,7 +142,6 @@ class Answering:
     async def whole(self, model: str) -> None:
         """Answer with one JSON value."""
         self._keeps = True
-        self.jobs = [replace(job, whole=True) for job in self.jobs]
         self._bind(model)
         choices: dict[int, Choice] = {}
 

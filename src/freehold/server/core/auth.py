@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hmac import compare_digest
 from typing import Literal
 
@@ -36,6 +37,7 @@ def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:
         )
 
 
+@lru_cache(256)  # a client sends one Host header with all its requests
 def is_loopback(host: str) -> bool:
     """Return whether only this machine reaches `host` (an address or a name; a port after it is cut off)."""
     name = host_name(host)

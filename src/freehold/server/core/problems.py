@@ -127,6 +127,9 @@ def _named(e: FreeholdError, hint: str) -> Problem:
     if isinstance(e, BudgetSpent) and e.renews_s > 0:
         headers.append((b"retry-after", b"%d" % -(-e.renews_s // 1)))
         extra["renews_s"] = round(e.renews_s, 3)
+    if isinstance(e, BudgetSpent) and e.limit:
+        amounts = {"limit": e.limit, "spent": e.spent, "reserved": e.reserved, "asked": e.asked}
+        extra["nano_dollars"] = amounts
     param = "model" if code == "model_not_found" else None
     return Problem(status, _cut(message), kind, param, code, extra, headers)
 

@@ -5,9 +5,12 @@ Knows how paths begin; knows no route. Path: Endpoint -> protocol_of -> HttpCall
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _PROTOCOLS = (("/api/", "ollama"), ("/v1/messages", "anthropic"), ("/v1/", "openai"))
 
 
+@lru_cache(256)
 def protocol_of(path: str) -> str:
     """Return the protocol's name; freehold where it is none of the three."""
     return next((name for start, name in _PROTOCOLS if path.startswith(start)), "freehold")

@@ -239,6 +239,7 @@ def _shared(r: OllamaGenerating, tenant: str, warnings: list[str]) -> tuple[Job,
         format=_format(r.format),
         overflow=overflow,
         tenant=tenant,
+        whole=r.stream is False,
     )
     return job, given
 

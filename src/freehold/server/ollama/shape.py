@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -29,7 +30,13 @@ _REASONS = ("length", "content_filter", "refusal")  # any other is "stop" here
 
 def now() -> str:
     """Return the time as RFC 3339 has it."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1000:06d}Z"
+
+
+@lru_cache(2)  # a stream writes many lines a second
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def ns(seconds: float) -> int:
@@ -42,6 +49,8 @@ class OllamaShape(ABC):
 
     content_type = NDJSON
 
+    written_text: bytes  # where a line has a text
+
     def __init__(self, *, logprobs: bool, context: int | None, ids: bool = False) -> None:
         """`context`: the room that the request asked for. `ids`: end with those of all that was read and written."""
         self._logprobs, self._context = logprobs, context
@@ -51,10 +60,12 @@ class OllamaShape(ABC):
 
     def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         self._model, self._tally = model, tally
+        self._named = encode(model)
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         """Say when the model has less room than was asked for: a longer chat will be refused, not cut."""
         self._model = begin.model or self._model
+        self._named = encode(self._model)
         if self._context is not None and self._context > begin.context > 0:
             self._tally.warn(
                 f"num_ctx is {self._context:,}, and the model is loaded with room for {begin.context:,} tokens; "
@@ -70,8 +81,8 @@ class OllamaShape(ABC):
         calls = self._gained(chunk)
         scored = _scored(chunk.logprobs) if self._logprobs and chunk.logprobs else None
         text = chunk.text + chunk.refusal
-        if not (text or chunk.thinking or calls or scored):
-            return b""
+        if not (chunk.thinking or calls or scored):
+            return self._plain(text) if text else b""
         more = {"logprobs": scored} if scored else {}
         return self._line(**self.said(text, chunk.thinking, calls), done=False, **more)
 
@@ -114,6 +125,14 @@ class OllamaShape(ABC):
     def _line(self, **fields: Any) -> bytes:
         return encode({**self._head(), **fields}) + b"\n"
 
+    def _plain(self, text: str) -> bytes:
+        """Return a line with a text alone, as nearly all are."""
+        return b'{"model":%b,"created_at":"%b",%b"done":false}\n' % (
+            self._named,
+            now().encode(),
+            self.written_text % encode(text),
+        )
+
     def _gained(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Take pieces of calls in; return those that are whole because another one began."""
         for piece in chunk.tool_calls:
@@ -146,6 +165,8 @@ class OllamaShape(ABC):
 class OllamaChatShape(OllamaShape):
     """Lines of /api/chat."""
 
+    written_text = b'"message":{"role":"assistant","content":%b},'
+
     def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if thinking:
@@ -157,6 +178,8 @@ class OllamaChatShape(OllamaShape):
 
 class OllamaTextShape(OllamaShape):
     """Lines of /api/generate."""
+
+    written_text = b'"response":%b,'
 
     def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         return {"response": text, **({"thinking": thinking} if thinking else {})}

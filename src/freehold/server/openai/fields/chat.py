@@ -135,6 +135,7 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str], pictures: Picture
         priority=priority(r.priority),
         tenant=tenant,
         timeout_s=r.timeout,
+        whole=not r.stream,
     )
     return job, tools
 

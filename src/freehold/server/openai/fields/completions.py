@@ -67,6 +67,7 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
         "priority": priority(r.priority),
         "tenant": tenant,
         "timeout_s": r.timeout,
+        "whole": not r.stream,
     }
     return [Job(prompt=p, **shared) for p in prompts]
 

@@ -182,6 +182,7 @@ def response_job(
         priority=priority(r.priority),
         tenant=tenant,
         timeout_s=r.timeout,
+        whole=not r.stream,
     )
     return job, offered
 
