@@ -1,0 +1,229 @@
+"""Judges routers on a table: in domain by five folds, and on whole tasks that were held out, which decide.
+
+A router is admitted where, on tasks that it was not trained on, its APGR beats chance, prompt length and the mean gain
+of fifty labelled answers a task, each with the lower end of a 95 % interval (resampled by whole tasks, paired). Where
+one of the two models is both better and cheaper there is nothing to route. Knows no file.
+Path: cli/route -> admit(AnsweredTable) -> RouterVerdict
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from freehold.router.admission.candidates import few_labels, learned, task_means
+from freehold.router.admission.curves import Spread, areas, curve, order, resamples, spread
+from freehold.router.admission.features import Terms
+from freehold.router.admission.table import AnsweredTable
+
+FOLDS = 5
+LABELS = 50  # answers of a new task, which a bar's run has anyway
+FEWEST_TASKS = 5  # fewer say nothing of a task to come
+OWN = "score column"
+RANDOM, LENGTH, TASK, ORACLE = "random", "prompt length", "mean gain of the task", "oracle"
+FEW = f"mean gain of {LABELS} labelled answers of the task"
+# Seeds of the draws. With them the folds and the random order are those of the published figures that
+# tests/router/test_admission.py compares with.
+_FOLD_SEED, _RANDOM_SEED, _TIE_SEED, _SAMPLE_SEED = 3, 5, 0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouterFigures:
+    """One router's figures on one set of questions. `over`: APGR less a baseline's, by the baseline."""
+
+    name: str
+    apgr: Spread
+    cpt50: float
+    cpt80: float
+    aiq: float
+    over: Mapping[str, Spread]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "router": self.name,
+            "apgr": self.apgr.as_json(),
+            "cpt50": round(self.cpt50, 3),
+            "cpt80": round(self.cpt80, 3),
+            "aiq": round(self.aiq, 5),
+            "over": {name: found.as_json() for name, found in self.over.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RouterVerdict:
+    """The answer. `no_router`: why there is nothing to route; `refused`: each candidate's reason, "" if admitted."""
+
+    table: str
+    questions: int
+    tasks: int
+    weak: float
+    strong: float
+    gain: Spread
+    no_router: str = ""
+    in_domain: tuple[RouterFigures, ...] = ()
+    held_out: tuple[RouterFigures, ...] = ()
+    held_out_tasks: int = 0
+    refused: Mapping[str, str] | None = None
+
+    @property
+    def admitted(self) -> tuple[str, ...]:
+        """The candidates that may be switched on."""
+        return tuple(name for name, why in (self.refused or {}).items() if not why)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the user's own router is admitted; without one, whether any candidate is."""
+        return OWN in self.admitted if OWN in (self.refused or {}) else bool(self.admitted)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "table": self.table,
+            "questions": self.questions,
+            "tasks": self.tasks,
+            "weak": round(self.weak, 5),
+            "strong": round(self.strong, 5),
+            "gain": self.gain.as_json(),
+            "no_router": self.no_router,
+            "in_domain": [f.as_json() for f in self.in_domain],
+            "held_out": [f.as_json() for f in self.held_out],
+            "held_out_tasks": self.held_out_tasks,
+            "verdicts": [
+                {"router": name, "admitted": not why, "reason": why}
+                for name, why in (self.refused or {}).items()
+            ],
+        }
+
+
+def admit(table: AnsweredTable) -> RouterVerdict:
+    """Judge the routers of a table: the user's, if it has a score column, and the learned candidates."""
+    gain, rng = table.gain, np.random.default_rng(_SAMPLE_SEED)
+    by_question = resamples(table.task, False, rng)
+    means = (by_question @ gain) / table.rows
+    shown = table.name, table.rows, len(table.tasks), table.weak.mean(), table.strong.mean()
+    about = RouterVerdict(*shown, spread(float(gain.mean()), means))
+    if why := _nothing_to_route(table, about.gain):
+        return RouterVerdict(*shown, about.gain, why)
+    terms = Terms.of(table.prompts)
+    draws = _Draws(table)
+    everything = np.ones(table.rows, dtype=bool)
+    in_domain = _figures(table, everything, by_question, _in_domain(table, terms, draws), (LENGTH, TASK))
+    unseen, held_out = _unseen(table), ()
+    tasks = len(np.unique(table.task[unseen]))
+    if tasks >= FEWEST_TASKS:
+        _, task = np.unique(table.task[unseen], return_inverse=True)
+        counts = resamples(task, True, rng)
+        held_out = _figures(table, unseen, counts, _held_out(table, terms, draws), (LENGTH, FEW))
+    names = [f.name for f in in_domain if f.name not in (RANDOM, LENGTH, TASK, ORACLE)]
+    found = {f.name: f for f in held_out}
+    refused = {name: _why_not(found.get(name), tasks) for name in names}
+    return RouterVerdict(*shown, about.gain, "", in_domain, held_out, tasks, refused)
+
+
+class _Draws:
+    """The draws that all routers of a table share."""
+
+    def __init__(self, table: AnsweredTable) -> None:
+        self.fold = np.random.default_rng(_FOLD_SEED).integers(0, FOLDS, table.rows)
+        shuffled = np.random.default_rng(_FOLD_SEED).permutation(len(table.tasks))
+        self.task_fold = (shuffled % min(FOLDS, len(shuffled)))[table.task]
+        self.random = np.random.default_rng(_RANDOM_SEED).random(table.rows)
+        self.length = np.array([len(prompt) for prompt in table.prompts], dtype=np.float64)
+
+
+def _in_domain(table: AnsweredTable, terms: Terms, draws: _Draws) -> dict[str, np.ndarray]:
+    own = {OWN: table.score} if table.score is not None else {}
+    return {
+        RANDOM: draws.random,
+        LENGTH: draws.length,
+        TASK: task_means(table.gain, table.task, draws.fold),
+        **own,
+        **learned(terms, table.gain, table.weak, draws.fold),
+        ORACLE: table.gain,
+    }
+
+
+def _held_out(table: AnsweredTable, terms: Terms, draws: _Draws) -> dict[str, np.ndarray]:
+    own = {OWN: table.score} if table.score is not None else {}
+    return {
+        RANDOM: draws.random,
+        LENGTH: draws.length,
+        FEW: few_labels(table.gain, table.task, LABELS, np.random.default_rng(_SAMPLE_SEED)),
+        **own,
+        **learned(terms, table.gain, table.weak, draws.task_fold),
+    }
+
+
+def _figures(
+    table: AnsweredTable,
+    keep: np.ndarray,
+    counts: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    baselines: tuple[str, str],
+) -> tuple[RouterFigures, ...]:
+    """Return every router's figures on the questions of a mask, paired with the baselines by the same resamples."""
+    weak, strong = table.weak[keep], table.strong[keep]
+    extra = None
+    if table.weak_cost is not None and table.strong_cost is not None:
+        extra = (table.strong_cost - table.weak_cost)[keep]
+    ties = np.random.default_rng(_TIE_SEED).random(table.rows)[keep]
+    orders = {name: order(score[keep], ties) for name, score in scores.items()}
+    curves = {name: curve(by, weak, strong, extra) for name, by in orders.items()}
+    sampled = {name: areas(by, strong - weak, counts) for name, by in orders.items()}
+    return tuple(
+        RouterFigures(
+            name,
+            spread(c.apgr, sampled[name]),
+            c.cpt(0.5),
+            c.cpt(0.8),
+            c.aiq,
+            {
+                base: spread(c.apgr - curves[base].apgr, sampled[name] - sampled[base])
+                for base in baselines
+                if name not in (base, RANDOM, ORACLE)
+            },
+        )
+        for name, c in curves.items()
+    )
+
+
+def _unseen(table: AnsweredTable) -> np.ndarray:
+    """Return the questions of tasks that the user's router was not trained on; all where the table does not say."""
+    if table.seen is None:
+        return np.ones(table.rows, dtype=bool)
+    trained = np.unique(table.task[table.seen])
+    return ~np.isin(table.task, trained)
+
+
+def _nothing_to_route(table: AnsweredTable, gain: Spread) -> str:
+    """Say why one model alone is right; empty: it is not."""
+    weak, strong = table.weak.mean(), table.strong.mean()
+    pair = f"{weak:.3f} weak, {strong:.3f} strong"
+    if table.weak_cost is not None and table.strong_cost is not None:
+        weak_cost, strong_cost = table.weak_cost.mean(), table.strong_cost.mean()
+        cost = f"cost {weak_cost:.4g} and {strong_cost:.4g}"
+        if strong >= weak and strong_cost <= weak_cost:
+            return f"the strong model is better and no dearer ({pair}; {cost}): always use it"
+        if weak >= strong and weak_cost <= strong_cost:
+            return f"the weak model is as good and no dearer ({pair}; {cost}): always use it"
+    if weak >= strong:
+        return f"the strong model is not better ({pair}): always use the weak one, if it is the cheaper"
+    if gain.low <= 0:
+        return f"the two models are not told apart ({pair}, difference {gain}): use the cheaper one"
+    return ""
+
+
+def _why_not(found: RouterFigures | None, tasks: int) -> str:
+    """Say why a router stays off; empty: it is admitted."""
+    if found is None:
+        return f"{tasks} tasks that it has not seen decide nothing; at least {FEWEST_TASKS} are needed"
+    lost = [f"{base} (by {by})" for base, by in found.over.items() if by.low <= 0]
+    if found.apgr.low <= 0.5:
+        lost.insert(0, f"chance (APGR {found.apgr.mid:.3f} [{found.apgr.low:.3f}, {found.apgr.high:.3f}])")
+    if not lost:
+        return ""
+    return f"on {tasks} tasks that it has not seen it does not beat {', '.join(lost)}"
