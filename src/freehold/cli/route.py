@@ -1,13 +1,14 @@
-"""`freehold route`: what a gateway would do with a request.
+"""`freehold route explain|admit`: what a gateway would do with a request, and whether a prompt router earns its place.
 
 Knows options and words; the rules are router's. Sends nothing, and starts no engine.
-Path: main -> route -> router/explain.py -> stdout
+Path: main -> route -> router/explain.py or admission/verdict.py -> stdout
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,7 @@ SCHEMA = 1
 
 @click.group("route")
 def command() -> None:
-    """Show which models of a gateway would answer a request, and why."""
+    """Show which models of a gateway would answer a request, and why; judge a prompt router."""
 
 
 @command.command("explain")
@@ -87,6 +88,32 @@ def explain_prompt(
         click.echo(json.dumps({"schema": SCHEMA, **_plain(found)}, indent=1))
     else:
         _show(found)
+
+
+@command.command("admit")
+@click.argument("table", type=click.Path(path_type=Path))
+@json_option
+@click.pass_context
+def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
+    """Judge routers between two models on a TABLE of questions that both answered.
+
+    TABLE is CSV or JSON lines (.gz or not) with id, task, prompt, weak and strong (scores from 0 to 1); `score` is your
+    own router's, higher to the strong model, `seen` is 1 where it was trained on the question's task, and weak_cost and
+    strong_cost are what the answers cost. Exits 1 unless the score column, or without one a learned candidate, beats
+    prompt length and the per-task mean on whole tasks that were held out.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices this small lose more to waiting threads
+    from freehold.cli.report.admission import show
+    from freehold.router.admission.table import read_table
+    from freehold.router.admission.verdict import admit
+
+    found = admit(read_table(table.expanduser()))
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **found.as_json()}, indent=1))
+    else:
+        show(found)
+    if not found.wanted:
+        ctx.exit(1)
 
 
 def _first(gateway: Gateway) -> str:

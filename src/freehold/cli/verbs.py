@@ -69,7 +69,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "freehold gateway check gateway.toml",
         ),
         "route": Verb(
-            "Show which models of a gateway would answer a request, and why.",
+            "Show which models of a gateway would answer a request, and why; judge a prompt router.",
             'freehold route explain "Who is our supplier?" --label private --gateway gateway.toml',
         ),
         "audit": Verb(

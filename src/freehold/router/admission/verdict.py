@@ -27,7 +27,9 @@ RANDOM, LENGTH, TASK, ORACLE = "random", "prompt length", "mean gain of the task
 FEW = f"mean gain of {LABELS} labelled answers of the task"
 # Seeds of the draws. With them the folds and the random order are those of the published figures that
 # tests/router/test_admission.py compares with.
-_FOLD_SEED, _RANDOM_SEED, _TIE_SEED, _SAMPLE_SEED = 3, 5, 0, 0
+_FOLD_SEED, _RANDOM_SEED = 3, 5
+# No small number: a table that was made with the same one would be ordered by its own draws where scores are equal.
+_TIE_SEED, _SAMPLE_SEED = 7_361_098_245, 7_361_098_246
 
 
 @dataclass(frozen=True, slots=True)
