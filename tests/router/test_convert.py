@@ -151,7 +151,7 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_document_of_any_shape_is_converted_to_something_that_is_toml(data: st.DataObject):
     config = read_yaml(CONFIGS / data.draw(st.sampled_from(["team.yaml", "private.yaml", "sellers.yaml"])))

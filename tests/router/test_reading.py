@@ -191,3 +191,29 @@ def test_a_model_without_a_price_of_the_files_has_that_of_the_sellers_table():
     assert price is not None and price.rates.input > 0
     assert gateway.price_table == price.version and gateway.price_table.startswith("genai-prices ")
     assert read_text(SOUND, OUTSIDE).price_table == "", "the file states all of them"
+
+
+@pytest.mark.parametrize(
+    "provider, model, terms, may_teach",
+    [
+        ('kind = "openai"\nkey = "env:OPENAI_API_KEY"', "gpt-6.2-sol", "LicenseRef-openai-services", False),
+        (
+            'kind = "deepseek"\nkey = "env:OPENAI_API_KEY"',
+            "deepseek-chat",
+            "LicenseRef-deepseek-open-platform",
+            True,
+        ),
+        ('kind = "openai-compatible"\nurl = "http://box"\nowned = true', "qwen3:8b", "Apache-2.0", True),
+        ('kind = "openai-compatible"\nurl = "https://seller.example"', "qwen3:8b", "Apache-2.0", None),
+        ('kind = "openai-compatible"\nurl = "http://box"\nowned = true', "of-our-own", "", None),
+    ],
+)
+def test_terms_are_those_of_the_sellers_door_or_of_the_weights(
+    provider: str, model: str, terms: str, may_teach: bool | None
+):
+    price = "price = { input = 1, output = 1 }\n"
+    text = f'[providers.p]\n{provider}\n[models.m]\nprovider = "p"\nmodel = "{model}"\n{price}'
+    found = read_text(text, OUTSIDE).models["m"]
+    assert (found.terms, found.may_teach) == (terms, may_teach)
+    stated = read_text(text + 'terms = "ours"\nmay_teach = true\n', OUTSIDE).models["m"]
+    assert (stated.terms, stated.may_teach) == ("ours", True)

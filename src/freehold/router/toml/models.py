@@ -13,6 +13,7 @@ from freehold.config import nearest
 from freehold.providers.contract import Abilities, Provider, RemoteModel
 from freehold.router.gateway import GatewayModel
 from freehold.router.price import Price
+from freehold.router.terms import terms_of
 from freehold.router.toml.mistakes import shown
 from freehold.router.toml.outside import Outside
 from freehold.router.toml.pricing import stated_price
@@ -26,17 +27,6 @@ ABILITIES: Mapping[str, Abilities] = {  # of a provider's usual models; a model'
     "gemini": Abilities(seed=True),
     "mistral": Abilities(several=True, seed=True),
     "deepseek": Abilities(images=False, json_schema=False, logprobs=True, embeddings=False),
-}
-TERMS: Mapping[str, tuple[str, bool | None]] = {  # terms of use, and whether answers may train other models
-    # OpenAI Services Agreement: output may not be used to develop models that compete with it.
-    "openai": ("OpenAI Services Agreement", False),
-    # Anthropic Commercial Terms, D.4: not to train competing models.
-    "anthropic": ("Anthropic Commercial Terms", False),
-    # Gemini API Additional Terms: not to develop models that compete with it.
-    "gemini": ("Gemini API Additional Terms", False),
-    "mistral": ("Mistral Commercial Terms", None),
-    # DeepSeek Open Platform Terms: training other models, distillation included, is among the allowed uses.
-    "deepseek": ("DeepSeek Open Platform Terms", True),
 }
 _RENTED = ("model", "context", "max_output", "can")
 
@@ -79,10 +69,7 @@ def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outsi
             "", "nothing says where the model answers", 'local = "qwen2.5-coder:1.5b", or provider and model'
         )
     remote = _remote(table, providers, seller)
-    provider = remote.provider if remote is not None else None
-    terms, may_teach = TERMS.get(provider.kind if provider and not provider.owned else "", ("", None))
-    teach = table.value("may_teach", bool)
-    given = table.text("terms")
+    terms, may_teach = _terms(table, local, remote)
     if local and not seller:
         _check_local(table, local, outside)
     return GatewayModel(
@@ -90,9 +77,21 @@ def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outsi
         local=local,
         remote=remote,
         price=_price(table, remote, outside),
-        terms=given or terms,
-        may_teach=teach if teach is not None else None if given else may_teach,
+        terms=terms,
+        may_teach=may_teach,
     )
+
+
+def _terms(table: TomlTable, local: str, remote: RemoteModel | None) -> tuple[str, bool | None]:
+    """Return what the file says of the terms, and of what it leaves open what the catalogue knows."""
+    given, teach = table.text("terms"), table.value("may_teach", bool)
+    if given:
+        return given, teach
+    kind, name = ("", local) if remote is None else (remote.provider.kind, remote.model)
+    terms, known = (
+        terms_of(kind, name, remote is not None and not remote.provider.owned) if name else ("", None)
+    )
+    return terms, known if teach is None else teach
 
 
 def _check_local(table: TomlTable, local: str, outside: Outside) -> None:
