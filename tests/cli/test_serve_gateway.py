@@ -35,6 +35,8 @@ stay = "owned"
 [routes.chat]
 targets = ["big"]
 retries = 0
+[keys.alice]
+label = "private"
 """
 
 
@@ -91,7 +93,7 @@ def rows(home: Path) -> int:
 
 def test_a_route_a_rented_model_and_an_owned_one_answer_at_one_address(file: Path, standin: StandIn):
     home = file.parent
-    with served(home, "--gateway", str(file), words=5) as (process, said):
+    with served(home, "--gateway", str(file), "--log-level", "debug", words=5) as (process, said):
         assert said["gateway"]["routes"] == ["chat"] and said["gateway"]["providers"] == ["seller"]
         assert said["gateway"]["ledger"] == str(home / "ledger.sqlite")
         for model in ("chat", "big"):
@@ -107,6 +109,8 @@ def test_a_route_a_rented_model_and_an_owned_one_answer_at_one_address(file: Pat
         assert KEY not in Path(f"/proc/{process.pid}/environ").read_bytes().decode()
     log = (home / "server.log").read_text()
     assert "gateway: " in log and "routes: chat" in log and "seller (openai)" in log
+    assert "gateway.toml speaks of keys that do not exist: alice" in log
+    assert '"model": "chat"' in log, "the line to try asks a route"
     assert KEY not in log and KEY.encode() not in (home / "ledger.sqlite").read_bytes()
     assert rows(home) >= 3
     assert standin.received[0].headers["authorization"] == f"Bearer {KEY}"

@@ -804,21 +804,21 @@ WRONG = {
         '"al ice" is not a valid name for a key',
         "64",
     ),
-    "ledger of another database": (
+    "ledger in a database": (
         "[providers.openai]",
         'ledger = "mysql://host/db"\n[providers.openai]',
         "mysql",
         "ledger",
-        '"mysql://host/db"',
-        "postgresql://",
+        '"mysql://host/db" is not a path',
+        "write a path",
     ),
-    "ledger with a password": (
+    "ledger at an address with a password": (
         "[providers.openai]",
         f'ledger = "postgresql://me:{KEY}@host/db"\n[providers.openai]',
         KEY,
         "ledger",
-        "holds a password",
-        "env:NAME",
+        "the address is not a path",
+        "write a path",
     ),
     "ledger in no folder": (
         "[providers.openai]",

@@ -7,80 +7,46 @@ Path: cli/serving/hybrid.py -> open_models -> GatewayModels of directory.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from freehold.errors import UsageError
-from freehold.providers import upstream
 from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Provider, RemoteModel
-from freehold.providers.hop import Hop, http_client
+from freehold.providers.hop import http_client
 from freehold.router.bar import Bars
 from freehold.router.budgets import Budgets
 from freehold.router.classifier import Classifier
-from freehold.router.contract import RentedStream
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
 from freehold.router.identity import Identities
+from freehold.router.labels import Labeller
 from freehold.router.ledger.store import Ledger
 from freehold.router.live import LiveGateway
-from freehold.serving import EmbedJob, Job, ModelManager, Stream, Vectors
+from freehold.router.rented import ProviderModels
+from freehold.serving import Job, ModelManager, Stream
 from freehold.store import Store
 
 LEDGER = "ledger.sqlite"  # in the data folder
 ASIDE_S = 20.0  # for a classifier's word
 
 
-class HopModels:
-    """The rented models of a server, over one Hop."""
-
-    def __init__(self, hop: Hop) -> None:
-        self.hop = hop
-
-    def keep(self, providers: Iterable[Provider]) -> None:
-        """Give up the connections of every other provider."""
-        self.hop.keep(providers)
-
-    async def start(
-        self,
-        cleared: Cleared[Job],
-        model: RemoteModel,
-        *,
-        first_token_s: float,
-        timeout_s: float,
-        stream: bool = True,
-    ) -> RentedStream:
-        """Return an answer whose first chunk has come."""
-        return await upstream.start(
-            self.hop, cleared, model, first_token_s=first_token_s, timeout_s=timeout_s, stream=stream
-        )
-
-    async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors:
-        """Return unit vectors."""
-        return await upstream.embed(self.hop, cleared, model, timeout_s=timeout_s)
-
-    async def count(self, cleared: Cleared[Job], model: RemoteModel, *, timeout_s: float) -> int | None:
-        """Return the provider's count of a prompt; None where it has no door for it."""
-        return await upstream.count(self.hop, cleared, model, timeout_s=timeout_s)
+def ledger_path(gateway: Gateway, home: Path) -> Path:
+    """Return where the ledger of a gateway.toml is."""
+    return Path(gateway.ledger) if gateway.ledger else home / LEDGER
 
 
-def ledger_path(gateway: Gateway, file: Path, home: Path) -> Path:
-    """Return where the ledger of a gateway.toml is. Raises UsageError for what this installation cannot open."""
-    if "://" in gateway.ledger:
-        raise UsageError(
-            "a ledger in PostgreSQL cannot be opened", "leave ledger out for a file in the data folder"
-        )
-    return file.absolute().parent / gateway.ledger if gateway.ledger else home / LEDGER
+def check_packages(gateway: Gateway) -> None:
+    """Raise UsageError where a package is missing that the file needs, before a server opens anything."""
+    if gateway.providers:
+        http_client()
+    Labeller(gateway)
 
 
 class ServedGateway(GatewayModels):
     """The models of a server with a gateway, and what has to run beside them and be closed with them."""
 
-    def __init__(
-        self, engines: ModelManager, live: LiveGateway, hop: Hop, ledger: Ledger, store: Store
-    ) -> None:
+    def __init__(self, engines: ModelManager, live: LiveGateway, ledger: Ledger, store: Store) -> None:
         self.live, self.ledger = live, ledger
-        self._rented = HopModels(hop)
+        self._rented = ProviderModels(live.current.providers.values())
         super().__init__(
             engines,
             lambda: live.current,
@@ -109,13 +75,11 @@ class ServedGateway(GatewayModels):
         for task in self._beside:
             task.cancel()
         await super().close(drain_s)
-        await self._rented.hop.close()
+        await self._rented.close()
         await self.ledger.close()
 
 
 def open_models(engines: ModelManager, live: LiveGateway, store: Store) -> ServedGateway:
-    """Open a server's gateway, in its event loop. Raises LedgerUnavailable, StoreError or UsageError."""
-    if live.current.providers:
-        http_client()  # before anything is opened: a missing package is told at the start
-    ledger = Ledger.open(ledger_path(live.current, live.path, store.settings.home))
-    return ServedGateway(engines, live, Hop(live.current.providers.values()), ledger, store)
+    """Open a server's gateway, in its event loop. Raises LedgerUnavailable or StoreError."""
+    ledger = Ledger.open(ledger_path(live.current, store.settings.home))
+    return ServedGateway(engines, live, ledger, store)

@@ -57,7 +57,7 @@ class Announcer:
             tell(line)
         if self._hybrid is not None:
             self._hybrid.opened(doors)
-            for line in self._hybrid.lines():
+            for line in self._hybrid.lines(self._options.keys):
                 tell(line)
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
         tell("owner's token, for pull, create, copy and delete over HTTP: freehold keys owner")
@@ -77,8 +77,9 @@ class Announcer:
             tell(f"loaded when a request names it: {', '.join(rest)}")
         for name, why in refused.items():
             tell(f"not served: {name}: {why}")
-        if held:
-            tell(f"try: {_example(url, (self._names or held)[0], keyed=bool(self._options.keys))}")
+        routes = [] if self._hybrid is None else [*self._hybrid.live.current.routes]
+        if names := routes or list(self._names) or held:
+            tell(f"try: {_example(url, names[0], keyed=bool(self._options.keys))}")
 
     def _held(self) -> tuple[list[str], dict[str, str]]:
         """Return the models that the engine runs, and why it refuses the others."""

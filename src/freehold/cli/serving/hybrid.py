@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING, Any
 from freehold.cli.serving.gatewayfile import AskedVariables, outside_of
 from freehold.config import Settings
 from freehold.router.live import LiveGateway
-from freehold.router.opening import ServedGateway, ledger_path, open_models
+from freehold.router.opening import ServedGateway, check_packages, ledger_path, open_models
 from freehold.router.toml.environment import KeptEnvironment
 from freehold.serving import ModelManager
 from freehold.store import Store
 
 if TYPE_CHECKING:
+    from freehold.server.core.keys import Ring
     from freehold.server.serve import Doors
 
 
 class HybridStart:
-    """A server's gateway from its start. Raises BadGateway, or UsageError for a ledger that cannot be opened."""
+    """A server's gateway from its start. Raises BadGateway, and UsageError for a missing package."""
 
     def __init__(self, settings: Settings, store: Store, path: Path) -> None:
         environment = KeptEnvironment()
         self._settings, self._store = settings, store
         self.live = LiveGateway(path, outside_of(settings, environment))
-        self.ledger = ledger_path(self.live.current, path, settings.home)
+        check_packages(self.live.current)
+        self.ledger = ledger_path(self.live.current, settings.home)
         environment.hide()  # before any child process is started
         self.live.on_change(lambda gateway: environment.hide())
 
@@ -43,12 +45,14 @@ class HybridStart:
         if isinstance(models, ServedGateway):
             doors.server.watched.append(lambda: "; ".join(models.troubles()))
 
-    def lines(self) -> Iterator[str]:
-        """Yield what the server prints of its gateway."""
+    def lines(self, keys: Ring) -> Iterator[str]:
+        """Yield what the server prints of its gateway; `keys`: those of requests."""
         gateway = self.live.current
         providers = [f"{p.name} ({p.kind}{', owned' if p.owned else ''})" for p in gateway.providers.values()]
         yield f"gateway: {self.live.path}; routes: {', '.join(gateway.routes) or 'none'}"
         yield f"providers: {', '.join(providers) or 'none'}; ledger: {self.ledger}"
+        if unknown := [name for name in gateway.keys if keys.named(name) is None]:
+            yield f"warning: {self.live.path.name} speaks of keys that do not exist: {', '.join(unknown)}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the same for programs."""

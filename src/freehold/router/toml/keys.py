@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import cast, get_args
-from urllib.parse import urlsplit
 
 from freehold.router.gateway import NANO, KeyPolicy, Label, Period, QualityTask, SpendLimit
 from freehold.router.toml.mistakes import shown
@@ -82,33 +81,16 @@ def _budget(table: TomlTable) -> SpendLimit | None:
 
 
 def read_ledger(top: TomlTable, outside: Outside) -> str:
-    """Return where the ledger is: "" the home's file, a path, or an address of PostgreSQL."""
-    given = table_url = top.text("ledger")
+    """Return the ledger's file, "" for the one of the data folder."""
+    given = top.text("ledger")
     if not given:
         return ""
-    if given.startswith("env:"):
-        name = given.removeprefix("env:")
-        given = outside.environment.get(name, "").strip() if "\0" not in name else ""
-        if not given:
-            top.bad("ledger", f"the environment variable {shown(name)[1:-1]} is not set", "export it")
-            return ""
-    try:
-        parts = urlsplit(given)
-        secret, scheme = parts.password is not None and given == table_url, parts.scheme
-    except ValueError:
-        secret, scheme = "@" in given, "://" if "://" in given else ""
-    if secret:
-        top.bad("ledger", "the address holds a password", 'write "env:NAME", or put it into ~/.pgpass')
-    elif "://" in given and scheme not in ("postgresql", "postgres"):
+    file = outside.folder.absolute() / given
+    if "://" in given or "\0" in given:
+        shown_or_not = "the address" if "@" in given else shown(given)
         top.bad(
-            "ledger",
-            f"{shown(given)} is not an address of PostgreSQL"
-            if given == table_url
-            else "is not one of PostgreSQL",
-            'leave it out for a file in the data folder, or write a path or "postgresql://host/name"',
+            "ledger", f"{shown_or_not} is not a path", "the ledger is a file: write a path, or leave it out"
         )
-    elif "\0" in given:
-        top.bad("ledger", "the path holds a zero character", "write a path")
-    elif "://" not in given and not (outside.folder / given).parent.is_dir():
+    elif not file.parent.is_dir():
         top.bad("ledger", f"there is no folder for {shown(given)}", "make it first")
-    return given
+    return str(file)
