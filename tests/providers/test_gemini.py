@@ -165,12 +165,17 @@ def test_text_after_results_is_a_turn_of_its_own():
 
 
 def test_signatures_return_on_the_parts_that_had_them():
-    signed = SignedThinking("", "T1", text_before=3), SignedThinking("Hmm.", "T2", text_before=3)
+    signed = (
+        SignedThinking("", "T1"),
+        SignedThinking("Hmm.", "T2", text_before=3),
+        SignedThinking("", "T3", "", 7),
+    )
     job = loop(PARIS, signed=signed, text="One two")
     assert sent(job, NEW)["contents"][1]["parts"] == [
         {"text": "One", "thoughtSignature": "T1"},
         {"text": "Hmm.", "thought": True, "thoughtSignature": "T2"},
         {"text": " two"},
+        {"text": "", "thoughtSignature": "T3"},
         {"functionCall": {"name": "get_weather", "args": {"city": "Paris"}}, "thoughtSignature": "SIG"},
     ]
 

@@ -179,6 +179,7 @@ def test_streamed_and_whole_answers_are_the_same_joined(
     got = joined(pieces)
     assert (got.text, got.thinking) == (answer.text, answer.thoughts)
     assert [(c.name, c.arguments) for c in calls(pieces)] == [(c.name, c.arguments) for c in answer.calls]
+    assert standin.wait_for(lambda: bool(standin.bills))
     (bill,) = standin.bills
     assert got.usage is not None
     used = (
@@ -208,6 +209,21 @@ def test_count_and_embeddings_have_their_doors(standin: StandIn, hopping: Hoppin
     model = remote(standin, kind, name)
     standin.say += [Answer(tokens=Tokens(77, 0))]
     assert hopping(lambda hop: upstream.count(hop, cleared(ASKED), model, timeout_s=5)) == 77
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_signed_texts_return_as_the_parts_they_were(standin: StandIn, hopping: Hopping, stream):
+    standin.say += [Answer(("I look", "ed."), signature="yes"), Answer(("18 C.",))]
+    model = remote(standin, "gemini", "gemini-3.8-flash")
+
+    async def talk(hop: Hop) -> Chunk:
+        pieces = await turn(hop, model, cleared(ASKED), Signatures(), stream=stream)
+        said = Message("assistant", joined(pieces).text, signed=joined(pieces).signed)
+        back = replace(ASKED, messages=(*(ASKED.messages or ()), said, Message("user", "And?")))
+        return joined(await turn(hop, model, cleared(back), Signatures(), stream=stream))
+
+    assert hopping(talk).text == "18 C."
+    assert standin.received[1].body.count(b"thoughtSignature") == 1
 
 
 def test_redacted_blocks_return(standin: StandIn, hopping: Hopping):

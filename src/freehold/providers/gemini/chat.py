@@ -128,23 +128,22 @@ class ContentWriter:
 
 
 def _said(message: Message) -> list[Part]:
-    """Return an assistant's text, cut where its parts were signed, and its signed thoughts."""
+    """Return an assistant's text in the parts that were signed, and its signed thoughts between them."""
     parts: list[Part] = []
-    at = 0
-    for block in message.signed:
-        if block.redacted:
-            continue  # no block of this API's
-        if block.text:
-            if message.content[at : block.text_before]:
-                parts.append({"text": message.content[at : block.text_before]})
-            parts.append({"text": block.text, "thought": True, "thoughtSignature": block.signature})
-        else:
-            parts.append(
-                {"text": message.content[at : block.text_before], "thoughtSignature": block.signature}
-            )
+    blocks = [block for block in message.signed if block.signature]  # what is redacted is another API's
+    text, at = message.content, 0
+    ends = [block.text_before for block in blocks[1:]] + [len(text)]
+    for block, until in zip(blocks, ends, strict=False):
+        if text[at : block.text_before]:
+            parts.append({"text": text[at : block.text_before]})
         at = max(at, block.text_before)
-    if message.content[at:]:
-        parts.append({"text": message.content[at:]})
+        if block.text:
+            parts.append({"text": block.text, "thought": True, "thoughtSignature": block.signature})
+            continue
+        parts.append({"text": text[at:until], "thoughtSignature": block.signature})
+        at = max(at, until)
+    if text[at:]:
+        parts.append({"text": text[at:]})
     return parts
 
 

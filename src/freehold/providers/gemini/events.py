@@ -253,9 +253,10 @@ def _chunk(part: AnswerPart, answer: _Answer) -> Chunk | None:
     if part.thought:
         block = SignedThinking(part.text, signature, "", answer.chars, answer.calls)
         return Chunk(thinking=part.text, signed=(block,) if signature else ())
+    block = SignedThinking("", signature, "", answer.chars, answer.calls)
     answer.chars += len(part.text)
-    if signature:
-        return Chunk(part.text, signed=(SignedThinking("", signature, "", answer.chars, answer.calls),))
+    if signature:  # of the part that begins here
+        return Chunk(part.text, signed=(block,))
     return Chunk(part.text) if part.text else None
 
 
