@@ -72,6 +72,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Show which models of a gateway would answer a request, and why; judge a prompt router.",
             'freehold route explain "Who is our supplier?" --label private --gateway gateway.toml',
         ),
+        "ledger": Verb(
+            "Show what requests of a gateway cost, by model, key or task, and why each went where it did.",
+            "freehold ledger --since 7d --by model,key",
+        ),
         "audit": Verb(
             "Show which requests of a label left the house, and to whom.",
             "freehold audit --label private --since 90d",

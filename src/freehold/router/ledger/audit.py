@@ -7,18 +7,13 @@ Path: cli/audit.py -> audit -> schema.py
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from freehold.errors import LedgerUnavailable, ModelNotFound, StoreError
 from freehold.providers.cleared import HOUSE
 from freehold.router.ledger import schema
+from freehold.router.ledger.queries import reading
 from freehold.router.ledger.rows import first_id
 
 EXAMPLES = 20  # rows that are named
@@ -72,7 +67,7 @@ class LabelAudit:
 
 def audit(path: Path, label: str, since: float, until: float) -> LabelAudit:
     """Read a ledger. Raises ModelNotFound where there is no file, LedgerUnavailable for one that cannot be read."""
-    with _opened(path) as db:
+    with reading(path) as db:
         owned = {HOUSE} | {
             place for (place,) in db.execute("SELECT DISTINCT place FROM requests WHERE owned")
         }
@@ -121,21 +116,3 @@ def audit(path: Path, label: str, since: float, until: float) -> LabelAudit:
 
 def _places(detail: bytes) -> set[str]:
     return {attempt.place for attempt in schema.detail_of(detail).attempts}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    if not path.is_file():
-        raise ModelNotFound(f"there is no ledger {path}", "a server with --gateway writes one")
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as db:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version != schema.VERSION:
-                raise StoreError(
-                    f"the ledger {path} has version {version}; this Freehold reads version {schema.VERSION}",
-                    "use the Freehold that wrote it",
-                )
-            db.execute("BEGIN")
-            yield db
-    except (sqlite3.Error, msgspec.MsgspecError) as e:
-        raise LedgerUnavailable(f"the ledger {path} cannot be read: {e}") from None

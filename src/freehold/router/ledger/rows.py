@@ -13,6 +13,7 @@ from typing import Literal
 from freehold.providers.cleared import SetLabel
 from freehold.types import Usage
 
+NANO_USD = 1_000_000_000  # nano-dollars of a dollar
 Outcome = Literal[
     "whole",  # the answer ended as its wire says
     "broken",  # the provider's stream broke after its first token
@@ -112,3 +113,10 @@ def row_id(at: float) -> str:
 def first_id(at: float) -> str:
     """Return what no id of `at` or of a later moment is less than."""
     return f"{int(at * 1e6):016x}"
+
+
+def usd(nano: int) -> str:
+    """Return nano-dollars as dollars, exact: 0.000104 USD."""
+    whole, rest = divmod(nano, NANO_USD)
+    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{whole:,}.{digits} USD"

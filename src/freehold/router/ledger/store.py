@@ -24,11 +24,11 @@ import msgspec
 
 from freehold import private
 from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
-from freehold.router.gateway import NANO, SpendLimit
+from freehold.router.gateway import SpendLimit
 from freehold.router.ledger import schema
 from freehold.router.ledger.owners import OwnerLock
 from freehold.router.ledger.recovery import recover
-from freehold.router.ledger.rows import Intent, LedgerRow, first_id
+from freehold.router.ledger.rows import Intent, LedgerRow, first_id, usd
 from freehold.router.ledger.windows import SpendWindow, window
 
 _log = logging.getLogger("freehold.router")
@@ -352,19 +352,12 @@ def _no_money(
     key: str, limit: SpendLimit, span: SpendWindow, at: float, amounts: tuple[int, int, int]
 ) -> BudgetSpent:
     spent, reserved, asked = amounts
-    held = f", {_usd(reserved)} reserved for requests in flight" if reserved else ""
+    held = f", {usd(reserved)} reserved for requests in flight" if reserved else ""
     said = (
-        f"the budget of key {key} is {_usd(limit.nano)} a {limit.per}: {_usd(spent)} spent{held}, and this "
-        f"request may cost {_usd(asked)}"
+        f"the budget of key {key} is {usd(limit.nano)} a {limit.per}: {usd(spent)} spent{held}, and this "
+        f"request may cost {usd(asked)}"
     )
     hint = f"it renews at {span.words()}; a smaller max_tokens may fit"
     return BudgetSpent(
         said, hint, span.stop - at, spent=spent, reserved=reserved, asked=asked, limit=limit.nano
     )
-
-
-def _usd(nano: int) -> str:
-    """Return dollars, exact: 0.000104 USD."""
-    whole, rest = divmod(nano, NANO)
-    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{whole:,}.{digits} USD"

@@ -1,0 +1,197 @@
+"""`freehold ledger [show REQUEST]`: requests of a gateway, summed or one by one, with what each cost and why.
+
+Knows options and words; reading is router/ledger/queries.py's. Works while a server writes.
+Path: main -> ledger -> queries.sums or queries.find -> text, JSON or CSV
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.shared import Seconds, json_option, pairs, table
+from freehold.config import Settings
+from freehold.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from freehold.router.ledger.queries import LedgerSum
+    from freehold.router.ledger.rows import LedgerRow
+
+SCHEMA = 1
+HEAD = (
+    "REQUESTS",
+    "WHOLE",
+    "USD",
+    "ESTIMATED",
+    "PROMPT",
+    "CACHED",
+    "WRITTEN",
+    "ANSWERS",
+    "FIRST",
+    "WHOLE IN",
+)
+
+ledger_option = click.option(
+    "--ledger",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The ledger; default: ledger.sqlite of the data folder.",
+)
+
+
+@click.group("ledger", invoke_without_command=True)
+@click.option("--since", type=Seconds(), default="7d", show_default=True, help="How far back: 12h, 90d.")
+@click.option(
+    "--by",
+    default="model",
+    show_default=True,
+    metavar="A,B",
+    help="Group by model, route, key, task, place, label, door, outcome or day; several with commas.",
+)
+@ledger_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, since: float, by: str, file: Path | None, as_csv: bool, as_json: bool
+) -> None:
+    """Show what a gateway's requests cost: rows of the ledger, summed.
+
+    USD is exact to the nano-dollar; ESTIMATED is the part of it whose tokens no provider reported: answers that broke
+    off, were left by their client, or were in flight when a server was killed.
+
+    With --json: {"schema": 1, "since": ..., "until": ..., "by": [...], "sums": [...], "total": {...}}; amounts are in
+    whole nano-dollars.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from freehold.router.ledger.queries import sums
+
+    path, now = _path(ctx.obj, file), time.time()
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    found = sums(path, now - since, now, names)
+    if as_csv:
+        click.echo(_csv(names, found), nl=False)
+        return
+    (total,) = sums(path, now - since, now)
+    if as_json:
+        plain = {"by": names, "sums": [_plain(names, one) for one in found], "total": _plain((), total)}
+        click.echo(json.dumps({"schema": SCHEMA, "since": now - since, "until": now, **plain}, indent=1))
+    elif not total.rows:
+        click.echo(f"no requests since {_day(now - since)} UTC")
+    else:
+        head = (*(name.upper() for name in names), *HEAD)
+        rows = [(*(value or "-" for value in one.group), *_cells(one)) for one in found]
+        rows.append((*("total" if n == 0 else "" for n in range(len(names))), *_cells(total)))
+        table(head, rows, right=tuple(range(len(names), len(head))))
+
+
+@command.command("show")
+@click.argument("request")
+@ledger_option
+@json_option
+@click.pass_obj
+def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> None:
+    """Show one REQUEST: who asked, which targets were candidates and why, attempts, tokens, cost.
+
+    REQUEST is the id in the answer's x-request-id header, the answer's own id, or the provider's. Prints no prompt and
+    no answer: the ledger holds none.
+    """
+    from freehold.router.ledger.queries import find
+
+    path = _path(settings, file)
+    found = find(path, request)
+    if not found:
+        raise ModelNotFound(f"the ledger has no request {request!r}", "it has rows of gateways alone")
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "rows": [asdict(row) for row in found]}, indent=1))
+        return
+    for number, row in enumerate(found):
+        if number:
+            click.echo()
+        pairs(_words(row))
+
+
+def _path(settings: Settings, file: Path | None) -> Path:
+    return file or settings.home / "ledger.sqlite"
+
+
+def _cells(one: LedgerSum) -> tuple[str, ...]:
+    from freehold.router.ledger.rows import usd
+
+    tokens = (one.prompt, one.cached, one.written, one.completion)
+    money = (usd(one.nano).removesuffix(" USD"), usd(one.estimated).removesuffix(" USD"))
+    return (
+        *(f"{one.rows:,}", f"{one.whole:,}", *money),
+        *(f"{count:,}" for count in tokens),
+        *(f"{seconds:.2f} s" for seconds in (one.first_s, one.whole_s)),
+    )
+
+
+def _plain(names: Any, one: LedgerSum) -> dict[str, Any]:
+    plain = asdict(replace(one, group=()))
+    del plain["group"]
+    return {**dict(zip(names, one.group, strict=True)), **plain}
+
+
+def _csv(names: list[str], found: tuple[LedgerSum, ...]) -> str:
+    out = io.StringIO()
+    rows = [_plain(names, one) for one in found]
+    writer = csv.DictWriter(out, rows[0] if rows else [*names, "rows"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _words(row: LedgerRow) -> list[tuple[str, str]]:
+    from freehold.router.ledger.rows import usd
+
+    used = row.usage
+    about = "estimated" if row.estimated else row.price_version
+    kinds = {"cached": used.cached_tokens, "written": used.written_tokens + used.written_hour_tokens}
+    of = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+    thought = f" ({used.thought_tokens:,} of reasoning)" if used.thought_tokens else ""
+    teach = {True: "may train models", False: "may not train models", None: ""}[row.may_teach]
+    words = [
+        ("request", row.request_id or row.id),
+        ("at", f"{_day(row.at, 'seconds')} UTC, by key {row.key or '-'}, through {row.door or '-'}"),
+        ("asked for", f"{row.asked}{f', task {row.task}' if row.task else ''}"),
+        ("answered by", f"{row.target or '-'} at {row.place or '-'}{', owned' if row.owned else ''}"),
+        ("ended", f"{row.outcome}{f' ({row.finish_reason})' if row.finish_reason else ''}"),
+        ("labels", ", ".join(f"{label.name} (by {label.by})" for label in row.labels) or "none"),
+        ("left the house", "yes" if row.left_house else "no"),
+        (
+            "tokens",
+            f"{used.prompt_tokens:,}{f' ({of})' if of else ''} in, {used.completion_tokens:,}{thought} out",
+        ),
+        ("cost", f"{usd(row.nano)}{f' ({about})' if about else ''}"),
+        ("seconds", f"{row.first_s:.3f} to the first token, {row.whole_s:.3f} in all"),
+    ]
+    if row.terms:
+        words.append(("terms", f"{row.terms}{f'; answers {teach}' if teach else ''}"))
+    if row.upstream_id:
+        words.append(("provider's id", row.upstream_id))
+    if row.parent:
+        words.append(("beside", row.parent))
+    for each in row.candidates:
+        words.append(("candidate" if each.taken else "passed over", f"{each.target}: {each.reason}"))
+    for one in row.attempts:
+        status = f" {one.status}" if one.status else ""
+        ended = one.cause or "answered"
+        words.append(
+            ("attempt", f"{one.target} at {one.place}: {ended}{status}, {one.seconds:.3f} s, {usd(one.nano)}")
+        )
+    return words
+
+
+def _day(at: float, unit: str = "minutes") -> str:
+    return datetime.fromtimestamp(at, UTC).replace(tzinfo=None).isoformat(" ", unit)

@@ -1,0 +1,120 @@
+"""Reads a ledger without changing it, also while a server writes it: rows of a span, sums by group, one request.
+
+Knows rows and columns; opens the file for reading alone.
+Path: cli/ledger.py, cli/report/cost_ledger.py -> sums, rows_in, find -> schema.py
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from freehold.errors import LedgerUnavailable, ModelNotFound, StoreError, UsageError
+from freehold.router.ledger import schema
+from freehold.router.ledger.rows import LedgerRow, first_id
+
+# What rows can be grouped by, and the column or expression of each.
+GROUPS = {
+    "model": "target",
+    "route": "asked",
+    "key": "key",
+    "task": "task",
+    "place": "place",
+    "label": "labels",  # of a request with several: all of them, as one group
+    "door": "door",
+    "outcome": "outcome",
+    "day": "date(at, 'unixepoch')",
+}
+_SUMS = """count(*), sum(outcome IN ('whole', 'cached')), sum(nano), sum(nano * estimated), sum(prompt), sum(cached),
+  sum(written + written_hour), sum(completion), sum(thought), avg(CASE WHEN first_s > 0 THEN first_s END),
+  avg(CASE WHEN outcome = 'whole' THEN whole_s END)"""
+_SPAN = "id >= ? AND at >= ? AND at < ?"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSum:
+    """Rows of one group. Shadows and answers that a cascade discarded are rows of their own."""
+
+    group: tuple[str, ...]  # values of the groups asked for
+    rows: int
+    whole: int  # that were answered whole
+    nano: int  # nano-dollars,
+    estimated: int  # and those of them whose tokens no provider counted
+    prompt: int  # tokens, cached and written ones included
+    cached: int
+    written: int
+    completion: int  # tokens, thought ones included
+    thought: int
+    first_s: float  # mean, where a first token came
+    whole_s: float  # mean of whole answers
+
+
+def sums(path: Path, since: float, until: float, by: Sequence[str] = ()) -> tuple[LedgerSum, ...]:
+    """Return sums by group, the dearest first; without groups one sum of everything. Raises UsageError."""
+    for name in by:
+        if name not in GROUPS:
+            raise UsageError(f"the ledger has no group {name!r}", f"choose among {', '.join(GROUPS)}")
+    names = ", ".join(GROUPS[name] for name in by)
+    columns = f"{names}, {_SUMS}" if by else _SUMS
+    grouped = f" GROUP BY {names} ORDER BY sum(nano) DESC, count(*) DESC, {names}" if by else ""
+    query = f"SELECT {columns} FROM requests WHERE {_SPAN}{grouped}"
+    with reading(path) as db:
+        found = db.execute(query, _span(since, until)).fetchall()
+    return tuple(LedgerSum(tuple(row[: len(by)]), *(value or 0 for value in row[len(by) :])) for row in found)
+
+
+def rows_in(path: Path, since: float, until: float) -> Iterator[LedgerRow]:
+    """Yield the rows of a span, in the order of their ids."""
+    query = f"SELECT {schema.NAMES} FROM requests WHERE {_SPAN} ORDER BY id"
+    with reading(path) as db:
+        for values in db.execute(query, _span(since, until)):
+            yield schema.row_of(values)
+
+
+def find(path: Path, name: str) -> tuple[LedgerRow, ...]:
+    """Return the rows of a request, the newest first: its own and those of its shadows and discarded answers.
+
+    `name`: the request's id, the answer's (with or without its protocol's prefix), the provider's, or the row's.
+    """
+    bare = name.rpartition("-")[2] if "_" not in name else name.rpartition("_")[2]
+    query = f"""SELECT {schema.NAMES} FROM requests WHERE id = ?1 OR request_id IN (?1, ?2) OR answer_id IN (?1, ?2)
+      OR upstream_id = ?1 ORDER BY id DESC LIMIT 100"""
+    with reading(path) as db:
+        found = [schema.row_of(values) for values in db.execute(query, (name, bare or name))]
+        beside = f"SELECT {schema.NAMES} FROM requests WHERE parent = ? ORDER BY id DESC LIMIT 100"
+        known = {row.id for row in found}
+        more = [schema.row_of(v) for row in found for v in db.execute(beside, (row.id,))]
+    return (*found, *(row for row in more if row.id not in known))
+
+
+def _span(since: float, until: float) -> tuple[object, ...]:
+    # Ids are made at arrival; a day's grace for a clock that was set.
+    return first_id(max(since - 86400, 0)), since, until
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a ledger to read one state of it.
+
+    Raises ModelNotFound where there is no file, StoreError for another version, LedgerUnavailable for one that cannot
+    be read.
+    """
+    if not path.is_file():
+        raise ModelNotFound(f"there is no ledger {path}", "a server with --gateway writes one")
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version != schema.VERSION:
+                raise StoreError(
+                    f"the ledger {path} has version {version}; this Freehold reads version {schema.VERSION}",
+                    "use the Freehold that wrote it",
+                )
+            db.execute("BEGIN")
+            yield db
+    except (sqlite3.Error, msgspec.MsgspecError) as e:
+        raise LedgerUnavailable(f"the ledger {path} cannot be read: {e}") from None
