@@ -266,38 +266,42 @@ class _Sending:
     async def run(
         self, wire: StandInWire, asked: Asked, frames: list[Frame], tokens: Tokens, answer_id: str
     ) -> bool:
-        made, whole = 0, False
-        kind = self._fault.kind if self._fault else ""
+        made = 0
+        fault = self._fault
+        kind = fault.kind if fault else ""
         if kind == "endless" and asked.stream:
             frames = frames[:-1]
-        if kind == "error_event" and self._fault is not None and asked.stream:
-            frames = [*frames[: self._fault.at], Frame(wire.error_event(self._fault.message), 0)]
+        if kind == "error_event" and fault is not None and asked.stream:
+            frames = [*frames[: fault.at], Frame(wire.error_event(fault.message), 0)]
+
+        def charge(whole: bool) -> None:
+            made_ = tokens if whole else Tokens(tokens.prompt, min(made, tokens.output), tokens.cached)
+            number, hour = self._received.number, self._standin.hour
+            if asked.kind != "count":
+                account = self._standin.account
+                account.charge(number, asked.model, answer_id, made_, whole=whole, hour=hour, kind=asked.kind)
+
         self._head(asked.stream, sum(len(f.data) for f in frames))
         try:
-            for frame in frames:
+            for number, frame in enumerate(frames):
                 if self._event_s:
                     await self._pause()
                 made = max(made, frame.made)
+                if number == len(frames) - 1 and kind in ("", "bad_utf8"):
+                    charge(True)  # the bill is written before the client can have the answer
+                    self._received.ended, self._received.ended_s = kind or "whole", time.monotonic()
                 if not await self._piece(frame.data):
                     return False
-            whole = kind in ("", "bad_utf8")
             if self._chunked:
                 self._writer.write(b"0\r\n\r\n")
             await self._writer.drain()
-            self._received.ended = kind or "whole"
-            return whole
+            return kind in ("", "bad_utf8")
         except ConnectionError:
-            self._received.ended = "left"
             return False
         finally:
-            self._received.ended = self._received.ended or kind or "left"
-            self._received.ended_s = time.monotonic()
-            charged = tokens if whole else Tokens(tokens.prompt, min(made, tokens.output), tokens.cached)
-            if asked.kind != "count":
-                self._standin.account.charge(
-                    self._received.number, asked.model, answer_id, charged,
-                    whole=whole, hour=self._standin.hour, kind=asked.kind,
-                )  # fmt: skip
+            if not self._received.ended or kind not in ("", "bad_utf8"):
+                self._received.ended, self._received.ended_s = kind or "left", time.monotonic()
+                charge(False)
 
     async def _pause(self) -> None:
         """Wait, and notice meanwhile that the client is gone."""
@@ -341,7 +345,6 @@ class _Sending:
 
     async def _broken(self, kind: str) -> bool:
         await self._writer.drain()
-        self._received.ended = kind
         if kind == "stall":
             while await self._reader.read(1 << 16):
                 pass
