@@ -92,7 +92,7 @@ class Within:
     models: GatewayModels
     engines: FakeModels
     ledger: Ledger
-    rented: FakeRented
+    rented: Any  # FakeRented, unless a test gave others
     gateway: Gateway
 
     async def start(self, name: str, asked: Job | None = None, **origin: Any) -> Stream:
@@ -126,13 +126,14 @@ async def within(
     text: str = "",
     *,
     script: Script | None = None,
-    rented: FakeRented | None = None,
+    rented: Any = None,
     bars: BarCheck | None = None,
     asks: Asks | None = None,
+    base: str = FILE,
 ) -> AsyncIterator[Within]:
     ledger = Ledger.open(folder / "ledger.sqlite")
     engines, rented = FakeModels(script), rented or FakeRented()
-    gateway = gateway_of(text)
+    gateway = gateway_of(text, base=base)
     held: list[Within] = []
     models = GatewayModels(
         engines,
@@ -252,3 +253,32 @@ def open_house(
     if house.failed:
         raise house.failed[0]
     return house
+
+
+def at_standin(url: str, kind: str = "openai") -> str:
+    """Return a file whose rented models are at one url: `big` and `small` at the provider far, `box-70b` owned."""
+    return f"""
+[providers.far]
+kind = "{kind}"
+url = "{url}"
+key = "env:REMOTE_KEY"
+[providers.box]
+kind = "openai-compatible"
+url = "{url.replace("/openai/", "/compatible/")}"
+owned = true
+[models.big]
+provider = "far"
+model = "big"
+price = {{ input = 1.0, cached = 0.1, output = 10.0 }}
+[models.small]
+provider = "far"
+model = "small"
+price = {{ input = 0.1, output = 1.0 }}
+[models.box-70b]
+provider = "box"
+model = "box-70b"
+[models.own]
+local = "fake:1b"
+[labels.private]
+stay = "owned"
+"""

@@ -57,7 +57,6 @@ class FakeRented:
         *,
         first_token_s: float,
         timeout_s: float,
-        stream: bool = True,
     ) -> FakeAnswer:
         cleared.check(model.provider.name)
         self.asked.append((model.model, cleared))
@@ -66,7 +65,7 @@ class FakeRented:
         self.open += 1
         answer = FakeAnswer(does, cleared.work, lambda: self._ended(model.model))
         try:
-            async with asyncio.timeout(first_token_s if stream else timeout_s):
+            async with asyncio.timeout(timeout_s if cleared.work.whole else first_token_s):
                 await answer.first()
         except TimeoutError:
             await answer.aclose()

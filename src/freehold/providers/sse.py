@@ -29,6 +29,7 @@ class EventSplitter:
             blocks = self._blocks(data)
         else:
             blocks = data.split(b"\n\n")  # nothing is cut: what nearly every read gives
+        _check_text(blocks)
         events: list[Event] = []
         for block in blocks:
             if block.startswith(b"data: ") and b"\n" not in block:
@@ -67,6 +68,21 @@ class EventSplitter:
 def _check(size: int) -> None:
     if size > MAX_EVENT:
         raise UpstreamFault("invalid", f"an event has more than {MAX_EVENT:,} bytes")
+
+
+def _check_text(blocks: list[bytes]) -> None:
+    """Raise UpstreamFault for bytes that are no UTF-8.
+
+    A decoder that skips members it does not know skips a damaged name with them, and an event with a damaged field
+    counts as none: text would be missing from an answer that looks whole.
+    """
+    for block in blocks:
+        if block.isascii():
+            continue
+        try:
+            block.decode()
+        except UnicodeDecodeError:
+            raise UpstreamFault("invalid", "the stream has bytes that are no UTF-8", status=200) from None
 
 
 def _event(block: bytes) -> Event | None:

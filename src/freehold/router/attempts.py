@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freehold.errors import BudgetSpent, FreeholdError, PolicyRefused, UnsupportedModel, UsageError
 from freehold.providers.cleared import Cleared
@@ -207,6 +207,8 @@ class Attempts:
         looks = check and escalate is not None and can_look(target, cleared.work)
         if looks:
             cleared = with_logprobs(cleared)
+        if cleared.work.whole and not alone:  # a stream, so that silence shows early
+            cleared = cleared.with_work(replace(cleared.work, whole=False))
         cleared = self._signatures.restored(cleared, target.remote)
         watch = None if target.remote is None else self._signatures.watch(cleared, target.remote)
         stream, first = await self._calls.start(
@@ -215,7 +217,6 @@ class Attempts:
             self._record.warnings,
             first_token_s=limit,
             timeout_s=left,
-            stream=not (cleared.work.whole and alone),
             keep_alive=self._keep_alive,
         )
         if not looks or escalate is None:

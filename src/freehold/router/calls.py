@@ -37,14 +37,13 @@ class TargetCalls:
         *,
         first_token_s: float,
         timeout_s: float,
-        stream: bool = True,
         keep_alive: float | None = None,
     ) -> tuple[Stream, Piece]:
         """Return an answer and its first piece; `warnings` is appended to."""
         cleared.check(target.place)
         if target.remote is not None:
             rented = await self.rents().start(
-                cleared, target.remote, first_token_s=first_token_s, timeout_s=timeout_s, stream=stream
+                cleared, target.remote, first_token_s=first_token_s, timeout_s=timeout_s
             )
             return rented, await first_of(rented)
         try:

@@ -40,11 +40,10 @@ class RentedModels(Protocol):
         *,
         first_token_s: float,
         timeout_s: float,
-        stream: bool = True,
     ) -> RentedStream:
         """Return an answer whose first chunk has come in time; `timeout_s`: to its last one.
 
-        `stream` False asks for the answer in one piece, for which `timeout_s` alone holds.
+        A job that is `whole` is asked for in one piece, for which `timeout_s` alone holds.
         """
         ...
 

@@ -31,10 +31,9 @@ class ProviderModels:
         *,
         first_token_s: float,
         timeout_s: float,
-        stream: bool = True,
     ) -> RentedStream:
         return await upstream.start(
-            self._hop, cleared, model, first_token_s=first_token_s, timeout_s=timeout_s, stream=stream
+            self._hop, cleared, model, first_token_s=first_token_s, timeout_s=timeout_s
         )
 
     async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors:

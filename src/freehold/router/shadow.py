@@ -80,7 +80,7 @@ class Shadows:
         """Read the whole answer and throw it away; the row says what it took, also where it failed."""
         usages: list[Usage] = []
         record.left_house = not target.owned
-        cause, job, began = "", replace(cleared.work, priority="batch"), time.monotonic()
+        cause, job, began = "", replace(cleared.work, priority="batch", whole=True), time.monotonic()
         reason = ""
         try:
             async with asyncio.timeout(route.timeout_s):
@@ -90,7 +90,6 @@ class Shadows:
                     [],
                     first_token_s=route.timeout_s,
                     timeout_s=route.timeout_s,
-                    stream=False,
                 )
                 try:
                     record.first_s = record.passed_s
