@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from freehold.cli.serving.gatewayfile import ledger_file
+from freehold.config import Settings
 from tests.cli.test_serve import freehold
 from tests.router.mistaken import KEY, SOUND
 
@@ -85,3 +87,14 @@ def test_a_config_of_litellm_becomes_a_file_on_stdout_and_a_list_on_stderr(tmp_p
     )
     checked = freehold(tmp_path, "gateway", "check", written(tmp_path, house), "--without-keys")
     assert (checked.status, checked.err) == (0, ""), checked.out
+
+
+def test_verbs_read_the_ledger_that_the_homes_file_names(tmp_path: Path):
+    settings = Settings(home=tmp_path)
+    assert ledger_file(settings, None) == tmp_path / "ledger.sqlite"
+    assert ledger_file(settings, tmp_path / "x") == tmp_path / "x"
+    written(tmp_path, 'ledger = "books.sqlite"\nbroken = "but readable"\n')
+    named = Settings(home=tmp_path, gateway=str(tmp_path / "gateway.toml"))
+    assert ledger_file(named, None) == tmp_path / "books.sqlite"
+    written(tmp_path, "[[[")
+    assert ledger_file(named, None) == tmp_path / "ledger.sqlite"

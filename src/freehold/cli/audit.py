@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from freehold.cli.serving.gatewayfile import ledger_file
 from freehold.cli.shared import Seconds, json_option, pairs
 from freehold.config import Settings
 
@@ -31,7 +32,7 @@ SCHEMA = 1
     "--ledger",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The ledger; default: ledger.sqlite of the data folder.",
+    help="The ledger; default: that of the home's gateway.toml, or ledger.sqlite of the data folder.",
 )
 @json_option
 @click.pass_context
@@ -45,7 +46,7 @@ def command(ctx: click.Context, label: str, since: float, ledger: Path | None, a
 
     settings: Settings = ctx.obj
     now = time.time()
-    found = audit(ledger or settings.home / "ledger.sqlite", label, now - since, now)
+    found = audit(ledger_file(settings, ledger), label, now - since, now)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "sure": found.sure, **asdict(found)}, indent=1))
     else:

@@ -26,17 +26,19 @@ _PACKAGES = ("freehold", "numpy", "tokenizers", "jinja2", "click", "rich", "prom
 
 
 class _Group(click.Group):
-    """A group whose one subcommand is imported when it is used."""
+    """A group whose subcommands are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["compat"]
+        return ["compat", "providers"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "compat":
+        if cmd_name == "compat":
+            from freehold.cli.clients.compat import command as found
+        elif cmd_name == "providers":
+            from freehold.cli.clients.providers import command as found
+        else:
             return None
-        from freehold.cli.clients.compat import command as compat
-
-        return compat
+        return found
 
 
 @click.group("doctor", cls=_Group, invoke_without_command=True)
@@ -51,7 +53,7 @@ class _Group(click.Group):
 def command(ctx: click.Context, kernels: bool, verify: bool, as_json: bool) -> None:
     """Show CPU, memory, kernels and model stores in use; makes no network requests.
 
-    `doctor compat` runs the installed SDKs against a server.
+    `doctor compat` runs the installed SDKs against a server; `doctor providers` calls each provider of a gateway.toml.
     """
     if ctx.invoked_subcommand is not None:
         return

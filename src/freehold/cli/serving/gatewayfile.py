@@ -46,6 +46,25 @@ def read_gateway(settings: Settings, given: Path | None, *, keys: bool = True) -
     return read(path, outside_of(settings, keys=keys))
 
 
+def ledger_file(settings: Settings, given: Path | None) -> Path:
+    """Return the ledger that a verb reads: the one that is named, or the one of this home's gateway.toml.
+
+    A file with mistakes leaves its ledger readable: only that key of it is looked at.
+    """
+    if given is not None:
+        return given.expanduser()
+    own, path = settings.home / "ledger.sqlite", gateway_path(settings, None)
+    if path is None:
+        return own
+    import tomllib
+
+    try:
+        stated = tomllib.loads(path.read_text(encoding="utf-8")).get("ledger")
+    except (OSError, ValueError):
+        return own
+    return path.absolute().parent / stated if isinstance(stated, str) and stated.strip() else own
+
+
 def outside_of(
     settings: Settings, environment: Mapping[str, str] | None = None, *, keys: bool = True
 ) -> Outside:
