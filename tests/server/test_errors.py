@@ -237,6 +237,9 @@ SPENT = errors.BudgetSpent(
     "key alice has spent 19.98 of 20.00 dollars a day; this request may cost 0.41",
     "ask again tomorrow",
     3600.5,
+    spent=19_980_000_000,
+    asked=410_000_000,
+    limit=20_000_000_000,
 )
 FORBIDDEN = errors.PolicyRefused("no target of chat may answer a request labelled private")
 # (failure, protocol, status, OpenAI's type or Anthropic's, words of the text)
@@ -280,7 +283,8 @@ def test_a_failure_of_the_gateway_is_worded_in_each_protocol(
 def test_a_spent_budget_says_when_it_renews_and_is_not_asked_again(serving):
     answer = serving(failing("start", SPENT)).client.post(URL, json=CHAT)
     assert answer.headers["retry-after"] == "3601" and answer.headers["x-should-retry"] == "false"
-    assert answer.json()["error"]["renews_s"] == 3600.5
+    error = answer.json()["error"]
+    assert error["renews_s"] == 3600.5 and error["nano_dollars"]["asked"] == 410_000_000
 
 
 @pytest.mark.parametrize(
