@@ -1,7 +1,8 @@
 """`freehold cost [MODEL]`: monthly costs of APIs and of self-hosting, and the break-even volume.
 
-Knows options and JSON; the arithmetic is the advisor's, prices are the catalogue's.
-Path: main -> cost -> advisor.cost -> Comparison -> report/cost_text, JSON or report/cost_page
+Knows options and JSON; the arithmetic is the advisor's, prices are the catalogue's, rows a gateway's ledger's.
+Path: main -> cost -> advisor.cost -> Comparison -> report/cost_text, JSON or report/cost_page;
+      cost --from-ledger -> report/cost_ledger.py
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import click
 
 from freehold.advisor.interval import Interval
 from freehold.advisor.ownership import known
+from freehold.cli.ledger import ledger_option
 from freehold.cli.report.cost_text import show, spoken
-from freehold.cli.shared import Amount, json_option, write_beside
+from freehold.cli.serving.gatewayfile import gateway_option
+from freehold.cli.shared import Amount, Seconds, json_option, write_beside
+from freehold.config import Settings
+from freehold.errors import UsageError
 
 if TYPE_CHECKING:
     from freehold.advisor.breakeven import Comparison, Even, Swing
@@ -105,21 +110,55 @@ def assumption_options(command: Callable) -> Callable:
 )
 @click.option("--batch", is_flag=True, help="Use the APIs' batch prices (answers within a day).")
 @click.option("--date", "day", type=click.DateTime(["%Y-%m-%d"]), help="Use the prices of that day.")
+@click.option(
+    "--from-ledger", is_flag=True, help="Price the requests of a gateway's ledger, not a stated traffic."
+)
+@click.option(
+    "--since", type=Seconds(), default="7d", show_default=True, help="With --from-ledger: how far back."
+)
+@gateway_option
+@ledger_option
+@click.option(
+    "--owned",
+    multiple=True,
+    metavar="PLACE=HARDWARE",
+    help="With --from-ledger: the machine of an owned provider; --on is this one's.",
+)
+@click.option(
+    "--share",
+    type=Range(),
+    help="With --from-ledger: share of the machines charged to the gateway, 0 to 1; default: from busy time to all.",
+)
 @assumption_options
 @json_option
 @click.option("--html", "page", metavar="FILE", help="Write a report as one HTML page.")
+@click.pass_obj
 def command(
-    model: str | None, csv_file: str | None, as_json: bool, page: str | None, day: Any, **given: Any
+    settings: Settings,
+    model: str | None,
+    csv_file: str | None,
+    as_json: bool,
+    page: str | None,
+    day: Any,
+    **given: Any,
 ) -> None:
     """Compare API prices with self-hosting MODEL: dollars a month, and the break-even volume.
 
     Each assumption is listed with its source and date, and has an option that takes a value or a range: 3, 2-4 or
     2:3:4. Without MODEL, give --tokens-per-second and --on.
 
+    With --from-ledger: what a gateway's requests cost, owned machines included, and what they would have cost on the
+    dearest model, on the cheapest above each task's bar, at the cheapest host of the same weights, and in the mix of
+    the period before. Of the other options --on, --buy, --price, --hourly and the machine's assumptions hold.
+
     With --json: {"schema": 1, "traffic": ..., "owned": ..., "bills": [...], "assumptions": [...], ...}.
     """
     from freehold.advisor.cost import cost
 
+    ledger = {key: given.pop(key) for key in ("since", "gateway", "file", "owned", "share")}
+    if given.pop("from_ledger"):
+        _from_ledger(settings, ledger, as_json, model or csv_file or page, given)
+        return
     today = date.today()
     keys = (*(one.key for one in known()), "price", "hourly")
     assumed = {key: given.pop(key) for key in keys}
@@ -140,6 +179,42 @@ def command(
         click.echo(json.dumps(_as_json(found, today), indent=1))
     elif not page:
         show(found, today)
+
+
+def _from_ledger(
+    settings: Settings, ledger: Mapping[str, Any], as_json: bool, other: str | None, given: Mapping[str, Any]
+) -> None:
+    """Price the requests of a ledger."""
+    from freehold.cli.report import cost_ledger
+    from freehold.providers.cleared import HOUSE
+
+    if other:
+        raise UsageError(
+            f"--from-ledger goes without {other!r}", "MODEL, --csv and --html are of a stated traffic"
+        )
+    machines = {HOUSE: given["on"]} if given["on"] else {}
+    for text in ledger["owned"]:
+        place, equals, hardware = text.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--owned {text!r} names no hardware", "write PLACE=HARDWARE, such as box=2xh100"
+            )
+        machines[place] = hardware
+    keys = (*(one.key for one in known()), "price", "hourly")
+    found = cost_ledger.from_ledger(
+        settings,
+        ledger["file"],
+        ledger["gateway"],
+        ledger["since"],
+        machines,
+        bought=given["bought"],
+        share=ledger["share"],
+        given={key: given[key] for key in keys if given.get(key) is not None},
+    )
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **cost_ledger.as_json(found)}, indent=1))
+    else:
+        cost_ledger.show(found)
 
 
 def _traffic(csv_file: str | None, figures: Mapping[str, float]) -> Traffic:
