@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -176,9 +177,10 @@ def _too_long(said: str) -> bool:
 class _Answer:
     """What has come of one candidate."""
 
-    __slots__ = ("calls", "chars", "reason")
+    __slots__ = ("calls", "chars", "made", "reason")
 
     def __init__(self) -> None:
+        self.made = f"{MADE}{secrets.token_hex(12)}_"  # begins the ids of its calls that come without one
         self.chars = self.calls = 0
         self.reason: FinishReason | None = None
 
@@ -242,7 +244,7 @@ def _chunk(part: AnswerPart, answer: _Answer) -> Chunk | None:
     call, signature = part.function_call, part.thought_signature
     if call is not None:
         answer.calls += 1
-        id = call.id or f"{MADE}{secrets.token_hex(12)}"
+        id = call.id or f"{answer.made}{answer.calls}"
         arguments = bytes(call.args).decode() or "{}"
         piece = ToolPiece(
             answer.calls - 1, id, call.name, "{}" if arguments == "null" else arguments, signature
@@ -250,14 +252,15 @@ def _chunk(part: AnswerPart, answer: _Answer) -> Chunk | None:
         return Chunk(tool_calls=(piece,))
     if part.text is None:
         return None
-    if part.thought:
-        block = SignedThinking(part.text, signature, "", answer.chars, answer.calls)
-        return Chunk(thinking=part.text, signed=(block,) if signature else ())
-    block = SignedThinking("", signature, "", answer.chars, answer.calls)
-    answer.chars += len(part.text)
-    if signature:  # of the part that begins here
-        return Chunk(part.text, signed=(block,))
-    return Chunk(part.text) if part.text else None
+    at = answer.chars
+    answer.chars += 0 if part.thought else len(part.text)
+    if signature:
+        block = SignedThinking(part.text if part.thought else "", signature, "", at, answer.calls)
+        said = Chunk(thinking=part.text) if part.thought else Chunk(part.text)
+        return replace(said, signed=(block,))  # of the part that begins here
+    if not part.text:
+        return None
+    return Chunk(thinking=part.text) if part.thought else Chunk(part.text)
 
 
 def _reason(candidate: AnswerCandidate, answer: _Answer) -> FinishReason:
