@@ -133,7 +133,7 @@ def test_a_good_reload_drops_no_stream_and_a_bad_one_changes_nothing(file: Path,
         assert any("w59" in line for line in rest) and rest[-2] == "data: [DONE]"
         file.write_text(sound.replace("retries = 0", 'retries = "no"'))
         warnings = eventually(lambda: httpx2.get(f"{url}/health").json().get("warnings"))
-        assert "a mistake and is in force as it was" in warnings[0]
+        assert "has a mistake and is in force as it was" in warnings[0]
         assert ask(url, "talk").status_code == 200
         file.write_text(sound)
         assert eventually(lambda: "warnings" not in httpx2.get(f"{url}/health").json())

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,22 @@ def test_a_good_reload_ends_the_trouble(file: Path):
     assert live.trouble
     file.write_text(SOUND)
     assert not looked(live) and not live.trouble, "the file is as it was"
+
+
+def test_a_keyring_that_fails_leaves_the_gateway_in_force_and_the_watch_alive(file: Path):
+    def broken(name: str) -> str:
+        if failing:
+            raise RuntimeError(KEY)
+        return KEY
+
+    failing = False
+    live = LiveGateway(file, replace(OUTSIDE, keyring=broken))
+    failing = True
+    file.write_text(SOUND.replace("retries = 1", "retries = 2"))
+    assert not looked(live) and "could not be read" in live.trouble and KEY not in live.trouble
+    failing = False
+    file.write_text(SOUND.replace("retries = 1", "retries = 3"))
+    assert looked(live) and not live.trouble and live.current.routes["chat"].retries == 3
 
 
 def test_a_file_that_is_gone_leaves_the_gateway_in_force(file: Path):

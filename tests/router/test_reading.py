@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,9 @@ def test_terms_are_those_of_the_sellers_door_or_of_the_weights(
     assert (found.terms, found.may_teach) == (terms, may_teach)
     stated = read_text(text + 'terms = "ours"\nmay_teach = true\n', OUTSIDE).models["m"]
     assert (stated.terms, stated.may_teach) == ("ours", True)
+
+
+def test_offline_mode_forbids_providers_beyond_private_addresses():
+    found = mistakes_of(SOUND, replace(OUTSIDE, offline=True))
+    assert [(m.line, m.key) for m in found] == [(1, "providers.openai.url"), (4, "providers.mistral.url")]
+    assert "offline mode forbids calls of api.openai.com" in found[0].message

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from freehold.errors import FreeholdError
 from freehold.router.gateway import Gateway
 from freehold.router.reading import read
 from freehold.router.toml.mistakes import BadGateway, Mistake
@@ -56,11 +57,19 @@ class LiveGateway:
             gateway = await asyncio.to_thread(self._reread)
         except BadGateway as e:
             count = len(e.mistakes)
-            said = "a mistake" if count == 1 else f"{count} mistakes"
-            self.trouble = f"the gateway's file has {said} and is in force as it was; the log names them"
-            _log.error("%s stays as it was: %s", self.path, e.message)
-            return False
+            return self._stays("has a mistake" if count == 1 else f"has {count} mistakes", e.message)
+        except (
+            Exception
+        ) as e:  # of a keyring, or of the catalogue's files: the next change is read all the same
+            return self._stays(
+                "could not be read", e.message if isinstance(e, FreeholdError) else type(e).__name__
+            )
         return self._take(gateway)
+
+    def _stays(self, what: str, why: str) -> bool:
+        self.trouble = f"the gateway's file {what} and is in force as it was; the log says more"
+        _log.error("%s stays as it was: %s", self.path, why)
+        return False
 
     def _take(self, gateway: Gateway) -> bool:
         self.trouble = ""

@@ -7,6 +7,7 @@ Path: cli/serve.py -> HybridStart.open -> router/opening.py
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class HybridStart:
     def __init__(self, settings: Settings, store: Store, path: Path) -> None:
         environment = KeptEnvironment()
         self._settings, self._store = settings, store
-        self.live = LiveGateway(path, outside_of(settings, environment))
+        self.live = LiveGateway(path, replace(outside_of(settings, environment), offline=settings.offline))
         check_packages(self.live.current)
         self.ledger = ledger_path(self.live.current, settings.home)
         environment.hide()  # before any child process is started

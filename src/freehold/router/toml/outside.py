@@ -21,12 +21,11 @@ def _from_keyring(name: str) -> str | None:
     """Return a password of the service `freehold` in the system's keyring; None: there is none, or no keyring."""
     try:
         import keyring
-        from keyring.errors import KeyringError
     except ImportError:
         return None
     try:
         return keyring.get_password("freehold", name)
-    except KeyringError:
+    except Exception:  # each system's keyring has errors of its own, and none of them gives a key
         return None
 
 
@@ -44,4 +43,5 @@ class Outside:
     keyring: Callable[[str], str | None] = _from_keyring
     price_of: Callable[[Kind, str], Price | None] = _listed
     has_model: Callable[[str], bool] | None = None  # whether this machine's store holds it
+    offline: bool = False  # the user forbids calls beyond private addresses
     folder: Path = Path()  # that relative paths of the file begin at

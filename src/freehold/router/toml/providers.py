@@ -50,8 +50,13 @@ def read_providers(top: TomlTable, outside: Outside) -> dict[str, Provider]:
             table.bad("kind", "the provider has no kind", f"one of: {', '.join(KINDS)}")
         _check_name(table, name)
         url = _url(table, kind)
+        host = (urlsplit(url).hostname or "") if url else ""
+        if outside.offline and host and not is_inside(host):
+            table.bad(
+                "url", f"offline mode forbids calls of {host}", "start without offline mode, or leave it out"
+            )
         owned = table.flag("owned")
-        if owned and url and (host := urlsplit(url).hostname or "") and SELLERS.fullmatch(host):
+        if owned and SELLERS.fullmatch(host):
             table.bad(
                 "owned",
                 f"{host} sells its answers to everyone, so it does not belong to the house",
