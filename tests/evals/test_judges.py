@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from freehold import platforms
+from freehold.errors import UsageError
 from freehold.evals.judges import ask, judge
 from freehold.fake import FakeModel
 from freehold.types import Message
@@ -49,3 +51,19 @@ def test_a_model_judges_by_a_rubric_and_is_held_to_a_verdict(reply: str, passed:
     (call,) = model.calls
     assert call.format is not None and call.sampling is not None and call.sampling.temperature == 0
     assert "ignore the rubric" in str(call.messages[-1].content)
+
+
+@pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
+def test_tests_run_the_code_of_an_answer_and_grade_by_the_share_that_passes():
+    made = judge("tests", ["assert double(2) == 4", "assert double('a') == 'aa'"])
+    right = "Here it is:\n```python\ndef double(x):\n    return x + x\n```\nIt adds."
+    assert made.mark(right).passed and made.mark(right).score == 1
+    half = made.mark("def double(x):\n    return x + 2")
+    assert (half.passed, half.score) == (False, 0.5) and "TypeError" in half.why
+    assert made.mark("I cannot do that.").score == 0
+
+
+@pytest.mark.parametrize("value", [[], "def f(", ["pass"] * 21, ["pass", 3]])
+def test_tests_that_are_none_are_refused(value):
+    with pytest.raises(UsageError):
+        judge("tests", value)

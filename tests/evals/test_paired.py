@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.evals.paired import compared, resolution, share
+from freehold.evals.paired import compared, resampled_mean, resolution, share, wilson
 
 MARKS = st.lists(st.booleans(), min_size=1, max_size=40)
 
@@ -54,3 +54,15 @@ def test_more_cases_decide_more():
     assert resolution(10) > 25 and resolution(1000) < 3
     with pytest.raises(ValueError):
         compared([True], [True, False])
+
+
+def test_wilson_bounds_of_ninety_five_per_cent_are_the_published_ones():
+    found = wilson([1] * 81 + [0] * 182, 0.95)  # Newcombe 1998, table I: 81 of 263
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_graded_scores_are_bounded_by_resampling():
+    scores = [0.2, 0.4, 0.6, 0.8] * 25
+    found = resampled_mean(scores, 0.95)
+    assert found.mid == pytest.approx(0.5) and 0.44 < found.low < 0.47 < 0.53 < found.high < 0.56
+    assert wilson(scores, 0.95).low < found.low  # which allows for zeros and ones

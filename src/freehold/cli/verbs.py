@@ -76,6 +76,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Show what requests of a gateway cost, by model, key or task, and why each went where it did.",
             "freehold ledger --since 7d --by model,key",
         ),
+        "bar": Verb(
+            "Measure models on your own cases, with bounds, for the bars of routes.",
+            "freehold bar run cases.jsonl --model qwen2.5-coder:0.5b",
+        ),
         "audit": Verb(
             "Show which requests of a label left the house, and to whom.",
             "freehold audit --label private --since 90d",

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from freehold.advisor.interval import LEVEL, Interval
 
@@ -35,14 +36,31 @@ class Compared:
 
 def share(marks: Sequence[bool]) -> Interval:
     """Return the share passed in per cent with 80 % bounds (Wilson 1927), which hold for a few cases too."""
-    n = len(marks)
+    return wilson(marks, LEVEL).times(100)
+
+
+def wilson(scores: Sequence[float], level: float) -> Interval:
+    """Return the mean of scores from 0 to 1 with bounds (Wilson 1927), which hold for a few cases too.
+
+    For graded scores the bounds are too wide rather than too narrow: their variance is at most that of zeros and ones.
+    """
+    n = len(scores)
     if not n:
         raise ValueError("no cases")
-    passed = sum(marks) / n
-    middle = (passed + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(passed * (1 - passed) / n + _Z**2 / (4 * n**2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    mean = sum(scores) / n
+    middle = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
     low, high = max(middle - half, 0.0), min(middle + half, 1.0)
-    return Interval(100 * min(low, passed), 100 * passed, 100 * max(high, passed), LEVEL)
+    return Interval(min(low, mean), mean, max(high, mean), level)
+
+
+def resampled_mean(scores: Sequence[float], level: float) -> Interval:
+    """Return the mean of graded scores with bounds from cases drawn with replacement; equal scores, equal bounds."""
+    draw, n = random.Random(0), len(scores)
+    means = sorted(sum(draw.choices(scores, k=n)) / n for _ in range(_RESAMPLES))
+    edge, mean = round((1 - level) / 2 * _RESAMPLES), sum(scores) / n
+    return Interval(min(means[edge], mean), mean, max(means[-edge - 1], mean), level)
 
 
 def compared(one: Sequence[bool], other: Sequence[bool]) -> Compared:

@@ -4,10 +4,11 @@
     {"messages": [{"role": "user", "content": "..."}], "contains": ["refund", "14 days"]}
     {"prompt": "...", "regex": "^\\d{4}-\\d{2}-\\d{2}$"}
     {"prompt": "...", "json_schema": {"type": "object", "required": ["name"]}}
+    {"prompt": "Write is_prime(n) in Python.", "tests": ["assert is_prime(7)", "assert not is_prime(9)"]}
     {"prompt": "...", "judge": "The reply is friendly and asks for a photograph."}
 
 Every bad line is named with its number; none is left out. Knows no model.
-Path: cli/report/trying -> read -> Samples -> trial.run
+Path: cli/report/trying, cli/bar -> read -> Samples -> trial.run
 """
 
 from __future__ import annotations

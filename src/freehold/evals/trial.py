@@ -3,7 +3,7 @@
 A file of the data folder holds the answers of one model to one set of cases: evals/SAMPLES-MODEL.jsonl, named by the
 digests of both, readable by its owner alone. A first line says what it is; a line that was cut short is answered
 again. Knows no ranking and prints nothing.
-Path: cli/report/trying -> run -> TrialResult; cli/why -> kept
+Path: cli/report/trying, cli/bar -> run -> TrialResult; cli/why -> kept
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Answer:
     why: str = ""
     seconds: float = 0.0
     tokens: int = 0
+    score: float | None = None  # 0 to 1, of a graded judge; None: as `passed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ class TrialResult:
     def marks(self) -> tuple[bool, ...]:
         """Whether each case passed."""
         return tuple(bool(a.passed) for a in self.answers)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Each case's score, 0 to 1."""
+        return tuple(float(bool(a.passed)) if a.score is None else a.score for a in self.answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +156,7 @@ def _answered(model: ChatModel, case: Case) -> Answer:
     if case.judge.kind == "judge":
         return Answer(case.digest, text[:_CHARS], None, "", took, tokens)
     mark = case.judge.mark(text)
-    return Answer(case.digest, text[:_CHARS], mark.passed, mark.why, took, tokens)
+    return Answer(case.digest, text[:_CHARS], mark.passed, mark.why, took, tokens, mark.score)
 
 
 def _judge(samples: Samples, subjects: list[TrialModel], home: Path, open_model: Open, judge: str) -> None:
@@ -261,4 +267,6 @@ def _sound(row: Mapping[str, Any]) -> Answer | None:
         answer = Answer(**row)
     except TypeError:
         return None
-    return answer if isinstance(answer.case, str) and answer.passed in (True, False, None) else None
+    sound = isinstance(answer.case, str) and answer.passed in (True, False, None)
+    graded = answer.score is None or (isinstance(answer.score, float | int) and 0 <= answer.score <= 1)
+    return answer if sound and graded else None

@@ -148,7 +148,7 @@ def tried(
     results: dict[str, TrialResult] = {}
     for ref, judged in chosen:
         try:
-            (found,) = run(samples, [_subject(ref)], settings.home, opened, on_case=_TrialProgress())
+            (found,) = run(samples, [_subject(ref)], settings.home, opened, on_case=TrialProgress())
             results[judged.model.id] = found
         except UsageError:
             raise
@@ -258,7 +258,7 @@ class _Opener:
         return open_model(self._refs[wanted], context=self._context, packs=self._store.packs)
 
 
-class _TrialProgress:
+class TrialProgress:
     """Prints a model's progress: one line that is overwritten in a terminal, else one every five seconds."""
 
     def __init__(self) -> None:

@@ -1,0 +1,283 @@
+"""`freehold bar run|list`: measures a model on a task's cases, and lists which results hold.
+
+Knows options, names and messages; evals runs and judges, router.bar keeps. A model of a gateway.toml is asked through
+the gateway, so that labels, budgets and the ledger hold for these requests too.
+Path: main -> bar -> evals.trial.run -> BarStore.keep
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.report.trying import TrialProgress
+from freehold.cli.serving.gatewayfile import gateway_option, gateway_path
+from freehold.cli.shared import json_option, table
+from freehold.config import Settings
+from freehold.errors import FreeholdError, UsageError
+
+if TYPE_CHECKING:
+    from freehold.evals.samples import Samples
+    from freehold.evals.trial import Open, TrialResult
+    from freehold.router.bar import BarResult, MeasuredModel
+    from freehold.router.gateway import Gateway, GatewayModel
+    from freehold.router.identity import Identities
+    from freehold.store import Store
+
+SCHEMA = 1
+LEVEL = 0.95
+_FEW = 30  # cases; fewer resample badly
+_HEAD = ("TASK", "MODEL", "SCORE", "LOWER", "CASES", "MEASURED", "HOLDS")
+
+
+@click.group("bar")
+def command() -> None:
+    """Measure models on your own cases; a route's task takes those whose lower bound reaches its bar."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `run` was asked for, resolved."""
+
+    task: str
+    file: Path
+    model: GatewayModel
+    judge: GatewayModel | None
+    bar: float | None
+
+
+@command.command("run")
+@click.argument("task")
+@click.option("--model", required=True, metavar="M", help="Model of the gateway.toml, or of the store.")
+@gateway_option
+@click.option("--as", "called", metavar="NAME", help="Keep the result under this task's name.")
+@click.option("--judge", metavar="MODEL", help="Model that judges rubrics; must be owned.")
+@click.option(
+    "--allow-rented-judge", is_flag=True, help="Let a provider's model judge: it sees prompts and answers."
+)
+@click.option("--label", "labels", multiple=True, metavar="NAME", help="Label of these requests.")
+@click.option("--key", default="", metavar="NAME", help="Ask as this key: its labels and budget hold.")
+@json_option
+@click.pass_obj
+def run_bar(
+    settings: Settings,
+    task: str,
+    model: str,
+    gateway: Path | None,
+    called: str | None,
+    judge: str | None,
+    allow_rented_judge: bool,
+    labels: tuple[str, ...],
+    key: str,
+    as_json: bool,
+) -> None:
+    """Run TASK's cases on a model and keep the score with its 95 % interval.
+
+    TASK is a task of the gateway.toml that names a file, or a file: a JSON object a line with `prompt` or `messages`,
+    and one of exact, contains, regex, json_schema, tests or judge. Ctrl-C keeps the answers so far; the same command
+    continues from there.
+    """
+    from freehold.evals.trial import TrialModel, run
+    from freehold.router.bar import BarStore, file_digest
+    from freehold.router.identity import Identities
+    from freehold.store import Store
+
+    store = Store(settings)
+    identities, path = Identities(store), gateway_path(settings, gateway)
+    read = _gateway(settings, path)
+    asked = _asked(read, task, model, called, judge, allow_rented_judge)
+    measured = identities.of(asked.model)
+    graded_by = _judge_name(asked.judge, identities)
+    digest = file_digest(asked.file)
+    samples = _samples(asked.file, graded_by)
+    subject = TrialModel(asked.model.name, _digest(measured))
+    with _opening(settings, store, path, asked, labels, key) as open_model:
+        (found,) = run(
+            samples,
+            [subject],
+            settings.home,
+            open_model,
+            judge=asked.judge.name if asked.judge else "",
+            on_case=TrialProgress(),
+        )
+    if identities.of(asked.model) != measured or file_digest(asked.file) != digest:
+        raise UsageError("the model or the task file changed while it was measured", "run it again")
+    result = _result(asked, samples, found, measured, digest, graded_by)
+    kept = BarStore(settings.home).keep(result)
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **result.as_json(), "kept": str(kept)}, indent=1))
+    else:
+        _say(result, asked.bar)
+
+
+@command.command("list")
+@gateway_option
+@json_option
+@click.pass_obj
+def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
+    """List the results that are kept: score, lower bound, and whether each holds, or why it is void."""
+    from freehold.router.bar import BarStore, void
+    from freehold.router.gateway import GatewayModel
+    from freehold.router.identity import Identities
+    from freehold.store import Store
+
+    read = _gateway(settings, gateway_path(settings, gateway))
+    identities, rows = Identities(Store(settings)), []
+    for result in BarStore(settings.home).all():
+        name = result.model.name
+        known = read.models.get(name) if read else None
+        if known is None and result.model.rented:
+            why = "no gateway.toml names the model"
+        else:
+            try:
+                why = void(result, identities.of(known or GatewayModel(name, local=name)), time.time())
+            except FreeholdError as e:
+                why = e.message
+        rows.append((result, why))
+    if as_json:
+        plain = [{**result.as_json(), "holds": not why, "void": why} for result, why in rows]
+        click.echo(json.dumps({"schema": SCHEMA, "results": plain}, indent=1))
+    elif rows:
+        made = [
+            (
+                r.task,
+                r.model.name,
+                f"{r.score:.3f}",
+                f"{r.low:.3f}",
+                f"{r.cases:,}",
+                r.at[:10],
+                f"void: {why}" if why else "yes",
+            )
+            for r, why in rows
+        ]
+        table(_HEAD, made, right=(2, 3, 4))
+    else:
+        click.echo("no results; freehold bar run TASK --model M makes one", err=True)
+
+
+def _gateway(settings: Settings, path: Path | None) -> Gateway | None:
+    if path is None:
+        return None
+    from freehold.cli.serving.gatewayfile import read_gateway
+
+    return read_gateway(settings, path, keys=False)
+
+
+def _asked(
+    read: Gateway | None, task: str, model: str, called: str | None, judge: str | None, rented_judge: bool
+) -> _Asked:
+    named = read.tasks.get(task) if read else None
+    path = Path(named.file) if named and named.file else Path(task).expanduser()
+    if not path.is_file():
+        known = [name for name, each in read.tasks.items() if each.file] if read else []
+        raise UsageError(
+            f"{task} is neither a task with a file nor a file",
+            f"tasks with a file: {', '.join(known)}" if known else "give a file of JSON lines",
+        )
+    grader = _model(read, judge) if judge else None
+    if grader is not None and not grader.owned and not rented_judge:
+        raise UsageError(
+            f"{grader.name} is rented, and a judge sees every prompt and answer",
+            "name an owned model, or add --allow-rented-judge",
+        )
+    name = called or (task if named else path.stem)
+    about = read.tasks.get(name) if read else None
+    return _Asked(name, path.absolute(), _model(read, model), grader, about.bar if about else None)
+
+
+def _model(read: Gateway | None, name: str) -> GatewayModel:
+    from freehold.router.gateway import GatewayModel
+
+    if read and name in read.routes:
+        raise UsageError(f"{name} is a route", "measure its models one by one")
+    known = read.models.get(name) if read else None
+    return known or GatewayModel(name, local=name)
+
+
+def _judge_name(judge: GatewayModel | None, identities: Identities) -> str:
+    return f"{judge.name}@{_digest(identities.of(judge))}" if judge else ""
+
+
+def _samples(file: Path, judge: str) -> Samples:
+    from freehold.evals.samples import read
+
+    return read(file, judge)
+
+
+def _digest(measured: MeasuredModel) -> str:
+    """Name what is measured, for the answers that are kept; a rented model's hold for the day."""
+    day = datetime.now(UTC).date().isoformat() if measured.rented else ""
+    return hashlib.sha256(json.dumps([asdict(measured), day], sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _opening(
+    settings: Settings, store: Store, path: Path | None, asked: _Asked, labels: tuple[str, ...], key: str
+) -> Iterator[Open]:
+    """Give a function that opens the models: in this process, or through the gateway."""
+    if path is not None:
+        from freehold.cli.serving.asking import gateway_models
+
+        with gateway_models(settings, store, path, labels, key) as opened:
+            yield opened
+        return
+    if labels or key:
+        raise UsageError("labels and keys are of a gateway.toml", "add --gateway FILE")
+
+    def open_model(name: str) -> Any:
+        from freehold.local import open_model
+
+        wanted = asked.judge if asked.judge and asked.judge.name == name else asked.model
+        return open_model(store.resolve(wanted.local), packs=store.packs)
+
+    yield open_model
+
+
+def _result(
+    asked: _Asked,
+    samples: Samples,
+    found: TrialResult,
+    measured: MeasuredModel,
+    digest: str,
+    judge: str,
+) -> BarResult:
+    from freehold.evals.paired import resampled_mean, wilson
+    from freehold.router.bar import BarResult, now_text
+
+    scores = found.scores
+    graded = len(scores) >= _FEW and any(0 < s < 1 for s in scores)
+    bounds = resampled_mean(scores, LEVEL) if graded else wilson(scores, LEVEL)
+    return BarResult(
+        task=asked.task,
+        model=measured,
+        file=str(asked.file),
+        cases_digest=digest,
+        cases=len(samples.cases),
+        score=bounds.mid,
+        low=bounds.low,
+        high=bounds.high,
+        method="bootstrap" if graded else "wilson",
+        at=now_text(time.time()),
+        judge=judge if samples.needs_judge else "",
+        tokens=sum(a.tokens for a in found.answers),
+        seconds=round(sum(a.seconds for a in found.answers), 3),
+    )
+
+
+def _say(result: BarResult, bar: float | None) -> None:
+    click.echo(
+        f"{result.model.name} on {result.task}: {result.score:.3f} ({result.low:.3f} to {result.high:.3f}, 95 %) "
+        f"on {result.cases:,} cases"
+    )
+    if bar is not None:
+        reaches = "reaches" if result.low >= bar else "is below"
+        click.echo(f"its lower bound {reaches} the bar of {bar:g}")
