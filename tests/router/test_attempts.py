@@ -317,6 +317,18 @@ def test_killed_request_costs_its_key_only_what_a_provider_may_have_charged(tmp_
     alone(test, tmp_path, text, rented=FakeRented(small=Answers("small")))
 
 
+def test_request_waits_for_money_of_answers_in_flight_where_nothing_else_can_answer(tmp_path):
+    """Each answer may cost 0.0094 dollars and costs 0.0003: the second and the third fit once the first has ended."""
+
+    async def test(house):
+        asked = job(max_tokens=900)
+        texts = await asyncio.gather(*(house.text("big", asked, key="alice") for _ in range(3)))
+        assert texts == ["big "] * 3
+        assert sum(row.nano for row in house.rows) == 900_000
+
+    alone(test, tmp_path, BUDGET, rented=FakeRented(big=Answers("big", delay=0.02)))
+
+
 def test_answer_without_a_limit_gets_one_where_a_budget_has_to_hold(tmp_path):
     async def test(house):
         stream = await house.start("small", key="alice")

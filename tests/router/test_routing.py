@@ -218,3 +218,8 @@ def test_estimate_counts_what_a_call_adds():
     from freehold.types import ToolPiece
 
     assert letters_in(Chunk("ab", thinking="c", tool_calls=(ToolPiece(0, "id", "add", "{}"),))) == 8
+
+
+def test_target_at_a_place_that_is_not_allowed_is_passed_over_before_anything_else():
+    choice = chosen(job(), places=frozenset({"this machine", "box"}))
+    assert names(choice) == ["own", "box-70b"] and choice.refused["big"].kind == "label"

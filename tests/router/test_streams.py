@@ -1,4 +1,4 @@
-"""Streams through a real server to a provider that breaks: nothing is seen before a token, everything told after it."""
+"""Streams through a real server to a provider that breaks: unseen before a token, an error to the client after it."""
 
 from __future__ import annotations
 
