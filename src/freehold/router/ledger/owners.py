@@ -26,23 +26,23 @@ class OwnerLock:
     @classmethod
     def make(cls, ledger: Path) -> OwnerLock:
         """Return the lock of a new owner. Raises OSError where the file cannot be made."""
-        name = secrets.token_hex(8)
-        path = _path(ledger, name)
-        fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return cls(path, name, fd)
+        while True:
+            name = secrets.token_hex(8)
+            path = _path(ledger, name)
+            fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
+            if _locked(fd) and _is_still(path, fd):
+                return cls(path, name, fd)
+            os.close(fd)  # a process that looks for the dead took it for one's, between the two calls
 
     @classmethod
     def of_the_dead(cls, ledger: Path, name: str) -> OwnerLock | None:
         """Take the lock of the owner `name` and return it; None while that process lives."""
         path = _path(ledger, name)
         fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            return None
-        return cls(path, name, fd)
+        if _locked(fd):
+            return cls(path, name, fd)
+        os.close(fd)
+        return None
 
     def release(self, *, forget: bool) -> None:
         """Give the lock back; `forget`: nothing in the ledger names this owner, and its file can go."""
@@ -52,5 +52,26 @@ class OwnerLock:
         os.close(self._fd)
 
 
+def names(ledger: Path) -> set[str]:
+    """Return the owners that have a file; one that was killed as it began is in no table."""
+    start = f"{ledger.name}-owner-"
+    return {path.name.removeprefix(start) for path in ledger.parent.glob(f"{start}*")}
+
+
 def _path(ledger: Path, name: str) -> Path:
     return ledger.with_name(f"{ledger.name}-owner-{name}")
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False

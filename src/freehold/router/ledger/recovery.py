@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from freehold.providers.cleared import HOUSE
-from freehold.router.ledger import schema
+from freehold.router.ledger import owners, schema
 from freehold.router.ledger.owners import OwnerLock
 from freehold.router.ledger.rows import Intent, LedgerRow
 from freehold.types import Usage
@@ -25,7 +25,8 @@ _intent = msgspec.json.Decoder(Intent).decode
 def recover(db: sqlite3.Connection, path: Path, own: str) -> int:
     """Book what dead owners left; return how many rows that made. `own`: this process's owner name."""
     found = 0
-    for (name,) in db.execute("SELECT name FROM owners WHERE name <> ?", (own,)).fetchall():
+    known = {name for (name,) in db.execute("SELECT name FROM owners")}
+    for name in sorted((known | owners.names(path)) - {own}):
         lock = OwnerLock.of_the_dead(path, name)
         if lock is None:
             continue

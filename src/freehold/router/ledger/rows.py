@@ -6,6 +6,7 @@ Path: booking -> LedgerRow -> ledger/store.py
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 from dataclasses import dataclass
 from typing import Literal
@@ -101,13 +102,24 @@ class LedgerRow:
     parent: str = ""  # of a shadow's or a discarded answer's row: the request's row
 
 
-_process = secrets.token_hex(4)
-_numbers = itertools.count()
+class _Ids:
+    """What tells this process's ids from any other's; a forked child has its own."""
+
+    def __init__(self) -> None:
+        self.renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.process, self.numbers = secrets.token_hex(6), itertools.count()
+
+
+_ids = _Ids()
 
 
 def row_id(at: float) -> str:
     """Return a new id for a row of the moment `at`; ids sort as their moments do, to the microsecond."""
-    return f"{first_id(at)}-{_process}-{next(_numbers):x}"
+    return f"{first_id(at)}-{_ids.process}-{next(_ids.numbers):x}"
 
 
 def first_id(at: float) -> str:

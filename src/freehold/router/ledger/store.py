@@ -98,6 +98,8 @@ class Ledger:
         `sent` False: nothing has gone to a provider yet; call `sent` before it does. Raises BudgetSpent where
         it does not fit, LedgerUnavailable where it cannot be written.
         """
+        if self._trouble:
+            await self.ready()
         span = window(limit.per, at)
         values = (row_id, key, at, nano, self._owner.name, sent, _encode(about), span.start, span.stop)
         if await self._write(lambda: self._run(schema.RESERVE, (*values, limit.nano))):
