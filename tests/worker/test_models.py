@@ -15,6 +15,7 @@ import freehold
 from freehold import _native as native
 from freehold.config import Settings
 from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
+from freehold.router.toml.environment import KeptEnvironment
 from freehold.server.core.hints import hint_for
 from freehold.serving import Job
 from freehold.store import ModelRef, Store
@@ -26,7 +27,7 @@ from freehold.worker.memory import HEADROOM, LEAST_CACHE
 from freehold.worker.models import EngineModels
 from freehold.worker.options import EngineOptions
 from freehold.worker.stream import EngineStream
-from freehold.worker.wire import Event, Failed, Frame
+from freehold.worker.wire import Event, Failed, Frame, Script
 from tests.serving import served as open_tiny
 from tests.vectors.files import write_gguf, write_safetensors
 from tests.worker.conftest import answers, text, tokens
@@ -458,3 +459,21 @@ def test_real_streams_of_two_models_are_as_alone_through_two_deaths(serve, real)
         assert (small.restarts, gemma.restarts) == (2, 0)
 
     serve(body, EngineOptions(context=512), paths=real)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the environment is read in /proc")
+def test_an_engine_is_given_no_key(serve, monkeypatch: pytest.MonkeyPatch):
+    secret = "fh-secret-0123456789abcdef"
+    for name in (*client.KEYS, "SELLER"):
+        monkeypatch.setenv(name, secret)
+    environ = KeptEnvironment()
+    assert environ["SELLER"] == secret
+    environ.hide()
+
+    async def body(models: EngineModels) -> None:
+        await models.use("script")
+        (engine,) = models.loaded()
+        given = Path(f"/proc/{engine.pid}/environ").read_bytes()
+        assert b"PATH=" in given and secret.encode() not in given
+
+    serve(body, scripts={"script": Script()})

@@ -9,6 +9,7 @@ Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; EngineProcess.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -37,6 +38,9 @@ from freehold.worker.wire import (
     Writer,
 )
 
+# Of the environment, what an engine has no use for: it serves no client and downloads nothing. A provider's keys
+# were taken out before (router/toml/environment.py).
+KEYS = ("FREEHOLD_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # -P: no module is imported from the folder the server happens to run in.
 COMMAND = [sys.executable, "-P", "-m", "freehold.worker.process"]
 BUFFER = 1 << 20  # bytes of socket buffer, so that a step of 500 streams is sent without waiting for us
@@ -207,6 +211,7 @@ def _process_with(ours: socket.socket, theirs: socket.socket) -> subprocess.Pope
             [*COMMAND, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name not in KEYS},
             stdout=2,  # what a library prints goes to the log, not into the server's data
             start_new_session=True,
         )
