@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from freehold.errors import UsageError
 from freehold.providers.cleared import HOUSE
 from freehold.router.convert.document import read_yaml
-from freehold.router.convert.draft import Draft
+from freehold.router.convert.draft import GatewayDraft
 from freehold.router.convert.litellm import converted
 from freehold.router.gateway import Gateway
 from freehold.router.labels import Labeller
@@ -33,7 +33,7 @@ class Environment(dict):  # type: ignore[type-arg]
         return "a-key"
 
 
-def made(name: str) -> tuple[Gateway, Draft]:
+def made(name: str) -> tuple[Gateway, GatewayDraft]:
     draft = converted(read_yaml(CONFIGS / name), name)
     outside = Outside(environment=Environment(), price_of=ANY.price_of)
     return read_text(draft.text(), outside), draft

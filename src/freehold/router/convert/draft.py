@@ -1,6 +1,6 @@
 """A gateway.toml in the making: tables with remarks, and what could not be taken over; written as TOML.
 
-Knows TOML's spelling; knows no other program. Path: convert/litellm.py -> Draft.text -> cli/gateway.py
+Knows TOML's spelling; knows no other program. Path: convert/litellm.py -> GatewayDraft.text -> cli/gateway.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _UNCLEAN = re.compile(r"[^\w.:/@+-]+", re.ASCII)
 
 
 @dataclass(slots=True)
-class DraftTable:
+class GatewayDraftTable:
     """One table: its values in their order, and remarks that stand above it."""
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -25,16 +25,16 @@ class DraftTable:
 
 
 @dataclass(slots=True)
-class Draft:
+class GatewayDraft:
     """The tables by section and name. `left`: what was not taken over, a line each."""
 
     origin: str
-    sections: dict[str, dict[str, DraftTable]] = field(default_factory=dict)
+    sections: dict[str, dict[str, GatewayDraftTable]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
 
-    def table(self, section: str, name: str) -> DraftTable:
+    def table(self, section: str, name: str) -> GatewayDraftTable:
         """Return a table, made if it is not there."""
-        return self.sections.setdefault(section, {}).setdefault(name, DraftTable())
+        return self.sections.setdefault(section, {}).setdefault(name, GatewayDraftTable())
 
     def free(self, section: str, name: str) -> str:
         """Return `name` as the file may write it, with a number if it is taken."""

@@ -2,7 +2,7 @@
 
 A filter blocks or masks; a label decides where the request may be, and the text stays as it is. Knows LiteLLM's names
 of filters; runs none.
-Path: convert/litellm.py -> take_guardrails -> Draft
+Path: convert/litellm.py -> take_guardrails -> GatewayDraft
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from freehold.errors import UsageError
-from freehold.router.convert.draft import Draft
+from freehold.router.convert.draft import GatewayDraft
 from freehold.router.toml.labels import wrong_pattern
 
 LABEL = "guarded"
@@ -23,7 +23,7 @@ _DETECTORS = {
 }
 
 
-def take_guardrails(draft: Draft, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def take_guardrails(draft: GatewayDraft, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Make one label of the filters that a detector here equals in purpose, and list the others."""
     detect: list[str] = []
     patterns: list[str] = []
@@ -65,7 +65,7 @@ def _guardrails(
                 yield str(name), {"guardrail": str(kind)}
 
 
-def _patterns(draft: Draft, name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
+def _patterns(draft: GatewayDraft, name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Return a filter's own expressions, those that RE2 takes, and whether it has ready-made ones."""
     custom, prebuilt = [], False
     for each in _dicts(params.get("patterns")):

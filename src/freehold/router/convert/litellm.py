@@ -1,8 +1,8 @@
-"""Turns the config.yaml of a LiteLLM proxy into a Draft of gateway.toml.
+"""Turns the config.yaml of a LiteLLM proxy into a GatewayDraft of gateway.toml.
 
 Every deployment is a model, every model name a route: its deployments in their order, then its fallbacks'. What has no
 counterpart is listed. Keys in the file are never copied, nor quoted. Knows LiteLLM's words; reads no file.
-Path: cli/gateway.py -> converted -> Draft
+Path: cli/gateway.py -> converted -> GatewayDraft
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from freehold.router.convert import values
-from freehold.router.convert.draft import Draft
+from freehold.router.convert.draft import GatewayDraft
 from freehold.router.convert.guards import take_guardrails
 from freehold.router.convert.sellers import ADDED, COMPATIBLE, SELLERS, Seller, seller_of
 from freehold.router.toml.providers import is_inside
@@ -89,9 +89,9 @@ class Deployment:
     params: Mapping[str, Any]
 
 
-def converted(config: Any, origin: str) -> Draft:
+def converted(config: Any, origin: str) -> GatewayDraft:
     """Return the draft of what a config.yaml holds. Anything but a table gives a draft with nothing in it."""
-    draft, config = Draft(origin), values.table(config)
+    draft, config = GatewayDraft(origin), values.table(config)
     for section in ("providers", "models", "labels", "routes"):  # in this order in the file
         draft.sections[section] = {}
     router, general = (
@@ -113,7 +113,7 @@ def converted(config: Any, origin: str) -> Draft:
 # --- deployments -------------------------------------------------------------------------------------
 
 
-def _deployed(draft: Draft, entry: Mapping[str, Any]) -> Iterator[Deployment]:
+def _deployed(draft: GatewayDraft, entry: Mapping[str, Any]) -> Iterator[Deployment]:
     params, info = values.table(entry.get("litellm_params")), values.table(entry.get("model_info"))
     group, model = values.text(entry.get("model_name")), values.text(params.get("model"))
     mode = values.text(info.get("mode") or params.get("mode"))
@@ -151,7 +151,9 @@ def _url(name: str, seller: Seller, params: Mapping[str, Any]) -> str:
     return f"{parts.scheme}://{netloc}{path}" + ("" if added and path.endswith(added) else added)
 
 
-def _key(draft: Draft, where: str, name: str, seller: Seller, url: str, params: Mapping[str, Any]) -> str:
+def _key(
+    draft: GatewayDraft, where: str, name: str, seller: Seller, url: str, params: Mapping[str, Any]
+) -> str:
     """Return "env:NAME"; a key that the file holds is asked for in a variable instead."""
     given = params.get("api_key")
     if given is None:  # LiteLLM would send the seller's key to a machine of the house too
@@ -167,7 +169,7 @@ def _key(draft: Draft, where: str, name: str, seller: Seller, url: str, params: 
     return f"env:{variable}"
 
 
-def _provider(draft: Draft, name: str, seller: Seller, url: str, key: str) -> str:
+def _provider(draft: GatewayDraft, name: str, seller: Seller, url: str, key: str) -> str:
     """Return the name of the provider with this address and key, made if there is none."""
     kind = seller.kind
     if kind == "openai" and url and urlsplit(url).hostname != "api.openai.com":
@@ -193,7 +195,7 @@ def _provider(draft: Draft, name: str, seller: Seller, url: str, key: str) -> st
 
 
 def _model(
-    draft: Draft,
+    draft: GatewayDraft,
     group: str,
     model: str,
     provider: str,
@@ -225,7 +227,7 @@ def _model(
     return Deployment(group, name, provider, order if isinstance(order, (int, float)) else 0, params)
 
 
-def _price(draft: Draft, where: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def _price(draft: GatewayDraft, where: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """Return dollars for a million tokens, of LiteLLM's dollars a token."""
     price = {ours: paid for key, ours in _COSTS.items() if (paid := _million(said.get(key))) is not None}
     if not price:
@@ -263,7 +265,7 @@ def _million(value: Any) -> Decimal | None:
 # --- tags and routes ---------------------------------------------------------------------------------
 
 
-def _take_tags(draft: Draft, deployments: Sequence[Deployment], settings: Mapping[str, Any]) -> None:
+def _take_tags(draft: GatewayDraft, deployments: Sequence[Deployment], settings: Mapping[str, Any]) -> None:
     """Make each tag a label: its requests stay at the providers of the deployments that have it."""
     tagged: dict[str, list[str]] = {}
     for each in deployments:
@@ -290,7 +292,7 @@ def _take_tags(draft: Draft, deployments: Sequence[Deployment], settings: Mappin
             )
 
 
-def _take_routes(draft: Draft, deployments: Sequence[Deployment], settings: Mapping[str, Any]) -> None:
+def _take_routes(draft: GatewayDraft, deployments: Sequence[Deployment], settings: Mapping[str, Any]) -> None:
     groups: dict[str, list[Deployment]] = {}
     for each in sorted(deployments, key=lambda d: d.order):
         groups.setdefault(each.group, []).append(each)
@@ -327,7 +329,11 @@ def _fallbacks(settings: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _route(
-    draft: Draft, group: str, targets: list[str], members: Sequence[Deployment], settings: Mapping[str, Any]
+    draft: GatewayDraft,
+    group: str,
+    targets: list[str],
+    members: Sequence[Deployment],
+    settings: Mapping[str, Any],
 ) -> None:
     name = draft.free("routes", group)
     while name in draft.sections["models"]:  # requests name both
@@ -360,7 +366,7 @@ def _route(
 # --- what is left ------------------------------------------------------------------------------------
 
 
-def _leave_rest(draft: Draft, config: Mapping[str, Any]) -> None:
+def _leave_rest(draft: GatewayDraft, config: Mapping[str, Any]) -> None:
     """List every setting that has no counterpart, without its value, which may be a secret."""
     taken = {*_ROUTING, *_LISTS, "model_group_alias", "enable_tag_filtering", "guardrails"}
     for section in ("litellm_settings", "router_settings", "general_settings"):
