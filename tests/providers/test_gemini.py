@@ -13,8 +13,8 @@ import pytest
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
 from freehold.providers.gemini.chat import MADE, UNSIGNED
-from freehold.providers.gemini.vectors import shared
 from freehold.providers.gemini.wire import GeminiWire
+from freehold.providers.vectors import shared
 from freehold.serving import EmbedJob, Job
 from freehold.types import Chunk, Format, Image, Message, SignedThinking, Tool, ToolCall, Usage
 
@@ -537,7 +537,7 @@ def test_embeddings_are_asked_in_one_batch_and_come_at_unit_length():
         "usageMetadata": {"promptTokenCount": 5},
     }
     vectors = WIRE.vectors(json.dumps(came).encode(), job)
-    assert (vectors.width, vectors.tokens) == (3, (1, 4))
+    assert (vectors.width, vectors.tokens) == (3, (2, 3))
     assert math.isclose(struct.unpack("<6f", vectors.data)[1], 0.8, rel_tol=1e-6)
 
 
@@ -560,6 +560,6 @@ def test_embeddings_it_cannot_make_are_refused():
 
 
 def test_shared_counts_add_up():
-    assert shared(10, [1, 1, 1]) == (3, 3, 4)
-    assert sum(shared(7, [5, 0, 9, 2])) == 7
-    assert shared(5, [0, 0]) == (0, 0)
+    assert shared(10, ["a", "b", "c"]) == (3, 3, 4)
+    assert sum(shared(7, ["a" * 5, "", "a" * 9, "ab"])) == 7
+    assert shared(5, ["", ""]) == (2, 3)

@@ -1,7 +1,7 @@
-"""Words an upstream's failure without what must not leave: keys, long texts, pages of HTML.
+"""What all wires share of failures: answers that cannot be read, a provider's words on one line, when to ask again.
 
-Knows headers of delay and the look of keys; each wire knows its own statuses.
-Path: Wire.fault -> plain, retry_after_s -> UpstreamFault
+No fault has a text of the answer that failed, nor what looks like a key. Knows no wire's statuses.
+Path: Wire.fault, EventReader.push -> decoded, plain, retry_after_s -> UpstreamFault
 """
 
 from __future__ import annotations
@@ -10,12 +10,34 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import msgspec
+
+from freehold.providers.contract import UpstreamFault
+
+T = TypeVar("T")
 
 _SHOWN = 300  # characters of a provider's own message
 _KEYS = re.compile(
     r"\b(?:sk|pk|rk|key|xai|gsk|fh|hf|ghp|AKIA|AIza|ya29|eyJ|Bearer|Basic)[-_. ]?[A-Za-z0-9*][A-Za-z0-9_\-.*]{11,}"
 )
 _MOST_S = 86_400.0
+
+
+def invalid(what: str) -> UpstreamFault:
+    """Return the fault of an answer that is not of this wire."""
+    return UpstreamFault("invalid", f"the provider sent {what}", status=200)
+
+
+def decoded(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
+    """Decode JSON. Raises UpstreamFault, which quotes nothing of it."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        if "truncated" in str(e) and data.lstrip()[:1] in (b"{", b"["):
+            raise UpstreamFault("broken", "the answer was cut off", status=200) from None
+        raise invalid(what) from None
 
 
 def plain(text: str) -> str:

@@ -8,15 +8,14 @@ Path: hop.py -> MessageReader.push -> Chunk; AnthropicWire.whole -> MessageReade
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import plain
+from freehold.providers.faults import decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, SignedThinking, ToolPiece, Usage
 
-S = TypeVar("S")
 _NOTHING: tuple[Piece, ...] = ()
 
 # pause_turn ends the turns of Anthropic's own tools, which are never asked for: such an answer is not whole.
@@ -174,19 +173,6 @@ _STOP = msgspec.json.Decoder(BlockStop)
 _END = msgspec.json.Decoder(MessageEnd)
 ERROR = msgspec.json.Decoder(ErrorBody)
 BODY = msgspec.json.Decoder(MessageBody)
-
-
-def invalid(what: str) -> UpstreamFault:
-    """Return the fault of an answer that is none of this wire."""
-    return UpstreamFault("invalid", f"the provider sent {what}")
-
-
-def decoded(decoder: msgspec.json.Decoder[S], data: bytes, what: str) -> S:
-    """Decode, or raise UpstreamFault without a word of what was sent."""
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise invalid(what) from None
 
 
 class MessageReader:

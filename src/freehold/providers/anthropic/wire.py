@@ -15,11 +15,11 @@ import msgspec
 from freehold.errors import UnsupportedModel
 from freehold.providers.anthropic.chat import ChatWriter
 from freehold.providers.anthropic.claude import Claude, claude_of
-from freehold.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of, decoded, invalid
+from freehold.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of
 from freehold.providers.anthropic.schema import fitted
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
 from freehold.providers.demands import Demands
-from freehold.providers.faults import plain, retry_after_s
+from freehold.providers.faults import decoded, invalid, plain, retry_after_s
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.types import Format, Tool
 

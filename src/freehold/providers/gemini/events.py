@@ -15,7 +15,7 @@ from dataclasses import replace
 import msgspec
 
 from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import plain
+from freehold.providers.faults import decoded, invalid, plain
 from freehold.providers.gemini.chat import MADE
 from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
 
@@ -63,7 +63,7 @@ class CallPart(_Camel):
     id: str = ""
 
 
-class AnswerPart(_Camel):
+class GeminiPart(_Camel):
     """A part of an answer."""
 
     text: str | None = None
@@ -75,7 +75,7 @@ class AnswerPart(_Camel):
 class AnswerContent(_Camel):
     """The parts of a candidate."""
 
-    parts: list[AnswerPart] = []
+    parts: list[GeminiPart] = []
 
 
 class ChosenToken(_Camel):
@@ -152,12 +152,7 @@ class GeminiAnswer(_Camel):
     error: GoogleError | None = None
 
 
-ANSWER = msgspec.json.Decoder(GeminiAnswer)
-
-
-def invalid(what: str) -> UpstreamFault:
-    """Return the fault of an answer that is none of this wire."""
-    return UpstreamFault("invalid", f"the provider sent {what}")
+_ANSWER = msgspec.json.Decoder(GeminiAnswer)
 
 
 def cause_of(error: GoogleError, otherwise: Cause) -> Cause:
@@ -196,10 +191,7 @@ class ResponseReader:
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what an event adds."""
-        try:
-            came = ANSWER.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise invalid("an answer that cannot be read") from None
+        came = decoded(_ANSWER, data, "an answer that cannot be read")
         if came.error is not None:
             said = plain(came.error.message)
             raise UpstreamFault(
@@ -240,7 +232,7 @@ class ResponseReader:
             pieces.append((i, Chunk(finish_reason=answer.reason, usage=usage)))
 
 
-def _chunk(part: AnswerPart, answer: _Answer) -> Chunk | None:
+def _chunk(part: GeminiPart, answer: _Answer) -> Chunk | None:
     call, signature = part.function_call, part.thought_signature
     if call is not None:
         answer.calls += 1

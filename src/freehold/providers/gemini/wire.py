@@ -1,6 +1,6 @@
 """Gemini's native API: a job becomes a request, answers and errors become chunks and causes.
 
-models.py knows which model takes what, chat.py the contents, events.py the answers, vectors.py embeddings. What a model
+models.py knows which model takes what, chat.py the contents, events.py answers, embedding.py vectors. What a model
 does not take is refused or in the warnings. Written from ai.google.dev/api and the types of the vendor's own client.
 Path: wires.py -> GeminiWire
 """
@@ -15,12 +15,12 @@ import msgspec
 
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
 from freehold.providers.demands import Demands
-from freehold.providers.faults import plain, retry_after_s
+from freehold.providers.faults import decoded, invalid, plain, retry_after_s
 from freehold.providers.gemini.chat import ContentWriter
-from freehold.providers.gemini.events import GoogleError, ResponseReader, cause_of, invalid
+from freehold.providers.gemini.embedding import embedding_request, read_vectors
+from freehold.providers.gemini.events import GoogleError, ResponseReader, cause_of
 from freehold.providers.gemini.models import Gemini, gemini_of
 from freehold.providers.gemini.schema import subset
-from freehold.providers.gemini.vectors import embedding_request, read_vectors
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.types import Tool
 
@@ -118,10 +118,7 @@ class GeminiWire:
 
     def counted(self, body: bytes) -> int:
         """Read the count."""
-        try:
-            return _COUNTED.decode(body).total_tokens
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise invalid("an answer that is no count") from None
+        return decoded(_COUNTED, body, "an answer that is no count").total_tokens
 
 
 def _name(model: RemoteModel) -> str:

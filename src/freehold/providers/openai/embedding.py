@@ -6,10 +6,7 @@ Knows no chat. Path: OpenAIWire.embed -> embed_body; OpenAIWire.vectors -> read_
 from __future__ import annotations
 
 import binascii
-import math
 from base64 import b64decode
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -18,7 +15,8 @@ import numpy as np
 from freehold.errors import UnsupportedModel
 from freehold.providers.contract import RemoteModel
 from freehold.providers.demands import texts_of
-from freehold.providers.openai.events import decoded, invalid
+from freehold.providers.faults import decoded, invalid
+from freehold.providers.vectors import unit_vectors
 from freehold.serving import EmbedJob, Vectors
 
 
@@ -61,16 +59,7 @@ def read_vectors(body: bytes, job: EmbedJob) -> Vectors:
     if sorted(row.index for row in rows.data) != [*range(len(job.texts))]:
         raise invalid(f"{len(rows.data)} embeddings for {len(job.texts)} texts")
     vectors = [_vector(row.embedding) for row in sorted(rows.data, key=lambda row: row.index)]
-    width = len(vectors[0])
-    if not width or any(len(v) != width for v in vectors):
-        raise invalid("embeddings of several widths")
-    table = np.stack(vectors).astype(np.float64)
-    lengths = np.linalg.norm(table, axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or not lengths.all():
-        raise invalid("an embedding that is zero or not finite")
-    return Vectors(
-        (table / lengths).astype("<f4").tobytes(), width, shared(rows.usage.prompt_tokens, job.texts)
-    )
+    return unit_vectors(vectors, rows.usage.prompt_tokens, job)
 
 
 def _vector(sent: str | list[float]) -> np.ndarray:
@@ -80,15 +69,3 @@ def _vector(sent: str | list[float]) -> np.ndarray:
         return np.frombuffer(b64decode(sent, validate=True), dtype="<f4")
     except (binascii.Error, ValueError):
         raise invalid("an embedding that is not base64 of float32") from None
-
-
-def shared(total: int, texts: Sequence[str | tuple[int, ...]]) -> tuple[int, ...]:
-    """Share the tokens of all texts out by their lengths; the parts sum to the total."""
-    if total < 0:
-        raise invalid("token counts below 0")
-    lengths = [len(text) + 1 for text in texts]
-    bounds = [0]
-    for length in lengths:
-        bounds.append(bounds[-1] + length)
-    cuts = [math.floor(total * bound / bounds[-1]) for bound in bounds]
-    return tuple(after - before for before, after in pairwise(cuts))

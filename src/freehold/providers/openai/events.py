@@ -10,15 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from secrets import token_hex
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from freehold.providers.contract import Piece, UpstreamFault, WholeAnswer
-from freehold.providers.faults import plain
+from freehold.providers.faults import decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, TokenLogprob, ToolPiece, Usage
 
-T = TypeVar("T")
 _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -146,21 +145,6 @@ class Event(msgspec.Struct, gc=False):
 
 
 _EVENT = msgspec.json.Decoder(Event)
-
-
-def invalid(what: str) -> UpstreamFault:
-    """Return the fault of an answer that is not of this wire."""
-    return UpstreamFault("invalid", f"the provider sent {what}", status=200)
-
-
-def decoded(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
-    """Decode JSON. Raises UpstreamFault, which quotes nothing of it."""
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        if "truncated" in str(e) and data.lstrip()[:1] in (b"{", b"["):
-            raise UpstreamFault("broken", "the answer was cut off", status=200) from None
-        raise invalid(what) from None
 
 
 class CompletionReader:

@@ -13,7 +13,9 @@ import msgspec
 from freehold.errors import UnsupportedModel
 from freehold.providers.contract import RemoteModel
 from freehold.providers.demands import texts_of
-from freehold.providers.gemini.events import GeminiUsage, invalid
+from freehold.providers.faults import decoded
+from freehold.providers.gemini.events import GeminiUsage
+from freehold.providers.vectors import unit_vectors
 from freehold.serving import EmbedJob, Vectors
 
 MAX_BATCH = 100  # texts of one request
@@ -49,30 +51,6 @@ def embedding_request(model: RemoteModel, job: EmbedJob, name: str) -> tuple[dic
 
 def read_vectors(body: bytes, job: EmbedJob) -> Vectors:
     """Return the vectors at unit length, which the provider's shortened ones have not."""
-    import numpy as np
-
-    try:
-        came = _EMBEDDED.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise invalid("embeddings that cannot be read") from None
-    widths = {len(each.values) for each in came.embeddings}
-    if len(came.embeddings) != len(job.texts) or len(widths) != 1 or 0 in widths:
-        raise invalid("embeddings that do not fit the texts")
-    rows = np.array([each.values for each in came.embeddings], dtype=np.float64)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or not lengths.all():
-        raise invalid("an embedding that is zero or not finite")
+    came = decoded(_EMBEDDED, body, "embeddings that cannot be read")
     total = came.usage_metadata.prompt_token_count if came.usage_metadata is not None else 0
-    unit = (rows / lengths).astype("<f4")
-    return Vectors(unit.tobytes(), unit.shape[1], shared(total, [len(text) for text in job.texts]))
-
-
-def shared(total: int, weights: list[int]) -> tuple[int, ...]:
-    """Share a count out by weights; the parts add up to it."""
-    whole, given, seen, parts = max(sum(weights), 1), 0, 0, []
-    for weight in weights:
-        seen += weight
-        until = total * seen // whole
-        parts.append(until - given)
-        given = until
-    return tuple(parts)
+    return unit_vectors([each.values for each in came.embeddings], total, job)
