@@ -33,7 +33,12 @@ class ProviderModels:
         timeout_s: float,
     ) -> RentedStream:
         return await upstream.start(
-            self._hop, cleared, model, first_token_s=first_token_s, timeout_s=timeout_s
+            self._hop,
+            cleared,
+            model,
+            first_token_s=first_token_s,
+            timeout_s=timeout_s,
+            stream=not cleared.work.whole,
         )
 
     async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors:
