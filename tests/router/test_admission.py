@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from freehold.errors import UsageError
 from freehold.router.admission.candidates import few_labels, task_means
 from freehold.router.admission.curves import areas, curve, order, resamples, spread
-from freehold.router.admission.features import Terms
+from freehold.router.admission.features import TermCounts
 from freehold.router.admission.table import AnsweredTable, read_table
 from freehold.router.admission.verdict import LENGTH, ORACLE, OWN, RANDOM, TASK, RouterVerdict, admit
 
@@ -123,7 +123,7 @@ def test_models_that_are_not_told_apart_are_not_routed():
     table = made(tasks=6, each=20)
     weak = table.strong.copy()
     weak[np.flatnonzero(weak == 1)[:1]] = 0
-    assert "not told apart" in admit(replace(table, weak=weak)).no_router
+    assert "within chance" in admit(replace(table, weak=weak)).no_router
 
 
 def test_own_score_decides_and_a_task_table_of_its_own_does_not_help():
@@ -192,7 +192,7 @@ def test_no_question_scores_itself():
 
 
 def test_weights_of_a_fold_ignore_its_other_prompts():
-    terms = Terms.of(["apple pear", "apple fig", "fig plum", "plum nut plum"])
+    terms = TermCounts.of(["apple pear", "apple fig", "fig plum", "plum nut plum"])
     train = np.array([True, True, False, False])
     rows = terms.weighed(train)
     known = [set(rows.columns[a:b]) for a, b in zip(rows.starts[:-1], rows.starts[1:], strict=True)]
@@ -234,7 +234,7 @@ def test_formats_read_alike(tmp_path: Path, name: str):
     [
         ({"weak": "1.5"}, "line 4: weak = 1.5 is not within 0..1"),
         ({"weak": "nan"}, "line 4: weak = nan"),
-        ({"strong": "yes"}, "line 4: strong = 'yes' is no number"),
+        ({"strong": "yes"}, "line 4: strong = 'yes' is not a number"),
         ({"task": ""}, "line 4: has no task"),
         ({"id": "1"}, "line 4: id '1' is there twice"),
         ({"score": "0.3"}, "59 rows have no score"),

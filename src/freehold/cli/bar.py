@@ -45,7 +45,7 @@ def command() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _BarRun:
     """What `run` was asked for, resolved."""
 
     task: str
@@ -174,7 +174,7 @@ def _gateway(settings: Settings, path: Path | None) -> Gateway | None:
 
 def _asked(
     read: Gateway | None, task: str, model: str, called: str | None, judge: str | None, rented_judge: bool
-) -> _Asked:
+) -> _BarRun:
     named = read.tasks.get(task) if read else None
     path = Path(named.file) if named and named.file else Path(task).expanduser()
     if not path.is_file():
@@ -191,7 +191,7 @@ def _asked(
         )
     name = called or (task if named else path.stem)
     about = read.tasks.get(name) if read else None
-    return _Asked(name, path.absolute(), _model(read, model), grader, about.bar if about else None)
+    return _BarRun(name, path.absolute(), _model(read, model), grader, about.bar if about else None)
 
 
 def _model(read: Gateway | None, name: str) -> GatewayModel:
@@ -221,7 +221,7 @@ def _digest(measured: MeasuredModel) -> str:
 
 @contextmanager
 def _opening(
-    settings: Settings, store: Store, path: Path | None, asked: _Asked, labels: tuple[str, ...], key: str
+    settings: Settings, store: Store, path: Path | None, asked: _BarRun, labels: tuple[str, ...], key: str
 ) -> Iterator[Open]:
     """Give a function that opens the models: in this process, or through the gateway."""
     if path is not None:
@@ -243,7 +243,7 @@ def _opening(
 
 
 def _result(
-    asked: _Asked,
+    asked: _BarRun,
     samples: Samples,
     found: TrialResult,
     measured: MeasuredModel,

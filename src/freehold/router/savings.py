@@ -271,7 +271,7 @@ def _above_bar(books: _Books, passing: Passing) -> _Found:
 
 
 def _same_weights(books: _Books, hosts: Hosts) -> _Found:
-    """Each answer from whoever sells the same weights cheapest, its own provider included."""
+    """Each answer from the cheapest seller of the same weights."""
     by_target: dict[str, list[LedgerRow]] = defaultdict(list)
     for row in books.rows:
         by_target[row.target].append(row)
@@ -289,7 +289,11 @@ def _same_weights(books: _Books, hosts: Hosts) -> _Found:
         chosen.append(f"{target}: {name}")
         for row in rows:
             total.add(priced(row, price))
-    return "cheapest host of the same weights", ", ".join(chosen) or "nobody sells these weights", total
+    return (
+        "cheapest host of the same weights",
+        ", ".join(chosen) or "no seller of these weights is known",
+        total,
+    )
 
 
 def _mix(books: _Books, before: Iterable[LedgerRow]) -> _Found:

@@ -20,7 +20,7 @@ from freehold.sandbox.children import spawn
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.confined")
 SECONDS = 10  # of processor
-WALL_S = 60  # on the clock: a machine that is short of processors is no reason to fail
+WALL_S = 60  # on the clock: a busy machine may take longer
 MEMORY = 1 << 30
 _PASSED_ON = ("PYTHON", "LD_", "LC_", "LANG")  # of the environment: what is secret stays here
 REFUSED = 77  # of confined.py: it could not confine itself

@@ -10,7 +10,7 @@ import click
 from freehold.cli.shared import table
 
 if TYPE_CHECKING:
-    from freehold.router.admission.curves import Spread
+    from freehold.router.admission.curves import SampledFigure
     from freehold.router.admission.verdict import RouterFigures, RouterVerdict
 
 _HEAD = ("", "APGR", "CPT50", "CPT80", "AIQ", "OVER LENGTH", "OVER TASK MEAN")
@@ -47,5 +47,5 @@ def _figures(rows: Sequence[RouterFigures]) -> None:
     table(_HEAD, made, right=(2, 3, 4))
 
 
-def _over(found: Spread | None) -> str:
+def _over(found: SampledFigure | None) -> str:
     return "" if found is None else str(found)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from freehold.router.admission.features import SparseRows, Terms
+from freehold.router.admission.features import SparseRows, TermCounts
 
 WIDTH = 256  # numbers a prompt is projected to, for ridge and kNN
 NEIGHBOURS = 100
@@ -21,7 +21,7 @@ _BANK = 8000  # neighbours are looked for among as many training rows, so that a
 _STEPS, _MEMORY = 60, 8  # of L-BFGS
 
 
-def learned(terms: Terms, gain: np.ndarray, weak: np.ndarray, fold: np.ndarray) -> dict[str, np.ndarray]:
+def learned(terms: TermCounts, gain: np.ndarray, weak: np.ndarray, fold: np.ndarray) -> dict[str, np.ndarray]:
     """Return each candidate's scores, every fold by a router trained on the others."""
     n = len(gain)
     found = {name: np.zeros(n) for name in ("ridge on the gain", "kNN on the gain", "TF-IDF + logistic")}

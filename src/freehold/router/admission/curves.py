@@ -19,7 +19,7 @@ _ROWS = 64  # resamples at a time: 64 x 200,000 counts are 100 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class SampledFigure:
     """A figure with its 95 % bounds."""
 
     mid: float
@@ -109,13 +109,13 @@ def resamples(task: np.ndarray, whole_tasks: bool, rng: np.random.Generator) -> 
     return counts[:, task] if whole_tasks else counts
 
 
-def spread(mid: float, samples: np.ndarray) -> Spread:
+def spread(mid: float, samples: np.ndarray) -> SampledFigure:
     """Return a figure with the 2.5th and 97.5th percentiles of its resamples."""
     sound = samples[np.isfinite(samples)]
     if not len(sound):
-        return Spread(mid, -np.inf, np.inf)
+        return SampledFigure(mid, -np.inf, np.inf)
     low, high = np.percentile(sound, [2.5, 97.5])
-    return Spread(mid, min(float(low), mid), max(float(high), mid))
+    return SampledFigure(mid, min(float(low), mid), max(float(high), mid))
 
 
 def _hull(x: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 Words of two letters or more in lower case, terms of at least two training prompts, 1 + ln(count) times a smoothed
 inverse document frequency, rows of unit length: what text classifiers usually begin with. Counts are made once; a fold
 weighs them by its training prompts alone. Knows no label.
-Path: admit -> Terms.of(prompts) -> Terms.weighed(train) -> SparseRows
+Path: admit -> TermCounts.of(prompts) -> TermCounts.weighed(train) -> SparseRows
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class SparseRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class TermCounts:
     """How often each term occurs in each prompt: a SparseRows of counts."""
 
     counts: SparseRows
 
     @classmethod
-    def of(cls, prompts: Sequence[str]) -> Terms:
+    def of(cls, prompts: Sequence[str]) -> TermCounts:
         """Count words and pairs of neighbouring words."""
         ids: defaultdict[str, int] = defaultdict(count().__next__)
         words = [[*map(ids.__getitem__, _WORD.findall(p[:MOST_CHARS].lower()))] for p in prompts]

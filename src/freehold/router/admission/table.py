@@ -133,7 +133,7 @@ def _number(given: Any, name: str, least: float, most: float) -> float:
     try:
         value = float(given)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} = {str(given)[:40]!r} is no number") from None
+        raise ValueError(f"{name} = {str(given)[:40]!r} is not a number") from None
     if not (math.isfinite(value) and least <= value <= most):
         limits = f"within {least:g}..{most:g}" if math.isfinite(most) else "finite and not negative"
         raise ValueError(f"{name} = {value:g} is not {limits if least > -math.inf else 'finite'}")

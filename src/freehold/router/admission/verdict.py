@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from freehold.router.admission.candidates import few_labels, learned, task_means
-from freehold.router.admission.curves import Spread, areas, curve, order, resamples, spread
-from freehold.router.admission.features import Terms
+from freehold.router.admission.curves import SampledFigure, areas, curve, order, resamples, spread
+from freehold.router.admission.features import TermCounts
 from freehold.router.admission.table import AnsweredTable
 
 FOLDS = 5
@@ -37,11 +37,11 @@ class RouterFigures:
     """One router's figures on one set of questions. `over`: APGR less a baseline's, by the baseline."""
 
     name: str
-    apgr: Spread
+    apgr: SampledFigure
     cpt50: float
     cpt80: float
     aiq: float
-    over: Mapping[str, Spread]
+    over: Mapping[str, SampledFigure]
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -64,7 +64,7 @@ class RouterVerdict:
     tasks: int
     weak: float
     strong: float
-    gain: Spread
+    gain: SampledFigure
     no_router: str = ""
     in_domain: tuple[RouterFigures, ...] = ()
     held_out: tuple[RouterFigures, ...] = ()
@@ -110,7 +110,7 @@ def admit(table: AnsweredTable) -> RouterVerdict:
     about = RouterVerdict(*shown, spread(float(gain.mean()), means))
     if why := _nothing_to_route(table, about.gain):
         return RouterVerdict(*shown, about.gain, why)
-    terms = Terms.of(table.prompts)
+    terms = TermCounts.of(table.prompts)
     draws = _Draws(table)
     everything = np.ones(table.rows, dtype=bool)
     in_domain = _figures(table, everything, by_question, _in_domain(table, terms, draws), (LENGTH, TASK))
@@ -137,7 +137,7 @@ class _Draws:
         self.length = np.array([len(prompt) for prompt in table.prompts], dtype=np.float64)
 
 
-def _in_domain(table: AnsweredTable, terms: Terms, draws: _Draws) -> dict[str, np.ndarray]:
+def _in_domain(table: AnsweredTable, terms: TermCounts, draws: _Draws) -> dict[str, np.ndarray]:
     own = {OWN: table.score} if table.score is not None else {}
     return {
         RANDOM: draws.random,
@@ -149,7 +149,7 @@ def _in_domain(table: AnsweredTable, terms: Terms, draws: _Draws) -> dict[str, n
     }
 
 
-def _held_out(table: AnsweredTable, terms: Terms, draws: _Draws) -> dict[str, np.ndarray]:
+def _held_out(table: AnsweredTable, terms: TermCounts, draws: _Draws) -> dict[str, np.ndarray]:
     own = {OWN: table.score} if table.score is not None else {}
     return {
         RANDOM: draws.random,
@@ -201,7 +201,7 @@ def _unseen(table: AnsweredTable) -> np.ndarray:
     return ~np.isin(table.task, trained)
 
 
-def _nothing_to_route(table: AnsweredTable, gain: Spread) -> str:
+def _nothing_to_route(table: AnsweredTable, gain: SampledFigure) -> str:
     """Say why one model alone is right; empty: it is not."""
     weak, strong = table.weak.mean(), table.strong.mean()
     pair = f"{weak:.3f} weak, {strong:.3f} strong"
@@ -215,7 +215,7 @@ def _nothing_to_route(table: AnsweredTable, gain: Spread) -> str:
     if weak >= strong:
         return f"the strong model is not better ({pair}): always use the weak one, if it is the cheaper"
     if gain.low <= 0:
-        return f"the two models are not told apart ({pair}, difference {gain}): use the cheaper one"
+        return f"the difference of the two models is within chance ({pair}, {gain}): use the cheaper one"
     return ""
 
 
