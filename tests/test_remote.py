@@ -34,7 +34,7 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.remote.http import Api
-from freehold.remote.openai import RemoteModel
+from freehold.remote.openai import HttpModel
 from freehold.server.openai.fields.structured import Structured, format_of
 from freehold.serving import ModelInfo
 from freehold.types import (
@@ -125,8 +125,8 @@ def api(place: tuple[Script, Path]) -> Iterator[Api]:
 
 
 @pytest.fixture
-def model(api: Api) -> RemoteModel:
-    return RemoteModel(api, "m", INFO)
+def model(api: Api) -> HttpModel:
+    return HttpModel(api, "m", INFO)
 
 
 def delta(text: str | None = None, *, end: str | None = None, **more: Any) -> dict[str, Any]:
@@ -138,11 +138,11 @@ DONE = b"data: [DONE]\n\n"
 WHOLE = [delta("Hello"), delta(" you"), delta(end="stop"), DONE]
 
 
-def test_it_is_a_chat_model(model: RemoteModel):
+def test_it_is_a_chat_model(model: HttpModel):
     assert isinstance(model, ChatModel)
 
 
-def test_events_become_chunks_and_the_last_one_tells_the_counts(script: Script, model: RemoteModel):
+def test_events_become_chunks_and_the_last_one_tells_the_counts(script: Script, model: HttpModel):
     counted = {
         "choices": [],
         "usage": {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
@@ -164,19 +164,19 @@ def test_events_become_chunks_and_the_last_one_tells_the_counts(script: Script, 
     ]
 
 
-def test_comments_and_odd_line_ends_are_no_part_of_an_answer(script: Script, model: RemoteModel):
+def test_comments_and_odd_line_ends_are_no_part_of_an_answer(script: Script, model: HttpModel):
     first = b": keep-alive\n\ndata: " + json.dumps(delta("Hel")).encode() + b"\r\n\r\n: again\r\n"
     script.answers = [[b"retry: 5\n\n", first[:30], first[30:], *WHOLE[1:]]]
     assert "".join(c.text for c in model.stream(HI)) == "Hel you"
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_thinking_comes_under_either_name(script: Script, model: RemoteModel, field: str):
+def test_thinking_comes_under_either_name(script: Script, model: HttpModel, field: str):
     script.answers = [[delta(delta={field: "hm"}), *WHOLE]]
     assert [c.thinking for c in model.stream(HI)] == ["hm", "", "", ""]
 
 
-def test_token_ids_and_logprobs_come_with_the_bytes_of_their_tokens(script: Script, model: RemoteModel):
+def test_token_ids_and_logprobs_come_with_the_bytes_of_their_tokens(script: Script, model: HttpModel):
     half = {"token": "\ufffd", "bytes": [0xC3], "logprob": -0.5, "id": 7}
     other = {"token": "b", "bytes": None, "logprob": -1.5, "id": 8}
     told = {"content": [{**half, "top_logprobs": [half, other]}]}
@@ -187,7 +187,7 @@ def test_token_ids_and_logprobs_come_with_the_bytes_of_their_tokens(script: Scri
     assert script.asked[0][1]["logprobs"] is True and script.asked[0][1]["top_logprobs"] == 2
 
 
-def test_dropped_messages_are_told_once(script: Script, model: RemoteModel):
+def test_dropped_messages_are_told_once(script: Script, model: HttpModel):
     receipt = {"freehold": {"context": {"limit": 10, "used": 5, "dropped_messages": 3}}}
     script.answers = [[delta("a") | receipt, delta("b"), delta(end="length") | receipt, DONE]]
     chunks = list(model.stream(HI, overflow="drop-oldest"))
@@ -196,7 +196,7 @@ def test_dropped_messages_are_told_once(script: Script, model: RemoteModel):
 
 
 def test_our_server_gets_every_sampling_field_so_that_neutral_ones_win_over_its_defaults(
-    script: Script, model: RemoteModel
+    script: Script, model: HttpModel
 ):
     script.answers = [WHOLE]
     list(model.stream(HI, sampling=SamplingParams(top_k=0, seed=5, logit_bias={3: -1.0}), max_tokens=4))
@@ -208,15 +208,15 @@ def test_our_server_gets_every_sampling_field_so_that_neutral_ones_win_over_its_
 
 def test_another_s_api_is_sent_only_what_it_knows_or_what_was_asked_for(script: Script, api: Api):
     script.answers = [WHOLE, WHOLE]
-    list(RemoteModel(api, "gpt").stream(HI, sampling=SamplingParams(temperature=0.5, min_p=0.1)))
+    list(HttpModel(api, "gpt").stream(HI, sampling=SamplingParams(temperature=0.5, min_p=0.1)))
     asked = script.asked[0][1].keys()
     assert {"temperature", "top_p", "min_p"} < asked
     assert not {"top_k", "penalty_window", "return_token_ids", "seed", "logit_bias", "max_tokens"} & asked
-    list(RemoteModel(api, "gpt").stream(HI))
+    list(HttpModel(api, "gpt").stream(HI))
     assert script.asked[1][1].keys() == {"messages", "model", "stream", "stream_options"}
 
 
-def test_thinking_of_earlier_turns_goes_back(script: Script, model: RemoteModel):
+def test_thinking_of_earlier_turns_goes_back(script: Script, model: HttpModel):
     script.answers = [WHOLE]
     list(model.stream([*HI, Message("assistant", "4", "2+2"), *HI], think=False))
     assert script.asked[0][1]["messages"][1] == {
@@ -237,7 +237,7 @@ def test_thinking_of_earlier_turns_goes_back(script: Script, model: RemoteModel)
     ],
 )
 def test_our_server_reads_the_format_that_was_meant(
-    script: Script, model: RemoteModel, kind: str, format: FormatLike, source: object
+    script: Script, model: HttpModel, kind: str, format: FormatLike, source: object
 ):
     script.answers = [WHOLE]
     ask = model.stream if kind == "chat" else model.stream_text
@@ -250,7 +250,7 @@ def test_our_server_reads_the_format_that_was_meant(
     assert read.source == source
 
 
-def test_text_is_continued_without_a_chat(script: Script, model: RemoteModel):
+def test_text_is_continued_without_a_chat(script: Script, model: HttpModel):
     script.answers = [[{"choices": [{"text": "is"}]}, {"choices": [{"text": "", "finish_reason": "length"}]}]]
     assert [c.text for c in model.stream_text("Paris", logprobs=0, stop=["."])] == ["is", ""]
     path, body, _ = script.asked[0]
@@ -271,7 +271,7 @@ def test_text_is_continued_without_a_chat(script: Script, model: RemoteModel):
     ids=["end", "done", "torn", "no json", "wrong type", "no text", "unknown reason"],
 )
 def test_an_answer_that_is_not_whole_is_an_error_and_never_asked_for_again(
-    script: Script, model: RemoteModel, events: list[Any]
+    script: Script, model: HttpModel, events: list[Any]
 ):
     script.answers = [events, WHOLE]
     stream = model.stream(HI)
@@ -280,7 +280,7 @@ def test_an_answer_that_is_not_whole_is_an_error_and_never_asked_for_again(
     assert len(script.asked) == 1
 
 
-def test_an_error_in_the_stream_is_raised_by_its_own_name(script: Script, model: RemoteModel):
+def test_an_error_in_the_stream_is_raised_by_its_own_name(script: Script, model: HttpModel):
     lost = {
         "message": "the engine died",
         "type": "server_error",
@@ -297,7 +297,7 @@ def test_an_error_in_the_stream_is_raised_by_its_own_name(script: Script, model:
 
 
 @pytest.mark.parametrize("name", [k.__name__ for k in FreeholdError.__subclasses__()])
-def test_every_error_of_ours_survives_the_way(script: Script, model: RemoteModel, name: str):
+def test_every_error_of_ours_survives_the_way(script: Script, model: HttpModel, name: str):
     told = {"message": "why; way out", "hint": "way out", "name": name, "expected_wait_s": 2.5}
     script.answers = [JSONResponse({"error": told}, 418)]
     with pytest.raises(getattr(errors, name)) as e:
@@ -323,18 +323,18 @@ def test_another_server_s_refusal_is_told_by_its_status(
 ):
     script.answers = [JSONResponse(body, status)]
     with pytest.raises(kind) as e:
-        list(RemoteModel(api, "x").stream(HI))
+        list(HttpModel(api, "x").stream(HI))
     assert type(e.value) is kind and e.value.message
 
 
-def test_a_full_server_says_how_long_to_wait(script: Script, model: RemoteModel):
+def test_a_full_server_says_how_long_to_wait(script: Script, model: HttpModel):
     script.answers = [JSONResponse({"error": {"message": "full"}}, 429, headers={"Retry-After": "7"})]
     with pytest.raises(Overloaded) as e:
         list(model.stream(HI))
     assert e.value.wait_s == 7
 
 
-def test_closing_the_stream_cancels_the_answer_at_the_server(script: Script, model: RemoteModel):
+def test_closing_the_stream_cancels_the_answer_at_the_server(script: Script, model: HttpModel):
     script.answers = [[delta("Hel"), None]]
     stream = model.stream(HI)
     assert next(stream).text == "Hel"
@@ -343,7 +343,7 @@ def test_closing_the_stream_cancels_the_answer_at_the_server(script: Script, mod
     assert script.gone.wait(60)
 
 
-def test_closed_model_says_so(api: Api, model: RemoteModel):
+def test_closed_model_says_so(api: Api, model: HttpModel):
     model.close()
     with pytest.raises(EngineClosed):
         list(model.stream(HI))
@@ -418,7 +418,7 @@ def test_whatever_a_server_streams_is_an_answer_or_a_named_error(
 ):
     script, path = place
     script.answers.append(events)
-    with closing(RemoteModel(Api(socket=path), "m", INFO)) as model:
+    with closing(HttpModel(Api(socket=path), "m", INFO)) as model:
         try:
             assert all(isinstance(chunk, Chunk) for chunk in model.stream(HI))
         except FreeholdError as e:

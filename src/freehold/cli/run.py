@@ -44,7 +44,7 @@ from freehold.types import Chunk, Message, Usage
 
 if TYPE_CHECKING:
     from freehold.local import LLM
-    from freehold.remote.openai import RemoteModel
+    from freehold.remote.openai import HttpModel
 
 
 @click.command("run")
@@ -174,7 +174,7 @@ def _session(sessions: Sessions, request: RunRequest) -> ChatSession | None:
 
 
 def _answer(
-    llm: LLM | RemoteModel,
+    llm: LLM | HttpModel,
     settings: Settings,
     request: RunRequest,
     answers: AnswerSettings,
@@ -214,7 +214,7 @@ def _answer(
 
 
 def _learn(
-    llm: LLM | RemoteModel, settings: Settings, request: RunRequest, usages: list[Usage], crowd: Crowd
+    llm: LLM | HttpModel, settings: Settings, request: RunRequest, usages: list[Usage], crowd: Crowd
 ) -> None:
     """Store the timings of answers that were computed as `freehold fit` predicts: here, without options."""
     plain = not (request.draft or request.adapter or request.threads) and request.kv_type == "f16"

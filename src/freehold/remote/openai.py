@@ -1,7 +1,7 @@
 """A ChatModel over OpenAI's wire: our own server, or any API that speaks the same protocol.
 
 Knows the requests and events of chats and completions; knows no connection, no tokens and no template.
-Path: cli/run -> RemoteModel.stream -> Api.events -> POST /v1/chat/completions -> Chunk
+Path: cli/run -> HttpModel.stream -> Api.events -> POST /v1/chat/completions -> Chunk
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from freehold.types import (
 _OPENAI = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "logit_bias")
 
 
-class RemoteModel:
+class HttpModel:
     """A ChatModel served by an `Api`.
 
     `info` is what our own server says of a model that it holds: it then gets every sampling field, ids are returned

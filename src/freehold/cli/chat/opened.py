@@ -1,7 +1,7 @@
 """The model of a `run`: held by this home's server where one runs, otherwise loaded in this process.
 
 Knows the server, the store and the options about loading; knows no prompt.
-Path: run -> Opened -> attached or open_llm -> RemoteModel or LLM
+Path: run -> Opened -> attached or open_llm -> HttpModel or LLM
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from freehold.store import ModelRef, Store
 if TYPE_CHECKING:
     from freehold.cli.serving.attach import RunningServer
     from freehold.local import LLM
-    from freehold.remote.openai import RemoteModel
+    from freehold.remote.openai import HttpModel
 
 
-def tell_notes(llm: LLM | RemoteModel, seen: int = 0) -> int:
+def tell_notes(llm: LLM | HttpModel, seen: int = 0) -> int:
     """Print the model's notes beyond the first `seen`; return how many notes there are."""
     notes = llm.info.notes
     for note in notes[seen:]:
@@ -48,7 +48,7 @@ class Opened:
     def __exit__(self, *exc: object) -> None:
         self.model.close()
 
-    def switch(self, name: str) -> tuple[LLM | RemoteModel, ModelFacts]:
+    def switch(self, name: str) -> tuple[LLM | HttpModel, ModelFacts]:
         """Open another model, then close this one; if the other cannot be opened, this one stays as it is."""
         request = replace(self._request, draft=None, adapter=None)  # these options are for the first model
         other = self._open(name, request)
@@ -61,11 +61,11 @@ class Opened:
         """What a chat's status line shows of it."""
         return ModelFacts(self.model.info.quantization, self.model.info.context)
 
-    def _open(self, name: str, request: RunRequest) -> LLM | RemoteModel:
+    def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
         return attached(self._settings, self._store, name, request) or open_llm(self._store, name, request)
 
 
-def attached(settings: Settings, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
+def attached(settings: Settings, store: Store, model: str, request: RunRequest) -> HttpModel | None:
     """Return the model on this home's running server; None if it must be loaded here."""
     if request.local or not settings.socket.exists():
         return None
@@ -90,10 +90,10 @@ def attached(settings: Settings, store: Store, model: str, request: RunRequest) 
             server.api.close()
 
 
-def _served(server: RunningServer, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
+def _served(server: RunningServer, store: Store, model: str, request: RunRequest) -> HttpModel | None:
     """Load a model on the server; None if it does not have the model, or is stopping."""
     from freehold.formats.adapter_names import unknown_adapter
-    from freehold.remote.openai import RemoteModel
+    from freehold.remote.openai import HttpModel
 
     started = time.perf_counter()
     base, adapter = parted(store, model)
@@ -120,7 +120,7 @@ def _served(server: RunningServer, store: Store, model: str, request: RunRequest
     if server.note:
         tell(f"note: {server.note}")
     _tell_facts(info, request, f", on the server at {server.greeting.url}")
-    return RemoteModel(server.api, f"{ref.name}+{adapter}" if adapter else ref.name, info)
+    return HttpModel(server.api, f"{ref.name}+{adapter}" if adapter else ref.name, info)
 
 
 def _is_server_s(server: RunningServer, store: Store, ref: ModelRef) -> bool:

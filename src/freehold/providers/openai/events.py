@@ -75,7 +75,7 @@ class _ChoiceLogprobs(msgspec.Struct, gc=False):
     token_logprobs: list[float | None] | None = None
 
 
-class AnswerPart(msgspec.Struct, gc=False):
+class EventChoice(msgspec.Struct, gc=False):
     """One answer's part of an event."""
 
     index: int = 0
@@ -138,7 +138,7 @@ class WireError(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     """An event of a stream, or a whole answer."""
 
-    choices: list[AnswerPart] = []
+    choices: list[EventChoice] = []
     id: str | None = None
     usage: UsageCounts | None = None
     error: WireError | str | None = None
@@ -215,7 +215,7 @@ class _AnswerSoFar:
         self._calls: list[str] = []  # ids, by our numbers
         self._numbers: dict[int, int] = {}  # theirs -> ours
 
-    def add(self, choice: AnswerPart) -> Chunk | None:
+    def add(self, choice: EventChoice) -> Chunk | None:
         """Return what a choice adds; None where it adds nothing yet."""
         said = choice.delta or choice.message
         content = said.content if said is not None else choice.text
