@@ -56,8 +56,9 @@ class TargetChoice:
     order: tuple[GatewayModel, ...]
 
     def drop(self, target: GatewayModel, refusal: PassedOver) -> None:
-        """Pass over a target after all."""
-        self.allowed.remove(target)
+        """Pass over a target after all; harmless for one that is passed over already."""
+        if target in self.allowed:
+            self.allowed.remove(target)
         self.refused[target.name] = refusal
 
     def candidates(self, asked: Sequence[str]) -> tuple[Candidate, ...]:
