@@ -36,7 +36,6 @@ from tests.server.fakes import FakeModels, Script
 MARK = re.compile(rb"kq[0-9a-f]{8}z")
 KEYS = {name: f"fh-{name}-0123456789abcdefghijklmnopqrstuv" for name in ("alice", "bob", "carol")}
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-TARGETS = ("boxed", "big", "mist")
 FILE = """
 [providers.far]
 kind = "openai"
@@ -50,6 +49,22 @@ key = "env:FAR_KEY"
 kind = "openai-compatible"
 url = "{box}"
 owned = true
+[providers.claude]
+kind = "anthropic"
+url = "{claude}"
+key = "env:FAR_KEY"
+[providers.gem]
+kind = "gemini"
+url = "{gem}"
+key = "env:FAR_KEY"
+[models.claude-big]
+provider = "claude"
+model = "claude-big"
+price = {{ input = 1.0, output = 2.0 }}
+[models.gem-big]
+provider = "gem"
+model = "gem-big"
+price = {{ input = 1.0, output = 2.0 }}
 [models.big]
 provider = "far"
 model = "big"
@@ -77,18 +92,18 @@ patterns = ['ACME-\\d{{6}}']
 [labels.eu]
 stay = ["box"]
 [labels.abroad]
-stay = ["far", "box"]
+stay = ["far", "box", "claude"]
 [routes.fallback]
 targets = ["boxed", "big", "mist"]
 {limits}
 [routes.remote-first]
-targets = ["big", "mist", "boxed"]
+targets = ["claude-big", "gem-big", "boxed"]
 {limits}
 [routes.remote-only]
 targets = ["big", "mist"]
 {limits}
 [routes.cascade]
-targets = ["own", "boxed", "big"]
+targets = ["own", "boxed", "claude-big"]
 escalate = {{ when = "logprob", below = 0.99, check = 4 }}
 {limits}
 [routes.shadow]
@@ -119,12 +134,26 @@ budget = {{ usd = 1000, per = "day" }}
 [keys.carol]
 budget = {{ usd = 0.000001, per = "month" }}
 """
-LIMITS = 'timeout = "500ms"\nfirst_token = "150ms"\nretries = 1\nbreaker = { failures = 1000, cooldown = "50ms" }'
+LIMITS = (
+    'timeout = "500ms"\nfirst_token = "150ms"\nretries = 1\nbreaker = { failures = 1000, cooldown = "50ms" }'
+)
 ROUTES = ("fallback", "remote-first", "remote-only", "cascade", "shadow", "kept", "fragile", "sealed")
 DIRECT = ("big", "boxed", "vectors-far")
 DOORS = ("chat", "completions", "messages", "responses", "ollama chat", "ollama generate", "count_tokens")
 # How a request becomes private, or does not.
-WAYS = ("header", "two headers", "header eu", "key", "mail", "secret", "own pattern", "none", "none", "abroad", "carol")
+WAYS = (
+    "header",
+    "two headers",
+    "header eu",
+    "key",
+    "mail",
+    "secret",
+    "own pattern",
+    "none",
+    "none",
+    "abroad",
+    "carol",
+)
 SECRET = "sk-ant-api03-" + "a1B2" * 12
 
 
@@ -148,7 +177,12 @@ class Planned:
     @property
     def headers(self) -> list[tuple[str, str]]:
         key = {"key": "alice", "carol": "carol"}.get(self.way, "bob")
-        labels = {"header": ["private"], "two headers": ["private", "abroad"], "header eu": ["eu"], "abroad": ["abroad"]}
+        labels = {
+            "header": ["private"],
+            "two headers": ["private", "abroad"],
+            "header eu": ["eu"],
+            "abroad": ["abroad"],
+        }
         given = [("X-Freehold-Label", label) for label in labels.get(self.way, [])]
         return [("Authorization", f"Bearer {KEYS[key]}"), ("X-Request-Id", f"case-{self.number}"), *given]
 
@@ -167,7 +201,13 @@ class Planned:
 def body_of(door: str, model: str, words: str, stream: bool) -> tuple[str, dict[str, Any]]:
     schema = {"type": "object", "properties": {"a": {"type": "string", "description": words}}}
     function = {"name": "send", "description": words, "parameters": schema}
-    calls = [{"id": "call_1abcd", "type": "function", "function": {"name": "send", "arguments": json.dumps({"a": words})}}]
+    calls = [
+        {
+            "id": "call_1abcd",
+            "type": "function",
+            "function": {"name": "send", "arguments": json.dumps({"a": words})},
+        }
+    ]
     match door:
         case "chat":
             messages = [
@@ -177,14 +217,23 @@ def body_of(door: str, model: str, words: str, stream: bool) -> tuple[str, dict[
                 {"role": "tool", "tool_call_id": "call_1abcd", "content": words},
             ]
             tools = [{"type": "function", "function": function}]
-            return "/v1/chat/completions", {"model": model, "messages": messages, "tools": tools, "stream": stream}
+            return "/v1/chat/completions", {
+                "model": model,
+                "messages": messages,
+                "tools": tools,
+                "stream": stream,
+            }
         case "completions":
             return "/v1/completions", {"model": model, "prompt": words, "stream": stream, "max_tokens": 20}
         case "responses":
             given = {"instructions": words, "input": words, "stream": stream, "store": False}
             return "/v1/responses", {"model": model, **given}
         case "messages" | "count_tokens":
-            given: dict[str, Any] = {"model": model, "system": words, "messages": [{"role": "user", "content": words}]}
+            given: dict[str, Any] = {
+                "model": model,
+                "system": words,
+                "messages": [{"role": "user", "content": words}],
+            }
             given["tools"] = [{"name": "send", "description": words, "input_schema": schema}]
             if door == "count_tokens":
                 return "/v1/messages/count_tokens", given
@@ -217,7 +266,7 @@ class World:
     box: StandIn
     elsewhere: StandIn
     proxy: StandIn
-    faults: dict[bytes, deque[Fault]] = field(default_factory=lambda: defaultdict(deque))
+    faults: defaultdict[bytes, deque[Fault]] = field(default_factory=lambda: defaultdict(deque))
     models: ServedGateway = field(init=False)
     engines: FakeModels = field(init=False)
     doors: Doors = field(init=False)
@@ -225,7 +274,12 @@ class World:
     reloads: int = 0
 
     def text(self, more: str = "") -> str:
-        urls = {"far": self.far.url("openai"), "paris": self.paris.url("mistral"), "box": self.box.url("compatible")}
+        urls = {
+            "far": self.far.url("openai"),
+            "paris": self.paris.url("mistral"),
+            "box": self.box.url("compatible"),
+        }
+        urls |= {"claude": self.far.url("anthropic"), "gem": self.paris.url("gemini")}
         return FILE.format(**urls, limits=LIMITS) + more
 
     def reload(self) -> None:
@@ -269,7 +323,8 @@ def opened_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worl
     """Run everything; at its end the server is closed, and the log complete."""
     with ExitStack() as stack:
         stands = [stack.enter_context(StandIn()) for _ in range(5)]
-        world = World(folder, *stands)
+        far, paris, box, elsewhere, proxy = stands
+        world = World(folder, far, paris, box, elsewhere, proxy)
         for stand in stands[:3]:
             stand.behave, stand.checks = world.behave, False
         for name in PROXIES:
@@ -364,7 +419,11 @@ def drawn(draw: random.Random, number: int, elsewhere: int) -> Planned:
     mark = f"kq{number:04x}{draw.randrange(1 << 16):04x}z"
     embeds = draw.random() < 0.1
     door = "embeddings" if embeds else draw.choice(DOORS)
-    model = draw.choice(("vectors", "vectors-far")) if embeds else draw.choice(DIRECT[:2] if draw.random() < 0.1 else ROUTES)
+    model = (
+        draw.choice(("vectors", "vectors-far"))
+        if embeds
+        else draw.choice(DIRECT[:2] if draw.random() < 0.1 else ROUTES)
+    )
     alone = model in DIRECT  # of no route: it waits for ten minutes, and is left alone for half of one
     number_of_faults = 0 if alone else draw.choice((0, 1, 1, 2, 2, 3, 5))
     faults = [drawn_fault(draw, mark, elsewhere) for _ in range(number_of_faults)]

@@ -184,7 +184,6 @@ class Attempts:
             raise
         except BaseException:  # the client left, or the server stops
             self._breakers.dropped(target.name)
-            self._sent(target)
             self._record.attempted(target, "left", time.monotonic() - began, nano=self._prompt_cost(target))
             raise
 
@@ -259,7 +258,6 @@ class Attempts:
                 self._choice.drop(target, PassedOver("ability", e.message))
             return
         cause = causes.cause_of(e)
-        self._sent(target)
         status = e.status if isinstance(e, UpstreamFault) else 0
         nano = self._prompt_cost(target) if cause in causes.CHARGED else 0
         self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
@@ -268,9 +266,6 @@ class Attempts:
             self._breakers.dropped(target.name)
         else:
             self._breakers.failed(target.name, self._route.breaker, at_once=cause in causes.BREAKS_AT_ONCE)
-
-    def _sent(self, target: GatewayModel) -> None:
-        self._record.left_house = self._record.left_house or not target.owned
 
     def _prompt_cost(self, target: GatewayModel) -> int:
         """Return what the prompt alone costs, where a provider may charge for it without an answer."""

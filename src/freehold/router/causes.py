@@ -28,6 +28,8 @@ BREAKS_AT_ONCE: frozenset[Cause] = frozenset({"auth"})  # the next request would
 SAYS_NOTHING: frozenset[Cause] = frozenset({"request", "context"})  # of a target's health
 # The prompt was taken before these, so it may be charged though no answer came.
 CHARGED: frozenset[Cause] = frozenset({"timeout", "broken", "invalid"})
+# What a provider's wire, or the request's labels, raise before anything is sent to it.
+NEVER_SENT = (errors.PolicyRefused, errors.UsageError, errors.UnsupportedModel)
 FIRST_WAIT_S, MOST_WAIT_S = 0.1, 2.0  # before the same target is asked again, where it names no time
 
 

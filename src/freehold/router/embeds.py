@@ -74,12 +74,10 @@ async def embedded(
             continue
         except BaseException:
             breakers.dropped(target.name)
-            record.left_house = record.left_house or not target.owned
             record.attempted(target, "left", time.monotonic() - began)
             raise
         breakers.answered(target.name)
         usage = Usage(sum(vectors.tokens), 0)
-        record.left_house = record.left_house or not target.owned
         record.attempted(target, "", time.monotonic() - began, nano=record.cost(target, usage))
         await record.book("whole", target, usage)
         return vectors
@@ -111,8 +109,10 @@ def _failed(
     limits: BreakerLimits,
     began: float,
 ) -> None:
+    if target.remote is not None and isinstance(e, causes.NEVER_SENT):
+        breakers.dropped(target.name)
+        return
     cause = causes.cause_of(e)
-    record.left_house = record.left_house or not target.owned
     status = e.status if isinstance(e, UpstreamFault) else 0
     record.attempted(target, cause, time.monotonic() - began, status=status)
     if cause in causes.SAYS_NOTHING:
@@ -141,12 +141,13 @@ async def counted(
     began = time.monotonic()
     try:
         found = await calls.rents().count(cleared, target.remote, timeout_s=timeout_s)
-    except UpstreamFault as e:
+    except UpstreamFault as e:  # the prompt was sent: the ledger says so, though nothing is charged
+        record.attempted(target, e.cause, time.monotonic() - began, status=e.status)
+        await record.book("failed", target)
         if e.cause in causes.SAYS_NOTHING:
             raise
         found = None
-    if found is not None:  # the prompt was sent: the ledger says so, though nothing is charged
-        record.left_house = not target.owned
+    if found is not None:
         record.attempted(target, "", time.monotonic() - began)
         await record.book("whole", target, Usage(found, 0))
         return found

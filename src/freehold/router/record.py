@@ -124,7 +124,8 @@ class RequestRecord:
     def attempted(
         self, target: GatewayModel, cause: str, seconds: float, *, status: int = 0, nano: int = 0
     ) -> None:
-        """Note an attempt, with what it cost."""
+        """Note an attempt that was sent, with what it cost."""
+        self.left_house = self.left_house or not target.owned
         self.attempts.append(Attempt(target.name, target.place, cause, status, seconds, nano))
 
     async def book(

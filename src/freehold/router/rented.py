@@ -6,7 +6,6 @@ Path: directory.py -> ProviderModels.start -> providers/upstream.py -> providers
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from freehold.providers import upstream
 from freehold.providers.cleared import Cleared
@@ -33,8 +32,6 @@ class ProviderModels:
         first_token_s: float,
         timeout_s: float,
     ) -> RentedStream:
-        if cleared.work.whole is stream:  # a cascade looks into a stream, whatever its client asked for
-            cleared = cleared.with_work(replace(cleared.work, whole=not stream))
         return await upstream.start(
             self._hop,
             cleared,

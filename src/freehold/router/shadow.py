@@ -18,7 +18,7 @@ from freehold.errors import FreeholdError
 from freehold.providers.cleared import Cleared
 from freehold.router.background import Background
 from freehold.router.calls import TargetCalls
-from freehold.router.causes import cause_of
+from freehold.router.causes import NEVER_SENT, cause_of
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, GatewayRoute
 from freehold.router.record import RequestAbout, RequestRecord, added
@@ -79,7 +79,6 @@ class Shadows:
     ) -> None:
         """Read the whole answer and throw it away; the row says what it took, also where it failed."""
         usages: list[Usage] = []
-        record.left_house = not target.owned
         cause, job, began = "", replace(cleared.work, priority="batch", whole=True), time.monotonic()
         reason = ""
         try:
@@ -103,6 +102,9 @@ class Shadows:
                     await stream.aclose()
         except TimeoutError:
             cause = "timeout"
+        except NEVER_SENT as e:
+            _log.info("a shadow of route %s cannot ask %s: %s", route.name, target.name, type(e).__name__)
+            return
         except FreeholdError as e:
             cause = cause_of(e)
         except asyncio.CancelledError:
