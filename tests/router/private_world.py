@@ -33,7 +33,7 @@ from tests.providers.standin import Answer, Fault, Received, StandIn
 from tests.providers.standin.script import FaultKind
 from tests.server.fakes import FakeModels, Script
 
-MARK = re.compile(rb"kq[0-9a-f]{8}z")
+MARK = re.compile(rb"kq[0-9a-f]{12}z")
 KEYS = {name: f"fh-{name}-0123456789abcdefghijklmnopqrstuv" for name in ("alice", "bob", "carol")}
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 FILE = """
@@ -416,7 +416,7 @@ def drawn_fault(draw: random.Random, mark: str, elsewhere: int) -> Fault:
 
 
 def drawn(draw: random.Random, number: int, elsewhere: int) -> Planned:
-    mark = f"kq{number:04x}{draw.randrange(1 << 16):04x}z"
+    mark = f"kq{number:04x}{draw.randrange(1 << 32):08x}z"
     embeds = draw.random() < 0.1
     door = "embeddings" if embeds else draw.choice(DOORS)
     model = (

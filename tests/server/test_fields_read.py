@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from freehold.providers.texts import texts_of
 from freehold.router.detect.sieve import Sieve
-from freehold.router.texts import texts_of
 from tests.router.detect.lists import must_find
 from tests.server.conftest import Running
 from tests.server.fakes import Script

@@ -10,11 +10,18 @@ from collections.abc import Iterable
 
 from freehold.providers.contract import Secret
 from freehold.providers.faults import plain
+from freehold.providers.texts import texts_of
 from freehold.serving import EmbedJob, Job
 
 MASK = "***"
 SHOWN = 8  # characters of a key in a row that are no accident
 _WINDOW = 12  # characters in common with the request that count as a quote of it
+# JSON Schema's own words of _WINDOW characters or more: errors name them.
+_SCHEMA_WORDS = {
+    *("additionalProperties", "patternProperties", "propertyNames", "dependentRequired", "dependentSchemas"),
+    *("unevaluatedItems", "unevaluatedProperties", "minProperties", "maxProperties", "contentMediaType"),
+    *("contentEncoding", "contentSchema", "exclusiveMinimum", "exclusiveMaximum"),
+}
 
 
 def cleaned(text: str, secrets: Iterable[Secret | None] = ()) -> str:
@@ -45,10 +52,5 @@ def quotes(text: str, asked: Iterable[str]) -> bool:
 
 
 def said_in(work: Job | EmbedJob) -> Iterable[str]:
-    """Return what a request says: what an error must not repeat."""
-    if isinstance(work, EmbedJob):
-        return [text for text in work.texts if isinstance(text, str)]
-    texts = [work.prompt] if isinstance(work.prompt, str) else []
-    for message in work.messages or ():
-        texts += [message.content, message.thinking, *(call.arguments for call in message.tool_calls)]
-    return texts
+    """Return what a request says: what an error must not repeat. A schema's own words are no quote."""
+    return [text for text in texts_of(work) if text not in _SCHEMA_WORDS]

@@ -3,7 +3,7 @@
 A label is set by the request's key, its header, its route, what a detector finds in its text, or an owned model that
 is asked (opt-in). Labels only add. What cannot be examined (token ids, a classifier that fails) has the label.
 Knows labels and places; knows no provider's address and opens nothing.
-Path: directory.py -> Labeller.clear -> texts.py, detect/, classifier.py -> Cleared -> routing.py
+Path: directory.py -> Labeller.clear -> providers/texts.py, detect/, classifier.py -> Cleared -> routing.py
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 
 from freehold.errors import UsageError
 from freehold.providers.cleared import HOUSE, Cleared, SetLabel
+from freehold.providers.texts import has_tokens, texts_of
 from freehold.router.detect.sieve import Sieve
 from freehold.router.gateway import Gateway, GatewayRoute, Label
-from freehold.router.texts import has_tokens, texts_of
 from freehold.serving import EmbedJob, Job, Origin
 
 HEADER = "X-Freehold-Label"

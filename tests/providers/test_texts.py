@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from freehold.router.texts import has_tokens, texts_of
+from freehold.providers.texts import has_tokens, texts_of
 from freehold.serving import EmbedJob, Job
 from freehold.types import Format, Image, Message, ToolCall
 
@@ -95,7 +95,7 @@ def test_the_walk_reaches_every_dataclass_of_a_job():
 def test_a_text_in_any_field_is_read(name: str, work: Job | EmbedJob):
     read = any(CANARY in text for text in texts_of(work))
     excused = name.split(" > ")[-1] in STAYS
-    assert read != excused, f"{name}: read it in router/texts.py, or say in STAYS why it never leaves"
+    assert read != excused, f"{name}: read it in providers/texts.py, or say in STAYS why it never leaves"
 
 
 def test_escapes_in_arguments_do_not_hide_their_characters():

@@ -1,8 +1,8 @@
 """Every text of a request that a provider could receive, for whatever has to read all of them.
 
-Knows the fields of Job and EmbedJob; tests/router/test_texts.py fails when one of them is added and is not read here.
+Knows the fields of Job and EmbedJob; tests/providers/test_texts.py fails when one is added that is not read here.
 Pictures are not read: what a bitmap shows is beyond patterns. Bytes that only claim to be a picture are.
-Path: labels.py -> texts_of -> detect/, classifier.py
+Path: router/labels.py -> texts_of -> detect/, classifier.py; upstream.py -> cleaning.py
 """
 
 from __future__ import annotations
