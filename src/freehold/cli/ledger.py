@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.serving.gatewayfile import ledger_file
 from freehold.cli.shared import Seconds, json_option, pairs, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound
@@ -44,7 +45,7 @@ ledger_option = click.option(
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The ledger; default: ledger.sqlite of the data folder.",
+    help="The ledger; default: that of the home's gateway.toml, or ledger.sqlite of the data folder.",
 )
 
 
@@ -122,7 +123,7 @@ def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> 
 
 
 def _path(settings: Settings, file: Path | None) -> Path:
-    return file or settings.home / "ledger.sqlite"
+    return ledger_file(settings, file)
 
 
 def _cells(one: LedgerSum) -> tuple[str, ...]:

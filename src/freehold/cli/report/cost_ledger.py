@@ -62,6 +62,7 @@ def from_ledger(
     from freehold.router.bar import Bars
     from freehold.router.identity import Identities
     from freehold.router.ledger.queries import rows_in
+    from freehold.router.opening import ledger_path
     from freehold.router.owned_cost import owned_machine
     from freehold.router.savings import savings
     from freehold.store import Store
@@ -71,7 +72,7 @@ def from_ledger(
         if place not in read.owned_places:
             known = ", ".join(sorted(read.owned_places))
             raise UsageError(f"{place!r} is no owned place of gateway.toml", f"places: {known}")
-    path, until = ledger or settings.home / "ledger.sqlite", time.time()
+    path, until = ledger or ledger_path(read, settings.home), time.time()
     since = until - since_s
     rows = list(rows_in(path, since, until))
     bars = Bars(settings.home, Identities(Store(settings)).of)
