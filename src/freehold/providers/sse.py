@@ -21,17 +21,23 @@ class EventSplitter:
         self._rest = bytearray()  # an event that is not whole
         self._seen = 0  # bytes of the rest that hold no end of an event
         self._first = True
+        self.fault: UpstreamFault | None = None  # what comes after the events that were returned last
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events that `data` completes. Raises UpstreamFault for an event beyond MAX_EVENT."""
+        """Return the events that `data` completes, up to the first one that is no text: then `fault` says so.
+
+        Raises UpstreamFault for an event beyond MAX_EVENT.
+        """
         rest = self._rest
         if rest or self._first or len(data) > MAX_EVENT or b"\r" in data or not data.endswith(b"\n\n"):
             blocks = self._blocks(data)
         else:
             blocks = data.split(b"\n\n")  # nothing is cut: what nearly every read gives
-        _check_text(blocks)
         events: list[Event] = []
         for block in blocks:
+            if not block.isascii() and (fault := _no_text(block)) is not None:
+                self.fault = fault
+                break
             if block.startswith(b"data: ") and b"\n" not in block:
                 events.append(("", block[6:]))
             elif block and (event := _event(block)) is not None:
@@ -70,19 +76,17 @@ def _check(size: int) -> None:
         raise UpstreamFault("invalid", f"an event has more than {MAX_EVENT:,} bytes")
 
 
-def _check_text(blocks: list[bytes]) -> None:
-    """Raise UpstreamFault for bytes that are no UTF-8.
+def _no_text(block: bytes) -> UpstreamFault | None:
+    """Return the fault of bytes that are no UTF-8.
 
     A decoder that skips members it does not know skips a damaged name with them, and an event with a damaged field
     counts as none: text would be missing from an answer that looks whole.
     """
-    for block in blocks:
-        if block.isascii():
-            continue
-        try:
-            block.decode()
-        except UnicodeDecodeError:
-            raise UpstreamFault("invalid", "the stream has bytes that are no UTF-8", status=200) from None
+    try:
+        block.decode()
+    except UnicodeDecodeError:
+        return UpstreamFault("invalid", "the stream has bytes that are no UTF-8", status=200)
+    return None
 
 
 def _event(block: bytes) -> Event | None:

@@ -233,21 +233,16 @@ class UpstreamStream:
                 raise UpstreamFault("broken", "the stream ended before its answer did", status=200)
             push, ready = self._reader.push, self._ready
             for event, payload in self._events.feed(data):
-                if not payload.isascii():
-                    payload.decode()
                 ready.extend(push(event, payload))
                 if self._reader.ended:
                     self._over = True
                     self._reply.finished()
                     return
+            if self._events.fault is not None:
+                raise self._events.fault
         except UpstreamFault as e:
-            self._break(e)
-        except UnicodeDecodeError:
-            self._break(UpstreamFault("invalid", "an event is not UTF-8", status=200))
-
-    def _break(self, e: UpstreamFault) -> None:
-        self._fault = self._asked.told(e)
-        self._reply.close()
+            self._fault = self._asked.told(e)
+            self._reply.close()
 
 
 class WholeStream:
