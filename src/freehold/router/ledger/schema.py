@@ -27,7 +27,7 @@ NAMES = ", ".join(COLUMNS)
 # A row that is there already is kept, and settles nothing a second time.
 INSERT = f"INSERT OR IGNORE INTO requests ({NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"
 # An id begins with the time (rows.row_id), so that the primary key is also the order by time: one index for a row,
-# always at its end. Each further index would cost a page of 4 kB in the log a request.
+# always at its end. Each further index would cost a page in the log a request.
 TABLES = """
 CREATE TABLE requests (
   id TEXT PRIMARY KEY, at REAL NOT NULL, request_id TEXT NOT NULL, answer_id TEXT NOT NULL, key TEXT NOT NULL,

@@ -36,7 +36,9 @@ LOCK_WAIT_S = 5.0  # for a file that another process holds, or a disk that is fu
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05  # between two tries
 TICK_S = 1.0  # rows that could not be written are tried again, and the disk's room is looked at
 RECOVER_S = 20.0  # reservations of dead processes are looked for: they come back within 60 s
-LOG_PAGES = 8192  # of 4 kB: what the write-ahead log may grow to before it is copied into the file
+# The log takes whole pages: of 2 kB a reservation with its row took 54 µs of CPU, of 4 kB 68, of 1 kB 55.
+PAGE_BYTES = 2048
+LOG_PAGES = 16_384  # what the write-ahead log may grow to before it is copied into the file
 FREE_BYTES = 8 << 20  # below this room on the disk nothing is begun, so that what has begun can be booked
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 T = TypeVar("T")
@@ -278,6 +280,7 @@ class Ledger:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     """Make the tables, or check that they are ours."""
+    db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
     db.execute("PRAGMA journal_mode = WAL")
     for name in ("synchronous = NORMAL", "wal_autocheckpoint = 0", "recursive_triggers = OFF"):
         db.execute(f"PRAGMA {name}")
