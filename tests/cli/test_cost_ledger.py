@@ -93,7 +93,7 @@ def test_machine_of_an_owned_provider_costs_at_least_its_busy_time(run, tmp_path
 @pytest.mark.parametrize(
     "args, said",
     [
-        (("--owned", "openai=h100"), "'openai' is no owned place"),
+        (("--owned", "openai=h100"), "'openai' is not an owned place"),
         (("--owned", "box"), "write PLACE=HARDWARE"),
         (("--csv", "traffic.csv"), "--from-ledger goes without"),
     ],

@@ -1,4 +1,4 @@
-"""Budgets under many requests at once: never exceeded, nearly all of it usable, nobody waits in vain."""
+"""Budgets under many requests at once: never exceeded, nearly all of it usable, no wait in vain."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def opened(path: Path, body: Callable[[Budgets, Ledger], Awaitable[None]]) -> No
 
 
 class Provider:
-    """Charges for what it answers, whether anybody hears of it or not."""
+    """Charges for what it answers, whether a client receives it or not."""
 
     def __init__(self) -> None:
         self.charged = 0

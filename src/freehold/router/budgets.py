@@ -1,4 +1,4 @@
-"""Money of keys' budgets while requests are in flight: who gets it, who waits for it, who is refused.
+"""Money of keys' budgets while requests are in flight: which request gets it, waits for it, or is refused.
 
 The ledger reserves in one statement, so that no number of requests at once exceeds a budget. A request that would fit
 if those in flight cost less than they may is worth a short wait: reservations are for the dearest answer, and most
@@ -57,7 +57,7 @@ class Budgets:
                 first = True
         finally:
             if wait_s:
-                self._wake(key)  # there may be room for the next one too, or none for anybody
+                self._wake(key)  # there may be room for the next one too, or it can be refused at once
 
     async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
         """Change what is reserved for a row. Raises BudgetSpent where more does not fit."""
@@ -78,7 +78,7 @@ class Budgets:
         self._wake(row.key)
 
     async def _room(self, key: str, wait_s: float, *, first: bool) -> None:
-        """Wait until somebody's money came back, in the order of arrival."""
+        """Wait until a reservation is settled, in the order of arrival."""
         queue = self._waiting.setdefault(key, deque())
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         (queue.appendleft if first else queue.append)(turn)

@@ -83,7 +83,7 @@ class Price:
         return (pico + 500) // 1000
 
     def most(self, prompt_tokens: int, output_tokens: int, when: float = 0.0, *, batch: bool = False) -> int:
-        """Return nano-dollars that no answer to at most so many tokens, with at most so many, costs more than.
+        """Return nano-dollars that no answer exceeds, for a prompt and an answer of at most these tokens.
 
         The prompt may be shorter than stated and fall below a tier, be written to a cache whole, or be priced at a
         later time of day: the dearest of all these rates is taken.

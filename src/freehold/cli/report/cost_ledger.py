@@ -71,7 +71,7 @@ def from_ledger(
     for place in machines:
         if place not in read.owned_places:
             known = ", ".join(sorted(read.owned_places))
-            raise UsageError(f"{place!r} is no owned place of gateway.toml", f"places: {known}")
+            raise UsageError(f"{place!r} is not an owned place of gateway.toml", f"places: {known}")
     path, until = ledger or ledger_path(read, settings.home), time.time()
     since = until - since_s
     rows = list(rows_in(path, since, until))
@@ -89,7 +89,7 @@ def from_ledger(
 
 
 def hosts(model: GatewayModel) -> Sequence[tuple[str, Price]]:
-    """Return who sells the weights of a model by tokens, and for how much; nobody for weights that are not open."""
+    """Return who sells the weights of a model by tokens, and for how much; empty for weights that are not open."""
     from freehold import catalog
     from freehold.catalog import prices
     from freehold.router.prices import price_of

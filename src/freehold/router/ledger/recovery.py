@@ -1,6 +1,6 @@
 """Books what dead processes left: a row "lost" for each reservation whose request may have been charged.
 
-The provider may have answered, and charged, with nobody to count it: the row costs what was reserved, marked
+The provider may have answered, and charged, after the process was gone: the row costs what was reserved, marked
 `estimated`, so that a key's budget stays above the provider's sum. A request that had not been sent costs nothing.
 Path: store.Ledger.open, Ledger.keep -> recover -> OwnerLock.of_the_dead
 """
