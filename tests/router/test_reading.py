@@ -42,7 +42,7 @@ def mistakes_of(text: str | bytes, outside: Outside = OUTSIDE) -> tuple[Mistake,
 
 def line_of(text: str, part: str) -> int:
     assert text.count(part) == 1, part
-    return text.count("\n", 0, text.index(part)) + 1
+    return text.count("\n", 0, text.index(part) + part.startswith("\n")) + 1
 
 
 HELD = Outside(

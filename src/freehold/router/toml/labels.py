@@ -5,7 +5,7 @@ Knows providers by name and the detectors' names; runs no detector. Path: readin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from freehold.config import nearest
 from freehold.errors import UsageError
@@ -36,7 +36,7 @@ def read_labels(
             table.bad("stay", "the label does not say where its requests may be", 'stay = "owned"')
         found[name] = Label(
             name=name,
-            stay=_stay(table, providers),
+            stay=_stay(table, providers, models),
             detect=_detectors(table),
             patterns=_patterns(table),
             classifier=_classifier(table, models),
@@ -45,7 +45,7 @@ def read_labels(
     return found
 
 
-def _stay(table: TomlTable, providers: Mapping[str, Provider]) -> frozenset[str] | None:
+def _stay(table: TomlTable, providers: Collection[str], models: Collection[str]) -> frozenset[str] | None:
     value = table.value("stay", str, list)
     if isinstance(value, str):
         if value != "owned":
@@ -57,36 +57,42 @@ def _stay(table: TomlTable, providers: Mapping[str, Provider]) -> frozenset[str]
         return None
     if value is None:
         return None
-    places = table.names("stay")
-    for i, place in enumerate(places):
+    places = table.placed("stay")
+    for at, place in places:
         if place not in providers:
-            near = nearest(place, [*providers])
-            alone = 'stay = "owned" stands alone, without an array' if place == "owned" else ""
-            hint = f"did you mean {near}?" if near else f"the file has: {', '.join(providers) or 'none'}"
             table.mistakes.add(
-                (*table.path, "stay", i), f"there is no provider {shown(place)}", alone or hint
+                at, f"there is no provider {shown(place)}", _other_place(place, providers, models)
             )
     if not value:
         table.bad("stay", "the array names no place", 'stay = "owned" keeps requests in the house')
-    return frozenset(places)
+    return frozenset(place for _, place in places)
+
+
+def _other_place(place: str, providers: Collection[str], models: Collection[str]) -> str:
+    if place == "owned":
+        return 'stay = "owned" stands alone, without an array'
+    if place in models:
+        return f"{place} is a model: a label names providers, and this machine is always allowed"
+    near = nearest(place, [*providers])
+    return f"did you mean {near}?" if near else f"the file has: {', '.join(providers) or 'none'}"
 
 
 def _detectors(table: TomlTable) -> tuple[str, ...]:
-    found = table.names("detect")
-    for i, name in enumerate(found):
+    found = table.placed("detect")
+    for at, name in found:
         if name not in DETECTORS:
             near = nearest(name, DETECTORS)
             hint = f"did you mean {near}?" if near else f"there are: {', '.join(DETECTORS)}"
-            table.mistakes.add((*table.path, "detect", i), f"there is no detector {shown(name)}", hint)
-    return found
+            table.mistakes.add(at, f"there is no detector {shown(name)}", hint)
+    return tuple(name for _, name in found)
 
 
 def _patterns(table: TomlTable) -> tuple[str, ...]:
-    found = table.names("patterns")
-    for i, pattern in enumerate(found):
+    found = table.placed("patterns")
+    for at, pattern in found:
         if why := wrong_pattern(pattern):
-            table.mistakes.add((*table.path, "patterns", i), f"{shown(pattern)}: {why[0]}", why[1])
-    return found
+            table.mistakes.add(at, f"{shown(pattern)}: {why[0]}", why[1])
+    return tuple(pattern for _, pattern in found)
 
 
 def wrong_pattern(pattern: str) -> tuple[str, str] | None:

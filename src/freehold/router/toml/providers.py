@@ -38,6 +38,7 @@ SELLERS = re.compile(
 NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]{0,127}")
 # Names that no public name server resolves: RFC 6762, RFC 6761, RFC 8375, and .internal as ICANN reserved it.
 _INSIDE = (".local", ".localhost", ".home.arpa", ".internal")
+_ROUTES = ("/chat/completions", "/completions", "/messages", "/embeddings", "/models", "/responses")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -101,6 +102,13 @@ def _url(table: TomlTable, kind: str) -> str:
     if parts.query or parts.fragment:
         table.bad("url", "the address has a ? or # part", "write it without: https://host/v1")
         return ""
+    if end := next((end for end in _ROUTES if parts.path.rstrip("/").endswith(end)), ""):
+        table.bad("url", f"the address ends with a route, {end}", "write what stands before it")
+    own = urlsplit(URLS.get(kind, ""))
+    if kind != "deepseek" and parts.hostname == own.hostname and not parts.path.startswith(own.path):
+        table.bad(
+            "url", f"{shown(given)} lacks {own.path}", f"leave url out: {URLS[kind]} is this kind's own"
+        )
     if parts.scheme == "http" and not plain and not is_inside(parts.hostname or ""):
         table.bad(
             "url",

@@ -29,6 +29,7 @@ from freehold.router.toml.table import TomlTable
 
 MOST_RETRIES = 10
 KEEP = ("text",)
+_TARGETS = 'targets = ["a-model", "another"], in the order in which they are asked'
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,13 @@ def read_routes(top: TomlTable, named: Named, outside: Outside) -> dict[str, Gat
             table.bad("", f"a model is called {shown(name)} too", "requests name both: choose another")
         else:
             check_hides_nothing(name, table, outside)
-        found[name] = _route(name, table, named)
+        found[name] = _route(name, table, named, outside)
         table.end()
     return found
 
 
-def _route(name: str, table: TomlTable, named: Named) -> GatewayRoute:
-    targets, labels = _targets(name, table, named), read_labels_of(table, named.labels)
+def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> GatewayRoute:
+    targets, labels = _targets(name, table, named, outside), read_labels_of(table, named.labels)
     route = GatewayRoute(
         name=name,
         targets=targets,
@@ -119,13 +120,13 @@ def read_labels_of(table: TomlTable, labels: Mapping[str, Label]) -> tuple[str, 
     """Return the labels that a route or a key sets: `label` or `labels`, one name or several."""
     found: list[str] = []
     for key in ("label", "labels"):
-        for name in table.name_or_names(key):
+        for at, name in table.placed_or_one(key):
             if name not in labels:
                 near = nearest(name, [*labels])
                 hint = f"did you mean {near}?" if near else f"add a table [labels.{name[:60]}]"
-                table.bad(key, f"there is no label {shown(name)}", hint)
+                table.mistakes.add(at, f"there is no label {shown(name)}", hint)
             elif name in found:
-                table.bad(key, f"{shown(name)} is set twice", "write it once")
+                table.mistakes.add(at, f"{shown(name)} is set twice", "write it once")
             else:
                 found.append(name)
     return tuple(found)
@@ -134,30 +135,33 @@ def read_labels_of(table: TomlTable, labels: Mapping[str, Label]) -> tuple[str, 
 # --- targets -----------------------------------------------------------------------------------------
 
 
-def _targets(name: str, table: TomlTable, named: Named) -> tuple[str, ...]:
-    targets = table.names("targets")
-    if not table.has("targets") or table.value("targets", list) == []:
-        said = (
-            "the array names no target"
-            if table.has("targets")
-            else "the route leads nowhere: it has no target"
-        )
-        table.bad("targets", said, 'targets = ["a-model", "another"], in the order in which they are asked')
-    for i, target in enumerate(targets):
-        at = (*table.path, "targets", i)
+def _targets(name: str, table: TomlTable, named: Named, outside: Outside) -> tuple[str, ...]:
+    targets = table.placed("targets")
+    if not table.has("targets"):
+        table.bad("targets", "the route leads nowhere: it has no target", _TARGETS)
+    elif table.value("targets", list) == []:
+        table.bad("targets", "the array names no target", _TARGETS)
+    for at, target in targets:
         if target in named.models:
             continue
         if target in named.routes:
             circle = target == name or name in _reached(target, named.routes)
             said = f"{shown(target)} leads back to this route" if circle else f"{shown(target)} is a route"
             table.mistakes.add(at, said, "targets are models: name the route's own targets here")
-            continue
-        near = nearest(target, [*named.models])
-        known = f"the file has: {', '.join(named.models)}" if named.models else "add a table [models.NAME]"
-        table.mistakes.add(
-            at, f"there is no model {shown(target)}", f"did you mean {near}?" if near else known
-        )
-    return targets
+        else:
+            hint = _other_target(target, named, outside)
+            table.mistakes.add(at, f"there is no model {shown(target)}", hint)
+    return tuple(target for _, target in targets)
+
+
+def _other_target(target: str, named: Named, outside: Outside) -> str:
+    if target in named.providers:
+        return f"{target} is a provider: add a table [models.NAME] with provider = {shown(target)}"
+    if outside.has_model is not None and outside.has_model(target):
+        return f"the store has it: add a table [models.NAME] with local = {shown(target)}"
+    near = nearest(target, [*named.models])
+    known = f"the file has: {', '.join(named.models)}" if named.models else "add a table [models.NAME]"
+    return f"did you mean {near}?" if near else known
 
 
 def _reached(start: str, routes: Mapping[str, object]) -> set[str]:

@@ -131,10 +131,10 @@ class TomlTable:
         self.bad(key, f"{shown(value)} is not above zero and at most 30 days", 'write a time such as "60s"')
         return default
 
-    def names(self, key: str) -> tuple[str, ...]:
-        """Return an array of different strings that are not empty."""
+    def placed(self, key: str) -> list[tuple[KeyPath, str]]:
+        """Return an array's different strings that are not empty, each with its place."""
         value = self.value(key, list) or ()
-        good: list[str] = []
+        good: dict[str, KeyPath] = {}
         for i, each in enumerate(value):
             at = (*self.path, key, i)
             if not isinstance(each, str) or not each.strip():
@@ -142,15 +142,15 @@ class TomlTable:
             elif each in good:
                 self.mistakes.add(at, f"{shown(each)} stands here twice", "write it once")
             else:
-                good.append(each)
-        return tuple(good)
+                good[each] = at
+        return [(at, name) for name, at in good.items()]
 
-    def name_or_names(self, key: str) -> tuple[str, ...]:
+    def placed_or_one(self, key: str) -> list[tuple[KeyPath, str]]:
         """Return the names of a key that may be one string or an array of them."""
         if isinstance(self._values.get(key), str):
             found = self.text(key)
-            return (found,) if found else ()
-        return self.names(key)
+            return [((*self.path, key), found)] if found else []
+        return self.placed(key)
 
     # --- tables ------------------------------------------------------------------------------------
 
