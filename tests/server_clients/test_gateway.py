@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
+import openai
 import pytest
 
 from tests.cli.test_serve import environment, program
+from tests.cli.test_serve_gateway import eventually
 from tests.providers.standin import StandIn
 from tests.providers.standin.script import Answer, Call, Fault, Tokens
-from tests.server_clients.talking import PNG, TALKS, Said
+from tests.server_clients.talking import PARAMETERS, PNG, TALKS, Said
 
 pytest.importorskip("aiohttp")
 # langchain-openai and ollama leave their connections to the collector.
@@ -78,6 +82,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 f'model = "{model}"',
                 f"price = {PRICE}",
             ]
+        lines += ["[labels.private]", 'stay = "owned"']
         (home / "gateway.toml").write_text("\n".join([*lines, ""]))
         command = program(
             "serve", "--port", "0", "--json", "--log-level", "debug", "--gateway", str(home / "gateway.toml")
@@ -183,12 +188,12 @@ def test_cut_and_filtered_answers(gateway: Served, talk, kind: str, client: str,
 @clients
 @streams
 def test_refusals(gateway: Served, talk, kind: str, client: str, stream: bool):
-    refusal = {"refusal": "I cannot."} if kind == "openai" else {}
-    gateway.standin.say.append(Answer(() if refusal else ("No.",), finish="refusal", **refusal))
+    refusal = "I cannot." if kind == "openai" else ""
+    gateway.standin.say.append(Answer(() if refusal else ("No.",), finish="refusal", refusal=refusal))
     said: Said = talk().ask("How?")
     if client in ("anthropic", "ollama"):
         assert said.finish == "refusal" or (client == "ollama" and kind == "openai")
-        assert said.text == (refusal.get("refusal") or "No.")
+        assert said.text == (refusal or "No.")
     elif refusal:
         assert (said.refusal, said.finish) == ("I cannot.", "stop") or client == "langchain"
     else:
@@ -212,6 +217,76 @@ def test_a_picture_arrives(gateway: Served, talk, kind: str, client: str, stream
     gateway.standin.say.append(Answer(("A dot.",)))
     assert talk().ask("What is it?", image=True).text == "A dot."
     assert PNG.encode() in gateway.standin.received[-1].body
+
+
+@pytest.mark.parametrize("kind", SIGNING)
+@streams
+def test_responses_carry_signed_reasoning_over_two_turns(gateway: Served, kind: str, stream: bool):
+    gateway.standin.say.clear()
+    call = Call("toolu_1", "get_weather", '{"city": "Rome"}')
+    gateway.standin.say.append(Answer((), thinking=("Let me", " see."), calls=(call,), finish="tool_calls"))
+    gateway.standin.say.append(Answer(("18 C.",)))
+    tool: Any = {"type": "function", "name": "get_weather", "parameters": PARAMETERS, "strict": False}
+    asked: dict[str, Any] = {"model": kind, "tools": [tool], "store": False, "reasoning": {"effort": "low"}}
+    history: list[Any] = [{"role": "user", "content": "Rome?"}]
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+        first = _response(client, stream, input=history, **asked)
+        (use,) = [item for item in first.output if item.type == "function_call"]
+        result = {"type": "function_call_output", "call_id": use.call_id, "output": "18 C"}
+        history += [*(item.to_dict() for item in first.output), result]
+        assert _response(client, stream, input=history, **asked).output_text == "18 C."
+    reasoning = [item for item in first.output if item.type == "reasoning"]
+    assert kind != "anthropic" or reasoning[0].encrypted_content
+
+
+def _response(client: openai.OpenAI, stream: bool, **asked: Any) -> Any:
+    if not stream:
+        return client.responses.create(**asked)
+    with client.responses.stream(**asked) as events:
+        return events.get_final_response()
+
+
+@every
+def test_a_prompt_is_counted_by_its_provider_or_estimated(gateway: Served, kind: str):
+    gateway.standin.say.clear()
+    with anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0) as client:
+        chat: Any = [{"role": "user", "content": "How many tokens has this?"}]
+        raw = client.messages.with_raw_response.count_tokens(model=kind, messages=chat)
+    body = json.loads(raw.text())
+    assert body["input_tokens"] > 0
+    assert any("estimated" in w for w in body["freehold"]["warnings"]) == (kind not in SIGNING)
+
+
+@pytest.mark.parametrize("kind", ["openai", "mistral", "openai-compatible", "gemini"])
+def test_embeddings(gateway: Served, kind: str):
+    gateway.standin.say.clear()
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+        found = client.embeddings.create(model=kind, input=["a", "b"])
+    assert [len(row.embedding) > 0 for row in found.data] == [True, True]
+
+
+def test_a_batch_is_answered_by_a_rented_model(gateway: Served):
+    gateway.standin.say.clear()
+    lines = [
+        {"custom_id": f"l{i}", "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": "openai", "messages": [{"role": "user", "content": "Hi"}]}}
+        for i in range(3)
+    ]  # fmt: skip
+    data = "\n".join(map(json.dumps, lines)).encode()
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+        file = client.files.create(file=("lines.jsonl", data), purpose="batch")
+        asked: Any = {"input_file_id": file.id, "completion_window": "24h"}
+        for labels, done in (("", 3), ("private", 0)):
+            header = {"X-Freehold-Label": labels} if labels else {}
+            made = client.batches.create(**asked, endpoint="/v1/chat/completions", extra_headers=header)
+            before = len(gateway.standin.received)
+            eventually(lambda id=made.id: client.batches.retrieve(id).status == "completed")
+            counts = client.batches.retrieve(made.id).request_counts
+            assert counts is not None and (counts.completed, counts.failed) == (done, 3 - done)
+            assert len(gateway.standin.received) - before <= done
+    with sqlite3.connect(gateway.home / "ledger.sqlite") as db:
+        doors = dict(db.execute("SELECT door, count(*) FROM requests GROUP BY door").fetchall())
+    assert doors["batch"] >= 3
 
 
 @pytest.mark.parametrize("stream", [False])
