@@ -180,6 +180,14 @@ Shapes are OpenAI's. Besides:
 - Under `/api` shapes are Ollama's: lines of JSON, the receipt in the last one, errors `{"error": text}`, in a stream
   that fails as its last line. Routes that change what is stored want the owner: no keys at all, or the Unix socket.
 - `X-Request-Id` is taken from the request, or made, and comes back with every answer.
+- `X-Freehold-Label` names labels, separated by commas, for a server with a [gateway](../guides/gateway.md): they say
+  where a request may be answered. A batch has those of its creation and of its file, and so do its results. Without a
+  gateway every request stays on this machine, and the header changes nothing.
+- `X-Freehold-Model` names the model that answered where it is not the one that was asked for; so do the answer's own
+  `model` and the receipt's.
+- The answer of a rented model has its provider's own counts, its signed reasoning (Anthropic's blocks, and
+  `encrypted_content` of reasoning items) and its refusals (`refusal`, `stop_reason: refusal`); a failure of the
+  provider has a status by its cause, and `retry-after` where the provider asked for it.
 
 [Responses](../guides/responses.md) are items, and their streams have events of their own. Of all others:
 

@@ -18,7 +18,7 @@ MAX_PICTURES = 100  # of one request, as providers take
 MAX_PICTURE_BYTES = 10 << 20  # of one; a body has at most 16 MiB, in which base64 leaves room for 12
 MAX_ADDRESS = 8192  # characters of a URL
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-# How base64 of each format begins; WebP's RIFF is of sound files too, which nobody sends here.
+# How base64 of each format begins. RIFF, WebP's, begins sound files too, which its provider refuses.
 _MAGIC = (
     ("iVBORw0KGgo", "image/png"),
     ("/9j/", "image/jpeg"),
