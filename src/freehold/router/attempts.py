@@ -45,6 +45,22 @@ class Discarded(Exception):
     """A cascade threw an answer away: the next target is asked."""
 
 
+class MostCosts:
+    """`most_cost` of one request's targets, each computed once."""
+
+    __slots__ = ("_found", "_job", "_size", "_when")
+
+    def __init__(self, job: Job, size: PromptSize, when: float) -> None:
+        self._job, self._size, self._when = job, size, when
+        self._found: dict[str, int] = {}
+
+    def __call__(self, target: GatewayModel) -> int:
+        found = self._found.get(target.name)
+        if found is None:
+            found = self._found[target.name] = most_cost(target, self._job, self._size, self._when)
+        return found
+
+
 def most_cost(target: GatewayModel, job: Job, size: PromptSize, when: float) -> int:
     """Return nano-dollars that an answer of a target does not exceed."""
     if target.price is None:
@@ -67,9 +83,10 @@ class Attempts:
         breakers: Breakers,
         ratios: dict[str, TokenRatio],
         size: PromptSize,
+        most: MostCosts,
         signatures: Signatures,
     ) -> None:
-        self._signatures = signatures
+        self._signatures, self._most = signatures, most
         self._record, self._choice, self._route = record, choice, route
         self._calls, self._breakers, self._ratios, self._size = calls, breakers, ratios, size
         self._until = record.started + route.timeout_s
@@ -87,7 +104,7 @@ class Attempts:
         waiting, thrown = list(self._choice.allowed), None
         while waiting:
             target = waiting.pop(0)
-            if not await self._may_ask(target, job):
+            if not await self._may_ask(target):
                 continue
             try:
                 return await self._asked(target, cleared, more=waiting, check=thrown is not target)
@@ -101,14 +118,14 @@ class Attempts:
                     waiting = [each for each in waiting if self._is_larger(each, target)]
         raise self._failure()
 
-    async def _may_ask(self, target: GatewayModel, job: Job) -> bool:
+    async def _may_ask(self, target: GatewayModel) -> bool:
         """Set the target's money aside, unless its breaker opened or the budget is spent since it was chosen."""
         reason, wait = self._breakers.why_not(target.name)
         if reason:
             self._choice.drop(target, PassedOver("breaker", reason, wait))
             return False
         try:
-            await self._record.reserve(most_cost(target, job, self._size, self._record.at), target)
+            await self._record.reserve(self._most(target), target)
             if target.price is not None:
                 await self._record.leaves()
         except BudgetSpent as e:
@@ -126,8 +143,8 @@ class Attempts:
         self._errors[target.name] = e
 
     def _wire_refused(self, target: GatewayModel, e: FreeholdError) -> bool:
-        """Return whether a provider's wire cannot carry the request: then it was never sent."""
-        return target.remote is not None and isinstance(e, UsageError | UnsupportedModel)
+        """Return whether a target cannot carry the request, and was never sent it."""
+        return isinstance(e, UnsupportedModel) or (target.remote is not None and isinstance(e, UsageError))
 
     def _is_larger(self, other: GatewayModel, target: GatewayModel) -> bool:
         ours = self._window(target)
@@ -160,8 +177,7 @@ class Attempts:
                 if wait > causes.MOST_WAIT_S and more:
                     raise  # another target is sooner
             await asyncio.sleep(wait)
-            most = most_cost(target, cleared.work, self._size, self._record.at)
-            await self._record.reserve(most, target)
+            await self._record.reserve(self._most(target), target)
 
     @property
     def _left(self) -> float:

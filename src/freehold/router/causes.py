@@ -17,6 +17,7 @@ _ENGINE: tuple[tuple[type[FreeholdError], Cause], ...] = (
     (errors.Overloaded, "rate"),
     (errors.DeadlineExceeded, "timeout"),
     (errors.UsageError, "request"),
+    (errors.UnsupportedModel, "request"),
     (errors.BadPrompt, "request"),
     (errors.BadTemplate, "request"),
     (errors.UpstreamFailed, "broken"),

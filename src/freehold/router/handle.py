@@ -17,7 +17,7 @@ from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Piece
 from freehold.providers.signatures import Signatures
 from freehold.router.answers import AnswerCache, CachedStream, answer_key
-from freehold.router.attempts import ANSWER_TOKENS, Attempts, most_cost
+from freehold.router.attempts import ANSWER_TOKENS, Attempts, MostCosts
 from freehold.router.background import Background
 from freehold.router.breaker import Breakers
 from freehold.router.budgets import ROOM_WAIT_S
@@ -93,7 +93,14 @@ class RoutedHandle:
 
     @property
     def info(self) -> ModelInfo:
-        return self._owned.info if self._owned is not None else info_of(self._planned, self._locals)
+        if self._owned is not None:
+            return self._owned.info
+        if not self._planned.rented:
+            return info_of(self._planned, self._locals)
+        found = self._plan.infos.get(self.name)
+        if found is None:
+            found = self._plan.infos[self.name] = info_of(self._planned, {})
+        return found
 
     @property
     def stats(self) -> EngineStats:
@@ -139,9 +146,18 @@ class RoutedHandle:
         choice = record.choice = choose(planned, cleared, size, parts.breakers, parts.bars, self._windows)
         if record.limit is not None:
             cleared = self._bounded(cleared, choice, record)
-        await self._reserve(record, choice, lambda target: most_cost(target, cleared.work, size, record.at))
+        most = MostCosts(cleared.work, size, record.at)
+        await self._reserve(record, choice, most)
         attempts = Attempts(
-            record, choice, planned.route, parts.calls, parts.breakers, parts.ratios, size, parts.signatures
+            record,
+            choice,
+            planned.route,
+            parts.calls,
+            parts.breakers,
+            parts.ratios,
+            size,
+            most,
+            parts.signatures,
         )
         keep = self._keep_alive if keep_alive is None else keep_alive
         started = await attempts.first_good(cleared, keep)
@@ -157,7 +173,7 @@ class RoutedHandle:
             whole=self._whole(record, cleared, key, started.target, started.stream),
         )
         try:
-            await record.keep(most_cost(started.target, cleared.work, size, record.at))
+            await record.keep(most(started.target))
         except LedgerUnavailable:
             pass  # more than is needed stays set aside until the row is booked
         except BaseException:
@@ -176,7 +192,7 @@ class RoutedHandle:
 
     @property
     def _windows(self) -> dict[str, int]:
-        if all(target.remote is not None for target in self._planned.targets):
+        if self._planned.rented:
             return {}
         return {name: info.context for name, info in self._locals.items()}
 

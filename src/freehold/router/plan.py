@@ -9,6 +9,7 @@ from __future__ import annotations
 from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, QualityTask
 from freehold.router.labels import Asks, Labeller
 from freehold.router.routing import PlannedRoute
+from freehold.serving import ModelInfo
 
 
 class GatewayPlan:
@@ -18,7 +19,9 @@ class GatewayPlan:
         self.gateway, self.labeller = gateway, Labeller(gateway, asks)
         self._routes = {name: self._planned(route) for name, route in gateway.routes.items()}
         for name, model in gateway.models.items():
-            self._routes.setdefault(name, PlannedRoute(GatewayRoute(name, (name,)), (model,)))
+            lone = PlannedRoute(GatewayRoute(name, (name,)), (model,), rented=model.remote is not None)
+            self._routes.setdefault(name, lone)
+        self.infos: dict[str, ModelInfo] = {}  # of routes without an engine: they do not change
 
     @property
     def names(self) -> list[str]:
@@ -41,4 +44,4 @@ class GatewayPlan:
     def _planned(self, route: GatewayRoute) -> PlannedRoute:
         targets = tuple(self.gateway.models[name] for name in route.targets)
         task: QualityTask | None = self.gateway.tasks.get(route.task)
-        return PlannedRoute(route, targets, task)
+        return PlannedRoute(route, targets, task, all(target.remote is not None for target in targets))

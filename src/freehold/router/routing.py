@@ -31,6 +31,7 @@ class PlannedRoute:
     route: GatewayRoute
     targets: tuple[GatewayModel, ...]
     task: QualityTask | None = None
+    rented: bool = False  # no target is an engine's of this machine
 
     @property
     def name(self) -> str:
@@ -57,8 +58,7 @@ class TargetChoice:
 
     def drop(self, target: GatewayModel, refusal: PassedOver) -> None:
         """Pass over a target after all; harmless for one that is passed over already."""
-        if target in self.allowed:
-            self.allowed.remove(target)
+        self.allowed = [each for each in self.allowed if each is not target]
         self.refused[target.name] = refusal
 
     def candidates(self, asked: Sequence[str]) -> tuple[Candidate, ...]:

@@ -83,12 +83,19 @@ class RoutedStream:
                 raise await self._broken(UpstreamFault("broken", told)) from None
             except FreeholdError as e:
                 raise await self._broken(e) from None
+        chunk = piece[1]
+        self._length += letters_in(chunk)
+        if chunk.token_ids:
+            self._tokens += len(chunk.token_ids)
+        # What most events are: text alone. They are passed on as they came.
+        if not (chunk.finish_reason or chunk.logprobs or chunk.tool_calls or chunk.signed):
+            if self._kept is not None:
+                self._kept.append(piece)
+            return piece
         return await self._passed(piece)
 
     async def _passed(self, piece: Piece) -> Piece:
         index, chunk = piece
-        self._length += letters_in(chunk)
-        self._tokens += len(chunk.token_ids)
         if self._hides and chunk.logprobs:
             chunk = replace(chunk, logprobs=())
         if self._watch is not None:

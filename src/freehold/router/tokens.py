@@ -98,7 +98,9 @@ def _message(message: Message) -> Iterable[str | Image]:
 
 def letters_in(chunk: Chunk) -> int:
     """Return how many bytes of text a chunk adds to an answer, about."""
-    found = len(chunk.text) + len(chunk.thinking) + len(chunk.refusal)
+    found = len(chunk.text)
+    if chunk.thinking or chunk.refusal:
+        found += len(chunk.thinking) + len(chunk.refusal)
     for piece in chunk.tool_calls:
         found += len(piece.name) + len(piece.arguments)
     return found
