@@ -1,6 +1,7 @@
 """Writes a chat in Anthropic's blocks: system, turns of users with results of tools first, turns of assistants.
 
-Reasoning goes back only as the provider signed it, at the place where it stood. Knows blocks; knows no model's limits.
+A blank text is no block there. Reasoning goes back only as the provider signed it, at the place where it stood. Knows
+no model's limits.
 Path: AnthropicWire.request -> ChatWriter -> system, messages
 """
 
@@ -67,7 +68,7 @@ class ChatWriter:
     def _system(self, message: Message) -> None:
         if any(isinstance(part, Image) for part in message.parts):
             self._demands.lacks("takes no pictures in a system message")
-        if not message.content:
+        if not message.content.strip():
             return
         if not self.turns:
             self.system.append({"type": "text", "text": message.content})
@@ -100,7 +101,9 @@ class ChatWriter:
 
     def _parts(self, message: Message) -> list[Item]:
         parts = message.parts or (message.content,)
-        return [self._image(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts if p]
+        return [
+            self._image(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts if _says(p)
+        ]
 
     def _image(self, image: Image) -> Item:
         if image.detail not in ("", "auto"):
@@ -147,7 +150,7 @@ def _blocks(message: Message) -> Iterator[Item]:
 
     def said(until: int) -> Iterator[Item]:
         nonlocal at
-        if text[at:until]:
+        if text[at:until].strip():
             yield {"type": "text", "text": text[at:until]}
         at = max(at, until)
 
@@ -165,6 +168,10 @@ def _blocks(message: Message) -> Iterator[Item]:
         yield _thought(block)
     yield from said(len(text))
     yield from called(len(message.tool_calls))
+
+
+def _says(part: str | Image) -> bool:
+    return isinstance(part, Image) or bool(part.strip())
 
 
 def _thought(block: SignedThinking) -> Item:
