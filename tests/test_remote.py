@@ -266,7 +266,7 @@ def test_text_is_continued_without_a_chat(script: Script, model: HttpModel):
         [delta("Hel"), b"data: {not json}\n\n"],
         [delta("Hel"), b'data: {"choices": 3}\n\n'],
         [delta("Hel"), b"data: \xff\xfe\n\n"],
-        [delta("Hel", end="content_filter"), DONE],
+        [delta("Hel", end="because"), DONE],
     ],
     ids=["end", "done", "torn", "no json", "wrong type", "no text", "unknown reason"],
 )

@@ -44,7 +44,9 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
     server.start()
     try:
-        found = asyncio.run(measure(ours.recv(), given))
+        import uvloop  # as `freehold serve` has it
+
+        found = uvloop.run(measure(ours.recv(), given))
     finally:
         server.kill()
         server.join()

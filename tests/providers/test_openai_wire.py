@@ -93,7 +93,7 @@ def test_what_shapes_tokens_and_is_not_known_is_warned_of():
     assert sent(job, "openai-compatible")["top_k"] == 5
     assert "parallel_tool_calls" in warned(asked(tools=(Tool("f"),), parallel_tool_calls=False), "deepseek")
     failed = Job(messages=(USER, Message("tool", "no", tool_call_id="c", failed=True)))
-    assert "a tool failed" in warned(failed)
+    assert "a tool that failed" in warned(failed)
     assert "reasoning" in warned(Job(messages=(USER, Message("assistant", "x", thinking="y"), USER)))
 
 

@@ -282,6 +282,26 @@ def test_two_hundred_streams_keep_their_texts_apart(standin: StandIn, hopping):
     assert texts == ["".join(f"<{n}:{i}>" for i in range(20)) for n in range(200)]
 
 
+def test_an_answer_nobody_asked_for_is_not_the_next_request_s(standin: StandIn, hopping):
+    async def ask(hop: Hop) -> list[str]:
+        standin.say += [Fault("stray", answer=Answer(("mine",))), Answer(("yours",))]
+        mine = joined(await chunks(hop, remote(standin), stream=False)).text
+        await asyncio.sleep(0.1)
+        return [mine, joined(await chunks(hop, remote(standin), stream=False)).text]
+
+    assert hopping(ask) == ["mine", "yours"]
+
+
+def test_no_log_holds_key_or_prompt_at_debug_level_too(standin: StandIn, hopping, caplog):
+    caplog.set_level("DEBUG")
+    job = Job(messages=(Message("user", SECRET),))
+    hopping(lambda hop: chunks(hop, remote(standin), job))
+    for fault in (Fault("status", 401, f"bad {KEY}: {SECRET}"), Fault("garbage"), Fault("reset")):
+        standin.say.append(fault)
+        fault_of(hopping, standin, job)
+    assert KEY not in caplog.text and SECRET not in caplog.text
+
+
 def test_connections_of_a_provider_are_limited(standin: StandIn, hopping):
     standin.behave = lambda _: Answer(event_s=0.002)
     few = RemoteModel(provider(standin, connections=3), "m")

@@ -1,4 +1,4 @@
-"""Takes keys, and what looks like one, out of a foreign server's error before anybody sees it.
+"""Takes keys, and what looks like one, out of a foreign server's error before it is shown.
 
 Also keeps a provider's quotes of the prompt out of errors: they would reach logs. Knows no wire.
 Path: upstream.py -> cleaned, quotes

@@ -48,7 +48,7 @@ class DeepSeekWire(OpenAIWire):
         return False
 
     def think(self, body: dict[str, Any], demands: Demands) -> None:
-        """Write thinking as its switch, and its effort; models think unless they are told not to."""
+        """Write thinking as its switch, and its effort; models think unless the switch is off."""
         job = demands.job
         if job.think is not None:
             body["thinking"] = {"type": "enabled" if job.think else "disabled"}

@@ -11,6 +11,7 @@ import asyncio
 import io
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from freehold.errors import EngineClosed, UsageError
@@ -89,6 +90,23 @@ class Hop:
         return HopReply(response, provider.name, channel)
 
 
+@cache
+def _connector() -> type[aiohttp.TCPConnector]:
+    aiohttp = http_client()
+
+    class Connector(aiohttp.TCPConnector):
+        """Reuses no connection on which bytes came unasked: they would be read as the next request's answer."""
+
+        async def _get(self, key: Any, traces: Any) -> Any:
+            while (found := await super()._get(key, traces)) is not None:
+                if found.protocol is not None and not found.protocol.should_close:
+                    return found
+                found.close()
+            return None
+
+    return Connector
+
+
 class _Channel:
     """The connections to one provider."""
 
@@ -100,9 +118,7 @@ class _Channel:
         self.busy = 0
         self._retired = False
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=provider.connections, ttl_dns_cache=60, keepalive_timeout=IDLE_S
-            ),
+            connector=_connector()(limit=provider.connections, ttl_dns_cache=60, keepalive_timeout=IDLE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_s),
             headers={
@@ -184,7 +200,7 @@ class HopReply:
         return said.partition(";")[0].strip().lower()
 
     def limit(self, seconds: float) -> None:
-        """Close the connection in so many seconds, unless the answer has ended by then."""
+        """Close the connection after `seconds`, unless the answer has ended by then."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.0), self._expire)

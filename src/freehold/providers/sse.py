@@ -1,7 +1,7 @@
 """Splits a stream of bytes into server-sent events, wherever the network cut it.
 
 Follows the WHATWG's event streams: LF, CRLF or CR, comments, `data` of several lines, one leading byte order mark. An
-event that the stream's end cuts off is no event. Knows no JSON and no wire.
+event that the stream's end cuts off is left out. Knows no JSON and no wire.
 Path: hop.py -> EventSplitter.feed -> EventReader.push
 """
 

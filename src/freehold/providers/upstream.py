@@ -150,7 +150,7 @@ class _Asked:
             reply.close()
 
     async def within(self, seconds: float, sent: Outgoing) -> bytes:
-        """Return a 200's whole body in so many seconds."""
+        """Return a 200's whole body. Raises UpstreamFault once `seconds` have passed."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.whole(sent)

@@ -1,6 +1,6 @@
 """The stand-in's side of OpenAI's chat completions, and of those who speak it: Mistral, DeepSeek, vLLM and others.
 
-The dialect is told by the path's first part: /openai/v1, /mistral/v1, /deepseek, /compatible/v1.
+The path's first part is the dialect: /openai/v1, /mistral/v1, /deepseek, /compatible/v1.
 """
 
 from __future__ import annotations

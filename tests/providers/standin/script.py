@@ -68,7 +68,7 @@ FaultKind = Literal[
     "reset",  # resets the connection before an answer
     "cut",  # closes the connection after `at` bytes of the body
     "cut_reset",  # resets it there
-    "bad_utf8",  # a byte that is no UTF-8 after `at` bytes of the body
+    "bad_utf8",  # a byte that breaks UTF-8 after `at` bytes of the body
     "html",  # 200 with a page
     "redirect",  # 307 to `to`
     "wrong_length",  # states 10 bytes more than it sends, and closes
@@ -76,6 +76,7 @@ FaultKind = Literal[
     "stall",  # sends `at` bytes of the body, then nothing
     "error_event",  # a stream's error after `at` events
     "garbage",  # 200 with bytes that are not HTTP
+    "stray",  # a whole answer, and a moment later the same once more, which no request asked for
 ]
 
 

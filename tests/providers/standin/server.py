@@ -190,6 +190,10 @@ class StandIn:
             frames = wire.events(asked, answer, tokens, answer_id)
         else:
             frames = [Frame(wire.whole(asked, answer, tokens, answer_id), tokens.output)]
+        if fault is not None and fault.kind == "stray":
+            await self._send(writer, received, 200, frames[0].data)
+            await asyncio.sleep(0.02)
+            return await self._send(writer, received, 200, frames[0].data)
         sending = _Sending(self, received, reader, writer, answer.event_s, fault)
         return await sending.run(wire, asked, frames, tokens, answer_id)
 
@@ -235,7 +239,7 @@ class StandIn:
         return False
 
 
-BREAKS = ("cut", "cut_reset", "bad_utf8", "wrong_length", "endless", "stall", "error_event")
+BREAKS = ("cut", "cut_reset", "bad_utf8", "wrong_length", "endless", "stall", "error_event", "stray")
 
 
 def counted(asked: Asked, answer: Answer) -> Tokens:

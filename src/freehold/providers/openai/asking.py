@@ -45,7 +45,9 @@ class ChatAsker:
             if self.tool_names and message.name:
                 said["name"] = message.name
             if message.failed:
-                self.demands.warn("that a tool failed is told only by its result's text")
+                self.demands.warn(
+                    "this provider has no field for a tool that failed: its result says so, or nothing does"
+                )
         if message.role == "assistant" and (message.thinking or message.signed):
             self.thoughts(message, said)
         return said

@@ -27,7 +27,7 @@ _REASONS: dict[str, FinishReason] = {
     "model_length": "length",  # Mistral's: the context is full
 }
 _FAILED = {"error", "abort", "insufficient_system_resource"}  # Mistral's, vLLM's, DeepSeek's
-NO_ID = -1  # a token's number in a vocabulary that is not told
+NO_ID = -1  # a token's number in a vocabulary that the provider does not name
 
 
 class _Part(msgspec.Struct, gc=False):
