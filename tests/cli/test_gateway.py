@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from freehold.cli.serving.gatewayfile import ledger_file
+from freehold.cli.serving.gatewayfile import ledger_file, outside_of
 from freehold.config import Settings
 from tests.cli.test_serve import freehold
 from tests.router.mistaken import KEY, SOUND
@@ -98,3 +98,9 @@ def test_verbs_read_the_ledger_that_the_homes_file_names(tmp_path: Path):
     assert ledger_file(named, None) == tmp_path / "books.sqlite"
     written(tmp_path, "[[[")
     assert ledger_file(named, None) == tmp_path / "ledger.sqlite"
+
+
+def test_a_model_that_serve_fetches_first_is_no_mistake(tmp_path: Path):
+    settings = Settings(home=tmp_path)
+    assert not outside_of(settings).has_model("smollm2:135m")  # type: ignore[misc]
+    assert outside_of(settings, coming=["smollm2:135m"]).has_model("smollm2:135m")  # type: ignore[misc]

@@ -95,6 +95,16 @@ def test_a_touched_file_changes_nothing(file: Path):
     assert not looked(live) and live.current is before and not live.trouble
 
 
+def test_a_touched_file_takes_a_key_that_was_changed(file: Path):
+    keys = {"OPENAI_API_KEY": KEY}
+    live = LiveGateway(file, replace(OUTSIDE, environment=keys))
+    keys["OPENAI_API_KEY"] = "sk-another-one-0123456789"
+    os.utime(file, ns=(1, 1))
+    assert looked(live)
+    key = live.current.providers["openai"].key
+    assert key is not None and key.value == "sk-another-one-0123456789"
+
+
 def test_the_ledger_does_not_move_while_the_server_runs(file: Path):
     live = LiveGateway(file, OUTSIDE)
     file.write_text('ledger = "other.sqlite"\n' + SOUND)

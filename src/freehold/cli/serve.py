@@ -191,7 +191,7 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
 def _serve(settings: Settings, store: Store, models: Sequence[str], options: ServeOptions) -> int:
     from freehold.server import serve as doors
 
-    hybrid = _hybrid(settings, store, options.gateway)
+    hybrid = _hybrid(settings, store, options.gateway, models)
     with ExitStack() as held:
         held.enter_context(_only_server(settings))
         tcp = bound(options.host, options.port)
@@ -257,13 +257,13 @@ def _run(
     return 1 if names and announcer.failed == len(names) else 0
 
 
-def _hybrid(settings: Settings, store: Store, path: Path | None) -> HybridStart | None:
+def _hybrid(settings: Settings, store: Store, path: Path | None, models: Sequence[str]) -> HybridStart | None:
     """Read gateway.toml, where one is named; without one nothing of router/ is imported."""
     if path is None:
         return None
     from freehold.cli.serving.hybrid import HybridStart
 
-    return HybridStart(settings, store, path)
+    return HybridStart(settings, store, path, models)
 
 
 def _tell_variables(settings: Settings, path: Path | None) -> None:

@@ -58,12 +58,10 @@ class LiveGateway:
         except BadGateway as e:
             count = len(e.mistakes)
             return self._stays("has a mistake" if count == 1 else f"has {count} mistakes", e.message)
-        except (
-            Exception
-        ) as e:  # of a keyring, or of the catalogue's files: the next change is read all the same
-            return self._stays(
-                "could not be read", e.message if isinstance(e, FreeholdError) else type(e).__name__
-            )
+        except FreeholdError as e:
+            return self._stays("could not be read", e.message)
+        except Exception as e:  # whatever a keyring raises: the next change is read all the same
+            return self._stays("could not be read", type(e).__name__)
         return self._take(gateway)
 
     def _stays(self, what: str, why: str) -> bool:
@@ -73,7 +71,7 @@ class LiveGateway:
 
     def _take(self, gateway: Gateway) -> bool:
         self.trouble = ""
-        if gateway.digest == self.current.digest:
+        if gateway == self.current:  # keys are compared too: touching the file takes a new one
             return False
         self.current = gateway
         _log.info("%s was read again: %s", self.path, gateway.digest[:12])

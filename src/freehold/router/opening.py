@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from freehold.errors import ModelNotFound
 from freehold.providers.cleared import Cleared
 from freehold.providers.hop import http_client
 from freehold.router.bar import Bars
@@ -60,7 +61,9 @@ class ServedGateway(GatewayModels):
     async def _ask(self, name: str, job: Job) -> Stream:
         """Start a classifier's job on a model of the file, which is owned."""
         gateway = self.live.current
-        model = gateway.models[name]
+        model = gateway.models.get(name)
+        if model is None:  # the file was read again since the request began
+            raise ModelNotFound(f"{name} is no longer in the file")
         if model.remote is None:
             return await (await self.engines.use(model.local)).start(job)
         cleared = Cleared(job, gateway.owned_places)

@@ -7,7 +7,7 @@ Path: cli/serve.py, cli/gateway.py -> read_gateway -> router/reading.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +66,20 @@ def ledger_file(settings: Settings, given: Path | None) -> Path:
 
 
 def outside_of(
-    settings: Settings, environment: Mapping[str, str] | None = None, *, keys: bool = True
+    settings: Settings,
+    environment: Mapping[str, str] | None = None,
+    *,
+    keys: bool = True,
+    coming: Collection[str] = (),
 ) -> Outside:
-    """Return what a file may refer to on this machine."""
+    """Return what a file may refer to on this machine; `coming`: models that are fetched before they are asked."""
     from freehold.router.toml.outside import Outside
     from freehold.store import Store
 
     more: dict[str, Any] = {} if environment is None else {"environment": environment}
     if not keys:
         more = {"environment": AskedVariables(), "keyring": lambda name: "unread"}
-    return Outside(has_model=_holds(Store(settings)), **more)
+    return Outside(has_model=_holds(Store(settings), coming), **more)
 
 
 class AskedVariables(dict[str, str]):
@@ -91,10 +95,12 @@ class AskedVariables(dict[str, str]):
         return "unread"
 
 
-def _holds(store: Store) -> Callable[[str], bool]:
+def _holds(store: Store, coming: Collection[str]) -> Callable[[str], bool]:
     def holds(name: str) -> bool:
         from freehold.cli.shared import parted
 
+        if name in coming:
+            return True
         try:
             store.resolve(parted(store, name)[0])
         except FreeholdError:

@@ -6,7 +6,7 @@ Path: cli/serve.py -> HybridStart.open -> router/opening.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 class HybridStart:
     """A server's gateway from its start. Raises BadGateway, and UsageError for a missing package."""
 
-    def __init__(self, settings: Settings, store: Store, path: Path) -> None:
+    def __init__(self, settings: Settings, store: Store, path: Path, models: Sequence[str] = ()) -> None:
         environment = KeptEnvironment()
-        self._settings, self._store = settings, store
-        self.live = LiveGateway(path, replace(outside_of(settings, environment), offline=settings.offline))
+        self._store = store
+        outside = outside_of(settings, environment, coming=models)
+        self.live = LiveGateway(path, replace(outside, offline=settings.offline))
         check_packages(self.live.current)
         self.ledger = ledger_path(self.live.current, settings.home)
         environment.hide()  # before any child process is started
