@@ -514,6 +514,12 @@ def test_prompt_tokens_hold_cached_and_written_ones():
     )
 
 
+def test_counts_below_0_are_invalid():
+    body = json.dumps(body_of([TEXT], cache_read_input_tokens=-5)).encode()
+    with pytest.raises(UpstreamFault, match="below 0"):
+        WIRE.whole(body, asked())
+
+
 def test_refusal_carries_the_explanation():
     body = body_of([], "refusal")
     body["stop_details"] = {"type": "refusal", "category": "cyber", "explanation": "Not this."}

@@ -380,6 +380,11 @@ def test_thoughts_are_output_and_tools_results_input():
     )
 
 
+def test_counts_below_0_are_invalid():
+    with pytest.raises(UpstreamFault, match="below 0"):
+        read(event({"text": "Hi"}, finish="STOP", usageMetadata={**COUNTS, "thoughtsTokenCount": -1}))
+
+
 def test_stream_without_its_finish_reason_has_not_ended():
     pieces, ended = read(
         event({"text": "Hi"}, usageMetadata=COUNTS), event({"text": " there"}, usageMetadata=COUNTS)
@@ -395,8 +400,8 @@ def test_answers_end_together_once_all_have_ended():
     assert (ended, [i for i, _ in pieces]) == (False, [0])
     last = event({"text": "B"}, finish="MAX_TOKENS", index=1, usageMetadata=COUNTS)
     pieces, ended = read(first, last, job=job)
-    ends = [(i, c.finish_reason, c.usage is not None) for i, c in pieces if c.finish_reason]
-    assert (ended, ends) == (True, [(0, "stop", False), (1, "length", True)])
+    ends = [(i, c.finish_reason, c.usage and c.usage.completion_tokens) for i, c in pieces if c.finish_reason]
+    assert (ended, ends) == (True, [(0, "stop", 0), (1, "length", 16)])
 
 
 def test_blocked_prompt_is_a_filtered_answer():

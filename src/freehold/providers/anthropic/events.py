@@ -312,6 +312,8 @@ def usage_of(counts: ClaudeUsage) -> Usage | None:
     cached, created = counts.cache_read_input_tokens or 0, counts.cache_creation_input_tokens or 0
     hour = counts.cache_creation.ephemeral_1h_input_tokens if counts.cache_creation is not None else 0
     hour = min(hour, created)
+    if min(counts.input_tokens, counts.output_tokens, cached, created, hour) < 0:
+        raise invalid("token counts below 0")
     return Usage(
         prompt_tokens=counts.input_tokens + cached + created,
         completion_tokens=counts.output_tokens,

@@ -226,10 +226,14 @@ class ResponseReader:
             answer.reason = _reason(candidate, answer)
 
     def _finish(self, pieces: list[Piece]) -> None:
+        """Add each answer's last chunk; of several, the last has what all of them made."""
+        usage, last = usage_of(self._usage), len(self._answers) - 1
         self.ended = True
         for i, answer in enumerate(self._answers):
-            usage = usage_of(self._usage) if i + 1 == len(self._answers) else None
-            pieces.append((i, Chunk(finish_reason=answer.reason, usage=usage)))
+            used = (
+                usage if i == last or usage is None else replace(usage, completion_tokens=0, thought_tokens=0)
+            )
+            pieces.append((i, Chunk(finish_reason=answer.reason, usage=used)))
 
 
 def _chunk(part: GeminiPart, answer: _Answer) -> Chunk | None:
@@ -284,9 +288,11 @@ def usage_of(counts: GeminiUsage | None) -> Usage | None:
     """Return the counts: thoughts are output, and what tools put into the prompt is input."""
     if counts is None:
         return None
+    if min(getattr(counts, name) for name in counts.__struct_fields__) < 0:
+        raise invalid("token counts below 0")
     return Usage(
         prompt_tokens=counts.prompt_token_count + counts.tool_use_prompt_token_count,
         completion_tokens=counts.candidates_token_count + counts.thoughts_token_count,
-        cached_tokens=counts.cached_content_token_count,
+        cached_tokens=min(counts.cached_content_token_count, counts.prompt_token_count),
         thought_tokens=counts.thoughts_token_count,
     )
