@@ -77,13 +77,27 @@ def test_a_model_that_thinks_gets_no_sampling_and_says_so():
     job = asked(sampling={"temperature": 0.3, "seed": 5}, think=False, max_tokens=7)
     body = sent(job, name="gpt-5.4")
     assert "temperature" not in body and body["seed"] == 5 and body["max_completion_tokens"] == 7
-    assert body["reasoning_effort"] == "minimal"
+    assert body["reasoning_effort"] == "none"
     assert "temperature was left out" in warned(job, name="gpt-5.4") and "always thinks" in warned(
         job, name="o4-mini"
     )
     assert sent(job, name="gpt-5-chat-latest")["temperature"] == 0.3
     with pytest.raises(UnsupportedModel, match="it thinks"):
         sent(asked(logprobs=1), name="o3")
+
+
+@pytest.mark.parametrize("name, least", [
+    ("gpt-5-mini", "minimal"),
+    ("gpt-5.1", "none"),
+    ("gpt-6.2-sol", "none"),
+    ("gpt-5.3-codex", "low"),
+    ("o3", "low"),
+    ("gpt-5-pro", None),
+])  # fmt: skip
+def test_least_effort_is_one_that_the_model_takes(name: str, least: str | None):
+    job = asked(think=False)
+    assert sent(job, name=name).get("reasoning_effort") == least
+    assert ("always thinks" in warned(job, name=name)) == (least != "none")
 
 
 def test_what_shapes_tokens_and_is_not_known_is_warned_of():

@@ -50,6 +50,18 @@ _CONTEXT_WORDS = re.compile(
 _REASONS = re.compile(r"^(?:o\d|gpt-(?:[5-9]|\d\d))(?!.*-chat)", re.IGNORECASE)
 
 
+def _least_effort(name: str) -> str:
+    """Return the least effort that a model that thinks takes; "" for those that take one only.
+
+    gpt-5 has minimal, and later ones have none in its place; codex models, o1, o3 and o4 have low.
+    """
+    if "-pro" in name:
+        return ""
+    if "codex" in name or not name.startswith("gpt-"):
+        return "low"
+    return "minimal" if re.match(r"gpt-5(?!\.)", name) else "none"
+
+
 class _ErrorAnswer(msgspec.Struct, gc=False):
     """The bodies of errors: OpenAI's, and those of servers that put the same on top."""
 
@@ -146,10 +158,13 @@ class OpenAIWire:
             if job.effort:
                 body["reasoning_effort"] = job.effort
             elif job.think is False:
-                body["reasoning_effort"] = "minimal" if demands.model.model.startswith("gpt-5") else "low"
-                demands.warn(
-                    f"{demands.model.model} always thinks; it was asked for {body['reasoning_effort']} effort"
-                )
+                least = _least_effort(demands.model.model)
+                if least:
+                    body["reasoning_effort"] = least
+                if least != "none":
+                    demands.warn(
+                        f"{demands.model.model} always thinks; it was asked for {least or 'its usual'} effort"
+                    )
         elif job.effort or job.think:
             demands.unused("effort" if job.effort else "think", f"{demands.model.model} does not think")
         if job.think_tokens is not None:
