@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sqlite3
@@ -19,6 +20,7 @@ import pytest
 from tests.cli.test_serve import environment, freehold, program
 from tests.providers.standin import StandIn
 from tests.providers.standin.script import Answer
+from tests.providers.standin.server import Received
 
 KEY = "sk-standin-0123456789abcdef"
 FILE = """\
@@ -156,6 +158,46 @@ def test_sigterm_lets_a_rented_stream_end(file: Path, standin: StandIn):
         assert process.wait(20) == 0
     assert rows(home) == 1
     assert "stopping: 1 running answer has 30 s" in (home / "server.log").read_text()
+
+
+@pytest.mark.long
+def test_reloads_and_sigterm_drop_none_of_many_streams(file: Path, standin: StandIn):
+    streams, words = 100, 30
+
+    def behave(received: Received) -> Answer:
+        name = json.loads(received.body)["messages"][-1]["content"]
+        return Answer(pieces=tuple(f"{name}.{i} " for i in range(words)), event_s=0.1)
+
+    async def one(client: httpx2.AsyncClient, url: str, number: int) -> str:
+        body = {"model": "chat", "messages": [{"role": "user", "content": f"s{number}"}], "stream": True}
+        text, finish = "", ""
+        async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    choice = (json.loads(line[6:])["choices"] or [{}])[0]
+                    text += choice.get("delta", {}).get("content") or ""
+                    finish = choice.get("finish_reason") or finish
+        return f"{text}{finish}"
+
+    async def all_of_them(process: subprocess.Popen[str], url: str) -> list[str]:
+        limits = httpx2.Limits(max_connections=streams)
+        async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
+            asked = [asyncio.create_task(one(client, url, i)) for i in range(streams)]
+            sound = file.read_text()
+            await asyncio.to_thread(standin.wait_for, lambda: len(standin.received) == streams, 30.0)
+            for text in (sound.replace("[routes.chat]", "[routes.talk]"), "nonsense", sound):
+                file.write_text(text)
+                await asyncio.sleep(0.6)
+            process.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*asked)
+
+    standin.behave = behave
+    with served(file.parent, "--gateway", str(file)) as (process, said):
+        texts = asyncio.run(all_of_them(process, said["url"]))
+        assert process.wait(30) == 0
+    assert texts == ["".join(f"s{n}.{i} " for i in range(words)) + "stop" for n in range(streams)]
+    assert rows(file.parent) == streams
+    assert len(standin.received) == streams
 
 
 def test_a_bad_file_stops_the_start_with_every_mistake(file: Path):

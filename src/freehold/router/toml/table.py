@@ -57,7 +57,8 @@ class TomlTable:
         if value is None or type(value) in types:
             return value
         wanted = " or ".join(dict.fromkeys(_WANTED.get(t, "a number") for t in types))
-        self.bad(key, f"{shown(value)} is not {wanted}", f"write {key} as {wanted}")
+        quoted = "the value" if key == "key" else shown(value)  # which may be a secret
+        self.bad(key, f"{quoted} is not {wanted}", f"write {key} as {wanted}")
         return None
 
     # --- values ------------------------------------------------------------------------------------
