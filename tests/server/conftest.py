@@ -119,3 +119,12 @@ def serving(tmp_path: Path, shared: Running) -> Iterator[Callable[..., Running]]
     yield make
     for each in running:
         each.end()
+    asyncio.run_coroutine_threadsafe(settled(shared), shared.loop).result(60)
+
+
+async def settled(running: Running) -> None:
+    """Wait until requests have left their lines in the log, which the next test may read; a second at most."""
+    for _ in range(1000):
+        if not running.doors.server.requests:
+            return
+        await asyncio.sleep(0.001)

@@ -451,7 +451,7 @@ def test_ten_thousand_items_of_one_turn_are_joined_once():
     began = time.process_time()
     system, user = read_items([*rules, {"role": "user", "content": "hi"}], "Be brief.", 0, [], Pictures())
     assert system.content.startswith("Be brief.\n\nxx") and len(system.content) == 9 + 9_998 * 1502
-    *_, answer = read_items([*thoughts, {"role": "assistant", "content": "A"}], None, 0, [])
+    *_, answer = read_items([*thoughts, {"role": "assistant", "content": "A"}], None, 0, [], Pictures())
     assert user.content == "hi" and len(answer.thinking) == 9_998 * 1502 - 2
     assert time.process_time() - began < 3  # seconds; adding one behind the other took 90
 
