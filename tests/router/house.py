@@ -21,6 +21,7 @@ from freehold.router.budgets import Budgets
 from freehold.router.contract import BarCheck, RentedModels
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
+from freehold.router.kept_texts import KeptTexts, texts_beside
 from freehold.router.labels import Asks
 from freehold.router.ledger import schema
 from freehold.router.ledger.rows import LedgerRow
@@ -142,6 +143,7 @@ async def within(
         books=Budgets(ledger),
         bars=bars,
         asks=asks,
+        texts=KeptTexts(texts_beside(ledger.path)),
     )
     held.append(Within(models, engines, ledger, rented, gateway))
     try:

@@ -15,6 +15,7 @@ from freehold.router.contract import BarCheck, Books, RentedModels
 from freehold.router.counts import CountedBooks
 from freehold.router.gateway import Gateway
 from freehold.router.handle import GatewayParts, RoutedHandle
+from freehold.router.kept_texts import KeptTexts
 from freehold.router.labels import Asks
 from freehold.router.plan import GatewayPlan
 from freehold.router.routing import PlannedRoute
@@ -74,10 +75,11 @@ class GatewayModels:
         books: Books | None = None,
         bars: BarCheck | None = None,
         asks: Asks | None = None,
+        texts: KeptTexts | None = None,
     ) -> None:
         self.engines, self._current, self._asks = engines, current, asks
         self._books = CountedBooks(books)
-        self.parts = GatewayParts(TargetCalls(engines, rented), self._books, bars)
+        self.parts = GatewayParts(TargetCalls(engines, rented), self._books, bars, texts)
         self._plan = GatewayPlan(current(), asks)
 
     @property

@@ -25,6 +25,7 @@ from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books
 from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space, quietly
 from freehold.router.gateway import GatewayModel, SpendLimit
+from freehold.router.kept_texts import KeptTexts
 from freehold.router.plan import GatewayPlan
 from freehold.router.record import RequestAbout, RequestRecord
 from freehold.router.routing import PassedOver, PlannedRoute, TargetChoice, choose
@@ -57,6 +58,7 @@ class GatewayParts:
     calls: TargetCalls
     books: Books | None = None
     bars: BarCheck | None = None
+    texts: KeptTexts | None = None
     breakers: Breakers = field(default_factory=Breakers)
     ratios: dict[str, TokenRatio] = field(default_factory=dict)
     cache: AnswerCache = field(default_factory=AnswerCache)
@@ -229,15 +231,19 @@ class RoutedHandle:
     def _whole(
         self, record: RequestRecord, cleared: Cleared[Job], key: bytes, target: GatewayModel, stream: Stream
     ) -> Whole | None:
-        """Return what is done with a whole answer: kept, followed by a shadow, or nothing."""
+        """Return what is done with a whole answer: kept, its texts too, followed by a shadow, or nothing."""
         parts, route = self._parts, self._planned.route
         shadow = route.shadow if parts.shadows.wanted(route, cleared) else None
-        if not key and shadow is None:
+        texts = parts.texts if route.keep_text and not cleared.labels else None
+        if not key and shadow is None and texts is None:
             return None
 
         def done(pieces: list[Piece]) -> None:
             if key:
                 parts.cache.keep(key, target, stream.begin, pieces, route.cache_s)
+            if texts is not None:
+                row = (record.id, record.at, route.name, target.name)
+                parts.background.begin(asyncio.to_thread(texts.keep, *row, cleared.work, pieces))
             if shadow is not None:
                 parts.shadows.begin(route, self._plan.target(shadow.target), cleared, record)
 

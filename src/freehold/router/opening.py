@@ -19,6 +19,7 @@ from freehold.router.classifier import Classifier
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
 from freehold.router.identity import Identities
+from freehold.router.kept_texts import KeptTexts, texts_beside
 from freehold.router.labels import Labeller
 from freehold.router.ledger.store import Ledger
 from freehold.router.live import LiveGateway
@@ -55,6 +56,7 @@ class ServedGateway(GatewayModels):
             books=Budgets(ledger),
             bars=Bars(store.settings.home, Identities(store).of),
             asks=Classifier(self._ask),
+            texts=KeptTexts(texts_beside(ledger.path)),
         )
         self._beside = [asyncio.create_task(live.watch()), asyncio.create_task(ledger.keep())]
 
