@@ -24,7 +24,7 @@ ABILITIES: Mapping[str, Abilities] = {  # of a provider's usual models; a model'
     "openai": Abilities(logprobs=True, several=True, seed=True),
     "openai-compatible": Abilities(logprobs=True, several=True, seed=True),
     "anthropic": Abilities(embeddings=False),
-    "gemini": Abilities(seed=True),
+    "gemini": Abilities(several=True, seed=True),
     "mistral": Abilities(several=True, seed=True),
     "deepseek": Abilities(images=False, json_schema=False, logprobs=True, embeddings=False),
 }
