@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,12 +94,18 @@ def void(result: BarResult, model: MeasuredModel, now: float) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, or "" where it cannot be read."""
+    """Return the SHA-256 of a file's bytes, or "" where it cannot be read; read again only after it was written."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = path.stat()
+        return _digest(path, found.st_mtime_ns, found.st_size, found.st_ino)
     except OSError:
         return ""
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, mtime_ns: int, size: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_digest(*texts: str) -> str:
@@ -154,22 +161,34 @@ def _read(path: Path) -> BarResult | None:
 Identify = Callable[[GatewayModel], MeasuredModel]
 
 
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    at: float
+    task: QualityTask
+    model: GatewayModel
+    passed: bool
+    why: str
+
+
 class Bars:
     """Answers whether a model reaches a task's bar, for routes. Verdicts are kept for FRESH_S."""
 
     def __init__(self, home: Path, identify: Identify, clock: Callable[[], float] = time.time) -> None:
         self._kept = BarStore(home)
         self._identify, self._clock = identify, clock
-        self._verdicts: dict[tuple[QualityTask, GatewayModel], tuple[float, bool, str]] = {}
+        self._verdicts: dict[tuple[str, str], _Verdict] = {}
 
     def passes(self, task: QualityTask, model: GatewayModel) -> tuple[bool, str]:
         """Return whether the lower end of the model's interval reaches the bar, and why or why not."""
         now = self._clock()
-        known = self._verdicts.get((task, model))
-        if known is None or not 0 <= now - known[0] < FRESH_S:
-            known = (now, *self._verdict(task, model, now))
-            self._verdicts[task, model] = known
-        return known[1:]
+        known = self._verdicts.get((task.name, model.name))
+        fresh = known is not None and 0 <= now - known.at < FRESH_S
+        if (
+            known is None or not fresh or known.task is not task or known.model is not model
+        ):  # a reload: others
+            known = _Verdict(now, task, model, *self._verdict(task, model, now))
+            self._verdicts[task.name, model.name] = known
+        return known.passed, known.why
 
     def _verdict(self, task: QualityTask, model: GatewayModel, now: float) -> tuple[bool, str]:
         result = self._kept.find(task.name, model.name)

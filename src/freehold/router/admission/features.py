@@ -31,8 +31,14 @@ class SparseRows:
 
     def times(self, vector: np.ndarray) -> np.ndarray:
         """Return the product with a vector of `width`."""
-        sums = np.concatenate([[0.0], np.cumsum(self.values * vector[self.columns])])
-        return sums[self.starts[1:]] - sums[self.starts[:-1]]
+        filled = (
+            self.starts[1:] > self.starts[:-1]
+        )  # reduceat would give an empty row its successor's first value
+        sums = np.zeros(len(filled))
+        if filled.any():
+            products = self.values * vector[self.columns]
+            sums[filled] = np.add.reduceat(products, self.starts[:-1][filled])
+        return sums
 
     def transposed_times(self, vector: np.ndarray) -> np.ndarray:
         """Return the product of the transpose with a vector of one number a row."""
