@@ -47,8 +47,8 @@ async def turn(
     hop: Hop, model: RemoteModel, asked: Cleared[Job], signatures: Signatures, *, stream: bool
 ) -> list[tuple[int, Chunk]]:
     """One request as a route makes it: signatures put back before, kept and stamped after."""
-    sent = signatures.restored(asked.with_work(replace(asked.work, whole=not stream)), model)
-    coming = await upstream.start(hop, sent, model, first_token_s=5, timeout_s=10)
+    sent = signatures.restored(asked, model)
+    coming = await upstream.start(hop, sent, model, first_token_s=5, timeout_s=10, stream=stream)
     watch = signatures.watch(asked, model)
     try:
         return [(answer, watch.seen(answer, chunk)) async for answer, chunk in coming]
@@ -209,6 +209,23 @@ def test_count_and_embeddings_have_their_doors(standin: StandIn, hopping: Hoppin
     model = remote(standin, kind, name)
     standin.say += [Answer(tokens=Tokens(77, 0))]
     assert hopping(lambda hop: upstream.count(hop, cleared(ASKED), model, timeout_s=5)) == 77
+
+
+@pytest.mark.parametrize(("kind", "name"), STRICT)
+def test_a_count_sends_signatures_to_their_own_model_only(standin: StandIn, hopping: Hopping, kind, name):
+    standin.say += [step("Paris", 1)]
+    model, other = remote(standin, kind, name), remote(standin, kind, name + "-9")
+
+    async def talk(hop: Hop) -> tuple[int | None, int | None]:
+        pieces = await turn(hop, model, cleared(ASKED), Signatures(), stream=True)
+        back = cleared(answered(ASKED, pieces, carried=True))
+        counts = [await upstream.count(hop, back, each, timeout_s=5) for each in (model, other)]
+        return counts[0], counts[1]
+
+    assert all(hopping(talk))
+    signed = [received.body.count(b'gnature":') for received in standin.received]
+    assert signed[1] >= 1
+    assert b"fh1." not in standin.bytes_received
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -2,9 +2,10 @@
 
 A client of OpenAI's protocol sends the calls of an answer back with their ids, but not the reasoning that a provider
 signed before them; without it the provider refuses the turn. Blocks are kept in memory, by tenant, labels, provider,
-model and id of the call, and are never put into a request for another. Signatures that a client carries itself are
-stamped on their way out, so that they too return only to the model that made them.
-Knows no wire. Path: router/attempts.py -> Signatures.restored -> upstream.py -> Chunk -> SignatureWatch.seen
+model and id of the call, and are never put into a request for another. Outside a provider's wire every signature has
+a stamp of the model that made it, also where a client carries it; `carried`, at the one door to providers, takes the
+stamp off, and leaves out what another made.
+Knows no wire. Path: router/attempts.py -> Signatures.restored -> upstream.py -> carried -> Chunk -> SignatureWatch.seen
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Owner = tuple[str, tuple[str, ...], str, str]  # tenant, labels, provider, model
 # A block of reasoning has some 2 to 20 kB, and an agent's loop some 20 calls: 16 MiB hold a few hundred loops at once.
 ANSWERS, MEMORY, SECONDS = 10_000, 16 << 20, 4 * 3600.0
 STAMP = "fh1."  # begins what a client carries
+_NOBODY = "\0"  # begins no signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,16 @@ class Signatures:
         self.bytes = 0
 
     def restored(self, cleared: Cleared[Job], remote: RemoteModel | None) -> Cleared[Job]:
-        """Return the request with the signed blocks of `remote`, and with nobody else's; None: an engine of ours."""
+        """Return the request with the kept blocks of `remote` in it; None: an engine of ours, which has none."""
         job = cleared.work
-        if not job.messages or not any(m.signed or m.tool_calls for m in job.messages):
+        if not job.messages:
             return cleared
-        owner = _owner(cleared, remote) if remote is not None else None
-        messages = tuple(self._message(m, owner) if m.role == "assistant" else m for m in job.messages)
+        if remote is None:
+            return cleared.with_work(_carried(job, _NOBODY))
+        if not any(m.tool_calls for m in job.messages):
+            return cleared
+        owner = _owner(cleared, remote)
+        messages = tuple(self._message(m, owner) if m.tool_calls else m for m in job.messages)
         return cleared.with_work(replace(job, messages=messages))
 
     def watch(self, cleared: Cleared[Job], remote: RemoteModel) -> SignatureWatch:
@@ -83,16 +89,18 @@ class Signatures:
         while self._kept and (self.answers > self._most or self.bytes > self._memory or self._oldest < now):
             self._drop(next(iter(self._kept)))
 
-    def _message(self, message: Message, owner: Owner | None) -> Message:
-        if not message.signed and not message.tool_calls:
+    def _message(self, message: Message, owner: Owner) -> Message:
+        kept = self._found(owner, message.tool_calls)
+        if kept is None:
             return message
-        kept = self._found(owner, message.tool_calls) if owner is not None else None
-        stamp = _stamp(owner) if owner is not None else ""
-        signed = tuple(b for b in (_unstamped(block, stamp) for block in message.signed) if b is not None)
-        if not signed and kept is not None:
-            signed = kept.signed
-        calls = tuple(_signed_call(call, stamp, kept) for call in message.tool_calls)
-        return replace(message, signed=signed, tool_calls=calls)
+        calls = tuple(
+            call if call.signature else replace(call, signature=kept.calls.get(call.id, ""))
+            for call in message.tool_calls
+        )
+        carries = any(
+            (block.signature or block.redacted).startswith(_stamp(owner)) for block in message.signed
+        )
+        return replace(message, tool_calls=calls, signed=message.signed if carries else kept.signed)
 
     def _found(self, owner: Owner, calls: Sequence[ToolCall]) -> _KeptAnswer | None:
         """Return the kept answer that has one of these calls, and keep it anew from now."""
@@ -142,18 +150,41 @@ class SignatureWatch:
     def seen(self, answer: int, chunk: Chunk) -> Chunk:
         """Return the chunk as the client may have it; keep the answer's blocks with its last chunk."""
         if chunk.signed or chunk.tool_calls:
-            gathered = self._answers.setdefault(answer, _Gathered())
-            gathered.signed += chunk.signed
-            for piece in chunk.tool_calls:
-                piece.join(gathered.calls)
             chunk = replace(
                 chunk,
                 signed=tuple(_stamped(block, self._stamp) for block in chunk.signed),
                 tool_calls=tuple(_stamped_piece(piece, self._stamp) for piece in chunk.tool_calls),
             )
+            gathered = self._answers.setdefault(answer, _Gathered())
+            gathered.signed += chunk.signed
+            for piece in chunk.tool_calls:
+                piece.join(gathered.calls)
         if chunk.finish_reason is not None and (ended := self._answers.pop(answer, None)) is not None:
             self._signatures.keep(self._owner, ended.calls, ended.signed)
         return chunk
+
+
+def carried(job: Job, remote: RemoteModel) -> Job:
+    """Return a job with the signatures of `remote` as it made them, and without those of any other."""
+    return _carried(job, _model_stamp(remote.provider.name, remote.model))
+
+
+def _carried(job: Job, stamp: str) -> Job:
+    if not job.messages or not any(m.signed or m.tool_calls for m in job.messages):
+        return job
+    messages = tuple(_own(m, stamp) if m.signed or m.tool_calls else m for m in job.messages)
+    return replace(job, messages=messages)
+
+
+def _own(message: Message, stamp: str) -> Message:
+    signed = tuple(b for b in (_unstamped(block, stamp) for block in message.signed) if b is not None)
+    calls = tuple(_own_call(call, stamp) if call.signature else call for call in message.tool_calls)
+    return replace(message, signed=signed, tool_calls=calls)
+
+
+def _own_call(call: ToolCall, stamp: str) -> ToolCall:
+    own = call.signature.startswith(stamp)
+    return replace(call, signature=call.signature[len(stamp) :] if own else "")
 
 
 def _owner(cleared: Cleared[Job], remote: RemoteModel) -> Owner:
@@ -161,8 +192,11 @@ def _owner(cleared: Cleared[Job], remote: RemoteModel) -> Owner:
 
 
 def _stamp(owner: Owner) -> str:
+    return _model_stamp(owner[2], owner[3])
+
+
+def _model_stamp(provider: str, model: str) -> str:
     """Return what begins the signatures of a provider's model, as its clients see them; it says nothing of either."""
-    _, _, provider, model = owner
     digest = hashlib.sha256("\n".join((provider, model)).encode()).hexdigest()
     return f"{STAMP}{digest[:12]}."
 
@@ -179,14 +213,8 @@ def _stamped_piece(piece: ToolPiece, stamp: str) -> ToolPiece:
 def _unstamped(block: SignedThinking, stamp: str) -> SignedThinking | None:
     """Return a block as its model signed it, or None where another did."""
     given = block.signature or block.redacted
-    if not stamp or not given.startswith(stamp):
+    if not given.startswith(stamp):
         return None
     if block.redacted:
         return replace(block, signature="", redacted=block.redacted[len(stamp) :])
     return replace(block, signature=block.signature[len(stamp) :])
-
-
-def _signed_call(call: ToolCall, stamp: str, kept: _KeptAnswer | None) -> ToolCall:
-    if stamp and call.signature.startswith(stamp):
-        return replace(call, signature=call.signature[len(stamp) :])
-    return replace(call, signature=kept.calls.get(call.id, "") if kept is not None else "")

@@ -24,6 +24,7 @@ from freehold.providers.contract import (
     Wire,
 )
 from freehold.providers.hop import Hop, HopReply
+from freehold.providers.signatures import carried
 from freehold.providers.sse import EventSplitter
 from freehold.providers.wires import wire_of
 from freehold.serving import Begin, EmbedJob, Job, Vectors
@@ -47,7 +48,7 @@ async def start(
     Raises PolicyRefused before anything is sent, UsageError or UnsupportedModel for what the provider cannot do, and
     UpstreamFault with its cause for everything else.
     """
-    job = cleared.work
+    job = carried(cleared.work, remote)
     wire = wire_of(remote.provider.kind)
     sent = wire.request(remote, job, stream=stream)
     begin = Begin(
@@ -96,7 +97,7 @@ async def embed(hop: Hop, cleared: Cleared[EmbedJob], remote: RemoteModel, *, ti
 async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout_s: float) -> int | None:
     """Return how many tokens a prompt has, from the provider; None where it has no door for that."""
     wire = wire_of(remote.provider.kind)
-    sent = wire.count(remote, cleared.work)
+    sent = wire.count(remote, carried(cleared.work, remote))
     if sent is None:
         return None
     asked = _Asked(hop, wire, remote.provider, cleared)
