@@ -24,7 +24,7 @@ class EventSplitter:
         self.fault: UpstreamFault | None = None  # what comes after the events that were returned last
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events that `data` completes, up to the first one that is no text: then `fault` says so.
+        """Return the events that `data` completes, up to the first that is not UTF-8: `fault` is then set.
 
         Raises UpstreamFault for an event beyond MAX_EVENT.
         """

@@ -89,6 +89,7 @@ class EventChoice(msgspec.Struct, gc=False):
 
 class _CountDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
 
 
@@ -115,7 +116,8 @@ class UsageCounts(msgspec.Struct, gc=False):
         cached = next((n for n in found if n), 0)
         of_made = self.completion_tokens_details
         thought = (of_made.reasoning_tokens if of_made else None) or 0
-        if min(prompt, made, cached, thought) < 0:
+        written = (details and details.cache_write_tokens) or 0
+        if min(prompt, made, cached, thought, written) < 0:
             raise invalid("token counts below 0")
         beyond = (self.total_tokens or 0) - prompt - made
         if cached > prompt or (cached and beyond == cached):
@@ -123,7 +125,13 @@ class UsageCounts(msgspec.Struct, gc=False):
         elif beyond > 0 and self.completion_tokens is not None:
             made += beyond
             thought = thought or beyond
-        return Usage(prompt, made, cached_tokens=cached, thought_tokens=min(thought, made))
+        return Usage(
+            prompt,
+            made,
+            cached_tokens=cached,
+            written_tokens=min(written, prompt - cached),
+            thought_tokens=min(thought, made),
+        )
 
 
 class WireError(msgspec.Struct, gc=False):
