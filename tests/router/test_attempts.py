@@ -14,6 +14,7 @@ from freehold.errors import (
     CapacityExceeded,
     ContextOverflow,
     EngineLost,
+    LedgerUnavailable,
     Overloaded,
     PolicyRefused,
     UpstreamFailed,
@@ -242,6 +243,55 @@ def test_one_request_alone_tries_a_target_after_its_cooldown():
     breakers.begin("big")
     breakers.answered("big")
     assert not breakers.why_not("big")[0]
+
+
+def test_target_that_always_breaks_later_is_left_alone_and_one_that_recovers_is_open_to_all():
+    now = [0.0]
+    breakers = Breakers(lambda: now[0])
+    limits = BreakerLimits(2, 30.0)
+    for _ in range(2):  # a good first token, and no end
+        breakers.begin("big")
+        breakers.good("big")
+        breakers.failed("big", limits)
+    assert breakers.why_not("big")[0]
+    now[0] = 31.0
+    breakers.begin("big")
+    breakers.good("big")
+    assert not breakers.why_not("big")[0], "others wait for the whole of the first answer"
+
+
+def test_fault_of_ours_gives_its_reservation_back(tmp_path):
+    class Broken(FakeRented):
+        async def start(self, *args, **kwargs):
+            raise ZeroDivisionError
+
+    async def test(house):
+        with pytest.raises(ZeroDivisionError):
+            await house.text("big", job(max_tokens=100), key="alice")
+        (row,) = house.rows
+        assert row.outcome == "failed"
+        assert (await house.ledger.spent("alice", house.gateway.keys["alice"].budget, row.at))[1] == 0
+
+    alone(test, tmp_path, BUDGET, rented=Broken())
+
+
+def test_end_of_an_answer_that_cannot_be_booked_is_withheld_and_waits_once(tmp_path):
+    async def test(house):
+        booked = []
+
+        async def refuse(row):
+            booked.append(row.outcome)
+            raise LedgerUnavailable("locked")
+
+        house.models.parts.books._books.book = refuse
+        stream = await house.start("big")
+        with pytest.raises(LedgerUnavailable):
+            async for _, chunk in stream:
+                assert chunk.finish_reason is None
+        await stream.aclose()
+        assert booked == ["whole"] and house.rented.open == 0
+
+    alone(test, tmp_path)
 
 
 BUDGET = '[keys.alice]\nbudget = { usd = 0.01, per = "day" }\n'

@@ -26,6 +26,11 @@ targets = ["big", "own"]
 first_token = "300ms"
 retries = 0
 breaker = { failures = 1000, cooldown = "1s" }
+[routes.late]
+targets = ["big", "own"]
+first_token = "20s"
+retries = 0
+breaker = { failures = 1000, cooldown = "1s" }
 """
 OWN = "Hello there, world."
 PIECES = ("From", " far", " away", ".")
@@ -135,7 +140,7 @@ def told(door: str, text: str) -> str:
 def test_break_after_the_first_token_is_told_and_booked(fault, door, house: House, standin: StandIn):
     standin.say.append(Fault(fault.kind, at=fault.at, answer=Answer(PIECES, event_s=0.01)))
     messages = [{"role": "user", "content": "What is two and two?"}]
-    body = {"model": "chat", "messages": messages, "stream": True, "max_tokens": 50}
+    body = {"model": "late", "messages": messages, "stream": True, "max_tokens": 50}
     path = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages", "ollama": "/api/chat"}[door]
     reply = house.client.post(
         path, json=body, headers={"anthropic-version": "2023-06-01"} if door == "anthropic" else {}
@@ -159,7 +164,7 @@ def test_cut_at_any_byte_gives_another_targets_whole_answer_or_tells_the_break(
             standin.say.append(fault)
         came = ""
         try:
-            stream = await gateway.start("chat")
+            stream = await gateway.start("late")
             try:
                 async for _, chunk in stream:
                     came += chunk.text
@@ -254,7 +259,7 @@ def slow_streams(house: House, count: int) -> tuple[list[threading.Thread], list
     texts: list[str] = []
 
     def read() -> None:
-        texts.append(house.chat("chat", stream=True).text)
+        texts.append(house.chat("late", stream=True).text)
 
     threads = [threading.Thread(target=read) for _ in range(count)]
     for thread in threads:

@@ -192,7 +192,9 @@ class Attempts:
             raise UpstreamFault("timeout", f"{self._limit_s:g} s passed before a target answered")
         self._breakers.begin(target.name)
         try:
-            return await self._good(target, cleared, began, left, check=check, alone=alone)
+            started = await self._good(target, cleared, began, left, check=check, alone=alone)
+            self._breakers.good(target.name)
+            return started
         except Discarded:
             raise
         except FreeholdError as e:

@@ -56,8 +56,14 @@ class Breakers:
             health.until = self._clock() + limits.cooldown_s
         health.trying = False
 
+    def good(self, target: str) -> None:
+        """Note that the request which tries a target has a good answer: others may ask it, too."""
+        health = self._targets.get(target)
+        if health is not None:
+            health.until, health.trying = 0.0, False
+
     def answered(self, target: str) -> None:
-        """Forget the failures of a target that answered."""
+        """Forget the failures of a target whose answer is whole."""
         self._targets.pop(target, None)
 
     def dropped(self, target: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from freehold.errors import BudgetSpent, FreeholdError, LedgerUnavailable, PolicyRefused, UsageError
+from freehold.errors import BudgetSpent, LedgerUnavailable, PolicyRefused, UsageError
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Piece
 from freehold.providers.signatures import Signatures
@@ -126,8 +126,8 @@ class RoutedHandle:
         """Await a request's work; where it fails, it has a row that says so."""
         try:
             return await work
-        except FreeholdError as e:
-            if not isinstance(e, LedgerUnavailable):
+        except Exception as e:  # also one that has no name: its reservation must come back
+            if not isinstance(e, LedgerUnavailable) or record.holds:
                 refused = isinstance(e, PolicyRefused | BudgetSpent | UsageError) and not record.attempts
                 await quietly(record.book("refused" if refused else "failed"))
             raise

@@ -52,7 +52,7 @@ class RequestRecord:
         self.first_s = 0.0
         self._books, self.limit = books, limit
         self._reserved = 0  # nano-dollars,
-        self._holds = False  # by a reservation of the ledger, which may be of nothing by now
+        self.holds = False  # by a reservation of the ledger, which may be of nothing by now
         self._sent = False  # as that reservation says
 
     @property
@@ -77,10 +77,10 @@ class RequestRecord:
             return
         need = nano + self.spent
         if self.limit is None or need <= self._reserved:
-            if not self._holds:
+            if not self.holds:
                 await self._books.ready()
             return
-        if self._holds:
+        if self.holds:
             await self._books.change(self.id, self.origin.key, self.limit, need, self.at)
         else:
             about = self._intent(target)
@@ -88,11 +88,11 @@ class RequestRecord:
                 self.id, self.origin.key, self.limit, need, self.at, about=about, sent=sent, wait_s=wait_s
             )
             self._sent = sent
-        self._reserved, self._holds = need, True
+        self._reserved, self.holds = need, True
 
     async def leaves(self) -> None:
         """Note in the ledger that a provider may charge from now on, should this process be killed."""
-        if self._books is not None and self._holds and not self._sent:
+        if self._books is not None and self.holds and not self._sent:
             await self._books.sent(self.id)
             self._sent = True
 

@@ -125,10 +125,19 @@ class RoutedStream:
             usage = added(self._usages)
             if not self._record.estimated:
                 self._ratio.learn(self._size, usage.prompt_tokens, self._length, usage.completion_tokens)
-            await self._book("whole", usage, chunk.finish_reason or "")
+            await self._book_whole(usage, chunk.finish_reason or "")
             if self._whole is not None and self._kept is not None:
                 self._whole(self._kept)
         return chunk
+
+    async def _book_whole(self, usage: Usage, reason: str) -> None:
+        """Book a whole answer, or withhold its end: the ledger keeps the row as broken, and writes it when it can."""
+        try:
+            await self._book("whole", usage, reason)
+        except LedgerUnavailable:
+            self._closed = True
+            await self._stream.aclose()
+            raise
 
     def _estimate(self) -> Usage:
         """Return what was used, where no usage came: the prompt, and the text or the tokens that passed."""
