@@ -22,10 +22,21 @@ class Tally:
     def __init__(self, jobs: Sequence[Job], started: float, warnings: Sequence[str]) -> None:
         self._jobs = jobs
         self.begins: list[Begin | None] = [None] * len(jobs)
-        self._usages: list[list[Usage]] = [[] for _ in jobs]
+        self.usages: list[Usage] = []  # of each answer that ended
+        self._longest = [0] * len(jobs)
+        self._prompts: list[tuple[int, ...]] = [(0, 0, 0, 0)] * len(
+            jobs
+        )  # of each job, what the four counts below have of it
         self._started, self.warnings = started, list(warnings)
         self.load_s = 0.0  # until the model was in memory
         self._thought = 0  # tokens of chunks that were spent on thinking
+        self.completion_tokens = 0  # of all answers
+        self.prompt_tokens = (
+            0  # of all prompts; where their ids are not reported, as answers that ended count them
+        )
+        self.cached_tokens = 0  # of the prompts: not computed again,
+        self.written_tokens = 0  # put into a provider's cache for minutes,
+        self.written_hour_tokens = 0  # and for an hour
 
     @property
     def passed_s(self) -> float:
@@ -35,6 +46,7 @@ class Tally:
     def begun(self, job: int, begin: Begin) -> None:
         """Note the prompt; warn once if the context has room for fewer tokens than requested."""
         self.begins[job] = begin
+        self._count(job, (len(begin.prompt_ids), 0, 0, 0))
         for left in begin.warnings:
             self.warn(left)
         asked = self._jobs[job].max_tokens
@@ -57,51 +69,31 @@ class Tally:
             self._thought += len(chunk.token_ids)
 
     def ended(self, job: int, usage: Usage) -> None:
-        """Note an answer's end."""
-        self._usages[job].append(usage)
+        """Note an answer's end. The answers of one job share its prompt: the greatest count of each kind holds."""
+        self.usages.append(usage)
+        self.completion_tokens += usage.completion_tokens
+        self._longest[job] = max(self._longest[job], usage.completion_tokens)
+        begin = self.begins[job]
+        known = len(begin.prompt_ids) if begin is not None else 0
+        cached, written, hour = usage.cached_tokens, usage.written_tokens, usage.written_hour_tokens
+        self._count(job, (known or usage.prompt_tokens, cached, written, hour))
+
+    def _count(self, job: int, counts: tuple[int, int, int, int]) -> None:
+        before = self._prompts[job]
+        after = self._prompts[job] = tuple(map(max, before, counts))
+        self.prompt_tokens += after[0] - before[0]
+        self.cached_tokens += after[1] - before[1]
+        self.written_tokens += after[2] - before[2]
+        self.written_hour_tokens += after[3] - before[3]
 
     def longest(self, job: int) -> int:
         """Return how many tokens the longest of a job's answers had."""
-        return max(usage.completion_tokens for usage in self._usages[job])
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of all prompts; where their ids are not reported, as answers that ended count them."""
-        return sum(
-            len(begin.prompt_ids) or max((u.prompt_tokens for u in usages), default=0)
-            for begin, usages in zip(self.begins, self._usages, strict=True)
-            if begin is not None
-        )
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens of all answers."""
-        return sum(u.completion_tokens for u in self.usages)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of the prompts that were not computed again."""
-        return sum(max((u.cached_tokens for u in usages), default=0) for usages in self._usages)
-
-    @property
-    def written_tokens(self) -> int:
-        """Tokens of the prompts that a provider put into its cache for minutes."""
-        return sum(max((u.written_tokens for u in usages), default=0) for usages in self._usages)
-
-    @property
-    def written_hour_tokens(self) -> int:
-        """And for an hour."""
-        return sum(max((u.written_hour_tokens for u in usages), default=0) for usages in self._usages)
+        return self._longest[job]
 
     @property
     def thought_tokens(self) -> int:
         """Tokens of all answers that were spent on thinking."""
         return self._thought or sum(u.thought_tokens for u in self.usages)
-
-    @property
-    def usages(self) -> list[Usage]:
-        """What each answer that ended has used."""
-        return [u for usages in self._usages for u in usages]
 
     def receipt(self) -> dict[str, Any]:
         """Return the whole receipt; with several prompts the first one's context, and the longest answer's use."""
