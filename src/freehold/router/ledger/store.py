@@ -155,11 +155,17 @@ class Ledger:
 
         Called before a request is sent for which nothing is reserved.
         """
-        if self._trouble:
-            await self._write(lambda: self._run("UPDATE owners SET since = since WHERE name = ''", ()))
+        if not self._trouble:
+            return
+        said = self._trouble
+        try:  # once: there was time enough since the trouble began
+            self._run("UPDATE owners SET since = since WHERE name = ?", (self._owner.name,))
             self._look_at_disk()
-        if self._trouble:
-            raise LedgerUnavailable(self._trouble, "make room on its disk")
+            said = self._trouble
+        except sqlite3.OperationalError as e:
+            said = f"the ledger cannot be written: {e}"
+        if said:
+            raise LedgerUnavailable(said, "make room on its disk")
 
     @property
     def trouble(self) -> str:
