@@ -185,6 +185,14 @@ def test_of_several_answers_the_last_counts_for_all(standin: StandIn, hopping, s
     assert [e.usage.completion_tokens for e in ends if e.usage] == [0, 0, 6]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_written_tokens_are_counted_apart_within_the_prompt(standin: StandIn, hopping, stream):
+    standin.say.append(Answer(tokens=Tokens(900, 3, cached=300, written=500)))
+    usage = joined(hopping(lambda hop: chunks(hop, remote(standin), stream=stream))).usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.written_tokens) == (900, 300, 500)
+
+
 def test_an_answer_without_usage_says_that_there_is_none(standin: StandIn, hopping):
     standin.say.append(Answer(sends_usage=False))
     assert joined(hopping(lambda hop: chunks(hop, remote(standin)))).usage is None

@@ -178,6 +178,8 @@ class OpenAIStandIn:
             counts["prompt_cache_miss_tokens"] = t.prompt - t.cached
         if self.dialect in ("openai", "deepseek", "compatible"):
             counts["prompt_tokens_details"] = {"cached_tokens": t.cached}
+            if t.written:
+                counts["prompt_tokens_details"]["cache_write_tokens"] = t.written
             counts["completion_tokens_details"] = {"reasoning_tokens": t.thought}
         elif t.cached:
             counts["prompt_tokens_details"] = {"cached_tokens": t.cached}
