@@ -299,7 +299,7 @@ class World:
         try:
             answer = client.post(path, json=body, headers=planned.headers)
             return Answered(planned, answer.status_code, answer.text)
-        except httpx2.HTTPError as e:  # a stream that is broken off is told, or ended
+        except httpx2.HTTPError as e:  # a stream that broke off
             return Answered(planned, 0, str(e))
 
     def client(self) -> httpx2.Client:

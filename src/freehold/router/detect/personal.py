@@ -63,12 +63,13 @@ _ISSUERS: tuple[tuple[int, int, tuple[int, ...]], ...] = (
 _PRINTED = re.compile(r"(?:4 ){3}[1-4](?: [1-3])?|4 6 [45]|8 8|1[3-9]")
 
 
+_DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")  # twice a digit, and the sum of that number's digits
+
+
 def luhn(digits: str) -> bool:
     """Return whether the last digit is the check digit of ISO/IEC 7812."""
-    total = 0
-    for i, c in enumerate(reversed(digits)):
-        n = int(c)
-        total += n if i % 2 == 0 else n * 2 - 9 * (n > 4)
+    given = digits.encode()
+    total = sum(given[-1::-2]) + sum(given[-2::-2].translate(_DOUBLED)) - 48 * len(given)
     return total % 10 == 0
 
 
@@ -81,12 +82,13 @@ def _lengths(digits: str) -> tuple[int, ...]:
 
 def _is_card(hit: Hit) -> bool:
     """The card may be followed by other digits, such as its date: every whole number of groups is tried."""
-    groups = re.split(r"[ -]+", hit.value.decode("latin-1"))
-    lengths = _lengths("".join(groups)[:4])
-    for n in range(1, len(groups) + 1):
-        digits = "".join(groups[:n])
-        printed = " ".join(str(len(group)) for group in groups[:n])
-        if len(digits) in lengths and _PRINTED.fullmatch(printed) and luhn(digits) and len(set(digits)) > 1:
+    groups = hit.value.decode("latin-1").replace("-", " ").split()
+    digits = printed = ""
+    lengths = _lengths((groups[0] + "000")[:4])
+    for group in groups if lengths else ():
+        digits += group
+        printed += f" {len(group)}" if printed else str(len(group))
+        if len(digits) in lengths and luhn(digits) and _PRINTED.fullmatch(printed) and len(set(digits)) > 1:
             return True
     return False
 

@@ -39,17 +39,20 @@ _WORDS = (
     rb"\bfax\b|\bfon\b|\bfon\.|whatsapp|\bportable\b|m\xc3\xb3vil|movil|rufnummer|\bcall\b|\bnumero\b|sms"
 )
 
+_WORD_BEFORE = re.compile(r"^[^\d+(]*")
+
 
 def valid_phone(regions: tuple[str, ...], hit: Hit) -> bool:
     """Return whether one of the countries has such a number; `regions` empty: the one that its code names."""
-    import phonenumbers
-
-    text = re.sub(r"^[^\d+(]*", "", hit.value.decode("latin-1"))
+    text = _WORD_BEFORE.sub("", hit.value.decode("latin-1"))
     if hit.value[:1] in (b"+", b"("):
-        if hit.before.isalnum() or re.fullmatch(r"\+\d+\.\d+", text):  # a sum, a call, a decimal number
+        rest = hit.text[hit.end : hit.end + 2]
+        if hit.before.isalnum() or re.match(rb"\.\d", rest):  # a sum, a call of a function, a decimal number
             return False
     elif re.match(rb"[-:/_@.][0-9A-Za-z]", hit.text[hit.end : hit.end + 2]):
         return False  # a part of a longer name or number
+    import phonenumbers
+
     if not regions and text.startswith("00"):
         text = "+" + text[2:]
     for region in regions or (None,):
@@ -67,7 +70,9 @@ def _phone(pattern: bytes, *regions: str) -> Detector:
 
 
 PHONES = (
-    _phone(rb"\+\(?[1-9](?:[ ().\-/]{0,2}\d){7,14}\b"),
+    _phone(rb"\+[1-9]\d{7,14}\b|\+\(?[1-9]\d{0,6}[ ()\-/]{1,3}\d(?:[ ().\-/]{0,2}\d){4,13}\b"),
+    # With points: groups, or as registries write it, +1.2125550123; a short rest makes a decimal number.
+    _phone(rb"\+[1-9]\d{0,2}(?:\.\d{1,4}){2,6}\b|\+[1-9]\d{0,2}\.\d{8,12}\b"),
     _phone(rb"\b00 ?[1-9]\d{0,2}[ ().\-/]{1,2}\d(?:[ ().\-/]{0,2}\d){5,12}\b"),
     _phone(rb"(?:\([2-9]\d{2}\) ?|\b[2-9]\d{2}[\-.])[2-9]\d{2}[\-.]\d{4}\b", "US"),
     _phone(rb"\b0[1-9](?: \d{2}){4}\b|\b0[1-9](?:\.\d{2}){4}\b|\b0[1-9](?:-\d{2}){4}\b", "FR", "NL"),
