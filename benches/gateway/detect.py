@@ -33,7 +33,9 @@ def texts() -> dict[str, str]:
     """Return texts of 200 kB, of several kinds."""
     pages = "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs").rglob("*.md")))
     code = "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "src" / "freehold").rglob("*.py")))
-    french = "C\u2019est l\u2019\u00e9t\u00e9\u00a0: le prix \u2013 1\u202f234\u00a0\u20ac \u2013 a chang\u00e9. "
+    french = (
+        "C\u2019est l\u2019\u00e9t\u00e9\u00a0: le prix \u2013 1\u202f234\u00a0\u20ac \u2013 a chang\u00e9. "
+    )
     made = {
         "prose": pages.encode("ascii", "ignore").decode(),
         "pages as they are": pages,

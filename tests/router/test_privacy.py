@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from freehold.router.ledger.audit import audit
+from tests.router.house import rows_of
 from tests.router.private_world import MARK, Answered, Planned, World, drawn, opened_world
 
 CASES = int(os.environ.get("FREEHOLD_PRIVACY_CASES", "300"))
@@ -60,7 +61,7 @@ def test_no_byte_of_a_private_prompt_leaves_whatever_goes_wrong(
     assert [a for a in answers if a.status != 200 and a.planned.mark in a.text] == []
     assert [a for a in answers if a.status == 500] == []
     _is_no_empty_claim(answers, marks_at(far), marks_at(box))
-    _audit_agrees(tmp_path, cases, world)
+    _audit_agrees(tmp_path, cases, marks_at(far))
 
 
 def _is_no_empty_claim(answers: list[Answered], far: set[str], box: set[str]) -> None:
@@ -73,10 +74,16 @@ def _is_no_empty_claim(answers: list[Answered], far: set[str], box: set[str]) ->
     assert sum(a.status >= 400 for a in private) > len(private) / 20
 
 
-def _audit_agrees(folder: Path, cases: list[Planned], world: World) -> None:
+def _audit_agrees(folder: Path, cases: list[Planned], far: set[str]) -> None:
     found = audit(folder / "ledger.sqlite", "private", 0, 4e9)
     assert (found.left, found.unknown, found.left_to) == (0, 0, {})
     assert found.sure == found.rows > 0
     abroad = audit(folder / "ledger.sqlite", "abroad", 0, 4e9)
-    went = marks_at(world.far.bytes_received) & {p.mark for p in cases if p.way == "abroad"}
-    assert abroad.left == len(went) > 0 and set(abroad.left_to) <= {"far", "claude"}
+    assert set(abroad.left_to) <= {"far", "claude"} and abroad.left > 0
+    rows = [row for row in rows_of(folder / "ledger.sqlite") if row.left_house]
+    said = {row.request_id for row in rows}
+    went = {f"case-{p.number}" for p in cases if p.mark in far}
+    assert went <= said
+    # An attempt that ended before its bytes were seen may have been sent: it counts as if it was.
+    unseen = [row for row in rows if row.request_id not in went]
+    assert [r for r in unseen if not {a.cause for a in r.attempts} & {"timeout", "connect", "left"}] == []
