@@ -20,7 +20,7 @@ from openai.types.chat.completion_create_params import (
 )
 from pydantic import TypeAdapter
 
-from freehold.providers.contract import Abilities, Kind, Piece, Provider, RemoteModel
+from freehold.providers.contract import Abilities, Kind, Piece, Provider, RemoteModel, UpstreamFault
 from freehold.providers.sse import EventSplitter
 from freehold.providers.wires import wire_of
 from freehold.serving import Job
@@ -110,3 +110,37 @@ def check(pieces: list[Piece], expect: dict[str, Any], answer: int = 0) -> None:
     assert replace(got, logprobs=()) == chunk
     if answer == 0:
         assert calls([p for p in pieces if p[0] == 0]) == made
+
+
+ODD: list[Any] = [None, True, -1, 0, 2**70, 1.5, "", "x", [], [None], {}, {"text": 7}]
+
+
+@pytest.mark.parametrize("kind, case", CASES)
+def test_a_changed_value_is_read_or_a_fault_and_nothing_else(kind: Kind, case: dict[str, Any]):
+    events = case.get("events") or [case["answer"]]
+    places = [(n, *place) for n, event in enumerate(events) for place in _places(event)]
+    for place in places:
+        for odd in ODD:
+            sent = json.loads(json.dumps(events))
+            _put(sent, place, odd)
+            bodies = [json.dumps(event).encode() for event in sent]
+            try:
+                if "answer" in case:
+                    wire_of(kind).whole(bodies[0], job_of(case))
+                else:
+                    reader = wire_of(kind).reader(job_of(case))
+                    for body in (*bodies, b"[DONE]"):
+                        reader.push("", body)
+            except UpstreamFault as e:
+                assert e.cause in ("invalid", "broken", "server", "rate")
+
+
+def _places(value: Any) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(key, *rest) for key, inner in items for rest in [(), *_places(inner)]]
+
+
+def _put(value: Any, place: tuple[Any, ...], odd: Any) -> None:
+    for key in place[:-1]:
+        value = value[key]
+    value[place[-1]] = odd
