@@ -123,6 +123,34 @@ first_token = "150ms"
 targets = ["own", "boxed"]
 label = "private"
 {limits}
+[routes.cascade-kept]
+targets = ["own", "boxed", "claude-big"]
+escalate = {{ when = "logprob", below = 0.99, check = 4 }}
+cache = "60s"
+{limits}
+[routes.cascade-shadow]
+targets = ["own", "boxed", "claude-big"]
+escalate = {{ when = "logprob", below = 0.99, check = 4 }}
+shadow = {{ target = "big", share = 1.0 }}
+{limits}
+[routes.kept-shadow]
+targets = ["boxed", "gem-big"]
+cache = "60s"
+shadow = {{ target = "big", share = 1.0 }}
+{limits}
+[routes.everything]
+targets = ["own", "boxed", "claude-big"]
+escalate = {{ when = "logprob", below = 0.99, check = 4 }}
+cache = "60s"
+shadow = {{ target = "big", share = 1.0 }}
+{limits}
+[routes.sealed-everything]
+targets = ["own", "boxed"]
+label = "private"
+escalate = {{ when = "logprob", below = 0.99, check = 4 }}
+cache = "60s"
+shadow = {{ target = "boxed", share = 1.0 }}
+{limits}
 [routes.vectors]
 targets = ["vectors-box", "vectors-far"]
 {limits}
@@ -137,7 +165,11 @@ budget = {{ usd = 0.000001, per = "month" }}
 LIMITS = (
     'timeout = "500ms"\nfirst_token = "150ms"\nretries = 1\nbreaker = { failures = 1000, cooldown = "50ms" }'
 )
-ROUTES = ("fallback", "remote-first", "remote-only", "cascade", "shadow", "kept", "fragile", "sealed")
+ROUTES = (
+    *("fallback", "remote-first", "remote-only", "cascade", "shadow", "kept", "fragile", "sealed"),
+    # Every pair of features at once; keys, budgets, detectors and labels come with each request's way.
+    *("cascade-kept", "cascade-shadow", "kept-shadow", "everything", "sealed-everything"),
+)
 DIRECT = ("big", "boxed", "vectors-far")
 DOORS = ("chat", "completions", "messages", "responses", "ollama chat", "ollama generate", "count_tokens")
 # How a request becomes private, or does not.
@@ -172,7 +204,7 @@ class Planned:
     @property
     def private(self) -> bool:
         """Whether it may be on owned machines alone."""
-        return self.way not in ("none", "abroad", "carol") or self.model == "sealed"
+        return self.way not in ("none", "abroad", "carol") or self.model.startswith("sealed")
 
     @property
     def headers(self) -> list[tuple[str, str]]:
