@@ -29,6 +29,8 @@ class EventSplitter:
         Raises UpstreamFault for an event beyond MAX_EVENT.
         """
         rest = self._rest
+        if not rest and data.endswith(b"\r\n\r\n"):  # Google's lines; what is before them is whole too
+            data = data.replace(b"\r\n", b"\n")
         if rest or self._first or len(data) > MAX_EVENT or b"\r" in data or not data.endswith(b"\n\n"):
             blocks = self._blocks(data)
         else:
