@@ -76,6 +76,19 @@ def test_row_booked_twice_is_one_row_and_is_paid_once(path):
     assert len(rows(path)) == 1
 
 
+def test_answer_that_no_provider_counted_costs_its_budget_what_was_reserved(path):
+    """A provider charges for what it made until it noticed that its reader had gone, which is more than passed."""
+
+    async def body(ledger: Ledger) -> None:
+        name = row_id(NOON)
+        await ledger.reserve(name, "alice", DAY, 2000, NOON)
+        await ledger.book(row(name, outcome="left", estimated=True, nano=300))
+        assert await ledger.spent("alice", DAY, NOON) == (2000, 0)
+
+    opened(path, body)
+    assert rows(path)[0].nano == 300
+
+
 def test_reservations_never_exceed_the_limit_and_are_refused_with_the_amounts(path):
     async def body(ledger: Ledger) -> None:
         for _ in range(10):
@@ -230,7 +243,7 @@ def test_reservations_of_the_dead_become_rows_and_the_unsent_cost_nothing(path):
     found = rows(path)
     assert [(r.outcome, r.nano, r.estimated) for r in found] == [
         ("lost", 3000, True),
-        ("lost", 0, True),
+        ("lost", 0, False),
         ("lost", 7000, True),
     ]
 

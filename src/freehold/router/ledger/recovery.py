@@ -73,7 +73,7 @@ def _lost(name: str, key: str, at: float, nano: int, about: Intent) -> LedgerRow
         usage=Usage(0, 0),
         nano=nano,
         price_version=about.price_version,
-        estimated=True,
+        estimated=nano > 0,  # a request that reached no provider is known to cost nothing
         batch=False,
         outcome="lost",
         finish_reason="",

@@ -1,5 +1,6 @@
 """The ledger's tables, and a row's way into and out of them.
 
+A budget counts an estimated row as what was reserved for it, as its provider may charge for more than passed here.
 `requests` is the truth. `spend` holds what its rows and the reservations of a key's window add up to; triggers keep
 it, and it can be made again from both at any time. Knows no process and no clock.
 Path: store.Ledger, recovery.py, queries.py -> INSERT, of_row, row_of
@@ -62,9 +63,10 @@ CREATE TRIGGER freed AFTER DELETE ON reservations BEGIN
   UPDATE spend SET reserved = reserved - OLD.nano WHERE key = OLD.key AND start <= OLD.at AND stop > OLD.at;
 END;
 CREATE TRIGGER settled AFTER INSERT ON requests BEGIN
+  UPDATE spend SET spent = spent + max(NEW.nano, CASE WHEN NEW.estimated
+      THEN coalesce((SELECT nano FROM reservations WHERE id = NEW.id), 0) ELSE 0 END)
+    WHERE key = NEW.key AND start <= NEW.at AND stop > NEW.at AND (NEW.nano > 0 OR NEW.estimated);
   DELETE FROM reservations WHERE id = NEW.id;
-  UPDATE spend SET spent = spent + NEW.nano
-    WHERE key = NEW.key AND start <= NEW.at AND stop > NEW.at AND NEW.nano > 0;
 END;
 """
 RESERVE = """INSERT INTO reservations (id, key, at, nano, owner, sent, about)
