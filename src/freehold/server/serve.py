@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -50,6 +51,9 @@ SWITCH_S = (
     0.001  # that a thread which parses a body runs before the loop continues; Python's default is 0.005
 )
 FEWEST = 8  # connections worth serving
+# Objects made and not yet freed, until the collector looks for cycles among them. Those of requests in progress are no
+# garbage: with Python's 700 each of 32 requests at once had its objects visited twice, a tenth of its time.
+YOUNG = 10_000
 _log = logging.getLogger("freehold.server")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
 
@@ -204,6 +208,8 @@ class Doors:
                     group.create_task(half.serve(half.sockets))
                 while not all(half.started for half in self._halves):
                     await asyncio.sleep(0.005)
+                gc.collect()
+                gc.freeze()  # what starting made lives as long as the server
                 if opened is not None:
                     opened()
                 preload = asyncio.create_task(self._preload(loaded))
@@ -281,6 +287,7 @@ def run(
     """
     settings = replace(settings, limits=fitted(settings.limits))
     sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     logging.getLogger("uvicorn.error").setLevel(
         logging.ERROR
     )  # each line of garbage sent to us is a warning there

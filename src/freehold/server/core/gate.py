@@ -53,6 +53,8 @@ class Gate:
                 await call.refuse(trouble)
         finally:
             call.close()
+            # They refer to each other: apart they are freed at once, body and all, without the garbage collector.
+            del scope["freehold.call"]
             self._server.metrics.answered(call.route, call.status)
             log_request(call)
 
