@@ -1,7 +1,7 @@
 """Writes a chat in Anthropic's blocks: system, turns of users with results of tools first, turns of assistants.
 
-A blank text is no block there. Reasoning goes back only as the provider signed it, at the place where it stood. Knows
-no model's limits.
+A blank text becomes no block there. Reasoning goes back only as the provider signed it, at the place where it stood.
+Knows no model's limits.
 Path: AnthropicWire.request -> ChatWriter -> system, messages
 """
 

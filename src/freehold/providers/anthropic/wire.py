@@ -78,9 +78,9 @@ class AnthropicWire:
 
     def whole(self, body: bytes, job: Job) -> WholeAnswer:
         """Read a whole message."""
-        message = decoded(BODY, body, "an answer that is no message")
+        message = decoded(BODY, body, "an answer other than a message")
         if message.type != "message":
-            raise invalid("an answer that is no message")
+            raise invalid("an answer other than a message")
         reader = MessageReader()
         pieces = reader.whole(message)
         return WholeAnswer(reader.answer_id, tuple(pieces))
@@ -118,7 +118,7 @@ class AnthropicWire:
 
     def counted(self, body: bytes) -> int:
         """Read the count."""
-        return decoded(_COUNTED, body, "an answer that is no count").input_tokens
+        return decoded(_COUNTED, body, "an answer other than a count").input_tokens
 
 
 def _outgoing(path: str, body: dict[str, Any], demands: Demands) -> Outgoing:
@@ -191,7 +191,7 @@ def _schema(format: Format, demands: Demands) -> dict[str, Any]:
     if loose:
         names = ", ".join(sorted(loose))
         demands.warn(
-            f"{demands.model.model} does not enforce {names} of the schema; the model is told of them"
+            f"{demands.model.model} does not enforce {names} of the schema; the model reads them as text"
         )
     return schema
 
@@ -218,7 +218,7 @@ def _think(body: dict[str, Any], demands: Demands, claude: Claude, writer: ChatW
 
 
 def _adapt(body: dict[str, Any], demands: Demands, claude: Claude, *, asked: bool, off: bool) -> None:
-    """The model decides how much it thinks; the newest do so unless told otherwise."""
+    """The model decides how much it thinks; the newest do so unless the request says otherwise."""
     if demands.job.think_tokens is not None and asked:
         demands.unused("the budget of thinking", f"{demands.model.model} takes an effort instead")
     if asked:

@@ -16,7 +16,7 @@ _NAME = re.compile(r"gemini-(\d{1,2})(?:\.(\d{1,2}))?")
 
 @dataclass(frozen=True, slots=True)
 class Gemini:
-    """What a model does. `least`: the least it thinks when told not to, in tokens (2.5) or as a level."""
+    """What a model does. `least`: the least it thinks when asked not to, in tokens (2.5) or as a level."""
 
     thinks: Literal["no", "budget", "level"]
     least: int | str

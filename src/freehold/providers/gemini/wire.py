@@ -118,7 +118,7 @@ class GeminiWire:
 
     def counted(self, body: bytes) -> int:
         """Read the count."""
-        return decoded(_COUNTED, body, "an answer that is no count").total_tokens
+        return decoded(_COUNTED, body, "an answer other than a count").total_tokens
 
 
 def _name(model: RemoteModel) -> str:
@@ -218,7 +218,7 @@ def _form(config: dict[str, Any], demands: Demands) -> None:
     if loose:
         names = ", ".join(sorted(loose))
         demands.warn(
-            f"{demands.model.model} does not enforce {names} of the schema; the model is told of them"
+            f"{demands.model.model} does not enforce {names} of the schema; the model reads them as text"
         )
 
 
