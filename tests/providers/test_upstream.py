@@ -253,13 +253,21 @@ def test_a_retry_after_is_kept(standin: StandIn, hopping):
 
 def test_a_connection_is_used_again_and_a_broken_one_is_not(standin: StandIn, hopping):
     async def several(hop: Hop) -> None:
+        async def settled() -> None:  # a stream's last bytes may come after its end event
+            async with asyncio.timeout(10):
+                while any(line.session.connector._acquired for line in hop._lines.values()):
+                    await asyncio.sleep(0.005)
+
         for _ in range(5):
             await chunks(hop, remote(standin))
+            await settled()
             await chunks(hop, remote(standin), stream=False)
+            await settled()
         assert standin.connections == 1
         standin.say.append(Fault("cut", at=900, answer=LONG))
         with pytest.raises(UpstreamFault):
             await chunks(hop, remote(standin))
+        await settled()
         await chunks(hop, remote(standin))
         assert standin.connections == 2
 
