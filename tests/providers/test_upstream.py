@@ -255,7 +255,7 @@ def test_a_connection_is_used_again_and_a_broken_one_is_not(standin: StandIn, ho
     async def several(hop: Hop) -> None:
         async def settled() -> None:  # a stream's last bytes may come after its end event
             async with asyncio.timeout(10):
-                while any(line.session.connector._acquired for line in hop._lines.values()):
+                while any(each._draining for each in hop._channels.values()):
                     await asyncio.sleep(0.005)
 
         for _ in range(5):
