@@ -48,7 +48,7 @@ def test_a_bad_reload_changes_nothing_and_is_said_once(file: Path, caplog: pytes
     live = LiveGateway(file, OUTSIDE)
     before = live.current
     file.write_text(SOUND.replace("retries = 1", "retries = 99").replace("env:OPENAI_API_KEY", KEY))
-    with caplog.at_level(logging.INFO, logger="freehold.gateway"):
+    with caplog.at_level(logging.INFO, logger="freehold.router"):
         assert not looked(live, 6)
     assert live.current is before
     said = [r.getMessage() for r in caplog.records]

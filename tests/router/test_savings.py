@@ -8,10 +8,10 @@ from freehold.advisor.interval import Interval
 from freehold.errors import UsageError
 from freehold.providers.cleared import HOUSE
 from freehold.providers.contract import Provider, RemoteModel
-from freehold.router.gateway import NANO, GatewayModel
+from freehold.router.gateway import GatewayModel
 from freehold.router.ledger.rows import LedgerRow
 from freehold.router.owned_cost import OwnedMachine, busy_seconds, owned_machine
-from freehold.router.price import Price, TokenRates
+from freehold.router.price import NANO, Price, TokenRates
 from freehold.router.savings import TOKENS, Savings, savings
 from freehold.types import Usage
 

@@ -146,4 +146,6 @@ def _show(found: Explanation) -> None:
 
 
 def _usd(nano: int) -> str:
-    return "0" if not nano else f"{nano / 1e9:.6f}".rstrip("0").rstrip(".")
+    from freehold.router.price import NANO
+
+    return "0" if not nano else f"{nano / NANO:.6f}".rstrip("0").rstrip(".")

@@ -13,7 +13,7 @@ import msgspec
 
 from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
-from freehold.providers.openai.asking import ChatAsker
+from freehold.providers.openai.chat import ChatAsker
 from freehold.providers.openai.wire import SAMPLING, OpenAIWire
 from freehold.serving import Job
 from freehold.types import Format
@@ -41,6 +41,8 @@ class CompatibleWire(OpenAIWire):
     formats = ("json", "json_schema", "choice", "regex", "lark")
     sampling = SAMPLING | MORE_SAMPLING
     most_field = "max_tokens"
+    max_stops = None
+    without_sampling = None
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
         """Translate a chat, or a text to be continued."""
@@ -68,14 +70,6 @@ class CompatibleWire(OpenAIWire):
         """Write a begun answer as vLLM takes it."""
         if demands.job.turn == "continue":
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-
-    def stops(self, demands: Demands) -> list[str]:
-        """Return the stop strings, however many."""
-        return list(demands.job.stop)
-
-    def thinks(self, model: RemoteModel) -> bool:
-        """Return False: whatever it does, it takes sampling."""
-        return False
 
     def think(self, body: dict[str, Any], demands: Demands) -> None:
         """Write thinking as a template's switch, which vLLM, llama.cpp and ours take."""

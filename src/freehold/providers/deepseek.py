@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from freehold.providers.contract import RemoteModel
 from freehold.providers.demands import Demands
-from freehold.providers.openai.asking import ChatAsker
+from freehold.providers.openai.chat import ChatAsker
 from freehold.providers.openai.wire import OpenAIWire
 from freehold.types import Message
 
@@ -38,14 +37,8 @@ class DeepSeekWire(OpenAIWire):
     asker = _DeepSeekAsker
     formats = ("json",)
     most_field = "max_tokens"
-
-    def stops(self, demands: Demands) -> list[str]:
-        """Return the stop strings: up to 16."""
-        return list(demands.job.stop)
-
-    def thinks(self, model: RemoteModel) -> bool:
-        """Return False: while it thinks it ignores sampling, and refuses none."""
-        return False
+    max_stops = 16
+    without_sampling = None  # while it thinks it ignores sampling, and refuses none
 
     def think(self, body: dict[str, Any], demands: Demands) -> None:
         """Write thinking as its switch, and its effort; models think unless the switch is off."""

@@ -13,7 +13,7 @@ import msgspec
 
 from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
-from freehold.providers.openai.asking import ChatAsker
+from freehold.providers.openai.chat import ChatAsker
 from freehold.providers.openai.embedding import embed_body
 from freehold.providers.openai.wire import OpenAIWire
 from freehold.serving import EmbedJob
@@ -54,6 +54,8 @@ class MistralWire(OpenAIWire):
 
     asker = _MistralAsker
     most_field = "max_tokens"
+    max_stops = None
+    without_sampling = None
     seed_field = "random_seed"
     asks_usage = False  # it comes with the last event
 
@@ -61,14 +63,6 @@ class MistralWire(OpenAIWire):
         """Mark a begun answer as the prefix that it is."""
         if demands.job.turn == "continue":
             body["messages"][-1]["prefix"] = True
-
-    def stops(self, demands: Demands) -> list[str]:
-        """Return the stop strings, however many."""
-        return list(demands.job.stop)
-
-    def thinks(self, model: RemoteModel) -> bool:
-        """Return False: those that think take sampling too."""
-        return False
 
     def think(self, body: dict[str, Any], demands: Demands) -> None:
         """Write thinking as the mode of the prompt, for those that have one."""

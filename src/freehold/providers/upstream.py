@@ -78,7 +78,7 @@ async def start(
     except TimeoutError:
         raise UpstreamFault("timeout", f"{remote.provider.name} sent nothing in {first_s:g} s") from None
     except UpstreamFault as e:
-        raise asked.told(e) from None
+        raise asked.shown(e) from None
     reply.limit(until - clock())
     return coming
 
@@ -91,7 +91,7 @@ async def embed(hop: Hop, cleared: Cleared[EmbedJob], remote: RemoteModel, *, ti
     try:
         return wire.vectors(body, cleared.work)
     except UpstreamFault as e:
-        raise asked.told(e) from None
+        raise asked.shown(e) from None
 
 
 async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout_s: float) -> int | None:
@@ -105,7 +105,7 @@ async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout
     try:
         return wire.counted(body)
     except UpstreamFault as e:
-        raise asked.told(e) from None
+        raise asked.shown(e) from None
 
 
 class _Asked:
@@ -158,9 +158,9 @@ class _Asked:
         except TimeoutError:
             raise UpstreamFault("timeout", f"{self._provider.name} sent nothing in {seconds:g} s") from None
         except UpstreamFault as e:
-            raise self.told(e) from None
+            raise self.shown(e) from None
 
-    def told(self, e: UpstreamFault) -> UpstreamFault:
+    def shown(self, e: UpstreamFault) -> UpstreamFault:
         """Return a fault as it may be shown: without keys, and without the request's own text."""
         name = self._provider.name
         message = cleaned(e.message.replace("the provider", name), [self._provider.key])
@@ -242,7 +242,7 @@ class UpstreamStream:
             if self._events.fault is not None:
                 raise self._events.fault
         except UpstreamFault as e:
-            self._fault = self._asked.told(e)
+            self._fault = self._asked.shown(e)
             self._reply.close()
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 
 from freehold.router.contract import Books
-from freehold.router.gateway import NANO, SpendLimit
+from freehold.router.gateway import SpendLimit
 from freehold.router.ledger.rows import Intent, LedgerRow
+from freehold.router.price import NANO
 from freehold.serving import CounterTable
 
 

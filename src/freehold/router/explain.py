@@ -66,7 +66,7 @@ async def explain(
     error: FreeholdError | None = None if allowed else choice.none_left()
     policy = plan.gateway.keys.get(origin.key)
 
-    def told(target: GatewayModel) -> ExplainedTarget:
+    def explained(target: GatewayModel) -> ExplainedTarget:
         passed = choice.refused.get(target.name)
         verdict = (
             "passed over" if passed is not None else "asked" if target.name == allowed[0] else "fallback"
@@ -81,7 +81,7 @@ async def explain(
         cleared.places,
         TokenRatio().prompt_tokens(size),
         job.max_tokens or ANSWER_TOKENS,
-        tuple(told(target) for target in choice.order),
+        tuple(explained(target) for target in choice.order),
         "" if error is None else error.message,
         policy.budget if policy is not None else None,
     )

@@ -15,7 +15,6 @@ from freehold.providers.cleared import HOUSE
 from freehold.providers.contract import Provider, RemoteModel
 from freehold.router.price import Price
 
-NANO = 1_000_000_000  # nano-dollars of a dollar
 Period = Literal["hour", "day", "week", "month"]
 
 

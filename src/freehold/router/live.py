@@ -20,7 +20,7 @@ from freehold.router.toml.mistakes import BadGateway, Mistake
 from freehold.router.toml.outside import Outside
 
 LOOK_S = 0.5  # between two looks at the file
-_log = logging.getLogger("freehold.gateway")
+_log = logging.getLogger("freehold.router")
 
 Mark = tuple[int, ...]
 Changed = Callable[[Gateway], None]

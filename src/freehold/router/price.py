@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from freehold.types import Usage
 
+NANO = 1_000_000_000  # nano-dollars of a dollar
 DAY_S = 86400
 
 

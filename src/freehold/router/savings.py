@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from freehold.advisor.interval import Interval
-from freehold.router.gateway import NANO, GatewayModel
+from freehold.router.gateway import GatewayModel
 from freehold.router.ledger.rows import LedgerRow
 from freehold.router.owned_cost import OwnedMachine, busy_seconds
-from freehold.router.price import Price
+from freehold.router.price import NANO, Price
 from freehold.types import Usage
 
 # Tokens of one text by another model's tokenizer, as a factor. Our own guess: released tokenizers of 2024 to 2026

@@ -79,8 +79,8 @@ class RoutedStream:
             try:
                 piece = await anext(self._stream)
             except StopAsyncIteration:
-                told = f"{self._target.name} ended its answer without saying that it was whole"
-                raise await self._broken(UpstreamFault("broken", told)) from None
+                message = f"{self._target.name} ended its answer without saying that it was whole"
+                raise await self._broken(UpstreamFault("broken", message)) from None
             except FreeholdError as e:
                 raise await self._broken(e) from None
         chunk = piece[1]

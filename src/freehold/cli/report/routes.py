@@ -12,7 +12,7 @@ import click
 from freehold.cli.shared import table
 from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, SpendLimit
 from freehold.router.labels import Labeller
-from freehold.router.price import TokenRates
+from freehold.router.price import NANO, TokenRates
 
 _HEAD = ("  TARGET", "PLACE", "OWNED", "MODEL", "$/M IN", "CACHED", "OUT", "LABELS THAT MAY GO THERE")
 _PICO = 1_000_000  # pico-dollars a token of a dollar for a million
@@ -64,7 +64,7 @@ def as_rows(gateway: Gateway) -> dict[str, Any]:
         "labels": {name: sorted(Labeller(gateway).places([name])) for name in gateway.labels},
         "keys": {
             key.name: {
-                "usd": key.budget.nano / 1e9 if key.budget else None,
+                "usd": key.budget.nano / NANO if key.budget else None,
                 "per": key.budget.per if key.budget else None,
                 "labels": list(key.labels),
             }
@@ -140,12 +140,12 @@ def _watchers(route: GatewayRoute) -> list[str]:
     if route.cache_s:
         said.append(f"answers are kept for {route.cache_s:g} s, apart by key and labels")
     if route.keep_text:
-        said.append("prompts and answers of requests without labels are kept in the ledger")
+        said.append("prompts and answers of requests without labels are kept in a file beside the ledger")
     return said
 
 
 def _budget(limit: SpendLimit | None) -> str:
-    return f"${limit.nano / 1e9:,g} a {limit.per}" if limit is not None else "no budget"
+    return f"${limit.nano / NANO:,g} a {limit.per}" if limit is not None else "no budget"
 
 
 def _counted(count: int, plural: str) -> str:

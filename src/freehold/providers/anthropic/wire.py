@@ -1,6 +1,6 @@
 """Anthropic's Messages API: a job becomes a request, answers and errors become chunks and causes.
 
-claude.py knows which model takes what, chat.py the messages, events.py the answers; there are no embeddings. What a
+models.py knows which model takes what, chat.py the messages, events.py the answers; there are no embeddings. What a
 model does not take is refused or in the warnings. Written from platform.claude.com/docs and the types of the vendor's
 own client. Path: wires.py -> AnthropicWire
 """
@@ -14,8 +14,8 @@ import msgspec
 
 from freehold.errors import UnsupportedModel
 from freehold.providers.anthropic.chat import ChatWriter
-from freehold.providers.anthropic.claude import Claude, claude_of
 from freehold.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of
+from freehold.providers.anthropic.models import Claude, claude_of
 from freehold.providers.anthropic.schema import fitted
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
 from freehold.providers.demands import Demands

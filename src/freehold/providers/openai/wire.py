@@ -1,6 +1,6 @@
 """OpenAI's chat completions and embeddings: a job becomes a request, answers and errors become chunks and causes.
 
-asking.py writes the messages, events.py reads the answers. What a model does not take is refused or in the warnings.
+chat.py writes the messages, events.py reads the answers. What a model does not take is refused or in the warnings.
 Written from platform.openai.com/docs and the types of the vendor's own client. Path: wires.py -> OpenAIWire
 """
 
@@ -15,7 +15,7 @@ import msgspec
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
 from freehold.providers.demands import Demands
 from freehold.providers.faults import plain, retry_after_s
-from freehold.providers.openai.asking import ChatAsker
+from freehold.providers.openai.chat import ChatAsker
 from freehold.providers.openai.embedding import embed_body, read_vectors
 from freehold.providers.openai.events import CompletionReader, WireError
 from freehold.serving import EmbedJob, Job, Vectors
@@ -82,6 +82,10 @@ class OpenAIWire:
     formats: Collection[str] = ("json", "json_schema")
     sampling: Mapping[str, str] = SAMPLING
     most_field = "max_completion_tokens"
+    max_stops: int | None = 4  # None: however many
+    without_sampling: re.Pattern[str] | None = (
+        _REASONS  # names of models that think, and then take no sampling
+    )
     seed_field = "seed"
     asks_usage = True  # a stream tells its usage only when asked
 
@@ -140,16 +144,16 @@ class OpenAIWire:
         return demands.model.abilities.seed
 
     def stops(self, demands: Demands) -> list[str]:
-        """Return the stop strings: OpenAI takes four."""
-        if len(demands.job.stop) > 4:
-            demands.lacks(f"takes 4 stop strings, not {len(demands.job.stop)}")
+        """Return the stop strings that the job has."""
+        if self.max_stops is not None and len(demands.job.stop) > self.max_stops:
+            demands.lacks(f"takes {self.max_stops} stop strings, not {len(demands.job.stop)}")
         if self.thinks(demands.model):
             demands.lacks("takes no stop strings: it thinks")
         return list(demands.job.stop)
 
     def thinks(self, model: RemoteModel) -> bool:
-        """Whether a model reasons before it answers, by its name."""
-        return _REASONS.match(model.model) is not None
+        """Whether a model thinks before it answers and takes no sampling, by its name."""
+        return self.without_sampling is not None and self.without_sampling.match(model.model) is not None
 
     def think(self, body: dict[str, Any], demands: Demands) -> None:
         """Write whether and how much the model thinks."""

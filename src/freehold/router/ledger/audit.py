@@ -15,6 +15,7 @@ from freehold.providers.cleared import HOUSE
 from freehold.router.ledger import schema
 from freehold.router.ledger.queries import reading
 from freehold.router.ledger.rows import first_id
+from freehold.router.ledger.windows import DAY_S
 
 EXAMPLES = 20  # rows that are named
 # labels are joined by commas in the row
@@ -71,7 +72,7 @@ def audit(path: Path, label: str, since: float, until: float) -> LabelAudit:
         owned = {HOUSE} | {
             place for (place,) in db.execute("SELECT DISTINCT place FROM requests WHERE owned")
         }
-        first = first_id(since - 86400)  # ids are made at arrival; a clock that was set back does no harm
+        first = first_id(since - DAY_S)  # ids are made at arrival; a clock that was set back does no harm
         count: Counter[str] = Counter()
         left_to: Counter[str] = Counter()
         stayed_at: Counter[str] = Counter()

@@ -17,6 +17,7 @@ import msgspec
 from freehold.errors import LedgerUnavailable, ModelNotFound, StoreError, UsageError
 from freehold.router.ledger import schema
 from freehold.router.ledger.rows import LedgerRow, first_id
+from freehold.router.ledger.windows import DAY_S
 
 # What rows can be grouped by, and the column or expression of each.
 GROUPS = {
@@ -94,7 +95,7 @@ def find(path: Path, name: str) -> tuple[LedgerRow, ...]:
 
 def _span(since: float, until: float) -> tuple[object, ...]:
     # Ids are made at arrival; a day's grace for a clock that was set.
-    return first_id(max(since - 86400, 0)), since, until
+    return first_id(max(since - DAY_S, 0)), since, until
 
 
 @contextmanager

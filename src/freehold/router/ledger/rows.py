@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from freehold.providers.cleared import SetLabel
+from freehold.router.price import NANO
 from freehold.types import Usage
 
-NANO_USD = 1_000_000_000  # nano-dollars of a dollar
 Outcome = Literal[
     "whole",  # the answer ended as its wire says
     "broken",  # the provider's stream broke after its first token
@@ -129,6 +129,6 @@ def first_id(at: float) -> str:
 
 def usd(nano: int) -> str:
     """Return nano-dollars as dollars, exact: 0.000104 USD."""
-    whole, rest = divmod(nano, NANO_USD)
+    whole, rest = divmod(nano, NANO)
     digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
     return f"{whole:,}.{digits} USD"

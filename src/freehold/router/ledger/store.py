@@ -29,7 +29,7 @@ from freehold.router.ledger import schema
 from freehold.router.ledger.owners import OwnerLock
 from freehold.router.ledger.recovery import recover
 from freehold.router.ledger.rows import Intent, LedgerRow, first_id, usd
-from freehold.router.ledger.windows import SpendWindow, window
+from freehold.router.ledger.windows import DAY_S, SpendWindow, window
 
 _log = logging.getLogger("freehold.router")
 LOCK_WAIT_S = 5.0  # for a file that another process holds, or a disk that is full
@@ -319,7 +319,7 @@ def _open_window(path: Path, key: str, span: SpendWindow) -> None:
     with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)) as db, _named(path):
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("BEGIN IMMEDIATE")
-        db.execute(schema.CLOSE_WINDOWS, (key, span.start - 86400))
+        db.execute(schema.CLOSE_WINDOWS, (key, span.start - DAY_S))
         db.execute(schema.OPEN_WINDOW, (key, span.start, span.stop, first_id(span.start)))
         db.execute("COMMIT")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Literal
+
+from freehold.router.gateway import Period
 
 HOUR_S, DAY_S = 3600, 86400
 
@@ -26,7 +27,7 @@ class SpendWindow:
         return datetime.fromtimestamp(self.stop, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def window(per: Literal["hour", "day", "week", "month"], at: float) -> SpendWindow:
+def window(per: Period, at: float) -> SpendWindow:
     """Return the window in which the moment `at` (time.time()) lies."""
     if per == "hour":
         start = int(at // HOUR_S) * HOUR_S

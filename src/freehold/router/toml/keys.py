@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import cast, get_args
 
-from freehold.router.gateway import NANO, KeyPolicy, Label, Period, QualityTask, SpendLimit
+from freehold.router.gateway import KeyPolicy, Label, Period, QualityTask, SpendLimit
+from freehold.router.price import NANO
 from freehold.router.toml.mistakes import shown
 from freehold.router.toml.outside import Outside
 from freehold.router.toml.providers import NAME
