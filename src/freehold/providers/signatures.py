@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import RemoteModel
@@ -195,6 +196,7 @@ def _stamp(owner: Owner) -> str:
     return _model_stamp(owner[2], owner[3])
 
 
+@lru_cache(maxsize=1024)
 def _model_stamp(provider: str, model: str) -> str:
     """Return what begins the signatures of a provider's model, as its clients see them; it says nothing of either."""
     digest = hashlib.sha256("\n".join((provider, model)).encode()).hexdigest()

@@ -57,11 +57,10 @@ class RoutedStream:
         self._closed = self._noted = False
         record.first_s = record.passed_s
         inner = started.stream.begin
-        self.begin: Begin = replace(
-            inner,
-            warnings=(*record.warnings, *inner.warnings),
-            model=inner.model or (started.target.name if started.target.name != record.asked.name else ""),
-        )
+        self.begin: Begin = inner
+        named = inner.model or (started.target.name if started.target.name != record.asked.name else "")
+        if record.warnings or named != inner.model:
+            self.begin = replace(inner, warnings=(*record.warnings, *inner.warnings), model=named)
 
     @property
     def more(self) -> bool:

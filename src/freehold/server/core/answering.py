@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
@@ -131,7 +132,7 @@ class Answering:
         self.tally = Tally(jobs, call.started, warnings)
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
-        self._abreast = asyncio.Semaphore(ABREAST)
+        self._abreast = asyncio.Semaphore(ABREAST) if len(jobs) > ABREAST else nullcontext()
         self._keeps, self._scores = (
             False,
             0,

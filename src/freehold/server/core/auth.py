@@ -84,6 +84,10 @@ class Guard:
         """Return the key that came, None where none is needed; raise Refused with 401 or 403."""
         if path in OPEN or self.owns(headers):
             return None
+        return self.check_other(headers)
+
+    def check_other(self, headers: Headers) -> Key | None:
+        """Do the same for a request that is not the owner's."""
         if self.keys:
             return self._keyed(headers)
         self._local(headers)

@@ -130,6 +130,8 @@ def called(uses: Sequence[ToolUse], at: str) -> tuple[ToolCall, ...]:
 
 def unknown_tool_fields(tools: Sequence[Any]) -> list[str]:
     """Return a warning for each field of tools that is not known."""
+    if not tools:
+        return []
     known = {"function": set(FunctionTool.__struct_fields__), "custom": set(CustomTool.__struct_fields__)}
     found: dict[str, None] = {}
     for tool in tools:

@@ -6,6 +6,7 @@ Path: a route's handler -> unknown_fields, unknown_message_fields -> warnings
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from msgspec import Struct
@@ -45,7 +46,7 @@ _UNUSED: dict[str, tuple[object, ...]] = {
     "prediction": (),
 }
 _INSTEAD = {"functions": "tools", "function_call": "tool_choice"}  # OpenAI's older names
-_IN_CHAT = {"add_special_tokens": (False,)}  # there the template writes them
+_NEUTRAL_IN_CHAT = {**_NEUTRAL, "add_special_tokens": (False,)}  # there the template writes them
 _ALIASES = {
     "repeat_penalty": "repetition_penalty",
     "repeat_last_n": "penalty_window",
@@ -55,7 +56,7 @@ _ALIASES = {
 
 def unknown_fields(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
     """Return a warning for each field that means nothing here; refuse those that would change the answer."""
-    neutral = {**_NEUTRAL, **_IN_CHAT} if kind is ChatRequest else _NEUTRAL
+    neutral = _NEUTRAL_IN_CHAT if kind is ChatRequest else _NEUTRAL
     warnings = []
     options = raw.get("stream_options") if issubclass(kind, Generating) else None
     if options and not raw.get("stream"):
@@ -63,7 +64,7 @@ def unknown_fields(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
     elif options:
         lost = sorted(options.keys() - set(StreamOptions.__struct_fields__))
         warnings += [ignored(name, "stream_options") for name in lost]
-    for name in sorted(raw.keys() - set(kind.__struct_fields__)):
+    for name in sorted(raw.keys() - _fields_of(kind)):
         value = raw[name]
         if name in neutral:
             if value is not None and value not in neutral[name]:
@@ -80,6 +81,11 @@ def unknown_fields(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
         elif value is not None:
             warnings.append(unknown(name, kind.__struct_fields__, _ALIASES.get(name, "")))
     return warnings[:MAX_WARNINGS]
+
+
+@cache
+def _fields_of(kind: type[Struct]) -> frozenset[str]:
+    return frozenset(kind.__struct_fields__)
 
 
 # Fields of a message that are part of its prompt elsewhere.
