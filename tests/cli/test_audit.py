@@ -55,6 +55,13 @@ def test_what_left_is_said_and_exits_1(run, fill):
     assert out.startswith("1 of 2 requests labelled private left the house: openai 1\n")
 
 
+def test_a_misspelt_label_is_told_those_that_there_are(run, fill):
+    fill(stayed(time.time() - 60))
+    status, out, _ = run("audit", "--label", "privat")
+    assert status == 0
+    assert out.startswith("no requests labelled privat\nlabels that requests had: private\n")
+
+
 def test_json_has_every_count(run, fill):
     fill(stayed(time.time() - 60))
     status, out, _ = run("audit", "--label", "private", "--since", "1h", "--json")

@@ -33,6 +33,16 @@ def test_a_sound_file_is_shown_with_targets_places_labels_and_prices(tmp_path: P
     assert KEY not in done.out
 
 
+def test_a_price_of_longer_prompts_is_shown_beside_the_other(tmp_path: Path):
+    file = written(tmp_path, FILE)
+    done = freehold(tmp_path, "gateway", "check", file, **KEYS)
+    assert "  big: for prompts of more than 200,000 tokens $/M 4 input, 0.4 cached, 18 output\n" in done.out
+    said = json.loads(freehold(tmp_path, "gateway", "check", file, "--json", **KEYS).out)
+    assert said["models"]["big"]["longer_prompts"] == [
+        {"over": 200_000, "usd_per_million": {"input": 4.0, "cached": 0.4, "output": 18.0}}
+    ]
+
+
 def test_a_sound_file_is_shown_as_json(tmp_path: Path):
     done = freehold(tmp_path, "gateway", "check", written(tmp_path, FILE), "--json", **KEYS)
     said = json.loads(done.out)
@@ -43,6 +53,12 @@ def test_a_sound_file_is_shown_as_json(tmp_path: Path):
         "output": 12.0,
     }
     assert said["routes"]["chat"]["targets"][2]["labels"] == []
+
+
+def test_kept_texts_are_said_to_be_in_a_file_of_their_own(tmp_path: Path):
+    file = written(tmp_path, FILE.replace("retries = 1", 'retries = 1\nkeep = "text"'))
+    done = freehold(tmp_path, "gateway", "check", file, **KEYS)
+    assert "prompts and answers of requests without labels are kept in a file beside the ledger" in done.out
 
 
 def test_every_mistake_is_printed_with_its_line_and_the_status_is_one(tmp_path: Path):

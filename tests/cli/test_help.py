@@ -45,6 +45,19 @@ def test_each_verb_shows_its_example(verb: str, capsys):
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "gateway check", "gateway convert", "route explain", "route admit", "ledger show", "bar run", "bar list",
+        "doctor providers",
+    ],
+)  # fmt: skip
+def test_each_verb_of_the_gateway_fits_a_screen_and_has_an_example(words: str, capsys):
+    assert cli_main.run([*words.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Example: freehold {words} " in " ".join(shown.split()) and len(shown.splitlines()) <= 25
+
+
 def test_help_of_a_verb_within_a_verb_and_of_none(capsys):
     assert cli_main.run(["help", "keys", "add"]) == 0
     assert "Usage: freehold keys add" in capsys.readouterr().out

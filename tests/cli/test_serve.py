@@ -464,7 +464,7 @@ def test_a_port_that_is_taken_is_said_with_its_owner_and_a_free_one(tmp_path: Pa
         (["--tls-cert", "keys", "--tls-key", "keys"], 2, "not a certificate"),
         (["no-such-model"], 1, "no model is called 'no-such-model'"),
         (["/no/such/file.gguf"], 1, "cannot be opened"),
-        (["--keep-alive", "soon"], 2, "write 30s, 5m or 2h, or never"),
+        (["--keep-alive", "soon"], 2, "write 30s, 5m, 2h or 7d, or never"),
         (["--key-file", "absent"], 2, "holds no key"),
         (["--draft", "x", "--no-speculation"], 2, "--no-speculation turns it off"),
         (["--keep-alve", "1m"], 2, "did you mean --keep-alive"),

@@ -62,6 +62,14 @@ WRONG = {
         "unknown key",
         "known here: kind",
     ),
+    "no price of a machine that is not said to be owned": (
+        "owned = true\n",
+        "",
+        'model = "llama3.3:70b"',
+        "models.box-70b.model",
+        "no price is known",
+        "owned = true of the provider",
+    ),
     "misspelt kind": (
         'kind = "openai"',
         'kind = "opnai"',

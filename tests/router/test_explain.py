@@ -90,3 +90,11 @@ def test_unknown_key_or_label_is_refused_with_the_known_ones(tmp_path: Path):
     assert done.status == 2 and "alice" in done.err
     done = freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--label", "privat")
     assert done.status == 2 and "did you mean private?" in done.err
+
+
+def test_a_name_that_neither_the_file_nor_the_store_has_is_refused(tmp_path: Path):
+    file = tmp_path / "gateway.toml"
+    file.write_text(FILE.replace('local = "fake:1b"', 'provider = "box"\nmodel = "m"') + ROUTE)
+    done = freehold(tmp_path, "route", "explain", "hello", "--gateway", str(file), "--route", "chta")
+    assert done.status != 0 and not done.out
+    assert "neither gateway.toml nor the store has 'chta'" in done.err and "chat" in done.err

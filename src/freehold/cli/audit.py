@@ -64,6 +64,8 @@ def show(found: LabelAudit) -> None:
         click.echo(f"nothing left the house: sure of {found.sure:,} {what}")
     else:
         click.echo(f"no {what}")
+    if found.other_labels:
+        click.echo(f"labels that requests had: {', '.join(found.other_labels)}")
     rows = [("period", f"{_day(found.since)} to {_day(found.until)} UTC, {found.all_rows:,} requests in all")]
     if found.begins is not None and found.begins > found.since:
         rows.append(("ledger begins", f"{_day(found.begins)} UTC; nothing is known of the time before"))

@@ -55,7 +55,7 @@ class _BarRun:
     bar: float | None
 
 
-@command.command("run")
+@command.command("run", epilog="Example: freehold bar run support --model coder --gateway gateway.toml")
 @click.argument("task")
 @click.option("--model", required=True, metavar="M", help="Model of the gateway.toml, or of the store.")
 @gateway_option
@@ -119,7 +119,7 @@ def run_bar(
         _say(result, asked.bar)
 
 
-@command.command("list")
+@command.command("list", epilog="Example: freehold bar list --gateway gateway.toml")
 @gateway_option
 @json_option
 @click.pass_obj

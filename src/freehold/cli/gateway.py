@@ -28,7 +28,7 @@ def command() -> None:
     """
 
 
-@command.command("check")
+@command.command("check", epilog="Example: freehold gateway check gateway.toml")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--without-keys", is_flag=True, help="Look no key up, for a machine that does not have them.")
 @json_option
@@ -73,7 +73,7 @@ def _refuse(e: BadGateway, *, as_json: bool) -> None:
     click.echo(f"error: {e.name} has {count}", err=True)
 
 
-@command.command("convert")
+@command.command("convert", epilog="Example: freehold gateway convert config.yaml > gateway.toml")
 @click.argument("file", type=click.Path(path_type=Path))
 def convert(file: Path) -> None:
     """Turn FILE, the config.yaml of a LiteLLM proxy, into a gateway.toml on stdout.

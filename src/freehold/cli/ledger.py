@@ -96,7 +96,7 @@ def command(
         table(head, rows, right=tuple(range(len(names), len(head))))
 
 
-@command.command("show")
+@command.command("show", epilog="Example: freehold ledger show chatcmpl-d0b61afa8c1955441e297abc")
 @click.argument("request")
 @ledger_option
 @json_option
@@ -157,7 +157,8 @@ def _words(row: LedgerRow) -> list[tuple[str, str]]:
     from freehold.router.ledger.rows import usd
 
     used = row.usage
-    about = "estimated" if row.estimated else row.price_version
+    prices = "price of gateway.toml" if row.price_version == "file" else f"prices {row.price_version}"
+    about = "estimated" if row.estimated else prices if row.price_version else ""
     kinds = {"cached": used.cached_tokens, "written": used.written_tokens + used.written_hour_tokens}
     of = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
     thought = f" ({used.thought_tokens:,} of reasoning)" if used.thought_tokens else ""

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.serving.gatewayfile import gateway_option, read_gateway
+from freehold.cli.serving.gatewayfile import gateway_option, holds, read_gateway
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
-from freehold.errors import UsageError
+from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from freehold.router.explain import Explanation
@@ -33,7 +33,10 @@ def command() -> None:
     """Show which models of a gateway would answer a request, and why; judge a prompt router."""
 
 
-@command.command("explain")
+@command.command(
+    "explain",
+    epilog='Example: freehold route explain "Who is our supplier?" --key alice --gateway gateway.toml',
+)
 @click.argument("prompt")
 @click.option("--route", "name", metavar="NAME", help="Route or model. Default: the file's first route.")
 @click.option("--label", "labels", multiple=True, metavar="NAME", help="Label of the request, as its header.")
@@ -83,6 +86,10 @@ def explain_prompt(
     job = Job(messages=(Message("user", prompt),), max_tokens=max_tokens)
     origin = Origin(key=key, labels=labels, door="cli")
     bars, plan = Bars(settings.home, Identities(Store(settings)).of), GatewayPlan(read)
+    if name and plan.route(name) is None and not holds(settings, name):
+        raise ModelNotFound(
+            f"neither gateway.toml nor the store has {name!r}", f"names of the file: {', '.join(plan.names)}"
+        )
     found = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, when=time.time()))
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, **_plain(found)}, indent=1))
@@ -90,7 +97,7 @@ def explain_prompt(
         _show(found)
 
 
-@command.command("admit")
+@command.command("admit", epilog="Example: freehold route admit answers.csv")
 @click.argument("table", type=click.Path(path_type=Path))
 @json_option
 @click.pass_context

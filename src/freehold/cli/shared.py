@@ -89,7 +89,7 @@ class Seconds(click.ParamType):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
         if found is None:
             or_never = ", or never" if self._never else ""
-            self.fail(f"{value!r} is not a valid duration; write 30s, 5m or 2h{or_never}", param, ctx)
+            self.fail(f"{value!r} is not a valid duration; write 30s, 5m, 2h or 7d{or_never}", param, ctx)
         return float(found[1]) * self._UNITS[found[2]]
 
 

@@ -56,7 +56,7 @@ class ProbeResult:
     error: str = ""
 
 
-@click.command("providers")
+@click.command("providers", epilog="Example: freehold doctor providers --gateway gateway.toml")
 @gateway_option
 @click.option("--yes", is_flag=True, help="Make the calls without asking first.")
 @json_option

@@ -26,7 +26,7 @@ def show(gateway: Gateway, name: str) -> None:
     for route in gateway.routes.values():
         click.echo(f"\nroute {route.name}: {_limits(gateway, route)}")
         table(_HEAD, [_target(gateway, t) for t in route.targets], right=(4, 5, 6))
-        for line in _watchers(route):
+        for line in [*_longer(gateway, route), *_watchers(route)]:
             click.echo(f"  {line}")
     named = {target for route in gateway.routes.values() for target in route.targets}
     if rest := [model for model in gateway.models if model not in named]:
@@ -76,12 +76,14 @@ def as_rows(gateway: Gateway) -> dict[str, Any]:
 def _row(gateway: Gateway, name: str) -> dict[str, Any]:
     model = gateway.models[name]
     rates = model.price.rates if model.price is not None else None
+    tiers = model.price.tiers if model.price is not None else ()
     return {
         "name": name,
         "place": model.place,
         "owned": model.owned,
         "model": _model(model),
         "usd_per_million": _dollars(rates) if rates is not None else None,
+        "longer_prompts": [{"over": over, "usd_per_million": _dollars(longer)} for over, longer in tiers],
         "labels": _labels(gateway, model),
         "terms": model.terms or None,
         "may_teach": model.may_teach,
@@ -102,6 +104,17 @@ def _target(gateway: Gateway, name: str) -> tuple[str, ...]:
         *(f"{prices[word]:g}" if prices else "-" for word in ("input", "cached", "output")),
         ("all" if every else ", ".join(labels) or "none") if gateway.labels else "-",
     )
+
+
+def _longer(gateway: Gateway, route: GatewayRoute) -> list[str]:
+    """Return a line for each price of longer prompts, which the table has no room for."""
+    said = []
+    for name in route.targets:
+        price = gateway.models[name].price
+        for over, rates in price.tiers if price is not None else ():
+            dollars = ", ".join(f"{usd:g} {word}" for word, usd in _dollars(rates).items())
+            said.append(f"{name}: for prompts of more than {over:,} tokens $/M {dollars}")
+    return said
 
 
 def _model(model: GatewayModel) -> str:

@@ -65,6 +65,13 @@ def ledger_file(settings: Settings, given: Path | None) -> Path:
     return path.absolute().parent / stated if isinstance(stated, str) and stated.strip() else own
 
 
+def holds(settings: Settings, name: str) -> bool:
+    """Return whether this machine's store has a model of that name."""
+    from freehold.store import Store
+
+    return _holds(Store(settings), ())(name)
+
+
 def outside_of(
     settings: Settings,
     environment: Mapping[str, str] | None = None,
@@ -96,7 +103,7 @@ class AskedVariables(dict[str, str]):
 
 
 def _holds(store: Store, coming: Collection[str]) -> Callable[[str], bool]:
-    def holds(name: str) -> bool:
+    def found(name: str) -> bool:
         from freehold.cli.shared import parted
 
         if name in coming:
@@ -107,4 +114,4 @@ def _holds(store: Store, coming: Collection[str]) -> Callable[[str], bool]:
             return False
         return True
 
-    return holds
+    return found

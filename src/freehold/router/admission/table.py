@@ -86,7 +86,7 @@ def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> AnsweredTable:
     tasks = sorted({row["task"] for row in rows})
     if len(rows) < FEWEST_ROWS:
         raise UsageError(
-            f"{path} has {len(rows):,} questions; they decide nothing", f"give {FEWEST_ROWS} or more"
+            f"{path}: so few questions decide nothing: {len(rows):,}", f"give {FEWEST_ROWS} or more"
         )
     number = {name: i for i, name in enumerate(tasks)}
     columns = {name: _column(path, rows, name) for name in ("score", "seen", "weak_cost", "strong_cost")}

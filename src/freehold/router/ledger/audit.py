@@ -7,6 +7,7 @@ Path: cli/audit.py -> audit -> schema.py
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class LabelAudit:
     all_rows: int  # of the span, whatever their labels
     begins: float | None  # moment of the first row of all; None: there is none
     deaths: tuple[ServerDeath, ...]
+    other_labels: tuple[str, ...] = ()  # of the span, where no row has the label: it may be misspelt
 
     @property
     def sure(self) -> int:
@@ -97,6 +99,7 @@ def audit(path: Path, label: str, since: float, until: float) -> LabelAudit:
         (begins,) = db.execute("SELECT min(at) FROM requests").fetchone()
         dead = db.execute("SELECT since, found FROM deaths WHERE found >= ? AND since < ?", (since, until))
         deaths = tuple(ServerDeath(*each) for each in dead)
+        others = () if outcomes else _labels(db, first, since, until)
     return LabelAudit(
         label,
         since,
@@ -112,7 +115,15 @@ def audit(path: Path, label: str, since: float, until: float) -> LabelAudit:
         all_rows=all_rows,
         begins=begins,
         deaths=deaths,
+        other_labels=others,
     )
+
+
+def _labels(db: sqlite3.Connection, first: str, since: float, until: float) -> tuple[str, ...]:
+    found = db.execute(
+        "SELECT DISTINCT labels FROM requests WHERE id >= ? AND at >= ? AND at < ?", (first, since, until)
+    )
+    return tuple(sorted({label for (labels,) in found for label in labels.split(",") if label}))
 
 
 def _places(detail: bytes) -> set[str]:

@@ -147,10 +147,12 @@ def _price(table: TomlTable, remote: RemoteModel | None, outside: Outside) -> Pr
     if remote is None or remote.provider.owned or not remote.model or table.has("price"):
         return None
     found = outside.price_of(remote.provider.kind, remote.model)
+    own = remote.provider.kind == "openai-compatible"
     if found is None and remote.provider.kind:
         table.bad(
             "model",
             f"no price is known for {shown(remote.model)} at {remote.provider.name}",
-            "price = { input = 2.0, output = 12.0 }, in dollars for a million tokens",
+            "price = { input = 2.0, output = 12.0 }, in dollars for a million tokens"
+            + (", or owned = true of the provider if the machine is yours" if own else ""),
         )
     return found
