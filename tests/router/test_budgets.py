@@ -16,7 +16,7 @@ from freehold.errors import BudgetSpent
 from freehold.router import budgets
 from freehold.router.budgets import Budgets
 from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import row_id
+from freehold.router.ledger.rows import Reservation, row_id
 from freehold.router.ledger.store import Ledger
 from freehold.router.ledger.windows import window
 from freehold.router.tokens import prompt_size
@@ -66,7 +66,7 @@ def test_two_hundred_clients_share_a_budget_for_twenty(path, clients, wait_s):
             nonlocal refused
             name = row_id(NOON)
             try:
-                await books.reserve(name, "alice", limit, MOST, NOON, wait_s=wait_s)
+                await books.reserve(Reservation(name, "alice", limit, MOST, NOON), wait_s=wait_s)
             except BudgetSpent:
                 refused += 1
                 return
@@ -91,7 +91,7 @@ def test_request_that_can_never_fit_is_refused_without_waiting(path):
         await ledger.book(row(nano=999_000))
         started = time.monotonic()
         with pytest.raises(BudgetSpent):
-            await books.reserve(row_id(NOON), "alice", DAY, 2000, NOON, wait_s=60.0)
+            await books.reserve(Reservation(row_id(NOON), "alice", DAY, 2000, NOON), wait_s=60.0)
         assert time.monotonic() - started < 30
 
     opened(path, body)
@@ -99,9 +99,9 @@ def test_request_that_can_never_fit_is_refused_without_waiting(path):
 
 def test_waiting_ends_at_its_limit_and_says_what_is_reserved(path):
     async def body(books: Budgets, ledger: Ledger) -> None:
-        await books.reserve(row_id(NOON), "alice", DAY, 900_000, NOON)
+        await books.reserve(Reservation(row_id(NOON), "alice", DAY, 900_000, NOON))
         with pytest.raises(BudgetSpent) as e:
-            await books.reserve(row_id(NOON), "alice", DAY, 200_000, NOON, wait_s=0.02)
+            await books.reserve(Reservation(row_id(NOON), "alice", DAY, 200_000, NOON), wait_s=0.02)
         assert e.value.reserved == 900_000 and "reserved for requests in flight" in e.value.message
         assert not books._waiting
 
@@ -113,10 +113,10 @@ def test_waiting_requests_are_served_in_order_and_one_that_left_holds_nobody_up(
 
     async def body(books: Budgets, ledger: Ledger) -> None:
         name = row_id(NOON)
-        await books.reserve(name, "alice", DAY, 1_000_000, NOON)
+        await books.reserve(Reservation(name, "alice", DAY, 1_000_000, NOON))
 
         async def client(n: int) -> None:
-            await books.reserve(row_id(NOON), "alice", DAY, 100_000, NOON, wait_s=10.0)
+            await books.reserve(Reservation(row_id(NOON), "alice", DAY, 100_000, NOON), wait_s=10.0)
             served.append(n)
 
         waiting = [asyncio.create_task(client(n)) for n in range(5)]
@@ -135,8 +135,10 @@ def test_room_that_another_process_made_is_found(path, monkeypatch):
 
     async def body(books: Budgets, ledger: Ledger) -> None:
         other, name = Ledger.open(path), row_id(NOON)
-        await other.reserve(name, "alice", DAY, 1_000_000, NOON)
-        waiting = asyncio.create_task(books.reserve(row_id(NOON), "alice", DAY, 500_000, NOON, wait_s=10.0))
+        await other.reserve(Reservation(name, "alice", DAY, 1_000_000, NOON))
+        waiting = asyncio.create_task(
+            books.reserve(Reservation(row_id(NOON), "alice", DAY, 500_000, NOON), wait_s=10.0)
+        )
         await asyncio.sleep(0.01)
         await other.book(row(name, nano=500_000))
         await waiting
@@ -170,11 +172,11 @@ def test_no_interleaving_of_requests_and_kills_exceeds_a_budget(tmp_path_factory
         name, nano = row_id(NOON), int(most * share)
         waits = 0.01 if draw.random() < 0.5 else 0.0
         try:
-            await books.reserve(name, key, DAY, most, NOON, sent=how != "unsent", wait_s=waits)
+            await books.reserve(Reservation(name, key, DAY, most, NOON, sent=how != "unsent"), wait_s=waits)
             if how != "unsent":
                 charged[key] += nano
             if how == "dearer":  # the first target broke, and another one may cost as much again
-                await books.change(name, key, DAY, nano + most, NOON)
+                await books.change(Reservation(name, key, DAY, nano + most, NOON))
                 charged[key] += nano
                 nano += nano
         except BudgetSpent:

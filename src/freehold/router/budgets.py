@@ -15,13 +15,11 @@ from collections import deque
 from contextlib import suppress
 
 from freehold.errors import BudgetSpent
-from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import Intent, LedgerRow
+from freehold.router.ledger.rows import LedgerRow, Reservation
 from freehold.router.ledger.store import Ledger
 
 ROOM_WAIT_S = 10.0  # for answers in flight that end, and give back what they did not cost
 LOOK_S = 1.0  # room that another process makes is looked for so often
-_NO_INTENT = Intent()
 
 
 class Budgets:
@@ -31,41 +29,30 @@ class Budgets:
         self.ledger = ledger
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    async def reserve(
-        self,
-        row_id: str,
-        key: str,
-        limit: SpendLimit,
-        nano: int,
-        at: float,
-        *,
-        about: Intent = _NO_INTENT,
-        sent: bool = True,
-        wait_s: float = 0.0,
-    ) -> None:
-        """Reserve `nano` for a row. Raises BudgetSpent at once where waiting cannot help, else after `wait_s`."""
+    async def reserve(self, wanted: Reservation, *, wait_s: float = 0.0) -> None:
+        """Reserve money for a row. Raises BudgetSpent at once where waiting cannot help, else after `wait_s`."""
         until, first = time.monotonic() + wait_s, False
         try:
             while True:
                 try:
-                    return await self.ledger.reserve(row_id, key, limit, nano, at, about=about, sent=sent)
+                    return await self.ledger.reserve(wanted)
                 except BudgetSpent as e:
                     left = until - time.monotonic()
-                    if e.spent + nano > limit.nano or left <= 0:
+                    if e.spent + wanted.nano > wanted.limit.nano or left <= 0:
                         raise
-                await self._room(key, min(left, LOOK_S), first=first)
+                await self._room(wanted.key, min(left, LOOK_S), first=first)
                 first = True
         finally:
             if wait_s:
-                self._wake(key)  # there may be room for the next one too, or it can be refused at once
+                self._wake(wanted.key)  # there may be room for the next one too, or it can be refused at once
 
-    async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
-        """Change what is reserved for a row. Raises BudgetSpent where more does not fit."""
-        await self.ledger.change(row_id, key, limit, nano, at)
-        self._wake(key)
+    async def change(self, wanted: Reservation) -> None:
+        """Set the amount of a reservation anew. Raises BudgetSpent where more does not fit."""
+        await self.ledger.change(wanted)
+        self._wake(wanted.key)
 
     async def sent(self, row_id: str) -> None:
-        """Note that a request which was reserved with `sent` False goes to a provider now."""
+        """Note that a provider may charge from now on, for a row that was reserved with `sent` False."""
         await self.ledger.sent(row_id)
 
     async def ready(self) -> None:
@@ -73,7 +60,7 @@ class Budgets:
         await self.ledger.ready()
 
     async def book(self, row: LedgerRow) -> None:
-        """Commit a row and settle its reservation; the first of those who wait tries again."""
+        """Commit a row and settle its reservation; the first request that waits for money tries again."""
         await self.ledger.book(row)
         self._wake(row.key)
 

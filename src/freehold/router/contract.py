@@ -12,8 +12,8 @@ from typing import Protocol
 
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Provider, RemoteModel
-from freehold.router.gateway import GatewayModel, QualityTask, SpendLimit
-from freehold.router.ledger.rows import Intent, LedgerRow
+from freehold.router.gateway import GatewayModel, QualityTask
+from freehold.router.ledger.rows import LedgerRow, Reservation
 from freehold.serving import EmbedJob, Job, Stream, Vectors
 
 
@@ -56,30 +56,16 @@ class RentedModels(Protocol):
 class Books(Protocol):
     """The ledger, and the budgets in it. Each call raises LedgerUnavailable where it cannot be written."""
 
-    async def reserve(
-        self,
-        row_id: str,
-        key: str,
-        limit: SpendLimit,
-        nano: int,
-        at: float,
-        *,
-        about: Intent,
-        sent: bool = True,
-        wait_s: float = 0.0,
-    ) -> None:
-        """Set money of a key's budget aside for a row. Raises BudgetSpent, after `wait_s` where waiting may help.
-
-        `sent` False: a target that costs nothing is asked first.
-        """
+    async def reserve(self, wanted: Reservation, *, wait_s: float = 0.0) -> None:
+        """Set money aside for a row. Raises BudgetSpent, after `wait_s` where waiting may help."""
         ...
 
-    async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
-        """Change what is set aside for a row. Raises BudgetSpent where more does not fit."""
+    async def change(self, wanted: Reservation) -> None:
+        """Set the amount of a reservation anew. Raises BudgetSpent where more does not fit; then nothing changes."""
         ...
 
     async def sent(self, row_id: str) -> None:
-        """Note that a request goes to a provider now, which may charge for it whatever happens here."""
+        """Note that a provider may charge from now on, for a row that was reserved with `sent` False."""
         ...
 
     async def ready(self) -> None:

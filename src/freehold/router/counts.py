@@ -9,51 +9,34 @@ from __future__ import annotations
 from collections import Counter
 
 from freehold.router.contract import Books
-from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import Intent, LedgerRow
+from freehold.router.ledger.rows import LedgerRow, Reservation
 from freehold.router.price import NANO
 from freehold.serving import CounterTable
 
 
 class CountedBooks:
-    """Books that count every row they take; `books` None: nothing is written."""
+    """Books that count every row they take."""
 
-    def __init__(self, books: Books | None) -> None:
+    def __init__(self, books: Books) -> None:
         self._books = books
         self._requests: Counter[tuple[str, ...]] = Counter()
         self._attempts: Counter[tuple[str, ...]] = Counter()
         self._nano: Counter[tuple[str, ...]] = Counter()
 
-    async def reserve(
-        self,
-        row_id: str,
-        key: str,
-        limit: SpendLimit,
-        nano: int,
-        at: float,
-        *,
-        about: Intent,
-        sent: bool = True,
-        wait_s: float = 0.0,
-    ) -> None:
-        if self._books is not None:
-            await self._books.reserve(row_id, key, limit, nano, at, about=about, sent=sent, wait_s=wait_s)
+    async def reserve(self, wanted: Reservation, *, wait_s: float = 0.0) -> None:
+        await self._books.reserve(wanted, wait_s=wait_s)
 
-    async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
-        if self._books is not None:
-            await self._books.change(row_id, key, limit, nano, at)
+    async def change(self, wanted: Reservation) -> None:
+        await self._books.change(wanted)
 
     async def sent(self, row_id: str) -> None:
-        if self._books is not None:
-            await self._books.sent(row_id)
+        await self._books.sent(row_id)
 
     async def ready(self) -> None:
-        if self._books is not None:
-            await self._books.ready()
+        await self._books.ready()
 
     async def book(self, row: LedgerRow) -> None:
-        if self._books is not None:
-            await self._books.book(row)
+        await self._books.book(row)
         self._requests[row.asked, row.target, row.outcome] += 1
         for attempt in row.attempts:
             self._attempts[attempt.target, attempt.cause or "answered"] += 1

@@ -56,7 +56,7 @@ class GatewayParts:
     """What all requests of a server share; it outlives a reload."""
 
     calls: TargetCalls
-    books: Books | None = None
+    books: Books
     bars: BarCheck | None = None
     texts: KeptTexts | None = None
     breakers: Breakers = field(default_factory=Breakers)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from freehold.providers.cleared import SetLabel
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, SpendLimit
-from freehold.router.ledger.rows import Attempt, Candidate, Intent, LedgerRow, Outcome, row_id
+from freehold.router.ledger.rows import Attempt, Candidate, Intent, LedgerRow, Outcome, Reservation, row_id
 from freehold.router.routing import TargetChoice
 from freehold.serving import Origin
 from freehold.types import Usage
@@ -37,7 +37,7 @@ class RequestRecord:
         self,
         origin: Origin,
         asked: RequestAbout,
-        books: Books | None,
+        books: Books,
         limit: SpendLimit | None = None,
         parent: str = "",
     ) -> None:
@@ -51,14 +51,17 @@ class RequestRecord:
         self.estimated = self.left_house = self.booked = False
         self.first_s = 0.0
         self._books, self.limit = books, limit
-        self._reserved = 0  # nano-dollars,
-        self.holds = False  # by a reservation of the ledger, which may be of nothing by now
-        self._sent = False  # as that reservation says
+        self._held: Reservation | None = None  # of the ledger; it may be of nothing by now
 
     @property
     def spent(self) -> int:
         """Nano-dollars of the attempts so far; what was thrown away is booked, in rows of its own."""
         return sum(attempt.nano for attempt in self.attempts)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the ledger has a reservation for this request."""
+        return self._held is not None
 
     @property
     def passed_s(self) -> float:
@@ -73,35 +76,33 @@ class RequestRecord:
         `sent` False: a target that costs nothing is asked first. `wait_s`: for money of requests in flight.
         Raises BudgetSpent, LedgerUnavailable. Without a budget nothing is set aside.
         """
-        if self._books is None:
-            return
-        need = nano + self.spent
-        if self.limit is None or need <= self._reserved:
-            if not self.holds:
+        need, held = nano + self.spent, self._held
+        if self.limit is None or need <= (0 if held is None else held.nano):
+            if held is None:
                 await self._books.ready()
             return
-        if self.holds:
-            await self._books.change(self.id, self.origin.key, self.limit, need, self.at)
-        else:
+        if held is None:
             about = self._intent(target)
-            await self._books.reserve(
-                self.id, self.origin.key, self.limit, need, self.at, about=about, sent=sent, wait_s=wait_s
-            )
-            self._sent = sent
-        self._reserved, self.holds = need, True
+            wanted = Reservation(self.id, self.origin.key, self.limit, need, self.at, sent, about)
+            await self._books.reserve(wanted, wait_s=wait_s)
+        else:
+            wanted = replace(held, nano=need)
+            await self._books.change(wanted)
+        self._held = wanted
 
     async def leaves(self) -> None:
         """Note in the ledger that a provider may charge from now on, should this process be killed."""
-        if self._books is not None and self.holds and not self._sent:
+        if self._held is not None and not self._held.sent:
             await self._books.sent(self.id)
-            self._sent = True
+            self._held = replace(self._held, sent=True)
 
     async def keep(self, nano: int) -> None:
         """Give back what is set aside beyond `nano` beside what was spent: the target is known now."""
         need = nano + self.spent
-        if self._books is not None and self.limit is not None and need < self._reserved:
-            await self._books.change(self.id, self.origin.key, self.limit, need, self.at)
-            self._reserved = need
+        if self._held is not None and need < self._held.nano:
+            wanted = replace(self._held, nano=need)
+            await self._books.change(wanted)
+            self._held = wanted
 
     def _intent(self, target: GatewayModel) -> Intent:
         origin, version = self.origin, "" if target.price is None else target.price.version
@@ -140,8 +141,6 @@ class RequestRecord:
         if self.booked:
             return
         self.booked = True
-        if self._books is None:
-            return
         row = self._row(outcome, target, usage, finish_reason, upstream_id)
         try:
             await self._books.book(row)
@@ -165,9 +164,9 @@ class RequestRecord:
 
     async def book_beside(self, row: LedgerRow) -> None:
         """Write a row of `beside`. What it cost is spent, and no more set aside for this request."""
-        if self._books is not None:
-            await self._books.book(row)
-            await self.keep(max(self._reserved - row.nano - self.spent, 0))
+        await self._books.book(row)
+        if self._held is not None:
+            await self.keep(max(self._held.nano - row.nano - self.spent, 0))
 
     def _candidates(self) -> tuple[Candidate, ...]:
         return () if self.choice is None else self.choice.candidates([a.target for a in self.attempts])

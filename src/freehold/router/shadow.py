@@ -36,7 +36,7 @@ class Shadows:
     def __init__(
         self,
         calls: TargetCalls,
-        books: Books | None,
+        books: Books,
         background: Background,
         draw: Callable[[], float] = random.random,
     ) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from freehold.errors import BudgetSpent
 from freehold.router.budgets import Budgets
 from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import row_id
+from freehold.router.ledger.rows import Reservation, row_id
 from freehold.router.ledger.store import Ledger
 from tests.router.ledger.rows import NOON, row
 
@@ -31,7 +31,7 @@ async def client(books: Budgets, log: int, draw: random.Random, key: str) -> Non
         name, nano = row_id(NOON), draw.randrange(1, MOST)
         try:
             if key == "alice":
-                await books.reserve(name, key, LIMIT, MOST, NOON)
+                await books.reserve(Reservation(name, key, LIMIT, MOST, NOON))
             else:
                 await books.ready()
         except BudgetSpent:

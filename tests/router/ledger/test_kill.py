@@ -13,7 +13,7 @@ import pytest
 from freehold.errors import LedgerUnavailable
 from freehold.router.ledger import store
 from freehold.router.ledger.queries import rows_in
-from freehold.router.ledger.rows import row_id
+from freehold.router.ledger.rows import Reservation, row_id
 from freehold.router.ledger.store import Ledger
 from tests.router.ledger.killed import CLIENTS, LIMIT, MOST
 from tests.router.ledger.rows import DAY, NOON, row
@@ -68,12 +68,12 @@ def test_full_disk_refuses_before_anything_is_sent_and_books_what_it_owes(disk: 
     async def body() -> None:
         ledger = Ledger.open(path)
         name = row_id(NOON)
-        await ledger.reserve(name, "alice", DAY, 5000, NOON)
+        await ledger.reserve(Reservation(name, "alice", DAY, 5000, NOON))
         disk.fill()
         seen = 0
         with pytest.raises(LedgerUnavailable, match="disk"):
             for _ in range(100):  # what the log still has room for
-                await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+                await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 1, NOON))
                 seen += 1
         with pytest.raises(LedgerUnavailable):  # of a key without a budget, before it is sent
             await ledger.ready()
@@ -105,14 +105,14 @@ def test_disk_that_is_nearly_full_refuses_new_requests_and_books_those_in_flight
     async def body() -> None:
         ledger = Ledger.open(disk.path / "ledger.sqlite")
         name = row_id(NOON)
-        await ledger.reserve(name, "alice", DAY, 5000, NOON)
+        await ledger.reserve(Reservation(name, "alice", DAY, 5000, NOON))
         keeping = asyncio.create_task(ledger.keep())
         while not ledger.trouble:
             await asyncio.sleep(0.002)
         with pytest.raises(LedgerUnavailable, match="are needed"):
             await ledger.ready()
         with pytest.raises(LedgerUnavailable, match="are needed"):
-            await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+            await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 1, NOON))
         await ledger.book(row(name))
         assert await ledger.spent("alice", DAY, NOON) == (1000, 0)
         keeping.cancel()

@@ -14,7 +14,7 @@ import pytest
 from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
 from freehold.router.gateway import SpendLimit
 from freehold.router.ledger import schema, store
-from freehold.router.ledger.rows import LedgerRow, row_id
+from freehold.router.ledger.rows import LedgerRow, Reservation, row_id
 from freehold.router.ledger.store import Ledger
 from tests.router.ledger.rows import DAY, NOON, row
 
@@ -66,7 +66,7 @@ def test_row_is_read_as_it_was_booked(path):
 def test_row_booked_twice_is_one_row_and_is_paid_once(path):
     async def body(ledger: Ledger) -> None:
         name = row_id(NOON)
-        await ledger.reserve(name, "alice", DAY, 2000, NOON)
+        await ledger.reserve(Reservation(name, "alice", DAY, 2000, NOON))
         assert await ledger.spent("alice", DAY, NOON) == (0, 2000)
         for _ in range(3):
             await ledger.book(row(name))
@@ -81,7 +81,7 @@ def test_answer_that_no_provider_counted_costs_its_budget_what_was_reserved(path
 
     async def body(ledger: Ledger) -> None:
         name = row_id(NOON)
-        await ledger.reserve(name, "alice", DAY, 2000, NOON)
+        await ledger.reserve(Reservation(name, "alice", DAY, 2000, NOON))
         await ledger.book(row(name, outcome="left", estimated=True, nano=300))
         assert await ledger.spent("alice", DAY, NOON) == (2000, 0)
 
@@ -92,15 +92,17 @@ def test_answer_that_no_provider_counted_costs_its_budget_what_was_reserved(path
 def test_reservations_never_exceed_the_limit_and_are_refused_with_the_amounts(path):
     async def body(ledger: Ledger) -> None:
         for _ in range(10):
-            await ledger.reserve(row_id(NOON), "alice", DAY, 100_000, NOON)
+            await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 100_000, NOON))
         with pytest.raises(BudgetSpent) as e:
-            await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+            await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 1, NOON))
         said = e.value
         assert (said.spent, said.reserved, said.asked, said.limit) == (0, 1_000_000, 1, 1_000_000)
         assert said.renews_s == 12 * 3600 and "0.001 USD a day" in said.message
         assert "00:00 UTC" in said.hint
-        await ledger.reserve(row_id(NOON), "bob", DAY, 1_000_000, NOON)  # of another key
-        await ledger.reserve(row_id(NOON), "alice", DAY, 1_000_000, NOON + 86400)  # and another day
+        await ledger.reserve(Reservation(row_id(NOON), "bob", DAY, 1_000_000, NOON))  # of another key
+        await ledger.reserve(
+            Reservation(row_id(NOON), "alice", DAY, 1_000_000, NOON + 86400)
+        )  # and another day
 
     opened(path, body)
 
@@ -110,7 +112,7 @@ def test_budget_given_in_the_middle_of_a_window_counts_what_was_spent_in_it(path
         await ledger.book(row(at=NOON, nano=600_000))
         await ledger.book(row(at=NOON - 13 * 3600, nano=70_000))  # yesterday's
         with pytest.raises(BudgetSpent) as e:
-            await ledger.reserve(row_id(NOON), "alice", DAY, 500_000, NOON + 1)
+            await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 500_000, NOON + 1))
         assert e.value.spent == 600_000
         week = SpendLimit(1_000_000, "week")
         assert await ledger.spent("alice", week, NOON) == (670_000, 0)
@@ -122,8 +124,8 @@ def test_request_that_ends_after_midnight_is_paid_by_the_day_it_began(path):
     async def body(ledger: Ledger) -> None:
         late = NOON + 12 * 3600 - 1
         name = row_id(late)
-        await ledger.reserve(name, "alice", DAY, 5000, late)
-        await ledger.reserve(row_id(late + 2), "alice", DAY, 7000, late + 2)
+        await ledger.reserve(Reservation(name, "alice", DAY, 5000, late))
+        await ledger.reserve(Reservation(row_id(late + 2), "alice", DAY, 7000, late + 2))
         await ledger.book(row(name, late))
         assert await ledger.spent("alice", DAY, late) == (1000, 0)
         assert await ledger.spent("alice", DAY, late + 2) == (0, 7000)
@@ -134,12 +136,12 @@ def test_request_that_ends_after_midnight_is_paid_by_the_day_it_began(path):
 def test_reservation_shrinks_always_and_grows_where_there_is_room(path):
     async def body(ledger: Ledger) -> None:
         one, other = row_id(NOON), row_id(NOON)
-        await ledger.reserve(one, "alice", DAY, 900_000, NOON)
-        await ledger.change(one, "alice", DAY, 400_000, NOON)
-        await ledger.reserve(other, "alice", DAY, 500_000, NOON)
-        await ledger.change(one, "alice", DAY, 500_000, NOON)
+        await ledger.reserve(Reservation(one, "alice", DAY, 900_000, NOON))
+        await ledger.change(Reservation(one, "alice", DAY, 400_000, NOON))
+        await ledger.reserve(Reservation(other, "alice", DAY, 500_000, NOON))
+        await ledger.change(Reservation(one, "alice", DAY, 500_000, NOON))
         with pytest.raises(BudgetSpent):
-            await ledger.change(one, "alice", DAY, 500_001, NOON)
+            await ledger.change(Reservation(one, "alice", DAY, 500_001, NOON))
         assert await ledger.spent("alice", DAY, NOON) == (0, 1_000_000)
 
     opened(path, body)
@@ -174,10 +176,10 @@ def test_file_locked_for_too_long_refuses_and_withholds_but_loses_no_row(path, m
 
     async def body(ledger: Ledger) -> None:
         name = row_id(NOON)
-        await ledger.reserve(name, "alice", DAY, 2000, NOON)
+        await ledger.reserve(Reservation(name, "alice", DAY, 2000, NOON))
         with locked(path):
             with pytest.raises(LedgerUnavailable, match="locked"):
-                await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+                await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 1, NOON))
             with pytest.raises(LedgerUnavailable):
                 await ledger.book(row(name))
             assert ledger.owed == 1
@@ -226,9 +228,9 @@ def test_reservations_of_the_dead_become_rows_and_the_unsent_cost_nothing(path):
     async def body() -> None:
         dead = Ledger.open(path)
         sent, unsent, told = (row_id(NOON) for _ in range(3))
-        await dead.reserve(sent, "alice", DAY, 3000, NOON)
-        await dead.reserve(unsent, "alice", DAY, 5000, NOON, sent=False)
-        await dead.reserve(told, "alice", DAY, 7000, NOON, sent=False)
+        await dead.reserve(Reservation(sent, "alice", DAY, 3000, NOON))
+        await dead.reserve(Reservation(unsent, "alice", DAY, 5000, NOON, sent=False))
+        await dead.reserve(Reservation(told, "alice", DAY, 7000, NOON, sent=False))
         await dead.sent(told)
         living = Ledger.open(path)  # while the first one lives, its reservations stay
         assert await living.spent("alice", DAY, NOON) == (0, 15_000)
@@ -254,7 +256,7 @@ def test_living_process_books_what_the_dead_left(path, monkeypatch):
 
     async def body() -> None:
         living, dead = Ledger.open(path), Ledger.open(path)
-        await dead.reserve(row_id(NOON), "alice", DAY, 3000, NOON)
+        await dead.reserve(Reservation(row_id(NOON), "alice", DAY, 3000, NOON))
         dead._db.close()
         dead._owner.release(forget=False)
         keeping = asyncio.create_task(living.keep())

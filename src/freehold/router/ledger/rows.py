@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from freehold.providers.cleared import SetLabel
+from freehold.router.gateway import SpendLimit
 from freehold.router.price import NANO
 from freehold.types import Usage
 
@@ -62,6 +63,19 @@ class Intent:
     labels: tuple[SetLabel, ...] = ()
     task: str = ""
     price_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Money of a key's budget, set aside for a row until that is booked."""
+
+    id: str  # the row's
+    key: str
+    limit: SpendLimit  # the key's budget
+    nano: int  # nano-dollars that the request may cost
+    at: float  # time.time() of the request's arrival, which decides the window
+    sent: bool = True  # False: a target that costs nothing is asked first, and no provider may charge yet
+    about: Intent = Intent()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from freehold.router.gateway import SpendLimit
 from freehold.router.ledger import schema
 from freehold.router.ledger.owners import OwnerLock
 from freehold.router.ledger.recovery import recover
-from freehold.router.ledger.rows import Intent, LedgerRow, first_id, usd
+from freehold.router.ledger.rows import LedgerRow, Reservation, first_id, usd
 from freehold.router.ledger.windows import DAY_S, SpendWindow, window
 
 _log = logging.getLogger("freehold.router")
@@ -84,48 +84,41 @@ class Ledger:
 
     # --- money ----------------------------------------------------------------------------------
 
-    async def reserve(
-        self,
-        row_id: str,
-        key: str,
-        limit: SpendLimit,
-        nano: int,
-        at: float,
-        *,
-        about: Intent = Intent(),  # noqa: B008 (frozen)
-        sent: bool = True,
-    ) -> None:
-        """Reserve `nano` of a key's window for the row `row_id`, in one statement.
+    async def reserve(self, wanted: Reservation) -> None:
+        """Reserve money of a key's window for a row, in one statement.
 
-        `sent` False: nothing has gone to a provider yet; call `sent` before it does. Raises BudgetSpent where
-        it does not fit, LedgerUnavailable where it cannot be written.
+        Raises BudgetSpent where it does not fit, LedgerUnavailable where it cannot be written.
         """
         if self._trouble:
             await self.ready()
-        span = window(limit.per, at)
-        values = (row_id, key, at, nano, self._owner.name, sent, _encode(about), span.start, span.stop)
-        if await self._write(lambda: self._run(schema.RESERVE, (*values, limit.nano))):
+        span = window(wanted.limit.per, wanted.at)
+        values = (
+            *(wanted.id, wanted.key, wanted.at, wanted.nano, self._owner.name, wanted.sent),
+            *(_encode(wanted.about), span.start, span.stop, wanted.limit.nano),
+        )
+        if await self._write(lambda: self._run(schema.RESERVE, values)):
             return
-        spent, reserved = await self._spent(key, span)
-        if spent + reserved + nano <= limit.nano:  # the window was not open, or room was made since
-            if await self._write(lambda: self._run(schema.RESERVE, (*values, limit.nano))):
+        spent, reserved = await self._spent(wanted.key, span)
+        if (
+            spent + reserved + wanted.nano <= wanted.limit.nano
+        ):  # the window was not open, or room was made since
+            if await self._write(lambda: self._run(schema.RESERVE, values)):
                 return
-            spent, reserved = await self._spent(key, span)
-        raise _no_money(key, limit, span, at, (spent, reserved, nano))
+            spent, reserved = await self._spent(wanted.key, span)
+        raise _no_money(wanted, span, spent, reserved)
 
-    async def change(self, row_id: str, key: str, limit: SpendLimit, nano: int, at: float) -> None:
-        """Change what is reserved for a row: less once the target is known, more where another attempt may cost.
+    async def change(self, wanted: Reservation) -> None:
+        """Set the amount of a reservation anew: less once the target is known, more where another attempt may cost.
 
         Raises BudgetSpent where more does not fit; what was reserved stays.
         """
-        span = window(limit.per, at)
-        values = (nano, row_id, span.start, span.stop, limit.nano)
+        span = window(wanted.limit.per, wanted.at)
+        values = (wanted.nano, wanted.id, span.start, span.stop, wanted.limit.nano)
         if not await self._write(lambda: self._run(schema.CHANGE, values)):
-            spent, reserved = await self._spent(key, span)
-            raise _no_money(key, limit, span, at, (spent, reserved, nano))
+            raise _no_money(wanted, span, *await self._spent(wanted.key, span))
 
     async def sent(self, row_id: str) -> None:
-        """Note that a request which was reserved with `sent` False goes to a provider now."""
+        """Note that a provider may charge from now on, for a row that was reserved with `sent` False."""
         await self._write(lambda: self._run(schema.SENT, (row_id,)))
 
     async def spent(self, key: str, limit: SpendLimit, at: float) -> tuple[int, int]:
@@ -359,16 +352,14 @@ def _way_out(e: sqlite3.Error) -> str:
     return "make room on its disk" if _passing(e) else ""
 
 
-def _no_money(
-    key: str, limit: SpendLimit, span: SpendWindow, at: float, amounts: tuple[int, int, int]
-) -> BudgetSpent:
-    spent, reserved, asked = amounts
+def _no_money(wanted: Reservation, span: SpendWindow, spent: int, reserved: int) -> BudgetSpent:
+    limit = wanted.limit
     held = f", {usd(reserved)} reserved for requests in flight" if reserved else ""
     said = (
-        f"the budget of key {key} is {usd(limit.nano)} a {limit.per}: {usd(spent)} spent{held}, and this "
-        f"request may cost {usd(asked)}"
+        f"the budget of key {wanted.key} is {usd(limit.nano)} a {limit.per}: {usd(spent)} spent{held}, and this "
+        f"request may cost {usd(wanted.nano)}"
     )
     hint = f"it renews at {span.words()}; a smaller max_tokens may fit"
     return BudgetSpent(
-        said, hint, span.stop - at, spent=spent, reserved=reserved, asked=asked, limit=limit.nano
+        said, hint, span.stop - wanted.at, spent=spent, reserved=reserved, asked=wanted.nano, limit=limit.nano
     )
