@@ -138,6 +138,9 @@ class Begin:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
     warnings: tuple[str, ...] = ()  # what was asked for and is not honoured
     model: str = ""  # which model answers, where that is not the one that was asked for
+    labels: tuple[
+        str, ...
+    ] = ()  # that hold for the request, whatever set them; what continues its answer has them
 
 
 @dataclass(frozen=True, slots=True)

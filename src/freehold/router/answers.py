@@ -84,7 +84,7 @@ class CachedStream:
 
     def __init__(self, record: RequestRecord, kept: KeptAnswer) -> None:
         self._record, self._kept, self._next = record, kept, 0
-        self.begin = kept.begin
+        self.begin = replace(kept.begin, labels=record.label_names)
 
     @property
     def more(self) -> bool:

@@ -54,6 +54,11 @@ class RequestRecord:
         self._held: Reservation | None = None  # of the ledger; it may be of nothing by now
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels' names, each once, sorted."""
+        return tuple(sorted({label.name for label in self.labels}))
+
+    @property
     def spent(self) -> int:
         """Nano-dollars of the attempts so far; what was thrown away is booked, in rows of its own."""
         return sum(attempt.nano for attempt in self.attempts)

@@ -59,8 +59,9 @@ class RoutedStream:
         inner = started.stream.begin
         self.begin: Begin = inner
         named = inner.model or (started.target.name if started.target.name != record.asked.name else "")
-        if record.warnings or named != inner.model:
-            self.begin = replace(inner, warnings=(*record.warnings, *inner.warnings), model=named)
+        if record.warnings or record.labels or named != inner.model:
+            warnings = (*record.warnings, *inner.warnings)
+            self.begin = replace(inner, warnings=warnings, model=named, labels=record.label_names)
 
     @property
     def more(self) -> bool:

@@ -117,6 +117,7 @@ class HttpCall:
         self.status = 0  # 0: nothing was sent
         self.code = ""  # of the error it was answered with
         self.answered_by = ""  # the model, where it is not the one that was asked for
+        self.inherited: tuple[str, ...] = ()  # labels of stored answers that the request continues
         self.work = RequestWork()  # for the log; handlers fill it in
         self.complete = False
         self.started = time.monotonic()
@@ -146,11 +147,12 @@ class HttpCall:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that the request asks for, unchecked, from every header of the name."""
+        """The labels that the request asks for, unchecked, from every header of the name, and those it inherits."""
         if LABEL_HEADER not in self.headers:
-            return ()
+            return self.inherited
         given = (value.decode("latin-1") for name, value in self.scope["headers"] if name == LABEL_HEADER)
-        return tuple(dict.fromkeys(label for value in given for label in labels_in(value)))
+        named = (label for value in given for label in labels_in(value))
+        return tuple(dict.fromkeys((*self.inherited, *named)))
 
     @property
     def models(self) -> ModelDirectory:

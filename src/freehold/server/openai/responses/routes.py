@@ -47,13 +47,14 @@ async def create(call: HttpCall) -> None:
     warnings = unknown_fields(raw, ResponseRequest)
     store, tenant, before = _store(call), call.tenant, request.previous_response_id
     earlier = store.chat(tenant, before)
+    call.inherited = store.labels(tenant, before, _references(request.input).values())
     own = _own(request.input, store, tenant)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
     pictures = Pictures()
     job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings, pictures)
 
-    def keep(response: dict[str, Any]) -> str:
-        return store.keep(tenant, response, _named(own), before)
+    def keep(response: dict[str, Any], labels: tuple[str, ...]) -> str:
+        return store.keep(tenant, response, _named(own), before, labels)
 
     shape = ResponseShape(
         echo(request, raw),
@@ -102,7 +103,7 @@ def _own(given: str | list[Any], store: Responses, tenant: str) -> list[Any]:
     """Return the request's own items, references replaced by what they name."""
     if isinstance(given, str):
         return [{"type": "message", "role": "user", "content": given}]
-    ids = {i: str(item.get("id")) for i, item in enumerate(given) if _is_reference(item)}
+    ids = _references(given)
     found = store.named(tenant, ids.values())
     for i, id in ids.items():
         if id not in found:
@@ -120,6 +121,13 @@ def _own(given: str | list[Any], store: Responses, tenant: str) -> list[Any]:
             param="input",
         )
     return [found[ids[i]] if i in ids else item for i, item in enumerate(given)]
+
+
+def _references(given: str | list[Any]) -> dict[int, str]:
+    """Return the ids of the items that are named, by their place."""
+    if isinstance(given, str):
+        return {}
+    return {i: str(item.get("id")) for i, item in enumerate(given) if _is_reference(item)}
 
 
 def _is_reference(item: Any) -> bool:

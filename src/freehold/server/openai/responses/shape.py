@@ -24,7 +24,8 @@ from freehold.types import Chunk
 encode = msgspec.json.encode
 # How an answer ended -> why its response is incomplete; a refusal is whole, and an item of it says so.
 _CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
-Keep = Callable[[dict[str, Any]], str]  # takes a finished response; returns why it cannot be kept, or ""
+# Takes a finished response and its request's labels; returns why it cannot be kept, or "".
+Keep = Callable[[dict[str, Any], tuple[str, ...]], str]
 
 
 class ResponseShape:
@@ -91,7 +92,8 @@ class ResponseShape:
             self._tally.retract(IN_THE_OPEN)
         more = {**why, **times, "usage": self._usage(), "freehold": self._tally.receipt()}
         response = self._response("incomplete" if cut else "completed", **more)
-        lost = self._keep(response) if self._keep else ""
+        labels = self._begin.labels if self._begin is not None else ()
+        lost = self._keep(response, labels) if self._keep else ""
         if lost:
             response["store"] = False
             response["freehold"]["warnings"] = [*response["freehold"]["warnings"], lost]

@@ -1,7 +1,7 @@
 """Stored responses that clients may continue: in memory, in bounds, separate for each tenant.
 
 A response is kept as JSON with the items that asked for it; the chat it belongs to is found through the response
-before it. The least recently used goes first: of the tenant, and beyond the sum of the tenant with the most bytes.
+before it. What continues an answer has the labels that the answer's request had. The least recently used goes first: of the tenant, and beyond the sum of the tenant with the most bytes.
 Nothing outlives the server. Knows tenants and ids; knows no request. Path: routes.py -> Responses
 """
 
@@ -36,6 +36,7 @@ class StoredResponse:
     asked: bytes
     ids: tuple[str, ...]  # of all its items
     previous: str | None
+    labels: tuple[str, ...] = ()  # of its request: those of earlier responses are among them
 
     @property
     def bytes(self) -> int:
@@ -87,12 +88,17 @@ class Responses:
         return sum(shelf.bytes for shelf in self._shelves.values())
 
     def keep(
-        self, tenant: str, response: dict[str, Any], asked: Sequence[dict[str, Any]], previous: str | None
+        self,
+        tenant: str,
+        response: dict[str, Any],
+        asked: Sequence[dict[str, Any]],
+        previous: str | None,
+        labels: tuple[str, ...] = (),
     ) -> str:
         """Keep a response; return why not, or ""."""
         encoded, items = msgspec.json.encode(response), msgspec.json.encode(asked)
         ids = tuple(item["id"] for item in [*asked, *response["output"]])
-        kept = StoredResponse(encoded, items, ids, previous)
+        kept = StoredResponse(encoded, items, ids, previous, labels)
         if kept.bytes > self._bounds.one:
             return f"the response was not stored: it has {kept.bytes:,} bytes, more than {self._bounds.one:,}"
         shelf = self._shelves.setdefault(tenant, _Shelf())
@@ -143,6 +149,15 @@ class Responses:
                 message = f"the chat goes back more than {MAX_CHAIN:,} responses; send its items instead"
                 raise _broken(message, "chat_too_long")
         return [item for kept in reversed(chain) for item in kept.items()]
+
+    def labels(self, tenant: str, id: str | None, items: Iterable[str]) -> tuple[str, ...]:
+        """Return the labels of a response, if it is kept, and of those that have the items of these ids."""
+        shelf = self._shelves.get(tenant)
+        if shelf is None:
+            return ()
+        owners = [id, *(shelf.where.get(item) for item in items)]
+        kept = (shelf.kept[owner] for owner in owners if owner in shelf.kept)
+        return tuple(dict.fromkeys(label for each in kept for label in each.labels))
 
     def named(self, tenant: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return by their ids those items that kept responses have; each response is decoded once."""
