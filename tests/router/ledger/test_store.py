@@ -267,3 +267,40 @@ def test_living_process_books_what_the_dead_left(path, monkeypatch):
 
     asyncio.run(body())
     assert [r.outcome for r in rows(path)] == ["lost"]
+
+
+@pytest.mark.parametrize("happened", ["deleted", "replaced", "emptied"])
+def test_a_file_that_is_no_longer_the_ledger_refuses_requests_and_withholds_ends(path, happened):
+    async def body(ledger: Ledger) -> None:
+        await ledger.book(row())
+        keeping = asyncio.create_task(ledger.keep())
+        kept = path.with_name("kept")
+        if happened == "emptied":
+            path.write_bytes(b"")
+        else:
+            path.rename(kept)
+        if happened == "replaced":
+            path.write_bytes(kept.read_bytes())
+        with pytest.raises(LedgerUnavailable, match="while the server runs"):
+            await ledger.book(row())
+        while not ledger.trouble:
+            await asyncio.sleep(0.002)
+        with pytest.raises(LedgerUnavailable, match="while the server runs"):
+            await ledger.ready()
+        with pytest.raises(LedgerUnavailable, match="while the server runs"):
+            await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+        if happened != "emptied":
+            kept.rename(path)
+            await ledger.ready()
+            assert not ledger.trouble
+            await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+        keeping.cancel()
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(store, "TICK_S", 0.005)
+    try:
+        opened(path, body)
+    finally:
+        monkey.undo()
+    if happened != "emptied":
+        assert len(rows(path)) >= 2

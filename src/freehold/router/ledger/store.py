@@ -26,6 +26,7 @@ from freehold import private
 from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
 from freehold.router.gateway import SpendLimit
 from freehold.router.ledger import schema
+from freehold.router.ledger.disk import LedgerFile
 from freehold.router.ledger.owners import OwnerLock
 from freehold.router.ledger.recovery import recover
 from freehold.router.ledger.rows import LedgerRow, Reservation, first_id, usd
@@ -51,7 +52,8 @@ class Ledger:
     def __init__(self, path: Path, db: sqlite3.Connection, owner: OwnerLock) -> None:
         self.path, self._db, self._owner = path, db, owner
         self._owed: dict[str, LedgerRow] = {}  # rows that could not be written yet
-        self._trouble = ""
+        self._trouble, self._hint = "", ""
+        self._file = LedgerFile(path)
         self._pages = 0  # of the log, estimated
         self._copying: asyncio.Task[None] | None = None
 
@@ -137,6 +139,8 @@ class Ledger:
         self._owed[row.id] = row  # also for a caller that is cancelled while it waits
         try:
             await self._write(lambda: self._run(schema.INSERT, values))
+            if lost := self._file.lost():
+                raise LedgerUnavailable(lost)
         except LedgerUnavailable:
             broken = replace(row, outcome="broken", finish_reason="") if row.outcome == "whole" else row
             self._owed[row.id] = broken
@@ -150,15 +154,14 @@ class Ledger:
         """
         if not self._trouble:
             return
-        said = self._trouble
         try:  # once: there was time enough since the trouble began
             self._run("UPDATE owners SET since = since WHERE name = ?", (self._owner.name,))
             self._look_at_disk()
-            said = self._trouble
+            said, hint = self._trouble, self._hint
         except sqlite3.OperationalError as e:
-            said = f"the ledger cannot be written: {e}"
+            said, hint = f"the ledger cannot be written: {e}", _way_out(e)
         if said:
-            raise LedgerUnavailable(said, "make room on its disk")
+            raise LedgerUnavailable(said, hint)
 
     @property
     def trouble(self) -> str:
@@ -248,13 +251,10 @@ class Ledger:
             self._owed.pop(name, None)
 
     def _look_at_disk(self) -> None:
-        disk = os.statvfs(self.path)
-        free = disk.f_bavail * disk.f_frsize
-        full = free < FREE_BYTES
-        if full and not self._trouble:
-            _log.error("the ledger's disk has %d bytes left; requests are refused", free)
-        said = f"the ledger's disk has {free:,} bytes left, {FREE_BYTES:,} are needed"
-        self._trouble = said if full else ""
+        said, hint = self._file.trouble(FREE_BYTES)
+        if said and not self._trouble:
+            _log.error("%s; requests are refused", said)
+        self._trouble, self._hint = said, hint
 
     async def _spent(self, key: str, span: SpendWindow) -> tuple[int, int]:
         """Return (spent, reserved) of a window; opens it where it is new."""

@@ -1,7 +1,8 @@
 """Stored responses that clients may continue: in memory, in bounds, separate for each tenant.
 
 A response is kept as JSON with the items that asked for it; the chat it belongs to is found through the response
-before it. What continues an answer has the labels that the answer's request had. The least recently used goes first: of the tenant, and beyond the sum of the tenant with the most bytes.
+before it. What continues an answer has the labels of the answer's request. The least recently used goes first: of the
+tenant, and beyond the sum of the tenant with the most bytes.
 Nothing outlives the server. Knows tenants and ids; knows no request. Path: routes.py -> Responses
 """
 
