@@ -312,6 +312,7 @@ class _Sending:
         gone = asyncio.ensure_future(self._reader.read(1))
         done, _ = await asyncio.wait([gone], timeout=self._event_s)
         if done:
+            gone.exception()  # a reset; retrieved, so that nothing is logged of it
             raise ConnectionError("left")
         gone.cancel()
         with contextlib.suppress(asyncio.CancelledError):
