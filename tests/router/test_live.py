@@ -88,6 +88,20 @@ def test_a_file_that_is_gone_leaves_the_gateway_in_force(file: Path):
     assert not looked(live) and live.current.routes and live.trouble
 
 
+@pytest.mark.parametrize("become", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_the_files_place_changes_nothing_and_is_not_waited_for(file: Path, become):
+    live = LiveGateway(file, OUTSIDE)
+    before = live.current
+    file.unlink()
+    become(file)
+    assert not looked(live) and live.current is before and live.trouble
+    with pytest.raises(BadGateway, match="ordinary file"):
+        LiveGateway(file, OUTSIDE)
+    file.rmdir() if file.is_dir() else file.unlink()
+    file.write_text(SOUND.replace("retries = 1", "retries = 2"))
+    assert looked(live) and not live.trouble
+
+
 def test_a_touched_file_changes_nothing(file: Path):
     live = LiveGateway(file, OUTSIDE)
     before = live.current

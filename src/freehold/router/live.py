@@ -32,7 +32,7 @@ class LiveGateway:
     def __init__(self, path: Path, outside: Outside | None = None) -> None:
         self.path, self._outside = path, outside or Outside()
         self._mark = self._seen = self._marked()
-        self.current: Gateway = read(path, self._outside)
+        self.current: Gateway = self._read()
         self.trouble = ""  # why the file's latest state is not in force; "" while it is
         self._changed: list[Changed] = []
 
@@ -80,11 +80,20 @@ class LiveGateway:
         return True
 
     def _reread(self) -> Gateway:
-        gateway = read(self.path, self._outside)
+        gateway = self._read()
         if gateway.ledger == self.current.ledger:
             return gateway
         moved = Mistake(0, "ledger", "the ledger cannot move while the server runs", "start the server again")
         raise BadGateway(str(self.path), (moved,))
+
+    def _read(self) -> Gateway:
+        if (
+            self.path.exists() and not self.path.is_file()
+        ):  # a pipe without a writer would wait for one for ever
+            what = "it is a folder" if self.path.is_dir() else "it is a pipe or a device"
+            wrong = Mistake(0, "", f"{what}, and is read again when it changes", "name an ordinary file")
+            raise BadGateway(str(self.path), (wrong,))
+        return read(self.path, self._outside)
 
     def _marked(self) -> Mark:
         """Return what changes when the file does; () where there is none."""
