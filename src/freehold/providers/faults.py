@@ -23,6 +23,9 @@ _KEYS = re.compile(
     r"\b(?:sk|pk|rk|key|xai|gsk|fh|hf|ghp|AKIA|AIza|ya29|eyJ|Bearer|Basic)[-_. ]?[A-Za-z0-9*][A-Za-z0-9_\-.*]{11,}"
 )
 _MOST_S = 86_400.0
+MOST_TOKENS = (
+    100_000_000  # of one answer; no window has a tenth of it, and sums of them fit the ledger's integers
+)
 
 
 def invalid(what: str) -> UpstreamFault:
@@ -38,6 +41,14 @@ def decoded(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
         if "truncated" in str(e) and data.lstrip()[:1] in (b"{", b"["):
             raise UpstreamFault("broken", "the answer was cut off", status=200) from None
         raise invalid(what) from None
+
+
+def check_counts(*counts: int) -> None:
+    """Raise UpstreamFault for token counts that no answer has: the ledger would take them for money."""
+    if min(counts) < 0:
+        raise invalid("token counts below 0")
+    if max(counts) > MOST_TOKENS:
+        raise invalid(f"token counts above {MOST_TOKENS:,}")
 
 
 def plain(text: str) -> str:

@@ -23,6 +23,7 @@ from freehold.providers.contract import (
     WholeAnswer,
     Wire,
 )
+from freehold.providers.faults import check_counts
 from freehold.providers.hop import Hop, HopReply
 from freehold.providers.signatures import carried
 from freehold.providers.sse import EventSplitter
@@ -103,7 +104,9 @@ async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout
     asked = _Asked(hop, wire, remote.provider, cleared)
     body = await asked.within(timeout_s, sent)
     try:
-        return wire.counted(body)
+        counted = wire.counted(body)
+        check_counts(counted)
+        return counted
     except UpstreamFault as e:
         raise asked.shown(e) from None
 

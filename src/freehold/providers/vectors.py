@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from freehold.providers.faults import invalid
+from freehold.providers.faults import check_counts, invalid
 from freehold.serving import EmbedJob, Vectors
 
 Rows = Sequence[Sequence[float] | npt.NDArray[np.float32]]
@@ -33,8 +33,7 @@ def unit_vectors(rows: Rows, tokens: int, job: EmbedJob) -> Vectors:
 
 def shared(total: int, texts: Sequence[str | tuple[int, ...]]) -> tuple[int, ...]:
     """Share the tokens of all texts out by their lengths; the parts sum to the total."""
-    if total < 0:
-        raise invalid("token counts below 0")
+    check_counts(total)
     bounds = [0]
     for text in texts:
         bounds.append(bounds[-1] + len(text) + 1)

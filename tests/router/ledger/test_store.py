@@ -16,6 +16,7 @@ from freehold.router.gateway import SpendLimit
 from freehold.router.ledger import schema, store
 from freehold.router.ledger.rows import LedgerRow, Reservation, row_id
 from freehold.router.ledger.store import Ledger
+from freehold.types import Usage
 from tests.router.ledger.rows import DAY, NOON, row
 
 
@@ -288,12 +289,12 @@ def test_a_file_that_is_no_longer_the_ledger_refuses_requests_and_withholds_ends
         with pytest.raises(LedgerUnavailable, match="while the server runs"):
             await ledger.ready()
         with pytest.raises(LedgerUnavailable, match="while the server runs"):
-            await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+            await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 1, NOON))
         if happened != "emptied":
             kept.rename(path)
             await ledger.ready()
             assert not ledger.trouble
-            await ledger.reserve(row_id(NOON), "alice", DAY, 1, NOON)
+            await ledger.reserve(Reservation(row_id(NOON), "alice", DAY, 1, NOON))
         keeping.cancel()
 
     monkey = pytest.MonkeyPatch()
@@ -304,3 +305,20 @@ def test_a_file_that_is_no_longer_the_ledger_refuses_requests_and_withholds_ends
         monkey.undo()
     if happened != "emptied":
         assert len(rows(path)) >= 2
+
+
+@pytest.mark.parametrize("wrong", [{"nano": 1 << 64}, {"nano": -1}, {"usage": Usage(1 << 70, 1)}])
+def test_a_row_that_no_ledger_takes_is_refused_and_holds_up_no_other(path, wrong, monkeypatch):
+    monkeypatch.setattr(store, "TICK_S", 0.002)
+
+    async def body(ledger: Ledger) -> None:
+        keeping = asyncio.create_task(ledger.keep())
+        with pytest.raises(LedgerUnavailable, match="no such row"):
+            await ledger.book(row(**wrong))
+        await ledger.book(row())
+        await asyncio.sleep(0.02)
+        assert ledger.owed == 0 and not keeping.done()
+        keeping.cancel()
+
+    opened(path, body)
+    assert len(rows(path)) == 1

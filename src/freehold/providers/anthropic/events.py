@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import decoded, invalid, plain
+from freehold.providers.faults import check_counts, decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, SignedThinking, ToolPiece, Usage
 
 _NOTHING: tuple[Piece, ...] = ()
@@ -312,15 +312,15 @@ def usage_of(counts: ClaudeUsage) -> Usage | None:
     cached, created = counts.cache_read_input_tokens or 0, counts.cache_creation_input_tokens or 0
     hour = counts.cache_creation.ephemeral_1h_input_tokens if counts.cache_creation is not None else 0
     hour = min(hour, created)
-    if min(counts.input_tokens, counts.output_tokens, cached, created, hour) < 0:
-        raise invalid("token counts below 0")
+    thought = counts.output_tokens_details.thinking_tokens if counts.output_tokens_details else 0
+    check_counts(counts.input_tokens, counts.output_tokens, cached, created, hour, thought)
     return Usage(
         prompt_tokens=counts.input_tokens + cached + created,
         completion_tokens=counts.output_tokens,
         cached_tokens=cached,
         written_tokens=created - hour,
         written_hour_tokens=hour,
-        thought_tokens=counts.output_tokens_details.thinking_tokens if counts.output_tokens_details else 0,
+        thought_tokens=min(thought, counts.output_tokens),
     )
 
 

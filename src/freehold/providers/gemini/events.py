@@ -15,7 +15,7 @@ from dataclasses import replace
 import msgspec
 
 from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import decoded, invalid, plain
+from freehold.providers.faults import check_counts, decoded, invalid, plain
 from freehold.providers.gemini.chat import MADE
 from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
 
@@ -288,8 +288,7 @@ def usage_of(counts: GeminiUsage | None) -> Usage | None:
     """Return the counts: thoughts are output, and what tools put into the prompt is input."""
     if counts is None:
         return None
-    if min(getattr(counts, name) for name in counts.__struct_fields__) < 0:
-        raise invalid("token counts below 0")
+    check_counts(*(getattr(counts, name) for name in counts.__struct_fields__))
     return Usage(
         prompt_tokens=counts.prompt_token_count + counts.tool_use_prompt_token_count,
         completion_tokens=counts.candidates_token_count + counts.thoughts_token_count,

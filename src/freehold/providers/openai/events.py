@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from freehold.providers.contract import Piece, UpstreamFault, WholeAnswer
-from freehold.providers.faults import decoded, invalid, plain
+from freehold.providers.faults import check_counts, decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, TokenLogprob, ToolPiece, Usage
 
 _REASONS: dict[str, FinishReason] = {
@@ -117,8 +117,7 @@ class UsageCounts(msgspec.Struct, gc=False):
         of_made = self.completion_tokens_details
         thought = (of_made.reasoning_tokens if of_made else None) or 0
         written = (details and details.cache_write_tokens) or 0
-        if min(prompt, made, cached, thought, written) < 0:
-            raise invalid("token counts below 0")
+        check_counts(prompt, made, cached, thought, written, max(self.total_tokens or 0, 0))
         beyond = (self.total_tokens or 0) - prompt - made
         if cached > prompt or (cached and beyond == cached):
             prompt += cached

@@ -41,6 +41,7 @@ RECOVER_S = 20.0  # reservations of dead processes are looked for: they come bac
 PAGE_BYTES = 2048
 LOG_PAGES = 16_384  # what the write-ahead log may grow to before it is copied into the file
 FREE_BYTES = 8 << 20  # below this room on the disk nothing is begun, so that what has begun can be booked
+WRONG_ROW = (sqlite3.IntegrityError, sqlite3.DataError, OverflowError)  # one that no retry makes right
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
@@ -145,6 +146,9 @@ class Ledger:
             broken = replace(row, outcome="broken", finish_reason="") if row.outcome == "whole" else row
             self._owed[row.id] = broken
             raise
+        except WRONG_ROW as e:  # what was set aside for it stays so until this process ends
+            del self._owed[row.id]
+            raise LedgerUnavailable(f"the ledger takes no such row: {e}") from None
         self._owed.pop(row.id, None)
 
     async def ready(self) -> None:
