@@ -39,6 +39,7 @@ def test_a_continued_response_brings_its_labels(tmp_path: Path, first: tuple[str
     rented = FakeRented()
     house = open_house(tmp_path, ROUTES, rented=rented)
     try:
+        answer: dict[str, Any] = {}
         for _ in range(2):  # the second answer of a route that keeps them is a kept one
             answer = respond(house, *first, input="mark kq0 is ill")
             refused = respond(house, "afar", status=403, input="go on", previous_response_id=answer["id"])
