@@ -162,7 +162,7 @@ def test_sigterm_lets_a_rented_stream_end(file: Path, standin: StandIn):
 
 @pytest.mark.long
 def test_reloads_and_sigterm_drop_none_of_many_streams(file: Path, standin: StandIn):
-    streams, words = 100, 30
+    streams, words = 200, 30
 
     def behave(received: Received) -> Answer:
         name = json.loads(received.body)["messages"][-1]["content"]
