@@ -107,4 +107,4 @@ class CachedStream:
 
     async def aclose(self) -> None:
         if not self._record.booked:
-            await self._record.book("left", self._kept.target)
+            await self._record.book_quietly("left", self._kept.target)

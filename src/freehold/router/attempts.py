@@ -15,15 +15,14 @@ from dataclasses import dataclass, replace
 from freehold.errors import BudgetSpent, FreeholdError, PolicyRefused, UnsupportedModel, UsageError
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Piece, UpstreamFault
-from freehold.providers.signatures import Signatures, SignatureWatch
+from freehold.providers.signatures import SignatureWatch
 from freehold.router import causes
-from freehold.router.breaker import Breakers
-from freehold.router.calls import TargetCalls
 from freehold.router.cascade import can_look, look, with_logprobs
 from freehold.router.gateway import GatewayModel, GatewayRoute
+from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
 from freehold.router.routing import PassedOver, TargetChoice
-from freehold.router.tokens import PromptSize, TokenRatio
+from freehold.router.tokens import PromptSize
 from freehold.serving import Job, Stream
 from freehold.types import Usage
 
@@ -76,19 +75,16 @@ class Attempts:
 
     def __init__(
         self,
+        parts: GatewayParts,
         record: RequestRecord,
         choice: TargetChoice,
         route: GatewayRoute,
-        calls: TargetCalls,
-        breakers: Breakers,
-        ratios: dict[str, TokenRatio],
         size: PromptSize,
         most: MostCosts,
-        signatures: Signatures,
     ) -> None:
-        self._signatures, self._most = signatures, most
+        self._parts, self._breakers, self._calls = parts, parts.breakers, parts.calls
         self._record, self._choice, self._route = record, choice, route
-        self._calls, self._breakers, self._ratios, self._size = calls, breakers, ratios, size
+        self._size, self._most = size, most
         self._until = record.started + route.timeout_s
         self._limit_s = route.timeout_s
         self._keep_alive: float | None = None
@@ -226,8 +222,8 @@ class Attempts:
             cleared = with_logprobs(cleared)
         if cleared.work.whole and not alone:  # a stream, so that silence shows early
             cleared = cleared.with_work(replace(cleared.work, whole=False))
-        cleared = self._signatures.restored(cleared, target.remote)
-        watch = None if target.remote is None else self._signatures.watch(cleared, target.remote)
+        cleared = self._parts.signatures.restored(cleared, target.remote)
+        watch = None if target.remote is None else self._parts.signatures.watch(cleared, target.remote)
         stream, first = await self._calls.start(
             target,
             cleared,
@@ -257,7 +253,7 @@ class Attempts:
 
     async def _discard(self, target: GatewayModel, stream: Stream, tokens: int, probability: float) -> None:
         """End an answer that is not good enough, with a row of its own."""
-        prompt = len(stream.begin.prompt_ids) or self._ratio(target).prompt_tokens(self._size)
+        prompt = len(stream.begin.prompt_ids) or self._parts.ratio(target).prompt_tokens(self._size)
         await stream.aclose()
         self._breakers.answered(target.name)
         usage = Usage(prompt, tokens)
@@ -290,10 +286,7 @@ class Attempts:
         if target.price is None:
             return 0
         self._record.estimated = True
-        return self._record.cost(target, Usage(self._ratio(target).prompt_tokens(self._size), 0))
-
-    def _ratio(self, target: GatewayModel) -> TokenRatio:
-        return self._ratios.setdefault(target.name, TokenRatio())
+        return self._record.cost(target, Usage(self._parts.ratio(target).prompt_tokens(self._size), 0))
 
     def _failure(self) -> FreeholdError:
         """Return the error of a request that no target answered."""

@@ -1,6 +1,6 @@
 """Work that outlives the request that began it: rows of clients that left, shadows.
 
-Knows tasks alone. Path: stream.py, shadow.py -> Background.whatever_happens/begin; directory.py -> Background.close
+Knows tasks alone. Path: stream.py, shadow.py -> Background.shielded/begin; directory.py -> Background.close
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Background:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def whatever_happens(self, work: Coroutine[Any, Any, Any]) -> None:
+    async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
         """Wait for work that is finished even where the caller is cancelled while it waits."""
         await asyncio.shield(self.begin(work))
 

@@ -14,9 +14,10 @@ from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books, RentedModels
 from freehold.router.counts import CountedBooks
 from freehold.router.gateway import Gateway
-from freehold.router.handle import GatewayParts, RoutedHandle
+from freehold.router.handle import RoutedHandle
 from freehold.router.kept_texts import KeptTexts
 from freehold.router.labels import Asks
+from freehold.router.parts import GatewayParts
 from freehold.router.plan import GatewayPlan
 from freehold.router.routing import PlannedRoute
 from freehold.router.shadow import NAME as SHADOW

@@ -8,8 +8,7 @@ Path: handle.py -> embedded, counted -> RentedModels.embed, ModelHandle.embed
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
 
 from freehold.errors import FreeholdError
 from freehold.providers.cleared import HOUSE, Cleared
@@ -18,9 +17,10 @@ from freehold.router import causes
 from freehold.router.breaker import Breakers
 from freehold.router.calls import TargetCalls, fitted
 from freehold.router.gateway import BreakerLimits, GatewayModel, GatewayRoute
+from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
 from freehold.router.routing import PassedOver, TargetChoice
-from freehold.router.tokens import PromptSize, TokenRatio
+from freehold.router.tokens import PromptSize
 from freehold.serving import EmbedJob, EstimatedCount, Job, Vectors
 from freehold.types import Usage
 
@@ -47,25 +47,24 @@ def embed_cost(target: GatewayModel, size: PromptSize, when: float) -> int:
 
 
 async def embedded(
+    parts: GatewayParts,
     cleared: Cleared[EmbedJob],
     choice: TargetChoice,
     record: RequestRecord,
-    calls: TargetCalls,
-    breakers: Breakers,
     route: GatewayRoute,
     *,
     keep_alive: float | None = None,
     computed: Computed | None = None,
 ) -> Vectors:
     """Return the vectors of the first target that answers, its row booked."""
-    last: FreeholdError | None = None
+    breakers, last = parts.breakers, None
     for target in list(choice.allowed):
         if target.price is not None:
             await record.leaves()
         began = time.monotonic()
         breakers.begin(target.name)
         try:
-            vectors = await _vectors(target, cleared, calls, route.timeout_s, keep_alive, computed)
+            vectors = await _vectors(target, cleared, parts.calls, route.timeout_s, keep_alive, computed)
         except FreeholdError as e:
             last = e
             _failed(target, e, record, breakers, route.breaker, began)
@@ -122,12 +121,11 @@ def _failed(
 
 
 async def counted(
+    parts: GatewayParts,
     cleared: Cleared[Job],
     choice: TargetChoice,
     record: RequestRecord,
-    calls: TargetCalls,
     timeout_s: float,
-    ratio: Callable[[GatewayModel], TokenRatio],
     size: PromptSize,
 ) -> int:
     """Return the tokens of a prompt for the route's first target: counted, or an EstimatedCount."""
@@ -136,11 +134,11 @@ async def counted(
     target = choice.allowed[0]
     if target.remote is None:
         cleared.check(HOUSE)
-        served = await calls.engines.use(target.local)
+        served = await parts.calls.engines.use(target.local)
         return await served.count(fitted(cleared.work, served.info, []))
     began = time.monotonic()
     try:
-        found = await calls.rents().count(cleared, target.remote, timeout_s=timeout_s)
+        found = await parts.calls.rents().count(cleared, target.remote, timeout_s=timeout_s)
     except UpstreamFault as e:  # the prompt was sent: the ledger says so, though nothing is charged
         record.attempted(target, e.cause, time.monotonic() - began, status=e.status)
         await record.book("failed", target)
@@ -151,10 +149,4 @@ async def counted(
         record.attempted(target, "", time.monotonic() - began)
         await record.book("whole", target, Usage(found, 0))
         return found
-    return EstimatedCount(ratio(target).prompt_tokens(size))
-
-
-async def quietly(work: Awaitable[None]) -> None:
-    """Await a row of a request that has failed already: its own error goes to the client."""
-    with suppress(FreeholdError):  # the ledger keeps what it could not write, and says so in its log
-        await work
+    return EstimatedCount(parts.ratio(target).prompt_tokens(size))

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from freehold.errors import BudgetSpent, LedgerUnavailable, PolicyRefused, UsageError
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Piece
-from freehold.providers.signatures import Signatures
-from freehold.router.answers import AnswerCache, CachedStream, answer_key
+from freehold.router.answers import CachedStream, answer_key
 from freehold.router.attempts import ANSWER_TOKENS, Attempts, MostCosts
-from freehold.router.background import Background
-from freehold.router.breaker import Breakers
 from freehold.router.budgets import ROOM_WAIT_S
-from freehold.router.calls import TargetCalls
-from freehold.router.contract import BarCheck, Books
-from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space, quietly
+from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space
 from freehold.router.gateway import GatewayModel, SpendLimit
-from freehold.router.kept_texts import KeptTexts
+from freehold.router.parts import GatewayParts
 from freehold.router.plan import GatewayPlan
 from freehold.router.record import RequestAbout, RequestRecord
 from freehold.router.routing import PassedOver, PlannedRoute, TargetChoice, choose
-from freehold.router.shadow import Shadows
 from freehold.router.stream import RoutedStream, Whole
-from freehold.router.tokens import TokenRatio, prompt_size
+from freehold.router.tokens import prompt_size
 from freehold.serving import (
     EmbedJob,
     EngineStats,
@@ -49,28 +43,6 @@ UNKNOWN_CONTEXT = (
     131_072  # shown for a rented model whose window is not stated; it is never compared with a prompt
 )
 T = TypeVar("T")
-
-
-@dataclass
-class GatewayParts:
-    """What all requests of a server share; it outlives a reload."""
-
-    calls: TargetCalls
-    books: Books
-    bars: BarCheck | None = None
-    texts: KeptTexts | None = None
-    breakers: Breakers = field(default_factory=Breakers)
-    ratios: dict[str, TokenRatio] = field(default_factory=dict)
-    cache: AnswerCache = field(default_factory=AnswerCache)
-    background: Background = field(default_factory=Background)
-    signatures: Signatures = field(default_factory=Signatures)
-
-    def __post_init__(self) -> None:
-        self.shadows = Shadows(self.calls, self.books, self.background)
-
-    def ratio(self, target: GatewayModel) -> TokenRatio:
-        """Return what is known of a target's tokens."""
-        return self.ratios.setdefault(target.name, TokenRatio())
 
 
 class RoutedHandle:
@@ -129,10 +101,10 @@ class RoutedHandle:
         except Exception as e:  # also one that has no name: its reservation must come back
             if not isinstance(e, LedgerUnavailable) or record.holds:
                 refused = isinstance(e, PolicyRefused | BudgetSpent | UsageError) and not record.attempts
-                await quietly(record.book("refused" if refused else "failed"))
+                await record.book_quietly("refused" if refused else "failed")
             raise
         except asyncio.CancelledError:
-            await self._parts.background.whatever_happens(quietly(record.book("left")))
+            await self._parts.background.shielded(record.book_quietly("left"))
             raise
 
     async def _started(self, record: RequestRecord, job: Job, keep_alive: float | None) -> Stream:
@@ -150,30 +122,11 @@ class RoutedHandle:
             cleared = self._bounded(cleared, choice, record)
         most = MostCosts(cleared.work, size, record.at)
         await self._reserve(record, choice, most)
-        attempts = Attempts(
-            record,
-            choice,
-            planned.route,
-            parts.calls,
-            parts.breakers,
-            parts.ratios,
-            size,
-            most,
-            parts.signatures,
-        )
+        attempts = Attempts(parts, record, choice, planned.route, size, most)
         keep = self._keep_alive if keep_alive is None else keep_alive
         started = await attempts.first_good(cleared, keep)
-        stream = RoutedStream(
-            record,
-            started,
-            job,
-            size,
-            parts.ratio(started.target),
-            background=parts.background,
-            breakers=parts.breakers,
-            limits=planned.route.breaker,
-            whole=self._whole(record, cleared, key, started.target, started.stream),
-        )
+        whole = self._whole(record, cleared, key, started.target, started.stream)
+        stream = RoutedStream(parts, record, started, job, size, planned.route.breaker, whole)
         try:
             await record.keep(most(started.target))
         except LedgerUnavailable:
@@ -267,15 +220,9 @@ class RoutedHandle:
         choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
         only_one_space(choice)
         await self._reserve(record, choice, lambda target: embed_cost(target, size, record.at))
+        keep = self._keep_alive if keep_alive is None else keep_alive
         return await embedded(
-            cleared,
-            choice,
-            record,
-            parts.calls,
-            parts.breakers,
-            self._planned.route,
-            keep_alive=self._keep_alive if keep_alive is None else keep_alive,
-            computed=computed,
+            parts, cleared, choice, record, self._planned.route, keep_alive=keep, computed=computed
         )
 
     async def count(self, job: Job) -> int:
@@ -287,9 +234,7 @@ class RoutedHandle:
         record.labels = cleared.labels
         size = prompt_size(job)
         choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
-        return await counted(
-            cleared, choice, record, parts.calls, self._planned.route.timeout_s, parts.ratio, size
-        )
+        return await counted(parts, cleared, choice, record, self._planned.route.timeout_s, size)
 
 
 def info_of(planned: PlannedRoute, loaded: Mapping[str, ModelInfo]) -> ModelInfo:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from freehold.errors import LedgerUnavailable
 from freehold.providers.cleared import SetLabel
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, SpendLimit
@@ -152,6 +154,14 @@ class RequestRecord:
         except BaseException:
             self.booked = False
             raise
+
+    async def book_quietly(self, outcome: Outcome, target: GatewayModel | None = None) -> None:
+        """Book a request that has failed or was left: its own error goes to the client, not the ledger's.
+
+        The ledger keeps a row that it could not write, and says so in its log.
+        """
+        with suppress(LedgerUnavailable):
+            await self.book(outcome, target)
 
     def beside(self, outcome: Outcome, target: GatewayModel, usage: Usage, nano: int) -> LedgerRow:
         """Return the row of an answer that was thrown away, which has this one as its parent."""

@@ -16,12 +16,11 @@ from dataclasses import replace
 from freehold.errors import FreeholdError, LedgerUnavailable
 from freehold.providers.contract import Piece, UpstreamFault
 from freehold.router.attempts import Started
-from freehold.router.background import Background
-from freehold.router.breaker import Breakers
 from freehold.router.gateway import BreakerLimits
 from freehold.router.ledger.rows import Outcome
+from freehold.router.parts import GatewayParts
 from freehold.router.record import NOTHING, RequestRecord, added
-from freehold.router.tokens import PromptSize, TokenRatio, letters_in
+from freehold.router.tokens import PromptSize, letters_in
 from freehold.serving import Begin, Job
 from freehold.types import Chunk, Usage
 
@@ -33,20 +32,17 @@ class RoutedStream:
 
     def __init__(
         self,
+        parts: GatewayParts,
         record: RequestRecord,
         started: Started,
         job: Job,
         size: PromptSize,
-        ratio: TokenRatio,
-        *,
-        background: Background,
-        breakers: Breakers,
         limits: BreakerLimits,
         whole: Whole | None = None,
     ) -> None:
         self._record, self._target, self._stream = record, started.target, started.stream
-        self._began, self._job, self._size, self._ratio = started.began, job, size, ratio
-        self._background, self._breakers, self._limits = background, breakers, limits
+        self._began, self._size, self._ratio = started.began, size, parts.ratio(started.target)
+        self._background, self._breakers, self._limits = parts.background, parts.breakers, limits
         self._watch, self._whole = started.watch, whole
         self._ready: deque[Piece] = deque(started.pieces)
         self._hides = job.logprobs is None  # a cascade asked for them, and the client did not
@@ -161,7 +157,7 @@ class RoutedStream:
             self._breakers.failed(self._target.name, self._limits)
         else:
             self._breakers.dropped(self._target.name)
-        await self._background.whatever_happens(self._over("broken"))
+        await self._background.shielded(self._over("broken"))
         return error
 
     async def _over(self, outcome: Outcome) -> None:
@@ -183,4 +179,4 @@ class RoutedStream:
             await self._stream.aclose()
             return
         self._breakers.dropped(self._target.name)
-        await self._background.whatever_happens(self._over("left"))
+        await self._background.shielded(self._over("left"))

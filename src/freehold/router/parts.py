@@ -1,0 +1,41 @@
+"""What all requests of a server with a gateway share: it outlives a reload of the file.
+
+Knows no request and no route. Path: directory.py -> GatewayParts -> handle.py -> attempts.py, stream.py, embeds.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from freehold.providers.signatures import Signatures
+from freehold.router.answers import AnswerCache
+from freehold.router.background import Background
+from freehold.router.breaker import Breakers
+from freehold.router.calls import TargetCalls
+from freehold.router.contract import BarCheck, Books
+from freehold.router.gateway import GatewayModel
+from freehold.router.kept_texts import KeptTexts
+from freehold.router.shadow import Shadows
+from freehold.router.tokens import TokenRatio
+
+
+@dataclass
+class GatewayParts:
+    """Calls, books and bars, and what is learned of targets."""
+
+    calls: TargetCalls
+    books: Books
+    bars: BarCheck | None = None
+    texts: KeptTexts | None = None
+    breakers: Breakers = field(default_factory=Breakers)
+    ratios: dict[str, TokenRatio] = field(default_factory=dict)
+    cache: AnswerCache = field(default_factory=AnswerCache)
+    background: Background = field(default_factory=Background)
+    signatures: Signatures = field(default_factory=Signatures)
+
+    def __post_init__(self) -> None:
+        self.shadows = Shadows(self.calls, self.books, self.background)
+
+    def ratio(self, target: GatewayModel) -> TokenRatio:
+        """Return what is known of a target's tokens."""
+        return self.ratios.setdefault(target.name, TokenRatio())
