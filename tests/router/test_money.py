@@ -165,6 +165,70 @@ budget = {{ usd = {usd:.9f}, per = "day" }}
     asyncio.run(body())
 
 
+WORDS = "A ledger shows what was paid, to whom, when and why; nobody has to believe it because anybody can add it up. "
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini", "deepseek"])
+def test_streams_that_broke_or_were_left_are_estimated_within_a_tenth_of_the_bill(
+    tmp_path: Path, standin, dialect
+):
+    draw, broken, left = random.Random(5), 30, 30
+    words = tuple(f"{word} " for word in WORDS.split())
+
+    def answer(event_s: float = 0.0) -> Answer:
+        return Answer(tuple(draw.choice(words) for _ in range(draw.randrange(150, 250))), event_s=event_s)
+
+    def fault() -> Fault:
+        whole = answer()
+        kind = draw.choice(("cut", "cut_reset", "error_event", "endless"))
+        at = draw.randrange(30, 140)  # events; or bytes, of which the leanest event has some fifty
+        return Fault(kind, at=at if kind == "error_event" else at * 50, answer=whole)
+
+    async def ended(house: Within, leave: int = 0) -> str:
+        """Ask; return how it ended, or leave after so many chunks."""
+        stream = await house.start("often", job(WORDS * draw.randrange(2, 6), max_tokens=400))
+        try:
+            async for _ in stream:
+                leave -= 1
+                if not leave:
+                    return "left"
+        except UpstreamFault:
+            return "broken"
+        finally:
+            await stream.aclose()
+        return "whole"
+
+    more = f"""
+[routes.often]
+targets = ["{dialect}-big"]
+breaker = {{ failures = 1000, cooldown = "1s" }}
+"""
+
+    async def body() -> None:
+        rented = ProviderModels()
+        async with within(tmp_path, base=file_of(standin, more), rented=rented) as house:
+            standin.behave = lambda _: answer()
+            for _ in range(8):  # what a target's tokens are like is learnt from its whole answers
+                assert await ended(house) == "whole"
+            standin.behave = lambda _: fault()
+            for _ in range(broken):
+                assert await ended(house) == "broken"
+            standin.behave = lambda _: answer(0.001)
+            leavers = (ended(house, leave=draw.randrange(40, 140)) for _ in range(left))
+            assert set(await asyncio.gather(*leavers)) == {"left"}
+            assert await asyncio.to_thread(standin.wait_for, lambda: len(standin.bills) == 8 + broken + left)
+            rows = house.rows
+        await rented.close()
+        bills = {"broken": standin.bills[8 : 8 + broken], "left": standin.bills[8 + broken :]}
+        for outcome, charged in bills.items():
+            booked = [row for row in rows if row.outcome == outcome]
+            assert len(booked) == len(charged) and all(row.estimated for row in booked)
+            bill, sum_ = sum(one.nano for one in charged), sum(row.nano for row in booked)
+            assert 0.9 * bill <= sum_ <= 1.1 * bill, (outcome, sum_ / bill)
+
+    asyncio.run(body())
+
+
 def test_stand_in_and_prices_agree_by_the_hour_and_in_batches():
     """The stand-in's own arithmetic, in decimals, against whole pico-dollars."""
 
