@@ -153,19 +153,26 @@ async def _connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
             _, kind, *rest = head.split(b" ", 2)[1].decode().split("/")
             if kind == "whole":
                 writer.write(WHOLE)
+            elif kind == "claude":
+                await _stream(writer, int(rest[0]), GAP_S, CLAUDE)
             else:
                 await _stream(writer, int(rest[0]), GAP_S if kind == "spaced" else 0.0)
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
 
 
-async def _stream(writer: asyncio.StreamWriter, events: int, gap_s: float) -> None:
+async def _stream(
+    writer: asyncio.StreamWriter, events: int, gap_s: float, wire: tuple[bytes, bytes, bytes] | None = None
+) -> None:
+    begin, event, end = wire or (b"", EVENT, FINISH + b"data: [DONE]\n\n")
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+    if begin:
+        writer.write(_chunk(begin))
     for _ in range(events):
-        writer.write(_chunk(EVENT))
+        writer.write(_chunk(event))
         if gap_s:
             await asyncio.sleep(gap_s)
-    writer.write(_chunk(FINISH) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+    writer.write(_chunk(end) + b"0\r\n\r\n")
 
 
 def _chunk(data: bytes) -> bytes:
@@ -183,6 +190,26 @@ def _event(choices: list[object], usage: object = None) -> bytes:
 
 EVENT = _event([{"index": 0, "delta": {"content": " token"}, "logprobs": None, "finish_reason": None}])
 FINISH = _event([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]) + _event([], USAGE)
+
+
+def _named(kind: str, **event: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **event})}\n\n".encode()
+
+
+_BEGUN = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
+          "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 260, "output_tokens": 1}}  # fmt: skip
+CLAUDE = (  # the same answer over Anthropic's wire: begin, an event, end
+    _named("message_start", message=_BEGUN)
+    + _named("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+    _named("content_block_delta", index=0, delta={"type": "text_delta", "text": " token"}),
+    _named("content_block_stop", index=0)
+    + _named(
+        "message_delta",
+        delta={"stop_reason": "end_turn", "stop_sequence": None},
+        usage={"output_tokens": TOKENS},
+    )
+    + _named("message_stop"),
+)
 _MESSAGE = {"role": "assistant", "content": " token" * TOKENS, "refusal": None}
 _BODY = json.dumps(
     {**FRAME, "choices": [{"index": 0, "message": _MESSAGE, "finish_reason": "stop"}], "usage": USAGE}

@@ -1,11 +1,12 @@
 """The environments that peers are installed into: one each under the git-ignored .peers/, as their pins clash.
 
 Knows packages and interpreters; knows no model. What is compiled is compiled for this machine.
-Path: peers.py, quality.py or tests/vectors/check_families.py -> environment
+Path: peers.py, quality.py, gateways.py or tests/vectors/check_families.py -> environment
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -75,6 +76,30 @@ def _problem(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **native})
     lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
     return lines[-1][:300] if done.returncode else ""
+
+
+def node_environment(name: str, wanted: dict[str, str], pinned: dict[str, str]) -> Path:
+    """Give the folder .peers/NAME with npm packages in its node_modules; `pinned`: versions of what they need.
+
+    No script of a package is run. Raises NotInstalled, at once where an earlier run failed.
+    """
+    folder = PEERS / name
+    failed = folder / "failed"
+    if failed.exists():
+        raise NotInstalled(failed.read_text())
+    if all((folder / "node_modules" / each).is_dir() for each in wanted):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {"name": "peer", "private": True, "dependencies": wanted, "overrides": pinned}
+    (folder / "package.json").write_text(json.dumps(asked))
+    if shutil.which("npm") is None:
+        raise NotInstalled("npm is not installed")
+    print(f"installing {', '.join(wanted)} into {folder}", file=sys.stderr, flush=True)
+    command = ["npm", "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund"]
+    if problem := _problem(command):
+        failed.write_text(problem)
+        raise NotInstalled(problem)
+    return folder
 
 
 def _build_ik(folder: Path) -> None:
@@ -152,6 +177,7 @@ ENVIRONMENTS = {
     "langchain": Environment(
         ("langchain-openai>=1.7", "langchain-tests>=1.1"), "import langchain_openai, langchain_tests"
     ),
+    "tensorzero": Environment(("tensorzero",), "import tensorzero", WHEELS),
     "xgrammar": Environment(("xgrammar", "numpy"), "import xgrammar", WHEELS),
     "outlines_core": Environment(("outlines-core",), "import outlines_core", WHEELS),
     "lm_format_enforcer": Environment(("lm-format-enforcer",), "import lmformatenforcer", WHEELS),
