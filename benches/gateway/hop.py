@@ -154,7 +154,7 @@ async def _connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
             if kind == "whole":
                 writer.write(WHOLE)
             elif kind == "claude":
-                await _stream(writer, int(rest[0]), GAP_S, CLAUDE)
+                await _stream(writer, int(rest[0]), 0.0, CLAUDE)
             else:
                 await _stream(writer, int(rest[0]), GAP_S if kind == "spaced" else 0.0)
     except (asyncio.IncompleteReadError, ConnectionError):

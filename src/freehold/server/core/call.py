@@ -175,9 +175,17 @@ class HttpCall:
 
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, but cancel it when the client closes its connection (Gone) or on cut() (EngineClosed)."""
+        presence = self.scope.get("extensions", {}).get("freehold.presence")
+        if presence is not None and presence.lost:
+            work.close()
+            raise Gone
         self._task = asyncio.current_task()
         assert self._task is not None
-        watcher = asyncio.create_task(self._watch())
+        watcher = None
+        if presence is not None:
+            presence.watch(self._left)
+        else:  # another door than our connections
+            watcher = asyncio.create_task(self._watch())
         self.server.calls.add(self)
         try:
             await work
@@ -189,11 +197,17 @@ class HttpCall:
         finally:
             self._task = None
             self.server.calls.discard(self)
-            watcher.cancel()
+            if presence is not None:
+                presence.watch(None)
+            if watcher is not None:
+                watcher.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._left()
+
+    def _left(self) -> None:
         if not self.complete:
             self._end(Gone())
 

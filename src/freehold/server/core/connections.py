@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freehold.server.core.auth import Headers
@@ -96,6 +97,28 @@ class Connections:
         return True
 
 
+class Presence:
+    """Whether a connection's client is still there. A task that waits for it to leave would cost each request 15 us."""
+
+    __slots__ = ("_flow", "_told", "lost")
+
+    def __init__(self, flow: FlowControl) -> None:
+        self._flow, self.lost = flow, False
+        self._told: Callable[[], None] | None = None
+
+    def watch(self, told: Callable[[], None] | None) -> None:
+        """Call `told` when the client leaves; None: no more. One request of a connection is answered at a time."""
+        self._told = told
+        if told is not None:
+            self._flow.resume_reading()  # or the end would not be read
+
+    def lose(self) -> None:
+        """Note that the connection is over."""
+        self.lost = True
+        if self._told is not None:
+            self._told()
+
+
 class Guarded(HttpToolsProtocol):
     """A connection whose heads come in time and in bounds, one of not too many."""
 
@@ -108,10 +131,12 @@ class Guarded(HttpToolsProtocol):
     _received = 0  # bytes of reads since the one that a head began in
     _head_bytes = 0  # of it, as far as it is parsed
     _refusal: Refused | None = None
+    _presence: Presence
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._presence = Presence(self.flow)
         self.address = one_address(self.client[0]) if self.client else ""
         if not self.door.enter(self):
             self._turn_away(too_many(self.door.limits.connections))
@@ -121,6 +146,7 @@ class Guarded(HttpToolsProtocol):
         self._disarm()
         self.door.leave(self)
         super().connection_lost(exc)
+        self._presence.lose()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -141,6 +167,7 @@ class Guarded(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {  # type: ignore[typeddict-unknown-key]
             "freehold.abort": self.transport.abort,
+            "freehold.presence": self._presence,
             "freehold.spare": self.spare,
         }
         self._begun += 1
