@@ -1,4 +1,4 @@
-"""TensorZero's gateway from its wheel, until stdin ends: prints its URL. No ledger, no keys. Runs in .peers/tensorzero."""
+"""TensorZero's gateway from its wheel, until stdin ends: prints its URL. It has no ledger and no keys here."""
 
 import json
 import sys
