@@ -273,7 +273,10 @@ class Attempts:
             return
         cause = causes.cause_of(e)
         status = e.status if isinstance(e, UpstreamFault) else 0
-        nano = self._prompt_cost(target) if cause in causes.CHARGED else 0
+        charged = cause in causes.CHARGED
+        nano = self._prompt_cost(target) if charged else 0
+        if charged:  # the answer may have been made whole, and not have arrived
+            self._record.risked += max(self._most(target) - nano, 0)
         self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
         self._record.warnings.append(f"{target.name} was passed over: {cause}")
         if cause in causes.SAYS_NOTHING or (target.remote is None and cause == "rate"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from freehold.errors import FreeholdError
+from freehold.errors import BudgetSpent, FreeholdError
 from freehold.providers.cleared import HOUSE, Cleared
 from freehold.providers.contract import UpstreamFault
 from freehold.router import causes
@@ -52,6 +52,7 @@ async def embedded(
     choice: TargetChoice,
     record: RequestRecord,
     route: GatewayRoute,
+    size: PromptSize,
     *,
     keep_alive: float | None = None,
     computed: Computed | None = None,
@@ -59,6 +60,13 @@ async def embedded(
     """Return the vectors of the first target that answers, its row booked."""
     breakers, last = parts.breakers, None
     for target in list(choice.allowed):
+        most, guess = embed_cost(target, size, record.at), parts.ratio(target).prompt_tokens(size)
+        try:
+            await record.reserve(most, target)
+        except BudgetSpent as e:  # earlier targets may have charged for what did not arrive
+            last = last or e
+            choice.drop(target, PassedOver("budget", e.message))
+            continue
         if target.price is not None:
             await record.leaves()
         began = time.monotonic()
@@ -67,13 +75,15 @@ async def embedded(
             vectors = await _vectors(target, cleared, parts.calls, route.timeout_s, keep_alive, computed)
         except FreeholdError as e:
             last = e
-            _failed(target, e, record, breakers, route.breaker, began)
+            _failed(target, e, record, breakers, route.breaker, began, most, guess)
             if causes.cause_of(e) in causes.SAYS_NOTHING:
                 raise
             continue
         except BaseException:
             breakers.dropped(target.name)
-            record.attempted(target, "left", time.monotonic() - began)
+            record.attempted(
+                target, "left", time.monotonic() - began, nano=_charged(target, record, most, guess)
+            )
             raise
         breakers.answered(target.name)
         usage = Usage(sum(vectors.tokens), 0)
@@ -107,17 +117,30 @@ def _failed(
     breakers: Breakers,
     limits: BreakerLimits,
     began: float,
+    most: int,
+    guess: int,
 ) -> None:
     if target.remote is not None and isinstance(e, causes.NEVER_SENT):
         breakers.dropped(target.name)
         return
     cause = causes.cause_of(e)
     status = e.status if isinstance(e, UpstreamFault) else 0
-    record.attempted(target, cause, time.monotonic() - began, status=status)
+    nano = _charged(target, record, most, guess) if cause in causes.CHARGED else 0
+    record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
     if cause in causes.SAYS_NOTHING:
         breakers.dropped(target.name)
     else:
         breakers.failed(target.name, limits, at_once=cause in causes.BREAKS_AT_ONCE)
+
+
+def _charged(target: GatewayModel, record: RequestRecord, most: int, guess: int) -> int:
+    """Return what an attempt is noted with whose provider may have charged for it, though no count came."""
+    if target.price is None:
+        return 0
+    nano = record.cost(target, Usage(guess, 0))
+    record.estimated = True
+    record.risked += max(most - nano, 0)
+    return nano
 
 
 async def counted(

@@ -222,7 +222,7 @@ class RoutedHandle:
         await self._reserve(record, choice, lambda target: embed_cost(target, size, record.at))
         keep = self._keep_alive if keep_alive is None else keep_alive
         return await embedded(
-            parts, cleared, choice, record, self._planned.route, keep_alive=keep, computed=computed
+            parts, cleared, choice, record, self._planned.route, size, keep_alive=keep, computed=computed
         )
 
     async def count(self, job: Job) -> int:

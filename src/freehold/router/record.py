@@ -53,6 +53,7 @@ class RequestRecord:
         self.estimated = self.left_house = self.booked = False
         self.first_s = 0.0
         self._books, self.limit = books, limit
+        self.risked = 0  # nano-dollars that failed attempts may have cost beyond what is noted of them
         self._held: Reservation | None = None  # of the ledger; it may be of nothing by now
 
     @property
@@ -78,12 +79,12 @@ class RequestRecord:
     async def reserve(
         self, nano: int, target: GatewayModel, *, sent: bool = True, wait_s: float = 0.0
     ) -> None:
-        """Set money aside until there are `nano` beside what was spent, and see that a row can be written.
+        """Set money aside until there are `nano` beside what was or may be spent, and see that a row can be written.
 
         `sent` False: a target that costs nothing is asked first. `wait_s`: for money of requests in flight.
         Raises BudgetSpent, LedgerUnavailable. Without a budget nothing is set aside.
         """
-        need, held = nano + self.spent, self._held
+        need, held = nano + self.spent + self.risked, self._held
         if self.limit is None or need <= (0 if held is None else held.nano):
             if held is None:
                 await self._books.ready()
@@ -104,8 +105,8 @@ class RequestRecord:
             self._held = replace(self._held, sent=True)
 
     async def keep(self, nano: int) -> None:
-        """Give back what is set aside beyond `nano` beside what was spent: the target is known now."""
-        need = nano + self.spent
+        """Give back what is set aside beyond `nano` beside what was or may be spent: the target is known now."""
+        need = nano + self.spent + self.risked
         if self._held is not None and need < self._held.nano:
             wanted = replace(self._held, nano=need)
             await self._books.change(wanted)
@@ -181,7 +182,7 @@ class RequestRecord:
         """Write a row of `beside`. What it cost is spent, and no more set aside for this request."""
         await self._books.book(row)
         if self._held is not None:
-            await self.keep(max(self._held.nano - row.nano - self.spent, 0))
+            await self.keep(max(self._held.nano - row.nano - self.spent - self.risked, 0))
 
     def _candidates(self) -> tuple[Candidate, ...]:
         return () if self.choice is None else self.choice.candidates([a.target for a in self.attempts])
