@@ -122,11 +122,17 @@ def test_a_text_that_claims_to_be_a_picture_is_read(media: str, way: str):
 
 
 def test_bitmaps_are_not_read():
-    body = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 100).decode()
-    job = Job(
-        (Message("user", "", parts=(Image("image/png", body), Image(url=f"data:image/png;base64,{body}"))),)
-    )
-    assert [text for text in texts_of(job) if len(text) > 30] == []
+    for begins in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x10\x20"):
+        body = base64.b64encode(begins + b"\0" * 100).decode()
+        parts = Image("image/png", body), Image(url=f"data:image/png;base64,{body}")
+        assert [text for text in texts_of(Job((Message("user", "", parts=parts),))) if len(text) > 30] == []
+
+
+@pytest.mark.parametrize("begins", ["BMW of ", "GIF8 ", "RIFF ", "II*", "12345ftyp"])
+def test_a_text_that_begins_as_a_bitmap_does_is_read(begins: str):
+    body = base64.b64encode(f"{begins}{CANARY}, and more of it".encode()).decode()
+    for image in (Image("image/png", body), Image(url=f"data:image/gif;base64,{body}")):
+        assert any(CANARY in text for text in texts_of(Job((Message("user", "", parts=(image,)),))))
 
 
 def test_token_ids_are_told_from_text():

@@ -17,9 +17,9 @@ from urllib.parse import unquote_to_bytes
 from freehold.serving import EmbedJob, Job
 from freehold.types import Image, Message, Tool, ToolCall
 
-# First bytes of pictures whose content is pixels: PNG, JPEG, GIF, BMP, TIFF (both orders), and WebP and HEIF by the
-# container's name at 0 or 4. SVG is text and is read.
-BITMAPS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
+# First bytes of the pictures that doors take, whose content is pixels: PNG, JPEG, GIF, WebP. Two of them are letters,
+# with which a text may begin as well. Whatever else there is, is read.
+BITMAPS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 
 
 def texts_of(work: Job | EmbedJob) -> Iterator[str]:
@@ -109,14 +109,12 @@ def _bytes(body: str, in_base64: bool) -> Iterator[str]:
         yield unquote_to_bytes(body).decode("utf-8", "replace")
         return
     try:
-        if _is_bitmap(base64.b64decode(body[:32])):
+        begins = base64.b64decode(body[:32])
+        if begins.startswith(BITMAPS) and not begins.isascii():
             return
         content = base64.b64decode(body)
     except (binascii.Error, ValueError):
         yield body
         return
-    yield content.decode("utf-8", "replace")
-
-
-def _is_bitmap(first: bytes) -> bool:
-    return first.startswith(BITMAPS) or first[4:8] == b"ftyp"
+    if not begins.startswith(BITMAPS) or b"\0" not in content:
+        yield content.decode("utf-8", "replace")

@@ -49,6 +49,26 @@ def test_everything_on_the_list_is_found_inside_of_json():
     assert missed == []
 
 
+@pytest.mark.parametrize("before", ["\n", "\t", "\r\n", "é\n"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_everything_is_found_after_an_escape_of_json_in_a_text(before: str, times: int):
+    """A tool's result is often JSON in a text: `\\n4111...` is no word that begins with n."""
+
+    def found(planted: Planted) -> bool:
+        text = f"note:{before}{planted.text} "
+        for _ in range(times):
+            text = json.dumps({"a": text})
+        return planted.name in {finding.name for finding in SIEVE.find([text])}
+
+    assert [planted for planted in LIST if '"' not in planted.text and not found(planted)] == []
+
+
+def test_an_own_pattern_finds_letters_that_json_escaped():
+    own = Sieve(["Müller", "\U0001f512"])
+    assert len(own.find([json.dumps({"name": "Müller \U0001f512"})])) == 2
+    assert own.find([json.dumps({"name": "Mueller"}), "C:\\users\\new"]) == set()
+
+
 def test_every_shape_is_on_the_list_and_the_list_is_as_long_as_promised():
     names = Counter(planted.name for planted in LIST)
     assert set(names) == {detector.name for detector in DETECTORS}

@@ -2,7 +2,7 @@
 
 RE2 takes time in proportion to a text's length, whatever is in it. A text is read as it is; where it has characters
 that only look like others (full-width digits, spaces that do not break, zero-width characters), also as the plain
-ones. Answers never hold what was found.
+ones; where it has JSON's escapes, as a tool's result often has, also without them. Answers never hold what was found.
 Path: labels.py -> Sieve.find -> credentials.py, personal.py, phones.py
 """
 
@@ -23,6 +23,7 @@ from freehold.router.toml.outside import EXTRA
 DETECTORS: tuple[Detector, ...] = (*CREDENTIALS, *PERSONAL, *PHONES)
 FINDINGS = tuple(Finding(detector.kind, detector.name) for detector in DETECTORS)
 AHEAD = 4096  # bytes in which a hit says which detectors it is for; where none does, all are asked
+_ESCAPED = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|[nrtbf])")  # JSON in JSON has more than one backslash
 _WORD = re.compile(rb"[A-Za-z0-9]*")
 # Spaces and dashes of typography, each become their ASCII; common in prose, so they are replaced one by one.
 _TYPOGRAPHY = {
@@ -52,6 +53,8 @@ class Sieve:
     def find(self, texts: Iterable[str]) -> set[Finding]:
         """Return what is in the texts, each finding once. What is spread over two texts is not found."""
         text = "\n\n".join(texts)
+        if "\\" in text and _ESCAPED.search(text):
+            text = f"{text}\n\n{_unescaped(text)}"
         found: set[Finding] = set()
         for form in _forms(text, self._typography, self._odd):
             encoded = form.encode("utf-8", "replace")
@@ -86,6 +89,12 @@ class Sieve:
             if match and DETECTORS[number].check(Hit(text, start, match.end())):
                 return finding
         return None
+
+
+def _unescaped(text: str) -> str:
+    """Return a text with the characters that JSON's escapes stand for; halves of a pair are joined."""
+    plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)) if match[1] else " ", text)
+    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _forms(text: str, typography: Any, odd: Any) -> Iterator[str]:
