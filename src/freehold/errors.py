@@ -22,7 +22,7 @@
     ├── EngineLost             an engine process died, and so did the ones that took its place
     ├── ServerUnreachable      no server answers, or one of another version
     ├── UpstreamFailed         a server broke an answer off, or sent an invalid one
-    ├── PolicyRefused          no place is allowed, or able, to answer a request
+    ├── PolicyRefused          no place is allowed to answer a request
     ├── BudgetSpent            a key's money does not suffice; it gives the amounts and the renewal
     ├── LedgerUnavailable      the ledger cannot be written, so nothing is sent, or the answer's end is withheld
     ├── AddressTaken           another server has the port, or serves this home already
@@ -137,7 +137,7 @@ class UpstreamFailed(FreeholdError):
 
 
 class PolicyRefused(FreeholdError):
-    """Labels, licences, bars or abilities leave no place where a request may be answered."""
+    """Labels, licences or bars leave no place where a request may be answered."""
 
 
 class BudgetSpent(FreeholdError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import ModelNotFound, PolicyRefused
+from freehold.errors import ModelNotFound, PolicyRefused, UnsupportedModel
 from freehold.providers.cleared import Cleared
 from freehold.router.breaker import Breakers
 from freehold.router.gateway import GatewayModel, QualityTask
@@ -164,6 +164,21 @@ def test_count_is_the_providers_or_says_that_it_is_estimated(tmp_path):
         assert not isinstance(await (await models.use("own")).count(job()), EstimatedCount)
 
     run(test, tmp_path, rented=FakeRented(big=Answers(counts=77)))
+
+
+@pytest.mark.parametrize("path", ["start", "embed"])
+def test_what_no_target_can_do_is_the_requests_fault_and_no_policy(path, tmp_path):
+    more = '[models.plain]\nprovider = "far"\nmodel = "plain"\nprice = { input = 1.0, output = 1.0 }\n'
+    more += "can = { tools = false, embeddings = false }\n"
+
+    async def test(house):
+        handle = await house.models.asked_by(Origin()).use("plain")
+        tool = job("hello", tools=(Tool("add"),))
+        with pytest.raises(UnsupportedModel, match="no target of plain can answer this request"):
+            await getattr(handle, path)(EmbedJob(("a",)) if path == "embed" else tool)
+        assert house.rows[-1].outcome == "refused" and not house.rented.asked
+
+    run(test, tmp_path, more)
 
 
 @pytest.mark.parametrize("path", ["start", "count", "embed"])

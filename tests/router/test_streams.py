@@ -119,6 +119,26 @@ LATE = [
 ]
 
 
+PATHS = {
+    "openai": "/v1/chat/completions",
+    "responses": "/v1/responses",
+    "anthropic": "/v1/messages",
+    "ollama": "/api/chat",
+    "generate": "/api/generate",
+}
+
+
+def asked(door: str) -> dict[str, object]:
+    """A streamed request of a door, with a question of its protocol."""
+    text = "What is two and two?"
+    body: dict[str, object] = {"model": "late", "stream": True}
+    if door == "generate":
+        return {**body, "prompt": text}
+    if door == "responses":
+        return {**body, "input": text, "max_output_tokens": 50}
+    return {**body, "messages": [{"role": "user", "content": text}], "max_tokens": 50}
+
+
 def told(door: str, text: str) -> str:
     """What of an answer came in a door's own words; it must end with an error and nothing that says it was whole."""
     if door == "openai":
@@ -130,21 +150,23 @@ def told(door: str, text: str) -> str:
         found = [json.loads(event) for event in events(text)]
         assert found[-1]["type"] == "error" and not any(e["type"] == "message_stop" for e in found)
         return "".join(e["delta"].get("text", "") for e in found if e["type"] == "content_block_delta")
+    if door == "responses":
+        found = [json.loads(event) for event in events(text) if event != "[DONE]"]
+        assert found[-1]["type"] == "response.failed" and found[-1]["response"]["error"]["message"]
+        assert not any(e["type"] == "response.completed" for e in found)
+        return "".join(e["delta"] for e in found if e["type"] == "response.output_text.delta")
     lines = [json.loads(line) for line in text.splitlines()]
     assert lines[-1]["error"] and not any(line.get("done") for line in lines)
-    return "".join(line["message"]["content"] for line in lines if "message" in line)
+    texts = (line.get("response") or line.get("message", {}).get("content", "") for line in lines)
+    return "".join(texts)
 
 
-@pytest.mark.parametrize("door", ["openai", "anthropic", "ollama"])
+@pytest.mark.parametrize("door", PATHS)
 @pytest.mark.parametrize("fault", LATE, ids=lambda f: f.kind)
 def test_break_after_the_first_token_is_told_and_booked(fault, door, house: House, standin: StandIn):
     standin.say.append(Fault(fault.kind, at=fault.at, answer=Answer(PIECES, event_s=0.01)))
-    messages = [{"role": "user", "content": "What is two and two?"}]
-    body = {"model": "late", "messages": messages, "stream": True, "max_tokens": 50}
-    path = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages", "ollama": "/api/chat"}[door]
-    reply = house.client.post(
-        path, json=body, headers={"anthropic-version": "2023-06-01"} if door == "anthropic" else {}
-    )
+    version = {"anthropic-version": "2023-06-01"} if door == "anthropic" else {}
+    reply = house.client.post(PATHS[door], json=asked(door), headers=version)
     assert reply.status_code == 200
     came = told(door, reply.text)
     assert came and FAR.startswith(came)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from freehold.errors import BudgetSpent, LedgerUnavailable, PolicyRefused, UsageError
+from freehold.errors import BudgetSpent, LedgerUnavailable, PolicyRefused, UnsupportedModel, UsageError
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Piece
 from freehold.router.answers import CachedStream, answer_key
@@ -43,6 +43,7 @@ UNKNOWN_CONTEXT = (
     131_072  # shown for a rented model whose window is not stated; it is never compared with a prompt
 )
 T = TypeVar("T")
+_REFUSALS = (PolicyRefused, BudgetSpent, UsageError, UnsupportedModel)  # where nothing was asked
 
 
 class RoutedHandle:
@@ -100,7 +101,7 @@ class RoutedHandle:
             return await work
         except Exception as e:  # also one that has no name: its reservation must come back
             if not isinstance(e, LedgerUnavailable) or record.holds:
-                refused = isinstance(e, PolicyRefused | BudgetSpent | UsageError) and not record.attempts
+                refused = isinstance(e, _REFUSALS) and not record.attempts
                 await record.book_quietly("refused" if refused else "failed")
             raise
         except asyncio.CancelledError:

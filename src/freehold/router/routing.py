@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from freehold.errors import ContextOverflow, FreeholdError, PolicyRefused
+from freehold.errors import ContextOverflow, FreeholdError, PolicyRefused, UnsupportedModel
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Abilities, RemoteModel, UpstreamFault
 from freehold.router.breaker import Breakers
@@ -83,6 +83,8 @@ class TargetChoice:
             return UpstreamFault("server", message, "ask again then", retry_after_s=min(waits))
         if kinds == {"window"}:
             return ContextOverflow(message, "shorten the prompt")
+        if kinds == {"ability"}:  # nobody forbids it: another model could do it
+            return UnsupportedModel(message, "ask for it without that, or name another model")
         return PolicyRefused(message, "freehold route explain shows what each target lacks")
 
 
