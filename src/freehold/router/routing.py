@@ -83,7 +83,7 @@ class TargetChoice:
             return UpstreamFault("server", message, "ask again then", retry_after_s=min(waits))
         if kinds == {"window"}:
             return ContextOverflow(message, "shorten the prompt")
-        if kinds == {"ability"}:  # nobody forbids it: another model could do it
+        if kinds == {"ability"}:  # another model could do it
             return UnsupportedModel(message, "ask for it without that, or name another model")
         return PolicyRefused(message, "freehold route explain shows what each target lacks")
 

@@ -52,7 +52,7 @@ def test_everything_on_the_list_is_found_inside_of_json():
 @pytest.mark.parametrize("before", ["\n", "\t", "\r\n", "é\n"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_everything_is_found_after_an_escape_of_json_in_a_text(before: str, times: int):
-    """A tool's result is often JSON in a text: `\\n4111...` is no word that begins with n."""
+    """A tool's result is often JSON in a text: the n of `\\n4111...` begins no word."""
 
     def found(planted: Planted) -> bool:
         text = f"note:{before}{planted.text} "
