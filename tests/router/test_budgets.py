@@ -21,7 +21,7 @@ from freehold.router.ledger.store import Ledger
 from freehold.router.ledger.windows import window
 from freehold.router.tokens import prompt_size
 from freehold.serving import Job
-from freehold.types import Message
+from freehold.types import Image, Message, Tool
 from tests.router.ledger.rows import DAY, NOON, row
 
 ACTUAL, MOST = 1000, 2500  # of one answer: what it costs, and what is reserved for it
@@ -225,3 +225,13 @@ def test_prompt_is_never_counted_below_its_bytes(text):
     """Letters that are no words are a token each in released vocabularies; a key's holder chooses them."""
     size = prompt_size(Job(messages=(Message("user", text),)))
     assert size.most >= len(text.encode())
+
+
+def test_a_prompts_bound_holds_for_pictures_tools_and_names():
+    """What providers count: a picture up to 16,384 tokens, gpt-4o-mini's up to 48,169; 804 for Claude's tools."""
+    picture = Message("user", "", parts=(Image("image/png", "AAAA"),))
+    assert prompt_size(Job(messages=(picture,))).most >= 16_384
+    assert prompt_size(Job(messages=(picture,))).most_of("gpt-4o-mini-2024-07-18") >= 48_169
+    assert prompt_size(Job(messages=(Message("user", "hi"),), tools=(Tool("f"),))).most > 804
+    named = Message("tool", "", name="n" * 500, tool_call_id="i" * 500)
+    assert prompt_size(Job(messages=(named,))).most > 1_000

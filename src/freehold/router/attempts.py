@@ -67,7 +67,8 @@ def most_cost(target: GatewayModel, job: Job, size: PromptSize, when: float) -> 
     limit = job.max_tokens
     if limit is None:
         limit = (target.remote.max_output if target.remote is not None else 0) or ANSWER_TOKENS
-    return target.price.most(size.most, limit * job.n, when)
+    model = target.remote.model if target.remote is not None else ""
+    return target.price.most(size.most_of(model), limit * job.n, when)
 
 
 class Attempts:

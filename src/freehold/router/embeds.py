@@ -7,6 +7,7 @@ Path: handle.py -> embedded, counted -> RentedModels.embed, ModelHandle.embed
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -159,9 +160,14 @@ async def counted(
         cleared.check(HOUSE)
         served = await parts.calls.engines.use(target.local)
         return await served.count(fitted(cleared.work, served.info, []))
+    await record.reserve(0, target)  # of no money: refused where no row could be written
     began = time.monotonic()
     try:
         found = await parts.calls.rents().count(cleared, target.remote, timeout_s=timeout_s)
+    except asyncio.CancelledError:
+        record.attempted(target, "left", time.monotonic() - began)
+        await parts.background.shielded(record.book_quietly("left", target))
+        raise
     except UpstreamFault as e:  # the prompt was sent: the ledger says so, though nothing is charged
         record.attempted(target, e.cause, time.monotonic() - began, status=e.status)
         await record.book("failed", target)

@@ -19,7 +19,13 @@ from freehold.types import Chunk, Image, Message
 
 BYTES_A_TOKEN = 4.0  # of English prose, before a target's own counts say better
 PER_MESSAGE = 8  # tokens of a template around a message, at most
-PER_IMAGE = 2_000  # tokens; providers count 85 to 1,600 for a picture of usual size
+# Tokens of a picture, at most: providers count 85 to 1,600 for one of usual size, Qwen's models up to 16,384.
+PER_IMAGE = 16_384
+# A picture costs the same with gpt-4o-mini as with gpt-4o, in cheaper tokens: 2,833, and 5,667 for each of 8 tiles.
+PER_IMAGE_OF = {"gpt-4o-mini": 48_169}
+# Tokens of what a provider writes beside a request: a template's own instructions, and those for tools (Anthropic's,
+# some 800).
+PER_REQUEST, PER_TOOLS = 128, 1_024
 LEARN = 0.2  # share of the newest answer in a ratio
 
 
@@ -31,6 +37,7 @@ class PromptSize:
     messages: int
     images: int
     ids: int = 0  # tokens that were given as ids
+    tools: int = 0
 
     @property
     def most(self) -> int:
@@ -40,7 +47,14 @@ class PromptSize:
         letters that are no words, such as Qx, released vocabularies make a token each, and a key's holder chooses
         the letters: two a token would let them exceed their budget.
         """
-        return self.bytes + PER_MESSAGE * self.messages + PER_IMAGE * self.images + self.ids
+        return self.most_of("")
+
+    def most_of(self, model: str) -> int:
+        """Return `most` for a provider's model of this name."""
+        named = (tokens for name, tokens in PER_IMAGE_OF.items() if name in model) if self.images else ()
+        pictures = self.images * next(iter(named), PER_IMAGE)
+        beside = PER_REQUEST + (PER_TOOLS if self.tools else 0)
+        return self.bytes + PER_MESSAGE * self.messages + pictures + self.ids + beside
 
     @property
     def fewest(self) -> int:
@@ -58,10 +72,10 @@ def prompt_size(work: Job | EmbedJob) -> PromptSize:
             total += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         else:
             ids += len(text)
-    messages = (
-        len(work.texts) if isinstance(work, EmbedJob) else len(work.messages or ()) + len(work.tools) + 1
-    )
-    return PromptSize(total, messages, images, ids)
+    if isinstance(work, EmbedJob):
+        return PromptSize(total, len(work.texts), images, ids)
+    messages = len(work.messages or ()) + len(work.tools) + 1
+    return PromptSize(total, messages, images, ids, len(work.tools))
 
 
 def _texts(work: Job | EmbedJob) -> Iterable[str | tuple[int, ...] | Image]:
@@ -86,10 +100,14 @@ def _message(message: Message) -> Iterable[str | Image]:
     yield message.content
     if message.thinking:
         yield message.thinking
+    if message.name or message.tool_call_id:
+        yield message.name
+        yield message.tool_call_id
     for part in message.parts:
         if isinstance(part, Image):
             yield part
     for call in message.tool_calls:
+        yield call.id
         yield call.name
         yield call.arguments
     for block in message.signed:
