@@ -133,6 +133,16 @@ def test_cache_breakpoints_stand_on_the_last_block_that_may_have_one():
     assert picture["cache_control"] == {"type": "ephemeral"}
 
 
+def test_cache_breakpoint_of_tools_is_on_the_last_tool_and_the_first_to_go():
+    tools = (Tool("a"), Tool("b"))
+    body = sent(replace(asked(USER), tools=tools, cache_tools="1h"))
+    assert ["cache_control" in tool for tool in body["tools"]] == [False, True]
+    assert body["tools"][1]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+    turns = [Message(role, "x", cache="5m") for _ in range(2) for role in ("user", "assistant")]
+    body = sent(replace(asked(*turns, USER), tools=tools, cache_tools="1h"))
+    assert not any("cache_control" in tool for tool in body["tools"])
+
+
 def test_only_the_last_four_breakpoints_are_sent():
     turns = [Message(role, "x", cache="5m") for _ in range(3) for role in ("user", "assistant")]
     body = sent(asked(*turns, USER))

@@ -73,6 +73,12 @@ def test_what_a_model_cannot_do_is_refused_before_it_is_asked(kind: Kind, job: J
         wire_of(kind).request(model(kind, can=can), job, stream=True)
 
 
+def test_marks_of_a_cache_are_left_out_with_a_warning():
+    tools = (Tool("a"),)
+    assert "cache was left out" in warned(asked(tools=tools, cache_tools="5m"))
+    assert "cache was left out" not in warned(asked(tools=tools))
+
+
 def test_a_model_that_thinks_gets_no_sampling_and_says_so():
     job = asked(sampling={"temperature": 0.3, "seed": 5}, think=False, max_tokens=7)
     body = sent(job, name="gpt-5.4")

@@ -107,6 +107,11 @@ class Demands:
         """Warn that a parameter was left out."""
         self.warn(f"{name} was left out: {why or f'{self.model.model} does not take it'}")
 
+    def sells_no_cache(self) -> None:
+        """Warn of breakpoints of a cache, where the API has no field for them."""
+        if self.job.cache_tools or any(message.cache for message in self.job.messages or ()):
+            self.unused("cache", f"what {self.model.model} caches is the provider's choice")
+
     def max_tokens(self, unknown: int) -> int:
         """Return how many tokens an answer may have, where the API insists on a number."""
         asked, most = self.job.max_tokens, self.model.max_output

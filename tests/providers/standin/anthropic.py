@@ -71,7 +71,7 @@ class AnthropicStandIn:
         return self._content(asked) or self._tools(turns) or ("" if counting else self._thinking(asked))
 
     def _content(self, asked: dict[str, Any]) -> str:
-        marks = sum("cache_control" in b for b in blocks_of(asked.get("system")))
+        marks = sum("cache_control" in b for b in (*asked.get("tools", ()), *blocks_of(asked.get("system"))))
         for number, turn in enumerate(asked["messages"]):
             if turn["role"] not in ("user", "assistant"):
                 return f"messages.{number}.role: Input should be 'user' or 'assistant'"

@@ -72,12 +72,12 @@ class ChatWriter:
             return
         if not self.turns:
             self.system.append({"type": "text", "text": message.content})
-            self._mark(self.system, message.cache)
+            self.mark(self.system, message.cache)
             return
         self._demands.warn("a system message within the chat was sent as a part of the user's turn")
         content = self._turn("user")
         content.append({"type": "text", "text": reminder(message.content)})
-        self._mark(content, message.cache)
+        self.mark(content, message.cache)
 
     def _user(self, message: Message) -> None:
         content = self._turn("user")
@@ -85,10 +85,10 @@ class ChatWriter:
             block = self._result(message)
             content.insert(self._results, block)  # a text before them is refused
             self._results += 1
-            self._mark([block], message.cache)
+            self.mark([block], message.cache)
             return
         content += self._parts(message)
-        self._mark(content, message.cache)
+        self.mark(content, message.cache)
 
     def _result(self, message: Message) -> Item:
         block: Item = {"type": "tool_result", "tool_use_id": _safe(message.tool_call_id)}
@@ -126,14 +126,14 @@ class ChatWriter:
         if blocks:
             content = self._turn("assistant")
             content += blocks
-            self._mark(content, message.cache)
+            self.mark(content, message.cache)
 
-    def _mark(self, blocks: list[Item], cache: CacheTime) -> None:
-        """Put a breakpoint of the cache on the last block that can have one."""
+    def mark(self, blocks: list[Item], cache: CacheTime) -> None:
+        """Put a breakpoint of the cache on the last block, or tool, that can have one."""
         if not cache:
             return
         block = next(
-            (b for b in reversed(blocks) if b["type"] not in ("thinking", "redacted_thinking")), None
+            (b for b in reversed(blocks) if b.get("type") not in ("thinking", "redacted_thinking")), None
         )
         if block is None:
             return

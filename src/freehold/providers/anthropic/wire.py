@@ -59,9 +59,8 @@ class AnthropicWire:
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
         """Translate a job. Raises UsageError or UnsupportedModel."""
         demands, claude = Demands(model, job), claude_of(model.model)
-        body = _prompt(demands, claude)
+        body, writer = _prompt(demands, claude)
         body["max_tokens"] = demands.max_tokens(UNKNOWN_OUTPUT)
-        writer: ChatWriter = body.pop("writer")
         _think(body, demands, claude, writer)
         _sample(body, demands, claude)
         if job.stop:
@@ -112,8 +111,7 @@ class AnthropicWire:
     def count(self, model: RemoteModel, job: Job) -> Outgoing:
         """Return the request that counts a chat's tokens, with its tools and pictures."""
         demands, claude = Demands(model, job), claude_of(model.model)
-        body = _prompt(demands, claude)
-        del body["writer"]
+        body, _ = _prompt(demands, claude)
         return _outgoing("/messages/count_tokens", body, demands)
 
     def counted(self, body: bytes) -> int:
@@ -126,8 +124,8 @@ def _outgoing(path: str, body: dict[str, Any], demands: Demands) -> Outgoing:
     return Outgoing(path, msgspec.json.encode(body), headers, demands.warnings)
 
 
-def _prompt(demands: Demands, claude: Claude) -> dict[str, Any]:
-    """Return what the prompt is made of, and under "writer" the chat's writer."""
+def _prompt(demands: Demands, claude: Claude) -> tuple[dict[str, Any], ChatWriter]:
+    """Return what the prompt is made of, and the chat's writer."""
     job = demands.job
     messages = demands.chat(("json_schema",) if claude.schemas else ())
     if job.turn == "continue":
@@ -135,18 +133,19 @@ def _prompt(demands: Demands, claude: Claude) -> dict[str, Any]:
             demands.lacks("does not continue an assistant's turn", "end the chat with the user's turn")
         if job.format is not None:
             demands.lacks("constrains no begun answer to a format")
-    writer = ChatWriter(demands)
+    writer, tools = ChatWriter(demands), [_tool(tool, demands, claude) for tool in job.tools]
+    writer.mark(tools, job.cache_tools)  # before the chat's breakpoints, as tools come first in the prompt
     writer.write(messages)
-    body: dict[str, Any] = {"model": demands.model.model, "messages": writer.turns, "writer": writer}
+    body: dict[str, Any] = {"model": demands.model.model, "messages": writer.turns}
     if writer.system:
         plain_text = len(writer.system) == 1 and "cache_control" not in writer.system[0]
         body["system"] = writer.system[0]["text"] if plain_text else writer.system
-    if job.tools:
-        body["tools"] = [_tool(tool, demands, claude) for tool in job.tools]
+    if tools:
+        body["tools"] = tools
         _choose(body, demands, claude)
     if job.format is not None:
         body["output_config"] = {"format": {"type": "json_schema", "schema": _schema(job.format, demands)}}
-    return body
+    return body, writer
 
 
 def _tool(tool: Tool, demands: Demands, claude: Claude) -> dict[str, Any]:

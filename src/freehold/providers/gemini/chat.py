@@ -33,9 +33,8 @@ class ContentWriter:
 
     def write(self, messages: Sequence[Message]) -> None:
         """Write all messages. Raises UsageError or UnsupportedModel."""
+        self._demands.sells_no_cache()
         for message in messages:
-            if message.cache:
-                self._demands.unused("cache", f"{self._demands.model.model} caches prompts by itself")
             if message.role == "system":
                 self._system(message)
             elif message.role == "assistant":

@@ -97,6 +97,7 @@ class OpenAIWire:
         """Translate a job. Raises UsageError or UnsupportedModel."""
         demands = Demands(model, job)
         messages = demands.chat(self.formats)
+        demands.sells_no_cache()
         asker = self.asker(demands)
         body: dict[str, Any] = {"model": model.model, "messages": [asker.message(m) for m in messages]}
         self.end_of(messages, body, demands)
