@@ -53,7 +53,7 @@ def test_target_without_an_ability_is_passed_over_before_it_is_asked(need):
     work, lacks, reason = NEEDS[need]
     text = f'[models.weak]\nprovider = "box"\nmodel = "weak"\ncan = {{ {lacks} }}\n'
     choice = chosen(work, text + '[routes.chat]\ntargets = ["weak", "big"]\n')
-    assert choice.refused["weak"].reason == reason
+    assert choice.passed_over["weak"].reason == reason
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_bar_that_is_not_reached_or_not_measured_passes_a_target_over(tmp_path: 
     text = f'[tasks.support]\nbar = 0.8\nfile = "{cases}"\n' + ROUTE + 'task = "support"\n'
     choice = chosen(job(), text, Scores(own=0.7, big=0.9))
     assert names(choice) == ["big"]
-    assert choice.refused["own"].reason == "0.7 against 0.8"
-    assert choice.refused["box-70b"].reason == "not measured on support"
+    assert choice.passed_over["own"].reason == "0.7 against 0.8"
+    assert choice.passed_over["box-70b"].reason == "not measured on support"
 
 
 def run(test, folder: Path, text: str = "", **parts) -> None:
@@ -237,4 +237,4 @@ def test_estimate_counts_what_a_call_adds():
 
 def test_target_at_a_place_that_is_not_allowed_is_passed_over_before_anything_else():
     choice = chosen(job(), places=frozenset({"this machine", "box"}))
-    assert names(choice) == ["own", "box-70b"] and choice.refused["big"].kind == "label"
+    assert names(choice) == ["own", "box-70b"] and choice.passed_over["big"].kind == "label"

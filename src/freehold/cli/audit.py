@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freehold.cli.serving.gatewayfile import ledger_file
+from freehold.cli.serving.gatewayfile import ledger_file, ledger_option
 from freehold.cli.shared import Seconds, json_option, pairs
 from freehold.config import Settings
 
@@ -28,15 +28,10 @@ SCHEMA = 1
 @click.command("audit")
 @click.option("--label", required=True, metavar="NAME", help="The label, as gateway.toml names it.")
 @click.option("--since", type=Seconds(), default="90d", show_default=True, help="How far back: 12h, 90d.")
-@click.option(
-    "--ledger",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The ledger; default: that of the home's gateway.toml, or ledger.sqlite of the data folder.",
-)
+@ledger_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, label: str, since: float, ledger: Path | None, as_json: bool) -> None:
+def command(ctx: click.Context, label: str, since: float, file: Path | None, as_json: bool) -> None:
     """Show which requests with a label left the house, and to whom.
 
     It counts rows of the ledger: those it is sure of, and those of processes that were killed, of which it is not.
@@ -46,7 +41,7 @@ def command(ctx: click.Context, label: str, since: float, ledger: Path | None, a
 
     settings: Settings = ctx.obj
     now = time.time()
-    found = audit(ledger_file(settings, ledger), label, now - since, now)
+    found = audit(ledger_file(settings, file), label, now - since, now)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "sure": found.sure, **asdict(found)}, indent=1))
     else:

@@ -19,9 +19,8 @@ import click
 
 from freehold.advisor.interval import Interval
 from freehold.advisor.ownership import known
-from freehold.cli.ledger import ledger_option
 from freehold.cli.report.cost_text import show, spoken
-from freehold.cli.serving.gatewayfile import gateway_option
+from freehold.cli.serving.gatewayfile import gateway_option, ledger_option
 from freehold.cli.shared import Amount, Seconds, json_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError

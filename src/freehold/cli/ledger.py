@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.serving.gatewayfile import ledger_file
+from freehold.cli.serving.gatewayfile import ledger_file, ledger_option
 from freehold.cli.shared import Seconds, json_option, pairs, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound
@@ -38,14 +38,6 @@ HEAD = (
     "ANSWERS",
     "FIRST",
     "WHOLE IN",
-)
-
-ledger_option = click.option(
-    "--ledger",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The ledger; default: that of the home's gateway.toml, or ledger.sqlite of the data folder.",
 )
 
 
@@ -77,7 +69,7 @@ def command(
         return
     from freehold.router.ledger.queries import sums
 
-    path, now = _path(ctx.obj, file), time.time()
+    path, now = ledger_file(ctx.obj, file), time.time()
     names = [name.strip() for name in by.split(",") if name.strip()]
     found = sums(path, now - since, now, names)
     if as_csv:
@@ -109,7 +101,7 @@ def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> 
     """
     from freehold.router.ledger.queries import find
 
-    path = _path(settings, file)
+    path = ledger_file(settings, file)
     found = find(path, request)
     if not found:
         raise ModelNotFound(f"the ledger has no request {request!r}", "it has rows of gateways alone")
@@ -120,10 +112,6 @@ def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> 
         if number:
             click.echo()
         pairs(_words(row))
-
-
-def _path(settings: Settings, file: Path | None) -> Path:
-    return ledger_file(settings, file)
 
 
 def _cells(one: LedgerSum) -> tuple[str, ...]:

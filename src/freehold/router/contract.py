@@ -27,7 +27,10 @@ class RentedStream(Stream, Protocol):
 
 
 class RentedModels(Protocol):
-    """Models at providers. Each call raises UpstreamFault, and PolicyRefused for a place that is not allowed."""
+    """Models at providers, those on owned machines too.
+
+    Each call raises UpstreamFault, and PolicyRefused for a place that is not allowed.
+    """
 
     def keep(self, providers: Iterable[Provider]) -> None:
         """Give up the connections of every other provider: the file was read again."""

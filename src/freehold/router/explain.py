@@ -67,7 +67,7 @@ async def explain(
     policy = plan.gateway.keys.get(origin.key)
 
     def explained(target: GatewayModel) -> ExplainedTarget:
-        passed = choice.refused.get(target.name)
+        passed = choice.passed_over.get(target.name)
         verdict = (
             "passed over" if passed is not None else "asked" if target.name == allowed[0] else "fallback"
         )

@@ -133,7 +133,6 @@ class Gateway:
     tasks: Mapping[str, QualityTask] = field(default_factory=dict)
     keys: Mapping[str, KeyPolicy] = field(default_factory=dict)
     ledger: str = ""  # its file; "" for ledger.sqlite of the home
-    price_table: str = ""  # version of the table that priced the models
     digest: str = ""  # SHA-256 of the file, for the log of reloads
 
     @property

@@ -70,7 +70,7 @@ class RoutedHandle:
     def info(self) -> ModelInfo:
         if self._owned is not None:
             return self._owned.info
-        if not self._planned.rented:
+        if not self._planned.remote:
             return info_of(self._planned, self._locals)
         found = self._plan.infos.get(self.name)
         if found is None:
@@ -148,7 +148,7 @@ class RoutedHandle:
 
     @property
     def _windows(self) -> dict[str, int]:
-        if self._planned.rented:
+        if self._planned.remote:
             return {}
         return {name: info.context for name, info in self._locals.items()}
 

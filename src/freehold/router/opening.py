@@ -79,9 +79,11 @@ class ServedGateway(GatewayModels):
         """Let rows be written, close the engines, the connections and the ledger."""
         for task in self._beside:
             task.cancel()
-        await super().close(drain_s)
-        await self._rented.close()
-        await self.ledger.close()
+        try:
+            await super().close(drain_s)
+        finally:
+            await self._rented.close()
+            await self.ledger.close()
 
 
 def open_models(engines: ModelManager, live: LiveGateway, store: Store) -> ServedGateway:

@@ -19,7 +19,7 @@ class GatewayPlan:
         self.gateway, self.labeller = gateway, Labeller(gateway, asks)
         self._routes = {name: self._planned(route) for name, route in gateway.routes.items()}
         for name, model in gateway.models.items():
-            lone = PlannedRoute(GatewayRoute(name, (name,)), (model,), rented=model.remote is not None)
+            lone = PlannedRoute(GatewayRoute(name, (name,)), (model,), remote=model.remote is not None)
             self._routes.setdefault(name, lone)
         self.infos: dict[str, ModelInfo] = {}  # of routes without an engine: they do not change
 

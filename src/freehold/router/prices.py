@@ -9,6 +9,7 @@ Path: toml/outside.py -> resolve -> catalog.rates -> Price
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cache, lru_cache
@@ -63,13 +64,7 @@ def price_of(offer: Offer, day: datetime) -> Price:
     starts = [datetime.combine(start, time(), UTC) for start in changes(offer, day.date())]
     later = tuple((start.timestamp(), _on(offer, start)) for start in starts)
     found = _on(offer, day)
-    return found if not later else _with(found, later)
-
-
-def _with(price: Price, later: tuple[tuple[float, Price], ...]) -> Price:
-    from dataclasses import replace
-
-    return replace(price, later=later)
+    return replace(found, later=later) if later else found
 
 
 def _on(offer: Offer, day: datetime) -> Price:

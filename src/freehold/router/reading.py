@@ -10,20 +10,18 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from freehold.router.gateway import Gateway, GatewayModel
+from freehold.router.gateway import Gateway
 from freehold.router.toml.keys import read_keys, read_ledger, read_tasks
 from freehold.router.toml.labels import read_labels
 from freehold.router.toml.lines import line_numbers
 from freehold.router.toml.mistakes import BadGateway, Mistake, Mistakes
 from freehold.router.toml.models import read_models
 from freehold.router.toml.outside import Outside
-from freehold.router.toml.pricing import STATED
 from freehold.router.toml.providers import read_providers
 from freehold.router.toml.routes import Named, read_routes
 from freehold.router.toml.table import TomlTable
@@ -71,18 +69,11 @@ def read_text(source: str | bytes, outside: Outside | None = None, *, name: str 
         tasks=tasks,
         keys=read_keys(top, labels),
         ledger=read_ledger(top, outside),
-        price_table=_table_version(models),
         digest=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
     )
     top.end()
     mistakes.check(name)
     return gateway
-
-
-def _table_version(models: Mapping[str, GatewayModel]) -> str:
-    """Return the version of the sellers' table that prices are from; "" where the file states all of them."""
-    versions = (m.price.version for m in models.values() if m.price is not None)
-    return next((version for version in versions if version != STATED), "")
 
 
 def _bytes(path: Path) -> bytes:

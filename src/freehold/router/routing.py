@@ -31,7 +31,7 @@ class PlannedRoute:
     route: GatewayRoute
     targets: tuple[GatewayModel, ...]
     task: QualityTask | None = None
-    rented: bool = False  # no target is an engine's of this machine
+    remote: bool = False  # all targets are: none is an engine's of this machine
 
     @property
     def name(self) -> str:
@@ -53,33 +53,33 @@ class TargetChoice:
 
     route: str
     allowed: list[GatewayModel]
-    refused: dict[str, PassedOver]
+    passed_over: dict[str, PassedOver]
     order: tuple[GatewayModel, ...]
 
-    def drop(self, target: GatewayModel, refusal: PassedOver) -> None:
+    def drop(self, target: GatewayModel, why: PassedOver) -> None:
         """Pass over a target after all; harmless for one that is passed over already."""
         self.allowed = [each for each in self.allowed if each is not target]
-        self.refused[target.name] = refusal
+        self.passed_over[target.name] = why
 
     def candidates(self, asked: Sequence[str]) -> tuple[Candidate, ...]:
         """Return every target with its reason; `asked`: names of those that were sent the request."""
         return tuple(self._candidate(target.name, asked) for target in self.order)
 
     def _candidate(self, name: str, asked: Sequence[str]) -> Candidate:
-        refusal = self.refused.get(name)
+        why = self.passed_over.get(name)
         if name in asked:
             return Candidate(
                 name, True, "first of the route that is allowed" if name == asked[0] else "fallback"
             )
-        return Candidate(name, False, "not needed" if refusal is None else refusal.reason)
+        return Candidate(name, False, "not needed" if why is None else why.reason)
 
     def none_left(self) -> FreeholdError:
         """Return the error for a request that no target may answer."""
-        listed = "; ".join(f"{name}: {refusal.reason}" for name, refusal in self.refused.items())
-        kinds = {refusal.kind for refusal in self.refused.values()}
+        listed = "; ".join(f"{name}: {why.reason}" for name, why in self.passed_over.items())
+        kinds = {why.kind for why in self.passed_over.values()}
         message = f"no target of {self.route} can answer this request: {listed}"
         if "breaker" in kinds:
-            waits = [refusal.wait_s for refusal in self.refused.values() if refusal.kind == "breaker"]
+            waits = [why.wait_s for why in self.passed_over.values() if why.kind == "breaker"]
             return UpstreamFault("server", message, "ask again then", retry_after_s=min(waits))
         if kinds == {"window"}:
             return ContextOverflow(message, "shorten the prompt")
@@ -98,17 +98,17 @@ def choose(
 ) -> TargetChoice:
     """Return a route's targets for a request. `windows`: tokens that loaded local models have room for."""
     allowed: list[GatewayModel] = []
-    refused: dict[str, PassedOver] = {}
+    passed_over: dict[str, PassedOver] = {}
     for target in planned.targets:
-        refusal = _why_not(target, planned.task, cleared, size, bars, windows or {})
-        if refusal is None:
+        why = _why_not(target, planned.task, cleared, size, bars, windows or {})
+        if why is None:
             reason, wait = breakers.why_not(target.name)
-            refusal = PassedOver("breaker", reason, wait) if reason else None
-        if refusal is None:
+            why = PassedOver("breaker", reason, wait) if reason else None
+        if why is None:
             allowed.append(target)
         else:
-            refused[target.name] = refusal
-    return TargetChoice(planned.name, allowed, refused, planned.targets)
+            passed_over[target.name] = why
+    return TargetChoice(planned.name, allowed, passed_over, planned.targets)
 
 
 def _why_not(

@@ -1,4 +1,4 @@
-"""Runs Python that a model wrote, with a test behind it, in a process that can neither write, connect nor start others.
+"""Runs Python that a model wrote, and then a test, in a process that can neither write, connect nor start others.
 
 The child (confined.py) closes itself in before it runs the code: memory, processor time, and the system calls that
 are left to it. Linux alone has the means; elsewhere such code is not run. It may read files: what it learns goes

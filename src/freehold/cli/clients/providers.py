@@ -32,7 +32,6 @@ PROMPT = "Say yes."
 MOST_TOKENS = 16  # of an answer; OpenAI's doors accept no less
 PROMPT_TOKENS = 64  # no more than the prompt has on any wire, with what its template adds
 WAIT_S = 30.0
-_NANO = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +106,10 @@ def _probes(file: Gateway) -> list[Probe]:
 
 
 def _most(model: GatewayModel) -> float:
+    from freehold.router.price import NANO
+
     price = model.price
-    return price.most(PROMPT_TOKENS, MOST_TOKENS, time.time()) / _NANO if price is not None else 0.0
+    return price.most(PROMPT_TOKENS, MOST_TOKENS, time.time()) / NANO if price is not None else 0.0
 
 
 def _show(file: Gateway, probes: Sequence[Probe]) -> None:
@@ -154,6 +155,7 @@ async def _ask(settings: Settings, file: Gateway, probes: Sequence[Probe]) -> li
 
 
 async def _asked(models: GatewayModels, file: Gateway, probe: Probe) -> ProbeResult:
+    from freehold.router.price import NANO
     from freehold.serving import Job, Origin
     from freehold.types import Message, Usage
 
@@ -167,5 +169,5 @@ async def _asked(models: GatewayModels, file: Gateway, probe: Probe) -> ProbeRes
     except FreeholdError as e:
         error = e.message
     price = file.models[probe.model].price
-    usd = price.cost(used, time.time()) / _NANO if price is not None and not error else 0.0
+    usd = price.cost(used, time.time()) / NANO if price is not None and not error else 0.0
     return ProbeResult(probe.provider, probe.model, time.monotonic() - began, usd, error)

@@ -28,6 +28,14 @@ gateway_option = click.option(
     help="Use this gateway.toml. Default: `gateway` of config.toml.",
 )
 
+ledger_option = click.option(
+    "--ledger",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The ledger; default: that of the home's gateway.toml, or ledger.sqlite of the data folder.",
+)
+
 
 def gateway_path(settings: Settings, given: Path | None) -> Path | None:
     """Return the file that is named on the command line or in config.toml; None: there is none."""

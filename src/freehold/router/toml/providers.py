@@ -28,7 +28,7 @@ URLS: Mapping[str, str] = {
     "mistral": "https://api.mistral.ai/v1",
     "deepseek": "https://api.deepseek.com",
 }
-# Hosts that sell answers to everyone: no machine behind them is the house's.
+# Hosts that sell answers to everyone: none of their machines is the house's.
 SELLERS = re.compile(
     r"(?:.*\.)?(?:openai\.(?:com|azure\.com)|anthropic\.com|googleapis\.com|mistral\.ai|deepseek\.com|openrouter\.ai"
     r"|groq\.com|together\.(?:ai|xyz)|fireworks\.ai|x\.ai|cohere\.(?:ai|com)|perplexity\.ai|deepinfra\.com"
