@@ -59,7 +59,9 @@ _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 def make_app(server: Server) -> Starlette:
     """Return the application; its guard decides about access."""
-    layers = [Middleware(Gate, server=server, wording=wording)]
+    found = routes(store=server.store is not None)
+    posted = {r.path: endpoint_of(r) for r in found if r.methods == {"POST"} and "{" not in r.path}
+    layers = [Middleware(Gate, server=server, wording=wording, posted=posted)]
     if server.guard.origins and not server.guard.trusted:
         cors = Middleware(
             CORSMiddleware,
@@ -70,7 +72,7 @@ def make_app(server: Server) -> Starlette:
         layers.insert(0, cors)
     # Redirecting /v1/models/ to /v1/models would name the Host header's choice of server.
     app = Starlette(
-        routes=routes(store=server.store is not None),
+        routes=found,
         middleware=layers,
         exception_handlers={HTTPException: _http_error},
     )

@@ -5,13 +5,13 @@ Knows calls, keys and limits; knows no route but the probes. Path: connections -
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from starlette.types import Receive, Scope, Send
 
 from freehold.server.core.auth import OPEN, Headers
-from freehold.server.core.call import HttpCall, Server
+from freehold.server.core.call import Endpoint, HttpCall, Server
 from freehold.server.core.limits import Gone
 from freehold.server.core.problems import Refused, Wording, openai_error
 from freehold.server.core.requestlog import log_request
@@ -27,9 +27,13 @@ class Gate:
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         server: Server,
         wording: Callable[[str, Headers], Wording] = lambda *_: openai_error,
+        posted: Mapping[str, Endpoint] | None = None,
     ) -> None:
-        """`wording` tells by path and headers how errors are worded: some come before any route is found."""
-        self._app, self._server, self._wording = app, server, wording
+        """`wording` tells by path and headers how errors are worded: some come before any route is found.
+
+        `posted`: by their paths the endpoints of POST that need no router, which costs a request 15 us.
+        """
+        self._app, self._server, self._wording, self._posted = app, server, wording, posted or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,8 +47,9 @@ class Gate:
             call.owner = guard.owns(call.headers)
             if not call.owner and scope["path"] not in OPEN:
                 call.key = guard.check_other(call.headers)
+            direct = self._posted.get(scope["path"]) if scope["method"] == "POST" else None
             with self._one_of_few(call):
-                await self._app(scope, receive, send)
+                await (direct or self._app)(scope, receive, send)
         except Gone:
             call.status = call.status or 499  # never sent: for the metrics
         except Exception as e:
