@@ -52,7 +52,7 @@ SWITCH_S = (
 )
 FEWEST = 8  # connections worth serving
 # Objects made and not yet freed, until the collector looks for cycles among them. Those of requests in progress are no
-# garbage: with Python's 700 each of 32 requests at once had its objects visited twice, a tenth of its time.
+# garbage: with Python's 700 its visits to them were a tenth of the CPU time of 32 requests at once.
 YOUNG = 10_000
 _log = logging.getLogger("freehold.server")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go

@@ -98,7 +98,7 @@ class Connections:
 
 
 class Presence:
-    """Whether a connection's client is still there. A task that waits for it to leave would cost each request 15 us."""
+    """Whether a connection's client is still there. A task for each request that waits for it to leave costs more."""
 
     __slots__ = ("_flow", "_told", "lost")
 
@@ -257,7 +257,7 @@ class Guarded(HttpToolsProtocol):
 class _Joined:
     """What one response is written to: its head goes out with the first part of its body.
 
-    One call of the system less, and the client is woken once: a tenth of the CPU of a short answer.
+    One call of the system less, and the client is woken once.
     """
 
     __slots__ = ("_head", "_transport", "close", "is_closing")

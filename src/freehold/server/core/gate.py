@@ -31,7 +31,7 @@ class Gate:
     ) -> None:
         """`wording` tells by path and headers how errors are worded: some come before any route is found.
 
-        `posted`: by their paths the endpoints of POST that need no router, which costs a request 15 us.
+        `posted`: by their paths the endpoints of POST that need no router.
         """
         self._app, self._server, self._wording, self._posted = app, server, wording, posted or {}
 
