@@ -111,6 +111,27 @@ def test_rented_judge_is_refused_unless_it_is_allowed(run: Run, file: str, stand
     assert status == 0 and json.loads(out)["score"] == 1.0 and json.loads(out)["judge"].startswith("big@")
 
 
+@pytest.mark.parametrize("by", ["prompt", "answer", "label"])
+def test_private_case_never_reaches_a_rented_judge_that_is_allowed(
+    run: Run, file: str, standin: StandIn, home: Path, by: str
+):
+    prompt = "What is ACME-123456?" if by == "prompt" else "What is it?"
+    (home / "sums.jsonl").write_text(json.dumps({"prompt": prompt, "judge": "It answers."}))
+    with StandIn() as box:
+        box.say.append(Answer(pieces=("It is ACME-654321." if by == "answer" else "A secret.",)))
+        owned = (
+            f'[providers.box]\nkind = "openai-compatible"\nurl = "{box.url("compatible")}"\nowned = true\n'
+        )
+        owned += '[models.house]\nprovider = "box"\nmodel = "m"\n'
+        Path(file).write_text(Path(file).read_text() + owned)
+        command = ("bar", "run", "sums", "--model", "house", "--gateway", file, "--judge", "big")
+        label = ("--label", "private") if by == "label" else ()
+        status, _, err = run(*command, "--allow-rented-judge", *label)
+        assert status == 1 and "label private keeps the request from seller" in err and "ACME-" not in err
+        assert len(box.received) == 1 and not standin.received
+    assert BarStore(home).all() == []
+
+
 def test_list_says_what_holds_and_what_is_void_and_why(run: Run, file: str, standin: StandIn, home: Path):
     assert "no results" in run("bar", "list", "--gateway", file)[2]
     says(standin, 8)
