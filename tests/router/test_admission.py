@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from freehold.errors import UsageError
 from freehold.router.admission import verdict
-from freehold.router.admission.candidates import few_labels, task_means
 from freehold.router.admission.curves import areas, curve, order, resamples, spread
 from freehold.router.admission.features import TermCounts
+from freehold.router.admission.learned import few_labels, task_means
 from freehold.router.admission.table import AnsweredTable, read_table
 from freehold.router.admission.verdict import LENGTH, ORACLE, OWN, RANDOM, TASK, RouterVerdict, admit
 
@@ -100,7 +100,7 @@ def scores(name: str) -> np.ndarray:
 
 @pytest.fixture
 def without_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The candidates of our own take most of the time and are not asked for."""
+    """The learned routers take most of the time and are not asked for."""
     monkeypatch.setattr(verdict, "learned", lambda *_: {})
 
 

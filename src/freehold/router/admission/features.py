@@ -1,4 +1,4 @@
-"""TF-IDF of words and pairs of words, as sparse rows: what the learned candidates see of a prompt.
+"""TF-IDF of words and pairs of words, as sparse rows: what the learned routers see of a prompt.
 
 Words of two letters or more in lower case, terms of at least two training prompts, 1 + ln(count) times a smoothed
 inverse document frequency, rows of unit length: what text classifiers usually begin with. Counts are made once; a fold

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from freehold.router.admission.candidates import few_labels, learned, task_means
 from freehold.router.admission.curves import SampledFigure, areas, curve, order, resamples, spread
 from freehold.router.admission.features import TermCounts
+from freehold.router.admission.learned import few_labels, learned, task_means
 from freehold.router.admission.table import AnsweredTable
 
 FOLDS = 5
@@ -73,7 +73,7 @@ class RouterVerdict:
 
     @property
     def admitted(self) -> tuple[str, ...]:
-        """The candidates that may be switched on."""
+        """The routers that may be switched on."""
         return tuple(name for name, why in (self.refused or {}).items() if not why)
 
     @property
@@ -102,7 +102,7 @@ class RouterVerdict:
 
 
 def admit(table: AnsweredTable) -> RouterVerdict:
-    """Judge the routers of a table: the user's, if it has a score column, and the learned candidates."""
+    """Judge the routers of a table: the user's, if it has a score column, and the learned ones."""
     gain, rng = table.gain, np.random.default_rng(_SAMPLE_SEED)
     by_question = resamples(table.task, False, rng)
     means = (by_question @ gain) / table.rows
