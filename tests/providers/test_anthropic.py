@@ -160,7 +160,7 @@ def test_pictures_go_as_base64_and_as_addresses():
         {"type": "url", "url": url.url},
     ]
     assert "detail" in warned(asked(Message("user", "What?", parts=(url, "What?"))))
-    with pytest.raises(UnsupportedModel, match="image/tiff"):
+    with pytest.raises(UnsupportedModel, match="of this type"):
         sent(asked(Message("user", "", parts=(Image("image/tiff", "AA"),))))
 
 
@@ -207,7 +207,7 @@ def test_arguments_keep_their_digits_and_must_be_an_object():
         broken = replace(
             job, messages=(USER, Message("assistant", "", tool_calls=(replace(call, arguments=wrong),)))
         )
-        with pytest.raises(UsageError, match="'a'"):
+        with pytest.raises(UsageError, match="not a JSON object"):
             sent(broken)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from freehold.router import stream
 from freehold.router.kept_texts import texts_beside
 from tests.router.house import job, within
 
@@ -77,3 +78,13 @@ def test_file_that_cannot_be_written_fails_no_request(tmp_path: Path, caplog: py
 
     run(test, tmp_path)
     assert "were not kept" in caplog.text and "question" not in caplog.text
+
+
+def test_an_answer_without_an_end_is_not_gathered_without_bound(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(stream, "MOST_KEPT", 10)
+
+    async def test(house):
+        assert await house.text("chat", job("the question")) == "Hello there, world."
+
+    run(test, tmp_path)
+    assert texts(tmp_path) == []

@@ -131,14 +131,15 @@ def reminder(text: str) -> str:
 
 
 def object_text(call: ToolCall) -> msgspec.Raw:
-    """Return a call's arguments as they are, for a field that must be an object. Raises UsageError."""
+    """Return a call's arguments as they are, for a field that must be an object.
+
+    Raises UsageError, whose message the ledger keeps as a reason: it has nothing of the request.
+    """
     text = (call.arguments or "{}").encode()
     try:
         msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, RecursionError):
-        raise UsageError(
-            f"the arguments of tool call {call.id[:60]!r} are not a JSON object", field="messages"
-        ) from None
+        raise UsageError("the arguments of a tool call are not a JSON object", field="messages") from None
     return msgspec.Raw(text)
 
 

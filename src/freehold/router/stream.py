@@ -24,6 +24,7 @@ from freehold.router.tokens import PromptSize, letters_in
 from freehold.serving import Begin, Job
 from freehold.types import Chunk, Usage
 
+MOST_KEPT = 8 << 20  # bytes of an answer that is kept until it is whole; of a longer one nothing is
 Whole = Callable[[list[Piece]], None]
 
 
@@ -87,6 +88,8 @@ class RoutedStream:
         if not (chunk.finish_reason or chunk.logprobs or chunk.tool_calls or chunk.signed):
             if self._kept is not None:
                 self._kept.append(piece)
+                if self._length > MOST_KEPT:
+                    self._kept = None
             return piece
         return await self._passed(piece)
 

@@ -111,9 +111,7 @@ class ChatWriter:
         if image.url:
             return {"type": "image", "source": {"type": "url", "url": image.url}}
         if image.media_type not in _MEDIA:
-            self._demands.lacks(
-                f"sees no pictures of type {image.media_type[:40]!r}", "it sees: " + ", ".join(_MEDIA)
-            )
+            self._demands.lacks("sees no pictures of this type", "it sees: " + ", ".join(_MEDIA))
         source = {"type": "base64", "media_type": image.media_type, "data": image.data}
         return {"type": "image", "source": source}
 

@@ -78,18 +78,13 @@ class ContentWriter:
         if image.url:
             self._demands.lacks("takes no picture by its address", "send its bytes")
         if image.media_type not in _MEDIA:
-            self._demands.lacks(
-                f"sees no pictures of type {image.media_type[:40]!r}", "it sees: " + ", ".join(_MEDIA)
-            )
+            self._demands.lacks("sees no pictures of this type", "it sees: " + ", ".join(_MEDIA))
         return {"inlineData": {"mimeType": image.media_type, "data": image.data}}
 
     def _result(self, message: Message) -> Part:
         name = message.name or self._names.get(message.tool_call_id, "")
         if not name:
-            raise UsageError(
-                f"the result for {message.tool_call_id[:60]!r} belongs to no call of the chat",
-                field="messages",
-            )
+            raise UsageError("the result of a tool belongs to no call of the chat", field="messages")
         answer: Part = {"name": name, "response": {"error" if message.failed else "output": message.content}}
         if _is_theirs(message.tool_call_id):
             answer["id"] = message.tool_call_id
