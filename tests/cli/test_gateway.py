@@ -55,6 +55,13 @@ def test_a_sound_file_is_shown_as_json(tmp_path: Path):
     assert said["routes"]["chat"]["targets"][2]["labels"] == []
 
 
+def test_a_route_whose_answers_will_train_a_model_names_the_targets_that_may(tmp_path: Path):
+    text = FILE.replace('model = "coder"', 'model = "coder"\nmay_teach = true')
+    file = written(tmp_path, text.replace("retries = 1", "retries = 1\nmay_teach = true"))
+    done = freehold(tmp_path, "gateway", "check", file, **KEYS)
+    assert "  answers may train models: asks coder alone\n" in done.out, done
+
+
 def test_kept_texts_are_said_to_be_in_a_file_of_their_own(tmp_path: Path):
     file = written(tmp_path, FILE.replace("retries = 1", 'retries = 1\nkeep = "text"'))
     done = freehold(tmp_path, "gateway", "check", file, **KEYS)

@@ -70,6 +70,14 @@ WRONG = {
         "no price is known",
         "owned = true of the provider",
     ),
+    "no target may teach": (
+        'targets = ["coder", "box-70b", "big"]',
+        'targets = ["box-70b", "big"]\nmay_teach = true',
+        "may_teach = true",
+        "routes.chat.may_teach",
+        "terms of none of its targets",
+        "may_teach = true of a model",
+    ),
     "misspelt kind": (
         'kind = "openai"',
         'kind = "opnai"',

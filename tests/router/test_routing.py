@@ -77,6 +77,24 @@ def test_prompt_that_no_tokenizer_fits_into_a_window_passes_it_over():
     assert names(chosen(job("word " * 800), text)) == ["tiny", "big"]  # it may fit: asking decides
 
 
+def test_target_whose_terms_do_not_let_answers_train_a_model_is_passed_over_where_they_will(tmp_path: Path):
+    more = '[models.free]\nprovider = "box"\nmodel = "m"\nterms = "Apache-2.0"\nmay_teach = true\n'
+    route = '[routes.chat]\ntargets = ["big", "box-70b", "free"]\n'
+    assert names(chosen(job("hello"), more + route)) == ["big", "box-70b", "free"]
+    choice = chosen(job("hello"), more + route + "may_teach = true\n")
+    assert names(choice) == ["free"]
+    assert choice.passed_over["big"].reason == "its terms do not let answers train a model"
+    assert choice.passed_over["box-70b"].reason == "its terms are not known to let answers train a model"
+
+    async def test(house):
+        await house.text("chat", job("hello"))
+        (row,) = house.rows
+        assert (row.target, row.may_teach, row.terms) == ("free", True, "Apache-2.0")
+        assert row.candidates[0].reason == "its terms do not let answers train a model"
+
+    run(test, tmp_path, more + route + "may_teach = true\n")
+
+
 class Scores:
     def __init__(self, **scores: float) -> None:
         self.scores = scores

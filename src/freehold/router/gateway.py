@@ -94,6 +94,9 @@ class GatewayRoute:
         0.0  # answers of equal requests of one key and one set of labels are kept so long; 0: not
     )
     keep_text: bool = False  # keep = "text": prompts and answers are kept, of requests without labels
+    may_teach: bool = (
+        False  # its answers will train a model: targets whose terms do not allow that are passed over
+    )
 
 
 @dataclass(frozen=True, slots=True)

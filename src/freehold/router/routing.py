@@ -42,7 +42,7 @@ class PlannedRoute:
 class PassedOver:
     """Why a target is passed over. `kind` decides which error the client gets when no target is left."""
 
-    kind: str  # label, key, ability, window, bar, breaker, budget
+    kind: str  # label, key, ability, licence, window, bar, breaker, budget
     reason: str
     wait_s: float = 0.0  # of a breaker
 
@@ -100,7 +100,7 @@ def choose(
     allowed: list[GatewayModel] = []
     passed_over: dict[str, PassedOver] = {}
     for target in planned.targets:
-        why = _why_not(target, planned.task, cleared, size, bars, windows or {})
+        why = _why_not(target, planned, cleared, size, bars, windows or {})
         if why is None:
             reason, wait = breakers.why_not(target.name)
             why = PassedOver("breaker", reason, wait) if reason else None
@@ -113,7 +113,7 @@ def choose(
 
 def _why_not(
     target: GatewayModel,
-    task: QualityTask | None,
+    planned: PlannedRoute,
     cleared: Cleared[Job] | Cleared[EmbedJob],
     size: PromptSize,
     bars: BarCheck | None,
@@ -132,8 +132,11 @@ def _why_not(
         return PassedOver(
             "window", f"its window of {window:,} tokens is smaller than the prompt of {size.bytes:,} bytes"
         )
-    if task is not None and bars is not None:
-        passes, figures = bars.passes(task, target)
+    if planned.route.may_teach and not target.may_teach:
+        said = "do not let" if target.may_teach is False else "are not known to let"
+        return PassedOver("licence", f"its terms {said} answers train a model")
+    if planned.task is not None and bars is not None:
+        passes, figures = bars.passes(planned.task, target)
         if not passes:
             return PassedOver("bar", figures)
     return None

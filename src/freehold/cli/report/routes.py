@@ -26,7 +26,7 @@ def show(gateway: Gateway, name: str) -> None:
     for route in gateway.routes.values():
         click.echo(f"\nroute {route.name}: {_limits(gateway, route)}")
         table(_HEAD, [_target(gateway, t) for t in route.targets], right=(4, 5, 6))
-        for line in [*_longer(gateway, route), *_watchers(route)]:
+        for line in [*_longer(gateway, route), *_watchers(gateway, route)]:
             click.echo(f"  {line}")
     named = {target for route in gateway.routes.values() for target in route.targets}
     if rest := [model for model in gateway.models if model not in named]:
@@ -57,6 +57,7 @@ def as_rows(gateway: Gateway) -> dict[str, Any]:
                 "timeout_s": route.timeout_s,
                 "first_token_s": route.first_token_s,
                 "retries": route.retries,
+                "may_teach": route.may_teach,
             }
             for route in gateway.routes.values()
         },
@@ -140,7 +141,7 @@ def _limits(gateway: Gateway, route: GatewayRoute) -> str:
     return ", ".join(said)
 
 
-def _watchers(route: GatewayRoute) -> list[str]:
+def _watchers(gateway: Gateway, route: GatewayRoute) -> list[str]:
     said = []
     if (cascade := route.escalate) is not None:
         said.append(
@@ -150,6 +151,9 @@ def _watchers(route: GatewayRoute) -> list[str]:
         said.append(
             f"shadow: {shadow.share:.1%} of requests without labels that forbid it ask {shadow.target} too"
         )
+    if route.may_teach:
+        taught = [name for name in route.targets if gateway.models[name].may_teach]
+        said.append(f"answers may train models: asks {', '.join(taught)} alone")
     if route.cache_s:
         said.append(f"answers are kept for {route.cache_s:g} s, apart by key and labels")
     if route.keep_text:

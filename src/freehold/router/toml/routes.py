@@ -86,6 +86,7 @@ def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> Gatew
         shadow=_shadow(table, targets, labels, named),
         cache_s=table.seconds("cache", 0.0),
         keep_text=bool(table.choice("keep", KEEP)),
+        may_teach=table.flag("may_teach"),
     )
     if table.has("first_token") and route.first_token_s > route.timeout_s:
         table.bad(
@@ -104,8 +105,14 @@ def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> Gatew
 
 
 def _check_reachable(table: TomlTable, route: GatewayRoute, named: Named) -> None:
-    """Refuse a route whose own labels allow none of its targets."""
+    """Refuse a route whose own labels, or whose targets' terms, allow none of its targets."""
     models = [named.models[t] for t in route.targets if t in named.models]
+    if models and route.may_teach and not any(model.may_teach for model in models):
+        table.bad(
+            "may_teach",
+            "the terms of none of its targets are known to let answers train a model",
+            "may_teach = true of a model, if you have its seller's leave, or another target",
+        )
     places = named.allowed(route.labels)
     if models and route.labels and not any(model.place in places for model in models):
         at = ", ".join(dict.fromkeys(model.place for model in models))
