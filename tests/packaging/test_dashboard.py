@@ -20,6 +20,9 @@ class NoModels:
     def loaded(self) -> list[Any]:
         return []
 
+    def counters(self) -> list[Any]:
+        return []
+
 
 def exposed() -> set[str]:
     """Every series of an exposition: a family's name, and a histogram's three."""
