@@ -3,7 +3,8 @@
 `python benches/engine/install.py dist [--model smollm2:135m] [--python python3.13 ...] [--rounds 3]`. Each round has a
 new virtual environment, made before the clock starts, and a PATH of that alone, so that nothing can be compiled. The
 wheel comes from the folder, its dependencies from pip's configured index; `--wheels FOLDER` names a folder for those
-too, and no network is used. Ends in one JSON line; exit 1 where a median misses its target.
+too, and no network is used. pip is the one that Python brings, or with `--new-pip` the newest. Ends in one JSON line;
+exit 1 where a median misses its target.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def measured(python: str, options: argparse.Namespace) -> tuple[float, float, fl
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
         env |= {"PATH": str(home / "bin"), "FREEHOLD_OFFLINE": "1"}
         pip = [str(home / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+        if options.new_pip:
+            subprocess.run([*pip, "--upgrade", "pip"], env=env, check=True)
         pip += ["--find-links", str(options.folder), "--only-binary", ":all:"]
         if options.wheels:
             pip += ["--no-index", "--find-links", str(options.wheels)]
@@ -71,6 +74,7 @@ def main() -> int:
     )
     parser.add_argument("--model", default="smollm2:135m", help="in the store already")
     parser.add_argument("--python", action="append", help="default: this one; may be repeated")
+    parser.add_argument("--new-pip", action="store_true", help="upgrade pip first, before the clock starts")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     medians = {}
