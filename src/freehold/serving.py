@@ -314,6 +314,7 @@ class StoredModel:
     modified: float = 0.0  # seconds since 1970, when it came into the store; 0: unknown
     digest: str = ""  # sha256 of its file, of its files' digests, or of its record; "": not computed
     parent: str = ""  # of an adapter's name `base+adapter`: the base; "" for a model
+    places: tuple[str, ...] = ()  # where a gateway's name may be answered; empty: on this machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,10 @@ def test_a_route_a_rented_model_and_an_owned_one_answer_at_one_address(file: Pat
         assert ask(said["url"], "tiny").status_code == 200
         listed = httpx2.get(f"{said['url']}/v1/models").json()["data"]
         assert {"chat", "big", "tiny"} <= {each["id"] for each in listed}
+        (big,) = (each for each in listed if each["id"] == "big")
+        assert big["owned_by"] == "seller" and big["freehold"] == {"places": ["seller"]}, (
+            "nothing of it is here"
+        )
         refused = ask(said["url"], "chat", headers={"X-Freehold-Label": "private"})
         assert refused.status_code >= 400 and len(standin.received) == 2
         # No key in the process, in what it printed, in its ledger.

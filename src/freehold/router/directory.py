@@ -32,7 +32,7 @@ class OriginModels:
 
     async def names(self) -> Sequence[StoredModel]:
         """List the file's names and the store's."""
-        named = [StoredModel(name, 0) for name in self._plan.names]
+        named = [StoredModel(name, 0, places=places) for name, places in self._plan.names.items()]
         known = {each.name for each in named}
         return [*named, *(each for each in await self._engines.names() if each.name not in known)]
 

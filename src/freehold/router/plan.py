@@ -24,9 +24,14 @@ class GatewayPlan:
         self.infos: dict[str, ModelInfo] = {}  # of routes without an engine: they do not change
 
     @property
-    def names(self) -> list[str]:
-        """Every name of the file that a request may use."""
-        return list(self._routes)
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Every name of the file that a request may use, with the places where it may be answered; none: here."""
+        return {
+            name: tuple(dict.fromkeys(target.place for target in route.targets))
+            if any(target.remote is not None for target in route.targets)
+            else ()
+            for name, route in self._routes.items()
+        }
 
     def route(self, name: str) -> PlannedRoute | None:
         """Return what a name of the file stands for; None for a name that it does not have."""

@@ -27,7 +27,10 @@ def _model(name: str, held: StoredModel | None, loaded: Mapping[str, LoadedInfo]
     parent = held.parent if held else ""
     each = loaded.get(parent or name)
     info = each.info if each else None
+    places = held.places if held else ()
     more: dict[str, Any] = {"bytes": held.bytes if held else None, "loaded": info is not None}
+    if places:  # a name of a gateway's file: it is in no memory of this machine by itself
+        more = {"places": places}
     if info:
         more |= {"quantization": info.quantization, "trained_context": info.trained_context}
         more["capabilities"] = capabilities(info)
@@ -35,7 +38,7 @@ def _model(name: str, held: StoredModel | None, loaded: Mapping[str, LoadedInfo]
         "id": name,
         "object": "model",
         "created": int(held.modified) if held else 0,
-        "owned_by": "freehold",
+        "owned_by": places[0] if len(places) == 1 else "freehold",
         "root": parent or name,
         "parent": parent or None,
         "max_model_len": info.context if info else None,
