@@ -38,6 +38,14 @@ def held(home: Path) -> int:
     return sum(recorded_bytes(p.with_suffix("")) for p in home.rglob("*.part"))
 
 
+def settle(standin: Standin) -> None:
+    """Wait until the server has noticed that its client is gone, also for a request that it had not begun to answer."""
+    last = -1
+    while standin.sending or standin.sent != last:
+        last = standin.sent
+        time.sleep(0.05)
+
+
 def kill_and_count(home: Path, standin: Standin, kills: int, step: int) -> list[int]:
     """Kill `kills` pulls, each after a random number of bytes up to `step`; return what each one wasted."""
     rng = random.Random(5)
@@ -51,8 +59,7 @@ def kill_and_count(home: Path, standin: Standin, kills: int, step: int) -> list[
             time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        while standin.sending:  # the server notices that its client has gone
-            time.sleep(0.001)
+        settle(standin)
         wasted.append(standin.sent - sent - (held(home) - before))
     return wasted
 
