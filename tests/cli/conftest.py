@@ -1,12 +1,13 @@
-"""What tests of verbs share: a command line run in this process."""
+"""What tests of verbs share: a command line run in this process, and a provider that stands in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from freehold.cli import main as cli_main
+from tests.providers.standin import StandIn
 
 
 @pytest.fixture
@@ -19,3 +20,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return status, out, err
 
     return run
+
+
+@pytest.fixture
+def standin() -> Iterator[StandIn]:
+    """A provider on loopback that speaks every wire."""
+    with StandIn() as found:
+        yield found

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from freehold.router.bar import BarStore
+from tests.cli.seller import KEY, SELLER
 from tests.providers.standin import StandIn
 from tests.providers.standin.script import Answer, Fault
 
 Run = Callable[..., tuple[int, str, str]]
-FILE = """\
-[providers.seller]
-kind = "openai"
-url = "{url}"
-key = "env:SELLER_KEY"
-[models.big]
-provider = "seller"
-model = "gpt-test"
-price = {{ input = 2.0, output = 8.0 }}
-[labels.private]
-stay = "owned"
+FILE = (
+    SELLER
+    + """\
 patterns = ['ACME-\\d{{6}}']
 [tasks.sums]
 bar = 0.5
 file = "sums.jsonl"
 """
+)
 CASES = [{"prompt": f"{i} + {i}?", "exact": str(2 * i)} for i in range(8)]
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
-    monkeypatch.setenv("SELLER_KEY", "sk-standin-0123456789abcdef")
+    monkeypatch.setenv("SELLER_KEY", KEY)
     (tmp_path / "config.toml").write_text("adopt = false\n")
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, CASES)))
     return tmp_path
-
-
-@pytest.fixture
-def standin() -> Iterator[StandIn]:
-    with StandIn() as found:
-        yield found
 
 
 @pytest.fixture
@@ -80,7 +68,7 @@ def test_stopped_run_continues_where_it_was(
     status, _, err = run("bar", "run", "sums", "--model", "big", "--gateway", file)
     assert status == 1 and "500" in err
     asked = len(standin.received)
-    monkeypatch.setenv("SELLER_KEY", "sk-standin-0123456789abcdef")  # the verb took it out of this process
+    monkeypatch.setenv("SELLER_KEY", KEY)  # the verb took it out of this process
     standin.say.clear()
     standin.say.extend(Answer(pieces=(str(2 * i),)) for i in range(2, 8))
     status, out, _ = run("bar", "run", "sums", "--model", "big", "--gateway", file, "--json")

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.seller import KEY
 from tests.cli.test_serve import freehold
-from tests.cli.test_serve_gateway import FILE, KEY
+from tests.cli.test_serve_gateway import FILE
 from tests.providers.standin import StandIn
 from tests.providers.standin.script import Fault
 
 HOME = {"SELLER_KEY": KEY, "FREEHOLD_OFFLINE": "0"}
-
-
-@pytest.fixture
-def standin() -> Iterator[StandIn]:
-    with StandIn() as found:
-        yield found
 
 
 @pytest.fixture

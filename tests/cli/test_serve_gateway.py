@@ -17,35 +17,22 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.cli.seller import KEY, SELLER
 from tests.cli.test_serve import environment, freehold, program
 from tests.providers.standin import StandIn
 from tests.providers.standin.script import Answer
 from tests.providers.standin.server import Received
 
-KEY = "sk-standin-0123456789abcdef"
-FILE = """\
-[providers.seller]
-kind = "openai"
-url = "{url}"
-key = "env:SELLER_KEY"
-[models.big]
-provider = "seller"
-model = "gpt-test"
-price = {{ input = 2.0, output = 8.0 }}
-[labels.private]
-stay = "owned"
+FILE = (
+    SELLER
+    + """\
 [routes.chat]
 targets = ["big"]
 retries = 0
 [keys.alice]
 label = "private"
 """
-
-
-@pytest.fixture
-def standin() -> Iterator[StandIn]:
-    with StandIn() as found:
-        yield found
+)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Path: directory.py -> GatewayPlan.route -> PlannedRoute -> routing.py
 
 from __future__ import annotations
 
+from freehold.providers.cleared import HOUSE
 from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, QualityTask
 from freehold.router.labels import Asks, Labeller
 from freehold.router.routing import PlannedRoute
@@ -26,12 +27,8 @@ class GatewayPlan:
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
         """Every name of the file that a request may use, with the places where it may be answered; none: here."""
-        return {
-            name: tuple(dict.fromkeys(target.place for target in route.targets))
-            if any(target.remote is not None for target in route.targets)
-            else ()
-            for name, route in self._routes.items()
-        }
+        planned = self._routes.items()
+        return {name: () if route.places == (HOUSE,) else route.places for name, route in planned}
 
     def route(self, name: str) -> PlannedRoute | None:
         """Return what a name of the file stands for; None for a name that it does not have."""

@@ -37,6 +37,11 @@ class PlannedRoute:
     def name(self) -> str:
         return self.route.name
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where its targets are, each place once."""
+        return tuple(dict.fromkeys(target.place for target in self.targets))
+
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
