@@ -80,18 +80,15 @@ class Guard:
         """Return whether the request is the owner's: through the Unix socket, or with the owner's token."""
         return self.trusted or (bool(self.owner) and compare_digest(hashed(_given(headers)), self.owner))
 
-    def check(self, path: str, headers: Headers) -> Key | None:
-        """Return the key that came, None where none is needed; raise Refused with 401 or 403."""
-        if path in OPEN or self.owns(headers):
-            return None
-        return self.check_other(headers)
-
-    def check_other(self, headers: Headers) -> Key | None:
-        """Do the same for a request that is not the owner's."""
+    def check(self, path: str, headers: Headers) -> tuple[Key | None, bool]:
+        """Return (the key that came, None where none is needed; whether the owner asks); raise Refused, 401 or 403."""
+        owner = self.owns(headers)
+        if owner or path in OPEN:
+            return None, owner
         if self.keys:
-            return self._keyed(headers)
+            return self._keyed(headers), False
         self._local(headers)
-        return None
+        return None, False
 
     def check_audience(self, audience: Audience, key: Key | None, *, owner: bool = False) -> None:
         """Refuse (403) a route that `key` does not open, unless the owner asks."""

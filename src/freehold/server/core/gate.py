@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from starlette.types import Receive, Scope, Send
 
-from freehold.server.core.auth import OPEN, Headers
+from freehold.server.core.auth import Headers
 from freehold.server.core.call import Endpoint, HttpCall, Server
 from freehold.server.core.limits import Gone
 from freehold.server.core.problems import Refused, Wording, openai_error
@@ -43,10 +43,7 @@ class Gate:
         call.wording = self._wording(scope["path"], call.headers)
         try:
             _check_spare(scope)
-            guard = self._server.guard
-            call.owner = guard.owns(call.headers)
-            if not call.owner and scope["path"] not in OPEN:
-                call.key = guard.check_other(call.headers)
+            call.key, call.owner = self._server.guard.check(scope["path"], call.headers)
             direct = self._posted.get(scope["path"]) if scope["method"] == "POST" else None
             with self._one_of_few(call):
                 await (direct or self._app)(scope, receive, send)

@@ -76,7 +76,7 @@ async def page(call: HttpCall) -> None:
 def _may_see(call: HttpCall) -> bool:
     """Return whether the caller may see models; the page itself is public."""
     try:
-        call.key = call.server.guard.check("/v1/models", call.headers)
+        call.key, _ = call.server.guard.check("/v1/models", call.headers)
     except Refused:
         return False
     return True
