@@ -21,7 +21,7 @@ from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
 from freehold.models.family import Turns
 from freehold.models.load import LoadedModel, load_model
-from freehold.models.lora import load_adapter
+from freehold.models.lora import load_adapter, pack_pairs
 from freehold.models.tiny import make
 from tests.models.golden import BOUND, GOLDEN, write_model
 from tests.vectors.adapters import CASES, Case, adaptable, peft_config, write_for, write_gguf, write_peft
@@ -71,6 +71,40 @@ def test_an_adapter_changes_both_formats_of_a_model_alike(name: str, tmp_path: P
     path = write_for(hf, tmp_path / "adapter", dtype="F32", strength=0.3)
     ids = [5, 6, 7, 8, 9]
     assert np.abs(logits(hf, ids, path) - logits(gguf, ids, path)).max() < 1e-3
+
+
+@pytest.mark.parametrize("base", ["hf", "gguf"])
+def test_an_adapter_in_memory_computes_as_its_file_does(base: str, tmp_path: Path):
+    case = CASES["llama"]
+    model = load_model(write_model(case.family, base, tmp_path), threads=1)
+    path = written(case, "gguf" if base == "gguf" else "peft", tmp_path)
+    modules = open_lora(path).modules
+    pairs = {name: (pair.a.numpy(), pair.b.numpy()) for name, pair in modules.items()}
+    held = pack_pairs(pairs, case.alpha / case.r, model, "held")
+    engine = Engine(model, context=64, kv_type="f32", speculate=False)
+    ids = [5, 6, 7, 8, 9]
+    assert np.array_equal(scoring.logits(engine, ids, adapter=held), logits(model, ids, path))
+
+
+def test_an_adapter_in_memory_has_the_digest_of_its_values(tmp_path: Path):
+    """Prefixes that the cache keeps for one step's adapter must not be another step's."""
+    model = load_model(write_model("llama", "hf", tmp_path), threads=1)
+    path = write_for(model, tmp_path / "adapter", dtype="F32")
+    pairs = {name: (pair.a.numpy(), pair.b.numpy()) for name, pair in open_lora(path).modules.items()}
+    first = pack_pairs(pairs, 2.0, model, "step")
+    assert pack_pairs(pairs, 2.0, model, "step").digest == first.digest
+    module, (a, b) = next(iter(pairs.items()))
+    changed = pack_pairs({**pairs, module: (a, b + np.float32(1e-3))}, 2.0, model, "step")
+    assert len({first.digest, changed.digest, pack_pairs(pairs, 1.0, model, "step").digest}) == 3
+
+
+def test_an_adapter_in_memory_names_what_does_not_fit(tmp_path: Path):
+    model = load_model(write_model("llama", "hf", tmp_path), threads=1)
+    wrong = {"model.layers.0.self_attn.q_proj.weight": (np.zeros((4, 8), "f4"), np.zeros((8, 4), "f4"))}
+    with pytest.raises(BadModelFile, match=r"the adapter mine changes .*q_proj"):
+        pack_pairs(wrong, 1.0, model, "mine")
+    with pytest.raises(UnsupportedModel, match="embed"):
+        pack_pairs({"model.embed_tokens.weight": (np.zeros((4, 8), "f4"),) * 2}, 1.0, model, "mine")
 
 
 def test_heads_in_turns_come_back():

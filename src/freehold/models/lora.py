@@ -4,12 +4,14 @@ Knows how both formats name and order what a family declares; knows no request. 
 have, or that is not computed with adapters (embeddings, the output head), is refused by its name: what is not
 applied must not be ignored.
 Path: local.opening or LLM.add_adapter -> load_adapter -> Adapter -> engine.Request -> native plan
+Path: a trainer's step -> pack_pairs -> Adapter -> engine.Request
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,34 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
         out.add(weight, packed, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
     file.check_whole()
     return Adapter(name, file.digest, len(found), max(pair.rank for _, _, pair in found), out)
+
+
+def pack_pairs(
+    pairs: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    scale: float,
+    model: LoadedModel,
+    name: str,
+) -> Adapter:
+    """Pack an adapter that lies in memory: A [rank, K] and B [N, rank] by the name of the weight they change.
+
+    Names, and the order of rows, are those of the model's own file ("blk.0.attn_q.weight", or
+    "model.layers.0.self_attn.q_proj.weight"). The values are copied. Raises as load_adapter does.
+    """
+    total = hashlib.sha256(repr(scale).encode())
+    modules: dict[str, LowRank] = {}
+    for module, (a, b) in pairs.items():
+        halves = _half(f"{module}.lora_a", a), _half(f"{module}.lora_b", b)
+        for half in halves:
+            total.update(f"{half.name} {half.shape} ".encode())
+            total.update(half.raw.data)
+        modules[module] = LowRank(*halves, scale)
+    origin = Path(f"the adapter {name}")
+    return pack_adapter(LoraFile(origin, model.gguf, "", "", modules, total.hexdigest()), model, name)
+
+
+def _half(name: str, values: NDArray[np.float32]) -> Tensor:
+    plain = np.ascontiguousarray(values, np.float32)
+    return Tensor(name, QuantType.F32, plain.shape, plain.view(np.uint8).reshape(-1))
 
 
 # --- finding ---------------------------------------------------------------------------------------
