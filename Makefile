@@ -15,6 +15,8 @@ export WHEELS ?=
 # Every package of a test run by version and hash, for all Pythons and systems; "make test LOCK=" takes the newest instead.
 LOCK ?= requirements/ci.txt
 UV := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet --upgrade
+# Of whatever build the machine's index gives: the CPU's is enough, and a local folder of wheels may hold it.
+TORCH ?= torch>=2.6
 MINUTES ?= 10
 # Processes that run tests at a time; engines in them have threads of their own.
 WORKERS ?= 2
@@ -70,7 +72,8 @@ wheels: $(BIN)/python ## Build the wheels of Linux and macOS into dist, and chec
 
 lock: $(BIN)/python ## Resolve requirements/*.txt again, to the newest releases that go together
 	$(PIP) "uv>=0.9"
-	$(UV) pyproject.toml requirements/build.in --extra test --extra gateway --output-file requirements/ci.txt
+	$(UV) pyproject.toml requirements/build.in --extra test --extra gateway --extra adapt --no-emit-package torch \
+		--output-file requirements/ci.txt
 	$(UV) pyproject.toml --constraint requirements/ci.txt --output-file requirements/run.txt
 	$(BIN)/python tools/sbom.py packaging/freehold.cdx.json
 
@@ -109,7 +112,8 @@ $(VENV)/.tested: $(BIN)/python $(NATIVE) $(LOCK)
 ifeq ($(LOCK),)
 	$(INSTALL) --editable ".[test]"
 else
-	$(INSTALL) --require-hashes --requirement $(LOCK)
+	$(INSTALL) --require-hashes --no-deps --requirement $(LOCK)
+	$(INSTALL) --no-deps "$(TORCH)"
 	$(INSTALL) --no-build-isolation --no-deps --editable .
 endif
 	@touch $(VENV)/.installed $@

@@ -1,6 +1,6 @@
 """Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md.
 
-backends and adapt do not exist yet: their levels are reserved.
+backends does not exist yet: its level is reserved.
 """
 
 from __future__ import annotations

@@ -1,0 +1,33 @@
+"""torch, where training needs it: found when it is used, and asked for by name where it is missing.
+
+Knows the extra and how many threads to compute with; knows no model.
+Path: training, align, reinforce, distil -> load_torch
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+from freehold.errors import UsageError
+
+INSTALL = 'pip install "freehold[adapt]"'
+
+
+def load_torch(threads: int) -> Any:
+    """Return the module torch, set to `threads` and to algorithms that give the same bits again.
+
+    Threads that wait must not spin: the engine's own would wait for the cores they hold. Raises UsageError where torch
+    is not installed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as e:
+        raise UsageError(
+            f"training needs torch, which cannot be imported: {e}", f"install it: {INSTALL}"
+        ) from e
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    return torch

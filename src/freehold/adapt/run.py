@@ -1,0 +1,207 @@
+"""A run's folder: work that a crash does not lose, and a result that is there whole or not at all.
+
+The work lies in `.NAME.part` beside the result NAME: `run.json` (what is being done, to what), `checkpoint.npz` (the
+newest state), `steps.jsonl` (a line a step) and the result's files. Each is written aside and renamed. A run with the
+same inputs resumes at the checkpoint; its bits are those of an undisturbed run if all that is random follows from the
+seed and the step. Knows no model and no verb.
+Path: a verb of adapt -> RunFolder.open -> keep, log, finish
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.adapt.receipt import NAME as RECEIPT
+from freehold.adapt.receipt import as_json
+from freehold.errors import StoreError, UsageError
+
+_WHAT, _CHECKPOINT, _STEPS, _LOCK = "run.json", "checkpoint.npz", "steps.jsonl", "lock"
+_STATE = "/state"  # the member of a checkpoint that holds the state, as JSON; no array has a slash in front
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SHOWN = 80  # characters of a value in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was kept after `step` steps: arrays by name, and a state of plain JSON."""
+
+    step: int
+    arrays: Mapping[str, NDArray[Any]]
+    state: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class RunFolder:
+    """The work of one run. `kept`: where an earlier run with the same inputs stopped, None for a new one."""
+
+    out: Path
+    kept: Checkpoint | None = None
+    _steps: BinaryIO | None = field(default=None, repr=False)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, out: Path, verb: str, inputs: Mapping[str, Any], *, fresh: bool = False
+    ) -> Iterator[RunFolder]:
+        """Start a run that makes `out`, or resume it; `fresh` discards what an interrupted one left.
+
+        Raises UsageError where `out` exists, where the folder holds a run with other inputs, or one that still
+        runs; StoreError where it cannot be read or written.
+        """
+        from filelock import FileLock, Timeout
+
+        run = cls(Path(out))
+        if run.out.exists():
+            raise UsageError(f"{run.out} exists already", "name another folder with -o, or remove it first")
+        with _on_disk(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run.folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"another process works on {run.out}", "wait for it, or name another folder"
+            ) from None
+        except OSError as e:
+            raise StoreError(f"{run.folder} cannot be locked: {e.strerror}", "check its permissions") from e
+        try:
+            with _on_disk(run.folder):
+                run._begin({"verb": verb, "inputs": json.loads(json.dumps(inputs))}, fresh)
+            yield run
+        finally:
+            if run._steps is not None:
+                run._steps.close()
+            lock.release()
+
+    @property
+    def folder(self) -> Path:
+        """Where the work lies until it is finished."""
+        return self.out.with_name(f".{self.out.name}.part")
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the result; what is written there is part of `out` once that is finished."""
+        return self.folder / name
+
+    def keep(self, step: int, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
+        """Make this the state to resume from, with the lines logged so far; it is on disk when the call returns.
+
+        Raises StoreError on a full disk, and leaves the checkpoint before in place.
+        """
+        with _on_disk(self.folder):
+            at = self._flushed()
+            told = json.dumps({"step": step, "lines": at, "state": dict(state)}, allow_nan=False)
+            held = {_STATE: np.frombuffer(told.encode(), np.uint8), **arrays}
+            _beside(self.folder / _CHECKPOINT, lambda file: np.savez(file, **cast("dict[str, Any]", held)))
+        self.kept = Checkpoint(step, arrays, state)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Add a line to steps.jsonl. Lines after the newest checkpoint are dropped when the run is resumed."""
+        with _on_disk(self.folder):
+            if self._steps is None:
+                self._steps = (self.folder / _STEPS).open("ab")
+            self._steps.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            self._steps.flush()
+
+    def finish(self, receipt: Mapping[str, Any]) -> None:
+        """Write the receipt and give the folder its name: the result is there from now on."""
+        with _on_disk(self.folder):
+            self._flushed()
+            _beside(self.folder / RECEIPT, lambda file: file.write(as_json(receipt).encode()))
+            for name in (_CHECKPOINT, _WHAT, _LOCK):
+                (self.folder / name).unlink(missing_ok=True)
+            os.rename(self.folder, self.out)
+            _sync(self.out.parent)
+
+    def _begin(self, what: Mapping[str, Any], fresh: bool) -> None:
+        if fresh:
+            for each in self.folder.iterdir():
+                if each.name != _LOCK:
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+        path = self.folder / _WHAT
+        if not path.exists():
+            _beside(path, lambda file: file.write(json.dumps(what, indent=1).encode()))
+            return
+        try:
+            old = json.loads(path.read_bytes())
+            self.kept, lines = _read(self.folder / _CHECKPOINT)
+        except (ValueError, KeyError, TypeError, BadZipFile) as e:
+            raise StoreError(f"{self.folder} holds a damaged run: {e}", "start anew with --fresh") from e
+        self._compare(old, what)
+        if (self.folder / _STEPS).exists():
+            os.truncate(self.folder / _STEPS, lines)
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        way_out = "use the same, name another folder with -o, or start anew with --fresh"
+        if old["verb"] != new["verb"]:
+            raise UsageError(f"{self.folder} holds an unfinished {old['verb']}", way_out)
+        before, now = old["inputs"], new["inputs"]
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                was, is_now = (json.dumps(v.get(key))[:_SHOWN] for v in (before, now))
+                raise UsageError(
+                    f"{self.folder} holds an unfinished run with {key} {was}; now it is {is_now}", way_out
+                )
+
+    def _flushed(self) -> int:
+        """Bring the lines to disk; return how many bytes they are."""
+        if self._steps is None:
+            path = self.folder / _STEPS
+            return path.stat().st_size if path.exists() else 0
+        os.fsync(self._steps.fileno())
+        return self._steps.tell()
+
+
+def _read(path: Path) -> tuple[Checkpoint | None, int]:
+    """Return a checkpoint and the bytes of steps.jsonl that belong to it; None and 0 where none was kept."""
+    if not path.exists():
+        return None, 0
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    told = json.loads(arrays.pop(_STATE).tobytes())
+    return Checkpoint(told["step"], arrays, told["state"]), told["lines"]
+
+
+def _beside(path: Path, write: Any) -> None:
+    """Have `write` fill a file beside `path`, and give it its name once it is on disk."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _on_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        why = e.strerror or str(e)
+        hint = (
+            "free some space; the same command then continues"
+            if e.errno in _FULL
+            else "check its permissions"
+        )
+        raise StoreError(f"{folder} cannot be written: {why}", hint) from e

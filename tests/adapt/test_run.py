@@ -1,0 +1,142 @@
+"""A run's folder survives kills, full disks, other inputs and second processes, and shows no half result."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freehold.adapt.receipt import receipt
+from freehold.adapt.run import RunFolder
+from freehold.errors import StoreError, UsageError
+
+INPUTS = {"seed": 1, "base": "ab" * 32}
+
+# Adds step to a sum until 40, and kills itself after a step where that is asked.
+WORK = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from freehold.adapt.run import RunFolder
+out, die = Path(sys.argv[1]), int(sys.argv[2])
+with RunFolder.open(out, "sum", {"seed": 1}) as run:
+    kept = run.kept
+    step, total = (kept.step, kept.arrays["total"]) if kept else (0, np.zeros(3, np.float32))
+    while step < 40:
+        step += 1
+        total = total + np.random.default_rng((1, step)).standard_normal(3, np.float32)
+        run.log({"step": step, "total": total.tolist()})
+        if step == die:
+            os.kill(os.getpid(), 9)
+        if step % 4 == 0:
+            run.keep(step, {"total": total}, {"told": "é"})
+    run.path("weights.bin").write_bytes(total.tobytes())
+    run.finish({"verb": "sum"})
+"""
+
+
+def work(out: Path, die: int) -> int:
+    return subprocess.run([sys.executable, "-c", WORK, str(out), str(die)], check=False).returncode
+
+
+def test_killed_run_gives_the_bits_and_lines_of_an_undisturbed_one(tmp_path: Path) -> None:
+    assert work(tmp_path / "whole", 0) == 0
+    for die in (3, 4, 17):
+        assert work(tmp_path / "cut", die) == -signal.SIGKILL
+        assert not (tmp_path / "cut").exists()
+    assert work(tmp_path / "cut", 0) == 0
+    for name in ("weights.bin", "steps.jsonl", "receipt.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [
+        "receipt.json",
+        "steps.jsonl",
+        "weights.bin",
+    ]
+
+
+def begin(out: Path, inputs: dict[str, Any] = INPUTS, verb: str = "finetune", **options: bool) -> None:
+    with RunFolder.open(out, verb, inputs, **options) as run:
+        run.keep(1, {"w": np.ones(2, np.float32)}, {})
+
+
+def test_other_inputs_are_refused_by_key_with_a_way_out_and_fresh_discards(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin(out)
+    with pytest.raises(UsageError, match="seed 1; now it is 2") as e:
+        begin(out, INPUTS | {"seed": 2})
+    assert "--fresh" in e.value.hint
+    with pytest.raises(UsageError, match="unfinished finetune"):
+        begin(out, verb="align")
+    begin(out, INPUTS | {"seed": 2}, fresh=True)
+    with RunFolder.open(out, "finetune", INPUTS | {"seed": 2}) as run:
+        assert run.kept is not None and run.kept.step == 1
+
+
+def test_a_result_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        begin(tmp_path / "out")
+
+
+def test_a_second_run_of_one_result_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    with (
+        RunFolder.open(tmp_path / "out", "finetune", INPUTS),
+        pytest.raises(UsageError, match="another process"),
+    ):
+        begin(tmp_path / "out")
+    begin(tmp_path / "out")
+
+
+def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    out, held = tmp_path / "out", np.arange(4, dtype=np.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with RunFolder.open(out, "finetune", INPUTS) as run:
+            run.keep(1, {"w": held}, {})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+            with pytest.raises(StoreError) as e:
+                run.keep(2, {"w": np.zeros(1 << 20, np.float32)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in e.value.message and "free some space" in e.value.hint
+    with RunFolder.open(out, "finetune", INPUTS) as run:
+        assert run.kept is not None and run.kept.step == 1
+        assert np.array_equal(run.kept.arrays["w"], held)
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoint.npz"])
+def test_damaged_work_is_named_and_never_resumed(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    begin(out)
+    path = tmp_path / ".out.part" / name
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(StoreError, match="damaged run"):
+        begin(out)
+    begin(out, fresh=True)
+
+
+def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin(out)
+    np.savez(tmp_path / ".out.part" / "checkpoint.npz", w=np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(StoreError, match="damaged run"):
+        begin(out)
+
+
+def test_receipt_refuses_what_is_no_number_and_states_who_made_it(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path / "out", "finetune", INPUTS) as run, pytest.raises(ValueError):
+        run.finish(receipt("finetune", INPUTS, loss=float("nan")))
+    with RunFolder.open(tmp_path / "out", "finetune", INPUTS) as run:
+        run.finish(receipt("finetune", INPUTS, loss=0.5))
+    told = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert (told["verb"], told["inputs"], told["loss"]) == ("finetune", INPUTS, 0.5)
+    assert told["freehold"] and told["cpu_seconds"] > 0
