@@ -36,7 +36,7 @@ with RunFolder.open(out, "sum", {"seed": 1}) as run:
         if step == die:
             os.kill(os.getpid(), 9)
         if step % 4 == 0:
-            run.keep(step, {"total": total}, {"told": "é"})
+            run.keep(step, {"total": total}, {"note": "é"})
     run.path("weights.bin").write_bytes(total.tobytes())
     run.finish({"verb": "sum"})
 """

@@ -1,7 +1,7 @@
 """receipt.json: what a run did, to what, from what, and what came of it; a result without one is not ours.
 
-Knows the parts that every verb states; what a verb measures it adds as parts of its own. Numbers are plain JSON: a
-value that is no finite number is a mistake of the verb, and refused.
+Knows the parts that every verb states; what a verb measures it adds as parts of its own. Numbers are plain JSON:
+NaN and infinity are mistakes of the verb, and refused.
 Path: a verb of adapt -> receipt -> RunFolder.finish
 """
 
