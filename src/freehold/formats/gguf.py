@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,13 @@ class GGUFFile(TensorFile):
         super().__init__(shards[0].path, tuple(shard.path for shard in shards), tensors)
         self.version = shards[0].version
         self.metadata = shards[0].metadata
+        self.encoded: Mapping[str, npt.NDArray[np.uint8]] = MappingProxyType(shards[0].encoded)
+        """Each key's value as it lies in the file, type first: what a copy of it needs."""
+
+    def close(self) -> None:
+        """Let go of the tensors and the encoded keys; see TensorFile."""
+        super().close()
+        self.encoded = MappingProxyType({})
 
     @property
     def architecture(self) -> str:
@@ -105,6 +113,7 @@ class _Shard:
     path: Path
     version: int
     metadata: Metadata
+    encoded: dict[str, npt.NDArray[np.uint8]]
     tensors: list[Tensor]
 
 
@@ -126,7 +135,8 @@ def _read_shard(path: Path) -> _Shard:
     cursor.need(key_count, _MIN_KEY_BYTES, "metadata keys")
     if key_count > MAX_KEYS:
         raise cursor.bad(f"{key_count:,} metadata keys; at most {MAX_KEYS:,} are read")
-    metadata = Metadata(_read_metadata(cursor, key_count), str(path))
+    values, spans = _read_metadata(cursor, key_count)
+    metadata = Metadata(values, str(path))
     descriptors = [_read_descriptor(cursor) for _ in range(tensor_count)]
     alignment = _alignment(metadata, path)
     start = -(-cursor.position // alignment) * alignment
@@ -135,7 +145,7 @@ def _read_shard(path: Path) -> _Shard:
         Tensor(d.name, d.type, d.shape, data[start + d.offset : start + d.offset + d.nbytes])
         for d in descriptors
     ]
-    return _Shard(path, version, metadata, tensors)
+    return _Shard(path, version, metadata, {key: data[span] for key, span in spans.items()}, tensors)
 
 
 def _read_version(cursor: _HeaderCursor) -> int:
@@ -157,14 +167,18 @@ def _read_version(cursor: _HeaderCursor) -> int:
     )
 
 
-def _read_metadata(cursor: _HeaderCursor, count: int) -> dict[str, object]:
+def _read_metadata(cursor: _HeaderCursor, count: int) -> tuple[dict[str, object], dict[str, slice]]:
+    """Return the values by key, and where each lies."""
     values: dict[str, object] = {}
+    spans: dict[str, slice] = {}
     for _ in range(count):
         key = cursor.string("a metadata key", MAX_KEY_BYTES)
         if not key or key in values:
             raise cursor.bad(f"metadata key {shown(key)} {'occurs twice' if key else 'is empty'}")
+        begin = cursor.position
         values[key] = cursor.value(cursor.u32(), key)
-    return values
+        spans[key] = slice(begin, cursor.position)
+    return values, spans
 
 
 def _read_descriptor(cursor: _HeaderCursor) -> _Descriptor:

@@ -7,6 +7,7 @@ Path: gguf.open_gguf -> quant_type -> QuantType; Tensor -> row_bytes
 from __future__ import annotations
 
 import enum
+import math
 from typing import NamedTuple
 
 from freehold.errors import BadModelFile, UnsupportedModel
@@ -166,3 +167,8 @@ def row_bytes(type: QuantType, k: int) -> int:
     if k <= 0 or k % elems:
         raise BadModelFile(f"a row of {k} weights cannot be {type.name}, whose blocks hold {elems}")
     return k // elems * size
+
+
+def tensor_bytes(type: QuantType, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor of `shape` (row-major); BadModelFile as row_bytes."""
+    return row_bytes(type, shape[-1] if shape else 1) * math.prod(shape[:-1])
