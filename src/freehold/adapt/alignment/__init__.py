@@ -1,0 +1,1 @@
+"""Preference training: pairs of answers to one prompt, and the loss that prefers the chosen one."""

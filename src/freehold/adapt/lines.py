@@ -1,0 +1,131 @@
+"""Reads a user's JSON lines for training: every bad line is named with its number, none is left out.
+
+Knows files, line numbers and conversations; knows no tokenizer and no loss. A prompt is a user's message, or
+`messages` that end with one.
+Path: alignment.pairs, distillation.prompts -> read_lines, conversation -> Message
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from freehold.config import nearest
+from freehold.errors import FreeholdError, UsageError
+from freehold.types import Message, Role
+
+MOST_BYTES = 1 << 30
+MOST_LINE = 4 << 20  # bytes of one line
+_SHOWN = 5  # bad lines that an error spells out
+_ROLES = ("system", "user", "assistant")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Lines(Generic[T]):
+    """What a file's lines hold. `digest`: of the file's bytes."""
+
+    path: Path
+    items: tuple[T, ...]
+    digest: str
+
+
+def read_lines(
+    path: Path,
+    parse: Callable[[int, Mapping[str, Any]], T],
+    example: str,
+    *,
+    same: Callable[[T], object] | None = None,
+) -> Lines[T]:
+    """Parse each line that is not empty. `same`: a key that no two lines may share.
+
+    Raises UsageError for a file that cannot be read, is too large or empty, and for bad lines, each with its number.
+    """
+    raw = _bytes(path)
+    items: list[T] = []
+    seen: dict[object, int] = {}
+    bad: list[str] = []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            made = parse(number, _table(line))
+            first = seen.setdefault(same(made), number) if same else number
+            if first != number:
+                raise UsageError(f"the same as line {first}")
+            items.append(made)
+        except FreeholdError as e:
+            bad.append(f"line {number}: {e.message}" + (f" ({e.hint})" if e.hint else ""))
+    if bad:
+        more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
+        raise UsageError(f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "mend or remove these lines")
+    if not items:
+        raise UsageError(f"{path} has no line", f"write one JSON object a line: {example}")
+    return Lines(path, tuple(items), hashlib.sha256(raw).hexdigest())
+
+
+def check_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Raise UsageError for a key that is not known, with the nearest one."""
+    for key in table:
+        if key not in known:
+            near = nearest(key, list(known))
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"unknown key {key!r}", hint)
+
+
+def conversation(table: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Return the messages before an answer: `prompt` as the user's, or `messages`. Raises UsageError."""
+    if ("prompt" in table) == ("messages" in table):
+        raise UsageError("a line has either prompt or messages")
+    if "prompt" in table:
+        return (Message("user", text_of(table, "prompt")),)
+    return messages_of(table["messages"], last="user")
+
+
+def messages_of(found: Any, last: Role) -> tuple[Message, ...]:
+    """Return a list of messages whose last is of role `last`. Raises UsageError."""
+    if not isinstance(found, list) or not found:
+        raise UsageError("messages is not a list of messages")
+    made = []
+    for one in found:
+        if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
+            raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
+        made.append(Message(cast(Role, one["role"]), text_of(one, "content")))
+    if made[-1].role != last:
+        raise UsageError(f"the last message must be the {last}'s")
+    return tuple(made)
+
+
+def text_of(table: Mapping[str, Any], key: str) -> str:
+    """Return a text that is not blank. Raises UsageError."""
+    value = table.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{key} is {'missing' if value is None else 'empty or no text'}")
+    return value
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take a part of it")
+        return path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}", "name a file of JSON lines") from e
+
+
+def _table(line: bytes) -> Mapping[str, Any]:
+    if len(line) > MOST_LINE:
+        raise UsageError(f"{len(line):,} bytes are more than a line may have ({MOST_LINE:,})")
+    try:
+        table = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"is not JSON: {e}"[:120]) from None
+    if not isinstance(table, dict):
+        raise UsageError("is not a JSON object")
+    return table
