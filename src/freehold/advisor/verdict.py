@@ -83,8 +83,8 @@ class Verdict:
 def verdict(
     asked: str | Model | Licence | Subject,
     facts: Facts,
-    merged: Sequence[str | Model | Licence] = (),
-    teachers: Sequence[str | Model | Licence] = (),
+    merged: Sequence[str | Model | Licence | Subject] = (),
+    teachers: Sequence[str | Model | Licence | Subject] = (),
 ) -> Verdict:
     """Judge a model or a licence for these facts; lineage.OWN where only teachers bind.
 

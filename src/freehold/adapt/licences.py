@@ -1,0 +1,121 @@
+"""Whether a model may be changed, or may teach another: the licences' own terms, asked before and written down after.
+
+The catalogue is asked by the name under which the store holds a model, then by the licence that was recorded with it;
+for a file of the user's neither may be known, and the receipt says so. Refused is only what a clause refuses; what
+depends on facts the user did not state is recorded as open. Not legal advice.
+Path: align, distil -> base_licence, teaching -> advisor.verdict -> receipt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from freehold.advisor.facts import Facts
+from freehold.advisor.lineage import Subject, subject
+from freehold.advisor.verdict import DISCLAIMER, Reason, Verdict, verdict
+from freehold.errors import ModelNotFound, UsageError
+from freehold.router.terms import terms_of
+from freehold.store import ModelRef
+
+LEAST_CHARS = 12  # of a statement of rights: enough to name a contract
+
+
+@dataclass(frozen=True, slots=True)
+class LicenceVerdict:
+    """What licences say to a use. `answer`: refused, unknown, conditions or allowed."""
+
+    subject: str
+    answer: str
+    licences: tuple[str, ...]
+    reasons: tuple[Reason, ...]  # those that make the answer what it is
+    may_teach: bool | None = (
+        None  # as the gateway's ledger has it; None: unknown, on conditions, or not asked
+    )
+    accepted: str = ""  # the user's statement of rights beside the licence
+
+    @property
+    def refusal(self) -> Reason | None:
+        """The clause that refuses, if one does."""
+        return next((r for r in self.reasons if r.bearing == "refuses"), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return its part of a receipt."""
+        return {
+            "subject": self.subject,
+            "answer": self.answer,
+            "licences": list(self.licences),
+            "may_teach": self.may_teach,
+            "accepted": self.accepted,
+            "reasons": [
+                {
+                    "bearing": r.bearing,
+                    "clause": r.clause,
+                    "says": r.says,
+                    "licence": r.licence,
+                    "source": r.source,
+                }
+                for r in self.reasons
+            ],
+            "disclaimer": DISCLAIMER,
+        }
+
+
+def base_licence(base: ModelRef, facts: Facts) -> LicenceVerdict:
+    """Return what the licence of a model says to its being changed."""
+    asked = licensed(base)
+    return _of(asked.name, verdict(asked, replace(facts, modifies=True)))
+
+
+def teaching(teacher: ModelRef, student: ModelRef, facts: Facts, accepted: str = "") -> LicenceVerdict:
+    """Return what the licences say to training `student` on the outputs of `teacher`.
+
+    `accepted`: a statement of the rights that the user has beside the licence; it is written into the receipt.
+    Raises UsageError with the clause where one refuses and nothing is stated.
+    """
+    if accepted and len(accepted.strip()) < LEAST_CHARS:
+        raise UsageError(
+            f"--accept-teacher-terms {accepted!r} does not say which rights you have",
+            "name the contract or the permission: it is written into the receipt",
+        )
+    asked = licensed(teacher)
+    found = verdict(licensed(student), facts, teachers=[asked])
+    known, may = terms_of("", teacher.name, False)
+    if not known and asked.expression:
+        may = terms_of("", asked.expression, False)[1]
+    made = _of(asked.name, found, may, accepted.strip())
+    if made.refusal is not None and not accepted:
+        clause = made.refusal
+        raise UsageError(
+            f"the licence of {clause.model or asked.name} refuses this: {clause.says} [{clause.clause}]",
+            "take another teacher, or state the right that you have: --accept-teacher-terms 'contract of ...'",
+        )
+    return made
+
+
+def licensed(ref: ModelRef) -> Subject:
+    """Return the subject that a stored model is, by its name, else by the licence recorded with it."""
+    try:
+        return subject(ref.name)
+    except ModelNotFound:
+        return Subject(ref.name, ref.licence, source=ref.source)
+
+
+def notes(found: Mapping[str, LicenceVerdict]) -> list[str]:
+    """Return a line for each verdict that does not simply allow, by the role of its model."""
+    made = []
+    for role, one in found.items():
+        named = ", ".join(one.licences) or "not known"
+        if one.accepted and one.refusal is not None:
+            made.append(
+                f"{role} licence {named}: refused by {one.refusal.clause}; used under: {one.accepted}"
+            )
+        elif one.answer != "allowed":
+            first = one.reasons[0]
+            made.append(f"{role} licence {named}: {one.answer}; {first.says} [{first.clause}]")
+    return made
+
+
+def _of(name: str, found: Verdict, may: bool | None = None, accepted: str = "") -> LicenceVerdict:
+    return LicenceVerdict(name, found.answer, found.licences, found.deciding, may, accepted)
