@@ -2,7 +2,7 @@
 
 Knows files, line numbers and conversations; knows no tokenizer and no loss. A prompt is a user's message, or
 `messages` that end with one.
-Path: alignment.pairs, distillation.prompts -> read_lines, conversation -> Message
+Path: alignment.pairs -> read_lines, conversation -> Message
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Lines(Generic[T]):
+class DataLines(Generic[T]):
     """What a file's lines hold. `digest`: of the file's bytes."""
 
     path: Path
@@ -41,7 +41,7 @@ def read_lines(
     example: str,
     *,
     same: Callable[[T], object] | None = None,
-) -> Lines[T]:
+) -> DataLines[T]:
     """Parse each line that is not empty. `same`: a key that no two lines may share.
 
     Raises UsageError for a file that cannot be read, is too large or empty, and for bad lines, each with its number.
@@ -66,7 +66,7 @@ def read_lines(
         raise UsageError(f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "mend or remove these lines")
     if not items:
         raise UsageError(f"{path} has no line", f"write one JSON object a line: {example}")
-    return Lines(path, tuple(items), hashlib.sha256(raw).hexdigest())
+    return DataLines(path, tuple(items), hashlib.sha256(raw).hexdigest())
 
 
 def check_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ tokens: a mean would pay for length. The first margin is 0, so the first loss wi
 falls also where both answers become unlikely, the chosen one less so; the likelihood term is against that. Smoothing
 is the share of labels taken to be wrong (Chowdhury 2024, without its bias term).
 Knows sums and counts of tokens; knows no model.
-Path: align -> preference_loss -> training.Optimizer
+Path: align -> preference_loss -> PreferenceLoss
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freehold.adapt.lines import Lines, check_keys, conversation, messages_of, read_lines, text_of
+from freehold.adapt.lines import DataLines, check_keys, conversation, messages_of, read_lines, text_of
 from freehold.errors import UsageError
 from freehold.types import Message
 
@@ -39,7 +39,7 @@ class Pair:
         return "\0".join(f"{m.role}\1{m.content}" for m in self.messages)
 
 
-def read_pairs(path: Path) -> Lines[Pair]:
+def read_pairs(path: Path) -> DataLines[Pair]:
     """Read a file of pairs. Raises UsageError naming every bad line, with equal answers and repeated pairs too."""
     return read_lines(path, _pair, _EXAMPLE, same=lambda p: (p.prompt, p.chosen, p.rejected))
 
