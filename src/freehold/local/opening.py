@@ -197,7 +197,7 @@ def _opened(
         digest = f"{digest}-{ref.rounding}" if digest and ref.rounding else digest
         pack = pack_path(packs, digest) if packs and digest else None
         mapped = open_pack(pack, digest, paging) if pack else None
-        tokenizer, template = _text_side(opened, ref.path)
+        tokenizer, template = text_side(opened, ref.path)
         if ref.overlay is not None and ref.overlay.template:
             origin = f"the owner's, of {ref.overlay.name}"
             template = ChatTemplate.for_tokenizer(ref.overlay.template, tokenizer, origin=origin)
@@ -261,7 +261,7 @@ def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progr
     return opened
 
 
-def _text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+def text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
     if isinstance(opened, GGUFFile):
         tokenizer = tokenizer_from_gguf(opened.metadata)
         made = lambda: chat_template_from_gguf(opened.metadata, tokenizer)  # noqa: E731

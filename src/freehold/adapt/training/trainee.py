@@ -1,0 +1,254 @@
+"""A model that learns: its file bound, matrices packed, low-rank pairs in float32, log-probabilities with gradients.
+
+Knows a model file and what one forward pass over token rows gives; knows no data, no loss and no optimiser. SFT, DPO,
+GRPO and distillation are weightings of what `log_probs` and `kl` return.
+Path: finetune, align, reinforce, distil -> Trainee.log_probs -> Network.forward(graph.TorchOps) -> head.Head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import _native as native
+from freehold.adapt.extra import load_torch
+from freehold.adapt.training.batch import RowBatch, Rows, Wanted
+from freehold.adapt.training.graph import TorchOps
+from freehold.adapt.training.head import Head, divergence
+from freehold.adapt.training.lora import AdaptedMatrix, AdapterPair, new_pair, places
+from freehold.adapt.training.packed import PackedMatrix
+from freehold.errors import UnsupportedModel
+from freehold.formats import ModelFile, open_model_file
+from freehold.local.opening import text_side
+from freehold.machine import default_threads
+from freehold.models.binding.bind import Source, assemble, read_source
+from freehold.models.binding.stored import Stored
+from freehold.models.family import NetworkWeights
+from freehold.models.ops import Ops
+from freehold.tokenizer import ChatTemplate, Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+F32 = NDArray[np.float32]
+RANK, ALPHA = 16, 32.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """What a forward pass gives before the head: a row for each wanted token, of all token rows in turn."""
+
+    rows: torch.Tensor  # float32 [wanted tokens, hidden], normalised
+    head: Head
+    targets: torch.Tensor  # the wanted tokens
+    counts: tuple[int, ...]  # wanted tokens of each token row
+
+    def log_probs(self) -> torch.Tensor:
+        """Return log p(token) of all wanted tokens: float32 [wanted tokens]."""
+        return self.head.log_probs(self.rows, self.targets)
+
+
+class Trainee:
+    """A model bound for training. `pairs` change it; its own weights never change.
+
+    Use `open`. One instance computes in one thread at a time. Every result depends only on the arguments, the pairs'
+    values and the number of threads, bit for bit.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        rank: int = RANK,
+        alpha: float = ALPHA,
+        seed: int = 0,
+        threads: int | None = None,
+        half: bool = False,
+    ) -> None:
+        count = threads or default_threads()
+        load_torch(count)
+        self.source, self.tokenizer, self.template = source, tokenizer, template
+        self.rank, self.alpha, self.seed = rank, alpha, seed
+        self._layers = [layer.keeps for layer in source.network.layers]
+        self._half, self._threads = half, native.Threads(count)
+        _refuse_experts(source)
+        self.adapted = self._drawn() if rank else ()  # every pair, in order of layers
+        self._weights = self._bound()
+        self._check_verbs()
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        rank: int = RANK,
+        alpha: float = ALPHA,
+        seed: int = 0,
+        threads: int | None = None,
+        half: bool = False,
+    ) -> Self:
+        """Bind a model file (GGUF, or a folder of safetensors) and draw its pairs.
+
+        `rank` 0: no pairs at all, as for a teacher. `threads` None: as many as help. `half`: products in bfloat16
+        with float32 sums, everything else in float32. Raises BadModelFile, and UnsupportedModel for a model whose
+        layers have no gradient here.
+        """
+        options: dict[str, Any] = {
+            "rank": rank,
+            "alpha": alpha,
+            "seed": seed,
+            "threads": threads,
+            "half": half,
+        }
+        with closing(open_model_file(Path(model))) as opened:
+            return cls(_source(opened), *text_side(opened, Path(model)), **options)
+
+    @property
+    def name(self) -> str:
+        """What the file calls itself."""
+        return self.source.name
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return A and B of every pair, in order."""
+        return [half for pair in self.adapted for half in (pair.a, pair.b)]
+
+    # --- forward -----------------------------------------------------------------------------------
+
+    def states(self, rows: Rows, *, wanted: Wanted | None = None, adapter: bool = True) -> States:
+        """Compute the last activations before each wanted token; differentiable in the pairs.
+
+        `rows`: token ids, two or more each; they are computed together and never see each other. `wanted`: for each
+        row, whether the log-probability of ids[1], ids[2], ... is wanted; None: of all. The head costs time for
+        wanted tokens alone. `adapter` False: the model itself, without a gradient.
+        """
+        import torch
+
+        batch = RowBatch.of(rows, wanted)
+        with nullcontext() if adapter and self.adapted else torch.no_grad():
+            ops = TorchOps(batch, self._layers, self.name, adapter=adapter)
+            longest = max((end - first for first, end in batch.spans), default=1)
+            self.source.network.forward(cast(Ops, ops), self._weights.at(longest))
+        assert ops.rows is not None and ops.head is not None, "a decoder's pass ends in logits"
+        return States(ops.rows, ops.head, torch.from_numpy(batch.targets), batch.counts)
+
+    def log_probs(
+        self, rows: Rows, *, wanted: Wanted | None = None, adapter: bool = True
+    ) -> list[torch.Tensor]:
+        """Return log p(ids[t + 1] | ids[..t]) of each row's wanted tokens, in order: float32 [wanted tokens] each.
+
+        Arguments as for `states`. Differentiable in the pairs; `backward` on a weighted sum of all rows is one pass.
+        """
+        found = self.states(rows, wanted=wanted, adapter=adapter)
+        return list(found.log_probs().split(found.counts))
+
+    def kl(
+        self,
+        rows: Rows,
+        *,
+        wanted: Wanted | None = None,
+        teacher: States | None = None,
+        reverse: bool = False,
+    ) -> list[torch.Tensor]:
+        """Return KL(teacher || tuned), or with `reverse` KL(tuned || teacher), at each row's wanted tokens.
+
+        Over the whole vocabulary, in slices: float32 [wanted tokens] for each row. `teacher`: `states` of another
+        Trainee for the same rows and wanted tokens, with as many rows in its head; None: this model without its
+        adapter. Differentiable in the pairs.
+        """
+        found = self.states(rows, wanted=wanted)
+        other = teacher or self.states(rows, wanted=wanted, adapter=False)
+        kl = divergence(found.rows, found.head, other.rows, other.head, reverse=reverse)
+        return list(kl.split(found.counts))
+
+    # --- the pairs' values -------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, F32]:
+        """Return a copy of all pairs: "MODULE.a" [rank, columns] and "MODULE.b" [rows, rank]."""
+        return {
+            f"{pair.place.module}.{key}": half.detach().numpy().copy()
+            for pair in self.adapted
+            for key, half in (("a", pair.a), ("b", pair.b))
+        }
+
+    def restore(self, arrays: Mapping[str, F32]) -> None:
+        """Take the values that `arrays` returned."""
+        import torch
+
+        with torch.no_grad():
+            for pair in self.adapted:
+                for key, half in (("a", pair.a), ("b", pair.b)):
+                    half.copy_(torch.from_numpy(np.array(arrays[f"{pair.place.module}.{key}"])))
+
+    def pairs(self) -> dict[str, tuple[F32, F32]]:
+        """Return A and B by the name of the weight in the model's file, rows in its order, for models.lora.pack_pairs.
+
+        Views, not copies: they change with the next step. The scale is `scale`.
+        """
+        own = "gguf" if self.source.gguf else "module"
+        suffix = "" if self.source.gguf else ".weight"
+        return {
+            f"{getattr(pair.place, own)}{suffix}": (pair.a.detach().numpy(), pair.b.detach().numpy())
+            for pair in self.adapted
+        }
+
+    @property
+    def scale(self) -> float:
+        """What a pair's product counts."""
+        return self.alpha / self.rank
+
+    # --- opening -----------------------------------------------------------------------------------
+
+    def _drawn(self) -> tuple[AdapterPair, ...]:
+        found = list(places(self.source))
+        if not found:
+            raise UnsupportedModel(f"{self.name} has no matrix that an adapter can change")
+        return tuple(new_pair(p, i, self.rank, self.alpha, self.seed) for i, p in enumerate(found))
+
+    def _bound(self) -> NetworkWeights:
+        """Bind every matrix once, and put each pair beside its own."""
+        packed: dict[str, PackedMatrix] = {}
+
+        def matrix(stored: Stored) -> AdaptedMatrix:
+            if stored.name not in packed:
+                packed[stored.name] = PackedMatrix(stored, self._threads, half=self._half)
+            return AdaptedMatrix(packed[stored.name])
+
+        weights = assemble(self.source, matrix, lambda rope: rope)
+        layers = [dict(w) for w in weights.layers]
+        for pair in self.adapted:
+            layer, key = layers[pair.place.layer], pair.place.key
+            layer[key] = AdaptedMatrix(layer[key].packed, pair)
+        return NetworkWeights(weights.ends, tuple(layers))
+
+    def _check_verbs(self) -> None:
+        """Run the forward pass on no rows: it computes nothing, and a verb without a gradient raises by its name."""
+        self.states([], wanted=[], adapter=False)
+
+
+def _source(opened: ModelFile) -> Source:
+    source = read_source(opened)
+    if source.head is None:
+        raise UnsupportedModel(f"{source.name} makes embeddings and no text", "train a model that generates")
+    opened.check_whole()
+    return source
+
+
+def _refuse_experts(source: Source) -> None:
+    """Raise for a mixture, with the number of matrices that an adapter would leave unchanged."""
+    stacks = [spec for _, (spec, _) in source.matrices_by_key() if len(spec.shape) == 3]
+    if not stacks:
+        return
+    count = sum(spec.shape[0] for spec in stacks)
+    raise UnsupportedModel(
+        f"{source.name} is not trainable yet: mixture-of-experts, of which {count:,} matrices in {len(stacks)} stacks "
+        "would stay without an adapter",
+        "adapters train on dense models with attention",
+    )
