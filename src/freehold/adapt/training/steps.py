@@ -95,7 +95,7 @@ class Optimizer:
         return {f"{key}.{i}": t.numpy().copy() for key, each in moments.items() for i, t in enumerate(each)}
 
     def restore(self, arrays: Mapping[str, NDArray[np.float32]], steps: int) -> None:
-        """Take the state that `arrays` returned after so many steps."""
+        """Take the state that `arrays` returned after this many steps."""
         import torch
 
         for key, each in (("first", self._first), ("second", self._second)):
