@@ -1,0 +1,182 @@
+"""A teacher's answers: sampled in batches, judged, and kept in a file, so that an interrupted run asks none twice.
+
+The first try is greedy; a rejected answer is tried again, sampled. Rejected are answers that are empty, cut at the
+limit, repeat a piece many times, or fail their line's judge: a student would learn those as well. Each answer follows
+from its prompt and its seed alone, so a continued run keeps the same ones.
+Knows questions and a model that samples; knows no student.
+Path: distil -> AnswerBook.ask -> SamplingModel.sample -> Taught
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from freehold.adapt.distillation.prompts import TeacherPrompt
+from freehold.adapt.sampling import GREEDY, SampledAnswer
+from freehold.errors import StoreError
+from freehold.tokenizer import Tokenizer
+from freehold.types import Message, SamplingParams
+
+BATCH = 32  # questions whose answers are computed together and reach the disk together
+RETRY = SamplingParams(temperature=0.7, top_p=0.95)
+LONGEST_PIECE = 16  # tokens of a piece whose repetition is looked for
+LEAST_RUN = 48  # tokens that repeat it: a table's rules and a row of zeros are shorter
+
+
+class Teacher(Protocol):
+    """What answers: sampling.SamplingModel."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its own."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Return a prompt's ids."""
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int = 1,
+        *,
+        seeds: Sequence[int],
+        max_tokens: int,
+        sampling: SamplingParams,
+    ) -> list[list[SampledAnswer]]:
+        """Answer each prompt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """An answer to the question on `line`, or `why` there is none: its last try's fault. `tokens`: of all tries."""
+
+    line: int
+    answer: str
+    why: str
+    tries: int
+    tokens: int
+
+    @property
+    def fault(self) -> str:
+        """The kind of fault, without its details."""
+        return self.why.partition(":")[0]
+
+
+class AnswerBook:
+    """The answers of one run, in a file of JSON lines. A last line that a kill left half written is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.held: dict[int, Taught] = {}
+        raw = path.read_bytes() if path.exists() else b""
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) < len(raw):
+            os.truncate(path, len(whole))
+        try:
+            for line in whole.splitlines():
+                taught = Taught(**json.loads(line))
+                self.held[taught.line] = taught
+        except (ValueError, TypeError) as e:
+            raise StoreError(f"{path} is damaged: {e}", "start anew with --fresh") from e
+
+    def ask(
+        self,
+        teacher: Teacher,
+        questions: Sequence[TeacherPrompt],
+        *,
+        seed: int,
+        max_tokens: int,
+        tries: int = 1,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> list[Taught]:
+        """Have every question answered that was not yet; return all answers in the order of the questions.
+
+        `on_batch`: called with the number of questions answered so far.
+        """
+        left = [q for q in questions if q.line not in self.held]
+        for first in range(0, len(left), BATCH):
+            batch = left[first : first + BATCH]
+            self._add(self._answered(teacher, batch, seed, max_tokens, tries))
+            on_batch(len(questions) - len(left) + first + len(batch))
+        return [self.held[q.line] for q in questions]
+
+    def _answered(
+        self, teacher: Teacher, batch: Sequence[TeacherPrompt], seed: int, max_tokens: int, tries: int
+    ) -> list[Taught]:
+        made: dict[int, Taught] = {}
+        spent: Counter[int] = Counter()
+        waiting = list(batch)
+        for attempt in range(1, tries + 1):
+            params = GREEDY if attempt == 1 else RETRY
+            asked = [teacher.render(q.messages) for q in waiting]
+            seeds = [seed_of(seed, q.line, attempt) for q in waiting]
+            found = teacher.sample(asked, seeds=seeds, max_tokens=max_tokens, sampling=params)
+            for question, [answer] in zip(waiting, found, strict=True):
+                spent[question.line] += len(answer.ids)
+                made[question.line] = judged(
+                    question, answer, teacher.tokenizer, attempt, spent[question.line]
+                )
+            waiting = [q for q in waiting if made[q.line].why]
+        return [made[q.line] for q in batch]
+
+    def _add(self, answers: Sequence[Taught]) -> None:
+        """Bring a batch to disk, then count it as held. Raises StoreError on a full disk."""
+        try:
+            with self._path.open("ab") as file:
+                file.write("".join(json.dumps(asdict(each)) + "\n" for each in answers).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as e:
+            raise StoreError(
+                f"{self._path} cannot be written: {e.strerror}",
+                "free some space; the same command then continues",
+            ) from e
+        self.held |= {each.line: each for each in answers}
+
+
+def judged(
+    question: TeacherPrompt, answer: SampledAnswer, tokenizer: Tokenizer, tries: int, tokens: int
+) -> Taught:
+    """Return an answer with its fault, if it has one."""
+    text = tokenizer.decode(answer.ids).strip()
+    why = _fault(question, answer, text)
+    return Taught(question.line, "" if why else text, why, tries, tokens)
+
+
+def loops(ids: Sequence[int]) -> bool:
+    """Tell whether a piece of up to 16 tokens follows itself over 48 tokens or more, three times at least."""
+    found = np.asarray(ids, np.int64)
+    for piece in range(1, LONGEST_PIECE + 1):
+        same = found[piece:] == found[:-piece]
+        ends = np.flatnonzero(np.concatenate([[True], ~same, [True]]))  # between two of them all are the same
+        if len(same) and np.diff(ends).max() - 1 >= max(LEAST_RUN - piece, 2 * piece):
+            return True
+    return False
+
+
+def seed_of(seed: int, line: int, attempt: int) -> int:
+    """Return the seed of a try, from its question's line and nothing else."""
+    return int(np.random.SeedSequence((seed, line, attempt)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _fault(question: TeacherPrompt, answer: SampledAnswer, text: str) -> str:
+    """Say what is wrong with an answer, in a few words that begin with the kind; nothing where it is good."""
+    if not text:
+        return "empty"
+    if loops(answer.ids):
+        return "loops"
+    if answer.finish_reason == "length":
+        return f"cut: at {len(answer.ids)} tokens"
+    if question.check is not None and not (mark := question.check.mark(text)).passed:
+        return f"{question.check.kind}: {mark.why}"
+    return ""

@@ -1,0 +1,131 @@
+"""A model that answers for training: token ids in, token ids out with the log-probabilities they were drawn with.
+
+Ids and never text: in a text control tokens are plain letters, and every answer would be off-template. An adapter may
+lie in memory alone, so a trainer samples with the values of its latest step. Knows no data, no loss and no torch.
+Path: distil -> open_sampling -> SamplingModel.sample, answer_logits -> Engine
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Unpack, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.engine import Generation
+from freehold.engine.scoring import logit_chunks
+from freehold.local.llm import DRIVE_S, LLM
+from freehold.local.opening import open_model
+from freehold.models.lora import Adapter, pack_pairs
+from freehold.store import ModelRef
+from freehold.tokenizer import Tokenizer
+from freehold.types import FinishReason, SamplingParams, ServedModelOptions
+
+F32 = NDArray[np.float32]
+AT_ONCE = 64  # answers that are computed together; more would add cache and no speed
+GREEDY = SamplingParams(temperature=0.0)
+AS_IT_IS = SamplingParams(temperature=1.0)  # the model's own distribution: nothing cut off, nothing sharpened
+
+
+@dataclass(frozen=True, slots=True)
+class SampledAnswer:
+    """An answer's tokens, the one that ended it among them, and the log-probability of each."""
+
+    ids: tuple[int, ...]
+    logprobs: F32
+    finish_reason: FinishReason
+
+
+class SamplingModel(LLM):
+    """An LLM whose caller handles token ids and adapters in memory. One thread uses it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own."""
+        return self._tokenizer
+
+    def packed(self, pairs: Mapping[str, tuple[F32, F32]], scale: float, name: str = "policy") -> Adapter:
+        """Pack an adapter from memory; see pack_pairs."""
+        return pack_pairs(pairs, scale, self._generating().model, name)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int = 1,
+        *,
+        seeds: Sequence[int],
+        max_tokens: int,
+        sampling: SamplingParams = AS_IT_IS,
+        adapter: Adapter | None = None,
+    ) -> list[list[SampledAnswer]]:
+        """Return `n` answers to each prompt, computed together; answer j to prompt i is drawn with seeds[i] + j.
+
+        An answer depends on its prompt, its seed and the adapter alone, not on what it is computed with.
+        """
+        answers: list[SampledAnswer] = []
+        step = max(1, AT_ONCE // n)
+        for first in range(0, len(prompts), step):
+            made = [
+                generation
+                for ids, seed in zip(prompts[first : first + step], seeds[first : first + step], strict=True)
+                for generation in self._generating().generate_many(
+                    ids,
+                    n,
+                    replace(sampling, seed=seed),
+                    max_tokens=max_tokens,
+                    stop_ids=self._tokenizer.eos_ids,
+                    logprobs=0,
+                    adapter=adapter,
+                )
+            ]
+            answers += self._finished(made)
+        return [answers[i : i + n] for i in range(0, len(answers), n)]
+
+    def answer_logits(
+        self, prompt: Sequence[int], answer: Sequence[int], adapter: Adapter | None = None
+    ) -> F32:
+        """Return the logits that each token of `answer` is drawn from, after `prompt`: float32 [len(answer), V]."""
+        ids = [*prompt, *answer][:-1]
+        first, seen, kept = len(prompt) - 1, 0, []
+        for rows in logit_chunks(self._generating(), ids, adapter=adapter):
+            kept.append(rows[max(first - seen, 0) :])
+            seen += len(rows)
+        return np.concatenate(kept)
+
+    def _finished(self, made: list[Generation]) -> list[SampledAnswer]:
+        """Compute running answers to their end; an interrupt ends all of them."""
+        engine = self._generating()
+        tokens: list[list[int]] = [[] for _ in made]
+        logprobs: list[list[float]] = [[] for _ in made]
+        try:
+            for generation in made:
+                generation.start()
+            while not all(generation.done for generation in made):
+                engine.drive(DRIVE_S)
+                for generation, ids, logs in zip(made, tokens, logprobs, strict=True):
+                    for out in generation.take():
+                        ids.append(out.id)
+                        logs.append(cast(float, out.logprob))
+        finally:
+            for generation in made:
+                generation.close()
+        return [
+            SampledAnswer(
+                tuple(ids), np.array(logs, np.float32), cast(FinishReason, generation.finish_reason)
+            )
+            for ids, logs, generation in zip(tokens, logprobs, made, strict=True)
+        ]
+
+
+def open_sampling(
+    ref: ModelRef, packs: Path | None = None, **options: Unpack[ServedModelOptions]
+) -> SamplingModel:
+    """Load a model to sample from. Speculation is off: it draws the same tokens and costs a trainer's small batches.
+
+    Raises as open_model does.
+    """
+    given = cast(ServedModelOptions, {"speculate": False, **options})
+    return cast(SamplingModel, open_model(ref, packs=packs, kind=SamplingModel, **given))
