@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from freehold.formats.weight_types import QuantType, row_bytes
+from freehold.formats.weight_types import QuantType, tensor_bytes
 
 FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -79,7 +79,7 @@ def gguf_bytes(
 
 
 def random_data(tensor: Entry) -> bytes:
-    size = row_bytes(QuantType(tensor.type), tensor.dims[0]) * int(np.prod(tensor.dims[1:], dtype=int))
+    size = tensor_bytes(QuantType(tensor.type), tuple(reversed(tensor.dims)))
     return np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
 
 

@@ -11,7 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import blocks, dequantization
 from freehold.formats.dequantization import dequantize, has_codes, split_codes
-from freehold.formats.weight_types import LAYOUTS, QuantType, quant_type, row_bytes
+from freehold.formats.weight_types import LAYOUTS, TABLE_TYPES, QuantType, quant_type, row_bytes
 
 PLAIN_DTYPES = {
     QuantType.F64: "<f8",
@@ -20,7 +20,8 @@ PLAIN_DTYPES = {
     QuantType.I32: "<i4",
     QuantType.I64: "<i8",
 }
-GGUF_LAYOUTS = {type: layout for type, layout in LAYOUTS.items() if type >= 0}  # FP8 is safetensors' alone
+# FP8 is safetensors' alone, and types with a table are Freehold's.
+GGUF_LAYOUTS = {t: layout for t, layout in LAYOUTS.items() if t >= 0 and t not in TABLE_TYPES}
 CODED = [t for t in QuantType if t in LAYOUTS and has_codes(t)]
 
 
@@ -57,11 +58,12 @@ def test_decoder_agrees_with_gguf_package(type: QuantType, blocks: int) -> None:
 def test_codes_times_scales_are_the_weights(type: QuantType) -> None:
     k = LAYOUTS[type].elems * 4
     raw = random_rows(type, k, seed=1)
-    codes, scales = split_codes(raw, type, k)
+    table = np.arange(-64, 64, dtype=np.int8) if type in TABLE_TYPES else None
+    codes, scales = split_codes(raw, type, k, table)
     assert codes.dtype == np.int8 and codes.shape == (len(raw), k) and codes.min() >= -127
     assert scales.dtype == np.float32 and scales.shape == (len(raw), k // 16)
     with np.errstate(all="ignore"):
-        assert_same_bits(codes * np.repeat(scales, 16, axis=1), dequantize(raw, type, k))
+        assert_same_bits(codes * np.repeat(scales, 16, axis=1), dequantize(raw, type, k, table))
 
 
 def test_split_codes_takes_every_type_without_a_native_kernel() -> None:

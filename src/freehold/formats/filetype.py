@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from freehold.formats.detect import ModelFile
 from freehold.formats.gguf import GGUFFile
+from freehold.formats.weight_types import TABLE_TYPES
 
 # GGUF's general.file_type; the gaps are types that are no longer written.
 _FILE_TYPES = {
@@ -18,6 +19,7 @@ _FILE_TYPES = {
     **dict(enumerate(["Q5_K_S", "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "Q2_K_S", "IQ3_XS", "IQ3_XXS"], 16)),
     **dict(enumerate(["IQ1_S", "IQ4_NL", "IQ3_S", "IQ3_M", "IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16"], 24)),
     **dict(enumerate(["TQ1_0", "TQ2_0", "MXFP4"], 36)),
+    **{type.value: type.name for type in TABLE_TYPES},  # Freehold's own
 }
 
 

@@ -27,7 +27,8 @@ from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model, shown
 from freehold.formats.metadata import Metadata
 from freehold.formats.tensor import Tensor, TensorFile
-from freehold.formats.weight_types import QuantType, quant_type, row_bytes
+from freehold.formats.trellis import REQUIRES
+from freehold.formats.weight_types import QuantType, quant_type, tensor_bytes
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -137,6 +138,7 @@ def _read_shard(path: Path) -> _Shard:
         raise cursor.bad(f"{key_count:,} metadata keys; at most {MAX_KEYS:,} are read")
     values, spans = _read_metadata(cursor, key_count)
     metadata = Metadata(values, str(path))
+    _check_requires(metadata, path)
     descriptors = [_read_descriptor(cursor) for _ in range(tensor_count)]
     alignment = _alignment(metadata, path)
     start = -(-cursor.position // alignment) * alignment
@@ -181,6 +183,16 @@ def _read_metadata(cursor: _HeaderCursor, count: int) -> tuple[dict[str, object]
     return values, spans
 
 
+def _check_requires(metadata: Metadata, path: Path) -> None:
+    """Refuse a file that says it needs more than this version reads."""
+    needs = metadata.get_str("freehold.requires", REQUIRES)
+    if needs != REQUIRES:
+        raise UnsupportedModel(
+            f"{path} requires {shown(needs)} of Freehold; this version has {REQUIRES}",
+            "update Freehold, or quantise the model again with this version",
+        )
+
+
 def _read_descriptor(cursor: _HeaderCursor) -> _Descriptor:
     name = cursor.string("a tensor name", MAX_NAME_BYTES)
     with cursor.about(f"tensor {shown(name)}"):
@@ -188,12 +200,12 @@ def _read_descriptor(cursor: _HeaderCursor) -> _Descriptor:
             raise BadModelFile("the name is empty")
         dims = cursor.dims()
         type = quant_type(cursor.u32())
-        elements = _checked_product(dims)
-        nbytes = row_bytes(type, dims[0]) * (elements // dims[0])
+        _check_product(dims)
+        nbytes = tensor_bytes(type, tuple(reversed(dims)))
         return _Descriptor(name, type, tuple(reversed(dims)), cursor.u64(), nbytes)
 
 
-def _checked_product(dims: list[int]) -> int:
+def _check_product(dims: list[int]) -> None:
     product = 1
     for dim in dims:
         if dim == 0:
@@ -201,7 +213,6 @@ def _checked_product(dims: list[int]) -> int:
         product *= dim
         if product > MAX_ELEMENTS:
             raise BadModelFile(f"dimensions {dims} multiply beyond 2^63 - 1 elements")
-    return product
 
 
 def _alignment(metadata: Metadata, path: Path) -> int:

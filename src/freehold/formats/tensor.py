@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from freehold.formats.dequantization import dequantize
 from freehold.formats.filemap import check_whole
-from freehold.formats.weight_types import QuantType, row_bytes
+from freehold.formats.trellis import check_table
+from freehold.formats.weight_types import TABLE_BYTES, TABLE_TYPES, QuantType, row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,24 @@ class Tensor:
 
     @property
     def rows(self) -> npt.NDArray[np.uint8]:
-        """The bytes as uint8 [N, row_bytes], all outer dimensions flattened into N."""
+        """The rows' bytes as uint8 [N, row_bytes], all outer dimensions flattened into N."""
         k = self.shape[-1] if self.shape else 1
-        return self.raw.reshape(-1, row_bytes(self.type, k))
+        rows = self.raw[TABLE_BYTES:] if self.type in TABLE_TYPES else self.raw
+        return rows.reshape(-1, row_bytes(self.type, k))
+
+    @property
+    def table(self) -> npt.NDArray[np.int8] | None:
+        """The values that rows of a type with a table are read through. Raises BadModelFile for a bad one."""
+        if self.type not in TABLE_TYPES:
+            return None
+        return check_table(self.raw[:TABLE_BYTES].view(np.int8), self.name)
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """Decode to a fresh float32 array of `shape`: slow and large, for oracles and small tensors."""
         if not self.raw.size:
             return np.empty(self.shape, np.float32)
         k = self.shape[-1] if self.shape else 1
-        return dequantize(self.rows, self.type, k).reshape(self.shape)
+        return dequantize(self.rows, self.type, k, self.table).reshape(self.shape)
 
 
 class TensorFile:

@@ -51,6 +51,8 @@ class QuantType(enum.IntEnum):
     TQ2_0 = 35
     MXFP4 = 39
     NVFP4 = 40
+    T2 = 0x46480002  # Freehold's own, far from what others count up to; trellis.py has their layout
+    T3 = 0x46480003
 
 
 class BlockLayout(NamedTuple):
@@ -94,7 +96,14 @@ LAYOUTS: dict[QuantType, BlockLayout] = {
     QuantType.TQ2_0: BlockLayout(256, 64 + 2),
     QuantType.MXFP4: BlockLayout(32, 1 + 16),  # E8M0 scale, E2M1 nibbles
     QuantType.NVFP4: BlockLayout(64, 4 + 32),  # a UE4M3 scale per 16, E2M1 nibbles
+    QuantType.T2: BlockLayout(
+        64, 1 + 16
+    ),  # two scales in a byte, two bits a weight; a row begins with a scale of its own
+    QuantType.T3: BlockLayout(64, 1 + 24),
 }
+TABLE_TYPES = (QuantType.T2, QuantType.T3)  # read through a table that a tensor begins with
+TABLE_BYTES = 128
+_TABLE_ROW_BYTES = 2  # before a row's blocks, of which the last may be half a one
 
 _ACTIVATION_TYPES = (QuantType.Q8_1, QuantType.Q8_K)
 
@@ -151,7 +160,9 @@ def _foreign_type(type_id: int) -> UnsupportedModel:
     if type_id in _FOREIGN_TYPES:
         name, owner = _FOREIGN_TYPES[type_id]
         return UnsupportedModel(f"tensor type {name} (id {type_id}) exists only in {owner}", hint)
-    return UnsupportedModel(f"tensor type id {type_id} is unknown; known ids are 0 to {max(QuantType)}", hint)
+    return UnsupportedModel(
+        f"tensor type id {type_id} is unknown; known ids are 0 to {QuantType.NVFP4}", hint
+    )
 
 
 def block_layout(type: QuantType) -> BlockLayout:
@@ -162,13 +173,26 @@ def block_layout(type: QuantType) -> BlockLayout:
 
 
 def row_bytes(type: QuantType, k: int) -> int:
-    """Return the bytes of a row of `k` weights; BadModelFile if `k` is not a positive multiple of the block."""
+    """Return the bytes of a row of `k` weights; BadModelFile if `k` is not a positive multiple of the block.
+
+    Types that have a table take half a block too: any multiple of 32.
+    """
     elems, size = block_layout(type)
+    if type in TABLE_TYPES and k > 0 and k % elems == elems // 2:
+        return _TABLE_ROW_BYTES + k // elems * size + 1 + size // 2
     if k <= 0 or k % elems:
         raise BadModelFile(f"a row of {k} weights cannot be {type.name}, whose blocks hold {elems}")
-    return k // elems * size
+    return k // elems * size + (_TABLE_ROW_BYTES if type in TABLE_TYPES else 0)
+
+
+def row_columns(type: QuantType, size: int) -> int:
+    """Return how many weights of a type that has a table a row of `size` bytes holds."""
+    elems, block = block_layout(type)
+    blocks, rest = divmod(size - _TABLE_ROW_BYTES, block)
+    return blocks * elems + (elems // 2 if rest else 0)
 
 
 def tensor_bytes(type: QuantType, shape: tuple[int, ...]) -> int:
-    """Return the bytes of a tensor of `shape` (row-major); BadModelFile as row_bytes."""
-    return row_bytes(type, shape[-1] if shape else 1) * math.prod(shape[:-1])
+    """Return the bytes of a tensor of `shape` (row-major), its table included; BadModelFile as row_bytes."""
+    rows = row_bytes(type, shape[-1] if shape else 1) * math.prod(shape[:-1])
+    return rows + (TABLE_BYTES if type in TABLE_TYPES else 0)

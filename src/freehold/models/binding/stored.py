@@ -14,10 +14,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.errors import BadModelFile
+from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, Tensor, dequantize
 
 F32 = NDArray[np.float32]
+Table: TypeAlias = NDArray[np.int8] | None  # of a type that is read through one
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,17 @@ class _Apart:
     def raw(self) -> NDArray[np.uint8]:
         """The same, flat."""
         return self.rows.reshape(-1)
+
+    @property
+    def table(self) -> Table:
+        """The table of all, where their type has one. Raises UnsupportedModel where they differ in it."""
+        first, *others = (t.table for t in self.each)
+        if first is not None and any(not np.array_equal(first, t) for t in others if t is not None):
+            raise UnsupportedModel(
+                f"{self.name}: {len(self.each)} tensors that run as one matrix have different tables",
+                "quantise the model with one table for all of them, or to another type",
+            )
+        return first
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,11 @@ class ScaledBlocks:
         """The same, flat."""
         return self.rows.reshape(-1)
 
+    @property
+    def table(self) -> Table:
+        """None: there is no table."""
+        return None
+
     def numpy(self) -> F32:
         """Decode to a fresh float32 array."""
         values, scales = self.codes.numpy(), self.scales.numpy()
@@ -173,6 +190,11 @@ class MicroscaledBlocks:
         """The same, flat."""
         return self.rows.reshape(-1)
 
+    @property
+    def table(self) -> Table:
+        """None: there is no table."""
+        return None
+
     def numpy(self) -> F32:
         """Decode to a fresh float32 array."""
         return dequantize(self.rows, self.type, self.shape[-1]).reshape(self.shape)
@@ -211,9 +233,14 @@ class RowCut:
         """The same, flat."""
         return self.rows.reshape(-1)
 
+    @property
+    def table(self) -> Table:
+        """The table of the whole."""
+        return self.whole.table
+
     def numpy(self) -> F32:
         """Decode to a fresh float32 array."""
-        return dequantize(self.rows, self.type, self.whole.shape[-1]).reshape(self.shape)
+        return dequantize(self.rows, self.type, self.whole.shape[-1], self.table).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +271,11 @@ class Taken:
     def raw(self) -> NDArray[np.uint8]:
         """The values as bytes."""
         return self.numpy().reshape(-1).view(np.uint8)
+
+    @property
+    def table(self) -> Table:
+        """None: there is no table."""
+        return None
 
     def numpy(self) -> F32:
         """Compute the values."""

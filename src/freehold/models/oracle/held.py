@@ -49,7 +49,8 @@ class DenseMatrix:
         """Return some rows, decoding no others."""
         if self._dense is not None:
             return self._dense[rows]
-        return dequantize(self._tensor.rows[rows], self._tensor.type, self._tensor.shape[-1])
+        held = self._tensor
+        return dequantize(held.rows[rows], held.type, held.shape[-1], held.table)
 
 
 class KvStore:
