@@ -130,6 +130,20 @@ std::vector<TypeRoute> type_routes();
 int64_t quantized_row_bytes(std::string_view type, int64_t k);
 void quantize_rows(const float* values, int64_t n, int64_t k, std::string_view type, Threads& threads, uint8_t* out);
 
+// --- trellis_encode.cpp -----------------------------------------------------------------------------------------
+// Float rows to rows of T2 or T3 (bits 2, 3): see kernels/trellis_encode.h for what the numbers mean. `values` [rows][cols], if
+// there is one, gets what the rows stand for. The same bytes for any number of threads. Throws Usage.
+struct TrellisRequest {
+  const float* weights; int64_t rows, cols;
+  const float* importance;              // [cols]
+  const float* feedback; int64_t width; // [cols][width], or null
+  const int8_t* table;                  // [128]
+  float unit;
+  int bits, block, ahead, spread;
+};
+int64_t trellis_row_bytes(int bits, int64_t cols);
+void trellis_encode(const TrellisRequest& q, Threads& threads, uint8_t* out, float* values);
+
 // --- plan.cpp ---------------------------------------------------------------------------------------------------
 struct Rope {                     // angles position * inv_freq[i]; cos and sin times factor
   std::vector<float> inv_freq;    // rot/2 of them

@@ -45,6 +45,7 @@ testing: single kernels by the name of their table, for tests/csrc.)";
   bind_plan(m);
   bind_sampling(m);
   bind_vocab(m);
+  bind_trellis(m);
   nb::module_ testing = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
   bind_testing_delta(testing);
   bind_testing_conv(testing);

@@ -1,0 +1,213 @@
+// The trellis encoder over the vector vocabulary; a vector is sixteen rows, and all vectors of a call go through it alike.
+
+// One column, from the end: costs to go `next` [2^(7 - K)][16] to `now`. With Keep, the code chosen for each kept state goes to
+// `picks`, as bytes in the same order.
+template <int K, bool Keep> static void step_back(const float* table, F target, F scale, const float* next, float* now, int8_t* picks) {
+  constexpr int kKept = kTrellisStates >> K;
+  for (int r = 0; r < kKept; ++r) {
+    F best = fzero(), pick = fzero();
+    for (int e = 0; e < 1 << K; ++e) {
+      const int state = r + e * kKept;
+      const F off = fnma(fset(table[state]), scale, target), cost = fma(off, off, fload(next + 16 * (state >> K)));
+      if (Keep && e) pick = select_lt(cost, best, fset(static_cast<float>(e)), pick);
+      best = e ? fmin(cost, best) : cost;
+    }
+    fstore(now + 16 * r, best);
+    if (Keep) store_i8(picks + 16 * r, to_int(pick));
+  }
+}
+
+// What a call works with: its arguments, its scratch, and where each row's path stands.
+template <int K> struct Encoder {
+  static constexpr int kKept = kTrellisStates >> K;
+  const TrellisArgs& a;
+  const TrellisScratch& s;
+  const TrellisOut& out;
+  const int64_t groups = a.cols / kTrellisGroup;
+  float row_scale[kTrellisRows];
+  uint8_t state[kTrellisRows];
+  alignas(64) float costs[2][kKept * 16];
+  alignas(64) int8_t picks[kTrellisBlockMost][kKept * 16];
+
+  float* target(int64_t j) const { return s.target + j * kTrellisRows; }
+  float* scale(int64_t j) const { return s.scale + j / kTrellisGroup * kTrellisRows; }
+
+  void load(int64_t first, int n) const {
+    for (int64_t j = 0; j < a.cols; ++j)
+      for (int r = 0; r < kTrellisRows; ++r) target(j)[r] = r < n ? a.weights[(first + r) * a.cols + j] : 0.0f;
+  }
+
+  // The weighted root mean square of a group of targets, times the table's unit, for sixteen rows.
+  F begin_scale(int64_t g, int v) const {
+    F sum = fzero();
+    float all = 0;
+    for (int64_t j = g * kTrellisGroup; j < (g + 1) * kTrellisGroup; ++j) {
+      const F x = mul(fload(target(j) + v), fset(s.root[j]));
+      sum = fma(x, x, sum);
+      all += a.importance[j];
+    }
+    F mean = div(sum, fset(all));
+    alignas(64) float x[16];
+    fstore(x, mean);
+    for (float& y : x) y = std::sqrt(y) * a.unit;
+    return fload(x);
+  }
+
+  // A row's scale leaves room above the largest group's, for the search and for errors that are pushed onto it.
+  void choose_row_scales() {
+    for (int v = 0; v < kTrellisRows; v += 16) {
+      F most = fzero();
+      for (int64_t g = 0; g < groups; ++g) most = fmax(most, begin_scale(g, v));
+      fstore(row_scale + v, mul(most, fset(1.0f / kTrellisFactors[2])));
+    }
+    constexpr uint32_t kFree = (1u << (7 - K)) - 1;          // low bits that the file uses for the stream
+    for (int r = 0; r < kTrellisRows; ++r) {
+      const uint32_t near = f32_to_f16(row_scale[r] < 60000.0f ? row_scale[r] : 60000.0f) + (kFree + 1) / 2;
+      out.row_scales[r] = static_cast<uint16_t>(near & ~kFree);
+      row_scale[r] = f16_to_f32(out.row_scales[r]);
+    }
+  }
+
+  // The cost of a group under some scales, its path free at both ends.
+  F group_cost(int64_t g, int v, F scales) {
+    float *next = costs[0], *now = costs[1];
+    for (int r = 0; r < kKept; ++r) fstore(next + 16 * r, fzero());
+    for (int64_t j = (g + 1) * kTrellisGroup; j-- > g * kTrellisGroup;) {
+      const F root = fset(s.root[j]);
+      step_back<K, false>(a.table, mul(fload(target(j) + v), root), mul(scales, root), next, now, nullptr);
+      std::swap(next, now);
+    }
+    F least = fload(next);
+    for (int r = 1; r < kKept; ++r) least = fmin(fload(next + 16 * r), least);
+    return least;
+  }
+
+  void choose_scales(int64_t g) {
+    for (int v = 0; v < kTrellisRows; v += 16) {
+      alignas(64) float begin[16], tried[16], cost[16], least[16];
+      fstore(begin, begin_scale(g, v));
+      int code[16], chosen[16];
+      for (int r = 0; r < 16; ++r) {
+        code[r] = 0;
+        while (code[r] + 1 < kTrellisScales && begin[r] * begin[r] < row_scale[v + r] * row_scale[v + r] * kTrellisFactors[code[r]] * kTrellisFactors[code[r] + 1]) ++code[r];
+      }
+      for (int t = -a.spread; t <= a.spread; ++t) {
+        int c[16];
+        for (int r = 0; r < 16; ++r) {
+          c[r] = std::min(std::max(code[r] + t, 0), kTrellisScales - 1);
+          tried[r] = row_scale[v + r] * kTrellisFactors[c[r]];
+        }
+        if (a.spread) fstore(cost, group_cost(g, v, fload(tried)));
+        for (int r = 0; r < 16; ++r)
+          if (t == -a.spread || cost[r] < least[r]) {
+            chosen[r] = c[r];
+            least[r] = a.spread ? cost[r] : 0;
+          }
+      }
+      for (int r = 0; r < 16; ++r) {
+        out.scale_codes[g * kTrellisRows + v + r] = static_cast<uint8_t>(chosen[r]);
+        s.scale[g * kTrellisRows + v + r] = row_scale[v + r] * kTrellisFactors[chosen[r]];
+      }
+    }
+  }
+
+  // Chooses the states of columns [j, j + block), with columns up to `end` in view.
+  void choose_states(int64_t j, int block, int64_t end) {
+    for (int v = 0; v < kTrellisRows; v += 16) {
+      float *next = costs[0], *now = costs[1];
+      for (int r = 0; r < kKept; ++r) fstore(next + 16 * r, fzero());
+      for (int64_t i = end; i-- > j;) {
+        const F root = fset(s.root[i]), x = mul(fload(target(i) + v), root), unit = mul(fload(scale(i) + v), root);
+        if (i < j + block) step_back<K, true>(a.table, x, unit, next, now, picks[i - j]);
+        else step_back<K, false>(a.table, x, unit, next, now, nullptr);
+        std::swap(next, now);
+      }
+      for (int r = 0; r < 16; ++r) {
+        int kept = state[v + r] >> K;
+        if (j == 0)
+          for (int k = kept = 0; k < kKept; ++k)
+            if (next[16 * k + r] < next[16 * kept + r]) kept = k;
+        for (int i = 0; i < block; ++i) {
+          const int now_in = kept + picks[i][16 * kept + r] * kKept;
+          out.states[(j + i) * kTrellisRows + v + r] = static_cast<uint8_t>(now_in);
+          state[v + r] = static_cast<uint8_t>(now_in);
+          kept = now_in >> K;
+        }
+      }
+    }
+  }
+
+  // A block's errors, and what they add to the targets up to `end`.
+  void push_near(int64_t j, int block, int64_t batch, int64_t end) {
+    for (int i = 0; i < block; ++i) {
+      float* error = s.error + (j + i - batch) * kTrellisRows;
+      alignas(64) float value[kTrellisRows];
+      for (int r = 0; r < kTrellisRows; ++r) value[r] = a.table[out.states[(j + i) * kTrellisRows + r]];
+      for (int v = 0; v < kTrellisRows; v += 16) fstore(error + v, fnma(fload(value + v), fload(scale(j + i) + v), fload(target(j + i) + v)));
+    }
+    if (!a.feedback) return;
+    const int64_t base = j / a.width * a.width;
+    for (int64_t to = j + block; to < end; ++to)
+      for (int v = 0; v < kTrellisRows; v += 16) {
+        F x = fload(target(to) + v);
+        for (int i = 0; i < block; ++i) x = fma(fset(a.feedback[(j + i) * a.width + to - base]), fload(s.error + (j + i - batch) * kTrellisRows + v), x);
+        fstore(target(to) + v, x);
+      }
+  }
+
+  // A batch's errors onto columns from `to` on: tiles of 32 rows by `Wide` columns, so that a coefficient is loaded for 32 products.
+  template <int Wide> void push_tile(int64_t batch, int64_t n, int64_t to) const {
+    const float* feedback = a.feedback + batch * a.width + to - batch / a.width * a.width;
+    for (int v = 0; v < kTrellisRows; v += 32) {
+      F x[Wide], y[Wide];
+      for (int c = 0; c < Wide; ++c) {
+        x[c] = fload(target(to + c) + v);
+        y[c] = fload(target(to + c) + v + 16);
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        const F ex = fload(s.error + i * kTrellisRows + v), ey = fload(s.error + i * kTrellisRows + v + 16);
+        for (int c = 0; c < Wide; ++c) {
+          const F u = fset(feedback[i * a.width + c]);
+          x[c] = fma(u, ex, x[c]);
+          y[c] = fma(u, ey, y[c]);
+        }
+      }
+      for (int c = 0; c < Wide; ++c) {
+        fstore(target(to + c) + v, x[c]);
+        fstore(target(to + c) + v + 16, y[c]);
+      }
+    }
+  }
+
+  void encode(int64_t first, int n) {
+    load(first, n);
+    choose_row_scales();
+    int64_t decided = 0;                                     // groups whose scales are chosen
+    for (int64_t batch = 0; batch < a.cols; batch += kTrellisBatch) {
+      const int64_t stop = std::min(batch + kTrellisBatch, a.cols);
+      const int64_t whole = a.feedback ? std::min(batch / a.width * a.width + a.width, a.cols) : a.cols;   // feedback ends there
+      const int64_t near = std::min(stop + kTrellisNear, whole);
+      for (int64_t j = batch; j < stop; j += a.block) {
+        const int block = static_cast<int>(std::min<int64_t>(a.block, stop - j));
+        const int64_t end = std::min(j + block + a.ahead, a.cols);
+        for (; decided * kTrellisGroup < end; ++decided) choose_scales(decided);
+        choose_states(j, block, end);
+        push_near(j, block, batch, near);
+      }
+      if (!a.feedback) continue;
+      int64_t to = near;
+      for (; to + 8 <= whole; to += 8) push_tile<8>(batch, stop - batch, to);
+      for (; to < whole; ++to) push_tile<1>(batch, stop - batch, to);
+    }
+  }
+};
+
+template <int K> static void encode_as(const TrellisArgs& a, int64_t first, int n, const TrellisScratch& s, const TrellisOut& out) {
+  Encoder<K> encoder{a, s, out};
+  encoder.encode(first, n);
+}
+static void encode(const TrellisArgs& a, int64_t first, int n, const TrellisScratch& s, const TrellisOut& out) {
+  a.bits == 2 ? encode_as<2>(a, first, n, s, out) : encode_as<3>(a, first, n, s, out);
+}
+
+static const TrellisKernels kTrellisTable{encode};
