@@ -140,6 +140,7 @@ struct TrellisRequest {
   const int8_t* table;                  // [128]
   float unit;
   int bits, block, ahead, spread;
+  const Kernels* by = nullptr;          // null: this machine's
 };
 int64_t trellis_row_bytes(int bits, int64_t cols);
 void trellis_encode(const TrellisRequest& q, Threads& threads, uint8_t* out, float* values);

@@ -68,7 +68,7 @@ int64_t trellis_row_bytes(int bits, int64_t cols) { return 2 + (cols / kTrellisG
 
 void trellis_encode(const TrellisRequest& q, Threads& threads, uint8_t* out, float* values) {
   check(q);
-  const TrellisKernels& kernel = trellis_kernels(*kernels());
+  const TrellisKernels& kernel = trellis_kernels(q.by ? *q.by : *kernels());
   float table[kTrellisStates];
   for (int i = 0; i < kTrellisStates; ++i) table[i] = q.table[i];
   const TrellisArgs args{q.weights, q.rows, q.cols, q.importance, q.feedback, q.width, table, q.unit, q.bits, q.block, q.ahead, q.spread};

@@ -37,5 +37,6 @@ void bind_testing_mamba(nb::module_& t);
 void bind_testing_rows(nb::module_& t);
 void bind_testing_products(nb::module_& t);
 void bind_testing_latent(nb::module_& t);
+void bind_testing_trellis(nb::module_& t);
 
 }  // namespace fh

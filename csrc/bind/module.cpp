@@ -53,4 +53,5 @@ testing: single kernels by the name of their table, for tests/csrc.)";
   bind_testing_rows(testing);
   bind_testing_products(testing);
   bind_testing_latent(testing);
+  bind_testing_trellis(testing);
 }

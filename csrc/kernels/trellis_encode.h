@@ -5,7 +5,8 @@
 //   weight[i] = table[state[i]] * scale of the row's group of 32
 //
 // A row's codes are the path of least weighted squared error. Columns are committed by blocks; a block's path is chosen with
-// `ahead` more columns in view, and its error is then pushed onto the columns to come (LDLQ), so that it cancels in the output.
+// `ahead` more columns in view, and its error, against the weights themselves, is then pushed onto the columns to come (LDLQ), so
+// that it cancels in the output.
 //
 // The path is found from its end: cost_to_go(i, r) = min over codes e of (target - value)^2 + cost_to_go(i + 1, next's r), where
 // r are the bits of a state that the next one keeps. Only 2^(7 - K) costs a column exist, columns ahead need no trace, and the

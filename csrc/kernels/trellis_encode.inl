@@ -1,5 +1,7 @@
 // The trellis encoder over the vector vocabulary; a vector is sixteen rows, and all vectors of a call go through it alike.
 
+static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // One column, from the end: costs to go `next` [2^(7 - K)][16] to `now`. With Keep, the code chosen for each kept state goes to
 // `picks`, as bytes in the same order.
 template <int K, bool Keep> static void step_back(const float* table, F target, F scale, const float* next, float* now, int8_t* picks) {
@@ -23,18 +25,25 @@ template <int K> struct Encoder {
   const TrellisArgs& a;
   const TrellisScratch& s;
   const TrellisOut& out;
-  const int64_t groups = a.cols / kTrellisGroup;
+  const int64_t first;                                       // row
+  const int n;                                               // rows
+  const int64_t groups;
   float row_scale[kTrellisRows];
   uint8_t state[kTrellisRows];
   alignas(64) float costs[2][kKept * 16];
   alignas(64) int8_t picks[kTrellisBlockMost][kKept * 16];
 
+  Encoder(const TrellisArgs& args, const TrellisScratch& scratch, const TrellisOut& to, int64_t first_row, int rows)
+      : a(args), s(scratch), out(to), first(first_row), n(rows), groups(args.cols / kTrellisGroup) {}
+
   float* target(int64_t j) const { return s.target + j * kTrellisRows; }
   float* scale(int64_t j) const { return s.scale + j / kTrellisGroup * kTrellisRows; }
 
-  void load(int64_t first, int n) const {
+  float weight(int r, int64_t j) const { return r < n ? a.weights[(first + r) * a.cols + j] : 0.0f; }
+
+  void load() const {
     for (int64_t j = 0; j < a.cols; ++j)
-      for (int r = 0; r < kTrellisRows; ++r) target(j)[r] = r < n ? a.weights[(first + r) * a.cols + j] : 0.0f;
+      for (int r = 0; r < kTrellisRows; ++r) target(j)[r] = weight(r, j);
   }
 
   // The weighted root mean square of a group of targets, times the table's unit, for sixteen rows.
@@ -75,7 +84,9 @@ template <int K> struct Encoder {
     for (int64_t j = (g + 1) * kTrellisGroup; j-- > g * kTrellisGroup;) {
       const F root = fset(s.root[j]);
       step_back<K, false>(a.table, mul(fload(target(j) + v), root), mul(scales, root), next, now, nullptr);
-      std::swap(next, now);
+      float* const spent = next;
+      next = now;
+      now = spent;
     }
     F least = fload(next);
     for (int r = 1; r < kKept; ++r) least = fmin(fload(next + 16 * r), least);
@@ -94,7 +105,7 @@ template <int K> struct Encoder {
       for (int t = -a.spread; t <= a.spread; ++t) {
         int c[16];
         for (int r = 0; r < 16; ++r) {
-          c[r] = std::min(std::max(code[r] + t, 0), kTrellisScales - 1);
+          c[r] = code[r] + t < 0 ? 0 : code[r] + t < kTrellisScales ? code[r] + t : kTrellisScales - 1;
           tried[r] = row_scale[v + r] * kTrellisFactors[c[r]];
         }
         if (a.spread) fstore(cost, group_cost(g, v, fload(tried)));
@@ -120,7 +131,9 @@ template <int K> struct Encoder {
         const F root = fset(s.root[i]), x = mul(fload(target(i) + v), root), unit = mul(fload(scale(i) + v), root);
         if (i < j + block) step_back<K, true>(a.table, x, unit, next, now, picks[i - j]);
         else step_back<K, false>(a.table, x, unit, next, now, nullptr);
-        std::swap(next, now);
+        float* const spent = next;
+      next = now;
+      now = spent;
       }
       for (int r = 0; r < 16; ++r) {
         int kept = state[v + r] >> K;
@@ -137,13 +150,11 @@ template <int K> struct Encoder {
     }
   }
 
-  // A block's errors, and what they add to the targets up to `end`.
+  // A block's errors against the weights themselves, and what they add to the targets up to `end`.
   void push_near(int64_t j, int block, int64_t batch, int64_t end) {
     for (int i = 0; i < block; ++i) {
       float* error = s.error + (j + i - batch) * kTrellisRows;
-      alignas(64) float value[kTrellisRows];
-      for (int r = 0; r < kTrellisRows; ++r) value[r] = a.table[out.states[(j + i) * kTrellisRows + r]];
-      for (int v = 0; v < kTrellisRows; v += 16) fstore(error + v, fnma(fload(value + v), fload(scale(j + i) + v), fload(target(j + i) + v)));
+      for (int r = 0; r < kTrellisRows; ++r) error[r] = weight(r, j + i) - a.table[out.states[(j + i) * kTrellisRows + r]] * scale(j + i)[r];
     }
     if (!a.feedback) return;
     const int64_t base = j / a.width * a.width;
@@ -156,7 +167,7 @@ template <int K> struct Encoder {
   }
 
   // A batch's errors onto columns from `to` on: tiles of 32 rows by `Wide` columns, so that a coefficient is loaded for 32 products.
-  template <int Wide> void push_tile(int64_t batch, int64_t n, int64_t to) const {
+  template <int Wide> void push_tile(int64_t batch, int64_t columns, int64_t to) const {
     const float* feedback = a.feedback + batch * a.width + to - batch / a.width * a.width;
     for (int v = 0; v < kTrellisRows; v += 32) {
       F x[Wide], y[Wide];
@@ -164,7 +175,7 @@ template <int K> struct Encoder {
         x[c] = fload(target(to + c) + v);
         y[c] = fload(target(to + c) + v + 16);
       }
-      for (int64_t i = 0; i < n; ++i) {
+      for (int64_t i = 0; i < columns; ++i) {
         const F ex = fload(s.error + i * kTrellisRows + v), ey = fload(s.error + i * kTrellisRows + v + 16);
         for (int c = 0; c < Wide; ++c) {
           const F u = fset(feedback[i * a.width + c]);
@@ -179,17 +190,17 @@ template <int K> struct Encoder {
     }
   }
 
-  void encode(int64_t first, int n) {
-    load(first, n);
+  void encode() {
+    load();
     choose_row_scales();
     int64_t decided = 0;                                     // groups whose scales are chosen
     for (int64_t batch = 0; batch < a.cols; batch += kTrellisBatch) {
-      const int64_t stop = std::min(batch + kTrellisBatch, a.cols);
-      const int64_t whole = a.feedback ? std::min(batch / a.width * a.width + a.width, a.cols) : a.cols;   // feedback ends there
-      const int64_t near = std::min(stop + kTrellisNear, whole);
+      const int64_t stop = lesser(batch + kTrellisBatch, a.cols);
+      const int64_t whole = a.feedback ? lesser(batch / a.width * a.width + a.width, a.cols) : a.cols;   // feedback ends there
+      const int64_t near = lesser(stop + kTrellisNear, whole);
       for (int64_t j = batch; j < stop; j += a.block) {
-        const int block = static_cast<int>(std::min<int64_t>(a.block, stop - j));
-        const int64_t end = std::min(j + block + a.ahead, a.cols);
+        const int block = static_cast<int>(lesser(a.block, stop - j));
+        const int64_t end = lesser(j + block + a.ahead, a.cols);
         for (; decided * kTrellisGroup < end; ++decided) choose_scales(decided);
         choose_states(j, block, end);
         push_near(j, block, batch, near);
@@ -203,8 +214,7 @@ template <int K> struct Encoder {
 };
 
 template <int K> static void encode_as(const TrellisArgs& a, int64_t first, int n, const TrellisScratch& s, const TrellisOut& out) {
-  Encoder<K> encoder{a, s, out};
-  encoder.encode(first, n);
+  Encoder<K>{a, s, out, first, n}.encode();
 }
 static void encode(const TrellisArgs& a, int64_t first, int n, const TrellisScratch& s, const TrellisOut& out) {
   a.bits == 2 ? encode_as<2>(a, first, n, s, out) : encode_as<3>(a, first, n, s, out);

@@ -593,3 +593,22 @@ class Bpe:
 
     def find(self, token: str) -> int:
         """Return the id of a token that ordinary text may become, or -1."""
+
+def trellis_encode(
+    weights: F32,
+    importance: F32,
+    feedback: F32 | None,
+    table: NDArray[numpy.int8],
+    unit: float,
+    bits: int,
+    threads: Threads,
+    block: int = 8,
+    ahead: int = 16,
+    spread: int = 2,
+) -> tuple[U8, F32]:
+    """Encode finite float32 [N, K] as rows of T2 or T3, and return what they stand for: uint8 [N, row bytes], float32 [N, K].
+
+    `importance` [K] weighs a column's squared error; `feedback` [K, width] is what an error of column i adds to the target of
+    column i // width * width + j. `unit` is the first scale tried for a group of root mean square 1, with `spread` more on each side.
+    Columns are committed `block` at a time with `ahead` more in view. The bytes are the same for any number of threads.
+    """

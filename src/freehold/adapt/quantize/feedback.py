@@ -1,0 +1,67 @@
+"""How errors of earlier columns change the targets of later ones (LDLQ), from the second moments of a
+matrix's inputs.
+
+The error E of a row costs E H E^T. With H = M D M^T, M block upper triangular with unit blocks, that is the
+sum over blocks of
+(E M)_b D_b (E M)_b^T: a block whose target is moved by the errors before it, times M, is left with its own
+error alone.
+Knows moments in one block or several along the diagonal; knows no weight.
+Path: trellis.encode -> feedback -> native.trellis_encode
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What the encoder needs of moments: `push` [n, width], and how much each column's own error counts, [n]."""
+
+    push: F32
+    importance: F32
+
+
+def feedback(moments: F32, damping: float, block: int) -> Feedback:
+    """Factor moments [blocks, width, width], with `damping` times their mean diagonal added to it.
+
+    Inputs that calibration never saw have moments of 0 and are left with the damping alone.
+    """
+    blocks, width, _ = moments.shape
+    push, importance = np.empty((blocks * width, width), np.float32), np.empty(blocks * width, np.float32)
+    mean = float(np.einsum("bii->", moments, dtype=np.float64)) / (blocks * width) or 1.0
+    for i, h in enumerate(moments):
+        part = slice(i * width, (i + 1) * width)
+        importance[part] = _factor(h, damping * mean, block, push[part])
+    return Feedback(push, importance / importance.mean())
+
+
+def _factor(h: F32, added: float, block: int, push: F32) -> F32:
+    """Write M - I to `push`, and return the diagonal of D."""
+    upper = _upper_root(h, added)
+    importance = np.empty(len(h), np.float32)
+    for first in range(0, len(h), block):
+        part = slice(first, min(first + block, len(h)))
+        own = upper[part, part].astype(np.float64)
+        importance[part] = np.einsum("ij,ij->i", own, own)
+        push[:first, part] = upper[:first, part] @ np.linalg.inv(own).astype(np.float32)
+        push[first:, part] = 0
+    return importance
+
+
+def _upper_root(h: F32, added: float) -> F32:
+    """Find the upper triangular U with U U^T = h + added * I; `added` grows until there is one in float32."""
+    turned = h[::-1, ::-1].copy()
+    diagonal = np.einsum("ii->i", turned)
+    step = added
+    while True:
+        diagonal += np.float32(step)
+        try:
+            return np.ascontiguousarray(np.linalg.cholesky(turned)[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            step *= 10
