@@ -29,11 +29,11 @@ void bind_trellis(nb::module_& m) {
           return std::make_pair(out, values);
         },
         "weights"_a, "importance"_a, "feedback"_a.none(), "table"_a, "unit"_a, "bits"_a, "threads"_a, "block"_a = 8, "ahead"_a = 16, "spread"_a = 2,
-        R"(Encode finite float32 [N, K] as rows of T2 or T3, and return what they stand for: uint8 [N, row bytes], float32 [N, K].
+        R"(Encode finite float32 [N, K] as rows of T2 or T3: uint8 [N, row bytes], and float32 [N, K] that they stand for.
 
-`importance` [K] weighs a column's squared error; `feedback` [K, width] is what an error of column i adds to the target of
-column i // width * width + j. `unit` is the first scale tried for a group of root mean square 1, with `spread` more on each side.
-Columns are committed `block` at a time with `ahead` more in view. Threads change no byte.)");
+`importance` [K] weighs a column's squared error; `feedback` [K, width] is what an error of column i adds to the
+target of column i // width * width + j. `unit` is the first scale tried for a group of root mean square 1, with
+`spread` more on each side. Columns are committed `block` at a time with `ahead` more in view. Threads change no byte.)");
 }
 
 }  // namespace fh

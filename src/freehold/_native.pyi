@@ -606,9 +606,9 @@ def trellis_encode(
     ahead: int = 16,
     spread: int = 2,
 ) -> tuple[U8, F32]:
-    """Encode finite float32 [N, K] as rows of T2 or T3, and return what they stand for: uint8 [N, row bytes], float32 [N, K].
+    """Encode finite float32 [N, K] as rows of T2 or T3: uint8 [N, row bytes], and float32 [N, K] that they stand for.
 
-    `importance` [K] weighs a column's squared error; `feedback` [K, width] is what an error of column i adds to the target of
-    column i // width * width + j. `unit` is the first scale tried for a group of root mean square 1, with `spread` more on each side.
-    Columns are committed `block` at a time with `ahead` more in view. Threads change no byte.
+    `importance` [K] weighs a column's squared error; `feedback` [K, width] is what an error of column i adds to the
+    target of column i // width * width + j. `unit` is the first scale tried for a group of root mean square 1, with
+    `spread` more on each side. Columns are committed `block` at a time with `ahead` more in view. Threads change no byte.
     """

@@ -30,7 +30,7 @@ def decoded(rows: np.ndarray, bits: int, n: int) -> F32:
     for r, row in enumerate(rows):
         word = int.from_bytes(row[:2].tobytes(), "little")
         free = 7 - bits
-        scale = float(np.array([word >> free << free], np.uint16).view(np.float16).item())
+        scale = np.frombuffer((word >> free << free).to_bytes(2, "little"), np.float16)[0]
         nibbles = row[2 : 2 + -(-n // 64)]
         stream = int.from_bytes(row[2 + len(nibbles) :].tobytes(), "little") | (word % 2**free) << bits * n
         for i in range(n):
