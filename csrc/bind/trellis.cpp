@@ -33,7 +33,8 @@ void bind_trellis(nb::module_& m) {
 
 `importance` [K] weighs a column's squared error; `feedback` [K, width] is what an error of column i adds to the
 target of column i // width * width + j. `unit` is the first scale tried for a group of root mean square 1, with
-`spread` more on each side. Columns are committed `block` at a time with `ahead` more in view. Threads change no byte.)");
+`spread` more on each side. Columns are committed `block` at a time with `ahead` more in view.
+Threads change no byte.)");
 }
 
 }  // namespace fh

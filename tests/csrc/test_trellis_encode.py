@@ -13,7 +13,7 @@ from freehold.errors import UsageError
 
 from . import F32, normal
 
-FACTORS = np.float16(8.0 ** (-np.arange(16) / 15)).astype(np.float32)
+FACTORS = (8.0 ** (-np.arange(16) / 15)).astype(np.float16).astype(np.float32)
 
 
 def encoded(weights: F32, bits: int, threads: int = 1, feedback: F32 | None = None, **options: int):
