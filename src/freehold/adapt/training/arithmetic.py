@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from freehold.adapt.training.batch import TokenTree
 from freehold.models.config.rope import RopeTable
 
 if TYPE_CHECKING:
@@ -80,21 +81,33 @@ class Sight:
     softcap: float = 0.0
 
     def is_plain(self, rows: int) -> bool:
-        """Whether so few rows see all before them, uncapped."""
-        return not self.softcap and rows <= (self.window or rows) and rows <= (self.chunk or rows)
+        """Whether so few rows see all before them."""
+        return rows <= (self.window or rows) and rows <= (self.chunk or rows)
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sight: Sight, sinks: torch.Tensor | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sight: Sight,
+    sinks: torch.Tensor | None,
+    tree: TokenTree,
 ) -> torch.Tensor:
-    """Attention of one row: q [rows, heads, width], k and v [rows, kv heads, width] -> [rows, heads * v's width]."""
+    """Attention of one tree: q [rows, heads, width], k and v [rows, kv heads, width] -> [rows, heads * v's width]."""
     import torch
 
     rows, heads, _ = q.shape
     q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
-    if sight.is_plain(rows) and sinks is None:
+    if not sight.softcap and sinks is None:
+        plain = not tree.rests and sight.is_plain(rows)
         out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=sight.scale, enable_gqa=True
+            q,
+            k,
+            v,
+            None if plain else _visible(tree, sight),
+            is_causal=plain,
+            scale=sight.scale,
+            enable_gqa=True,
         )
         return out[0].transpose(0, 1).reshape(rows, -1)
     group = heads // k.shape[1]
@@ -102,19 +115,20 @@ def attend(
     scores = (q @ k.transpose(-1, -2)) * sight.scale
     if sight.softcap:
         scores = sight.softcap * torch.tanh(scores / sight.softcap)
-    scores = scores.masked_fill(~_visible(rows, sight), float("-inf"))
+    scores = scores.masked_fill(~_visible(tree, sight), float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks.view(1, heads, 1, 1).expand(1, heads, rows, 1)], -1)
     weights = torch.softmax(scores, -1)[..., :rows]
     return (weights @ v)[0].transpose(0, 1).reshape(rows, -1)
 
 
-def _visible(rows: int, sight: Sight) -> torch.Tensor:
-    """Mask [rows, rows]: a query at i sees keys j <= i, of its window or chunk alone."""
+def _visible(tree: TokenTree, sight: Sight) -> torch.Tensor:
+    """Mask [rows, rows]: a query at i sees keys j <= i of its own row or shared, of its window or chunk alone."""
     import torch
 
-    i = torch.arange(rows)
-    i, j = i[:, None], i[None, :]
+    at, branch = torch.from_numpy(tree.positions), torch.from_numpy(tree.branches)
+    i, j = at[:, None], at[None, :]
+    seen = (j <= i) & ((branch[None, :] < 0) | (branch[None, :] == branch[:, None]))
     if sight.chunk:
-        return (j <= i) & (j // sight.chunk == i // sight.chunk)
-    return (j <= i) & (j > i - sight.window) if sight.window else j <= i
+        return seen & (j // sight.chunk == i // sight.chunk)
+    return seen & (j > i - sight.window) if sight.window else seen

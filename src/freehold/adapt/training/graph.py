@@ -173,8 +173,8 @@ class TorchOps:
         k, v = self._kv[layer]
         heads = q.value.unflatten(1, (-1, k.shape[2]))
         sight, sink = Sight(scale, window, chunk, softcap), None if sinks is None else _floats(sinks)
-        spans = [slice(*span) for span in self._batch.spans]
-        each = [attend(heads[span], k[span], v[span], sight, sink) for span in spans]
+        trees = [(tree, tree.span) for tree in self._batch.trees]
+        each = [attend(heads[span], k[span], v[span], sight, sink, tree) for tree, span in trees]
         if not each:
             return Activations(q.value.new_zeros(0, heads.shape[1] * v.shape[2]))
         return Activations(torch.cat(each))

@@ -125,7 +125,8 @@ class Trainee:
     def states(self, rows: Rows, *, wanted: Wanted | None = None, adapter: bool = True) -> States:
         """Compute the last activations before each wanted token; differentiable in the pairs.
 
-        `rows`: token ids, two or more each; they are computed together and never see each other. `wanted`: for each
+        `rows`: token ids, two or more each; they are computed together and never see each other. Neighbours that begin
+        alike, as answers to one prompt do, share what they begin with. `wanted`: for each
         row, whether the log-probability of ids[1], ids[2], ... is wanted; None: of all. The head costs time for
         wanted tokens alone. `adapter` False: the model itself, without a gradient.
         """
@@ -134,8 +135,7 @@ class Trainee:
         batch = RowBatch.of(rows, wanted)
         with nullcontext() if adapter and self.adapted else torch.no_grad():
             ops = TorchOps(batch, self._layers, self.name, adapter=adapter)
-            longest = max((end - first for first, end in batch.spans), default=1)
-            self.source.network.forward(cast(Ops, ops), self._weights.at(longest))
+            self.source.network.forward(cast(Ops, ops), self._weights.at(batch.longest))
         assert ops.rows is not None and ops.head is not None, "a decoder's pass ends in logits"
         return States(ops.rows, ops.head, torch.from_numpy(batch.targets), batch.counts)
 
