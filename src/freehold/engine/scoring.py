@@ -57,15 +57,37 @@ def logits(engine: Engine, ids: Ordered[int], **sharing: Unpack[Sharing]) -> F32
     return np.concatenate(list(logit_chunks(engine, ids, **sharing)))
 
 
-def score(engine: Engine, ids: Ordered[int]) -> F32:
+def score(engine: Engine, ids: Ordered[int], **sharing: Unpack[Sharing]) -> F32:
     """Return the log-probability of each of `ids` after the first, given the earlier: float32 [T - 1]."""
-    scores: list[float] = []
-    targets = list(ids)[1:]
-    for rows in logit_chunks(engine, ids):
-        first = len(scores)
-        for row, token in zip(rows, targets[first : first + len(rows)], strict=False):
-            scores.append(float(row[token]) - log_sum_exp(row, len(scores) + 1))
-    return np.array(scores, np.float32)
+    return score_many(engine, [ids], **sharing)[0]
+
+
+def score_many(engine: Engine, rows: Ordered[Ordered[int]], **sharing: Unpack[Sharing]) -> list[F32]:
+    """Score texts in steps that they share: for each of `rows` what `score` returns. Raises as Engine.generate does."""
+    scores = [_Scored(ids) for ids in rows]
+    prompts = [prefill(engine, ids, each.add, **sharing) for ids, each in zip(rows, scores, strict=True)]
+    try:
+        for prompt in prompts:
+            prompt.start()
+        for seq in [prompt.sequence for prompt in prompts]:
+            engine.advance(seq, lambda seq=seq: seq.done and seq.error is None)
+    finally:
+        for prompt in prompts:
+            prompt.close()
+    return [np.array(each.scores, np.float32) for each in scores]
+
+
+class _Scored:
+    """Takes the logits of one text and keeps the log-probability of each token that follows."""
+
+    def __init__(self, ids: Ordered[int]) -> None:
+        self._targets = list(ids)[1:]
+        self.scores: list[float] = []
+
+    def add(self, rows: F32) -> None:
+        first = len(self.scores)
+        for row, token in zip(rows, self._targets[first : first + len(rows)], strict=False):
+            self.scores.append(float(row[token]) - log_sum_exp(row, len(self.scores) + 1))
 
 
 def embed(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
@@ -21,6 +22,7 @@ from freehold.local.embedding import Embeddings, Text
 from freehold.local.keywords import ChatOptions, GenerateOptions, LoadOptions, keywords
 from freehold.local.llm import LLM
 from freehold.local.opening import load
+from freehold.local.together import prepared
 from freehold.types import Chunk, Completion
 
 # A pause of the stepping thread with nothing to compute: other threads may be computing the steps of its requests.
@@ -87,8 +89,8 @@ class AsyncLLM:
         """Continue a text or token ids without a chat template, or a list of prompts as one batch; see LLM.generate."""
         if not is_batch(prompt):
             return await self._complete(lambda: self.llm._continued(prompt, options))  # type: ignore[arg-type]
-        prompts = list(enumerate(prompt))
-        batch = await asyncio.to_thread(lambda: [self.llm._numbered(i, each, options) for i, each in prompts])
+        made = [partial(self.llm._continued, each, options) for each in prompt]
+        batch = await asyncio.to_thread(prepared, made)
         return await _together([self._gathered(job) for job in batch])
 
     async def embed(self, texts: Text | Sequence[Text], **options: Any) -> Embeddings:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self, Unpack, cast, overload
 
@@ -20,16 +21,18 @@ import numpy.typing as npt
 from freehold import _native as native
 from freehold.engine import Encoder, Engine, scoring
 from freehold.engine.pooling import Pooling
-from freehold.errors import EngineClosed, FreeholdError, UnsupportedModel, UsageError
+from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, UnsupportedModel, UsageError
 from freehold.local.adapters import Adapters
 from freehold.local.answering import LocalJob
 from freehold.local.chat import Chat, as_messages
-from freehold.local.completion import Prompts, complete, completion, is_batch
+from freehold.local.completion import Prompts, complete, is_batch
 from freehold.local.constraints import ConstraintBuilder
 from freehold.local.embedding import Embedder, Embeddings, Text
+from freehold.local.jobs import check_request
 from freehold.local.keywords import ChatOptions, GenerateOptions, keywords
 from freehold.local.prompt import Prompter
-from freehold.local.requests import chat_job, sampling_of, text_job
+from freehold.local.requests import chat_job, sampling_of, seeded, text_job
+from freehold.local.together import all_together, as_they_end
 from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
@@ -42,9 +45,6 @@ from freehold.types import (
 )
 
 F32 = npt.NDArray[np.float32]
-
-
-DRIVE_S = 1.0  # how long a batch waits for a step that another thread computes before it looks again
 
 
 class LLM:
@@ -203,12 +203,34 @@ class LLM:
         """
         if not is_batch(prompt):
             return complete(self._continued(cast(str, prompt), options))
-        return self._together([self._numbered(i, each, options) for i, each in enumerate(prompt)])
+        return all_together(self._generating(), [partial(self._continued, each, options) for each in prompt])
 
     @keywords(GenerateOptions)
     def stream_text(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Iterator[Chunk]:
         """Continue one prompt as `generate` does, with its keywords, piece by piece."""
         return self._continued(prompt, options).stream()
+
+    def answer_many(
+        self, jobs: Iterable[Job], *, at_once: int = 16
+    ) -> Iterator[tuple[int, Completion | ContextOverflow]]:
+        """Answer jobs, `at_once` of them in one batch, and yield each with its number as it ends.
+
+        Each answer is the one that its job gets alone. A job that is too long yields its ContextOverflow.
+        """
+        self._check_open()
+        return as_they_end(self._generating(), self._checked, jobs, at_once)
+
+    def prompt_ids(self, job: Job) -> tuple[int, ...]:
+        """Return the prompt of a job as the model gets it. Raises ContextOverflow, BadTemplate, UsageError."""
+        self._check_open()
+        return tuple(self._prompter.prompt(self._overlaid(job)).ids)
+
+    def _checked(self, job: Job) -> LocalJob:
+        check_request(job)
+        return self._prepared(job, seeded(job.sampling, self.default_sampling))
+
+    def _overlaid(self, job: Job) -> Job:
+        return job if self._overlay is None else overlaid(job, self._overlay)
 
     def _asked(self, messages: Chat, options: ChatOptions) -> LocalJob:
         """Prepare the answer to a chat; nothing is computed before it is streamed or entered."""
@@ -226,31 +248,6 @@ class LLM:
         text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
         job = text_job(text, options, self.adapters.chosen(options.get("adapter")))
         return self._prepared(job, sampling_of(options, self.default_sampling))
-
-    def _numbered(self, index: int, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
-        """Prepare one prompt of a batch; an error names its index."""
-        try:
-            return self._continued(prompt, options)
-        except FreeholdError as e:
-            e.message = f"prompt {index}: {e.message}"
-            e.args = (e.message,)
-            raise
-
-    def _together(self, batch: list[LocalJob]) -> list[Completion]:
-        """Compute a batch to its end in this thread; an interrupt ends all of it."""
-        chunks: list[list[Chunk]] = [[] for _ in batch]
-        engine = self._generating()
-        try:
-            for job in batch:
-                job.enter()
-            while not all(job.done for job in batch):
-                engine.drive(DRIVE_S)
-                for got, job in zip(chunks, batch, strict=True):
-                    got.extend(chunk for _, chunk in job.take())
-        finally:
-            for job in batch:
-                job.cancel()
-        return [completion(got, each.seed) for got, each in zip(chunks, batch, strict=True)]
 
     @property
     def stats(self) -> EngineStats:
@@ -347,8 +344,7 @@ class LLM:
 
     def _prepared(self, job: Job, params: SamplingParams) -> LocalJob:
         engine = self._generating()
-        if self._overlay is not None:
-            job = overlaid(job, self._overlay)
+        job = self._overlaid(job)
         adapter = self.adapters.find(job.adapter)
         prompt = self._prompter.prompt(job)
         constraint, left = self._constraints.constraint(job, prompt)
@@ -385,10 +381,16 @@ class LLM:
         found = self.adapters.find(self.adapters.chosen(adapter))
         return scoring.logits(self._generating(), self._prompter.checked(ids), adapter=found)
 
-    def score(self, ids: Sequence[int]) -> F32:
+    def score(self, ids: Sequence[int], adapter: str | None = None) -> F32:
         """Return the log-probability of each of `ids` but the first, given those before: float32 [T - 1]."""
+        return self.score_many([ids], adapter)[0]
+
+    def score_many(self, rows: Sequence[Sequence[int]], adapter: str | None = None) -> list[F32]:
+        """Score each of `rows` as `score` does, in one batch; the scores of a row are those it gets alone."""
         self._check_open()
-        return scoring.score(self._generating(), self._prompter.checked(ids))
+        checked = [self._prompter.checked(ids) for ids in rows]
+        found = self.adapters.find(self.adapters.chosen(adapter))
+        return scoring.score_many(self._generating(), checked, adapter=found)
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
