@@ -1,15 +1,18 @@
-"""Shows the progress of a pull: as store/progress.py does, or as JSON lines; after Ctrl-C, what was kept.
+"""Shows progress: of a pull as store/progress.py does, or as JSON lines; of other long work, a line on stderr.
 
-Knows events; knows no source. Path: cli/pull, cli/run -> reporter(...) -> Store.pull(on_event).
+After Ctrl-C, what was kept. Knows events and lines; knows no source and no work.
+Path: cli/pull, cli/run -> reporter(...) -> Store.pull(on_event); cli/quantize -> StatusLine.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Self
 
 from freehold.store.events import Event, OnEvent
 from freehold.store.progress import Reporter, screen
@@ -37,3 +40,47 @@ def reporter(*, as_json: bool = False) -> Iterator[OnEvent]:
         raise
     finally:
         shown.close()
+
+
+class StatusLine:
+    """What a long verb does now, on stderr: renewed in place in a terminal, elsewhere a line every five seconds.
+
+    `kept`: what is printed after Ctrl-C, before the interrupt continues.
+    """
+
+    EVERY_S = 5.0
+
+    def __init__(self, kept: str) -> None:
+        self._kept, self._shown = kept, time.monotonic()
+        self._live = sys.stderr.isatty()
+        self._wide = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._clear()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            print(f"stopped; {self._kept}", file=sys.stderr)
+
+    def show(self, text: str) -> None:
+        """Show what is being done; between two changes nothing is printed where lines stay."""
+        now = time.monotonic()
+        if self._live:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            self._wide = True
+        elif now - self._shown >= self.EVERY_S:
+            self._shown = now
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._clear()
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._wide:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._wide = False

@@ -59,6 +59,12 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "rm": Verb("Delete a model, or forget another program's.", "freehold rm smollm2:135m"),
     },
+    "Make a model yours": {
+        "quantize": Verb(
+            "Write a model's weights in fewer bits, and measure what that costs.",
+            "freehold quantize qwen2.5-coder:0.5b -o small --type Q4_K_M --report",
+        ),
+    },
     "Serve models": {
         "serve": Verb(
             "Serve models to clients of OpenAI, Anthropic and Ollama.", "freehold serve smollm2:135m"

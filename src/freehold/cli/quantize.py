@@ -1,0 +1,202 @@
+"""`freehold quantize MODEL -o OUT`: a model's weights in fewer bits, as a GGUF, with a receipt.
+
+Knows options and lines of text; adapt.quantize does the work. MODEL must be here already: nothing is fetched.
+Path: main -> quantize -> Store.resolve -> adapt.quantize.quantising.quantise -> a folder
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.progress import StatusLine
+from freehold.cli.shared import json_option, pairs
+from freehold.config import Settings
+from freehold.errors import UsageError
+from freehold.store.space import human
+
+if TYPE_CHECKING:
+    from freehold.adapt.quantize.recipes import TensorChoice
+    from freehold.evals.divergence import DivergenceCounter
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+class FileSize(click.ParamType):
+    """A number of bytes: 400MB, 1.2GB, 900MiB or 1200000000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", str(value).strip().upper())
+        if found is None:
+            self.fail(f"{value!r} is not a size; write 400MB, 1.2GB or 900MiB", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+@click.command("quantize")
+@click.argument("model")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
+)
+@click.option(
+    "--bits", type=click.IntRange(4, 4), help="About this many bits a weight; 4 (Q4_K_M) is the default."
+)
+@click.option("--type", "kind", metavar="TYPE", help="llama.cpp's name of a type: Q4_K_M, Q8_0, IQ4_XS, ...")
+@click.option("--report", is_flag=True, help="Measure how far the result is from MODEL, and both speeds.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text that --report reads; default: the package's.",
+)
+@click.option(
+    "--until",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Stop --report when the mean is known to this share; 0 reads all of the text.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
+@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    model: str,
+    out: Path,
+    bits: int | None,
+    kind: str | None,
+    report: bool,
+    text: Path | None,
+    until: float,
+    threads: int | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Quantise MODEL into the folder OUT: model.gguf, and receipt.json which says how it was made.
+
+    Tensors whose rows a type cannot hold get the type that llama.cpp gives them, and are named. After Ctrl-C or a
+    crash the same command continues, to the same bytes. Run the result by its path: freehold run OUT/model.gguf
+
+    With --json, prints the receipt.
+    """
+    from freehold.adapt.quantize.quantising import QuantizeRequest, Watching, quantise
+    from freehold.cli.company import company_facts
+    from freehold.store import Store
+
+    if text is not None and not report:
+        raise UsageError("--text is for a report", "add --report, or leave out --text")
+    if out.suffix == ".gguf":
+        raise UsageError(
+            f"-o {out} is to be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf"
+        )
+    asked = QuantizeRequest(
+        type=kind or "",
+        bits=bits or 0,
+        report=report,
+        text=text,
+        until=until,
+        threads=threads or 0,
+        fresh=fresh,
+        facts=company_facts(settings, {}),
+    )
+    ref = Store(settings).resolve(model)
+    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+        watching = Watching(line.note, _tensors(line), _blocks(line))
+        made = quantise(ref, out, asked, settings, watching)
+    if as_json:
+        click.echo(json.dumps(made))
+    else:
+        pairs(_rows(out, made))
+
+
+def _tensors(line: StatusLine) -> Any:
+    def show(done: int, total: int, choice: TensorChoice) -> None:
+        line.show(f"{done} of {total} tensors, now {choice.tensor.name} as {choice.type.name}")
+
+    return show
+
+
+def _blocks(line: StatusLine) -> Any:
+    def show(done: int, total: int, counts: DivergenceCounter) -> None:
+        mean = counts.result().mean
+        line.show(f"report: {done} of at most {total} windows, {mean:.4f} ± {counts.half_width():.4f} nat")
+
+    return show
+
+
+def _rows(out: Path, made: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the receipt as rows of text."""
+    result = made["result"]
+    share = result["bytes"] / result["source_bytes"]
+    types = ", ".join(f"{name} {human(n)}" for name, n in result["bytes_by_type"].items())
+    return [
+        ("file", str(out / result["file"])),
+        ("size", f"{human(result['bytes'])}, {share:.0%} of the source's {human(result['source_bytes'])}"),
+        ("type", f"{result['type']}, {result['bits_a_weight']:.2f} bits a weight where encoded"),
+        ("holds", types),
+        *_divergence_rows(made.get("divergence")),
+        *_speed_rows(made.get("speed")),
+        ("licence", _licence(made["licence"])),
+        ("receipt", str(out / "receipt.json")),
+    ]
+
+
+def _divergence_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    early = ", stopped early" if found["stopped_early"] else ""
+    return [
+        (
+            "divergence",
+            f"{found['mean']:.4f} nat a token ({found['low']:.4f} to {found['high']:.4f}) from the source; "
+            f"{found['tokens']:,} tokens{early}",
+        ),
+        (
+            "",
+            f"median {found['median']:.4f}, 90 % {found['p90']:.3f}, 95 % {found['p95']:.3f}, "
+            f"99 % {found['p99']:.3f}, 99.9 % {found['p999']:.3f}, most {found['max']:.2f}",
+        ),
+        (
+            "",
+            f"same most probable token {found['same_top']:.1%}; probability of the text's token "
+            f"± {found['rms_delta_p']:.1%} (RMS)",
+        ),
+        (
+            "perplexity",
+            f"{found['perplexity']:.3f}, {found['perplexity_ratio']:.4f} ± "
+            f"{found['perplexity_ratio_error']:.4f} times the source's",
+        ),
+    ]
+
+
+def _speed_rows(speed: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if speed is None:
+        return []
+    return [
+        (
+            "decode" if name == "result" else "",
+            f"{found['measured_tok_s']:.1f} tok/s measured{_predicted(found)}"
+            f"{', the source' if name == 'source' else ''}",
+        )
+        for name, found in sorted(speed.items())
+    ]
+
+
+def _predicted(found: dict[str, float]) -> str:
+    if "predicted_tok_s" not in found:
+        return ""
+    low, high = found["predicted_low_tok_s"], found["predicted_high_tok_s"]
+    return f", {found['predicted_tok_s']:.1f} predicted ({low:.1f} to {high:.1f})"
+
+
+def _licence(found: dict[str, Any]) -> str:
+    named = ", ".join(found["licences"]) or "not known"
+    return f"{named}: {found['answer']} to be changed"

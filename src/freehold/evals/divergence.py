@@ -1,0 +1,153 @@
+"""How far one model's next-token distribution lies from another's on the same text, counted as the rows come.
+
+For each token: KL(reference || other) in nat over the whole vocabulary, whether both have the same most probable
+token, and the log-probability of the text's next token under both. A block is a window of text; the interval of a mean
+is from blocks, whose tokens depend on each other. No logits are kept. Knows rows of numbers; knows no model, no text.
+Path: evals/side_by_side.py -> DivergenceCounter.add, close_block -> Divergence
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from freehold.errors import NonFiniteLogits
+
+F32 = npt.NDArray[np.float32]
+LEVEL = 0.95
+LEAST_BLOCKS = 8  # before which an interval is too uncertain itself to stop by
+_PERCENTILES = (50, 90, 95, 99, 99.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL divergence in nat a token; `low` and `high` bound its mean with 95 %, by blocks of text."""
+
+    tokens: int
+    blocks: int
+    mean: float
+    low: float
+    high: float
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    p999: float
+    max: float
+    same_top: float  # share of tokens after which both models' most probable token is the same
+    rms_delta_p: float  # root mean square change of the next token's probability
+    perplexity_reference: float
+    perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_error: float  # one standard error, by blocks
+    stopped_early: bool = False  # the interval was narrow enough before the text ended
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+class DivergenceCounter:
+    """Takes pairs of logit rows; gives a Divergence at any time after the first block."""
+
+    def __init__(self) -> None:
+        self._divergences: list[float] = []
+        self._same: list[bool] = []
+        self._references: list[float] = []  # log-probabilities of the text's tokens
+        self._others: list[float] = []
+        self._ends: list[int] = []  # of blocks, in tokens
+
+    def add(self, reference: F32, other: F32, targets: npt.NDArray[np.integer]) -> None:
+        """Count rows of logits, float32 [n, V] each, and the tokens that follow in the text, [n]."""
+        for row, beside, target in zip(reference, other, targets, strict=True):
+            self._add(row, beside, int(target))
+
+    def _add(self, row: F32, beside: F32, target: int) -> None:
+        """Count one row: sum p (log p - log q) with p = exp(row) / Z; a row at a time stays in the cache."""
+        top, other_top = int(row.argmax()), int(beside.argmax())
+        a, b = row - row[top], beside - beside[other_top]
+        weights = np.exp(a)
+        z, other_z = float(weights.sum()), float(np.exp(b).sum())
+        mean_difference = float(np.dot(weights, a - b)) / z
+        divergence = mean_difference - math.log(z) + math.log(other_z)
+        if not math.isfinite(divergence):
+            raise NonFiniteLogits(
+                f"a model computed NaN or infinity for the token at position {len(self._same) + 1} of the text",
+                "its weights are damaged: make or fetch it again",
+            )
+        self._divergences.append(max(divergence, 0.0))
+        self._same.append(top == other_top)
+        self._references.append(float(a[target]) - math.log(z))
+        self._others.append(float(b[target]) - math.log(other_z))
+
+    def close_block(self) -> None:
+        """End a block of text; without rows since the last one it does nothing."""
+        if self.tokens > (self._ends[-1] if self._ends else 0):
+            self._ends.append(self.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Rows counted up to now."""
+        return len(self._same)
+
+    def half_width(self) -> float:
+        """Return half the width of the mean's 95 % interval; infinite before the second block."""
+        return _half_width(self._block_means(self._divergences))
+
+    def narrow(self, share: float) -> bool:
+        """Tell whether the interval is narrower than `share` of the mean to each side, after enough blocks."""
+        enough = len(self._ends) >= LEAST_BLOCKS
+        return enough and self.half_width() <= share * float(np.mean(self._divergences))
+
+    def result(self, *, stopped_early: bool = False) -> Divergence:
+        """Return what was counted, of whole blocks and the rows after them."""
+        assert self._same, "no rows were counted"
+        found = np.array(self._divergences)
+        logs, others = np.array(self._references), np.array(self._others)
+        mean, half = float(found.mean()), self.half_width()
+        ratio = math.exp(float((logs - others).mean()))
+        spread = _standard_error(self._block_means(list(logs - others)))
+        median, p90, p95, p99, p999 = (float(v) for v in np.percentile(found, _PERCENTILES))
+        return Divergence(
+            tokens=self.tokens,
+            blocks=len(self._ends),
+            mean=mean,
+            low=max(mean - half, 0.0) if math.isfinite(half) else 0.0,
+            high=mean + half if math.isfinite(half) else float(found.max()),
+            median=median,
+            p90=p90,
+            p95=p95,
+            p99=p99,
+            p999=p999,
+            max=float(found.max()),
+            same_top=float(np.mean(self._same)),
+            rms_delta_p=float(np.sqrt(np.mean((np.exp(others) - np.exp(logs)) ** 2))),
+            perplexity_reference=math.exp(-float(logs.mean())),
+            perplexity=math.exp(-float(others.mean())),
+            perplexity_ratio=ratio,
+            perplexity_ratio_error=ratio * spread if math.isfinite(spread) else ratio,
+            stopped_early=stopped_early,
+        )
+
+    def _block_means(self, values: list[float]) -> npt.NDArray[np.float64]:
+        parts = np.split(np.array(values), self._ends)
+        return np.array([part.mean() for part in parts if part.size])
+
+
+def _standard_error(means: npt.NDArray[np.float64]) -> float:
+    return float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
+
+
+def _half_width(means: npt.NDArray[np.float64]) -> float:
+    """Student's quantile, by its expansion in 1/degrees (Abramowitz and Stegun 26.7.5), times the standard error."""
+    free = len(means) - 1
+    if free < 1:
+        return math.inf
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    quantile = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return quantile * _standard_error(means)
