@@ -3,7 +3,7 @@
 For each token: KL(reference || other) in nat over the whole vocabulary, whether both have the same most probable
 token, and the log-probability of the text's next token under both. A block is a window of text; the interval of a mean
 is from blocks, whose tokens depend on each other. No logits are kept. Knows rows of numbers; knows no model, no text.
-Path: evals/side_by_side.py -> DivergenceCounter.add, close_block -> Divergence
+Path: evals/side_by_side.py -> DivergenceCounter.add, close_block -> TextDivergence
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class TextDivergence:
     """KL divergence in nat a token; `low` and `high` bound its mean with 95 %, by blocks of text."""
 
     tokens: int
@@ -53,7 +53,7 @@ class Divergence:
 
 
 class DivergenceCounter:
-    """Takes pairs of logit rows; gives a Divergence at any time after the first block."""
+    """Takes pairs of logit rows; gives a TextDivergence at any time after the first block."""
 
     def __init__(self) -> None:
         self._divergences: list[float] = []
@@ -104,7 +104,7 @@ class DivergenceCounter:
         enough = len(self._ends) >= LEAST_BLOCKS
         return enough and self.half_width() <= share * float(np.mean(self._divergences))
 
-    def result(self, *, stopped_early: bool = False) -> Divergence:
+    def result(self, *, stopped_early: bool = False) -> TextDivergence:
         """Return what was counted, of whole blocks and the rows after them."""
         assert self._same, "no rows were counted"
         found = np.array(self._divergences)
@@ -113,7 +113,7 @@ class DivergenceCounter:
         ratio = math.exp(float((logs - others).mean()))
         spread = _standard_error(self._block_means(list(logs - others)))
         median, p90, p95, p99, p999 = (float(v) for v in np.percentile(found, _PERCENTILES))
-        return Divergence(
+        return TextDivergence(
             tokens=self.tokens,
             blocks=len(self._ends),
             mean=mean,

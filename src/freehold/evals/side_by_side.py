@@ -18,7 +18,7 @@ import numpy.typing as npt
 from freehold import _native as native
 from freehold.engine import Engine, scoring
 from freehold.errors import UsageError
-from freehold.evals.divergence import Divergence, DivergenceCounter
+from freehold.evals.divergence import TextDivergence, DivergenceCounter
 from freehold.formats import open_model_file
 from freehold.local.opening import text_side
 from freehold.models.load import LoadedModel, load_model
@@ -84,7 +84,7 @@ def diverge(
     *,
     until: float = 0.0,
     on_block: OnBlock | None = None,
-) -> Divergence:
+) -> TextDivergence:
     """Compare two models on blocks of token ids.
 
     `until`: stop once the mean's interval is at most this share of the mean to each side; 0: read all blocks.

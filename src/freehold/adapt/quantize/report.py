@@ -21,7 +21,7 @@ from freehold.choosing import here
 from freehold.config import Settings
 from freehold.engine import Engine
 from freehold.errors import FreeholdError
-from freehold.evals.divergence import Divergence
+from freehold.evals.divergence import TextDivergence
 from freehold.evals.held_out import held_out_text
 from freehold.evals.side_by_side import LogitSource, OnBlock, diverge, tokenizer_of, windows
 from freehold.types import SamplingParams
@@ -36,7 +36,7 @@ _SMALL_MODEL = 1_000_000_000  # weights
 class Measurement:
     """What a report says of a result beside its source."""
 
-    divergence: Divergence
+    divergence: TextDivergence
     text: str  # where it came from
     text_sha256: str
     speed: Mapping[str, Mapping[str, float]]  # "source" and "result": tokens a second and what they take
@@ -121,7 +121,7 @@ def _decode(engine: Engine, prompt: Sequence[int]) -> tuple[float, float]:
     return count / (time.perf_counter() - begun), (time.process_time() - used) / count
 
 
-def coarse_note(bits: float, weights: int, found: Divergence | None) -> str:
+def coarse_note(bits: float, weights: int, found: TextDivergence | None) -> str:
     """Return a warning for two bits on a small model, with what was measured; empty for others."""
     if bits >= _SURE_BITS or weights >= _SMALL_MODEL:
         return ""
