@@ -18,7 +18,7 @@ import numpy.typing as npt
 from freehold import _native as native
 from freehold.engine import Engine, scoring
 from freehold.errors import UsageError
-from freehold.evals.divergence import TextDivergence, DivergenceCounter
+from freehold.evals.divergence import DivergenceCounter, TextDivergence
 from freehold.formats import open_model_file
 from freehold.local.opening import text_side
 from freehold.models.load import LoadedModel, load_model
