@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -112,11 +112,13 @@ def from_path(path: Path) -> Manifest:
     except OSError as e:
         raise ModelNotFound(f"{path} cannot be opened: {e.strerror}", "check the path") from e
     created = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+    name = path.name.removesuffix(".gguf").lower()
     if not path.is_dir():
         held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
-        name = path.name.removesuffix(".gguf").lower()
         return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
     weights = sorted(path.glob("*.safetensors"))
+    if not weights and len(single := list(path.glob("*.gguf"))) == 1:  # as `freehold quantize` makes them
+        return replace(from_path(single[0]), name=name)
     if not weights:
         raise ModelNotFound(
             f"{path} is a folder without *.safetensors", "give a GGUF file or a folder of safetensors"

@@ -1,0 +1,257 @@
+"""A model is quantised into a folder that is whole or not there, to the same bytes after any interruption."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freehold import _native as native
+from freehold.adapt.quantize import writing
+from freehold.adapt.quantize.encoding import encode_rows
+from freehold.adapt.quantize.quantising import QuantizeRequest, Watching, quantise
+from freehold.config import Settings, load_settings
+from freehold.errors import BadModelFile, StoreError, UnsupportedModel, UsageError
+from freehold.formats import QuantType, open_gguf
+from freehold.models.tiny import make
+from freehold.store import Store
+
+T = QuantType
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    return load_settings()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return make.write_gguf(make.config("llama"), tmp_path / "tiny.gguf")
+
+
+def made(
+    settings: Settings, source: Path, out: Path, request: QuantizeRequest, watching: Watching | None = None
+) -> dict[str, Any]:
+    return quantise(Store(settings).resolve(str(source)), out, request, settings, watching)
+
+
+def test_folder_holds_the_model_and_a_receipt_of_it(settings: Settings, tiny: Path, tmp_path: Path):
+    notes: list[str] = []
+    found = made(
+        settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"), Watching(on_note=notes.append)
+    )
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.gguf", "receipt.json"]
+    assert json.loads((tmp_path / "out" / "receipt.json").read_text()) == found
+    assert found["result"]["bytes"] == (tmp_path / "out" / "model.gguf").stat().st_size
+    assert found["result"]["fell_back"] == {} and notes == []
+    with open_gguf(tiny) as source, open_gguf(tmp_path / "out" / "model.gguf") as result:
+        assert set(source.tensors) == set(result.tensors)
+        for name, tensor in source.tensors.items():  # tiny weights lie on Q8_0's grid
+            assert np.array_equal(tensor.numpy(), result.tensors[name].numpy())
+            assert result.tensors[name].type is (T.Q8_0 if len(tensor.shape) > 1 else T.F32)
+        same = {k: v for k, v in result.metadata.items() if k in source.metadata}
+        assert same["general.architecture"] == "llama" and result.metadata["general.file_type"] == 7
+        assert list(same["tokenizer.ggml.tokens"]) == list(source.metadata["tokenizer.ggml.tokens"])  # type: ignore[call-overload]
+
+
+def test_the_result_answers(settings: Settings, tiny: Path, tmp_path: Path):
+    import freehold
+
+    made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+    with freehold.load(tmp_path / "out" / "model.gguf") as llm:
+        assert llm.generate("abc", max_tokens=4).usage.completion_tokens > 0
+
+
+def test_fall_backs_are_said_with_their_rows_and_number(settings: Settings, tiny: Path, tmp_path: Path):
+    notes: list[str] = []
+    found = made(
+        settings, tiny, tmp_path / "out", QuantizeRequest(type="Q6_K"), Watching(on_note=notes.append)
+    )
+    assert any("cannot be Q6_K" in note and "become Q8_0" in note and "rows of 64" in note for note in notes)
+    assert found["result"]["fell_back"]["blk.0.attn_q.weight"] == {"wanted": "Q6_K", "given": "Q8_0"}
+
+
+def test_a_coarse_source_is_said(settings: Settings, tiny: Path, tmp_path: Path):
+    pool = native.Threads(1)
+
+    def encode(name: str, values: Any) -> tuple[QuantType, bytes]:
+        if values.ndim < 2:
+            return T.F32, values.tobytes()
+        return T.Q8_0, native.quantize_rows(values, "Q8_0", pool).tobytes()
+
+    coarse = make.write_gguf(make.config("llama"), tmp_path / "coarse.gguf", encode=encode)
+    notes: list[str] = []
+    watching = Watching(on_note=notes.append)
+    made(settings, coarse, tmp_path / "out", QuantizeRequest(type="F16"), watching)
+    assert notes[-1:] == [] or "source" not in notes[0]  # eight bits are no coarse source
+
+
+def test_a_type_that_changes_nothing_is_refused(settings: Settings, tiny: Path, tmp_path: Path):
+    made(settings, tiny, tmp_path / "a", QuantizeRequest(type="Q8_0"))
+    with pytest.raises(UsageError, match="nothing would change"):
+        made(settings, tmp_path / "a" / "model.gguf", tmp_path / "b", QuantizeRequest(type="Q8_0"))
+
+
+def test_two_wishes_are_refused(settings: Settings, tiny: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="--type and --bits"):
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0", bits=4))
+
+
+def test_safetensors_are_refused_by_name_with_a_way_out(settings: Settings, tmp_path: Path):
+    folder = make.write_safetensors(make.config("llama"), tmp_path / "st")
+    with pytest.raises(UnsupportedModel, match="safetensors") as told:
+        made(settings, folder, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+    assert "--quant" in told.value.hint
+
+
+def test_report_is_written_with_both_speeds(settings: Settings, tiny: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("One two three four. " * 120)
+    found = made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0", report=True, text=text))
+    assert 0 < found["divergence"]["mean"] < 0.02 and found["divergence"]["text"] == str(text)
+    assert found["speed"]["source"]["measured_tok_s"] > 0 and found["speed"]["result"]["measured_tok_s"] > 0
+
+
+WORK = """
+import os, sys
+from pathlib import Path
+import freehold.adapt.quantize.writing as writing
+from freehold.adapt.quantize.quantising import QuantizeRequest, Watching, quantise
+from freehold.config import load_settings
+from freehold.store import Store
+source, out, die = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+writing.KEEP_BYTES = 1
+def watch(done, total, choice):
+    if done == die:
+        os.kill(os.getpid(), 9)
+settings = load_settings()
+ref = Store(settings).resolve(str(source))
+quantise(ref, out, QuantizeRequest(type="Q8_0"), settings, Watching(on_tensor=watch))
+"""
+
+
+def test_killed_at_any_tensor_and_started_again_gives_the_same_bytes(
+    settings: Settings, tiny: Path, tmp_path: Path
+):
+    def work(out: Path, die: int) -> int:
+        command = [sys.executable, "-c", WORK, str(tiny), str(out), str(die)]
+        return subprocess.run(command, check=False, capture_output=True).returncode
+
+    assert work(tmp_path / "whole", -1) == 0
+    for die in (0, 3, 17):  # the next one continues where this one died
+        assert work(tmp_path / "cut", die) == -signal.SIGKILL
+        assert not (tmp_path / "cut").exists()
+    assert work(tmp_path / "cut", -1) == 0
+    assert (tmp_path / "cut" / "model.gguf").read_bytes() == (tmp_path / "whole" / "model.gguf").read_bytes()
+
+
+def test_an_interrupt_continues_after_the_tensors_on_disk(
+    settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writing, "KEEP_BYTES", 1)
+
+    def interrupt(done: int, total: int, choice: object) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"), Watching(on_tensor=interrupt))
+    seen: list[int] = []
+    made(
+        settings,
+        tiny,
+        tmp_path / "out",
+        QuantizeRequest(type="Q8_0"),
+        Watching(on_tensor=lambda done, total, choice: seen.append(done)),
+    )
+    assert seen[0] == 9
+
+
+def test_another_request_does_not_continue_it(
+    settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(done: int, total: int, choice: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"), Watching(on_tensor=interrupt))
+    with pytest.raises(UsageError, match='type "Q8_0"; now it is "F16"'):
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="F16"))
+    assert made(settings, tiny, tmp_path / "out", QuantizeRequest(type="F16", fresh=True))
+
+
+def test_full_disk_is_one_line_and_the_same_command_continues(
+    settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    resource = pytest.importorskip("resource", reason="file sizes are limited by POSIX alone")
+    monkeypatch.setattr(writing, "KEEP_BYTES", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        with pytest.raises((StoreError, Exception)) as told:
+            made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(told.value) and "full" in str(told.value)
+    assert made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"))["result"]["bytes"] > 60_000
+
+
+def test_no_network_is_used(settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0", report=True, until=1.0))
+
+
+@pytest.mark.parametrize("type", [T.F32, T.F16, T.BF16])
+def test_floats_are_rounded_to_the_nearest(type: QuantType):
+    values = np.array([[1.0, -2.5, 1 + 2**-9, 1 + 3 * 2**-9, 3.14159265]], np.float32)
+    got = encode_rows(values, type, native.Threads(1))
+    from freehold.formats import dequantize
+
+    back = dequantize(got.reshape(1, -1), type, 5)
+    assert np.abs(back - values).max() <= {T.F32: 0.0, T.F16: 2**-11 * 4, T.BF16: 2**-8 * 4}[type]
+    assert back[0, 0] == 1.0 and back[0, 1] == -2.5
+    if type is T.BF16:
+        assert back[0, 2] == 1.0 and back[0, 3] == 1 + 2**-7  # to even between two
+
+
+def test_values_beyond_float16_are_refused_with_a_way_out():
+    with pytest.raises(BadModelFile, match="beyond float16") as told:
+        encode_rows(np.array([[1e6]], np.float32), T.F16, native.Threads(1))
+    assert "BF16" in told.value.hint
+
+
+def test_a_damaged_source_is_named(settings: Settings, tmp_path: Path):
+    config = make.config("llama")
+
+    def encode(name: str, values: Any) -> tuple[QuantType, bytes]:
+        if name == "blk.1.attn_k.weight":
+            values = values.copy()
+            values[0, 0] = np.nan
+        return T.F32, values.tobytes()
+
+    source = make.write_gguf(config, tmp_path / "bad.gguf", encode=encode)
+    with pytest.raises(BadModelFile, match=r"blk\.1\.attn_k\.weight holds NaN"):
+        made(settings, source, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+
+
+@pytest.mark.model
+def test_real_model_stays_near_its_source(
+    settings: Settings, model_path: Callable[[str], Path], tmp_path: Path
+):
+    source = model_path("smollm2-135m")
+    found = made(settings, source, tmp_path / "out", QuantizeRequest(type="Q8_0", report=True, until=0.2))
+    assert found["divergence"]["mean"] < 0.008 and found["divergence"]["same_top"] > 0.93
