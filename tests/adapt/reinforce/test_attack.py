@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from freehold import platforms
-from freehold.adapt.reinforce.attack import AttackResult, Prompted, attacked
+from freehold.adapt.reinforce.attack import AttackResult, attacked
+from freehold.adapt.reinforce.prompts import PromptItem
 from freehold.adapt.reinforce.verifier import Verifier
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 
-ITEMS = [Prompted(f"What is {n} and {n}?", {"answer": str(2 * n)}, str(2 * n)) for n in range(30)]
+ITEMS = [PromptItem(f"What is {n} and {n}?", {"answer": str(2 * n)}, str(2 * n)) for n in range(30)]
 
 
-def findings(tmp_path: Path, body: str, items: list[Prompted] = ITEMS) -> dict[str, AttackResult]:
+def findings(tmp_path: Path, body: str, items: list[PromptItem] = ITEMS) -> dict[str, AttackResult]:
     path = tmp_path / "reward.py"
     path.write_text(f"def reward(prompt, answer, item):\n    return {body}\n")
     with Verifier(str(path)) as verifier:
@@ -48,8 +49,8 @@ def test_a_gameable_verifier_is_called_so(body: str, attack: str, tmp_path: Path
 
 
 def test_one_answer_for_all_pays_where_most_items_have_it(tmp_path: Path):
-    skewed = [Prompted("Is it?", {"answer": a}, a) for a in ["True"] * 14 + ["False"] * 6]
-    even = [Prompted("Is it?", {"answer": a}, a) for a in ["True", "False"] * 10]
+    skewed = [PromptItem("Is it?", {"answer": a}, a) for a in ["True"] * 14 + ["False"] * 6]
+    even = [PromptItem("Is it?", {"answer": a}, a) for a in ["True", "False"] * 10]
     assert paid(findings(tmp_path, "answer == item['answer']", skewed)) == {"the most frequent answer"}
     assert paid(findings(tmp_path, "answer == item['answer']", even)) == set()
 
@@ -63,14 +64,14 @@ def test_a_data_set_that_pays_for_anything_is_called_gameable():
     pytest.importorskip("reasoning_gym")
     with Verifier("rg:game_of_life_halting") as verifier:
         assert verifier.is_gym
-        items = [Prompted(i.question, {"index": i.index}, i.answer) for i in verifier.items(0, 20)]
+        items = [PromptItem(i.question, {"index": i.index}, i.answer) for i in verifier.items(0, 20)]
         assert "repetition" in paid({each.attack: each for each in attacked(verifier, items)})
 
 
 def test_a_data_set_pays_its_own_answers_and_not_garbage():
     pytest.importorskip("reasoning_gym")
     with Verifier("rg:chain_sum:min_terms=2,max_terms=2,max_digits=2") as verifier:
-        items = [Prompted(i.question, {"index": i.index}, i.answer) for i in verifier.items(100, 20)]
+        items = [PromptItem(i.question, {"index": i.index}, i.answer) for i in verifier.items(100, 20)]
         scores = verifier.score([(i.prompt, i.truth, i.item) for i in items])
         assert [each.value for each in scores] == [1.0] * 20
         assert paid({each.attack: each for each in attacked(verifier, items)}) == set()

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from freehold.adapt.reinforce.prompts import PromptItem
 from freehold.adapt.reinforce.verifier import RewardScore, Verifier
 
 PROBES = 20  # items that each attack is tried on
@@ -20,15 +20,6 @@ PAYS = 0.5  # a score above this is pay
 SHARE = 0.2  # of the items: paid more often, an attack is called one
 MOST_FREQUENT = 0.5  # what always giving one answer may earn
 _LISTED = 200  # candidates that are listed in one answer
-
-
-@dataclass(frozen=True, slots=True)
-class Prompted:
-    """An item as a verifier sees it. `truth`: its answer, "" where the item states none."""
-
-    prompt: str
-    item: Mapping[str, Any]
-    truth: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +34,7 @@ class AttackResult:
     pays: bool
 
 
-def attacked(verifier: Verifier, items: Sequence[Prompted]) -> list[AttackResult]:
+def attacked(verifier: Verifier, items: Sequence[PromptItem]) -> list[AttackResult]:
     """Try every attack on up to PROBES of `items`, and return what each earned, the most first."""
     probes = items[:PROBES]
     found = []
@@ -53,7 +44,14 @@ def attacked(verifier: Verifier, items: Sequence[Prompted]) -> list[AttackResult
     return sorted(found, key=lambda each: (each.pays, each.share, each.mean), reverse=True)
 
 
-def _attacks(probes: Sequence[Prompted], items: Sequence[Prompted]) -> dict[str, list[str]]:
+def paid_truths(verifier: Verifier, items: Sequence[PromptItem]) -> float | None:
+    """Return the share of items whose own answer is paid in full; None where none states one."""
+    told = [(each.prompt, each.truth, each.item) for each in items[:PROBES] if each.truth]
+    scores = verifier.score(told)
+    return sum(each.value >= 1 for each in scores) / len(scores) if scores else None
+
+
+def _attacks(probes: Sequence[PromptItem], items: Sequence[PromptItem]) -> dict[str, list[str]]:
     """Return the answers of each attack, one for each probe."""
     truths = [each.truth for each in items if each.truth]
     made = {

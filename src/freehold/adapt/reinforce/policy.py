@@ -1,0 +1,168 @@
+"""The policy that learns: sampled by the engine with the step's adapter, updated by the trainee.
+
+Knows prompts as token ids, answers with the sampler's log-probabilities, and advantages; knows no verifier and no
+file. Every sample follows from (seed, step, number of the prompt), and every update from its arguments.
+Path: adapt/reinforce -> Policy.sample, Policy.update -> SamplingModel.sample, Trainee.log_probs
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.adapt.reinforce.objective import Mismatch, Objective
+from freehold.adapt.sampling import SampledAnswer, SamplingModel
+from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import Trainee
+from freehold.errors import UsageError
+from freehold.models.lora import Adapter
+
+# Tokens of one pass forward and backward. Activations take some 1.5 MB a token in a model of 135M weights; a matrix
+# is unpacked twice a pass, which some hundred tokens pay for.
+PASS_TOKENS = 640
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """One answer to learn from. `sampled`: the log-probability of each of its tokens when it was drawn."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    sampled: F32
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyUpdate:
+    """What an update was: `norm` of the gradient before its bound; `capped`: share of tokens whose weight was cut."""
+
+    mismatch: Mismatch | None
+    norm: float
+    rate: float
+    capped: float
+
+
+class Policy:
+    """A trainee and the engine that samples with its pairs."""
+
+    def __init__(
+        self, trainee: Trainee, sampler: SamplingModel, optimizer: Optimizer, objective: Objective
+    ) -> None:
+        self.trainee, self.sampler, self.optimizer = trainee, sampler, optimizer
+        self.objective = objective
+
+    def packed(self) -> Adapter:
+        """Return the pairs as they are, packed for the engine."""
+        return self.sampler.packed(self.trainee.pairs(), self.trainee.scale)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], group: int, *, seeds: Sequence[int], max_tokens: int
+    ) -> list[list[SampledAnswer]]:
+        """Return a group of answers to each prompt, drawn from the policy's own distribution: nothing is cut off."""
+        return self.sampler.sample(prompts, group, seeds=seeds, max_tokens=max_tokens, adapter=self.packed())
+
+    def update(
+        self, rows: Sequence[PolicyRow], *, answers: int, max_tokens: int, updates: int, bound: float
+    ) -> PolicyUpdate:
+        """Move the pairs by `updates` passes over `rows`. `answers`: of the step, those of dropped groups included.
+
+        Raises UsageError, and moves nothing, where the trainer's log-probabilities are further than `bound` from the
+        sampler's, nat a token in the mean.
+        """
+        if not rows:
+            return PolicyUpdate(None, 0.0, self.optimizer.rate, 0.0)
+        tokens = sum(len(row.answer) for row in rows)
+        divisor = self.objective.divisor(answers, max_tokens, tokens)
+        rate = self.optimizer.rate
+        starts = self._gradients(rows, divisor, None)
+        mismatch = Mismatch.of(np.concatenate(starts), np.concatenate([row.sampled for row in rows]))
+        _check(mismatch, bound)
+        norm = self.optimizer.step()
+        for _ in range(updates - 1):
+            self._gradients(rows, divisor, starts)
+            norm = self.optimizer.step()
+        return PolicyUpdate(mismatch, norm, rate, self._capped(rows, starts))
+
+    def _gradients(
+        self, rows: Sequence[PolicyRow], divisor: float, starts: Sequence[F32] | None
+    ) -> list[F32]:
+        """Add the gradients of all rows; return their tokens' log-probabilities, by row."""
+        import torch
+
+        found: list[F32] = []
+        for part in _passes(rows):
+            held = None if starts is None else starts[len(found) : len(found) + len(part)]
+            logprobs = self.trainee.log_probs(
+                [(*row.prompt, *row.answer) for row in part],
+                wanted=[[False] * (len(row.prompt) - 1) + [True] * len(row.answer) for row in part],
+            )
+            losses = [
+                self.objective.sum(
+                    now,
+                    now.detach() if held is None else torch.from_numpy(held[i]),
+                    torch.from_numpy(row.sampled),
+                    torch.full_like(now, row.advantage),
+                )
+                for i, (row, now) in enumerate(zip(part, logprobs, strict=True))
+            ]
+            (torch.stack(losses).sum() / divisor).backward()
+            found += [now.detach().numpy().copy() for now in logprobs]
+        return found
+
+    def _capped(self, rows: Sequence[PolicyRow], starts: Sequence[F32]) -> float:
+        if not self.objective.cap:
+            return 0.0
+        over = np.concatenate([s - row.sampled for row, s in zip(rows, starts, strict=True)])
+        return float((np.exp(over) > self.objective.cap).mean())
+
+    # --- what a continued run needs ------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the pairs and the optimiser's moments."""
+        pairs = {f"pair.{name}": value for name, value in self.trainee.arrays().items()}
+        return pairs | {f"moment.{name}": value for name, value in self.optimizer.arrays().items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Take what `arrays` returned after `steps` steps of the optimiser."""
+        part = lambda kind: {  # noqa: E731
+            name.removeprefix(kind): value for name, value in arrays.items() if name.startswith(kind)
+        }
+        self.trainee.restore(part("pair."))
+        self.optimizer.restore(part("moment."), steps)
+
+
+def seeds_of(seed: int, step: int, prompts: int) -> list[int]:
+    """Return the seed of each prompt's first answer at a step; the others of its group follow it one by one."""
+    told = [hashlib.sha256(f"{seed} {step} {i}".encode()).digest() for i in range(prompts)]
+    return [int.from_bytes(each[:7], "little") << 7 for each in told]
+
+
+def _passes(rows: Sequence[PolicyRow]) -> Iterator[list[PolicyRow]]:
+    """Cut rows into passes of up to PASS_TOKENS, a prompt that neighbours share counted once."""
+    part: list[PolicyRow] = []
+    size = 0
+    for row in rows:
+        shared = bool(part) and part[-1].prompt == row.prompt
+        need = len(row.answer) + (0 if shared else len(row.prompt))
+        if part and size + need > PASS_TOKENS:
+            yield part
+            part, size, need = [], 0, len(row.answer) + len(row.prompt)
+        part.append(row)
+        size += need
+    if part:
+        yield part
+
+
+def _check(mismatch: Mismatch | None, bound: float) -> None:
+    if mismatch is not None and not mismatch.mean_size <= bound:
+        raise UsageError(
+            f"the trainer's log-probabilities are {mismatch.mean_size:.3f} nat a token from the sampler's, "
+            f"more than {bound:g}",
+            "both must read one file and one template; a higher bound is --most-mismatch",
+        )
