@@ -125,10 +125,12 @@ struct TypeRoute { std::string type, weight_type, route; double bits_file, bits_
 std::vector<TypeRoute> type_routes();
 
 // --- quantize.cpp -----------------------------------------------------------------------------------------------
-// Floats [n][k] to rows of "Q8_0", "Q6_K" or "Q4_K" blocks, by least squares. Throw Usage for another type, or a k that does
-// not divide into its blocks. Values are within +-4,000,000, so that float16 scales are finite: the caller checks.
+// Floats [n][k] to rows of a GGUF weight type, bit for bit as ggml's own quantisers make them. `importance` [k], or null: how
+// much each column's squared error counts, finite and at least 0. Throw Usage for another type, or a k that does not divide into
+// its blocks; BadModelFile, naming row and column, for NaN, infinity and what no float16 scale reaches.
+std::string quantized_types();                                      // their names, "Q4_0, Q4_1, ..."
 int64_t quantized_row_bytes(std::string_view type, int64_t k);
-void quantize_rows(const float* values, int64_t n, int64_t k, std::string_view type, Threads& threads, uint8_t* out);
+void quantize_rows(const float* values, int64_t n, int64_t k, const float* importance, std::string_view type, Threads& threads, uint8_t* out, const Kernels& table = *kernels());
 
 // --- trellis_encode.cpp -----------------------------------------------------------------------------------------
 // Float rows to rows of T2 or T3 (bits 2, 3): see kernels/trellis_encode.h for what the numbers mean. `values` [rows][cols], if

@@ -1,4 +1,5 @@
 // Files in memory, packed matrices and adapters.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
@@ -119,15 +120,19 @@ A `head` of type Q8_0, Q6_K or Q3_K goes into two planes, so that choices can be
 }
 
 void bind_quantize(nb::module_& m) {
-  m.def("quantize_rows", [](In<float, 2> values, const std::string& type, Threads& threads) {
-    const size_t n = values.shape(0);
-    const auto k = static_cast<int64_t>(values.shape(1));
-    Out<uint8_t> out = array<uint8_t>({n, static_cast<size_t>(quantized_row_bytes(type, k))});
+  m.def("quantize_rows", [](In<float, 2> values, const std::string& type, Threads& threads, std::optional<In<float, 1>> importance, const std::string& isa) {
+    const size_t n = values.shape(0), k = values.shape(1);
+    if (importance && importance->size() != k) throw Error(ErrorKind::Usage, "importance has " + std::to_string(importance->size()) + " values for " + std::to_string(k) + " columns");
+    Out<uint8_t> out = array<uint8_t>({n, static_cast<size_t>(quantized_row_bytes(type, static_cast<int64_t>(k)))});
+    const Kernels& table = isa.empty() ? *kernels() : *kernels_named(isa);
     nb::gil_scoped_release free;
-    quantize_rows(values.data(), static_cast<int64_t>(n), k, type, threads, out.data());
+    quantize_rows(values.data(), static_cast<int64_t>(n), static_cast<int64_t>(k), importance ? importance->data() : nullptr, type, threads, out.data(), table);
     return out;
-  }, "values"_a, "type"_a, "threads"_a,
-        R"(Round finite float32 [N, K] to rows of "Q8_0", "Q6_K" or "Q4_K" blocks: uint8 [N, row bytes].)");
+  }, "values"_a, "type"_a, "threads"_a, "importance"_a.none() = nb::none(), "isa"_a = "",
+        "Round float32 [N, K] to rows of a GGUF weight type's blocks, as ggml does: uint8 [N, row bytes].\n\n"
+        "`importance` [K]: how much each column's squared error counts. `isa`: the kernels, for tests; the bytes are\n"
+        "the same. Raises UsageError for another type or a K that its blocks do not divide, BadModelFile for what a\n"
+        "type cannot hold.");
 }
 
 void bind_adapter(nb::module_& m) {

@@ -112,8 +112,15 @@ class Matrix:
     def row(self, index: int) -> F32:
         """Decode one row to float32 [K]."""
 
-def quantize_rows(values: F32, type: str, threads: Threads) -> U8:
-    """Round finite float32 [N, K] to rows of "Q8_0", "Q6_K" or "Q4_K" blocks: uint8 [N, row bytes]."""
+def quantize_rows(
+    values: F32, type: str, threads: Threads, importance: F32 | None = None, isa: str = ""
+) -> U8:
+    """Round float32 [N, K] to rows of a GGUF weight type's blocks, as ggml does: uint8 [N, row bytes].
+
+    `importance` [K]: how much each column's squared error counts. `isa`: the kernels, for tests; the bytes are
+    the same. Raises UsageError for another type or a K that its blocks do not divide, BadModelFile for what a
+    type cannot hold.
+    """
 
 class Adapter:
     """Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it."""
