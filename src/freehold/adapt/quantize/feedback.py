@@ -11,6 +11,7 @@ Path: trellis.encode -> feedback -> native.trellis_encode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +28,19 @@ class Feedback:
     importance: F32
 
 
-def feedback(moments: F32, damping: float, block: int) -> Feedback:
-    """Factor moments [blocks, width, width], with `damping` times their mean diagonal added to it.
+def feedback(moments: Sequence[F32], damping: float, block: int) -> Feedback:
+    """Factor blocks of moments along a diagonal, with `damping` times their mean diagonal added.
 
     Inputs that calibration never saw have moments of 0 and are left with the damping alone.
     """
-    blocks, width, _ = moments.shape
-    push, importance = np.empty((blocks * width, width), np.float32), np.empty(blocks * width, np.float32)
-    mean = float(np.einsum("bii->", moments, dtype=np.float64)) / (blocks * width) or 1.0
-    for i, h in enumerate(moments):
-        part = slice(i * width, (i + 1) * width)
-        importance[part] = _factor(h, damping * mean, block, push[part])
+    columns, width = sum(map(len, moments)), len(moments[0])
+    push, importance = np.zeros((columns, width), np.float32), np.empty(columns, np.float32)
+    mean = sum(float(np.trace(h, dtype=np.float64)) for h in moments) / columns or 1.0
+    first = 0
+    for h in moments:
+        part = slice(first, first + len(h))
+        importance[part] = _factor(h, damping * mean, block, push[part, : len(h)])
+        first += len(h)
     return Feedback(push, importance / importance.mean())
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TrellisTable:
     """Values of the 128 windows as int8 of up to 127 in size, and the scale by which they mean a source of
     variance 1.
     """
@@ -27,8 +27,8 @@ class Table:
     unit: float
 
 
-def _table(unit: float, text: str) -> Table:
-    return Table(np.array(text.split(), np.int8), unit)
+def _table(unit: float, text: str) -> TrellisTable:
+    return TrellisTable(np.array(text.split(), np.int8), unit)
 
 
 # fmt: off

@@ -8,6 +8,7 @@ Path: adapt.quantize -> encode -> native.trellis_encode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.adapt.quantize.feedback import Feedback, feedback
-from freehold.adapt.quantize.tables import TABLES, Table
+from freehold.adapt.quantize.tables import TABLES, TrellisTable
 
 F32 = NDArray[np.float32]
 
@@ -51,18 +52,18 @@ class TrellisTensor:
 
 def encode(
     weights: F32,
-    moments: F32 | None,
+    moments: Sequence[F32] | None,
     bits: int,
     threads: native.Threads,
     *,
     damping: float = DAMPING,
-    table: Table | None = None,
+    table: TrellisTable | None = None,
 ) -> TrellisTensor:
     """Encode float32 [N, K] with `bits` (2 or 3) a weight.
 
-    `moments` [blocks, width, width] are second moments of its inputs, a block along the diagonal after
-    another; None: all
-    inputs count alike.
+    `moments` are second moments of its inputs, in blocks along the diagonal of one width (the last may be
+    narrower); None:
+    all inputs count alike.
     """
     table = table or TABLES[bits]
     weights = np.ascontiguousarray(weights, np.float32)

@@ -1,0 +1,199 @@
+"""Runs texts through a model in floats, a layer at a time: a layer's weights are decoded once for all texts,
+and no other's.
+
+The residual streams lie in a file between two layers. Knows a family's forward pass through NumpyOps, and
+what each matrix
+multiplies; knows no moments and no quantised type.
+Path: calibration.calibrate -> LayerStreams.run -> RecordingOps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.errors import UsageError
+from freehold.models.binding.bind import Source, assemble
+from freehold.models.binding.stored import Stored
+from freehold.models.family import NetworkWeights
+from freehold.models.ops import Ops
+from freehold.models.oracle.arithmetic import visible
+from freehold.models.oracle.held import DenseMatrix, KvStore
+from freehold.models.oracle.session import NumpyOps
+
+F32 = NDArray[np.float32]
+Record: TypeAlias = Callable[
+    [tuple[str, ...], F32], None
+]  # names of matrices, rows [T, K] that they multiply
+
+
+class LayerMatrix(DenseMatrix):
+    """A matrix that is decoded while its layer runs, and may then be another's values."""
+
+    def __init__(self, tensor: Stored) -> None:
+        super().__init__(tensor, keep=False)
+        self.name = tensor.name
+
+    def hold(self, values: F32 | None = None) -> None:
+        """Decode, or take these values instead."""
+        self._dense = self._decoded() if values is None else values
+
+    def drop(self) -> None:
+        """Let the values go."""
+        self._dense = None
+
+
+class RecordingOps(NumpyOps):
+    """NumpyOps that pass on what each matrix multiplies, with attention by matrix products in float32."""
+
+    def __init__(self, tokens: NDArray[np.integer], source: Source, record: Record | None) -> None:
+        specs = [layer.keeps for layer in source.network.layers]
+        super().__init__(tokens, KvStore(len(specs), False), specs)
+        self._record = record
+
+    def linear(
+        self,
+        x: F32,
+        weights: Sequence[DenseMatrix],
+        biases: Sequence[F32 | None],
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> list[F32]:
+        """Record the input after its norm."""
+        n = x if norm is None else self.norm(x, norm, eps)
+        self._note(weights, n)
+        return super().linear(n, weights, biases)
+
+    def linear_add(
+        self,
+        x: F32,
+        weight: DenseMatrix,
+        residual: F32,
+        bias: F32 | None = None,
+        gate: F32 | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Record the input."""
+        self._note((weight,), x)
+        super().linear_add(x, weight, residual, bias, gate, scale)
+
+    def linear_act(
+        self,
+        x: F32,
+        weight: DenseMatrix,
+        act: str,
+        bias: F32 | None = None,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> F32:
+        """Record the input after its norm."""
+        n = x if norm is None else self.norm(x, norm, eps)
+        self._note((weight,), n)
+        return super().linear_act(n, weight, act, bias)
+
+    def _note(self, weights: Sequence[DenseMatrix], x: F32) -> None:
+        if self._record is not None:
+            self._record(tuple(cast(LayerMatrix, w).name for w in weights), x)
+
+    def attention(
+        self,
+        layer: int,
+        q: F32,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: F32 | None = None,
+        chunk: int = 0,
+    ) -> F32:
+        """Attend over the whole text at once: texts are short here."""
+        k, v = self._kv.read(layer)
+        heads = q.reshape(len(q), k.shape[1], -1, k.shape[2])
+        mask = visible(self._positions, len(k), window, chunk)
+        out = np.empty((*heads.shape[:3], v.shape[2]), np.float32)
+        for kv in range(k.shape[1]):
+            for g in range(heads.shape[2]):
+                scores = (heads[:, kv, g] * np.float32(scale)) @ k[:, kv].T
+                if softcap:
+                    scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+                scores[~mask] = -np.inf
+                top = scores.max(axis=1, keepdims=True)
+                sink = None if sinks is None else np.float32(sinks[kv * heads.shape[2] + g])
+                top = top if sink is None else np.maximum(top, sink)
+                scores = np.exp(scores - top)
+                total = scores.sum(axis=1, keepdims=True) + (0 if sink is None else np.exp(sink - top))
+                out[:, kv, g] = (scores / total) @ v[:, kv]
+        return out.reshape(len(q), -1)
+
+
+class LayerStreams:
+    """The residual streams of some texts, on their way through the layers of one model."""
+
+    def __init__(self, source: Source, texts: Sequence[Sequence[int]], spool: Path) -> None:
+        self._source = source
+        self._texts = [np.asarray(ids, np.int64) for ids in texts]
+        longest = max(map(len, self._texts))
+        self._weights: NetworkWeights = assemble(source, LayerMatrix, lambda rope: rope).at(longest)
+        self._starts = np.cumsum([0, *map(len, self._texts)])
+        network, ends = source.network, self._weights.ends
+        begun: list[F32] = []
+        for ids in self._texts:
+            ops = cast(Ops, RecordingOps(ids, source, None))
+            begun.append(cast(F32, network.ends.begin(ops, ends)))
+            if network.ends.beside(ops, begun[-1], ends):
+                raise UsageError(
+                    f"{source.name} reads more than the stream in its layers, which calibration does not run",
+                    "quantise it to 4 bits or more, without calibration",
+                )
+        self._width = begun[0].shape[1]
+        self._file: BinaryIO = spool.open("w+b")
+        for i, x in enumerate(begun):
+            self._write(i, x)
+
+    def close(self) -> None:
+        """Close the file of streams."""
+        self._file.close()
+
+    def matrices(self, layer: int) -> list[LayerMatrix]:
+        """List a layer's matrices."""
+        return [w for w in self._weights.layers[layer].values() if isinstance(w, LayerMatrix)]
+
+    def run(self, layer: int, record: Record | None = None, *, advance: bool = True) -> None:
+        """Run a layer over every text; with `advance`, what it makes of the streams is kept."""
+        for i in range(len(self._texts)):
+            x = self._read(i)
+            self._layer(layer, i, x, record)
+            if advance:
+                self._write(i, x)
+
+    def logits(self) -> Iterator[F32]:
+        """Finish each text: float32 [T, V], one text at a time."""
+        for i, ids in enumerate(self._texts):
+            ops = RecordingOps(ids, self._source, None)
+            self._source.network.ends.finish(cast(Ops, ops), self._read(i), self._weights.ends)
+            assert ops.result is not None
+            yield ops.result
+
+    def hold_ends(self) -> None:
+        """Decode the embedding and the head, for logits."""
+        for w in self._weights.ends.values():
+            if isinstance(w, LayerMatrix):
+                w.hold()
+
+    def _layer(self, layer: int, text: int, x: F32, record: Record | None) -> None:
+        ops = cast(Ops, RecordingOps(self._texts[text], self._source, record))
+        for part in self._source.network.layers[layer].parts:
+            part.forward(ops, layer, x, self._weights.layers[layer])
+
+    def _read(self, text: int) -> F32:
+        first, end = self._starts[text], self._starts[text + 1]
+        self._file.seek(int(first) * self._width * 4)
+        got = self._file.read(int(end - first) * self._width * 4)
+        return np.frombuffer(bytearray(got), np.float32).reshape(-1, self._width)
+
+    def _write(self, text: int, x: F32) -> None:
+        self._file.seek(int(self._starts[text]) * self._width * 4)
+        self._file.write(np.ascontiguousarray(x, np.float32).tobytes())

@@ -1,0 +1,173 @@
+"""Texts to calibrate on, as ids: a user's file, or by default what every machine with Python has.
+
+The default takes prose, code and chats in turn: the language reference, the standard library's source, and
+questions about its functions whose answers are their docstrings or their code, in the model's own template. One-sided
+text is dangerous below four bits. All of it is read from the machine, so its hash goes into a receipt.
+Knows tokenizers and templates; knows no model and no moments.
+Path: adapt.quantize -> default_texts, file_texts -> calibrate
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import random
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from freehold.errors import UsageError
+from freehold.tokenizer import ChatTemplate, Tokenizer
+from freehold.types import Message
+
+LENGTH = 512  # tokens of a text
+TOKENS = 49_152
+
+_ASKED = (
+    "What does {module}.{name} do?",
+    "Explain `{name}` from the module {module} in a few sentences.",
+    "Write {name} in Python: {first}",
+    "What is this code for?\n\n```python\n{code}\n```",
+)
+_LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings", "__pycache__")
+
+
+def default_texts(
+    tokenizer: Tokenizer, template: ChatTemplate | None, tokens: int = TOKENS, seed: int = 1
+) -> list[list[int]]:
+    """Cut the default texts to pieces of 512 tokens, `tokens` in all or what there is; always in the same order."""
+    order = random.Random(seed)
+    files = [path for path in sorted(_library().rglob("*.py")) if not set(path.parts) & set(_LEFT_OUT)]
+    order.shuffle(files)
+    kinds = [_pieces(map(tokenizer.encode, _prose(order))), _pieces(map(tokenizer.encode, _sources(files)))]
+    if template is not None:
+        kinds.append(_pieces(_chats(files, tokenizer, template)))
+    texts: list[list[int]] = []
+    for kind in cycle(list(kinds)):
+        if len(texts) >= -(-tokens // LENGTH) or not kinds:
+            break
+        piece = next(kind, None) if kind in kinds else None
+        if piece is not None:
+            texts.append(piece)
+        elif kind in kinds:
+            kinds.remove(kind)
+    return texts
+
+
+def file_texts(
+    path: Path, tokenizer: Tokenizer, template: ChatTemplate | None, tokens: int = TOKENS
+) -> list[list[int]]:
+    """Cut a user's file: plain text, or JSON lines with `text` or `messages` each."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}", "give a file of UTF-8 text, or of JSON lines") from None
+    found = _lines(path, text, tokenizer, template) if path.suffix == ".jsonl" else [tokenizer.encode(text)]
+    texts = list(_pieces(iter(found)))[: -(-tokens // LENGTH)]
+    if not texts:
+        raise UsageError(
+            f"{path}: {sum(map(len, found)):,} tokens are too few to calibrate on", f"give {LENGTH:,} or more"
+        )
+    return texts
+
+
+def held_out(texts: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Split texts in two: two thirds for moments, and a third, of every kind, that chooses settings."""
+    chosen = [i // 3 % 3 == 2 for i in range(len(texts))]
+    return [t for t, out in zip(texts, chosen, strict=True) if not out], [
+        t for t, out in zip(texts, chosen, strict=True) if out
+    ]
+
+
+def texts_hash(texts: Iterable[Sequence[int]]) -> str:
+    """Return the SHA-256 of all ids, texts kept apart."""
+    found = hashlib.sha256()
+    for ids in texts:
+        found.update(len(ids).to_bytes(8, "little") + np.asarray(ids, "<i8").tobytes())
+    return found.hexdigest()
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _prose(order: random.Random) -> list[str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some systems' Python leaves it out
+        return []
+    names = sorted(topics)
+    order.shuffle(names)
+    return [topics[name] for name in names]
+
+
+def _sources(files: Sequence[Path]) -> Iterator[str]:
+    for path in files:
+        try:
+            yield path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+
+
+def _chats(files: Sequence[Path], tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[list[int]]:
+    asked = 0
+    for path in files:
+        for source in _sources([path]):
+            for name, said, code in _explained(source):
+                form = _ASKED[asked % len(_ASKED)]
+                question = form.format(module=path.stem, name=name, first=said.split("\n")[0], code=code)
+                answer = f"```python\n{code}\n```" if "Write" in form else said
+                chat = [Message("user", question), Message("assistant", answer)]
+                rendered = template.render(chat, add_generation_prompt=False)
+                yield tokenizer.encode_rendered(rendered)
+                asked += 1
+
+
+def _explained(source: str) -> Iterator[tuple[str, str, str]]:
+    """Yield functions and classes with a docstring of some length: name, docstring, code."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    lines = source.split("\n")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        said, code = ast.get_docstring(node), "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        if said and 120 < len(said) < 1500 and len(code) < 3000:
+            yield node.name, said, code
+
+
+def _pieces(texts: Iterator[list[int]]) -> Iterator[list[int]]:
+    """Join texts and cut them to equal pieces; the rest is left."""
+    waiting: list[int] = []
+    for ids in texts:
+        waiting += ids
+        while len(waiting) >= LENGTH:
+            yield waiting[:LENGTH]
+            waiting = waiting[LENGTH:]
+
+
+def _lines(path: Path, text: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:
+    found: list[list[int]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: {error}") from None
+        if isinstance(value, dict) and isinstance(value.get("text"), str):
+            found.append(tokenizer.encode(value["text"]))
+        elif isinstance(value, dict) and isinstance(value.get("messages"), list) and template is not None:
+            rendered = template.render(value["messages"], add_generation_prompt=False)
+            found.append(tokenizer.encode_rendered(rendered))
+        else:
+            raise UsageError(
+                f"{path}:{number}: the line has neither `text` nor `messages`", 'write {"text": "..."} lines'
+            )
+    return found

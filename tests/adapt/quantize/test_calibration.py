@@ -1,0 +1,84 @@
+"""Calibration: the streams make what the model makes, moments are of what matrices multiply, and replaced
+weights count from there on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freehold.adapt.quantize.calibration import Moments, block_width, calibrate
+from freehold.adapt.quantize.streams import LayerStreams
+from freehold.errors import UsageError
+from freehold.formats import open_model_file
+from freehold.models.binding.bind import Source, read_source
+from freehold.models.oracle.session import Oracle
+from tests.models.golden import golden, write_model
+
+
+def source_of(family: str, folder: Path) -> tuple[Source, list[int]]:
+    path, (ids, _) = write_model(family, "gguf", folder), golden(family)
+    return read_source(open_model_file(path)), list(ids)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "mixtral"])
+def test_streams_end_in_the_oracles_logits(family, tmp_path):
+    source, ids = source_of(family, tmp_path)
+    streams = LayerStreams(source, [ids, ids[:5]], tmp_path / "spool")
+    for layer in range(len(source.network.layers)):
+        streams.run(layer)
+    oracle = Oracle(open_model_file(source.path))
+    for text, found in zip([ids, ids[:5]], streams.logits(), strict=True):
+        assert np.abs(found - oracle.logits(text)).max() < 1e-4
+    streams.close()
+
+
+def test_moments_are_those_of_the_inputs_and_shared_where_the_input_is(tmp_path):
+    source, ids = source_of("llama", tmp_path)
+    seen: dict[str, list[np.ndarray]] = {}
+    streams = LayerStreams(source, [ids, ids[:7]], tmp_path / "one")
+
+    def note(names: tuple[str, ...], x: np.ndarray) -> None:
+        for name in names:
+            seen.setdefault(name, []).append(x.copy())
+
+    streams.run(0, note)
+    streams.close()
+    layer = next(calibrate(source, [ids, ids[:7]], tmp_path / "two"))
+    assert set(layer.names) == set(seen) and len(layer.names) == 7
+    for name, rows in seen.items():
+        x = np.concatenate(rows)
+        (h,) = layer.moments[name].means()
+        assert np.allclose(h, x.T @ x / len(x), atol=1e-5)
+    assert layer.moments["blk.0.attn_q.weight"] is layer.moments["blk.0.attn_v.weight"]
+    assert layer.moments["blk.0.attn_q.weight"] is not layer.moments["blk.0.ffn_up.weight"]
+
+
+def test_later_layers_see_replaced_weights_only_when_they_follow(tmp_path):
+    source, ids = source_of("llama", tmp_path)
+
+    def second(follow: bool) -> np.ndarray:
+        for layer in calibrate(source, [ids], tmp_path / "spool", follow=follow):
+            if layer.number == 1:
+                return layer.moments["blk.1.attn_q.weight"].means()[0]
+            for name in layer.names:
+                layer.replace(name, layer.weights(name) * np.float32(0.5))
+        raise AssertionError
+
+    assert not np.allclose(second(True), second(False), rtol=1e-3)
+    assert not (tmp_path / "spool").exists()
+
+
+@pytest.mark.parametrize(("columns", "width"), [(896, 896), (4864, 2432), (8960, 2304), (5000, 2560)])
+def test_wide_inputs_get_blocks_of_a_multiple_of_128(columns, width):
+    assert block_width(columns) == width
+    blocks = Moments.of_width(columns).blocks if columns < 1000 else []
+    assert [len(h) for h in blocks] == ([columns] if blocks else [])
+
+
+def test_a_model_that_reads_more_than_the_stream_is_refused(tmp_path):
+    source, ids = source_of("gemma3n", tmp_path)
+    with pytest.raises(UsageError, match="more than the stream"):
+        LayerStreams(source, [ids], tmp_path / "spool")

@@ -1,0 +1,51 @@
+"""Texts to calibrate on: equal pieces, of every kind, the same each time; a user's file is refused by line."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from freehold.adapt.quantize import texts
+from freehold.errors import UsageError
+from freehold.tokenizer import ChatTemplate
+
+
+class Bytes:
+    """A tokenizer of bytes."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_rendered(self, rendered) -> list[int]:
+        return [0, *rendered.text.encode()]
+
+
+LETTERS = cast(Any, Bytes())
+
+
+def test_default_texts_are_equal_pieces_of_every_kind_in_a_fixed_order():
+    template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    made = texts.default_texts(LETTERS, template, 6 * texts.LENGTH)
+    assert [len(ids) for ids in made] == [texts.LENGTH] * 6
+    assert b"<user>" in bytes(made[2] + made[5])
+    assert made == texts.default_texts(LETTERS, template, 6 * texts.LENGTH)
+    assert texts.texts_hash(made) != texts.texts_hash(made[1:])
+
+
+def test_a_third_of_every_kind_is_held_out():
+    made = [[i] for i in range(18)]
+    fit, rest = texts.held_out(made)
+    assert [ids[0] for ids in rest] == [6, 7, 8, 15, 16, 17] and len(fit) == 12
+
+
+def test_a_file_of_lines_gives_texts_and_names_a_bad_line(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"text": "' + "a" * 600 + '"}\n\n{"text": "' + "b" * 600 + '"}\n')
+    assert [len(ids) for ids in texts.file_texts(path, LETTERS, None)] == [texts.LENGTH] * 2
+    path.write_text('{"text": "' + "a" * 600 + '"}\n{"txt": 1}\n')
+    with pytest.raises(UsageError, match=":2: "):
+        texts.file_texts(path, LETTERS, None)
+    path.write_text('{"text": "short"}\n')
+    with pytest.raises(UsageError, match="too few"):
+        texts.file_texts(path, LETTERS, None)
