@@ -103,7 +103,8 @@ def apps(_: Settings) -> Iterable[tuple[str, str]]:
 
 NAMES: dict[str, Names] = {
     **dict.fromkeys(
-        ["run words", "run draft", "pull model", "bench model", "embed model", "serve models"], fetchable
+        ["run words", "run draft", "pull model", "bench model", "embed model", "eval model", "serve models"],
+        fetchable,
     ),
     **dict.fromkeys(["rm models", "stop model", "compat model"], held),
     **dict.fromkeys(["fit model", "cost model", "why model", "show model", "license names"], known),

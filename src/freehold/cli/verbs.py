@@ -60,6 +60,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "rm": Verb("Delete a model, or forget another program's.", "freehold rm smollm2:135m"),
     },
     "Make a model yours": {
+        "eval": Verb(
+            "Score a model on tasks or your own cases, and compare two results.",
+            "freehold eval qwen2.5-coder:0.5b --data humaneval --limit 20",
+        ),
         "quantize": Verb(
             "Write a model's weights in fewer bits, and measure what that costs.",
             "freehold quantize qwen2.5-coder:0.5b -o small --type Q4_K_M --report",

@@ -1,4 +1,4 @@
-"""Judges of answers: a text, a pattern, a JSON schema, tests of the code in it, or a model with a rubric.
+"""Judges of answers: a text, a pattern, JSON or its schema, tests of the code in it, or a model with a rubric.
 
 Patterns and schemas run in Rust with automata, in time linear in the answer: neither a user's pattern nor a model's
 answer can make them run away. No schema fetches another. Tests run in a confined process (sandbox/code.py). Knows no
@@ -18,7 +18,7 @@ from freehold.errors import UsageError
 from freehold.sandbox.code import failure
 from freehold.types import ChatModel, Message, SamplingParams
 
-JUDGES = ("exact", "contains", "regex", "json_schema", "tests", "judge")
+JUDGES = ("exact", "contains", "regex", "json", "json_schema", "tests", "judge")
 MOST_CHARS = 16_384  # of a text, pattern, schema or rubric
 _PATTERN_BYTES = 1 << 20  # of a compiled pattern
 _MOST_SCHEMA_DEPTH = 64
@@ -99,21 +99,50 @@ def _regex(value: Any, by: str) -> Callable[[str], Mark]:
     return lambda answer: _said(valid(answer.strip()) is None, f"does not match {pattern[:60]!r}")
 
 
+def _json(value: Any, by: str) -> Callable[[str], Mark]:
+    wanted = json.dumps(value, sort_keys=True)
+    if len(wanted) > MOST_CHARS or _depth(value) > _MOST_SCHEMA_DEPTH:
+        raise UsageError(f"json is over {MOST_CHARS:,} characters or {_MOST_SCHEMA_DEPTH} levels")
+
+    def mark(answer: str) -> Mark:
+        try:
+            found = _loaded(answer)
+        except (ValueError, RecursionError):
+            return Mark(False, "is not JSON")
+        return _said(same_json(found, value), f"is not {wanted[:60]}")
+
+    return mark
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Tell whether two JSON values are equal: 1 is 1.0, true is not 1, and the order of keys counts for nothing."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
 def _json_schema(value: Any, by: str) -> Callable[[str], Mark]:
     if not isinstance(value, dict):
         raise UsageError("json_schema is not a JSON object")
     valid = _validator(value, "json_schema")
 
     def mark(answer: str) -> Mark:
-        fenced = _FENCE.match(answer)
         try:
-            found = json.loads(fenced[1] if fenced else answer)
+            found = _loaded(answer)
         except (ValueError, RecursionError):
             return Mark(False, "is not JSON")
         why = valid(found)
         return Mark(why is None, why or "")
 
     return mark
+
+
+def _loaded(answer: str) -> Any:
+    """Parse an answer that is JSON, or one fenced block of it. Raises ValueError, RecursionError."""
+    fenced = _FENCE.match(answer)
+    return json.loads(fenced[1] if fenced else answer)
 
 
 def _tests(value: Any, by: str) -> Callable[[str], Mark]:
@@ -127,12 +156,17 @@ def _tests(value: Any, by: str) -> Callable[[str], Mark]:
             raise UsageError(f"test {number} is not Python: {e}"[:200]) from None
 
     def mark(answer: str) -> Mark:
-        found = _CODE.search(answer)
-        code = found[1] if found else answer
+        code = code_in(answer)
         wrong = [why for why in (failure(code, test) for test in tests) if why]
         return Mark(not wrong, wrong[0] if wrong else "", 1 - len(wrong) / len(tests))
 
     return mark
+
+
+def code_in(answer: str) -> str:
+    """Return the first fenced block of an answer, or all of it."""
+    found = _CODE.search(answer)
+    return found[1] if found else answer
 
 
 def _rubric(value: Any, by: str) -> Callable[[str], Mark]:
@@ -150,6 +184,7 @@ _MAKERS: dict[str, Callable[[Any, str], Callable[[str], Mark]]] = {
     "exact": _exact,
     "contains": _contains,
     "regex": _regex,
+    "json": _json,
     "json_schema": _json_schema,
     "tests": _tests,
     "judge": _rubric,

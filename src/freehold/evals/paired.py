@@ -69,7 +69,7 @@ def compared(one: Sequence[bool], other: Sequence[bool]) -> Compared:
         raise ValueError(f"{len(one)} and {len(other)} marks are no pairs")
     steps = [int(a) - int(b) for a, b in zip(one, other, strict=True)]
     wins, losses = steps.count(1), steps.count(-1)
-    return Compared(wins, losses, len(steps) - wins - losses, _resampled(steps), _uneven(wins, losses))
+    return Compared(wins, losses, len(steps) - wins - losses, _resampled(steps), mcnemar(wins, losses))
 
 
 def resolution(cases: int) -> float:
@@ -90,7 +90,8 @@ def _resampled(steps: Sequence[int]) -> tuple[float, float, float]:
     return 100 * min(means[edge], mid), 100 * mid, 100 * max(means[-edge - 1], mid)
 
 
-def _uneven(wins: int, losses: int) -> float:
+def mcnemar(wins: int, losses: int) -> float:
+    """Return the chance of a split at least so uneven between equals: McNemar's exact test, two-sided."""
     n = wins + losses
     tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
     return min(2 * tail, 1.0)

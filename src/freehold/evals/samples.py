@@ -3,11 +3,14 @@
     {"prompt": "Capital of France? One word.", "exact": "Paris"}
     {"messages": [{"role": "user", "content": "..."}], "contains": ["refund", "14 days"]}
     {"prompt": "...", "regex": "^\\d{4}-\\d{2}-\\d{2}$"}
+    {"prompt": "...", "json": {"name": "Ann", "age": 7}}
     {"prompt": "...", "json_schema": {"type": "object", "required": ["name"]}}
     {"prompt": "Write is_prime(n) in Python.", "tests": ["assert is_prime(7)", "assert not is_prime(9)"]}
     {"prompt": "...", "judge": "The reply is friendly and asks for a photograph."}
+    {"prompt": "The sky is", "choices": [" blue", " green"], "answer": 0}
 
-Every bad line is named with its number; none is left out. Knows no model.
+The last is for those who can score texts (evaluate.py): no answer is written. `metric` names a group of cases that is
+counted apart too. Every bad line is named with its number; none is left out. Knows no model.
 Path: cli/report/trying, cli/bar -> read -> Samples -> trial.run
 """
 
@@ -15,14 +18,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
-from freehold.evals.judges import JUDGES, Judge, judge
+from freehold.evals.judges import JUDGES, Judge, Mark, judge
 from freehold.types import Message
 
 MOST_BYTES = 16 << 20
@@ -31,7 +35,9 @@ MOST_LINE = 256 << 10  # bytes of one case
 MOST_TOKENS = 4096  # of an answer
 USUAL_TOKENS = 256
 _SHOWN = 5  # bad lines that an error spells out
-_KEYS = ("prompt", "messages", "max_tokens", *JUDGES)
+MOST_CHOICES = 64
+_KEYS = ("prompt", "messages", "max_tokens", "metric", "choices", "answer", *JUDGES)
+_METRIC = re.compile(r"[A-Za-z][\w.@-]{0,39}")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -44,6 +50,11 @@ class Case:
     judge: Judge
     max_tokens: int
     digest: str
+    metric: str = ""  # counted apart under this name too
+    choices: tuple[str, ...] = ()  # scored by log-likelihood; the judge is then of kind "choices"
+    answer: int = 0  # index of the right one
+    plain: bool = False  # a prompt with choices: continued as it is, without a template
+    table: Mapping[str, Any] = field(default_factory=dict)  # the line
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +71,10 @@ class Samples:
         return any(c.judge.kind == "judge" for c in self.cases)
 
 
-def read(path: Path, by: str = "") -> Samples:
+def read(path: Path, by: str = "", *, scored: bool = False) -> Samples:
     """Read a file of cases. `by` names the model that judges where a case asks for one; it is part of the digests.
+
+    `scored`: allow cases with choices.
 
     Raises UsageError for a file that cannot be read or is too large, and for bad lines, each with its number.
     """
@@ -70,6 +83,8 @@ def read(path: Path, by: str = "") -> Samples:
     for number, line in _lines(path):
         try:
             case = _case(number, line, by)
+            if case.choices and not scored:
+                raise UsageError("choices are scored by log-likelihood", "freehold eval does that")
             if case.digest in cases:
                 raise UsageError(f"the same as line {cases[case.digest].line}")
             cases[case.digest] = case
@@ -105,17 +120,63 @@ def _case(number: int, line: bytes, by: str) -> Case:
         if key not in _KEYS:
             near = nearest(key, list(_KEYS))
             raise UsageError(f"unknown key {key!r}", f"did you mean {near}?" if near else "")
-    kinds = [key for key in JUDGES if key in table]
-    if len(kinds) != 1:
-        named = " and ".join(kinds) or "no judge"
-        raise UsageError(f"{named}; a case has one", f"one of {', '.join(JUDGES)}")
     messages = _messages(table)
     tokens = table.get("max_tokens", USUAL_TOKENS)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:
         raise UsageError(f"max_tokens = {tokens!r} is not within 1..{MOST_TOKENS:,}")
-    made = judge(kinds[0], table[kinds[0]], by)
+    metric = table.get("metric", "")
+    if metric != "" and not (isinstance(metric, str) and _METRIC.fullmatch(metric)):
+        raise UsageError(f"metric = {metric!r} is not a name of up to 40 letters, digits and . _ @ -")
+    choices, answer = _choices(table)
+    made = _judge(table, by, choices, answer)
     said = json.dumps([[(m.role, m.content) for m in messages], made.key, tokens], sort_keys=True)
-    return Case(number, messages, made, tokens, hashlib.sha256(said.encode()).hexdigest())
+    return Case(
+        number,
+        messages,
+        made,
+        tokens,
+        hashlib.sha256(said.encode()).hexdigest(),
+        metric=metric,
+        choices=choices,
+        answer=answer,
+        plain=bool(choices) and "prompt" in table,
+        table=table,
+    )
+
+
+def _judge(table: Mapping[str, Any], by: str, choices: tuple[str, ...], answer: int) -> Judge:
+    kinds = [key for key in (*JUDGES, "choices") if key in table]
+    if len(kinds) != 1:
+        named = " and ".join(kinds) or "no judge"
+        raise UsageError(f"{named}; a case has one", f"one of {', '.join((*JUDGES, 'choices'))}")
+    if choices:
+        return Judge("choices", json.dumps(["choices", choices, answer]), "", _unmarked)
+    return judge(kinds[0], table[kinds[0]], by)
+
+
+def _unmarked(answer: str) -> Mark:
+    raise AssertionError("choices are scored: evaluate")  # our own invariant
+
+
+def _choices(table: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Return the choices and the index of the right one, which is given as an index or as its text."""
+    if "choices" not in table:
+        if "answer" in table:
+            raise UsageError("answer is for cases with choices", f"one of {', '.join(JUDGES)}")
+        return (), 0
+    found, answer = table["choices"], table.get("answer")
+    if (
+        not isinstance(found, list)
+        or not 2 <= len(found) <= MOST_CHOICES
+        or len(set(map(str, found))) < len(found)
+    ):
+        raise UsageError(f"choices is not a list of 2 to {MOST_CHOICES} different texts")
+    choices = tuple(_text(choice, "a choice") for choice in found)
+    if isinstance(answer, str) and answer in choices:
+        return choices, choices.index(answer)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise UsageError(f"answer = {answer!r} is neither a choice nor an index from 0 to {len(choices) - 1}")
+    return choices, answer
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:

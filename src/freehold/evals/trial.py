@@ -8,8 +8,6 @@ Path: cli/report/trying, cli/bar -> run -> TrialResult; cli/why -> kept
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -18,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from freehold.errors import ContextOverflow, StoreError
+from freehold.errors import ContextOverflow
 from freehold.evals.judges import ask
+from freehold.evals.kept_lines import AppendedLines, kept_rows
 from freehold.evals.samples import Case, Samples
 from freehold.types import ChatModel, SamplingParams
 
 FOLDER = "evals"
-MOST_KEPT = 64 << 20  # bytes of one file of answers
 _CHARS = 32_768  # of an answer that are kept
 _DIGITS = 16  # of a digest in a file's name
 
@@ -136,7 +134,7 @@ def _answer(samples: Samples, subject: TrialModel, home: Path, open_model: Open,
         return
     with closing(open_model(subject.name)) as model, _appending(path, samples, subject) as write:
         for number, case in enumerate(missing, done + 1):
-            write(_answered(model, case))
+            write(asdict(_answered(model, case)))
             on_case(subject.name, number, total)
 
 
@@ -171,7 +169,8 @@ def _judge(samples: Samples, subjects: list[TrialModel], home: Path, open_model:
                 for case in cases:
                     old = answers[case.digest]
                     mark = ask(model, case.judge.rubric, case.messages, old.text)
-                    write(Answer(old.case, old.text, mark.passed, mark.why, old.seconds, old.tokens))
+                    made = Answer(old.case, old.text, mark.passed, mark.why, old.seconds, old.tokens)
+                    write(asdict(made))
 
 
 def _pairs(samples: Samples, subject: TrialModel, home: Path) -> Iterator[tuple[Case, Answer]]:
@@ -191,75 +190,28 @@ def _path(home: Path, samples: Samples, subject: TrialModel) -> Path:
     return home / FOLDER / f"{samples.digest[:_DIGITS]}-{subject.digest[:_DIGITS]}.jsonl"
 
 
-class _appending:
-    """Append answers to a file, each at once on disk, so that Ctrl-C loses none; a new file gets its first line."""
-
-    def __init__(self, path: Path, samples: Samples, subject: TrialModel) -> None:
-        self._path = path
-        self._head = {
-            "samples": samples.name,
-            "samples_digest": samples.digest,
-            "model": subject.name,
-            "model_digest": subject.digest,
-            "cases": len(samples.cases),
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-    def __enter__(self) -> Callable[[Answer], None]:
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            opened = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            self._file = os.fdopen(opened, "a+b", buffering=0)
-            size = self._file.seek(0, os.SEEK_END)
-            if not size:
-                self._write(self._head)
-            elif self._last_byte(size) != b"\n":  # the line before was cut short
-                self._file.write(b"\n")
-        except OSError as e:
-            raise StoreError(f"{self._path} cannot be written: {e.strerror}", "free some space") from e
-        return lambda answer: self._write(asdict(answer))
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _last_byte(self, size: int) -> bytes:
-        self._file.seek(size - 1)
-        return self._file.read(1) or b""
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        try:
-            self._file.write((json.dumps(row, ensure_ascii=True) + "\n").encode())
-        except OSError as e:
-            raise StoreError(f"{self._path} cannot be written: {e.strerror}", "free some space") from e
+def _appending(path: Path, samples: Samples, subject: TrialModel) -> AppendedLines:
+    head = {
+        "samples": samples.name,
+        "samples_digest": samples.digest,
+        "model": subject.name,
+        "model_digest": subject.digest,
+        "cases": len(samples.cases),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return AppendedLines(path, head)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Answer]]:
     """Return a file's first line and the newest answer to each case; damaged lines count as not there."""
-    try:
-        if path.stat().st_size > MOST_KEPT:
-            raise StoreError(f"{path} is over {MOST_KEPT:,} bytes", "delete it; the cases are answered again")
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return {}, {}
-    except OSError as e:
-        raise StoreError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
     head: dict[str, Any] = {}
     answers: dict[str, Answer] = {}
-    for line in lines:
-        row = _row(line)
+    for row in kept_rows(path):
         if "samples_digest" in row:
             head = row
         elif (answer := _sound(row)) is not None:
             answers[answer.case] = answer
     return head, answers
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def _sound(row: Mapping[str, Any]) -> Answer | None:

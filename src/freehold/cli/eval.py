@@ -1,0 +1,245 @@
+"""`freehold eval MODEL[+ADAPTER] --data TASK`: score a model on tasks, or compare two results item by item.
+
+Knows options and names; evals answers, marks and compares. The model is loaded in this process.
+Path: main -> eval -> open_task, evaluate -> Report -> evaluation.said, results.written
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from freehold import __version__
+from freehold.cli.report.trying import TrialProgress, digest
+from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
+from freehold.config import Settings
+from freehold.errors import ModelNotFound, UsageError
+from freehold.store import ModelRef, Store
+
+if TYPE_CHECKING:
+    from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult
+    from freehold.evals.results import Report
+    from freehold.evals.tasks.open_task import TaskMaker
+
+
+@click.command("eval")
+@click.argument("model", required=False, metavar="MODEL[+ADAPTER]")
+@click.option(
+    "--data",
+    "tasks",
+    multiple=True,
+    metavar="TASK",
+    help="FILE.jsonl, humaneval, ifeval, bfcl:CATEGORY or rg:DATASET[:k=v,...]; repeatable.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N items of each task.")
+@click.option(
+    "--style", default="", metavar="NAME", help="Form of the prompts: chat, completion, tools or text."
+)
+@click.option("--judge", default="", metavar="MODEL", help="Model that judges rubrics of a FILE.jsonl.")
+@click.option("--fresh", is_flag=True, help="Answer again what is kept from earlier runs.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Write results and samples there."
+)
+@click.option(
+    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Compare two results, paired."
+)
+@click.option(
+    "--context", type=click.IntRange(1), help="Context in tokens; default: the model's, if it fits."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
+@json_option
+@offline_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    model: str | None,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    style: str,
+    judge: str,
+    fresh: bool,
+    out: Path | None,
+    compare: tuple[Path, Path] | None,
+    context: int | None,
+    threads: int | None,
+    as_json: bool,
+    offline: bool,
+) -> None:
+    """Score MODEL on tasks: greedy answers, 95 % intervals, results in lm-eval's shape.
+
+    ADAPTER is a PEFT folder or a GGUF adapter, so smollm2:135m+./mine is the model with the adapter in ./mine.
+
+    A FILE.jsonl has an object a line with `prompt` or `messages`, and one of exact, contains, regex, json,
+    json_schema, tests, judge, or choices with answer. Answers are kept: a run that was stopped continues, and after a
+    change only what it touched is computed again.
+
+    --compare takes two folders that -o wrote, ours or lm-eval's, and pairs their items.
+    """
+    settings = with_offline(settings, offline)
+    if compare:
+        if model or tasks:
+            raise UsageError("--compare reads two results and runs no model", "leave out MODEL and --data")
+        return _compare(*compare, as_json=as_json)
+    if not model or not tasks:
+        raise UsageError("name a MODEL and what to score it on", "freehold eval smollm2:135m --data ifeval")
+    try:
+        report = _evaluated(settings, model, tasks, limit, style, judge, fresh, context, threads)
+    except KeyboardInterrupt:
+        click.echo("\nstopped; the answers so far are kept, and the same command continues", err=True)
+        raise
+    _show(report, out, as_json)
+    return None
+
+
+def _show(report: Report, out: Path | None, as_json: bool) -> None:
+    from freehold.cli.report.evaluation import said
+    from freehold.evals.results import written
+
+    path = written(report, out) if out else None
+    if as_json:
+        click.echo(
+            json.dumps(report.as_json() | {"written": str(path) if path else None}, ensure_ascii=False)
+        )
+        return
+    said(report)
+    if path:
+        click.echo(f"written: {path}", err=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A model of the store, with an adapter's path or None."""
+
+    ref: ModelRef
+    adapter: Path | None
+    name: str
+
+
+def _evaluated(
+    settings: Settings,
+    model: str,
+    tasks: Sequence[str],
+    limit: int | None,
+    style: str,
+    judge: str,
+    fresh: bool,
+    context: int | None,
+    threads: int | None,
+) -> Report:
+    from freehold.cli.progress import reporter
+    from freehold.evals.evaluate import evaluate
+    from freehold.evals.results import Report
+    from freehold.evals.tasks.open_task import TaskOptions, open_task
+
+    started, clock, used = datetime.now(UTC), time.monotonic(), _cpu_seconds()
+    store = Store(settings)
+    grader = held_or_fetched(store, judge) if judge else None
+    judged_by = f"{judge}@{digest(grader)}" if grader else ""
+    with reporter() as on_event:
+        options = TaskOptions(settings.home, settings.offline, limit, style, judged_by, on_event)
+        makers = [open_task(task, options) for task in tasks]
+    named = _named(store, model)
+    results: list[TaskResult] = []
+    with _opened(store, named, context, threads) as subject:
+        for task in _tasks(makers, subject):
+            found = evaluate(task, subject, settings.home, fresh=fresh, on_item=TrialProgress())
+            results.append(found)
+        if grader:
+            results = _judged(store, results, subject, grader, settings.home)
+        adapters = {info.name: info.digest for info in subject.model.info.adapters}
+        return Report(
+            model=named.name,
+            weights=digest(named.ref),
+            adapter=adapters.get(subject.adapter, ""),
+            template=subject.model.template_text,
+            tasks=tuple(results),
+            started=started,
+            seconds=time.monotonic() - clock,
+            cpu_seconds=_cpu_seconds() - used,
+        )
+
+
+def _tasks(makers: Sequence[TaskMaker], subject: EvalSubject) -> Iterator:
+    """Yield the tasks; a name that occurs twice would overwrite the other's results."""
+    seen: set[str] = set()
+    for make in makers:
+        task = make(subject.model.info.can_call)
+        if task.name in seen:
+            raise UsageError(f"two tasks are called {task.name}", "rename one of the files")
+        seen.add(task.name)
+        yield task
+
+
+def _named(store: Store, model: str) -> _Named:
+    """Find MODEL[+ADAPTER]; a stored model whose name has a plus is itself."""
+    base, plus, adapter = model.rpartition("+")
+    path = Path(adapter).expanduser()
+    if plus and base and path.exists():
+        return _Named(
+            held_or_fetched(store, base), path.absolute(), f"{base}+{path.name or path.resolve().name}"
+        )
+    if not (plus and base):
+        return _Named(held_or_fetched(store, model), None, model)
+    try:
+        return _Named(store.resolve(model), None, model)
+    except ModelNotFound:
+        raise UsageError(
+            f"{model}: there is no adapter at {path}", "name a PEFT folder or a GGUF adapter after the +"
+        ) from None
+
+
+@contextmanager
+def _opened(store: Store, named: _Named, context: int | None, threads: int | None) -> Iterator[EvalSubject]:
+    from freehold.evals.evaluate import EvalSubject, EvaluatedModel
+    from freehold.local import open_model
+
+    given = {"adapter": named.adapter} if named.adapter else {}
+    loaded = open_model(
+        named.ref, context=context, threads=threads, adapters=given, packs=store.packs, kind=EvaluatedModel
+    )
+    with ExitStack() as stack:
+        model = cast("EvaluatedModel", stack.enter_context(loaded))
+        adapters = [(info.name, info.digest) for info in model.info.adapters]
+        overlay = named.ref.overlay.digest if named.ref.overlay else ""
+        parts = [digest(named.ref), named.ref.rounding, overlay, adapters, __version__]
+        whole = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        yield EvalSubject(model, next(iter(given), ""), whole)
+
+
+def _judged(
+    store: Store, results: list[TaskResult], subject: EvalSubject, grader: ModelRef, home: Path
+) -> list[TaskResult]:
+    from freehold.evals.evaluate import judged
+    from freehold.local import open_model
+
+    if not any(row.item.rubric for each in results for row in each.rows):
+        return results
+    with open_model(grader, packs=store.packs) as judge:
+        return [judged(each, subject, judge, home) for each in results]
+
+
+def _cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that ended."""
+    return sum(os.times()[:4])
+
+
+def _compare(one: Path, other: Path, *, as_json: bool) -> None:
+    from freehold.cli.report.evaluation import compared_lines
+    from freehold.evals.comparing import compare
+
+    found = compare(one, other)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), ensure_ascii=False))
+        return
+    for line in compared_lines(found):
+        click.echo(line)

@@ -1,0 +1,294 @@
+"""Answers the items of a task with one model, many at once, and marks the answers; both are kept.
+
+An answer is kept under the weights, the adapter and the very tokens of its prompt, a mark under the answer and the way
+of marking. So a run that was stopped continues, and after a change only what it touched is computed again. Greedy:
+an answer does not depend on what is computed beside it.
+Knows no task by name and prints nothing.
+Path: cli/eval -> evaluate -> LLM.answer_many, LLM.score_many -> TaskResult
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from freehold.errors import ContextOverflow
+from freehold.evals.items import EvalItem, EvalTask, ItemMark, ModelReply, digest
+from freehold.evals.judges import ask
+from freehold.evals.kept_lines import AppendedLines, Write, kept_rows
+from freehold.local import LLM
+from freehold.types import Completion
+
+FOLDER = "evals"
+AT_ONCE = 16
+CHECKS_AT_ONCE = 2  # processes that run a model's code
+_DIGITS = 16  # of a digest in a file's name
+
+OnItem = Callable[[str, int, int], None]  # task, marked, in all
+
+
+class EvaluatedModel(LLM):
+    """An LLM that names the template its chats are rendered with."""
+
+    @property
+    def template_text(self) -> str | None:
+        """The chat template; None for a model without one."""
+        return self._prompter.template.source if self._prompter.can_chat else None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSubject:
+    """A model to evaluate: loaded, its adapter by name or "", and the digest of weights, adapter and engine."""
+
+    model: EvaluatedModel
+    adapter: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """One item with its reply and its mark. `key`: what the mark is kept under."""
+
+    item: EvalItem
+    reply: ModelReply
+    mark: ItemMark
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """A task's items in their order. `answered`: how many replies were computed now, the others were kept."""
+
+    task: EvalTask
+    rows: tuple[ItemResult, ...]
+    answered: int
+
+
+@dataclass(slots=True)
+class _Book:
+    """What is kept of one subject: replies by their key, marks by theirs."""
+
+    replies: dict[str, ModelReply] = field(default_factory=dict)
+    marks: dict[str, ItemMark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """An item with its prompt's tokens: those of a request, or a row for each choice and where the choice begins."""
+
+    number: int
+    item: EvalItem
+    key: str
+    rows: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...] = ()
+    error: str = ""
+
+
+def evaluate(
+    task: EvalTask,
+    subject: EvalSubject,
+    home: Path,
+    *,
+    fresh: bool = False,
+    on_item: OnItem = lambda task, done, total: None,
+) -> TaskResult:
+    """Answer and mark a task's items. `fresh`: compute every answer again.
+
+    Items that a model judges by a rubric are returned with a mark that has no metric: `judged` marks them.
+    Raises what the model raises, except that an item which is too long for the context counts as wrong.
+    """
+    path = _path(home, subject)
+    book = _Book() if fresh else _kept(path)
+    asked = [_asked(number, item, subject) for number, item in enumerate(task.items)]
+    missing = [each for each in asked if each.key not in book.replies and not each.error]
+    with AppendedLines(path, _head(subject)) as write, _Marking(book, write, task, on_item) as marking:
+        for each in asked:
+            if each.error:
+                marking.take(each, ModelReply(error=each.error))
+            elif each.key in book.replies:
+                marking.take(each, book.replies[each.key])
+        for each, reply in _replies(missing, subject):
+            write({"reply": each.key, "text": reply.text, **_plain(reply)})
+            marking.take(each, reply)
+        marking.finish()
+    rows = tuple(
+        ItemResult(each.item, marking.replies[each.number], marking.marks[each.number], _mark_key(each))
+        for each in asked
+    )
+    return TaskResult(task, rows, len(missing))
+
+
+def judged(result: TaskResult, subject: EvalSubject, judge: LLM, home: Path) -> TaskResult:
+    """Have a model judge the replies that a rubric is for; its marks are kept as others are."""
+    rows: list[ItemResult] = []
+    with AppendedLines(_path(home, subject), _head(subject)) as write:
+        for row in result.rows:
+            if row.item.rubric and not row.mark.metrics and not row.reply.error:
+                mark = ask(judge, row.item.rubric, row.item.question.messages, row.reply.text)
+                made = ItemMark({result.task.metrics[0]: float(mark.passed)}, mark.why)
+                write(_mark_row(row.key, made))
+                row = replace(row, mark=made)
+            rows.append(row)
+    return replace(result, rows=tuple(rows))
+
+
+def _path(home: Path, subject: EvalSubject) -> Path:
+    return home / FOLDER / f"items-{subject.digest[:_DIGITS]}.jsonl"
+
+
+def _head(subject: EvalSubject) -> dict[str, str]:
+    return {"subject": subject.digest, "model": subject.model.name}
+
+
+def _mark_key(each: _Rendered) -> str:
+    return digest(f"{each.key} {each.item.mark_key}")
+
+
+def _mark_row(key: str, mark: ItemMark) -> dict[str, Any]:
+    return {"mark": key, "metrics": dict(mark.metrics), "why": mark.why, "fault": mark.fault}
+
+
+def _asked(number: int, item: EvalItem, subject: EvalSubject) -> _Rendered:
+    question, model = item.question, subject.model
+    job = question.job(subject.adapter)
+    try:
+        ids = model.prompt_ids(job)
+    except ContextOverflow as e:
+        return _Rendered(number, item, "", (), error=e.message)
+    rows, starts = (ids,), ()
+    if question.choices:
+        rows = tuple(_row(model, item, ids, choice) for choice in question.choices)
+        starts = (len(ids),) * len(rows)
+        longest = max(map(len, rows))
+        if longest > model.context:
+            return _Rendered(
+                number, item, "", (), error=f"{longest:,} tokens; the context holds {model.context:,}"
+            )
+    tools = [(t.name, t.description, t.parameters) for t in question.tools]
+    said = [subject.digest, rows, starts, question.max_tokens, question.stop, tools]
+    return _Rendered(number, item, digest(json.dumps(said)), rows, starts)
+
+
+def _row(model: LLM, item: EvalItem, ids: tuple[int, ...], choice: str) -> tuple[int, ...]:
+    """Return the tokens of prompt and choice: of plain text they are one text's, in a chat the choice is the answer."""
+    if item.question.messages:
+        return (*ids, *model.tokenize(choice, bos=False))
+    return tuple(model.tokenize(item.question.text + choice))
+
+
+def _replies(missing: list[_Rendered], subject: EvalSubject) -> Iterator[tuple[_Rendered, ModelReply]]:
+    """Yield each reply as it is there; closing the iterator stops the model."""
+    scored = [each for each in missing if each.starts]
+    written = [each for each in missing if not each.starts]
+    for each in scored:
+        found = subject.model.score_many(each.rows, subject.adapter)
+        sums = [
+            float(row[start - 1 :].sum(dtype="float64"))
+            for row, start in zip(found, each.starts, strict=True)
+        ]
+        yield each, ModelReply(sums=tuple(sums))
+    jobs = (each.item.question.job(subject.adapter) for each in written)
+    for number, answer in subject.model.answer_many(jobs, at_once=AT_ONCE):
+        yield written[number], _reply(answer)
+
+
+def _reply(answer: Completion | ContextOverflow) -> ModelReply:
+    if isinstance(answer, ContextOverflow):
+        return ModelReply(error=answer.message)
+    calls = tuple((call.name, call.arguments) for call in answer.tool_calls)
+    return ModelReply(answer.text, calls, tokens=answer.usage.completion_tokens)
+
+
+class _Marking:
+    """Marks replies as they come: at once, or for code two at a time in threads that wait for a process."""
+
+    def __init__(self, book: _Book, write: Write, task: EvalTask, on_item: OnItem) -> None:
+        self._book, self._write, self._on_item = book, write, on_item
+        self._name, self._total = task.name, len(task.items)
+        self._pool = ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="freehold-check")
+        self._running: dict[Future[ItemMark], tuple[_Rendered, str]] = {}
+        self.replies: dict[int, ModelReply] = {}
+        self.marks: dict[int, ItemMark] = {}
+
+    def __enter__(self) -> _Marking:
+        self._on_item(self._name, 0, self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def take(self, each: _Rendered, reply: ModelReply) -> None:
+        """Mark a reply, now or soon."""
+        self.replies[each.number] = reply
+        item = each.item
+        key = _mark_key(each)
+        kept = self._book.marks.get(key)
+        if reply.error:
+            self._done(each, ItemMark({}, reply.error))
+        elif kept is not None:
+            self._done(each, kept)
+        elif item.rubric:
+            self._done(each, ItemMark({}))
+        elif item.runs_code:
+            self._running[self._pool.submit(item.mark, reply)] = each, key
+            self._collect(until=4 * CHECKS_AT_ONCE)
+        else:
+            self._keep(each, key, item.mark(reply))
+
+    def finish(self) -> None:
+        """Wait for the marks that are still being made."""
+        self._collect(until=0)
+
+    def _collect(self, until: int) -> None:
+        while self._running:
+            waits = None if len(self._running) > until else 0
+            ended, _ = wait(self._running, timeout=waits, return_when=FIRST_COMPLETED)
+            for future in ended:
+                self._keep(*self._running.pop(future), future.result())
+            if not ended:
+                return
+
+    def _keep(self, each: _Rendered, key: str, mark: ItemMark) -> None:
+        self._write(_mark_row(key, mark))
+        self._done(each, mark)
+
+    def _done(self, each: _Rendered, mark: ItemMark) -> None:
+        self.marks[each.number] = mark
+        self._on_item(self._name, len(self.marks), self._total)
+
+
+def _plain(reply: ModelReply) -> dict[str, Any]:
+    return {"calls": reply.calls, "sums": reply.sums, "tokens": reply.tokens, "error": reply.error}
+
+
+def _kept(path: Path) -> _Book:
+    book = _Book()
+    for row in islice(kept_rows(path), 1, None):
+        try:
+            if "reply" in row:
+                book.replies[row["reply"]] = _kept_reply(row)
+            elif "mark" in row:
+                book.marks[row["mark"]] = ItemMark(
+                    _metrics(row["metrics"]), str(row["why"]), str(row["fault"])
+                )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # a row of another version, or damaged: the item is answered again
+    return book
+
+
+def _kept_reply(row: Mapping[str, Any]) -> ModelReply:
+    calls = tuple((str(name), str(arguments)) for name, arguments in row["calls"])
+    sums = tuple(float(s) for s in row["sums"])
+    return ModelReply(str(row["text"]), calls, sums, int(row["tokens"]), str(row["error"]))
+
+
+def _metrics(found: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:
+    return {
+        str(name): tuple(map(float, value)) if isinstance(value, list) else float(value)
+        for name, value in found.items()
+    }

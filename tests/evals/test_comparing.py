@@ -1,0 +1,73 @@
+"""Two results are paired by their items: exact p-values, seeded bounds, and refusals of what is no pair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freehold.errors import UsageError
+from freehold.evals.comparing import compare
+from freehold.evals.paired import mcnemar
+
+GOLDEN = json.loads((Path(__file__).parent / "data" / "mcnemar.json").read_text())
+
+
+def test_p_values_are_those_of_scipys_binomtest_on_a_thousand_tables():
+    assert len(GOLDEN) == 1000
+    for wins, losses, p in GOLDEN:
+        assert mcnemar(wins, losses) == pytest.approx(p, rel=1e-12), (wins, losses)
+
+
+def write(folder: Path, scores: list[float], *, first: int = 0, prompt: str = "p", **more: Any) -> Path:
+    """Write a result as lm-eval does."""
+    folder.mkdir(parents=True)
+    results = {"model_name": folder.name, "configs": {"t": {"metric_list": [{"metric": "acc"}]}}, **more}
+    (folder / "results_2026.json").write_text(json.dumps(results))
+    rows = [
+        {"doc_id": i, "doc_hash": f"h{i}", "prompt_hash": f"{prompt}{i}", "acc": score}
+        for i, score in enumerate(scores, first)
+    ]
+    (folder / "samples_t_2026.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_wins_and_losses_are_counted_item_by_item(tmp_path: Path):
+    a, b = write(tmp_path / "a", [1, 1, 1, 0, 0, 1]), write(tmp_path / "b", [1, 0, 0, 1, 0, 0])
+    (found,) = compare(a, b).tasks
+    assert (found.items, found.wins, found.losses, found.p) == (6, 3, 1, mcnemar(3, 1))
+    assert found.low <= found.one - found.other == pytest.approx(2 / 6) and found.high <= 1
+
+
+def test_graded_scores_have_bounds_and_no_mcnemar_and_equal_runs_equal_bounds(tmp_path: Path):
+    a, b = write(tmp_path / "a", [0.5, 1, 0.25] * 10), write(tmp_path / "b", [0.25, 0.5, 0.25] * 10)
+    one, again = compare(a, b), compare(a, b)
+    assert one == again and one.tasks[0].p is None and 0 < one.tasks[0].low < 0.25 < one.tasks[0].high
+
+
+def test_unequal_items_are_refused_with_their_number_and_the_first(tmp_path: Path):
+    a, b = write(tmp_path / "a", [1] * 5), write(tmp_path / "b", [1] * 5, first=2)
+    with pytest.raises(UsageError, match=r"t: 4 items are in one result alone; the first is doc 0 of a"):
+        compare(a, b)
+
+
+def test_other_prompts_and_templates_are_named(tmp_path: Path):
+    a = write(tmp_path / "a", [1, 0], chat_template_sha="x")
+    b = write(tmp_path / "b", [1, 0], prompt="q", chat_template_sha="y")
+    found = compare(a, b)
+    assert found.notes == ("their chat templates differ",)
+    assert found.tasks[0].notes == ("the prompts of 2 items differ",)
+
+
+def test_results_without_a_common_task_samples_or_file_are_refused(tmp_path: Path):
+    a = write(tmp_path / "a", [1])
+    other = write(tmp_path / "b", [1], configs={"u": {"metric_list": [{"metric": "acc"}]}})
+    with pytest.raises(UsageError, match="no task is in both: t; u"):
+        compare(a, other)
+    with pytest.raises(UsageError, match=r"has no results_\*.json"):
+        compare(a, tmp_path / "nowhere")
+    (a / "samples_t_2026.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"samples_t_2026.jsonl: No such file"):
+        compare(a, a)
