@@ -147,6 +147,12 @@ struct TrellisRequest {
 int64_t trellis_row_bytes(int bits, int64_t cols);
 void trellis_encode(const TrellisRequest& q, Threads& threads, uint8_t* out, float* values);
 
+// --- unpack.cpp -------------------------------------------------------------------------------------------------
+// Rows of a model file [n][k] to floats, to `half` (bfloat16, to nearest even) where it is given, else to `out`. Throws Usage
+// for a type that does not unpack here, BadModelFile for bytes that are not n rows.
+bool unpacks(std::string_view type);
+void unpack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, float* out, uint16_t* half);
+
 // --- plan.cpp ---------------------------------------------------------------------------------------------------
 struct Rope {                     // angles position * inv_freq[i]; cos and sin times factor
   std::vector<float> inv_freq;    // rot/2 of them

@@ -135,6 +135,19 @@ void bind_quantize(nb::module_& m) {
         "type cannot hold.");
 }
 
+void bind_unpack(nb::module_& m) {
+  m.def("unpacks", [](const std::string& type) { return unpacks(type); }, "type"_a, "Tell whether `unpack` takes this GGUF type.");
+  m.def("unpack", [](In<uint8_t, 1> raw, const std::string& type, InOut<float, 2> out, Threads& threads) {
+    nb::gil_scoped_release free;
+    unpack(raw.data(), raw.size(), type, static_cast<int64_t>(out.shape(0)), static_cast<int64_t>(out.shape(1)), threads, out.data(), nullptr);
+  }, "raw"_a, "type"_a, "out"_a, "threads"_a,
+        "Decode rows of a GGUF type into `out`, float32 [N, K], as formats.dequantize does; raw holds exactly those bytes, 1-D.");
+  m.def("unpack_half", [](In<uint8_t, 1> raw, const std::string& type, InOut<uint16_t, 2> out, Threads& threads) {
+    nb::gil_scoped_release free;
+    unpack(raw.data(), raw.size(), type, static_cast<int64_t>(out.shape(0)), static_cast<int64_t>(out.shape(1)), threads, nullptr, out.data());
+  }, "raw"_a, "type"_a, "out"_a, "threads"_a, "Decode as `unpack` does, into the bits of bfloat16, rounded to nearest even.");
+}
+
 void bind_adapter(nb::module_& m) {
   nb::class_<Adapter>(m, "Adapter",
                       "Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it.")
@@ -155,6 +168,7 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("size", &Threads::size);
   bind_matrix(m);
   bind_quantize(m);
+  bind_unpack(m);
   bind_adapter(m);
 }
 

@@ -122,6 +122,15 @@ def quantize_rows(
     type cannot hold.
     """
 
+def unpacks(type: str) -> bool:
+    """Tell whether `unpack` takes this GGUF type."""
+
+def unpack(raw: U8, type: str, out: F32, threads: Threads) -> None:
+    """Decode rows of a GGUF type into `out`, float32 [N, K], as formats.dequantize does; raw holds exactly those bytes, 1-D."""
+
+def unpack_half(raw: U8, type: str, out: NDArray[numpy.uint16], threads: Threads) -> None:
+    """Decode as `unpack` does, into the bits of bfloat16, rounded to nearest even."""
+
 class Adapter:
     """Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it."""
 

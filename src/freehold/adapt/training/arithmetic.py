@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +44,36 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         "gelu_erf": f.gelu,
         "relu2": lambda x: f.relu(x).square(),
     }[name]
+
+
+def gated(name: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Return act(gate) * up; of both halves no more than themselves is kept for the way back."""
+    return _gated().apply(gate, up, activation(name))
+
+
+@cache
+def _gated() -> Any:
+    import torch
+
+    class Gated(torch.autograd.Function):
+        """act(gate) * up, where the activation is computed again on the way back."""
+
+        @staticmethod
+        def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: Any) -> torch.Tensor:
+            ctx.act = act
+            ctx.save_for_backward(gate, up)
+            return act(gate) * up
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+            gate, up = ctx.saved_tensors
+            with torch.enable_grad():
+                leaf = gate.detach().requires_grad_()
+                active = ctx.act(leaf)
+            (of_gate,) = torch.autograd.grad(active, leaf, grads[0] * up)
+            return of_gate, grads[0] * active.detach(), None
+
+    return Gated
 
 
 def turns(rope: RopeTable, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from freehold.adapt.training.arithmetic import (
     Sight,
     activation,
     attend,
+    gated,
     layer_norm,
     rms_norm,
     rotate,
@@ -115,7 +116,7 @@ class TorchOps:
         eps: float = 0.0,
     ) -> Activations:
         g, u = self.linear(x, (gate, up), (None, None), norm, eps)
-        return Activations(activation(act)(g.value) * u.value)
+        return Activations(gated(act, g.value, u.value))
 
     def _affine(self, x: torch.Tensor, weight: AdaptedMatrix, bias: F32 | None) -> torch.Tensor:
         y = weight.product(x, adapter=self._adapter)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.formats import dequantize
@@ -19,6 +20,8 @@ from freehold.models.binding.stored import RowCut, Stored
 
 if TYPE_CHECKING:
     import torch
+
+U8 = NDArray[np.uint8]
 
 # Weights unpacked at a time. 4 M in bfloat16 are 8 MB: products of some hundred rows stay bound by arithmetic, and
 # the largest linear of a 0.5b is one slice.
@@ -44,11 +47,19 @@ class PackedMatrix:
         """Return single rows, unpacking no others: float32 [ids, columns]."""
         return self._floats(self._bytes[np.asarray(ids, np.int64)]).float()
 
-    def _floats(self, rows: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+    def _floats(self, rows: U8) -> torch.Tensor:
         import torch
 
-        values = torch.from_numpy(dequantize(np.ascontiguousarray(rows), self.type, self.columns))
-        return values.bfloat16() if self.half else values
+        if not native.unpacks(self.type.name):
+            values = torch.from_numpy(dequantize(np.ascontiguousarray(rows), self.type, self.columns))
+            return values.bfloat16() if self.half else values
+        raw = np.ascontiguousarray(rows).reshape(-1)
+        out = torch.empty(len(rows), self.columns, dtype=torch.bfloat16 if self.half else torch.float32)
+        if self.half:
+            native.unpack_half(raw, self.type.name, out.view(torch.uint16).numpy(), self._threads)
+        else:
+            native.unpack(raw, self.type.name, out.numpy(), self._threads)
+        return out
 
     def slices(self) -> Iterator[tuple[int, int]]:
         """Yield the first row and the count of each slice that is unpacked at a time."""
@@ -63,7 +74,7 @@ class PackedMatrix:
         return _product().apply(x, self)
 
 
-def _bytes_of(stored: Stored) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _bytes_of(stored: Stored) -> U8:
     """Return the rows' bytes: a view of the mapped file where they lie there in order, else a copy."""
     if isinstance(stored, RowCut) and len(stored.index) and np.all(np.diff(stored.index) == 1):
         return stored.whole.rows[int(stored.index[0]) : int(stored.index[-1]) + 1]

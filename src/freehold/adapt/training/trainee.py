@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 RANK, ALPHA = 16, 32.0
+ACTIVATIONS = 512 << 20  # bytes: a batch of 256 tokens of a 0.5b, or of 600 of a 135m, is computed once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,12 +73,14 @@ class Trainee:
         seed: int = 0,
         threads: int | None = None,
         half: bool = False,
+        memory: int = ACTIVATIONS,
     ) -> None:
         count = threads or default_threads()
         load_torch(count)
         self.source, self.tokenizer, self.template = source, tokenizer, template
         self.rank, self.alpha, self.seed = rank, alpha, seed
         self._layers = [layer.keeps for layer in source.network.layers]
+        self._memory = memory
         self._half, self._threads = half, native.Threads(count)
         _refuse_experts(source)
         self.adapted = self._drawn() if rank else ()  # every pair, in order of layers
@@ -94,11 +97,13 @@ class Trainee:
         seed: int = 0,
         threads: int | None = None,
         half: bool = False,
+        memory: int = ACTIVATIONS,
     ) -> Self:
         """Bind a model file (GGUF, or a folder of safetensors) and draw its pairs.
 
         `rank` 0: no pairs at all, as for a teacher. `threads` None: as many as help. `half`: products in bfloat16
-        with float32 sums, everything else in float32. Raises BadModelFile, and UnsupportedModel for a model whose
+        with float32 sums, everything else in float32. `memory`: bytes for what the way back needs of layers; layers
+        beyond it are computed twice, to the same bits. Raises BadModelFile, and UnsupportedModel for a model whose
         layers have no gradient here.
         """
         options: dict[str, Any] = {
@@ -135,9 +140,40 @@ class Trainee:
         batch = RowBatch.of(rows, wanted)
         with nullcontext() if adapter and self.adapted else torch.no_grad():
             ops = TorchOps(batch, self._layers, self.name, adapter=adapter)
-            self.source.network.forward(cast(Ops, ops), self._weights.at(batch.longest))
+            self._forward(ops, self._weights.at(batch.longest), self._kept(len(batch.tokens)))
         assert ops.rows is not None and ops.head is not None, "a decoder's pass ends in logits"
         return States(ops.rows, ops.head, torch.from_numpy(batch.targets), batch.counts)
+
+    def _forward(self, ops: TorchOps, weights: NetworkWeights, kept: int) -> None:
+        """Run the network as Network.forward does; those before the last `kept` layers are computed twice."""
+        from torch.utils.checkpoint import checkpoint
+
+        network, verbs = self.source.network, cast(Ops, ops)
+        x = network.ends.begin(verbs, weights.ends)
+        beside = network.ends.beside(verbs, x, weights.ends)
+
+        def layer(i: int, value: torch.Tensor) -> torch.Tensor:
+            x.value = value
+            for part in network.layers[i].parts:
+                part.forward(verbs, i, x, {**weights.layers[i], **beside})
+            return x.value
+
+        for i in range(len(network.layers)):
+            if i < len(network.layers) - kept:
+                again = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+                x.value = cast("torch.Tensor", checkpoint(layer, i, x.value, **again))
+            else:
+                x.value = layer(i, x.value)
+        network.ends.finish(verbs, x, weights.ends)
+
+    def _kept(self, tokens: int) -> int:
+        """Return how many layers' activations of a batch fit into the memory for them."""
+        hidden = self._weights.ends["embed"].packed.columns
+        width = max(
+            sum(spec.shape[0] for spec, _ in b.values() if len(spec.shape) == 2) for b in self.source.layers
+        )
+        # Kept of a layer: rows of its products, most of them once, and some six of the residual's width.
+        return self._memory // (4 * max(tokens, 1) * (6 * hidden + 3 * width // 2))
 
     def log_probs(
         self, rows: Rows, *, wanted: Wanted | None = None, adapter: bool = True
