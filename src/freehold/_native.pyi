@@ -126,7 +126,7 @@ def unpacks(type: str) -> bool:
     """Tell whether `unpack` takes this GGUF type."""
 
 def unpack(raw: U8, type: str, out: F32, threads: Threads) -> None:
-    """Decode GGUF rows of `type` into `out`, float32 [N, K], as formats.dequantize does; raw holds exactly those bytes."""
+    """Decode GGUF rows of `type` into `out`, float32 [N, K]; raw holds exactly their bytes."""
 
 def unpack_half(raw: U8, type: str, out: NDArray[numpy.uint16], threads: Threads) -> None:
     """Decode as `unpack` does, into the bits of bfloat16, rounded to nearest even."""
