@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.adapt.quantize.feedback import feedback
-from freehold.adapt.quantize.trellis import BLOCK, encode
+from freehold.adapt.quantize.feedback import BLOCK, feedback
+from freehold.adapt.quantize.trellis import encode
 
 F32 = np.float32
 
@@ -46,9 +46,9 @@ def test_feedback_takes_most_of_the_error_from_outputs(bits):
     weights, x = np.random.default_rng(2).standard_normal((70, 256)).astype(F32), inputs(4000, 256, 24)
     h = moments(x)
     threads = native.Threads(1)
-    plain, fed = encode(weights, None, bits, threads), encode(weights, [h], bits, threads)
+    plain, fed = encode(weights, None, bits, threads), encode(weights, feedback([h]), bits, threads)
     assert output_error(fed.values, weights, x) < 0.3 * output_error(plain.values, weights, x)
-    halves = encode(weights, [h[:128, :128].copy(), h[128:, 128:].copy()], bits, threads)
+    halves = encode(weights, feedback([h[:128, :128].copy(), h[128:, 128:].copy()]), bits, threads)
     assert output_error(halves.values, weights, x) < 0.6 * output_error(plain.values, weights, x)
 
 
@@ -56,9 +56,9 @@ def test_inputs_that_calibration_never_saw_are_still_encoded():
     weights = np.random.default_rng(2).standard_normal((3, 96)).astype(F32)
     h = moments(np.zeros((1, 96), F32))
     h[:5, :5] = 1
-    made = encode(weights, [h], 3, native.Threads(1))
+    made = encode(weights, feedback([h]), 3, native.Threads(1))
     assert np.square(made.values[:, 5:] - weights[:, 5:]).mean() < 0.05
-    assert np.isfinite(encode(weights, [h * 0], 3, native.Threads(1)).values).all()
+    assert np.isfinite(encode(weights, feedback([h * 0]), 3, native.Threads(1)).values).all()
 
 
 def test_a_tensors_bytes_begin_with_its_table():

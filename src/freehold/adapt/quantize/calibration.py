@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold.adapt.quantize.feedback import DAMPING, Feedback, feedback
 from freehold.adapt.quantize.streams import LayerMatrix, LayerStreams
 from freehold.models.binding.bind import Source
 
@@ -34,6 +35,7 @@ class Moments:
 
     blocks: list[F32]
     count: int = 0
+    _fed: tuple[float, Feedback] | None = field(default=None, repr=False)
 
     @classmethod
     def of_width(cls, columns: int, widest: int = WIDEST) -> Moments:
@@ -44,7 +46,7 @@ class Moments:
 
     def add(self, x: F32) -> None:
         """Add rows [T, columns]."""
-        first = 0
+        first, self._fed = 0, None
         for h in self.blocks:
             part = np.ascontiguousarray(x[:, first : first + len(h)])
             h += part.T @ part
@@ -54,6 +56,12 @@ class Moments:
     def means(self) -> list[F32]:
         """Return the blocks as means."""
         return [h / np.float32(max(self.count, 1)) for h in self.blocks]
+
+    def feedback(self, damping: float = DAMPING) -> Feedback:
+        """Factor the means; the newest factors are kept for the matrices that share them."""
+        if self._fed is None or self._fed[0] != damping:
+            self._fed = (damping, feedback(self.means(), damping))
+        return self._fed[1]
 
 
 def block_width(columns: int, widest: int = WIDEST) -> int:
@@ -111,6 +119,10 @@ class CalibratedLayer:
     def weights(self, name: str) -> F32:
         """Return a matrix in floats, [N, K]."""
         return self._matrices[name].dense()
+
+    def feedback(self, name: str, damping: float = DAMPING) -> Feedback:
+        """Return what the matrix' moments make of errors, for trellis.encode."""
+        return self.moments[name].feedback(damping)
 
     def replace(self, name: str, values: F32) -> None:
         """Let later layers see what these values make of the streams."""

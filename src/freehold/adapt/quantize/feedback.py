@@ -6,7 +6,7 @@ sum over blocks of
 (E M)_b D_b (E M)_b^T: a block whose target is moved by the errors before it, times M, is left with its own
 error alone.
 Knows moments in one block or several along the diagonal; knows no weight.
-Path: trellis.encode -> feedback -> native.trellis_encode
+Path: CalibratedLayer.feedback -> feedback -> trellis.encode
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 
+BLOCK = 8  # columns that the encoder commits at once
+DAMPING = 0.1  # of the mean moment, added to every input's
+
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
@@ -28,7 +31,7 @@ class Feedback:
     importance: F32
 
 
-def feedback(moments: Sequence[F32], damping: float, block: int) -> Feedback:
+def feedback(moments: Sequence[F32], damping: float = DAMPING, block: int = BLOCK) -> Feedback:
     """Factor blocks of moments along a diagonal, with `damping` times their mean diagonal added.
 
     Inputs that calibration never saw have moments of 0 and are left with the damping alone.

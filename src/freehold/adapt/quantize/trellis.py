@@ -1,6 +1,6 @@
 """Encodes a float matrix as T2 or T3: the table, the bytes of all rows, and what they stand for.
 
-Knows one matrix and the second moments of its inputs; knows no model and no file. The same arguments give the
+Knows one matrix; knows no model and no file. The same arguments give the
 same bytes, for
 any number of threads.
 Path: adapt.quantize -> encode -> native.trellis_encode
@@ -8,24 +8,18 @@ Path: adapt.quantize -> encode -> native.trellis_encode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.adapt.quantize.feedback import Feedback, feedback
+from freehold.adapt.quantize.feedback import BLOCK, Feedback
 from freehold.adapt.quantize.tables import TABLES, TrellisTable
 
 F32 = NDArray[np.float32]
 
-BLOCK, AHEAD, SPREAD = (
-    8,
-    24,
-    2,
-)  # columns committed at once, in view beyond them, and scales tried on each side
-DAMPING = 0.1
+AHEAD, SPREAD = 24, 2  # columns in view beyond a block, and scales tried on each side of the first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,28 +46,29 @@ class TrellisTensor:
 
 def encode(
     weights: F32,
-    moments: Sequence[F32] | None,
+    fed: Feedback | None,
     bits: int,
     threads: native.Threads,
     *,
-    damping: float = DAMPING,
     table: TrellisTable | None = None,
 ) -> TrellisTensor:
     """Encode float32 [N, K] with `bits` (2 or 3) a weight.
 
-    `moments` are second moments of its inputs, in blocks along the diagonal of one width (the last may be
-    narrower); None:
-    all inputs count alike.
+    `fed` is what its inputs' moments make of errors (feedback); None: all inputs count alike, and no error is pushed.
     """
     table = table or TABLES[bits]
     weights = np.ascontiguousarray(weights, np.float32)
-    fed = _plain(weights.shape[1]) if moments is None else feedback(moments, damping, BLOCK)
-    push = None if moments is None else fed.push
+    importance = np.ones(weights.shape[1], np.float32) if fed is None else fed.importance
     rows, values = native.trellis_encode(
-        weights, fed.importance, push, table.values, table.unit, bits, threads, BLOCK, AHEAD, SPREAD
+        weights,
+        importance,
+        None if fed is None else fed.push,
+        table.values,
+        table.unit,
+        bits,
+        threads,
+        BLOCK,
+        AHEAD,
+        SPREAD,
     )
     return TrellisTensor(bits, table.values, rows, values)
-
-
-def _plain(columns: int) -> Feedback:
-    return Feedback(np.empty((0, 0), np.float32), np.ones(columns, np.float32))
