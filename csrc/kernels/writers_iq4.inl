@@ -4,17 +4,18 @@
 constexpr int kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 // The code of the nearest value, the upper of two as near: how many of the fifteen midpoints x is not below. Midpoints and
-// distances to them are exact in float32, so that comparing with a midpoint is comparing the two distances.
+// distances to them are exact in float32, so that comparing with a midpoint is comparing the two distances. NaN is below none:
+// it is zero times the infinite reciprocal of a scale that importance has made all but zero.
 LANE Ints nearest_code(Floats x) {
-  Ints code = all(0);
-  for (int k = 1; k < 16; ++k) code -= x >= all(0.5f * static_cast<float>(kValues[k - 1] + kValues[k]));
+  Ints code = all(15);
+  for (int k = 1; k < 16; ++k) code += x < all(0.5f * static_cast<float>(kValues[k - 1] + kValues[k]));
   return code;
 }
 // The value itself.
 LANE Floats nearest_value(Floats x) {
   Floats value = all(static_cast<float>(kValues[0]));
   for (int k = 1; k < 16; ++k)
-    value = x >= all(0.5f * static_cast<float>(kValues[k - 1] + kValues[k])) ? all(static_cast<float>(kValues[k])) : value;
+    value = x < all(0.5f * static_cast<float>(kValues[k - 1] + kValues[k])) ? value : all(static_cast<float>(kValues[k]));
   return value;
 }
 

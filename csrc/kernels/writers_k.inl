@@ -224,18 +224,23 @@ LANE void fit_affine_32(const Tile& t, int most, const Trials& trials, Groups<32
     round_by_greatest<32>(g.minimum, 63, min);
   }
 }
-// The header that both share: two float16s, then eight 6-bit scales and minima in twelve bytes, and the codes.
+// The header that both share: two float16s, then eight 6-bit scales and minima in twelve bytes; and the codes, by what a reader
+// finds in those bytes. Importance that leaves a group two weights can make a scale negative: then a code is a byte above 63,
+// whose upper bits spill into the last four scales.
 LANE void head_and_codes(const Tile& t, const Groups<32>& g, int b, int most, const Rounded& sub, const Rounded& min, uint8_t* at, uint8_t* codes) {
   const uint8_t *s = sub.value[b], *m = min.value[b];
+  uint8_t* packed = at + 4;
   put_f16(at, sub.unit[b]);
   put_f16(at + 2, min.unit[b]);
   for (int i = 0; i < 4; ++i) {
-    at[4 + i] = static_cast<uint8_t>(s[i] | (s[i + 4] >> 4) << 6);
-    at[8 + i] = static_cast<uint8_t>(m[i] | (m[i + 4] >> 4) << 6);
-    at[12 + i] = static_cast<uint8_t>((s[i + 4] & 15) | (m[i + 4] & 15) << 4);
+    packed[i] = static_cast<uint8_t>(s[i] | (s[i + 4] >> 4) << 6);
+    packed[i + 4] = static_cast<uint8_t>(m[i] | (m[i + 4] >> 4) << 6);
+    packed[i + 8] = static_cast<uint8_t>((s[i + 4] & 15) | (m[i + 4] & 15) << 4);
   }
   const float d = half(sub.unit[b]), dmin = half(min.unit[b]);
-  code_block(t.x + 256 * b, g, b, 0, most, [&](int j) { return d * static_cast<float>(s[j]); }, [&](int j) { return dmin * static_cast<float>(m[j]); }, codes);
+  const auto scale = [&](int j) { return d * static_cast<float>(j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4); };
+  const auto minimum = [&](int j) { return dmin * static_cast<float>(j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4); };
+  code_block(t.x + 256 * b, g, b, 0, most, scale, minimum, codes);
 }
 LANE void put_pairs(const uint8_t* codes, uint8_t* at) {
   for (int h = 0; h < 4; ++h)
@@ -256,6 +261,11 @@ static void write_q5_k(const Tile& t) {
   Groups<32> g;
   Rounded sub, min;
   fit_affine_32(t, 31, {-0.5f, 0.1f, 15, false}, g, sub, min);
+  for (int b = 0; b < kTileBlocks; ++b)
+    for (int j = 0; j < 8; ++j) {
+      sub.value[b][j] = sub.value[b][j] < 63 ? sub.value[b][j] : 63;
+      min.value[b][j] = min.value[b][j] < 63 ? min.value[b][j] : 63;
+    }
   for (int b = 0; b < kTileBlocks; ++b) {
     uint8_t codes[256], *at = t.out + 176 * b;
     head_and_codes(t, g, b, 31, sub, min, at, codes);

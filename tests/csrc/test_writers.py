@@ -12,10 +12,22 @@ import pytest
 from freehold import _native as native
 from freehold.errors import BadModelFile, UsageError
 from freehold.formats import QuantType, dequantize
-from tests.csrc.weight_matrices import COLS, DIGESTS, F32, TYPES, U8, digest, importance, matrices, real_rows
+from tests.csrc.weight_matrices import (
+    COLS,
+    DIGESTS,
+    F32,
+    TYPES,
+    U8,
+    digest,
+    importance,
+    importances,
+    matrices,
+    real_rows,
+)
 
 EXPECTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
 MATRICES = matrices()
+IMPORTANCES = importances()
 IMPORTANCE = importance()
 THREADS = native.Threads(1)
 # Root mean square of the error over that of near-normal weights, rounded up.
@@ -32,8 +44,7 @@ def write(values: F32, type: str, weights: F32 | None = None, isa: str = "") -> 
 @pytest.mark.parametrize("type", TYPES)
 def test_bytes_are_ggmls(type: str, isa: str):
     made = {
-        name: [digest(write(m, type, given, isa)) for given in (None, IMPORTANCE)]
-        for name, m in MATRICES.items()
+        name: [digest(write(m, type, given, isa)) for given in IMPORTANCES] for name, m in MATRICES.items()
     }
     assert made == {name: EXPECTED[type][name] for name in MATRICES}
 
@@ -42,7 +53,7 @@ def test_bytes_are_ggmls(type: str, isa: str):
 @pytest.mark.parametrize("type", TYPES)
 def test_bytes_of_real_weights_are_ggmls(type: str, model_path: Callable[[str], Path]):
     rows = real_rows(model_path("smollm2-135m"))
-    assert [digest(write(rows, type, given)) for given in (None, IMPORTANCE)] == EXPECTED[type]["smollm2"]
+    assert [digest(write(rows, type, given)) for given in IMPORTANCES] == EXPECTED[type]["smollm2"]
 
 
 @pytest.mark.parametrize("type", TYPES)

@@ -86,6 +86,18 @@ def importance() -> F32:
     return sizes.astype(np.float32)
 
 
+def sparse_importance() -> F32:
+    """Return weights that are mostly zero, the rest over a hundred powers of two: scales turn negative or vanish."""
+    rng = np.random.default_rng(11)
+    sizes = np.ldexp(1.0, rng.integers(-90, 20, COLS))
+    return np.where(rng.integers(0, 5, COLS) == 0, sizes, 0).astype(np.float32)
+
+
+def importances() -> tuple[F32 | None, ...]:
+    """Return what each matrix is written with, in the digests' order."""
+    return None, importance(), sparse_importance()
+
+
 def real_rows(path: Path) -> F32:
     """Return some rows of smollm2:135m, joined to a width that blocks of 256 divide."""
     with open_model_file(path) as file:
@@ -125,12 +137,12 @@ class Ggml:
 
 
 def main(library: str, model: str) -> None:
-    """Write the digests, of each matrix without and with importance."""
-    ggml, weights = Ggml(library), importance()
+    """Write the digests of each matrix with each importance."""
+    ggml = Ggml(library)
     cases = {**matrices(), "smollm2": real_rows(Path(model))}
     digests = {
         type: {
-            name: [digest(ggml.quantize(m, type, given)) for given in (None, weights)]
+            name: [digest(ggml.quantize(m, type, given)) for given in importances()]
             for name, m in cases.items()
         }
         for type in TYPES
