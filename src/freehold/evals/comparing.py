@@ -85,7 +85,8 @@ def compare(one: Path, other: Path) -> ResultComparison:
         named = [", ".join(each) or "none" for each in mains]
         raise UsageError(f"no task is in both: {named[0]}; {named[1]}", "run both on the same --data")
     notes = [f"only one of them has {task}" for task in sorted(set(mains[0]) ^ set(mains[1]))]
-    if a.found.get("chat_template_sha") != b.found.get("chat_template_sha"):
+    templates = {each.found.get("chat_template_sha") for each in (a, b)} - {None}
+    if len(templates) > 1:
         notes.append("their chat templates differ")
     return ResultComparison(
         a.name, b.name, tuple(_task(task, a, b, mains[0][task]) for task in tasks), tuple(notes)
