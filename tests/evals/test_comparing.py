@@ -1,4 +1,4 @@
-"""Two results are paired by their items: exact p-values, seeded bounds, and refusals of what is no pair."""
+"""Two results are paired by their items: exact p-values, seeded bounds, and refusals where the items differ."""
 
 from __future__ import annotations
 

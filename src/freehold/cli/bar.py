@@ -83,8 +83,8 @@ def run_bar(
     """Run TASK's cases on a model and keep the score with its 95 % interval.
 
     TASK is a task of the gateway.toml that names a file, or a file: a JSON object a line with `prompt` or `messages`,
-    and one of exact, contains, regex, json_schema, tests or judge. Ctrl-C keeps the answers so far; the same command
-    continues from there.
+    and one of exact, contains, regex, json, json_schema, tests or judge. Ctrl-C keeps the answers so far; the same
+    command continues from there.
     """
     from freehold.evals.trial import TrialModel, run
     from freehold.router.bar import BarStore, file_digest

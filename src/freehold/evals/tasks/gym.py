@@ -1,7 +1,7 @@
 """reasoning-gym's data sets: items made from a seed, and a verifier for each.
 
-The package is installed by the user. Its verifiers are not ours: one that raises, or whose score is no number from 0
-to 1, marks the answer wrong and is counted.
+The package is installed by the user. Its verifiers are not ours: one that raises, or whose score is not a number
+from 0 to 1, marks the answer wrong and is counted.
 Path: open_task -> gym -> EvalTask
 """
 
