@@ -70,7 +70,7 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
     for spec, weight, pair in found:
         a, b = _rows(file, pair.a), _rows(file, pair.b)
         if file.gguf != model.gguf:
-            a, b = _in_order_of(model, spec, a, b)
+            a, b = in_order_of(spec, a, b, to_gguf=model.gguf)
         packed = _pack(a, pair.a, model.threads, rows=RANK_STEP)
         out.add(weight, packed, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
     file.check_whole()
@@ -177,16 +177,16 @@ def _rows(file: LoraFile, tensor: Tensor) -> NDArray[np.float32] | NDArray[np.ui
     return values
 
 
-def _in_order_of(
-    model: LoadedModel, spec: TensorSpec, a: NDArray[Any], b: NDArray[Any]
+def in_order_of(
+    spec: TensorSpec, a: NDArray[Any], b: NDArray[Any], *, to_gguf: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Lay inputs (a's columns) and outputs (b's rows) as the model's file has them, from the other format's order."""
+    """Lay inputs (columns of a) and outputs (rows of b) as one format has them, from the order of the other."""
     if spec.head:
-        b = _reordered(b, spec.head, to_pairs=model.gguf)
+        b = _reordered(b, spec.head, to_pairs=to_gguf)
     if spec.turns is not None and spec.turns.axis == 0:
-        b = spec.turns.reordered(b, to_gguf=model.gguf)
+        b = spec.turns.reordered(b, to_gguf=to_gguf)
     elif spec.turns is not None:
-        a = spec.turns.reordered(a, to_gguf=model.gguf)
+        a = spec.turns.reordered(a, to_gguf=to_gguf)
     return a, b
 
 

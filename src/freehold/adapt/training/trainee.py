@@ -23,6 +23,7 @@ from freehold.adapt.training.graph import TorchOps
 from freehold.adapt.training.head import Head, divergence
 from freehold.adapt.training.lora import AdaptedMatrix, AdapterPair, new_pair, places
 from freehold.adapt.training.packed import PackedMatrix
+from freehold.adapt.training.save import GGUF, SavedPair, write_gguf_adapter, write_peft
 from freehold.errors import UnsupportedModel
 from freehold.formats import ModelFile, open_model_file
 from freehold.local.opening import text_side
@@ -234,6 +235,24 @@ class Trainee:
             f"{getattr(pair.place, own)}{suffix}": (pair.a.detach().numpy(), pair.b.detach().numpy())
             for pair in self.adapted
         }
+
+    def save(self, folder: Path, *, gguf: bool = False) -> None:
+        """Write PEFT's two files into a folder that exists, and with `gguf` adapter.gguf for llama.cpp beside them."""
+        pairs = [
+            SavedPair(
+                p.place.module,
+                p.place.gguf,
+                p.place.spec,
+                p.a.detach().numpy(),
+                p.b.detach().numpy(),
+                self.source.gguf,
+            )
+            for p in self.adapted
+        ]
+        write_peft(folder, pairs, self.alpha, self.name)
+        if gguf:
+            architecture = self.source.family.gguf_architecture
+            write_gguf_adapter(folder / GGUF, pairs, self.alpha, architecture, self.name)
 
     @property
     def scale(self) -> float:
