@@ -84,5 +84,5 @@ def write_gguf_adapter(
     for pair in pairs:
         for suffix, values in zip(("lora_a", "lora_b"), pair.ordered(gguf=True), strict=True):
             plans.append(TensorPlan(f"{pair.gguf}.{suffix}", QuantType.F32, values.shape))
-            data.append(memoryview(np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)))
+            data.append(np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8))
     write_gguf(path, keys, plans, data)

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 RANK, ALPHA = 16, 32.0
-ACTIVATIONS = 512 << 20  # bytes: a batch of 256 tokens of a 0.5b, or of 600 of a 135m, is computed once
+ACTIVATIONS = (
+    320 << 20
+)  # bytes: half of the layers for 256 tokens of a 0.5b; more costs memory, less a second forward pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,13 +109,8 @@ class Trainee:
         beyond it are computed twice, to the same bits. Raises BadModelFile, and UnsupportedModel for a model whose
         layers have no gradient here.
         """
-        options: dict[str, Any] = {
-            "rank": rank,
-            "alpha": alpha,
-            "seed": seed,
-            "threads": threads,
-            "half": half,
-        }
+        options: dict[str, Any] = {"rank": rank, "alpha": alpha, "seed": seed, "threads": threads}
+        options |= {"half": half, "memory": memory}
         with closing(open_model_file(Path(model))) as opened:
             return cls(_source(opened), *text_side(opened, Path(model)), **options)
 
