@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceLoss:
-    """What a batch of pairs costs. `loss` is differentiable; `margins` [pairs] are not, and stand before any scale."""
+    """What some pairs add to the loss of their batch. `loss` is differentiable, `margins` [pairs] are not scaled."""
 
     loss: Tensor
-    preference: float  # the loss without the likelihood term: ln 2 before the first step
-    nll: float  # of the chosen answers, nat a token
+    preference: float  # summed over the pairs, without the likelihood term: ln 2 a pair before the first step
+    nll: float  # of the chosen answers, summed over their tokens
     margins: Tensor
 
 
@@ -35,22 +35,22 @@ def preference_loss(
     rejected: Tensor,
     reference_chosen: Tensor,
     reference_rejected: Tensor,
-    chosen_tokens: int,
     *,
     beta: float,
     smoothing: float = 0.0,
     nll: float = 0.0,
+    pairs: int = 0,
+    tokens: int = 1,
 ) -> PreferenceLoss:
-    """Return the loss of pairs, given each answer's summed log-probabilities, float32 [pairs]."""
+    """Return the loss of pairs, given each answer's summed log-probabilities, float32 [pairs].
+
+    `pairs`, `tokens`: those of the whole batch and of its chosen answers, where this is a part of it; 0: these.
+    """
     from torch.nn.functional import logsigmoid
 
     margins = (chosen - reference_chosen) - (rejected - reference_rejected)
     scaled = beta * margins
-    preference = -((1 - smoothing) * logsigmoid(scaled) + smoothing * logsigmoid(-scaled)).mean()
-    likelihood = -chosen.sum() / chosen_tokens
-    return PreferenceLoss(
-        preference + nll * likelihood,
-        float(preference.detach()),
-        float(likelihood.detach()),
-        margins.detach(),
-    )
+    preference = -((1 - smoothing) * logsigmoid(scaled) + smoothing * logsigmoid(-scaled)).sum()
+    likelihood = -chosen.sum()
+    loss = preference / (pairs or len(chosen)) + nll * likelihood / tokens
+    return PreferenceLoss(loss, float(preference.detach()), float(likelihood.detach()), margins.detach())

@@ -1,0 +1,291 @@
+"""Prefer: a model learns from pairs of answers which of the two to give.
+
+Direct preference optimisation against the model without its adapter, with a likelihood term that keeps the chosen
+answers likely. What was learnt is measured on pairs whose prompts were not trained on.
+Path: cli/align -> align -> alignment.batches, alignment.losses -> TrainingLoop -> RunFolder.finish
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.adapt.alignment.batches import (
+    PairReference,
+    PairRow,
+    all_sums,
+    lengths,
+    pair_rows,
+    parts,
+    sums,
+)
+from freehold.adapt.alignment.losses import preference_loss
+from freehold.adapt.alignment.pairs import Pair, check_apart, contradictions, held_out, read_pairs
+from freehold.adapt.licences import base_licence, notes
+from freehold.adapt.loop import TrainingLoop
+from freehold.adapt.receipt import receipt
+from freehold.adapt.rows import AnswerRows
+from freehold.adapt.run import RunFolder
+from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import Trainee
+from freehold.advisor.facts import Facts
+from freehold.errors import UsageError
+from freehold.store import ModelRef
+
+UNEVEN = 1.25  # ratio of lengths, either way, above which a note says so
+WARMUP = 0.1  # share of the steps
+OnStep = Callable[[Mapping[str, Any]], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignSettings:
+    """How to train. Every field is in the receipt."""
+
+    beta: float = 0.1
+    nll: float = 0.1  # weight of the likelihood of chosen answers
+    smoothing: float = 0.0  # share of labels taken to be wrong
+    rate: float = 1e-4
+    rank: int = 16
+    alpha: float = 32.0
+    epochs: int = 1
+    batch: int = 8  # pairs a step
+    test_share: float = 0.1
+    max_tokens: int = 1024  # of a prompt and its answer
+    seed: int = 0
+    threads: int | None = None
+    half: bool = False  # products in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceResult:
+    """Pairs that were not trained on, before and after. Log-probabilities are means over answers, in nat.
+
+    `preferred`: share whose margin over the reference is positive; `likelier`: share whose chosen answer is the
+    likelier one, which needs no reference.
+    """
+
+    pairs: int
+    preferred: float
+    likelier_before: float
+    likelier_after: float
+    p: float  # of the change in `likelier` (McNemar's exact test)
+    chosen_before: float
+    chosen_after: float
+    rejected_before: float
+    rejected_after: float
+
+    @property
+    def chosen_fell(self) -> bool:
+        """Whether chosen answers became less likely, which the loss alone allows."""
+        return self.chosen_after < self.chosen_before
+
+
+@dataclass(slots=True)
+class _Course:
+    """What the steps of one run share."""
+
+    trainee: Trainee
+    optimizer: Optimizer
+    pairs: Sequence[PairRow]
+    reference: PairReference
+    settings: AlignSettings
+    orders: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return math.ceil(len(self.pairs) / self.settings.batch)
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Return the pairs of a step, from the seed and the step alone."""
+        epoch, place = divmod(step, self.steps_an_epoch)
+        if epoch not in self.orders:
+            drawn = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.pairs))
+            self.orders = {epoch: drawn}
+        first = place * self.settings.batch
+        return self.orders[epoch][first : first + self.settings.batch]
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Learn from one batch; return its line."""
+        given, indices = self.settings, self.batch(step)
+        batch = [self.pairs[i] for i in indices]
+        tokens = sum(len(pair.chosen.answer) for pair in batch)
+        preference, nll, done = 0.0, 0.0, 0
+        margins: list[float] = []
+        moved = np.zeros(2)
+        for part in parts(batch):
+            held = indices[done : done + len(part)]
+            done += len(part)
+            reference = self.reference.of(self.trainee, held, part)
+            chosen, rejected = sums(self.trainee, part)
+            found = preference_loss(
+                chosen,
+                rejected,
+                reference[:, 0],
+                reference[:, 1],
+                beta=given.beta,
+                smoothing=given.smoothing,
+                nll=given.nll,
+                pairs=len(batch),
+                tokens=tokens,
+            )
+            found.loss.backward()
+            preference, nll = preference + found.preference, nll + found.nll
+            margins += found.margins.tolist()
+            for i, now in enumerate((chosen, rejected)):
+                moved[i] += float((now.detach() - reference[:, i]).sum())
+        rate = self.optimizer.rate
+        norm = self.optimizer.step()
+        return {
+            "loss": preference / len(batch),
+            "nll": nll / tokens,
+            "margin": float(np.mean(margins)),
+            "preferred": float(np.mean(np.array(margins) > 0)),
+            "chosen": moved[0] / len(batch),
+            "rejected": moved[1] / len(batch),
+            "gradient": norm,
+            "rate": rate,
+        }
+
+
+def align(
+    model: ModelRef,
+    pairs: Path,
+    out: Path,
+    settings: AlignSettings,
+    *,
+    test: Path | None = None,
+    facts: Facts | None = None,
+    fresh: bool = False,
+    on_note: OnNote = lambda note: None,
+    on_step: OnStep = lambda row: None,
+) -> dict[str, Any]:
+    """Train an adapter that prefers chosen answers; write it to the folder `out` and return its receipt.
+
+    `test`: pairs to measure with; None: a share of `pairs`, taken by prompts. An interrupted run with the same
+    arguments continues. Raises UsageError with the numbers, and what reading the model raises.
+    """
+    given = read_pairs(pairs)
+    tested_file = read_pairs(test) if test else None
+    trained, tested = list(given.items), list(tested_file.items) if tested_file else []
+    if tested_file is None:
+        trained, tested = held_out(trained, settings.test_share, settings.seed)
+    if not trained:
+        raise UsageError(f"{pairs} leaves no pair to train on", "lower --test-share, or add pairs")
+    check_apart(trained, tested)
+    licence = base_licence(model, facts or Facts())
+    inputs = {
+        "model": model.name,
+        "base": model.digest or str(model.path),
+        "pairs": given.digest,
+        "test": tested_file.digest if tested_file else None,
+        "settings": asdict(settings),
+    }
+    with RunFolder.open(out, "align", inputs, fresh=fresh) as run:
+        trainee = Trainee.open(
+            model.path,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            seed=settings.seed,
+            threads=settings.threads,
+            half=settings.half,
+        )
+        rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, settings.max_tokens)
+        course = _course(trainee, pair_rows(rows, trained), settings)
+        unseen = pair_rows(rows, tested)
+        for note in [*notes({"base's": licence}), *_notes(course.pairs, trained, tested)]:
+            on_note(note)
+        loop = TrainingLoop(
+            run,
+            trainee,
+            course.optimizer,
+            settings.epochs * course.steps_an_epoch,
+            arrays=lambda: {"reference": course.reference.values.copy()},
+            restore=lambda arrays: np.copyto(course.reference.values, arrays["reference"]),
+        )
+        loop.run(course.step, on_step)
+        result = measured(trainee, unseen)
+        trainee.save(run.folder)
+        made = receipt("align", inputs, **_parts(course, licence.as_json(), result, trained, tested))
+        run.finish(made)
+    return made
+
+
+def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> PreferenceResult | None:
+    """Compare pairs under the tuned model and under the model itself; None where there is none."""
+    from freehold.evals.paired import compared
+
+    if not unseen:
+        return None
+    before, after = (all_sums(trainee, unseen, adapter=adapter) for adapter in (False, True))
+    margins = (after - before) @ np.array([1.0, -1.0])
+    likelier = [(each[:, 0] > each[:, 1]).tolist() for each in (after, before)]
+    return PreferenceResult(
+        pairs=len(unseen),
+        preferred=float((margins > 0).mean()),
+        likelier_before=float(np.mean(likelier[1])),
+        likelier_after=float(np.mean(likelier[0])),
+        p=compared(*likelier).p,
+        chosen_before=float(before[:, 0].mean()),
+        chosen_after=float(after[:, 0].mean()),
+        rejected_before=float(before[:, 1].mean()),
+        rejected_after=float(after[:, 1].mean()),
+    )
+
+
+def _course(trainee: Trainee, pairs: Sequence[PairRow], settings: AlignSettings) -> _Course:
+    steps = settings.epochs * math.ceil(len(pairs) / settings.batch)
+    warmup = max(1, round(WARMUP * steps))
+    optimizer = Optimizer(trainee.parameters(), settings.rate, warmup=warmup, total=steps)
+    return _Course(trainee, optimizer, pairs, PairReference(len(pairs)), settings)
+
+
+def _notes(rows: Sequence[PairRow], trained: Sequence[Pair], tested: Sequence[Pair]) -> list[str]:
+    """Return what the user should know before the first step."""
+    found = lengths(rows)
+    made = [
+        f"{len(trained):,} pairs to train on, {len(tested):,} to test with; "
+        f"answers of {found.chosen:.1f} tokens chosen, {found.rejected:.1f} rejected (ratio {found.ratio:.2f})"
+    ]
+    if not 1 / UNEVEN <= found.ratio <= UNEVEN:
+        longer = "longer" if found.ratio > 1 else "shorter"
+        made.append(
+            f"chosen answers are {longer} by {abs(found.ratio - 1):.0%}: the model will learn that too"
+        )
+    if opposite := contradictions([*trained, *tested]):
+        first = f"lines {opposite[0][0]} and {opposite[0][1]}"
+        made.append(
+            f"{len(opposite)} pairs choose what another rejects ({first}): --smoothing is for labels that may be wrong"
+        )
+    if not tested:
+        made.append("no pair is left to test with: what was learnt is not measured")
+    return made
+
+
+def _parts(
+    course: _Course,
+    licence: Mapping[str, Any],
+    result: PreferenceResult | None,
+    trained: Sequence[Pair],
+    tested: Sequence[Pair],
+) -> dict[str, Any]:
+    """Return the receipt's parts that are this verb's."""
+    found = lengths(course.pairs)
+    return {
+        "licence": {"base": dict(licence)},
+        "pairs": {
+            "trained": len(trained),
+            "tested": len(tested),
+            "chosen_tokens": found.chosen,
+            "rejected_tokens": found.rejected,
+            "length_ratio": found.ratio,
+            "contradictions": len(contradictions([*trained, *tested])),
+        },
+        "before_after": None if result is None else {**asdict(result), "chosen_fell": result.chosen_fell},
+    }

@@ -1,0 +1,84 @@
+"""The loop of a run that trains: steps, a line for each, and states to resume from.
+
+What a step computes is the verb's; it must follow from the step's number, the seed and the trainee's state alone, so
+that a resumed run has the same bits. After Ctrl-C the state of the last whole step is kept. Knows no loss and no data.
+Path: align, distil -> TrainingLoop.run -> RunFolder.keep, log
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.adapt.receipt import cpu_seconds
+from freehold.adapt.run import RunFolder
+from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import Trainee
+
+KEEP_S = 30.0  # between two states on disk: what a kill costs at most, and half a second of writing in thirty
+_PARTS = ("trainee", "optimizer", "verb")
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(slots=True)
+class TrainingLoop:
+    """Runs `total` steps. `arrays`, `restore`: copies of what the verb itself carries from step to step."""
+
+    run_folder: RunFolder
+    trainee: Trainee
+    optimizer: Optimizer
+    total: int
+    arrays: Callable[[], Arrays] = dict
+    restore: Callable[[Arrays], None] = lambda arrays: None
+    start: int = field(default=0, init=False)  # the first step that this process computes
+
+    def __post_init__(self) -> None:
+        kept = self.run_folder.kept
+        if kept is None:
+            return
+        parts: dict[str, dict[str, NDArray[Any]]] = {part: {} for part in _PARTS}
+        for name, values in kept.arrays.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = values
+        self.trainee.restore(parts["trainee"])
+        self.optimizer.restore(parts["optimizer"], kept.step)
+        self.restore(parts["verb"])
+        self.start = kept.step
+
+    def run(
+        self, compute: Callable[[int], Mapping[str, Any]], on_step: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        """Compute the steps that are left. `compute(step)` moves the trainee and returns the step's line."""
+        latest = time.monotonic()
+        state, done = self._state(), self.start
+        try:
+            for step in range(self.start, self.total):
+                before = cpu_seconds()
+                row = compute(step)
+                spent = round(cpu_seconds() - before, 3)
+                line = {"step": step + 1, **row, "cpu_seconds": spent}
+                self.run_folder.log(line)
+                state, done = self._state(), step + 1
+                on_step(line)
+                if time.monotonic() - latest >= KEEP_S or done == self.total:
+                    self.run_folder.keep(done, state, {})
+                    latest = time.monotonic()
+        except KeyboardInterrupt:
+            if done > self.start:
+                self.run_folder.keep(done, state, {})
+            raise
+
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """Return a copy of all that a step changes."""
+        parts = (self.trainee.arrays(), self.optimizer.arrays(), self.arrays())
+        return {
+            f"{part}/{name}": np.asarray(values)
+            for part, each in zip(_PARTS, parts, strict=True)
+            for name, values in each.items()
+        }
