@@ -27,19 +27,23 @@ from freehold.adapt.alignment.batches import (
 )
 from freehold.adapt.alignment.losses import preference_loss
 from freehold.adapt.alignment.pairs import Pair, check_apart, contradictions, held_out, read_pairs
+from freehold.adapt.as_served import mismatch, served_log_probs
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import receipt
+from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRows
 from freehold.adapt.run import RunFolder
+from freehold.adapt.sampling import open_sampling
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
+from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import UsageError
 from freehold.store import ModelRef
 
 UNEVEN = 1.25  # ratio of lengths, either way, above which a note says so
 WARMUP = 0.1  # share of the steps
+SERVED_PAIRS = 16  # that the engine is asked about
 OnStep = Callable[[Mapping[str, Any]], None]
 OnNote = Callable[[str], None]
 
@@ -51,7 +55,7 @@ class AlignSettings:
     beta: float = 0.1
     nll: float = 0.1  # weight of the likelihood of chosen answers
     smoothing: float = 0.0  # share of labels taken to be wrong
-    rate: float = 1e-4
+    rate: float = 2e-4
     rank: int = 16
     alpha: float = 32.0
     epochs: int = 1
@@ -61,30 +65,6 @@ class AlignSettings:
     seed: int = 0
     threads: int | None = None
     half: bool = False  # products in bfloat16
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceResult:
-    """Pairs that were not trained on, before and after. Log-probabilities are means over answers, in nat.
-
-    `preferred`: share whose margin over the reference is positive; `likelier`: share whose chosen answer is the
-    likelier one, which needs no reference.
-    """
-
-    pairs: int
-    preferred: float
-    likelier_before: float
-    likelier_after: float
-    p: float  # of the change in `likelier` (McNemar's exact test)
-    chosen_before: float
-    chosen_after: float
-    rejected_before: float
-    rejected_after: float
-
-    @property
-    def chosen_fell(self) -> bool:
-        """Whether chosen answers became less likely, which the loss alone allows."""
-        return self.chosen_after < self.chosen_before
 
 
 @dataclass(slots=True)
@@ -161,6 +141,7 @@ def align(
     settings: AlignSettings,
     *,
     test: Path | None = None,
+    packs: Path | None = None,
     facts: Facts | None = None,
     fresh: bool = False,
     on_note: OnNote = lambda note: None,
@@ -210,33 +191,63 @@ def align(
             restore=lambda arrays: np.copyto(course.reference.values, arrays["reference"]),
         )
         loop.run(course.step, on_step)
-        result = measured(trainee, unseen)
+        lines = loop.lines()
         trainee.save(run.folder)
-        made = receipt("align", inputs, **_parts(course, licence.as_json(), result, trained, tested))
+        parts = {
+            "licence": {"base": licence.as_json()},
+            "template": text_digest(trainee.template.source if trainee.template else ""),
+            "pairs": _counted(course.pairs, trained, tested),
+            "first_loss": lines[0]["loss"],
+            "before_after": measured(trainee, unseen),
+            "served": served(model, packs, trainee, unseen, settings.threads),
+            "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
+        }
+        made = receipt("align", inputs, **parts)
         run.finish(made)
     return made
 
 
-def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> PreferenceResult | None:
-    """Compare pairs under the tuned model and under the model itself; None where there is none."""
+def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> dict[str, Any] | None:
+    """Compare pairs under the tuned model and under the model itself; None where there is none.
+
+    `preferred`: share whose margin over the model itself is positive; `likelier`: share whose chosen answer is the
+    likelier one, which needs no reference. Log-probabilities are means over answers, in nat.
+    """
     from freehold.evals.paired import compared
 
     if not unseen:
         return None
     before, after = (all_sums(trainee, unseen, adapter=adapter) for adapter in (False, True))
     margins = (after - before) @ np.array([1.0, -1.0])
-    likelier = [(each[:, 0] > each[:, 1]).tolist() for each in (after, before)]
-    return PreferenceResult(
-        pairs=len(unseen),
-        preferred=float((margins > 0).mean()),
-        likelier_before=float(np.mean(likelier[1])),
-        likelier_after=float(np.mean(likelier[0])),
-        p=compared(*likelier).p,
-        chosen_before=float(before[:, 0].mean()),
-        chosen_after=float(after[:, 0].mean()),
-        rejected_before=float(before[:, 1].mean()),
-        rejected_after=float(after[:, 1].mean()),
-    )
+    was, is_now = ((each[:, 0] > each[:, 1]).tolist() for each in (before, after))
+    return {
+        "pairs": len(unseen),
+        "preferred": float((margins > 0).mean()),
+        "likelier_before": float(np.mean(was)),
+        "likelier_after": float(np.mean(is_now)),
+        "p": compared(is_now, was).p,
+        "chosen_before": float(before[:, 0].mean()),
+        "chosen_after": float(after[:, 0].mean()),
+        "rejected_before": float(before[:, 1].mean()),
+        "rejected_after": float(after[:, 1].mean()),
+        "chosen_fell": bool(after[:, 0].mean() < before[:, 0].mean()),
+    }
+
+
+def served(
+    model: ModelRef, packs: Path | None, trainee: Trainee, unseen: Sequence[PairRow], threads: int | None
+) -> dict[str, Any] | None:
+    """Ask the engine that serves which answers it finds likelier, and how far its figures are from the trainer's."""
+    some = unseen[:SERVED_PAIRS]
+    if not some:
+        return None
+    rows = [row for pair in some for row in (pair.chosen, pair.rejected)]
+    context = max(len(row.ids) for row in rows) + 1
+    with open_sampling(model, packs, context=max(context, MIN_CONTEXT), threads=threads) as engine:
+        found = served_log_probs(engine, rows, engine.packed(trainee.pairs(), trainee.scale))
+    sums_ = [float(each.sum()) for each in found]
+    likelier = np.mean(np.array(sums_[0::2]) > np.array(sums_[1::2]))
+    return {"pairs": len(some), "likelier": float(likelier), "mismatch": mismatch(trainee, rows, found)}
 
 
 def _course(trainee: Trainee, pairs: Sequence[PairRow], settings: AlignSettings) -> _Course:
@@ -268,24 +279,14 @@ def _notes(rows: Sequence[PairRow], trained: Sequence[Pair], tested: Sequence[Pa
     return made
 
 
-def _parts(
-    course: _Course,
-    licence: Mapping[str, Any],
-    result: PreferenceResult | None,
-    trained: Sequence[Pair],
-    tested: Sequence[Pair],
-) -> dict[str, Any]:
-    """Return the receipt's parts that are this verb's."""
-    found = lengths(course.pairs)
+def _counted(rows: Sequence[PairRow], trained: Sequence[Pair], tested: Sequence[Pair]) -> dict[str, Any]:
+    """Return the receipt's part about the data."""
+    found = lengths(rows)
     return {
-        "licence": {"base": dict(licence)},
-        "pairs": {
-            "trained": len(trained),
-            "tested": len(tested),
-            "chosen_tokens": found.chosen,
-            "rejected_tokens": found.rejected,
-            "length_ratio": found.ratio,
-            "contradictions": len(contradictions([*trained, *tested])),
-        },
-        "before_after": None if result is None else {**asdict(result), "chosen_fell": result.chosen_fell},
+        "trained": len(trained),
+        "tested": len(tested),
+        "chosen_tokens": found.chosen,
+        "rejected_tokens": found.rejected,
+        "length_ratio": found.ratio,
+        "contradictions": len(contradictions([*trained, *tested])),
     }

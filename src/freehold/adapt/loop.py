@@ -7,6 +7,7 @@ Path: align, distil -> TrainingLoop.run -> RunFolder.keep, log
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 
 KEEP_S = 30.0  # between two states on disk: what a kill costs at most, and half a second of writing in thirty
+STEPS = "steps.jsonl"
 _PARTS = ("trainee", "optimizer", "verb")
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -62,7 +64,7 @@ class TrainingLoop:
                 before = cpu_seconds()
                 row = compute(step)
                 spent = round(cpu_seconds() - before, 3)
-                line = {"step": step + 1, **row, "cpu_seconds": spent}
+                line = {"step": step + 1, "steps": self.total, **row, "cpu_seconds": spent}
                 self.run_folder.log(line)
                 state, done = self._state(), step + 1
                 on_step(line)
@@ -73,6 +75,11 @@ class TrainingLoop:
             if done > self.start:
                 self.run_folder.keep(done, state, {})
             raise
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of all steps, those of earlier processes too."""
+        text = self.run_folder.path(STEPS).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
 
     def _state(self) -> dict[str, NDArray[Any]]:
         """Return a copy of all that a step changes."""

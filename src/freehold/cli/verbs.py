@@ -68,6 +68,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Write a model's weights in fewer bits, and measure what that costs.",
             "freehold quantize qwen2.5-coder:0.5b -o small --type Q4_K_M --report",
         ),
+        "align": Verb(
+            "Teach a model which of two answers to prefer.",
+            "freehold align smollm2:135m --pairs pairs.jsonl -o tuned",
+        ),
     },
     "Serve models": {
         "serve": Verb(
