@@ -21,6 +21,7 @@ class Scripted:
     """Answers by a table of texts, one a try; a text stands for its own code points."""
 
     tokenizer: Any
+    context = 100
 
     def __init__(self, *answers: str, cut: str = "") -> None:
         self.answers, self.cut, self.calls = answers, cut, 0
@@ -45,6 +46,8 @@ class Scripted:
         text = self.answers[min(self.calls, len(self.answers) - 1)]
         self.calls += 1
         self.seeds += seeds
+        if not prompts:
+            return []
         reason = "length" if text == self.cut else "stop"
         ids = tuple(ord(c) for c in text)
         return [[SampledAnswer(ids, np.zeros(len(ids), np.float32), reason)] for _ in prompts]
@@ -99,6 +102,12 @@ def test_a_seed_follows_from_the_line_alone(tmp_path: Path):
     ask(tmp_path / "a", all_of_them, asked(5))
     ask(tmp_path / "b", one, asked(5)[3:4])
     assert one.seeds == all_of_them.seeds[3:4]
+
+
+def test_a_prompt_that_the_teacher_has_no_room_for_is_not_asked(tmp_path: Path):
+    questions = [TeacherPrompt(1, (Message("user", "x" * 100),)), *asked(3)[1:]]
+    found = ask(tmp_path / "a", Scripted("fine"), questions)
+    assert [each.fault for each in found] == ["long", "", ""]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.adapt.alignment.pairs import Pair, check_apart, contradictions, held_out, read_pairs
+from freehold.adapt.alignment.pairs import Pair, contradictions, read_pairs
+from freehold.adapt.lines import check_apart, held_out
 from freehold.errors import UsageError
 from freehold.types import Message
 
@@ -92,7 +93,7 @@ def test_an_empty_file_names_a_line_to_write(tmp_path: Path):
 
 def test_a_prompt_is_never_on_both_sides():
     pairs = [pair(f"p{i % 50}", f"c{i}", f"r{i}", i) for i in range(200)]
-    trained, tested = held_out(pairs, 0.2, 7)
+    trained, tested = held_out(pairs, 0.2, 7, lambda p: p.prompt)
     assert not {p.prompt for p in trained} & {p.prompt for p in tested}
     assert len(trained) + len(tested) == 200
     assert 10 <= len(tested) <= 80
@@ -100,8 +101,8 @@ def test_a_prompt_is_never_on_both_sides():
 
 def test_a_line_added_leaves_the_split_of_others():
     pairs = [pair(f"p{i}", line=i) for i in range(100)]
-    _, tested = held_out(pairs, 0.1, 1)
-    _, again = held_out([pair("new"), *reversed(pairs)], 0.1, 1)
+    _, tested = held_out(pairs, 0.1, 1, lambda p: p.prompt)
+    _, again = held_out([pair("new"), *reversed(pairs)], 0.1, 1, lambda p: p.prompt)
     assert set(tested) <= set(again) | {pair("new")}
     assert set(again) - {pair("new")} == set(tested)
 
@@ -113,5 +114,10 @@ def test_pairs_that_choose_the_opposite_are_found():
 
 
 def test_a_test_pair_whose_prompt_is_trained_on_is_refused():
-    with pytest.raises(UsageError, match="line 9 of the test is line 4"):
-        check_apart([pair("p", line=4)], [pair("q", line=8), pair("p", "x", "y", line=9)])
+    with pytest.raises(UsageError, match="its line 9 is line 4 of the other file"):
+        check_apart(
+            [pair("p", line=4)],
+            [pair("q", line=8), pair("p", "x", "y", line=9)],
+            lambda p: p.prompt,
+            lambda p: p.line,
+        )

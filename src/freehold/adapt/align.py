@@ -26,9 +26,10 @@ from freehold.adapt.alignment.batches import (
     sums,
 )
 from freehold.adapt.alignment.losses import preference_loss
-from freehold.adapt.alignment.pairs import Pair, check_apart, contradictions, held_out, read_pairs
+from freehold.adapt.alignment.pairs import Pair, contradictions, read_pairs
 from freehold.adapt.as_served import mismatch, served_log_probs
 from freehold.adapt.licences import base_licence, notes
+from freehold.adapt.lines import check_apart, held_out
 from freehold.adapt.loop import TrainingLoop
 from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRows
@@ -156,10 +157,10 @@ def align(
     tested_file = read_pairs(test) if test else None
     trained, tested = list(given.items), list(tested_file.items) if tested_file else []
     if tested_file is None:
-        trained, tested = held_out(trained, settings.test_share, settings.seed)
+        trained, tested = held_out(trained, settings.test_share, settings.seed, lambda p: p.prompt)
     if not trained:
         raise UsageError(f"{pairs} leaves no pair to train on", "lower --test-share, or add pairs")
-    check_apart(trained, tested)
+    check_apart(trained, tested, lambda p: p.prompt, lambda p: p.line)
     licence = base_licence(model, facts or Facts())
     inputs = {
         "model": model.name,

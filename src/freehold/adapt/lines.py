@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -67,6 +67,37 @@ def read_lines(
     if not items:
         raise UsageError(f"{path} has no line", f"write one JSON object a line: {example}")
     return DataLines(path, tuple(items), hashlib.sha256(raw).hexdigest())
+
+
+def held_out(
+    items: Sequence[T], share: float, seed: int, prompt: Callable[[T], str]
+) -> tuple[list[T], list[T]]:
+    """Split into items to train on and items to test with; those of one prompt stay together.
+
+    The split depends on prompts and seed alone: a line added or moved leaves the others where they were.
+    """
+    trained: list[T] = []
+    tested: list[T] = []
+    for item in items:
+        digest = hashlib.sha256(f"{seed}\2{prompt(item)}".encode()).digest()
+        drawn = int.from_bytes(digest[:8], "big") / 2**64
+        (tested if drawn < share else trained).append(item)
+    return trained, tested
+
+
+def check_apart(
+    trained: Sequence[T], tested: Sequence[T], prompt: Callable[[T], str], line: Callable[[T], int]
+) -> None:
+    """Raise UsageError where a test's prompt is trained on: such a test proves nothing."""
+    known = {prompt(item): line(item) for item in trained}
+    shared = [item for item in tested if prompt(item) in known]
+    if shared:
+        first = shared[0]
+        raise UsageError(
+            f"{len(shared)} of {len(tested)} lines of the test have a prompt that is trained on: its line "
+            f"{line(first)} is line {known[prompt(first)]} of the other file",
+            "take them out of one of the two files",
+        )
 
 
 def check_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -72,6 +72,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Teach a model which of two answers to prefer.",
             "freehold align smollm2:135m --pairs pairs.jsonl -o tuned",
         ),
+        "distil": Verb(
+            "Teach a small model to answer certain prompts as a larger one does.",
+            "freehold distil qwen2.5-coder:0.5b --into smollm2:135m --prompts prompts.jsonl -o tuned",
+        ),
     },
     "Serve models": {
         "serve": Verb(

@@ -4,13 +4,12 @@
     {"messages": [{"role": "system", ...}, {"role": "user", ...}], "chosen": "...", "rejected": "..."}
     {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [the same until the answer]}
 
-Knows texts; knows no tokenizer. The share held out for the test is taken by prompts, so that none is on both sides.
-Path: align -> read_pairs -> Pair -> held_out
+Knows texts; knows no tokenizer.
+Path: align -> read_pairs -> Pair
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +43,6 @@ def read_pairs(path: Path) -> DataLines[Pair]:
     return read_lines(path, _pair, _EXAMPLE, same=lambda p: (p.prompt, p.chosen, p.rejected))
 
 
-def held_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Split into pairs to train on and pairs to test with; a prompt's pairs stay together.
-
-    The split depends on prompts and seed alone: a line added or moved leaves the others where they were.
-    """
-    trained: list[Pair] = []
-    tested: list[Pair] = []
-    for pair in pairs:
-        digest = hashlib.sha256(f"{seed}\2{pair.prompt}".encode()).digest()
-        drawn = int.from_bytes(digest[:8], "big") / 2**64
-        (tested if drawn < share else trained).append(pair)
-    return trained, tested
-
-
 def contradictions(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
     """Return the lines of pairs that choose what another rejects, for the same prompt."""
     seen: dict[tuple[str, str, str], int] = {}
@@ -68,19 +53,6 @@ def contradictions(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
             found.append((opposite, pair.line))
         seen[pair.prompt, pair.chosen, pair.rejected] = pair.line
     return found
-
-
-def check_apart(trained: Sequence[Pair], tested: Sequence[Pair]) -> None:
-    """Raise UsageError where a test pair's prompt is trained on: such a test proves nothing."""
-    known = {pair.prompt: pair.line for pair in trained}
-    shared = [pair for pair in tested if pair.prompt in known]
-    if shared:
-        first = shared[0]
-        raise UsageError(
-            f"{len(shared)} of {len(tested)} test pairs have a prompt that is trained on: "
-            f"line {first.line} of the test is line {known[first.prompt]} of the pairs",
-            "take them out of one of the two files",
-        )
 
 
 def _pair(number: int, table: Mapping[str, Any]) -> Pair:

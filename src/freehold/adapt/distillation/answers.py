@@ -39,6 +39,11 @@ class Teacher(Protocol):
         """Its own."""
         ...
 
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer."""
+        ...
+
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Return a prompt's ids."""
         ...
@@ -115,12 +120,21 @@ class AnswerBook:
     ) -> list[Taught]:
         made: dict[int, Taught] = {}
         spent: Counter[int] = Counter()
-        waiting = list(batch)
+        asked = {q.line: teacher.render(q.messages) for q in batch}
+        waiting: list[TeacherPrompt] = []
+        for question in batch:
+            if len(asked[question.line]) < teacher.context:
+                waiting.append(question)
+            else:
+                why = f"long: {len(asked[question.line]):,} tokens of a prompt"
+                made[question.line] = Taught(question.line, "", why, 0, 0)
         for attempt in range(1, tries + 1):
-            params = GREEDY if attempt == 1 else RETRY
-            asked = [teacher.render(q.messages) for q in waiting]
-            seeds = [seed_of(seed, q.line, attempt) for q in waiting]
-            found = teacher.sample(asked, seeds=seeds, max_tokens=max_tokens, sampling=params)
+            found = teacher.sample(
+                [asked[q.line] for q in waiting],
+                seeds=[seed_of(seed, q.line, attempt) for q in waiting],
+                max_tokens=max_tokens,
+                sampling=GREEDY if attempt == 1 else RETRY,
+            )
             for question, [answer] in zip(waiting, found, strict=True):
                 spent[question.line] += len(answer.ids)
                 made[question.line] = judged(

@@ -1,0 +1,355 @@
+"""Distil: a small model learns to answer certain prompts as a larger one does.
+
+Sequence-level across tokenizers: the teacher answers, faulty answers are rejected, the student learns the rest. With
+`on_policy`, where both have the same tokens: the student answers, and the teacher says at each token how likely it was.
+Prompts with a judge measure teacher and student on those that were not trained on, as served.
+Path: cli/distil -> distil -> AnswerBook, distillation.learning -> TrainingLoop -> RunFolder.finish
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freehold.adapt.distillation.answers import AnswerBook, Taught
+from freehold.adapt.distillation.learning import AnswerCourse, OnPolicyCourse, Order, PromptRow
+from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
+from freehold.adapt.licences import base_licence, notes, teaching
+from freehold.adapt.lines import DataLines, check_apart, held_out
+from freehold.adapt.loop import TrainingLoop
+from freehold.adapt.receipt import receipt, text_digest
+from freehold.adapt.rows import AnswerRow, AnswerRows
+from freehold.adapt.run import RunFolder
+from freehold.adapt.sampling import GREEDY, SamplingModel, open_sampling
+from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import Trainee
+from freehold.advisor.facts import Facts
+from freehold.errors import ContextOverflow, UsageError
+from freehold.models.lora import Adapter
+from freehold.store import ModelRef
+from freehold.tokenizer import Tokenizer
+
+WARMUP = 0.1  # share of the steps
+ANSWERS = "answers.jsonl"
+OnStep = Callable[[Mapping[str, Any]], None]
+OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DistilSettings:
+    """How to distil. Every field is in the receipt."""
+
+    on_policy: bool = False
+    tries: int = 2  # of a faulty answer of the teacher's: the first is greedy
+    max_answer: int = 256  # tokens
+    max_tokens: int = 1024  # of a prompt and its answer
+    rate: float = 2e-4
+    rank: int = 16
+    alpha: float = 32.0
+    epochs: int = 2
+    batch: int = 8  # prompts a step
+    test_share: float = 0.1
+    seed: int = 0
+    threads: int | None = None
+    half: bool = False  # products in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class DistilWatch:
+    """What is told while it runs."""
+
+    note: OnText = lambda text: None
+    doing: OnText = lambda text: None
+    step: OnStep = lambda row: None
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the parts of one run share."""
+
+    run: RunFolder
+    teacher: ModelRef
+    student: ModelRef
+    packs: Path | None
+    settings: DistilSettings
+    trained: Sequence[TeacherPrompt]
+    tested: Sequence[TeacherPrompt]
+    watch: DistilWatch
+
+    def engine(self, ref: ModelRef) -> SamplingModel:
+        """Load a model to sample from, with room for the longest row, a batch at once."""
+        return open_sampling(ref, self.packs, context=self.settings.max_tokens, threads=self.settings.threads)
+
+
+def distil(
+    teacher: ModelRef,
+    student: ModelRef,
+    prompts: Path,
+    out: Path,
+    settings: DistilSettings,
+    *,
+    test: Path | None = None,
+    packs: Path | None = None,
+    facts: Facts | None = None,
+    accepted: str = "",
+    fresh: bool = False,
+    watch: DistilWatch | None = None,
+) -> dict[str, Any]:
+    """Train an adapter of `student` on what `teacher` answers; write it to the folder `out`, return its receipt.
+
+    `test`: prompts to measure with; None: a share of `prompts`. `accepted`: see licences.teaching. An interrupted run
+    with the same arguments continues. Raises UsageError with the numbers, and what reading the models raises.
+    """
+    told = watch or DistilWatch()
+    licences = {
+        "base": base_licence(student, facts or Facts()),
+        "teacher": teaching(teacher, student, facts or Facts(), accepted),
+    }
+    given, tested_file = read_prompts(prompts), read_prompts(test) if test else None
+    trained, tested = _split(given, tested_file, settings)
+    inputs = {
+        "teacher": {"model": teacher.name, "file": teacher.digest or str(teacher.path)},
+        "student": {"model": student.name, "file": student.digest or str(student.path)},
+        "prompts": given.digest,
+        "test": tested_file.digest if tested_file else None,
+        "settings": asdict(settings),
+    }
+    for note in notes({f"{role}'s": one for role, one in licences.items()}):
+        told.note(note)
+    with RunFolder.open(out, "distil", inputs, fresh=fresh) as run:
+        work = _Work(run, teacher, student, packs, settings, trained, tested, told)
+        parts = _on_policy(work) if settings.on_policy else _sequence_level(work)
+        made = receipt("distil", inputs, licence={r: one.as_json() for r, one in licences.items()}, **parts)
+        run.finish(made)
+    return made
+
+
+def check_same_tokens(teacher: Tokenizer, student: Tokenizer, names: tuple[str, str]) -> None:
+    """Raise UsageError where an id stands for another token: a teacher could not judge the student's ids."""
+    wrong = student.first_difference(teacher)
+    if wrong is not None:
+        raise UsageError(
+            f"{names[0]} cannot judge the tokens of {names[1]}: token {wrong} differs "
+            f"({teacher.vocab_size:,} and {student.vocab_size:,} tokens)",
+            "leave out --on-policy: the teacher then answers in text, whatever its tokens are",
+        )
+
+
+# --- the two ways ----------------------------------------------------------------------------------
+
+
+def _sequence_level(work: _Work) -> dict[str, Any]:
+    """Have the teacher answer, then teach what was kept."""
+    given = work.settings
+    book = AnswerBook(work.run.path(ANSWERS))
+    before: float | None = None
+    with ExitStack() as opened:
+        missing = [q for q in work.trained if q.line not in book.held]
+        teacher = opened.enter_context(work.engine(work.teacher)) if missing or _judged(work.tested) else None
+        if teacher is not None:
+            book.ask(
+                teacher,
+                work.trained,
+                seed=given.seed,
+                max_tokens=given.max_answer,
+                tries=given.tries,
+                on_batch=lambda done: work.watch.doing(
+                    f"{work.teacher.name} answered {done} of {len(work.trained)}"
+                ),
+            )
+            before = score(teacher, work.tested, given.max_answer)
+    answers = [book.held[q.line] for q in work.trained]
+    counted = _counted(answers)
+    work.watch.note(_said(counted))
+    trainee = _trainee(work)
+    rows = _rows(work, trainee, answers)
+    course = AnswerCourse(trainee, _optimizer(trainee, len(rows), given), rows, _order(len(rows), given))
+    lines = _loop(work, trainee, course.optimizer, course.step, course.order)
+    trainee.save(work.run.folder)
+    with work.engine(work.student) as student:
+        return {
+            "answers": counted,
+            "before_after": _measured(work, student, trainee, before),
+            **_common(trainee, lines),
+        }
+
+
+def _on_policy(work: _Work) -> dict[str, Any]:
+    """Let the student answer and the teacher judge each token."""
+    given = work.settings
+    with work.engine(work.teacher) as teacher, work.engine(work.student) as student:
+        check_same_tokens(teacher.tokenizer, student.tokenizer, (work.teacher.name, work.student.name))
+        trainee = _trainee(work)
+        prompts = [
+            PromptRow(q.line, tuple(student.render(q.messages)), tuple(teacher.render(q.messages)))
+            for q in work.trained
+        ]
+        order = _order(len(prompts), given)
+        course = OnPolicyCourse(
+            trainee,
+            _optimizer(trainee, len(prompts), given),
+            student,
+            teacher,
+            prompts,
+            order,
+            given.max_answer,
+        )
+        lines = _loop(work, trainee, course.optimizer, course.step, order)
+        trainee.save(work.run.folder)
+        best = score(teacher, work.tested, given.max_answer)
+        return {
+            "tokenizer": "the same tokens",
+            "divergence": {"first": lines[0]["loss"], "last": lines[-1]["loss"]},
+            "mismatch": {"mean_absolute": float(np.mean([line["mismatch"] for line in lines]))},
+            "before_after": _measured(work, student, trainee, best),
+            **_common(trainee, lines),
+        }
+
+
+# --- measuring -------------------------------------------------------------------------------------
+
+
+def score(
+    model: SamplingModel, questions: Sequence[TeacherPrompt], max_tokens: int, adapter: Adapter | None = None
+) -> float | None:
+    """Return the share of judged prompts whose greedy answer passes; None where no prompt has a judge."""
+    marks = marked(model, questions, max_tokens, adapter)
+    return float(np.mean(marks)) if marks else None
+
+
+def marked(
+    model: SamplingModel, questions: Sequence[TeacherPrompt], max_tokens: int, adapter: Adapter | None = None
+) -> list[bool]:
+    """Return for each judged prompt whether the greedy answer passes."""
+    asked = _judged(questions)
+    prompts = [model.render(q.messages) for q in asked]
+    found = model.sample(
+        prompts, seeds=[0] * len(asked), max_tokens=max_tokens, sampling=GREEDY, adapter=adapter
+    )
+    texts = [model.tokenizer.decode(answer.ids).strip() for [answer] in found]
+    return [q.check.mark(text).passed for q, text in zip(asked, texts, strict=True) if q.check is not None]
+
+
+def _measured(
+    work: _Work, student: SamplingModel, trainee: Trainee, teacher: float | None
+) -> dict[str, Any] | None:
+    """Return the scores of teacher and student on prompts that were not trained on; None without judges."""
+    from freehold.evals.paired import compared
+
+    if teacher is None:
+        return None
+    limit = work.settings.max_answer
+    work.watch.doing("measuring on prompts that were not trained on")
+    adapter = student.packed(trainee.pairs(), trainee.scale)
+    was, is_now = (marked(student, work.tested, limit, each) for each in (None, adapter))
+    return {
+        "prompts": len(was),
+        "teacher": teacher,
+        "before": float(np.mean(was)),
+        "after": float(np.mean(is_now)),
+        "of_teacher": float(np.mean(is_now)) / teacher if teacher else None,
+        "p": compared(is_now, was).p,
+    }
+
+
+def _judged(questions: Sequence[TeacherPrompt]) -> list[TeacherPrompt]:
+    return [q for q in questions if q.check is not None]
+
+
+# --- pieces ----------------------------------------------------------------------------------------
+
+
+def _split(
+    given: DataLines[TeacherPrompt], test: DataLines[TeacherPrompt] | None, settings: DistilSettings
+) -> tuple[list[TeacherPrompt], list[TeacherPrompt]]:
+    trained, tested = list(given.items), list(test.items) if test else []
+    if test is None and _judged(trained):
+        trained, tested = held_out(trained, settings.test_share, settings.seed, lambda q: q.key)
+    check_apart(trained, tested, lambda q: q.key, lambda q: q.line)
+    if not trained:
+        raise UsageError(f"{given.path} leaves no prompt to train on", "lower --test-share, or add prompts")
+    return trained, tested
+
+
+def _trainee(work: _Work) -> Trainee:
+    given = work.settings
+    return Trainee.open(
+        work.student.path,
+        rank=given.rank,
+        alpha=given.alpha,
+        seed=given.seed,
+        threads=given.threads,
+        half=given.half,
+    )
+
+
+def _order(count: int, settings: DistilSettings) -> Order:
+    return Order(count, settings.batch, settings.seed)
+
+
+def _optimizer(trainee: Trainee, count: int, settings: DistilSettings) -> Optimizer:
+    steps = settings.epochs * _order(count, settings).steps_an_epoch
+    return Optimizer(trainee.parameters(), settings.rate, warmup=max(1, round(WARMUP * steps)), total=steps)
+
+
+def _loop(
+    work: _Work,
+    trainee: Trainee,
+    optimizer: Optimizer,
+    compute: Callable[[int], Mapping[str, Any]],
+    order: Order,
+) -> list[dict[str, Any]]:
+    """Run all steps; return their lines."""
+    loop = TrainingLoop(work.run, trainee, optimizer, work.settings.epochs * order.steps_an_epoch)
+    loop.run(compute, work.watch.step)
+    return loop.lines()
+
+
+def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[AnswerRow]:
+    """Encode kept answers as the student's; those that are too long for it are left out and said."""
+    rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, work.settings.max_tokens)
+    found, long = [], 0
+    for question, taught in zip(work.trained, answers, strict=True):
+        try:
+            if not taught.why:
+                found.append(rows.row(question.messages, taught.answer))
+        except ContextOverflow:
+            long += 1
+    if long:
+        work.watch.note(
+            f"{long} answers are longer than {work.settings.max_tokens:,} tokens of the student's"
+        )
+    if not found:
+        raise UsageError(
+            f"no answer of {work.teacher.name} was kept", "look at answers.jsonl, or take another teacher"
+        )
+    return found
+
+
+def _counted(answers: Sequence[Taught]) -> dict[str, Any]:
+    """Return how many answers were kept, and why the others were not."""
+    return {
+        "kept": sum(not each.why for each in answers),
+        "rejected": dict(sorted(Counter(each.fault for each in answers if each.why).items())),
+        "tried_again": sum(each.tries > 1 for each in answers),
+        "tokens": sum(each.tokens for each in answers),
+    }
+
+
+def _said(counted: Mapping[str, Any]) -> str:
+    faults = ", ".join(f"{count} {kind}" for kind, count in counted["rejected"].items())
+    return f"{counted['kept']} answers kept" + (f"; rejected: {faults}" if faults else "")
+
+
+def _common(trainee: Trainee, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "template": text_digest(trainee.template.source if trainee.template else ""),
+        "steps": len(lines),
+        "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
+    }

@@ -1,0 +1,149 @@
+"""A step of a student: from answers that a teacher gave, or from its own, judged by the teacher token by token.
+
+Sequence-level: the mean negative log-probability of the answers' tokens, over the whole batch. On-policy: the student
+samples with the adapter of this step, the teacher prefills what was sampled, and the loss is KL(student || teacher) at
+each token over the whole vocabulary; the log-ratio of the drawn token alone would be a noisy estimate of it.
+Source: arXiv 2306.13649 (GKD, lambda 1, beta 1). Knows rows and models; knows no file.
+Path: distil -> AnswerCourse.step, OnPolicyCourse.step -> TrainingLoop
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.adapt.distillation.given import given_states
+from freehold.adapt.rows import AnswerRow
+from freehold.adapt.sampling import SamplingModel
+from freehold.adapt.training.head import divergence
+from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import Trainee
+
+PASS_TOKENS = 2048  # of rows computed in one pass
+# Of answers whose teacher's logits are held at once: 151,936 floats a token are 0.6 MB, so 156 MB.
+JUDGED_TOKENS = 256
+
+
+class Order:
+    """Which items each step takes, from the seed and the step alone: every epoch all of them, in another order."""
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        self.count, self.batch, self.seed = count, batch, seed
+        self.steps_an_epoch = math.ceil(count / batch)
+        self._epoch, self._drawn = -1, np.zeros(0, np.int64)
+
+    def of(self, step: int) -> NDArray[np.int64]:
+        """Return the items of a step."""
+        epoch, place = divmod(step, self.steps_an_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._drawn = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        return self._drawn[place * self.batch : (place + 1) * self.batch]
+
+
+@dataclass(slots=True)
+class AnswerCourse:
+    """Learns the teacher's answers."""
+
+    trainee: Trainee
+    optimizer: Optimizer
+    rows: Sequence[AnswerRow]
+    order: Order
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Learn from one batch; return its line."""
+        batch = [self.rows[i] for i in self.order.of(step)]
+        tokens = sum(len(row.answer) for row in batch)
+        total = 0.0
+        for part in parts(batch, lambda row: len(row.ids), PASS_TOKENS):
+            found = self.trainee.log_probs([row.ids for row in part], wanted=[row.wanted for row in part])
+            loss = -sum((one.sum() for one in found[1:]), found[0].sum()) / tokens
+            loss.backward()
+            total += float(loss.detach())
+        rate = self.optimizer.rate
+        return {"loss": total, "tokens": tokens, "gradient": self.optimizer.step(), "rate": rate}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt as the student's and the teacher's server would render it. `line`: its seed follows from it."""
+
+    line: int
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class OnPolicyCourse:
+    """Learns from its own answers. `student` and `teacher` are engines; the student's has the trainee's weights."""
+
+    trainee: Trainee
+    optimizer: Optimizer
+    student: SamplingModel
+    teacher: SamplingModel
+    prompts: Sequence[PromptRow]
+    order: Order
+    max_tokens: int
+    samples: int = 1
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Sample, have the teacher read, learn; return the step's line."""
+        import torch
+
+        asked = [self.prompts[i] for i in self.order.of(step)]
+        adapter = self.student.packed(self.trainee.pairs(), self.trainee.scale)
+        seeds = [_seed(self.order.seed, step, one.line) for one in asked]
+        found = self.student.sample(
+            [one.student for one in asked],
+            self.samples,
+            seeds=seeds,
+            max_tokens=self.max_tokens,
+            adapter=adapter,
+        )
+        drawn = [(one, answer) for one, answers in zip(asked, found, strict=True) for answer in answers]
+        tokens = sum(len(answer.ids) for _, answer in drawn)
+        total, gaps = 0.0, []
+        for part in parts(drawn, lambda each: len(each[1].ids), JUDGED_TOKENS):
+            rows = [AnswerRow((*one.student, *answer.ids), len(one.student)) for one, answer in part]
+            wanted = [row.wanted for row in rows]
+            logits = [self.teacher.answer_logits(one.teacher, answer.ids) for one, answer in part]
+            states = self.trainee.states([row.ids for row in rows], wanted=wanted)
+            judged = given_states(logits, states.head.matrix.rows)
+            kl = divergence(states.rows, states.head, judged.rows, judged.head, reverse=True)
+            loss = kl.sum() / tokens
+            loss.backward()
+            total += float(loss.detach())
+            with torch.no_grad():
+                own = states.log_probs().detach().numpy()
+            gaps.append(own - np.concatenate([answer.logprobs for _, answer in part]))
+        gap = np.concatenate(gaps)
+        rate = self.optimizer.rate
+        return {
+            "loss": total,
+            "tokens": tokens,
+            "cut": float(np.mean([answer.finish_reason == "length" for _, answer in drawn])),
+            "mismatch": float(np.abs(gap).mean()),
+            "gradient": self.optimizer.step(),
+            "rate": rate,
+        }
+
+
+def parts(items: Sequence[Any], size: Any, most: int) -> Iterator[Sequence[Any]]:
+    """Cut items into runs of `most` together, one item at least."""
+    first, held = 0, 0
+    for i, item in enumerate(items):
+        if i > first and held + size(item) > most:
+            yield items[first:i]
+            first, held = i, 0
+        held += size(item)
+    if first < len(items):
+        yield items[first:]
+
+
+def _seed(seed: int, step: int, line: int) -> int:
+    return int(np.random.SeedSequence((seed, step, line)).generate_state(1, np.uint64)[0] >> 1)

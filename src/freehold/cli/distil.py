@@ -1,0 +1,192 @@
+"""`freehold distil TEACHER --into MODEL --prompts FILE -o OUT`: an adapter that answers as a larger model does.
+
+Knows options and lines of text; adapt.distil does the work. Both models must be here already: nothing is fetched.
+Path: main -> distil -> Store.resolve -> adapt.distil.distil -> a folder
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from freehold.cli.company import company_facts
+from freehold.cli.options import MAX_SEED
+from freehold.cli.progress import StatusLine
+from freehold.cli.shared import json_option, pairs
+from freehold.config import Settings
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command("distil")
+@click.argument("teacher")
+@click.option("--into", "student", required=True, metavar="MODEL", help="The model that learns.")
+@click.option("--prompts", required=True, type=_FILE, help="What is asked, one JSON object a line.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
+)
+@click.option(
+    "--on-policy",
+    is_flag=True,
+    help="Let MODEL answer and TEACHER judge each token; both must have the same tokens.",
+)
+@click.option("--test", type=_FILE, help="Judged prompts to measure with; default: a share of --prompts.")
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 0.9),
+    default=0.1,
+    show_default=True,
+    help="Share of prompts that is not trained on, where they have judges and --test is not given.",
+)
+@click.option(
+    "--tries",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
+    help="How often TEACHER is asked until an answer has no fault; the first is greedy.",
+)
+@click.option(
+    "--max-answer", type=click.IntRange(1), default=256, show_default=True, help="Tokens of an answer."
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(8),
+    default=1024,
+    show_default=True,
+    help="Tokens a prompt and its answer may have.",
+)
+@click.option(
+    "--lr",
+    "rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=2e-4,
+    show_default=True,
+    help="Learning rate.",
+)
+@click.option(
+    "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
+)
+@click.option(
+    "--epochs", type=click.IntRange(1, 100), default=2, show_default=True, help="Passes over the prompts."
+)
+@click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Prompts a step.")
+@click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
+)
+@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
+@click.option(
+    "--half/--no-half",
+    default=None,
+    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
+)
+@click.option(
+    "--accept-teacher-terms",
+    "accepted",
+    default="",
+    metavar="RIGHT",
+    help="The right you have where TEACHER's licence refuses, such as a contract; it is written down.",
+)
+@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    teacher: str,
+    student: str,
+    prompts: Path,
+    out: Path,
+    test: Path | None,
+    accepted: str,
+    fresh: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Teach MODEL to answer certain prompts as TEACHER does; write an adapter and receipt.json to the folder OUT.
+
+    A line of --prompts: {"prompt": "..."}, or `messages`; with one of exact, contains, regex, json_schema or tests the
+    answer is judged: TEACHER's faulty ones are left out, and MODEL is measured on prompts it was not trained on.
+    The answers stay in OUT/answers.jsonl. After Ctrl-C or a crash the same command continues, to the same bits. Use the
+    result with: freehold run MODEL --adapter OUT
+
+    With --json, prints the receipt.
+    """
+    from freehold.adapt.distil import DistilSettings, DistilWatch, distil
+    from freehold.adapt.extra import half_helps
+    from freehold.store import Store
+
+    store = Store(settings)
+    models = store.resolve(teacher), store.resolve(student)
+    half = half_helps() if given["half"] is None else given["half"]
+    asked = DistilSettings(alpha=2.0 * given["rank"], **{**given, "half": half})
+    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+        made = distil(
+            *models,
+            prompts,
+            out,
+            asked,
+            test=test,
+            packs=store.packs,
+            facts=company_facts(settings, {}),
+            accepted=accepted,
+            fresh=fresh,
+            watch=DistilWatch(line.note, line.show, lambda row: line.show(_step(row))),
+        )
+    if as_json:
+        click.echo(json.dumps(made))
+    else:
+        pairs(_rows(out, made))
+
+
+def _step(row: Mapping[str, Any]) -> str:
+    gap = f", {row['mismatch']:.3f} nat a token between engine and trainer" if "mismatch" in row else ""
+    return (
+        f"step {row['step']} of {row['steps']}: {row['loss']:.3f} nat a token over {row['tokens']:,}{gap}; "
+        f"{row['cpu_seconds']:.1f} CPU-s"
+    )
+
+
+def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the receipt as rows of text."""
+    found = made["before_after"]
+    return [
+        ("adapter", str(out)),
+        *_learnt(made),
+        *(
+            _measured(found)
+            if found
+            else [("unseen prompts", "none has a judge: what was learnt is not measured")]
+        ),
+        ("teacher", _licence(made["licence"]["teacher"])),
+        ("time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"),
+        ("receipt", str(out / "receipt.json")),
+    ]
+
+
+def _learnt(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "divergence" in made:
+        first, last = made["divergence"]["first"], made["divergence"]["last"]
+        return [("divergence", f"{last:.3f} nat a token from the teacher, at first {first:.3f}")]
+    counted = made["answers"]
+    faults = ", ".join(f"{count} {kind}" for kind, count in counted["rejected"].items()) or "none rejected"
+    return [("answers", f"{counted['kept']} kept; {faults}")]
+
+
+def _measured(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    share = "" if found["of_teacher"] is None else f", {found['of_teacher']:.0%} of the teacher"
+    return [
+        (
+            "unseen prompts",
+            f"{found['after']:.1%} of {found['prompts']} pass{share}; before {found['before']:.1%} (p = {found['p']:.2g})",
+        ),
+        ("", f"the teacher passes {found['teacher']:.1%}"),
+    ]
+
+
+def _licence(found: Mapping[str, Any]) -> str:
+    named = ", ".join(found["licences"]) or "not known"
+    under = f"; used under: {found['accepted']}" if found["accepted"] else ""
+    return f"{named}: {found['answer']} for training on its answers{under}"
