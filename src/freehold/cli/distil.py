@@ -180,9 +180,9 @@ def _measured(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "unseen prompts",
-            f"{found['after']:.1%} of {found['prompts']} pass{share}; before {found['before']:.1%} (p = {found['p']:.2g})",
+            f"{found['after']:.1%} of {found['prompts']} pass{share} (p = {found['p']:.2g})",
         ),
-        ("", f"the teacher passes {found['teacher']:.1%}"),
+        ("", f"before {found['before']:.1%}; the teacher {found['teacher']:.1%}"),
     ]
 
 
