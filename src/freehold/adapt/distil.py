@@ -62,7 +62,7 @@ class DistilSettings:
 
 @dataclass(frozen=True, slots=True)
 class DistilWatch:
-    """What is told while it runs."""
+    """Receives notes, what is being done, and a line for each step."""
 
     note: OnText = lambda text: None
     doing: OnText = lambda text: None
@@ -106,7 +106,7 @@ def distil(
     `test`: prompts to measure with; None: a share of `prompts`. `accepted`: see licences.teaching. An interrupted run
     with the same arguments continues. Raises UsageError with the numbers, and what reading the models raises.
     """
-    told = watch or DistilWatch()
+    watch = watch or DistilWatch()
     licences = {
         "base": base_licence(student, facts or Facts()),
         "teacher": teaching(teacher, student, facts or Facts(), accepted),
@@ -121,9 +121,9 @@ def distil(
         "settings": asdict(settings),
     }
     for note in notes({f"{role}'s": one for role, one in licences.items()}):
-        told.note(note)
+        watch.note(note)
     with RunFolder.open(out, "distil", inputs, fresh=fresh) as run:
-        work = _Work(run, teacher, student, packs, settings, trained, tested, told)
+        work = _Work(run, teacher, student, packs, settings, trained, tested, watch)
         parts = _on_policy(work) if settings.on_policy else _sequence_level(work)
         made = receipt("distil", inputs, licence={r: one.as_json() for r, one in licences.items()}, **parts)
         run.finish(made)
