@@ -20,7 +20,8 @@ LANE void put_fifth_bits(const uint8_t* codes, uint8_t* at) {
 struct Reciprocal { float value; int usable; };
 LANE Reciprocal reciprocal(float scale) {
   const float value = scale != 0 ? 1 / scale : 0;
-  return {value, value == __builtin_inff() || value == -__builtin_inff() ? 0 : -1};
+  const bool usable = __builtin_fabsf(value) < __builtin_inff();
+  return {usable ? value : 0, usable ? -1 : 0};
 }
 LANE void put_codes(Ints codes, int usable, uint8_t* to) {
   const Bytes bytes = __builtin_convertvector(codes & usable, Bytes);
