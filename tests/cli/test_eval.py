@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,3 +108,49 @@ def test_interrupt_says_that_the_same_command_continues(
     monkeypatch.setattr(eval_verb, "_evaluated", stopped)
     status, _, err = run("eval", str(path), "--data", "own.jsonl")
     assert status == 130 and "the same command continues" in err
+
+
+@pytest.fixture
+def tiny_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond 300 bytes: the system says so as it says that a disk is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_is_one_error_and_the_answers_before_it_are_kept(
+    run: Run, path: Path, home: Path, request: pytest.FixtureRequest
+):
+    args = ("eval", str(path), "--data", "own.jsonl", "--context", "256")
+    run("eval", str(path), "--data", "own.jsonl", "--context", "256", "--limit", "1")
+    (kept,) = (home / "home" / "evals").glob("items-*.jsonl")
+    before = kept.read_bytes()
+    request.getfixturevalue("tiny_disk")
+    status, out, err = run(*args)
+    assert status == 1 and not out and "Traceback" not in err
+    assert f"error: {kept} cannot be written: File too large\nhint: free some space\n" in err
+    assert kept.read_bytes().startswith(before)
+
+
+def test_killed_run_continues_to_the_results_of_an_undisturbed_one(run: Run, path: Path, home: Path):
+    cases = [{"prompt": f"Say {n}.", "regex": ".*a.*", "max_tokens": 16} for n in range(24)]
+    (home / "many.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    args = ["eval", str(path), "--data", "many.jsonl", "--context", "256", "--threads", "1", "--json"]
+    command = [sys.executable, "-m", "freehold.cli.main", *args]
+    env = {**os.environ, "FREEHOLD_HOME": str(home / "killed")}
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        while child.poll() is None and _lines(home / "killed") < 4:
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+    kept = _lines(home / "killed")
+    again = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+    undisturbed = json.loads(run(*args)[1])
+    assert kept >= 4 and again["answered"]["many"] < 24 == undisturbed["answered"]["many"]
+    for field in ("results", "task_hashes", "n-samples"):
+        assert again[field] == undisturbed[field]
+
+
+def _lines(home: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in (home / "evals").glob("items-*.jsonl"))

@@ -62,6 +62,14 @@ def test_a_digest_is_of_what_is_asked_and_how_it_is_judged(tmp_path: Path):
         ({"prompt": "p"}, "no judge"),
         ({"prompt": "p", "exact": "a", "regex": "b"}, "exact and regex"),
         ({"prompt": "p", "exat": "a"}, "did you mean exact"),
+        ({"prompt": "p", "choices": [" a", " b"], "answer": 0}, "scored by log-likelihood"),
+        ({"prompt": "p", "exact": "a", "answer": 0}, "answer is for cases with choices"),
+        ({"prompt": "p", "choices": [" a"], "answer": 0}, "a list of 2 to 64"),
+        ({"prompt": "p", "choices": [" a", " a"], "answer": 0}, "different texts"),
+        ({"prompt": "p", "choices": [" a", " b"], "answer": 2}, "neither a choice nor an index"),
+        ({"prompt": "p", "choices": [" a", " b"]}, "neither a choice nor an index"),
+        ({"prompt": "p", "choices": [" a", " b"], "answer": 0, "exact": "a"}, "exact and choices"),
+        ({"prompt": "p", "exact": "a", "metric": "two words"}, "is not a name"),
         ({"prompt": "", "exact": "a"}, "prompt is empty"),
         ({"prompt": "p", "messages": [], "exact": "a"}, "either prompt or messages"),
         ({"messages": [{"role": "tool", "content": "x"}], "exact": "a"}, "a message has role"),
@@ -102,3 +110,15 @@ def test_files_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(samples, "MOST_BYTES", 10)
     with pytest.raises(UsageError, match="bytes, more than 10"):
         read(tmp_path / "a.jsonl")
+
+
+def test_choices_are_read_where_they_can_be_scored(tmp_path: Path):
+    rows = [{"prompt": "p", "choices": [" a", " b"], "answer": " b"}, {**PLAIN, "metric": "facts"}]
+    chosen, plain = read(write(tmp_path / "a.jsonl", *rows), scored=True).cases
+    assert (chosen.choices, chosen.answer, chosen.plain, chosen.judge.kind) == (
+        (" a", " b"),
+        1,
+        True,
+        "choices",
+    )
+    assert (plain.metric, plain.plain, plain.table) == ("facts", False, rows[1])

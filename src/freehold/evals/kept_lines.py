@@ -47,8 +47,10 @@ class AppendedLines:
         return self._file.read(1) or b""
 
     def _write(self, row: Mapping[str, Any]) -> None:
+        line = memoryview((json.dumps(row, ensure_ascii=True) + "\n").encode())
         try:
-            self._file.write((json.dumps(row, ensure_ascii=True) + "\n").encode())
+            while line:  # a disk that fills takes a part and raises at the next
+                line = line[self._file.write(line) or 0 :]
         except OSError as e:
             raise StoreError(f"{self._path} cannot be written: {e.strerror}", "free some space") from e
 
