@@ -72,6 +72,8 @@ std::vector<std::string> processor_flags() {
   if (__builtin_cpu_supports("avx512dq")) flags.emplace_back("avx512dq");
   if (__builtin_cpu_supports("avx512vl")) flags.emplace_back("avx512vl");
   if (__builtin_cpu_supports("avx512vnni")) flags.emplace_back("avx512_vnni");
+  if (__builtin_cpu_supports("avx512vbmi")) flags.emplace_back("avx512vbmi");
+  if (__builtin_cpu_supports("avx512vbmi2")) flags.emplace_back("avx512_vbmi2");
   if (flags.empty()) return flags;                               // no 256-bit registers: cpuid's other bits say nothing
   if (has_avx_vnni()) flags.emplace_back("avx_vnni");
   if (may_use_tiles()) for (const char* flag : {"amx_tile", "amx_int8", "amx_bf16"}) flags.emplace_back(flag);
@@ -93,9 +95,11 @@ const std::vector<Table>& tables() {
       return base;
     };
     const auto avx512 = with(avx2, {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"});
+    const auto vbmi = with(avx512, {"avx512vbmi", "avx512_vbmi2"});
     return std::vector<Table>{{"i8mm", kernels_i8mm, {"asimddp", "i8mm"}},
                               {"neon", kernels_neon, {"asimddp"}},
-                              {"amx", kernels_amx, with(avx512, {"amx_tile", "amx_int8", "amx_bf16"})},
+                              {"amx", kernels_amx, with(vbmi, {"amx_tile", "amx_int8", "amx_bf16"})},
+                              {"vbmi", kernels_vbmi, vbmi},
                               {"avx512", kernels_avx512, avx512},
                               {"avxvnni", kernels_avxvnni, with(avx2, {"avx_vnni"})},
                               {"avx2", kernels_avx2, avx2},

@@ -114,6 +114,13 @@ int64_t low_bytes(WeightType type, int64_t k);                      // of a pane
 // Re-lays GGUF rows (or float rows) of `type` (a GGUF type name, "Q4_K") into panels; raw must hold n rows exactly.
 // A head goes into two planes where its type can: the logits are the same, and a choice of the greatest reads half.
 MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, bool head = false);
+std::shared_ptr<Matrix> make_matrix(WeightType type, int64_t n, int64_t k);   // panels of zeros; throws BadModelFile, Capacity
+// --- pack_trellis.cpp -------------------------------------------------------------------------------------------
+// T2 and T3: raw holds the table, then the rows. Into panels of the type, or expanded to T8's.
+MatrixPtr pack_trellis(const uint8_t* raw, size_t raw_bytes, WeightType type, int64_t n, int64_t k, Threads& threads, bool expand);
+int64_t trellis_panel_bytes(WeightType type, int64_t k);
+void decode_trellis(const Panels& w, int64_t row, float* out);      // of T2, T3 and T8
+// --- pack.cpp ---------------------------------------------------------------------------------------------------
 // Codebook types: int8 codes [n][k] and one float scale per 16 inputs [n][k/16].
 MatrixPtr pack_codes(const int8_t* codes, const float* scales, int64_t n, int64_t k, Threads& threads);
 // Floats [n][k] to wide codes, each row by itself and each 128 inputs with a scale; k a multiple of 128. Throws for what is not finite.

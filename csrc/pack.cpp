@@ -100,17 +100,6 @@ void lay_row(const FileType& f, const Matrix& m, const uint8_t* from, int64_t ro
   if (low) norms.store(panel + m.w.panel_bytes, in_panel, m.w.k);
 }
 
-std::shared_ptr<Matrix> make_matrix(WeightType type, int64_t n, int64_t k) {
-  if (n < 1 || k < 1 || n > kMaxDim || k > kMaxDim)
-    throw Error(ErrorKind::BadModelFile, "matrix of " + std::to_string(n) + " x " + std::to_string(k) + " is out of range");
-  auto m = std::make_shared<Matrix>();
-  m->w = {type, n, k, panel_bytes(type, k), nullptr, low_bytes(type, k)};
-  const __int128 total = static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count();
-  if (total > (int64_t{1} << 46)) throw Error(ErrorKind::Capacity, "a matrix of more than 64 TB cannot be packed");
-  m->memory = Memory::anonymous(static_cast<size_t>(total));
-  m->w.data = m->memory->data;
-  return m;
-}
 // Calls lay(row) over all rows on every thread, a panel at a time, as threads come for them.
 void each_row(const Matrix& m, Threads& threads, const std::function<void(int64_t)>& lay) {
   std::atomic<int64_t> next{0};
@@ -173,17 +162,32 @@ void decode_blocks(const WeightTraits& t, const uint8_t* codes, const uint8_t* l
 
 int64_t panel_bytes(WeightType type, int64_t k) {
   const WeightTraits& t = traits(type);
+  if (t.trellis_bits()) return trellis_panel_bytes(type, k);
   if (k % t.unit())
     throw Error(ErrorKind::BadModelFile, std::string(t.name) + " rows must hold a multiple of " + std::to_string(t.unit()) +
                                              " inputs, got " + std::to_string(k));
   const int64_t units = k / t.unit();
   const int64_t bytes = t.aux_bytes() == 32 ? (units + 1) / 2 * (2 * t.unit_bytes() + 64) : units * (t.unit_bytes() + t.aux_bytes());
-  return (bytes + 63) / 64 * 64 + (t.low_bytes() ? 64 : 0);       // the rows' reach comes after
+  const bool line = t.low_bytes() || t.form == Form::Rows32;      // the rows' reach, or their scales
+  return (bytes + 63) / 64 * 64 + (line ? kRowLine : 0);
 }
+std::shared_ptr<Matrix> make_matrix(WeightType type, int64_t n, int64_t k) {
+  if (n < 1 || k < 1 || n > kMaxDim || k > kMaxDim)
+    throw Error(ErrorKind::BadModelFile, "matrix of " + std::to_string(n) + " x " + std::to_string(k) + " is out of range");
+  auto m = std::make_shared<Matrix>();
+  m->w = {type, n, k, panel_bytes(type, k), nullptr, low_bytes(type, k)};
+  const __int128 total = static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count() + m->w.table_bytes();
+  if (total > (int64_t{1} << 46)) throw Error(ErrorKind::Capacity, "a matrix of more than 64 TB cannot be packed");
+  m->memory = Memory::anonymous(static_cast<size_t>(total));
+  m->w.data = m->memory->data;
+  return m;
+}
+
 int64_t low_bytes(WeightType type, int64_t k) { return k / traits(type).unit() * traits(type).low_bytes(); }
 
 MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, bool head) {
   const FileType& f = file_type(type);
+  if (traits(f.type).trellis_bits()) return pack_trellis(raw, raw_bytes, f.type, n, k, threads, !kernels()->trellis);
   const WeightType in_planes = traits(f.type).head;
   std::shared_ptr<Matrix> m = make_matrix(head && in_planes != WeightType::kCount ? in_planes : f.type, n, k);
   const int64_t row_bytes = k / f.block * f.bytes;
@@ -236,6 +240,7 @@ void decode_row(const Panels& w, int64_t row, float* out) {
   const WeightTraits& t = traits(w.type);
   const uint8_t* panel = w.high(row / kPanelRows);
   const int in_panel = static_cast<int>(row % kPanelRows);
+  if (t.form == Form::Trellis || t.form == Form::Rows32) return decode_trellis(w, row, out);
   if (t.form == Form::Floats) return decode_floats(t, panel, in_panel, w.k, out);
   for (int64_t u = 0; u < w.k / t.unit(); ++u, out += t.unit()) {
     const uint8_t *codes = panel + place(t, u).codes, *aux = panel + place(t, u).aux;
@@ -249,9 +254,10 @@ void decode_row(const Panels& w, int64_t row, float* out) {
 std::vector<TypeRoute> type_routes() {
   std::vector<TypeRoute> out;
   for (const FileType& f : kFileTypes) {
-    const WeightTraits& t = traits(f.type);
+    const bool expanded = traits(f.type).trellis_bits() && !kernels()->trellis;
+    const WeightTraits& t = traits(expanded ? WeightType::T8 : f.type);
     const bool own = std::string_view(f.name) == t.name;
-    out.push_back({f.name, t.name, own ? "own" : std::string("re-laid as ") + t.name, 8.0 * f.bytes / f.block,
+    out.push_back({f.name, t.name, own ? "own" : expanded ? "expanded to int8" : std::string("re-laid as ") + t.name, 8.0 * f.bytes / f.block,
                    8.0 * (t.unit_bytes() + t.aux_bytes()) / (16.0 * t.unit())});
   }
   return out;

@@ -19,19 +19,23 @@ enum class WeightType : uint8_t {
   Q8_0H, Q6_KH,                       // heads: the same codes in two planes, of which the high one alone can be read
   I16,                                // int16 codes, one float32 scale per 128 inputs: float weights of encoders
   MXFP4,                              // 4-bit floats of a table, 32 inputs share a float scale
+  T2, T3,                             // windows of a bit stream into a table: trellis.h
+  T8,                                 // the same as int8 codes, for machines whose kernels do not decode those at speed
   kCount,
 };
 constexpr int kWeightTypeCount = static_cast<int>(WeightType::kCount);
 
 // The loops that multiply a weight type. They fix the block of inputs that share a row's floats, and what those are:
-// none; f16 per 32 or 256 inputs; float32 per 16; the first two again in a head's two planes; float32 per 128 (int16 codes).
-enum class Form : uint8_t { Floats, Blocks32, Blocks256, Scales16, Head32, Head256, Wide };
+// none; f16 per 32 or 256 inputs; float32 per 16; the first two again in a head's two planes; float32 per 128 (int16 codes);
+// a factor per 32 inputs and f16 per row, of windows (T2, T3) or bytes (T8).
+enum class Form : uint8_t { Floats, Blocks32, Blocks256, Scales16, Head32, Head256, Wide, Trellis, Rows32 };
 
 // How 32 inputs' codes of sixteen rows lie: kernels/matmul.inl draws the planes. Float elements for Form::Floats.
-enum class Planes : uint8_t { None, Float32, Half, BFloat, Nibble, Nibble1, Nibble2, TwoBit, Byte, Wide, E2M1 };
+enum class Planes : uint8_t { None, Float32, Half, BFloat, Nibble, Nibble1, Nibble2, TwoBit, Byte, Wide, E2M1, Trellis2, Trellis3 };
 constexpr int plane_bytes(Planes p) {
   switch (p) {
-    case Planes::TwoBit: return 128;
+    case Planes::TwoBit: case Planes::Trellis2: return 128;
+    case Planes::Trellis3: return 192;
     case Planes::Nibble: case Planes::E2M1: return 256;
     case Planes::Nibble1: return 320;
     case Planes::Nibble2: return 384;
@@ -65,7 +69,7 @@ struct WeightTraits {
   Planes low = Planes::None;              // of a head: the bits under the upper nibble
 
   constexpr int unit() const {            // inputs
-    return form == Form::Floats ? 1 : form == Form::Wide ? kWideUnit : form == Form::Blocks256 || form == Form::Head256 ? 256 : 32;
+    return form == Form::Floats ? 1 : form == Form::Wide ? kWideUnit : form == Form::Blocks256 || form == Form::Head256 || form == Form::Trellis ? 256 : 32;
   }
   constexpr int groups() const { return unit() / 32; }
   constexpr int subs() const { return sub ? unit() / sub : 0; }
@@ -76,11 +80,12 @@ struct WeightTraits {
   constexpr int aux_bytes() const {       // float scales and minima; of 256 inputs always room for both, one cache line
     switch (form) {
       case Form::Floats: return 0;
-      case Form::Blocks32: case Form::Head32: return min ? 64 : 32;
+      case Form::Blocks32: case Form::Head32: case Form::Rows32: return min ? 64 : 32;
       case Form::Scales16: return 128;
       default: return 64;
     }
   }
+  constexpr int trellis_bits() const { return planes == Planes::Trellis2 ? 2 : planes == Planes::Trellis3 ? 3 : 0; }
   constexpr int low_bytes() const { return groups() * plane_bytes(low); }
   constexpr int low_bits() const { return low == Planes::Nibble ? 4 : low == Planes::TwoBit ? 2 : 0; }
   constexpr int act() const {
@@ -111,6 +116,9 @@ constexpr WeightTraits kWeightTypes[kWeightTypeCount] = {
     {.name = "Q6_KH", .form = Form::Head256, .planes = Planes::Nibble, .offset = 32, .sub = 16, .signed_sub = true, .low = Planes::TwoBit},
     {.name = "I16", .form = Form::Wide, .planes = Planes::Wide},
     {.name = "MXFP4", .form = Form::Blocks32, .planes = Planes::E2M1, .offset = 12},
+    {.name = "T2", .form = Form::Trellis, .planes = Planes::Trellis2, .offset = 128},
+    {.name = "T3", .form = Form::Trellis, .planes = Planes::Trellis3, .offset = 128},
+    {.name = "T8", .form = Form::Rows32, .planes = Planes::Byte, .offset = 128},
 };
 constexpr const WeightTraits& traits(WeightType type) { return kWeightTypes[static_cast<int>(type)]; }
 static_assert(kWeightTypes[kWeightTypeCount - 1].name, "kWeightTypes has a row for each weight type");
@@ -227,6 +235,8 @@ constexpr FileType kFileTypes[] = {
     {"Q5_K", WeightType::Q5_K, 256, 176, read_q5_k},
     {"Q6_K", WeightType::Q6_K, 256, 210, read_q6_k},
     {"MXFP4", WeightType::MXFP4, 32, 17, read_mxfp4},
+    {"T2", WeightType::T2, 64, 17},                          // and 2 bytes a row, and a table: pack_trellis.cpp
+    {"T3", WeightType::T3, 64, 25},
 };
 
 }  // namespace fh

@@ -72,6 +72,7 @@ def tables(wheel: Path, python: str) -> Iterator[str]:
         ("avx2", "avx2"),
         ("avx_vnni", "avxvnni"),
         ("avx512_vnni", "avx512"),
+        ("avx512_vbmi2", "vbmi"),
         ("asimddp", "neon"),
     ):
         if flag in flags and table not in done.stdout.split():

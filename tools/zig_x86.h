@@ -24,6 +24,8 @@ consteval Feature feature(const char* name) {
   if (same(name, "avx512bw")) return {7, B, 30, kZmm};
   if (same(name, "avx512vl")) return {7, B, 31, kZmm};
   if (same(name, "avx512vnni")) return {7, C, 11, kZmm};
+  if (same(name, "avx512vbmi")) return {7, C, 1, kZmm};
+  if (same(name, "avx512vbmi2")) return {7, C, 6, kZmm};
   throw "a feature that this header does not know";
 }
 inline bool supports(Feature wanted) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <thread>
 
 #include "bind/testing.h"
@@ -89,6 +90,25 @@ Out<float> matmul(const std::string& isa, const Matrix& w, In<float, 2> x, int t
       std::copy_n(y.data() + i * kPanelRows, std::min<int64_t>(kPanelRows, n - p * kPanelRows), out.data() + i * n + p * kPanelRows);
   }
   return out;
+}
+
+// Seconds of this thread that `rounds` products of all panels with the rows of x take, by the kernel alone.
+double time_matmul(const std::string& isa, const Matrix& w, In<float, 2> x, int rounds) {
+  const int64_t m = dim(x, 0);
+  expect(dim(x, 1) == w.w.k && m <= kTileTokens && rounds >= 1, "x [M, K] must have the matrix's K, and a tile's rows at most");
+  const Kernels& t = *kernels_named(isa);
+  const Activations in(t, traits(w.w.type).act(), x.data(), m, w.w.k);
+  const Kernels::Panel panel = t.panel[static_cast<int>(w.w.type)];
+  alignas(64) float y[kTileTokens * kPanelRows];
+  const auto now = [] {
+    timespec at;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &at);
+    return static_cast<double>(at.tv_sec) + 1e-9 * static_cast<double>(at.tv_nsec);
+  };
+  const double begun = now();
+  for (int r = 0; r < rounds; ++r)
+    for (int64_t p = 0; p < w.w.count(); ++p) panel(w.w, p, in.acts, 0, m, y, kPanelRows);
+  return now() - begun;
 }
 
 // Upper bounds [M][N] of a head's products with the rows of x, whatever their parts.
@@ -187,6 +207,7 @@ void bind_testing_products(nb::module_& t) {
   bind_threads(t);
   t.def("quantize", &quantize, "isa"_a, "x"_a, "block"_a);
   t.def("matmul", &matmul, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
+  t.def("time_matmul", &time_matmul, "isa"_a, "matrix"_a, "x"_a, "rounds"_a);
   t.def("screen", &screen, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
   t.def("gemm", &gemm, "isa"_a, "matrix"_a, "x"_a, "tokens"_a = kGemmTokens);
 }

@@ -34,7 +34,7 @@ std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& we
   const auto type = static_cast<WeightType>(found - kWeightTypes);
   auto m = std::make_shared<Matrix>();
   m->w = {type, rows, cols, panel_bytes(type, cols), panels.data(), low_bytes(type, cols)};
-  if (static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count() != static_cast<__int128>(panels.size()))
+  if (static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count() + m->w.table_bytes() != static_cast<__int128>(panels.size()))
     throw Error(ErrorKind::BadModelFile, "packed " + weight_type + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) +
                                              " does not take " + std::to_string(panels.size()) + " bytes");
   if (reinterpret_cast<uintptr_t>(panels.data()) % 64) throw Error(ErrorKind::BadModelFile, "packed panels are not 64-byte aligned");
@@ -86,6 +86,14 @@ void bind_matrix(nb::module_& m) {
          R"(Re-lay `rows` GGUF rows of `type` ("Q4_K", "F32", ...); raw holds exactly those bytes, 1-D.
 
 A `head` of type Q8_0, Q6_K or Q3_K goes into two planes, so that choices can be screened (see Plan.run).)")
+      .def_static("pack_trellis", [](In<uint8_t, 1> raw, const std::string& type, int64_t rows, int64_t cols, Threads& threads, bool expand) {
+        if (type != "T2" && type != "T3") throw Error(ErrorKind::Usage, "'" + type + "' is not T2 or T3");
+        nb::gil_scoped_release free;
+        return std::const_pointer_cast<Matrix>(pack_trellis(raw.data(), raw.size(), type == "T2" ? WeightType::T2 : WeightType::T3, rows, cols, threads, expand));
+      }, "raw"_a, "type"_a, "rows"_a, "cols"_a, "threads"_a, "expand"_a,
+         R"(Re-lay a tensor of "T2" or "T3", its table first, as it is or expanded to int8.
+
+`pack` chooses by the kernels in use.)")
       .def_static("pack_codes", [](In<int8_t, 2> codes, In<float, 2> scales, Threads& threads) {
         const size_t n = codes.shape(0), k = codes.shape(1);
         if (k % 32 || scales.shape(0) != n || scales.shape(1) * 16 != k)

@@ -2,6 +2,7 @@
 #include "matmul.inl"
 #include "screen.inl"
 #include "gemm.inl"
+#include "trellis.inl"
 #include "quant.inl"
 #include "functions.inl"
 #include "norm.inl"
@@ -18,6 +19,7 @@ static Kernels make_table(const char* name) {
   fill_matmul(t);
   fill_screen(t);
   fill_gemm(t);
+  fill_trellis(t);
   fill_quant(t);
   fill_norm(t);
   fill_rope(t);

@@ -100,7 +100,8 @@ template <class F> OP void each_tile(const F& f, int64_t nt, const Next& next) {
 }
 
 // ---- a float scale per 32 inputs -------------------------------------------------------------------------------
-template <class Code, int Offset, bool Min> struct Unit32 {
+// `rows`: where weights have row scales, those, at a panel's last unit; null before.
+template <class Code, int Offset, bool Min, bool Rows = false> struct Unit32 {
   const uint8_t* w;                                             // unpacked
   const float *d, *m;                                           // [groups][16]
   int64_t groups;
@@ -109,6 +110,7 @@ template <class Code, int Offset, bool Min> struct Unit32 {
   const int32_t* start;
   float* y;
   bool first;
+  const uint16_t* rows = nullptr;
   template <int NB> void run(int64_t t) const {
     const int8_t* xq = q + t * kUnitK;
     F sum[NB];
@@ -117,16 +119,21 @@ template <class Code, int Offset, bool Min> struct Unit32 {
       I acc[NB];
       sum_codes<Code::kMost, Offset, 32, NB>(acc, w + 512 * g, xq + 32 * g, kUnitK, start + t * 8 + g, 8);
       const F scale = fload(d + 16 * g);
-      for (int b = 0; b < NB; ++b) sum[b] = fma(to_float(acc[b]), mul(scale, fset(xs[(t + b) * 8 + g])), sum[b]);
+      for (int b = 0; b < NB; ++b) sum[b] = add_group<Rows>(sum[b], acc[b], mul(scale, fset(xs[(t + b) * 8 + g])));
       if (Min) {
         const F low = fload(m + 16 * g);
         for (int b = 0; b < NB; ++b) sum[b] = fma(low, fset(xf[(t + b) * 8 + g]), sum[b]);
       }
     }
+    if (Rows && rows) {
+      const F scale = load_f16(rows);
+      for (int b = 0; b < NB; ++b) sum[b] = mul(sum[b], scale);
+    }
     for (int b = 0; b < NB; ++b) fstore(y + (t + b) * kPanelRows, sum[b]);
   }
 };
-template <class Code, int Offset, bool Min>
+OP const uint16_t* last_scales(const Panels& w, const uint8_t* panel, int64_t u) { return (u + 1) * kUnitK >= w.k ? row_scales(w, panel) : nullptr; }
+template <class Code, int Offset, bool Min, bool Rows = false>
 static void gemm_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y) {
   alignas(64) uint8_t codes[kUnitBytes];
   alignas(64) float d[8 * kPanelRows], m[8 * kPanelRows];
@@ -141,7 +148,8 @@ static void gemm_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Ac
       fstore(d + 16 * g, load_f16(aux));
       if (Min) fstore(m + 16 * g, load_f16(aux + 16));
     }
-    each_tile(Unit32<Code, Offset, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, starts.at, y, u == 0}, nt,
+    const uint16_t* rows = Rows ? last_scales(w, base, u) : nullptr;
+    each_tile(Unit32<Code, Offset, Min, Rows>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, starts.at, y, u == 0, rows}, nt,
               next_32<Code, Min>(w, p0, p1, p, u, x));
   }
 }
@@ -257,6 +265,7 @@ template <int T> constexpr Kernels::Gemm gemm_of() {
   if constexpr (w.form == Form::Blocks32) return gemm_32<typename Of<w.planes>::Code, w.offset, w.min>;
   else if constexpr (w.form == Form::Blocks256) return gemm_256<typename Of<w.planes>::Code, w.sub, w.offset, w.signed_sub, w.min>;
   else if constexpr (w.form == Form::Scales16) return gemm_i8;
+  else if constexpr (w.form == Form::Rows32) return gemm_32<typename Of<w.planes>::Code, w.offset, false, true>;
   else return nullptr;
 }
 template <int T = 0> static void fill_gemm(Kernels& t) {

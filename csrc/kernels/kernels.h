@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "trellis.h"
 #include "weight_types.h"
 
 namespace fh {
@@ -35,9 +36,11 @@ struct Panels {
   const uint8_t* data;      // 64-byte aligned
   int64_t low_bytes = 0;    // a multiple of 64
   int64_t count() const { return (n + kPanelRows - 1) / kPanelRows; }
-  int64_t bytes() const { return (panel_bytes + low_bytes) * count(); }
+  int64_t table_bytes() const { return traits(type).form == Form::Trellis ? kTableBytes : 0; }
+  int64_t bytes() const { return (panel_bytes + low_bytes) * count() + table_bytes(); }
   const uint8_t* high(int64_t panel) const { return data + panel * panel_bytes; }
   const uint8_t* low(int64_t panel) const { return data + count() * panel_bytes + panel * low_bytes; }
+  const uint8_t* table() const { return data + count() * panel_bytes; }      // of T2 and T3
 };
 // What the planes of a head stand for: code = 16 * high + low (Q8_0H), 4 * high + low (Q6_KH). The screen takes low for
 // its middle, 8 or 1.5; `reach` is how far the rest can move a row's product for each unit of the activations' reach:
@@ -114,6 +117,7 @@ struct SampleParams {
 // What an ISA provides. Chosen once (dispatch.cpp); every member but tile_loop is filled in every table.
 struct Kernels {
   const char* name;
+  bool trellis;                 // whether T2 and T3 are decoded at speed; else packing makes T8 of them
   int gemm_rows;                // rows of a step from which `gemm` beats `panel`; 17 at most, see ActScratch's tiles
 
   // out[t*ld + r] = dot(row panel*16+r of w, activation row t0+t), t in [0, nt), any nt; r in [0,16).
@@ -183,9 +187,10 @@ const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();      // null where the compiler cannot build it
 const Kernels* kernels_avxvnni();   // avx2's, but for products of bytes
 const Kernels* kernels_avx512();
+const Kernels* kernels_vbmi();      // avx512's, but for T2 and T3
 const Kernels* kernels_neon();      // ARMv8.2 with dot products
 const Kernels* kernels_i8mm();      // neon's, to the same bits, with the dots of ARM's int8 matrix extension
-const Kernels* kernels_amx();       // avx512's, but for gemm and gemm_rows, for panels and a screen of nine tokens or more, and for attention over f16 pages
+const Kernels* kernels_amx();       // vbmi's, but for gemm and gemm_rows, for panels and a screen of nine tokens or more, and for attention over f16 pages
 
 // Half precision in plain C++: exact to float, round to nearest even from it.
 inline float f16_to_f32(uint16_t h) {

@@ -97,8 +97,14 @@ struct Ahead {
   }
 };
 
-// Types with a float scale per 32 inputs: value = d * (code - Offset), or d * code + m.
-template <class Code, int Offset, bool Min, int NB>
+// Where a panel keeps its rows' scales, of types that have them.
+OP const uint16_t* row_scales(const Panels& w, const uint8_t* panel) { return reinterpret_cast<const uint16_t*>(panel + w.panel_bytes - kRowLine); }
+// Sum + a group's dots times its scale. Of weights with row scales by two roundings, as tables without multiply-add do it.
+template <bool Rows> OP F add_group(F sum, I dots, F scale) {
+  return Rows ? add(sum, mul(to_float(dots), scale)) : fma(to_float(dots), scale, sum);
+}
+// Types with a float scale per 32 inputs: value = d * (code - Offset), or d * code + m; with Rows times a row's scale.
+template <class Code, int Offset, bool Min, bool Rows, int NB>
 static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   const int64_t groups = w.k / 32;
   const int8_t* xq[NB];
@@ -125,12 +131,16 @@ static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_
     dot_half<Code, 0, NB>(acc, p, xq);
     dot_half<Code, 1, NB>(acc, p, xq);
     const F d = load_f16(aux);
-    for (int b = 0; b < NB; ++b) y[b] = fma(to_float(acc[b]), mul(d, fset(xs[b][g])), y[b]);
+    for (int b = 0; b < NB; ++b) y[b] = add_group<Rows>(y[b], acc[b], mul(d, fset(xs[b][g])));
     if (Min) {
       const F m = load_f16(aux + 16);
       for (int b = 0; b < NB; ++b) y[b] = fma(m, fset(xf[b][g]), y[b]);
     }
     for (int b = 0; b < NB; ++b) xq[b] += 32;
+  }
+  if (Rows) {
+    const F d = load_f16(row_scales(w, base));
+    for (int b = 0; b < NB; ++b) y[b] = mul(y[b], d);
   }
   for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
 }
@@ -262,10 +272,10 @@ static void panel_float(const Panels& w, const uint8_t* base, const Acts& x, int
 }
 
 // Each form as a family of tiles by token count.
-template <class Code, int Offset, bool Min> struct Rows32 {
+template <class Code, int Offset, bool Min, bool Rows = false> struct Rows32 {
   static constexpr int kMax = kTileMost;
   template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
-    panel_32<Code, Offset, Min, NB>(w, p, x, t, o, ld);
+    panel_32<Code, Offset, Min, Rows, NB>(w, p, x, t, o, ld);
   }
 };
 template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Rows256 {
@@ -316,13 +326,14 @@ template <> struct Of<Planes::Nibble2> { using Code = Nibble2; };
 template <> struct Of<Planes::TwoBit> { using Code = TwoBit; };
 template <> struct Of<Planes::Byte> { using Code = Byte; };
 
-// By the traits row. Heads have their routines in screen.inl, wide codes in encoder.inl.
+// By the traits row. Heads have their routines in screen.inl, wide codes in encoder.inl, T2 and T3 in trellis.inl.
 template <int T> constexpr Kernels::Panel panel_of() {
   constexpr WeightTraits w = kWeightTypes[T];
   if constexpr (w.form == Form::Floats) return panel_rows<RowsFloat<typename Of<w.planes>::Code>>;
   else if constexpr (w.form == Form::Blocks32) return panel_rows<Rows32<typename Of<w.planes>::Code, w.offset, w.min>>;
   else if constexpr (w.form == Form::Blocks256) return panel_rows<Rows256<typename Of<w.planes>::Code, w.sub, w.offset, w.signed_sub, w.min>>;
   else if constexpr (w.form == Form::Scales16) return panel_rows<RowsI8>;
+  else if constexpr (w.form == Form::Rows32) return panel_rows<Rows32<typename Of<w.planes>::Code, w.offset, false, true>>;
   else return nullptr;
 }
 template <int T = 0> static void fill_matmul(Kernels& t) {

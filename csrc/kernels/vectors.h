@@ -12,7 +12,7 @@ inline Vectors vectors_of(const Kernels& table) {
   const std::string_view name = table.name;
   if (name == "neon" || name == "i8mm") return Vectors::kNeon;
   if (name == "avx2" || name == "avxvnni") return Vectors::kYmm;
-  return name == "avx512" || name == "amx" ? Vectors::kZmm : Vectors::kNone;   // amx computes all but tiles as avx512 does
+  return name == "avx512" || name == "vbmi" || name == "amx" ? Vectors::kZmm : Vectors::kNone;   // vbmi and amx compute the rest as avx512 does
 }
 
 }  // namespace fh

@@ -84,6 +84,13 @@ class Matrix:
         """
 
     @staticmethod
+    def pack_trellis(raw: U8, type: str, rows: int, cols: int, threads: Threads, expand: bool) -> Matrix:
+        """Re-lay a tensor of "T2" or "T3", its table first, as it is or expanded to int8.
+
+        `pack` chooses by the kernels in use.
+        """
+
+    @staticmethod
     def pack_codes(codes: NDArray[numpy.int8], scales: F32, threads: Threads) -> Matrix:
         """Lay codes int8 [N, K] with scales float32 [N, K/16] (value = scale * code); K a multiple of 32."""
 

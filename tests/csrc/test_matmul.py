@@ -135,7 +135,7 @@ def test_tables_that_multiply_otherwise_give_the_same_bits(name):
     """Tiles of AMX are exact where AVX-512's dots are, and ARM's matrix products where its dots are."""
     n, k = shapes(name)[2]
     w, x = coded(name, n, k)[0] if name in CODED else matrix(name, n, k), normal(k, 24, k)
-    for pair in (("avx512", "amx"), ("neon", "i8mm")):
+    for pair in (("avx512", "vbmi"), ("avx512", "amx"), ("neon", "i8mm")):
         if set(pair) <= set(native.isas()):
             first, second = (native.testing.gemm(isa, w, x, 24) for isa in pair)
             assert same_bits(first, second)

@@ -19,6 +19,8 @@ int main() {
   if (__builtin_cpu_supports("fma")) puts("fma");
   if (__builtin_cpu_supports("avx512f")) puts("avx512f");
   if (__builtin_cpu_supports("avx512vnni")) puts("avx512_vnni");
+  if (__builtin_cpu_supports("avx512vbmi")) puts("avx512vbmi");
+  if (__builtin_cpu_supports("avx512vbmi2")) puts("avx512_vbmi2");
 }
 """
 
@@ -80,4 +82,4 @@ def test_that_header_finds_what_the_kernel_lists(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, check=True)
     said = set(subprocess.run([tmp_path / "ask"], capture_output=True, text=True, check=True).stdout.split())
     flags = set(CPUINFO.read_text(encoding="utf-8").split())
-    assert said == {"avx2", "fma", "avx512f", "avx512_vnni"} & flags
+    assert said == {"avx2", "fma", "avx512f", "avx512_vnni", "avx512vbmi", "avx512_vbmi2"} & flags

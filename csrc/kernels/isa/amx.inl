@@ -12,10 +12,10 @@
 // Of two regions around a function clang takes the outer one's features, so the outer one ends where this begins.
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("amx-tile,amx-int8,amx-bf16,avx512vbmi,avx512vbmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#pragma GCC target("amx-tile,amx-int8,amx-bf16,avx512vbmi,avx512vbmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 #endif
 
 // The eight tiles, set by each call: C 0-3, A 4-5 of `bytes` inputs a token, B 6-7 of as many inputs.
@@ -147,7 +147,8 @@ template <int Bytes> OP void four_tiles(const int8_t* q, const uint8_t* w, int32
   settle();
 }
 // A unit's C in turn: parts of Bytes inputs, one float scale each (and minimum), `parts` of them here, in fours.
-template <int Bytes, bool Min> struct Parts {
+// `rows`: where weights have row scales, those, at a panel's last unit; null before.
+template <int Bytes, bool Min, bool Rows = false> struct Parts {
   const uint8_t* w;
   const float *d, *m;
   int64_t parts;
@@ -155,6 +156,7 @@ template <int Bytes, bool Min> struct Parts {
   const float *xs, *xf;
   float* y;
   bool first;
+  const uint16_t* rows = nullptr;
   void run(int64_t nt, const Next& next) const {
     int64_t t = 0;
     for (; t + 16 <= nt; t += 16) {
@@ -186,7 +188,7 @@ template <int Bytes, bool Min> struct Parts {
         UNROLL for (int i = 0; i < 16; ++i) sums[i] = end(c + j * kTile + 16 * i, scale, least, s + 8 * i, sums[i]);
       }
     }
-    UNROLL for (int i = 0; i < 16; ++i) fstore(out + 16 * i, sums[i]);
+    UNROLL for (int i = 0; i < 16; ++i) fstore(out + 16 * i, last(sums[i]));
   }
   // A prompt's last tokens, fewer than a tile has rows.
   void few(const int32_t* c, int64_t t, int64_t n, int64_t g, int64_t count) const {
@@ -195,15 +197,16 @@ template <int Bytes, bool Min> struct Parts {
       F sum = first && g == 0 ? fzero() : fload(out);
       for (int64_t j = 0; j < count; ++j)
         sum = end(c + j * kTile + 16 * i, fload(d + 16 * (g + j)), Min ? fload(m + 16 * (g + j)) : fzero(), (t + i) * 8 + (g + j) * Bytes / 32, sum);
-      fstore(out, sum);
+      fstore(out, g + count == parts ? last(sum) : sum);
     }
   }
   inline __attribute__((always_inline)) F end(const int32_t* c, F scale, F least, int64_t s, F sum) const {
-    sum = fma(to_float({_mm512_load_si512(c)}), mul(scale, fset(xs[s])), sum);
+    sum = add_group<Rows>(sum, {_mm512_load_si512(c)}, mul(scale, fset(xs[s])));
     return Min ? fma(least, fset(xf[s]), sum) : sum;
   }
+  inline __attribute__((always_inline)) F last(F sum) const { return Rows && rows ? mul(sum, load_f16(rows)) : sum; }
 };
-template <class Code, int Offset, bool Min>
+template <class Code, int Offset, bool Min, bool Rows = false>
 static void tiles_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y) {
   alignas(64) uint8_t codes[kUnitBytes];
   alignas(64) float d[8 * kPanelRows], m[8 * kPanelRows];
@@ -218,7 +221,22 @@ static void tiles_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
       if (Min) fstore(m + 16 * g, load_f16(aux + 16));
     }
     settle();
-    Parts<32, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, y, u == 0}.run(nt, next_32<Code, Min>(w, p0, p1, p, u, x));
+    const uint16_t* rows = Rows ? last_scales(w, base, u) : nullptr;
+    Parts<32, Min, Rows>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, y, u == 0, rows}.run(nt, next_32<Code, Min>(w, p0, p1, p, u, x));
+  }
+  _tile_release();
+}
+template <int K> static void tiles_trellis(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y) {
+  alignas(64) uint8_t codes[kUnitBytes];
+  alignas(64) float d[8 * kPanelRows];
+  const int64_t at = u * x.rows + t0, groups = groups_in(w, u);
+  use_tiles(32);
+  for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
+    const uint8_t* base = w.data + p * w.panel_bytes;
+    unpack_quickly<K, true>(w, base, u, codes, d);
+    settle();
+    Parts<32, false, true>{codes, d, nullptr, groups, x.q + at * kUnitK, x.scale + at * 8, nullptr, y, u == 0, last_scales(w, base, u)}
+        .run(nt, next_trellis<K>(w, p0, p1, p, u, x));
   }
   _tile_release();
 }
@@ -264,6 +282,8 @@ template <int T> constexpr Kernels::Gemm tiles_of() {
   if constexpr (w.form == Form::Blocks32) return tiles_32<typename Of<w.planes>::Code, w.offset, w.min>;
   else if constexpr (w.form == Form::Blocks256) return tiles_256<typename Of<w.planes>::Code, w.sub, w.offset, w.signed_sub, w.min>;
   else if constexpr (w.form == Form::Scales16) return tiles_i8;
+  else if constexpr (w.form == Form::Rows32) return tiles_32<typename Of<w.planes>::Code, w.offset, false, true>;
+  else if constexpr (w.form == Form::Trellis) return tiles_trellis<w.trellis_bits()>;
   else return nullptr;
 }
 template <int T = 0> static void fill_tiles(Kernels& t) {
@@ -273,6 +293,7 @@ template <int T = 0> static void fill_tiles(Kernels& t) {
 static Kernels make_amx() {
   Kernels t = make_table("amx");
   t.gemm_rows = kFew + 1;                            // sixteen rows fill one tile
+  fill_windows(t);
   fill_few(t);
   fill_tiles(t);
   t.screen[static_cast<int>(WeightType::Q8_0H)] = screen_tiles;

@@ -255,7 +255,7 @@ static void mm_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Act
   }
 }
 
-// By the traits row, as gemm_of.
+// By the traits row, as gemm_of; neon's where there is none.
 template <int T> constexpr Kernels::Gemm mm_of() {
   constexpr WeightTraits w = kWeightTypes[T];
   if constexpr (w.form == Form::Blocks32) return mm_32<typename Of<w.planes>::Code, w.offset, w.min>;
@@ -264,6 +264,6 @@ template <int T> constexpr Kernels::Gemm mm_of() {
   else return nullptr;
 }
 template <int T = 0> static void fill_mm(Kernels& t) {
-  t.gemm[T] = mm_of<T>();
+  if constexpr (mm_of<T>() != nullptr) t.gemm[T] = mm_of<T>();
   if constexpr (T + 1 < kWeightTypeCount) fill_mm<T + 1>(t);
 }

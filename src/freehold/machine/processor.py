@@ -33,6 +33,8 @@ _X86 = [
     "avx512bw",
     "avx512_vnni",
     "avx512_bf16",
+    "avx512vbmi",
+    "avx512_vbmi2",
     "amx_tile",
     "amx_int8",
     "amx_bf16",

@@ -21,6 +21,12 @@ F32 = NDArray[np.float32]
 Table: TypeAlias = NDArray[np.int8] | None  # of a type that is read through one
 
 
+def _flat(table: Table, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a tensor's bytes, as a file holds them."""
+    flat = rows.reshape(-1)
+    return flat if table is None else np.concatenate([table.view(np.uint8), flat])
+
+
 @dataclass(frozen=True, slots=True)
 class _Apart:
     """Tensors of one type that a file holds apart and another as one."""
@@ -45,8 +51,8 @@ class _Apart:
 
     @property
     def raw(self) -> NDArray[np.uint8]:
-        """The same, flat."""
-        return self.rows.reshape(-1)
+        """The same, flat, after their table."""
+        return _flat(self.table, self.rows)
 
     @property
     def table(self) -> Table:
@@ -230,8 +236,8 @@ class RowCut:
 
     @property
     def raw(self) -> NDArray[np.uint8]:
-        """The same, flat."""
-        return self.rows.reshape(-1)
+        """The same, flat, after their table."""
+        return _flat(self.table, self.rows)
 
     @property
     def table(self) -> Table:

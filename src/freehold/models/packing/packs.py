@@ -6,7 +6,8 @@ and pack.py notices damage of its panels. Packs and their folder are their owner
 
 Layout, little-endian: `FREEHOLD` (8 bytes), header length (u32), SHA-256 of the header (32 bytes), header (JSON:
 layout version, model digest, matrices with kind, rows, columns, offset, bytes, XXH64), then panels at 4096-byte
-offsets. Panels are the same for every ISA, so the key is the model's digest and the layout version alone.
+offsets. Panels are the same for every ISA, so the key is the model's digest and the layout version alone; but T2 and T3
+are expanded where kernels do not decode them, and a pack of the other kind is written anew.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from freehold import private
-from freehold._native import LAYOUT, Matrix, checksum, map_file
+from freehold._native import LAYOUT, Matrix, checksum, map_file, type_routes
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError
 from freehold.machine import show_bytes
 from freehold.models.packing.pack import CHUNK, Pack, Placed
@@ -73,6 +74,8 @@ def open_pack(path: Path, digest: str, paged: bool = False) -> Pack | None:
         facts = _read_header(fd)
         if facts is None or facts["layout"] != LAYOUT or facts["digest"] != digest:
             return None
+        if any(m["kind"] in _laid_elsewhere() for m in facts["matrices"]):
+            return None
         # The budget drops the least recently used. The time of reading alone: a new time of writing looks like damage.
         with contextlib.suppress(OSError):
             os.utime(path, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))
@@ -83,6 +86,12 @@ def open_pack(path: Path, digest: str, paged: bool = False) -> Pack | None:
         return None
     finally:
         os.close(fd)
+
+
+def _laid_elsewhere() -> set[str]:
+    """Return the kinds of panels that another machine would lay: they run here, and slowly."""
+    here = {packed for _, packed, _, _, _ in type_routes()}
+    return {"T2", "T3", "T8"} - here
 
 
 def _read_header(fd: int) -> dict[str, Any] | None:
