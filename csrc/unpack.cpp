@@ -72,10 +72,11 @@ template <class Value> void unpack_all(const FileType& f, const uint8_t* raw, in
   });
 }
 
-// MXFP4's powers of two that f16 does not hold read as zero there: the loader lays such blocks otherwise.
+// MXFP4's powers of two that f16 does not hold read as zero there: the loader lays such blocks otherwise. Rows of T2 and T3
+// need their table.
 const FileType* unpacked_type(std::string_view name) {
   for (const FileType& f : kFileTypes)
-    if (name == f.name && f.type != WeightType::MXFP4) return &f;
+    if (name == f.name && f.type != WeightType::MXFP4 && !traits(f.type).trellis_bits()) return &f;
   return nullptr;
 }
 

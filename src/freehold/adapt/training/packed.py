@@ -36,7 +36,7 @@ class PackedMatrix:
         *outer, self.columns = stored.shape
         self.rows = int(np.prod(outer))
         self._threads = threads
-        self._bytes = _bytes_of(stored)
+        self._bytes, self._table = _bytes_of(stored), stored.table
 
     def unpack(self, first: int = 0, count: int | None = None) -> torch.Tensor:
         """Return rows as floats [count, columns]."""
@@ -51,7 +51,8 @@ class PackedMatrix:
         import torch
 
         if not native.unpacks(self.type.name):
-            values = torch.from_numpy(dequantize(np.ascontiguousarray(rows), self.type, self.columns))
+            decoded = dequantize(np.ascontiguousarray(rows), self.type, self.columns, self._table)
+            values = torch.from_numpy(decoded)
             return values.bfloat16() if self.half else values
         raw = np.ascontiguousarray(rows).reshape(-1)
         out = torch.empty(len(rows), self.columns, dtype=torch.bfloat16 if self.half else torch.float32)
