@@ -44,7 +44,7 @@ def test_moments_are_those_of_the_inputs_and_shared_where_the_input_is(tmp_path)
         for name in names:
             seen.setdefault(name, []).append(x.copy())
 
-    streams.run(0, note)
+    streams.run(0, [note, note])
     streams.close()
     layer = next(calibrate(source, [ids, ids[:7]], tmp_path / "two"))
     assert set(layer.names) == set(seen) and len(layer.names) == 7
@@ -54,6 +54,28 @@ def test_moments_are_those_of_the_inputs_and_shared_where_the_input_is(tmp_path)
         assert np.allclose(h, x.T @ x / len(x), atol=1e-5)
     assert layer.moments["blk.0.attn_q.weight"] is layer.moments["blk.0.attn_v.weight"]
     assert layer.moments["blk.0.attn_q.weight"] is not layer.moments["blk.0.ffn_up.weight"]
+
+
+def test_an_error_counts_by_the_stream_that_it_is_added_to(tmp_path):
+    """A token whose stream is a thousand times the others' would else decide alone."""
+    source, ids = source_of("llama", tmp_path)
+    streams = LayerStreams(source, [ids], tmp_path / "spool")
+    whole = next(calibrate(source, [ids], tmp_path / "other")).moments["blk.0.attn_output.weight"].means()[0]
+    embedding = streams._read(0)
+    streams._write(0, embedding * np.float32(1000))
+    seen: dict[str, np.ndarray] = {}
+    streams.run(0, [lambda names, x: seen.update(dict.fromkeys(names, x))])
+    streams.close()
+    x = seen["blk.0.attn_output.weight"]
+    assert np.trace(x.T @ x / len(x)) < 1e-4 * np.trace(whole)
+
+
+def test_a_third_of_the_texts_gives_moments_of_its_own(tmp_path):
+    source, ids = source_of("llama", tmp_path)
+    parts = next(calibrate(source, [ids, ids[::-1]], tmp_path / "spool", held=[False, True]))
+    alone = next(calibrate(source, [ids[::-1]], tmp_path / "spool"))
+    for name in parts.names:
+        assert np.array_equal(parts.held[name].means()[0], alone.moments[name].means()[0])
 
 
 def test_later_layers_see_replaced_weights_only_when_they_follow(tmp_path):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from freehold import _native as native
+from freehold.adapt.quantize.calibration import CalibratedLayer, Moments
+from freehold.adapt.quantize.damping import choose_damping
 from freehold.adapt.quantize.feedback import BLOCK, feedback
+from freehold.adapt.quantize.streams import LayerMatrix
 from freehold.adapt.quantize.trellis import encode
 
 F32 = np.float32
@@ -65,3 +71,17 @@ def test_a_tensors_bytes_begin_with_its_table():
     made = encode(np.ones((2, 64), F32), None, 2, native.Threads(1))
     assert made.type == "T2" and len(made.raw) == 128 + made.rows.size
     assert np.array_equal(made.raw[:128].view(np.int8), made.table)
+
+
+def test_damping_is_chosen_on_texts_that_moments_are_not_of():
+    """Few texts for many inputs: the moments fit them, and only damping helps on others."""
+    weights = np.random.default_rng(2).standard_normal((70, 256)).astype(F32)
+    few, other = Moments.of_width(256), Moments.of_width(256)
+    few.add(inputs(40, 256, 24))
+    other.add(inputs(400, 256, 24)[40:])
+    matrix = LayerMatrix(cast(Any, SimpleNamespace(name="one")))
+    matrix.hold(weights)
+    layer = CalibratedLayer(0, {"one": few}, {"one": other}, {"one": matrix})
+    errors = choose_damping(layer, 3, native.Threads(1))
+    assert min(errors, key=errors.__getitem__) >= 0.1
+    assert errors[0.01] > 1.05 * min(errors.values())

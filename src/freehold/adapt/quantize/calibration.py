@@ -109,6 +109,7 @@ class CalibratedLayer:
 
     number: int
     moments: Mapping[str, Moments]  # by the matrix' name
+    held: Mapping[str, Moments]  # the same of the texts that are held out
     _matrices: Mapping[str, LayerMatrix]
 
     @property
@@ -134,6 +135,7 @@ def calibrate(
     texts: Sequence[Sequence[int]],
     spool: Path,
     *,
+    held: Sequence[bool] = (),
     widest: int = WIDEST,
     follow: bool = False,
 ) -> Iterator[CalibratedLayer]:
@@ -141,7 +143,7 @@ def calibrate(
 
     With `follow`, the streams pass a layer once more when the caller asks for the next, as the caller left it
     (CalibratedLayer.replace); without, later layers see what the model itself makes, in half the time. `spool` is a
-    file for the streams: four bytes for each token and hidden dimension.
+    file for the streams: four bytes for each token and hidden dimension. `held` says which texts are held out.
     """
     streams = LayerStreams(source, texts, spool)
     try:
@@ -149,9 +151,11 @@ def calibrate(
             matrices = streams.matrices(number)
             for w in matrices:
                 w.hold()
-            gathered = Gathered(widest)
-            streams.run(number, gathered.add, advance=not follow)
-            yield CalibratedLayer(number, gathered.finish(), {w.name: w for w in matrices})
+            gathered, beside = Gathered(widest), Gathered(widest)
+            records = [(beside if out else gathered).add for out in held or [False] * len(texts)]
+            streams.run(number, records, advance=not follow)
+            named = {w.name: w for w in matrices}
+            yield CalibratedLayer(number, gathered.finish(), beside.finish(), named)
             if follow:
                 streams.run(number)
             for w in matrices:

@@ -77,9 +77,13 @@ class RecordingOps(NumpyOps):
         gate: F32 | None = None,
         scale: float = 1.0,
     ) -> None:
-        """Record the input."""
-        self._note((weight,), x)
+        """Record the input over the size of the stream that it is added to, as the norms after it divide an error.
+
+        Without that the few tokens whose stream is a thousand times the others' (the first, as a rule) decide.
+        """
         super().linear_add(x, weight, residual, bias, gate, scale)
+        size = np.sqrt(np.mean(np.square(residual), axis=1, keepdims=True)) + np.float32(1e-6)
+        self._note((weight,), x / size)
 
     def linear_act(
         self,
@@ -161,11 +165,13 @@ class LayerStreams:
         """List a layer's matrices."""
         return [w for w in self._weights.layers[layer].values() if isinstance(w, LayerMatrix)]
 
-    def run(self, layer: int, record: Record | None = None, *, advance: bool = True) -> None:
-        """Run a layer over every text; with `advance`, what it makes of the streams is kept."""
+    def run(
+        self, layer: int, records: Sequence[Record | None] | None = None, *, advance: bool = True
+    ) -> None:
+        """Run a layer over every text, each with its own record; with `advance`, the streams pass it."""
         for i in range(len(self._texts)):
             x = self._read(i)
-            self._layer(layer, i, x, record)
+            self._layer(layer, i, x, records[i] if records else None)
             if advance:
                 self._write(i, x)
 
