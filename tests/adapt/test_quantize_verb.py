@@ -16,11 +16,16 @@ import pytest
 
 from freehold import _native as native
 from freehold.adapt.quantize import writing
+from freehold.adapt.quantize.calibrated import CalibratedEncoder
+from freehold.adapt.quantize.calibration import calibrate
 from freehold.adapt.quantize.encoding import encode_rows
-from freehold.adapt.quantize.quantising import QuantizeRequest, Watching, quantise
+from freehold.adapt.quantize.planning import QuantizeRequest
+from freehold.adapt.quantize.quantising import Watching, quantise
+from freehold.adapt.quantize.recipes import TensorChoice
 from freehold.config import Settings, load_settings
 from freehold.errors import BadModelFile, StoreError, UnsupportedModel, UsageError
-from freehold.formats import QuantType, open_gguf
+from freehold.formats import QuantType, dequantize, open_gguf
+from freehold.models.binding.bind import read_source
 from freehold.models.tiny import make
 from freehold.store import Store
 
@@ -80,19 +85,85 @@ def test_fall_backs_are_said_with_their_rows_and_number(settings: Settings, tiny
     assert found["result"]["fell_back"]["blk.0.attn_q.weight"] == {"wanted": "Q6_K", "given": "Q8_0"}
 
 
-def test_a_coarse_source_is_said(settings: Settings, tiny: Path, tmp_path: Path):
-    pool = native.Threads(1)
-
-    def encode(name: str, values: Any) -> tuple[QuantType, bytes]:
-        if values.ndim < 2:
-            return T.F32, values.tobytes()
-        return T.Q8_0, native.quantize_rows(values, "Q8_0", pool).tobytes()
-
-    coarse = make.write_gguf(make.config("llama"), tmp_path / "coarse.gguf", encode=encode)
+def test_a_coarse_source_and_a_larger_result_are_said(settings: Settings, tiny: Path, tmp_path: Path):
     notes: list[str] = []
     watching = Watching(on_note=notes.append)
-    made(settings, coarse, tmp_path / "out", QuantizeRequest(type="F16"), watching)
-    assert notes[-1:] == [] or "source" not in notes[0]  # eight bits are no coarse source
+    made(settings, tiny, tmp_path / "four", QuantizeRequest(type="Q4_0"), watching)
+    assert not any("source" in note for note in notes)
+    notes.clear()
+    made(settings, tmp_path / "four", tmp_path / "eight", QuantizeRequest(type="Q8_0"), watching)
+    assert "source has 4." in notes[0] and "not against the original" in notes[0]
+    assert "larger than the source" in notes[1]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_own_types_are_calibrated_and_required_by_name(
+    settings: Settings, tiny: Path, tmp_path: Path, bits: int
+):
+    text = tmp_path / "text.txt"
+    text.write_text("Some words to calibrate on, and a few more. " * 60)
+    request = QuantizeRequest(bits=bits, calibrate=str(text), tokens=1024)
+    found = made(settings, tiny, tmp_path / "out", request)
+    assert found["inputs"]["calibration"]["tokens"] == 1024 and found["result"]["type"] == f"T{bits}"
+    with open_gguf(tmp_path / "out" / "model.gguf") as result:
+        assert result.metadata["freehold.requires"] == "trellis-1"
+        assert result.tensors["blk.2.ffn_down.weight"].type is T[f"T{bits}"]
+        assert result.tensors["output.weight"].type is T.Q8_0
+    assert any("two bits" in note for note in found["notes"]) == (bits == 2)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.gguf", "receipt.json"]
+
+
+def test_calibration_lowers_the_error_that_inputs_see(settings: Settings, tiny: Path, tmp_path: Path):
+    with open_gguf(tiny) as source:
+        texts = [[(7 * i + j * j) % 250 for j in range(64)] for i in range(8)]
+        bound, pool = read_source(source), native.Threads(1)
+        layer = next(iter(calibrate(bound, texts, tmp_path / "spool")))
+        name = "blk.0.ffn_down.weight"
+        inputs = np.concatenate([np.diag(h) for h in layer.moments[name].means()])
+        choice = TensorChoice(source.tensors[name], T.Q4_0, T.Q4_0)
+        errors = []
+        for given in ([], texts):
+            with CalibratedEncoder(bound, given, tmp_path / "spool", pool) as encoder:
+                raw = np.concatenate([np.ravel(p) for p in encoder.pieces(choice)])
+            values = dequantize(raw.reshape(len(choice.tensor.rows), -1), T.Q4_0, choice.tensor.shape[-1])
+            errors.append(float((inputs * (values - choice.tensor.numpy()) ** 2).sum()))
+    assert errors[1] < errors[0] and not (tmp_path / "spool").exists()
+
+
+def test_a_byte_target_is_met_and_its_mix_is_kept_for_the_next_start(
+    settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    groups: list[str] = []
+
+    def interrupt(done: int, total: int, choice: object) -> None:
+        raise KeyboardInterrupt
+
+    request = QuantizeRequest(target_bytes=140_000, portable=True)
+    first = Watching(on_group=lambda done, total, name: groups.append(name), on_tensor=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        made(settings, tiny, tmp_path / "out", request, first)
+    assert "ends output" in groups and "first attn_q" in groups
+    groups.clear()
+    again = Watching(on_group=lambda done, total, name: groups.append(name))
+    found = made(settings, tiny, tmp_path / "out", request, again)
+    assert groups == [] and 120_000 < found["result"]["bytes"] <= 140_000
+    assert found["mix"]["predicted_divergence"] > 0 and len(found["result"]["bytes_by_type"]) > 2
+
+
+def test_more_bytes_predict_less_divergence(settings: Settings, tiny: Path, tmp_path: Path):
+    small, large = (
+        made(settings, tiny, tmp_path / str(n), QuantizeRequest(target_bytes=n, portable=True))
+        for n in (120_000, 160_000)
+    )
+    assert large["mix"]["predicted_divergence"] < small["mix"]["predicted_divergence"]
+
+
+def test_a_target_below_the_smallest_mix_names_the_size_that_is_possible(
+    settings: Settings, tiny: Path, tmp_path: Path
+):
+    with pytest.raises(UsageError, match="the smallest mix of these types takes") as told:
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(target_bytes=20_000, portable=True))
+    assert "allow at least" in told.value.hint
 
 
 def test_a_type_that_changes_nothing_is_refused(settings: Settings, tiny: Path, tmp_path: Path):
@@ -125,7 +196,8 @@ WORK = """
 import os, sys
 from pathlib import Path
 import freehold.adapt.quantize.writing as writing
-from freehold.adapt.quantize.quantising import QuantizeRequest, Watching, quantise
+from freehold.adapt.quantize.planning import QuantizeRequest
+from freehold.adapt.quantize.quantising import Watching, quantise
 from freehold.config import load_settings
 from freehold.store import Store
 source, out, die = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -147,7 +219,7 @@ def test_killed_at_any_tensor_and_started_again_gives_the_same_bytes(
         return subprocess.run(command, check=False, capture_output=True).returncode
 
     assert work(tmp_path / "whole", -1) == 0
-    for die in (0, 3, 17):  # the next one continues where this one died
+    for die in (3, 17):  # the next one continues where this one died
         assert work(tmp_path / "cut", die) == -signal.SIGKILL
         assert not (tmp_path / "cut").exists()
     assert work(tmp_path / "cut", -1) == 0
@@ -219,8 +291,6 @@ def test_no_network_is_used(settings: Settings, tiny: Path, tmp_path: Path, monk
 def test_floats_are_rounded_to_the_nearest(type: QuantType):
     values = np.array([[1.0, -2.5, 1 + 2**-9, 1 + 3 * 2**-9, 3.14159265]], np.float32)
     got = encode_rows(values, type, native.Threads(1))
-    from freehold.formats import dequantize
-
     back = dequantize(got.reshape(1, -1), type, 5)
     assert np.abs(back - values).max() <= {T.F32: 0.0, T.F16: 2**-11 * 4, T.BF16: 2**-8 * 4}[type]
     assert back[0, 0] == 1.0 and back[0, 1] == -2.5

@@ -47,9 +47,23 @@ class FileSize(click.ParamType):
     "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
 )
 @click.option(
-    "--bits", type=click.IntRange(4, 4), help="About this many bits a weight; 4 (Q4_K_M) is the default."
+    "--bits",
+    type=click.IntRange(2, 4),
+    help="Bits a weight: 2 and 3 in Freehold's own types, 4 as Q4_K_M, which is the default.",
 )
 @click.option("--type", "kind", metavar="TYPE", help="llama.cpp's name of a type: Q4_K_M, Q8_0, IQ4_XS, ...")
+@click.option(
+    "--target-bytes",
+    type=FileSize(),
+    help="Mix types for the least divergence in a file of at most this size, such as 1.2GB.",
+)
+@click.option("--portable", is_flag=True, help="With --target-bytes: only types that llama.cpp reads.")
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    help="Text that shows what inputs are like, or default; 2 and 3 bits use the default unless given one.",
+)
+@click.option("--tokens", type=click.IntRange(512), help="Most tokens of the text to calibrate on.")
 @click.option("--report", is_flag=True, help="Measure how far the result is from MODEL, and both speeds.")
 @click.option(
     "--text",
@@ -73,6 +87,10 @@ def command(
     out: Path,
     bits: int | None,
     kind: str | None,
+    target_bytes: int | None,
+    portable: bool,
+    calibrate: str | None,
+    tokens: int | None,
     report: bool,
     text: Path | None,
     until: float,
@@ -87,7 +105,9 @@ def command(
 
     With --json, prints the receipt.
     """
-    from freehold.adapt.quantize.quantising import QuantizeRequest, Watching, quantise
+    from freehold.adapt.quantize.planning import QuantizeRequest
+    from freehold.adapt.quantize.quantising import Watching, quantise
+    from freehold.adapt.quantize.texts import TOKENS
     from freehold.cli.company import company_facts
     from freehold.store import Store
 
@@ -100,6 +120,10 @@ def command(
     asked = QuantizeRequest(
         type=kind or "",
         bits=bits or 0,
+        target_bytes=target_bytes or 0,
+        portable=portable,
+        calibrate=calibrate or "",
+        tokens=tokens or TOKENS,
         report=report,
         text=text,
         until=until,
@@ -109,12 +133,19 @@ def command(
     )
     ref = Store(settings).resolve(model)
     with StatusLine(f"the same command continues; {out} is not there yet") as line:
-        watching = Watching(line.note, _tensors(line), _blocks(line))
+        watching = Watching(line.note, _groups(line), _tensors(line), _blocks(line))
         made = quantise(ref, out, asked, settings, watching)
     if as_json:
         click.echo(json.dumps(made))
     else:
         pairs(_rows(out, made))
+
+
+def _groups(line: StatusLine) -> Any:
+    def show(done: int, total: int, name: str) -> None:
+        line.show(f"measured {done} of {total} groups of tensors, now {name}")
+
+    return show
 
 
 def _tensors(line: StatusLine) -> Any:
@@ -140,12 +171,28 @@ def _rows(out: Path, made: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("file", str(out / result["file"])),
         ("size", f"{human(result['bytes'])}, {share:.0%} of the source's {human(result['source_bytes'])}"),
-        ("type", f"{result['type']}, {result['bits_a_weight']:.2f} bits a weight where encoded"),
+        ("type", _type(result)),
         ("holds", types),
+        *_mix_rows(made.get("mix")),
         *_divergence_rows(made.get("divergence")),
         *_speed_rows(made.get("speed")),
         ("licence", _licence(made["licence"])),
         ("receipt", str(out / "receipt.json")),
+    ]
+
+
+def _type(result: dict[str, Any]) -> str:
+    bits = result["bits_a_weight"]
+    return result["type"] if bits is None else f"{result['type']}, {bits:.2f} bits a weight where encoded"
+
+
+def _mix_rows(mix: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if mix is None:
+        return []
+    most = sorted(mix["sensitivity"].items(), key=lambda item: -item[1])[:4]
+    return [
+        ("predicted", f"{mix['predicted_divergence']:.4f} nat a token from the source"),
+        ("", f"coarse alone, in nat: {', '.join(f'{name} {nat:.3f}' for name, nat in most)}"),
     ]
 
 

@@ -20,6 +20,7 @@ from freehold.errors import NonFiniteLogits
 
 F32 = npt.NDArray[np.float32]
 LEVEL = 0.95
+UNTIL = 0.05  # the half-width, as a share of the mean, at which a measurement may stop by default
 LEAST_BLOCKS = 8  # before which an interval is too uncertain itself to stop by
 _PERCENTILES = (50, 90, 95, 99, 99.9)
 

@@ -28,7 +28,7 @@ def slabs(tensor: Tensor) -> Iterator[F32]:
     k = tensor.shape[-1] if tensor.shape else 1
     step = max(SLAB // k, 1)
     for first in range(0, len(tensor.rows), step):
-        values = dequantize(tensor.rows[first : first + step], tensor.type, k)
+        values = dequantize(tensor.rows[first : first + step], tensor.type, k, tensor.table)
         if not np.isfinite(values).all():
             raise BadModelFile(
                 f"tensor {tensor.name} holds NaN or infinity", "it is damaged; fetch the model again"

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from freehold.errors import UsageError
-from freehold.formats import GGUFFile, QuantType, Tensor, block_layout
+from freehold.errors import BadModelFile, UsageError
+from freehold.formats import GGUFFile, QuantType, Tensor
+from freehold.formats.weight_types import TABLE_TYPES, row_bytes
 
 T = QuantType
 
@@ -45,6 +46,8 @@ FILE_TYPES = {
     "IQ4_NL": FileType(25, T.IQ4_NL),
     "IQ4_XS": FileType(30, T.IQ4_XS),
     "BF16": FileType(32, T.BF16),
+    "T2": FileType(T.T2, T.T2),
+    "T3": FileType(T.T3, T.T3),
 }
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 FLOATS = (T.F32, T.F16, T.BF16)
@@ -164,10 +167,18 @@ def layer_of(name: str) -> int:
 def fitting(tensor: Tensor, wanted: QuantType) -> QuantType:
     """Return `wanted`, or what llama.cpp writes instead where the tensor's rows do not divide into its blocks."""
     columns = tensor.shape[-1]
-    if columns % block_layout(wanted).elems == 0:
+    if divides(wanted, columns):
         return wanted
     narrow = _FALLBACK.get(wanted, T.F16)
-    return narrow if columns % block_layout(narrow).elems == 0 else T.F16
+    return narrow if divides(narrow, columns) else T.F16
+
+
+def divides(type: QuantType, columns: int) -> bool:
+    """Tell whether rows of `columns` weights can be of this type."""
+    try:
+        return row_bytes(type, columns) > 0
+    except BadModelFile:
+        return False
 
 
 def _chosen(tensor: Tensor, wanted: QuantType | None) -> TensorChoice:
@@ -208,7 +219,7 @@ class _Rules:
         if name == "output.weight" or (self.model.tied and name in _EMBEDDINGS):
             return self._head(tensor)
         if name in _EMBEDDINGS:
-            return self.base
+            return self._head(tensor) if self.base in TABLE_TYPES else self.base
         if _is_value(name):
             return self._value(name)
         if "attn_k.weight" in name:
@@ -218,9 +229,8 @@ class _Rules:
         return self._output() if "attn_output.weight" in name else self.base
 
     def _head(self, tensor: Tensor) -> QuantType:
-        if tensor.shape[-1] % block_layout(self.base).elems:
-            return T.Q8_0
-        return T.Q8_0 if self.base is T.Q8_0 else T.Q6_K
+        asked = T.Q6_K if self.base in TABLE_TYPES else self.base
+        return T.Q6_K if divides(asked, tensor.shape[-1]) and asked is not T.Q8_0 else T.Q8_0
 
     def _value(self, name: str) -> QuantType:
         if self.model.experts == 8:

@@ -21,14 +21,13 @@ from freehold.choosing import here
 from freehold.config import Settings
 from freehold.engine import Engine
 from freehold.errors import FreeholdError
-from freehold.evals.divergence import TextDivergence
+from freehold.evals.divergence import UNTIL, TextDivergence
 from freehold.evals.held_out import held_out_text
 from freehold.evals.side_by_side import LogitSource, OnBlock, diverge, tokenizer_of, windows
 from freehold.types import SamplingParams
 
 ROUNDS, PROMPT, TOKENS = 3, 32, 48  # of timed decoding
-UNTIL = 0.05  # the interval's half-width, as a share of the mean, at which a report stops reading by default
-_SURE_BITS = 2.5  # below: see coarse_note
+_SURE_BITS = 2.9  # of a layer's matrices; below: see coarse_note
 _SMALL_MODEL = 1_000_000_000  # weights
 
 
