@@ -17,8 +17,9 @@ import numpy as np
 from freehold import _native as native
 from freehold.adapt.quantize.calibration import CalibratedLayer, Moments, calibrate
 from freehold.adapt.quantize.encoding import F32, U8, encoded_pieces
+from freehold.adapt.quantize.feedback import DAMPING
 from freehold.adapt.quantize.recipes import TensorChoice, layer_of
-from freehold.adapt.quantize.trellis import DAMPING, encode
+from freehold.adapt.quantize.trellis import encode
 from freehold.formats.trellis import BITS
 from freehold.models.binding.bind import Source
 
@@ -52,8 +53,8 @@ class CalibratedEncoder:
     def _trellis(self, choice: TensorChoice, moments: Moments | None) -> Iterator[U8]:
         tensor = choice.tensor
         values: F32 = tensor.numpy().reshape(-1, tensor.shape[-1])
-        means = None if moments is None else moments.means()
-        yield encode(values, means, BITS[choice.type], self._threads, damping=self._damping).raw
+        fed = None if moments is None else moments.feedback(self._damping)
+        yield encode(values, fed, BITS[choice.type], self._threads).raw
 
     def _moments(self, choice: TensorChoice) -> Moments | None:
         """Return the moments of a tensor's inputs; None for one that texts do not reach as a matrix."""
