@@ -174,6 +174,9 @@ ENVIRONMENTS = {
     "lm_eval": Environment(
         ("lm-eval[api]",), "import lm_eval.models.openai_completions", ("--prefer-binary",)
     ),
+    "inspect_ai": Environment(
+        ("inspect-ai>=0.3.285", "openai"), "import inspect_ai, openai", ("--prefer-binary",)
+    ),
     "langchain": Environment(
         ("langchain-openai>=1.7", "langchain-tests>=1.1"), "import langchain_openai, langchain_tests"
     ),

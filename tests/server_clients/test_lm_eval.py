@@ -17,6 +17,7 @@ import pytest
 import freehold
 from benches.lib.environments import environment
 from benches.server.load import ask
+from freehold.cli import main as cli_main
 from tests.server_clients.conftest import CONTEXT, Served
 
 pytestmark = pytest.mark.model
@@ -101,3 +102,23 @@ def test_chat_task_gets_the_answers_that_any_client_gets(tmp_path: Path, served:
         body |= {"max_tokens": 12, "temperature": 0, "stop": ["\n"]}
         answer = asyncio.run(ask(served.port, "/v1/chat/completions", body))
         assert sample["resps"][0][0] == answer.text
+
+
+def test_choices_score_in_eval_as_through_the_server(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    samples = evaluate(tmp_path, served, "local-completions", "/completions", CHOOSING)
+    lines = [
+        {"prompt": q["question"], "choices": q["choices"], "answer": q["answer"], "metric": "q"}
+        for q in QUESTIONS
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "fresh"))
+    options = ["--data", str(tmp_path / "own.jsonl"), "-o", str(tmp_path / "ours"), "--context", str(CONTEXT)]
+    assert cli_main.run(["eval", str(served.path), *options]) == 0
+    (path,) = (tmp_path / "ours").rglob("samples_own_*.jsonl")
+    ours = [json.loads(line) for line in path.read_text().splitlines()]
+    for mine, theirs in zip(ours, samples, strict=True):
+        found = [float(answer[0][0]) for answer in theirs["resps"]]
+        assert [answer[0][0] for answer in mine["resps"]] == pytest.approx(found, abs=1e-3)
+        assert mine["acc"] == theirs["acc"]
