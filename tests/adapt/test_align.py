@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from freehold.adapt.align import AlignSettings, align
 from freehold.config import Settings
-from freehold.errors import UsageError
+from freehold.errors import StoreError, UsageError
 from freehold.formats import open_lora
 from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
@@ -116,6 +117,24 @@ align(model, Path({str(pairs)!r}), Path({str(tmp_path / "parts")!r}), {SETTINGS!
     align(model, pairs, tmp_path / "whole", SETTINGS)
     align(model, pairs, tmp_path / "parts", SETTINGS)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_full_disk_is_one_line_and_the_run_continues(
+    model: ModelRef, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from freehold.adapt.training.trainee import Trainee
+
+    def full(self: Trainee, folder: Path, *, gguf: bool = False) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "save", full)
+        with pytest.raises(StoreError, match="No space left on device") as e:
+            align(model, pairs, tmp_path / "out", SETTINGS)
+    assert "the same command then continues" in e.value.hint
+    seen: list[int] = []
+    align(model, pairs, tmp_path / "out", SETTINGS, on_step=lambda row: seen.append(row["step"]))
+    assert seen == []
 
 
 def test_other_settings_do_not_continue_a_run(model: ModelRef, pairs: Path, tmp_path: Path):

@@ -193,7 +193,7 @@ def align(
         )
         loop.run(course.step, on_step)
         lines = loop.lines()
-        trainee.save(run.folder)
+        loop.save()
         parts = {
             "licence": {"base": licence.as_json()},
             "template": text_digest(trainee.template.source if trainee.template else ""),

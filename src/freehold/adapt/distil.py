@@ -171,7 +171,6 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     rows = _rows(work, trainee, answers)
     course = AnswerCourse(trainee, _optimizer(trainee, len(rows), given), rows, _order(len(rows), given))
     lines = _loop(work, trainee, course.optimizer, course.step, course.order)
-    trainee.save(work.run.folder)
     with work.engine(work.student) as student:
         return {
             "answers": counted,
@@ -201,7 +200,6 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             given.max_answer,
         )
         lines = _loop(work, trainee, course.optimizer, course.step, order)
-        trainee.save(work.run.folder)
         best = score(teacher, work.tested, given.max_answer)
         return {
             "tokenizer": "the same tokens",
@@ -305,9 +303,10 @@ def _loop(
     compute: Callable[[int], Mapping[str, Any]],
     order: Order,
 ) -> list[dict[str, Any]]:
-    """Run all steps; return their lines."""
+    """Run all steps and save the adapter; return the steps' lines."""
     loop = TrainingLoop(work.run, trainee, optimizer, work.settings.epochs * order.steps_an_epoch)
     loop.run(compute, work.watch.step)
+    loop.save()
     return loop.lines()
 
 

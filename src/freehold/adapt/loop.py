@@ -20,6 +20,7 @@ from freehold.adapt.receipt import cpu_seconds
 from freehold.adapt.run import RunFolder
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
+from freehold.errors import StoreError
 
 KEEP_S = 30.0  # between two states on disk: what a kill costs at most, and half a second of writing in thirty
 STEPS = "steps.jsonl"
@@ -80,6 +81,16 @@ class TrainingLoop:
         """Return the lines of all steps, those of earlier processes too."""
         text = self.run_folder.path(STEPS).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
+
+    def save(self) -> None:
+        """Write the adapter into the result. Raises StoreError where the disk does not take it."""
+        try:
+            self.trainee.save(self.run_folder.folder)
+        except OSError as e:
+            raise StoreError(
+                f"{self.run_folder.folder} cannot be written: {e.strerror or e}",
+                "free some space; the same command then continues",
+            ) from e
 
     def _state(self) -> dict[str, NDArray[Any]]:
         """Return a copy of all that a step changes."""
