@@ -30,6 +30,7 @@ from freehold.adapt.sampling import GREEDY, SamplingModel, open_sampling
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
+from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
 from freehold.models.lora import Adapter
 from freehold.store import ModelRef
@@ -83,8 +84,11 @@ class _Work:
     watch: DistilWatch
 
     def engine(self, ref: ModelRef) -> SamplingModel:
-        """Load a model to sample from, with room for the longest row, a batch at once."""
-        return open_sampling(ref, self.packs, context=self.settings.max_tokens, threads=self.settings.threads)
+        """Load a model to sample from, with room for the longest row and for a batch at once."""
+        given = self.settings
+        return open_sampling(
+            ref, self.packs, many=True, context=max(given.max_tokens, MIN_CONTEXT), threads=given.threads
+        )
 
 
 def distil(

@@ -20,12 +20,15 @@ from freehold.engine.scoring import logit_chunks
 from freehold.local.llm import LLM
 from freehold.local.opening import open_model
 from freehold.local.together import DRIVE_S
+from freehold.machine import available_bytes
 from freehold.models.lora import Adapter, pack_pairs
 from freehold.store import ModelRef
 from freehold.tokenizer import Tokenizer
 from freehold.types import FinishReason, SamplingParams, ServedModelOptions
 
 F32 = NDArray[np.float32]
+CACHE_BYTES = 1 << 30  # most of a cache for many answers: 80,000 tokens of a 0.5b
+NO_LIMIT = 1 << 40  # of tokens that wait: a batch is all there at once
 AT_ONCE = 64  # answers that are computed together; more would add cache and no speed
 GREEDY = SamplingParams(temperature=0.0)
 AS_IT_IS = SamplingParams(temperature=1.0)  # the model's own distribution: nothing cut off, nothing sharpened
@@ -122,11 +125,15 @@ class SamplingModel(LLM):
 
 
 def open_sampling(
-    ref: ModelRef, packs: Path | None = None, **options: Unpack[ServedModelOptions]
+    ref: ModelRef, packs: Path | None = None, *, many: bool = False, **options: Unpack[ServedModelOptions]
 ) -> SamplingModel:
     """Load a model to sample from. Speculation is off: it draws the same tokens and costs a trainer's small batches.
 
-    Raises as open_model does.
+    `many`: give the cache room for eight whole contexts, so that many answers of a short context are computed
+    together. Raises as open_model does.
     """
     given = cast(ServedModelOptions, {"speculate": False, **options})
+    if many:
+        given["cache_bytes"] = min(CACHE_BYTES, available_bytes() // 4)
+        given["max_queued_tokens"] = NO_LIMIT
     return cast(SamplingModel, open_model(ref, packs=packs, kind=SamplingModel, **given))
