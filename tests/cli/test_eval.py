@@ -68,6 +68,20 @@ def test_adapter_after_a_plus_is_another_subject_and_compared_with_its_base(run:
     assert task["items"] == 3 and task["wins"] + task["losses"] <= 3
 
 
+def test_created_model_scores_choices_with_its_adapter(run: Run, path: Path, home: Path):
+    write_for(load_model(path, name="tiny"), home / "mine", seed=1, rank=4, strength=0.5)
+    (home / "Modelfile").write_text(f"FROM {path}\nADAPTER ./mine\n")
+    assert run("create", "made", "-f", "Modelfile")[0] == 0
+    found = []
+    for model, out in (("made", "a"), (f"{path}+mine", "b"), (str(path), "c")):
+        assert (
+            run("eval", model, "--data", "own.jsonl", "--context", "256", "-o", out, "--limit", "1")[0] == 0
+        )
+        (samples,) = (home / out).rglob("samples_own_*.jsonl")
+        found.append(json.loads(samples.read_text())["resps"])
+    assert found[0] == found[1] != found[2]
+
+
 def test_results_of_other_items_are_not_compared(run: Run, path: Path):
     for out, limit in (("a", "3"), ("b", "2")):
         run("eval", str(path), "--data", "own.jsonl", "--context", "256", "-o", out, "--limit", limit)

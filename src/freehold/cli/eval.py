@@ -210,10 +210,12 @@ def _opened(store: Store, named: _Named, context: int | None, threads: int | Non
     with ExitStack() as stack:
         model = cast("EvaluatedModel", stack.enter_context(loaded))
         adapters = [(info.name, info.digest) for info in model.info.adapters]
-        overlay = named.ref.overlay.digest if named.ref.overlay else ""
-        parts = [digest(named.ref), named.ref.rounding, overlay, adapters, __version__]
+        overlay = named.ref.overlay
+        own = overlay.adapter_name if overlay and overlay.adapter else ""
+        made = overlay.digest if overlay else ""
+        parts = [digest(named.ref), named.ref.rounding, made, adapters, __version__]
         whole = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        yield EvalSubject(model, next(iter(given), ""), whole)
+        yield EvalSubject(model, next(iter(given), own), whole)
 
 
 def _judged(

@@ -68,11 +68,12 @@ def _dataset(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _item(name: str, options: Mapping[str, Any], dataset: Any, entry: Mapping[str, Any]) -> EvalItem:
+    shown = {key: value for key, value in options.items() if key != "size"}  # --limit makes no other items
     doc = {
         "dataset": name,
         "question": entry["question"],
         "answer": entry["answer"],
-        "options": dict(options),
+        "options": shown,
     }
 
     def mark(reply: ModelReply) -> ItemMark:
