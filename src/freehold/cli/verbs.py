@@ -76,6 +76,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Teach a small model to answer certain prompts as a larger one does.",
             "freehold distil qwen2.5-coder:0.5b --into smollm2:135m --prompts prompts.jsonl -o tuned",
         ),
+        "reinforce": Verb(
+            "Train a model on the scores of its own answers, given by a program.",
+            "freehold reinforce smollm2:135m --reward reward.py --prompts prompts.jsonl --steps 60 -o mine",
+        ),
     },
     "Serve models": {
         "serve": Verb(

@@ -1,15 +1,13 @@
 """The account of a run: each step's line in steps.jsonl, and what the receipt says of all steps.
 
 Knows scores, advantages and updates as numbers; knows no model and no verifier.
-Path: adapt/reinforce -> step_line; -> summary -> receipt
+Path: adapt/reinforce/course.py -> step_line; -> summary -> receipt
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from freehold.adapt.reinforce.policy import PolicyUpdate
@@ -17,6 +15,7 @@ from freehold.adapt.reinforce.verifier import RewardScore
 from freehold.adapt.reinforce.watch import AnswerLooks, failures
 
 STAGES = ("sample", "score", "train")
+SHOWN = 3  # answers that two verifiers score apart: in a step's line, and of the latest in the receipt
 
 
 def step_line(
@@ -51,15 +50,15 @@ def step_line(
     }
 
 
-def summary(steps: Path) -> dict[str, Any]:
-    """Return the receipt's parts on a run's steps: mismatch, groups, failures, speed; of all processes that ran it."""
-    lines = [json.loads(line) for line in steps.read_bytes().splitlines()] if steps.exists() else []
+def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the receipt's parts on a run's steps: mismatch, groups, failures, speed."""
     spent = {stage: round(sum(line["cpu"][stage] for line in lines), 2) for stage in STAGES}
     kinds: Counter[str] = Counter()
     for line in lines:
         kinds.update(line["failures"])
     measured = [line for line in lines if line["trained_tokens"]]
     parted = [line["parted"] for line in lines if "parted" in line]
+    shown = [each for line in lines for each in line.get("parted_shown", ())]
     return {
         "steps": {
             "count": len(lines),
@@ -69,6 +68,7 @@ def summary(steps: Path) -> dict[str, Any]:
             "score_first": lines[0]["score"] if lines else None,
             "score_last": lines[-1]["score"] if lines else None,
             "parted": sum(parted) / len(parted) if parted else None,
+            "parted_shown": shown[-SHOWN:],
         },
         "mismatch": {
             "mean_size": _mean(measured, "mismatch"),

@@ -3,7 +3,7 @@
 Each attack is tried on some items. It pays where its score is above a half on more than a fifth of them: one item in
 twenty may have "0123456789" for an answer, and a verifier of yes and no pays half of what is always "yes". Knows a
 verifier and items; knows no model.
-Path: adapt/reinforce -> attacked -> Verifier.score
+Path: adapt/reinforce/course.py -> attacked -> Verifier.score
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from freehold.adapt.reinforce.prompts import PromptItem
+from freehold.adapt.reinforce.prompts import PROBES, PromptItem
 from freehold.adapt.reinforce.verifier import RewardScore, Verifier
 
-PROBES = 20  # items that each attack is tried on
 PAYS = 0.5  # a score above this is pay
 SHARE = 0.2  # of the items: paid more often, an attack is called one
 MOST_FREQUENT = 0.5  # what always giving one answer may earn

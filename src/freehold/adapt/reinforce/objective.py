@@ -8,7 +8,7 @@
 sampler's, at most `cap`: the sampler computes in 8 bits and the trainer in floats, and answers are drawn from the
 sampler's distribution (truncated importance sampling). No term holds the policy at its base. A group whose scores are
 equal has no gradient and is dropped. Knows scores and log-probabilities; knows no model.
-Path: adapt/reinforce -> advantages, Objective.loss, Mismatch
+Path: adapt/reinforce/course.py -> advantages, Objective.loss, Mismatch
 """
 
 from __future__ import annotations

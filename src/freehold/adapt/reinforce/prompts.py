@@ -3,7 +3,7 @@
 A file's line has `prompt` or `messages`, and what else its reward needs; its `answer`, if it has one, serves for
 examples and attacks. Data sets make items without end, so no step sees one twice. What is unseen is set apart before
 training, and no training prompt has the words of one. Knows a verifier's items; knows no model.
-Path: adapt/reinforce -> prompts_of -> PromptSet.step
+Path: adapt/reinforce/course.py -> prompts_of -> PromptSet.step
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from freehold.types import Message
 
 EXAMPLE = '{"prompt": "What is 2 + 3?", "answer": "5"}'
 MOST_UNSEEN = 0.5  # of a file's lines that are set apart
+PROBES = 20  # prompts that a verifier is tried on
+_TRUTHS = 200  # training prompts whose answers an attack may list
 _AHEAD = 4  # times the items of a step that are tried for words that are not among the unseen ones
 
 
@@ -100,9 +102,7 @@ def _file_prompts(path: Path, unseen: Path | None, plan: PromptPlan) -> PromptSe
         first = (number - 1) * plan.a_step
         return [train[_place(i, len(train), plan.seed)] for i in range(first, first + plan.a_step)]
 
-    return PromptSet(
-        step, tuple(map(asked, apart)), tuple(train[: plan.a_step * 8]), _digest(plan, "file", digest)
-    )
+    return PromptSet(step, tuple(map(asked, apart)), tuple(train[:_TRUTHS]), _digest(plan, "file", digest))
 
 
 def _place(number: int, count: int, seed: int) -> int:
@@ -146,7 +146,8 @@ def _gym_prompts(verifier: Verifier, plan: PromptPlan) -> PromptSet:
             )
         return [asked(each) for each in fresh[: plan.a_step]]
 
-    return PromptSet(step, tuple(map(asked, apart)), tuple(step(1)), _digest(plan, "rg", verifier.digest))
+    probes = tuple(map(asked, _gym_items(verifier, base, PROBES)))
+    return PromptSet(step, tuple(map(asked, apart)), probes, _digest(plan, "rg", verifier.digest))
 
 
 def _gym_items(verifier: Verifier, first: int, count: int) -> list[PromptItem]:

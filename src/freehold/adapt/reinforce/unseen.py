@@ -3,7 +3,7 @@
 Greedy answers are what a user gets, sampled ones what training moves; both are scored by the run's verifier. Answers
 and scores are kept in a file of the run, so an interrupted run measures its beginning once. Knows a policy and a
 verifier; knows no update.
-Path: adapt/reinforce -> measured, change -> evals.paired.compared
+Path: adapt/reinforce/course.py -> measured, change -> evals.paired.compared
 """
 
 from __future__ import annotations

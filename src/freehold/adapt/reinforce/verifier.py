@@ -1,9 +1,9 @@
 """A verifier of answers: a user's `reward(prompt, answer, item)`, or that of a reasoning-gym data set.
 
 Either runs in processes of its own (sandbox/verifier.py): no network, no environment, files to read only, a second of
-processor an answer, 512 MiB. What is no score from 0 to 1 is a failure of a named kind and counts 0. Knows the child's
-protocol; knows no model.
-Path: adapt/reinforce -> Verifier.score -> sandbox/verifier.py
+processor an answer, 512 MiB. Everything but a number from 0 to 1 is a failure of a named kind and counts 0. Knows the
+child's protocol; knows no model.
+Path: adapt/reinforce/course.py -> Verifier.score -> sandbox/verifier.py
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from freehold.errors import CapacityExceeded, UsageError
+from freehold.evals.tasks.gym import PACKAGE, gym_options
 from freehold.platforms import can_confine
 from freehold.sandbox.children import spawn
 from freehold.sandbox.verifier import REFUSED
@@ -38,6 +39,7 @@ FAILURES = (
     *("no number", "not finite", "out of range", "tampered"),
 )
 _GYM = "rg:"
+_SIZE = 1 << 20  # items of a data set: each is made from its number, when it is asked for
 _PASSED_ON = ("PYTHON", "LD_", "LC_", "LANG")  # of the environment: what is secret stays here
 _FIXED = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -195,29 +197,15 @@ def _file_job(path: Path) -> tuple[dict[str, Any], str]:
 def _gym_job(spec: str) -> tuple[dict[str, Any], str]:
     """Return the job of rg:DATASET[:name=value,...], and a digest of data set, settings and version."""
     dataset, _, rest = spec.removeprefix(_GYM).partition(":")
-    config: dict[str, Any] = {}
-    for part in rest.split(",") if rest else ():
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UsageError(f"{spec}: {part!r} is no setting", "write rg:DATASET:name=value,name=value")
-        config[name.strip()] = _value(value.strip())
-    config.setdefault("seed", 0)
-    config.setdefault("size", 1 << 20)
+    config = {"seed": 0, "size": _SIZE, **gym_options(rest)}
     try:
-        version = importlib.metadata.version("reasoning-gym")
+        version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
-            f"{spec} needs reasoning-gym, which is not installed", "install it: pip install reasoning-gym"
+            f"{spec} needs {PACKAGE}, which is not installed", f"install it: pip install {PACKAGE}"
         ) from None
     told = json.dumps([dataset, config, version], sort_keys=True)
     return {"kind": "rg", "dataset": dataset, "config": config}, hashlib.sha256(told.encode()).hexdigest()
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _unusable(spec: str, reply: Mapping[str, Any]) -> UsageError:

@@ -2,7 +2,7 @@
 
 A policy that learns to please a verifier rather than to solve its items shows here first: answers grow, repeat or
 become one and the same, or a second verifier disagrees. Knows texts and scores; knows no model.
-Path: adapt/reinforce -> looks, parted -> the step's line
+Path: adapt/reinforce/course.py -> looks, parted -> the step's line
 """
 
 from __future__ import annotations

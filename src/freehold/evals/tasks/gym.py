@@ -30,14 +30,15 @@ def gym(spec: str, size: int | None) -> EvalTask:
     Raises UsageError where the package is missing, or has no such data set or option.
     """
     name, _, rest = spec.partition(":")
-    options = {"seed": SEED, "size": size or ITEMS, **_options(rest)}
+    options = {"seed": SEED, "size": size or ITEMS, **gym_options(rest)}
     found = _dataset(name, options)
     items = tuple(_item(name, options, found, entry) for entry in found)
     config = {"dataset": name, **options}
     return EvalTask(f"rg_{name}", items, ("acc", "score"), original=len(items), config=config)
 
 
-def _options(text: str) -> dict[str, Any]:
+def gym_options(text: str) -> dict[str, Any]:
+    """Return the options written after a data set: k=v[,k=v...], values as JSON or as text. Raises UsageError."""
     made: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")

@@ -1,0 +1,295 @@
+"""Reinforce: a model learns from the scores that a verifier gives to its own answers.
+
+Each step samples a group of answers to some prompts from the policy as it is, has them scored, and moves the adapter
+by the advantages within each group. Before the first step the verifier is attacked; before and after the run the
+policy is measured on unseen prompts. Everything random follows from the seed and the step's number.
+Path: cli/reinforce.py -> reinforce -> TrainingLoop -> Course.step -> Policy.sample, Verifier.score, Policy.update
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freehold.adapt.licences import base_licence, notes
+from freehold.adapt.loop import TrainingLoop
+from freehold.adapt.receipt import cpu_seconds, receipt
+from freehold.adapt.reinforce import unseen, watch
+from freehold.adapt.reinforce.account import SHOWN, step_line, summary
+from freehold.adapt.reinforce.attack import AttackResult, attacked, paid_truths
+from freehold.adapt.reinforce.objective import CAP, Loss, Objective, advantages
+from freehold.adapt.reinforce.policy import Policy, PolicyRow, seeds_of
+from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
+from freehold.adapt.reinforce.verifier import RewardScore, Verifier
+from freehold.adapt.run import RunFolder
+from freehold.adapt.sampling import SampledAnswer, open_sampling
+from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import Trainee
+from freehold.advisor.facts import Facts
+from freehold.errors import UsageError
+from freehold.store import ModelRef
+
+MOST_MISMATCH = 0.15  # nat a token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
+BEFORE, AFTER = "before.json", "after.json"
+_NAMED = 3  # attacks that a message names
+OnStep = Callable[[Mapping[str, Any]], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforceSettings:
+    """How to train. Every field is in the receipt."""
+
+    steps: int
+    prompts: int = 8  # a step
+    group: int = 8  # answers to a prompt
+    max_tokens: int = 64  # of an answer
+    loss: Loss = "dr_grpo"
+    rate: float = 1e-4
+    rank: int = 16
+    alpha: float = 32.0
+    updates: int = 1  # of one step's answers
+    cap: float = CAP  # of a token's weight, trainer's over sampler's; 0: no weights
+    most_mismatch: float = MOST_MISMATCH
+    unseen: int = 100  # prompts to measure with
+    passes_at: float = 1.0
+    shots: int = 0
+    system: str = ""
+    seed: int = 0
+    threads: int | None = None
+    half: bool = False  # products in bfloat16
+    allow_gameable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforceSources:
+    """What is scored and by whom: specs of verifiers, and files of prompts."""
+
+    reward: str
+    check: str = ""
+    prompts: Path | None = None
+    test: Path | None = None
+
+
+@dataclass(slots=True)
+class Course:
+    """What the steps of one run share."""
+
+    policy: Policy
+    prompts: PromptSet
+    verifier: Verifier
+    check: Verifier | None
+    settings: ReinforceSettings
+
+    def step(self, number: int) -> dict[str, Any]:
+        """Sample, score, learn; return the step's line. `number` counts from 0."""
+        given, sampler = self.settings, self.policy.sampler
+        items = self.prompts.step(number + 1)
+        seeds = seeds_of(given.seed, number + 1, len(items))
+        start = cpu_seconds()
+        prompts = [sampler.render(each.messages) for each in items]
+        groups = self.policy.sample(prompts, given.group, seeds=seeds, max_tokens=given.max_tokens)
+        sampled = cpu_seconds()
+        texts = [[unseen.text_of(sampler, a.ids) for a in group] for group in groups]
+        scores, parted = self._scored(items, texts)
+        scored = cpu_seconds()
+        gained = advantages([[each.value for each in group] for group in scores], given.loss)
+        update = self.policy.update(
+            _rows(prompts, groups, gained),
+            answers=len(items) * given.group,
+            max_tokens=given.max_tokens,
+            updates=given.updates,
+            bound=given.most_mismatch,
+        )
+        spent = {"sample": sampled - start, "score": scored - sampled, "train": cpu_seconds() - scored}
+        looks = watch.looks(
+            texts,
+            [len(a.ids) for group in groups for a in group],
+            [a.finish_reason == "length" for group in groups for a in group],
+        )
+        line = step_line(scores, given.passes_at, looks, update, gained.count(None), spent)
+        return {**line, **parted, "seeds": seeds}
+
+    def _scored(
+        self, items: Sequence[PromptItem], texts: Sequence[Sequence[str]]
+    ) -> tuple[list[list[RewardScore]], dict[str, Any]]:
+        """Score every answer, by the second verifier too; return the scores, and where the two part."""
+        tasks = [(each.prompt, t, each.item) for each, group in zip(items, texts, strict=True) for t in group]
+        scores, size = self.verifier.score(tasks), self.settings.group
+        groups = [scores[i : i + size] for i in range(0, len(scores), size)]
+        if self.check is None:
+            return groups, {}
+        apart = watch.parted([t[0] for t in tasks], [t[1] for t in tasks], scores, self.check.score(tasks))
+        shown = [asdict(each) for each in apart[:SHOWN]]
+        return groups, {"parted": len(apart) / len(tasks), "parted_shown": shown}
+
+    def measured(self, *, trained: bool) -> unseen.UnseenScore:
+        """Answer the unseen prompts with the policy as it is, or with the model itself."""
+        return unseen.measured(
+            self.policy.sampler,
+            self.verifier,
+            self.prompts.unseen,
+            seed=self.settings.seed,
+            max_tokens=self.settings.max_tokens,
+            adapter=self.policy.packed() if trained else None,
+        )
+
+
+def reinforce(
+    model: ModelRef,
+    sources: ReinforceSources,
+    out: Path,
+    settings: ReinforceSettings,
+    *,
+    packs: Path | None = None,
+    facts: Facts | None = None,
+    fresh: bool = False,
+    on_note: OnNote = lambda note: None,
+    on_step: OnStep = lambda row: None,
+) -> dict[str, Any]:
+    """Train an adapter on a verifier's scores; write it to the folder `out` and return its receipt.
+
+    An interrupted run with the same arguments continues. Raises UsageError for a verifier that pays for what solves
+    nothing, and for a sampler that is further from the trainer than the bound; and what reading the model raises.
+    """
+    licence = base_licence(model, facts or Facts())
+    with ExitStack() as open_:
+        verifier = open_.enter_context(Verifier(sources.reward))
+        check = open_.enter_context(Verifier(sources.check)) if sources.check else None
+        plan = PromptPlan(settings.prompts, settings.unseen, settings.seed, settings.shots, settings.system)
+        prompts = prompts_of(verifier, sources.prompts, sources.test, plan)
+        inputs = _inputs(model, verifier, check, prompts, settings)
+        run = open_.enter_context(RunFolder.open(out, "reinforce", inputs, fresh=fresh))
+        for note in notes({"base's": licence}):
+            on_note(note)
+        attacks = _attacked(verifier, check, prompts, settings, on_note)
+        trainee = Trainee.open(
+            model.path,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            seed=settings.seed,
+            threads=settings.threads,
+            half=settings.half,
+        )
+        sampler = open_.enter_context(open_sampling(model, packs, threads=settings.threads))
+        objective = Objective(settings.loss, cap=settings.cap)
+        policy = Policy(trainee, sampler, Optimizer(trainee.parameters(), settings.rate), objective)
+        course = Course(policy, prompts, verifier, check, settings)
+        parts = _trained(course, run, on_note, on_step)
+        trainee.save(run.folder)
+        made = receipt("reinforce", inputs, licence={"base": licence.as_json()}, attacks=attacks, **parts)
+        run.finish(made)
+    return made
+
+
+def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -> dict[str, Any]:
+    """Measure, run the steps, measure again; return the receipt's parts."""
+    before = unseen.kept(run.path(BEFORE))
+    if before is None and course.prompts.unseen:
+        before = course.measured(trained=False)
+        unseen.keep(run.path(BEFORE), before)
+    if before is not None:
+        on_note(f"{len(before.greedy)} unseen prompts before training: {_rates(before, course.settings)}")
+    optimizer = course.policy.optimizer
+
+    def restore(arrays: Mapping[str, Any]) -> None:
+        optimizer.steps = int(arrays["updates"])
+
+    loop = TrainingLoop(
+        run,
+        course.policy.trainee,
+        optimizer,
+        course.settings.steps,
+        arrays=lambda: {
+            "updates": np.array(optimizer.steps)
+        },  # steps whose groups were all dropped made none
+        restore=restore,
+    )
+    loop.run(course.step, on_step)
+    parts = summary(loop.lines())
+    if before is not None:
+        after = course.measured(trained=True)
+        unseen.keep(run.path(AFTER), after)
+        on_note(f"{len(after.greedy)} unseen prompts after training: {_rates(after, course.settings)}")
+        parts["before_after"] = unseen.change(before, after, course.settings.passes_at)
+    return parts
+
+
+def _rates(score: unseen.UnseenScore, settings: ReinforceSettings) -> str:
+    greedy, sampled = (score.passed(settings.passes_at, sampled=each) for each in (False, True))
+    return (
+        f"{sum(greedy) / len(greedy):.2f} pass greedily and {sum(sampled) / len(sampled):.2f} sampled, "
+        f"{score.tokens:.0f} tokens"
+    )
+
+
+def _rows(
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[SampledAnswer]],
+    gained: Sequence[Sequence[float] | None],
+) -> list[PolicyRow]:
+    """Return the answers of the groups that are not dropped."""
+    return [
+        PolicyRow(tuple(prompt), answer.ids, answer.logprobs, advantage)
+        for prompt, group, advantages_ in zip(prompts, groups, gained, strict=True)
+        if advantages_ is not None
+        for answer, advantage in zip(group, advantages_, strict=True)
+    ]
+
+
+def _inputs(
+    model: ModelRef,
+    verifier: Verifier,
+    check: Verifier | None,
+    prompts: PromptSet,
+    settings: ReinforceSettings,
+) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "base": model.digest or str(model.path),
+        "reward": {"spec": verifier.spec, "digest": verifier.digest},
+        "check": {"spec": check.spec, "digest": check.digest} if check else None,
+        "prompts": prompts.digest,
+        "settings": asdict(settings),
+    }
+
+
+def _attacked(
+    verifier: Verifier,
+    check: Verifier | None,
+    prompts: PromptSet,
+    settings: ReinforceSettings,
+    on_note: OnNote,
+) -> dict[str, Any]:
+    """Attack each verifier; return the receipt's part. Raises UsageError for one that pays, unless allowed."""
+    made: dict[str, Any] = {}
+    for role, each in (("reward", verifier), ("check", check)):
+        if each is None:
+            continue
+        found = attacked(each, prompts.probes)
+        paying = [result for result in found if result.pays]
+        made[role] = {"gameable": bool(paying), "attacks": [asdict(result) for result in found]}
+        if paying and not settings.allow_gameable:
+            raise UsageError(
+                f"{each.spec} is gameable: it pays for {_named(paying)}",
+                "mend it: a policy learns what pays. --allow-gameable trains on it all the same",
+            )
+        on_note(
+            f"{each.spec} pays for {_named(paying)}: trained on it all the same"
+            if paying
+            else f"{each.spec} withstood {len(found)} attacks on {len(prompts.probes[:PROBES])} prompts"
+        )
+        share = paid_truths(each, prompts.probes)
+        if share is not None and share < 1:
+            on_note(f"{each.spec} pays only {share:.0%} of its prompts' own answers in full")
+    return made
+
+
+def _named(paying: Sequence[AttackResult]) -> str:
+    first = ", ".join(f"{each.attack} ({each.mean:.2f})" for each in paying[:_NAMED])
+    return first + (f" and {len(paying) - _NAMED} more" if len(paying) > _NAMED else "")

@@ -1,0 +1,239 @@
+"""`freehold reinforce MODEL --reward VERIFIER -o OUT`: an adapter that earns higher scores, with a receipt.
+
+Knows options and lines of text; adapt.reinforce does the work. MODEL must be here already: nothing is fetched.
+Path: main -> reinforce -> Store.resolve -> adapt.reinforce.course.reinforce -> a folder
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from freehold.cli.company import company_facts
+from freehold.cli.options import MAX_SEED
+from freehold.cli.progress import StatusLine
+from freehold.cli.shared import json_option, pairs
+from freehold.config import Settings
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_ANSWER = 60  # characters of an answer that a row shows
+
+
+@click.command("reinforce")
+@click.argument("model")
+@click.option(
+    "--reward",
+    required=True,
+    metavar="FILE.py|rg:DATASET",
+    help="What scores an answer: a file with reward(prompt, answer, item), or a data set of reasoning-gym, "
+    "rg:DATASET[:name=value,...].",
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
+)
+@click.option(
+    "--prompts", type=_FILE, help="Prompts, one JSON object a line; a data set makes its own without."
+)
+@click.option("--steps", type=click.IntRange(1), required=True, help="Steps to train.")
+@click.option(
+    "--check",
+    default="",
+    metavar="FILE.py|rg:DATASET",
+    help="A second verifier that scores the same answers.",
+)
+@click.option("--test", type=_FILE, help="Prompts to measure with; default: some of --prompts, set apart.")
+@click.option(
+    "--unseen", type=click.IntRange(0, 2000), default=100, show_default=True, help="Prompts to measure with."
+)
+@click.option(
+    "--pass-at",
+    "passes_at",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="The score from which an answer passes.",
+)
+@click.option("--system", default="", metavar="TEXT", help="A system message before every prompt.")
+@click.option(
+    "--shots",
+    type=click.IntRange(0, 32),
+    default=0,
+    show_default=True,
+    help="Solved prompts shown before each, as turns of the chat.",
+)
+@click.option(
+    "--batch",
+    "prompts_a_step",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    help="Prompts a step.",
+)
+@click.option(
+    "--group", type=click.IntRange(2, 64), default=8, show_default=True, help="Answers to each prompt."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of an answer."
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["dr_grpo", "dapo"]),
+    default="dr_grpo",
+    show_default=True,
+    help="How advantages and tokens are normalised.",
+)
+@click.option(
+    "--lr",
+    "rate",
+    type=click.FloatRange(0, 1),
+    default=1e-4,
+    show_default=True,
+    help="Learning rate; 0 trains nothing, for a control.",
+)
+@click.option(
+    "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
+)
+@click.option(
+    "--updates",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Updates from one step's answers; from the second on they are clipped.",
+)
+@click.option(
+    "--cap",
+    type=click.FloatRange(0),
+    default=2.0,
+    show_default=True,
+    help="The most that a token weighs, by trainer over sampler; 0: every token weighs 1.",
+)
+@click.option(
+    "--most-mismatch",
+    type=click.FloatRange(0, min_open=True),
+    default=0.15,
+    show_default=True,
+    help="Stop where trainer and sampler are further apart, in nat a token.",
+)
+@click.option("--allow-gameable", is_flag=True, help="Train on a verifier that pays for what solves nothing.")
+@click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
+)
+@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
+@click.option(
+    "--half/--no-half",
+    default=None,
+    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
+)
+@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    model: str,
+    reward: str,
+    out: Path,
+    prompts: Path | None,
+    check: str,
+    test: Path | None,
+    fresh: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Train MODEL on the scores of its own answers; write the adapter and receipt.json to the folder OUT.
+
+    Rewards run in a process without network, environment or files to write, a second of processor an answer; a score
+    is 0 to 1, and everything else is a failure that pays 0. A verifier that pays for answers that solve nothing is
+    refused. A line of --prompts: {"prompt": "...", ...}; the whole line is the reward's `item`, and its "answer", if
+    there is one, serves for --shots. After Ctrl-C or a crash the same command continues, to the same bits. Use the
+    result with: freehold run MODEL --adapter OUT
+
+    With --json, prints the receipt.
+    """
+    from freehold.adapt.extra import half_helps
+    from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
+    from freehold.store import Store
+
+    store = Store(settings)
+    ref = store.resolve(model)
+    half = half_helps() if given["half"] is None else given["half"]
+    given["prompts"] = given.pop("prompts_a_step")
+    asked = ReinforceSettings(alpha=2.0 * given["rank"], **{**given, "half": half})
+    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+        made = reinforce(
+            ref,
+            ReinforceSources(reward, check, prompts, test),
+            out,
+            asked,
+            packs=store.packs,
+            facts=company_facts(settings, {}),
+            fresh=fresh,
+            on_note=line.note,
+            on_step=lambda row: line.show(_step(row, asked.steps)),
+        )
+    if as_json:
+        click.echo(json.dumps(made))
+    else:
+        pairs(_rows(out, made))
+
+
+def _step(row: Mapping[str, Any], steps: int) -> str:
+    parts = [
+        f"step {row['step']} of {steps}: score {row['score']:.2f}, {row['passed']:.0%} pass",
+        f"{row['dropped']} of {row['groups']} groups equal",
+        f"{row['tokens']:.0f} tokens, {row['repetition']:.0%} repeated, {row['distinct']:.0%} distinct",
+        "no mismatch measured" if row["mismatch"] is None else f"mismatch {row['mismatch']:.3f} nat a token",
+    ]
+    if row["failures"]:
+        parts.append("failures: " + _counted(row["failures"]))
+    if row.get("parted"):
+        parts.append(f"the check parts in {row['parted']:.0%}")
+    return "; ".join(parts) + f"; {row['cpu_seconds']:.1f} CPU-s"
+
+
+def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the receipt as rows of text."""
+    steps, mismatch, speed = made["steps"], made["mismatch"], made["speed"]
+    gap = "not measured: every group was equal"
+    if mismatch["mean_size"] is not None:
+        gap = f"{mismatch['mean_size']:.4f} nat a token, at most {mismatch['most']:.4f} in a step"
+    rows = [
+        ("adapter", str(out)),
+        *_measured(made.get("before_after")),
+        ("groups", f"{steps['dropped']} of {steps['groups']} were equal, and dropped"),
+        ("mismatch", gap),
+        ("failures", _counted(steps["failures"]) or "none"),
+    ]
+    if steps["parted"] is not None:
+        rows.append(("check", f"parts from the reward in {steps['parted']:.1%} of the answers"))
+        rows += [("", _parted(each)) for each in steps["parted_shown"]]
+    time = f"{made['cpu_seconds']:.0f} CPU-s in this process; {speed['sampling_share']:.0%} of the steps' is sampling"
+    return [*rows, ("time", time), ("receipt", str(out / "receipt.json"))]
+
+
+def _measured(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return [("unseen", "no prompts: what was learnt is not measured")]
+    made = []
+    for kind in ("greedy", "sampled"):
+        one = found[kind]
+        made.append(
+            (
+                "unseen" if kind == "greedy" else "",
+                f"{one['after']:.1%} of {found['prompts']} prompts pass {kind}, before {one['before']:.1%} "
+                f"(p = {one['p']:.2g}); mean score {one['mean_after']:.2f}, before {one['mean_before']:.2f}",
+            )
+        )
+    return made
+
+
+def _parted(shown: Mapping[str, Any]) -> str:
+    answer = shown["answer"] if len(shown["answer"]) <= _ANSWER else shown["answer"][: _ANSWER - 3] + "..."
+    return f"{shown['score']:.2f} and {shown['check']:.2f} for {answer!r}"
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
