@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from freehold.adapt.distillation.answers import AnswerBook, Taught
+from freehold.adapt.distillation.answers import AnswerBook, Taught, judged
 from freehold.adapt.distillation.learning import AnswerCourse, OnPolicyCourse, Order, PromptRow
 from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
 from freehold.adapt.licences import base_licence, notes, teaching
@@ -37,7 +36,7 @@ from freehold.store import ModelRef
 from freehold.tokenizer import Tokenizer
 
 WARMUP = 0.1  # share of the steps
-ANSWERS = "answers.jsonl"
+ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
 OnStep = Callable[[Mapping[str, Any]], None]
 OnText = Callable[[str], None]
 
@@ -151,24 +150,7 @@ def check_same_tokens(teacher: Tokenizer, student: Tokenizer, names: tuple[str, 
 def _sequence_level(work: _Work) -> dict[str, Any]:
     """Have the teacher answer, then teach what was kept."""
     given = work.settings
-    book = AnswerBook(work.run.path(ANSWERS))
-    before: float | None = None
-    with ExitStack() as opened:
-        missing = [q for q in work.trained if q.line not in book.held]
-        teacher = opened.enter_context(work.engine(work.teacher)) if missing or _judged(work.tested) else None
-        if teacher is not None:
-            book.ask(
-                teacher,
-                work.trained,
-                seed=given.seed,
-                max_tokens=given.max_answer,
-                tries=given.tries,
-                on_batch=lambda done: work.watch.doing(
-                    f"{work.teacher.name} answered {done} of {len(work.trained)}"
-                ),
-            )
-            before = score(teacher, work.tested, given.max_answer)
-    answers = [book.held[q.line] for q in work.trained]
+    answers, unseen = _answered(work)
     counted = _counted(answers)
     work.watch.note(_said(counted))
     trainee = _trainee(work)
@@ -178,9 +160,47 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     with work.engine(work.student) as student:
         return {
             "answers": counted,
-            "before_after": _measured(work, student, trainee, before),
+            "before_after": _measured(work, student, trainee, _passed(unseen)),
             **_common(trainee, lines),
         }
+
+
+def _answered(work: _Work) -> tuple[list[Taught], list[Taught]]:
+    """Return the teacher's answers to the prompts to train on and to the judged ones to measure with.
+
+    An interrupted run holds them already, and the teacher is not loaded again.
+    """
+    tested = _judged(work.tested)
+    books = [
+        (AnswerBook(work.run.path(name)), asked)
+        for name, asked in ((ANSWERS, work.trained), (UNSEEN, tested))
+    ]
+    if all(q.line in book.held for book, asked in books for q in asked):
+        return [books[0][0].held[q.line] for q in work.trained], [books[1][0].held[q.line] for q in tested]
+    with work.engine(work.teacher) as teacher:
+        return (
+            _asked(work, teacher, ANSWERS, work.trained, work.settings.tries),
+            _asked(work, teacher, UNSEEN, tested, 1),
+        )
+
+
+def _asked(
+    work: _Work, teacher: SamplingModel, name: str, questions: Sequence[TeacherPrompt], tries: int
+) -> list[Taught]:
+    """Have the teacher answer what it did not yet."""
+    return AnswerBook(work.run.path(name)).ask(
+        teacher,
+        questions,
+        seed=work.settings.seed,
+        max_tokens=work.settings.max_answer,
+        tries=tries,
+        on_batch=lambda done: work.watch.doing(f"{work.teacher.name} answered {done} of {len(questions)}"),
+    )
+
+
+def _passed(unseen: Sequence[Taught]) -> float | None:
+    """Return the share of judged answers without a fault; None where none is judged."""
+    return float(np.mean([not taught.why for taught in unseen])) if unseen else None
 
 
 def _on_policy(work: _Work) -> dict[str, Any]:
@@ -204,12 +224,12 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             given.max_answer,
         )
         lines = _loop(work, trainee, course.optimizer, course.step, order)
-        best = score(teacher, work.tested, given.max_answer)
+        unseen = _asked(work, teacher, UNSEEN, _judged(work.tested), 1)
         return {
             "tokenizer": "the same tokens",
             "divergence": {"first": lines[0]["loss"], "last": lines[-1]["loss"]},
             "mismatch": {"mean_absolute": float(np.mean([line["mismatch"] for line in lines]))},
-            "before_after": _measured(work, student, trainee, best),
+            "before_after": _measured(work, student, trainee, _passed(unseen)),
             **_common(trainee, lines),
         }
 
@@ -217,25 +237,19 @@ def _on_policy(work: _Work) -> dict[str, Any]:
 # --- measuring -------------------------------------------------------------------------------------
 
 
-def score(
-    model: SamplingModel, questions: Sequence[TeacherPrompt], max_tokens: int, adapter: Adapter | None = None
-) -> float | None:
-    """Return the share of judged prompts whose greedy answer passes; None where no prompt has a judge."""
-    marks = marked(model, questions, max_tokens, adapter)
-    return float(np.mean(marks)) if marks else None
-
-
 def marked(
     model: SamplingModel, questions: Sequence[TeacherPrompt], max_tokens: int, adapter: Adapter | None = None
 ) -> list[bool]:
-    """Return for each judged prompt whether the greedy answer passes."""
+    """Return for each judged prompt whether the greedy answer has no fault, as the teacher's are judged."""
     asked = _judged(questions)
     prompts = [model.render(q.messages) for q in asked]
     found = model.sample(
         prompts, seeds=[0] * len(asked), max_tokens=max_tokens, sampling=GREEDY, adapter=adapter
     )
-    texts = [model.tokenizer.decode(answer.ids).strip() for [answer] in found]
-    return [q.check.mark(text).passed for q, text in zip(asked, texts, strict=True) if q.check is not None]
+    return [
+        not judged(q, answer, model.tokenizer, 1, len(answer.ids)).why
+        for q, [answer] in zip(asked, found, strict=True)
+    ]
 
 
 def _measured(
