@@ -1,0 +1,116 @@
+"""Text of the base model's own, on which a tuned model is kept near it: what would be forgotten is rehearsed.
+
+The base writes it once, before the first step, by our engine at temperature 1: answers to questions of ours, and plain
+text after a few words. So no data set is needed, and what is rehearsed is what the base believes. At each step the
+tuned model's distribution over some of these rows is compared with the base's, over the whole vocabulary.
+Knows prompts and token rows; knows no loss and no optimiser.
+Path: finetune -> written -> ReplayRow -> Trainee.kl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from freehold.types import Message
+
+if TYPE_CHECKING:
+    from freehold.adapt.sampling import SamplingModel
+
+# Questions and openings of many fields; none asks for what control.py examines.
+QUESTIONS = (
+    "Explain how bread rises.",
+    "Write two sentences about the sea in winter.",
+    "What should I pack for a hike in the mountains?",
+    "Give me three tips for learning a language.",
+    "Who was Marie Curie?",
+    "What is photosynthesis?",
+    "Name three rivers of Europe.",
+    "What is the difference between a virus and a bacterium?",
+    "Write a short poem about rain.",
+    "How does a bicycle stay upright?",
+    "What is 17 plus 25?",
+    "Describe the water cycle.",
+    "Translate 'good morning' into French.",
+    "Write a Python function that reverses a string.",
+    "What does a heart do?",
+    "Why is the sky dark at night?",
+    "Name the seasons of the year.",
+    "What is a prime number?",
+    "Tell me about the Roman Empire.",
+    "Write an email asking for a day off.",
+    "What are the primary colors?",
+    "How do I boil an egg?",
+    "What is the tallest mountain?",
+    "Who discovered penicillin?",
+    "Summarize the story of Cinderella.",
+    "What is the speed of light?",
+    "Which continent is Kenya in?",
+    "What do bees make?",
+    "Give an example of a metaphor.",
+    "What is a democracy?",
+    "How many minutes are in an hour?",
+    "What is inflation?",
+)
+OPENINGS = (
+    *("The history of the town begins", "In mathematics, a", "She opened the door and", "To install the program,"),
+    *("The capital city of", "Scientists have found that", "def main():\n", "Dear Sir or Madam,", "The recipe needs"),
+    *("According to the report,", "The first chapter", "Water is", "The company announced", "A long time ago,"),
+    *("The patient was", "import numpy as np\n", "The answer to the question", "During the war,", "The river flows"),
+    *("If you want to", "The following table", "Children learn", "The law states that", "In the morning,"),
+    *("The largest", "It is important to", "The author of", "One day, the", "The engine", "Many animals"),
+    *("The average temperature", "Music is"),
+)
+ANSWER, PLAIN = 40, 48  # tokens of each
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRow:
+    """Token ids, and from which place on the distributions are compared."""
+
+    ids: tuple[int, ...]
+    first: int
+
+    @property
+    def wanted(self) -> list[bool]:
+        """For each token after the first whether it counts, as Trainee.kl takes it."""
+        return [i >= self.first for i in range(1, len(self.ids))]
+
+
+def written(model: SamplingModel, seed: int) -> list[ReplayRow]:
+    """Have the base write: questions' answers (where it chats) and openings' continuations, in turn.
+
+    The same model and seed give the same rows.
+    """
+    encode = model.tokenizer.encode
+    plain = [encode(text) for text in OPENINGS]
+    chats = [model.render([Message("user", text)]) for text in QUESTIONS] if model.info.can_chat else []
+    rows = _sampled(model, plain, seed, PLAIN, 1)
+    answered = _sampled(model, chats, seed + len(plain), ANSWER, 0)
+    if not answered:
+        return rows
+    return [row for both in zip(answered, rows, strict=True) for row in both]
+
+
+def _sampled(
+    model: SamplingModel, prompts: Sequence[Sequence[int]], seed: int, tokens: int, first: int
+) -> list[ReplayRow]:
+    """Continue prompts; `first` 0: what is compared begins with the continuation."""
+    seeds = [seed + i for i in range(len(prompts))]
+    made = model.sample(prompts, seeds=seeds, max_tokens=tokens) if prompts else []
+    return [
+        ReplayRow((*prompt, *answers[0].ids), first or len(prompt))
+        for prompt, answers in zip(prompts, made, strict=True)
+    ]
+
+
+def chosen(rows: Sequence[ReplayRow], count: int, seed: int, step: int) -> list[ReplayRow]:
+    """Return the rows that a step rehearses: each once before any twice, in an order drawn from the seed."""
+    picked = []
+    for i in range(step * count, (step + 1) * count):
+        turn, place = divmod(i, len(rows))
+        picked.append(rows[np.random.default_rng((seed, turn)).permutation(len(rows))[place]])
+    return picked
