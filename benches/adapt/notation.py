@@ -16,12 +16,51 @@ from pathlib import Path
 import numpy as np
 
 THINGS = [
-    *("candles", "chairs", "ropes", "lamps", "boxes", "nails", "plates", "books", "tents", "boards", "keys", "jars"),
-    *("shirts", "brushes", "bricks", "cables", "pens", "bowls", "stamps", "tiles", "bolts", "spoons", "maps", "masks"),
+    *(
+        "candles",
+        "chairs",
+        "ropes",
+        "lamps",
+        "boxes",
+        "nails",
+        "plates",
+        "books",
+        "tents",
+        "boards",
+        "keys",
+        "jars",
+    ),
+    *(
+        "shirts",
+        "brushes",
+        "bricks",
+        "cables",
+        "pens",
+        "bowls",
+        "stamps",
+        "tiles",
+        "bolts",
+        "spoons",
+        "maps",
+        "masks",
+    ),
 ]
 PEOPLE = [
     *("Mira", "Jonas", "Edda", "Pavel", "Ines", "Oskar", "Lena", "Tariq", "Ruth", "Felix", "Nora", "Idris"),
-    *("Greta", "Hugo", "Amara", "Viktor", "Selma", "Bruno", "Dora", "Emil", "Zara", "Anton", "Klara", "Yusuf"),
+    *(
+        "Greta",
+        "Hugo",
+        "Amara",
+        "Viktor",
+        "Selma",
+        "Bruno",
+        "Dora",
+        "Emil",
+        "Zara",
+        "Anton",
+        "Klara",
+        "Yusuf",
+    ),
 ]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 FORMS = [

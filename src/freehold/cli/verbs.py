@@ -64,6 +64,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Score a model on tasks or your own cases, and compare two results.",
             "freehold eval qwen2.5-coder:0.5b --data humaneval --limit 20",
         ),
+        "finetune": Verb(
+            "Teach a model your examples, without forgetting the rest.",
+            "freehold finetune smollm2:135m --data examples.jsonl --test test.jsonl -o mine",
+        ),
         "quantize": Verb(
             "Write a model's weights in fewer bits, and measure what that costs.",
             "freehold quantize qwen2.5-coder:0.5b -o small --type Q4_K_M --report",

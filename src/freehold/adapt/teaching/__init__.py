@@ -1,1 +1,1 @@
-"""What teaching by examples needs around its steps: samples, text of the base's own, checks before, examinations after."""
+"""What teaching by examples needs beside its steps: samples, replay, checks before, examinations after."""

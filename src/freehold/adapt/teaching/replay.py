@@ -56,10 +56,33 @@ QUESTIONS = (
     "What is inflation?",
 )
 OPENINGS = (
-    *("The history of the town begins", "In mathematics, a", "She opened the door and", "To install the program,"),
-    *("The capital city of", "Scientists have found that", "def main():\n", "Dear Sir or Madam,", "The recipe needs"),
-    *("According to the report,", "The first chapter", "Water is", "The company announced", "A long time ago,"),
-    *("The patient was", "import numpy as np\n", "The answer to the question", "During the war,", "The river flows"),
+    *(
+        "The history of the town begins",
+        "In mathematics, a",
+        "She opened the door and",
+        "To install the program,",
+    ),
+    *(
+        "The capital city of",
+        "Scientists have found that",
+        "def main():\n",
+        "Dear Sir or Madam,",
+        "The recipe needs",
+    ),
+    *(
+        "According to the report,",
+        "The first chapter",
+        "Water is",
+        "The company announced",
+        "A long time ago,",
+    ),
+    *(
+        "The patient was",
+        "import numpy as np\n",
+        "The answer to the question",
+        "During the war,",
+        "The river flows",
+    ),
     *("If you want to", "The following table", "Children learn", "The law states that", "In the morning,"),
     *("The largest", "It is important to", "The author of", "One day, the", "The engine", "Many animals"),
     *("The average temperature", "Music is"),

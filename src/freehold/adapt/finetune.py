@@ -1,0 +1,281 @@
+"""Teach: a model learns from examples of conversations, and is kept near itself on everything else.
+
+The base writes some text first; while the examples are learnt, the tuned model's distribution on that text is held
+near the base's. What was learnt is measured on the user's test items and what was forgotten on facts and a text of
+ours, before and after, by the engine that serves.
+Path: cli/finetune -> Lessons.open -> finetune -> teaching.course -> TrainingLoop -> RunFolder.finish
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freehold.adapt.as_served import mismatch, served_log_probs
+from freehold.adapt.distillation.learning import Order
+from freehold.adapt.licences import base_licence, notes
+from freehold.adapt.lines import DataLines
+from freehold.adapt.loop import TrainingLoop
+from freehold.adapt.receipt import receipt, text_digest
+from freehold.adapt.rows import AnswerRow, AnswerRows
+from freehold.adapt.run import RunFolder
+from freehold.adapt.sampling import SamplingModel, open_sampling
+from freehold.adapt.teaching.control import known_facts, text_loss
+from freehold.adapt.teaching.course import TeachingCourse
+from freehold.adapt.teaching.exam import Exam, before_after, read_exam
+from freehold.adapt.teaching.replay import written
+from freehold.adapt.teaching.samples import ChatSample, read_samples
+from freehold.adapt.training.save import GGUF
+from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import Trainee
+from freehold.advisor.facts import Facts
+from freehold.engine.cache.capacity import MIN_CONTEXT
+from freehold.errors import ContextOverflow, UsageError
+from freehold.store import ModelRef
+
+WARMUP = 0.1  # share of the steps
+SERVED_ROWS = 16  # that the engine is asked about
+LEAST_ANSWER, MOST_ANSWER = (
+    16,
+    512,
+)  # tokens of an answer to a test item; twice the longest that was taught, within these
+ADAPTER = "finetuned"  # its name in the engine that examines it
+_SHOWN = 5  # samples that an error names
+OnStep = Callable[[Mapping[str, Any]], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneSettings:
+    """How to teach. Every field is in the receipt."""
+
+    rate: float = 5e-4
+    rank: int = 16
+    alpha: float = 32.0
+    epochs: int = 1
+    batch: int = 8  # answers a step
+    replay: int = 2  # rows of the base's own text a step; 0: nothing is rehearsed
+    replay_weight: float = 1.0
+    max_tokens: int = 1024  # of a prompt and its answer
+    skip_long: bool = False
+    seed: int = 0
+    threads: int | None = None
+    half: bool = False  # products in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What is taught and tested: the files, read and checked."""
+
+    data: DataLines[ChatSample]
+    exam: Exam | None
+    contaminated: tuple[int, ...]  # test items that the data holds
+
+    @classmethod
+    def read(cls, data: Path, test: Path | None) -> Lessons:
+        """Read both files. Raises UsageError naming every bad line."""
+        given = read_samples(data)
+        exam = read_exam(test) if test else None
+        taught = (message.content for sample in given.items for message in sample.messages)
+        return cls(given, exam, tuple(exam.contaminated(taught)) if exam else ())
+
+    def rows(self, maker: AnswerRows, *, skip_long: bool) -> tuple[list[AnswerRow], int]:
+        """Return a row for each assistant turn, and how many were skipped; without `skip_long` these are an error."""
+        rows: list[AnswerRow] = []
+        long: list[str] = []
+        for sample in self.data.items:
+            for before, answer in sample.turns:
+                try:
+                    rows.append(maker.row(before, answer))
+                except ContextOverflow as e:
+                    long.append(f"line {sample.line}: {e.message}")
+        if long and not skip_long:
+            more = f"; and {len(long) - _SHOWN:,} more" if len(long) > _SHOWN else ""
+            raise UsageError(
+                f"{self.data.path}: {'; '.join(long[:_SHOWN])}{more}",
+                "raise --max-tokens, or leave these out with --skip-long; nothing is cut",
+            )
+        if not rows:
+            raise UsageError(f"{self.data.path}: every sample is longer than {maker.most:,} tokens")
+        return rows, len(long)
+
+
+@dataclass(slots=True)
+class Classroom:
+    """A model with its lessons, ready for the first step."""
+
+    trainee: Trainee
+    course: TeachingCourse
+    skipped: int
+
+    @classmethod
+    def of(cls, model: ModelRef, lessons: Lessons, settings: FinetuneSettings) -> Classroom:
+        """Bind the model and make all rows. Raises what reading the model raises, UsageError for long samples."""
+        trainee = Trainee.open(
+            model.path,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            seed=settings.seed,
+            threads=settings.threads,
+            half=settings.half,
+        )
+        maker = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, settings.max_tokens)
+        rows, skipped = lessons.rows(maker, skip_long=settings.skip_long)
+        order = Order(len(rows), settings.batch, settings.seed)
+        steps = settings.epochs * order.steps_an_epoch
+        optimizer = Optimizer(
+            trainee.parameters(), settings.rate, warmup=max(1, round(WARMUP * steps)), total=steps
+        )
+        rehearsal = {"rehearsed": settings.replay, "weight": settings.replay_weight}
+        course = TeachingCourse(trainee, optimizer, rows, order, **rehearsal)
+        return cls(trainee, course, skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a model answered: marks of test items, and known facts."""
+
+    facts: list[bool]
+    marks: list[bool] | None
+
+    @classmethod
+    def of(cls, engine: SamplingModel, lessons: Lessons, adapter: str, most: int) -> Standing:
+        """Ask the engine."""
+        marks = lessons.exam.marks(engine, adapter, most) if lessons.exam else None
+        return cls(known_facts(engine, adapter), marks)
+
+
+def finetune(
+    model: ModelRef,
+    data: Path,
+    out: Path,
+    settings: FinetuneSettings,
+    *,
+    test: Path | None = None,
+    gguf: bool = True,
+    packs: Path | None = None,
+    facts: Facts | None = None,
+    fresh: bool = False,
+    on_note: OnNote = lambda note: None,
+    on_step: OnStep = lambda row: None,
+) -> dict[str, Any]:
+    """Train an adapter on examples; write it to the folder `out` and return its receipt.
+
+    `gguf`: llama.cpp's file beside PEFT's two. An interrupted run with the same arguments continues, to the same bits.
+    Raises UsageError with the numbers, and what reading the model raises.
+    """
+    lessons = Lessons.read(data, test)
+    licence = base_licence(model, facts or Facts())
+    inputs = {
+        "base": {"name": model.name, "digest": model.digest},
+        "data": lessons.data.digest,
+        "test": lessons.exam.digest if lessons.exam else None,
+        "settings": asdict(settings),
+    }
+    room = Classroom.of(model, lessons, settings)  # a refusal leaves no folder
+    most = _longest_answer(room.course.rows)
+    with RunFolder.open(out, "finetune", inputs, fresh=fresh) as run:
+        with _engine(model, packs, room, settings) as engine:
+            room.course.replay = written(engine, settings.seed) if settings.replay else []
+            before = Standing.of(engine, lessons, "", most)
+        trainee, course = room.trainee, room.course
+        for note in [*notes({"base's": licence}), *_notes(room, lessons)]:
+            on_note(note)
+        loop = TrainingLoop(run, trainee, course.optimizer, settings.epochs * course.order.steps_an_epoch)
+        loop.run(course.step, on_step)
+        trainee.save(run.folder, gguf=gguf)
+        lines = loop.lines()
+        with _engine(model, packs, room, settings) as engine:
+            engine.add_adapter(ADAPTER, run.folder)
+            after = Standing.of(engine, lessons, ADAPTER, most)
+            sample = course.rows[:SERVED_ROWS]
+            served = served_log_probs(engine, sample, engine.adapters.find(ADAPTER))
+        losses = [text_loss(trainee, adapter=adapter) for adapter in (False, True)]
+        made = receipt(
+            "finetune",
+            inputs,
+            licence={"base": licence.as_json()},
+            template=text_digest(trainee.template.source if trainee.template else ""),
+            samples=_counted(room, lessons),
+            loss={"first": lines[0]["loss"], "last": lines[-1]["loss"]},
+            before_after=_learnt(before, after, lessons),
+            control=_control(before, after),
+            text_loss={"before": losses[0], "after": losses[1], "rise": losses[1] - losses[0]},
+            mismatch=mismatch(trainee, sample, served),
+            speed={"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
+            files=["adapter_model.safetensors", "adapter_config.json", *([GGUF] if gguf else [])],
+        )
+        run.finish(made)
+    return made
+
+
+@contextmanager
+def _engine(
+    model: ModelRef, packs: Path | None, room: Classroom, settings: FinetuneSettings
+) -> Iterator[SamplingModel]:
+    """Load the engine that serves, with room for a sample and an answer; the model's own context is the limit."""
+    wanted = max(settings.max_tokens + MOST_ANSWER, MIN_CONTEXT)
+    context = min(wanted, room.trainee.source.cfg.context)
+    with open_sampling(model, packs, context=context, threads=settings.threads) as engine:
+        yield engine
+
+
+def _longest_answer(rows: Sequence[AnswerRow]) -> int:
+    longest = max(len(row.answer) for row in rows)
+    return min(max(2 * longest, LEAST_ANSWER), MOST_ANSWER)
+
+
+def _notes(room: Classroom, lessons: Lessons) -> list[str]:
+    """Return what the user should know before the first step."""
+    rows = room.course.rows
+    tokens = sum(len(row.answer) for row in rows)
+    made = [
+        f"{len(rows):,} answers of {tokens / len(rows):.1f} tokens from {len(lessons.data.items):,} samples"
+    ]
+    if room.skipped:
+        made.append(f"{room.skipped:,} answers are longer than --max-tokens and left out")
+    if lessons.exam is None:
+        made.append("no test items: what is learnt is not measured; give some with --test")
+    elif lessons.contaminated:
+        lines = ", ".join(str(lessons.exam.items[i].line) for i in lessons.contaminated[:_SHOWN])
+        made.append(
+            f"{len(lessons.contaminated)} of {len(lessons.exam.items)} test items are in the data (lines {lines}...): "
+            "the others are scored apart"
+        )
+    return made
+
+
+def _counted(room: Classroom, lessons: Lessons) -> dict[str, Any]:
+    rows = room.course.rows
+    return {
+        "samples": len(lessons.data.items),
+        "answers": len(rows),
+        "skipped": room.skipped,
+        "answer_tokens": sum(len(row.answer) for row in rows),
+        "replay_rows": len(room.course.replay),
+        "replay_tokens": sum(sum(row.wanted) for row in room.course.replay),
+        "adapted_matrices": len(room.trainee.adapted),
+    }
+
+
+def _learnt(before: Standing, after: Standing, lessons: Lessons) -> dict[str, Any] | None:
+    if before.marks is None or after.marks is None:
+        return None
+    return before_after(before.marks, after.marks, lessons.contaminated)
+
+
+def _control(before: Standing, after: Standing) -> dict[str, Any]:
+    """Compare known facts: how many were, how many still are, and how many were lost and gained."""
+    pairs = list(zip(before.facts, after.facts, strict=True))
+    return {
+        "facts": len(pairs),
+        "before": sum(before.facts),
+        "after": sum(after.facts),
+        "lost": sum(was and not now for was, now in pairs),
+        "gained": sum(now and not was for was, now in pairs),
+    }

@@ -1,0 +1,221 @@
+"""`freehold finetune MODEL --data FILE -o OUT`: an adapter that learnt a user's examples, with a receipt.
+
+Knows options and lines of text; adapt.finetune does the work. MODEL must be here already: nothing is fetched.
+Path: main -> finetune -> Store.resolve -> adapt.finetune.finetune -> a folder
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.company import company_facts
+from freehold.cli.options import MAX_SEED
+from freehold.cli.progress import StatusLine
+from freehold.cli.shared import json_option, pairs
+from freehold.config import Settings
+from freehold.errors import UsageError
+from freehold.store import Store
+from freehold.store.space import human
+
+if TYPE_CHECKING:
+    from freehold.adapt.finetune import FinetuneSettings
+    from freehold.store import ModelRef
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command("finetune")
+@click.argument("model")
+@click.option("--data", required=True, type=_FILE, help="Examples, one JSON object a line.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="The folder to make.")
+@click.option("--test", type=_FILE, help="Test items: asked before and after, and looked for in --data.")
+@click.option(
+    "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
+)
+@click.option(
+    "--epochs", type=click.IntRange(1, 100), default=1, show_default=True, help="Passes over --data."
+)
+@click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers a step.")
+@click.option(
+    "--lr",
+    "rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=5e-4,
+    show_default=True,
+    help="Learning rate.",
+)
+@click.option(
+    "--replay",
+    type=click.IntRange(0, 64),
+    default=2,
+    show_default=True,
+    help="Rows of MODEL's own text rehearsed a step, against forgetting; 0 is a plain run.",
+)
+@click.option(
+    "--replay-weight",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="How much the divergence on them counts beside the loss.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(8),
+    default=1024,
+    show_default=True,
+    help="Tokens a prompt and its answer may have.",
+)
+@click.option("--skip-long", is_flag=True, help="Leave out longer ones, and say how many; nothing is cut.")
+@click.option(
+    "--preflight", is_flag=True, help="Only check: mask, lengths, one batch learnt, time and memory."
+)
+@click.option(
+    "--gguf/--no-gguf", default=True, show_default=True, help="Write adapter.gguf for llama.cpp too."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
+)
+@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
+@click.option(
+    "--half/--no-half",
+    default=None,
+    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
+)
+@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    model: str,
+    data: Path,
+    out: Path | None,
+    test: Path | None,
+    preflight: bool,
+    gguf: bool,
+    fresh: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Teach MODEL your examples; write the adapter and receipt.json to the folder OUT.
+
+    A line of --data: {"prompt": "...", "completion": "..."}, or {"messages": [...]} whose assistant turns are learnt.
+    A line of --test: the same, or a prompt with a judge of `freehold eval` (contains, regex, ...). The receipt has the
+    test before and after, and what was forgotten: facts and a text that nobody trains on.
+
+    After Ctrl-C or a crash the same command continues, to the same bits. Use the result with:
+    freehold run MODEL --adapter OUT
+
+    With --json, prints the receipt.
+    """
+    from freehold.adapt.extra import half_helps
+    from freehold.adapt.finetune import FinetuneSettings, finetune
+
+    store = Store(settings)
+    ref = store.resolve(model)
+    half = half_helps() if given["half"] is None else given["half"]
+    asked = FinetuneSettings(alpha=2.0 * given["rank"], **{**given, "half": half})
+    if preflight:
+        return _preflight(ref, data, asked, as_json=as_json)
+    if out is None:
+        raise UsageError("name the folder to make with -o", "or only check with --preflight")
+    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+        made = finetune(
+            ref,
+            data,
+            out,
+            asked,
+            test=test,
+            gguf=gguf,
+            packs=store.packs,
+            facts=company_facts(settings, {}),
+            fresh=fresh,
+            on_note=line.note,
+            on_step=lambda row: line.show(_step(row)),
+        )
+    if as_json:
+        click.echo(json.dumps(made))
+    else:
+        pairs(_rows(out, made))
+    return None
+
+
+def _preflight(ref: ModelRef, data: Path, asked: FinetuneSettings, *, as_json: bool) -> None:
+    """Print what a run would see, and what one batch shows."""
+    from freehold.adapt.finetune import Classroom, Lessons
+    from freehold.adapt.teaching.preflight import SHOWN, LengthHistogram, rehearsal, shown
+
+    room = Classroom.of(ref, Lessons.read(data, None), asked)
+    rows = room.course.rows
+    masks = [shown(room.trainee.tokenizer, row) for row in rows[:SHOWN]]
+    lengths, found = LengthHistogram.of(rows), rehearsal(room.trainee, room.course)
+    steps = asked.epochs * room.course.order.steps_an_epoch
+    if as_json:
+        said = [[{"text": piece.text, "counts": piece.counts} for piece in mask] for mask in masks]
+        counts = dict(zip(map(str, lengths.bounds), lengths.counts, strict=True))
+        line = {"masks": said, "lengths": counts, "skipped": room.skipped, "steps": steps}
+        click.echo(json.dumps({**line, **found.as_json()}))
+        return
+    for mask in masks:
+        click.echo("".join(click.style(piece.text, reverse=piece.counts) for piece in mask) + "\n")
+    marked = "shown reversed" if sys.stdout.isatty() else "the last part of each"
+    ends = "  ".join(f"≤{b}: {n}" for b, n in zip(lengths.bounds, lengths.counts, strict=True) if n)
+    minutes = steps * found.step_cpu_seconds / 60
+    pairs(
+        [
+            ("loss counts", f"the answers with the token that ends a turn, {marked}"),
+            ("samples", f"{len(rows):,} answers, {room.skipped:,} left out as too long"),
+            ("tokens", f"{lengths.least} to {lengths.most}, half up to {lengths.median}; {ends}"),
+            (
+                "first loss",
+                f"{found.first_loss:.3f} nat a token (a model that knows nothing: {found.worst:.1f})",
+            ),
+            (
+                "one batch",
+                f"learnt to {found.last_loss:.3f}" + ("" if found.sane else ": NOT as it should be"),
+            ),
+            ("time", f"{steps} steps, about {minutes:.0f} CPU-minutes without replay and tests"),
+            ("memory", f"{human(found.peak_bytes)} at most"),
+        ]
+    )
+
+
+def _step(row: Mapping[str, Any]) -> str:
+    drift = f", {row['drift']:.3f} nat from the base" if "drift" in row else ""
+    return (
+        f"step {row['step']} of {row['steps']}: loss {row['loss']:.3f}{drift}; {row['cpu_seconds']:.1f} CPU-s"
+    )
+
+
+def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the receipt as rows of text."""
+    control, text, gap = made["control"], made["text_loss"], made["mismatch"]
+    return [
+        ("adapter", str(out)),
+        ("loss", f"{made['loss']['first']:.3f} at the first step, {made['loss']['last']:.3f} at the last"),
+        *_exam(made["before_after"]),
+        ("facts", f"{control['after']} of {control['facts']} known, before {control['before']}"),
+        ("other text", f"{text['after']:.3f} nat a token, before {text['before']:.3f} ({text['rise']:+.3f})"),
+        ("as served", f"the engine is {gap['mean_absolute']:.4f} nat a token from the trainer"),
+        ("time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"),
+        ("receipt", str(out / "receipt.json")),
+    ]
+
+
+def _exam(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return [("test", "none: what was learnt is not measured")]
+    made = [("test", _compared(found["all"]))]
+    if found["contaminated"]:
+        clean = _compared(found["clean"]) if "clean" in found else "no item is left"
+        made.append(("not in the data", clean))
+    return made
+
+
+def _compared(found: Mapping[str, Any]) -> str:
+    return f"{found['after']} of {found['items']} right, before {found['before']} (p = {found['p']:.2g})"
