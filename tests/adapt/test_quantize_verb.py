@@ -102,8 +102,9 @@ def test_own_types_are_calibrated_and_required_by_name(
 ):
     text = tmp_path / "text.txt"
     text.write_text("Some words to calibrate on, and a few more. " * 60)
-    request = QuantizeRequest(bits=bits, calibrate=str(text), tokens=1024)
+    request = QuantizeRequest(bits=bits, calibrate=str(text), tokens=1024, report=True, text=text, until=1)
     found = made(settings, tiny, tmp_path / "out", request)
+    assert 0 < found["divergence"]["mean"] < {2: 3.0, 3: 1.0}[bits]
     assert found["inputs"]["calibration"]["tokens"] == 1024 and found["result"]["type"] == f"T{bits}"
     with open_gguf(tmp_path / "out" / "model.gguf") as result:
         assert result.metadata["freehold.requires"] == "trellis-1"
@@ -193,7 +194,7 @@ def test_report_is_written_with_both_speeds(settings: Settings, tiny: Path, tmp_
 
 
 WORK = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 import freehold.adapt.quantize.writing as writing
 from freehold.adapt.quantize.planning import QuantizeRequest
@@ -207,19 +208,24 @@ def watch(done, total, choice):
         os.kill(os.getpid(), 9)
 settings = load_settings()
 ref = Store(settings).resolve(str(source))
-quantise(ref, out, QuantizeRequest(type="Q8_0"), settings, Watching(on_tensor=watch))
+quantise(ref, out, QuantizeRequest(**json.loads(sys.argv[4])), settings, Watching(on_tensor=watch))
 """
 
 
+@pytest.mark.parametrize("bits", [0, pytest.param(3, marks=pytest.mark.long)])
 def test_killed_at_any_tensor_and_started_again_gives_the_same_bytes(
-    settings: Settings, tiny: Path, tmp_path: Path
+    settings: Settings, tiny: Path, tmp_path: Path, bits: int
 ):
+    text = tmp_path / "text.txt"
+    text.write_text("Some words to calibrate on, and a few more. " * 30)
+    request = {"bits": bits, "calibrate": str(text), "tokens": 512} if bits else {"type": "Q8_0"}
+
     def work(out: Path, die: int) -> int:
-        command = [sys.executable, "-c", WORK, str(tiny), str(out), str(die)]
+        command = [sys.executable, "-c", WORK, str(tiny), str(out), str(die), json.dumps(request)]
         return subprocess.run(command, check=False, capture_output=True).returncode
 
     assert work(tmp_path / "whole", -1) == 0
-    for die in (3, 17):  # the next one continues where this one died
+    for die in (3, 27):  # the next one continues where this one died
         assert work(tmp_path / "cut", die) == -signal.SIGKILL
         assert not (tmp_path / "cut").exists()
     assert work(tmp_path / "cut", -1) == 0
