@@ -47,6 +47,15 @@ def test_graded_scores_have_bounds_and_no_mcnemar_and_equal_runs_equal_bounds(tm
     assert one == again and one.tasks[0].p is None and 0 < one.tasks[0].low < 0.25 < one.tasks[0].high
 
 
+def test_item_that_occurs_twice_is_paired_twice(tmp_path: Path):
+    folders = [write(tmp_path / name, [1, 0, 1]) for name in "ab"]
+    for folder, scores in zip(folders, ([1, 1, 0], [0, 1, 0]), strict=True):
+        rows = [{"doc_id": i, "doc_hash": "same", "acc": score} for i, score in enumerate(scores)]
+        (folder / "samples_t_2026.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = compare(*folders).tasks
+    assert (found.items, found.wins, found.losses) == (3, 1, 0)
+
+
 def test_unequal_items_are_refused_with_their_number_and_the_first(tmp_path: Path):
     a, b = write(tmp_path / "a", [1] * 5), write(tmp_path / "b", [1] * 5, first=2)
     with pytest.raises(UsageError, match=r"t: 4 items are in one result alone; the first is doc 0 of a"):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from freehold.config import load_settings
-from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult, evaluate
+from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult, evaluate, judged
 from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
 from freehold.evals.tasks.own import own
+from freehold.fake import FakeModel
 from freehold.local import open_model
 from freehold.store import Store
 from freehold.types import Message
@@ -146,3 +147,16 @@ def test_mistake_in_a_way_of_marking_is_raised_and_not_counted_as_wrong(subject:
 
     with pytest.raises(ZeroDivisionError):
         evaluate(task(mark=mark, runs_code=True), subject, tmp_path)
+
+
+def test_rubric_is_marked_by_a_model_once_and_under_the_cases_own_metric(
+    subject: EvalSubject, tmp_path: Path
+):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"prompt": "Hi", "judge": "It greets.", "max_tokens": 4, "metric": "tone"}))
+    task = own(path, "grader@1")
+    asked = FakeModel(['{"pass": true}'])
+    first = judged(evaluate(task, subject, tmp_path), subject, cast(Any, asked), tmp_path)
+    assert first.rows[0].mark.metrics == {"acc": 1.0, "tone": 1.0}
+    again = judged(evaluate(task, subject, tmp_path), subject, cast(Any, asked), tmp_path)
+    assert again.rows[0].mark == first.rows[0].mark and len(asked.calls) == 1

@@ -66,13 +66,16 @@ class _Results:
         return str(self.found.get("model_name") or self.path.parent.name)
 
     def samples(self, task: str) -> dict[str, dict[str, Any]]:
-        """Return the samples of a task by their items' hashes. Raises UsageError."""
+        """Return the samples of a task by their items' hashes, equal items numbered. Raises UsageError."""
         stamp = self.path.name.removeprefix("results_").removesuffix(".json")
         path = self.path.with_name(f"samples_{task}_{stamp}.jsonl")
         rows = [_object(line, path) for line in _text(path).splitlines() if line.strip()]
-        found = {str(row.get("doc_hash")): row for row in rows}
-        if len(found) < len(rows):
-            raise UsageError(f"{path} has the same item twice", "compare results with each item once")
+        found: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            name, n = str(row.get("doc_hash")), 1
+            while f"{name} {n}" in found:  # a data set that is drawn at random has some items twice
+                n += 1
+            found[f"{name} {n}"] = row
         return found
 
 

@@ -130,7 +130,8 @@ def judged(result: TaskResult, subject: EvalSubject, judge: LLM, home: Path) -> 
         for row in result.rows:
             if row.item.rubric and not row.mark.metrics and not row.reply.error:
                 mark = ask(judge, row.item.rubric, row.item.question.messages, row.reply.text)
-                made = ItemMark({result.task.metrics[0]: float(mark.passed)}, mark.why)
+                named = filter(None, (result.task.metrics[0], row.item.doc.get("metric")))
+                made = ItemMark(dict.fromkeys(named, float(mark.passed)), mark.why)
                 write(_mark_row(row.key, made))
                 row = replace(row, mark=made)
             rows.append(row)
