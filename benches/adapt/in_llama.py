@@ -3,7 +3,9 @@
 `python -m benches.adapt.in_llama SOURCE RESULT.gguf [--tokens N] [--llama-cpp-python PYTHON] [--text FILE]`
 SOURCE: a GGUF, or the name of a model in the store. Each engine computes both files' logits on the same ids: the
 package's held-out text in windows of 512 tokens. Figures are KL divergence in nat a token; keys and values are kept as
-float32. Ends in one JSON line; `ratio` is llama.cpp's mean over ours.
+float32. Ends in one JSON line; `ratio` is llama.cpp's mean over ours, `ratio_error` its standard error by pairs of
+tokens. Both engines round activations to eight bits, each in its way, and each model's rounding adds to its divergence:
+the smaller that is, the further the two may part.
 Path: in_llama.py -> evals.side_by_side -> DivergenceCounter; peer.Child -> peer_llama_cpp.py -> the same
 """
 
@@ -24,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib import environments, peer
 from benches.lib.machine import describe, resolve
 from freehold import _native as native
-from freehold.evals.divergence import DivergenceCounter, TextDivergence
+from freehold.evals.divergence import DivergenceCounter
 from freehold.evals.held_out import held_out_text
 from freehold.evals.side_by_side import WINDOW, LogitSource, diverge, tokenizer_of, windows
 
@@ -38,21 +40,25 @@ def main() -> int:
     text = args.text.read_text(encoding="utf-8") if args.text else held_out_text()
     blocks = windows(tokenizer_of(source), text, args.tokens)
     used = os.times()
-    found = {"freehold": _ours(source, result, blocks, args.threads)}
-    found["llama_cpp"] = _theirs(source, result, blocks, args)
+    counts = {"freehold": _ours(source, result, blocks, args.threads)}
+    counts["llama_cpp"] = _theirs(source, result, blocks, args)
     after = os.times()
+    found = {name: counter.result() for name, counter in counts.items()}
     for name, each in found.items():
         print(
             f"{name:10} {each.mean:.5f} nat a token ({each.low:.5f} to {each.high:.5f}), median {each.median:.5f}, "
             f"99 % {each.p99:.4f}, same top {each.same_top:.4f}, perplexity x {each.perplexity_ratio:.4f}"
         )
     ratio = found["llama_cpp"].mean / found["freehold"].mean
-    print(f"llama.cpp's mean is {ratio:.4f} times ours, over {found['freehold'].tokens:,} tokens")
+    apart = counts["llama_cpp"].divergences - counts["freehold"].divergences
+    error = float(apart.std(ddof=1)) / len(apart) ** 0.5 / found["freehold"].mean
+    print(f"llama.cpp's mean is {ratio:.4f} ± {error:.4f} times ours, over {len(apart):,} tokens")
     record: dict[str, Any] = {
         "bench": "in_llama",
         **describe(source),
         "result": str(args.result),
         "ratio": ratio,
+        "ratio_error": error,
         "cpu_seconds": round(sum(after[:4]) - sum(used[:4]), 1),
         **{name: {key: getattr(each, key) for key in KEPT} for name, each in found.items()},
     }
@@ -60,13 +66,21 @@ def main() -> int:
     return 0
 
 
-def _ours(source: Path, result: Path, blocks: list[list[int]], threads: int) -> TextDivergence:
-    pool = native.Threads(threads)
+def _ours(source: Path, result: Path, blocks: list[list[int]], threads: int) -> DivergenceCounter:
+    pool, counters = native.Threads(threads), list[DivergenceCounter]()
     with LogitSource.open(source, pool) as reference, LogitSource.open(result, pool) as other:
-        return diverge(reference, other, blocks, on_block=lambda i, n, c: _note("freehold", i, n, c))
+
+        def keep(done: int, total: int, counter: DivergenceCounter) -> None:
+            counters.append(counter)
+            _note("freehold", done, total, counter)
+
+        diverge(reference, other, blocks, on_block=keep)
+    return counters[-1]
 
 
-def _theirs(source: Path, result: Path, blocks: list[list[int]], args: argparse.Namespace) -> TextDivergence:
+def _theirs(
+    source: Path, result: Path, blocks: list[list[int]], args: argparse.Namespace
+) -> DivergenceCounter:
     python = args.llama_cpp_python or environments.environment("llama_cpp")
     counter = DivergenceCounter()
     with ExitStack() as stack:
@@ -80,7 +94,7 @@ def _theirs(source: Path, result: Path, blocks: list[list[int]], args: argparse.
             counter.add(rows, beside, np.array(ids[1:], np.int64))
             counter.close_block()
             _note("llama.cpp", done, len(blocks), counter)
-    return counter.result()
+    return counter
 
 
 def _note(name: str, done: int, total: int, counter: DivergenceCounter) -> None:

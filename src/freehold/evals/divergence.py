@@ -96,6 +96,11 @@ class DivergenceCounter:
         """Rows counted up to now."""
         return len(self._same)
 
+    @property
+    def divergences(self) -> npt.NDArray[np.float64]:
+        """Each row's KL divergence in nat, in order."""
+        return np.array(self._divergences)
+
     def half_width(self) -> float:
         """Return half the width of the mean's 95 % interval; infinite before the second block."""
         return _half_width(self._block_means(self._divergences))
