@@ -178,7 +178,8 @@ def align(
             threads=settings.threads,
             half=settings.half,
         )
-        rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, settings.max_tokens)
+        most = min(settings.max_tokens, trainee.source.cfg.context)
+        rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
         course = _course(trainee, pair_rows(rows, trained), settings)
         unseen = pair_rows(rows, tested)
         for note in [*notes({"base's": licence}), *_notes(course.pairs, trained, tested)]:

@@ -84,10 +84,11 @@ class _Work:
 
     def engine(self, ref: ModelRef) -> SamplingModel:
         """Load a model to sample from, with room for the longest row and for a batch at once."""
-        given = self.settings
-        return open_sampling(
-            ref, self.packs, many=True, context=max(given.max_tokens, MIN_CONTEXT), threads=given.threads
-        )
+        context, threads = max(self.settings.max_tokens, MIN_CONTEXT), self.settings.threads
+        try:
+            return open_sampling(ref, self.packs, many=True, context=context, threads=threads)
+        except ContextOverflow:  # it was made for less: its own
+            return open_sampling(ref, self.packs, many=True, threads=threads)
 
 
 def distil(
@@ -209,10 +210,7 @@ def _on_policy(work: _Work) -> dict[str, Any]:
     with work.engine(work.teacher) as teacher, work.engine(work.student) as student:
         check_same_tokens(teacher.tokenizer, student.tokenizer, (work.teacher.name, work.student.name))
         trainee = _trainee(work)
-        prompts = [
-            PromptRow(q.line, tuple(student.render(q.messages)), tuple(teacher.render(q.messages)))
-            for q in work.trained
-        ]
+        prompts = _prompts(work, teacher, student)
         order = _order(len(prompts), given)
         course = OnPolicyCourse(
             trainee,
@@ -232,6 +230,25 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             "before_after": _measured(work, student, trainee, _passed(unseen)),
             **_common(trainee, lines),
         }
+
+
+def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> list[PromptRow]:
+    """Render every prompt for both; those that leave either no room for an answer are left out and said."""
+    rows = [
+        PromptRow(q.line, tuple(student.render(q.messages)), tuple(teacher.render(q.messages)))
+        for q in work.trained
+    ]
+    fit = [
+        row
+        for row in rows
+        if len(row.student) + work.settings.max_answer <= student.context
+        and len(row.teacher) + work.settings.max_answer <= teacher.context
+    ]
+    if len(fit) < len(rows):
+        work.watch.note(f"{len(rows) - len(fit)} prompts leave no room for {work.settings.max_answer} tokens")
+    if not fit:
+        raise UsageError("no prompt leaves room for an answer", "raise --max-tokens, or lower --max-answer")
+    return fit
 
 
 # --- measuring -------------------------------------------------------------------------------------
@@ -330,7 +347,8 @@ def _loop(
 
 def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[AnswerRow]:
     """Encode kept answers as the student's; those that are too long for it are left out and said."""
-    rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, work.settings.max_tokens)
+    most = min(work.settings.max_tokens, trainee.source.cfg.context)
+    rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
     found, long = [], 0
     for question, taught in zip(work.trained, answers, strict=True):
         try:
@@ -339,9 +357,7 @@ def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[Answ
         except ContextOverflow:
             long += 1
     if long:
-        work.watch.note(
-            f"{long} answers are longer than {work.settings.max_tokens:,} tokens of the student's"
-        )
+        work.watch.note(f"{long} answers are longer than {most:,} tokens of the student's")
     if not found:
         raise UsageError(
             f"no answer of {work.teacher.name} was kept", "look at answers.jsonl, or take another teacher"
