@@ -16,8 +16,9 @@ import pytest
 
 from freehold import _native as native
 from freehold.adapt.quantize import writing
-from freehold.adapt.quantize.calibrated import CalibratedEncoder
+from freehold.adapt.quantize.calibrated import LEAST_TEXTS, CalibratedEncoder
 from freehold.adapt.quantize.calibration import calibrate
+from freehold.adapt.quantize.damping import TRIED
 from freehold.adapt.quantize.encoding import encode_rows
 from freehold.adapt.quantize.planning import QuantizeRequest
 from freehold.adapt.quantize.quantising import Watching, quantise
@@ -129,6 +130,24 @@ def test_calibration_lowers_the_error_that_inputs_see(settings: Settings, tiny: 
             values = dequantize(raw.reshape(len(choice.tensor.rows), -1), T.Q4_0, choice.tensor.shape[-1])
             errors.append(float((inputs * (values - choice.tensor.numpy()) ** 2).sum()))
     assert errors[1] < errors[0] and not (tmp_path / "spool").exists()
+
+
+def test_a_third_of_the_texts_chooses_the_damping_and_a_kept_choice_gives_the_same_bytes(
+    tiny: Path, tmp_path: Path
+):
+    with open_gguf(tiny) as source:
+        texts = [[(7 * i + j * j) % 250 for j in range(48)] for i in range(LEAST_TEXTS)]
+        bound, pool = read_source(source), native.Threads(1)
+        name = "blk.1.attn_output.weight"
+        choice = TensorChoice(source.tensors[name], T.T3, T.T3)
+        with CalibratedEncoder(bound, texts, tmp_path / "spool", pool, bits=3) as encoder:
+            first = [np.ravel(p).tobytes() for p in encoder.pieces(choice)]
+            chosen = encoder.dampings
+        assert set(chosen) == {0} and chosen[0] in TRIED
+        with CalibratedEncoder(bound, texts, tmp_path / "spool", pool, bits=3, dampings=chosen) as again:
+            assert [np.ravel(p).tobytes() for p in again.pieces(choice)] == first
+        with CalibratedEncoder(bound, texts, tmp_path / "spool", pool, bits=3, dampings={0: 10.0}) as other:
+            assert [np.ravel(p).tobytes() for p in other.pieces(choice)] != first
 
 
 def test_a_byte_target_is_met_and_its_mix_is_kept_for_the_next_start(

@@ -7,7 +7,7 @@ Path: quantising.quantise -> CalibratedEncoder.pieces -> calibration.calibrate, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,16 +16,25 @@ import numpy as np
 
 from freehold import _native as native
 from freehold.adapt.quantize.calibration import CalibratedLayer, Moments, calibrate
+from freehold.adapt.quantize.damping import choose_damping
 from freehold.adapt.quantize.encoding import F32, U8, encoded_pieces
 from freehold.adapt.quantize.feedback import DAMPING
 from freehold.adapt.quantize.recipes import TensorChoice, layer_of
+from freehold.adapt.quantize.texts import held_out
 from freehold.adapt.quantize.trellis import encode
 from freehold.formats.trellis import BITS
 from freehold.models.binding.bind import Source
 
+EVERY = 6  # layers that share a damping
+LEAST_TEXTS = 9  # of which a third can choose anything
+
 
 class CalibratedEncoder:
-    """Gives a tensor's bytes in its chosen type. Use it in a `with` statement: it holds a file of streams."""
+    """Gives a tensor's bytes in its chosen type. Use it in a `with` statement: it holds a file of streams.
+
+    `bits`: of the trellis type that damping is chosen for, by a third of the texts; 0: none is written. Then that third
+    counts as the others do. `dampings`: what was chosen, by the layer from which on it holds.
+    """
 
     def __init__(
         self,
@@ -34,11 +43,15 @@ class CalibratedEncoder:
         spool: Path,
         threads: native.Threads,
         *,
-        damping: float = DAMPING,
+        bits: int = 0,
+        dampings: Mapping[int, float] | None = None,
     ) -> None:
-        self._layers = iter(calibrate(source, texts, spool)) if texts else iter(())
+        chooses = bits > 0 and len(texts) >= LEAST_TEXTS
+        held = held_out(texts) if chooses else ()
+        self._layers = iter(calibrate(source, texts, spool, held=held)) if texts else iter(())
         self._layer: CalibratedLayer | None = None
-        self._threads, self._damping = threads, damping
+        self._threads, self._bits = threads, bits if chooses else 0
+        self.dampings = dict(dampings or {})
 
     def pieces(self, choice: TensorChoice) -> Iterable[U8]:
         """Yield a tensor's bytes, in order."""
@@ -53,7 +66,7 @@ class CalibratedEncoder:
     def _trellis(self, choice: TensorChoice, moments: Moments | None) -> Iterator[U8]:
         tensor = choice.tensor
         values: F32 = tensor.numpy().reshape(-1, tensor.shape[-1])
-        fed = None if moments is None else moments.feedback(self._damping)
+        fed = None if moments is None else moments.feedback(self._damping(layer_of(tensor.name)))
         yield encode(values, fed, BITS[choice.type], self._threads).raw
 
     def _moments(self, choice: TensorChoice) -> Moments | None:
@@ -64,8 +77,25 @@ class CalibratedEncoder:
             if following is None:
                 return None
             self._layer = following
+            self._settle(following)
         layer = self._layer
         return layer.moments.get(choice.tensor.name) if layer and layer.number == number else None
+
+    def _settle(self, layer: CalibratedLayer) -> None:
+        """Choose the damping of every sixth layer by its held-out moments, and let those count from then on."""
+        if not self._bits:
+            return
+        if layer.number % EVERY == 0 and layer.number not in self.dampings:
+            errors = choose_damping(layer, self._bits, self._threads)
+            self.dampings[layer.number] = min(errors, key=lambda damping: (errors[damping], damping))
+        joined: set[int] = set()
+        for name, moments in layer.moments.items():
+            if id(moments) not in joined and name in layer.held:
+                joined.add(id(moments))
+                _join(moments, layer.held[name])
+
+    def _damping(self, layer: int) -> float:
+        return self.dampings.get(layer - layer % EVERY, DAMPING)
 
     def close(self) -> None:
         """Remove the file of streams."""
@@ -80,3 +110,10 @@ class CalibratedEncoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _join(moments: Moments, others: Moments) -> None:
+    """Add what other texts gave."""
+    for h, more in zip(moments.blocks, others.blocks, strict=True):
+        h += more
+    moments.count += others.count

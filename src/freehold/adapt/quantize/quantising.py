@@ -36,6 +36,7 @@ from freehold.config import Settings
 from freehold.errors import UnsupportedModel
 from freehold.evals.side_by_side import OnBlock
 from freehold.formats import GGUFFile, open_model_file
+from freehold.formats.trellis import BITS
 from freehold.machine import default_threads
 from freehold.models.binding.bind import Source, read_source
 from freehold.store import ModelRef
@@ -84,7 +85,8 @@ def quantise(
             path = _written(run, plan, bound, texts, pool, watching)
             source.check_whole()
             found = _measured(ref, path, request, settings, threads, watching)
-            made = _receipt(ref, source, inputs, plan, path, found, request)
+            dampings = run.kept.state["damping"] if run.kept else {}
+            made = _receipt(ref, source, inputs, plan, path, found, request) | {"damping": dict(dampings)}
             for note in made["notes"]:
                 watching.on_note(note)
             run.finish(made)
@@ -133,8 +135,18 @@ def _written(
     pool: native.Threads,
     watching: Watching,
 ) -> Path:
-    with CalibratedEncoder(bound, texts, run.path(SPOOL), pool) as encoder:
-        return write_model(run, dict(plan.keys), plan.choices, encoder.pieces, watching.on_tensor)
+    kept = run.kept.state.get("damping", {}) if run.kept else {}
+    bits = max((BITS.get(c.type, 0) for c in plan.choices), default=0)
+    dampings = {int(layer): damping for layer, damping in kept.items()}
+    with CalibratedEncoder(bound, texts, run.path(SPOOL), pool, bits=bits, dampings=dampings) as encoder:
+        return write_model(
+            run,
+            dict(plan.keys),
+            plan.choices,
+            encoder.pieces,
+            watching.on_tensor,
+            lambda: {"damping": {str(layer): each for layer, each in encoder.dampings.items()}},
+        )
 
 
 def _measured(

@@ -7,9 +7,9 @@ Path: cli/quantize.py -> quantised_keys, write_model -> GGUFWriter, RunFolder.ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from freehold.adapt.quantize.recipes import TensorChoice
 from freehold.adapt.run import RunFolder
@@ -49,10 +49,11 @@ def write_model(
     choices: Sequence[TensorChoice],
     encode: Encode,
     on_tensor: OnTensor | None = None,
+    also: Callable[[], Mapping[str, Any]] = dict,
 ) -> Path:
     """Write the model into the run's folder, from where an interrupted run of the same inputs stopped.
 
-    The run's state keeps what it held, with `whole`, the number of tensors on disk.
+    The run's state keeps what it held, with `whole`, the number of tensors on disk, and what `also` gives then.
     """
     path = run.path(MODEL)
     state = dict(run.kept.state) if run.kept else {}
@@ -66,9 +67,9 @@ def write_model(
                 writer.write(piece)
             if writer.nbytes - kept_at >= KEEP_BYTES:
                 kept_at = writer.nbytes
-                run.keep(done + 1, {}, {**state, "whole": writer.sync()})
+                run.keep(done + 1, {}, {**state, **also(), "whole": writer.sync()})
         writer.finish()
-    run.keep(len(choices), {}, {**state, "whole": len(choices)})
+    run.keep(len(choices), {}, {**state, **also(), "whole": len(choices)})
     return path
 
 
