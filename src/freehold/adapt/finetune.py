@@ -36,8 +36,10 @@ from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
+from freehold.machine import available_bytes
 from freehold.store import ModelRef
 
+MOST_ACTIVATIONS = 1 << 30  # bytes of layers' activations; fewer where less memory is free, for the same bits
 WARMUP = 0.1  # share of the steps
 SERVED_ROWS = 16  # that the engine is asked about
 LEAST_ANSWER, MOST_ANSWER = (
@@ -123,6 +125,7 @@ class Classroom:
             seed=settings.seed,
             threads=settings.threads,
             half=settings.half,
+            memory=min(MOST_ACTIVATIONS, available_bytes() // 4),
         )
         maker = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, settings.max_tokens)
         rows, skipped = lessons.rows(maker, skip_long=settings.skip_long)

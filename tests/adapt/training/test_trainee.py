@@ -139,6 +139,17 @@ def test_half_products_stay_near(tiny: Made):
     assert 0 < (whole - half).abs().max() < 0.1
 
 
+def test_layers_that_are_computed_again_give_the_same_bits(tiny: Made):
+    found = []
+    for memory in (1, 1 << 30):
+        trainee = moved(Trainee.open(tiny("gemma3"), rank=3, memory=memory))
+        (row,) = trainee.log_probs([IDS])
+        row.sum().backward()
+        found.append([row.detach(), *(p.grad for p in trainee.parameters() if p.grad is not None)])
+    assert len(found[0]) == 1 + len(trainee.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [

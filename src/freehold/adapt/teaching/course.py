@@ -8,14 +8,18 @@ Path: finetune -> TeachingCourse.step -> TrainingLoop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from freehold.adapt.distillation.learning import PASS_TOKENS, Order, parts
 from freehold.adapt.rows import AnswerRow
-from freehold.adapt.teaching.replay import ReplayRow, chosen
+from freehold.adapt.teaching.replay import ReplayRow, group
+from freehold.adapt.training.head import divergence
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(slots=True)
@@ -29,32 +33,48 @@ class TeachingCourse:
     replay: Sequence[ReplayRow] = ()
     rehearsed: int = 0
     weight: float = 0.0
+    _base: dict[int, torch.Tensor] = field(
+        default_factory=dict
+    )  # the base's last activations on a group of rows
 
     def step(self, step: int) -> dict[str, Any]:
         """Learn from one batch; return its line."""
         batch = [self.rows[i] for i in self.order.of(step)]
-        loss, tokens = self.learn(batch)
-        drift = self._rehearse(step)
+        if self.rehearsed and self.replay:
+            number, replay = group(self.replay, self.rehearsed, step)
+            line = self.learn(batch, replay, self._of_base(number, replay))
+        else:
+            line = self.learn(batch)
         rate = self.optimizer.rate
-        line = {"loss": loss, "tokens": tokens, "gradient": self.optimizer.step(), "rate": rate}
+        return {**line, "gradient": self.optimizer.step(), "rate": rate}
+
+    def learn(
+        self,
+        batch: Sequence[AnswerRow],
+        replay: Sequence[ReplayRow] = (),
+        base: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Add a batch's gradients, in passes that memory holds: of replay rows with the first, which costs the least.
+
+        Return the mean loss and how many tokens count, and `drift`, the mean divergence from the base.
+        """
+        tokens, total, drift = sum(len(row.answer) for row in batch), 0.0, None
+        for part in parts(batch, lambda row: len(row.ids), PASS_TOKENS):
+            rows = [*part, *replay]
+            found = self.trainee.states([row.ids for row in rows], wanted=[row.wanted for row in rows])
+            taught = sum(found.counts[: len(part)])
+            loss = -found.head.log_probs(found.rows[:taught], found.targets[:taught]).sum() / tokens
+            total += float(loss.detach())
+            if replay and base is not None:
+                mean = divergence(found.rows[taught:], found.head, base, found.head).mean()
+                loss, drift, replay = loss + self.weight * mean, float(mean.detach()), ()
+            loss.backward()
+        line = {"loss": total, "tokens": tokens}
         return line if drift is None else {**line, "drift": drift}
 
-    def learn(self, batch: Sequence[AnswerRow]) -> tuple[float, int]:
-        """Add a batch's gradients, in passes that memory holds; return its mean loss and how many tokens count."""
-        tokens, total = sum(len(row.answer) for row in batch), 0.0
-        for part in parts(batch, lambda row: len(row.ids), PASS_TOKENS):
-            found = self.trainee.log_probs([row.ids for row in part], wanted=[row.wanted for row in part])
-            loss = -sum((one.sum() for one in found[1:]), found[0].sum()) / tokens
-            loss.backward()
-            total += float(loss.detach())
-        return total, tokens
-
-    def _rehearse(self, step: int) -> float | None:
-        """Add the gradients of the step's replay rows; return the mean divergence, None where nothing is rehearsed."""
-        if not self.rehearsed or not self.replay:
-            return None
-        rows = chosen(self.replay, self.rehearsed, self.order.seed, step)
-        found = self.trainee.kl([row.ids for row in rows], wanted=[row.wanted for row in rows])
-        mean = sum((one.sum() for one in found[1:]), found[0].sum()) / sum(len(one) for one in found)
-        (self.weight * mean).backward()
-        return float(mean.detach())
+    def _of_base(self, number: int, replay: Sequence[ReplayRow]) -> torch.Tensor:
+        """Return the base's last activations on a group, computed once, by itself: the same bits in a resumed run."""
+        if number not in self._base:
+            ids, wanted = [row.ids for row in replay], [row.wanted for row in replay]
+            self._base[number] = self.trainee.states(ids, wanted=wanted, adapter=False).rows
+        return self._base[number]

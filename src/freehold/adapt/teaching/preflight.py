@@ -87,7 +87,7 @@ def rehearsal(trainee: Trainee, course: TeachingCourse) -> Rehearsal:
     optimizer = Optimizer(trainee.parameters(), OVERFIT_LR)
     started = cpu_seconds()
     for _ in range(OVERFIT_STEPS):
-        losses.append(course.learn(batch)[0])
+        losses.append(course.learn(batch)["loss"])
         optimizer.step()
     spent = (cpu_seconds() - started) / OVERFIT_STEPS
     trainee.restore(before)

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from freehold.types import Message
 
 if TYPE_CHECKING:
@@ -130,10 +128,8 @@ def _sampled(
     ]
 
 
-def chosen(rows: Sequence[ReplayRow], count: int, seed: int, step: int) -> list[ReplayRow]:
-    """Return the rows that a step rehearses: each once before any twice, in an order drawn from the seed."""
-    picked = []
-    for i in range(step * count, (step + 1) * count):
-        turn, place = divmod(i, len(rows))
-        picked.append(rows[np.random.default_rng((seed, turn)).permutation(len(rows))[place]])
-    return picked
+def group(rows: Sequence[ReplayRow], count: int, step: int) -> tuple[int, Sequence[ReplayRow]]:
+    """Return the number and the rows of the group that a step rehearses: all groups in turn, then again."""
+    groups = max(len(rows) // count, 1)
+    number = step % groups
+    return number, rows[number * count : (number + 1) * count]
