@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 
 BLOCK = 8  # columns that the encoder commits at once
-DAMPING = 0.1  # of the mean moment, added to every input's
+DAMPING = 0.3  # of an input's own moment, added to it
+_LEAST = 0.01  # of the mean moment, added to every input's
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,10 @@ class Feedback:
 
 
 def feedback(moments: Sequence[F32], damping: float = DAMPING, block: int = BLOCK) -> Feedback:
-    """Factor blocks of moments along a diagonal, with `damping` times their mean diagonal added.
+    """Factor blocks of moments along a diagonal, each input's own moment grown by `damping` times itself.
 
-    Inputs that calibration never saw have moments of 0 and are left with the damping alone.
+    So what two inputs have in common counts 1 / (1 + damping) of what calibration saw, whatever their size. Inputs that
+    it never saw are left with a hundredth of the mean.
     """
     columns, width = sum(map(len, moments)), len(moments[0])
     push, importance = np.zeros((columns, width), np.float32), np.empty(columns, np.float32)
@@ -42,14 +44,14 @@ def feedback(moments: Sequence[F32], damping: float = DAMPING, block: int = BLOC
     first = 0
     for h in moments:
         part = slice(first, first + len(h))
-        importance[part] = _factor(h, damping * mean, block, push[part, : len(h)])
+        importance[part] = _factor(h, damping, _LEAST * mean, block, push[part, : len(h)])
         first += len(h)
     return Feedback(push, importance / importance.mean())
 
 
-def _factor(h: F32, added: float, block: int, push: F32) -> F32:
+def _factor(h: F32, damping: float, added: float, block: int, push: F32) -> F32:
     """Write M - I to `push`, and return the diagonal of D."""
-    upper = _upper_root(h, added)
+    upper = _upper_root(h, damping, added)
     importance = np.empty(len(h), np.float32)
     for first in range(0, len(h), block):
         part = slice(first, min(first + block, len(h)))
@@ -60,10 +62,11 @@ def _factor(h: F32, added: float, block: int, push: F32) -> F32:
     return importance
 
 
-def _upper_root(h: F32, added: float) -> F32:
-    """Find the upper triangular U with U U^T = h + added * I; `added` grows until there is one in float32."""
+def _upper_root(h: F32, damping: float, added: float) -> F32:
+    """Find the upper triangular U with U U^T = h + damping * diag(h) + added * I; `added` grows until there is one."""
     turned = h[::-1, ::-1].copy()
     diagonal = np.einsum("ii->i", turned)
+    diagonal *= np.float32(1 + damping)
     step = added
     while True:
         diagonal += np.float32(step)
