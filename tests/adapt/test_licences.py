@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.adapt.licences import base_licence, notes, teaching
+from freehold.adapt.licences import base_licence, licensed, notes, teaching
 from freehold.advisor.facts import Facts
 from freehold.errors import UsageError
 from freehold.store import ModelRef
@@ -61,3 +61,18 @@ def test_a_base_states_the_duties_of_a_changed_model():
     found = base_licence(held("gemma3:270m"), Facts(redistributes=True))
     assert found.answer == "conditions"
     assert any("notice" in r.says.lower() for r in found.reasons)
+
+
+def test_a_users_file_is_not_known_by_its_name_but_by_the_base_written_into_it(tmp_path: Path) -> None:
+    from freehold.formats.gguf_writer import write_gguf
+    from freehold.store.records import from_path, model_ref
+
+    def ref(name: str, **keys: str) -> ModelRef:
+        path = write_gguf(tmp_path / name, {"general.architecture": "llama", **keys}, [], [])
+        return model_ref(from_path(path), tmp_path)
+
+    assert licensed(ref("llama.gguf")).expression == ""
+    assert licensed(ref("mine.gguf", **{"general.license": "mit"})).expression == "mit"
+    assert licensed(ref("small.gguf", **{"freehold.base": "smollm2:135m"})).name.endswith(
+        "SmolLM2-135M-Instruct"
+    )

@@ -16,6 +16,7 @@ from freehold.advisor.facts import Facts
 from freehold.advisor.lineage import Subject, subject
 from freehold.advisor.verdict import DISCLAIMER, Reason, Verdict, verdict
 from freehold.errors import ModelNotFound, UsageError
+from freehold.formats import GGUFFile, open_model_file
 from freehold.router.terms import terms_of
 from freehold.store import ModelRef
 
@@ -95,11 +96,25 @@ def teaching(teacher: ModelRef, student: ModelRef, facts: Facts, accepted: str =
 
 
 def licensed(ref: ModelRef) -> Subject:
-    """Return the subject that a stored model is, by its name, else by the licence recorded with it."""
+    """Return the subject that a stored model is, by its name, else by the licence recorded with it.
+
+    A user's own file is not known by its file name: by the model that it was quantised from, where we did that.
+    """
+    own = ref.source.startswith("file:")
+    base, licence = _written_in(ref) if own and ref.kind == "gguf" else ("", "")
     try:
-        return subject(ref.name)
+        return subject(base if own else ref.name)
     except ModelNotFound:
-        return Subject(ref.name, ref.licence, source=ref.source)
+        return Subject(ref.name, ref.licence or licence, source=ref.source)
+
+
+def _written_in(ref: ModelRef) -> tuple[str, str]:
+    """Return the base that `freehold quantize` wrote into a file, and the licence that its metadata states."""
+    with open_model_file(ref.path) as opened:
+        if not isinstance(opened, GGUFFile):
+            return "", ""
+        keys = opened.metadata
+        return keys.get_str("freehold.base", ""), keys.get_str("general.license", "")
 
 
 def notes(found: Mapping[str, LicenceVerdict]) -> list[str]:

@@ -65,6 +65,7 @@ class QuantizeRequest:
     threads: int = 0  # 0: as many as help
     fresh: bool = False
     facts: Facts = field(default_factory=Facts)  # the user's, for the licence
+    base: str = ""  # the model's name, written into the file; empty: the source's own word stays
 
     def check(self) -> None:
         """Raise UsageError for wishes that exclude each other."""
@@ -138,7 +139,7 @@ def planned(
             f"nothing would change: every matrix of {source.path.name} is what {name} makes of it",
             "choose another type",
         )
-    return QuantizationPlan(name, choices, _keys(source, name, kind.id, choices))
+    return QuantizationPlan(name, choices, _keys(source, request, name, kind.id, choices))
 
 
 def _of_target(
@@ -154,14 +155,14 @@ def _of_target(
         choices = [
             TensorChoice(t, types[t.name], types[t.name]) for t in in_layer_order(source.tensors.values())
         ]
-        return _mix_plan(source, choices, kept["predicted"], kept["sensitivity"])
+        return _mix_plan(source, request, choices, kept["predicted"], kept["sensitivity"])
     allowed = GGML_TYPES if request.portable else MIX_TYPES
     unchanged = [TensorChoice(t, t.type, t.type) for t in in_layer_order(source.tensors.values())]
-    keys = _keys(source, MIX, 0, unchanged) | {"freehold.requires": REQUIRES}
+    keys = _keys(source, request, MIX, 0, unchanged) | {"freehold.requires": REQUIRES}
     header = len(gguf_header(keys, plans_of(unchanged)))
     ids = _measured_on(texts) or _measured_on(calibration_texts(_with_default(request), source))
     found = mixed(source, ids, request.target_bytes - header, allowed, threads, on_group)
-    return _mix_plan(source, found.choices, found.predicted, found.sensitivity)
+    return _mix_plan(source, request, found.choices, found.predicted, found.sensitivity)
 
 
 def _with_default(request: QuantizeRequest) -> QuantizeRequest:
@@ -174,18 +175,26 @@ def _measured_on(texts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _mix_plan(
-    source: GGUFFile, choices: Sequence[TensorChoice], predicted: float, sensitivity: Mapping[str, float]
+    source: GGUFFile,
+    request: QuantizeRequest,
+    choices: Sequence[TensorChoice],
+    predicted: float,
+    sensitivity: Mapping[str, float],
 ) -> QuantizationPlan:
     sums: dict[QuantType, int] = {}
     for plan in plans_of(choices):
         sums[plan.type] = sums.get(plan.type, 0) + plan.nbytes
     main = max(sums, key=lambda each: (sums[each], each))
-    keys = _keys(source, MIX, _BASE_TYPE_IDS.get(main, 0), choices)
+    keys = _keys(source, request, MIX, _BASE_TYPE_IDS.get(main, 0), choices)
     return QuantizationPlan(MIX, choices, keys, predicted, sensitivity)
 
 
-def _keys(source: GGUFFile, name: str, type_id: int, choices: Sequence[TensorChoice]) -> dict[str, Value]:
+def _keys(
+    source: GGUFFile, request: QuantizeRequest, name: str, type_id: int, choices: Sequence[TensorChoice]
+) -> dict[str, Value]:
     ours: dict[str, Value] = {"freehold.quantized_as": name, "freehold.version": freehold.__version__}
+    if request.base:
+        ours["freehold.base"] = request.base
     if any(c.type in TABLE_TYPES for c in choices):
         ours["freehold.requires"] = REQUIRES
     return quantised_keys(source, type_id, ours)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ def quantise(
     CapacityExceeded and StoreError.
     """
     request.check()
+    if not ref.source.startswith("file:"):  # a file's name says nothing of what is in it
+        request = replace(request, base=ref.name)
     watching = watching or Watching()
     threads = request.threads or default_threads()
     pool = native.Threads(threads)
