@@ -124,9 +124,9 @@ _ANSWER = 60  # characters of an answer that a row shows
 )
 @click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
 @click.option(
-    "--half/--no-half",
-    default=None,
-    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
+    "--half",
+    is_flag=True,
+    help="Multiply in bfloat16, which some processors do twice as fast; trainer and sampler are then further apart.",
 )
 @click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
 @json_option
@@ -153,15 +153,13 @@ def command(
 
     With --json, prints the receipt.
     """
-    from freehold.adapt.extra import half_helps
     from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
     from freehold.store import Store
 
     store = Store(settings)
     ref = store.resolve(model)
-    half = half_helps() if given["half"] is None else given["half"]
     given["prompts"] = given.pop("prompts_a_step")
-    asked = ReinforceSettings(alpha=2.0 * given["rank"], **{**given, "half": half})
+    asked = ReinforceSettings(alpha=2.0 * given["rank"], **given)
     with StatusLine(f"the same command continues; {out} is not there yet") as line:
         made = reinforce(
             ref,
