@@ -190,7 +190,7 @@ def finetune(
         for note in [*notes({"base's": licence}), *_notes(room, lessons)]:
             on_note(note)
         loop = TrainingLoop(run, trainee, course.optimizer, settings.epochs * course.order.steps_an_epoch)
-        loop.run(course.step, on_step)
+        loop.run(course.step, _watched(trainee, on_step, on_note))
         trainee.save(run.folder, gguf=gguf)
         lines = loop.lines()
         with _engine(model, packs, room, settings) as engine:
@@ -226,6 +226,23 @@ def _engine(
     context = min(wanted, room.trainee.source.cfg.context)
     with open_sampling(model, packs, context=context, threads=settings.threads) as engine:
         yield engine
+
+
+def _watched(trainee: Trainee, on_step: OnStep, on_note: OnNote) -> OnStep:
+    """Add to steps what the first ones show: a loss that no working model begins with, and the time of the run."""
+    worst = float(np.log(trainee.tokenizer.vocab_size))
+
+    def watch(row: Mapping[str, Any]) -> None:
+        if row["step"] == 1 and row["loss"] >= worst:
+            on_note(
+                f"the first loss is {row['loss']:.2f}; a model that knows nothing has {worst:.2f}: look at --preflight"
+            )
+        if row["step"] == 2:
+            minutes = row["steps"] * row["cpu_seconds"] / 60
+            on_note(f"{row['steps']:,} steps take about {minutes:.1f} CPU-minutes")
+        on_step(row)
+
+    return watch
 
 
 def _longest_answer(rows: Sequence[AnswerRow]) -> int:
