@@ -148,6 +148,8 @@ def main() -> int:
         "prompts": args.prompts,
         "answers": made.get("answers"),
         "scores": made["before_after"],
+        "facts": made["control"],
+        "text_rise": made["text_loss"]["rise"],
         "steps": made["steps"],
         "step_cpu_seconds": made["speed"]["step_cpu_seconds"],
         "cpu_seconds": made["cpu_seconds"],

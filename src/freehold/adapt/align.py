@@ -35,6 +35,7 @@ from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import open_sampling
+from freehold.adapt.teaching.control import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
@@ -45,6 +46,7 @@ from freehold.store import ModelRef
 UNEVEN = 1.25  # ratio of lengths, either way, above which a note says so
 WARMUP = 0.1  # share of the steps
 SERVED_PAIRS = 16  # that the engine is asked about
+ADAPTER = "tuned"  # its name in that engine
 OnStep = Callable[[Mapping[str, Any]], None]
 OnNote = Callable[[str], None]
 
@@ -201,7 +203,7 @@ def align(
             "pairs": _counted(course.pairs, trained, tested),
             "first_loss": lines[0]["loss"],
             "before_after": measured(trainee, unseen),
-            "served": served(model, packs, trainee, unseen, settings.threads),
+            **served(model, packs, trainee, unseen, run.folder, settings),
             "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
         }
         made = receipt("align", inputs, **parts)
@@ -237,19 +239,28 @@ def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> dict[str, Any] | No
 
 
 def served(
-    model: ModelRef, packs: Path | None, trainee: Trainee, unseen: Sequence[PairRow], threads: int | None
-) -> dict[str, Any] | None:
-    """Ask the engine that serves which answers it finds likelier, and how far its figures are from the trainer's."""
+    model: ModelRef,
+    packs: Path | None,
+    trainee: Trainee,
+    unseen: Sequence[PairRow],
+    adapter: Path,
+    settings: AlignSettings,
+) -> dict[str, Any]:
+    """Ask the engine that serves, with the saved adapter: which answers it finds likelier, and what is still known."""
     some = unseen[:SERVED_PAIRS]
-    if not some:
-        return None
     rows = [row for pair in some for row in (pair.chosen, pair.rejected)]
-    context = max(len(row.ids) for row in rows) + 1
-    with open_sampling(model, packs, context=max(context, MIN_CONTEXT), threads=threads) as engine:
-        found = served_log_probs(engine, rows, engine.packed(trainee.pairs(), trainee.scale))
-    sums_ = [float(each.sum()) for each in found]
-    likelier = np.mean(np.array(sums_[0::2]) > np.array(sums_[1::2]))
-    return {"pairs": len(some), "likelier": float(likelier), "mismatch": mismatch(trainee, rows, found)}
+    context = max(MIN_CONTEXT, *(len(row.ids) + 1 for row in rows)) if rows else MIN_CONTEXT
+    with open_sampling(model, packs, many=True, context=context, threads=settings.threads) as engine:
+        engine.add_adapter(ADAPTER, adapter)
+        found = served_log_probs(engine, rows, engine.adapters.find(ADAPTER))
+        known = still_known(engine, trainee, ADAPTER)
+    totals = [float(each.sum()) for each in found]
+    likelier = [chosen > rejected for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True)]
+    return {
+        "served": {"pairs": len(some), "likelier": float(np.mean(likelier))} if some else None,
+        "mismatch": mismatch(trainee, rows, found) if some else None,
+        **known,
+    }
 
 
 def _course(trainee: Trainee, pairs: Sequence[PairRow], settings: AlignSettings) -> _Course:

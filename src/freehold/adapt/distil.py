@@ -16,27 +16,31 @@ from typing import Any
 
 import numpy as np
 
-from freehold.adapt.distillation.answers import AnswerBook, Taught, judged
-from freehold.adapt.distillation.learning import AnswerCourse, OnPolicyCourse, Order, PromptRow
+from freehold.adapt.distillation.answers import AnswerBook, Taught
+from freehold.adapt.distillation.learning import OnPolicyCourse, Order, PromptRow
 from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
+from freehold.adapt.distillation.scores import judged_prompts, marked, passed
 from freehold.adapt.licences import base_licence, notes, teaching
 from freehold.adapt.lines import DataLines, check_apart, held_out
 from freehold.adapt.loop import TrainingLoop
 from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
-from freehold.adapt.sampling import GREEDY, SamplingModel, open_sampling
+from freehold.adapt.sampling import SamplingModel, open_sampling
+from freehold.adapt.teaching.control import still_known
+from freehold.adapt.teaching.course import TeachingCourse
+from freehold.adapt.teaching.replay import written
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
-from freehold.models.lora import Adapter
 from freehold.store import ModelRef
 from freehold.tokenizer import Tokenizer
 
 WARMUP = 0.1  # share of the steps
 ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
+ADAPTER = "tuned"  # its name in the engine that measures it
 OnStep = Callable[[Mapping[str, Any]], None]
 OnText = Callable[[str], None]
 
@@ -54,6 +58,8 @@ class DistilSettings:
     alpha: float = 32.0
     epochs: int = 2
     batch: int = 8  # prompts a step
+    replay: int = 2  # rows of the student's own text a step, against forgetting; on-policy needs none
+    replay_weight: float = 1.0
     test_share: float = 0.1
     seed: int = 0
     threads: int | None = None
@@ -156,12 +162,21 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     work.watch.note(_said(counted))
     trainee = _trainee(work)
     rows = _rows(work, trainee, answers)
-    course = AnswerCourse(trainee, _optimizer(trainee, len(rows), given), rows, _order(len(rows), given))
-    lines = _loop(work, trainee, course.optimizer, course.step, course.order)
+    optimizer, order = _optimizer(trainee, len(rows), given), _order(len(rows), given)
+    course = TeachingCourse(
+        trainee, optimizer, rows, order, rehearsed=given.replay, weight=given.replay_weight
+    )
+    if given.replay:
+        work.watch.doing(f"{work.student.name} writes what it rehearses")
+        with work.engine(work.student) as student:
+            course.replay = written(student, given.seed)
+    lines = _loop(work, trainee, optimizer, course.step, order)
     with work.engine(work.student) as student:
+        student.add_adapter(ADAPTER, work.run.folder)
         return {
             "answers": counted,
-            "before_after": _measured(work, student, trainee, _passed(unseen)),
+            "before_after": _measured(work, student, passed(unseen)),
+            **still_known(student, trainee, ADAPTER),
             **_common(trainee, lines),
         }
 
@@ -171,7 +186,7 @@ def _answered(work: _Work) -> tuple[list[Taught], list[Taught]]:
 
     An interrupted run holds them already, and the teacher is not loaded again.
     """
-    tested = _judged(work.tested)
+    tested = judged_prompts(work.tested)
     books = [
         (AnswerBook(work.run.path(name)), asked)
         for name, asked in ((ANSWERS, work.trained), (UNSEEN, tested))
@@ -199,11 +214,6 @@ def _asked(
     )
 
 
-def _passed(unseen: Sequence[Taught]) -> float | None:
-    """Return the share of judged answers without a fault; None where none is judged."""
-    return float(np.mean([not taught.why for taught in unseen])) if unseen else None
-
-
 def _on_policy(work: _Work) -> dict[str, Any]:
     """Let the student answer and the teacher judge each token."""
     given = work.settings
@@ -222,12 +232,14 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             given.max_answer,
         )
         lines = _loop(work, trainee, course.optimizer, course.step, order)
-        unseen = _asked(work, teacher, UNSEEN, _judged(work.tested), 1)
+        student.add_adapter(ADAPTER, work.run.folder)
+        unseen = _asked(work, teacher, UNSEEN, judged_prompts(work.tested), 1)
         return {
             "tokenizer": "the same tokens",
             "divergence": {"first": lines[0]["loss"], "last": lines[-1]["loss"]},
             "mismatch": {"mean_absolute": float(np.mean([line["mismatch"] for line in lines]))},
-            "before_after": _measured(work, student, trainee, _passed(unseen)),
+            "before_after": _measured(work, student, passed(unseen)),
+            **still_known(student, trainee, ADAPTER),
             **_common(trainee, lines),
         }
 
@@ -254,24 +266,7 @@ def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> lis
 # --- measuring -------------------------------------------------------------------------------------
 
 
-def marked(
-    model: SamplingModel, questions: Sequence[TeacherPrompt], max_tokens: int, adapter: Adapter | None = None
-) -> list[bool]:
-    """Return for each judged prompt whether the greedy answer has no fault, as the teacher's are judged."""
-    asked = _judged(questions)
-    prompts = [model.render(q.messages) for q in asked]
-    found = model.sample(
-        prompts, seeds=[0] * len(asked), max_tokens=max_tokens, sampling=GREEDY, adapter=adapter
-    )
-    return [
-        not judged(q, answer, model.tokenizer, 1, len(answer.ids)).why
-        for q, [answer] in zip(asked, found, strict=True)
-    ]
-
-
-def _measured(
-    work: _Work, student: SamplingModel, trainee: Trainee, teacher: float | None
-) -> dict[str, Any] | None:
+def _measured(work: _Work, student: SamplingModel, teacher: float | None) -> dict[str, Any] | None:
     """Return the scores of teacher and student on prompts that were not trained on; None without judges."""
     from freehold.evals.paired import compared
 
@@ -279,8 +274,8 @@ def _measured(
         return None
     limit = work.settings.max_answer
     work.watch.doing("measuring on prompts that were not trained on")
-    adapter = student.packed(trainee.pairs(), trainee.scale)
-    was, is_now = (marked(student, work.tested, limit, each) for each in (None, adapter))
+    tuned = student.adapters.find(ADAPTER)
+    was, is_now = (marked(student, work.tested, limit, each) for each in (None, tuned))
     return {
         "prompts": len(was),
         "teacher": teacher,
@@ -291,10 +286,6 @@ def _measured(
     }
 
 
-def _judged(questions: Sequence[TeacherPrompt]) -> list[TeacherPrompt]:
-    return [q for q in questions if q.check is not None]
-
-
 # --- pieces ----------------------------------------------------------------------------------------
 
 
@@ -302,7 +293,7 @@ def _split(
     given: DataLines[TeacherPrompt], test: DataLines[TeacherPrompt] | None, settings: DistilSettings
 ) -> tuple[list[TeacherPrompt], list[TeacherPrompt]]:
     trained, tested = list(given.items), list(test.items) if test else []
-    if test is None and _judged(trained):
+    if test is None and judged_prompts(trained):
         trained, tested = held_out(trained, settings.test_share, settings.seed, lambda q: q.key)
     check_apart(trained, tested, lambda q: q.key, lambda q: q.line)
     if not trained:

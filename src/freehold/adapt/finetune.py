@@ -25,7 +25,7 @@ from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SamplingModel, open_sampling
-from freehold.adapt.teaching.control import known_facts, text_loss
+from freehold.adapt.teaching.control import compared_facts, known_facts, text_loss
 from freehold.adapt.teaching.course import TeachingCourse
 from freehold.adapt.teaching.exam import Exam, before_after, read_exam
 from freehold.adapt.teaching.replay import written
@@ -207,7 +207,7 @@ def finetune(
             samples=_counted(room, lessons),
             loss={"first": lines[0]["loss"], "last": lines[-1]["loss"]},
             before_after=_learnt(before, after, lessons),
-            control=_control(before, after),
+            control=compared_facts(before.facts, after.facts),
             text_loss={"before": losses[0], "after": losses[1], "rise": losses[1] - losses[0]},
             mismatch=mismatch(trainee, sample, served),
             speed={"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
@@ -287,15 +287,3 @@ def _learnt(before: Standing, after: Standing, lessons: Lessons) -> dict[str, An
     if before.marks is None or after.marks is None:
         return None
     return before_after(before.marks, after.marks, lessons.contaminated)
-
-
-def _control(before: Standing, after: Standing) -> dict[str, Any]:
-    """Compare known facts: how many were, how many still are, and how many were lost and gained."""
-    pairs = list(zip(before.facts, after.facts, strict=True))
-    return {
-        "facts": len(pairs),
-        "before": sum(before.facts),
-        "after": sum(after.facts),
-        "lost": sum(was and not now for was, now in pairs),
-        "gained": sum(now and not was for was, now in pairs),
-    }

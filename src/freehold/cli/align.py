@@ -152,7 +152,8 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("adapter", str(out)),
         ("first loss", f"{made['first_loss']:.4f} (ln 2 is 0.6931)"),
         *(_measured(found) if found else [("unseen pairs", "none: what was learnt is not measured")]),
-        *_served(made["served"]),
+        *_served(made),
+        *still_known_rows(made),
         ("time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"),
         ("receipt", str(out / "receipt.json")),
     ]
@@ -175,14 +176,23 @@ def _measured(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _served(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _served(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found, gap = made["served"], made["mismatch"]
     if found is None:
         return []
-    gap = found["mismatch"]
     return [
         (
             "as served",
             f"{found['likelier']:.1%} of {found['pairs']} choose the chosen answer; the engine is "
             f"{gap['mean_absolute']:.4f} nat a token from the trainer (99 %: {gap['p99']:.2f})",
         )
+    ]
+
+
+def still_known_rows(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a training left of what was known before."""
+    control, text = made["control"], made["text_loss"]
+    return [
+        ("facts", f"{control['after']} of {control['facts']} known, before {control['before']}"),
+        ("other text", f"{text['after']:.3f} nat a token, before {text['before']:.3f}"),
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from freehold.cli.align import still_known_rows
 from freehold.cli.company import company_facts
 from freehold.cli.options import MAX_SEED
 from freehold.cli.progress import StatusLine
@@ -72,6 +73,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option(
     "--epochs", type=click.IntRange(1, 100), default=2, show_default=True, help="Passes over the prompts."
+)
+@click.option(
+    "--replay",
+    type=click.IntRange(0, 64),
+    default=2,
+    show_default=True,
+    help="Rows of MODEL's own text rehearsed a step, against forgetting; not with --on-policy.",
 )
 @click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Prompts a step.")
 @click.option(
@@ -160,6 +168,7 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
             if found
             else [("unseen prompts", "none has a judge: what was learnt is not measured")]
         ),
+        *still_known_rows(made),
         ("teacher", _licence(made["licence"]["teacher"])),
         ("time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"),
         ("receipt", str(out / "receipt.json")),

@@ -1,10 +1,9 @@
-"""A step of a student: from answers that a teacher gave, or from its own, judged by the teacher token by token.
+"""A step of a student that learns from its own answers, judged by a teacher token by token.
 
-Sequence-level: the mean negative log-probability of the answers' tokens, over the whole batch. On-policy: the student
-samples with the adapter of this step, the teacher prefills what was sampled, and the loss is KL(student || teacher) at
-each token over the whole vocabulary; the log-ratio of the drawn token alone would be a noisy estimate of it.
-Source: arXiv 2306.13649 (GKD, lambda 1, beta 1). Knows rows and models; knows no file.
-Path: distil -> AnswerCourse.step, OnPolicyCourse.step -> TrainingLoop
+The student samples with the adapter of this step, the teacher prefills what was sampled, and the loss is
+KL(student || teacher) at each token over the whole vocabulary; the log-ratio of the drawn token alone would be a noisy
+estimate of it. Source: arXiv 2306.13649 (GKD, lambda 1, beta 1). Knows prompts and models; knows no file.
+Path: distil -> OnPolicyCourse.step -> TrainingLoop
 """
 
 from __future__ import annotations
@@ -44,29 +43,6 @@ class Order:
             self._epoch = epoch
             self._drawn = np.random.default_rng((self.seed, epoch)).permutation(self.count)
         return self._drawn[place * self.batch : (place + 1) * self.batch]
-
-
-@dataclass(slots=True)
-class AnswerCourse:
-    """Learns the teacher's answers."""
-
-    trainee: Trainee
-    optimizer: Optimizer
-    rows: Sequence[AnswerRow]
-    order: Order
-
-    def step(self, step: int) -> dict[str, Any]:
-        """Learn from one batch; return its line."""
-        batch = [self.rows[i] for i in self.order.of(step)]
-        tokens = sum(len(row.answer) for row in batch)
-        total = 0.0
-        for part in parts(batch, lambda row: len(row.ids), PASS_TOKENS):
-            found = self.trainee.log_probs([row.ids for row in part], wanted=[row.wanted for row in part])
-            loss = -sum((one.sum() for one in found[1:]), found[0].sum()) / tokens
-            loss.backward()
-            total += float(loss.detach())
-        rate = self.optimizer.rate
-        return {"loss": total, "tokens": tokens, "gradient": self.optimizer.step(), "rate": rate}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 A fact counts where the answer's text holds one of its words. Small models know some of them; the same ones count
 before and after. Knows questions and answers; knows no data of the user's.
-Path: finetune -> known_facts, text_loss -> receipt
+Path: finetune, align, distil -> known_facts, text_loss, still_known -> receipt
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from freehold.evals.held_out import held_out_text
 from freehold.serving import Job
@@ -71,6 +72,28 @@ def known_facts(model: LLM, adapter: str = "") -> list[bool]:
         text = getattr(answer, "text", "").casefold()
         right[i] = any(word.casefold() in text for word in FACTS[i].words)
     return right
+
+
+def still_known(model: LLM, trainee: Trainee, adapter: str) -> dict[str, Any]:
+    """Return a receipt's `control` and `text_loss`: facts and text without the adapter and with it."""
+    was, now = known_facts(model), known_facts(model, adapter)
+    losses = [text_loss(trainee, adapter=tuned) for tuned in (False, True)]
+    return {
+        "control": compared_facts(was, now),
+        "text_loss": {"before": losses[0], "after": losses[1], "rise": losses[1] - losses[0]},
+    }
+
+
+def compared_facts(was: Sequence[bool], now: Sequence[bool]) -> dict[str, int]:
+    """Return how many facts were known, how many still are, and how many were lost and gained."""
+    both = list(zip(was, now, strict=True))
+    return {
+        "facts": len(both),
+        "before": sum(was),
+        "after": sum(now),
+        "lost": sum(a and not b for a, b in both),
+        "gained": sum(b and not a for a, b in both),
+    }
 
 
 def text_rows(trainee: Trainee) -> list[list[int]]:
