@@ -4,7 +4,7 @@ The reference is the model without its adapter, by the same arithmetic as the on
 log-probabilities differ from it by some hundredths of a nat a token (its activations are 8 bits wide), so with them
 the first margin would not be 0. They are taken in the step that first needs them, and kept.
 Knows token rows and a trainee; knows no file and no step.
-Path: align -> PairBatches.sums, reference -> Trainee.log_probs
+Path: align -> pair_rows, sums, PairReference -> Trainee.log_probs
 """
 
 from __future__ import annotations
