@@ -53,11 +53,23 @@ MASK = "ffffffffffffff00fffffffffffffffffeffffff"  # ... as this mask leaves it
 # Plain loops take longest in emulation and every other machine tests them; a cache of floats differs from one of halves
 # by its loads.
 TABLES = {"max": ["i8mm", "neon", "scalar"], "neoverse-n1": ["neon", "scalar"], "cortex-a72": ["scalar"]}
-ROOMS = ("matmul", "head", "kernels", "attention", "kv", "encoder", "delta", "mamba", "short_conv", "latent")
+ROOMS = (
+    "matmul",
+    "trellis",
+    "head",
+    "kernels",
+    "attention",
+    "kv",
+    "encoder",
+    "delta",
+    "mamba",
+    "short_conv",
+    "latent",
+)
 TESTS = {
     "max": [*(f"tests/csrc/test_{room}.py" for room in ROOMS), "-k", "not neon and not scalar and not -f32-"],
     "neoverse-n1": [
-        *(f"tests/csrc/test_{room}.py" for room in ("matmul", "head", "attention")),
+        *(f"tests/csrc/test_{room}.py" for room in ("matmul", "trellis", "head", "attention")),
         *("-k", "not scalar and not -f32- and not -f16-"),
     ],
     "cortex-a72": ["tests/csrc/test_matmul.py", "-k", "scalar and products"],

@@ -33,7 +33,7 @@ FULL += [
     for name in ("engine", "bits", "speculation", "adapters", "disk", "window", "hybrids")
 ]
 SHORT = ["tests/fuzz", "tests/formats", "tests/test_damaged_models.py", "tests/models/test_packs.py"]
-SHORT += [f"tests/csrc/test_{name}.py" for name in ("matmul", "head", "kv", "states", "sampling")]
+SHORT += [f"tests/csrc/test_{name}.py" for name in ("matmul", "trellis", "head", "kv", "states", "sampling")]
 SHORT += [f"tests/csrc/test_{name}.py" for name in ("delta", "mamba", "latent", "short_conv", "routing")]
 # Loaded before the interpreter: the sanitizer, and the C++ library whose exceptions it intercepts.
 RUNTIME = ("libasan.so", "libstdc++.so")
