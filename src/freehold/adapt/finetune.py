@@ -56,7 +56,7 @@ OnNote = Callable[[str], None]
 class FinetuneSettings:
     """How to teach. Every field is in the receipt."""
 
-    rate: float = 5e-4
+    rate: float = 1e-3
     rank: int = 16
     alpha: float = 32.0
     epochs: int = 1

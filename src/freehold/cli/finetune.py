@@ -46,7 +46,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     "--lr",
     "rate",
     type=click.FloatRange(0, 1, min_open=True),
-    default=5e-4,
+    default=1e-3,
     show_default=True,
     help="Learning rate.",
 )
