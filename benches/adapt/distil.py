@@ -5,7 +5,8 @@
 
 Every answer is checked against the sentence; scores are of greedy answers to prompts that were not trained on, as
 served. `--noise`: that share of the prompts misspells words, so that the teacher errs too. CPU-seconds, the teacher's
-included. Ends in one JSON line.
+included, of this process. With `--out` the run lies there, and the same command continues one that was interrupted.
+Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import json
 import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benches.adapt.folders import work_folder
 from freehold.adapt.distil import DistilSettings, DistilWatch, distil
 from freehold.adapt.extra import half_helps
 from freehold.cli.bench import version
@@ -125,16 +128,16 @@ def main() -> int:
         seed=args.seed,
         half=half_helps(),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with work_folder(args.out) as folder:
         made = distil(
             store.resolve(args.teacher),
             store.resolve(args.student),
-            _written(Path(folder, "prompts.jsonl"), lines[: args.prompts]),
-            Path(folder, "tuned"),
+            _written(folder / "prompts.jsonl", lines[: args.prompts]),
+            folder / "tuned",
             settings,
-            test=_written(Path(folder, "unseen.jsonl"), lines[args.prompts :]),
+            test=_written(folder / "unseen.jsonl", lines[args.prompts :]),
             packs=store.packs,
-            watch=DistilWatch(step=lambda row: print(json.dumps(row), file=sys.stderr)),
+            watch=DistilWatch(doing=_said, step=lambda row: _said(json.dumps(row))),
         )
     facts = {
         "bench": "distil",
@@ -198,10 +201,15 @@ def _written(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def _said(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("teacher")
     parser.add_argument("student")
+    parser.add_argument("--out", type=Path, help="keep the run here; default: a folder that is deleted")
     parser.add_argument("--on-policy", action="store_true")
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--prompts", type=int, default=120)

@@ -3,7 +3,8 @@
     python benches/adapt/preferences.py smollm2:135m --pairs 160
 
 The fact is in the prompt, so a right answer is one that repeats it in the chosen form; answers are greedy and as
-served, to prompts that were not trained on. CPU-seconds, since the machine may be shared. Ends in one JSON line.
+served, to prompts that were not trained on. CPU-seconds, since the machine may be shared. With `--out` the run lies
+there, and the same command continues one that was interrupted. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import json
 import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benches.adapt.folders import work_folder
 from freehold.adapt.align import AlignSettings, align
 from freehold.adapt.extra import half_helps
 from freehold.adapt.sampling import GREEDY, SamplingModel, open_sampling
@@ -74,10 +77,10 @@ def main() -> int:
     store = Store(load_settings())
     ref = store.resolve(args.model)
     lines = list(taste(args.pairs + args.unseen, args.seed))
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "tuned")
-        trained = _written(Path(folder, "pairs.jsonl"), lines[: args.pairs])
-        unseen = _written(Path(folder, "unseen.jsonl"), lines[args.pairs :])
+    with work_folder(args.out) as folder:
+        out = folder / "tuned"
+        trained = _written(folder / "pairs.jsonl", lines[: args.pairs])
+        unseen = _written(folder / "unseen.jsonl", lines[args.pairs :])
         settings = AlignSettings(rate=args.lr, nll=args.nll, seed=args.seed, half=half_helps())
         made = align(
             ref,
@@ -86,7 +89,7 @@ def main() -> int:
             settings,
             test=unseen,
             packs=store.packs,
-            on_step=lambda row: print(json.dumps(row), file=sys.stderr),
+            on_step=lambda row: print(json.dumps(row), file=sys.stderr, flush=True),
         )
         asked = lines[args.pairs :]
         with open_sampling(ref, store.packs, context=512, adapters={"tuned": out}) as model:
@@ -156,6 +159,7 @@ def _written(path: Path, lines: Sequence[dict[str, str]]) -> Path:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
+    parser.add_argument("--out", type=Path, help="keep the run here; default: a folder that is deleted")
     parser.add_argument("--pairs", type=int, default=160)
     parser.add_argument("--unseen", type=int, default=40)
     parser.add_argument("--lr", type=float, default=2e-4)
