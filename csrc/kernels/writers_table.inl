@@ -1,4 +1,4 @@
-// The table of writers, and what is no block: the halves, and rows' mean squares.
+// The table of writers, with the halves and the mean squares of rows.
 
 static void mean_squares(const float* x, int64_t k, float* out) {
   for (int row = 0; row < kTileBlocks; row += kLanes) {

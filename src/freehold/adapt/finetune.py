@@ -3,7 +3,7 @@
 The base writes some text first; while the examples are learnt, the tuned model's distribution on that text is held
 near the base's. What was learnt is measured on the user's test items and what was forgotten on facts and a text of
 ours, before and after, by the engine that serves.
-Path: cli/finetune -> Lessons.open -> finetune -> teaching.course -> TrainingLoop -> RunFolder.finish
+Path: cli/finetune -> Lessons.read -> finetune -> teaching.course -> TrainingLoop -> RunFolder.finish
 """
 
 from __future__ import annotations
@@ -140,14 +140,14 @@ class Classroom:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ExamResult:
     """What a model answered: marks of test items, and known facts."""
 
     facts: list[bool]
     marks: list[bool] | None
 
     @classmethod
-    def of(cls, engine: SamplingModel, lessons: Lessons, adapter: str, most: int) -> Standing:
+    def of(cls, engine: SamplingModel, lessons: Lessons, adapter: str, most: int) -> ExamResult:
         """Ask the engine."""
         marks = lessons.exam.marks(engine, adapter, most) if lessons.exam else None
         return cls(known_facts(engine, adapter), marks)
@@ -185,7 +185,7 @@ def finetune(
     with RunFolder.open(out, "finetune", inputs, fresh=fresh) as run:
         with _engine(model, packs, room, settings) as engine:
             room.course.replay = written(engine, settings.seed) if settings.replay else []
-            before = Standing.of(engine, lessons, "", most)
+            before = ExamResult.of(engine, lessons, "", most)
         trainee, course = room.trainee, room.course
         for note in [*notes({"base's": licence}), *_notes(room, lessons)]:
             on_note(note)
@@ -195,7 +195,7 @@ def finetune(
         lines = loop.lines()
         with _engine(model, packs, room, settings) as engine:
             engine.add_adapter(ADAPTER, run.folder)
-            after = Standing.of(engine, lessons, ADAPTER, most)
+            after = ExamResult.of(engine, lessons, ADAPTER, most)
             sample = course.rows[:SERVED_ROWS]
             served = served_log_probs(engine, sample, engine.adapters.find(ADAPTER))
         losses = [text_loss(trainee, adapter=adapter) for adapter in (False, True)]
@@ -283,7 +283,7 @@ def _counted(room: Classroom, lessons: Lessons) -> dict[str, Any]:
     }
 
 
-def _learnt(before: Standing, after: Standing, lessons: Lessons) -> dict[str, Any] | None:
+def _learnt(before: ExamResult, after: ExamResult, lessons: Lessons) -> dict[str, Any] | None:
     if before.marks is None or after.marks is None:
         return None
     return before_after(before.marks, after.marks, lessons.contaminated)

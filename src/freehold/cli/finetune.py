@@ -106,7 +106,7 @@ def command(
 
     A line of --data: {"prompt": "...", "completion": "..."}, or {"messages": [...]} whose assistant turns are learnt.
     A line of --test: the same, or a prompt with a judge of `freehold eval` (contains, regex, ...). The receipt has the
-    test before and after, and what was forgotten: facts and a text that nobody trains on.
+    test before and after, and what was forgotten: facts and a text that is never trained on.
 
     After Ctrl-C or a crash the same command continues, to the same bits. Use the result with:
     freehold run MODEL --adapter OUT

@@ -1,4 +1,4 @@
-"""What a model knew before and should know after: 24 facts of ours, and the loss on a text that nobody trains on.
+"""What a model knew before and should know after: 24 facts of ours, and the loss on a text that is never trained on.
 
 A fact counts where the answer's text holds one of its words. Small models know some of them; the same ones count
 before and after. Knows questions and answers; knows no data of the user's.

@@ -4,7 +4,7 @@
     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
 
 Knows texts; knows no tokenizer. Each assistant turn is learnt after the prompt that the server would make of what
-stands before it, so that a template which shortens old turns is no trap.
+stands before it: a template that shortens old turns is applied as it is when serving.
 Path: finetune -> read_samples -> ChatSample.turns -> rows.AnswerRows
 """
 

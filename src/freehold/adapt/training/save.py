@@ -2,7 +2,7 @@
 
 Knows both containers' names, settings and order of rows; knows no model's layers. PEFT's rows lie as safetensors have
 them, the GGUF's as a GGUF has them: of a llama's q and k the two differ, and either file is wrong for the other.
-Path: trainee.Trainee.save -> write_peft, write_gguf_adapter -> formats.open_lora, llama.cpp, PEFT
+Path: trainee.Trainee.save -> write_peft, write_gguf_adapter -> formats.open_lora; other programs read the same files
 """
 
 from __future__ import annotations
