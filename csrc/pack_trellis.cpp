@@ -91,6 +91,7 @@ void decode_bytes(const Panels& w, const uint8_t* panel, int row, float* out) {
 }
 
 template <int K> MatrixPtr pack_rows(const uint8_t* raw, size_t raw_bytes, WeightType type, int64_t n, int64_t k, Threads& threads, bool expand) {
+  trellis_panel_bytes(type, k);                      // refuses a k by the file's type, whatever it becomes
   std::shared_ptr<Matrix> m = make_matrix(expand ? WeightType::T8 : type, n, k);
   const int64_t row_bytes = FileRow<K>::bytes(k);
   if (static_cast<__int128>(row_bytes) * n + kTableBytes != static_cast<__int128>(raw_bytes))

@@ -110,6 +110,8 @@ def test_what_does_not_fit_is_refused_by_name(type):
         native.Matrix.pack(raw[128:], type.name, 4, 64, POOL)
     with pytest.raises(BadModelFile, match=f"{type.name} rows must hold a multiple of 32 inputs, got 48"):
         native.Matrix.pack(raw, type.name, 4, 48, POOL)
+    with pytest.raises(BadModelFile, match=f"{type.name} rows must hold"):
+        native.Matrix.pack_trellis(raw, type.name, 4, 48, POOL, True)
     bad = raw.copy()
     bad[5] = 0x80
     with pytest.raises(BadModelFile, match=f"the table of a {type.name} matrix holds -128"):

@@ -158,13 +158,86 @@ template <int K, bool Signed> static void unpack_quickly(const Panels& w, const 
     unpack_eight<K, 7>(table, a, b, codes);
   }
 }
+
+// Prompts, two panels at once: a broadcast of four activations serves both, where a dot that loads its own makes loads the
+// bound. Six tokens: twelve sums of a group and twelve of the panels, the quads, and a product beside them.
+constexpr int kPairTile = 6;
+struct UnitPair {
+  const uint8_t* codes;                      // unpacked, of one panel and, kUnitBytes on, of the other
+  const float* d;                            // [2][8][16]
+  int64_t groups;
+  const int8_t* q;
+  const float* xs;
+  const int32_t* start;
+  float *y, *z;                              // sums of either
+  bool first;
+  const uint16_t *rows, *more;               // row scales, at the last unit
+  template <int NB> OP void take(F* sum, const float* from, bool first) {
+    for (int b = 0; b < NB; ++b) sum[b] = first ? fzero() : fload(from + b * kPanelRows);
+  }
+  template <int NB> OP void give(const F* sum, float* to, const uint16_t* rows) {
+    for (int b = 0; b < NB; ++b) fstore(to + b * kPanelRows, rows ? mul(sum[b], load_f16(rows)) : sum[b]);
+  }
+  template <int NB> void run(int64_t t) const {
+    const int8_t* xq = q + t * kUnitK;
+    F a[NB], b[NB];
+    take<NB>(a, y + t * kPanelRows, first);
+    take<NB>(b, z + t * kPanelRows, first);
+    for (int64_t g = 0; g < groups; ++g) {
+      I u[NB], v[NB];
+      for (int i = 0; i < NB; ++i) u[i] = v[i] = iset(start[(t + i) * 8 + g]);
+      const uint8_t* w = codes + 512 * g;
+      for (int j = 0; j < 8; ++j) {
+        const I one = bload(w + 64 * j), two = bload(w + kUnitBytes + 64 * j);
+        for (int i = 0; i < NB; ++i) {
+          const I x = quad(xq + i * kUnitK + 32 * g + 4 * j);
+          u[i] = dot4_full(u[i], one, x);
+          v[i] = dot4_full(v[i], two, x);
+        }
+      }
+      const F one = fload(d + 16 * g), two = fload(d + 8 * kPanelRows + 16 * g);
+      for (int i = 0; i < NB; ++i) {
+        const F scale = fset(xs[(t + i) * 8 + g]);
+        a[i] = add_group<true>(a[i], u[i], mul(one, scale));
+        b[i] = add_group<true>(b[i], v[i], mul(two, scale));
+      }
+    }
+    give<NB>(a, y + t * kPanelRows, rows);
+    give<NB>(b, z + t * kPanelRows, more);
+  }
+};
+template <int K> static void gemm_windows(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y) {
+  alignas(64) uint8_t codes[2 * kUnitBytes];
+  alignas(64) float d[2 * 8 * kPanelRows];
+  Terms starts;
+  starts_of<32, 128>(x, u, t0, nt, starts);
+  const int64_t at = u * x.rows + t0, groups = groups_in(w, u), step = nt * kPanelRows;
+  int64_t p = p0;
+  for (; p + 2 <= p1; p += 2, y += 2 * step) {
+    const uint8_t *one = w.high(p), *two = w.high(p + 1);
+    unpack_quickly<K, false>(w, one, u, codes, d);
+    unpack_quickly<K, false>(w, two, u, codes + kUnitBytes, d + 8 * kPanelRows);
+    const Next next = next_trellis<K>(w, p0, p1, p, u, x), after = next_trellis<K>(w, p0, p1, p + 1, u, x);
+    const UnitPair pair{codes, d, groups, x.q + at * kUnitK, x.scale + at * 8, starts.at, y, y + step, u == 0, last_scales(w, one, u), last_scales(w, two, u)};
+    int64_t t = 0;
+    for (; t + kPairTile <= nt; t += kPairTile) {
+      next.ask(t, kPairTile, nt);
+      after.ask(t, kPairTile, nt);
+      pair.template run<kPairTile>(t);
+    }
+    next.ask(t, kPairTile, nt);
+    after.ask(t, kPairTile, nt);
+    tail_tile<kPairTile - 1>(pair, t, nt - t);
+  }
+  if (p < p1) gemm_trellis<K, unpack_quickly<K, false>>(w, p, p1, u, x, t0, nt, y);
+}
 static void fill_windows(Kernels& t) {
   constexpr int two = static_cast<int>(WeightType::T2), three = static_cast<int>(WeightType::T3);
   t.trellis = true;
   t.panel[two] = panel_rows<RowsWindows<2>>;
   t.panel[three] = panel_rows<RowsWindows<3>>;
-  t.gemm[two] = gemm_trellis<2, unpack_quickly<2, false>>;
-  t.gemm[three] = gemm_trellis<3, unpack_quickly<3, false>>;
+  t.gemm[two] = gemm_windows<2>;
+  t.gemm[three] = gemm_windows<3>;
 }
 static Kernels make_vbmi() {
   Kernels t = make_table("vbmi");
