@@ -17,8 +17,8 @@ import pytest
 
 from freehold.adapt.distil import ANSWERS, DistilSettings, DistilWatch, distil
 from freehold.adapt.distillation.given import given_states
-from freehold.adapt.distillation.learning import Order
 from freehold.adapt.training.head import divergence
+from freehold.adapt.training.order import Order
 from freehold.adapt.training.trainee import Trainee
 from freehold.config import Settings
 from freehold.errors import UsageError

@@ -7,14 +7,12 @@ Path: cli/align -> align -> alignment.batches, alignment.losses -> TrainingLoop 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freehold.adapt.alignment.batches import (
     PairReference,
@@ -22,7 +20,7 @@ from freehold.adapt.alignment.batches import (
     all_sums,
     lengths,
     pair_rows,
-    parts,
+    passes,
     sums,
 )
 from freehold.adapt.alignment.losses import preference_loss
@@ -35,7 +33,9 @@ from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import open_sampling
+from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.teaching.control import still_known
+from freehold.adapt.training.order import Order
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
@@ -44,30 +44,23 @@ from freehold.errors import UsageError
 from freehold.store import ModelRef
 
 UNEVEN = 1.25  # ratio of lengths, either way, above which a note says so
-WARMUP = 0.1  # share of the steps
 SERVED_PAIRS = 16  # that the engine is asked about
 ADAPTER = "tuned"  # its name in that engine
 OnStep = Callable[[Mapping[str, Any]], None]
 OnNote = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class AlignSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignSettings(AdapterSettings):
     """How to train. Every field is in the receipt."""
 
     beta: float = 0.1
     nll: float = 0.1  # weight of the likelihood of chosen answers
     smoothing: float = 0.0  # share of labels taken to be wrong
-    rate: float = 2e-4
-    rank: int = 16
-    alpha: float = 32.0
     epochs: int = 1
     batch: int = 8  # pairs a step
     test_share: float = 0.1
     max_tokens: int = 1024  # of a prompt and its answer
-    seed: int = 0
-    threads: int | None = None
-    half: bool = False  # products in bfloat16
 
 
 @dataclass(slots=True)
@@ -79,30 +72,17 @@ class _Course:
     pairs: Sequence[PairRow]
     reference: PairReference
     settings: AlignSettings
-    orders: dict[int, NDArray[np.int64]] = field(default_factory=dict)
-
-    @property
-    def steps_an_epoch(self) -> int:
-        return math.ceil(len(self.pairs) / self.settings.batch)
-
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """Return the pairs of a step, from the seed and the step alone."""
-        epoch, place = divmod(step, self.steps_an_epoch)
-        if epoch not in self.orders:
-            drawn = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.pairs))
-            self.orders = {epoch: drawn}
-        first = place * self.settings.batch
-        return self.orders[epoch][first : first + self.settings.batch]
+    order: Order
 
     def step(self, step: int) -> dict[str, Any]:
         """Learn from one batch; return its line."""
-        given, indices = self.settings, self.batch(step)
+        given, indices = self.settings, self.order.of(step)
         batch = [self.pairs[i] for i in indices]
         tokens = sum(len(pair.chosen.answer) for pair in batch)
         preference, nll, done = 0.0, 0.0, 0
         margins: list[float] = []
         moved = np.zeros(2)
-        for part in parts(batch):
+        for part in passes(batch):
             held = indices[done : done + len(part)]
             done += len(part)
             reference = self.reference.of(self.trainee, held, part)
@@ -172,14 +152,7 @@ def align(
         "settings": asdict(settings),
     }
     with RunFolder.open(out, "align", inputs, fresh=fresh) as run:
-        trainee = Trainee.open(
-            model.path,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            seed=settings.seed,
-            threads=settings.threads,
-            half=settings.half,
-        )
+        trainee = settings.trainee(model.path)
         most = min(settings.max_tokens, trainee.source.cfg.context)
         rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
         course = _course(trainee, pair_rows(rows, trained), settings)
@@ -190,7 +163,7 @@ def align(
             run,
             trainee,
             course.optimizer,
-            settings.epochs * course.steps_an_epoch,
+            settings.epochs * course.order.steps_an_epoch,
             arrays=lambda: {"reference": course.reference.values.copy()},
             restore=lambda arrays: np.copyto(course.reference.values, arrays["reference"]),
         )
@@ -264,10 +237,9 @@ def served(
 
 
 def _course(trainee: Trainee, pairs: Sequence[PairRow], settings: AlignSettings) -> _Course:
-    steps = settings.epochs * math.ceil(len(pairs) / settings.batch)
-    warmup = max(1, round(WARMUP * steps))
-    optimizer = Optimizer(trainee.parameters(), settings.rate, warmup=warmup, total=steps)
-    return _Course(trainee, optimizer, pairs, PairReference(len(pairs)), settings)
+    order = Order(len(pairs), settings.batch, settings.seed)
+    optimizer = settings.optimizer(trainee, settings.epochs * order.steps_an_epoch)
+    return _Course(trainee, optimizer, pairs, PairReference(len(pairs)), settings, order)
 
 
 def _notes(rows: Sequence[PairRow], trained: Sequence[Pair], tested: Sequence[Pair]) -> list[str]:

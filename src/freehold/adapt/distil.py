@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.distillation.answers import AnswerBook, Taught
-from freehold.adapt.distillation.learning import OnPolicyCourse, Order, PromptRow
+from freehold.adapt.distillation.learning import OnPolicyCourse, PromptRow
 from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
 from freehold.adapt.distillation.scores import judged_prompts, marked, passed
 from freehold.adapt.licences import base_licence, notes, teaching
@@ -27,9 +27,11 @@ from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SamplingModel, open_sampling
+from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.teaching.control import still_known
 from freehold.adapt.teaching.course import TeachingCourse
 from freehold.adapt.teaching.replay import written
+from freehold.adapt.training.order import Order
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
@@ -38,32 +40,25 @@ from freehold.errors import ContextOverflow, UsageError
 from freehold.store import ModelRef
 from freehold.tokenizer import Tokenizer
 
-WARMUP = 0.1  # share of the steps
 ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
 ADAPTER = "tuned"  # its name in the engine that measures it
 OnStep = Callable[[Mapping[str, Any]], None]
 OnText = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class DistilSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistilSettings(AdapterSettings):
     """How to distil. Every field is in the receipt."""
 
     on_policy: bool = False
     tries: int = 2  # of a faulty answer of the teacher's: the first is greedy
     max_answer: int = 256  # tokens
     max_tokens: int = 1024  # of a prompt and its answer
-    rate: float = 2e-4
-    rank: int = 16
-    alpha: float = 32.0
     epochs: int = 2
     batch: int = 8  # prompts a step
     replay: int = 2  # rows of the student's own text a step, against forgetting; on-policy needs none
     replay_weight: float = 1.0
     test_share: float = 0.1
-    seed: int = 0
-    threads: int | None = None
-    half: bool = False  # products in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +155,7 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     answers, unseen = _answered(work)
     counted = _counted(answers)
     work.watch.note(_said(counted))
-    trainee = _trainee(work)
+    trainee = given.trainee(work.student.path)
     rows = _rows(work, trainee, answers)
     optimizer, order = _optimizer(trainee, len(rows), given), _order(len(rows), given)
     course = TeachingCourse(
@@ -219,7 +214,7 @@ def _on_policy(work: _Work) -> dict[str, Any]:
     given = work.settings
     with work.engine(work.teacher) as teacher, work.engine(work.student) as student:
         check_same_tokens(teacher.tokenizer, student.tokenizer, (work.teacher.name, work.student.name))
-        trainee = _trainee(work)
+        trainee = given.trainee(work.student.path)
         prompts = _prompts(work, teacher, student)
         order = _order(len(prompts), given)
         course = OnPolicyCourse(
@@ -301,25 +296,12 @@ def _split(
     return trained, tested
 
 
-def _trainee(work: _Work) -> Trainee:
-    given = work.settings
-    return Trainee.open(
-        work.student.path,
-        rank=given.rank,
-        alpha=given.alpha,
-        seed=given.seed,
-        threads=given.threads,
-        half=given.half,
-    )
-
-
 def _order(count: int, settings: DistilSettings) -> Order:
     return Order(count, settings.batch, settings.seed)
 
 
 def _optimizer(trainee: Trainee, count: int, settings: DistilSettings) -> Optimizer:
-    steps = settings.epochs * _order(count, settings).steps_an_epoch
-    return Optimizer(trainee.parameters(), settings.rate, warmup=max(1, round(WARMUP * steps)), total=steps)
+    return settings.optimizer(trainee, settings.epochs * _order(count, settings).steps_an_epoch)
 
 
 def _loop(

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.as_served import mismatch, served_log_probs
-from freehold.adapt.distillation.learning import Order
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.lines import DataLines
 from freehold.adapt.loop import TrainingLoop
@@ -25,13 +24,14 @@ from freehold.adapt.receipt import receipt, text_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SamplingModel, open_sampling
+from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.teaching.control import compared_facts, known_facts, text_loss
 from freehold.adapt.teaching.course import TeachingCourse
 from freehold.adapt.teaching.exam import Exam, before_after, read_exam
 from freehold.adapt.teaching.replay import written
 from freehold.adapt.teaching.samples import ChatSample, read_samples
+from freehold.adapt.training.order import Order
 from freehold.adapt.training.save import GGUF
-from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
@@ -40,7 +40,6 @@ from freehold.machine import available_bytes
 from freehold.store import ModelRef
 
 MOST_ACTIVATIONS = 1 << 30  # bytes of layers' activations; fewer where less memory is free, for the same bits
-WARMUP = 0.1  # share of the steps
 SERVED_ROWS = 16  # that the engine is asked about
 LEAST_ANSWER, MOST_ANSWER = (
     16,
@@ -52,22 +51,17 @@ OnStep = Callable[[Mapping[str, Any]], None]
 OnNote = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings(AdapterSettings):
     """How to teach. Every field is in the receipt."""
 
     rate: float = 1e-3
-    rank: int = 16
-    alpha: float = 32.0
     epochs: int = 1
     batch: int = 8  # answers a step
     replay: int = 2  # rows of the base's own text a step; 0: nothing is rehearsed
     replay_weight: float = 1.0
     max_tokens: int = 1024  # of a prompt and its answer
     skip_long: bool = False
-    seed: int = 0
-    threads: int | None = None
-    half: bool = False  # products in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +112,11 @@ class Classroom:
     @classmethod
     def of(cls, model: ModelRef, lessons: Lessons, settings: FinetuneSettings) -> Classroom:
         """Bind the model and make all rows. Raises what reading the model raises, UsageError for long samples."""
-        trainee = Trainee.open(
-            model.path,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            seed=settings.seed,
-            threads=settings.threads,
-            half=settings.half,
-            memory=min(MOST_ACTIVATIONS, available_bytes() // 4),
-        )
+        trainee = settings.trainee(model.path, min(MOST_ACTIVATIONS, available_bytes() // 4))
         maker = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, settings.max_tokens)
         rows, skipped = lessons.rows(maker, skip_long=settings.skip_long)
         order = Order(len(rows), settings.batch, settings.seed)
-        steps = settings.epochs * order.steps_an_epoch
-        optimizer = Optimizer(
-            trainee.parameters(), settings.rate, warmup=max(1, round(WARMUP * steps)), total=steps
-        )
+        optimizer = settings.optimizer(trainee, settings.epochs * order.steps_an_epoch)
         rehearsal = {"rehearsed": settings.replay, "weight": settings.replay_weight}
         course = TeachingCourse(trainee, optimizer, rows, order, **rehearsal)
         return cls(trainee, course, skipped)

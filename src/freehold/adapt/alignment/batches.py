@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from freehold.adapt.alignment.pairs import Pair
 from freehold.adapt.rows import AnswerRow, AnswerRows
+from freehold.adapt.training.order import PASS_TOKENS, parts
 from freehold.adapt.training.trainee import Trainee
 from freehold.errors import FreeholdError, UsageError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 F32 = NDArray[np.float32]
-PASS_TOKENS = 2048  # of rows computed in one pass: activations of 30 layers of 576 take 0.6 MB a token
 _SHOWN = 5
 
 
@@ -78,16 +78,9 @@ def lengths(pairs: Sequence[PairRow]) -> PairLengths:
     return PairLengths(float(np.mean(chosen)), float(np.mean(rejected)))
 
 
-def parts(pairs: Sequence[PairRow]) -> Iterator[Sequence[PairRow]]:
+def passes(pairs: Sequence[PairRow]) -> Iterator[Sequence[PairRow]]:
     """Cut pairs into runs that one pass computes: of PASS_TOKENS, one pair at least."""
-    first, held = 0, 0
-    for i, pair in enumerate(pairs):
-        if i > first and held + pair.tokens > PASS_TOKENS:
-            yield pairs[first:i]
-            first, held = i, 0
-        held += pair.tokens
-    if first < len(pairs):
-        yield pairs[first:]
+    return parts(pairs, lambda pair: pair.tokens, PASS_TOKENS)
 
 
 def sums(
@@ -108,7 +101,7 @@ def all_sums(trainee: Trainee, pairs: Sequence[PairRow], *, adapter: bool = True
     import torch
 
     with torch.no_grad():
-        found = [torch.stack(sums(trainee, part, adapter=adapter), 1) for part in parts(pairs)]
+        found = [torch.stack(sums(trainee, part, adapter=adapter), 1) for part in passes(pairs)]
     return torch.cat(found).numpy()
 
 

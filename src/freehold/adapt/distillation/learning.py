@@ -8,41 +8,22 @@ Path: distil -> OnPolicyCourse.step -> TrainingLoop
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freehold.adapt.distillation.given import given_states
 from freehold.adapt.rows import AnswerRow
 from freehold.adapt.sampling import SamplingModel
 from freehold.adapt.training.head import divergence
+from freehold.adapt.training.order import Order, parts
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 
-PASS_TOKENS = 2048  # of rows computed in one pass
 # Of answers whose teacher's logits are held at once: 151,936 floats a token are 0.6 MB, so 156 MB.
 JUDGED_TOKENS = 256
-
-
-class Order:
-    """Which items each step takes, from the seed and the step alone: every epoch all of them, in another order."""
-
-    def __init__(self, count: int, batch: int, seed: int) -> None:
-        self.count, self.batch, self.seed = count, batch, seed
-        self.steps_an_epoch = math.ceil(count / batch)
-        self._epoch, self._drawn = -1, np.zeros(0, np.int64)
-
-    def of(self, step: int) -> NDArray[np.int64]:
-        """Return the items of a step."""
-        epoch, place = divmod(step, self.steps_an_epoch)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._drawn = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        return self._drawn[place * self.batch : (place + 1) * self.batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +88,6 @@ class OnPolicyCourse:
             "gradient": self.optimizer.step(),
             "rate": rate,
         }
-
-
-def parts(items: Sequence[Any], size: Any, most: int) -> Iterator[Sequence[Any]]:
-    """Cut items into runs of `most` together, one item at least."""
-    first, held = 0, 0
-    for i, item in enumerate(items):
-        if i > first and held + size(item) > most:
-            yield items[first:i]
-            first, held = i, 0
-        held += size(item)
-    if first < len(items):
-        yield items[first:]
 
 
 def _seed(seed: int, step: int, line: int) -> int:

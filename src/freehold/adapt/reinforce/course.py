@@ -28,8 +28,8 @@ from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, Pro
 from freehold.adapt.reinforce.verifier import RewardScore, Verifier
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SampledAnswer, open_sampling
+from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.training.steps import Optimizer
-from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
 from freehold.errors import UsageError
 from freehold.store import ModelRef
@@ -41,8 +41,8 @@ OnStep = Callable[[Mapping[str, Any]], None]
 OnNote = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class ReinforceSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforceSettings(AdapterSettings):
     """How to train. Every field is in the receipt."""
 
     steps: int
@@ -51,8 +51,6 @@ class ReinforceSettings:
     max_tokens: int = 64  # of an answer
     loss: Loss = "dr_grpo"
     rate: float = 1e-4
-    rank: int = 16
-    alpha: float = 32.0
     updates: int = 1  # of one step's answers
     cap: float = CAP  # of a token's weight, trainer's over sampler's; 0: no weights
     most_mismatch: float = MOST_MISMATCH
@@ -60,9 +58,6 @@ class ReinforceSettings:
     passes_at: float = 1.0
     shots: int = 0
     system: str = ""
-    seed: int = 0
-    threads: int | None = None
-    half: bool = False  # products in bfloat16
     allow_gameable: bool = False
 
 
@@ -168,14 +163,7 @@ def reinforce(
         for note in notes({"base's": licence}):
             on_note(note)
         attacks = _attacked(verifier, check, prompts, settings, on_note)
-        trainee = Trainee.open(
-            model.path,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            seed=settings.seed,
-            threads=settings.threads,
-            half=settings.half,
-        )
+        trainee = settings.trainee(model.path)
         sampler = open_.enter_context(open_sampling(model, packs, threads=settings.threads))
         objective = Objective(settings.loss, cap=settings.cap)
         policy = Policy(trainee, sampler, Optimizer(trainee.parameters(), settings.rate), objective)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from freehold.adapt.distillation.learning import PASS_TOKENS, Order, parts
 from freehold.adapt.rows import AnswerRow
 from freehold.adapt.teaching.replay import ReplayRow, group
 from freehold.adapt.training.head import divergence
+from freehold.adapt.training.order import PASS_TOKENS, Order, parts
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 
