@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from pathlib import Path
@@ -115,6 +116,40 @@ def test_a_reward_writes_connects_and_starts_nothing(tmp_path: Path):
             server.accept()
     assert kept.read_text() == "as it was"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "reward.py"]
+
+
+def test_a_reward_has_the_kernel_send_no_signal_and_type_nothing(tmp_path: Path):
+    """F_SETOWN, F_SETSIG and O_ASYNC on a pipe of its own would end any process of the user."""
+    acts = [
+        f"import os, fcntl\nr, _ = PIPES\nfcntl.fcntl(r, fcntl.F_SETOWN, {os.getpid()})",
+        "import fcntl\nfcntl.fcntl(PIPES[0], 10, 9)",
+        "import fcntl, os\nfcntl.fcntl(PIPES[0], fcntl.F_SETFL, os.O_ASYNC)",
+        "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSTI, b'x')",
+        "import fcntl, struct\nfcntl.ioctl(0, 0x40086602, struct.pack('l', 0))",
+    ]
+    path = tmp_path / "reward.py"
+    path.write_text(
+        "PIPES = (min(int(n) for n in __import__('os').listdir('/proc/self/fd') if int(n) > 2), 0)\n"
+        "def reward(prompt, answer, item):\n    exec(answer, {'PIPES': PIPES})\n    return 1\n"
+    )
+    found = scored(str(path), *acts, "open('/dev/null').close()")
+    assert [each.failed for each in found] == ["exception"] * len(acts) + [""]
+    assert all("PermissionError" in each.why for each in found[: len(acts)])
+
+
+def _landlock() -> bool:
+    libc = ctypes.CDLL(None)
+    return libc.syscall(444, None, ctypes.c_size_t(0), 1) > 0
+
+
+@pytest.mark.skipif(not _landlock(), reason="this kernel has no Landlock")
+def test_a_reward_sees_no_other_processs_environment(tmp_path: Path):
+    body = f"return 1 if open('/proc/{os.getpid()}/' + answer, 'rb').read(1) else 0"
+    assert [each.failed for each in scored(written(tmp_path, body), "environ", "mem", "status")] == [
+        "exception",
+        "exception",
+        "",
+    ]
 
 
 def test_a_reward_reads_files_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
