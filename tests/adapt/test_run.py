@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -130,6 +130,84 @@ def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / ".out.part" / "checkpoint.npz", w=np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(StoreError, match="damaged run"):
         begin(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", b"[]"),
+        ("run.json", b"[" * 100_000),
+        ("run.json", b'{"verb": "finetune", "inputs": 3}'),
+        ("checkpoint.npz", b""),
+        ("checkpoint.npz", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}"),
+        ("checkpoint.npz", {"step": "1", "lines": 0, "state": {}}),
+        ("checkpoint.npz", {"step": 1, "lines": -1, "state": {}}),
+        ("checkpoint.npz", {"step": 1, "lines": 0, "state": []}),
+    ],
+)
+def test_planted_work_of_a_wrong_shape_is_named(tmp_path: Path, name: str, content: Any) -> None:
+    out = tmp_path / "out"
+    begin(out)
+    path = tmp_path / ".out.part" / name
+    if isinstance(content, dict):
+        told = np.frombuffer(json.dumps(content).encode(), np.uint8)
+        np.savez(path, **cast("dict[str, Any]", {"/state": told}))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged run"):
+        begin(out)
+    begin(out, fresh=True)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_part_folder_that_is_a_link_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kept").write_text("as it was")
+    (tmp_path / ".out.part").symlink_to(other)
+    with pytest.raises(UsageError, match="is a link"):
+        begin(tmp_path / "out", fresh=fresh)
+    assert [p.name for p in other.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.json.new", "steps.jsonl", "lock", "checkpoint.npz.new"])
+def test_a_link_in_the_part_folder_leads_nowhere(tmp_path: Path, name: str) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    begin(out)
+    for target in (other, tmp_path / "none"):
+        other.write_text("as it was")
+        path = tmp_path / ".out.part" / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        if name != "lock":
+            with pytest.raises(UsageError, match="is a link"):
+                begin(out)
+        begin(out, fresh=True)
+        assert other.read_text() == "as it was"
+        assert not (tmp_path / "none").exists()
+
+
+def test_fresh_removes_a_link_to_a_folder_and_not_the_folder(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kept").write_text("as it was")
+    begin(tmp_path / "out")
+    (tmp_path / ".out.part" / "a").symlink_to(other)
+    begin(tmp_path / "out", fresh=True)
+    assert (other / "kept").read_text() == "as it was"
+
+
+def test_names_that_no_folder_can_take_are_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("nothing")
+    for name in ("/", ".", "..", "", "new/..", "link"):
+        with pytest.raises(UsageError):
+            begin(Path(name))
+    assert [p.name for p in tmp_path.iterdir()] == ["link"]
+    begin(Path("new/../.hidden"))
+    assert (tmp_path / "..hidden.part").is_dir()
 
 
 def test_receipt_refuses_what_is_no_number_and_states_who_made_it(tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ import errno
 import json
 import os
 import shutil
+import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
 from zipfile import BadZipFile
 
@@ -31,6 +34,10 @@ _WHAT, _CHECKPOINT, _STEPS, _LOCK = "run.json", "checkpoint.npz", "steps.jsonl",
 _STATE = "/state"  # the member of a checkpoint that holds the state, as JSON; no array has a slash in front
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHOWN = 80  # characters of a value in an error
+_DAMAGED = (
+    *(ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError),
+    *(BadZipFile, EOFError, RuntimeError, zlib.error),
+)  # what reading of damaged JSON and npz files raises
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +70,15 @@ class RunFolder:
         from filelock import FileLock, Timeout
 
         run = cls(Path(out))
-        if run.out.exists():
+        if os.path.lexists(run.out):  # a link to nothing too: no folder could take its name
             raise UsageError(f"{run.out} exists already", "name another folder with -o, or remove it first")
+        if run.out.name in ("", ".."):
+            raise UsageError(f"{run.out} names no new folder", "name one with -o")
         with _on_disk(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
+            _check_ours(run.folder)
+            if os.path.islink(run.folder / _LOCK):
+                os.unlink(run.folder / _LOCK)
         lock = FileLock(run.folder / _LOCK)
         try:
             lock.acquire(timeout=0)
@@ -128,30 +140,33 @@ class RunFolder:
         if fresh:
             for each in self.folder.iterdir():
                 if each.name != _LOCK:
-                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+                    shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+        _check_files(self.folder)
         path = self.folder / _WHAT
         if not path.exists():
             _beside(path, lambda file: file.write(json.dumps(what, indent=1).encode()))
             return
         try:
             old = json.loads(path.read_bytes())
+            self._compare(old, what)
             self.kept, lines = _read(self.folder / _CHECKPOINT)
-        except (ValueError, KeyError, TypeError, BadZipFile) as e:
-            raise StoreError(f"{self.folder} holds a damaged run: {e}", "start anew with --fresh") from e
-        self._compare(old, what)
+        except _DAMAGED as e:
+            why = str(e)[:_SHOWN] or type(e).__name__
+            raise StoreError(f"{self.folder} holds a damaged run: {why}", "start anew with --fresh") from e
         if (self.folder / _STEPS).exists():
             os.truncate(self.folder / _STEPS, lines)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         way_out = "use the same, name another folder with -o, or start anew with --fresh"
         if old["verb"] != new["verb"]:
-            raise UsageError(f"{self.folder} holds an unfinished {old['verb']}", way_out)
+            raise UsageError(f"{self.folder} holds an unfinished {str(old['verb'])[:_SHOWN]}", way_out)
         before, now = old["inputs"], new["inputs"]
-        for key in sorted({*before, *now}):
+        for key in (*now, *sorted(before.keys() - now.keys())):
             if before.get(key) != now.get(key):
                 was, is_now = (json.dumps(v.get(key))[:_SHOWN] for v in (before, now))
                 raise UsageError(
-                    f"{self.folder} holds an unfinished run with {key} {was}; now it is {is_now}", way_out
+                    f"{self.folder} holds an unfinished run with {key[:_SHOWN]} {was}; now it is {is_now}",
+                    way_out,
                 )
 
     def _flushed(self) -> int:
@@ -170,13 +185,19 @@ def _read(path: Path) -> tuple[Checkpoint | None, int]:
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     told = json.loads(arrays.pop(_STATE).tobytes())
-    return Checkpoint(told["step"], arrays, told["state"]), told["lines"]
+    step, lines = told["step"], told["lines"]
+    if not (
+        isinstance(step, int) and isinstance(lines, int) and lines >= 0 and isinstance(told["state"], dict)
+    ):
+        raise ValueError("its checkpoint has no step, lines and state")
+    return Checkpoint(step, arrays, told["state"]), lines
 
 
 def _beside(path: Path, write: Any) -> None:
     """Have `write` fill a file beside `path`, and give it its name once it is on disk."""
     aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
+    aside.unlink(missing_ok=True)
+    with aside.open("xb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
@@ -191,6 +212,28 @@ def _sync(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise UsageError unless a folder is one of this user: what lies in another's could be made to order."""
+    found = folder.lstat()
+    with TemporaryFile(dir=folder) as own:  # some file systems give every file one owner
+        ours = os.fstat(own.fileno()).st_uid
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != ours:
+        why = "a link" if stat.S_ISLNK(found.st_mode) else "another user's"
+        raise UsageError(
+            f"{folder} is {why}; work is kept there", "remove it, or name another folder with -o"
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Raise UsageError for a link in the folder: nothing is written or cut through one."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(path := os.path.join(root, name)):
+                raise UsageError(
+                    f"{path} is a link; a run makes none", "remove it, or start anew with --fresh"
+                )
 
 
 @contextmanager

@@ -151,10 +151,14 @@ def run(args: list[str]) -> int:
 
 
 def complain(message: str, hint: str) -> None:
-    """Print a failure as its two lines on stderr."""
-    click.echo(f"error: {message}", err=True)
+    """Print a failure as its two lines on stderr. Names out of files may be in it: none controls the terminal."""
+    click.echo(f"error: {_shown(message)}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {_shown(hint)}", err=True)
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def _usage(e: click.ClickException) -> tuple[str, str]:
