@@ -16,6 +16,8 @@ from freehold.evals.tasks import bfcl as bfcl_task
 from freehold.evals.tasks import gym as gym_task
 from freehold.evals.tasks import humaneval as humaneval_task
 from freehold.evals.tasks.open_task import TaskOptions, open_task
+from freehold.evals.verifier import FAILURES, RewardScore
+from freehold.platforms import can_confine
 
 ADD = {
     "task_id": "HumanEval/0",
@@ -112,27 +114,16 @@ def test_bfcl_irrelevance_is_right_without_a_call_and_relevance_with_any():
     assert metrics("bfcl:irrelevance", call) == {"acc": 0.0} == metrics("bfcl:live_relevance", words)
 
 
-class Gym:
-    """Scores as a stranger's verifier may."""
-
-    def __init__(self, score: Any) -> None:
-        self.score = score
-
-    def score_answer(self, answer: str, entry: Any) -> Any:
-        if isinstance(self.score, Exception):
-            raise self.score
-        return self.score
-
-
-@pytest.mark.parametrize("score", [float("nan"), float("inf"), 1.5, -1, "much", None, ValueError("garbage")])
-def test_verifier_that_fails_marks_the_answer_wrong_and_is_named(score: Any):
-    mark = gym_task.scored(Gym(score), {}, "42")
-    assert mark.metrics == {"acc": 0.0, "score": 0.0} and mark.fault.startswith("the verifier")
+@pytest.mark.parametrize("kind", FAILURES)
+def test_verifier_that_fails_marks_the_answer_wrong_and_is_named(kind: str):
+    mark = gym_task.marked(RewardScore(0.0, kind, "because"))
+    assert mark.metrics == {"acc": 0.0, "score": 0.0} and mark.why == "because"
+    assert mark.fault == f"the verifier failed: {kind}"
 
 
 def test_graded_scores_are_right_only_when_full():
-    assert gym_task.scored(Gym(1.0), {}, "42").metrics == {"acc": 1.0, "score": 1.0}
-    assert gym_task.scored(Gym(0.25), {}, "42").metrics == {"acc": 0.0, "score": 0.25}
+    assert gym_task.marked(RewardScore(1.0)).metrics == {"acc": 1.0, "score": 1.0}
+    assert gym_task.marked(RewardScore(0.25)).metrics == {"acc": 0.0, "score": 0.25}
 
 
 def test_the_last_marked_answer_counts_and_without_one_the_whole_text():
@@ -140,14 +131,18 @@ def test_the_last_marked_answer_counts_and_without_one_the_whole_text():
     assert gym_task.extracted(" 3\n") == "3" and gym_task.extracted("<answer>4") == "4"
 
 
+@pytest.mark.skipif(not can_confine(), reason="verifiers run on Linux only")
 def test_gym_items_follow_from_options_and_their_own_answers_score_full():
     pytest.importorskip("reasoning_gym")
     one, again = (opened("rg:chain_sum:min_terms=2,max_terms=2,seed=5", limit=3) for _ in range(2))
     assert [i.doc for i in one.items] == [i.doc for i in again.items] and len(one.items) == 3
     for item in one.items:
         assert item.mark(ModelReply(f"<answer>{item.target}</answer>")).metrics == {"acc": 1.0, "score": 1.0}
-    factors = opened("rg:prime_factorization", limit=1).items[0]
-    assert factors.mark(ModelReply("garbage")).fault == "the verifier raised ValueError"
+    factors = opened("rg:prime_factorization", limit=1)
+    failed = factors.items[0].mark(ModelReply("garbage"))
+    assert failed.fault == "the verifier failed: exception" and failed.why.startswith("ValueError")
+    for task in (one, factors):
+        task.close()
 
 
 @pytest.mark.parametrize(

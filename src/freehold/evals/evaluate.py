@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -106,7 +107,11 @@ def evaluate(
     book = _Book() if fresh else _kept(path)
     asked = [_asked(number, item, subject) for number, item in enumerate(task.items)]
     missing = [each for each in asked if each.key not in book.replies and not each.error]
-    with AppendedLines(path, _head(subject)) as write, _Marking(book, write, task, on_item) as marking:
+    with (
+        closing(task),
+        AppendedLines(path, _head(subject)) as write,
+        _Marking(book, write, task, on_item) as marking,
+    ):
         for each in asked:
             if each.error:
                 marking.take(each, ModelReply(error=each.error))

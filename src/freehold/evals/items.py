@@ -101,6 +101,7 @@ class EvalTask:
     filter: str = "none"  # lm-eval's word for what was done to answers before they were marked
     original: int = 0  # items before --limit
     config: Mapping[str, Any] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None  # ends what marking started; marking again starts it again
 
 
 def digest(text: str) -> str:

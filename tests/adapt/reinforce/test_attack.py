@@ -9,7 +9,7 @@ import pytest
 from freehold import platforms
 from freehold.adapt.reinforce.attack import AttackResult, attacked
 from freehold.adapt.reinforce.prompts import PromptItem
-from freehold.adapt.reinforce.verifier import Verifier
+from freehold.evals.verifier import Verifier
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 

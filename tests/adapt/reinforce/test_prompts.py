@@ -9,8 +9,8 @@ import pytest
 
 from freehold import platforms
 from freehold.adapt.reinforce.prompts import PromptPlan, PromptSet, prompts_of
-from freehold.adapt.reinforce.verifier import Verifier
 from freehold.errors import UsageError
+from freehold.evals.verifier import Verifier
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 PLAN = PromptPlan(a_step=4, unseen=6, seed=3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.adapt.reinforce.verifier import RewardScore
 from freehold.adapt.reinforce.watch import failures, looks, parted, repetition
+from freehold.evals.verifier import RewardScore
 
 
 def test_repetition_is_the_share_of_pieces_seen_before():

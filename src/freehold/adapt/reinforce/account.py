@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from freehold.adapt.reinforce.policy import PolicyUpdate
-from freehold.adapt.reinforce.verifier import RewardScore
 from freehold.adapt.reinforce.watch import AnswerLooks, failures
+from freehold.evals.verifier import RewardScore
 
 STAGES = ("sample", "score", "train")
 SHOWN = 3  # answers that two verifiers score apart: in a step's line, and of the latest in the receipt

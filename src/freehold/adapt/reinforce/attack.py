@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem
-from freehold.adapt.reinforce.verifier import RewardScore, Verifier
+from freehold.evals.verifier import RewardScore, Verifier
 
 PAYS = 0.5  # a score above this is pay
 SHARE = 0.2  # of the items: paid more often, an attack is called one

@@ -25,13 +25,13 @@ from freehold.adapt.reinforce.attack import AttackResult, attacked, paid_truths
 from freehold.adapt.reinforce.objective import CAP, Loss, Objective, advantages
 from freehold.adapt.reinforce.policy import Policy, PolicyRow, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
-from freehold.adapt.reinforce.verifier import RewardScore, Verifier
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SampledAnswer, open_sampling
 from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.training.steps import Optimizer
 from freehold.advisor.facts import Facts
 from freehold.errors import UsageError
+from freehold.evals.verifier import RewardScore, Verifier
 from freehold.store import ModelRef
 
 MOST_MISMATCH = 0.15  # nat a token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template

@@ -8,9 +8,8 @@ Path: adapt/reinforce/course.py -> Policy.sample, Policy.update -> SamplingModel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,21 +119,6 @@ class Policy:
             return 0.0
         over = np.concatenate([s - row.sampled for row, s in zip(rows, starts, strict=True)])
         return float((np.exp(over) > self.objective.cap).mean())
-
-    # --- what a continued run needs ------------------------------------------------------------------
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the pairs and the optimiser's moments."""
-        pairs = {f"pair.{name}": value for name, value in self.trainee.arrays().items()}
-        return pairs | {f"moment.{name}": value for name, value in self.optimizer.arrays().items()}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
-        """Take what `arrays` returned after `steps` steps of the optimiser."""
-        part = lambda kind: {  # noqa: E731
-            name.removeprefix(kind): value for name, value in arrays.items() if name.startswith(kind)
-        }
-        self.trainee.restore(part("pair."))
-        self.optimizer.restore(part("moment."), steps)
 
 
 def seeds_of(seed: int, step: int, prompts: int) -> list[int]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from freehold.adapt.lines import conversation, read_lines
-from freehold.adapt.reinforce.verifier import Verifier
 from freehold.errors import UsageError
+from freehold.evals.verifier import Verifier
 from freehold.types import Message
 
 EXAMPLE = '{"prompt": "What is 2 + 3?", "answer": "5"}'

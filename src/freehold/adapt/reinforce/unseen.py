@@ -17,10 +17,10 @@ from typing import Any
 
 from freehold.adapt.reinforce.policy import seeds_of
 from freehold.adapt.reinforce.prompts import PromptItem
-from freehold.adapt.reinforce.verifier import Verifier
 from freehold.adapt.sampling import AS_IT_IS, GREEDY, SamplingModel
 from freehold.errors import StoreError
 from freehold.evals.paired import compared
+from freehold.evals.verifier import Verifier
 from freehold.models.lora import Adapter
 from freehold.types import SamplingParams
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from freehold.adapt.reinforce.verifier import RewardScore
+from freehold.evals.verifier import RewardScore
 
 NGRAM = 4  # words of a piece whose repetition is counted
 APART = 0.5  # scores that differ by more part

@@ -1,14 +1,13 @@
 """reasoning-gym's data sets: items made from a seed, and a verifier for each.
 
-The package is installed by the user. Its verifiers are not ours: one that raises, or whose score is not a number
-from 0 to 1, marks the answer wrong and is counted.
-Path: open_task -> gym -> EvalTask
+The package is installed by the user. Its verifiers are not ours: they see a model's answers in a confined process, and
+one that raises, or whose score is not a number from 0 to 1, marks the answer wrong and is counted.
+Path: open_task -> gym -> EvalTask; evaluate -> Verifier.score
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 from freehold.config import nearest
 from freehold.errors import UsageError
 from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
+from freehold.evals.verifier import GYM, PACKAGE, RewardScore, Verifier, gym_options
 from freehold.types import Message
 
-PACKAGE = "reasoning-gym"
 ITEMS, SEED = 100, 0
 _ASK = "{}\n\nWrite the final answer alone between <answer> and </answer>."
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
@@ -32,23 +31,12 @@ def gym(spec: str, size: int | None) -> EvalTask:
     name, _, rest = spec.partition(":")
     options = {"seed": SEED, "size": size or ITEMS, **gym_options(rest)}
     found = _dataset(name, options)
-    items = tuple(_item(name, options, found, entry) for entry in found)
+    marker = _Marker(GYM + spec, size or ITEMS)
+    items = tuple(_item(name, options, marker, i, entry) for i, entry in enumerate(found))
     config = {"dataset": name, **options}
-    return EvalTask(f"rg_{name}", items, ("acc", "score"), original=len(items), config=config)
-
-
-def gym_options(text: str) -> dict[str, Any]:
-    """Return the options written after a data set: k=v[,k=v...], values as JSON or as text. Raises UsageError."""
-    made: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError(f"{part!r} is not an option", "write rg:DATASET:key=value,key=value")
-        try:
-            made[key] = json.loads(value)
-        except ValueError:
-            made[key] = value
-    return made
+    return EvalTask(
+        f"rg_{name}", items, ("acc", "score"), original=len(items), config=config, close=marker.close
+    )
 
 
 def _dataset(name: str, options: Mapping[str, Any]) -> Any:
@@ -68,7 +56,9 @@ def _dataset(name: str, options: Mapping[str, Any]) -> Any:
         raise UsageError(f"rg:{name}: {e}"[:200], "see the data set's own options") from None
 
 
-def _item(name: str, options: Mapping[str, Any], dataset: Any, entry: Mapping[str, Any]) -> EvalItem:
+def _item(
+    name: str, options: Mapping[str, Any], marker: _Marker, index: int, entry: Mapping[str, Any]
+) -> EvalItem:
     shown = {key: value for key, value in options.items() if key != "size"}  # --limit makes no other items
     doc = {
         "dataset": name,
@@ -78,7 +68,7 @@ def _item(name: str, options: Mapping[str, Any], dataset: Any, entry: Mapping[st
     }
 
     def mark(reply: ModelReply) -> ItemMark:
-        return scored(dataset, entry, extracted(reply.text))
+        return marker.mark(index, entry["question"], reply)
 
     question = EvalQuestion((Message("user", _ASK.format(entry["question"])),), max_tokens=1024)
     target = str(entry["answer"])
@@ -91,15 +81,29 @@ def extracted(text: str) -> str:
     return (found[-1] if found else text).strip()
 
 
-def scored(dataset: Any, entry: Mapping[str, Any], answer: str) -> ItemMark:
-    """Return the verifier's score; its own failures count as wrong and are named."""
-    wrong = {"acc": 0.0, "score": 0.0}
-    try:
-        score = float(dataset.score_answer(answer, entry))
-    except Exception as e:  # a stranger's code: whatever it raises, the verifier is what failed
-        return ItemMark(wrong, fault=f"the verifier raised {type(e).__name__}")
-    if not math.isfinite(score) or not 0 <= score <= 1:
-        return ItemMark(wrong, fault="the verifier's score is not from 0 to 1")
-    return ItemMark(
-        {"acc": float(score == 1.0), "score": score}, "" if score == 1.0 else f"scored {score:.2g}"
-    )
+def marked(score: RewardScore) -> ItemMark:
+    """Return the mark of a score; a verifier's own failure counts as wrong and is named."""
+    if score.failed:
+        return ItemMark({"acc": 0.0, "score": 0.0}, score.why, fault=f"the verifier failed: {score.failed}")
+    full = score.value == 1.0
+    return ItemMark({"acc": float(full), "score": score.value}, "" if full else f"scored {score.value:.2g}")
+
+
+class _Marker:
+    """Marks answers by the data set's confined verifier, which starts with the first of them."""
+
+    def __init__(self, spec: str, size: int) -> None:
+        self._spec, self._size = spec, size
+        self._verifier: Verifier | None = None
+
+    def mark(self, index: int, question: str, reply: ModelReply) -> ItemMark:
+        """Mark a reply to the item of this index."""
+        if self._verifier is None:
+            self._verifier = Verifier(self._spec, size=self._size)
+        [score] = self._verifier.score([(question, extracted(reply.text), {"index": index})])
+        return marked(score)
+
+    def close(self) -> None:
+        """End the verifier's process, if one runs; the next answer starts another."""
+        if self._verifier is not None:
+            self._verifier.close()

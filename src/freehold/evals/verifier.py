@@ -3,7 +3,7 @@
 Either runs in processes of its own (sandbox/verifier.py): no network, no environment, files to read only, a second of
 processor an answer, 512 MiB. Everything but a number from 0 to 1 is a failure of a named kind and counts 0. Knows the
 child's protocol; knows no model.
-Path: adapt/reinforce/course.py -> Verifier.score -> sandbox/verifier.py
+Path: adapt/reinforce/course.py, tasks/gym.py -> Verifier.score -> sandbox/verifier.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from freehold.errors import CapacityExceeded, UsageError
-from freehold.evals.tasks.gym import PACKAGE, gym_options
 from freehold.platforms import can_confine
 from freehold.sandbox.children import spawn
 from freehold.sandbox.verifier import REFUSED
@@ -38,8 +37,9 @@ FAILURES = (
     *("exception", "exit", "time", "memory"),
     *("no number", "not finite", "out of range", "tampered"),
 )
-_GYM = "rg:"
-_SIZE = 1 << 20  # items of a data set: each is made from its number, when it is asked for
+GYM = "rg:"
+PACKAGE = "reasoning-gym"
+ENDLESS = 1 << 20  # items of a data set: each is made from its number, when it is asked for
 _PASSED_ON = ("PYTHON", "LD_", "LC_", "LANG")  # of the environment: what is secret stays here
 _FIXED = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -65,18 +65,19 @@ class GymItem:
 class Verifier:
     """One verifier and its process. Close it, or use it in a `with`."""
 
-    def __init__(self, spec: str) -> None:
-        """`spec`: the path of a Python file, or rg:DATASET[:name=value,...].
+    def __init__(self, spec: str, *, size: int = ENDLESS) -> None:
+        """`spec`: the path of a Python file, or rg:DATASET[:name=value,...] of `size` items where it names none.
 
         Raises UsageError for a file that cannot be read or loaded, a data set that there is not, and where this
         system cannot confine a process.
         """
         if not can_confine():
             raise UsageError(
-                "rewards run on Linux only, where a process can be confined", "train there, and serve here"
+                "verifiers run on Linux only, where a process can be confined",
+                "use Linux for this, a container will do",
             )
         self.spec = spec
-        self._job, self.digest = _gym_job(spec) if spec.startswith(_GYM) else _file_job(Path(spec))
+        self._job, self.digest = _gym_job(spec, size) if spec.startswith(GYM) else _file_job(Path(spec))
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         loaded = self._ask(None)
@@ -93,7 +94,7 @@ class Verifier:
     @property
     def is_gym(self) -> bool:
         """Whether it is a data set's, which has items of its own."""
-        return self.spec.startswith(_GYM)
+        return self.spec.startswith(GYM)
 
     def score(self, tasks: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[RewardScore]:
         """Score (prompt, answer, item) of each; a failure is a score of 0."""
@@ -164,6 +165,20 @@ class Verifier:
         return json.loads(reply)
 
 
+def gym_options(text: str) -> dict[str, Any]:
+    """Return the options written after a data set: k=v[,k=v...], values as JSON or as text. Raises UsageError."""
+    made: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"{part!r} is not an option", "write rg:DATASET:key=value,key=value")
+        try:
+            made[key] = json.loads(value)
+        except ValueError:
+            made[key] = value
+    return made
+
+
 def _limits() -> dict[str, Any]:
     return {"seconds": SECONDS, "wall_s": WALL_S, "load_s": LOAD_S, "memory": MEMORY}
 
@@ -194,10 +209,10 @@ def _file_job(path: Path) -> tuple[dict[str, Any], str]:
     return {"kind": "file", "name": path.name, "source": source}, hashlib.sha256(raw).hexdigest()
 
 
-def _gym_job(spec: str) -> tuple[dict[str, Any], str]:
+def _gym_job(spec: str, size: int) -> tuple[dict[str, Any], str]:
     """Return the job of rg:DATASET[:name=value,...], and a digest of data set, settings and version."""
-    dataset, _, rest = spec.removeprefix(_GYM).partition(":")
-    config = {"seed": 0, "size": _SIZE, **gym_options(rest)}
+    dataset, _, rest = spec.removeprefix(GYM).partition(":")
+    config = {"seed": 0, "size": size, **gym_options(rest)}
     try:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -211,7 +226,7 @@ def _gym_job(spec: str) -> tuple[dict[str, Any], str]:
 def _unusable(spec: str, reply: Mapping[str, Any]) -> UsageError:
     if reply["failed"] == REFUSED:
         return UsageError("this kernel lets no process confine itself", "rewards cannot run here")
-    if spec.startswith(_GYM):
+    if spec.startswith(GYM):
         return UsageError(f"{spec} cannot be used: {reply['why']}", "rg:DATASET names one of reasoning-gym's")
     return UsageError(
         f"{spec} cannot be used: {reply['why']}", "a reward's file defines reward(prompt, answer, item)"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from freehold import platforms
-from freehold.adapt.reinforce import verifier
-from freehold.adapt.reinforce.verifier import RewardScore, Verifier
 from freehold.errors import UsageError
+from freehold.evals import verifier
+from freehold.evals.verifier import RewardScore, Verifier
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 
