@@ -1,10 +1,8 @@
-"""How errors of earlier columns change the targets of later ones (LDLQ), from the second moments of a
-matrix's inputs.
+"""How errors of earlier columns change the targets of later ones (LDLQ), from a matrix's inputs' second moments.
 
-The error E of a row costs E H E^T. With H = M D M^T, M block upper triangular with unit blocks, that is the
-sum over blocks of
-(E M)_b D_b (E M)_b^T: a block whose target is moved by the errors before it, times M, is left with its own
-error alone.
+The error E of a row costs E H E^T. With H = M D M^T, M block upper triangular with unit blocks, that is the sum over
+blocks of (E M)_b D_b (E M)_b^T: a block whose target is moved by the errors before it, times M, is left with its own
+error alone. Source: arXiv 2307.13304 (QuIP).
 Knows moments in one block or several along the diagonal; knows no weight.
 Path: CalibratedLayer.feedback -> feedback -> trellis.encode
 """

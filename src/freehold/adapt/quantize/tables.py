@@ -1,11 +1,8 @@
-"""The trellis tables that every encoding begins with: 128 values each, in units of `unit` for a source of
-variance 1.
+"""The trellis tables of T2 and T3: 128 values each, in units of `unit` for a source of variance 1.
 
-Trained on Gaussian rows: 24 starts, half at random and half with each state's successors spread evenly over
-the quantiles, the
-best two of them for longer. Groups of 32 with four-bit scales come to a squared error of 0.0759 (2 bits) and
-0.0198 (3 bits).
-Knows no tensor: trellis.py trains a table further on one.
+Trained on Gaussian rows: 24 starts, half at random and half with each state's successors spread evenly over the
+quantiles, the best two of them for longer. Groups of 32 with four-bit scales come to a squared error of 0.0759 (2 bits)
+and 0.0198 (3 bits). Knows no tensor: every tensor is written with its table, so another may have one of its own.
 Path: trellis.encode -> TABLES
 """
 
@@ -19,9 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class TrellisTable:
-    """Values of the 128 windows as int8 of up to 127 in size, and the scale by which they mean a source of
-    variance 1.
-    """
+    """Values of the 128 windows, int8 of up to 127 in size, and the scale by which they mean a source of variance 1."""
 
     values: NDArray[np.int8]
     unit: float

@@ -1,8 +1,6 @@
 """Encodes a float matrix as T2 or T3: the table, the bytes of all rows, and what they stand for.
 
-Knows one matrix; knows no model and no file. The same arguments give the
-same bytes, for
-any number of threads.
+Knows one matrix; knows no model and no file. The same arguments give the same bytes, for any number of threads.
 Path: adapt.quantize -> encode -> native.trellis_encode
 """
 
@@ -24,9 +22,7 @@ AHEAD, SPREAD = 24, 2  # columns in view beyond a block, and scales tried on eac
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrellisTensor:
-    """An encoded matrix: `rows` uint8 [N, row bytes] after a table int8 [128]; `values` float32 [N, K] is
-    what it stands for.
-    """
+    """An encoded matrix: `rows` uint8 [N, row bytes] after a table int8 [128], and the `values` they stand for."""
 
     bits: int
     table: NDArray[np.int8]
