@@ -212,7 +212,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="keep the run here; default: a folder that is deleted")
     parser.add_argument("--on-policy", action="store_true")
     parser.add_argument("--noise", type=float, default=0.0)
-    parser.add_argument("--prompts", type=int, default=120)
+    parser.add_argument("--prompts", type=int, default=80)
     parser.add_argument("--unseen", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float, default=2e-4)
