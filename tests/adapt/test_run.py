@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from freehold.adapt.receipt import receipt
+from freehold.adapt.extra import arithmetic
+from freehold.adapt.receipt import model_digest, receipt
 from freehold.adapt.run import RunFolder
 from freehold.errors import StoreError, UsageError
+from freehold.store.records import ModelRef
 
 INPUTS = {"seed": 1, "base": "ab" * 32}
 
 # Adds step to a sum until 40, and kills itself after a step where that is asked.
 WORK = """
 import os, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from freehold.adapt.run import RunFolder
@@ -218,3 +223,19 @@ def test_receipt_refuses_what_is_no_number_and_states_who_made_it(tmp_path: Path
     told = json.loads((tmp_path / "out" / "receipt.json").read_text())
     assert (told["verb"], told["inputs"], told["loss"]) == ("finetune", INPUTS, 0.5)
     assert told["freehold"] and told["cpu_seconds"] > 0
+
+
+def test_a_users_file_that_changed_under_its_name_is_another_base(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"one")
+    model = ModelRef("m", path, "gguf", "", 3, "user", "", "", (path,))
+    before = model_digest(model)
+    path.write_bytes(b"two")
+    assert before == hashlib.sha256(b"one").hexdigest() != model_digest(model)
+    assert model_digest(replace(model, digest="ab" * 32)) == "ab" * 32
+
+
+def test_threads_and_versions_are_inputs_of_a_run() -> None:
+    """Sums of floats follow from them; a run that continued with others would have neither's bits."""
+    assert arithmetic(3)["threads"] == 3 and arithmetic(None)["threads"] >= 1
+    assert set(arithmetic(1)) == {"freehold", "torch", "threads"}

@@ -155,3 +155,8 @@ def test_what_is_no_amount_is_refused_with_an_example(text: str):
         click.BadParameter, match=f"'{text}' is not a valid number; write 8192, 32k, 20M or 1.5bn"
     ):
         Amount(whole=True).convert(text, None, None)
+
+
+def test_names_out_of_files_control_no_terminal(capsys):
+    cli_main.complain("m\x1b[2J\u202e.gguf: \x9b1m é", "a\tb\nc\x07")
+    assert capsys.readouterr().err == "error: m\\x1b[2J\\u202e.gguf: \\x9b1m é\nhint: a\tb\nc\\x07\n"

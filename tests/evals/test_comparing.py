@@ -80,3 +80,43 @@ def test_results_without_a_common_task_samples_or_file_are_refused(tmp_path: Pat
     (a / "samples_t_2026.jsonl").unlink()
     with pytest.raises(UsageError, match=r"samples_t_2026.jsonl: No such file"):
         compare(a, a)
+
+
+def test_lines_are_parted_by_newlines_alone(tmp_path: Path):
+    """JSON may hold U+2028 and U+0085 as they are, and an answer half a pair of surrogates."""
+    folders = [write(tmp_path / name, [1]) for name in "ab"]
+    for folder in folders:
+        row = {"doc_id": 0, "doc_hash": "h", "acc": 1.0, "resps": "a\u2028b\u0085c\ud800"}
+        text = json.dumps(row, ensure_ascii=False) + "\n"
+        (folder / "samples_t_2026.jsonl").write_text(text, encoding="utf-8", errors="surrogatepass")
+    assert compare(*folders).tasks[0].items == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"configs": []},
+        {"configs": {"t": 3}},
+        {"configs": {"t": {"metric_list": {"metric": "acc"}}}},
+        {"configs": {"t": {"metric_list": ["acc"]}}},
+        {"configs": {"../../t": {"metric_list": [{"metric": "acc"}]}}},
+        {"configs": {"t/u": {"metric_list": [{"metric": "acc"}]}}},
+    ],
+)
+def test_results_of_a_wrong_shape_are_refused(tmp_path: Path, more: dict[str, Any]):
+    a = write(tmp_path / "a", [1], **more)
+    with pytest.raises(UsageError):
+        compare(a, a)
+
+
+@pytest.mark.parametrize("acc", ["1", None, {}, ["1"], [None], [], 10**400, float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path, acc: Any):
+    a = write(tmp_path / "a", [acc], chat_template_sha=["unhashable"])
+    with pytest.raises(UsageError, match="has no number for acc"):
+        compare(a, a)
+
+
+def test_samples_without_an_item_are_refused(tmp_path: Path):
+    a = write(tmp_path / "a", [])
+    with pytest.raises(UsageError, match="has no item"):
+        compare(a, a)

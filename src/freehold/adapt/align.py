@@ -26,10 +26,11 @@ from freehold.adapt.alignment.batches import (
 from freehold.adapt.alignment.losses import preference_loss
 from freehold.adapt.alignment.pairs import Pair, contradictions, read_pairs
 from freehold.adapt.as_served import mismatch, served_log_probs
+from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.lines import check_apart, held_out
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import receipt, text_digest
+from freehold.adapt.receipt import model_digest, receipt, text_digest
 from freehold.adapt.rows import AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import open_sampling
@@ -146,10 +147,11 @@ def align(
     licence = base_licence(model, facts or Facts())
     inputs = {
         "model": model.name,
-        "base": model.digest or str(model.path),
+        "base": model_digest(model),
         "pairs": given.digest,
         "test": tested_file.digest if tested_file else None,
         "settings": asdict(settings),
+        "arithmetic": arithmetic(settings.threads),
     }
     with RunFolder.open(out, "align", inputs, fresh=fresh) as run:
         trainee = settings.trainee(model.path)

@@ -20,10 +20,11 @@ from freehold.adapt.distillation.answers import AnswerBook, Taught
 from freehold.adapt.distillation.learning import OnPolicyCourse, PromptRow
 from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
 from freehold.adapt.distillation.scores import judged_prompts, marked, passed
+from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes, teaching
 from freehold.adapt.lines import DataLines, check_apart, held_out
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import receipt, text_digest
+from freehold.adapt.receipt import model_digest, receipt, text_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SamplingModel, open_sampling
@@ -119,11 +120,12 @@ def distil(
     given, tested_file = read_prompts(prompts), read_prompts(test) if test else None
     trained, tested = _split(given, tested_file, settings)
     inputs = {
-        "teacher": {"model": teacher.name, "file": teacher.digest or str(teacher.path)},
-        "student": {"model": student.name, "file": student.digest or str(student.path)},
+        "teacher": {"model": teacher.name, "file": model_digest(teacher)},
+        "student": {"model": student.name, "file": model_digest(student)},
         "prompts": given.digest,
         "test": tested_file.digest if tested_file else None,
         "settings": asdict(settings),
+        "arithmetic": arithmetic(settings.threads),
     }
     for note in notes({f"{role}'s": one for role, one in licences.items()}):
         watch.note(note)

@@ -7,9 +7,11 @@ Path: training, align, reinforce, distil -> load_torch
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 from typing import Any
 
+import freehold
 from freehold.errors import UsageError
 
 INSTALL = 'pip install "freehold[adapt]"'
@@ -33,6 +35,17 @@ def load_torch(threads: int) -> Any:
     # Deterministic mode also fills every new tensor: a tenth of a step, against reads that our code does not do.
     torch.utils.deterministic.fill_uninitialized_memory = False
     return torch
+
+
+def arithmetic(threads: int | None) -> dict[str, Any]:
+    """Return what a run's bits follow from besides its inputs: the code's versions, and the number of threads."""
+    from freehold.machine import default_threads
+
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:  # load_torch says so
+        torch = ""
+    return {"freehold": freehold.__version__, "torch": torch, "threads": threads or default_threads()}
 
 
 def half_helps() -> bool:

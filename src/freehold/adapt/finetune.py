@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.as_served import mismatch, served_log_probs
+from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.lines import DataLines
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import receipt, text_digest
+from freehold.adapt.receipt import model_digest, receipt, text_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SamplingModel, open_sampling
@@ -158,10 +159,11 @@ def finetune(
     lessons = Lessons.read(data, test)
     licence = base_licence(model, facts or Facts())
     inputs = {
-        "base": {"name": model.name, "digest": model.digest},
+        "base": {"name": model.name, "digest": model_digest(model)},
         "data": lessons.data.digest,
         "test": lessons.exam.digest if lessons.exam else None,
         "settings": asdict(settings),
+        "arithmetic": arithmetic(settings.threads),
     }
     room = Classroom.of(model, lessons, settings)  # a refusal leaves no folder
     most = _longest_answer(room.course.rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,13 @@ def text_of(table: Mapping[str, Any], key: str) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take a part of it")
-        return path.read_bytes()
+        with path.open("rb") as file:  # what is no plain file states no size, and may have no end
+            if (
+                os.fstat(file.fileno()).st_size > MOST_BYTES
+                or len(raw := file.read(MOST_BYTES + 1)) > MOST_BYTES
+            ):
+                raise UsageError(f"{path} has more than {MOST_BYTES:,} bytes", "take a part of it")
+        return raw
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "name a file of JSON lines") from e
 
@@ -154,9 +158,19 @@ def _table(line: bytes) -> Mapping[str, Any]:
     if len(line) > MOST_LINE:
         raise UsageError(f"{len(line):,} bytes are more than a line may have ({MOST_LINE:,})")
     try:
-        table = json.loads(line)
+        table = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as e:
         raise UsageError(f"is not JSON: {e}"[:120]) from None
     if not isinstance(table, dict):
         raise UsageError("is not a JSON object")
+    return table
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs. Raises UsageError for a key that occurs twice: one of its values would be lost."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UsageError(f"{twice[:40]!r} occurs twice")
     return table

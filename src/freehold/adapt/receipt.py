@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import freehold
+from freehold.store.records import ModelRef
 
 SCHEMA = 1
 NAME = "receipt.json"
@@ -63,6 +64,15 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()
+
+
+def model_digest(model: ModelRef) -> str:
+    """Return the digest of a model's file, or of the list of its files' digests; of a user's file it is made now."""
+    if model.digest:
+        return model.digest
+    files = model.files or (model.path,)
+    found = [file_digest(path) for path in files if path.is_file()]
+    return found[0] if len(found) == 1 else text_digest("\n".join(found))
 
 
 def text_digest(text: str) -> str:

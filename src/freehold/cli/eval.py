@@ -21,7 +21,7 @@ import click
 
 from freehold import __version__
 from freehold.cli.report.trying import TrialProgress, digest
-from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
+from freehold.cli.shared import held_or_fetched, json_option, offline_option, printable, with_offline
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.store import ModelRef, Store
@@ -241,7 +241,7 @@ def _compare(one: Path, other: Path, *, as_json: bool) -> None:
 
     found = compare(one, other)
     if as_json:
-        click.echo(json.dumps(found.as_json(), ensure_ascii=False))
+        click.echo(json.dumps(found.as_json()))
         return
     for line in compared_lines(found):
-        click.echo(line)
+        click.echo(printable(line))

@@ -152,13 +152,11 @@ def run(args: list[str]) -> int:
 
 def complain(message: str, hint: str) -> None:
     """Print a failure as its two lines on stderr. Names out of files may be in it: none controls the terminal."""
-    click.echo(f"error: {_shown(message)}", err=True)
+    from freehold.cli.shared import printable
+
+    click.echo(f"error: {printable(message)}", err=True)
     if hint:
-        click.echo(f"hint: {_shown(hint)}", err=True)
-
-
-def _shown(text: str) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+        click.echo(f"hint: {printable(hint)}", err=True)
 
 
 def _usage(e: click.ClickException) -> tuple[str, str]:

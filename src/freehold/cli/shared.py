@@ -149,14 +149,19 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, 
     for row in [head, *rows]:
         sized = zip(row, widths, strict=True)
         cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(sized)]
-        click.echo("  ".join(cells).rstrip())
+        click.echo(printable("  ".join(cells).rstrip()))
+
+
+def printable(text: str) -> str:
+    """Return a text that shows what would control the terminal: names and errors may come out of strangers' files."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def pairs(rows: list[tuple[str, str]]) -> None:
     """Print name and value on a line each, values aligned; a row without a name continues the one above."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name.ljust(width)}  {value}")
+        click.echo(printable(f"{name.ljust(width)}  {value}"))
 
 
 def write_beside(path: str | Path, text: str) -> Path:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from freehold.evals.results import LEVEL, main_metrics
 
 RESAMPLES = 10_000
 SEED = 0
+MOST_BYTES = 1 << 30  # of one file
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +72,21 @@ class _Results:
     def samples(self, task: str) -> dict[str, dict[str, Any]]:
         """Return the samples of a task by their items' hashes, equal items numbered. Raises UsageError."""
         stamp = self.path.name.removeprefix("results_").removesuffix(".json")
-        path = self.path.with_name(f"samples_{task}_{stamp}.jsonl")
-        rows = [_object(line, path) for line in _text(path).splitlines() if line.strip()]
+        name = f"samples_{task}_{stamp}.jsonl"
+        if Path(name).name != name:
+            raise UsageError(
+                f"{self.path}: {task!r} is no name of a task", "name a folder that eval -o wrote"
+            )
+        path = self.path.with_name(name)
+        rows = [_object(line, path) for line in _text(path).split("\n") if line.strip()]
         found: dict[str, dict[str, Any]] = {}
+        times: Counter[str] = Counter()
         for row in rows:
-            name, n = str(row.get("doc_hash")), 1
-            while f"{name} {n}" in found:  # a data set that is drawn at random has some items twice
-                n += 1
-            found[f"{name} {n}"] = row
+            item = str(row.get("doc_hash"))
+            times[item] += 1  # a data set that is drawn at random has some items twice
+            found[f"{item} {times[item]}"] = row
+        if not found:
+            raise UsageError(f"{path} has no item", "run the evaluation again")
         return found
 
 
@@ -88,7 +99,7 @@ def compare(one: Path, other: Path) -> ResultComparison:
         named = [", ".join(each) or "none" for each in mains]
         raise UsageError(f"no task is in both: {named[0]}; {named[1]}", "run both on the same --data")
     notes = [f"only one of them has {task}" for task in sorted(set(mains[0]) ^ set(mains[1]))]
-    templates = {each.found.get("chat_template_sha") for each in (a, b)} - {None}
+    templates = {str(found) for each in (a, b) if (found := each.found.get("chat_template_sha")) is not None}
     if len(templates) > 1:
         notes.append("their chat templates differ")
     return ResultComparison(
@@ -138,14 +149,16 @@ def _resampled(steps: Sequence[float]) -> tuple[float, float]:
 
 def _number(row: dict[str, Any], metric: str, results: _Results) -> float:
     value = row.get(metric)
-    if isinstance(value, list) and value:
-        value = sum(map(float, value)) / len(value)
-    if not isinstance(value, int | float):
-        raise UsageError(
-            f"doc {row.get('doc_id')} of {results.name} has no number for {metric}",
-            "compare results of one task",
-        )
-    return float(value)
+    values: list[Any] = value if isinstance(value, list) and value else [value]
+    with suppress(OverflowError):
+        if all(isinstance(each, int | float) for each in values):
+            mean = sum(float(each) for each in values) / len(values)
+            if isfinite(mean):
+                return mean
+    raise UsageError(
+        f"doc {row.get('doc_id')} of {results.name} has no number for {metric}",
+        "compare results of one task",
+    )
 
 
 def _results(given: Path) -> _Results:
@@ -161,7 +174,9 @@ def _results(given: Path) -> _Results:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "compare fewer items")
+        return path.read_text(encoding="utf-8", errors="surrogatepass")
     except (OSError, UnicodeDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
         raise UsageError(f"{path}: {why}", "lm-eval writes samples with --log_samples") from None

@@ -194,9 +194,10 @@ def _sanitized(name: str) -> str:
 def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
     """Return each task's main metric, of a results file of ours or lm-eval's: the first that is listed."""
     found: dict[str, str] = {}
-    for task, config in results.get("configs", {}).items():
-        listed = config.get("metric_list") or [{}]
-        name = listed[0].get("metric")
-        if isinstance(name, str):
-            found[task] = name
+    configs = results.get("configs")
+    for task, config in configs.items() if isinstance(configs, dict) else ():
+        listed = config.get("metric_list") if isinstance(config, dict) else None
+        first = listed[0] if isinstance(listed, list) and listed else None
+        if isinstance(first, dict) and isinstance(first.get("metric"), str):
+            found[task] = first["metric"]
     return found

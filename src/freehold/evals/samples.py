@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,10 +103,10 @@ def read(path: Path, by: str = "", *, scored: bool = False) -> Samples:
 def _lines(path: Path) -> list[tuple[int, bytes]]:
     """Return the lines that are not empty, with their numbers."""
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take fewer cases")
-        raw = path.read_bytes()
+        with path.open("rb") as file:  # what is no plain file states no size, and may have no end
+            if len(raw := file.read(MOST_BYTES + 1)) > MOST_BYTES:
+                size = max(len(raw), os.fstat(file.fileno()).st_size)
+                raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take fewer cases")
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "--try takes a file of JSON lines") from e
     found = [(i, line) for i, line in enumerate(raw.split(b"\n"), 1) if line.strip()]

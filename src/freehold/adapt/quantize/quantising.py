@@ -30,7 +30,7 @@ from freehold.adapt.quantize.recipes import layer_of
 from freehold.adapt.quantize.report import Measurement, coarse_note, measured
 from freehold.adapt.quantize.texts import texts_hash
 from freehold.adapt.quantize.writing import MODEL, OnTensor, by_type, model_bytes, weight_bits, write_model
-from freehold.adapt.receipt import file_digest, receipt, text_digest
+from freehold.adapt.receipt import file_digest, model_digest, receipt
 from freehold.adapt.run import RunFolder
 from freehold.config import Settings
 from freehold.errors import UnsupportedModel
@@ -110,7 +110,7 @@ def _opened(ref: ModelRef) -> GGUFFile:
 def _inputs(ref: ModelRef, request: QuantizeRequest, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Return what decides the result's bytes."""
     return {
-        "base": {"name": ref.name, "sha256": ref.digest or _digest(ref)},
+        "base": {"name": ref.name, "sha256": model_digest(ref)},
         "type": request.name,
         "target_bytes": request.target_bytes,
         "portable": request.portable,
@@ -121,12 +121,6 @@ def _inputs(ref: ModelRef, request: QuantizeRequest, texts: Sequence[Sequence[in
         },
         "code": freehold.__version__,
     }
-
-
-def _digest(ref: ModelRef) -> str:
-    """Return the digest of a file that the store never hashed, or of the list of its shards' digests."""
-    found = [file_digest(path) for path in ref.files or (ref.path,)]
-    return found[0] if len(found) == 1 else text_digest("\n".join(found))
 
 
 def _written(

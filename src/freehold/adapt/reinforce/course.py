@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import cpu_seconds, receipt
+from freehold.adapt.receipt import cpu_seconds, model_digest, receipt
 from freehold.adapt.reinforce import unseen, watch
 from freehold.adapt.reinforce.account import SHOWN, step_line, summary
 from freehold.adapt.reinforce.attack import AttackResult, attacked, paid_truths
@@ -239,11 +240,12 @@ def _inputs(
 ) -> dict[str, Any]:
     return {
         "model": model.name,
-        "base": model.digest or str(model.path),
+        "base": model_digest(model),
         "reward": {"spec": verifier.spec, "digest": verifier.digest},
         "check": {"spec": check.spec, "digest": check.digest} if check else None,
         "prompts": prompts.digest,
         "settings": asdict(settings),
+        "arithmetic": arithmetic(settings.threads),
     }
 
 
