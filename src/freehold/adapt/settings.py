@@ -1,4 +1,4 @@
-"""What every verb that trains an adapter can be told: its rank, rate and seed, and what it computes with.
+"""Settings that every verb shares that trains an adapter: its rank, rate and seed, and what computes it.
 
 Each verb's settings add its own. Knows how a trainee and an optimizer are made of them; knows no loss and no data.
 Path: cli -> FinetuneSettings, AlignSettings, ReinforceSettings, DistilSettings -> trainee, optimizer
