@@ -84,6 +84,29 @@ def test_other_inputs_are_refused_by_key_with_a_way_out_and_fresh_discards(tmp_p
         assert run.kept is not None and run.kept.step == 1
 
 
+def test_what_differs_is_named_to_the_value_and_not_the_group_that_holds_it(tmp_path: Path) -> None:
+    begin(tmp_path / "out", {"settings": {"rate": 0.1, "seed": 1}, "base": "a"})
+    with pytest.raises(UsageError, match=r"settings\.seed 1; now it is 2$"):
+        begin(tmp_path / "out", {"settings": {"rate": 0.1, "seed": 2}, "base": "a"})
+
+
+def test_run_that_made_nothing_leaves_nothing_and_blocks_no_other(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), RunFolder.open(tmp_path / "out", "align", INPUTS) as run:
+        run.log({"step": 1})
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    assert work(tmp_path / "out", 3) == -signal.SIGKILL  # before its first checkpoint
+    assert (tmp_path / ".out.part").exists()
+    begin(tmp_path / "out", {"seed": 5})
+
+
+def test_files_of_the_result_are_work_even_before_the_first_checkpoint(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path / "out", "distil", INPUTS) as run:
+        run.path("answers.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match="seed 1; now it is 2"):
+        begin(tmp_path / "out", INPUTS | {"seed": 2}, "distil")
+
+
 def test_a_result_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match="exists already"):

@@ -3,7 +3,7 @@
 The work lies in `.NAME.part` beside the result NAME: `run.json` (what is being done, to what), `checkpoint.npz` (the
 newest state), `steps.jsonl` (a line a step) and the result's files. Each is written aside and renamed. A run with the
 same inputs resumes at the checkpoint; its bits are those of an undisturbed run if all that is random follows from the
-seed and the step. Knows no model and no verb.
+seed and the step. A run that ends before it made anything leaves nothing. Knows no model and no verb.
 Path: a verb of adapt -> RunFolder.open -> keep, log, finish
 """
 
@@ -32,6 +32,7 @@ from freehold.errors import StoreError, UsageError
 
 _WHAT, _CHECKPOINT, _STEPS, _LOCK = "run.json", "checkpoint.npz", "steps.jsonl", "lock"
 _STATE = "/state"  # the member of a checkpoint that holds the state, as JSON; no array has a slash in front
+_ASIDE = ".new"  # the end of a file's name until it is whole
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHOWN = 80  # characters of a value in an error
 _DAMAGED = (
@@ -95,6 +96,8 @@ class RunFolder:
         finally:
             if run._steps is not None:
                 run._steps.close()
+            if not run._holds_work():
+                shutil.rmtree(run.folder, ignore_errors=True)  # under the lock: nobody else begins in it
             lock.release()
 
     @property
@@ -137,7 +140,7 @@ class RunFolder:
             _sync(self.out.parent)
 
     def _begin(self, what: Mapping[str, Any], fresh: bool) -> None:
-        if fresh:
+        if fresh or not self._holds_work():
             for each in self.folder.iterdir():
                 if each.name != _LOCK:
                     shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
@@ -160,14 +163,22 @@ class RunFolder:
         way_out = "use the same, name another folder with -o, or start anew with --fresh"
         if old["verb"] != new["verb"]:
             raise UsageError(f"{self.folder} holds an unfinished {str(old['verb'])[:_SHOWN]}", way_out)
-        before, now = old["inputs"], new["inputs"]
-        for key in (*now, *sorted(before.keys() - now.keys())):
-            if before.get(key) != now.get(key):
-                was, is_now = (json.dumps(v.get(key))[:_SHOWN] for v in (before, now))
-                raise UsageError(
-                    f"{self.folder} holds an unfinished run with {key[:_SHOWN]} {was}; now it is {is_now}",
-                    way_out,
-                )
+        if not isinstance(old["inputs"], dict):
+            raise TypeError("its inputs are no object")
+        different = _difference(old["inputs"], new["inputs"])
+        if different:
+            key, was, is_now = different
+            raise UsageError(
+                f"{self.folder} holds an unfinished run with {key[:_SHOWN]} {was}; now it is {is_now}",
+                way_out,
+            )
+
+    def _holds_work(self) -> bool:
+        """Say whether the folder has a checkpoint or a file of the result; lines of steps alone resume nothing."""
+        empty = {_WHAT, _STEPS, _LOCK}
+        return self.folder.exists() and any(
+            each.name not in empty and each.suffix != _ASIDE for each in self.folder.iterdir()
+        )
 
     def _flushed(self) -> int:
         """Bring the lines to disk; return how many bytes they are."""
@@ -176,6 +187,19 @@ class RunFolder:
             return path.stat().st_size if path.exists() else 0
         os.fsync(self._steps.fileno())
         return self._steps.tell()
+
+
+def _difference(before: Any, now: Any, at: str = "") -> tuple[str, str, str] | None:
+    """Return the first value that differs: its name, and what it was and is; None where all are equal."""
+    if before == now:
+        return None
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return at, json.dumps(before)[:_SHOWN], json.dumps(now)[:_SHOWN]
+    found = (
+        _difference(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))
+        for key in (*now, *sorted(before.keys() - now.keys()))
+    )
+    return next((each for each in found if each), None)
 
 
 def _read(path: Path) -> tuple[Checkpoint | None, int]:
@@ -195,7 +219,7 @@ def _read(path: Path) -> tuple[Checkpoint | None, int]:
 
 def _beside(path: Path, write: Any) -> None:
     """Have `write` fill a file beside `path`, and give it its name once it is on disk."""
-    aside = path.with_name(path.name + ".new")
+    aside = path.with_name(path.name + _ASIDE)
     aside.unlink(missing_ok=True)
     with aside.open("xb") as file:
         write(file)
