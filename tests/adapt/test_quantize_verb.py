@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.adapt.quantize import writing
+from freehold.adapt.quantize import mix, writing
 from freehold.adapt.quantize.calibrated import LEAST_TEXTS, CalibratedEncoder
 from freehold.adapt.quantize.calibration import calibrate
 from freehold.adapt.quantize.damping import TRIED
@@ -179,11 +179,13 @@ def test_more_bytes_predict_less_divergence(settings: Settings, tiny: Path, tmp_
 
 
 def test_a_target_below_the_smallest_mix_names_the_size_that_is_possible(
-    settings: Settings, tiny: Path, tmp_path: Path
+    settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(UsageError, match="the smallest mix of these types takes") as told:
+    monkeypatch.setattr(mix, "_Sensitivity", None)  # nothing is measured before the refusal
+    said = "--target-bytes 20.0 kB is too small: the smallest mix of these types takes"
+    with pytest.raises(UsageError, match=said) as told:
         made(settings, tiny, tmp_path / "out", QuantizeRequest(target_bytes=20_000, portable=True))
-    assert "allow at least" in told.value.hint
+    assert "allow at least" in told.value.hint and list(tmp_path.glob(".out*")) == []
 
 
 def test_a_type_that_changes_nothing_is_refused(settings: Settings, tiny: Path, tmp_path: Path):

@@ -66,30 +66,34 @@ class TypeMix:
 def mixed(
     source: GGUFFile,
     ids: Sequence[int],
-    limit: int,
+    target: int,
+    header: int,
     types: Sequence[QuantType],
     threads: native.Threads,
     on_group: OnGroup | None = None,
 ) -> TypeMix:
-    """Choose types from `types` so that all tensors together take at most `limit` bytes, padding too.
+    """Choose types from `types` so that `header` bytes and all tensors, padding too, take at most `target` bytes.
 
-    `ids`: a text to measure on. Raises UsageError where the limit is below the smallest mix.
+    `ids`: a text to measure on. Raises UsageError, before it measures, where the target is below the smallest mix.
     """
     tensors = in_layer_order(source.tensors.values())
     free = [t for t in tensors if quantisable(t) and divides(PROBES[-1], t.shape[-1])]
     named = {t.name for t in free}
-    fixed = sum(_padded(t.nbytes) for t in tensors if t.name not in named)
+    fixed = header + sum(_padded(t.nbytes) for t in tensors if t.name not in named)
+    least = fixed + sum(
+        min(_padded(tensor_bytes(each, t.shape)) for each in _fitting(t, types)) for t in free
+    )
+    if target < least:
+        raise UsageError(
+            f"--target-bytes {human(target)} is too small: the smallest mix of these types takes {human(least)}",
+            f"allow at least {human(math.ceil(least * 1.01))}, or choose a smaller model",
+        )
     groups = _grouped(free)
     measured = _Sensitivity(source, ids, threads).measure(groups, on_group)
     price = _prices(groups, measured, threads)
     options = [_options(t, types, price[t.name], threads) for t in free]
-    picked = chosen_options([[option for _, option in each] for each in options], limit - fixed)
-    if picked is None:
-        least = fixed + sum(min(option.size for _, option in each) for each in options)
-        raise UsageError(
-            f"--target-bytes leaves {human(limit)} for tensors; the smallest mix of these types takes {human(least)}",
-            f"allow at least {human(math.ceil(least * 1.01))}, or choose a smaller model",
-        )
+    picked = chosen_options([[option for _, option in each] for each in options], target - fixed)
+    assert picked is not None, "the smallest mix fits"
     chosen = {t.name: each[i] for t, each, i in zip(free, options, picked, strict=True)}
     choices = [
         TensorChoice(t, *(2 * [chosen[t.name][0]])) if t.name in chosen else TensorChoice(t, t.type, t.type)
@@ -114,8 +118,6 @@ def _options(
     tensor: Tensor, types: Sequence[QuantType], price: float, threads: native.Threads
 ) -> list[tuple[QuantType, SizedOption]]:
     """Return the types that a tensor may get with bytes and predicted divergence; its own costs nothing."""
-    allowed = [t for t in types if t in HEAD_TYPES] if layer_of(tensor.name) < 0 else types
-    fit = sorted({each for each in allowed if fitting(tensor, each) is each} - {tensor.type})
     found = [
         (
             type,
@@ -123,9 +125,16 @@ def _options(
                 _padded(tensor_bytes(type, tensor.shape)), price * sampled_error(tensor, type, threads)
             ),
         )
-        for type in fit
+        for type in _fitting(tensor, types)
+        if type is not tensor.type
     ]
     return [*found, (tensor.type, SizedOption(_padded(tensor.nbytes), 0.0))]
+
+
+def _fitting(tensor: Tensor, types: Sequence[QuantType]) -> list[QuantType]:
+    """Return the types that a tensor may get, its own among them."""
+    allowed = [t for t in types if t in HEAD_TYPES] if layer_of(tensor.name) < 0 else types
+    return sorted({each for each in allowed if fitting(tensor, each) is each} | {tensor.type})
 
 
 def sampled_error(tensor: Tensor, type: QuantType, threads: native.Threads) -> float:

@@ -161,7 +161,7 @@ def _of_target(
     keys = _keys(source, request, MIX, 0, unchanged) | {"freehold.requires": REQUIRES}
     header = len(gguf_header(keys, plans_of(unchanged)))
     ids = _measured_on(texts) or _measured_on(calibration_texts(_with_default(request), source))
-    found = mixed(source, ids, request.target_bytes - header, allowed, threads, on_group)
+    found = mixed(source, ids, request.target_bytes, header, allowed, threads, on_group)
     return _mix_plan(source, request, found.choices, found.predicted, found.sensitivity)
 
 
