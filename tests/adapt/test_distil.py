@@ -21,7 +21,7 @@ from freehold.adapt.training.head import divergence
 from freehold.adapt.training.order import Order
 from freehold.adapt.training.trainee import Trainee
 from freehold.config import Settings
-from freehold.errors import UsageError
+from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import open_lora
 from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
@@ -163,6 +163,22 @@ def test_other_tokens_are_refused_with_the_way_out(held: Held, prompts: Path, tm
     with pytest.raises(UsageError, match="token 5 differs") as e:
         check_same_tokens(Other(), Other(), ("big", "small"))  # type: ignore[arg-type]
     assert "leave out --on-policy" in e.value.hint
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+def test_a_student_that_cannot_learn_is_refused_before_the_teacher_is_loaded(
+    held: Held, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_policy: bool
+):
+    monkeypatch.setattr("freehold.adapt.distil.open_sampling", None)
+    with pytest.raises(UnsupportedModel, match="mixture-of-experts"):
+        distil(
+            held("llama"),
+            held("qwen3moe"),
+            prompts,
+            tmp_path / "out",
+            replace(SETTINGS, on_policy=on_policy),
+        )
+    assert not (tmp_path / ".out.part").exists()
 
 
 def test_judged_prompts_measure_teacher_and_student_as_served(held: Held, tmp_path: Path):

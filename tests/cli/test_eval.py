@@ -100,6 +100,7 @@ def test_results_of_other_items_are_not_compared(run: Run, path: Path):
         (("MODEL", "--data", "humaneval", "--offline"), "offline mode forbids fetching it"),
         (("MODEL", "--data", "own.jsonl", "--style", "tools"), "own.jsonl has no style 'tools'"),
         (("MODEL+nowhere", "--data", "own.jsonl"), "there is no adapter at nowhere"),
+        (("smollm2:135m+./nowhere", "--data", "own.jsonl"), "there is no adapter at nowhere"),
         (("MODEL", "--compare", "a", "b"), "--compare reads two results and runs no model"),
         (("MODEL", "--data", "own.jsonl", "--data", "deep/own.jsonl"), "two tasks are called own"),
     ],

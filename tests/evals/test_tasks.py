@@ -162,6 +162,13 @@ def test_task_that_is_not_known_is_refused(spec: str, said: str):
         opened(spec)
 
 
+def test_data_set_like_no_other_is_refused_with_the_command_that_lists_them():
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(UsageError, match="no data set 'qqqq'") as raised:
+        opened("rg:qqqq")
+    assert "lists them" in raised.value.hint
+
+
 def test_missing_reasoning_gym_names_the_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
     with pytest.raises(UsageError, match="rg:chain_sum needs reasoning-gym") as raised:

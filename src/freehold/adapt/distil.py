@@ -34,7 +34,7 @@ from freehold.adapt.teaching.course import TeachingCourse
 from freehold.adapt.teaching.replay import written
 from freehold.adapt.training.order import Order
 from freehold.adapt.training.steps import Optimizer
-from freehold.adapt.training.trainee import Trainee
+from freehold.adapt.training.trainee import Trainee, check_trainable
 from freehold.advisor.facts import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
@@ -119,6 +119,7 @@ def distil(
     }
     given, tested_file = read_prompts(prompts), read_prompts(test) if test else None
     trained, tested = _split(given, tested_file, settings)
+    check_trainable(student.path)
     inputs = {
         "teacher": {"model": teacher.name, "file": model_digest(teacher)},
         "student": {"model": student.name, "file": model_digest(student)},

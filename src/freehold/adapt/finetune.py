@@ -98,7 +98,9 @@ class Lessons:
                 "raise --max-tokens, or leave these out with --skip-long; nothing is cut",
             )
         if not rows:
-            raise UsageError(f"{self.data.path}: every sample is longer than {maker.most:,} tokens")
+            raise UsageError(
+                f"{self.data.path}: every sample is longer than {maker.most:,} tokens", "raise --max-tokens"
+            )
         return rows, len(long)
 
 

@@ -14,7 +14,7 @@ import pytest
 from freehold import platforms
 from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
 from freehold.config import Settings
-from freehold.errors import UsageError
+from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import open_lora
 from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
@@ -164,3 +164,13 @@ def test_two_updates_of_one_step_move_further_than_one(model: ModelRef, tmp_path
         for n in ("1", "2")
     )
     assert np.abs(two).sum() > 1.2 * np.abs(one).sum()
+
+
+def test_a_model_that_cannot_learn_is_refused_before_the_verifier_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = make.write_gguf(make.config("qwen3moe"), tmp_path / "moe.gguf")
+    held = Store(Settings(home=tmp_path / "home")).resolve(str(path))
+    monkeypatch.setattr("freehold.adapt.reinforce.course.Verifier", None)
+    with pytest.raises(UnsupportedModel, match="mixture-of-experts"):
+        reinforce(held, sources(tmp_path / "in"), tmp_path / "out", SMALL)

@@ -30,6 +30,7 @@ from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SampledAnswer, open_sampling
 from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.trainee import check_trainable
 from freehold.advisor.facts import Facts
 from freehold.errors import UsageError
 from freehold.evals.verifier import RewardScore, Verifier
@@ -154,6 +155,7 @@ def reinforce(
     nothing, and for a sampler that is further from the trainer than the bound; and what reading the model raises.
     """
     licence = base_licence(model, facts or Facts())
+    check_trainable(model.path)
     with ExitStack() as open_:
         verifier = open_.enter_context(Verifier(sources.reward))
         check = open_.enter_context(Verifier(sources.check)) if sources.check else None

@@ -293,6 +293,13 @@ def _source(opened: ModelFile) -> Source:
     return source
 
 
+def check_trainable(model: Path) -> None:
+    """Raise what opening a Trainee would, and load no weights: for the front of work that a refusal would waste."""
+    load_torch(default_threads())
+    with closing(open_model_file(model)) as opened:
+        _refuse_experts(_source(opened))
+
+
 def _refuse_experts(source: Source) -> None:
     """Raise for a mixture, with the number of matrices that an adapter would leave unchanged."""
     stacks = [spec for _, (spec, _) in source.matrices_by_key() if len(spec.shape) == 3]

@@ -47,8 +47,9 @@ def _dataset(name: str, options: Mapping[str, Any]) -> Any:
         raise UsageError(f"rg:{name} needs reasoning-gym", f"pip install {PACKAGE}") from None
     if name not in DATASETS:
         near = nearest(name, list(DATASETS))
+        listed = 'python -c "from reasoning_gym.factory import DATASETS; print(*DATASETS)" lists them'
         raise UsageError(
-            f"reasoning-gym has no data set {name!r}", f"did you mean rg:{near}?" if near else ""
+            f"reasoning-gym has no data set {name!r}", f"did you mean rg:{near}?" if near else listed
         )
     try:
         return reasoning_gym.create_dataset(name, **options)
