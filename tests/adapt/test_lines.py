@@ -24,3 +24,13 @@ def test_a_file_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(lines, "MOST_BYTES", 1 << 16)
     with pytest.raises(UsageError, match="more than 65,536 bytes"):
         read_lines(Path("/dev/zero"), lambda number, table: table, "{}")
+
+
+def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path: Path) -> None:
+    """No tokenizer takes it: without the line, hours later, nobody finds it."""
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        '{"prompt": "a", "completion": "\\ud83d\\ude00"}\n{"prompt": "b", "completion": "\\ud800"}\n'
+    )
+    with pytest.raises(UsageError, match="line 2: completion holds half a surrogate pair"):
+        read_samples(path)

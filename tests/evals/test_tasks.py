@@ -174,3 +174,14 @@ def test_missing_reasoning_gym_names_the_command(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UsageError, match="rg:chain_sum needs reasoning-gym") as raised:
         opened("rg:chain_sum")
     assert raised.value.hint == "pip install reasoning-gym"
+
+
+@pytest.mark.parametrize(
+    "options", ["size=1e18", "size=1000000000000", "size=0", "size=true", "seed=x", "datasets=x"]
+)
+def test_options_that_a_data_set_cannot_take_are_refused(options: str):
+    """A size without bound would be made in memory before the first question."""
+    pytest.importorskip("reasoning_gym")
+    name = "composite" if options.startswith("datasets") else "chain_sum"
+    with pytest.raises(UsageError, match=f"rg:{name}"):
+        gym_task.gym(f"{name}:{options}", 3 if "size" not in options else None)

@@ -15,10 +15,21 @@ import numpy as np
 
 from freehold import _native as native
 from freehold.errors import FreeholdError
-from freehold.formats import GGUFFile, SafetensorsFile, Tensor, open_gguf, open_lora, open_safetensors
+from freehold.formats import (
+    GGUFFile,
+    QuantType,
+    SafetensorsFile,
+    Tensor,
+    open_gguf,
+    open_lora,
+    open_safetensors,
+    trellis,
+)
 from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.models.binding.bind import read_source
+from freehold.models.tiny.containers import gguf_bytes
 from freehold.tokenizer import tokenizer_from_gguf
+from tests.formats import trellis_rows
 from tests.vectors import adapters, files
 
 Target = Callable[[bytes], None]
@@ -81,6 +92,16 @@ def strings(data: bytes) -> None:
             bpe.encode(data[:32], [0] * len(data[:32]))
 
 
+def _trellis_file(type: QuantType) -> bytes:
+    """Return a file of two small tensors in a type that has a table; mutations hit table, scales and rows."""
+    tensors = {
+        f"blk.{i}.attn_q.weight": (type, (3, k), trellis_rows.draw(type, 3, k).raw.tobytes())
+        for i, k in enumerate((64, 96))
+    }
+    keys = {"general.architecture": "llama", "freehold.requires": trellis.REQUIRES}
+    return gguf_bytes(keys, tensors)
+
+
 def _written(name: str, data: bytes) -> Path:
     path = FOLDER / name
     path.write_bytes(data)
@@ -109,10 +130,11 @@ def seeds(target: str) -> list[bytes]:
     room = FOLDER / "seeds"
     room.mkdir(exist_ok=True)
     if target == "gguf":
-        return [
+        plain = [
             files.write_gguf(f, room / f"{f}.gguf", dtype="Q8_0").read_bytes()
             for f in ("llama", "gemma3", "qwen2moe")
         ]
+        return [*plain, *map(_trellis_file, (QuantType.T2, QuantType.T3))]
     if target == "safetensors":
         made = files.write_safetensors("qwen3", room / "qwen3", dtype="F16")
         (FOLDER / "config.json").write_bytes((made / "config.json").read_bytes())

@@ -138,6 +138,8 @@ def text_of(table: Mapping[str, Any], key: str) -> str:
     value = table.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{key} is {'missing' if value is None else 'empty or no text'}")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise UsageError(f"{key} holds half a surrogate pair, no character")
     return value
 
 

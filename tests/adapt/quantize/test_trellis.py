@@ -15,6 +15,7 @@ from freehold.adapt.quantize.damping import choose_damping
 from freehold.adapt.quantize.feedback import BLOCK, feedback
 from freehold.adapt.quantize.streams import LayerMatrix
 from freehold.adapt.quantize.trellis import encode
+from freehold.errors import BadModelFile
 
 F32 = np.float32
 
@@ -86,3 +87,13 @@ def test_damping_is_chosen_on_texts_that_moments_are_not_of():
     errors = choose_damping(layer, 3, native.Threads(1))
     assert min(errors, key=errors.__getitem__) >= 0.1
     assert errors[0.01] > 1.05 * min(errors.values())
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named_not_rounded(bits: int, value: float):
+    """The encoder's comparisons with NaN are all false: a damaged tensor became a sound one of other numbers."""
+    weights = np.ones((3, 64), np.float32)
+    weights[1, 5] = value
+    with pytest.raises(BadModelFile, match=f"row 1, column 5 is {value}, which T{bits} cannot hold"):
+        encode(weights, None, bits, native.Threads(1))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.adapt.quantize.feedback import BLOCK, Feedback
 from freehold.adapt.quantize.tables import TABLES, TrellisTable
+from freehold.errors import BadModelFile
 
 F32 = NDArray[np.float32]
 
@@ -51,9 +52,13 @@ def encode(
     """Encode float32 [N, K] with `bits` (2 or 3) a weight.
 
     `fed` is what its inputs' moments make of errors (feedback); None: all inputs count alike, and no error is pushed.
+    Raises BadModelFile for weights that are not finite.
     """
     table = table or TABLES[bits]
     weights = np.ascontiguousarray(weights, np.float32)
+    if not (finite := np.isfinite(weights)).all():
+        row, column = np.argwhere(~finite)[0]
+        raise BadModelFile(f"row {row}, column {column} is {weights[row, column]}, which T{bits} cannot hold")
     importance = np.ones(weights.shape[1], np.float32) if fed is None else fed.importance
     rows, values = native.trellis_encode(
         weights,

@@ -19,6 +19,7 @@ from freehold.evals.verifier import GYM, PACKAGE, RewardScore, Verifier, gym_opt
 from freehold.types import Message
 
 ITEMS, SEED = 100, 0
+MOST_ITEMS = 100_000  # they are all made before the first is asked
 _ASK = "{}\n\nWrite the final answer alone between <answer> and </answer>."
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 
@@ -30,9 +31,16 @@ def gym(spec: str, size: int | None) -> EvalTask:
     """
     name, _, rest = spec.partition(":")
     options = {"seed": SEED, "size": size or ITEMS, **gym_options(rest)}
+    count = options["size"]
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_ITEMS:
+        raise UsageError(f"rg:{spec}: size is not a whole number from 1 to {MOST_ITEMS:,}")
     found = _dataset(name, options)
+    try:
+        entries = list(found)
+    except Exception as e:  # options of a type that the data set did not look at
+        raise _refused(name, e) from None
     marker = _Marker(GYM + spec, size or ITEMS)
-    items = tuple(_item(name, options, marker, i, entry) for i, entry in enumerate(found))
+    items = tuple(_item(name, options, marker, i, entry) for i, entry in enumerate(entries))
     config = {"dataset": name, **options}
     return EvalTask(
         f"rg_{name}", items, ("acc", "score"), original=len(items), config=config, close=marker.close
@@ -53,8 +61,12 @@ def _dataset(name: str, options: Mapping[str, Any]) -> Any:
         )
     try:
         return reasoning_gym.create_dataset(name, **options)
-    except (TypeError, ValueError, AssertionError) as e:
-        raise UsageError(f"rg:{name}: {e}"[:200], "see the data set's own options") from None
+    except Exception as e:
+        raise _refused(name, e) from None
+
+
+def _refused(name: str, error: Exception) -> UsageError:
+    return UsageError(f"rg:{name}: {error}"[:200], "see the data set's own options")
 
 
 def _item(
