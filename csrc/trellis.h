@@ -20,11 +20,13 @@ constexpr int kRunInputs = 64, kUnitRuns = 4, kTableBytes = 128, kWindowBits = 7
 constexpr int kRowLine = 64;                       // row scales and tails, at a panel's end
 constexpr int kTailsAt = 32;
 
-// 8^(-c/15) as f16, of a group's nibble c.
+// Of a group's nibble c, as f16: 2^(-c/5) to c = 7, then wider and wider steps down to 0.005, for rows where one weight is hundreds
+// of times the others.
 constexpr uint16_t kFactorHalves[16] = {0x3c00, 0x3af7, 0x3a10, 0x3947, 0x3898, 0x3800, 0x36f7, 0x3610,
-                                        0x3547, 0x3498, 0x3400, 0x32f7, 0x3210, 0x3147, 0x3098, 0x3000};
-constexpr float kFactors[16] = {1.0f,  0.87060546875f,  0.7578125f,  0.65966796875f,  0.57421875f,  0.5f,   0.435302734375f,  0.37890625f,
-                                0.329833984375f, 0.287109375f, 0.25f, 0.2176513671875f, 0.189453125f, 0.1649169921875f, 0.1435546875f, 0.125f};
+                                        0x351f, 0x3429, 0x3266, 0x307b, 0x2dc3, 0x2a66, 0x25a2, 0x1d1f};
+constexpr float kFactors[16] = {1.0f, 0.87060546875f, 0.7578125f, 0.65966796875f, 0.57421875f, 0.5f, 0.435302734375f, 0.37890625f,
+                                0.320068359375f, 0.260009765625f, 0.199951171875f, 0.1400146484375f, 0.09002685546875f, 0.04998779296875f,
+                                0.022003173828125f, 0.005001068115234375f};
 
 template <int K> struct TrellisPanel {
   static constexpr int64_t kRun = 128 * K, kUnit = 64 + kUnitRuns * kRun;

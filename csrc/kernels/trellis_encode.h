@@ -24,7 +24,7 @@ constexpr int kTrellisRows = 64;          // of a call: four vectors of sixteen,
 constexpr int kTrellisBatch = 128;        // columns whose errors are pushed onto far columns at once, as a matrix product
 constexpr int kTrellisBlockMost = 32, kTrellisAheadMost = 32;
 constexpr int kTrellisNear = kTrellisAheadMost + kTrellisGroup;   // columns past a batch that a window or a scale choice inside it may look at
-constexpr int kTrellisScales = 16;        // of a group: the row's times a factor from 1 down to 1/8
+constexpr int kTrellisScales = 16;        // of a group: the row's times one of kFactors
 
 struct TrellisArgs {
   const float* weights; int64_t rows, cols;     // cols: a multiple of 32
@@ -53,7 +53,5 @@ const TrellisKernels& trellis_avx2();
 const TrellisKernels& trellis_avx512();
 const TrellisKernels& trellis_neon();
 const TrellisKernels& trellis_kernels(const Kernels& table);       // those that go with a table
-
-extern const float kTrellisFactors[kTrellisScales];                // float16 values of 8^(-c/15)
 
 }  // namespace fh

@@ -28,13 +28,15 @@ template <int K> struct Encoder {
   const int64_t first;                                       // row
   const int n;                                               // rows
   const int64_t groups;
-  float row_scale[kTrellisRows];
+  float row_scale[kTrellisRows], table_peak = 0;
   uint8_t state[kTrellisRows];
   alignas(64) float costs[2][kKept * 16];
   alignas(64) int8_t picks[kTrellisBlockMost][kKept * 16];
 
   Encoder(const TrellisArgs& args, const TrellisScratch& scratch, const TrellisOut& to, int64_t first_row, int rows)
-      : a(args), s(scratch), out(to), first(first_row), n(rows), groups(args.cols / kTrellisGroup) {}
+      : a(args), s(scratch), out(to), first(first_row), n(rows), groups(args.cols / kTrellisGroup) {
+    for (int i = 0; i < kTrellisStates; ++i) table_peak = table_peak < std::fabs(a.table[i]) ? std::fabs(a.table[i]) : table_peak;
+  }
 
   float* target(int64_t j) const { return s.target + j * kTrellisRows; }
   float* scale(int64_t j) const { return s.scale + j / kTrellisGroup * kTrellisRows; }
@@ -62,12 +64,23 @@ template <int K> struct Encoder {
     return fload(x);
   }
 
-  // A row's scale leaves room above the largest group's, for the search and for errors that are pushed onto it.
+  // The least scale that a group's largest target, of whatever importance, can be had with.
+  F peak_scale(int64_t g, int v) const {
+    F most = fzero();
+    for (int64_t j = g * kTrellisGroup; j < (g + 1) * kTrellisGroup; ++j) {
+      const F x = fload(target(j) + v);
+      most = fmax(most, fmax(x, sub(fzero(), x)));
+    }
+    return mul(most, fset(1.0f / table_peak));
+  }
+
+  // A row's scale leaves room above the largest group's, for the search and for errors that are pushed onto it, and lets one
+  // outlier among small weights be had.
   void choose_row_scales() {
     for (int v = 0; v < kTrellisRows; v += 16) {
       F most = fzero();
-      for (int64_t g = 0; g < groups; ++g) most = fmax(most, begin_scale(g, v));
-      fstore(row_scale + v, mul(most, fset(1.0f / kTrellisFactors[2])));
+      for (int64_t g = 0; g < groups; ++g) most = fmax(most, fmax(mul(begin_scale(g, v), fset(1.0f / kFactors[2])), peak_scale(g, v)));
+      fstore(row_scale + v, most);
     }
     constexpr uint32_t kFree = (1u << (7 - K)) - 1;          // low bits that the file uses for the stream
     for (int r = 0; r < kTrellisRows; ++r) {
@@ -95,29 +108,33 @@ template <int K> struct Encoder {
 
   void choose_scales(int64_t g) {
     for (int v = 0; v < kTrellisRows; v += 16) {
-      alignas(64) float begin[16], tried[16], cost[16], least[16];
+      alignas(64) float begin[16], peak[16], tried[16], cost[16], least[16];
       fstore(begin, begin_scale(g, v));
-      int code[16], chosen[16];
+      fstore(peak, peak_scale(g, v));
+      int code[16], chosen[16], above[16], most_above = a.spread;   // codes below the first that are tried: an outlier needs more
       for (int r = 0; r < 16; ++r) {
         code[r] = 0;
-        while (code[r] + 1 < kTrellisScales && begin[r] * begin[r] < row_scale[v + r] * row_scale[v + r] * kTrellisFactors[code[r]] * kTrellisFactors[code[r] + 1]) ++code[r];
+        while (code[r] + 1 < kTrellisScales && begin[r] * begin[r] < row_scale[v + r] * row_scale[v + r] * kFactors[code[r]] * kFactors[code[r] + 1]) ++code[r];
+        above[r] = a.spread;
+        while (a.spread && code[r] - above[r] > 0 && row_scale[v + r] * kFactors[code[r] - above[r]] < peak[r]) ++above[r];
+        if (above[r] > most_above) most_above = above[r];
       }
-      for (int t = -a.spread; t <= a.spread; ++t) {
+      for (int t = -most_above; t <= a.spread; ++t) {
         int c[16];
         for (int r = 0; r < 16; ++r) {
           c[r] = code[r] + t < 0 ? 0 : code[r] + t < kTrellisScales ? code[r] + t : kTrellisScales - 1;
-          tried[r] = row_scale[v + r] * kTrellisFactors[c[r]];
+          tried[r] = row_scale[v + r] * kFactors[c[r]];
         }
         if (a.spread) fstore(cost, group_cost(g, v, fload(tried)));
         for (int r = 0; r < 16; ++r)
-          if (t == -a.spread || cost[r] < least[r]) {
+          if (t == -above[r] || (t > -above[r] && cost[r] < least[r])) {
             chosen[r] = c[r];
             least[r] = a.spread ? cost[r] : 0;
           }
       }
       for (int r = 0; r < 16; ++r) {
         out.scale_codes[g * kTrellisRows + v + r] = static_cast<uint8_t>(chosen[r]);
-        s.scale[g * kTrellisRows + v + r] = row_scale[v + r] * kTrellisFactors[chosen[r]];
+        s.scale[g * kTrellisRows + v + r] = row_scale[v + r] * kFactors[chosen[r]];
       }
     }
   }

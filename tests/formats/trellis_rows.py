@@ -8,6 +8,8 @@ import numpy as np
 
 from freehold.formats import QuantType, trellis
 
+SMALL = (0.32, 0.26, 0.2, 0.14, 0.09, 0.05, 0.022, 0.005)  # factors of nibbles 8 to 15
+
 
 class Drawn(NamedTuple):
     """A tensor's parts, and the weights that they stand for."""
@@ -75,6 +77,6 @@ def read_slowly(row: bytes, type: QuantType, k: int, table: np.ndarray) -> list[
     weights = []
     for i in range(k):
         nibble = row[2 + i // 64] >> 4 * (i // 32 % 2) & 15
-        scale = d * np.float32(np.float16(8 ** (-nibble / 15)))
+        scale = d * np.float32(np.float16(2 ** (-nibble / 5) if nibble < 8 else SMALL[nibble - 8]))
         weights.append(scale * np.float32(table[stream >> bits * i & 127]))
     return weights

@@ -7,7 +7,7 @@ Path: dequantization.dequantize or split_codes -> decode -> DecodedBlocks; a wri
 A tensor is its table, int8[128], and its rows one after another. A row of n weights, n a multiple of 32:
 
     u16                 float16 row scale d, whose low 7 - K mantissa bits are the bit stream's last ones and count as 0
-    u8[ceil(n / 64)]    a nibble c for each 32 weights, the first in the low one: their scale is d * 8^(-c/15)
+    u8[ceil(n / 64)]    a nibble c for each 32 weights, the first in the low one: their scale is d * FACTORS[c]
     u8[K * n / 8]       the bit stream, a byte's lowest bit first
 
 Weight i is its scale times table[window i], window i being bits K*i to K*i + 6 of the stream, the first one lowest. So
@@ -30,9 +30,10 @@ STATES = TABLE_BYTES
 WINDOW = 7  # bits
 GROUP = 32  # weights that share a scale
 BITS = {QuantType.T2: 2, QuantType.T3: 3}
-FACTORS: F32 = (
-    (8.0 ** (-np.arange(16) / 15)).astype(np.float16).astype(np.float32)
-)  # of the row scale, by nibble
+# Of the row scale, by nibble: 2^(-c/5), then wider steps, for rows where one weight is hundreds of times the others.
+FACTORS: F32 = np.array(
+    [*2.0 ** (-np.arange(8) / 5), 0.32, 0.26, 0.2, 0.14, 0.09, 0.05, 0.022, 0.005], np.float16
+).astype(np.float32)
 REQUIRES = "trellis-1"  # what a file that holds these types says under `freehold.requires`
 
 
