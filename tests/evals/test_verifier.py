@@ -87,6 +87,59 @@ def test_a_hostile_reward_fails_and_pays_nothing(name: str, tmp_path: Path):
     assert found[1].why.isprintable()
 
 
+FORGES = """
+import json, os, sys
+def reward(prompt, answer, item):
+    frame = sys._getframe()
+    while 'token' not in frame.f_locals:
+        frame = frame.f_back
+    said = json.dumps({**eval(answer), 'token': frame.f_locals['token']}).encode()
+    os.write(frame.f_locals['results'], len(said).to_bytes(4, 'little') + said)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{'score': 5}",
+        "{'score': float('nan')}",
+        "{'score': '1'}",
+        "{'score': [1]}",
+        "{'score': 10**400}",
+        "{'score': 1, 'failed': 'exit'}",
+        "{}",
+        "{'ready': True}",
+        "{'item': []}",
+        "{'failed': ['exit'], 'why': ''}",
+        "{'failed': 'of a kind of its own', 'why': ''}",
+        "{'failed': 'exit', 'why': 3}",
+    ],
+)
+def test_a_reward_that_finds_its_token_writes_no_other_message(said: str, tmp_path: Path):
+    """The score is read by the process that trains: one of NaN or of 5 would be learnt from, a text ended the run."""
+    (tmp_path / "reward.py").write_text(FORGES)
+    [found] = scored(str(tmp_path / "reward.py"), said)
+    assert (found.value, found.failed) == (0.0, "tampered")
+
+
+def test_a_forged_reason_controls_no_terminal(tmp_path: Path):
+    (tmp_path / "reward.py").write_text(FORGES)
+    [found] = scored(str(tmp_path / "reward.py"), "{'failed': 'exit', 'why': '\\x1b[2J' * 999}")
+    assert found.failed == "exit" and found.why.isprintable() and len(found.why) < 1000
+
+
+@pytest.mark.parametrize("said", ["{'score': 1.0}", "{}", "{'ready': 2}", "{'item': []}"])
+def test_a_file_that_forges_what_loading_says_is_refused(said: str, tmp_path: Path):
+    forged = FORGES.replace("def reward(prompt, answer, item):", "if True:").replace(
+        "**eval(answer)", f"**{said}"
+    )
+    forged = forged.replace("'token' not", "'results' not").replace("frame.f_locals['token']", "''")
+    (tmp_path / "reward.py").write_text(forged)
+    with pytest.raises(UsageError, match="wrote to the descriptor"):
+        Verifier(str(tmp_path / "reward.py"))
+
+
 def test_a_reward_that_sleeps_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(verifier, "WALL_S", 0.2)
     found = scored(

@@ -190,7 +190,9 @@ def _encoded(message: Any) -> bytes:
 def _scored(reply: Mapping[str, Any]) -> RewardScore:
     if "score" in reply:
         return RewardScore(float(reply["score"]))
-    return RewardScore(0.0, reply["failed"], reply["why"])
+    if "failed" in reply:
+        return RewardScore(0.0, reply["failed"], reply["why"])
+    return RewardScore(0.0, "tampered", "answered what it was not asked")
 
 
 def _file_job(path: Path) -> tuple[dict[str, Any], str]:

@@ -35,6 +35,15 @@ _LOOK_S = 0.05  # between looks at a child's clock
 _LENGTH = 4  # bytes before a message in a pipe
 _WHY = 160  # characters of a reason
 _MOST = 16 << 20  # bytes of a child's message, which may hold a data set's items
+_KINDS = [
+    "exception",
+    "exit",
+    "memory",
+    "no number",
+    "not finite",
+    "out of range",
+    REFUSED,
+]  # that the child names
 _TAMPERED = "wrote to the descriptor of its score"
 Reward = Callable[[str, str, Any], Any]
 Reply = dict[str, Any]
@@ -146,9 +155,9 @@ class _Scorer:
             said = json.loads(message)
         except (ValueError, RecursionError):
             said = None
-        if not isinstance(said, dict) or said.pop("token", None) != token:
+        if not isinstance(said, dict) or said.pop("token", None) != token or not _sound(said, bool(token)):
             return self._gone("tampered", _TAMPERED)
-        return said
+        return _failed(said["failed"], said["why"]) if "failed" in said else said
 
     def _cpu(self) -> float:
         """Return the child's processor seconds: the clock of a process, by <linux/posix-timers.h>."""
@@ -165,6 +174,17 @@ class _Scorer:
         if not why and os.WIFSIGNALED(status):
             why = f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
         return _failed(kind, why or "ended its process")
+
+
+def _sound(said: Reply, asked: bool) -> bool:
+    """Return whether a message is one that the child's own code writes: what knows the token may write any other."""
+    if set(said) == {"failed", "why"}:
+        return said["failed"] in _KINDS and isinstance(said["why"], str)
+    if not asked:
+        return said == {"ready": True}
+    if set(said) == {"item"}:
+        return isinstance(said["item"], list)
+    return set(said) == {"score"} and isinstance(said["score"], int | float) and 0 <= said["score"] <= 1
 
 
 # --- the child ---------------------------------------------------------------------------------------
