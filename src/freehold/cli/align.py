@@ -14,23 +14,30 @@ from typing import Any
 import click
 
 from freehold.cli.company import company_facts
-from freehold.cli.options import MAX_SEED
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import json_option, pairs
+from freehold.cli.training import (
+    LINES,
+    adapter_options,
+    chosen_settings,
+    epochs_option,
+    half_option,
+    max_tokens_option,
+    out_option,
+    rate_option,
+    still_known_rows,
+    time_row,
+)
 from freehold.config import Settings
-
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command("align")
 @click.argument("model")
 @click.option(
-    "--pairs", "pairs_file", required=True, type=_FILE, help="Pairs of answers, one JSON object a line."
+    "--pairs", "pairs_file", required=True, type=LINES, help="Pairs of answers, one JSON object a line."
 )
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
-)
-@click.option("--test", type=_FILE, help="Pairs to measure with; default: a share of --pairs.")
+@out_option
+@click.option("--test", type=LINES, help="Pairs to measure with; default: a share of --pairs.")
 @click.option(
     "--test-share",
     type=click.FloatRange(0, 0.9),
@@ -59,38 +66,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     show_default=True,
     help="Share of pairs taken to be labelled the wrong way round.",
 )
-@click.option(
-    "--lr",
-    "rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=2e-4,
-    show_default=True,
-    help="Learning rate.",
-)
-@click.option(
-    "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
-)
-@click.option(
-    "--epochs", type=click.IntRange(1, 100), default=1, show_default=True, help="Passes over the pairs."
-)
+@rate_option(2e-4)
+@epochs_option(1, "the pairs")
 @click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Pairs a step.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(8),
-    default=1024,
-    show_default=True,
-    help="Tokens a prompt and its answer may have.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
-)
-@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
-@click.option(
-    "--half/--no-half",
-    default=None,
-    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
-)
-@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@max_tokens_option
+@half_option
+@adapter_options
 @json_option
 @click.pass_obj
 def command(
@@ -112,13 +93,11 @@ def command(
     With --json, prints the receipt.
     """
     from freehold.adapt.align import AlignSettings, align
-    from freehold.adapt.extra import half_helps
     from freehold.store import Store
 
     store = Store(settings)
     ref = store.resolve(model)
-    half = half_helps() if given["half"] is None else given["half"]
-    asked = AlignSettings(alpha=2.0 * given["rank"], **{**given, "half": half})
+    asked = chosen_settings(AlignSettings, given)
     with StatusLine(f"the same command continues; {out} is not there yet") as line:
         made = align(
             ref,
@@ -154,7 +133,7 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(_measured(found) if found else [("unseen pairs", "none: what was learnt is not measured")]),
         *_served(made),
         *still_known_rows(made),
-        ("time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"),
+        time_row(made),
         ("receipt", str(out / "receipt.json")),
     ]
 
@@ -186,13 +165,4 @@ def _served(made: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{found['likelier']:.1%} of {found['pairs']} choose the chosen answer; the engine is "
             f"{gap['mean_absolute']:.4f} nat a token from the trainer (99 %: {gap['p99']:.2f})",
         )
-    ]
-
-
-def still_known_rows(made: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what a training left of what was known before."""
-    control, text = made["control"], made["text_loss"]
-    return [
-        ("facts", f"{control['after']} of {control['facts']} known, before {control['before']}"),
-        ("other text", f"{text['after']:.3f} nat a token, before {text['before']:.3f}"),
     ]

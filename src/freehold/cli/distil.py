@@ -13,29 +13,35 @@ from typing import Any
 
 import click
 
-from freehold.cli.align import still_known_rows
 from freehold.cli.company import company_facts
-from freehold.cli.options import MAX_SEED
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import json_option, pairs
+from freehold.cli.training import (
+    LINES,
+    adapter_options,
+    chosen_settings,
+    epochs_option,
+    half_option,
+    max_tokens_option,
+    out_option,
+    rate_option,
+    still_known_rows,
+    time_row,
+)
 from freehold.config import Settings
-
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command("distil")
 @click.argument("teacher")
 @click.option("--into", "student", required=True, metavar="MODEL", help="The model that learns.")
-@click.option("--prompts", required=True, type=_FILE, help="What is asked, one JSON object a line.")
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
-)
+@click.option("--prompts", required=True, type=LINES, help="What is asked, one JSON object a line.")
+@out_option
 @click.option(
     "--on-policy",
     is_flag=True,
     help="Let MODEL answer and TEACHER judge each token; both must have the same tokens.",
 )
-@click.option("--test", type=_FILE, help="Judged prompts to measure with; default: a share of --prompts.")
+@click.option("--test", type=LINES, help="Judged prompts to measure with; default: a share of --prompts.")
 @click.option(
     "--test-share",
     type=click.FloatRange(0, 0.9),
@@ -53,27 +59,9 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--max-answer", type=click.IntRange(1), default=256, show_default=True, help="Tokens of an answer."
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(8),
-    default=1024,
-    show_default=True,
-    help="Tokens a prompt and its answer may have.",
-)
-@click.option(
-    "--lr",
-    "rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=2e-4,
-    show_default=True,
-    help="Learning rate.",
-)
-@click.option(
-    "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
-)
-@click.option(
-    "--epochs", type=click.IntRange(1, 100), default=2, show_default=True, help="Passes over the prompts."
-)
+@max_tokens_option
+@rate_option(2e-4)
+@epochs_option(2, "the prompts")
 @click.option(
     "--replay",
     type=click.IntRange(0, 64),
@@ -82,15 +70,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="Rows of MODEL's own text rehearsed a step, against forgetting; not with --on-policy.",
 )
 @click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Prompts a step.")
-@click.option(
-    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
-)
-@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
-@click.option(
-    "--half/--no-half",
-    default=None,
-    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
-)
+@half_option
 @click.option(
     "--accept-teacher-terms",
     "accepted",
@@ -98,7 +78,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     metavar="RIGHT",
     help="The right you have where TEACHER's licence refuses, such as a contract; it is written down.",
 )
-@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@adapter_options
 @json_option
 @click.pass_obj
 def command(
@@ -123,13 +103,11 @@ def command(
     With --json, prints the receipt.
     """
     from freehold.adapt.distil import DistilSettings, DistilWatch, distil
-    from freehold.adapt.extra import half_helps
     from freehold.store import Store
 
     store = Store(settings)
     models = store.resolve(teacher), store.resolve(student)
-    half = half_helps() if given["half"] is None else given["half"]
-    asked = DistilSettings(alpha=2.0 * given["rank"], **{**given, "half": half})
+    asked = chosen_settings(DistilSettings, given)
     with StatusLine(f"the same command continues; {out} is not there yet") as line:
         made = distil(
             *models,
@@ -170,7 +148,7 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         *still_known_rows(made),
         ("teacher", _licence(made["licence"]["teacher"])),
-        ("time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"),
+        time_row(made),
         ("receipt", str(out / "receipt.json")),
     ]
 

@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.company import company_facts
-from freehold.cli.options import MAX_SEED
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import json_option, pairs
+from freehold.cli.training import (
+    FOLDER,
+    LINES,
+    adapter_options,
+    chosen_settings,
+    epochs_option,
+    half_option,
+    max_tokens_option,
+    rate_option,
+    still_known_rows,
+    time_row,
+)
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store import Store
@@ -27,29 +38,15 @@ if TYPE_CHECKING:
     from freehold.adapt.finetune import FinetuneSettings
     from freehold.store import ModelRef
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
 
 @click.command("finetune")
 @click.argument("model")
-@click.option("--data", required=True, type=_FILE, help="Examples, one JSON object a line.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="The folder to make.")
-@click.option("--test", type=_FILE, help="Test items: asked before and after, and looked for in --data.")
-@click.option(
-    "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
-)
-@click.option(
-    "--epochs", type=click.IntRange(1, 100), default=1, show_default=True, help="Passes over --data."
-)
+@click.option("--data", required=True, type=LINES, help="Examples, one JSON object a line.")
+@click.option("-o", "--out", type=FOLDER, help="The folder to make.")
+@click.option("--test", type=LINES, help="Test items: asked before and after, and looked for in --data.")
+@epochs_option(1, "--data")
 @click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers a step.")
-@click.option(
-    "--lr",
-    "rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1e-3,
-    show_default=True,
-    help="Learning rate.",
-)
+@rate_option(1e-3)
 @click.option(
     "--replay",
     type=click.IntRange(0, 64),
@@ -64,13 +61,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     show_default=True,
     help="How much the divergence on them counts beside the loss.",
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(8),
-    default=1024,
-    show_default=True,
-    help="Tokens a prompt and its answer may have.",
-)
+@max_tokens_option
 @click.option("--skip-long", is_flag=True, help="Leave out longer ones, and say how many; nothing is cut.")
 @click.option(
     "--preflight", is_flag=True, help="Only check: mask, lengths, one batch learnt, time and memory."
@@ -78,16 +69,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--gguf/--no-gguf", default=True, show_default=True, help="Write adapter.gguf for llama.cpp too."
 )
-@click.option(
-    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
-)
-@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
-@click.option(
-    "--half/--no-half",
-    default=None,
-    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
-)
-@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@half_option
+@adapter_options
 @json_option
 @click.pass_obj
 def command(
@@ -113,13 +96,11 @@ def command(
 
     With --json, prints the receipt.
     """
-    from freehold.adapt.extra import half_helps
     from freehold.adapt.finetune import FinetuneSettings, finetune
 
     store = Store(settings)
     ref = store.resolve(model)
-    half = half_helps() if given["half"] is None else given["half"]
-    asked = FinetuneSettings(alpha=2.0 * given["rank"], **{**given, "half": half})
+    asked = chosen_settings(FinetuneSettings, given)
     if preflight:
         return _preflight(ref, data, asked, as_json=as_json)
     if out is None:
@@ -194,15 +175,14 @@ def _step(row: Mapping[str, Any]) -> str:
 
 def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
-    control, text, gap = made["control"], made["text_loss"], made["mismatch"]
+    gap = made["mismatch"]
     return [
         ("adapter", str(out)),
         ("loss", f"{made['loss']['first']:.3f} at the first step, {made['loss']['last']:.3f} at the last"),
         *_exam(made["before_after"]),
-        ("facts", f"{control['after']} of {control['facts']} known, before {control['before']}"),
-        ("other text", f"{text['after']:.3f} nat a token, before {text['before']:.3f} ({text['rise']:+.3f})"),
+        *still_known_rows(made),
         ("as served", f"the engine is {gap['mean_absolute']:.4f} nat a token from the trainer"),
-        ("time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"),
+        time_row(made),
         ("receipt", str(out / "receipt.json")),
     ]
 

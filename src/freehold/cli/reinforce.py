@@ -14,12 +14,11 @@ from typing import Any
 import click
 
 from freehold.cli.company import company_facts
-from freehold.cli.options import MAX_SEED
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import json_option, pairs
+from freehold.cli.training import LINES, adapter_options, chosen_settings, out_option, rate_option
 from freehold.config import Settings
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _ANSWER = 60  # characters of an answer that a row shows
 
 
@@ -32,11 +31,9 @@ _ANSWER = 60  # characters of an answer that a row shows
     help="What scores an answer: a file with reward(prompt, answer, item), or a data set of reasoning-gym, "
     "rg:DATASET[:name=value,...].",
 )
+@out_option
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
-)
-@click.option(
-    "--prompts", type=_FILE, help="Prompts, one JSON object a line; a data set makes its own without."
+    "--prompts", type=LINES, help="Prompts, one JSON object a line; a data set makes its own without."
 )
 @click.option("--steps", type=click.IntRange(1), required=True, help="Steps to train.")
 @click.option(
@@ -45,7 +42,7 @@ _ANSWER = 60  # characters of an answer that a row shows
     metavar="FILE.py|rg:DATASET",
     help="A second verifier that scores the same answers.",
 )
-@click.option("--test", type=_FILE, help="Prompts to measure with; default: some of --prompts, set apart.")
+@click.option("--test", type=LINES, help="Prompts to measure with; default: some of --prompts, set apart.")
 @click.option(
     "--unseen", type=click.IntRange(0, 2000), default=100, show_default=True, help="Prompts to measure with."
 )
@@ -86,17 +83,7 @@ _ANSWER = 60  # characters of an answer that a row shows
     show_default=True,
     help="How advantages and tokens are normalised.",
 )
-@click.option(
-    "--lr",
-    "rate",
-    type=click.FloatRange(0, 1),
-    default=1e-4,
-    show_default=True,
-    help="Learning rate; 0 trains nothing, for a control.",
-)
-@click.option(
-    "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
-)
+@rate_option(1e-4, zero="0 trains nothing, for a control")
 @click.option(
     "--updates",
     type=click.IntRange(1, 8),
@@ -120,15 +107,11 @@ _ANSWER = 60  # characters of an answer that a row shows
 )
 @click.option("--allow-gameable", is_flag=True, help="Train on a verifier that pays for what solves nothing.")
 @click.option(
-    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
-)
-@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
-@click.option(
     "--half",
     is_flag=True,
     help="Multiply in bfloat16, which some processors do twice as fast; trainer and sampler are then further apart.",
 )
-@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@adapter_options
 @json_option
 @click.pass_obj
 def command(
@@ -159,7 +142,7 @@ def command(
     store = Store(settings)
     ref = store.resolve(model)
     given["prompts"] = given.pop("prompts_a_step")
-    asked = ReinforceSettings(alpha=2.0 * given["rank"], **given)
+    asked = chosen_settings(ReinforceSettings, given)
     with StatusLine(f"the same command continues; {out} is not there yet") as line:
         made = reinforce(
             ref,

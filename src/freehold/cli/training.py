@@ -1,0 +1,92 @@
+"""Options and rows that the verbs share which train an adapter. Path: finetune, align, reinforce, distil -> here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from freehold.cli.options import MAX_SEED
+
+LINES = click.Path(path_type=Path, exists=True, dir_okay=False)  # a file of JSON lines
+FOLDER = click.Path(path_type=Path, file_okay=False)
+Command = TypeVar("Command", bound=Callable[..., Any])
+Made = TypeVar("Made")
+
+out_option = click.option("-o", "--out", required=True, type=FOLDER, help="The folder to make.")
+max_tokens_option = click.option(
+    "--max-tokens",
+    type=click.IntRange(8),
+    default=1024,
+    show_default=True,
+    help="Tokens a prompt and its answer may have.",
+)
+half_option = click.option(
+    "--half/--no-half",
+    default=None,
+    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
+)
+_ALWAYS = (
+    click.option(
+        "--rank", type=click.IntRange(1, 512), default=16, show_default=True, help="Rank of the adapter."
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
+    ),
+    click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores."),
+    click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew."),
+)
+
+
+def adapter_options(command: Command) -> Command:
+    """Add what every adapter is trained with: rank, seed, threads, and whether to start anew."""
+    for option in reversed(_ALWAYS):
+        command = option(command)
+    return command
+
+
+def rate_option(default: float, *, zero: str = "") -> Callable[[Command], Command]:
+    """Return --lr. `zero`: what its help says of 0, which is refused without."""
+    return click.option(
+        "--lr",
+        "rate",
+        type=click.FloatRange(0, 1, min_open=not zero),
+        default=default,
+        show_default=True,
+        help="Learning rate" + (f"; {zero}." if zero else "."),
+    )
+
+
+def epochs_option(default: int, over: str) -> Callable[[Command], Command]:
+    """Return --epochs, passes over `over`."""
+    return click.option(
+        "--epochs",
+        type=click.IntRange(1, 100),
+        default=default,
+        show_default=True,
+        help=f"Passes over {over}.",
+    )
+
+
+def chosen_settings(kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
+    """Make a verb's settings of its options; products are in bfloat16 where this processor has them, unless said."""
+    from freehold.adapt.extra import half_helps
+
+    half = half_helps() if given["half"] is None else given["half"]
+    return kind(alpha=2.0 * given["rank"], **{**given, "half": half})
+
+
+def still_known_rows(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a training left of what was known before."""
+    control, text = made["control"], made["text_loss"]
+    return [
+        ("facts", f"{control['after']} of {control['facts']} known, before {control['before']}"),
+        ("other text", f"{text['after']:.3f} nat a token, before {text['before']:.3f} ({text['rise']:+.3f})"),
+    ]
+
+
+def time_row(made: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the processor time of a training and of its steps."""
+    return "time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"
