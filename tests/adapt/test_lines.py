@@ -27,7 +27,7 @@ def test_a_file_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path: Path) -> None:
-    """No tokenizer takes it: without the line, hours later, nobody finds it."""
+    """No tokenizer takes it: without the line it is hard to find hours later."""
     path = tmp_path / "data.jsonl"
     path.write_text(
         '{"prompt": "a", "completion": "\\ud83d\\ude00"}\n{"prompt": "b", "completion": "\\ud800"}\n'

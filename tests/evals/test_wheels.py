@@ -41,8 +41,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def read(home: Path, **options: bool) -> bytes:
-    return wheels.data_file("tiny-eval", "deep/items.jsonl", home, **options)
+def read(home: Path, *, offline: bool = False) -> bytes:
+    return wheels.data_file("tiny-eval", "deep/items.jsonl", home, offline=offline)
 
 
 def test_data_is_fetched_once_and_then_read_without_the_index(index: Path, tmp_path: Path):

@@ -145,7 +145,7 @@ def text_of(table: Mapping[str, Any], key: str) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:  # what is no plain file states no size, and may have no end
+        with path.open("rb") as file:  # devices and pipes state no size, and may have no end
             if (
                 os.fstat(file.fileno()).st_size > MOST_BYTES
                 or len(raw := file.read(MOST_BYTES + 1)) > MOST_BYTES

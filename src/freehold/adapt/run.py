@@ -97,7 +97,7 @@ class RunFolder:
             if run._steps is not None:
                 run._steps.close()
             if not run._holds_work():
-                shutil.rmtree(run.folder, ignore_errors=True)  # under the lock: nobody else begins in it
+                shutil.rmtree(run.folder, ignore_errors=True)  # under the lock: no other process begins in it
             lock.release()
 
     @property

@@ -192,7 +192,7 @@ def _named(store: Store, model: str) -> _Named:
         return _Named(held_or_fetched(store, model), None, model)
     try:
         return _Named(store.resolve(model), None, model)
-    except (ModelNotFound, UsageError):  # with a slash in the adapter it is no name either
+    except (ModelNotFound, UsageError):  # an adapter with a slash is not a name either
         raise UsageError(
             f"{model}: there is no adapter at {path}", "name a PEFT folder or a GGUF adapter after the +"
         ) from None

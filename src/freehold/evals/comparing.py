@@ -75,7 +75,7 @@ class _Results:
         name = f"samples_{task}_{stamp}.jsonl"
         if Path(name).name != name:
             raise UsageError(
-                f"{self.path}: {task!r} is no name of a task", "name a folder that eval -o wrote"
+                f"{self.path}: {task!r} is not the name of a task", "name a folder that eval -o wrote"
             )
         path = self.path.with_name(name)
         rows = [_object(line, path) for line in _text(path).split("\n") if line.strip()]

@@ -103,7 +103,7 @@ def read(path: Path, by: str = "", *, scored: bool = False) -> Samples:
 def _lines(path: Path) -> list[tuple[int, bytes]]:
     """Return the lines that are not empty, with their numbers."""
     try:
-        with path.open("rb") as file:  # what is no plain file states no size, and may have no end
+        with path.open("rb") as file:  # devices and pipes state no size, and may have no end
             if len(raw := file.read(MOST_BYTES + 1)) > MOST_BYTES:
                 size = max(len(raw), os.fstat(file.fileno()).st_size)
                 raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take fewer cases")
