@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -85,6 +86,13 @@ def test_samples_have_lm_evals_fields_and_hashes(tmp_path: Path):
     doc = json.dumps({"q": "é0"}, indent=2, ensure_ascii=False)
     assert first["doc_hash"] == hashlib.sha256(doc.encode()).hexdigest()
     assert first["prompt_hash"] == hashlib.sha256(b"p0").hexdigest()
+
+
+def test_results_of_a_model_by_its_path_are_not_in_a_hidden_folder(tmp_path: Path):
+    for model, folder in (("./q3+tuned", "q3+tuned"), ("../q3", "q3"), ("/models/q3", "models__q3")):
+        path = written(replace(report(GOOD), model=model), tmp_path)
+        assert path.parent == tmp_path / folder
+        assert json.loads(path.read_text())["model_name"] == model
 
 
 def test_task_hash_names_the_items_and_not_the_answers():

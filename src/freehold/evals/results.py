@@ -188,7 +188,8 @@ def _task_hash(each: TaskResult) -> str:
 
 
 def _sanitized(name: str) -> str:
-    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
+    """Return a folder's name: lm-eval's, less the leading "./" of a path, which would hide the folder."""
+    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name.lstrip("./") or name)
 
 
 def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
