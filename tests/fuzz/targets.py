@@ -26,6 +26,7 @@ from freehold.formats import (
     trellis,
 )
 from freehold.formats.lora import CONFIG, WEIGHTS
+from freehold.formats.weight_types import tensor_bytes
 from freehold.models.binding.bind import read_source
 from freehold.models.tiny.containers import gguf_bytes
 from freehold.tokenizer import tokenizer_from_gguf
@@ -75,6 +76,8 @@ def panels(data: bytes) -> None:
     rows, columns = 1 + data[1] % 40, 32 * (data[2] % 20) + data[3] % 2 * (data[0] % 7)
     raw = np.frombuffer(data, np.uint8)[4:]
     with suppress(FreeholdError):
+        if data[3] % 4 and len(raw):  # else only the check of its size would be reached
+            raw = np.resize(raw, tensor_bytes(QuantType[types[data[0] % len(types)]], (rows, columns)))
         packed = native.Matrix.pack(
             raw, types[data[0] % len(types)], rows, columns, _THREADS, data[3] % 3 == 0
         )
@@ -148,5 +151,9 @@ def seeds(target: str) -> list[bytes]:
             adapters.write_gguf(case, room / "a.gguf").read_bytes(),
         ]
     if target == "panels":
-        return [bytes([t, rows, 8, t]) + bytes(range(256)) * 40 for t in range(13) for rows in (0, 15, 16)]
+        return [
+            bytes([t, rows, 8, 2 + 4 * (rows % 2)]) + bytes(range(128)) * 80
+            for t in range(16)
+            for rows in (0, 15, 16)
+        ]
     return [b"\2\0" + b"".join(len(w).to_bytes(8, "little") + w for w in (b"a", b"\xc3\xa9b"))]
