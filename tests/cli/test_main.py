@@ -11,6 +11,7 @@ import click
 import pytest
 
 from freehold.cli import main as cli_main
+from freehold.cli.progress import StatusLine
 from freehold.cli.shared import Amount
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.local.opening import QUEUED
@@ -160,3 +161,10 @@ def test_what_is_no_amount_is_refused_with_an_example(text: str):
 def test_names_out_of_files_control_no_terminal(capsys):
     cli_main.complain("m\x1b[2J\u202e.gguf: \x9b1m é", "a\tb\nc\x07")
     assert capsys.readouterr().err == "error: m\\x1b[2J\\u202e.gguf: \\x9b1m é\nhint: a\tb\nc\\x07\n"
+
+
+def test_notes_of_long_work_control_no_terminal(capsys):
+    """They name models and licences, which come out of strangers' files."""
+    with StatusLine("") as line:
+        line.note("the licence of m is \x1b]0;x\x07")
+    assert capsys.readouterr().err == "note: the licence of m is \\x1b]0;x\\x07\n"

@@ -16,7 +16,7 @@ import click
 
 from freehold.cli.company import company_facts
 from freehold.cli.progress import StatusLine
-from freehold.cli.shared import json_option, pairs
+from freehold.cli.shared import json_option, pairs, printable
 from freehold.cli.training import (
     FOLDER,
     LINES,
@@ -143,7 +143,7 @@ def _preflight(ref: ModelRef, data: Path, asked: FinetuneSettings, *, as_json: b
         click.echo(json.dumps({**line, **found.as_json()}))
         return
     for mask in masks:
-        click.echo("".join(click.style(piece.text, reverse=piece.counts) for piece in mask) + "\n")
+        click.echo("".join(click.style(printable(piece.text), reverse=piece.counts) for piece in mask) + "\n")
     marked = "shown reversed" if sys.stdout.isatty() else "the last part of each"
     ends = "  ".join(f"≤{b}: {n}" for b, n in zip(lengths.bounds, lengths.counts, strict=True) if n)
     minutes = steps * found.step_cpu_seconds / 60

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Self
 
+from freehold.cli.shared import printable
 from freehold.store.events import Event, OnEvent
 from freehold.store.progress import Reporter, screen
 
@@ -65,7 +66,7 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         """Show what is being done; between two changes nothing is printed where lines stay."""
-        now = time.monotonic()
+        now, text = time.monotonic(), printable(text)
         if self._live:
             sys.stderr.write(f"\r\x1b[K{text}")
             self._wide = True
@@ -77,7 +78,7 @@ class StatusLine:
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        print(f"note: {printable(text)}", file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
         if self._wide:
