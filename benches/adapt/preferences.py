@@ -81,7 +81,9 @@ def main() -> int:
         out = folder / "tuned"
         trained = _written(folder / "pairs.jsonl", lines[: args.pairs])
         unseen = _written(folder / "unseen.jsonl", lines[args.pairs :])
-        settings = AlignSettings(rate=args.lr, nll=args.nll, seed=args.seed, half=half_helps())
+        settings = AlignSettings(
+            rate=args.lr, nll=args.nll, replay=args.replay, seed=args.seed, half=half_helps()
+        )
         made = align(
             ref,
             trained,
@@ -164,6 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--unseen", type=int, default=40)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--nll", type=float, default=0.1)
+    parser.add_argument("--replay", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 

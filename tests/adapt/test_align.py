@@ -78,6 +78,18 @@ def test_without_the_likelihood_term_the_result_says_whether_chosen_answers_fell
     assert result["chosen_fell"] == (result["chosen_after"] < result["chosen_before"])
 
 
+def test_rehearsed_text_stays_nearer_to_the_base(model: ModelRef, pairs: Path, tmp_path: Path):
+    from dataclasses import replace
+
+    drifts = []
+    for weight in (0.0, 10.0):
+        out = tmp_path / f"weight-{weight}"
+        align(model, pairs, out, replace(SETTINGS, replay_weight=weight))
+        drifts.append([row["drift"] for row in rows_of(out)])
+    assert drifts[0][0] == pytest.approx(0.0, abs=1e-6)
+    assert drifts[1][-1] < 0.8 * drifts[0][-1]
+
+
 def test_an_interrupted_run_continues_to_the_same_bits(model: ModelRef, pairs: Path, tmp_path: Path):
     align(model, pairs, tmp_path / "whole", SETTINGS)
 

@@ -36,6 +36,8 @@ from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import open_sampling
 from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.teaching.control import still_known
+from freehold.adapt.teaching.nearness import Nearness
+from freehold.adapt.teaching.replay import written
 from freehold.adapt.training.order import Order
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
@@ -60,6 +62,8 @@ class AlignSettings(AdapterSettings):
     smoothing: float = 0.0  # share of labels taken to be wrong
     epochs: int = 1
     batch: int = 8  # pairs a step
+    replay: int = 2  # rows of the base's own text a step, against forgetting
+    replay_weight: float = 1.0
     test_share: float = 0.1
     max_tokens: int = 1024  # of a prompt and its answer
 
@@ -74,6 +78,7 @@ class _Course:
     reference: PairReference
     settings: AlignSettings
     order: Order
+    nearness: Nearness | None = None
 
     def step(self, step: int) -> dict[str, Any]:
         """Learn from one batch; return its line."""
@@ -104,9 +109,15 @@ class _Course:
             margins += found.margins.tolist()
             for i, now in enumerate((chosen, rejected)):
                 moved[i] += float((now.detach() - reference[:, i]).sum())
+        drift = {}
+        if self.nearness is not None:
+            mean = self.nearness.mean(step)
+            (given.replay_weight * mean).backward()
+            drift = {"drift": float(mean.detach())}
         rate = self.optimizer.rate
         norm = self.optimizer.step()
         return {
+            **drift,
             "loss": preference / len(batch),
             "nll": nll / tokens,
             "margin": float(np.mean(margins)),
@@ -161,6 +172,11 @@ def align(
         unseen = pair_rows(rows, tested)
         for note in [*notes({"base's": licence}), *_notes(course.pairs, trained, tested)]:
             on_note(note)
+        if settings.replay:
+            with open_sampling(
+                model, packs, many=True, context=MIN_CONTEXT, threads=settings.threads
+            ) as base:
+                course.nearness = Nearness(trainee, written(base, settings.seed), settings.replay)
         loop = TrainingLoop(
             run,
             trainee,

@@ -60,6 +60,13 @@ from freehold.config import Settings
     help="Weight of the likelihood of chosen answers; 0 is plain DPO.",
 )
 @click.option(
+    "--replay",
+    type=click.IntRange(0, 64),
+    default=2,
+    show_default=True,
+    help="Rows of MODEL's own text rehearsed a step, against forgetting.",
+)
+@click.option(
     "--smoothing",
     type=click.FloatRange(0, 0.5, max_open=True),
     default=0.0,
