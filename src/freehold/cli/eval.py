@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from freehold import __version__
+from freehold.cli.report.terminal import printable
 from freehold.cli.report.trying import TrialProgress, digest
-from freehold.cli.shared import held_or_fetched, json_option, offline_option, printable, with_offline
+from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.store import ModelRef, Store

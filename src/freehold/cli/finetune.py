@@ -16,7 +16,8 @@ import click
 
 from freehold.cli.company import company_facts
 from freehold.cli.progress import StatusLine
-from freehold.cli.shared import json_option, pairs, printable
+from freehold.cli.report.terminal import printable
+from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
     FOLDER,
     LINES,

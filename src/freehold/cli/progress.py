@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Self
 
-from freehold.cli.shared import printable
+from freehold.cli.report.terminal import printable
 from freehold.store.events import Event, OnEvent
 from freehold.store.progress import Reporter, screen
 

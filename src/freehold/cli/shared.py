@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.report.terminal import printable
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 
@@ -150,11 +151,6 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, 
         sized = zip(row, widths, strict=True)
         cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(sized)]
         click.echo(printable("  ".join(cells).rstrip()))
-
-
-def printable(text: str) -> str:
-    """Return a text that shows what would control the terminal: names and errors may come out of strangers' files."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def pairs(rows: list[tuple[str, str]]) -> None:
