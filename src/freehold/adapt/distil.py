@@ -336,7 +336,8 @@ def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[Answ
         work.watch.note(f"{long} answers are longer than {most:,} tokens of the student's")
     if not found:
         raise UsageError(
-            f"no answer of {work.teacher.name} was kept", "look at answers.jsonl, or take another teacher"
+            f"no answer of {work.teacher.name} was kept",
+            f"{work.run.path(ANSWERS)} says why; take another teacher or other prompts",
         )
     return found
 
