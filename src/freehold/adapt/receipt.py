@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import freehold
+from freehold import platforms
 from freehold.store.records import ModelRef
 
 SCHEMA = 1
@@ -36,7 +37,7 @@ def receipt(verb: str, inputs: Mapping[str, Any], **parts: Any) -> dict[str, Any
         "freehold": freehold.__version__,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "system": {
-            "system": platform.system(),
+            "system": platforms.SYSTEM,
             "machine": platform.machine(),
             "python": platform.python_version(),
         },

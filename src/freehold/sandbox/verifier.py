@@ -108,7 +108,7 @@ class _Scorer:
         self._from, results = os.pipe()
         os.set_blocking(self._to, False)
         self.ended = False
-        self._pid = os.fork()
+        self._pid = platforms.fork()
         if self._pid == 0:
             _work(job, calls, tasks, results)
         os.close(tasks)

@@ -6,8 +6,6 @@ Path: finetune -> shown, LengthHistogram, rehearsal -> cli/finetune
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from freehold.adapt.rows import AnswerRow
 from freehold.adapt.teaching.course import TeachingCourse
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
+from freehold.platforms import peak_bytes
 from freehold.tokenizer import Tokenizer
 
 SHOWN = 3  # samples whose mask is shown
@@ -92,9 +91,4 @@ def rehearsal(trainee: Trainee, course: TeachingCourse) -> Rehearsal:
     spent = (cpu_seconds() - started) / OVERFIT_STEPS
     trainee.restore(before)
     worst = float(np.log(trainee.tokenizer.vocab_size))
-    return Rehearsal(losses[0], losses[-1], worst, spent, _peak_bytes())
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return Rehearsal(losses[0], losses[-1], worst, spent, peak_bytes())
