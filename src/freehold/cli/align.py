@@ -19,12 +19,14 @@ from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
     LINES,
     adapter_options,
+    batch_option,
     chosen_settings,
     epochs_option,
     half_option,
     max_tokens_option,
     out_option,
     rate_option,
+    replay_option,
     still_known_rows,
     time_row,
 )
@@ -59,13 +61,7 @@ from freehold.config import Settings
     show_default=True,
     help="Weight of the likelihood of chosen answers; 0 is plain DPO.",
 )
-@click.option(
-    "--replay",
-    type=click.IntRange(0, 64),
-    default=2,
-    show_default=True,
-    help="Rows of MODEL's own text rehearsed a step, against forgetting.",
-)
+@replay_option()
 @click.option(
     "--smoothing",
     type=click.FloatRange(0, 0.5, max_open=True),
@@ -75,7 +71,7 @@ from freehold.config import Settings
 )
 @rate_option(2e-4)
 @epochs_option(1, "the pairs")
-@click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Pairs a step.")
+@batch_option("Pairs")
 @max_tokens_option
 @half_option
 @adapter_options

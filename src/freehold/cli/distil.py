@@ -19,12 +19,14 @@ from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
     LINES,
     adapter_options,
+    batch_option,
     chosen_settings,
     epochs_option,
     half_option,
     max_tokens_option,
     out_option,
     rate_option,
+    replay_option,
     still_known_rows,
     time_row,
 )
@@ -62,14 +64,8 @@ from freehold.config import Settings
 @max_tokens_option
 @rate_option(2e-4)
 @epochs_option(2, "the prompts")
-@click.option(
-    "--replay",
-    type=click.IntRange(0, 64),
-    default=2,
-    show_default=True,
-    help="Rows of MODEL's own text rehearsed a step, against forgetting; not with --on-policy.",
-)
-@click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Prompts a step.")
+@replay_option("not with --on-policy")
+@batch_option("Prompts")
 @half_option
 @click.option(
     "--accept-teacher-terms",

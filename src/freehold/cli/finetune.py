@@ -22,11 +22,13 @@ from freehold.cli.training import (
     FOLDER,
     LINES,
     adapter_options,
+    batch_option,
     chosen_settings,
     epochs_option,
     half_option,
     max_tokens_option,
     rate_option,
+    replay_option,
     still_known_rows,
     time_row,
 )
@@ -46,15 +48,9 @@ if TYPE_CHECKING:
 @click.option("-o", "--out", type=FOLDER, help="The folder to make.")
 @click.option("--test", type=LINES, help="Test items: asked before and after, and looked for in --data.")
 @epochs_option(1, "--data")
-@click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers a step.")
+@batch_option("Answers")
 @rate_option(1e-3)
-@click.option(
-    "--replay",
-    type=click.IntRange(0, 64),
-    default=2,
-    show_default=True,
-    help="Rows of MODEL's own text rehearsed a step, against forgetting; 0 is a plain run.",
-)
+@replay_option("0 is a plain run")
 @click.option(
     "--replay-weight",
     type=click.FloatRange(0),

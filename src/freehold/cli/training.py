@@ -70,6 +70,25 @@ def epochs_option(default: int, over: str) -> Callable[[Command], Command]:
     )
 
 
+def batch_option(of: str) -> Callable[[Command], Command]:
+    """Return --batch, how many `of` a step learns from."""
+    return click.option(
+        "--batch", type=click.IntRange(1, 256), default=8, show_default=True, help=f"{of} a step."
+    )
+
+
+def replay_option(also: str = "") -> Callable[[Command], Command]:
+    """Return --replay. `also`: what its help adds for a verb."""
+    return click.option(
+        "--replay",
+        type=click.IntRange(0, 64),
+        default=2,
+        show_default=True,
+        help="Rows of MODEL's own text rehearsed a step, against forgetting"
+        + (f"; {also}." if also else "."),
+    )
+
+
 def chosen_settings(kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
     """Make a verb's settings of its options; products are in bfloat16 where this processor has them, unless said."""
     from freehold.adapt.extra import half_helps
