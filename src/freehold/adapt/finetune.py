@@ -178,7 +178,7 @@ def finetune(
             on_note(note)
         loop = TrainingLoop(run, trainee, course.optimizer, settings.epochs * course.order.steps_an_epoch)
         loop.run(course.step, _watched(trainee, on_step, on_note))
-        trainee.save(run.folder, gguf=gguf)
+        loop.save(gguf=gguf)
         lines = loop.lines()
         with _engine(model, packs, room, settings) as engine:
             engine.add_adapter(ADAPTER, run.folder)

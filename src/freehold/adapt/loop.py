@@ -2,7 +2,7 @@
 
 What a step computes is the verb's; it must follow from the step's number, the seed and the trainee's state alone, so
 that a resumed run has the same bits. After Ctrl-C the state of the last whole step is kept. Knows no loss and no data.
-Path: align, distil -> TrainingLoop.run -> RunFolder.keep, log
+Path: finetune, align, distil, reinforce.course -> TrainingLoop.run -> RunFolder.keep, log
 """
 
 from __future__ import annotations
@@ -82,10 +82,13 @@ class TrainingLoop:
         text = self.run_folder.path(STEPS).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
-    def save(self) -> None:
-        """Write the adapter into the result. Raises StoreError where the disk does not take it."""
+    def save(self, *, gguf: bool = False) -> None:
+        """Write the adapter into the result, with `gguf` as llama.cpp's file too.
+
+        Raises StoreError where the disk does not take it.
+        """
         try:
-            self.trainee.save(self.run_folder.folder)
+            self.trainee.save(self.run_folder.folder, gguf=gguf)
         except OSError as e:
             raise StoreError(
                 f"{self.run_folder.folder} cannot be written: {e.strerror or e}",

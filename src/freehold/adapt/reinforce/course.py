@@ -172,14 +172,13 @@ def reinforce(
         policy = Policy(trainee, sampler, Optimizer(trainee.parameters(), settings.rate), objective)
         course = Course(policy, prompts, verifier, check, settings)
         parts = _trained(course, run, on_note, on_step)
-        trainee.save(run.folder)
         made = receipt("reinforce", inputs, licence={"base": licence.as_json()}, attacks=attacks, **parts)
         run.finish(made)
     return made
 
 
 def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -> dict[str, Any]:
-    """Measure, run the steps, measure again; return the receipt's parts."""
+    """Measure, run the steps, write the adapter, measure again; return the receipt's parts."""
     before = unseen.kept(run.path(BEFORE))
     if before is None and course.prompts.unseen:
         before = course.measured(trained=False)
@@ -202,6 +201,7 @@ def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -
         restore=restore,
     )
     loop.run(course.step, on_step)
+    loop.save()
     parts = summary(loop.lines())
     if before is not None:
         after = course.measured(trained=True)
