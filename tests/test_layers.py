@@ -1,7 +1,4 @@
-"""Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md.
-
-backends does not exist yet: its level is reserved.
-"""
+"""Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md."""
 
 from __future__ import annotations
 

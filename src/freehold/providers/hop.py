@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from freehold.errors import EngineClosed, UsageError
+from freehold.errors import EngineClosed
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Outgoing, Provider, UpstreamFault
 
@@ -33,11 +33,9 @@ LARGE = 1 << 20  # bytes of a body that is written in portions
 
 
 def http_client() -> Any:
-    """Return aiohttp. Raises UsageError that names the extra where it is not installed."""
-    try:
-        import aiohttp
-    except ImportError as e:
-        raise UsageError("rented models need the package aiohttp", "pip install 'freehold[gateway]'") from e
+    """Return aiohttp, which takes 0.1 s to import: only who asks an engine or a provider needs it."""
+    import aiohttp
+
     return aiohttp
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from freehold.errors import ModelNotFound
 from freehold.providers.cleared import Cleared
-from freehold.providers.hop import http_client
 from freehold.router.bar import Bars
 from freehold.router.budgets import Budgets
 from freehold.router.classifier import Classifier
@@ -38,8 +37,6 @@ def ledger_path(gateway: Gateway, home: Path) -> Path:
 
 def check_packages(gateway: Gateway) -> None:
     """Raise UsageError where a package is missing that the file needs, before a server opens anything."""
-    if gateway.providers:
-        http_client()
     Labeller(gateway)
 
 

@@ -1,0 +1,268 @@
+"""What an engine beyond ours is: planned as data, started as a process, asked on its wire, watched by its counters.
+
+    driver = drivers.driver("vllm")
+    plan = driver.plan(request, facts)       # pure: no process, no network, no clock; raises UsageError
+    plan.argv(), plan.shell(), plan.text()   # what would be started, and why each flag
+    engine = await driver.launch(plan, folder)
+    engine.progress(), engine.log, await engine.ended
+
+A file an engine (vllm.py, sglang.py, trtllm.py, llamacpp.py, ollama.py) implements `EngineDriver`. Everything that
+they share lies beside: flags/ (schemas), parallel.py (sizes), process.py (life), replica.py (one engine that answers),
+deployment.py (several behind one name). Knows no HTTP and no server.
+Path: EngineDriver.plan -> DeployPlan -> EngineDriver.launch -> LaunchedEngine
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from freehold.advisor.anatomy import Anatomy
+from freehold.advisor.interval import Interval
+from freehold.catalog.hardware import Rig
+from freehold.providers.contract import Wire
+
+EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold"]
+
+
+# --- what a plan is made from -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model as an engine is given it; read from config.json or a GGUF's header (facts.py), never by an engine."""
+
+    name: str  # under which clients ask for it
+    source: str  # what the engine loads: a folder, a file, or a name at the hub
+    files: Literal["safetensors", "gguf"]
+    anatomy: Anatomy
+    family: str = ""  # a row of parsers.toml; "": none is known
+    heads: int = 0  # of queries; 0: not known
+    kv_heads: int = 0
+    head_size: int = 0
+    experts: int = 0
+    quantised: str = ""  # as config.json has it: fp8, awq, gptq, compressed-tensors, ...
+    own_code: str = ""  # where the files name Python code to run (`auto_map`); "": nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Hardware of a deployment: `count` equal boxes. A Rig of kind "cpu" is this or a rented machine's processor."""
+
+    rig: Rig
+    count: int = 1
+    here: bool = True  # the plan is for this machine
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """The engine that a plan is for, as environments.py found it or as `--on` assumes it."""
+
+    version: str = ""  # "": none is at hand; the newest schema is used then
+    command: tuple[str, ...] = ()  # how it starts here; empty: the driver's own words
+    cpu: bool = False  # a build for processors
+    checked: bool = False  # its own parser can be asked before the start
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the user asked for. 0 and "" are choices left to the plan."""
+
+    model: ModelFacts
+    nodes: Nodes
+    engine: EngineFacts = EngineFacts()
+    context: int = 0
+    streams: int = 0  # requests at a time, of one replica
+    replicas: int = 1
+    cache_type: str = ""
+    flags: tuple[
+        str, ...
+    ] = ()  # of --engine-flag, each "--name=value" or "--name"; they go before the plan's own
+    socket: Path | None = None  # where the engine listens, if it can do so on a Unix socket
+    port: int = 0  # on loopback, where it can not; 0: chosen at the start
+
+
+# --- what a plan is -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFlag:
+    """One flag of a command line, and why it is there."""
+
+    name: str  # --tensor-parallel-size
+    value: str | None  # None: a switch
+    reason: str
+
+    def words(self) -> tuple[str, ...]:
+        """Return it as arguments."""
+        return (self.name,) if self.value is None else (self.name, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A secret of a plan by reference: made at random for each start, or taken from `source`; never in the plan."""
+
+    variable: str  # of the engine's environment
+    source: str = "random"  # random | env:NAME | secret:NAME/KEY (a cluster's)
+
+
+@dataclass(frozen=True, slots=True)
+class Listens:
+    """Where an engine listens: a Unix socket in a folder of ours, or a port of loopback."""
+
+    socket: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: chosen at the start
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelSizes:
+    """How a model is spread over devices."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+
+    @property
+    def devices(self) -> int:
+        """Devices of one replica."""
+        return self.tensor * self.pipeline * self.data
+
+
+@dataclass(frozen=True, slots=True)
+class DeployPlan:
+    """An engine's start as data. It holds no secret: print it, keep it, send it."""
+
+    engine: EngineName
+    version: str  # of the engine it is for; "" where none is at hand
+    schema: str  # the flag schema it was checked against: "vllm 0.32.0"
+    model: ModelFacts
+    nodes: Nodes
+    command: tuple[str, ...]  # the program, before its flags
+    flags: tuple[PlannedFlag, ...]
+    environment: Mapping[str, str]
+    secrets: tuple[SecretRef, ...]
+    listens: Listens
+    sizes: ParallelSizes
+    context: int
+    streams: int  # at a time, of one replica
+    replicas: int
+    memory_bytes: int = 0  # expected of one replica, on all its devices; 0: not predicted
+    decode: Interval | None = None  # tokens a second of one answer
+    prefill: Interval | None = None
+    basis: str = ""  # what memory and speeds rest on
+    notes: tuple[str, ...] = ()  # what the user should know: nearest schema used, a parser that was guessed
+
+    def argv(self) -> tuple[str, ...]:
+        """Return the argument vector."""
+        return (*self.command, *(word for flag in self.flags for word in flag.words()))
+
+    def shell(self) -> str:
+        """Return it as a line for a shell; secrets stand as variables to be set."""
+        held = {**self.environment, **{s.variable: f"${s.variable}" for s in self.secrets}}
+        words = [f"{name}={shlex.quote(v) if not v.startswith('$') else v}" for name, v in held.items()]
+        return " ".join([*words, *map(shlex.quote, self.argv())])
+
+
+# --- what runs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartProgress:
+    """How far a start is, from the process alone: no port is open yet."""
+
+    phase: str  # in words, from its log: "loading weights", "compiling", "starting"
+    cpu_s: float  # of all its processes together
+    memory_bytes: int
+    lines: int  # of its log so far
+    since_s: float  # since any of these changed: a start that stands still
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDeath:
+    """The end of an engine that nobody asked for."""
+
+    sentence: str  # one line: what ended, how, and the cause found in its log
+    cause: str = ""  # a name of causes.py; "": none was found
+    status: int | None = None
+    fatal: bool = (
+        False  # another start would end the same way: a missing file, a port that is taken, a wrong flag
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineNumbers:
+    """An engine's counters as its metrics tell them. Counters only grow; None: it does not tell."""
+
+    running: int = 0
+    waiting: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int | None = None
+    cache_usage: float | None = None  # of its KV cache, 0 to 1
+    queries: Mapping[str, float] = field(
+        default_factory=dict
+    )  # the driver's other series, by name, for our page
+
+
+class LaunchedEngine(Protocol):
+    """A process of ours that is an engine, with all its children; or an engine that somebody else runs (attached)."""
+
+    plan: DeployPlan
+    ended: asyncio.Future[EngineDeath | None]  # None: it ended because `stop` was asked
+
+    @property
+    def pid(self) -> int: ...  # 0: not ours
+    @property
+    def url(self) -> str: ...  # of its API, as a Provider has it: http://engine/v1 on a socket
+    @property
+    def socket(self) -> Path | None: ...
+    @property
+    def key(self) -> str: ...  # "" for none; never logged
+    @property
+    def log(self) -> Sequence[str]: ...  # the newest lines, bounded
+    def progress(self) -> StartProgress: ...
+    async def stop(self, drain_s: float) -> None:
+        """Let its answers end for up to `drain_s`, then end every process and remove what it left in /dev/shm."""
+        ...
+
+    def kill(self, why: str) -> None:
+        """End every process at once; `ended` says why."""
+        ...
+
+
+class EngineDriver(Protocol):
+    """One engine."""
+
+    name: EngineName
+    title: str
+    package: str  # that pip installs; "": none
+    least: str  # the oldest version that is driven: below it are holes that a gateway cannot close
+    wire: Wire  # how jobs are said to it
+    metrics_path: str  # "" : it has none
+    drains: bool  # ends its answers when it is asked to end
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
+        ...
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
+        """Start it. `folder`: 0700, of this replica. Raises UsageError, EngineLost."""
+        ...
+
+    def phase(self, line: str) -> str:
+        """Return what a line of its log tells of the start; "" for nothing."""
+        ...
+
+    def numbers(self, body: bytes) -> EngineNumbers:
+        """Read its metrics."""
+        ...
+
+    def options(self) -> Mapping[str, Any]:
+        """Return facts of this engine that files for clusters need: image, port, probes."""
+        ...
