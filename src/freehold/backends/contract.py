@@ -6,9 +6,8 @@
     engine = await driver.launch(plan, folder)
     engine.progress(), engine.log, await engine.ended
 
-A file an engine (vllm.py, sglang.py, trtllm.py, llamacpp.py, ollama.py) implements `EngineDriver`. Everything that
-they share lies beside: flags/ (schemas), parallel.py (sizes), process.py (life), replica.py (one engine that answers),
-deployment.py (several behind one name). Knows no HTTP and no server.
+One file an engine implements `EngineDriver`; what they share lies beside: flags, sizes, processes, replicas. Knows no
+HTTP and no server.
 Path: EngineDriver.plan -> DeployPlan -> EngineDriver.launch -> LaunchedEngine
 """
 
@@ -34,13 +33,13 @@ EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "f
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model as an engine is given it; read from config.json or a GGUF's header (facts.py), never by an engine."""
+    """A model as an engine is given it; read from config.json or a GGUF's header, never by an engine."""
 
     name: str  # under which clients ask for it
     source: str  # what the engine loads: a folder, a file, or a name at the hub
     files: Literal["safetensors", "gguf"]
     anatomy: Anatomy
-    family: str = ""  # a row of parsers.toml; "": none is known
+    family: str = ""  # whose parsers it takes; "": none is known
     heads: int = 0  # of queries; 0: not known
     kv_heads: int = 0
     head_size: int = 0
@@ -60,7 +59,7 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """The engine that a plan is for, as environments.py found it or as `--on` assumes it."""
+    """The engine that a plan is for, as it was found or as `--on` assumes it."""
 
     version: str = ""  # "": none is at hand; the newest schema is used then
     command: tuple[str, ...] = ()  # how it starts here; empty: the driver's own words
@@ -188,7 +187,7 @@ class EngineDeath:
     """The end of an engine that nobody asked for."""
 
     sentence: str  # one line: what ended, how, and the cause found in its log
-    cause: str = ""  # a name of causes.py; "": none was found
+    cause: str = ""  # the name of a known one; "": none was found
     status: int | None = None
     fatal: bool = (
         False  # another start would end the same way: a missing file, a port that is taken, a wrong flag
