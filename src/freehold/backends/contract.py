@@ -32,7 +32,7 @@ EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "f
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class DeployedModel:
     """A model as an engine is given it; read from config.json or a GGUF's header, never by an engine."""
 
     name: str  # under which clients ask for it
@@ -71,7 +71,7 @@ class EngineFacts:
 class PlanRequest:
     """What the user asked for. 0 and "" are choices left to the plan."""
 
-    model: ModelFacts
+    model: DeployedModel
     nodes: Nodes
     engine: EngineFacts = EngineFacts()
     context: int = 0
@@ -140,7 +140,7 @@ class DeployPlan:
     engine: EngineName
     version: str  # of the engine it is for; "" where none is at hand
     schema: str  # the flag schema it was checked against: "vllm 0.32.0"
-    model: ModelFacts
+    model: DeployedModel
     nodes: Nodes
     command: tuple[str, ...]  # the program, before its flags
     flags: tuple[PlannedFlag, ...]
