@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from freehold.errors import UpstreamFailed
@@ -56,6 +57,7 @@ class Provider:
     owned: bool = False  # a machine of the house: private requests may go there
     proxy: str = ""  # no other proxy is used, whatever the environment says
     connections: int = 256  # open at a time
+    socket: Path | None = None  # it listens here, not at the url's host, which is then only a name
     connect_s: float = 5.0
 
 

@@ -89,20 +89,34 @@ class Hop:
 
 
 @cache
-def _connector() -> type[aiohttp.TCPConnector]:
+def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
     aiohttp = http_client()
 
-    class Connector(aiohttp.TCPConnector):
+    class Clean:
         """Reuses no connection on which bytes came unasked: they would be read as the next request's answer."""
 
         async def _get(self, key: Any, traces: Any) -> Any:
-            while (found := await super()._get(key, traces)) is not None:
+            while (found := await super()._get(key, traces)) is not None:  # type: ignore[misc]
                 if found.protocol is not None and not found.protocol.should_close:
                     return found
                 found.close()
             return None
 
-    return Connector
+    class Connector(Clean, aiohttp.TCPConnector):
+        pass
+
+    class SocketConnector(Clean, aiohttp.UnixConnector):
+        pass
+
+    return Connector, SocketConnector
+
+
+def _connector(provider: Provider) -> aiohttp.BaseConnector:
+    """Return what opens a provider's connections: to its host, or to its socket on this machine."""
+    tcp, unix = _connectors()
+    if provider.socket is None:
+        return tcp(limit=provider.connections, ttl_dns_cache=60, keepalive_timeout=IDLE_S)
+    return unix(path=str(provider.socket), limit=provider.connections, keepalive_timeout=IDLE_S)
 
 
 class _Channel:
@@ -116,7 +130,7 @@ class _Channel:
         self.busy = 0
         self._retired = False
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
-            connector=_connector()(limit=provider.connections, ttl_dns_cache=60, keepalive_timeout=IDLE_S),
+            connector=_connector(provider),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_s),
             headers={

@@ -42,15 +42,17 @@ async def start(
     first_token_s: float,
     timeout_s: float,
     stream: bool = True,
+    wire: Wire | None = None,
 ) -> UpstreamStream | WholeStream:
     """Ask `remote`, and return its answer's stream once the first token has come.
 
     `stream` False asks for the answer in one piece, which costs less for both; only `timeout_s` limits it then.
+    `wire`: an engine's own; None: that of the provider's kind.
     Raises PolicyRefused before anything is sent, UsageError or UnsupportedModel for what the provider cannot do, and
     UpstreamFault with its cause for everything else.
     """
     job = carried(cleared.work, remote)
-    wire = wire_of(remote.provider.kind)
+    wire = wire or wire_of(remote.provider.kind)
     sent = wire.request(remote, job, stream=stream)
     begin = Begin(
         context=remote.context,
@@ -84,9 +86,11 @@ async def start(
     return coming
 
 
-async def embed(hop: Hop, cleared: Cleared[EmbedJob], remote: RemoteModel, *, timeout_s: float) -> Vectors:
+async def embed(
+    hop: Hop, cleared: Cleared[EmbedJob], remote: RemoteModel, *, timeout_s: float, wire: Wire | None = None
+) -> Vectors:
     """Return unit vectors of texts. Raises as `start` does."""
-    wire = wire_of(remote.provider.kind)
+    wire = wire or wire_of(remote.provider.kind)
     asked = _Asked(hop, wire, remote.provider, cleared)
     body = await asked.within(timeout_s, wire.embed(remote, cleared.work))
     try:
@@ -95,9 +99,11 @@ async def embed(hop: Hop, cleared: Cleared[EmbedJob], remote: RemoteModel, *, ti
         raise asked.shown(e) from None
 
 
-async def count(hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout_s: float) -> int | None:
+async def count(
+    hop: Hop, cleared: Cleared[Job], remote: RemoteModel, *, timeout_s: float, wire: Wire | None = None
+) -> int | None:
     """Return how many tokens a prompt has, from the provider; None where it has no door for that."""
-    wire = wire_of(remote.provider.kind)
+    wire = wire or wire_of(remote.provider.kind)
     sent = wire.count(remote, carried(cleared.work, remote))
     if sent is None:
         return None
