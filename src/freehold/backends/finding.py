@@ -1,0 +1,304 @@
+"""Accelerators of this machine, the engines at hand for them, and which of all would answer a model fastest.
+
+    found = look(settings.home)             # nothing is asked where no accelerator is: microseconds
+    choice = choose(anatomy, "gguf", found, place_here)
+    choice.engine, choice.reason, choice.advice
+
+Looks on PATH and in environments of ours. A program is asked (`llama-server --list-devices`) only where a driver
+reports an accelerator. Speeds are advisor.fit's predictions; knows no plan and starts no engine.
+Path: cli/run, cli/serve, cli/doctor -> look -> EnginesHere -> choose -> EngineChoice
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freehold.backends.contract import EngineName
+
+if TYPE_CHECKING:
+    from freehold.advisor.anatomy import Anatomy
+    from freehold.advisor.fit import Place
+    from freehold.advisor.machine import Gpu
+    from freehold.catalog.hardware import Rig
+
+ASKED_S = 10.0  # llama-server's list takes 0.2 to 2 s: the driver wakes the devices
+# Files that a driver makes: NVIDIA's, the same within WSL, AMD's compute interface.
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+_AMD = "0x1002"  # vendor of a PCI device
+_DISCRETE = 4 << 30  # bytes of memory of its own; a processor's graphics unit has less
+_FITS = 0.9  # of an accelerator's free memory that weights and cache may take
+# What drivers.py calls an engine, what advisor/engines.toml calls it, and the files that it loads.
+_ADVISED: dict[EngineName, tuple[str, str]] = {
+    "llamacpp": ("llama.cpp", "gguf"),
+    "mlx": ("mlx", "safetensors"),
+    "vllm": ("vllm", "safetensors"),
+    "sglang": ("sglang", "safetensors"),
+    "trtllm": ("tensorrt-llm", "safetensors"),
+}
+# The program of an engine on PATH; those that start as a module are found by a script that their package installs.
+_PROGRAMS: dict[EngineName, str] = {
+    "llamacpp": "llama-server",
+    "mlx": "mlx_lm.server",
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "trtllm": "trtllm-serve",
+    "ollama": "ollama",
+}
+_CURES: dict[str, str] = {
+    "gguf": "llama-server built with CUDA, ROCm, Metal or Vulkan on PATH",
+    "safetensors": "vLLM: freehold deploy MODEL --engine vllm --env DIR makes an environment for it",
+    "mlx": "MLX: pip install mlx-lm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAtHand:
+    """An engine that this machine could start: its program and the accelerators it was built for."""
+
+    name: EngineName
+    program: Path
+    devices: tuple[str, ...] = ()  # as it lists them; empty: not asked, or none
+    note: str = ""  # why it is no use for an accelerator
+
+    @property
+    def python(self) -> Path | None:
+        """The interpreter beside its program; None where it is not a package of Python."""
+        beside = self.program.resolve().parent
+        return next((p for p in (beside / "python", beside / "python3") if p.exists()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesHere:
+    """What was found: accelerators, and engines. No engine is looked for where there is no accelerator."""
+
+    gpus: tuple[Gpu, ...] = ()
+    mac: str = ""  # the catalogue's name of an Apple chip
+    engines: tuple[EngineAtHand, ...] = ()
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether anything beside the processor could compute."""
+        return bool(self.gpus or self.mac)
+
+    @property
+    def title(self) -> str:
+        """Its accelerators in words."""
+        if self.mac:
+            return f"the GPU of {self.mac}"
+        names = [g.title for g in self.gpus]
+        return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}" if names else ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine runs a model here, and why. `advice`: what would make a found accelerator useful."""
+
+    engine: EngineName
+    reason: str
+    at_hand: EngineAtHand | None = None
+    rig: Rig | None = None
+    advice: str = ""
+    speeds: dict[str, float] = field(default_factory=dict)  # predicted, tokens a second of one answer
+
+
+# --- what is here ------------------------------------------------------------------------------------
+
+
+def driven() -> bool:
+    """Return whether a driver of an accelerator is loaded here; some microseconds."""
+    from freehold.platforms import IS_MAC
+
+    return (IS_MAC and os.uname().machine == "arm64") or any(map(os.path.exists, _DRIVERS))
+
+
+def look(home: Path, *, always: bool = False) -> EnginesHere:
+    """Return accelerators and the engines for them. `always`: also look for engines where there is no accelerator."""
+    if not driven():
+        return EnginesHere(engines=tuple(at_hand(home, ask=False)) if always else ())
+    gpus, mac = accelerators()
+    some = bool(gpus or mac)
+    return EnginesHere(gpus, mac, tuple(at_hand(home, ask=some)) if some or always else ())
+
+
+def accelerators() -> tuple[tuple[Gpu, ...], str]:
+    """Return the GPUs that a driver reports, and the catalogue's name of an Apple chip."""
+    from freehold import machine
+    from freehold.advisor.machine import mac_device, nvidia
+    from freehold.platforms import IS_MAC
+
+    mac = (mac_device(machine.cpu_name()) or "apple silicon") if IS_MAC else ""
+    return (*nvidia(), *amd()), mac
+
+
+def amd(root: Path = Path("/sys/class/drm")) -> Iterable[Gpu]:
+    """Yield AMD's GPUs with memory of their own, as the kernel lists them."""
+    from freehold.advisor.machine import Gpu, gpu_device
+
+    for folder in sorted(root.glob("card[0-9]*/device")):
+        if _said(folder / "vendor") != _AMD:
+            continue
+        total, used = (int(_said(folder / f"mem_info_vram_{what}") or 0) for what in ("total", "used"))
+        if total < _DISCRETE:
+            continue
+        title = _said(folder / "product_name") or "AMD GPU"
+        yield Gpu(title, total, total - used, gpu_device(title, total))
+
+
+def at_hand(home: Path, *, ask: bool) -> Iterable[EngineAtHand]:
+    """Yield the engines on PATH, then those in environments of ours; `ask`: what llama-server computes on."""
+    seen: set[Path] = set()
+    places = [None, *(str(each) for each in environment_folders(home))]
+    for place in places:
+        for name, word in _PROGRAMS.items():
+            found = shutil.which(word, path=place)
+            if found is None or Path(found).resolve() in seen:
+                continue
+            seen.add(Path(found).resolve())
+            if name == "llamacpp" and ask:
+                yield _llama(Path(found))
+            else:
+                yield EngineAtHand(name, Path(found))
+
+
+def environment_folders(home: Path) -> list[Path]:
+    """Return the folders with programs of environments that `deploy --env` made in the data folder."""
+    return sorted((home / "environments").glob("*/bin"))
+
+
+def _llama(program: Path) -> EngineAtHand:
+    """Ask llama-server for its devices: a build for processors lists none."""
+    try:
+        told = subprocess.run(
+            [str(program), "--list-devices"], capture_output=True, text=True, timeout=ASKED_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return EngineAtHand("llamacpp", program, note=f"{program} --list-devices: {_why(e)}")
+    devices = _devices(told.stdout)
+    note = "" if devices else f"{program} lists no device: it is a build for processors"
+    return EngineAtHand("llamacpp", program, devices, note)
+
+
+def _devices(text: str) -> tuple[str, ...]:
+    """Read `  CUDA0: NVIDIA GeForce RTX 4090 (24080 MiB, 23650 MiB free)`."""
+    lines = text.partition("Available devices:")[2].splitlines()
+    return tuple(line.strip() for line in lines if line.startswith("  ") and ": " in line)
+
+
+def _why(e: Exception) -> str:
+    if isinstance(e, subprocess.TimeoutExpired):
+        return f"no answer in {ASKED_S:g} s"
+    return e.strerror or str(e) if isinstance(e, OSError) else str(e)
+
+
+def _said(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+# --- which one ---------------------------------------------------------------------------------------
+
+
+def choose(
+    anatomy: Anatomy, files: str, found: EnginesHere, place: Place, context: int | None = None
+) -> EngineChoice:
+    """Return the engine with the fastest predicted answer of a model in `files` ("gguf", "safetensors").
+
+    `place`: this machine with our own engine. An accelerator that the catalogue does not know has no prediction: it is
+    taken where its free memory holds the model.
+    """
+    if not found.accelerated:
+        return EngineChoice("freehold", "no GPU was found")
+    own = _speed(anatomy, place, context)
+    speeds = {"freehold": own} if own else {}
+    best: EngineChoice | None = None
+    useless: list[str] = []
+    for engine in found.engines:
+        if engine.name not in _ADVISED:
+            continue
+        if engine.note or _ADVISED[engine.name][1] != files:
+            useless += [engine.note] if engine.note else []
+            continue
+        told, rig, why = _on(anatomy, engine.name, found, context)
+        if told is None:
+            useless.append(why)
+            continue
+        speeds[engine.name] = told
+        if best is None or told > speeds[best.engine]:
+            best = EngineChoice(engine.name, why, engine, rig)
+    if best is None:
+        advice = "" if useless else _would_help(anatomy, files, found, context)
+        reason = useless[0] if useless else f"{found.title} is here and no engine for it"
+        return EngineChoice("freehold", reason, advice=advice, speeds=speeds)
+    known = speeds[best.engine]
+    if known and own > known:
+        reason = (
+            f"{own:.0f} tokens/s predicted on the processor, {known:.0f} by {best.engine} on {found.title}"
+        )
+        return EngineChoice("freehold", reason, speeds=speeds)
+    against = f", {own:.0f} on the processor" if own else ", and the processor's memory does not hold it"
+    reason = f"{known:.0f} tokens/s predicted on {found.title}{against}" if known else best.reason
+    return EngineChoice(best.engine, reason, best.at_hand, best.rig, speeds=speeds)
+
+
+def _speed(anatomy: Anatomy, place: Place, context: int | None) -> float:
+    """Return the predicted tokens a second of one answer; 0 where it does not fit."""
+    from freehold.advisor.fit import Fit, fit
+
+    told = fit(anatomy, place, context)
+    return told.decode.mid if isinstance(told, Fit) else 0.0
+
+
+def _on(
+    anatomy: Anatomy, engine: EngineName, found: EnginesHere, context: int | None
+) -> tuple[float | None, Rig | None, str]:
+    """Return the speed on the accelerators found (0: not known), the hardware, and a reason; None: it does not fit."""
+    from freehold.advisor.fit import Fit, fit, place_on
+    from freehold.machine import show_bytes
+
+    for rig, free in rigs(found):
+        if rig is None:
+            if anatomy.weight_bytes <= free * _FITS:
+                why = f"the catalogue has no figures of {found.title}; its {show_bytes(free)} free hold the model"
+                return 0.0, None, why
+            continue
+        told = fit(anatomy, place_on(rig, _ADVISED[engine][0]), context)
+        if isinstance(told, Fit) and told.memory.weights + sum(told.memory.cache.values()) <= free * _FITS:
+            return told.decode.mid, rig, ""
+    free = max((free for _, free in rigs(found)), default=0)
+    return None, None, f"{found.title} with {show_bytes(free)} free does not hold {anatomy.name}"
+
+
+def rigs(found: EnginesHere) -> Sequence[tuple[Rig | None, int]]:
+    """Return the hardware to plan for with its free bytes: one device, then all that are equal; None: unknown."""
+    from freehold.catalog.hardware import rig
+
+    if found.mac:
+        import psutil
+
+        named = None if " " in found.mac else rig(found.mac)
+        return [(named, psutil.virtual_memory().available)]
+    if not found.gpus:
+        return []
+    first = max(found.gpus, key=lambda g: g.free)
+    equal = [g for g in found.gpus if g.title == first.title]
+    counts = [1] if len(equal) == 1 else [1, len(equal)]
+    free = sorted((g.free for g in equal), reverse=True)
+    return [(rig(f"{n}x{first.device}") if first.device else None, sum(free[:n])) for n in counts]
+
+
+def _would_help(anatomy: Anatomy, files: str, found: EnginesHere, context: int | None) -> str:
+    """Say which engine would use the accelerator, with its predicted speed."""
+    wanted: EngineName = "llamacpp" if files == "gguf" else "mlx" if found.mac else "vllm"
+    told, _, _ = _on(anatomy, wanted, found, context)
+    if told is None:
+        return ""
+    cure = _CURES["mlx" if wanted == "mlx" else files]
+    return f"{cure} would use it" + (f", at about {told:.0f} tokens/s" if told else "")
