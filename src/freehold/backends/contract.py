@@ -203,6 +203,7 @@ class EngineNumbers:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     cached_tokens: int | None = None
+    steps: int | None = None  # forward passes: moves also where tokens are only counted at an answer's end
     cache_usage: float | None = None  # of its KV cache, 0 to 1
     queries: Mapping[str, float] = field(
         default_factory=dict
@@ -258,8 +259,11 @@ class EngineDriver(Protocol):
         """Return what a line of its log tells of the start; "" for nothing."""
         ...
 
-    def numbers(self, body: bytes) -> EngineNumbers:
-        """Read its metrics."""
+    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+        """Read its metrics. `before`: what the last reading gave; trtllm-serve tells only what is new since then.
+
+        Raises ValueError for a body that is not this engine's.
+        """
         ...
 
     def options(self) -> Mapping[str, Any]:
