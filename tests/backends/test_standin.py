@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.backends import standin
+from tests.backends.running import synchronous
 from tests.backends.standin import text
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -64,6 +65,7 @@ def test_tokens_of_text_and_answer_are_the_tokens_of_both() -> None:
     assert len(text.encode(answer)) == 12
 
 
+@synchronous
 async def test_answer_is_continued_exactly_from_its_text_and_from_its_ids(tmp_path: Path) -> None:
     running = await started(tmp_path, "vllm")
     whole = said(await running.events("/v1/chat/completions", messages=CHAT, max_tokens=10))
@@ -78,6 +80,7 @@ async def test_answer_is_continued_exactly_from_its_text_and_from_its_ids(tmp_pa
 
 
 @pytest.mark.parametrize("death", ["error", "abort"])
+@synchronous
 async def test_torn_answer_ends_with_done(tmp_path: Path, death: str) -> None:
     running = await started(tmp_path, "vllm")
     events = await running.events("/v1/completions", prompt=f"x [[{death} 3]]", max_tokens=9)
@@ -90,6 +93,7 @@ async def test_torn_answer_ends_with_done(tmp_path: Path, death: str) -> None:
     await running.session.close()
 
 
+@synchronous
 async def test_resumed_answer_does_not_die_of_the_same_prompt(tmp_path: Path) -> None:
     running = await started(tmp_path, "llamacpp")
     begun = text.answer("x [[cut 3]]", 3)
@@ -100,6 +104,7 @@ async def test_resumed_answer_does_not_die_of_the_same_prompt(tmp_path: Path) ->
     assert await ended(running) == 1
 
 
+@synchronous
 async def test_control_file_ends_it_with_status_zero(tmp_path: Path) -> None:
     control = tmp_path / "control"
     running = await started(tmp_path, "sglang", control=control)
