@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from freehold import _native as native
+from freehold.advisor.machine import Gpu
+from freehold.backends import finding
 from freehold.cli import main
 from freehold.cli.report.untested import notes
 from freehold.config import load_settings
@@ -45,6 +47,28 @@ def test_doctor_as_json(capsys):
     assert facts["kernels"]["runnable"] == native.isas()
     assert 1 <= facts["threads"]["usable"] <= facts["threads"]["logical"]
     assert 0 < facts["memory"]["available"] <= facts["memory"]["total"]
+
+
+def test_doctor_lists_gpus_and_engines_at_hand(capsys, monkeypatch, home):
+    program = home / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\necho 'Available devices:'\necho '  CUDA0: NVIDIA GeForce RTX 4090 (24080 MiB, 23650 MiB free)'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    card = Gpu("NVIDIA GeForce RTX 4090", 24 << 30, 23 << 30, "rtx-4090")
+    monkeypatch.setattr(finding, "driven", lambda: True)
+    monkeypatch.setattr(finding, "accelerators", lambda: ((card,), ""))
+    assert main.run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "engines      NVIDIA GeForce RTX 4090, 24.7 GB free of 25.8 GB\n" in out
+    assert f"llamacpp: {program} (CUDA0: NVIDIA GeForce RTX 4090 (24080 MiB, 23650 MiB free))" in out
+    program.unlink()
+    assert main.run(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["engines"]
+    assert told["found"] == []
+    assert "llama-server built with CUDA" in told["advice"]
 
 
 def test_every_format_has_a_road_on_every_table(capsys):

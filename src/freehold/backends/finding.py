@@ -94,6 +94,14 @@ class EnginesHere:
         names = [g.title for g in self.gpus]
         return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}" if names else ""
 
+    @property
+    def advice(self) -> str:
+        """What would use the accelerator, where no engine at hand does."""
+        if not self.accelerated or any(e.name in _ADVISED and not e.note for e in self.engines):
+            return ""
+        cures = [_CURES["gguf"], _CURES["mlx" if self.mac else "safetensors"]]
+        return f"no engine at hand uses it: {'; or '.join(cures)}"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:

@@ -1,8 +1,8 @@
 """`freehold doctor`: shows CPU, memory, kernels and model stores in use. Makes no network request.
 
-Changes nothing: CPU, kernel table, threads, memory, stores, versions. With --kernels: each weight format on each
-kernel table. With --verify: every model file and pack against its checksums.
-Path: main -> doctor -> native.isas, psutil, Store.list -> stdout
+Changes nothing: CPU, kernel table, threads, memory, GPUs and engines for them, stores, versions. With --kernels: each
+weight format on each kernel table. With --verify: every model file and pack against its checksums.
+Path: main -> doctor -> native.isas, psutil, finding.look, Store.list -> stdout
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Group(click.Group):
 @json_option
 @click.pass_context
 def command(ctx: click.Context, kernels: bool, verify: bool, as_json: bool) -> None:
-    """Show CPU, memory, kernels and model stores in use; makes no network requests.
+    """Show CPU, memory, kernels, GPUs, engines and model stores in use; makes no network requests.
 
     `doctor compat` runs the installed SDKs against a server; `doctor providers` calls each provider of a gateway.toml.
     """
@@ -104,10 +104,25 @@ def machine(settings: Settings) -> dict[str, Any]:
             "cgroup_available": here.cgroup_available_bytes(),
             "pages": asdict(page_sizes()),
         },
+        "engines": _engines(settings),
         "home": _home(settings),
         "stores": _stores(settings),
         "versions": {"python": platform.python_version(), **_versions()},
         "notes": notes(chip, native.isa(), platform.machine(), IS_MAC),
+    }
+
+
+def _engines(settings: Settings) -> dict[str, Any]:
+    """Return the accelerators, and the engines that `--engine auto` chooses from."""
+    from freehold.backends.finding import look
+
+    found = look(settings.home, always=True)
+    return {
+        "accelerator": found.title,
+        "gpus": [asdict(gpu) for gpu in found.gpus],
+        "mac": found.mac,
+        "found": [{**asdict(each), "program": str(each.program)} for each in found.engines],
+        "advice": found.advice,
     }
 
 
@@ -197,6 +212,10 @@ def _lines(name: str, value: Any) -> list[str]:
             f"{human(value['available'])} available of {human(value['total'])}{cut}",
             f"pages of {pages['page'] >> 10} KiB{huge}",
         ]
+    if name == "engines":
+        gpus = [f"{g['title']}, {human(g['free'])} free of {human(g['memory'])}" for g in value["gpus"]]
+        here = gpus or [value["accelerator"] or "no GPU was found"]
+        return [*here, *map(_engine, value["found"]), *filter(None, [value["advice"]])]
     if name == "home":
         return [f"{value['path']}, {human(value['free'])} free" + (", offline" if value["offline"] else "")]
     if name == "stores":
@@ -205,6 +224,12 @@ def _lines(name: str, value: Any) -> list[str]:
     if name == "notes":
         return value
     return [", ".join(f"{k} {v}" for k, v in value.items())]
+
+
+def _engine(found: dict[str, Any]) -> str:
+    """Return a line about an engine at hand."""
+    told = ", ".join(found["devices"]) or found["note"]
+    return f"{found['name']}: {found['program']}" + (f" ({told})" if told else "")
 
 
 def _cores(kinds: list[dict[str, Any]]) -> list[str]:
