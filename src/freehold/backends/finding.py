@@ -33,7 +33,7 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 _AMD = "0x1002"  # vendor of a PCI device
 _DISCRETE = 4 << 30  # bytes of memory of its own; a processor's graphics unit has less
 _FITS = 0.9  # of an accelerator's free memory that weights and cache may take
-# What drivers.py calls an engine, what advisor/engines.toml calls it, and the files that it loads.
+# What a plan calls an engine, what advisor/engines.toml calls it, and the files that it loads.
 _ADVISED: dict[EngineName, tuple[str, str]] = {
     "llamacpp": ("llama.cpp", "gguf"),
     "mlx": ("mlx", "safetensors"),

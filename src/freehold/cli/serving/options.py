@@ -6,9 +6,12 @@ Knows options and settings; opens nothing. Path: serve.command -> read_options -
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from freehold.cli.serving.gatewayfile import gateway_path
 from freehold.cli.serving.logs import LogForm
@@ -23,6 +26,58 @@ if TYPE_CHECKING:
     from freehold.server.core.tls import Tls
     from freehold.types import ServedModelOptions
     from freehold.worker.options import EngineOptions
+
+
+_DOOR = (
+    click.option(
+        "--host",
+        metavar="ADDRESS",
+        help="Listen on this address; beyond loopback a key is required. Default: 127.0.0.1.",
+    ),
+    click.option(
+        "--port", type=click.IntRange(0, 65535), help="Listen on this port; 0: a free one. Default: 11435."
+    ),
+    click.option(
+        "--ollama-port",
+        type=click.IntRange(1, 65535),
+        metavar="PORT",
+        help="Also listen on PORT; Ollama's clients expect 11434.",
+    ),
+    click.option(
+        "--key-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Require a key whose hash is in FILE. Default: keys.json of the data folder, if it exists.",
+    ),
+    click.option(
+        "--insecure", is_flag=True, help="Allow other machines without a key; prints what that opens."
+    ),
+    click.option(
+        "--allow-host",
+        multiple=True,
+        metavar="NAME",
+        help="Accept this name in the Host header of requests without a key; repeatable.",
+    ),
+    click.option(
+        "--origin",
+        multiple=True,
+        metavar="URL",
+        help="Allow requests from web pages of this origin; repeatable.",
+    ),
+    click.option(
+        "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Certificate for TLS, in PEM."
+    ),
+    click.option(
+        "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="Private key of the certificate."
+    ),
+)
+
+
+def door_options(command: Callable) -> Callable:
+    """Add the options that say where a server listens, and who may ask it."""
+    for option in reversed(_DOOR):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True, slots=True)
