@@ -55,21 +55,7 @@ class Demands:
         job, can = self.job, self.model.abilities
         if job.messages is None:
             self.lacks("continues no bare text, and fills in no middle", "ask it in a chat")
-        asked = [
-            (bool(job.template), "uses its own chat template"),
-            (bool(job.adapter), "has no adapters"),
-            (job.ignore_eos, "ends its answers itself: ignore_eos is not possible"),
-            (job.prompt_logprobs is not None, "gives no log-probabilities of a prompt"),
-            (job.logprobs is not None and not can.logprobs, "gives no log-probabilities"),
-            (job.n > 1 and not can.several, f"gives one answer a request, not {job.n}"),
-            (bool(job.tools) and not can.tools, "calls no tools"),
-            (
-                bool(job.sampling.get("logit_bias")),
-                "has a vocabulary of its own: logit_bias cannot be translated",
-            ),
-            (job.turn == "none", "answers every chat: a prompt without an answer's turn is not possible"),
-        ]
-        for given, why in asked:
+        for given, why in (*self.beyond_abilities(), *self.beyond_dialect()):
             if given:
                 self.lacks(why)
         self._check_format(formats)
@@ -80,6 +66,28 @@ class Demands:
                 "overflow: a chat longer than the context is refused; only our own engine drops messages"
             )
         return job.messages
+
+    def beyond_abilities(self) -> Sequence[tuple[bool, str]]:
+        """Return what the model's abilities leave out of chats: (whether it is asked for, why it cannot be)."""
+        job, can = self.job, self.model.abilities
+        return (
+            (job.logprobs is not None and not can.logprobs, "gives no log-probabilities"),
+            (job.n > 1 and not can.several, f"gives one answer a request, not {job.n}"),
+            (bool(job.tools) and not can.tools, "calls no tools"),
+        )
+
+    def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
+        """Return the same of what providers' APIs have no field for."""
+        job = self.job
+        biased = bool(job.sampling.get("logit_bias"))
+        return (
+            (bool(job.template), "uses its own chat template"),
+            (bool(job.adapter), "has no adapters"),
+            (job.ignore_eos, "ends its answers itself: ignore_eos is not possible"),
+            (job.prompt_logprobs is not None, "gives no log-probabilities of a prompt"),
+            (biased, "has a vocabulary of its own: logit_bias cannot be translated"),
+            (job.turn == "none", "answers every chat: a prompt without an answer's turn is not possible"),
+        )
 
     def _check_format(self, formats: Collection[str]) -> None:
         format = self.job.format

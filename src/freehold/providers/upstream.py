@@ -203,6 +203,11 @@ class UpstreamStream:
         return self._reader.answer_id
 
     @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The prompt's token ids, where an engine's wire asked for them and they have come."""
+        return getattr(self._reader, "prompt_ids", ())
+
+    @property
     def more(self) -> bool:
         """Return whether the next chunk has arrived."""
         return bool(self._ready)

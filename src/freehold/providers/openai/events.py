@@ -73,6 +73,7 @@ class _ChoiceLogprobs(msgspec.Struct, gc=False):
     content: list[_Logged] | None = None
     tokens: list[str] | None = None  # of a text completion,
     token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
 class EventChoice(msgspec.Struct, gc=False):
@@ -85,6 +86,8 @@ class EventChoice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     stop_reason: str | int | None = None  # vLLM's: the stop string
     logprobs: _ChoiceLogprobs | None = None
+    token_ids: list[int] | None = None  # of the piece, where an engine was asked for them,
+    prompt_token_ids: list[int] | None = None  # and of a text completion's prompt
 
 
 class _CountDetails(msgspec.Struct, gc=False):
@@ -149,18 +152,24 @@ class Event(msgspec.Struct, gc=False):
     id: str | None = None
     usage: UsageCounts | None = None
     error: WireError | str | None = None
+    prompt_token_ids: list[int] | None = None  # of a chat
 
 
 _EVENT = msgspec.json.Decoder(Event)
 
 
 class CompletionReader:
-    """Reads the events of one stream; an answer's last chunk comes after [DONE]."""
+    """Reads the events of one stream; an answer's last chunk comes after [DONE].
 
-    def __init__(self, answers: int = 1) -> None:
+    `ids`: the engine was asked for token ids; those of a provider's own vocabulary mean nothing here. A chunk may then
+    have ids and no text: half of a character, or what may turn out to be a stop string.
+    """
+
+    def __init__(self, answers: int = 1, *, ids: bool = False) -> None:
         self.answer_id = ""
         self.ended = False
-        self._expected = answers
+        self.prompt_ids: tuple[int, ...] = ()
+        self._expected, self._ids = answers, ids
         self._answers: dict[int, _AnswerSoFar] = {}
         self._usage: Usage | None = None
 
@@ -183,14 +192,21 @@ class CompletionReader:
             self._usage = read.usage.usage()
         if not self.answer_id and read.id:
             self.answer_id = read.id
+        if read.prompt_token_ids and self._ids:
+            self.prompt_ids = tuple(read.prompt_token_ids)
         pieces: list[Piece] = []
         for choice in read.choices:
+            if choice.prompt_token_ids and self._ids:
+                self.prompt_ids = tuple(choice.prompt_token_ids)
             answer = self._answers.get(choice.index)
             if answer is None:
                 if not 0 <= choice.index < self._expected:
                     raise invalid(f"answer {choice.index} of {self._expected}")
                 answer = self._answers[choice.index] = _AnswerSoFar()
-            if (chunk := answer.add(choice)) is not None:
+            chunk = answer.add(choice)
+            if choice.token_ids and self._ids:
+                chunk = replace(chunk or Chunk(), token_ids=tuple(choice.token_ids))
+            if chunk is not None:
                 pieces.append((choice.index, chunk))
         return pieces
 
@@ -311,9 +327,17 @@ def _logged(given: _ChoiceLogprobs) -> Iterator[TokenLogprob]:
             _bytes(one),
             tuple(_bytes(t) for t in top),
         )
-    for token, logprob in zip(given.tokens or (), given.token_logprobs or (), strict=False):
+    tops = given.top_logprobs or [None] * len(given.tokens or ())
+    for token, logprob, top in zip(given.tokens or (), given.token_logprobs or (), tops, strict=False):
         if logprob is not None:
-            yield TokenLogprob(NO_ID, logprob, token=token.encode())
+            best = sorted(((n, t) for t, n in (top or {}).items() if n is not None), reverse=True)
+            yield TokenLogprob(
+                NO_ID,
+                logprob,
+                tuple((NO_ID, n) for n, _ in best),
+                token.encode(),
+                tuple(t.encode() for _, t in best),
+            )
 
 
 def _bytes(token: _Top) -> bytes:

@@ -79,6 +79,7 @@ class OpenAIWire:
     """Implements contract.Wire."""
 
     asker: type[ChatAsker] = ChatAsker
+    demands: type[Demands] = Demands
     formats: Collection[str] = ("json", "json_schema")
     sampling: Mapping[str, str] = SAMPLING
     most_field = "max_completion_tokens"
@@ -95,7 +96,7 @@ class OpenAIWire:
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
         """Translate a job. Raises UsageError or UnsupportedModel."""
-        demands = Demands(model, job)
+        demands = self.demands(model, job)
         messages = demands.chat(self.formats)
         demands.sells_no_cache()
         asker = self.asker(demands)

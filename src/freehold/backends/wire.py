@@ -1,0 +1,90 @@
+"""What engines of ours speak: OpenAI's routes with token ids, so that another engine can continue an answer.
+
+A driver's wire is a subclass: `extras` for its own fields, `gives_ids` and `takes_ids` for what it can do. Jobs only:
+no route of an engine beyond /chat/completions, /completions and /embeddings has a way to it from here.
+Path: replica.py -> upstream.start -> EngineWire.request -> CompletionReader -> Chunk with token ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from freehold.providers.compatible import CompatibleWire
+from freehold.providers.contract import Outgoing, RemoteModel
+from freehold.providers.demands import Demands
+from freehold.providers.openai.events import CompletionReader
+from freehold.serving import Job
+
+
+class EngineDemands(Demands):
+    """What an engine lacks: it has one vocabulary, which is the model's own, so ids and biases mean what they say."""
+
+    def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
+        job = self.job
+        return (
+            (bool(job.template), "takes no template of a request"),
+            (bool(job.adapter), "has no adapters"),
+            (job.prompt_logprobs is not None, "gives no log-probabilities of a prompt"),
+        )
+
+
+class EngineWire(CompatibleWire):
+    """Implements providers.contract.Wire for one engine."""
+
+    demands = EngineDemands
+    gives_ids = False  # `return_token_ids` gives the ids of prompt and answer
+    takes_ids = False  # a prompt may be ids
+
+    def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
+        """Translate a chat, or a text or ids to be continued."""
+        if job.messages is not None:
+            return super().request(model, job, stream=stream)
+        demands = self.demands(model, job)
+        for given, why in (*demands.beyond_abilities(), *demands.beyond_dialect()):
+            if given:
+                demands.lacks(why)
+        if not isinstance(job.prompt, str) and not self.takes_ids:
+            demands.lacks("takes no prompt of token ids", "give it as text")
+        body: dict[str, Any] = {"model": model.model, "prompt": job.prompt}
+        if job.suffix is not None:
+            body["suffix"] = job.suffix
+        if job.max_tokens is None:
+            body["max_tokens"] = None  # to the context's end: OpenAI's default of 16 tokens is nobody's wish
+        self.limits(body, demands, stream=stream)
+        if "logprobs" in body:
+            body["logprobs"] = body.pop("top_logprobs", 0)
+        body |= self.asker(demands).format(job.format)
+        return Outgoing("/completions", msgspec.json.encode(body), warnings=demands.warnings)
+
+    def limits(self, body: dict[str, Any], demands: Demands, *, stream: bool) -> None:
+        """Write what both routes have in common."""
+        super().limits(body, demands, stream=stream)
+        job = demands.job
+        if job.ignore_eos:
+            body["ignore_eos"] = True
+        if bias := job.sampling.get("logit_bias"):
+            body["logit_bias"] = bias
+        if stream and self.asks_ids(job):
+            body["return_token_ids"] = True
+        if job.messages is not None and job.turn == "none":
+            body["add_generation_prompt"] = False
+        self.extras(body, job)
+
+    def extras(self, body: dict[str, Any], job: Job) -> None:
+        """Write what this engine alone has a field for."""
+
+    def asks_ids(self, job: Job) -> bool:
+        """Whether a job's token ids are asked for: those of an answer that another engine may continue."""
+        return self.gives_ids and is_repeatable(job)
+
+    def reader(self, job: Job) -> CompletionReader:
+        """Return a reader of one stream."""
+        return CompletionReader(job.n, ids=self.asks_ids(job))
+
+
+def is_repeatable(job: Job) -> bool:
+    """Whether the same job has the same answer again, as far as an engine is deterministic: greedy, or with a seed."""
+    return job.n == 1 and (job.sampling.get("temperature") == 0 or job.sampling.get("seed") is not None)
