@@ -1,0 +1,118 @@
+"""Deployments as files of the data folder: what was planned, under which name, with which fallback.
+
+    keep(home, KeptDeployment("qwen", plan))      # written beside, then renamed
+    kept(home)                                     # what `freehold deploy` without MODEL starts again
+
+A plan holds no secret, and neither does a file; it is its owner's alone all the same, as commands name folders.
+A file that cannot be read is left where it is and named. Knows no process and no server.
+Path: cli/deploy -> keep, forget, kept -> home/deployments/NAME.json
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from freehold import private
+from freehold.backends.contract import DeployPlan
+from freehold.errors import StoreError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KeptDeployment:
+    """A deployment that was asked for and not stopped."""
+
+    name: str
+    plan: DeployPlan
+    fallback: str = ""  # a model of our own engine that answers while no replica can; "": none
+    schema: int = SCHEMA
+    made_at: float = field(default_factory=time.time)  # seconds since 1970
+
+
+def folder(home: Path) -> Path:
+    """Return where the files lie."""
+    return home / "deployments"
+
+
+def keep(home: Path, deployment: KeptDeployment) -> Path:
+    """Write a deployment's file, in place of an earlier one of its name. Raises StoreError."""
+    path = _path(home, deployment.name)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        private.folder(path.parent, home)
+        with open(part, "wb", opener=private.opener) as file:
+            file.write(encoded(deployment))
+        part.replace(path)
+    except OSError as e:
+        with suppress(OSError):
+            part.unlink()
+        raise StoreError(f"{path} cannot be written: {e.strerror}") from e
+    return path
+
+
+def forget(home: Path, name: str) -> bool:
+    """Remove a deployment's file; return whether there was one."""
+    try:
+        _path(home, name).unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as e:
+        raise StoreError(f"{_path(home, name)} cannot be removed: {e.strerror}") from e
+    return True
+
+
+def kept(home: Path) -> tuple[list[KeptDeployment], list[str]]:
+    """Return the deployments by name, and a sentence for each file that cannot be read."""
+    found, damaged = [], []
+    for path in sorted(folder(home).glob("[!.]*.json")):
+        try:
+            found.append(decoded(path.read_bytes()))
+        except (OSError, msgspec.MsgspecError, ValueError) as e:
+            why = e.strerror if isinstance(e, OSError) else str(e)
+            damaged.append(f"{path} is not a deployment of this version: {why}; remove it, or deploy again")
+    return found, damaged
+
+
+def encoded(deployment: KeptDeployment | DeployPlan) -> bytes:
+    """Return a deployment or a plan as JSON, with a newline at its end."""
+    return msgspec.json.format(msgspec.json.encode(deployment, enc_hook=_plain), indent=1) + b"\n"
+
+
+def decoded(body: bytes) -> KeptDeployment:
+    """Read a deployment. Raises MsgspecError, and ValueError for a file of another version."""
+    found = msgspec.json.decode(body, type=KeptDeployment, dec_hook=_typed)
+    if found.schema != SCHEMA:
+        raise ValueError(f"it has schema {found.schema}, and this version reads {SCHEMA}")
+    return found
+
+
+def plan_of(body: bytes) -> DeployPlan:
+    """Read a plan. Raises MsgspecError."""
+    return msgspec.json.decode(body, type=DeployPlan, dec_hook=_typed)
+
+
+def _path(home: Path, name: str) -> Path:
+    return folder(home) / f"{quote(name, safe='+:@ ').replace('.', '%2E')}.json"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, frozenset):
+        return sorted(value)
+    raise NotImplementedError(f"a plan holds a {type(value).__name__}")
+
+
+def _typed(type: type, value: Any) -> Any:
+    if type is Path:
+        return Path(value)
+    raise NotImplementedError(f"a plan holds a {type.__name__}")

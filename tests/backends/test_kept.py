@@ -1,0 +1,112 @@
+"""Deployments are files that hold no secret, are whole or not there, and outlive a server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from freehold import catalog
+from freehold.advisor.anatomy import from_catalogue
+from freehold.advisor.interval import Interval
+from freehold.backends.contract import (
+    DeployedModel,
+    DeployPlan,
+    Listens,
+    Nodes,
+    ParallelSizes,
+    PlannedFlag,
+    SecretRef,
+)
+from freehold.backends.kept import KeptDeployment, encoded, folder, forget, keep, kept, plan_of
+from freehold.catalog.hardware import rig
+from freehold.errors import StoreError
+
+
+def plan() -> DeployPlan:
+    model = DeployedModel(
+        "qwen3:8b", "/models/qwen3", "safetensors", from_catalogue(catalog.model("qwen3:8b"), "BF16")
+    )
+    return DeployPlan(
+        engine="vllm",
+        version="0.32.0",
+        schema="vllm 0.32.0",
+        model=model,
+        nodes=Nodes(rig("2xh100"), 1),
+        command=("/opt/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"),
+        flags=(
+            PlannedFlag("--max-model-len", "4096", "asked for"),
+            PlannedFlag("--no-enable-log-requests", None, "private"),
+        ),
+        environment={"HF_HUB_OFFLINE": "1"},
+        secrets=(SecretRef("VLLM_API_KEY"),),
+        listens=Listens(Path("/run/user/1/s.sock")),
+        sizes=ParallelSizes(tensor=2),
+        context=4096,
+        streams=64,
+        replicas=2,
+        decode=Interval(50.0, 60.0, 70.0),
+    )
+
+
+def test_plan_is_read_as_it_was_written() -> None:
+    assert plan_of(encoded(plan())) == plan()
+
+
+def test_deployment_is_kept_under_any_name(tmp_path: Path) -> None:
+    names = ["qwen3:8b", "org/model:Q4", "../../etc/passwd", "a b", ".hidden", "größe"]
+    for name in names:
+        path = keep(tmp_path, KeptDeployment(name, plan(), fallback="smollm2:135m"))
+        assert path.parent == folder(tmp_path)
+        assert path.stat().st_mode & 0o777 == 0o600
+    found, damaged = kept(tmp_path)
+    assert damaged == []
+    assert sorted(each.name for each in found) == sorted(names)
+    assert all(each.plan == plan() and each.fallback == "smollm2:135m" for each in found)
+    assert folder(tmp_path).stat().st_mode & 0o777 == 0o700
+
+
+def test_later_plan_replaces_the_earlier_one(tmp_path: Path) -> None:
+    keep(tmp_path, KeptDeployment("qwen", plan()))
+    keep(tmp_path, KeptDeployment("qwen", replace(plan(), replicas=3)))
+    (found,) = kept(tmp_path)[0]
+    assert found.plan.replicas == 3
+    assert [p.name for p in folder(tmp_path).iterdir()] == ["qwen.json"]
+
+
+def test_stopped_deployment_is_forgotten(tmp_path: Path) -> None:
+    keep(tmp_path, KeptDeployment("qwen", plan()))
+    assert forget(tmp_path, "qwen")
+    assert not forget(tmp_path, "qwen")
+    assert kept(tmp_path) == ([], [])
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '{"name": "x"}', '{"name": 1, "plan": {}}'])
+def test_damaged_file_is_named_and_left(tmp_path: Path, body: str) -> None:
+    keep(tmp_path, KeptDeployment("good", plan()))
+    (folder(tmp_path) / "bad.json").write_text(body, encoding="utf-8")
+    found, damaged = kept(tmp_path)
+    assert [each.name for each in found] == ["good"]
+    assert len(damaged) == 1
+    assert "bad.json" in damaged[0]
+    assert (folder(tmp_path) / "bad.json").exists()
+
+
+def test_file_of_another_version_is_not_read_as_this_one(tmp_path: Path) -> None:
+    keep(tmp_path, replace(KeptDeployment("qwen", plan()), schema=2))
+    found, damaged = kept(tmp_path)
+    assert found == []
+    assert "schema 2" in damaged[0]
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deployments").write_text("a file\n", encoding="utf-8")
+    with pytest.raises(StoreError, match="deployments"):
+        keep(tmp_path, KeptDeployment("qwen", plan()))
+
+
+def test_file_holds_the_reference_of_a_secret_only(tmp_path: Path) -> None:
+    path = keep(tmp_path, KeptDeployment("qwen", plan()))
+    assert '"variable": "VLLM_API_KEY"' in path.read_text(encoding="utf-8")
+    assert '"source": "random"' in path.read_text(encoding="utf-8")
