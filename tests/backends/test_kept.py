@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.anatomy import from_catalogue
-from freehold.advisor.interval import Interval
-from freehold.backends.contract import (
-    DeployedModel,
-    DeployPlan,
-    Listens,
-    Nodes,
-    ParallelSizes,
-    PlannedFlag,
-    SecretRef,
-)
-from freehold.backends.kept import KeptDeployment, encoded, folder, forget, keep, kept, plan_of
-from freehold.catalog.hardware import rig
+from freehold.backends.kept import KeptDeployment, as_json, folder, forget, keep, kept, plan_of
 from freehold.errors import StoreError
-
-
-def plan() -> DeployPlan:
-    model = DeployedModel(
-        "qwen3:8b", "/models/qwen3", "safetensors", from_catalogue(catalog.model("qwen3:8b"), "BF16")
-    )
-    return DeployPlan(
-        engine="vllm",
-        version="0.32.0",
-        schema="vllm 0.32.0",
-        model=model,
-        nodes=Nodes(rig("2xh100"), 1),
-        command=("/opt/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"),
-        flags=(
-            PlannedFlag("--max-model-len", "4096", "asked for"),
-            PlannedFlag("--no-enable-log-requests", None, "private"),
-        ),
-        environment={"HF_HUB_OFFLINE": "1"},
-        secrets=(SecretRef("VLLM_API_KEY"),),
-        listens=Listens(Path("/run/user/1/s.sock")),
-        sizes=ParallelSizes(tensor=2),
-        context=4096,
-        streams=64,
-        replicas=2,
-        decode=Interval(50.0, 60.0, 70.0),
-    )
+from tests.backends.plans import plan
 
 
 def test_plan_is_read_as_it_was_written() -> None:
-    assert plan_of(encoded(plan())) == plan()
+    assert plan_of(json.loads(json.dumps(as_json(plan())))) == plan()
 
 
 def test_deployment_is_kept_under_any_name(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
     keep(home, KeptDeployment("qwen", plan))      # written beside, then renamed
     kept(home)                                     # what `freehold deploy` without MODEL starts again
 
-A plan holds no secret, and neither does a file; it is its owner's alone all the same, as commands name folders.
-A file that cannot be read is left where it is and named. Knows no process and no server.
-Path: cli/deploy -> keep, forget, kept -> home/deployments/NAME.json
+A plan holds no secret, and neither does a file; it is its owner's alone all the same, as commands name folders. Plans
+and rows cross the owner's socket in the same JSON. A file that cannot be read is left where it is and named. Knows no
+process and no server.
+Path: server/system/deployments.py -> keep, forget -> home/deployments/NAME.json
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from urllib.parse import quote
 import msgspec
 
 from freehold import private
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.errors import StoreError
 
 SCHEMA = 1
@@ -82,8 +84,8 @@ def kept(home: Path) -> tuple[list[KeptDeployment], list[str]]:
     return found, damaged
 
 
-def encoded(deployment: KeptDeployment | DeployPlan) -> bytes:
-    """Return a deployment or a plan as JSON, with a newline at its end."""
+def encoded(deployment: KeptDeployment) -> bytes:
+    """Return a deployment as JSON, with a newline at its end."""
     return msgspec.json.format(msgspec.json.encode(deployment, enc_hook=_plain), indent=1) + b"\n"
 
 
@@ -95,9 +97,19 @@ def decoded(body: bytes) -> KeptDeployment:
     return found
 
 
-def plan_of(body: bytes) -> DeployPlan:
-    """Read a plan. Raises MsgspecError."""
-    return msgspec.json.decode(body, type=DeployPlan, dec_hook=_typed)
+def plan_of(plain: Mapping[str, Any]) -> DeployPlan:
+    """Return the plan of a JSON object. Raises ValidationError."""
+    return msgspec.convert(plain, DeployPlan, dec_hook=_typed)
+
+
+def row_of(plain: Mapping[str, Any]) -> DeploymentRow:
+    """Return the row of a JSON object. Raises ValidationError."""
+    return msgspec.convert(plain, DeploymentRow, dec_hook=_typed)
+
+
+def as_json(what: DeployPlan | DeploymentRow) -> dict[str, Any]:
+    """Return a plan or a row as a JSON object."""
+    return msgspec.to_builtins(what, enc_hook=_plain)
 
 
 def _path(home: Path, name: str) -> Path:

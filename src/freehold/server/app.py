@@ -42,6 +42,7 @@ from freehold.server.openai.tokens import (
 )
 from freehold.server.openapi import document
 from freehold.server.system.admin import admin_routes
+from freehold.server.system.deployments import deployment_routes
 from freehold.server.system.page import page
 from freehold.server.system.probes import (
     HealthReply,
@@ -125,6 +126,7 @@ def routes(*, store: bool = True) -> list[Route]:
         *ollama.routes(),
         *(ollama.store_routes() if store else ()),
         *admin_routes(),
+        *deployment_routes(),
     ]
 
 
