@@ -1,0 +1,152 @@
+"""Checks flags that a user gives an engine: known, of the right kind, and opening no door.
+
+    own = checked(schema, ("--max-num-seqs=64", "-tp=2"))    # {"--max-num-seqs": PlannedFlag, ...}; raises UsageError
+
+Everything is refused before an engine starts, with the nearest name. doors.toml says what is refused and why.
+Knows a schema and that table; knows no plan.
+Path: EngineDriver.plan -> checked -> FlagSchema.find, door -> PlannedFlag
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from freehold.backends.contract import PlannedFlag
+from freehold.backends.flags.schema import FlagSchema, FlagSpec, alike
+from freehold.errors import UsageError
+
+GIVEN = "given by --engine-flag"
+_OFF = "--no-"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A rule of doors.toml."""
+
+    name: re.Pattern[str]
+    why: str
+    hint: str = ""
+    ours: bool = False  # a plan sets it
+    only: frozenset[str] = frozenset()  # values that are taken all the same
+    closed: frozenset[str] = frozenset()  # the only values that are refused; empty: all
+
+    def shuts(self, value: str | None) -> bool:
+        """Say whether the flag is refused with this value."""
+        if self.closed:
+            return value in self.closed
+        return value is None or value not in self.only
+
+
+def checked(schema: FlagSchema, flags: Iterable[str]) -> dict[str, PlannedFlag]:
+    """Return flags by their full names. Raises UsageError for one that is unknown, wrong, dangerous or given twice.
+
+    Each is "--name=value", "--name value" or "--name"; short forms, aliases and `--no-` forms are the engine's own.
+    """
+    found: dict[str, PlannedFlag] = {}
+    for text in flags:
+        spec, flag = _checked(schema, text.strip())
+        if spec.name in found and not spec.repeats:
+            raise UsageError(f"{spec.name} is given twice", "give each flag once")
+        found[spec.name] = flag
+    return found
+
+
+def refused(schema: FlagSchema, spelling: str, value: str | None) -> Door | None:
+    """Return the rule that refuses a flag in this spelling; None: it is taken."""
+    spec = schema.find(spelling)
+    names = [spelling] if spec is None else [spec.name, *spec.also]
+    off = spelling.startswith(_OFF) and spec is not None and spec.kind == "on-off"
+    for door in _doors():
+        for name in ([spelling] if off else [n for n in names if not n.startswith(_OFF)]):
+            if door.name.fullmatch(alike(name).lstrip("-")) and door.shuts(value):
+                return door
+    return None
+
+
+def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
+    spelling, value = _parted(text)
+    if door := refused(schema, spelling, value):
+        said = f"{spelling} {value}" if value else spelling
+        raise UsageError(f"{said} is refused: {door.why}", door.hint)
+    spec = schema.find(spelling) or _within(schema, spelling)
+    if spec is None:
+        near = schema.near(spelling)
+        hint = f"did you mean {near}?" if near else f"{schema.engine} --help lists its flags"
+        raise UsageError(f"{schema.title} has no flag {spelling}", hint)
+    if problem := _problem(spec, spelling, value):
+        raise UsageError(f"{spelling}: {problem}", f"write --engine-flag={_pattern(spec)}")
+    name = spelling if "." in spelling else spec.name
+    if spec.kind == "on-off" and spelling.startswith(_OFF):
+        name = next(s for s in (spec.name, *spec.also) if alike(s) == alike(spelling))
+    return spec, PlannedFlag(name, value, GIVEN)
+
+
+def _parted(text: str) -> tuple[str, str | None]:
+    """Part a flag from its value, at the first `=` or space."""
+    found = re.fullmatch(r"(--?[A-Za-z][\w.-]*)(?:(?:=|\s+)(.*))?", text, re.DOTALL)
+    if found is None:
+        environment = re.match(r"[A-Z][A-Z0-9_]*=", text)
+        if environment:
+            raise UsageError(
+                f"{text.partition('=')[0]} is a variable of the environment, no flag",
+                "a plan sets the engine's environment: telemetry, hub and development routes are off",
+            )
+        raise UsageError(f"{text[:60]!r} is no flag", "write --engine-flag=--name=value")
+    value = found[2]
+    if value is not None and "\0" in value:
+        raise UsageError(f"{found[1]}: its value has a zero byte")
+    return found[1], value
+
+
+def _within(schema: FlagSchema, spelling: str) -> FlagSpec | None:
+    """Return the flag of which `spelling` sets one key: vLLM takes --compilation-config.mode=3."""
+    head, dot, _ = spelling.partition(".")
+    spec = schema.find(head) if dot and schema.engine == "vllm" else None
+    return spec if spec is not None and spec.name.endswith("-config") else None
+
+
+def _problem(spec: FlagSpec, spelling: str, value: str | None) -> str:
+    if "." in spelling:
+        return "" if value else "it needs a value"
+    if not spec.takes_value:
+        return f"it takes no value, and {value!r} is given" if value is not None else ""
+    if value is None:
+        return "" if spec.bare else "it needs a value"
+    return spec.wrong(value)
+
+
+def _pattern(spec: FlagSpec) -> str:
+    return spec.name if not spec.takes_value else f"{spec.name}=" + (
+        "|".join(spec.choices) if 0 < len(spec.choices) <= 6 else spec.kind.upper()
+    )
+
+
+def verified(schema: FlagSchema, flags: Iterable[PlannedFlag]) -> None:
+    """Check that every flag of a plan is the schema's and has a value of its kind: a mistake here is ours."""
+    for flag in flags:
+        spec = schema.find(flag.name) or _within(schema, flag.name)
+        problem = "unknown" if spec is None else _problem(spec, flag.name, flag.value)
+        if problem and "{" not in (flag.value or ""):
+            raise AssertionError(f"{schema.title}: {flag.name} {flag.value}: {problem}")
+
+
+@cache
+def _doors() -> tuple[Door, ...]:
+    text = resources.files("freehold.backends.flags").joinpath("doors.toml").read_text(encoding="utf-8")
+    return tuple(_door(raw) for raw in tomllib.loads(text)["any"])
+
+
+def _door(raw: Mapping) -> Door:
+    return Door(
+        re.compile(raw["name"]),
+        raw["why"],
+        raw.get("hint", ""),
+        raw.get("ours", False),
+        frozenset(raw.get("only", ())),
+        frozenset(raw.get("not", ())),
+    )

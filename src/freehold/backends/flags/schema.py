@@ -1,0 +1,181 @@
+"""The flags that a version of an engine takes, as data/ENGINE-VERSION.json has them; tools/engine_schema.py makes those.
+
+Knows names, kinds and choices; knows no door (check.py) and no plan. Nothing of an engine is imported.
+Path: EngineDriver.plan -> nearest -> FlagSchema.find -> FlagSpec.wrong
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from freehold.config import nearest as nearest_word
+from freehold.errors import UsageError
+
+Kind = Literal["switch", "on-off", "int", "float", "size", "text", "json"]
+# 4096, 4k, 4K, 1.5M; vLLM takes "auto" and -1 besides
+_SIZE = re.compile(r"-1|auto|\d+(?:\.\d+)?[kKmMgGtT]?")
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSpec:
+    """One flag of an engine. A switch has no value; an on-off flag has none either, and a `--no-` form."""
+
+    name: str
+    kind: Kind
+    also: tuple[str, ...] = ()  # other spellings
+    choices: tuple[str, ...] = ()  # the only words it takes; empty: any of its kind
+    none: bool = False  # takes the word None besides
+    many: bool = False  # takes several words
+    bare: bool = False  # may stand without its value
+    repeats: bool = False  # each further one adds
+    status: str = ""  # beta, prototype or deprecated, where the engine says so
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether a value follows it."""
+        return self.kind not in ("switch", "on-off")
+
+    def wrong(self, value: str) -> str:
+        """Say what is wrong with a value; "" for nothing."""
+        if self.none and value in ("None", ""):
+            return ""
+        if self.choices and not self.many:
+            return "" if value in self.choices else f"{value!r} is not one of {shown(value, self.choices)}"
+        words = value.split() if self.many else [value]
+        bad = next((w for w in words if not self._fits(w)), None)
+        return "" if bad is None else f"{bad!r} is not {_NAMED[self.kind]}"
+
+    def _fits(self, word: str) -> bool:
+        try:
+            if self.kind == "int":
+                int(word)
+            elif self.kind == "float":
+                float(word)
+            elif self.kind == "json":
+                json.loads(word)
+        except ValueError:
+            return False
+        return self.kind != "size" or _SIZE.fullmatch(word) is not None
+
+
+_NAMED = {
+    "int": "a whole number",
+    "float": "a number",
+    "size": "a number of tokens",
+    "json": "JSON",
+    "text": "text",
+}
+
+
+def shown(word: str, known: tuple[str, ...]) -> str:
+    """Write choices for people: all of a few, else those that look most like `word`."""
+    if len(known) <= 12:
+        return ", ".join(known)
+    near = nearest_word(word, known)
+    return f"its {len(known)} choices" + (f": did you mean {near}?" if near else f", such as {known[0]}")
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSchema:
+    """Every flag of one version of an engine."""
+
+    engine: str
+    version: str
+    flags: Mapping[str, FlagSpec]  # by name
+    spellings: Mapping[str, str]  # any spelling, dashes and underscores alike -> a name
+
+    @property
+    def title(self) -> str:
+        """As a plan names it: vllm 0.32.0."""
+        return f"{self.engine} {self.version}"
+
+    def find(self, spelling: str) -> FlagSpec | None:
+        """Return the flag spelled so; a single dash, underscores and dashes count as the engine's parser has them."""
+        name = self.spellings.get(spelling) or self.spellings.get(alike(spelling))
+        return self.flags[name] if name else None
+
+    def near(self, spelling: str) -> str:
+        """Return the name that looks most like it, or ""."""
+        wanted = alike(spelling)
+        if not wanted.startswith("--"):
+            wanted = f"--{wanted.lstrip('-')}"
+        found = nearest_word(wanted, tuple(s for s in self.spellings if s.startswith("--")))
+        return self._as_spelled(found) or self._by_words(wanted)
+
+    def _as_spelled(self, found: str) -> str:
+        spec = self.find(found) if found else None
+        if spec is None:
+            return ""
+        return next((s for s in (spec.name, *spec.also) if alike(s) == found), spec.name)
+
+    def _by_words(self, wanted: str) -> str:
+        """Return the flag that shares most words with it: people shorten and lengthen names."""
+        words = {w for w in wanted.strip("-").split("-") if len(w) > 1}
+        ranked = sorted(self.flags, key=lambda n: (-len(words & set(alike(n).strip("-").split("-"))), len(n)))
+        best = ranked[0]
+        return best if words & set(alike(best).strip("-").split("-")) else ""
+
+
+def alike(spelling: str) -> str:
+    """Return a spelling with dashes for underscores; what stands for one dash stays."""
+    dashes = len(spelling) - len(spelling.lstrip("-"))
+    return spelling[:dashes] + spelling[dashes:].replace("_", "-")
+
+
+def nearest(engine: str, version: str) -> FlagSchema:
+    """Return the newest schema that is not newer than `version`; the newest of all without a version.
+
+    Where every schema is newer, the oldest: `FlagSchema.version` says which it is, and a plan names it.
+    """
+    known = versions(engine)
+    if not known:
+        raise UsageError(f"no flags of {engine!r} are known", f"known engines: {', '.join(known_engines())}")
+    wanted = number(version)
+    older = [v for v in known if number(v) <= wanted] if version else list(known)
+    return _read(engine, older[-1] if older else known[0])
+
+
+def versions(engine: str) -> tuple[str, ...]:
+    """Return the versions of an engine whose flags are known, oldest first."""
+    return tuple(sorted((v for e, v in _files() if e == engine), key=number))
+
+
+def known_engines() -> tuple[str, ...]:
+    """Return the engines whose flags are known."""
+    return tuple(sorted({e for e, _ in _files()}))
+
+
+def number(version: str) -> tuple[int, ...]:
+    """Return a version as numbers, without the label of a build: 0.32.0 of v0.32.0+cpu; 1.3.0 of 1.3.0rc2."""
+    found = re.match(r"\d+(?:\.\d+)*", version.strip().lstrip("vb"))
+    return tuple(int(n) for n in found[0].split(".")) if found else ()
+
+
+@cache
+def _files() -> tuple[tuple[str, str], ...]:
+    folder = resources.files("freehold.backends.flags").joinpath("data")
+    names = [p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json")]
+    return tuple((e, v) for e, _, v in (name.partition("-") for name in sorted(names)))
+
+
+@cache
+def _read(engine: str, version: str) -> FlagSchema:
+    file = resources.files("freehold.backends.flags").joinpath("data", f"{engine}-{version}.json")
+    rows = json.loads(file.read_text(encoding="utf-8"))["flags"]
+    specs = [_spec(*row) for row in rows]
+    spellings = {s: f.name for f in specs for s in (f.name, *f.also)}
+    return FlagSchema(
+        engine, version, {f.name: f for f in specs}, {**{alike(s): n for s, n in spellings.items()}, **spellings}
+    )
+
+
+def _spec(name: str, kind: Kind, more: Mapping[str, Any] | None = None) -> FlagSpec:
+    said = dict(more or {})
+    lists = {key: tuple(said.pop(key, ())) for key in ("also", "choices")}
+    return FlagSpec(name, kind, **lists, **said)
