@@ -49,7 +49,9 @@ def main(words: list[str]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / f"{engine}-{version}.json"
     lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
-    path.write_text(f'{{"engine":"{engine}","version":"{version}","flags":[\n{lines}\n]}}\n', encoding="utf-8")
+    path.write_text(
+        f'{{"engine":"{engine}","version":"{version}","flags":[\n{lines}\n]}}\n', encoding="utf-8"
+    )
     print(f"{path}: {len(rows)} flags")
 
 
@@ -137,7 +139,9 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 class StandIn(types.ModuleType):
     """A module whose every attribute is a class that takes anything."""
 
-    __path__: list[str] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -166,7 +170,9 @@ def row(action: argparse.Action, registries: dict[str, list[str]]) -> Row:
         more["also"] = [s for s in spelled if s != name]
     if made.endswith("booleanoptional"):
         return [name, "on-off", more] if more else [name, "on-off"]
-    if action.nargs == 0 or any(word in made for word in ("store_true", "store_false", "store_const", "help")):
+    if action.nargs == 0 or any(
+        word in made for word in ("store_true", "store_false", "store_const", "help")
+    ):
         return [name, "switch", more] if more else [name, "switch"]
     kind, optional = kind_of(action.type)
     choices = registries.get(name) or [c for c in action.choices or () if c is not None]

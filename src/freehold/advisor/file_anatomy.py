@@ -89,7 +89,7 @@ def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
         quant=rounding or _main_type(opened),
         architecture=str(config.get("model_type", "")),
         parts=_parts(opened, embed, "lm_head.weight", used, rounding),
-        layers=_config_layers(keys),
+        layers=config_layers(keys),
         context=config_context(keys),
         index_topk=keys.number("index_topk"),
         hidden=keys.number("hidden_size"),
@@ -302,7 +302,7 @@ def _beside(attention: LayerSpec, state: LayerSpec) -> LayerSpec:
     return replace(attention, state=state.state, conv=state.conv)
 
 
-def _config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
+def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
     """Group layers by what they keep, by the keys of a config.json."""
     depth = keys.layers("num_hidden_layers")
     if str(keys.get("model_type")) in _ENCODERS:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -46,6 +46,11 @@ class DeployedModel:
     experts: int = 0
     quantised: str = ""  # as config.json has it: fp8, awq, gptq, compressed-tensors, ...
     own_code: str = ""  # where the files name Python code to run (`auto_map`); "": nowhere
+    tools: bool | None = None  # whether its chat template takes tools; None: not known
+    thinks: bool | None = None  # whether it may think before it answers; None: not known
+    template: bool | None = None  # whether it has a chat template at all; None: not known
+    mistral: bool = False  # has Mistral's own tokenizer (tekken.json), which its template needs
+    here: bool = True  # its files are on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class PlanRequest:
     engine: EngineFacts = EngineFacts()
     context: int = 0
     streams: int = 0  # requests at a time, of one replica
-    replicas: int = 1
+    replicas: int = 0  # 0: as many as the hardware holds
     cache_type: str = ""
     flags: tuple[
         str, ...
@@ -105,8 +110,9 @@ class PlannedFlag:
 class SecretRef:
     """A secret of a plan by reference: made at random for each start, or taken from `source`; never in the plan."""
 
-    variable: str  # of the engine's environment
+    variable: str  # of the engine's environment; in a file: its key there
     source: str = "random"  # random | env:NAME | secret:NAME/KEY (a cluster's)
+    file: str = ""  # of the replica's folder, YAML: SGLang reads its keys from its configuration file alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +162,50 @@ class DeployPlan:
     prefill: Interval | None = None
     basis: str = ""  # what memory and speeds rest on
     notes: tuple[str, ...] = ()  # what the user should know: nearest schema used, a parser that was guessed
+    across: int = 1  # nodes that one replica takes
+    follower: tuple[PlannedFlag, ...] = ()  # flags that every node but the first has besides
 
-    def argv(self) -> tuple[str, ...]:
-        """Return the argument vector."""
-        return (*self.command, *(word for flag in self.flags for word in flag.words()))
+    def argv(
+        self,
+        rank: int | str = 0,
+        head: str = "127.0.0.1",
+        *,
+        folder: str = "{folder}",
+        port: int | str = "{port}",
+    ) -> tuple[str, ...]:
+        """Return the argument vector of a node of a replica.
+
+        `rank` and `head`, the first node's address, fill {rank} and {head} where a replica takes several nodes;
+        a cluster's own variables may stand for them. `folder` of the replica and `port`, chosen at the start, fill
+        {folder} and {port} where the plan leaves them open.
+        """
+        flags = self.flags if rank == 0 else (*self.flags, *self.follower)
+        places = {"{rank}": str(rank), "{head}": head, "{folder}": folder, "{port}": str(port)}
+        return (*self.command, *(_filled(word, places) for flag in flags for word in flag.words()))
+
+    def of_replica(self, number: int) -> DeployPlan:
+        """Return the plan of one of several replicas on this machine: it sees its own devices alone."""
+        variable = _VISIBLE.get(self.nodes.rig.device.vendor if self.nodes.rig.device.kind == "gpu" else "")
+        if variable is None or not self.nodes.here or self.nodes.rig.count == self.sizes.devices:
+            return self
+        first = number * self.sizes.devices
+        seen = ",".join(map(str, range(first, first + self.sizes.devices)))
+        return replace(self, environment={**self.environment, variable: seen})
 
     def shell(self) -> str:
         """Return it as a line for a shell; secrets stand as variables to be set."""
-        held = {**self.environment, **{s.variable: f"${s.variable}" for s in self.secrets}}
+        held = {**self.environment, **{s.variable: f"${s.variable}" for s in self.secrets if not s.file}}
         words = [f"{name}={shlex.quote(v) if not v.startswith('$') else v}" for name, v in held.items()]
         return " ".join([*words, *map(shlex.quote, self.argv())])
+
+
+_VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
+
+
+def _filled(word: str, places: Mapping[str, str]) -> str:
+    for name, value in places.items():
+        word = word.replace(name, value)
+    return word
 
 
 # --- what runs ----------------------------------------------------------------------------------------
@@ -184,7 +224,7 @@ class StartProgress:
 
 @dataclass(frozen=True, slots=True)
 class EngineDeath:
-    """The end of an engine that nobody asked for."""
+    """The end of an engine that was not asked for."""
 
     sentence: str  # one line: what ended, how, and the cause found in its log
     cause: str = ""  # the name of a known one; "": none was found
@@ -211,7 +251,7 @@ class EngineNumbers:
 
 
 class LaunchedEngine(Protocol):
-    """A process of ours that is an engine, with all its children; or an engine that somebody else runs (attached)."""
+    """A process of ours that is an engine, with all its children; or an engine of another owner (attached)."""
 
     plan: DeployPlan
     ended: asyncio.Future[EngineDeath | None]  # None: it ended because `stop` was asked
@@ -301,7 +341,7 @@ class DeploymentRow:
     plan: DeployPlan
     replicas: tuple[ReplicaRow, ...]
     ready: bool  # at least one replica answers
-    rolling: str = ""  # "restart" or "upgrade" while one is under way
+    rolling: str = ""  # "restart" or "upgrade" while one runs
     requests: int = 0
     resumed: int = 0  # answers that another replica continued
     retried: int = 0  # requests asked again before their first token

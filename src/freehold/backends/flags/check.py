@@ -62,7 +62,7 @@ def refused(schema: FlagSchema, spelling: str, value: str | None) -> Door | None
     names = [spelling] if spec is None else [spec.name, *spec.also]
     off = spelling.startswith(_OFF) and spec is not None and spec.kind == "on-off"
     for door in _doors():
-        for name in ([spelling] if off else [n for n in names if not n.startswith(_OFF)]):
+        for name in [spelling] if off else [n for n in names if not n.startswith(_OFF)]:
             if door.name.fullmatch(alike(name).lstrip("-")) and door.shuts(value):
                 return door
     return None
@@ -93,10 +93,10 @@ def _parted(text: str) -> tuple[str, str | None]:
         environment = re.match(r"[A-Z][A-Z0-9_]*=", text)
         if environment:
             raise UsageError(
-                f"{text.partition('=')[0]} is a variable of the environment, no flag",
+                f"{text.partition('=')[0]} is a variable of the environment, not a flag",
                 "a plan sets the engine's environment: telemetry, hub and development routes are off",
             )
-        raise UsageError(f"{text[:60]!r} is no flag", "write --engine-flag=--name=value")
+        raise UsageError(f"{text[:60]!r} is not a flag", "write --engine-flag=--name=value")
     value = found[2]
     if value is not None and "\0" in value:
         raise UsageError(f"{found[1]}: its value has a zero byte")
@@ -121,8 +121,10 @@ def _problem(spec: FlagSpec, spelling: str, value: str | None) -> str:
 
 
 def _pattern(spec: FlagSpec) -> str:
-    return spec.name if not spec.takes_value else f"{spec.name}=" + (
-        "|".join(spec.choices) if 0 < len(spec.choices) <= 6 else spec.kind.upper()
+    return (
+        spec.name
+        if not spec.takes_value
+        else f"{spec.name}=" + ("|".join(spec.choices) if 0 < len(spec.choices) <= 6 else spec.kind.upper())
     )
 
 

@@ -1,4 +1,4 @@
-"""The flags that a version of an engine takes, as data/ENGINE-VERSION.json has them; tools/engine_schema.py makes those.
+"""The flags that a version of an engine takes: data/ENGINE-VERSION.json, made by tools/engine_schema.py.
 
 Knows names, kinds and choices; knows no door (check.py) and no plan. Nothing of an engine is imported.
 Path: EngineDriver.plan -> nearest -> FlagSchema.find -> FlagSpec.wrong
@@ -171,7 +171,10 @@ def _read(engine: str, version: str) -> FlagSchema:
     specs = [_spec(*row) for row in rows]
     spellings = {s: f.name for f in specs for s in (f.name, *f.also)}
     return FlagSchema(
-        engine, version, {f.name: f for f in specs}, {**{alike(s): n for s, n in spellings.items()}, **spellings}
+        engine,
+        version,
+        {f.name: f for f in specs},
+        {**{alike(s): n for s, n in spellings.items()}, **spellings},
     )
 
 

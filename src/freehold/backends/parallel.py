@@ -1,0 +1,107 @@
+"""Spreads a model over devices: tensor parallel inside a node before pipeline across nodes.
+
+Heads divide, and heads of keys and values divide or are copied evenly; experts divide among the devices of a tensor
+group. Knows counts and bytes; knows no engine's flag.
+Path: planning.planned -> candidates -> ParallelSizes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from freehold.backends.contract import DeployedModel, ParallelSizes
+from freehold.errors import UsageError
+
+EXPERTS_FROM = 8  # devices of a tensor group from which each holds whole experts: their slices get too narrow
+ATTENTION_FROM = (
+    64  # streams from which latents, which no device can share out, are kept once instead of on each
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Sizes that the user's flags fix; 0: left to the plan."""
+
+    tensor: int = 0
+    pipeline: int = 0
+    data: int = 0
+    expert: bool | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is fixed."""
+        return bool(self.tensor or self.pipeline or self.data)
+
+
+def divides(model: DeployedModel, tensor: int, *, copies: bool = True) -> bool:
+    """Say whether a tensor group of this size can share the heads out.
+
+    `copies`: the engine keeps heads of keys and values on several devices where there are fewer heads than devices.
+    What is not known divides.
+    """
+    if model.heads and model.heads % tensor:
+        return False
+    kv = model.kv_heads
+    return not kv or kv % tensor == 0 or (copies and tensor % kv == 0)
+
+
+def tensor_sizes(model: DeployedModel, devices: int, *, copies: bool = True) -> tuple[int, ...]:
+    """Return the sizes of tensor groups that share out a node's devices and the model's heads, smallest first."""
+    return tuple(t for t in range(1, devices + 1) if devices % t == 0 and divides(model, t, copies=copies))
+
+
+def candidates(
+    model: DeployedModel, devices: int, nodes: int, wanted: Wanted, *, copies: bool = True
+) -> tuple[ParallelSizes, ...]:
+    """Return the ways to spread one replica over `nodes` of `devices` each, those of fewer devices first.
+
+    Among as many devices, the larger tensor group first: its devices compute at once, a pipeline's after each other.
+    Raises UsageError where the user's own sizes do not divide.
+    """
+    if wanted.tensor and not divides(model, wanted.tensor, copies=copies):
+        raise _does_not_divide(model, wanted.tensor, devices, copies)
+    tensors = (wanted.tensor,) if wanted.tensor else tensor_sizes(model, devices, copies=copies)
+    depth = model.anatomy.depth or 1
+    found = {
+        ParallelSizes(tensor=t, pipeline=p, data=max(wanted.data, 1))
+        for t in tensors
+        for p in _pipelines(t, devices, nodes, wanted)
+        if p <= depth
+    }
+    return tuple(sorted(found, key=lambda s: (s.devices, -s.tensor)))
+
+
+def _pipelines(tensor: int, devices: int, nodes: int, wanted: Wanted) -> Iterable[int]:
+    """Return the stages that a tensor group of this size may have: within a node, then as many nodes as there are."""
+    if wanted.pipeline:
+        return (wanted.pipeline,)
+    inside = devices // (tensor * max(wanted.data, 1)) or 1
+    within = [p for p in range(1, inside + 1) if inside % p == 0]
+    return [*within, *(inside * n for n in range(2, nodes + 1))]
+
+
+def with_experts(sizes: ParallelSizes, model: DeployedModel, wanted: Wanted, streams: int) -> ParallelSizes:
+    """Return the sizes with experts spread whole, where there are enough devices and the experts divide.
+
+    Attention by latents keeps all of them on each device of a tensor group; for many streams each device then takes
+    its own sequences instead (data parallel attention), and the experts of all.
+    """
+    group = sizes.tensor * sizes.data
+    spread = bool(model.experts) and model.experts % group == 0 and group > 1
+    if wanted.expert is False or not spread:
+        return sizes
+    latent = any(g.kind == "latent" for g in model.anatomy.layers)
+    if latent and streams >= ATTENTION_FROM and not wanted.any and sizes.tensor >= EXPERTS_FROM:
+        return ParallelSizes(tensor=1, pipeline=sizes.pipeline, data=sizes.tensor, expert=group)
+    return replace(sizes, expert=group) if wanted.expert or group >= EXPERTS_FROM else sizes
+
+
+def _does_not_divide(model: DeployedModel, tensor: int, devices: int, copies: bool) -> UsageError:
+    heads = f"{model.heads} heads" if model.heads else "its heads"
+    kv = f" and {model.kv_heads} of keys and values" if model.kv_heads else ""
+    fitting = ", ".join(map(str, tensor_sizes(model, max(devices, 1), copies=copies)))
+    return UsageError(
+        f"{model.name} has {heads}{kv}, which {tensor} devices cannot share out",
+        f"tensor parallel sizes that do on {devices} devices: {fitting}",
+    )

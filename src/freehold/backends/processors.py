@@ -1,0 +1,118 @@
+"""Lays a model out on processors: memory decides, and the cache is given in bytes.
+
+vLLM's CPU build takes a share of all memory for its cache unless it is told, and its ranks are processes. No speed is
+predicted: no row of it was published or measured.
+Path: planning.planned -> on_processors -> Layout
+"""
+
+from __future__ import annotations
+
+from freehold.backends import parallel
+from freehold.backends.contract import ParallelSizes, PlanRequest
+from freehold.backends.layout import (
+    CPU_CONTEXT,
+    CPU_SHARE,
+    CPU_STREAMS,
+    PROCESS_BYTES,
+    EngineTraits,
+    Layout,
+    Wishes,
+)
+from freehold.backends.misfits import misfit
+from freehold.errors import UsageError
+from freehold.machine import show_bytes
+
+_READS = ("BF16", "F16", "F32", "INT4", "INT4-32", "FP8")
+_LEAST_CONTEXT = 256  # below it no model is of use
+
+
+def on_processors(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
+    """Return the layout on processors. Raises UsageError for what does not fit, with what would."""
+    model, nodes = request.model, request.nodes
+    anatomy = model.anatomy
+    if anatomy.quant not in _READS:
+        raise misfit(request, traits, f"{traits.title} has no kernels for {anatomy.quant} on processors")
+    sizes = _sizes(request, traits, wishes)
+    replicas = request.replicas or 1
+    processes = PROCESS_BYTES * (1 + sizes.devices)
+    weights = anatomy.weight_bytes * sizes.data
+    free = CPU_SHARE * nodes.rig.memory_bytes / replicas - processes - weights
+    most = min(anatomy.context or CPU_CONTEXT, CPU_CONTEXT)
+    context = wishes.context or request.context or most
+    if anatomy.context and context > anatomy.context:
+        raise UsageError(
+            f"a context of {context:,} tokens: {model.name} was made for {anatomy.context:,}",
+            f"--context {anatomy.context}",
+        )
+    streams = wishes.streams or request.streams or CPU_STREAMS
+    each = anatomy.cache_bytes(context) + anatomy.state_bytes
+    if wishes.cache_bytes:
+        cache = wishes.cache_bytes * sizes.devices
+    else:
+        cache = int(min(streams * max(each, 1), max(free, 0)))
+    if cache > free or cache < each:
+        shorter = next(
+            (n for n in (4096, 2048, 1024, 512, _LEAST_CONTEXT) if anatomy.cache_bytes(n) <= free), 0
+        )
+        need = show_bytes(weights + processes + max(each, cache))
+        why = f"{replicas} x {need} of weights, processes and cache; {show_bytes(nodes.rig.memory_bytes)} are free"
+        raise misfit(
+            request, traits, why, f"--context {shorter} fits" if shorter and shorter < context else ""
+        )
+    fits = int(cache // each) if each else streams
+    return Layout(
+        sizes=sizes,
+        replicas=replicas,
+        across=1,
+        context=context,
+        streams=streams,
+        memory_share=0.0,
+        cache_bytes=max(int(cache // sizes.devices), 1),
+        cache_type=wishes.cache_type or request.cache_type,
+        quantise="",
+        memory_bytes=round(weights + processes + cache),
+        decode=None,
+        prefill=None,
+        basis="the files' headers and 1.2 GiB a process; speeds of it on processors are not known",
+        why=_why(request, wishes, sizes, context, fits),
+    )
+
+
+def _sizes(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> ParallelSizes:
+    """Return the ranks: as the flags say, else one a socket, in tensor groups if the heads divide, in copies if not."""
+    wanted, sockets = wishes.sizes, request.nodes.rig.count
+    if request.nodes.count > 1:
+        raise misfit(request, traits, f"{traits.title} on processors does not span machines")
+    if wanted.any:
+        ranks = max(wanted.tensor, 1) * max(wanted.pipeline, 1) * max(wanted.data, 1)
+        ways = parallel.candidates(request.model, ranks, 1, _whole(wanted), copies=traits.kv_copies)
+        return ways[0] if ways else ParallelSizes(max(wanted.tensor, 1), wanted.pipeline, max(wanted.data, 1))
+    shared = parallel.divides(request.model, sockets, copies=traits.kv_copies)
+    return ParallelSizes(tensor=sockets) if shared else ParallelSizes(data=sockets)
+
+
+def _whole(wanted: parallel.Wanted) -> parallel.Wanted:
+    return parallel.Wanted(max(wanted.tensor, 1), max(wanted.pipeline, 1), max(wanted.data, 1), wanted.expert)
+
+
+def _why(
+    request: PlanRequest, wishes: Wishes, sizes: ParallelSizes, context: int, fits: int
+) -> dict[str, str]:
+    asked = wishes.context or request.context
+    made = request.model.anatomy.context
+    own = (
+        "what the model was made for"
+        if context == made
+        else "as long as processors read prompts in bearable time"
+    )
+    more = wishes.streams or request.streams
+    heads = request.model.heads
+    return {
+        "context": "asked for" if asked else own,
+        "streams": "asked for" if more else "as many as processors advance together usefully",
+        "cache": f"{fits} conversations of {context:,} tokens; without it a share of all memory is taken",
+        "tensor": f"shares out {heads} heads over {sizes.tensor} sockets",
+        "pipeline": "asked for; vLLM's CPU build starts with it and cannot run",
+        "data": "copies inside one engine: they end together; replicas do not",
+        "expert": "each rank holds whole experts",
+    }
