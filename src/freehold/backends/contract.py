@@ -2,7 +2,7 @@
 
     driver = drivers.driver("vllm")
     plan = driver.plan(request, facts)       # pure: no process, no network, no clock; raises UsageError
-    plan.argv(), plan.shell(), plan.text()   # what would be started, and why each flag
+    plan.argv(), plan.shell(), printed.text(plan)   # what would be started, and why each flag
     engine = await driver.launch(plan, folder)
     engine.progress(), engine.log, await engine.ended
 

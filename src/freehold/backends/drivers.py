@@ -17,6 +17,8 @@ from freehold.errors import UsageError
 # name -> the file of this room that has its DRIVER
 _FILES = {
     "vllm": "vllm",
+    "sglang": "sglang",
+    "trtllm": "trtllm",
 }
 _ALSO = {"tensorrt-llm": "trtllm", "trt-llm": "trtllm", "llama.cpp": "llamacpp", "llama-server": "llamacpp"}
 

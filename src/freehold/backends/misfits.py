@@ -23,11 +23,11 @@ _ROUNDER = {"BF16": ("FP8", "INT4"), "F16": ("FP8", "INT4"), "FP8": ("INT4",)}
 _LARGER = ("a100", "h100", "h200", "b200")  # what is rented most, by memory
 
 
-def misfit(request: PlanRequest, traits: EngineTraits, why: str, hint: str = "") -> UsageError:
-    """Return the error: why it does not fit, and what would."""
+def misfit(request: PlanRequest, traits: EngineTraits, why: str, *hints: str) -> UsageError:
+    """Return the error: why it does not fit, and what would: `hints`, larger hardware, rounder weights."""
     model, nodes = request.model, request.nodes
     where = nodes.rig.name if nodes.count == 1 else f"{nodes.count} x {nodes.rig.name}"
-    found = [hint] if hint else _would(request, traits)
+    found = [*filter(None, hints), *_would(request, traits)]
     return UsageError(
         f"{model.name} in {model.anatomy.quant} does not fit {traits.title} on {where}: {why}",
         "; ".join(found),

@@ -22,6 +22,8 @@ from freehold.backends.processors import on_processors
 from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
 
+_FP8 = 8.9  # of CUDA: the compute capability from which devices multiply FP8
+
 
 def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
     """Return the layout. Raises UsageError for what does not fit, with what would."""
@@ -40,7 +42,9 @@ def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layou
             found = _Space(request, traits, wishes, engine, anatomy, quantise, cache_type)
             if sizes := found.smallest():
                 return found.layout(sizes)
-    raise misfit(request, traits, _why_not(request, engine, context))
+    raise misfit(
+        request, traits, _why_not(request, engine, context), *_shorter(request, traits, wishes, engine)
+    )
 
 
 def _check_context(model: DeployedModel, context: int) -> None:
@@ -55,8 +59,9 @@ def _cache_types(request: PlanRequest, wishes: Wishes) -> tuple[str, ...]:
     """Return the cache types to try: as asked, else as the model, then eight bits for a context that was asked for."""
     if asked := wishes.cache_type or request.cache_type:
         return (asked,)
-    narrow = request.nodes.rig.device.fp8 and (request.context or wishes.context)
-    return ("", "fp8") if narrow else ("",)
+    device = request.nodes.rig.device
+    narrow = device.fp8 or device.capability >= _FP8
+    return ("", "fp8") if narrow and (request.context or wishes.context) else ("",)
 
 
 def _weights(
@@ -67,8 +72,25 @@ def _weights(
     if wishes.quantisation:
         fp8 = wide and wishes.quantisation.startswith("fp8")
         return [("", in_quant(anatomy, "FP8") if fp8 else anatomy)]
-    rounds = traits.fp8_while_loading and wide and bool(device.fp8) and engine.reads("FP8", device)
+    rounds = traits.fp8_while_loading and wide and bool(device.fp8 or device.capability)
+    rounds = rounds and engine.reads("FP8", device)
     return [("", anatomy), *([("fp8", in_quant(anatomy, "FP8"))] if rounds else [])]
+
+
+def _shorter(
+    request: PlanRequest, traits: EngineTraits, wishes: Wishes, engine: UpstreamEngine
+) -> tuple[str, ...]:
+    """Return the longest context that would fit instead of the one that was asked for."""
+    if not (request.context or wishes.context):
+        return ()
+    free = replace(request, context=0, streams=0)
+    for quantise, anatomy in _weights(
+        request.model.anatomy, traits, wishes, engine, request.nodes.rig.device
+    ):
+        space = _Space(free, traits, replace(wishes, context=0, streams=0), engine, anatomy, quantise, "")
+        if sizes := space.smallest():
+            return (f"--context {space.longest(sizes)} fits",)
+    return ()
 
 
 def _why_not(request: PlanRequest, engine: UpstreamEngine, context: int) -> str:
@@ -209,11 +231,9 @@ class _Space:
         per_node = nodes.rig.count // sizes.devices if across == 1 else 0
         most = per_node * nodes.count if across == 1 else nodes.count // across
         speed = self._speed(sizes, min(context, USUAL))
-        notes = (
-            ("its number of query heads is not published: the tensor parallel size may not divide it",)
-            if not self.request.model.heads and sizes.tensor > 1
-            else ()
-        )
+        model = self.request.model
+        unsure = not model.heads and sizes.tensor > max(model.kv_heads, 1)
+        notes = (f"its number of query heads is not published; {sizes.tensor} may not divide it",)
         if self.cache_type == "fp8" and not (self.wishes.cache_type or self.request.cache_type):
             why["cache_type"] = f"keys and values of 16 bits leave no room for {context:,} tokens"
         if self.quantise:
@@ -235,7 +255,7 @@ class _Space:
             prefill=speed.prompt if speed else None,
             basis=f"{self.engine.title}: published figures of {nodes.rig.device.title}, and rows measured by others",
             why={**why, **_why_sizes(sizes, self.request.model, across)},
-            notes=notes,
+            notes=notes if unsure else (),
         )
 
     def _speed(self, sizes: ParallelSizes, context: int) -> roofline.Single:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from freehold.backends.contract import DeployPlan, Listens, PlannedFlag, PlanRequest, SecretRef
 from freehold.backends.layout import EngineTraits, Layout, Wishes
 from freehold.backends.planning import planned
-from freehold.backends.wording import DRAIN_S, PRIVATE, Wording, opened, source, wanted
+from freehold.backends.wording import DRAIN_S, PRIVATE, Wording, narrow, opened, share, source, wanted
 from freehold.errors import UsageError
 
 TRAITS = EngineTraits("vllm", "vLLM", cpu=True, fp8_while_loading=True)
@@ -73,9 +73,9 @@ def _wishes(words: Wording) -> Wishes:
         ),
         context=words.number("--max-model-len"),
         streams=words.number("--max-num-seqs"),
-        cache_type=_narrow(words.value("--kv-cache-dtype")),
+        cache_type=narrow(words.value("--kv-cache-dtype")),
         cache_bytes=words.number("--kv-cache-memory-bytes"),
-        memory_share=_share(words.value("--gpu-memory-utilization")),
+        memory_share=share("--gpu-memory-utilization", words.value("--gpu-memory-utilization")),
         quantisation=words.value("--quantization"),
     )
 
@@ -90,11 +90,10 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
         add("--port", listens.port or "{port}", "free at the start" if not listens.port else "as asked for")
     _parallel(words, layout)
-    add("--max-model-len", layout.context, why["context"])
-    add("--max-num-seqs", layout.streams, why["streams"])
+    words.context("--max-model-len", layout)
+    add("--max-num-seqs", -(-layout.streams // layout.sizes.data), why["streams"])
     if layout.on_cpu:
-        if not words.value("--kv-cache-memory-bytes"):
-            add("--kv-cache-memory-bytes", layout.cache_bytes, why["cache"])
+        add("--kv-cache-memory-bytes", layout.cache_bytes, why["cache"])
     else:
         add("--gpu-memory-utilization", f"{layout.memory_share:g}", "of each device, for weights and cache")
     if layout.cache_type:
@@ -146,17 +145,6 @@ def _refuse_ray(words: Wording) -> None:
             "--distributed-executor-backend ray: vLLM's CPU build does not support Ray",
             "leave it out, or give mp",
         )
-
-
-def _narrow(cache_type: str) -> str:
-    return "" if cache_type in ("", "auto", "bfloat16", "float16") else cache_type
-
-
-def _share(said: str) -> float:
-    share = float(said) if said else 0.0
-    if said and not 0 < share <= 1:
-        raise UsageError(f"--gpu-memory-utilization {said} is not a share", "give more than 0 and at most 1")
-    return share
 
 
 DRIVER = Vllm()

@@ -77,6 +77,19 @@ class Wording:
         flag = self.own.get(spec.name) if spec else None
         return None if flag is None else not flag.name.startswith("--no-")
 
+    def context(self, name: str, layout: Layout) -> None:
+        """Add the context, unless it is a catalogue's figure for all that the model was made for.
+
+        config.json, which is not here, decides that: an engine takes its own figure, and refuses a larger one.
+        """
+        whole = not self.request.model.here and layout.context == self.request.model.anatomy.context
+        if whole and not self.request.context:
+            self.notes.append(
+                f"its context of {layout.context:,} tokens is the catalogue's: config.json decides"
+            )
+        else:
+            self.add(name, layout.context, layout.why["context"])
+
     def parsers(self, engine: str, tool: str, reasoning: str, *, switch: str = "") -> None:
         """Add the parsers of the model's family, where its template takes tools and it may think.
 
@@ -171,6 +184,21 @@ def opened(request: PlanRequest, engine: str, title: str, least: str) -> Wording
 def wanted(words: Wording, tensor: str, pipeline: str, data: str, expert: bool | None = None) -> Wanted:
     """Return the sizes that the user's flags fix, by an engine's names for them."""
     return Wanted(words.number(tensor), words.number(pipeline), words.number(data), expert)
+
+
+def narrow(cache_type: str) -> str:
+    """Return a cache's type in common terms: "" for what the model has."""
+    if cache_type in ("", "auto", "bf16", "bfloat16", "float16"):
+        return ""
+    return "fp8" if cache_type.startswith("fp8") else cache_type
+
+
+def share(name: str, said: str) -> float:
+    """Return a share of memory that the user gave; 0 for none. Raises UsageError for what is not one."""
+    found = float(said) if said else 0.0
+    if said and not 0 < found <= 1:
+        raise UsageError(f"{name} {said} is not a share", "give more than 0 and at most 1")
+    return found
 
 
 def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) -> str:

@@ -1,0 +1,145 @@
+"""A plan for people and for programs: a text with a reason for each flag, and JSON without any secret.
+
+Knows a DeployPlan's fields; starts nothing.
+Path: cli -> text or as_dict -> stdout
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from freehold.backends.contract import DeployPlan, ParallelSizes, SecretRef
+from freehold.machine import show_bytes
+
+_WIDEST = 46  # characters of a flag before its reason goes to the next line
+
+
+def text(plan: DeployPlan) -> str:
+    """Return the plan for people."""
+    return "\n".join(_lines(plan))
+
+
+def _lines(plan: DeployPlan) -> Iterable[str]:
+    yield f"{plan.model.name} on {where(plan)}: {engine(plan)}"
+    yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
+    yield f"  room       {plan.context:,} tokens of context, {plan.streams} requests at a time"
+    if plan.memory_bytes:
+        yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"
+    if plan.decode:
+        yield f"  speed      {plan.decode} tokens/s for one user" + (
+            f", prompts at {plan.prefill}" if plan.prefill else ""
+        )
+    if plan.basis:
+        yield f"             by {plan.basis}"
+    yield f"  listens    {listens(plan)}"
+    for secret in plan.secrets:
+        yield f"  secret     {secret.variable}: {_secret(secret)}"
+    yield "command"
+    yield f"  {' '.join(plan.command)}"
+    for flag in plan.flags:
+        words = " ".join(flag.words())
+        if len(words) <= _WIDEST:
+            yield f"    {words:<{_WIDEST}}  {flag.reason}"
+        else:
+            yield f"    {words}"
+            yield f"    {'':<{_WIDEST}}  {flag.reason}"
+    for flag in plan.follower:
+        yield f"    {' '.join(flag.words()):<{_WIDEST}}  on every node but the first: {flag.reason}"
+    yield "environment"
+    for name, value in plan.environment.items():
+        yield f"  {name}={value}"
+    for note in plan.notes:
+        yield f"note: {note}"
+
+
+def engine(plan: DeployPlan) -> str:
+    """Name the engine, and whose flags it was checked against."""
+    found = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, none at hand"
+    return f"{found} (flags of {plan.schema})" if plan.schema else found
+
+
+def where(plan: DeployPlan) -> str:
+    """Name the hardware."""
+    rig, count = plan.nodes.rig, plan.nodes.count
+    name = "this machine" if plan.nodes.here and rig.device.kind == "cpu" else rig.name
+    return name if count == 1 else f"{count} x {name}"
+
+
+def sizes(found: ParallelSizes) -> str:
+    """Word how a model is spread; one device needs no more words."""
+    said = [
+        f"{name} {value}"
+        for name, value in (
+            ("tensor", found.tensor),
+            ("pipeline", found.pipeline),
+            ("data", found.data),
+            ("expert", found.expert),
+        )
+        if value > 1
+    ]
+    return ", ".join(said) or "one device"
+
+
+def listens(plan: DeployPlan) -> str:
+    """Say where the engine listens."""
+    found = plan.listens
+    return str(found.socket) if found.socket else f"{found.host}:{found.port or '(chosen at the start)'}"
+
+
+def _several(plan: DeployPlan) -> str:
+    replicas = "1 replica" if plan.replicas == 1 else f"{plan.replicas} replicas"
+    return f"{replicas} of {plan.across} nodes" if plan.across > 1 else replicas
+
+
+def _secret(secret: SecretRef) -> str:
+    made = "made at each start" if secret.source == "random" else f"from {secret.source}"
+    return f"{made}, in {secret.file}" if secret.file else f"{made}, passed by environment"
+
+
+def as_dict(plan: DeployPlan) -> dict[str, Any]:
+    """Return the plan as plain JSON values under stable names; secrets by reference."""
+    return {
+        "engine": plan.engine,
+        "version": plan.version,
+        "schema": plan.schema,
+        "model": {
+            "name": plan.model.name,
+            "source": plan.model.source,
+            "quant": plan.model.anatomy.quant,
+            "family": plan.model.family,
+        },
+        "hardware": {
+            "rig": plan.nodes.rig.name,
+            "nodes": plan.nodes.count,
+            "here": plan.nodes.here,
+        },
+        "command": list(plan.command),
+        "flags": [{"name": f.name, "value": f.value, "reason": f.reason} for f in plan.flags],
+        "follower": [{"name": f.name, "value": f.value, "reason": f.reason} for f in plan.follower],
+        "argv": list(plan.argv()),
+        "shell": plan.shell(),
+        "environment": dict(plan.environment),
+        "secrets": [{"variable": s.variable, "source": s.source, "file": s.file} for s in plan.secrets],
+        "listens": {
+            "socket": str(plan.listens.socket) if plan.listens.socket else None,
+            "host": plan.listens.host,
+            "port": plan.listens.port,
+        },
+        "sizes": {
+            "tensor": plan.sizes.tensor,
+            "pipeline": plan.sizes.pipeline,
+            "data": plan.sizes.data,
+            "expert": plan.sizes.expert,
+            "devices": plan.sizes.devices,
+        },
+        "replicas": plan.replicas,
+        "across": plan.across,
+        "context": plan.context,
+        "streams": plan.streams,
+        "memory_bytes": plan.memory_bytes,
+        "decode": plan.decode.as_json() if plan.decode else None,
+        "prefill": plan.prefill.as_json() if plan.prefill else None,
+        "basis": plan.basis,
+        "notes": list(plan.notes),
+    }
