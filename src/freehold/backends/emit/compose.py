@@ -1,0 +1,190 @@
+"""A plan as a compose file: engines on a network that leads nowhere, our server as the one published port.
+
+Keys are files; the engine's entry reads its own into its environment, where no command line and no inspection of the
+container shows it. One machine: compose starts nothing elsewhere.
+Path: emit.emit -> compose_files -> compose_document -> compose_check.compose_faults
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from freehold.backends.contract import DeployPlan
+from freehold.backends.emit.command import MODEL, SGLANG_START, engine_words, group
+from freehold.backends.emit.compose_check import compose_faults
+from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, label, pinned
+from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
+from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, gateway_toml, probe_text, server_words
+from freehold.backends.emit.pods import AWAY_S, ENGINE_USER, GRACE_S, HOME, SERVER_USER, SHM, STARTUP_S
+from freehold.backends.emit.yaml_text import yaml_text
+from freehold.errors import UsageError
+
+SECRETS = "/run/secrets"
+
+Doc = dict[str, Any]
+
+
+def compose_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
+    """Return compose.yaml. Raises UsageError for more than one machine, and for images without a digest."""
+    found = compose_document(plan, options)
+    if wrong := compose_faults(found, plan):
+        raise AssertionError("; ".join(wrong))
+    return [EmittedFile("compose.yaml", yaml_text([found], _head(plan)))]
+
+
+def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
+    """Return the file's content."""
+    engine = container_engine(plan.engine, "compose")
+    pinned("--image", options.image, engine.example)
+    pinned("--server-image", options.server_image, "registry.example/freehold")
+    nodes, count = group(plan), plan.nodes.rig.count
+    if nodes.nodes > 1:
+        raise UsageError(
+            f"compose starts one machine, and a replica of this plan takes {nodes.nodes}",
+            "--emit k8s or skypilot",
+        )
+    if plan.nodes.rig.device.kind == "gpu" and plan.replicas * nodes.devices > count:
+        raise UsageError(
+            f"{plan.replicas} replicas of {nodes.devices} devices need {plan.replicas * nodes.devices}; "
+            f"this machine has {count}",
+            "plan fewer replicas, or --emit k8s",
+        )
+    engines = {
+        f"engine-{number}": _engine(plan, engine, options, number, nodes.devices)
+        for number in range(plan.replicas)
+    }
+    keys = [
+        "server-key",
+        *(["engine-key"] if engine.key else []),
+        *(["admin-key"] if plan.engine == "sglang" else []),
+    ]
+    return {
+        "name": label(plan.model.name),
+        "services": {**engines, "server": _server(plan, engine, options)},
+        "networks": {"inside": {"internal": True}, "outside": {}},
+        "secrets": {key: {"file": f"./secrets/{key}"} for key in keys},
+        "configs": {
+            "gateway": {"content": _literal(gateway_toml(plan, engine, f"http://engine:{PORT}/v1"))},
+            "probe": {"content": _literal(probe_text())},
+        },
+    }
+
+
+def _engine(
+    plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, number: int, devices: int
+) -> Doc:
+    source = PurePath(plan.model.source)
+    folder = source.parent if plan.model.files == "gguf" and source.suffix == ".gguf" else source
+    ours = {engine.key, "HF_HOME"} | {s.variable for s in plan.secrets}
+    kept = {k: v for k, v in plan.environment.items() if not v.startswith("/") and k not in ours}
+    environment = {**kept, **engine.environment, "HOME": HOME, "USER": "engine", "LOGNAME": "engine"}
+    found: Doc = {
+        "image": options.image,
+        "entrypoint": ["/bin/sh", "-c", _literal(_start(plan, engine))],
+        "command": [_literal(word) for word in engine_words(plan, engine, options.drain_s)],
+        "environment": {k: _literal(v) for k, v in environment.items()},
+        "user": f"{ENGINE_USER}:{ENGINE_USER}",
+        "networks": {"inside": {"aliases": ["engine"]}},
+        "volumes": [{"type": "bind", "source": str(folder), "target": MODEL, "read_only": True}],
+        "configs": [{"source": "probe", "target": PROBE}],
+        "shm_size": SHM.lower().replace("i", ""),
+        "tmpfs": [f"{HOME}:uid={ENGINE_USER},gid={ENGINE_USER},mode=0700", "/tmp:mode=1777"],
+        "stop_grace_period": f"{options.drain_s + GRACE_S}s",
+        **_confined(),
+    }
+    if engine.key:
+        found["secrets"] = ["engine-key", *(["admin-key"] if plan.engine == "sglang" else [])]
+    if engine.python:
+        asked = [engine.python, PROBE, "ready", f"http://127.0.0.1:{PORT}", plan.model.name]
+        found["healthcheck"] = _health(
+            [*asked, *([f"{SECRETS}/engine-key"] if engine.key else [])], STARTUP_S
+        )
+    if plan.nodes.rig.device.kind == "gpu":
+        held = [str(at) for at in range(number * devices, (number + 1) * devices)]
+        device = {"driver": "nvidia", "device_ids": held, "capabilities": ["gpu"]}
+        found["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    return found
+
+
+def _start(plan: DeployPlan, engine: ContainerEngine) -> str:
+    """Return what an engine's entry does before its command: it takes keys from files."""
+    if not engine.key:
+        return 'exec "$0" "$@"'
+    taken = f'export {engine.key}="$(cat {SECRETS}/engine-key)"; '
+    if plan.engine == "sglang":
+        return f'{taken}export ADMIN_KEY="$(cat {SECRETS}/admin-key)"; {SGLANG_START}'
+    return f'{taken}exec "$0" "$@"'
+
+
+def _server(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> Doc:
+    taken = f'export FREEHOLD_API_KEY="$(cat {SECRETS}/server-key)"; '
+    if engine.key:
+        taken += f'export {KEY}="$(cat {SECRETS}/engine-key)"; '
+    asked = [
+        "python",
+        PROBE,
+        "ready",
+        f"http://127.0.0.1:{SERVER_PORT}",
+        plan.model.name,
+        f"{SECRETS}/server-key",
+    ]
+    return {
+        "image": options.server_image,
+        "entrypoint": ["/bin/sh", "-c", _literal(f'{taken}exec "$0" "$@"')],
+        "command": list(server_words(options)),
+        "environment": {"FREEHOLD_HOME": HOME},
+        "user": f"{SERVER_USER}:{SERVER_USER}",
+        "networks": ["inside", "outside"],
+        "ports": [f"127.0.0.1:{SERVER_PORT}:{SERVER_PORT}"],
+        "configs": [
+            {"source": "gateway", "target": f"{FOLDER}/gateway.toml"},
+            {"source": "probe", "target": PROBE},
+        ],
+        "secrets": ["server-key", *(["engine-key"] if engine.key else [])],
+        "healthcheck": _health(asked, STARTUP_S),
+        "read_only": True,
+        "tmpfs": [f"{HOME}:uid={SERVER_USER},gid={SERVER_USER},mode=0700", "/tmp:mode=1777"],
+        "stop_grace_period": f"{options.drain_s + AWAY_S}s",
+        **_confined(),
+    }
+
+
+def _confined() -> Doc:
+    # Any end that was not asked for is a death, whatever its status, so not on-failure.
+    return {
+        "restart": "unless-stopped",
+        "init": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+    }
+
+
+def _health(words: list[str], start_s: int) -> Doc:
+    return {
+        "test": ["CMD", *map(_literal, words)],
+        "interval": "15s",
+        "timeout": "30s",
+        "retries": 3,
+        "start_period": f"{start_s}s",
+    }
+
+
+def _literal(text: str) -> str:
+    """Keep compose from replacing `$`."""
+    return text.replace("$", "$$")
+
+
+def _head(plan: DeployPlan) -> str:
+    keys = "server-key engine-key admin-key" if plan.engine == "sglang" else "server-key engine-key"
+    lines = [
+        f"{plan.model.name} on {plan.engine} {plan.version}".rstrip()
+        + ", written by freehold deploy --emit compose.",
+        "Keys first, as files that are in no image and no command line:",
+        "  install -d -m 700 secrets",
+        f'  for key in {keys}; do printf %s "$(openssl rand -hex 24)" >secrets/$key; chmod 444 secrets/$key; done',
+        "Then: docker compose --file compose.yaml up --detach; clients use http://127.0.0.1:11435 and server-key.",
+    ]
+    if plan.engine == "trtllm":
+        lines.append("TensorRT-LLM has no key: that its network is internal alone guards its port.")
+    return "".join(f"# {line}\n" for line in lines)

@@ -1,0 +1,58 @@
+"""What is written from a plan, and what a plan does not know: images, volumes, the place of the program.
+
+Path: emit.emit -> EmitOptions -> EmittedFile
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from freehold.errors import UsageError
+
+SERVER_PORT = 11435  # of our server, in containers too
+DIGEST = re.compile(r"[a-z0-9][\w./:-]*@sha256:[0-9a-f]{64}")
+_LABEL = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class EmittedFile:
+    """One file, to be written where the user says."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmitOptions:
+    """What the user adds to a plan for its files. Empty: the kind needs it and says so, or has a default."""
+
+    image: str = ""  # the engine's, with its digest
+    server_image: str = ""  # ours, with its digest (packaging/Containerfile builds it)
+    claim: str = ""  # PersistentVolumeClaim whose root is the model's folder; default NAME-model
+    namespace: str = "default"
+    program: str = "/opt/freehold/bin/freehold"  # ours, on the machine of a systemd unit
+    command: tuple[
+        str, ...
+    ] = ()  # words after the program that start this deployment; default: from the plan
+    home: str = "/var/lib/freehold"  # data folder of a systemd unit
+    drain_s: int = 60  # for running answers, when something is asked to end
+
+
+def label(name: str) -> str:
+    """Return a model's name as a DNS label of at most 40 characters, so that suffixes fit."""
+    found = _LABEL.sub("-", name.lower()).strip("-")[:40].strip("-")
+    return found if found[:1].isalpha() else f"m-{found}".rstrip("-")
+
+
+def pinned(option: str, image: str, example: str) -> str:
+    """Return the image. Raises UsageError without a digest: a tag may be another program tomorrow."""
+    if DIGEST.fullmatch(image):
+        return image
+    said = f"{option} is {image!r}, which has no digest" if image else f"these files need {option}"
+    raise UsageError(
+        said,
+        f"write {option} {example}@sha256:..., 64 hex digits (docker buildx imagetools inspect {image or example} "
+        "prints them)",
+        field="image",
+    )

@@ -1,0 +1,124 @@
+"""A plan as a task of SkyPilot: machines from its clouds, the engine across them, our server on the first.
+
+Engines listen on loopback of the first machine, or meet on addresses of the task's own network; our server listens on
+loopback too, so a client comes through `ssh -L`. Keys are made on the machine and stay there.
+Path: emit.emit -> skypilot_files -> skypilot_task
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from freehold.backends.contract import DeployPlan
+from freehold.backends.emit.command import MODEL, SGLANG_START, NodePlace, engine_words, group
+from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, label, pinned
+from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
+from freehold.backends.emit.gateway import KEY, gateway_toml
+from freehold.backends.emit.yaml_text import yaml_text
+from freehold.errors import UsageError
+
+RANK, NODES, HEAD = "$SKYPILOT_NODE_RANK", "$SKYPILOT_NUM_NODES", "$HEAD"
+FREEHOLD = "freehold[gateway]"
+# SkyPilot's names of accelerators, where ours differ by more than case.
+_NAMES = {"a100": "A100-80GB", "a100-40gb": "A100", "rtx-4090": "RTX4090", "rtx-6000-ada": "RTX6000-Ada"}
+
+Doc = dict[str, Any]
+
+
+def skypilot_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
+    """Return the task. Raises UsageError for devices that no cloud rents, and for an engine that MPI has to start."""
+    return [EmittedFile("skypilot.yaml", yaml_text([skypilot_task(plan, options)], _head(plan)))]
+
+
+def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
+    """Return the task's content."""
+    engine = container_engine(plan.engine, "SkyPilot")
+    pinned("--image", options.image, engine.example)
+    nodes = group(plan)
+    if nodes.nodes > 1 and plan.engine == "trtllm":
+        raise UsageError(
+            "TensorRT-LLM over several machines needs MPI, which a task of SkyPilot does not set up",
+            "--emit k8s",
+        )
+    if plan.replicas > 1:
+        raise UsageError(
+            f"a task starts one replica, and this plan has {plan.replicas}", "launch the task once for each"
+        )
+    device = plan.nodes.rig.device
+    if device.kind != "gpu":
+        raise UsageError(
+            f"SkyPilot rents GPUs, and this plan is for {device.title}", "--on 8xh100, for example"
+        )
+    accelerator = _NAMES.get(device.name, device.name.upper())
+    return {
+        "name": label(plan.model.name),
+        "num_nodes": nodes.nodes,
+        "resources": {
+            "accelerators": f"{accelerator}:{nodes.devices}",
+            "image_id": f"docker:{options.image}",
+            "disk_size": 512,
+        },
+        "file_mounts": {MODEL: plan.model.source},
+        "envs": {"FREEHOLD": FREEHOLD, **_environment(plan, engine)},
+        "setup": 'python3 -m venv "$HOME/freehold" && "$HOME/freehold/bin/pip" install "$FREEHOLD"\n',
+        "run": _run(plan, engine, options, nodes.nodes),
+    }
+
+
+def _environment(plan: DeployPlan, engine: ContainerEngine) -> dict[str, str]:
+    ours = {s.variable for s in plan.secrets}
+    kept = {
+        k: v
+        for k, v in plan.environment.items()
+        if not v.startswith("/") and k not in ours and not k.endswith("_HOST_IP")
+    }
+    return {**kept, **engine.environment}
+
+
+def _run(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, nodes: int) -> str:
+    """Return what each machine runs: a key that both halves of the first one share, the engine, our server."""
+    lead = _line(plan, engine, options, leads=True, several=nodes > 1)
+    lines = ["set -eu", 'HEAD="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"']
+    if engine.key:
+        lines.append(f'export {engine.key}="$(openssl rand -hex 24)" ADMIN_KEY="$(openssl rand -hex 24)"')
+    if nodes > 1:
+        follow = _line(plan, engine, options, leads=False, several=True)
+        lines += [f'if [ "{RANK}" != 0 ]; then exec {follow}; fi']
+    lines += [
+        "umask 077",
+        "cat >gateway.toml <<'END'",
+        gateway_toml(plan, engine, f"http://127.0.0.1:{PORT}/v1").rstrip(),
+        "END",
+        *([f'export {KEY}="${engine.key}"'] if engine.key and engine.key != KEY else []),
+        f"{lead} & engine=$!",
+        '"$HOME/freehold/bin/freehold" serve --offline --gateway gateway.toml --port '
+        f"{SERVER_PORT} --drain {options.drain_s}s & server=$!",
+        # Whichever ends first ends the other; the task then has its status, which SkyPilot shows.
+        "wait -n; status=$?; kill $engine $server 2>/dev/null || true; wait; exit $status",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(
+    plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, *, leads: bool, several: bool
+) -> str:
+    place = NodePlace(NODES, RANK, HEAD, leads) if several else None
+    words = engine_words(plan, engine, options.drain_s, place)
+    # On loopback: the engine and our server share the machine.
+    words = tuple("127.0.0.1" if word == "0.0.0.0" else word for word in words)
+    if plan.engine == "sglang":
+        words = ("sh", "-c", SGLANG_START, *words)
+    ours = (RANK, NODES, HEAD)
+    return " ".join(f'"{w}"' if any(v in w for v in ours) else shlex.quote(w) for w in words)
+
+
+def _head(plan: DeployPlan) -> str:
+    lines = [
+        f"{plan.model.name} on {plan.engine} {plan.version}".rstrip()
+        + ", written by freehold deploy --emit skypilot.",
+        f"sky launch -c {label(plan.model.name)} skypilot.yaml, then ssh -L {SERVER_PORT}:127.0.0.1:{SERVER_PORT} "
+        f"{label(plan.model.name)}; FREEHOLD names the package, or a wheel among the task's files.",
+        f"{MODEL} is filled from {plan.model.source}; a bucket (s3://...) is quicker for large models.",
+    ]
+    return "".join(f"# {line}\n" for line in lines)

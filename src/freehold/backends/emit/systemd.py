@@ -1,0 +1,107 @@
+"""A plan as a system unit: our server starts the deployment, and engines are its children.
+
+The unit may reach loopback alone, so neither engine can report or fetch anything, and what an engine opens beside its
+socket is closed from outside. Devices stay visible: engines need them.
+Path: emit.emit -> systemd_files -> unit_text
+"""
+
+from __future__ import annotations
+
+from freehold.backends.contract import DeployPlan
+from freehold.backends.emit.contract import EmitOptions, EmittedFile, label
+from freehold.errors import UsageError
+
+# KillMode=mixed: the SIGTERM that begins the drain goes only to our server, which then ends its engines.
+# Restart=always: an end that was not asked for is a death, whatever its status; 2 is a wrong command line.
+UNIT = """\
+# {model} on {engine}, written by freehold deploy --emit systemd.
+# useradd --system --home-dir {home} --create-home freehold
+# install -m 644 {name} /etc/systemd/system/ && systemctl daemon-reload && systemctl enable --now {name}
+[Unit]
+Description=Freehold: {model} on {engine}
+After=network.target
+StartLimitIntervalSec=600
+StartLimitBurst=5
+
+[Service]
+Type=exec
+User=freehold
+ExecStart={command}
+Environment={environment}
+Restart=always
+RestartSec=5
+RestartPreventExitStatus=2
+KillMode=mixed
+TimeoutStartSec=infinity
+TimeoutStopSec={stop_s}
+OOMPolicy=continue
+LimitNOFILE=65536
+LimitMEMLOCK=infinity
+UMask=0077
+NoNewPrivileges=true
+CapabilityBoundingSet=
+ProtectSystem=strict
+ProtectHome=read-only
+ReadWritePaths={home}
+PrivateTmp=true
+ProtectClock=true
+ProtectHostname=true
+ProtectKernelLogs=true
+ProtectKernelModules=true
+ProtectKernelTunables=true
+ProtectControlGroups=true
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictSUIDSGID=true
+LockPersonality=true
+IPAddressDeny=any
+IPAddressAllow=localhost
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def systemd_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
+    """Return the unit. Raises UsageError for more than one machine."""
+    if plan.nodes.count > 1:
+        raise UsageError(
+            f"a unit starts one machine, and this plan is for {plan.nodes.count}", "--emit k8s or skypilot"
+        )
+    name = f"freehold-{label(plan.model.name)}.service"
+    return [EmittedFile(name, unit_text(plan, options, name))]
+
+
+def unit_text(plan: DeployPlan, options: EmitOptions, name: str) -> str:
+    """Return the unit's text."""
+    words = (options.program, *(options.command or deploy_words(plan)))
+    return UNIT.format(
+        model=_plain(plan.model.name),
+        engine=plan.engine,
+        name=name,
+        home=_quoted(options.home),
+        command=" ".join(map(_quoted, words)),
+        environment=_quoted(f"FREEHOLD_HOME={options.home}"),
+        stop_s=options.drain_s + 30,
+    )
+
+
+def deploy_words(plan: DeployPlan) -> tuple[str, ...]:
+    """Return the verb that starts this plan again: what was decided is decided anew, from the same choices."""
+    words = ["deploy", plan.model.source, "--engine", plan.engine]
+    if plan.replicas > 1:
+        words += ["--replicas", str(plan.replicas)]
+    if plan.context:
+        words += ["--context", str(plan.context)]
+    return tuple(words)
+
+
+def _plain(text: str) -> str:
+    return text.replace("%", "%%").replace("\n", " ")
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for systemd: no specifier, no variable, no line end."""
+    if any(ord(c) < 32 for c in word):
+        raise UsageError(f"{word!r} cannot be written in a unit file")
+    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return plain if plain and not any(c in plain for c in " '\"\\;#") else f'"{plain}"'

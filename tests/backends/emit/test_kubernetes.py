@@ -1,0 +1,289 @@
+"""Manifests: valid by schema, safe by rule, and a mutation of either kind is found."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from freehold.backends.contract import DeployPlan
+from freehold.backends.emit.check import faults
+from freehold.backends.emit.contract import EmitOptions
+from freehold.backends.emit.kubernetes import documents, kubernetes_files
+from freehold.errors import UsageError
+
+from .plans import OPTIONS, plan
+
+SCHEMAS = Path(__file__).parent.parent / "schemas"
+LWS = jsonschema.Draft202012Validator(
+    {
+        **json.loads(gzip.decompress((SCHEMAS / "leaderworkerset-v1.schema.json.gz").read_bytes())),
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+    }
+)
+ENGINES = ("vllm", "sglang", "trtllm")
+
+
+def problems(found: list[dict], made_from: DeployPlan) -> list[str]:
+    """What a cluster would refuse, then what our rules find."""
+    wrong: list[str] = []
+    for document in found:
+        if document.get("apiVersion", "").startswith("leaderworkerset"):
+            wrong += [e.message for e in LWS.iter_errors(document)]
+            continue
+        try:
+            kubernetes_validate.validate(document, "1.37", strict=True)
+        except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as e:
+            wrong.append(str(e))
+    return wrong + faults(found, made_from)
+
+
+def emitted(engine: str, **more: Any) -> tuple[list[dict], DeployPlan]:
+    made = plan(engine, **more)
+    (file,) = kubernetes_files(made, OPTIONS)
+    return list(yaml.safe_load_all(file.text)), made
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_manifests_of_two_nodes_of_eight_h100_are_valid(engine):
+    found, made = emitted(engine)
+    assert problems(found, made) == []
+    assert [d["kind"] for d in found].count("LeaderWorkerSet") == 1
+
+
+@pytest.mark.parametrize("engine", (*ENGINES, "llamacpp"))
+def test_manifests_of_one_node_are_a_deployment(engine):
+    tensor = 1 if engine == "llamacpp" else 8
+    found, made = emitted(engine, nodes=1, tensor=tensor, pipeline=1, replicas=3)
+    assert problems(found, made) == []
+    assert [d["kind"] for d in found].count("Deployment") == 2
+
+
+# --- mutations ----------------------------------------------------------------------------------------
+
+
+def one(found: list[dict], kind: str, part: str = "engine") -> dict:
+    (document,) = [
+        d
+        for d in found
+        if d["kind"] == kind and d["metadata"]["labels"]["app.kubernetes.io/component"] == part
+    ]
+    return document
+
+
+def group(found: list[dict]) -> dict:
+    return one(found, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+
+
+def pod(found: list[dict], role: str) -> dict:
+    if role == "server":
+        return one(found, "Deployment", "server")["spec"]["template"]["spec"]
+    return group(found)[f"{role}Template"]["spec"]
+
+
+def box(found: list[dict], role: str) -> dict:
+    return pod(found, role)["containers"][0]
+
+
+def variable(found: list[dict], role: str, name: str) -> dict:
+    return next(v for v in box(found, role)["env"] if v["name"] == name)
+
+
+def renamed(holder: dict, old: str, new: str) -> None:
+    holder[new] = holder.pop(old)
+
+
+def swapped(found: list[dict], role: str, old: str, new: str) -> None:
+    words = box(found, role)["command"]
+    words[words.index(old)] = new
+
+
+def after(found: list[dict], role: str, flag: str, value: str) -> None:
+    words = box(found, role)["command"]
+    words[words.index(flag) + 1] = value
+
+
+def rules(found: list[dict], part: str = "engine") -> dict:
+    return one(found, "NetworkPolicy", part)["spec"]
+
+
+def inline(found: list[dict], role: str, name: str) -> None:
+    held = variable(found, role, name)
+    held.clear()
+    held.update(name=name, value="7f3a9c")
+
+
+Mutation = Callable[[list[dict]], Any]
+SPELLING: dict[str, Mutation] = {
+    "replicaz": lambda d: renamed(one(d, "LeaderWorkerSet")["spec"], "replicas", "replicaz"),
+    "leaderTemplates": lambda d: renamed(group(d), "leaderTemplate", "leaderTemplates"),
+    "restartpolicy": lambda d: renamed(group(d), "restartPolicy", "restartpolicy"),
+    "readynessProbe in a group": lambda d: renamed(box(d, "leader"), "readinessProbe", "readynessProbe"),
+    "volumeMount": lambda d: renamed(box(d, "worker"), "volumeMounts", "volumeMount"),
+    "terminationGracePeriod": lambda d: renamed(
+        pod(d, "leader"), "terminationGracePeriodSeconds", "terminationGracePeriod"
+    ),
+    "livenesProbe of our server": lambda d: renamed(box(d, "server"), "livenessProbe", "livenesProbe"),
+    "selectors of a Service": lambda d: renamed(one(d, "Service")["spec"], "selector", "selectors"),
+    "ingres": lambda d: renamed(rules(d), "ingress", "ingres"),
+    "datas of a ConfigMap": lambda d: renamed(one(d, "ConfigMap"), "data", "datas"),
+}
+TYPES: dict[str, Mutation] = {
+    "size two": lambda d: group(d).update(size="two"),
+    "replicas '1'": lambda d: one(d, "LeaderWorkerSet")["spec"].update(replicas="1"),
+    "restartPolicy Always": lambda d: group(d).update(restartPolicy="Always"),
+    "command a string": lambda d: box(d, "leader").update(command="vllm serve"),
+    "port of a Service a word": lambda d: one(d, "Service")["spec"]["ports"][0].update(port="http"),
+    "readOnly 'yes'": lambda d: box(d, "worker")["volumeMounts"][0].update(readOnly="yes"),
+    "env value a number": lambda d: variable(d, "leader", "HF_HUB_OFFLINE").update(value=1),
+    "grace '90s'": lambda d: pod(d, "server").update(terminationGracePeriodSeconds="90s"),
+}
+REMOVED: dict[str, Mutation] = {
+    "no spec": lambda d: one(d, "LeaderWorkerSet").pop("spec"),
+    "no worker template": lambda d: group(d).pop("workerTemplate"),
+    "no containers": lambda d: pod(d, "leader").pop("containers"),
+    "no selector of a Deployment": lambda d: one(d, "Deployment", "server")["spec"].pop("selector"),
+    "no policy of the engine": lambda d: d.remove(one(d, "NetworkPolicy")),
+    "no image": lambda d: box(d, "leader").pop("image"),
+}
+MEANING: dict[str, Mutation] = {
+    "a policy rule without its port": lambda d: rules(d)["ingress"][0].pop("ports"),
+    "a policy of another port": lambda d: rules(d)["ingress"][0]["ports"][0].update(port=8001),
+    "a policy rule for everybody": lambda d: rules(d)["ingress"].append({}),
+    "a policy that lets another namespace in": lambda d: rules(d)["ingress"][0]["from"].append(
+        {"namespaceSelector": {}}
+    ),
+    "a policy that lets other pods in": lambda d: rules(d)["ingress"][0]["from"].append(
+        {"podSelector": {"matchLabels": {"app": "other"}}}
+    ),
+    "a policy of one direction": lambda d: rules(d).update(policyTypes=["Ingress"]),
+    "a policy without our server": lambda d: rules(d)["ingress"].pop(0),
+    "a policy that selects nothing": lambda d: rules(d)["podSelector"]["matchLabels"].update(x="y"),
+    "the engine's key inline": lambda d: inline(d, "leader", "VLLM_API_KEY"),
+    "our server's key inline": lambda d: inline(d, "server", "FREEHOLD_API_KEY"),
+    "the engine without a key": lambda d: box(d, "leader")["env"].remove(
+        variable(d, "leader", "VLLM_API_KEY")
+    ),
+    "a Secret written out": lambda d: d.append(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"engine": "7f3a"}}
+    ),
+    "a key on the command line": lambda d: box(d, "leader")["command"].extend(["--api-key", "7f3a"]),
+    "code of the model": lambda d: box(d, "leader")["command"].append("--trust-remote-code"),
+    "no startup probe": lambda d: box(d, "leader").pop("startupProbe"),
+    "no readiness probe of our server": lambda d: box(d, "server").pop("readinessProbe"),
+    "a start of a minute": lambda d: box(d, "leader")["startupProbe"].update(failureThreshold=6),
+    "ready by health alone": lambda d: box(d, "leader").update(
+        readinessProbe={"httpGet": {"path": "/health", "port": "api"}}
+    ),
+    "our server ready by another model's token": lambda d: box(d, "server")["readinessProbe"]["exec"].update(
+        command=["python", "/etc/freehold/probe.py", "ready", "http://127.0.0.1:11435", "other"]
+    ),
+    "grace below the shutdown time-out": lambda d: pod(d, "leader").update(terminationGracePeriodSeconds=30),
+    "grace of our server below its drain": lambda d: pod(d, "server").update(
+        terminationGracePeriodSeconds=60
+    ),
+    "a shutdown time-out of 0": lambda d: after(d, "leader", "--shutdown-timeout", "0"),
+    "a worker that ends while its leader drains": lambda d: box(d, "worker")["lifecycle"]["preStop"][
+        "sleep"
+    ].update(seconds=1),
+    "host network": lambda d: pod(d, "leader").update(hostNetwork=True),
+    "host port": lambda d: box(d, "leader")["ports"][0].update(hostPort=8000),
+    "a folder of the host": lambda d: pod(d, "worker")["volumes"].append(
+        {"name": "x", "hostPath": {"path": "/"}}
+    ),
+    "root": lambda d: pod(d, "worker")["securityContext"].update(runAsNonRoot=False),
+    "privileged": lambda d: box(d, "worker")["securityContext"].update(privileged=True),
+    "a capability": lambda d: box(d, "worker")["securityContext"]["capabilities"].update(add=["SYS_ADMIN"]),
+    "no seccomp": lambda d: pod(d, "leader")["securityContext"].pop("seccompProfile"),
+    "a token of the cluster's API": lambda d: pod(d, "server").pop("automountServiceAccountToken"),
+    "four devices a node": lambda d: [
+        box(d, r)["resources"][k].update({"nvidia.com/gpu": "4"})
+        for r in ("leader", "worker")
+        for k in ("requests", "limits")
+    ],
+    "a group of three": lambda d: group(d).update(size=3),
+    "tensor parallel 4": lambda d: after(d, "leader", "--tensor-parallel-size", "4"),
+    "one replica more": lambda d: one(d, "LeaderWorkerSet")["spec"].update(replicas=2),
+    "a fixed node rank": lambda d: after(d, "worker", "--node-rank", "1"),
+    "another leader": lambda d: after(d, "worker", "--master-addr", "10.0.0.1"),
+    "a worker with an API": lambda d: box(d, "worker")["command"].remove("--headless"),
+    "a group that lives on in part": lambda d: group(d).update(restartPolicy="None"),
+    "a tag instead of a digest": lambda d: box(d, "worker").update(image="vllm/vllm-openai:v0.32.0"),
+    "latest": lambda d: box(d, "server").update(image="freehold:latest"),
+    "a Service of all pods": lambda d: one(d, "Service")["spec"]["selector"].pop(
+        "leaderworkerset.sigs.k8s.io/worker-index"
+    ),
+    "a Service out of the cluster": lambda d: one(d, "Service", "server")["spec"].update(type="LoadBalancer"),
+    "a Service with the group's name": lambda d: one(d, "Service")["metadata"].update(
+        name=one(d, "LeaderWorkerSet")["metadata"]["name"]
+    ),
+    "another address in gateway.toml": lambda d: one(d, "ConfigMap")["data"].update(
+        {"gateway.toml": "[providers.engine]\nurl = 'http://elsewhere/v1'\n"}
+    ),
+    "another served name": lambda d: after(d, "leader", "--served-model-name", "other"),
+    "the hub on": lambda d: variable(d, "worker", "HF_HUB_OFFLINE").update(value="0"),
+    "telemetry on": lambda d: box(d, "leader")["env"].remove(variable(d, "leader", "VLLM_NO_USAGE_STATS")),
+    "shared memory on disk": lambda d: pod(d, "leader")["volumes"][1].update(emptyDir={}),
+    "a model that can be written": lambda d: box(d, "leader")["volumeMounts"][0].pop("readOnly"),
+}
+MUTATIONS = {**SPELLING, **TYPES, **REMOVED, **MEANING}
+
+
+@pytest.fixture(scope="module")
+def sound() -> tuple[list[dict], DeployPlan]:
+    return emitted("vllm")
+
+
+def test_mutations_are_thirty_and_more():
+    assert len(MUTATIONS) >= 30
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_caught(sound, name):
+    found, made = copy.deepcopy(sound[0]), sound[1]
+    MUTATIONS[name](found)
+    assert problems(found, made)
+
+
+@pytest.mark.parametrize("name", MEANING)
+def test_rules_alone_find_what_a_schema_allows(sound, name):
+    found, made = copy.deepcopy(sound[0]), sound[1]
+    MEANING[name](found)
+    assert faults(found, made)
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "image", ["", "vllm/vllm-openai", "vllm/vllm-openai:latest", "vllm/vllm-openai:v0.32.0"]
+)
+def test_image_without_a_digest_is_refused(image):
+    with pytest.raises(UsageError, match="--image"):
+        documents(plan("vllm"), EmitOptions(image=image, server_image=OPTIONS.server_image))
+
+
+def test_flag_that_names_a_file_of_this_machine_is_refused():
+    from dataclasses import replace
+
+    from freehold.backends.contract import PlannedFlag
+
+    made = plan("vllm")
+    made = replace(made, flags=(*made.flags, PlannedFlag("--chat-template", "/home/me/x.jinja", "")))
+    with pytest.raises(UsageError, match=r"--chat-template names /home/me/x\.jinja"):
+        documents(made, OPTIONS)
+
+
+def test_nothing_of_this_machine_is_in_a_file():
+    for engine in ENGINES:
+        (file,) = kubernetes_files(plan(engine), OPTIONS)
+        for word in ("/srv/models", "/home/me", "/run/user", "127.0.0.1:8000/v1", "VLLM_HOST_IP: 127"):
+            assert word not in file.text, (engine, word)
