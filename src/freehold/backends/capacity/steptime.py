@@ -1,0 +1,126 @@
+"""What one step of an engine takes: T(batch, depths, prompt tokens), measured or computed, kept as JSON.
+
+A step of `batch` answers whose contexts have `depth` tokens together, and of prompt tokens that attend to `positions`
+together, takes fixed(batch) + depth * a + tokens * b + positions * c seconds. It may be any function of the batch, and
+is linear in the rest: so the sum over many steps has a closed form, and the simulator takes them at once.
+Path: measuring.fit, predicting.step_time, or StepTime.load -> StepTime -> engine.SimulatedEngine
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from freehold.advisor.interval import Interval
+from freehold.errors import UsageError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of a step. `batches` ascend from 0 (a step of prompts alone); between them lines, beyond the last its slope."""
+
+    batches: tuple[int, ...]
+    fixed: tuple[float, ...]  # s of a step of so many answers at no depth
+    depth: float = 0.0  # s for each token of an answer's context
+    prompt: float = 0.0  # s for each prompt token, in a step without answers
+    positions: float = 0.0  # s for each position that a prompt token attends to
+    beside: float = 1.0  # times a prompt token's seconds in a step that has answers too
+    arrival: float = 0.0  # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
+    spread: float = 0.0  # standard deviation of the logarithm of measured over told
+    basis: str = ""
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.batches, self.batches[1:], strict=False))
+        numbers = (*self.fixed, self.depth, self.prompt, self.positions, self.beside, self.arrival, self.spread)
+        if not (self.batches and self.batches[0] == 0 and ascending and len(self.batches) == len(self.fixed)):
+            raise UsageError(f"batches of {list(self.batches)} with {len(self.fixed)} times are no step times")
+        if not all(math.isfinite(n) and n >= 0 for n in numbers) or max(self.fixed) <= 0:
+            raise UsageError("a step's seconds are not finite, or below 0")
+
+    def of_batch(self, batch: int) -> float:
+        """Return the seconds of a step of `batch` answers at no depth."""
+        last = len(self.batches) - 1
+        for i in range(last):
+            if batch <= self.batches[i + 1]:
+                return self._between(i, batch)
+        return max(self._between(last - 1, batch), self.fixed[-1]) if last else self.fixed[0]
+
+    def _between(self, i: int, batch: int) -> float:
+        low, high = self.batches[i], self.batches[i + 1]
+        share = (batch - low) / (high - low)
+        return self.fixed[i] + share * (self.fixed[i + 1] - self.fixed[i])
+
+    def seconds(self, batch: int, depth: float = 0.0, tokens: int = 0, first: int = 0) -> float:
+        """Return a step's seconds: `tokens` of one prompt are read, from its position `first` on."""
+        attended = tokens * first + tokens * (tokens - 1) / 2
+        read = tokens * self.prompt + attended * self.positions
+        return self.of_batch(batch) + depth * self.depth + read * (self.beside if batch else 1.0)
+
+    def times(self, factor: float) -> StepTime:
+        """Return an engine that takes `factor` times as long for everything."""
+        return replace(
+            self,
+            fixed=tuple(s * factor for s in self.fixed),
+            depth=self.depth * factor,
+            prompt=self.prompt * factor,
+            positions=self.positions * factor,
+            arrival=self.arrival * factor,
+        )
+
+    def doubt(self) -> Interval:
+        """Return by what factor steps may take longer or less, four times in five."""
+        return Interval.lognormal(1.0, self.spread)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What bounds a step and an engine. 0: nothing does."""
+
+    streams: int = 0  # answers at a time
+    room: int = 0  # tokens of KV cache
+    chunk: int = 2048  # tokens that a step computes at most, prompts' and answers'
+    # Engines that keep answers fluent give prompts what is left of `pace` times the step without them, at least
+    # `floor_s`; `burst_s` while several short prompts wait, `alone_s` without answers.
+    pace: float = 0.0
+    floor_s: float = 0.0
+    burst_s: float = 0.0
+    alone_s: float = 0.0
+    shortest: bool = False  # prompts with the least left to read go first, not the oldest
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """An engine as the simulator has it: what its steps take, and what bounds them."""
+
+    time: StepTime
+    limits: EngineLimits = EngineLimits()
+    about: dict[str, Any] = field(default_factory=dict)  # model, engine, machine, load: for people
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON knows it."""
+        return {"schema": SCHEMA, "about": self.about, "time": asdict(self.time), "limits": asdict(self.limits)}
+
+    @staticmethod
+    def load(path: Path) -> EngineModel:
+        """Read what `freehold deploy bench -o FILE` wrote. Raises UsageError."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise UsageError(f"{path} cannot be read: {e}", "--steps takes a file of freehold deploy bench -o FILE") from e
+        return EngineModel.parse(raw, str(path))
+
+    @staticmethod
+    def parse(raw: Any, where: str) -> EngineModel:
+        """Make it of its JSON. Raises UsageError that names `where`."""
+        try:
+            if raw["schema"] != SCHEMA:
+                raise UsageError(f"{where} has schema {raw['schema']!r}, not {SCHEMA}", "measure again with freehold deploy bench")
+            time = {**raw["time"], "batches": tuple(raw["time"]["batches"]), "fixed": tuple(raw["time"]["fixed"])}
+            return EngineModel(StepTime(**time), EngineLimits(**raw["limits"]), dict(raw.get("about", {})))
+        except (KeyError, TypeError) as e:
+            raise UsageError(f"{where} holds no step times: {e}", "freehold deploy bench -o FILE writes them") from e
