@@ -26,10 +26,28 @@ DRIFT = 512  # positions after which the cost of a paced chunk is computed anew
 class SimulatedRequest:
     """A request on its way. Times are seconds of the trace; `first` and `last` are of its tokens."""
 
-    __slots__ = ("answer", "at", "blocks", "done_to", "first", "hit", "last", "left", "made", "order", "own", "prompt")
+    __slots__ = (
+        "answer",
+        "at",
+        "blocks",
+        "done_to",
+        "first",
+        "hit",
+        "last",
+        "left",
+        "made",
+        "order",
+        "own",
+        "prompt",
+    )
 
     def __init__(self, request: TracedRequest, order: int) -> None:
-        self.at, self.prompt, self.answer, self.blocks = request.at, request.prompt, request.answer, request.blocks
+        self.at, self.prompt, self.answer, self.blocks = (
+            request.at,
+            request.prompt,
+            request.answer,
+            request.blocks,
+        )
         self.order = order
         self.made = 0  # tokens of its answer
         self.left = 0  # prompt tokens that are not read yet
@@ -221,9 +239,9 @@ class SimulatedEngine:
             self._first_token(request)
 
     def _advance(self, most: int, first: float, more: float, until: float) -> int:
-        """Take up to `most` steps, as many as begin before `until`; the first takes `first` s, each next one `more` longer.
+        """Take up to `most` steps, as many as begin before `until`, and return how many.
 
-        Return how many.
+        The first takes `first` seconds, each next one `more` longer.
         """
         steps, gap = most, until - self.clock
         seconds = steps * first + more * steps * (steps - 1) / 2

@@ -13,7 +13,7 @@ from freehold.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Autoscaling:
-    """Replicas by what each has: `queue` outstanding requests, or `utilisation`, the busy share of its time (0 to 1)."""
+    """Replicas by what each has: `queue` outstanding requests, or `utilisation`, the busy share of its time."""
 
     least: int
     most: int
@@ -35,7 +35,7 @@ class Autoscaling:
             raise UsageError("autoscaling looks every few seconds, and starts take 0 s or more")
 
     def wanted(self, running: int, outstanding: int, busy: float) -> int:
-        """Return how many replicas are wanted; `busy`: busy seconds of all of them, over the seconds since the last look."""
+        """Return how many replicas are wanted; `busy`: busy seconds of all, over the seconds since the last look."""
         need = outstanding / self.queue if self.queue else busy / self.utilisation
         # A replica that is always busy says nothing of how much more is waiting.
         if self.utilisation and running and busy >= 0.99 * running:

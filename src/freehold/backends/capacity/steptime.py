@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a step. `batches` ascend from 0 (a step of prompts alone); between them lines, beyond the last its slope."""
+    """Seconds of a step. `batches` ascend from 0, a step of prompts alone; between two of them lies a line."""
 
     batches: tuple[int, ...]
     fixed: tuple[float, ...]  # s of a step of so many answers at no depth
@@ -30,15 +30,27 @@ class StepTime:
     prompt: float = 0.0  # s for each prompt token, in a step without answers
     positions: float = 0.0  # s for each position that a prompt token attends to
     beside: float = 1.0  # times a prompt token's seconds in a step that has answers too
-    arrival: float = 0.0  # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
+    arrival: float = (
+        0.0  # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
+    )
     spread: float = 0.0  # standard deviation of the logarithm of measured over told
     basis: str = ""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.batches, self.batches[1:], strict=False))
-        numbers = (*self.fixed, self.depth, self.prompt, self.positions, self.beside, self.arrival, self.spread)
+        numbers = (
+            *self.fixed,
+            self.depth,
+            self.prompt,
+            self.positions,
+            self.beside,
+            self.arrival,
+            self.spread,
+        )
         if not (self.batches and self.batches[0] == 0 and ascending and len(self.batches) == len(self.fixed)):
-            raise UsageError(f"batches of {list(self.batches)} with {len(self.fixed)} times are no step times")
+            raise UsageError(
+                f"batches of {list(self.batches)} with {len(self.fixed)} times are no step times"
+            )
         if not all(math.isfinite(n) and n >= 0 for n in numbers) or max(self.fixed) <= 0:
             raise UsageError("a step's seconds are not finite, or below 0")
 
@@ -103,7 +115,12 @@ class EngineModel:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON knows it."""
-        return {"schema": SCHEMA, "about": self.about, "time": asdict(self.time), "limits": asdict(self.limits)}
+        return {
+            "schema": SCHEMA,
+            "about": self.about,
+            "time": asdict(self.time),
+            "limits": asdict(self.limits),
+        }
 
     @staticmethod
     def load(path: Path) -> EngineModel:
@@ -111,7 +128,9 @@ class EngineModel:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
-            raise UsageError(f"{path} cannot be read: {e}", "--steps takes a file of freehold deploy bench -o FILE") from e
+            raise UsageError(
+                f"{path} cannot be read: {e}", "--steps takes a file of freehold deploy bench -o FILE"
+            ) from e
         return EngineModel.parse(raw, str(path))
 
     @staticmethod
@@ -119,8 +138,17 @@ class EngineModel:
         """Make it of its JSON. Raises UsageError that names `where`."""
         try:
             if raw["schema"] != SCHEMA:
-                raise UsageError(f"{where} has schema {raw['schema']!r}, not {SCHEMA}", "measure again with freehold deploy bench")
-            time = {**raw["time"], "batches": tuple(raw["time"]["batches"]), "fixed": tuple(raw["time"]["fixed"])}
+                raise UsageError(
+                    f"{where} has schema {raw['schema']!r}, not {SCHEMA}",
+                    "measure again with freehold deploy bench",
+                )
+            time = {
+                **raw["time"],
+                "batches": tuple(raw["time"]["batches"]),
+                "fixed": tuple(raw["time"]["fixed"]),
+            }
             return EngineModel(StepTime(**time), EngineLimits(**raw["limits"]), dict(raw.get("about", {})))
         except (KeyError, TypeError) as e:
-            raise UsageError(f"{where} holds no step times: {e}", "freehold deploy bench -o FILE writes them") from e
+            raise UsageError(
+                f"{where} holds no step times: {e}", "freehold deploy bench -o FILE writes them"
+            ) from e

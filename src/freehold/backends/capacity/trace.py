@@ -1,6 +1,6 @@
 """Requests to plan for: when each arrives, what it reads and writes, and which prompts begin alike.
 
-From a CSV (timestamp, tokens read, tokens written), from JSON lines in Mooncake's form (with hashes of 512-token blocks),
+From a CSV (timestamp, tokens read, tokens written), JSON lines in Mooncake's form (with hashes of blocks of 512),
 from rows that a caller already has, or made up at a rate. Files may be gzipped. Knows no engine and no ledger.
 Path: cli/deploying/capacity.py -> from_file, from_rows, steady -> RequestTrace -> simulation.simulate
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -120,8 +119,8 @@ def from_file(path: Path, most: int = MOST_REQUESTS) -> RequestTrace:
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        opened = gzip.open(path, "rb") if packed else path.open("rb")
-        with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as lines:  # pyright: ignore[reportArgumentType]
+        opening = gzip.open if packed else open
+        with opening(path, "rt", encoding="utf-8-sig", newline="") as lines:
             head = lines.readline()
             if head.lstrip().startswith("{"):
                 made = _read(path, _json_lines(head, lines), most)
@@ -156,8 +155,10 @@ def _checked(request: TracedRequest) -> TracedRequest:
     for what, tokens in (("reads", request.prompt), ("writes", request.answer)):
         if not 0 <= tokens <= MOST_TOKENS:
             raise ValueError(f"a request that {what} {tokens:,} tokens")
-    return request if request.answer and request.prompt else replace(
-        request, answer=max(request.answer, 1), prompt=max(request.prompt, 1)
+    return (
+        request
+        if request.answer and request.prompt
+        else replace(request, answer=max(request.answer, 1), prompt=max(request.prompt, 1))
     )
 
 
@@ -187,7 +188,9 @@ def _csv_lines(path: Path, head: str, lines: Iterable[str]) -> Iterator[_Parsed]
         )
 
     at, prompt, answer = (
-        column(_TIMES, "times"), column(_PROMPTS, "tokens read"), column(_ANSWERS, "tokens written"),
+        column(_TIMES, "times"),
+        column(_PROMPTS, "tokens read"),
+        column(_ANSWERS, "tokens written"),
     )
 
     def parse(row: list[str]) -> TracedRequest:

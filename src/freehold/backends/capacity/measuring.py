@@ -1,0 +1,235 @@
+"""Measures what an engine's steps take, through the API that its clients use, and fits StepTime to it.
+
+    samples = await measure(door, Plan(batches=(1, 4, 16), depths=(64, 1024)))
+    model = fit(samples, rules("vllm"))
+
+Prompts alone give the cost of a prompt token; answers side by side, at several depths, the cost of a step; a prompt
+beside answers how the engine shares a step. Prompts are warmed where the engine has a prefix cache, so that answers of
+one measurement begin together. Knows no trace.
+Path: cli/deploying/bench.py -> measure -> Samples -> fit -> EngineModel
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+import numpy as np
+
+from freehold.backends.capacity.asking import Door, TimedAnswer
+from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.errors import UpstreamFailed, UsageError
+
+_WORDS = "the a of in to and is it for on as at be by we he she you not all one two new old day man way out up time".split()
+_TRIAL = 100  # words of the prompt that tells how many tokens a word has
+_FEW = 4  # steps that a prompt beside answers was spread over: the engine keeps its answers fluent
+_LEAST_WINDOW = 3  # tokens of each answer in the time when all of them run
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurePlan:
+    """What is measured. The largest batch at the largest depth has to fit into the engine's cache."""
+
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    depths: tuple[int, ...] = (64, 1024)
+    prompts: tuple[int, ...] = (16, 256, 1024)  # tokens of prompts that are timed alone
+    beside: tuple[int, ...] = (2, 8)  # answers beside which a prompt is timed
+    tokens: int = 32  # of each answer
+    rounds: int = 2
+
+    def __post_init__(self) -> None:
+        for what, least in (("batches", 1), ("depths", 8), ("prompts", 8), ("beside", 1)):
+            values = getattr(self, what)
+            if any(v < least for v in values) or (not values and what != "beside"):
+                raise UsageError(f"{what} of {', '.join(map(str, values)) or 'nothing'} cannot be measured")
+        if self.tokens < 8 or self.rounds < 1:
+            raise UsageError("answers have 8 tokens or more, and there is one round or more")
+
+
+@dataclass(slots=True)
+class Samples:
+    """What was measured, in seconds."""
+
+    prompts: list[tuple[int, float]] = field(default_factory=list)  # tokens, to the first token
+    steps: list[tuple[int, float, float]] = field(default_factory=list)  # batch, depths together, a step
+    # Answers, prompt tokens beside them, s to its first token, tokens that each answer made meanwhile.
+    beside: list[tuple[int, int, float, float]] = field(default_factory=list)
+
+
+class _Words:
+    """Prompts of about so many tokens; no two begin alike."""
+
+    def __init__(self, seed: int) -> None:
+        self._dice, self.per_word = random.Random(seed), 1.0
+
+    def draw(self, tokens: int) -> str:
+        words = max(round(tokens / self.per_word), 1)
+        begin = [str(self._dice.randrange(10, 100)) for _ in range(2)] if words > 4 else []
+        return " ".join([*begin, *self._dice.choices(_WORDS, k=words - len(begin))])
+
+
+async def measure(
+    door: Door,
+    plan: MeasurePlan = MeasurePlan(),
+    on_progress: Callable[[str], None] | None = None,
+    seed: int = 1,
+) -> Samples:
+    """Measure. Raises UpstreamFailed where an answer fails, ServerUnreachable."""
+    words, samples = _Words(seed), Samples()
+    show = on_progress or (lambda _: None)
+    show("the first prompt")
+    tried = _whole(await door.ask(words.draw(_TRIAL), 8))
+    words.per_word = max(tried.prompt_tokens / _TRIAL, 0.2)
+    for number in range(plan.rounds):
+        shown = f"round {number + 1} of {plan.rounds}"
+        for tokens in plan.prompts:
+            show(f"{shown}: a prompt of {tokens:,} tokens")
+            answer = _whole(await door.ask(words.draw(tokens), 1))
+            samples.prompts.append((answer.prompt_tokens, answer.ttft))
+        for depth in plan.depths:
+            prompts = [words.draw(depth) for _ in range(max(plan.batches))]
+            for prompt in prompts:  # into its prefix cache
+                show(f"{shown}: warming prompts of {depth:,} tokens")
+                answer = _whole(await door.ask(prompt, 1))
+                samples.prompts.append((answer.prompt_tokens, answer.ttft))
+            for batch in plan.batches:
+                show(f"{shown}: {batch} answers {depth:,} tokens deep")
+                samples.steps += await _steps(door, prompts[:batch], plan.tokens)
+        for batch in plan.beside:
+            show(f"{shown}: a prompt beside {batch} answers")
+            samples.beside += await _beside(door, words, batch, max(plan.prompts), plan.tokens)
+    return samples
+
+
+def _whole(answer: TimedAnswer) -> TimedAnswer:
+    if answer.error or not answer.pieces:
+        raise UpstreamFailed(
+            f"the engine did not answer a prompt of random words: {answer.error or 'no token came'}",
+            "does it have room for the largest batch at the largest depth? see --batches and --depths",
+        )
+    return answer
+
+
+async def _steps(door: Door, prompts: Sequence[str], tokens: int) -> list[tuple[int, float, float]]:
+    """Time answers side by side, in the time when all of them run."""
+    # More tokens for more answers: they do not begin at one moment.
+    answers = [
+        _whole(a) for a in await asyncio.gather(*(door.ask(p, tokens + len(prompts)) for p in prompts))
+    ]
+    begin, end = max(a.pieces[0] for a in answers), min(a.pieces[-1] for a in answers)
+    made = [_between(a, begin, end) for a in answers]
+    mean = sum(made) / len(made)
+    if mean < _LEAST_WINDOW:
+        return []
+    depth = sum(
+        a.prompt_tokens + a.tokens * (1 - m / 2 / max(a.tokens, 1))
+        for a, m in zip(answers, made, strict=True)
+    )
+    return [(len(prompts), depth, (end - begin) / mean)]
+
+
+def _between(answer: TimedAnswer, begin: float, end: float) -> float:
+    """Return how many tokens came after `begin` and until `end`; a piece may have more than one, or none be seen."""
+    pieces = sum(begin < p <= end for p in answer.pieces)
+    return pieces * max(answer.tokens - 1, 1) / max(len(answer.pieces) - 1, 1)
+
+
+async def _beside(
+    door: Door, words: _Words, batch: int, prompt: int, tokens: int
+) -> list[tuple[int, int, float, float]]:
+    """Time a prompt that arrives while answers run. They are long enough to last until its first token, or there is none."""
+    length = 4 * tokens
+    while True:
+        running = [asyncio.create_task(door.ask(words.draw(16), length)) for _ in range(batch)]
+        first = asyncio.create_task(door.ask(words.draw(16), 4))  # its end says that the others run
+        await first
+        newcomer = _whole(await door.ask(words.draw(prompt), 1))
+        answers = [_whole(a) for a in await asyncio.gather(*running)]
+        if all(a.pieces[0] < newcomer.sent and a.pieces[-1] > newcomer.pieces[0] for a in answers):
+            made = sum(_between(a, newcomer.sent, newcomer.pieces[0]) for a in answers) / batch
+            return [(batch, newcomer.prompt_tokens, newcomer.ttft, made)]
+        if length >= 32 * tokens:
+            return []
+        length *= 2
+
+
+def rules(engine: str) -> EngineLimits:
+    """Return what is known of how an engine shares a step, before anything is measured."""
+    if engine == "freehold":  # engine/schedule/budget.py
+        return EngineLimits(chunk=512, pace=2.2, floor_s=0.004, burst_s=0.2, alone_s=0.25, shortest=True)
+    return EngineLimits(chunk=2048)  # vLLM's and SGLang's default for serving
+
+
+def fit(samples: Samples, limits: EngineLimits, about: dict[str, object] | None = None) -> EngineModel:
+    """Fit the step's terms by least squares of relative errors. Raises UsageError where too little was measured."""
+    if not samples.steps or len(samples.prompts) < 2:
+        raise UsageError(
+            "too little was measured: no time in which all answers ran",
+            "the engine may answer fewer at a time: give smaller --batches, or more --tokens",
+        )
+    fixed, depth = _fit_steps(samples.steps)
+    const, prompt, positions = _fit_prompts(samples.prompts)
+    alone = min(fixed[1] if 1 in fixed else min(fixed.values()), const)
+    batches = sorted(fixed)
+    time = StepTime(
+        (0, *batches), (alone, *(fixed[b] for b in batches)), depth, prompt, positions, arrival=const - alone
+    )
+    time, limits = _fit_beside(samples, time, limits)
+    errors = [np.log(s / time.seconds(b, d)) for b, d, s in samples.steps]
+    errors += [np.log(s / (time.arrival + time.seconds(0, 0, n))) for n, s in samples.prompts if s > 0]
+    basis = f"measured: {len(samples.steps)} steps and {len(samples.prompts)} prompts"
+    time = replace(time, spread=float(np.std(errors)), basis=basis)
+    return EngineModel(time, limits, dict(about or {}))
+
+
+def _fit_steps(steps: Sequence[tuple[int, float, float]]) -> tuple[dict[int, float], float]:
+    """Return the seconds of each batch at no depth, and of a token of depth; neither is below 0."""
+    batches = sorted({b for b, _, _ in steps})
+    rows = np.array([[*(b == x for x in batches), d] for b, d, _ in steps], dtype=float)
+    weights = 1 / np.array([s for _, _, s in steps])
+    found, *_ = np.linalg.lstsq(rows * weights[:, None], np.ones(len(steps)), rcond=None)
+    slope = max(float(found[-1]), 0.0)
+    rest: dict[int, list[float]] = defaultdict(list)
+    for b, d, s in steps:
+        rest[b].append(max(s - slope * d, s / 10))
+    return {b: median(rest[b]) for b in batches}, slope
+
+
+def _fit_prompts(prompts: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
+    """Return the seconds of a prompt without tokens, of a token, and of a position that a token attends to."""
+    by_size: dict[int, list[float]] = defaultdict(list)
+    for n, s in prompts:
+        by_size[n].append(s)
+    n = np.array([k for k in by_size], dtype=float)
+    s = np.array([median(v) for v in by_size.values()])
+    terms = np.stack([np.ones_like(n), n, n * (n - 1) / 2], axis=1)
+    for used in ([0, 1, 2], [0, 1], [1]):
+        if len(n) < len(used):
+            continue
+        found, *_ = np.linalg.lstsq(terms[:, used] / s[:, None], np.ones(len(n)), rcond=None)
+        if (found > 0).all():
+            told = dict(zip(used, map(float, found), strict=True))
+            return told.get(0, float(s.min()) / 10), told.get(1, 0.0), told.get(2, 0.0)
+    return float(np.median(s)), 0.0, 0.0
+
+
+def _fit_beside(samples: Samples, time: StepTime, limits: EngineLimits) -> tuple[StepTime, EngineLimits]:
+    """Fit how an engine shares a step: what a prompt token costs beside answers, and how much longer steps may be."""
+    costs, paces = [], []
+    for batch, tokens, seconds, made in samples.beside:
+        step = time.of_batch(batch)
+        alone = time.seconds(0, 0, tokens) - time.of_batch(0)
+        if made <= 0 or alone <= 0:
+            continue
+        costs.append(max(seconds - time.arrival - made * step, alone / 4) / alone)
+        if made >= _FEW:
+            paces.append((seconds - time.arrival) / made / step)
+    if costs:
+        time = replace(time, beside=float(min(max(median(costs), 0.25), 8.0)))
+    if paces and len(paces) > len(costs) / 2:
+        limits = replace(limits, pace=float(max(median(paces), 1.05)), floor_s=limits.floor_s)
+    return time, limits

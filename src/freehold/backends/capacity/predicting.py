@@ -1,0 +1,66 @@
+"""Step times and memory of hardware that is not here: from roofline's terms, as `freehold fit --on` has them.
+
+Knows a model's sizes, a rig and an engine's published speeds; measures nothing.
+Path: cli/deploying/capacity.py -> predicted -> roofline.step -> EngineModel
+"""
+
+from __future__ import annotations
+
+import math
+
+from freehold.advisor import roofline
+from freehold.advisor.engines import UpstreamEngine, speed
+from freehold.advisor.roofline import CHUNK, Work
+from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.catalog.hardware import Rig
+from freehold.errors import UsageError
+
+_WIDTH = 2 * 1.2816  # standard deviations between the bounds that hold 80 %
+_GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+def predicted(
+    work: Work, rig: Rig, engine: UpstreamEngine, *, prompt: int, answer: int, width: float = 0
+) -> EngineModel:
+    """Return one replica on `rig`. `prompt`, `answer`: usual lengths, at which the line over depths is exact.
+
+    `width`: bytes of a cached value. Raises UsageError where it does not fit or its speed is not known.
+    """
+    depth = max(prompt + answer // 2, 1)
+    placed = roofline.place(work, rig, engine, prompt + answer, width)
+    if not placed.fits:
+        raise UsageError(f"{work.name} in {work.quant} on {rig.name}: {placed.why}")
+    if math.isinf(roofline.rate(work, rig.device, engine)):
+        raise UsageError(
+            f"no operations a second are published for {rig.device.title}",
+            "measure an engine there: freehold deploy bench",
+        )
+    pace = speed(engine, rig.device)
+
+    def seconds(batch: int, tokens: int) -> float:
+        return roofline.step(work, rig, engine, batch, tokens).seconds(pace)
+
+    batches = [b for b in _GRID if b <= max(engine.streams, 1)]
+    fixed = [seconds(b, 0) for b in batches]
+    slope = (seconds(1, depth) - seconds(1, 0)) / depth
+    factor = pace.factors.get("prompts", 1.0)
+    one, all_of = (factor * roofline.prompt_s(work, rig, engine, n) for n in (1, max(prompt, 2)))
+    # prompt_s is linear in the tokens but for attention, which grows with their square.
+    curve = max(all_of - max(prompt, 2) * one, 0.0) / (max(prompt, 2) * (max(prompt, 2) - 1) / 2)
+    spread = pace.spread.get("tpot") or pace.spread.get("answer")
+    time = StepTime(
+        batches=(0, *batches),
+        fixed=(fixed[0], *fixed),
+        depth=max(slope, 0.0),
+        prompt=one,
+        positions=curve,
+        arrival=pace.factors.get("arrival", 0.0),
+        spread=math.log(spread.high / spread.low) / _WIDTH
+        if spread and spread.low > 0
+        else math.log(2) / 1.2816,
+        basis=f"predicted: {engine.title}, published figures of {rig.device.title}, and rows measured by others",
+    )
+    tokens = max(placed.sequence - work.state_bytes, 1) / (prompt + answer)
+    limits = EngineLimits(streams=engine.streams, room=int(placed.room / tokens), chunk=CHUNK)
+    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
+    return EngineModel(time, limits, about)

@@ -1,0 +1,1 @@
+"""What lies under `freehold deploy`: a file a verb, and what they share."""

@@ -1,0 +1,180 @@
+"""`freehold deploy bench`: measures what the steps of a running engine take, for `freehold deploy capacity`.
+
+Knows options and words; the measuring is backends/capacity/measuring.py's.
+Path: deploy -> bench -> Door.models, measure -> fit -> EngineModel
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.advisor.interval import digits
+from freehold.cli.progress import StatusLine
+from freehold.cli.shared import json_option, table, write_beside
+from freehold.config import Settings
+from freehold.errors import ServerUnreachable, UsageError
+
+if TYPE_CHECKING:
+    from freehold.backends.capacity.asking import Door
+    from freehold.backends.capacity.steptime import EngineModel
+
+EXAMPLE = "freehold deploy bench http://127.0.0.1:8000/v1 -o steps.json"
+
+
+class Numbers(click.ParamType):
+    """Whole numbers with commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return them."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part.replace("_", "")) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers; write 1,4,16", param, ctx)
+
+
+@click.command("bench", epilog=f"Example: {EXAMPLE}")
+@click.argument("target", metavar="MODEL|URL")
+@click.option("--model", default="", help="With a URL: the model's name there, if it offers several.")
+@click.option(
+    "--batches", type=Numbers(), default="1,2,4,8,16", show_default=True, help="Answers side by side."
+)
+@click.option(
+    "--depths",
+    type=Numbers(),
+    default="64,1024",
+    show_default=True,
+    help="Tokens of context of each of them.",
+)
+@click.option(
+    "--prompts",
+    type=Numbers(),
+    default="16,256,1024",
+    show_default=True,
+    help="Tokens of prompts that are timed alone.",
+)
+@click.option("--tokens", type=click.IntRange(8), default=32, show_default=True, help="Tokens of an answer.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=2,
+    show_default=True,
+    help="Times everything is measured.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=None,
+    help="Answers at a time that the engine takes, for the file.",
+)
+@click.option("--room", type=click.IntRange(1), default=None, help="Tokens of its KV cache, for the file.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    help="Write the step times here, for capacity --steps.",
+)
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings, target: str, model: str, out: Path | None, as_json: bool, **given: Any
+) -> None:
+    """Measure what the steps of an engine take: by answers side by side, their depth, and prompt tokens.
+
+    MODEL is a deployment or another model of this home's running server; a URL is an engine or server of yours that
+    speaks OpenAI's protocol (its key in the variable FREEHOLD_BENCH_KEY). Prompts are random words. Run it while
+    nothing else does: requests of others are in the times.
+
+    With --json: {"schema": 1, "about": {...}, "time": {...}, "limits": {...}}; times are in seconds.
+    """
+    from freehold.backends.capacity.measuring import MeasurePlan, fit, measure, rules
+
+    sizes = {name: given[name] for name in ("batches", "depths", "prompts", "tokens", "rounds")}
+    beside = tuple(b for b in (2, 8) if b <= max(sizes["batches"], default=0))
+    plan = MeasurePlan(**sizes, beside=beside)
+    door = _door(settings, target, model)
+    with StatusLine("nothing was written") as status:
+
+        async def measured() -> EngineModel:
+            offered = await door.models()
+            chosen, engine = _chosen(door, offered)
+            samples = await measure(chosen, plan, status.show)
+            load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+            about = {"model": chosen.model, "engine": engine, "at": chosen.url, "load_average": load}
+            return fit(samples, rules(engine), about)
+
+        from dataclasses import replace
+
+        found = asyncio.run(measured())
+        limits = {name: given[name] for name in ("streams", "room") if given[name]}
+        found = replace(found, limits=replace(found.limits, **limits))
+    text = json.dumps(found.as_json(), indent=1)
+    if out is not None:
+        write_beside(out, text + "\n")
+    if as_json:
+        click.echo(text)
+    else:
+        _print(found, out)
+
+
+def _door(settings: Settings, target: str, model: str) -> Door:
+    """Return where to ask: a URL, or this home's server by its owner's socket."""
+    from freehold.backends.capacity.asking import Door
+
+    if target.startswith(("http://", "https://")):
+        return Door(target.rstrip("/"), model, os.environ.get("FREEHOLD_BENCH_KEY", ""))
+    if model:
+        raise UsageError("--model goes with a URL", f"write freehold deploy bench {model}")
+    if not settings.socket.exists():
+        raise ServerUnreachable(
+            "no server of this home runs", f"freehold serve {target} starts one, or give a URL"
+        )
+    return Door("http://freehold/v1", target, socket=settings.socket)
+
+
+def _chosen(door: Door, offered: dict[str, str]) -> tuple[Door, str]:
+    """Return the door with a model that is there, and the engine as far as it is told."""
+    from dataclasses import replace
+
+    from freehold.config import nearest
+
+    if not door.model and len(offered) == 1:
+        door = replace(door, model=next(iter(offered)))
+    if door.model not in offered:
+        near = nearest(door.model, [*offered]) if door.model else ""
+        hint = f"did you mean {near}?" if near else f"it offers {', '.join(offered) or 'none'}"
+        raise UsageError(f"{door.url} has no model {door.model!r}" if door.model else "which model?", hint)
+    return door, offered[door.model]
+
+
+def _print(found: EngineModel, out: Path | None) -> None:
+    time = found.time
+    click.echo(
+        f"{found.about.get('model')} at {found.about.get('at')}, load average {found.about.get('load_average')}"
+    )
+    rows = [(f"{b}", f"{1e3 * s:.2f} ms") for b, s in zip(time.batches, time.fixed, strict=True)]
+    table(("ANSWERS", "A STEP TAKES"), rows, right=(0, 1))
+    click.echo(f"and {1e6 * time.depth:.3f} us for each token of their contexts")
+    prompt = f"{1 / time.prompt:,.0f} a second" if time.prompt else "too fast to be measured"
+    click.echo(f"prompt tokens: {prompt}; beside answers each takes {time.beside:.2f} times as long")
+    if found.limits.pace:
+        click.echo(f"a step with prompts takes {found.limits.pace:.2f} times as long as its answers alone")
+    click.echo(
+        f"before the first step: {digits(1e3 * time.arrival)} ms; fitted within {time.spread:.0%} (one deviation)"
+    )
+    if out is not None:
+        click.echo(
+            f"written to {out}: freehold deploy capacity --steps {out} --rate 1 --input 512 --output 128"
+        )
