@@ -53,7 +53,7 @@ class Door:
     temperature: float = 1.0  # drawn tokens are hard to draft: steps of one token each are what is timed
 
     async def ask(self, prompt: str, tokens: int, limit_s: float = LIMIT_S) -> TimedAnswer:
-        """Ask for exactly `tokens` tokens; a failure is in the answer's `error`. Raises ServerUnreachable, UsageError."""
+        """Ask for exactly `tokens` tokens; a failure is in the answer's `error`. Raises ServerUnreachable."""
         body: dict[str, Any] = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "stream": True}
         body |= {
             "temperature": self.temperature,

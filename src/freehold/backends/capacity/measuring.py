@@ -6,7 +6,7 @@
 Prompts alone give the cost of a prompt token; answers side by side, at several depths, the cost of a step; a prompt
 beside answers how the engine shares a step. Prompts are warmed where the engine has a prefix cache, so that answers of
 one measurement begin together. Knows no trace.
-Path: cli/deploying/bench.py -> measure -> Samples -> fit -> EngineModel
+Path: cli/deploying/bench.py -> measure -> StepSamples -> fit -> EngineModel
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Self
 
 import numpy as np
 
@@ -24,7 +25,45 @@ from freehold.backends.capacity.asking import Door, TimedAnswer
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.errors import UpstreamFailed, UsageError
 
-_WORDS = "the a of in to and is it for on as at be by we he she you not all one two new old day man way out up time".split()
+_WORDS = (
+    *(
+        "the",
+        "of",
+        "in",
+        "to",
+        "and",
+        "is",
+        "it",
+        "for",
+        "on",
+        "as",
+        "at",
+        "be",
+        "by",
+        "we",
+        "he",
+        "she",
+        "you",
+        "not",
+    ),
+    *(
+        "all",
+        "one",
+        "two",
+        "new",
+        "old",
+        "day",
+        "man",
+        "way",
+        "out",
+        "up",
+        "time",
+        "about",
+        "other",
+        "people",
+        "water",
+    ),
+)
 _TRIAL = 100  # words of the prompt that tells how many tokens a word has
 _FEW = 4  # steps that a prompt beside answers was spread over: the engine keeps its answers fluent
 _LEAST_WINDOW = 3  # tokens of each answer in the time when all of them run
@@ -51,7 +90,7 @@ class MeasurePlan:
 
 
 @dataclass(slots=True)
-class Samples:
+class StepSamples:
     """What was measured, in seconds."""
 
     prompts: list[tuple[int, float]] = field(default_factory=list)  # tokens, to the first token
@@ -60,14 +99,21 @@ class Samples:
     beside: list[tuple[int, int, float, float]] = field(default_factory=list)
 
 
-class _Words:
-    """Prompts of about so many tokens; no two begin alike."""
+class PromptWords:
+    """Prompts of about so many tokens, of random words; no two begin alike."""
 
-    def __init__(self, seed: int) -> None:
-        self._dice, self.per_word = random.Random(seed), 1.0
+    def __init__(self, seed: int, per_word: float) -> None:
+        """`per_word`: tokens of a word, as the engine's tokenizer has it."""
+        self._dice, self._per_word = random.Random(seed), per_word
+
+    @classmethod
+    async def for_engine(cls, door: Door, seed: int) -> Self:
+        """Ask an engine how many tokens such a word has. Raises UpstreamFailed."""
+        tried = _whole(await door.ask(cls(seed, 1.0).draw(_TRIAL), 8))
+        return cls(seed, max(tried.prompt_tokens / _TRIAL, 0.2))
 
     def draw(self, tokens: int) -> str:
-        words = max(round(tokens / self.per_word), 1)
+        words = max(round(tokens / self._per_word), 1)
         begin = [str(self._dice.randrange(10, 100)) for _ in range(2)] if words > 4 else []
         return " ".join([*begin, *self._dice.choices(_WORDS, k=words - len(begin))])
 
@@ -77,13 +123,11 @@ async def measure(
     plan: MeasurePlan = MeasurePlan(),
     on_progress: Callable[[str], None] | None = None,
     seed: int = 1,
-) -> Samples:
+) -> StepSamples:
     """Measure. Raises UpstreamFailed where an answer fails, ServerUnreachable."""
-    words, samples = _Words(seed), Samples()
     show = on_progress or (lambda _: None)
     show("the first prompt")
-    tried = _whole(await door.ask(words.draw(_TRIAL), 8))
-    words.per_word = max(tried.prompt_tokens / _TRIAL, 0.2)
+    words, samples = await PromptWords.for_engine(door, seed), StepSamples()
     for number in range(plan.rounds):
         shown = f"round {number + 1} of {plan.rounds}"
         for tokens in plan.prompts:
@@ -139,9 +183,9 @@ def _between(answer: TimedAnswer, begin: float, end: float) -> float:
 
 
 async def _beside(
-    door: Door, words: _Words, batch: int, prompt: int, tokens: int
+    door: Door, words: PromptWords, batch: int, prompt: int, tokens: int
 ) -> list[tuple[int, int, float, float]]:
-    """Time a prompt that arrives while answers run. They are long enough to last until its first token, or there is none."""
+    """Time a prompt that arrives while answers run, if these can be made to last until its first token."""
     length = 4 * tokens
     while True:
         running = [asyncio.create_task(door.ask(words.draw(16), length)) for _ in range(batch)]
@@ -164,7 +208,7 @@ def rules(engine: str) -> EngineLimits:
     return EngineLimits(chunk=2048)  # vLLM's and SGLang's default for serving
 
 
-def fit(samples: Samples, limits: EngineLimits, about: dict[str, object] | None = None) -> EngineModel:
+def fit(samples: StepSamples, limits: EngineLimits, about: dict[str, object] | None = None) -> EngineModel:
     """Fit the step's terms by least squares of relative errors. Raises UsageError where too little was measured."""
     if not samples.steps or len(samples.prompts) < 2:
         raise UsageError(
@@ -217,7 +261,7 @@ def _fit_prompts(prompts: Sequence[tuple[int, float]]) -> tuple[float, float, fl
     return float(np.median(s)), 0.0, 0.0
 
 
-def _fit_beside(samples: Samples, time: StepTime, limits: EngineLimits) -> tuple[StepTime, EngineLimits]:
+def _fit_beside(samples: StepSamples, time: StepTime, limits: EngineLimits) -> tuple[StepTime, EngineLimits]:
     """Fit how an engine shares a step: what a prompt token costs beside answers, and how much longer steps may be."""
     costs, paces = [], []
     for batch, tokens, seconds, made in samples.beside:

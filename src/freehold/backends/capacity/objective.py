@@ -1,7 +1,7 @@
 """Objectives in words (ttft-p95=2s), and the fewest replicas that meet them.
 
 The number is looked for at the step times as told, and again at both ends of their doubt: so it comes with a range.
-Path: cli/deploying/capacity.py -> parse, least -> simulation.simulate -> Sizes
+Path: cli/deploying/capacity.py -> parse, least -> simulation.simulate -> ReplicaSearch
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def parse(text: str) -> tuple[Aim, ...]:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ReplicaSearch:
     """The fewest replicas: at the step times as told, and at the ends of their doubt. None: not within `most`."""
 
     replicas: int | None
@@ -81,7 +81,7 @@ def least(
     routing: str = "least-loaded",
     most: int = MOST,
     on_progress: Callable[[str], None] | None = None,
-) -> Sizes:
+) -> ReplicaSearch:
     """Find the fewest replicas that meet every aim, by doubling and halving."""
     doubt = model.time.doubt()
     told = _Search(trace, model, aims, routing, most, on_progress)
@@ -93,7 +93,7 @@ def least(
         bounds.append(found if factor == 1.0 else search.least(start=found or most))
     run = told.runs[found if found is not None else most]
     missed = tuple(aim for aim in aims if not aim.met(run))
-    return Sizes(found, bounds[0], bounds[1], run, missed, tuple(sorted(told.runs.items())))
+    return ReplicaSearch(found, bounds[0], bounds[1], run, missed, tuple(sorted(told.runs.items())))
 
 
 class _Search:

@@ -13,6 +13,7 @@ from freehold.config import nearest
 from freehold.errors import UsageError
 
 BOUND = 1.25  # of the mean load: what a replica may have before requests with its prefixes go elsewhere
+FREE = 4  # requests that a replica may have whatever the mean: a batch of few costs little more than one
 KEY_BLOCKS = 3  # of a prompt's beginning that decide where it goes; fewer are often one system prompt
 
 
@@ -73,7 +74,7 @@ class PrefixAffinity:
         most = BOUND * (sum(loads.values()) + 1) / len(ids)
         key = ",".join(map(str, blocks[:KEY_BLOCKS]))
         order = sorted(ids, key=lambda i: blake2b(f"{i}:{key}".encode(), digest_size=8).digest())
-        return next((i for i in order if loads[i] + 1 <= max(most, 1)), order[0])
+        return next((i for i in order if loads[i] + 1 <= max(most, FREE)), order[0])
 
 
 POLICIES: dict[str, Callable[[], RoutingPolicy]] = {

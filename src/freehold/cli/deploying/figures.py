@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from freehold.advisor.interval import Interval, digits
-from freehold.backends.capacity.objective import Aim, Sizes, shown
+from freehold.backends.capacity.objective import Aim, ReplicaSearch, shown
 from freehold.backends.capacity.scaling import Autoscaling
 from freehold.backends.capacity.simulation import SimulatedRun
 from freehold.backends.capacity.steptime import EngineModel
@@ -29,13 +29,13 @@ class Capacity:
     def __init__(self, trace: RequestTrace, engine: EngineModel, rent: Money | float | None) -> None:
         self.trace, self.engine, self._rent = trace, engine, rent
         self._runs: list[tuple[SimulatedRun, Autoscaling | None]] = []
-        self._least: list[tuple[tuple[Aim, ...], Sizes]] = []
+        self._least: list[tuple[tuple[Aim, ...], ReplicaSearch]] = []
 
     def add(self, run: SimulatedRun, scaling: Autoscaling | None = None) -> None:
         """Add a run."""
         self._runs.append((run, scaling))
 
-    def add_least(self, aims: tuple[Aim, ...], sizes: Sizes) -> None:
+    def add_least(self, aims: tuple[Aim, ...], sizes: ReplicaSearch) -> None:
         """Add a search for the fewest replicas, with the runs next to its answer."""
         self._least.append((aims, sizes))
         near = {sizes.run.replicas, sizes.run.replicas - 1}
@@ -64,7 +64,7 @@ class Capacity:
         for aims, sizes in self._least:
             yield from self._least_lines(aims, sizes)
 
-    def _least_lines(self, aims: tuple[Aim, ...], sizes: Sizes) -> Iterator[str]:
+    def _least_lines(self, aims: tuple[Aim, ...], sizes: ReplicaSearch) -> Iterator[str]:
         asked = ", ".join(map(str, aims))
         if sizes.replicas is None:
             missed = ", ".join(
