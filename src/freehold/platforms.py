@@ -19,7 +19,8 @@ IS_MAC = SYSTEM == "darwin"
 SOCKET_PATH_BYTES = 103 if IS_MAC else 107
 # macOS takes RLIMIT_AS and enforces nothing, so a parent watches its children's memory there (sandbox.watching).
 LIMITS_MEMORY = not IS_MAC
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+_SHARED_MEMORY = "/dev/shm/"  # where Linux shows POSIX shared memory as files; macOS shows it nowhere
 _OPEN_MAX = 10_240  # <sys/syslimits.h> of macOS
 
 _WINDOWS = """Freehold does not run on Windows itself, only inside WSL, the Linux that Windows brings along
@@ -48,6 +49,37 @@ def ends_with_parent() -> bool:
 
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     return True
+
+
+def adopts_orphans() -> bool:
+    """Become the parent of every descendant whose own parent ends; False where no kernel offers that."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def shared_memory() -> frozenset[str]:
+    """Return the paths of all POSIX shared memory of this machine; none where it is not shown as files."""
+    with suppress(OSError):
+        return frozenset(_SHARED_MEMORY + name for name in os.listdir(_SHARED_MEMORY))
+    return frozenset()
+
+
+def shared_memory_of(pid: int) -> frozenset[str]:
+    """Return the paths of the POSIX shared memory that a process maps; none where it may not be read."""
+    with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+        parts = (line.rstrip("\n").partition(_SHARED_MEMORY) for line in maps if "(deleted)" not in line)
+        return frozenset(_SHARED_MEMORY + name for _, found, name in parts if found)
+    return frozenset()
+
+
+def memory_kills() -> int:
+    """Return how many processes this system has ended for want of memory since it started; 0 where it does not say."""
+    with suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as counters:
+        return next((int(line.split()[1]) for line in counters if line.startswith("oom_kill ")), 0)
+    return 0
 
 
 def forget_cached(fd: int, at: int, length: int) -> None:

@@ -268,7 +268,7 @@ class LaunchedEngine(Protocol):
     def log(self) -> Sequence[str]: ...  # the newest lines, bounded
     def progress(self) -> StartProgress: ...
     async def stop(self, drain_s: float) -> None:
-        """Let its answers end for up to `drain_s`, then end every process and remove what it left in /dev/shm."""
+        """Let its answers end for up to `drain_s`, then end every process and remove what it left in shared memory."""
         ...
 
     def kill(self, why: str) -> None:
