@@ -242,7 +242,6 @@ def test_the_environment_is_a_list_of_what_engines_need():
         "CUDA_VISIBLE_DEVICES": "0",
         "DO_NOT_TRACK": "1",
         "ENGINE_KEY": "s",
-        "PYTHONUNBUFFERED": "1",
         "PYTHONNOUSERSITE": "1",
     }
 
