@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,7 +107,8 @@ def bind_unix(path: Path) -> socket.socket:
     folder = path.parent
     private.folder(folder)
     found = folder.stat()
-    if stat.S_IMODE(found.st_mode) != 0o700 or found.st_uid != os.geteuid():
+    # The bit that hands a group on (setgid) gives no right; a volume of a cluster has it, and folders inherit it.
+    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
         raise UsageError(f"{folder} is open to others", "it must belong to you alone: chmod 700")
     if _answers(path):
         raise UsageError(f"a server listens at {path} already", "freehold stop ends it")

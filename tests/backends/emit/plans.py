@@ -71,6 +71,7 @@ def plan(
         sizes=ParallelSizes(tensor, pipeline),
         context=32768,
         streams=64,
+        across=nodes,
         replicas=1,
     )
     return replace(made, **more)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from freehold.backends.contract import DeployPlan
+from freehold import catalog
+from freehold.backends import drivers, facts
+from freehold.backends.contract import DeployPlan, PlannedFlag, PlanRequest
 from freehold.backends.emit.check import faults
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.kubernetes import documents, kubernetes_files
@@ -32,18 +35,22 @@ LWS = jsonschema.Draft202012Validator(
 ENGINES = ("vllm", "sglang", "trtllm")
 
 
-def problems(found: list[dict], made_from: DeployPlan) -> list[str]:
-    """What a cluster would refuse, then what our rules find."""
-    wrong: list[str] = []
+def refused(found: list[dict]) -> Iterator[str]:
+    """What a cluster's schemas refuse."""
     for document in found:
         if document.get("apiVersion", "").startswith("leaderworkerset"):
-            wrong += [e.message for e in LWS.iter_errors(document)]
+            yield from (e.message for e in LWS.iter_errors(document))
             continue
         try:
             kubernetes_validate.validate(document, "1.37", strict=True)
         except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as e:
-            wrong.append(str(e))
-    return wrong + faults(found, made_from)
+            yield str(e)
+
+
+def problems(found: list[dict], made_from: DeployPlan) -> Iterator[str]:
+    """What our rules find, then what schemas refuse."""
+    yield from faults(found, made_from)
+    yield from refused(found)
 
 
 def emitted(engine: str, **more: Any) -> tuple[list[dict], DeployPlan]:
@@ -52,18 +59,43 @@ def emitted(engine: str, **more: Any) -> tuple[list[dict], DeployPlan]:
     return list(yaml.safe_load_all(file.text)), made
 
 
+def driven(engine: str, model: str, on: str) -> DeployPlan:
+    """A plan as the engine's driver makes it."""
+    known = facts.of_catalogue(catalog.model(model), "")
+    return drivers.driver(engine).plan(PlanRequest(known, facts.nodes_on(on)))
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-405b-instruct", "deepseek-r1:671b"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_manifests_of_two_nodes_of_eight_h100_are_valid(engine):
-    found, made = emitted(engine)
-    assert problems(found, made) == []
-    assert [d["kind"] for d in found].count("LeaderWorkerSet") == 1
+def test_manifests_of_two_nodes_of_eight_h100_are_valid(engine, model):
+    made = driven(engine, model, "2x8xh100")
+    assert (made.across, made.sizes.tensor, made.sizes.pipeline) == (2, 8, 2)
+    (file,) = kubernetes_files(made, OPTIONS)
+    found = list(yaml.safe_load_all(file.text))
+    assert list(problems(found, made)) == []
+    template = one(found, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    limits = [
+        t["spec"]["containers"][0]["resources"]["limits"] for t in template.values() if isinstance(t, dict)
+    ]
+    assert (template["size"], limits) == (2, [{"nvidia.com/gpu": "8"}] * 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("on", ["8xh100", "4x8xh100", "8xmi300x", "2x4xl40s"])
+def test_whatever_a_driver_plans_for_accelerators_makes_sound_manifests(engine, on):
+    try:
+        made = driven(engine, "glm-4.5-air:106b", on)
+    except UsageError:  # an engine without that device, or a misfit
+        return
+    (file,) = kubernetes_files(made, OPTIONS)
+    assert list(problems(list(yaml.safe_load_all(file.text)), made)) == []
 
 
 @pytest.mark.parametrize("engine", (*ENGINES, "llamacpp"))
 def test_manifests_of_one_node_are_a_deployment(engine):
     tensor = 1 if engine == "llamacpp" else 8
     found, made = emitted(engine, nodes=1, tensor=tensor, pipeline=1, replicas=3)
-    assert problems(found, made) == []
+    assert list(problems(found, made)) == []
     assert [d["kind"] for d in found].count("Deployment") == 2
 
 
@@ -250,7 +282,15 @@ def test_mutations_are_thirty_and_more():
 def test_mutation_is_caught(sound, name):
     found, made = copy.deepcopy(sound[0]), sound[1]
     MUTATIONS[name](found)
-    assert problems(found, made)
+    assert next(problems(found, made), "")
+
+
+@pytest.mark.parametrize("name", {**SPELLING, **TYPES})
+def test_schemas_alone_find_what_is_misspelt_or_of_another_type(sound, name):
+    found = copy.deepcopy(sound[0])
+    MUTATIONS[name](found)
+    changed = [d for d, was in zip(found, sound[0], strict=True) if d != was]
+    assert next(refused(changed), "")
 
 
 @pytest.mark.parametrize("name", MEANING)
@@ -272,10 +312,6 @@ def test_image_without_a_digest_is_refused(image):
 
 
 def test_flag_that_names_a_file_of_this_machine_is_refused():
-    from dataclasses import replace
-
-    from freehold.backends.contract import PlannedFlag
-
     made = plan("vllm")
     made = replace(made, flags=(*made.flags, PlannedFlag("--chat-template", "/home/me/x.jinja", "")))
     with pytest.raises(UsageError, match=r"--chat-template names /home/me/x\.jinja"):

@@ -206,14 +206,13 @@ def _devices(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
     if plan.nodes.rig.device.kind == "gpu" and total != plan.sizes.devices:
         yield f"{total} devices a replica; the plan spreads over {plan.sizes.devices}"
     words = _command(_leader(documents)["spec"]["containers"][0])
-    said = [_value(words, names) for names in (TENSOR, PIPELINE)]
-    if said != [plan.sizes.tensor, plan.sizes.pipeline]:
-        yield f"command line: {said} for tensor and pipeline; planned {plan.sizes.tensor} and {plan.sizes.pipeline}"
+    tensor, pipeline, data = (_value(words, names) for names in (TENSOR, PIPELINE, DATA))
+    planned = plan.sizes.tensor * plan.sizes.data  # data attention shares one tensor group
+    if pipeline != plan.sizes.pipeline or tensor * data != planned:
+        yield f"command line: tensor {tensor}, pipeline {pipeline}, data {data}; planned {plan.sizes}"
     engine = container_engine(plan.engine, "Kubernetes")
     if plan.model.name not in [words[at + 1] for at, w in enumerate(words[:-1]) if w == engine.served]:
         yield f"command line: {engine.served} is not {plan.model.name}"
-    if (data := _value(words, DATA)) != plan.sizes.data:
-        yield f"command line: data parallel {data}; planned {plan.sizes.data}"
 
 
 def _value(words: Sequence[str], names: Sequence[str]) -> int:

@@ -43,21 +43,21 @@ class NodePlace:
 
 
 def group(plan: DeployPlan) -> NodeGroup:
-    """Return how many nodes a replica takes. Raises UsageError where its devices do not fill them."""
-    devices, per = plan.sizes.devices, max(1, plan.nodes.rig.count)
-    if devices <= per:
-        return NodeGroup(1, devices)
-    if devices % per:
+    """Return the nodes of a replica. Raises UsageError for ranks of vLLM's data parallel on several of them."""
+    if plan.engine == "vllm" and plan.across > 1 and plan.sizes.data > 1:
         raise UsageError(
-            f"a replica of {devices} devices does not fill nodes of {per}",
-            "choose parallel sizes whose product is a multiple of a node's devices",
-        )
-    if plan.sizes.data > 1:
-        raise UsageError(
-            f"data parallel {plan.sizes.data} over {devices // per} nodes is one failure domain",
+            f"vLLM's data parallel {plan.sizes.data} over {plan.across} nodes is one failure domain",
             f"plan --replicas {plan.sizes.data} of tensor and pipeline parallel instead",
         )
-    return NodeGroup(devices // per, per)
+    return NodeGroup(plan.across, plan.sizes.devices // plan.across)
+
+
+def model_folder(plan: DeployPlan) -> str:
+    """Return the folder of the model's files on this machine; "" where the plan names a model of the hub."""
+    source = PurePath(plan.model.source)
+    if not source.is_absolute():
+        return ""
+    return str(source.parent if source.suffix == ".gguf" else source)
 
 
 def engine_words(

@@ -7,11 +7,10 @@ Path: emit.emit -> compose_files -> compose_document -> compose_check.compose_fa
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import MODEL, SGLANG_START, engine_words, group
+from freehold.backends.emit.command import MODEL, SGLANG_START, engine_words, group, model_folder
 from freehold.backends.emit.compose_check import compose_faults
 from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
@@ -74,8 +73,7 @@ def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
 def _engine(
     plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, number: int, devices: int
 ) -> Doc:
-    source = PurePath(plan.model.source)
-    folder = source.parent if plan.model.files == "gguf" and source.suffix == ".gguf" else source
+    folder = model_folder(plan) or "${MODEL:?the folder with the model's files}"
     ours = {engine.key, "HF_HOME"} | {s.variable for s in plan.secrets}
     kept = {k: v for k, v in plan.environment.items() if not v.startswith("/") and k not in ours}
     environment = {**kept, **engine.environment, "HOME": HOME, "USER": "engine", "LOGNAME": "engine"}
@@ -86,7 +84,7 @@ def _engine(
         "environment": {k: _literal(v) for k, v in environment.items()},
         "user": f"{ENGINE_USER}:{ENGINE_USER}",
         "networks": {"inside": {"aliases": ["engine"]}},
-        "volumes": [{"type": "bind", "source": str(folder), "target": MODEL, "read_only": True}],
+        "volumes": [{"type": "bind", "source": folder, "target": MODEL, "read_only": True}],
         "configs": [{"source": "probe", "target": PROBE}],
         "shm_size": SHM.lower().replace("i", ""),
         "tmpfs": [f"{HOME}:uid={ENGINE_USER},gid={ENGINE_USER},mode=0700", "/tmp:mode=1777"],

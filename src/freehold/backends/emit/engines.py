@@ -72,7 +72,7 @@ _ENGINES: Mapping[str, ContainerEngine] = {
         "TensorRT-LLM",
         ("trtllm-serve",),
         "nvcr.io/nvidia/tensorrt-llm/release",
-        local=("--host", "--port", "--gpus_per_node"),
+        local=("--host", "--port"),
         served="--served_model_name",
         several=True,
         environment={**OFFLINE, "TRTLLM_NO_USAGE_STATS": "1"},

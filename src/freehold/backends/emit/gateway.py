@@ -25,7 +25,7 @@ def gateway_toml(plan: DeployPlan, engine: ContainerEngine, url: str) -> str:
         'kind = "openai-compatible"\n'
         f"url = {_text(url)}\n{key}"
         "owned = true\n"
-        "plain_http = true  # inside the cluster; its network policy lets this server alone in\n"
+        "plain_http = true\n"
         "\n[models.engine]\n"
         'provider = "engine"\n'
         f"model = {_text(plan.model.name)}\n"

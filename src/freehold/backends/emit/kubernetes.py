@@ -76,7 +76,8 @@ def _groups(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, nod
             plan, engine_words(plan, engine, options.drain_s, NodePlace(SIZE, INDEX, ADDRESS, leads))
         )
         if plan.engine == "trtllm":
-            words = mpi.mpi_words(words, nodes.devices, leads=leads)
+            passed = [v["name"] for v in pods.engine_environment(plan, engine)]
+            words = mpi.mpi_words(words, nodes.devices, passed, leads=leads)
         template = pods.engine_pod(plan, engine, options, words, nodes.devices, leads=leads)
         if plan.engine == "trtllm":
             mpi.add_keys(template, f"{label(plan.model.name)}-mpi")

@@ -46,7 +46,8 @@ exec /usr/sbin/sshd -D -e -f "$keys/sshd_config"
 # mpirun is called by its whole path, so that it is found on the workers too; PRTE_* are Open MPI 5's names.
 _LEADER = f"""\
 #!/bin/bash
-# The leader waits for its workers, then starts one rank a device. Arguments: devices of a node, the server's command.
+# The leader waits for its workers, then starts one rank a device.
+# Arguments: devices of a node, variables that ranks get, the server's words.
 {_COMMON}printf '* %s\\n' "$(cut -d ' ' -f 1,2 "$keys/key.pub")" >"$keys/known"
 cat >"$keys/config" <<END
 Host *
@@ -59,7 +60,8 @@ Host *
   ConnectTimeout 5
 END
 devices=$1
-shift
+passed=$(printf -- '-x %s ' PATH LD_LIBRARY_PATH $2)
+shift 2
 hosts="$(hostname):$devices"
 for i in $(seq 1 $((LWS_GROUP_SIZE - 1))); do
   host="${{LWS_LEADER_ADDRESS%%.*}}-$i.${{LWS_LEADER_ADDRESS#*.}}"
@@ -68,16 +70,15 @@ for i in $(seq 1 $((LWS_GROUP_SIZE - 1))); do
 done
 export OMPI_MCA_plm_rsh_agent="ssh -F $keys/config" PRTE_MCA_plm_ssh_agent="ssh -F $keys/config"
 export OMPI_MCA_orte_keep_fqdn_hostnames=1 PRTE_MCA_prte_keep_fqdn_hostnames=1
-exec "$(command -v mpirun)" -n $((LWS_GROUP_SIZE * devices)) -H "$hosts" --mca pml ob1 \\
-  -x PATH -x LD_LIBRARY_PATH -x HOME -x USER -x LOGNAME -x HF_HUB_OFFLINE -x TRANSFORMERS_OFFLINE -x DO_NOT_TRACK \\
-  -x TRTLLM_NO_USAGE_STATS trtllm-llmapi-launch "$@"
+exec "$(command -v mpirun)" -n $((LWS_GROUP_SIZE * devices)) -H "$hosts" --mca pml ob1 $passed \\
+  trtllm-llmapi-launch "$@"
 """
 
 
-def mpi_words(words: Sequence[str], devices: int, *, leads: bool) -> tuple[str, ...]:
-    """Return what a pod runs: the leader mpirun with the server's words, a worker sshd."""
+def mpi_words(words: Sequence[str], devices: int, passed: Sequence[str], *, leads: bool) -> tuple[str, ...]:
+    """Return what a pod runs: the leader mpirun with the server's words, a worker sshd. `passed`: variables."""
     if leads:
-        return ("bash", f"{FOLDER}/mpi-leader.sh", str(devices), *words)
+        return ("bash", f"{FOLDER}/mpi-leader.sh", str(devices), " ".join(passed), *words)
     return ("bash", f"{FOLDER}/mpi-worker.sh")
 
 

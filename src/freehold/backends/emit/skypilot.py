@@ -11,7 +11,7 @@ import shlex
 from typing import Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import MODEL, SGLANG_START, NodePlace, engine_words, group
+from freehold.backends.emit.command import MODEL, SGLANG_START, NodePlace, engine_words, group, model_folder
 from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.gateway import KEY, gateway_toml
@@ -22,6 +22,13 @@ RANK, NODES, HEAD = "$SKYPILOT_NODE_RANK", "$SKYPILOT_NUM_NODES", "$HEAD"
 FREEHOLD = "freehold[gateway]"
 # SkyPilot's names of accelerators, where ours differ by more than case.
 _NAMES = {"a100": "A100-80GB", "a100-40gb": "A100", "rtx-4090": "RTX4090", "rtx-6000-ada": "RTX6000-Ada"}
+
+# Of its own, so that neither program changes the other's packages.
+_SETUP = """\
+python3 -m venv "$HOME/freehold" || { python3 -m pip install --user virtualenv && \\
+  python3 -m virtualenv "$HOME/freehold"; }
+"$HOME/freehold/bin/python" -m pip install "$FREEHOLD"
+"""
 
 Doc = dict[str, Any]
 
@@ -43,7 +50,8 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
         )
     if plan.replicas > 1:
         raise UsageError(
-            f"a task starts one replica, and this plan has {plan.replicas}", "launch the task once for each"
+            f"a task starts one replica, and this plan has {plan.replicas}",
+            "plan --replicas 1, and launch the task once for each",
         )
     device = plan.nodes.rig.device
     if device.kind != "gpu":
@@ -59,9 +67,13 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
             "image_id": f"docker:{options.image}",
             "disk_size": 512,
         },
-        "file_mounts": {MODEL: plan.model.source},
-        "envs": {"FREEHOLD": FREEHOLD, **_environment(plan, engine)},
-        "setup": 'python3 -m venv "$HOME/freehold" && "$HOME/freehold/bin/pip" install "$FREEHOLD"\n',
+        "file_mounts": {MODEL: "${MODEL_FILES}"},
+        "envs": {
+            "MODEL_FILES": model_folder(plan) or None,
+            "FREEHOLD": FREEHOLD,
+            **_environment(plan, engine),
+        },
+        "setup": _SETUP,
         "run": _run(plan, engine, options, nodes.nodes),
     }
 
@@ -95,7 +107,7 @@ def _run(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, nodes:
         '"$HOME/freehold/bin/freehold" serve --offline --gateway gateway.toml --port '
         f"{SERVER_PORT} --drain {options.drain_s}s & server=$!",
         # Whichever ends first ends the other; the task then has its status, which SkyPilot shows.
-        "wait -n; status=$?; kill $engine $server 2>/dev/null || true; wait; exit $status",
+        "status=0; wait -n || status=$?; kill $engine $server 2>/dev/null || true; wait || true; exit $status",
     ]
     return "\n".join(lines) + "\n"
 
@@ -119,6 +131,6 @@ def _head(plan: DeployPlan) -> str:
         + ", written by freehold deploy --emit skypilot.",
         f"sky launch -c {label(plan.model.name)} skypilot.yaml, then ssh -L {SERVER_PORT}:127.0.0.1:{SERVER_PORT} "
         f"{label(plan.model.name)}; FREEHOLD names the package, or a wheel among the task's files.",
-        f"{MODEL} is filled from {plan.model.source}; a bucket (s3://...) is quicker for large models.",
+        f"MODEL_FILES is what {MODEL} is filled from: --env MODEL_FILES=s3://..., or a folder of this machine.",
     ]
     return "".join(f"# {line}\n" for line in lines)
