@@ -20,7 +20,6 @@ from typing import Any
 from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
 from freehold.advisor.file_anatomy import config_layers, from_file
-from freehold.advisor.places import quant_of
 from freehold.advisor.size_keys import SizeKeys, config_head_dim
 from freehold.advisor.stated_context import config_context
 from freehold.backends import parsers
@@ -75,7 +74,7 @@ def of_path(path: Path, name: str = "") -> DeployedModel:
 
 def of_catalogue(model: Model, quant: str = "") -> DeployedModel:
     """Return a model of the catalogue by its published sizes; an engine would load it from the hub."""
-    anatomy = from_catalogue(model, quant or model.native or ("BF16" if model.repos else quant_of(model)))
+    anatomy = from_catalogue(model, quant or model.native or "BF16")
     return DeployedModel(
         name=model.name or model.id,
         source=model.id,

@@ -74,11 +74,11 @@ def candidates(
 
 def _pipelines(tensor: int, devices: int, nodes: int, wanted: Wanted) -> Iterable[int]:
     """Return the stages that a tensor group of this size may have: within a node, then as many nodes as there are."""
-    if wanted.pipeline:
-        return (wanted.pipeline,)
-    inside = devices // (tensor * max(wanted.data, 1)) or 1
+    inside = devices // (tensor * max(wanted.data, 1))
     within = [p for p in range(1, inside + 1) if inside % p == 0]
-    return [*within, *(inside * n for n in range(2, nodes + 1))]
+    whole = devices % (tensor * max(wanted.data, 1)) == 0
+    found = [*within, *(inside * n for n in range(2, nodes + 1) if whole)]
+    return [p for p in found if p == wanted.pipeline] if wanted.pipeline else found
 
 
 def with_experts(sizes: ParallelSizes, model: DeployedModel, wanted: Wanted, streams: int) -> ParallelSizes:

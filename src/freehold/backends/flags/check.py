@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from freehold.backends.contract import PlannedFlag
 from freehold.backends.flags.schema import FlagSchema, FlagSpec, alike
@@ -31,9 +32,9 @@ class Door:
     name: re.Pattern[str]
     why: str
     hint: str = ""
-    ours: bool = False  # a plan sets it
     only: frozenset[str] = frozenset()  # values that are taken all the same
     closed: frozenset[str] = frozenset()  # the only values that are refused; empty: all
+    secret: bool = False  # its value is not repeated
 
     def shuts(self, value: str | None) -> bool:
         """Say whether the flag is refused with this value."""
@@ -57,33 +58,45 @@ def checked(schema: FlagSchema, flags: Iterable[str]) -> dict[str, PlannedFlag]:
 
 
 def refused(schema: FlagSchema, spelling: str, value: str | None) -> Door | None:
-    """Return the rule that refuses a flag in this spelling; None: it is taken."""
-    spec = schema.find(spelling)
-    names = [spelling] if spec is None else [spec.name, *spec.also]
-    off = spelling.startswith(_OFF) and spec is not None and spec.kind == "on-off"
-    for door in _doors():
-        for name in [spelling] if off else [n for n in names if not n.startswith(_OFF)]:
-            if door.name.fullmatch(alike(name).lstrip("-")) and door.shuts(value):
-                return door
-    return None
+    """Return the rule that refuses a flag in this spelling; None: it is taken. A key of a flag counts as the flag."""
+    head = spelling.partition(".")[0]
+    spec = schema.find(head)
+    names = [head] if spec is None else [spec.name, *spec.also]
+    if not (head.startswith(_OFF) and spec is not None and spec.kind == "on-off"):
+        names = [n for n in names if not n.startswith(_OFF)]
+    else:
+        names = [head]
+    plain = [alike(n).lstrip("-") for n in names]
+    return next((d for d in _doors() if d.shuts(value) and any(map(d.name.fullmatch, plain))), None)
 
 
 def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
     spelling, value = _parted(text)
     if door := refused(schema, spelling, value):
-        said = f"{spelling} {value}" if value else spelling
+        said = f"{spelling} {value}" if value and not door.secret else spelling
         raise UsageError(f"{said} is refused: {door.why}", door.hint)
     spec = schema.find(spelling) or _within(schema, spelling)
     if spec is None:
-        near = schema.near(spelling)
-        hint = f"did you mean {near}?" if near else f"{schema.engine} --help lists its flags"
-        raise UsageError(f"{schema.title} has no flag {spelling}", hint)
+        raise UsageError(f"{schema.title} has no flag {spelling}", _instead(schema, spelling))
     if problem := _problem(spec, spelling, value):
         raise UsageError(f"{spelling}: {problem}", f"write --engine-flag={_pattern(spec)}")
     name = spelling if "." in spelling else spec.name
     if spec.kind == "on-off" and spelling.startswith(_OFF):
         name = next(s for s in (spec.name, *spec.also) if alike(s) == alike(spelling))
     return spec, PlannedFlag(name, value, GIVEN)
+
+
+def _instead(schema: FlagSchema, spelling: str) -> str:
+    """Return what was meant: another engine's name for the same, or the nearest name."""
+    for group in _data()["same"]:
+        if alike(spelling) in map(alike, group["names"]):
+            found = next((n for n in group["names"] if schema.has(n)), "")
+            if found:
+                return f"{schema.engine} calls it {found}"
+    near = schema.near(spelling, lambda name: refused(schema, name, None) is None)
+    return (
+        f"did you mean {near}?" if near else f"freehold knows the {len(schema.flags)} flags of {schema.title}"
+    )
 
 
 def _parted(text: str) -> tuple[str, str | None]:
@@ -139,16 +152,21 @@ def verified(schema: FlagSchema, flags: Iterable[PlannedFlag]) -> None:
 
 @cache
 def _doors() -> tuple[Door, ...]:
+    return tuple(_door(raw) for raw in _data()["any"])
+
+
+@cache
+def _data() -> dict[str, Any]:
     text = resources.files("freehold.backends.flags").joinpath("doors.toml").read_text(encoding="utf-8")
-    return tuple(_door(raw) for raw in tomllib.loads(text)["any"])
+    return tomllib.loads(text)
 
 
-def _door(raw: Mapping) -> Door:
+def _door(raw: Mapping[str, Any]) -> Door:
     return Door(
         re.compile(raw["name"]),
         raw["why"],
         raw.get("hint", ""),
-        raw.get("ours", False),
         frozenset(raw.get("only", ())),
         frozenset(raw.get("not", ())),
+        raw.get("secret", False),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -100,26 +100,36 @@ class FlagSchema:
         name = self.spellings.get(spelling) or self.spellings.get(alike(spelling))
         return self.flags[name] if name else None
 
-    def near(self, spelling: str) -> str:
-        """Return the name that looks most like it, or ""."""
+    def has(self, spelling: str) -> bool:
+        """Say whether the engine itself spells a flag so."""
+        spec = self.find(spelling)
+        return spec is not None and spelling in (spec.name, *spec.also)
+
+    def near(self, spelling: str, taken: Callable[[str], bool] = lambda name: True) -> str:
+        """Return the spelling that looks most like it, or ""; those that are `taken` go before others."""
         wanted = alike(spelling)
-        if not wanted.startswith("--"):
-            wanted = f"--{wanted.lstrip('-')}"
-        found = nearest_word(wanted, tuple(s for s in self.spellings if s.startswith("--")))
-        return self._as_spelled(found) or self._by_words(wanted)
+        short = not wanted.startswith("--")
+        known = [s for s in self.spellings if s.startswith("--") != short and s == alike(s)]
+        for among in ([s for s in known if taken(s)], known):
+            if found := nearest_word(wanted, among) or _by_words(wanted, among):
+                return self._as_spelled(found)
+        return ""
 
     def _as_spelled(self, found: str) -> str:
-        spec = self.find(found) if found else None
-        if spec is None:
-            return ""
-        return next((s for s in (spec.name, *spec.also) if alike(s) == found), spec.name)
+        """Return it with the underscores that the engine has in it."""
+        spec = self.flags[self.spellings[found]]
+        return next(s for s in (spec.name, *spec.also) if alike(s) == found)
 
-    def _by_words(self, wanted: str) -> str:
-        """Return the flag that shares most words with it: people shorten and lengthen names."""
-        words = {w for w in wanted.strip("-").split("-") if len(w) > 1}
-        ranked = sorted(self.flags, key=lambda n: (-len(words & set(alike(n).strip("-").split("-"))), len(n)))
-        best = ranked[0]
-        return best if words & set(alike(best).strip("-").split("-")) else ""
+
+def _by_words(wanted: str, known: list[str]) -> str:
+    """Return the spelling that shares most words with it: people shorten and lengthen names."""
+    words = _words(wanted)
+    ranked = sorted(known, key=lambda n: (-len(words & _words(n)), len(n)))
+    return ranked[0] if ranked and words & _words(ranked[0]) else ""
+
+
+def _words(name: str) -> set[str]:
+    return {w for w in name.strip("-").split("-") if len(w) > 1}
 
 
 def alike(spelling: str) -> str:
