@@ -82,6 +82,13 @@ def test_the_sockets_folder_is_the_owners_alone(tmp_path):
     bind_unix(tmp_path / "serve" / "server.sock").close()  # without a listener: a leftover
 
 
+def test_folder_that_hands_its_group_on_is_not_open_to_others(tmp_path):
+    """A volume that a cluster mounts has the setgid bit, and folders made in it inherit it."""
+    tmp_path.chmod(0o2777)
+    bind_unix(tmp_path / "serve" / "server.sock").close()
+    assert (tmp_path / "serve").stat().st_mode & 0o7777 == 0o2700
+
+
 def test_a_socket_path_too_long_is_an_error_with_the_limit(tmp_path):
     with pytest.raises(UsageError, match="cannot be bound"):
         bind_unix(tmp_path / ("x" * 120) / "server.sock")
