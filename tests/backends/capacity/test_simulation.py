@@ -81,8 +81,8 @@ def test_every_token_is_made_once_and_all_memory_is_given_back(rows, replicas, r
     engines: list[SimulatedEngine] = []
 
     class Noted(SimulatedEngine):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args)
+        def __init__(self, model: EngineModel, block: int = 0, ready_at: float = 0.0) -> None:
+            super().__init__(model, block, ready_at)
             engines.append(self)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -100,7 +100,7 @@ class StepSamples:
 
 
 class PromptWords:
-    """Prompts of about so many tokens, of random words; no two begin alike."""
+    """Prompts of random words, of about the number of tokens asked for; no two begin alike."""
 
     def __init__(self, seed: int, per_word: float) -> None:
         """`per_word`: tokens of a word, as the engine's tokenizer has it."""
@@ -225,8 +225,10 @@ def fit(samples: StepSamples, limits: EngineLimits, about: dict[str, object] | N
     time, limits = _fit_beside(samples, time, limits)
     errors = [np.log(s / time.seconds(b, d)) for b, d, s in samples.steps]
     errors += [np.log(s / (time.arrival + time.seconds(0, 0, n))) for n, s in samples.prompts if s > 0]
+    free = max(len(errors) - len(fixed) - 4, 1)  # terms that were fitted take doubt out of the residuals
+    spread = float(np.sqrt(np.sum(np.square(errors)) / free))
     basis = f"measured: {len(samples.steps)} steps and {len(samples.prompts)} prompts"
-    time = replace(time, spread=float(np.std(errors)), basis=basis)
+    time = replace(time, spread=spread, basis=basis)
     return EngineModel(time, limits, dict(about or {}))
 
 

@@ -1,6 +1,6 @@
 """Objectives in words (ttft-p95=2s), and the fewest replicas that meet them.
 
-The number is looked for at the step times as told, and again at both ends of their doubt: so it comes with a range.
+The search is made with the step times as they are, and again at both ends of their doubt: the number has a range.
 Path: cli/deploying/capacity.py -> parse, least -> simulation.simulate -> ReplicaSearch
 """
 
@@ -63,7 +63,7 @@ def parse(text: str) -> tuple[Aim, ...]:
 
 @dataclass(frozen=True)
 class ReplicaSearch:
-    """The fewest replicas: at the step times as told, and at the ends of their doubt. None: not within `most`."""
+    """The fewest replicas: with the step times as they are, and at the ends of their doubt. None: not within `most`."""
 
     replicas: int | None
     fewest: int | None  # where steps take as little as they may
@@ -84,16 +84,16 @@ def least(
 ) -> ReplicaSearch:
     """Find the fewest replicas that meet every aim, by doubling and halving."""
     doubt = model.time.doubt()
-    told = _Search(trace, model, aims, routing, most, on_progress)
-    found = told.least()
+    middle = _Search(trace, model, aims, routing, most, on_progress)
+    found = middle.least()
     bounds: list[int | None] = []
     for factor in (doubt.low, doubt.high):
         other = EngineModel(model.time.times(factor), model.limits, model.about)
         search = _Search(trace, other, aims, routing, most, on_progress)
         bounds.append(found if factor == 1.0 else search.least(start=found or most))
-    run = told.runs[found if found is not None else most]
+    run = middle.runs[found if found is not None else most]
     missed = tuple(aim for aim in aims if not aim.met(run))
-    return ReplicaSearch(found, bounds[0], bounds[1], run, missed, tuple(sorted(told.runs.items())))
+    return ReplicaSearch(found, bounds[0], bounds[1], run, missed, tuple(sorted(middle.runs.items())))
 
 
 class _Search:

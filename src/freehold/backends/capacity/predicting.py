@@ -10,12 +10,13 @@ import math
 
 from freehold.advisor import roofline
 from freehold.advisor.engines import UpstreamEngine, speed
-from freehold.advisor.roofline import CHUNK, Work
+from freehold.advisor.roofline import Work
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
-from freehold.catalog.hardware import Rig
+from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
 
 _WIDTH = 2 * 1.2816  # standard deviations between the bounds that hold 80 %
+_GIB = 1 << 30
 _GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -61,6 +62,22 @@ def predicted(
         basis=f"predicted: {engine.title}, published figures of {rig.device.title}, and rows measured by others",
     )
     tokens = max(placed.sequence - work.state_bytes, 1) / (prompt + answer)
-    limits = EngineLimits(streams=engine.streams, room=int(placed.room / tokens), chunk=CHUNK)
+    large = _large_step(rig.device)
+    limits = EngineLimits(
+        streams=engine.streams if large or engine.name != "vllm" else min(engine.streams, 256),
+        room=int(placed.room / tokens),
+        chunk=large or 2048,
+    )
     about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
     return EngineModel(time, limits, about)
+
+
+def _large_step(device: Device) -> int:
+    """Return the tokens of a step by default where a device is large, else 0.
+
+    vLLM 0.32.0's get_batch_defaults: 16,384 from 160 GiB on, 8,192 from 70 GiB on except for A100, else 2,048 and 256
+    answers. Other servers are taken to have the same.
+    """
+    if device.kind != "gpu" or device.name.startswith("a100"):
+        return 0
+    return 16384 if device.memory_bytes >= 160 * _GIB else 8192 if device.memory_bytes >= 70 * _GIB else 0

@@ -25,7 +25,7 @@ class Autoscaling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
-            raise UsageError(f"{self.least} to {self.most} replicas are no range", "give --replicas 1..8")
+            raise UsageError(f"{self.least} to {self.most} replicas are not a range", "give --replicas 1..8")
         if (self.queue > 0) == (self.utilisation > 0) or self.utilisation > 1:
             raise UsageError(
                 "autoscaling has one target: outstanding requests a replica, or the busy share of its time",

@@ -47,7 +47,7 @@ class SimulatedRun:
     busy_s: float  # of all replicas together
     replica_s: float  # seconds that replicas were paid for
     late_s: float  # from the last arrival to the last token: far more than one answer takes means overload
-    counts: tuple[tuple[float, int], ...] = ()  # of autoscaling: when so many replicas were paid for
+    counts: tuple[tuple[float, int], ...] = ()  # of autoscaling: moment, and replicas paid for from then on
 
     def values(self, what: str) -> np.ndarray:
         """Return the figures of one kind: ttft, tpot, latency."""

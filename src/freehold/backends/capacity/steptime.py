@@ -25,7 +25,7 @@ class StepTime:
     """Seconds of a step. `batches` ascend from 0, a step of prompts alone; between two of them lies a line."""
 
     batches: tuple[int, ...]
-    fixed: tuple[float, ...]  # s of a step of so many answers at no depth
+    fixed: tuple[float, ...]  # s of a step with each of these batches, at no depth
     depth: float = 0.0  # s for each token of an answer's context
     prompt: float = 0.0  # s for each prompt token, in a step without answers
     positions: float = 0.0  # s for each position that a prompt token attends to
@@ -33,7 +33,7 @@ class StepTime:
     arrival: float = (
         0.0  # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
     )
-    spread: float = 0.0  # standard deviation of the logarithm of measured over told
+    spread: float = 0.0  # standard deviation of the logarithm of measured over predicted
     basis: str = ""
 
     def __post_init__(self) -> None:

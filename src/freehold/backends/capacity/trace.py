@@ -69,7 +69,7 @@ class RequestTrace:
     def faster(self, factor: float) -> RequestTrace:
         """Return the same requests at `factor` times the rate."""
         if not factor > 0:
-            raise UsageError(f"{factor:g} times the rate is no load", "give a factor above 0, such as 2")
+            raise UsageError(f"{factor:g} times the rate is not a load", "give a factor above 0, such as 2")
         sped = tuple(replace(r, at=r.at / factor) for r in self.requests)
         return replace(self, requests=sped, source=f"{self.source}, at {factor:g} times its rate")
 

@@ -145,7 +145,7 @@ def _door(settings: Settings, target: str, model: str) -> Door:
 
 
 def _chosen(door: Door, offered: dict[str, str]) -> tuple[Door, str]:
-    """Return the door with a model that is there, and the engine as far as it is told."""
+    """Return the door with a model that is there, and its engine as far as the server names it."""
     from dataclasses import replace
 
     from freehold.config import nearest

@@ -23,10 +23,12 @@ from freehold.config import Settings
 from freehold.errors import UsageError
 
 if TYPE_CHECKING:
+    from freehold.backends.capacity.objective import Aim
     from freehold.backends.capacity.scaling import Autoscaling
     from freehold.backends.capacity.steptime import EngineModel
     from freehold.backends.capacity.trace import RequestTrace
-    from freehold.catalog.hardware import Money
+    from freehold.catalog.hardware import Money, Rig
+    from freehold.cli.deploying.figures import Capacity
 
 EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv --objective ttft-p95=2s,tpot-p95=50ms"
 
@@ -41,7 +43,7 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
 @click.option("--ledger", is_flag=True, help="Requests: those in the ledger of this home's gateway.")
 @click.option("--ledger-file", type=click.Path(path_type=Path), help="Requests: those in this ledger.")
 @click.option("--since", type=Seconds(), default="7d", show_default=True, help="With a ledger: how far back.")
-@click.option("--rate", type=float, help="Requests: so many a second, arriving independently.")
+@click.option("--rate", type=float, help="Requests: this many a second, arriving independently.")
 @click.option(
     "--input",
     "prompt",
@@ -66,7 +68,7 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     help="Length of the trace: 10m with --rate; of a file its beginning.",
 )
 @click.option(
-    "--faster", type=float, default=1.0, show_default=True, help="Play it at so many times its rate."
+    "--faster", type=float, default=1.0, show_default=True, help="Play it at this multiple of its rate."
 )
 @click.option(
     "--steps",
@@ -88,7 +90,7 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     "--replicas",
     metavar="N|A..B",
     default="",
-    help="Try so many, or those from A to B. With --autoscale: its range.",
+    help="Try N, or each from A to B. With --autoscale: its range.",
 )
 @click.option(
     "--objective",
@@ -156,8 +158,8 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
 
 
 def _tried(
-    found: Any,
-    aims: tuple[Any, ...],
+    found: Capacity,
+    aims: tuple[Aim, ...],
     routing: str,
     scaling: Autoscaling | None,
     replicas: str,
@@ -250,7 +252,7 @@ def _engine(
     return replace(found, limits=replace(found.limits, **limits)), rent
 
 
-def _predicted(name: str, rig: Any, trace: RequestTrace, engine: str, quant: str) -> EngineModel:
+def _predicted(name: str, rig: Rig, trace: RequestTrace, engine: str, quant: str) -> EngineModel:
     """Predict with the named engine and quantisation, or the first that run there."""
     from freehold import catalog
     from freehold.advisor import engines
@@ -289,7 +291,7 @@ def _range(text: str) -> tuple[int, int]:
     first = int(found[1]) if found else 0
     last = int(found[2] or first) if found else 0
     if not 1 <= first <= last <= 1024:
-        raise UsageError(f"--replicas {text} is no number within 1..1,024", "write 4, or 1..8 for a range")
+        raise UsageError(f"--replicas {text} is not within 1..1,024", "write 4, or 1..8 for a range")
     return first, last
 
 
@@ -303,7 +305,7 @@ def _scaling(given: dict[str, Any]) -> Autoscaling | None:
     found = re.fullmatch(r"(queue|utilisation)=(\d+(?:\.\d+)?)", given["autoscale"].strip())
     if found is None:
         raise UsageError(
-            f"--autoscale {given['autoscale']} is no policy", "write queue=16 or utilisation=0.7"
+            f"--autoscale {given['autoscale']} is not a policy", "write queue=16 or utilisation=0.7"
         )
     first, last = _range(given["replicas"] or "1..8")
     return Autoscaling(first, last, **{found[1]: float(found[2])}, start_s=given["start_time"])

@@ -71,14 +71,16 @@ class Capacity:
                 f"{a.figure}-p{a.percent:g} is {shown(sizes.run.percentile(a.figure, a.percent))}"
                 for a in sizes.missed
             )
-            yield f"{sizes.run.routing}: {sizes.run.replicas:,} replicas do not keep {asked}: {missed}"
+            yield f"{sizes.run.routing}: {_count(sizes.run.replicas, 'replica')} cannot keep {asked}: {missed}"
             return
         low, high = sizes.fewest or sizes.replicas, sizes.most_needed
         bounds = f"{low} to {high if high is not None else 'more than was tried'}"
-        yield f"{sizes.run.routing}: {sizes.replicas} replicas keep {asked} ({bounds} by the doubt about steps)"
+        bounds = "no other number" if low == high else bounds
+        count = _count(sizes.replicas, "replica")
+        yield f"{sizes.run.routing}: {count} for {asked} ({bounds} by the doubt about steps)"
         for aim in aims:
-            told = shown(sizes.run.bounded(aim.figure, aim.percent))
-            yield f"  {aim.figure}-p{aim.percent:g}: {told}, as far as this trace is like the next"
+            found = shown(sizes.run.bounded(aim.figure, aim.percent))
+            yield f"  {aim.figure}-p{aim.percent:g}: {found}, as far as this trace is like the next"
         if cost := self._hourly(sizes.run):
             million = cost.times(1e6 * sizes.run.span_s / 3600 / max(sizes.run.answer_tokens, 1))
             yield f"  {cost} USD an hour, {million} USD a million tokens of answers"
@@ -165,13 +167,14 @@ def _row(run: SimulatedRun, hourly: Interval | None) -> tuple[str, ...]:
 
 
 def _notes(run: SimulatedRun, scaling: Autoscaling | None) -> Iterator[str]:
-    named = f"{run.replicas} replicas, {run.routing}"
+    named = f"{_count(run.replicas, 'replica')}, {run.routing}"
     if _overloaded(run):
         yield f"{named}: overloaded; the last answer ends {_time(run.late_s)} after the last request came"
     if run.refused:
         yield f"{named}: {run.refused:,} requests are larger than a replica's KV cache, and are left out"
     if run.preempted:
-        yield f"{named}: {run.preempted:,} times an answer was interrupted for want of KV cache and computed again"
+        times = _count(run.preempted, "time")
+        yield f"{named}: {times} an answer was interrupted, as the KV cache was full, and computed again"
     if scaling is not None:
         target = f"queue={scaling.queue:g}" if scaling.queue else f"utilisation={scaling.utilisation:g}"
         yield (
@@ -195,6 +198,10 @@ def _doubt(engine: EngineModel) -> str:
 
 def _interval(money: Money) -> Interval:
     return Interval(money.low, money.mid, money.high)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -1,0 +1,193 @@
+"""`freehold deploy capacity` and `bench`: requests from each source, a table, JSON, and refusals with the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.cli.deploying import bench, capacity
+from freehold.config import load_settings
+from freehold.errors import UsageError
+from freehold.router.ledger.store import Ledger
+from tests.backends.capacity.test_measuring import engine
+from tests.router.ledger.rows import row
+
+TRACES = Path(__file__).parents[1] / "backends" / "capacity"
+MODEL = EngineModel(
+    StepTime((0, 1, 32), (0.005, 0.01, 0.03), depth=2e-7, prompt=2e-4, spread=0.1, basis="measured: by hand"),
+    EngineLimits(streams=16, chunk=512),
+    {"model": "tiny"},
+)
+
+
+@pytest.fixture
+def invoke(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Return a function from a command and its arguments to stdout."""
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+
+    def invoke(command: click.Command, *args: object) -> str:
+        command.main(args=[*map(str, args)], obj=load_settings(), standalone_mode=False)
+        return capsys.readouterr().out
+
+    return invoke
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Path:
+    (tmp_path / "steps.json").write_text(json.dumps(MODEL.as_json()))
+    return tmp_path / "steps.json"
+
+
+def test_an_objective_gives_the_fewest_replicas_with_a_range_and_cost(invoke, steps):
+    aims = "ttft-p95=1s,tpot-p95=60ms"
+    out = invoke(
+        capacity.command,
+        "--trace",
+        TRACES / "azure-conv-1000.csv",
+        "--steps",
+        steps,
+        "--objective",
+        aims,
+        "--rent",
+        2.5,
+    )
+    assert out.splitlines()[0].startswith("azure-conv-1000.csv: 1,000 requests in")
+    assert "REPLICAS  ROUTING" in out and "replicas for ttft-p95=1.00 s" in out
+    assert "by the doubt about steps" in out and "USD an hour" in out
+
+
+def test_json_has_the_trace_the_engine_the_runs_and_the_answer(invoke, steps):
+    out = invoke(
+        capacity.command, "--rate", 4, "--input", 200, "--output", 40, "--seconds", "60s", "--steps", steps,
+        "--objective", "ttft-p95=1s", "--replicas", "1..2", "--json",
+    )  # fmt: skip
+    found = json.loads(out)
+    assert found["schema"] == 1 and found["trace"]["requests"] > 100
+    assert found["engine"]["time"]["prompt"] == 2e-4
+    assert found["least"][0]["replicas"] >= 1
+    one = found["runs"][-1]
+    assert one["replicas"] == 2 and one["ttft"]["p95"]["low"] <= one["ttft"]["p95"]["high"]
+    assert one["usd_an_hour"] is None and one["answered"] == found["trace"]["requests"]
+
+
+def test_every_routing_policy_is_played_and_hits_are_shown(invoke, steps):
+    out = invoke(
+        capacity.command,
+        "--trace",
+        TRACES / "mooncake-200.jsonl",
+        "--steps",
+        steps,
+        "--replicas",
+        4,
+        "--routing",
+        "all",
+    )
+    rows = [line.split() for line in out.splitlines() if " p50 " not in line and "%" in line]
+    assert [r[1] for r in rows[:3]] == ["round-robin", "least-loaded", "prefix"]
+
+
+def test_autoscaling_is_tried_in_the_simulator(invoke, steps):
+    out = invoke(
+        capacity.command, "--rate", 6, "--vary", "--steps", steps, "--autoscale", "queue=8", "--replicas", "1..6",
+        "--start-time", "20s",
+    )  # fmt: skip
+    assert "autoscaling 1..6 by queue=8" in out
+
+
+def test_hardware_that_is_not_here_is_predicted_with_its_rent(invoke):
+    out = invoke(capacity.command, "qwen3:8b", "--on", "h100", "--rate", 3, "--seconds", "60s")
+    assert "predicted: vLLM" in out and out.splitlines()[3].split()[-1] not in ("-", "0")
+
+
+def test_the_ledgers_answered_requests_are_a_trace(invoke, steps, tmp_path):
+    async def book() -> None:
+        ledger = Ledger.open(tmp_path / "ledger.sqlite")
+        for n in range(30):
+            await ledger.book(row(at=time.time() - 600 + n))
+        await ledger.close()
+
+    asyncio.run(book())
+    out = invoke(capacity.command, "--ledger-file", tmp_path / "ledger.sqlite", "--steps", steps)
+    assert "ledger ledger.sqlite: 30 requests in 29.0 s" in out
+
+
+@pytest.mark.parametrize(
+    "args, near",
+    [
+        ((), "which requests"),
+        (("--rate", "1", "--ledger"), "one place"),
+        (("--rate", "1"), "what a step takes"),
+        (("--rate", "1", "--on", "h100"), "MODEL"),
+        (("--rate", "1", "--steps", "{steps}", "--replicas", "x"), "--replicas"),
+        (("--rate", "1", "--steps", "{steps}", "--autoscale", "cpu=3"), "--autoscale"),
+        (
+            ("--rate", "1", "--steps", "{steps}", "--autoscale", "queue=3", "--objective", "ttft-p95=1s"),
+            "two questions",
+        ),
+        (("--rate", "1", "--steps", "{steps}", "--routing", "random"), "routing"),
+        (("--trace", "gone.csv", "--steps", "{steps}"), "gone.csv"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(invoke, steps, args, near):
+    with pytest.raises(UsageError) as refused:
+        invoke(capacity.command, *(a.format(steps=steps) for a in args))
+    assert near in f"{refused.value.message} {refused.value.hint}" and refused.value.hint
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """An engine in another thread."""
+    begun, stop, found = threading.Event(), threading.Event(), []
+
+    async def serve() -> None:
+        async with engine() as at:
+            found.append(at)
+            begun.set()
+            await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    begun.wait(10)
+    yield found[0]
+    stop.set()
+    thread.join()
+
+
+def test_what_bench_measures_is_what_capacity_reads(invoke, url, tmp_path):
+    out = invoke(
+        bench.command, url, "--batches", "1,2", "--depths", "16", "--prompts", "8,64", "--tokens", 8, "--rounds", 1,
+        "--room", 5000, "-o", tmp_path / "steps.json",
+    )  # fmt: skip
+    assert "tiny at" in out and "ANSWERS" in out and f"written to {tmp_path / 'steps.json'}" in out
+    model = EngineModel.load(tmp_path / "steps.json")
+    assert model.limits.room == 5000 and model.about["engine"] == "vllm"
+    out = invoke(
+        capacity.command,
+        "--rate",
+        2,
+        "--input",
+        50,
+        "--output",
+        10,
+        "--seconds",
+        30,
+        "--steps",
+        tmp_path / "steps.json",
+    )
+    assert "tiny, vllm" in out
+
+
+def test_a_model_that_is_not_offered_is_refused_with_those_that_are(invoke, url):
+    with pytest.raises(UsageError) as refused:
+        invoke(bench.command, url, "--model", "tinny")
+    assert "tiny" in refused.value.hint
