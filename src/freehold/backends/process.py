@@ -36,7 +36,7 @@ COMMAND = (sys.executable, "-P", "-m", "freehold.backends.supervisor")
 START_S = (
     60.0  # for the supervisor to say that the engine's program runs, on a machine that is short of everything
 )
-END_S = 10.0  # beyond the drain, for an engine that was asked to end
+END_S = 5.0  # beyond the drain, for an engine that was asked to end
 _TREE_S = 1.0  # that a list of a tree's processes is used: finding them reads every process of the machine
 _MOVED_CPU_S, _MOVED_BYTES = 1.0, 32 << 20  # idle threads of a stuck start use less
 

@@ -57,6 +57,7 @@ class _Tree:
             stdout=2,
             stderr=2,
             start_new_session=True,
+            umask=0o077,  # also of its sockets in the system's temporary folder, over which some engines pickle
             preexec_fn=platforms.ends_with_parent,
         )
 

@@ -1,16 +1,17 @@
-"""vLLM: its plan, how its start, its counters and its wire look.
+"""vLLM's plan: its flags and its environment.
 
 A plan is made without importing it: flags as data, sizes by advisor's arithmetic. It starts by
 `python -m vllm.entrypoints.openai.api_server`, since its console script asks for a distribution called vllm, which the
-CPU build is not. Knows vLLM; knows no process.
+CPU build is not. Knows its flags; what it is when it runs is vllm_dialect.py's.
 Path: drivers.driver -> Vllm.plan -> planning.planned, Wording -> DeployPlan
 """
 
 from __future__ import annotations
 
-from freehold.backends.contract import DeployPlan, Listens, PlannedFlag, PlanRequest, SecretRef
+from freehold.backends.contract import DeployPlan, EngineName, Listens, PlannedFlag, PlanRequest, SecretRef
 from freehold.backends.layout import EngineTraits, Layout, Wishes
 from freehold.backends.planning import planned
+from freehold.backends.vllm_dialect import VllmServer
 from freehold.backends.wording import DRAIN_S, PRIVATE, Wording, narrow, opened, share, source, wanted
 from freehold.errors import UsageError
 
@@ -31,15 +32,12 @@ KEY = SecretRef("VLLM_API_KEY")
 MASTER_PORT = 29501  # of a rendezvous between nodes
 
 
-class Vllm:
-    """The driver of vLLM."""
+class Vllm(VllmServer):
+    """Implements contract.EngineDriver; vllm_dialect.py has the half that runs it."""
 
-    name = "vllm"
-    title = "vLLM"
+    name: EngineName = "vllm"
     package = "vllm"
     least = "0.32.0"
-    metrics_path = "/metrics"
-    drains = True
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
