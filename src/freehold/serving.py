@@ -138,6 +138,8 @@ class Begin:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
     warnings: tuple[str, ...] = ()  # what was asked for and is not honoured
     model: str = ""  # which model answers, where that is not the one that was asked for
+    engine: str = ""  # "vllm 0.32.0", where it is an engine beyond ours,
+    replica: int = 0  # and which of its replicas
     labels: tuple[
         str, ...
     ] = ()  # that hold for the request, whatever set them; what continues its answer has them
@@ -339,6 +341,7 @@ class CounterTable:
     help: str
     labels: tuple[str, ...]
     values: Mapping[tuple[str, ...], float]
+    gauge: bool = False  # it may shrink
 
 
 class ModelDirectory(Protocol):

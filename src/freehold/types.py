@@ -223,6 +223,7 @@ class Usage:
     written_tokens: int = 0  # of the prompt: put into a provider's cache for minutes,
     written_hour_tokens: int = 0  # and for an hour, at prices of their own
     thought_tokens: int = 0  # of the completion: reasoning, where the provider counts it
+    resumed_on: tuple[int, ...] = ()  # replicas that took the answer over from one that died, in their order
 
     @property
     def prefill_tok_s(self) -> float:

@@ -14,6 +14,7 @@ import pytest
 
 from freehold.config import Settings as Home
 from freehold.server.serve import Doors, ServerSettings, bind_tcp, bind_unix
+from freehold.serving import ModelManager
 from freehold.store import Store
 from tests.server.fakes import FakeModels, Script
 
@@ -72,8 +73,10 @@ def start(
     preload: Sequence[str] = (),
     hub: str = NOWHERE,
     offline: bool = False,
+    around: Callable[[FakeModels], ModelManager] = lambda models: models,
     **settings: object,
 ) -> Running:
+    """`around`: what the server has in the place of the scripted models, such as deployments around them."""
     models, store = FakeModels(script), Store(Home(home=folder / "home", hub_endpoint=hub, offline=offline))
     tcp, unix = bind_tcp("127.0.0.1", 0), bind_unix(folder / "serve" / "server.sock")
     port = tcp[0].getsockname()[1]
@@ -82,7 +85,7 @@ def start(
 
     async def main() -> None:
         doors = Doors(
-            models,
+            around(models),
             ServerSettings(**{"drain_s": 0.5, "home": folder, "owner": TOKEN, **settings}),
             preload=preload,
             store=store,

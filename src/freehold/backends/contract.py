@@ -22,8 +22,8 @@ from typing import Any, Literal, Protocol
 
 from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.interval import Interval
+from freehold.backends.wire import EngineWire
 from freehold.catalog.hardware import Rig
-from freehold.providers.contract import Wire
 
 EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold"]
 
@@ -283,9 +283,11 @@ class EngineDriver(Protocol):
     title: str
     package: str  # that pip installs; "": none
     least: str  # the oldest version that is driven: below it are holes that a gateway cannot close
-    wire: Wire  # how jobs are said to it
     metrics_path: str  # "" : it has none
     drains: bool  # ends its answers when it is asked to end
+
+    @property
+    def wire(self) -> EngineWire: ...  # how jobs are said to it
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""

@@ -8,6 +8,7 @@ Path: replica.py -> upstream.start -> EngineWire.request -> CompletionReader -> 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,6 +18,16 @@ from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
 from freehold.providers.openai.events import CompletionReader
 from freehold.serving import Job
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRoutes:
+    """How an engine's /tokenize and /detokenize are asked; both lie beside /v1, for us alone."""
+
+    text: str = "prompt"  # the text's field in a request to /tokenize,
+    back: str = "prompt"  # and in an answer of /detokenize
+    special: str = "add_special_tokens"  # the field that asks for a prompt's first token, such as BOS
+    chats: bool = True  # /tokenize takes messages
 
 
 class EngineDemands(Demands):
@@ -37,6 +48,7 @@ class EngineWire(CompatibleWire):
     demands = EngineDemands
     gives_ids = False  # `return_token_ids` gives the ids of prompt and answer
     takes_ids = False  # a prompt may be ids
+    tokens: TokenRoutes | None = None  # None: it shows no tokenizer
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
         """Translate a chat, or a text or ids to be continued."""
@@ -52,7 +64,7 @@ class EngineWire(CompatibleWire):
         if job.suffix is not None:
             body["suffix"] = job.suffix
         if job.max_tokens is None:
-            body["max_tokens"] = None  # to the context's end: OpenAI's default of 16 tokens is nobody's wish
+            body["max_tokens"] = None  # to the context's end, not OpenAI's default of 16 tokens
         self.limits(body, demands, stream=stream)
         if "logprobs" in body:
             body["logprobs"] = body.pop("top_logprobs", 0)
@@ -79,6 +91,18 @@ class EngineWire(CompatibleWire):
     def asks_ids(self, job: Job) -> bool:
         """Whether a job's token ids are asked for: those of an answer that another engine may continue."""
         return self.gives_ids and is_repeatable(job)
+
+    def chat_to_count(self, model: RemoteModel, job: Job) -> dict[str, Any]:
+        """Return the body by which /tokenize renders a chat."""
+        demands = self.demands(model, job)
+        asker = self.asker(demands)
+        body: dict[str, Any] = {"messages": [asker.message(m) for m in job.messages or ()]}
+        self.end_of(job.messages, body, demands)
+        if job.turn == "none":
+            body["add_generation_prompt"] = False
+        self.think(body, demands)
+        tools = asker.tools().get("tools")
+        return body | ({"tools": tools} if tools else {})
 
     def reader(self, job: Job) -> CompletionReader:
         """Return a reader of one stream."""

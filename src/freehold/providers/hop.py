@@ -50,8 +50,13 @@ class Hop:
     def keep(self, providers: Iterable[Provider]) -> None:
         """Give up the connections of every other provider, each once it is idle: the file was read again."""
         named = set(providers)
-        for provider in [p for p in self._channels if p not in named]:
-            self._channels.pop(provider).retire()
+        self.forget([p for p in self._channels if p not in named])
+
+    def forget(self, providers: Iterable[Provider]) -> None:
+        """Give up the connections of these, each once it is idle."""
+        for provider in providers:
+            if (channel := self._channels.pop(provider, None)) is not None:
+                channel.retire()
 
     async def close(self) -> None:
         """Close every connection; requests in progress break."""
@@ -64,6 +69,17 @@ class Hop:
         self, cleared: Cleared[Any], provider: Provider, key: Mapping[str, str], sent: Outgoing
     ) -> HopReply:
         """Send a request and return its answer, body unread. Raises PolicyRefused, or UpstreamFault."""
+        return await self._ask("POST", cleared, provider, key, sent)
+
+    async def get(
+        self, cleared: Cleared[Any], provider: Provider, key: Mapping[str, str], path: str
+    ) -> HopReply:
+        """Ask for what a provider tells of itself, such as its metrics. Raises as `post` does."""
+        return await self._ask("GET", cleared, provider, key, Outgoing(path, b""))
+
+    async def _ask(
+        self, method: str, cleared: Cleared[Any], provider: Provider, key: Mapping[str, str], sent: Outgoing
+    ) -> HopReply:
         cleared.check(provider.name)
         if self._closed:
             raise EngineClosed("the gateway is closing", "ask again")
@@ -72,9 +88,14 @@ class Hop:
             channel = self._channels[provider] = _Channel(provider)
         channel.busy += 1
         try:
-            response = await channel.session.post(
+            response = await channel.session.request(
+                method,
                 channel.url(sent.path),
-                data=sent.body if len(sent.body) <= LARGE else io.BytesIO(sent.body),
+                data=None
+                if method == "GET"
+                else sent.body
+                if len(sent.body) <= LARGE
+                else io.BytesIO(sent.body),
                 headers={**sent.headers, **key},
                 allow_redirects=False,
                 proxy=provider.proxy or None,

@@ -203,9 +203,9 @@ class UpstreamStream:
         return self._reader.answer_id
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """The prompt's token ids, where an engine's wire asked for them and they have come."""
-        return getattr(self._reader, "prompt_ids", ())
+    def reader(self) -> EventReader:
+        """What reads its events: an engine's may know more than pieces tell."""
+        return self._reader
 
     @property
     def more(self) -> bool:

@@ -218,6 +218,11 @@ class CompletionReader:
         # The last one's usage counts the completions of all.
         return WholeAnswer(self.answer_id, tuple(joined))
 
+    def cut(self) -> FinishReason | None:
+        """Return the first answer's reason, where it came before the stream was cut: its text is whole."""
+        answer = self._answers.get(0)
+        return answer.reason if answer is not None else None
+
     def _endings(self) -> list[Piece]:
         """Return the last chunk of each answer; of several, the last has the usage of all."""
         if len(self._answers) < self._expected or any(a.reason is None for a in self._answers.values()):

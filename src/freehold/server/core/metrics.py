@@ -262,7 +262,8 @@ class Metrics(Collector):
             http.add_metric([route, str(status)], count)
         yield http
         for table in self._models.counters():
-            family = CounterMetricFamily(table.name, table.help, labels=table.labels)
+            kind = GaugeMetricFamily if table.gauge else CounterMetricFamily
+            family = kind(table.name, table.help, labels=table.labels)
             for labels, count in table.values.items():
                 family.add_metric(labels, count)
             yield family

@@ -99,7 +99,10 @@ class Tally:
         """Return the whole receipt; with several prompts the first one's context, and the longest answer's use."""
         begin = next(b for b in self.begins if b is not None)
         used = max((u.prompt_tokens + u.completion_tokens for u in self.usages), default=0)
-        answered = {"model": begin.model} if begin.model else {}
+        answered: dict[str, Any] = {"model": begin.model} if begin.model else {}
+        if begin.engine:
+            resumed = [number for usage in self.usages for number in usage.resumed_on]
+            answered["engine"] = {"name": begin.engine, "replica": begin.replica, "resumed": resumed}
         return {
             **answered,
             "context": {**context(begin), "used": used, "cached": self.cached_tokens},

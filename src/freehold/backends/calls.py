@@ -1,0 +1,150 @@
+"""What one engine is asked: jobs on its wire, its tokenizer, its metrics; all over the socket that is ours alone.
+
+Knows one engine's address and key; knows no other replica and no retry.
+Path: replica.py -> EngineCalls.start -> upstream.start -> hop.py -> the engine's socket
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from freehold.backends.contract import DeployPlan, EngineDriver, EngineNumbers, LaunchedEngine
+from freehold.errors import UnsupportedModel
+from freehold.providers import upstream
+from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Abilities, Outgoing, Provider, RemoteModel, Secret, UpstreamFault
+from freehold.providers.hop import Hop, HopReply
+from freehold.providers.upstream import UpstreamStream, WholeStream
+from freehold.serving import EmbedJob, Job, Vectors
+
+CONNECTIONS = 4096  # of one engine: the server's own limit of requests is below
+ASIDE_S = 5.0  # what metrics and a tokenizer may take
+# Flags that name the model for clients, and so for us.
+_NAMES = ("--served-model-name", "--alias")
+
+
+def served_name(plan: DeployPlan) -> str:
+    """Return what the engine itself calls its model."""
+    return next((flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name)
+
+
+def abilities_of(plan: DeployPlan) -> Abilities:
+    """Return what an engine can do as it is planned: a plan without a tool parser calls no tools."""
+    names = {flag.name for flag in plan.flags}
+    parses = any("tool" in name and "parser" in name for name in names) or "--jinja" in names
+    return Abilities(
+        images=bool(plan.model.anatomy.parts) and any(p.role == "towers" for p in plan.model.anatomy.parts),
+        tools=parses or plan.engine in ("ollama", "mlx", "freehold"),
+        logprobs=True,
+        several=plan.engine not in ("ollama", "mlx"),
+        seed=True,
+    )
+
+
+class EngineCalls:
+    """Asks one engine that runs."""
+
+    def __init__(self, hop: Hop, driver: EngineDriver, engine: LaunchedEngine, place: str) -> None:
+        """`place`: the name that errors give it."""
+        plan = engine.plan
+        self._hop, self._driver, self.wire = hop, driver, driver.wire
+        key = Secret(engine.key) if engine.key else None
+        provider = Provider(
+            place,
+            "openai-compatible",
+            engine.url,
+            key,
+            owned=True,
+            connections=CONNECTIONS,
+            socket=engine.socket,
+        )
+        self.remote = RemoteModel(
+            provider, served_name(plan), context=plan.context, abilities=abilities_of(plan)
+        )
+        # Connections of their own: metrics must not wait for the answers that they are to judge.
+        self._beside = replace(provider, url=engine.url.removesuffix("/v1"), connections=8)
+        self.providers = provider, self._beside
+        self._key = driver.wire.authorized(key) if key is not None else {}
+
+    async def start(self, job: Job, *, limit_s: float) -> UpstreamStream | WholeStream:
+        """Start a job; return once its first token has come. Raises what upstream.start raises."""
+        return await upstream.start(
+            self._hop,
+            self._cleared(job),
+            self.remote,
+            first_token_s=limit_s,
+            timeout_s=limit_s,
+            stream=not job.whole,
+            wire=self.wire,
+        )
+
+    async def embed(self, job: EmbedJob, *, limit_s: float) -> Vectors:
+        """Return unit vectors of texts."""
+        return await upstream.embed(
+            self._hop, self._cleared(job), self.remote, timeout_s=limit_s, wire=self.wire
+        )
+
+    async def numbers(self, before: EngineNumbers, limit_s: float = ASIDE_S) -> EngineNumbers | None:
+        """Return its counters; None where it has none, or does not answer in time. `before`: the latest reading."""
+        path = self._driver.metrics_path
+        if not path:
+            return None
+        try:
+            async with asyncio.timeout(limit_s):
+                reply = await self._hop.get(self._cleared(None), self._beside, self._key, path)
+                return self._driver.numbers(await _body(reply), before)
+        except (UpstreamFault, TimeoutError, ValueError):
+            return None
+
+    # --- its tokenizer ----------------------------------------------------------------------------
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Return a text's ids; `special`: with those that begin a prompt."""
+        routes = self._routes()
+        return (await self._said("/tokenize", {routes.text: text, routes.special: special}))["tokens"]
+
+    async def render(self, job: Job) -> list[int]:
+        """Return the ids of a chat's prompt."""
+        if not self._routes().chats:
+            raise UnsupportedModel(f"the engine of {self.remote.model} renders no chat")
+        return (await self._said("/tokenize", self.wire.chat_to_count(self.remote, job)))["tokens"]
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        return (await self._said("/detokenize", {"tokens": [*ids]}))[self._routes().back]
+
+    def _routes(self) -> Any:
+        if self.wire.tokens is None:
+            raise UnsupportedModel(f"the engine of {self.remote.model} offers no tokenizer")
+        return self.wire.tokens
+
+    async def _said(self, path: str, body: dict[str, Any]) -> Any:
+        sent = Outgoing(path, msgspec.json.encode({"model": self.remote.model, **body}))
+        async with asyncio.timeout(ASIDE_S):
+            reply = await self._hop.post(self._cleared(None), self._beside, self._key, sent)
+            if reply.status != 200:
+                headers: Mapping[str, str] = reply.headers
+                raise self.wire.fault(reply.status, headers, await _body(reply))
+            return msgspec.json.decode(await _body(reply))
+
+    def _cleared(self, work: Any) -> Cleared[Any]:
+        return Cleared(work, frozenset({self.remote.provider.name}))
+
+
+async def _body(reply: HopReply) -> bytes:
+    try:
+        body = await reply.body()
+        reply.finished()
+        return body
+    finally:
+        reply.close()
+
+
+def probe() -> Job:
+    """Return the job whose one token says that an engine answers: a prompt that any model takes, greedy."""
+    return Job(prompt="Hello", max_tokens=1, sampling={"temperature": 0.0})

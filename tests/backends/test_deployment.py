@@ -1,0 +1,170 @@
+"""Several replicas behind one name: no answer is cut in silence, whatever dies, and none fails while engines change."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from freehold.backends.deployment import ReplicaSet
+from freehold.errors import EngineLost
+from freehold.serving import Job
+from freehold.types import Format
+from tests.backends import engines
+from tests.backends.engines import StandInDriver, chat, deployed, expected, joined, read, until
+from tests.backends.running import synchronous
+from tests.backends.standin import text
+
+SHAPES = ("error", "abort", "cut", "kill", "hang")
+
+
+@pytest.mark.parametrize("death", SHAPES)
+@synchronous
+async def test_stream_of_a_dead_replica_is_continued(tmp_path: Path, death: str) -> None:
+    async with deployed(tmp_path, StandInDriver()) as replicas:
+        said = f"tell [[{death} 5]]"
+        stream = await replicas.start(chat(said, logprobs=None))
+        first = stream.begin.replica
+        chunks = await read(stream)
+        assert joined(chunks) == expected(said)
+        usage = chunks[-1].usage
+        assert usage is not None and chunks[-1].finish_reason == "length"
+        prompt = text.encode(text.rendered([{"role": "user", "content": said}], open_end=False))
+        assert (usage.prompt_tokens, usage.completion_tokens) == (len(prompt), 12)
+        assert usage.resumed_on == (1 - first,) and usage.resumed_tokens == 5
+        assert sum((chunk.token_ids for chunk in chunks), ()) == tuple(text.encode(expected(said)))
+        assert (replicas.resumed, replicas.cut) == (1, 0)
+        await until(lambda: [r.restarts for r in replicas if not r.ready] == [] and restarts(replicas) == 1)
+
+
+@synchronous
+async def test_completion_is_continued_by_ids_and_a_bound_of_one_token_more_holds(tmp_path: Path) -> None:
+    async with deployed(tmp_path, StandInDriver()) as replicas:
+        for most in (6, 20):
+            said = f"x{most} [[cut 5]]"
+            job = Job(prompt=said, max_tokens=most, sampling={"temperature": 0.0})
+            assert joined(await read(await replicas.start(job))) == text.answer(said, most)
+            await until(lambda: all(replica.ready for replica in replicas))
+
+
+@synchronous
+async def test_answer_in_a_format_is_computed_again_and_what_was_sent_is_left_out(tmp_path: Path) -> None:
+    async with deployed(tmp_path, StandInDriver(token_s=0.02)) as replicas:
+        stream = await replicas.start(chat("as JSON", format=Format("json")))
+        chunks = [chunk for _, chunk in [await anext(stream) for _ in range(3)]]
+        await killed(replicas, stream.begin.replica)
+        chunks += await read(stream)
+        assert joined(chunks) == expected("as JSON")
+        assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 12
+
+
+@synchronous
+async def test_sampled_answer_without_a_seed_ends_with_an_error_and_a_seeded_one_continues(
+    tmp_path: Path,
+) -> None:
+    async with deployed(tmp_path, StandInDriver()) as replicas:
+        stream = await replicas.start(chat("any [[cut 3]]", sampling={}))
+        with pytest.raises(EngineLost, match="not greedy"):
+            await read(stream)
+        assert replicas.cut == 1
+        await until(lambda: all(replica.ready for replica in replicas))
+        stream = await replicas.start(chat("any [[cut 3]]", sampling={"seed": 7}))
+        assert len(text.encode(joined(await read(stream)))) == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("whole", [False, True])
+@synchronous
+async def test_request_is_asked_again_elsewhere_before_its_first_token(
+    tmp_path: Path, number: int, whole: bool
+) -> None:
+    async with deployed(tmp_path, StandInDriver(token_s=0.1)) as replicas:
+        asked = asyncio.create_task(replicas.start(chat("slow", max_tokens=3, sampling={}, whole=whole)))
+        await until(lambda: any(replica.in_flight for replica in replicas))
+        await asyncio.sleep(0.05)
+        victim = next(replica.number for replica in replicas if replica.in_flight)
+        await killed(replicas, victim, number)
+        stream = await asked
+        assert stream.begin.replica != victim
+        assert len(text.encode(joined(await read(stream)))) == 3
+        assert (replicas.retried, replicas.resumed, replicas.cut) == (1, 0, 0)
+
+
+@synchronous
+async def test_request_that_ends_whatever_computes_it_ends_three_engines_and_no_more(tmp_path: Path) -> None:
+    async with deployed(tmp_path, StandInDriver(), replicas=1) as replicas:
+        replicas.replica(0).driver.options_now["first_ends"] = 1  # type: ignore[attr-defined]
+        await killed(replicas, 0)
+        with pytest.raises(EngineLost, match="starts in a row came to nothing"):
+            await replicas.start(chat("hello"))
+        assert "head_dim=16" in replicas.replica(0).said
+        assert replicas.replica(0).state == "failed"
+
+
+@synchronous
+async def test_restart_and_upgrade_under_load_fail_no_request(tmp_path: Path) -> None:
+    async with deployed(tmp_path, StandInDriver(token_s=0.002)) as replicas:
+        over, answered = asyncio.Event(), []
+
+        async def client(number: int) -> None:
+            while not over.is_set():
+                said = f"client {number} asks {len(answered)}"
+                assert joined(await read(await replicas.start(chat(said)))) == expected(said)
+                answered.append(number)
+
+        clients = [asyncio.create_task(client(i)) for i in range(8)]
+        before = pids(replicas)
+        await replicas.roll(replicas.plan, "restart")
+        between = pids(replicas)
+        await replicas.roll(replace(engines.plan(tmp_path, 3), version="0.33.0"), "upgrade")
+        over.set()
+        await asyncio.gather(*clients)
+        assert not before & between and not between & pids(replicas)
+        assert [replica.version for replica in replicas] == ["0.33.0"] * 3
+        assert len(answered) > 50 and (replicas.cut, replicas.retried) == (0, 0)
+
+
+@synchronous
+async def test_upgrade_that_never_becomes_ready_leaves_the_old_replicas(tmp_path: Path) -> None:
+    driver = StandInDriver()
+    async with deployed(tmp_path, driver) as replicas:
+        before = pids(replicas)
+        driver.options_now["die_at_start"] = "ValueError: no such flag"
+        with pytest.raises(EngineLost, match="no such flag"):
+            await replicas.roll(replace(replicas.plan, version="0.33.0"), "upgrade")
+        assert pids(replicas) == before and replicas.rolling == ""
+        assert joined(await read(await replicas.start(chat("still")))) == expected("still")
+
+
+@synchronous
+async def test_chats_with_one_beginning_meet_one_cache_and_short_ones_spread(tmp_path: Path) -> None:
+    async with deployed(tmp_path, StandInDriver()) as replicas:
+        long = [f"{name} " * 100 for name in ("ada", "bob", "cy", "dora", "eve", "finn")]
+        for said in long:
+            met = {(await asked(replicas, said)).replica for _ in range(4)}
+            assert len(met) == 1
+        assert {(await asked(replicas, "hi")).replica for _ in range(4)} == {0, 1}
+
+
+async def asked(replicas: ReplicaSet, said: str):
+    stream = await replicas.start(chat(said, max_tokens=1))
+    await read(stream)
+    return stream.begin
+
+
+async def killed(replicas: ReplicaSet, number: int, by: int = signal.SIGKILL) -> None:
+    replica = replicas.replica(number)
+    driver = replica.driver
+    assert isinstance(driver, StandInDriver)
+    driver.engine_of(replica.row().pid).signal(by)
+
+
+def restarts(replicas: ReplicaSet) -> int:
+    return sum(replica.restarts for replica in replicas)
+
+
+def pids(replicas: ReplicaSet) -> set[int]:
+    return {replica.row().pid for replica in replicas}
