@@ -25,7 +25,7 @@ from freehold.advisor.interval import Interval
 from freehold.backends.wire import EngineWire
 from freehold.catalog.hardware import Rig
 
-EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold"]
+EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold", "ray"]
 
 
 # --- what a plan is made from -------------------------------------------------------------------------
@@ -164,6 +164,7 @@ class DeployPlan:
     notes: tuple[str, ...] = ()  # what the user should know: nearest schema used, a parser that was guessed
     across: int = 1  # nodes that one replica takes
     follower: tuple[PlannedFlag, ...] = ()  # flags that every node but the first has besides
+    inner: DeployPlan | None = None  # of "ray": what each replica of its app starts; it is one replica of ours
 
     def argv(
         self,

@@ -1,0 +1,176 @@
+"""Plans an engine as a Ray Serve app: the plan of one replica, wrapped in that of a cluster or of an app on one.
+
+    inner = driver("vllm").plan(replace(request, socket=SOCKET))
+    over(inner, EngineFacts("2.60.0", ("/…/python",)), fenced=can_fence())
+    app_text(inner)                                     # the app's one file
+
+The wrapped plan is one replica of our deployment: our server sees one engine, behind one Unix socket. Pure, as every
+plan: no process, no network, no clock.
+Path: cli/deploy -> over -> DeployPlan -> RayDriver.launch -> app_text
+"""
+
+from __future__ import annotations
+
+import pprint
+import re
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from freehold.backends.contract import DeployPlan, EngineFacts, Listens, PlannedFlag, SecretRef
+from freehold.backends.own import file_name
+from freehold.backends.ray import doors
+from freehold.errors import UsageError
+
+LEAST = "2.54.0"  # CVE-2026-27482: DELETE is open before
+SOCKET = Path("{folder}/s.sock")  # of a replica's engine; the app fills in the folder
+INGRESS_KEY, MOST = "FREEHOLD_INGRESS_KEY", "FREEHOLD_MOST_REPLICAS"
+_UNDER_RAY = ("vllm", "sglang", "llamacpp", "freehold")
+_HEAD = Path(str(files("freehold.backends.ray") / "head.py"))
+
+
+def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = False) -> dict[str, Any]:
+    """Return what the app's file is told. `elsewhere`: the cluster is not this machine.
+
+    Raises UsageError for an engine that cannot be a replica.
+    """
+    if inner.engine not in _UNDER_RAY:
+        raise UsageError(
+            f"{inner.engine} does not run as a replica of Ray Serve", f"one of {', '.join(_UNDER_RAY)}"
+        )
+    on_gpu = inner.nodes.rig.device.kind != "cpu"
+    return {
+        "name": app_name(inner.model.name),
+        "model": inner.model.name,
+        "argv": [*inner.command, *(word for flag in inner.flags for word in _free_port(flag).words())],
+        "environment": dict(inner.environment),
+        "links": {file_name(inner.model.name): inner.model.source} if inner.engine == "freehold" else {},
+        "keys": [secret.variable for secret in inner.secrets],
+        "socket": str(inner.listens.socket or ""),
+        "replicas": inner.replicas,
+        "most_replicas": inner.replicas,
+        "streams": inner.streams or 8,
+        "cpus": 1.0,
+        "gpus": float(inner.sizes.devices) if on_gpu else 0.0,
+        "per_machine": 1 if elsewhere and not on_gpu else 0,
+        "ingress_host": "0.0.0.0" if elsewhere else "127.0.0.1",
+        "ingress_port": doors.named_ports(base)["ingress"],
+        "proxies": "HeadOnly",
+    }
+
+
+def app_text(inner: DeployPlan, **how: Any) -> str:
+    """Return the app's file: app.py with this plan's settings in place of its own. `how`: as settings_of has it."""
+    text = files("freehold.backends.ray").joinpath("app.py").read_text()
+    before, rest = text.split("SETTINGS: dict[str, Any] = {\n", 1)
+    own, after = rest.split("\n}\n", 1)
+    told = pprint.pformat(settings_of(inner, **how), indent=4, width=100, sort_dicts=False)
+    return f"{before}SETTINGS: dict[str, Any] = {{\n{own}\n}}\nSETTINGS |= {told}\n{after}"
+
+
+def app_name(model: str) -> str:
+    """Return an app's name for a model's: letters, digits and dashes."""
+    return "freehold-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+
+
+def over(
+    inner: DeployPlan,
+    ray: EngineFacts,
+    *,
+    socket: Path | None = None,
+    address: str = "",
+    fenced: bool = False,
+    base: int = doors.BASE,
+    most: int = 0,
+    ray_folder: str = "",
+) -> DeployPlan:
+    """Return the plan of a Ray Serve app whose replicas are `inner`; it starts a cluster, or uses the one at `address`.
+
+    `ray`: its version and the Python that has it. `fenced`: in a network namespace of its own. `most`: replicas that
+    the queue may ask for. `ray_folder`: for Ray's logs and sockets; its path must be short.
+    """
+    if ray.version and _numbers(ray.version) < _numbers(LEAST):
+        raise UsageError(
+            f"Ray {ray.version} is older than {LEAST}, whose dashboard others can delete from",
+            'pip install "ray[serve]"',
+        )
+    if address and urlsplit(address).scheme != "ray":
+        raise UsageError(f"{address!r} is no address of a Ray cluster", "ray://HOST:10001")
+    settings_of(inner)
+    python = ray.command or ("python3",)
+    ports = doors.named_ports(base)
+    flags = [
+        PlannedFlag("--socket", str(socket or "s.sock"), "the one way in, in a folder of ours"),
+        PlannedFlag("--ingress-port", str(ports["ingress"]), "named; Serve's token does not cover it"),
+    ]
+    if address:
+        flags.append(PlannedFlag("--address", address, "a cluster that runs"))
+    else:
+        flags.append(PlannedFlag("--gcs-port", str(ports["--port"]), "open: Ray has started"))
+        if fenced:
+            flags.append(PlannedFlag("--fenced", None, "nothing listens outside its network namespace"))
+        machines = max(most, inner.replicas)
+        wanted = {"cpus": float(machines), "gpus": settings_of(inner)["gpus"] * machines}
+        flags += [
+            PlannedFlag("--", None, "for ray start"),
+            *doors.start_flags(base, **wanted, folder=ray_folder),
+        ]
+    return DeployPlan(
+        engine="ray",
+        version=ray.version,
+        schema="ray start 2.60.0",
+        model=inner.model,
+        nodes=replace(inner.nodes, here=not address),
+        command=(*(doors.FENCE if fenced and not address else ()), *python, "-u", str(_HEAD)),
+        flags=tuple(flags),
+        environment={**doors.environment(base, alone=not address), MOST: str(max(most, inner.replicas))},
+        secrets=(SecretRef(INGRESS_KEY), _token(address)),
+        listens=Listens(socket=socket or Path("s.sock")),
+        sizes=inner.sizes,
+        context=inner.context,
+        streams=inner.streams * inner.replicas,
+        replicas=1,
+        memory_bytes=inner.memory_bytes * inner.replicas,
+        decode=inner.decode,
+        prefill=inner.prefill,
+        basis=inner.basis,
+        notes=(*inner.notes, _doors_note(address, fenced)),
+        inner=inner,
+    )
+
+
+def text_for(plan: DeployPlan) -> str:
+    """Return the app's file of a plan that `over` made."""
+    assert plan.inner is not None
+    flags = {flag.name: flag.value or "" for flag in plan.flags}
+    base = int(flags["--ingress-port"]) - doors.INGRESS
+    return app_text(plan.inner, base=base, elsewhere="--address" in flags)
+
+
+def _token(address: str) -> SecretRef:
+    return SecretRef("RAY_AUTH_TOKEN", "env:RAY_AUTH_TOKEN" if address else "random")
+
+
+def _free_port(flag: PlannedFlag) -> PlannedFlag:
+    return replace(flag, value="{port}") if flag.name == "--port" else flag
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _doors_note(address: str, fenced: bool) -> str:
+    if address:
+        return (
+            "Ray's ports are open to every machine that reaches this cluster's: all but Serve's ingress want Ray's "
+            "token, and that one our key; freehold deploy --on ray://HOST:PORT --emit nft prints the firewall's rule"
+        )
+    if fenced:
+        return "Ray runs in a network namespace of its own: nothing of it listens outside"
+    first, last = doors.CHOSEN_BY_KERNEL
+    return (
+        "this system allows no network namespace: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 holds Ray to loopback, all but "
+        f"one port of each replica (of {first}-{last}), which wants Ray's token; a firewall closes it"
+    )
