@@ -6,7 +6,7 @@
 It needs `ray[serve]` and the engine's command on each machine, nothing else: no line of Freehold runs inside Ray. Who
 asks must send the key; the app holds only its hash. The key of an engine is made at random by its replica and never
 leaves it. SETTINGS is the one thing that differs between two apps. Knows no model.
-Path: main -> build -> Engine -> Passage.answer -> EngineChild -> the engine
+Path: main -> build -> Passage.answer -> EngineChild -> the engine
 """
 
 from __future__ import annotations
@@ -14,23 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import hmac
-import json
 import os
-import re
-import secrets
-import socket
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
+from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, Passage
 
 SETTINGS: dict[str, Any] = {
     "name": "freehold",  # of the app
@@ -52,250 +42,17 @@ SETTINGS: dict[str, Any] = {
     "ingress_host": "127.0.0.1",
     "ingress_port": 8000,
     "proxies": "HeadOnly",
-    "revision": "",  # another one replaces every replica
 }
-ROUTES = {
-    "POST": ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"),
-    "GET": ("/v1/models", "/metrics"),
-}
-MOST_BODY = 64 << 20  # bytes
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-# Ends the engine, all below it and its folder when its stdin ends: when the replica ends, however that happened. It
-# adopts what loses its parent (36), so its own children are all that is left in the end; the kernel ends the engine
-# with it (1): <linux/prctl.h>.
-GUARD = """
-import ctypes, os, select, shutil, signal, subprocess, sys, time
-call = getattr(ctypes.CDLL(None), "prctl", lambda *_: 0)
-call(36, 1, 0, 0, 0)
-child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, preexec_fn=lambda: call(1, 9, 0, 0, 0))
-signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-while child.poll() is None and not (select.select([0], [], [], 0.2)[0] and not os.read(0, 1)):
-    pass
-status, until = child.poll(), time.monotonic() + 8
-child.kill()
-while time.monotonic() < until:
-    try:
-        for pid in open(f"/proc/self/task/{os.getpid()}/children").read().split():
-            os.kill(int(pid), signal.SIGKILL)
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        time.sleep(0.02)
-    except OSError:
-        break
-shutil.rmtree(sys.argv[1], ignore_errors=True)
-os._exit(1 if status is None else status & 255)
-"""
-
-
-class EngineEnded(RuntimeError):
-    """The engine of a replica has ended, or does not answer a token."""
-
-
-class EngineChild:
-    """One engine: started, asked for a token, watched, ended. Use from one event loop."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
-        self.folder = tempfile.mkdtemp(prefix="fhe-")  # 0700
-        self._keys = {name: secrets.token_hex(32) for name in settings["keys"]}
-        self.socket = settings["socket"].replace("{folder}", self.folder)
-        self.port = 0 if self.socket else _free_port()
-        self.moved_at = time.monotonic()  # when an answer last grew, or the engine's counters did
-        self.running = 0
-        self.log: deque[str] = deque(maxlen=200)  # the newest lines of its output
-        self._counters = b""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._session: Any = None
-
-    def start(self) -> None:
-        """Start the process. It ends with this one, also when this one is killed."""
-        for name, target in self.settings["links"].items():
-            os.symlink(target, os.path.join(self.folder, name))
-        words = [self._filled(word) for word in self.settings["argv"]]
-        held = {name: self._filled(value) for name, value in self.settings["environment"].items()}
-        command = [sys.executable, "-I", "-S", "-c", GUARD, self.folder, *words]
-        inherited = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "FREEHOLD_INGRESS"))}
-        pipe, env = subprocess.PIPE, {**inherited, **held, **self._keys}
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=env)
-        threading.Thread(target=self._keep_log, args=(self._process.stdout,), daemon=True).start()
-
-    def _keep_log(self, output: Any) -> None:
-        for line in output:
-            self.log.append(line.decode(errors="replace").rstrip()[:500])
-            sys.stderr.write(self.log[-1] + "\n")  # to Ray's log of this replica
-
-    def check(self) -> None:
-        """Raise EngineEnded, with the last lines of its log, once the process has ended."""
-        status = self._process.poll() if self._process else 0
-        if status is not None:
-            raise EngineEnded(
-                "\n".join([f"the engine has ended with status {status}", *list(self.log)[-30:]])
-            )
-
-    async def first_token(self) -> None:
-        """Wait until the engine answers one real token; its own word that it is ready is not asked."""
-        said, seen, seen_at = "nothing", (0.0, ""), time.monotonic()
-        while time.monotonic() - seen_at < self.settings["still_s"]:
-            self.check()
-            try:
-                async with asyncio.timeout(60):
-                    status, said = await self._one_token()
-            except (OSError, TimeoutError, aiohttp.ClientError) as e:
-                status, said = 0, str(e) or type(e).__name__
-            if status == 200:
-                self.moved_at = time.monotonic()
-                return
-            if 400 <= status < 500 and status != 429:
-                raise EngineEnded(f"the engine refused its first token with {status}: {said[:300]}")
-            if (now := (_cpu_s(self._process), self.log[-1] if self.log else "")) != seen:
-                seen, seen_at = now, time.monotonic()
-            await asyncio.sleep(0.3)
-        raise EngineEnded(f"the engine's start stood still; its last answer: {said[:300]}")
-
-    async def _one_token(self) -> tuple[int, str]:
-        body = {"model": self.settings["model"], "prompt": "1 2 3", "max_tokens": 1, "temperature": 0}
-        async with self.request("POST", "/v1/completions", json.dumps(body).encode()) as reply:
-            text = (await reply.read()).decode(errors="replace")
-            return (reply.status, text) if '"choices"' in text else (reply.status or 500, text)
-
-    def request(self, method: str, path: str, body: bytes = b"", query: str = "") -> Any:
-        """Return an aiohttp request to the engine, as a context."""
-        headers = {"Content-Type": "application/json"} if body else {}
-        if self._keys:
-            headers["Authorization"] = f"Bearer {next(iter(self._keys.values()))}"
-        base = "http://engine" if self.socket else f"http://127.0.0.1:{self.port}"
-        url = f"{base}{path}?{query}".rstrip("?")
-        return self._opened().request(method, url, data=body or None, headers=headers)
-
-    def _opened(self) -> Any:
-        if self._session is None:
-            connector: Any = aiohttp.UnixConnector(self.socket, limit=0) if self.socket else None
-            self._session = aiohttp.ClientSession(
-                connector=connector or aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-                auto_decompress=False,
-            )
-        return self._session
-
-    async def check_moving(self) -> None:
-        """Raise EngineEnded where requests run while neither answers nor the engine's counters move."""
-        self.check()
-        still = time.monotonic() - self.moved_at
-        if not self.running or still < self.settings["stall_s"] / 4:
-            return
-        counters = b""
-        with contextlib.suppress(OSError, TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(5), self.request("GET", "/metrics") as reply:
-                counters = b"".join(re.findall(rb"(?m)^[^#\n]*token[^\n]*$", await reply.read()))
-        if counters and counters != self._counters:
-            self._counters, self.moved_at = counters, time.monotonic()
-        elif still > self.settings["stall_s"]:
-            raise EngineEnded(f"{self.running} requests run and no counter moved for {still:.0f} s")
-
-    async def close(self) -> None:
-        """End the process, all below it and its folder. Requests have ended by now."""
-        if self._session is not None:
-            await self._session.close()
-        if self._process is not None and self._process.stdin is not None:
-            self._process.terminate()  # the guard passes it on
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(self._process.wait, 10)
-            self._process.stdin.close()
-            await asyncio.to_thread(self._process.wait)
-
-    def _filled(self, word: str) -> str:
-        word = word.replace("{folder}", self.folder).replace("{socket}", self.socket)
-        return word.replace("{port}", str(self.port))
-
-
-@dataclass(frozen=True)
-class Passed:
-    """An answer on its way through, of the engine or of the replica itself."""
-
-    status: int
-    media_type: str
-    parts: AsyncIterator[bytes]
-
-
-class Passage:
-    """What a replica does with a request: the key, the route, then the engine's own answer as it comes."""
-
-    def __init__(self, engine: EngineChild, digest: str) -> None:
-        self.engine, self._digest = engine, digest
-
-    async def answer(self, method: str, path: str, query: str, authorization: str, body: bytes) -> Passed:
-        """Return the engine's answer, or a refusal of this replica's own."""
-        given = authorization.removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), self._digest):
-            return _refused(401, "this app needs its key", "authentication_error")
-        if path not in ROUTES.get(method, ()):
-            return _refused(404, f"{method} {path[:80]} is not a route of this app", "not_found_error")
-        if len(body) > MOST_BODY:
-            return _refused(413, f"the request has {len(body)} bytes; the limit is {MOST_BODY}")
-        try:
-            self.engine.check()
-            context = self.engine.request(method, path, body, query)
-            reply = await context.__aenter__()
-        except (EngineEnded, OSError, aiohttp.ClientError) as e:
-            return _refused(503, f"{type(e).__name__}: the engine of this replica is gone", "server_error")
-        return Passed(reply.status, reply.headers.get("Content-Type", ""), self._parts(context, reply))
-
-    async def _parts(self, context: Any, reply: Any) -> AsyncIterator[bytes]:
-        """Give out what comes, and close the connection when the client has left: the engine stops then.
-
-        A connection that breaks raises: the answer has no proper end then, and no reader takes it for whole.
-        """
-        self.engine.running += 1
-        try:
-            async for part in reply.content.iter_any():
-                self.engine.moved_at = time.monotonic()
-                yield part
-        finally:
-            self.engine.running -= 1
-            if not reply.content.at_eof():
-                reply.close()
-            await context.__aexit__(None, None, None)
-
-
-def _refused(status: int, message: str, kind: str = "invalid_request_error") -> Passed:
-    async def parts() -> AsyncIterator[bytes]:
-        yield json.dumps({"error": {"message": message, "type": kind, "code": status}}).encode()
-
-    return Passed(status, "application/json", parts())
-
-
-def _below(pid: int) -> list[int]:
-    """Return the ids of all processes below `pid`; none where the system does not say."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            direct = [int(word) for word in file.read().split()]
-    except OSError:
-        return []
-    return [each for one in direct for each in (one, *_below(one))]
-
-
-def _cpu_s(process: subprocess.Popen[bytes] | None) -> float:
-    """Return the processor seconds of an engine's processes, in steps of 0.1."""
-    ticks = 0
-    for pid in _below(process.pid) if process else ():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return round(ticks / os.sysconf("SC_CLK_TCK"), 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+ASIDE = 4  # requests beside the streams: metrics, lists of models
+REPORT_S = 2.0
 
 
 def deployment_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `serve.deployment`, without those that are objects of Ray's."""
     options: dict[str, Any] = {
-        "max_ongoing_requests": settings[
-            "streams"
-        ],  # more wait in the proxy, where another replica may take them
+        "max_ongoing_requests": settings["streams"]
+        + ASIDE,  # more wait in the proxy, or go to another replica
         "ray_actor_options": {"num_cpus": settings["cpus"], "num_gpus": settings["gpus"]},
         "health_check_period_s": 2,
         "health_check_timeout_s": 30,
@@ -308,9 +65,7 @@ def deployment_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         options["autoscaling_config"] = {
             "min_replicas": settings["replicas"],
             "max_replicas": settings["most_replicas"],
-            "target_ongoing_requests": max(
-                1, settings["streams"] * 3 // 4
-            ),  # running and waiting; one third in hand
+            "target_ongoing_requests": max(1, settings["streams"] * 3 // 4),  # running and waiting
             "upscale_delay_s": 10,
             "downscale_delay_s": 300,  # a start costs more than an idle replica
         }
@@ -319,57 +74,86 @@ def deployment_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+class EngineReplica:
+    """What Serve starts as often as there are replicas: an engine, and the passage to it."""
+
+    async def __init__(self, settings: dict[str, Any], digest: str) -> None:
+        import ray  # type: ignore[import-not-found]
+
+        self.child = EngineChild(settings)
+        try:
+            self.child.start()
+            await self.child.first_token()
+        except BaseException:
+            await self.child.close()
+            raise
+        self.tally = ray.remote(MetricsTally).options(**tally_options(settings)).remote()
+        self.passage = Passage(self.child, digest, self.metrics)
+        loop = asyncio.get_running_loop()
+        self.tasks = [loop.create_task(self.leave_with_engine()), loop.create_task(self.report())]
+
+    async def metrics(self) -> str:
+        return await self.tally.text.remote()
+
+    async def report(self) -> None:
+        """Tell the tally this engine's counters: whoever asks one replica for metrics is told all of them."""
+        import ray  # type: ignore[import-not-found]
+        from ray import serve  # type: ignore[import-not-found]
+
+        replica = serve.get_replica_context().replica_id.unique_id
+        while True:
+            text = await self.child.metrics()
+            with contextlib.suppress(ray.exceptions.RayError):
+                await self.tally.tell.remote(replica, text)
+            await asyncio.sleep(REPORT_S)
+
+    async def leave_with_engine(self) -> None:
+        """End this process soon after its engine: Serve then routes elsewhere at once, not at the next check."""
+        with contextlib.suppress(EngineEnded):
+            while True:
+                self.child.check()
+                await asyncio.sleep(0.1)
+        until = time.monotonic() + 2
+        while self.child.running and time.monotonic() < until:
+            await asyncio.sleep(0.05)  # its last words go to the clients
+        os._exit(1)
+
+    async def check_health(self) -> None:
+        self.child.check_moving()
+
+    async def __call__(self, request: Any) -> Any:
+        from starlette.responses import StreamingResponse
+
+        url, headers, body = request.url, request.headers, await request.body()
+        given = headers.get("authorization", "")
+        passed = await self.passage.answer(request.method, url.path, url.query, given, body)
+        return StreamingResponse(passed.parts, passed.status, {"content-type": passed.media_type})
+
+    async def __del__(self) -> None:
+        for task in getattr(self, "tasks", ()):
+            task.cancel()
+        await self.child.close()
+
+
+def tally_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the actor with all replicas' metrics is started: by the first replica, once for the app."""
+    name = f"{settings['name']}-tally"
+    return {"name": name, "get_if_exists": True, "lifetime": "detached", "num_cpus": 0}
+
+
 def build(settings: Mapping[str, Any], key: str) -> Any:
     """Return the Serve app. Replicas are given the hash of `key`."""
     from ray import serve  # type: ignore[import-not-found]
     from ray.serve.config import RequestRouterConfig  # type: ignore[import-not-found]
-    from starlette.responses import StreamingResponse
 
     if len(key) < 32:
         raise SystemExit("FREEHOLD_INGRESS_KEY needs 32 characters or more: openssl rand -hex 32 makes one")
-
-    class Engine:
-        async def __init__(self, settings: dict[str, Any], digest: str) -> None:
-            self.child = EngineChild(settings)
-            try:
-                self.child.start()
-                await self.child.first_token()
-            except BaseException:
-                await self.child.close()
-                raise
-            self.passage = Passage(self.child, digest)
-            self.watching = asyncio.get_running_loop().create_task(self.leave_with_engine())
-
-        async def leave_with_engine(self) -> None:
-            """End this process soon after its engine: Serve then routes elsewhere at once, not at the next check."""
-            with contextlib.suppress(EngineEnded):
-                while True:
-                    self.child.check()
-                    await asyncio.sleep(0.1)
-            until = time.monotonic() + 2
-            while self.child.running and time.monotonic() < until:
-                await asyncio.sleep(0.05)  # its last words go to the clients
-            os._exit(1)
-
-        async def check_health(self) -> None:
-            await self.child.check_moving()
-
-        async def __call__(self, request: Any) -> Any:
-            url, headers, body = request.url, request.headers, await request.body()
-            given = headers.get("authorization", "")
-            passed = await self.passage.answer(request.method, url.path, url.query, given, body)
-            return StreamingResponse(passed.parts, passed.status, {"content-type": passed.media_type})
-
-        async def __del__(self) -> None:
-            if hasattr(self, "watching"):
-                self.watching.cancel()
-                await self.child.close()
 
     decorated = serve.deployment(
         name=f"{settings['name']}-engine",
         request_router_config=RequestRouterConfig(request_router_class=ROUTER),
         **deployment_options(settings),
-    )(Engine)
+    )(EngineReplica)
     return decorated.bind(dict(settings), hashlib.sha256(key.encode()).hexdigest())
 
 
@@ -380,11 +164,14 @@ def main() -> None:
 
     if os.environ.get("RAY_AUTH_MODE") != "token":
         raise SystemExit("RAY_AUTH_MODE=token is not set: without it, whoever reaches Ray's ports runs code")
-    ray.init(log_to_driver=False)
+    ray.init(log_to_driver=False, namespace="serve")  # where Serve and its replicas are
+    # Another revision replaces every replica: they are given other arguments.
     settings = {**SETTINGS, "revision": os.environ.get("FREEHOLD_REVISION", "")}
     settings["most_replicas"] = int(os.environ.get("FREEHOLD_MOST_REPLICAS") or settings["most_replicas"])
     if "--delete" in sys.argv:
         serve.delete(settings["name"])
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(tally_options(settings)["name"]))
         return
     app = build(settings, os.environ.get("FREEHOLD_INGRESS_KEY", ""))
     at = {"host": settings["ingress_host"], "port": settings["ingress_port"]}

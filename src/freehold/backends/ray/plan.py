@@ -11,6 +11,7 @@ Path: cli/deploy -> over -> DeployPlan -> RayDriver.launch -> app_text
 
 from __future__ import annotations
 
+import ast
 import pprint
 import re
 from dataclasses import replace
@@ -28,6 +29,7 @@ LEAST = "2.54.0"  # CVE-2026-27482: DELETE is open before
 SOCKET = Path("{folder}/s.sock")  # of a replica's engine; the app fills in the folder
 INGRESS_KEY, MOST = "FREEHOLD_INGRESS_KEY", "FREEHOLD_MOST_REPLICAS"
 _UNDER_RAY = ("vllm", "sglang", "llamacpp", "freehold")
+_AFTER_DOCSTRING = '"""\n\nfrom __future__ import annotations\n\n'
 _HEAD = Path(str(files("freehold.backends.ray") / "head.py"))
 
 
@@ -62,12 +64,31 @@ def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = 
 
 
 def app_text(inner: DeployPlan, **how: Any) -> str:
-    """Return the app's file: app.py with this plan's settings in place of its own. `how`: as settings_of has it."""
-    text = files("freehold.backends.ray").joinpath("app.py").read_text()
-    before, rest = text.split("SETTINGS: dict[str, Any] = {\n", 1)
-    own, after = rest.split("\n}\n", 1)
+    """Return the app's file: child.py, then app.py with this plan's settings. `how`: as settings_of has it."""
+    room = files("freehold.backends.ray")
+    docstring, _, app = room.joinpath("app.py").read_text(encoding="utf-8").partition(_AFTER_DOCSTRING)
+    child = room.joinpath("child.py").read_text(encoding="utf-8").partition(_AFTER_DOCSTRING)[2]
+    app_imports, _, app = app.partition("SETTINGS: ")
+    child_imports, _, child = child.partition("ROUTES = ")
+    own, _, app = app.partition("\n}\n")
     told = pprint.pformat(settings_of(inner, **how), indent=4, width=100, sort_dicts=False)
-    return f"{before}SETTINGS: dict[str, Any] = {{\n{own}\n}}\nSETTINGS |= {told}\n{after}"
+    return "".join(
+        (
+            *(docstring, _AFTER_DOCSTRING, _imports(app_imports + child_imports), "\n\nROUTES = ", child),
+            *("\nSETTINGS: ", own, "\n}\nSETTINGS |= ", told, "\n", app),
+        )
+    )
+
+
+def _imports(text: str) -> str:
+    """Return the imports of two files as those of one, without what the one takes from the other."""
+    names: dict[str, set[str]] = {}
+    for line in ast.parse(text).body:
+        if isinstance(line, ast.ImportFrom) and not (line.module or "").startswith("freehold"):
+            names.setdefault(f"from {line.module} import ", set()).update(each.name for each in line.names)
+        elif isinstance(line, ast.Import):
+            names.update({f"import {each.name}": set() for each in line.names})
+    return "\n".join(sorted(start + ", ".join(sorted(found)) for start, found in names.items()))
 
 
 def app_name(model: str) -> str:
