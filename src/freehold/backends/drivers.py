@@ -1,6 +1,7 @@
 """The engines by name; a driver's file is read when it is first asked for.
 
     driver = drivers.driver("vllm")
+    driver = drivers.driver_of(plan)
 
 Knows names and files; knows nothing of what an engine is.
 Path: cli, deployments -> driver -> EngineDriver
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from freehold.backends.contract import EngineDriver
+from freehold.backends.contract import DeployPlan, EngineDriver
 from freehold.config import nearest
 from freehold.errors import UsageError
 
@@ -19,6 +20,7 @@ _FILES = {
     "vllm": "vllm",
     "sglang": "sglang",
     "trtllm": "trtllm",
+    "freehold": "own",
 }
 _ALSO = {"tensorrt-llm": "trtllm", "trt-llm": "trtllm", "llama.cpp": "llamacpp", "llama-server": "llamacpp"}
 
@@ -37,3 +39,12 @@ def driver(name: str) -> EngineDriver:
         hint = f"did you mean {near}?" if near else f"known: {', '.join(names())}"
         raise UsageError(f"no engine is called {name!r}", hint)
     return import_module(f"freehold.backends.{_FILES[wanted]}").DRIVER
+
+
+def driver_of(plan: DeployPlan) -> EngineDriver:
+    """Return the driver of a plan; that of a Ray Serve app speaks as the engine of its replicas does."""
+    if plan.inner is None:
+        return driver(plan.engine)
+    from freehold.backends.ray.driver import RayDriver
+
+    return RayDriver(driver(plan.inner.engine))

@@ -7,13 +7,13 @@ Path: cli/deploy -> OwnEngine.plan -> ray/plan.py: over
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from freehold.backends.contract import (
     DeployPlan,
+    EngineName,
     EngineNumbers,
     LaunchedEngine,
     Listens,
@@ -24,14 +24,13 @@ from freehold.backends.contract import (
 )
 from freehold.backends.wire import EngineWire
 from freehold.errors import UsageError
-
-_FOLDER = "{folder}"  # of a replica, filled in where it starts
+from freehold.providers.contract import Wire
 
 
 class OwnEngine:
     """Implements contract.EngineDriver."""
 
-    name = "freehold"
+    name: EngineName = "freehold"
     title = "Freehold's own engine"
     package = "freehold"
     least = "0.1.0"
@@ -39,7 +38,7 @@ class OwnEngine:
     drains = True
 
     def __init__(self) -> None:
-        self.wire = EngineWire()
+        self.wire: Wire = EngineWire()
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server a replica. Raises UsageError for a model that is no GGUF, and for flags it does not have."""
@@ -54,9 +53,9 @@ class OwnEngine:
         streams = request.streams or 8
         command = request.engine.command or ("freehold",)
         flags = [
-            PlannedFlag("--port", "0", "a free port of loopback"),
+            PlannedFlag("serve", f"{{folder}}/{file_name(model.name)}", "a link to the model's file"),
+            PlannedFlag("--port", "{port}", "a free one of loopback"),
             PlannedFlag("--offline", None, "the model's file is on each machine"),
-            PlannedFlag("--json", None, "one line once the model is loaded"),
             PlannedFlag("--log-level", "warning", "failures only"),
             PlannedFlag("--max-requests", str(4 * streams), "of one key: all requests come with the same"),
         ]
@@ -70,9 +69,9 @@ class OwnEngine:
             schema="",
             model=model,
             nodes=request.nodes,
-            command=(*command, "serve", f"{_FOLDER}/{file_name(model.name)}"),
+            command=command,
             flags=tuple(flags),
-            environment={"FREEHOLD_HOME": f"{_FOLDER}/home", "FREEHOLD_OFFLINE": "1"},
+            environment={"FREEHOLD_HOME": "{folder}/home", "FREEHOLD_OFFLINE": "1"},
             secrets=(SecretRef("FREEHOLD_API_KEY"),),
             listens=Listens(),
             sizes=ParallelSizes(),
@@ -93,8 +92,8 @@ class OwnEngine:
         """Return what a line of its log tells of the start."""
         return "loading weights" if line.startswith("loading ") else ""
 
-    def numbers(self, body: bytes) -> EngineNumbers:
-        """Read its metrics, which have vLLM's names."""
+    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+        """Read its metrics, which have vLLM's names. `before` is not needed."""
         found: dict[str, float] = {}
         for line in body.decode(errors="replace").splitlines():
             name, _, value = line.partition(" ")
@@ -119,10 +118,4 @@ def file_name(model: str) -> str:
     return f"{model.replace('/', '_')}.gguf"
 
 
-def url_in(line: str) -> str:
-    """Return the address that a server printed once its models were loaded; "" for any other line."""
-    try:
-        said = json.loads(line)
-    except ValueError:
-        return ""
-    return said.get("url", "") if isinstance(said, dict) else ""
+DRIVER = OwnEngine()

@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "argv": [],  # {folder}, {socket}, {port} are filled in by each replica
     "environment": {},
     "links": {},  # names in {folder} for files: an engine that calls a model as its file is called
-    "keys": [],  # variables of the engine's environment, each a random key; requests carry the first
+    "keys": [],  # (variable, file in {folder} or ""): each a random key of the engine; requests carry the first
     "socket": "{folder}/s.sock",  # where the engine listens; "": on {port} of loopback
     "replicas": 1,
     "most_replicas": 1,  # more than `replicas`: their number follows the queue

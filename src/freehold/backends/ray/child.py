@@ -73,7 +73,7 @@ class EngineChild:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
         self.folder = tempfile.mkdtemp(prefix="fhe-")  # 0700
-        self._keys = {name: secrets.token_hex(32) for name in settings["keys"]}
+        self._keys = {variable: secrets.token_hex(32) for variable, _ in settings["keys"]}
         self.socket = settings["socket"].replace("{folder}", self.folder)
         self.port = 0 if self.socket else _free_port()
         self.moved_at = time.monotonic()  # when an answer last grew, or the engine's counters did
@@ -87,18 +87,26 @@ class EngineChild:
         """Start the process. It ends with this one, also when this one is killed."""
         for name, target in self.settings["links"].items():
             os.symlink(target, os.path.join(self.folder, name))
+        files: dict[str, dict[str, str]] = {}
+        for variable, file in self.settings["keys"]:
+            files.setdefault(file, {})[variable] = self._keys[variable]
+        variables = files.pop("", {})
+        for name, held in files.items():
+            with open(os.path.join(self.folder, name), "w", encoding="utf-8") as file:
+                json.dump(held, file)  # JSON is YAML
         words = [self._filled(word) for word in self.settings["argv"]]
         held = {name: self._filled(value) for name, value in self.settings["environment"].items()}
         command = [sys.executable, "-I", "-S", "-c", GUARD, self.folder, *words]
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "FREEHOLD_INGRESS"))}
-        pipe, env = subprocess.PIPE, {**inherited, **held, **self._keys}
+        pipe, env = subprocess.PIPE, {**inherited, **held, **variables}
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=env)
         threading.Thread(target=self._keep_log, args=(self._process.stdout,), daemon=True).start()
 
     def _keep_log(self, output: Any) -> None:
-        for line in output:
-            self.log.append(line.decode(errors="replace").rstrip()[:500])
-            sys.stderr.write(self.log[-1] + "\n")  # to Ray's log of this replica
+        with output:
+            for line in output:
+                self.log.append(line.decode(errors="replace").rstrip()[:500])
+                sys.stderr.write(self.log[-1] + "\n")  # to Ray's log of this replica
 
     def check(self) -> None:
         """Raise EngineEnded, with the last lines of its log, once the process has ended."""

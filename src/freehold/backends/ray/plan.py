@@ -28,6 +28,8 @@ from freehold.errors import UsageError
 LEAST = "2.54.0"  # CVE-2026-27482: DELETE is open before
 SOCKET = Path("{folder}/s.sock")  # of a replica's engine; the app fills in the folder
 INGRESS_KEY, MOST = "FREEHOLD_INGRESS_KEY", "FREEHOLD_MOST_REPLICAS"
+RAY_FOLDER = "{folder}/ray"  # logs and sockets of Ray
+_DOOR = Path("{folder}/ray.sock")
 _UNDER_RAY = ("vllm", "sglang", "llamacpp", "freehold")
 _AFTER_DOCSTRING = '"""\n\nfrom __future__ import annotations\n\n'
 _HEAD = Path(str(files("freehold.backends.ray") / "head.py"))
@@ -45,11 +47,11 @@ def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = 
     on_gpu = inner.nodes.rig.device.kind != "cpu"
     return {
         "name": app_name(inner.model.name),
-        "model": inner.model.name,
-        "argv": [*inner.command, *(word for flag in inner.flags for word in _free_port(flag).words())],
+        "model": called(inner),
+        "argv": list(inner.argv()),
         "environment": dict(inner.environment),
         "links": {file_name(inner.model.name): inner.model.source} if inner.engine == "freehold" else {},
-        "keys": [secret.variable for secret in inner.secrets],
+        "keys": [(secret.variable, secret.file) for secret in inner.secrets],
         "socket": str(inner.listens.socket or ""),
         "replicas": inner.replicas,
         "most_replicas": inner.replicas,
@@ -91,6 +93,12 @@ def _imports(text: str) -> str:
     return "\n".join(sorted(start + ", ".join(sorted(found)) for start, found in names.items()))
 
 
+def called(inner: DeployPlan) -> str:
+    """Return what an engine calls its model: as it was told, else as clients do."""
+    told = (flag.value for flag in inner.flags if flag.name in ("--served-model-name", "--alias"))
+    return next((name for name in told if name), inner.model.name)
+
+
 def app_name(model: str) -> str:
     """Return an app's name for a model's: letters, digits and dashes."""
     return "freehold-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
@@ -105,12 +113,11 @@ def over(
     fenced: bool = False,
     base: int = doors.BASE,
     most: int = 0,
-    ray_folder: str = "",
 ) -> DeployPlan:
     """Return the plan of a Ray Serve app whose replicas are `inner`; it starts a cluster, or uses the one at `address`.
 
     `ray`: its version and the Python that has it. `fenced`: in a network namespace of its own. `most`: replicas that
-    the queue may ask for. `ray_folder`: for Ray's logs and sockets; its path must be short.
+    the queue may ask for.
     """
     if ray.version and _numbers(ray.version) < _numbers(LEAST):
         raise UsageError(
@@ -123,7 +130,7 @@ def over(
     python = ray.command or ("python3",)
     ports = doors.named_ports(base)
     flags = [
-        PlannedFlag("--socket", str(socket or "s.sock"), "the one way in, in a folder of ours"),
+        PlannedFlag("--socket", str(socket or _DOOR), "the one way in, in a folder of ours"),
         PlannedFlag("--ingress-port", str(ports["ingress"]), "named; Serve's token does not cover it"),
     ]
     if address:
@@ -136,7 +143,7 @@ def over(
         wanted = {"cpus": float(machines), "gpus": settings_of(inner)["gpus"] * machines}
         flags += [
             PlannedFlag("--", None, "for ray start"),
-            *doors.start_flags(base, **wanted, folder=ray_folder),
+            *doors.start_flags(base, **wanted, folder=RAY_FOLDER),
         ]
     return DeployPlan(
         engine="ray",
@@ -148,7 +155,7 @@ def over(
         flags=tuple(flags),
         environment={**doors.environment(base, alone=not address), MOST: str(max(most, inner.replicas))},
         secrets=(SecretRef(INGRESS_KEY), _token(address)),
-        listens=Listens(socket=socket or Path("s.sock")),
+        listens=Listens(socket=socket or _DOOR),
         sizes=inner.sizes,
         context=inner.context,
         streams=inner.streams * inner.replicas,
@@ -172,10 +179,6 @@ def text_for(plan: DeployPlan) -> str:
 
 def _token(address: str) -> SecretRef:
     return SecretRef("RAY_AUTH_TOKEN", "env:RAY_AUTH_TOKEN" if address else "random")
-
-
-def _free_port(flag: PlannedFlag) -> PlannedFlag:
-    return replace(flag, value="{port}") if flag.name == "--port" else flag
 
 
 def _numbers(version: str) -> tuple[int, ...]:

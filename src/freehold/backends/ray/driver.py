@@ -1,0 +1,152 @@
+"""Drives a Ray Serve app as one engine: its cluster is one process tree of ours, its ingress one Unix socket.
+
+    plan = over(inner, ray)
+    engine = await RayDriver(drivers.driver("vllm")).launch(plan, folder)
+
+It speaks as the engine of its replicas does, with a header by which Serve keeps a prompt's beginning on one replica.
+Knows no process: process.py starts the head, as it starts any engine.
+Path: drivers.driver_of -> RayDriver.launch -> head.py; replica.py -> SessionWire.request -> x-session-id
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from freehold import private
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineDriver,
+    EngineName,
+    EngineNumbers,
+    LaunchedEngine,
+    PlannedFlag,
+    PlanRequest,
+)
+from freehold.backends.ray.plan import LEAST, text_for
+from freehold.errors import UsageError
+from freehold.providers.contract import Outgoing, RemoteModel, Wire
+from freehold.serving import Job
+
+SESSION = "x-session-id"  # Ray's RAY_SERVE_SESSION_ID_HEADER_KEY
+# Bytes of Ray's own sockets below its folder: /session_2026-11-28_04-45-03_452626_30086/sockets/plasma_store
+_SOCKET_BYTES = 64
+_PHASES = (
+    ("head: starting Ray", "starting Ray"),
+    ("head: starting replicas", "starting replicas"),
+    ("head: the app is ready", "asking for a token"),
+    ("head: draining", "draining"),
+)
+_REPLICA = re.compile(r'\{replica="([^"]*)",?')
+
+
+class RayDriver:
+    """Implements contract.EngineDriver, around the driver of what its replicas are."""
+
+    name: EngineName = "ray"
+    title = "Ray Serve"
+    package = "ray[serve]"
+    least = LEAST
+    drains = True
+
+    def __init__(self, inner: EngineDriver) -> None:
+        self.inner = inner
+        self.metrics_path = "/metrics" if inner.metrics_path else ""
+        self.wire: Wire = cast(Wire, SessionWire(inner.wire))  # the rest is the inner wire's own
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Refuse: an app is planned around its replica's plan (plan.over)."""
+        raise UsageError("Ray Serve computes nothing by itself", "--engine names what its replicas are")
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
+        """Write the app's file and start the head. Raises UsageError, EngineLost."""
+        from freehold.backends import process
+
+        (folder / "app.py").unlink(missing_ok=True)
+        with open(folder / "app.py", "w", encoding="utf-8", opener=private.opener) as file:
+            file.write(text_for(plan))
+        return await process.launch(_in_folder(plan, folder), folder, phase=self.phase, title=self.title)
+
+    def phase(self, line: str) -> str:
+        """Return what a line of the head's tells of the start."""
+        return next((phase for begin, phase in _PHASES if line.startswith(begin)), "")
+
+    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+        """Add up what all replicas tell; their series have a label `ray_replica`. `before` is not needed."""
+        found = EngineNumbers()
+        for replica, text in _by_replica(body.decode(errors="replace")).items():
+            found = _sum(found, self.inner.numbers(text.encode()), replica)
+        return found
+
+    def options(self) -> Mapping[str, Any]:
+        """Return what files for clusters take from the engine of a replica."""
+        return self.inner.options()
+
+
+class SessionWire:
+    """An engine's wire whose requests name a session: the beginning of their prompt."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wire, name)
+
+    def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
+        """Translate a job. Prompts too short for a cache have no session, and go to any replica."""
+        from freehold.backends.affinity import prefix_key
+
+        sent = self._wire.request(model, job, stream=stream)
+        key = prefix_key(job)
+        if key is None:
+            return sent
+        return replace(sent, headers={**sent.headers, SESSION: f"{key:016x}"})
+
+
+def _in_folder(plan: DeployPlan, folder: Path) -> DeployPlan:
+    """Return a plan whose places are in `folder`; Ray's own are elsewhere where its sockets' paths would be too long."""
+    from freehold.platforms import SOCKET_PATH_BYTES
+
+    short = str(folder)
+    if len(short) + len("/ray") + _SOCKET_BYTES > SOCKET_PATH_BYTES:
+        short = tempfile.mkdtemp(prefix="fhr-")
+
+    def placed(flag: PlannedFlag) -> PlannedFlag:
+        at = short if flag.name == "--temp-dir" else str(folder)
+        return replace(flag, value=flag.value and flag.value.replace("{folder}", at))
+
+    socket = Path(str(plan.listens.socket).replace("{folder}", str(folder)))
+    return replace(plan, flags=tuple(map(placed, plan.flags)), listens=replace(plan.listens, socket=socket))
+
+
+def _by_replica(text: str) -> dict[str, str]:
+    """Return each replica's lines as its engine told them."""
+    lines: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if found := _REPLICA.search(line):
+            plain = line[: found.start()] + "{" + line[found.end() :]
+            lines.setdefault(found[1], []).append(plain.replace("{}", "", 1))
+    return {replica: "\n".join([*each, ""]) for replica, each in lines.items()}
+
+
+def _sum(a: EngineNumbers, b: EngineNumbers, replica: str) -> EngineNumbers:
+    cached = None if b.cached_tokens is None and a.cached_tokens is None else (a.cached_tokens or 0)
+    usages = [usage for usage in (a.cache_usage, b.cache_usage) if usage is not None]
+    return EngineNumbers(
+        running=a.running + b.running,
+        waiting=a.waiting + b.waiting,
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        generated_tokens=a.generated_tokens + b.generated_tokens,
+        cached_tokens=None if cached is None else cached + (b.cached_tokens or 0),
+        cache_usage=max(usages, default=None),  # the fullest decides
+        queries={**a.queries, **{_labelled(name, replica): n for name, n in b.queries.items()}},
+    )
+
+
+def _labelled(series: str, replica: str) -> str:
+    name, _, labels = series.partition("{")
+    return f'{name}{{ray_replica="{replica}"' + (f",{labels}" if labels else "}")
