@@ -108,7 +108,7 @@ class SessionWire:
 
 
 def _in_folder(plan: DeployPlan, folder: Path) -> DeployPlan:
-    """Return a plan whose places are in `folder`; Ray's own are elsewhere where its sockets' paths would be too long."""
+    """Return a plan whose places are in `folder`; Ray's own elsewhere where its sockets' paths would be too long."""
     from freehold.platforms import SOCKET_PATH_BYTES
 
     short = str(folder)

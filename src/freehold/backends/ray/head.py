@@ -154,7 +154,8 @@ class Head:
 
 def say(what: str) -> None:
     """Tell the process that watches this one."""
-    print(f"head: {what}", flush=True)
+    sys.stdout.write(f"head: {what}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
