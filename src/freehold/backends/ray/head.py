@@ -6,7 +6,7 @@ Runs in the environment that has Ray, in a folder with app.py; no line of Freeho
 a network namespace of its own, whose loopback it switches on; its socket is then the only way in. SIGTERM drains the
 app, SIGHUP replaces every replica, and the end of Ray is its end. With `--address` it starts no Ray and only deploys
 its app there. Keys come by environment. Knows no engine and no request: bytes pass through.
-Path: OwnProcess -> main -> Head.run -> app.py, Relay
+Path: OwnProcess -> main -> RayHead.run -> app.py, Relay
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-class Head:
+class RayHead:
     """One cluster and one app."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.fenced:
         loopback_up()
-    raise SystemExit(asyncio.run(Head(args).run()))
+    raise SystemExit(asyncio.run(RayHead(args).run()))
 
 
 if __name__ == "__main__":
