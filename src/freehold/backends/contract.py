@@ -164,7 +164,7 @@ class DeployPlan:
     notes: tuple[str, ...] = ()  # what the user should know: nearest schema used, a parser that was guessed
     across: int = 1  # nodes that one replica takes
     follower: tuple[PlannedFlag, ...] = ()  # flags that every node but the first has besides
-    inner: DeployPlan | None = None  # of "ray": what each replica of its app starts; it is one replica of ours
+    inner: DeployPlan | None = None  # of "ray": what each replica of its app starts
 
     def argv(
         self,
