@@ -3,18 +3,22 @@
     /path/to/vllm-env/bin/python tools/engine_schema.py vllm
     /path/to/vllm-env/bin/python tools/engine_schema.py sglang /path/to/unpacked-wheel
     python tools/engine_schema.py trtllm trtllm_serve_cli.yaml VERSION
+    python tools/engine_schema.py llamacpp /path/to/llama-server BUILD
+    python tools/engine_schema.py mlx /path/to/unpacked-wheel
 
 vLLM's come from its own parser, in its own environment, with the names that it keeps in registries (parsers, weight
 formats, quantisations), which its parser lacks. SGLang's come from the unpacked wheel: what its files import and this
 interpreter lacks is stood in for, and for its files alone, since other packages look for optional ones. TensorRT-LLM's
-come from its repository's tests/unittest/api_stability/references/trtllm_serve_cli.yaml. Runs in the engine's
-interpreter: imports nothing of Freehold.
+come from its repository's tests/unittest/api_stability/references/trtllm_serve_cli.yaml, llama.cpp's from what its
+server prints, mlx_lm's from the text of its wheel. Runs in the engine's interpreter: imports nothing of Freehold, but
+for llama.cpp, which has none.
 Path: engine_schema.py -> backends/flags/data -> flags/schema.py
 """
 
 from __future__ import annotations
 
 import argparse
+import builtins
 import importlib.abc
 import importlib.machinery
 import inspect
@@ -45,7 +49,9 @@ Row = list[Any]
 def main(words: list[str]) -> None:
     """Write one file."""
     engine, rest = words[0], words[1:]
-    version, rows = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm}[engine](*rest)
+    version, rows = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm, "llamacpp": llamacpp, "mlx": mlx}[
+        engine
+    ](*rest)
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / f"{engine}-{version}.json"
     lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
@@ -235,6 +241,45 @@ def of_click(options: dict[str, dict[str, Any]]) -> Iterable[Row]:
         if said["status"] != "stable":
             more["status"] = said["status"]
         yield [flags[0], kind, more] if more else [flags[0], kind]
+
+
+# --- llama.cpp --------------------------------------------------------------------------------------
+
+
+def llamacpp(program: str, build: str) -> tuple[str, list[Row]]:
+    """Return the flags that a llama-server prints; a build from a shallow copy does not know its own number."""
+    import subprocess
+
+    from freehold.backends.flags.help_text import rows
+
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
+    return build, rows(told.stdout)
+
+
+# --- mlx_lm -----------------------------------------------------------------------------------------
+
+
+def mlx(folder: str) -> tuple[str, list[Row]]:
+    """Return version and flags of an unpacked wheel: its parser is made inside its main function, which is not run."""
+    import ast
+
+    root = Path(folder).resolve()
+    version = next(root.glob("mlx_lm-*.dist-info")).name.split("-")[1].removesuffix(".dist")
+    server = ast.parse((root / "mlx_lm" / "server.py").read_text(encoding="utf-8"))
+    main_of = next(n for n in server.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    made = [n for n in main_of.body if "parser" in ast.unparse(n) and "parse_args" not in ast.unparse(n)]
+    names = Unread(argparse=argparse, json=json)
+    exec(compile(ast.Module(made, []), "server.py", "exec"), {}, names)
+    return version, of_argparse(names["parser"], {})
+
+
+class Unread(dict[str, Any]):
+    """Names of a file; one that was not read is `str`."""
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            raise KeyError(name)
+        return str
 
 
 if __name__ == "__main__":

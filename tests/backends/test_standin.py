@@ -82,7 +82,7 @@ async def test_answer_is_continued_exactly_from_its_text_and_from_its_ids(tmp_pa
 @pytest.mark.parametrize("death", ["error", "abort"])
 @synchronous
 async def test_torn_answer_ends_with_done(tmp_path: Path, death: str) -> None:
-    running = await started(tmp_path, "vllm")
+    running = await started(tmp_path, "vllm", corpse_s=1.0)
     events = await running.events("/v1/completions", prompt=f"x [[{death} 3]]", max_tokens=9)
     assert events[-1] == "[DONE]"
     assert len(text.encode(said(events))) == 3

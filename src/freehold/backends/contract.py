@@ -25,7 +25,8 @@ from freehold.advisor.interval import Interval
 from freehold.backends.wire import EngineWire
 from freehold.catalog.hardware import Rig
 
-EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold", "ray"]
+# "compatible": a server that speaks OpenAI's routes and is none of the others; only attached.
+EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold", "ray", "compatible"]
 
 
 # --- what a plan is made from -------------------------------------------------------------------------
@@ -165,6 +166,8 @@ class DeployPlan:
     across: int = 1  # nodes that one replica takes
     follower: tuple[PlannedFlag, ...] = ()  # flags that every node but the first has besides
     inner: DeployPlan | None = None  # of "ray": what each replica of its app starts
+    attached: str = ""  # URL of an engine that somebody else runs; nothing of its life is ours then
+    served: str = ""  # what the engine itself calls the model, where that is not among its flags
 
     def argv(
         self,

@@ -20,8 +20,12 @@ _FILES = {
     "vllm": "vllm",
     "sglang": "sglang",
     "trtllm": "trtllm",
+    "llamacpp": "llamacpp",
+    "ollama": "ollama",
+    "mlx": "mlx",
     "freehold": "own",
 }
+_ATTACHED = {"compatible": "compatible_server"}  # not started here: somebody else runs it
 _ALSO = {"tensorrt-llm": "trtllm", "trt-llm": "trtllm", "llama.cpp": "llamacpp", "llama-server": "llamacpp"}
 
 
@@ -34,15 +38,24 @@ def driver(name: str) -> EngineDriver:
     """Return an engine's driver; raise UsageError with the nearest name."""
     wanted = name.strip().lower()
     wanted = _ALSO.get(wanted, wanted)
-    if wanted not in _FILES:
+    files = _FILES | _ATTACHED
+    if wanted not in files:
         near = nearest(wanted, names())
         hint = f"did you mean {near}?" if near else f"known: {', '.join(names())}"
         raise UsageError(f"no engine is called {name!r}", hint)
-    return import_module(f"freehold.backends.{_FILES[wanted]}").DRIVER
+    return import_module(f"freehold.backends.{files[wanted]}").DRIVER
 
 
 def driver_of(plan: DeployPlan) -> EngineDriver:
-    """Return the driver of a plan; that of a Ray Serve app speaks as the engine of its replicas does."""
+    """Return the driver of a plan.
+
+    That of a Ray Serve app speaks as the engine of its replicas does; that of an engine that somebody else runs is the
+    engine's own, but for its life.
+    """
+    if plan.attached:
+        from freehold.backends.attach import AttachDriver
+
+        return AttachDriver(driver(plan.engine))
     if plan.inner is None:
         return driver(plan.engine)
     from freehold.backends.ray.driver import RayDriver

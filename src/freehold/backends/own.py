@@ -22,9 +22,16 @@ from freehold.backends.contract import (
     PlanRequest,
     SecretRef,
 )
+from freehold.backends.scrape import series
 from freehold.backends.wire import EngineWire
 from freehold.errors import UsageError
-from freehold.providers.contract import Wire
+
+
+class OwnWire(EngineWire):
+    """Our own routes, which give and take the ids of tokens."""
+
+    gives_ids = True
+    takes_ids = True
 
 
 class OwnEngine:
@@ -38,7 +45,7 @@ class OwnEngine:
     drains = True
 
     def __init__(self) -> None:
-        self.wire: Wire = EngineWire()
+        self.wire: EngineWire = OwnWire()
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server a replica. Raises UsageError for a model that is no GGUF, and for flags it does not have."""
@@ -93,19 +100,15 @@ class OwnEngine:
         return "loading weights" if line.startswith("loading ") else ""
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
-        """Read its metrics, which have vLLM's names. `before` is not needed."""
-        found: dict[str, float] = {}
-        for line in body.decode(errors="replace").splitlines():
-            name, _, value = line.partition(" ")
-            if name.startswith("vllm:"):
-                name = name.partition("{")[0].removeprefix("vllm:")
-                found[name] = found.get(name, 0.0) + float(value)
+        """Read its metrics, which have vLLM's names; of all its models together. `before` is not needed."""
+        found = series(body)
         return EngineNumbers(
-            running=int(found.get("num_requests_running", 0)),
-            waiting=int(found.get("num_requests_waiting", 0)),
-            prompt_tokens=int(found.get("prompt_tokens_total", 0)),
-            generated_tokens=int(found.get("generation_tokens_total", 0)),
-            cached_tokens=int(found.get("prompt_tokens_cached_total", 0)),
+            running=int(found.get("vllm:num_requests_running", 0)),
+            waiting=int(found.get("vllm:num_requests_waiting", 0)),
+            prompt_tokens=int(found.get("vllm:prompt_tokens_total", 0)),
+            generated_tokens=int(found.get("vllm:generation_tokens_total", 0)),
+            cached_tokens=int(found.get("vllm:prompt_tokens_cached_total", 0)),
+            steps=int(found.get("freehold_engine_steps_total", 0)),
         )
 
     def options(self) -> Mapping[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ import psutil
 from freehold.backends import causes, tree
 from freehold.backends.contract import DeployPlan, EngineDeath, StartProgress
 from freehold.backends.ring import LogRing
+from freehold.backends.starting import filled, write_keys
 from freehold.backends.surroundings import engine_environment, values_of
 from freehold.errors import EngineLost, UsageError
 from freehold.sandbox.children import spawn
@@ -45,16 +45,11 @@ async def launch(plan: DeployPlan, folder: Path, *, phase: Callable[[str], str],
     """Start an engine. Raises UsageError: no such program, no value for a secret; EngineLost: it could not begin."""
     if plan.listens.socket is not None:
         plan.listens.socket.unlink(missing_ok=True)
-    engine = OwnProcess(plan, values_of(plan.secrets), phase, title)
+    held = values_of(plan.secrets)
+    write_keys(plan, folder, held)
+    engine = OwnProcess(filled(plan, folder), held, phase, title)
     await engine.start(folder)
     return engine
-
-
-def free_port() -> int:
-    """Return a port of loopback that was free just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 class OwnProcess:

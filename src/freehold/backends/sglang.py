@@ -7,9 +7,10 @@ Path: drivers.driver -> Sglang.plan -> planning.planned, Wording -> DeployPlan
 
 from __future__ import annotations
 
-from freehold.backends.contract import DeployPlan, Listens, PlanRequest, SecretRef
+from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest, SecretRef
 from freehold.backends.layout import EngineTraits, Layout, Wishes
 from freehold.backends.planning import planned
+from freehold.backends.sglang_dialect import SGLangServer
 from freehold.backends.wording import PRIVATE, Wording, narrow, opened, share, source, wanted
 
 TRAITS = EngineTraits("sglang", "SGLang", cpu=False, fp8_while_loading=True)
@@ -19,15 +20,12 @@ SECRETS = (SecretRef("api-key", file=KEYS), SecretRef("admin-api-key", file=KEYS
 MEETING_PORT = 5000  # of a rendezvous between nodes
 
 
-class Sglang:
-    """The driver of SGLang."""
+class Sglang(SGLangServer):
+    """Implements contract.EngineDriver; sglang_dialect.py has the half that runs it."""
 
-    name = "sglang"
-    title = "SGLang"
+    name: EngineName = "sglang"
     package = "sglang"
     least = "0.5.23"
-    metrics_path = "/metrics"
-    drains = True
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""

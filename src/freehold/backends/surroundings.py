@@ -36,7 +36,9 @@ def engine_environment(
     """Return the whole environment of an engine: what is passed on, the plan's variables, and its secrets' values."""
     ours = os.environ if ours is None else ours
     passed = {name: value for name, value in ours.items() if name in _NAMES or name.startswith(_BEGINNINGS)}
-    return {**passed, "PYTHONNOUSERSITE": "1", **plan.environment, **held}
+    filed = {reference.variable for reference in plan.secrets if reference.file}
+    keys = {name: value for name, value in held.items() if name not in filed}
+    return {**passed, "PYTHONNOUSERSITE": "1", **plan.environment, **keys}
 
 
 def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -7,9 +7,10 @@ Path: drivers.driver -> Trtllm.plan -> planning.planned, Wording -> DeployPlan
 
 from __future__ import annotations
 
-from freehold.backends.contract import DeployPlan, Listens, PlanRequest
+from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest
 from freehold.backends.layout import EngineTraits, Layout, Wishes
 from freehold.backends.planning import planned
+from freehold.backends.trtllm_dialect import TrtllmServer
 from freehold.backends.wording import PRIVATE, Wording, narrow, opened, share, source, wanted
 
 TRAITS = EngineTraits("tensorrt-llm", "TensorRT-LLM", cpu=False, fp8_while_loading=False)
@@ -20,15 +21,12 @@ OPEN = "trtllm-serve has no key: other users of this machine can reach its port 
 MPI = "several nodes start under MPI: srun --mpi=pmix or mpirun runs this line once for each device"
 
 
-class Trtllm:
-    """The driver of TensorRT-LLM."""
+class Trtllm(TrtllmServer):
+    """Implements contract.EngineDriver; trtllm_dialect.py has the half that runs it."""
 
-    name = "trtllm"
-    title = "TensorRT-LLM"
+    name: EngineName = "trtllm"
     package = "tensorrt-llm"
     least = "1.2.1"
-    metrics_path = "/prometheus/metrics"
-    drains = False
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""

@@ -155,14 +155,12 @@ class Wording:
         )
 
 
-def opened(request: PlanRequest, engine: str, title: str, least: str) -> Wording:
+def opened(
+    request: PlanRequest, engine: str, title: str, least: str, *, files: str = "safetensors"
+) -> Wording:
     """Check the request's engine, model and flags; return an empty wording. Raises UsageError."""
     version, model = request.engine.version, request.model
-    if version and schema.number(version) < schema.number(least):
-        raise UsageError(
-            f"{title} {version} is older than {least}, below which it has holes that a gateway cannot close",
-            f"install {least} or newer: --env makes one",
-        )
+    refuse_old(title, version, least)
     if model.own_code:
         raise UsageError(
             f"{model.name} brings Python code of its own ({model.own_code}), which is never run",
@@ -172,13 +170,24 @@ def opened(request: PlanRequest, engine: str, title: str, least: str) -> Wording
         raise UsageError(
             f"{model.source} is not on this machine", f"freehold pull hf://{model.source}, or --on HARDWARE"
         )
-    if model.files != "safetensors":
+    if model.files != files:
+        kinds = {"safetensors": "a folder of safetensors", "gguf": "a GGUF"}
+        other = "--engine llamacpp" if model.files == "gguf" else "--engine vllm"
         raise UsageError(
-            f"{title} loads safetensors, and {model.name} is a GGUF",
-            "--engine llamacpp loads it; or take the folder of safetensors it was made from",
+            f"{title} loads {kinds[files]}, and {model.name} is {kinds[model.files]}",
+            f"{other} loads it; or take {kinds[files]} of the same model",
         )
     known = schema.nearest(engine, version)
     return Wording(request, known, check.checked(known, request.flags))
+
+
+def refuse_old(title: str, version: str, least: str) -> None:
+    """Refuse a version below `least`; an unknown one is taken."""
+    if version and least and schema.number(version) < schema.number(least):
+        raise UsageError(
+            f"{title} {version} is older than {least}, below which it has holes that a gateway cannot close",
+            f"install {least} or newer: --env makes one",
+        )
 
 
 def wanted(words: Wording, tensor: str, pipeline: str, data: str, expert: bool | None = None) -> Wanted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -177,7 +177,11 @@ def _files() -> tuple[tuple[str, str], ...]:
 @cache
 def _read(engine: str, version: str) -> FlagSchema:
     file = resources.files("freehold.backends.flags").joinpath("data", f"{engine}-{version}.json")
-    rows = json.loads(file.read_text(encoding="utf-8"))["flags"]
+    return schema_of(engine, version, json.loads(file.read_text(encoding="utf-8"))["flags"])
+
+
+def schema_of(engine: str, version: str, rows: Iterable[Sequence[Any]]) -> FlagSchema:
+    """Return a schema of rows: name, kind, and what else is known of a flag."""
     specs = [_spec(*row) for row in rows]
     spellings = {s: f.name for f in specs for s in (f.name, *f.also)}
     return FlagSchema(

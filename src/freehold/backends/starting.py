@@ -1,0 +1,50 @@
+"""Fills what a plan leaves open until the start: a port of loopback, the replica's folder, files of that folder.
+
+Knows placeholders; knows no engine. Path: EngineDriver.launch -> launch -> filled, write_keys -> OwnProcess
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from freehold.backends.contract import DeployPlan, Listens, PlannedFlag
+from freehold.private import opener
+
+
+def free_port() -> int:
+    """Return a port of loopback that was free just now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def filled(plan: DeployPlan, folder: Path) -> DeployPlan:
+    """Return the plan with a port in place of 0, and both in its flags."""
+    listens = plan.listens
+    if listens.socket is None and not listens.port:
+        listens = Listens(host=listens.host, port=free_port())
+    return replace(plan, listens=listens, flags=tuple(_filled(f, folder, listens.port) for f in plan.flags))
+
+
+def _filled(flag: PlannedFlag, folder: Path, port: int) -> PlannedFlag:
+    if flag.value is None:
+        return flag
+    value = flag.value.replace("{folder}", str(folder)).replace("{port}", str(port))
+    return replace(flag, value=value)
+
+
+def write_keys(plan: DeployPlan, folder: Path, held: Mapping[str, str]) -> None:
+    """Write the secrets that an engine reads from files, where it takes them from no variable."""
+    for name in {reference.file for reference in plan.secrets if reference.file}:
+        keys = {r.variable: held[r.variable] for r in plan.secrets if r.file == name}
+        write_settings(folder / name, keys)
+
+
+def write_settings(path: Path, settings: Mapping[str, object]) -> None:
+    """Write a file of settings that its user alone can read. JSON is YAML."""
+    with open(path, "w", encoding="utf-8", opener=opener) as file:
+        json.dump(dict(settings), file)
