@@ -243,7 +243,27 @@ def test_the_environment_is_a_list_of_what_engines_need():
         "DO_NOT_TRACK": "1",
         "ENGINE_KEY": "s",
         "PYTHONNOUSERSITE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": made["TORCHINDUCTOR_CACHE_DIR"],
     }
+
+
+TEMPORARY = """
+import os, socket, tempfile
+found = tempfile.mkdtemp(); path = os.path.join(tempfile.gettempdir(), 'x' * 36)
+socket.socket(socket.AF_UNIX).bind(path)
+print(found, oct(os.stat(path).st_mode & 0o777), oct(os.stat(tempfile.gettempdir()).st_mode & 0o777), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_an_engine_has_temporary_files_of_its_own_that_go_with_it(tmp_path):
+    async def run() -> None:
+        engine = await started(TEMPORARY, tmp_path)
+        await engine.ended
+        folder, socket, above = engine.log[0].split()
+        assert (socket, above) == ("0o700", "0o700") and not Path(folder).parent.exists()
+
+    asyncio.run(run())
 
 
 def test_a_flood_of_output_is_kept_to_the_newest_lines(tmp_path):

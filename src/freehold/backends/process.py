@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ class OwnProcess:
         self._held = dict(held)
         self._read_phase = phase
         self._phase = "starting"
-        self._pid = 0
+        self._pid, self._temporary = 0, ""
         self._asked = ""  # why it ends, if we asked; "stop": by `stop`
         self._reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -120,7 +121,7 @@ class OwnProcess:
         if "pid" not in first:
             self._abandon()
             raise self._not_begun(first)
-        self._pid = first["pid"]
+        self._pid, self._temporary = first["pid"], first["temporary"]
         self._watching = asyncio.create_task(self._watch())
 
     def progress(self) -> StartProgress:
@@ -174,6 +175,7 @@ class OwnProcess:
         if "ended" not in report:  # somebody killed the supervisor: nobody else ends what it held
             tree.kill(self._tree)
             tree.end_group(self._pid)
+            shutil.rmtree(self._temporary, ignore_errors=True)
             self._asked = self._asked or "its supervisor was killed"
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.log.closed), 1.0)

@@ -4,13 +4,14 @@
 
 The kernel ends a process with its parent only where that process asked for it, and an engine's workers do not. So the
 supervisor adopts what loses its parent, and holds the end of a pipe from us: when that closes, or its own parent
-changes, it ends everything below it. Then it removes the shared memory that the tree left, says how the engine ended,
-and ends. What it is told comes on stdin, never by its command line or environment, which others can read:
+changes, it ends everything below it. Then it removes the shared memory that the tree left and the folder of its
+temporary files, says how the engine ended, and ends. What it is told comes on stdin, never by its command line or
+environment, which others can read:
 
     {"argv": [...], "env": {...}, "cwd": ...}, then {"signal": 15} or {"kill": true}; end of input: kill
 
-and it reports on stdout, a line of JSON each: {"pid"} or {"error"}, and at last {"ended", "left", "removed",
-"memory_kill"}. The engine's own output goes to stderr, which is a pipe to us. Knows no engine.
+and it reports on stdout, a line of JSON each: {"pid", "temporary"} or {"error"}, and at last {"ended", "left",
+"removed", "memory_kill"}. The engine's own output goes to stderr, which is a pipe to us. Knows no engine.
 Path: OwnProcess -> spawn -> supervisor -> the engine
 """
 
@@ -19,9 +20,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from typing import Any
@@ -46,12 +49,15 @@ class _Tree:
         self.memory_kills, self.memory_kill_at = platforms.memory_kills(), -_RECENT_S
         self.engine: subprocess.Popen[bytes] | None = None
         self.status: int | None = None
+        # Of the engine alone: its sockets there outlive a kill, and lie open to others in the system's own folder. A
+        # short name, as a socket's path is limited.
+        self.temporary = tempfile.mkdtemp(prefix="fh-")
 
     def start(self, job: dict[str, Any]) -> None:
         """Start the engine in a session of its own: no key pressed in a terminal reaches it. Raises OSError."""
         self.engine = subprocess.Popen(
             job["argv"],
-            env=job["env"],
+            env={**job["env"], **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self.temporary)},
             cwd=job["cwd"],
             stdin=subprocess.DEVNULL,
             stdout=2,
@@ -89,6 +95,7 @@ class _Tree:
         left, taken = end_all(self.me, _END_S)
         self._take(taken)
         short = time.monotonic() - self.memory_kill_at < _RECENT_S
+        shutil.rmtree(self.temporary, ignore_errors=True)
         return {"ended": self.status, "left": left, "removed": self.shared.remove(), "memory_kill": short}
 
     def _pids(self) -> list[int]:
@@ -110,14 +117,16 @@ def main() -> None:
     lines = _Orders()
     job = lines.first()
     if job is None:
+        tree.end()
         return
     try:
         tree.start(job)
     except OSError as e:
+        tree.end()
         _report({"error": f"{e.strerror}: {e.filename or job['argv'][0]}"})
         return
     assert tree.engine is not None
-    _report({"pid": tree.engine.pid})
+    _report({"pid": tree.engine.pid, "temporary": tree.temporary})
     while not tree.collect():
         ready, _, _ = select.select([0, woken], [], [], _LOOK_S)
         if woken in ready:

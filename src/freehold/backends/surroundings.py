@@ -7,8 +7,10 @@ Path: OwnProcess -> engine_environment
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 
 from freehold.backends.contract import DeployPlan, SecretRef
@@ -38,7 +40,14 @@ def engine_environment(
     passed = {name: value for name, value in ours.items() if name in _NAMES or name.startswith(_BEGINNINGS)}
     filed = {reference.variable for reference in plan.secrets if reference.file}
     keys = {name: value for name, value in held.items() if name not in filed}
-    return {**passed, "PYTHONNOUSERSITE": "1", **plan.environment, **keys}
+    # The engine's temporary files go with it; what Torch compiled stays.
+    kept = {"TORCHINDUCTOR_CACHE_DIR": _compiled()}
+    return {**kept, **passed, "PYTHONNOUSERSITE": "1", **plan.environment, **keys}
+
+
+def _compiled() -> str:
+    """Return where Torch keeps what it compiled, unless it is told otherwise."""
+    return os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
 
 
 def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None = None) -> dict[str, str]:
