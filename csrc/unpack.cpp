@@ -2,11 +2,13 @@
 // reads them; lays no panels. The floats are those of formats/blocks.py, bit for bit: (d * sub) * code, then the minimum.
 //
 // Bound by arithmetic, 4-6 instructions for four weights in plain SSE2 or NEON: the file's bytes are a fifth of what is written.
+// Of T2 and T3 a look-up and 5-7 instructions a weight: a window's place in its words is a constant of an unrolled loop.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 
 #include "freehold.h"
+#include "trellis_rows.h"
 
 namespace fh {
 namespace {
@@ -60,7 +62,37 @@ template <class Value> void put_floats(WeightType type, const uint8_t* from, int
   }
 }
 
+// 32 windows of a run, from its `Half`: the run's words are read once for both.
+template <int K, int Half, class Value> void put_windows(const uint64_t (&word)[K + 1], const float* table, float scale, Value* out) {
+  float values[32];
+  for (int i = 0; i < 32; ++i) values[i] = scale * table[TrellisPanel<K>::window(word, 32 * Half + i)];
+  for (int i = 0; i < 32; ++i) put(values[i], out[i]);
+}
+template <int K, class Value> void put_trellis_row(const uint8_t* at, int64_t k, const float* table, Value* out) {
+  const FileRow<K> row{at, k};
+  const float d = f16_to_f32(row.scale());
+  uint64_t word[K + 1] = {};
+  for (int64_t g = 0; g < k / 32; ++g, out += 32) {
+    const float scale = d * kFactors[row.nibble(g)];
+    if (g % 2) put_windows<K, 1>(word, table, scale, out);
+    else { row.words(g / 2, word); put_windows<K, 0>(word, table, scale, out); }
+  }
+}
+template <int K, class Value> void unpack_trellis(const uint8_t* raw, int64_t n, int64_t k, Threads& threads, Value* out) {
+  float table[kTableBytes];
+  for (int i = 0; i < kTableBytes; ++i) table[i] = static_cast<float>(static_cast<int8_t>(raw[i]));
+  std::atomic<int64_t> next{0};
+  const int64_t row_bytes = FileRow<K>::bytes(k);
+  threads.run([&](int) {
+    for (int64_t first; (first = next.fetch_add(kRowsAtOnce)) < n;)
+      for (int64_t row = first; row < std::min(n, first + kRowsAtOnce); ++row)
+        put_trellis_row<K>(raw + kTableBytes + row * row_bytes, k, table, out + row * k);
+  });
+}
+
 template <class Value> void unpack_all(const FileType& f, const uint8_t* raw, int64_t n, int64_t k, Threads& threads, Value* out) {
+  if (f.type == WeightType::T2) return unpack_trellis<2>(raw, n, k, threads, out);
+  if (f.type == WeightType::T3) return unpack_trellis<3>(raw, n, k, threads, out);
   std::atomic<int64_t> next{0};
   const int64_t row_bytes = k / f.block * f.bytes;
   threads.run([&](int) {
@@ -72,12 +104,18 @@ template <class Value> void unpack_all(const FileType& f, const uint8_t* raw, in
   });
 }
 
-// MXFP4's powers of two that f16 does not hold read as zero there: the loader lays such blocks otherwise. Rows of T2 and T3
-// need their table.
+// MXFP4's powers of two that f16 does not hold read as zero there: the loader lays such blocks otherwise.
 const FileType* unpacked_type(std::string_view name) {
   for (const FileType& f : kFileTypes)
-    if (name == f.name && f.type != WeightType::MXFP4 && !traits(f.type).trellis_bits()) return &f;
+    if (name == f.name && f.type != WeightType::MXFP4) return &f;
   return nullptr;
+}
+
+// Bytes of n rows, after their table where the type has one; k a multiple of what a row is made of.
+int64_t file_bytes(const FileType& f, int64_t n, int64_t k) {
+  if (f.type == WeightType::T2) return kTableBytes + n * FileRow<2>::bytes(k);
+  if (f.type == WeightType::T3) return kTableBytes + n * FileRow<3>::bytes(k);
+  return n * (k / f.block * f.bytes);
 }
 
 }  // namespace
@@ -87,7 +125,7 @@ bool unpacks(std::string_view type) { return unpacked_type(type) != nullptr; }
 void unpack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, float* out, uint16_t* half) {
   const FileType* f = unpacked_type(type);
   if (!f) throw Error(ErrorKind::Usage, "rows of type '" + std::string(type) + "' are not unpacked here; formats.dequantize decodes them");
-  if (k % f->block || raw_bytes != static_cast<size_t>(n * (k / f->block * f->bytes)))
+  if (k % (traits(f->type).trellis_bits() ? 32 : f->block) || raw_bytes != static_cast<size_t>(file_bytes(*f, n, k)))
     throw Error(ErrorKind::BadModelFile, std::string(type) + " rows, " + std::to_string(n) + " of " + std::to_string(k) + ", do not take " +
                                              std::to_string(raw_bytes) + " bytes");
   if (half) unpack_all(*f, raw, n, k, threads, half);

@@ -149,7 +149,7 @@ void bind_unpack(nb::module_& m) {
     nb::gil_scoped_release free;
     unpack(raw.data(), raw.size(), type, static_cast<int64_t>(out.shape(0)), static_cast<int64_t>(out.shape(1)), threads, out.data(), nullptr);
   }, "raw"_a, "type"_a, "out"_a, "threads"_a,
-        "Decode GGUF rows of `type` into `out`, float32 [N, K]; raw holds exactly their bytes.");
+        "Decode GGUF rows of `type` into `out`, float32 [N, K]; raw: exactly their bytes, after the table of T2, T3.");
   m.def("unpack_half", [](In<uint8_t, 1> raw, const std::string& type, InOut<uint16_t, 2> out, Threads& threads) {
     nb::gil_scoped_release free;
     unpack(raw.data(), raw.size(), type, static_cast<int64_t>(out.shape(0)), static_cast<int64_t>(out.shape(1)), threads, nullptr, out.data());

@@ -133,7 +133,7 @@ def unpacks(type: str) -> bool:
     """Tell whether `unpack` takes this GGUF type."""
 
 def unpack(raw: U8, type: str, out: F32, threads: Threads) -> None:
-    """Decode GGUF rows of `type` into `out`, float32 [N, K]; raw holds exactly their bytes."""
+    """Decode GGUF rows of `type` into `out`, float32 [N, K]; raw: exactly their bytes, after the table of T2, T3."""
 
 def unpack_half(raw: U8, type: str, out: NDArray[numpy.uint16], threads: Threads) -> None:
     """Decode as `unpack` does, into the bits of bfloat16, rounded to nearest even."""

@@ -82,6 +82,19 @@ def test_rows_of_no_scale_are_zero_and_infinite_ones_show(isa, type):
 
 
 @every_type
+def test_rows_unpack_to_the_files_own_floats(type):
+    """For training, which reads weights without panels; odd numbers of groups end in the row's tail byte."""
+    for n, k in SHAPES:
+        drawn, out = draw(type, n, k), np.empty((n, k), np.float32)
+        native.unpack(drawn.raw, type.name, out, POOL)
+        assert same_bits(out, drawn.weights), (n, k)
+    with pytest.raises(BadModelFile, match=f"{type.name} rows, 4 of 64, do not take"):
+        native.unpack(draw(type, 4, 64).raw[128:], type.name, np.empty((4, 64), np.float32), POOL)
+    with pytest.raises(BadModelFile, match=f"{type.name} rows, 4 of 48, do not take"):
+        native.unpack(draw(type, 4, 64).raw, type.name, np.empty((4, 48), np.float32), POOL)
+
+
+@every_type
 def test_a_view_of_the_panels_is_the_matrix(type):
     w = matrix(type, 21, 160)
     room = np.zeros(w.nbytes + 64, np.uint8)

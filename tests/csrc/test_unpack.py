@@ -8,10 +8,11 @@ import pytest
 from freehold import _native as native
 from freehold.errors import BadModelFile, UsageError
 from freehold.formats import QuantType, dequantize
-from freehold.formats.weight_types import row_bytes
+from freehold.formats.weight_types import TABLE_TYPES, row_bytes
 
 TYPES = [t for t in QuantType if native.unpacks(t.name)]
 ROWS, COLUMNS = 37, 512
+TABLE = np.random.default_rng(7).integers(-127, 128, 128).astype(np.int8)
 POOL = native.Threads(2)
 
 
@@ -19,6 +20,19 @@ def rows_of(type: QuantType) -> np.ndarray:
     """Draw bytes: every code, and scales of both signs, infinities and NaN among them."""
     drawn = np.random.default_rng(type).integers(0, 256, (ROWS, row_bytes(type, COLUMNS)), dtype=np.uint8)
     return drawn.view(np.uint8)
+
+
+def tensor_of(type: QuantType, rows: np.ndarray) -> np.ndarray:
+    """The rows' bytes as a tensor has them: T2 and T3 after their table."""
+    return (
+        rows.reshape(-1)
+        if type not in TABLE_TYPES
+        else np.concatenate([TABLE.view(np.uint8), rows.reshape(-1)])
+    )
+
+
+def decoded(type: QuantType, rows: np.ndarray) -> np.ndarray:
+    return dequantize(rows, type, COLUMNS, TABLE if type in TABLE_TYPES else None)
 
 
 def test_types_of_the_catalogues_files_unpack():
@@ -37,21 +51,23 @@ def test_types_of_the_catalogues_files_unpack():
         "Q4_K",
         "Q5_K",
         "Q6_K",
+        "T2",
+        "T3",
     }
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
 def test_unpacked_rows_are_dequantized_rows(type: QuantType):
     raw, out = rows_of(type), np.empty((ROWS, COLUMNS), np.float32)
-    native.unpack(raw.reshape(-1), type.name, out, POOL)
-    assert np.array_equal(out, dequantize(raw, type, COLUMNS), equal_nan=True)
+    native.unpack(tensor_of(type, raw), type.name, out, POOL)
+    assert np.array_equal(out, decoded(type, raw), equal_nan=True)
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
 def test_halves_are_the_nearest_bfloat16(type: QuantType):
     raw, out = rows_of(type), np.empty((ROWS, COLUMNS), np.uint16)
-    native.unpack_half(raw.reshape(-1), type.name, out, POOL)
-    exact = dequantize(raw, type, COLUMNS)
+    native.unpack_half(tensor_of(type, raw), type.name, out, POOL)
+    exact = decoded(type, raw)
     halves = (out.astype(np.uint32) << 16).view(np.float32)
     assert np.array_equal(np.isnan(halves), np.isnan(exact))
     finite = np.isfinite(exact) & (np.abs(exact) < 3e38) & (np.abs(exact) > 1e-30)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.formats import dequantize
-from freehold.models.binding.stored import RowCut, Stored
+from freehold.models.binding.stored import RowCut, Stored, flat
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class PackedMatrix:
             decoded = dequantize(np.ascontiguousarray(rows), self.type, self.columns, self._table)
             values = torch.from_numpy(decoded)
             return values.bfloat16() if self.half else values
-        raw = np.ascontiguousarray(rows).reshape(-1)
+        raw = flat(self._table, rows)
         out = torch.empty(len(rows), self.columns, dtype=torch.bfloat16 if self.half else torch.float32)
         if self.half:
             native.unpack_half(raw, self.type.name, out.view(torch.uint16).numpy(), self._threads)

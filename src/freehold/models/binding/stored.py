@@ -21,7 +21,7 @@ F32 = NDArray[np.float32]
 Table: TypeAlias = NDArray[np.int8] | None  # of a type that is read through one
 
 
-def _flat(table: Table, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def flat(table: Table, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a tensor's bytes, as a file holds them."""
     flat = rows.reshape(-1)
     return flat if table is None else np.concatenate([table.view(np.uint8), flat])
@@ -52,7 +52,7 @@ class _Apart:
     @property
     def raw(self) -> NDArray[np.uint8]:
         """The same, flat, after their table."""
-        return _flat(self.table, self.rows)
+        return flat(self.table, self.rows)
 
     @property
     def table(self) -> Table:
@@ -237,7 +237,7 @@ class RowCut:
     @property
     def raw(self) -> NDArray[np.uint8]:
         """The same, flat, after their table."""
-        return _flat(self.table, self.rows)
+        return flat(self.table, self.rows)
 
     @property
     def table(self) -> Table:
