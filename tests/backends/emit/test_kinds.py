@@ -149,6 +149,23 @@ def test_skypilot_refuses_what_needs_mpi():
         emit(plan("trtllm"), "skypilot", OPTIONS)
 
 
+# --- ray ----------------------------------------------------------------------------------------------
+
+
+def test_ray_gets_an_app_and_the_firewall_of_its_members():
+    app, rules = emit(plan("vllm", **ONE), "ray", replace(OPTIONS, members=("10.0.0.7", "10.0.0.8")))
+    assert (app.name, rules.name) == ("app.py", "firewall.nft")
+    compile(app.text, app.name, "exec")
+    assert "10.0.0.7/32, 10.0.0.8/32" in rules.text
+    (alone,) = emit(plan("vllm", **ONE), "ray", OPTIONS)
+    assert alone.text == app.text
+
+
+def test_replica_of_ray_over_two_nodes_is_refused():
+    with pytest.raises(UsageError, match="one machine"):
+        emit(plan("vllm"), "ray", OPTIONS)
+
+
 # --- all ----------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ class EmitOptions:
         str, ...
     ] = ()  # words after the program that start this deployment; default: from the plan
     home: str = "/var/lib/freehold"  # data folder of a systemd unit
+    members: tuple[str, ...] = ()  # of a Ray cluster: addresses of its machines and of our server's
     drain_s: int = 60  # for running answers, when something is asked to end
 
 

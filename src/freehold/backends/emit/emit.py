@@ -39,6 +39,10 @@ def emit(plan: DeployPlan, kind: str, options: EmitOptions | None = None) -> Seq
         from freehold.backends.emit.skypilot import skypilot_files
 
         return skypilot_files(plan, options)
+    if kind == "ray":
+        from freehold.backends.emit.ray import ray_files
+
+        return ray_files(plan, options)
     near = nearest(kind, KINDS)
     raise UsageError(
         f"{kind!r} is not a kind of files",

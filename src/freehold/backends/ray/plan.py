@@ -189,7 +189,7 @@ def _doors_note(address: str, fenced: bool) -> str:
     if address:
         return (
             "Ray's ports are open to every machine that reaches this cluster's: all but Serve's ingress want Ray's "
-            "token, and that one our key; freehold deploy --on ray://HOST:PORT --emit nft prints the firewall's rule"
+            "token, and that one our key; freehold deploy --emit ray --member ADDRESS writes the firewall's rules"
         )
     if fenced:
         return "Ray runs in a network namespace of its own: nothing of it listens outside"
