@@ -33,10 +33,12 @@ EXPORTS = [
     "Usage",
     "advise",
     "cost",
+    "deploy",
     "fit",
     "license",
     "list",
     "load",
+    "plan_deployment",
     "pull",
 ]
 HEAVY = (

@@ -98,7 +98,7 @@ SEES: dict[str, set[str]] = {
     "ollama": {"core"},
     "system": {"core"},
 }
-COMPOSED = ["__init__", "app", "serve", "openapi"]  # the files that see all of them
+COMPOSED = ["__init__", "app", "serve", "openapi", "inside"]  # the files that see all of them
 
 
 def imported_folders(source: str) -> set[str]:

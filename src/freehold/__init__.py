@@ -22,12 +22,14 @@ _check_system()
 
 if TYPE_CHECKING:
     from freehold.advisor.cost import cost
+    from freehold.backends.asked import plan_deployment
     from freehold.choosing import advise, fit, license
     from freehold.errors import FreeholdError
     from freehold.fake import FakeModel
     from freehold.local import LLM, load
     from freehold.local.asynchronous import AsyncLLM
     from freehold.local.models import list, pull
+    from freehold.server.inside import deploy
     from freehold.store import Listed, ModelRef
     from freehold.types import (
         ChatModel,
@@ -63,10 +65,12 @@ __all__ = [
     "Usage",
     "advise",
     "cost",
+    "deploy",
     "fit",
     "license",
     "list",
     "load",
+    "plan_deployment",
     "pull",
 ]
 
@@ -76,9 +80,11 @@ _HOMES = {
     "freehold.local.models": ("list", "pull"),
     "freehold.store": ("Listed", "ModelRef"),
     "freehold.advisor.cost": ("cost",),
+    "freehold.backends.asked": ("plan_deployment",),
     "freehold.choosing": ("advise", "fit", "license"),
     "freehold.errors": ("FreeholdError",),
     "freehold.fake": ("FakeModel",),
+    "freehold.server.inside": ("deploy",),
     "freehold.types": (
         "ChatModel",
         "Chunk",

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from freehold.backends.asked import DeployOptions
 from freehold.backends.kept import KeptDeployment, as_json, folder, forget, keep, kept, plan_of
 from freehold.errors import StoreError
 from tests.backends.plans import plan
+
+ASKED = DeployOptions("qwen3:8b", replicas=2)
 
 
 def test_plan_is_read_as_it_was_written() -> None:
@@ -20,26 +23,26 @@ def test_plan_is_read_as_it_was_written() -> None:
 def test_deployment_is_kept_under_any_name(tmp_path: Path) -> None:
     names = ["qwen3:8b", "org/model:Q4", "../../etc/passwd", "a b", ".hidden", "größe"]
     for name in names:
-        path = keep(tmp_path, KeptDeployment(name, plan(), fallback="smollm2:135m"))
+        path = keep(tmp_path, KeptDeployment(name, plan(), replace(ASKED, fallback="smollm2:135m")))
         assert path.parent == folder(tmp_path)
         assert path.stat().st_mode & 0o777 == 0o600
     found, damaged = kept(tmp_path)
     assert damaged == []
     assert sorted(each.name for each in found) == sorted(names)
-    assert all(each.plan == plan() and each.fallback == "smollm2:135m" for each in found)
+    assert all(each.plan == plan() and each.asked.fallback == "smollm2:135m" for each in found)
     assert folder(tmp_path).stat().st_mode & 0o777 == 0o700
 
 
 def test_later_plan_replaces_the_earlier_one(tmp_path: Path) -> None:
-    keep(tmp_path, KeptDeployment("qwen", plan()))
-    keep(tmp_path, KeptDeployment("qwen", replace(plan(), replicas=3)))
+    keep(tmp_path, KeptDeployment("qwen", plan(), ASKED))
+    keep(tmp_path, KeptDeployment("qwen", replace(plan(), replicas=3), ASKED))
     (found,) = kept(tmp_path)[0]
     assert found.plan.replicas == 3
     assert [p.name for p in folder(tmp_path).iterdir()] == ["qwen.json"]
 
 
 def test_stopped_deployment_is_forgotten(tmp_path: Path) -> None:
-    keep(tmp_path, KeptDeployment("qwen", plan()))
+    keep(tmp_path, KeptDeployment("qwen", plan(), ASKED))
     assert forget(tmp_path, "qwen")
     assert not forget(tmp_path, "qwen")
     assert kept(tmp_path) == ([], [])
@@ -47,7 +50,7 @@ def test_stopped_deployment_is_forgotten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '{"name": "x"}', '{"name": 1, "plan": {}}'])
 def test_damaged_file_is_named_and_left(tmp_path: Path, body: str) -> None:
-    keep(tmp_path, KeptDeployment("good", plan()))
+    keep(tmp_path, KeptDeployment("good", plan(), ASKED))
     (folder(tmp_path) / "bad.json").write_text(body, encoding="utf-8")
     found, damaged = kept(tmp_path)
     assert [each.name for each in found] == ["good"]
@@ -57,7 +60,7 @@ def test_damaged_file_is_named_and_left(tmp_path: Path, body: str) -> None:
 
 
 def test_file_of_another_version_is_not_read_as_this_one(tmp_path: Path) -> None:
-    keep(tmp_path, replace(KeptDeployment("qwen", plan()), schema=2))
+    keep(tmp_path, replace(KeptDeployment("qwen", plan(), ASKED), schema=2))
     found, damaged = kept(tmp_path)
     assert found == []
     assert "schema 2" in damaged[0]
@@ -66,10 +69,10 @@ def test_file_of_another_version_is_not_read_as_this_one(tmp_path: Path) -> None
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "deployments").write_text("a file\n", encoding="utf-8")
     with pytest.raises(StoreError, match="deployments"):
-        keep(tmp_path, KeptDeployment("qwen", plan()))
+        keep(tmp_path, KeptDeployment("qwen", plan(), ASKED))
 
 
 def test_file_holds_the_reference_of_a_secret_only(tmp_path: Path) -> None:
-    path = keep(tmp_path, KeptDeployment("qwen", plan()))
+    path = keep(tmp_path, KeptDeployment("qwen", plan(), ASKED))
     assert '"variable": "VLLM_API_KEY"' in path.read_text(encoding="utf-8")
     assert '"source": "random"' in path.read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from freehold.backends import kept
+from freehold.backends.asked import DeployOptions
 from freehold.backends.contract import DeploymentRow, DeployPlan, EngineNumbers, ReplicaRow
 from freehold.errors import EngineLost, ModelNotFound, UsageError
 from freehold.server.core.keys import KeyFile, made
@@ -86,7 +87,8 @@ def body(name: str = "", **more: object) -> dict[str, object]:
     asked = plan()
     if name:
         asked = replace(asked, model=replace(asked.model, name=name))
-    return {"plan": kept.as_json(asked), **more}
+    options = DeployOptions("qwen3:8b", **more)  # type: ignore[arg-type]
+    return {"plan": kept.as_json(asked), "asked": kept.as_json(options)}
 
 
 def test_deployment_is_added_listed_and_stopped(deploying, tmp_path):
@@ -109,7 +111,7 @@ def test_deployment_is_added_listed_and_stopped(deploying, tmp_path):
     assert row["replicas"][1]["said"] == "vLLM ended with status 1: no memory"
     assert kept.row_of(row) == deployed.held["qwen3:8b"]
     found, _ = kept.kept(tmp_path / "home")
-    assert [(each.name, each.fallback) for each in found] == [("qwen3:8b", "smollm2:135m")]
+    assert [(each.name, each.asked.fallback) for each in found] == [("qwen3:8b", "smollm2:135m")]
     assert running.admin.post(f"{AT}/stop", json={"name": "qwen3:8b", "drain_s": 5}).status_code == 200
     assert deployed.asked == [("stop", "qwen3:8b", 5.0)]
     assert running.admin.get(AT).json() == {"deployments": []}
@@ -121,7 +123,7 @@ def test_name_that_is_taken_is_refused_and_its_file_stays(deploying, tmp_path):
     running.admin.post(AT, json=body(fallback="a"))
     assert running.admin.post(AT, json=body(fallback="b")).status_code == 400
     (found,) = kept.kept(tmp_path / "home")[0]
-    assert found.fallback == "a"
+    assert found.asked.fallback == "a"
 
 
 def test_plan_that_is_none_is_refused_with_the_field(deploying):
@@ -132,7 +134,7 @@ def test_plan_that_is_none_is_refused_with_the_field(deploying):
         {**body()["plan"], "engine": "nope"},
         {**body()["plan"], "flags": 3},
     ):
-        answer = running.admin.post(AT, json={"plan": given})
+        answer = running.admin.post(AT, json={**body(), "plan": given})
         assert answer.status_code == 400, given
         assert "plan" in answer.json()["error"]["message"]
 
@@ -181,17 +183,20 @@ def test_failed_upgrade_keeps_the_earlier_plan(deploying, tmp_path):
     running.admin.post(AT, json=body())
     more = kept.as_json(replace(plan(), replicas=3))
     deployed.fail = EngineLost("the new replica ended: unknown parser", "the old ones continue")
-    answer = running.admin.post(f"{AT}/upgrade", json={"name": "qwen3:8b", "plan": more})
+    answer = running.admin.post(f"{AT}/upgrade", json={**body(), "name": "qwen3:8b", "plan": more})
     assert answer.status_code >= 500
     assert kept.kept(tmp_path / "home")[0][0].plan.replicas == 2
     deployed.fail = None
-    assert running.admin.post(f"{AT}/upgrade", json={"name": "qwen3:8b", "plan": more}).status_code == 200
+    assert (
+        running.admin.post(f"{AT}/upgrade", json={**body(), "name": "qwen3:8b", "plan": more}).status_code
+        == 200
+    )
     assert kept.kept(tmp_path / "home")[0][0].plan.replicas == 3
 
 
 def test_kept_deployment_that_does_not_run_is_forgotten_by_stop(deploying, tmp_path):
     running, _ = deploying()
-    kept.keep(tmp_path / "home", kept.KeptDeployment("old", plan()))
+    kept.keep(tmp_path / "home", kept.KeptDeployment("old", plan(), DeployOptions("old")))
     assert running.admin.post(f"{AT}/stop", json={"name": "old"}).status_code == 200
     assert running.admin.post(f"{AT}/stop", json={"name": "old"}).status_code == 404
 
@@ -213,7 +218,9 @@ def test_server_without_deployments_lists_none_and_refuses_to_add(serving):
 def test_ready_waits_for_a_deployment_that_the_server_was_started_for(deploying):
     running, deployed = deploying()
     desk = running.doors.server.parts[DeploymentDesk]
-    asyncio.run_coroutine_threadsafe(desk.add(plan(), awaited=True), running.loop).result(10)
+    asyncio.run_coroutine_threadsafe(desk.add(plan(), DeployOptions("x"), awaited=True), running.loop).result(
+        10
+    )
     eventually(lambda: "loading weights" in running.client.get("/ready").text)
     deployed.now("qwen3:8b", state="failed", said="/opt/env/bin/python: vLLM ended: no such file")
     eventually(lambda: "no such file" in running.client.get("/ready").text)

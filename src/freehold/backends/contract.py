@@ -24,6 +24,7 @@ from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.interval import Interval
 from freehold.backends.wire import EngineWire
 from freehold.catalog.hardware import Rig
+from freehold.errors import EngineLost
 
 # "compatible": a server that speaks OpenAI's routes and is none of the others; only attached.
 EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold", "ray", "compatible"]
@@ -337,6 +338,7 @@ class ReplicaRow:
     said: str = ""  # the latest death, in one sentence
     memory_bytes: int = 0
     numbers: EngineNumbers = EngineNumbers()
+    cpu_s: float = 0.0  # of all its processes together, during a start
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +355,13 @@ class DeploymentRow:
     retried: int = 0  # requests asked again before their first token
     cut: int = 0  # answers that ended with an error after their first token
     fallback: str = ""  # the model of ours that answers while no replica is ready
+
+    def hopeless(self) -> EngineLost | None:
+        """Return why no replica will answer; None while one may."""
+        if not self.replicas or any(each.state != "failed" for each in self.replicas):
+            return None
+        said = next((each.said for each in self.replicas if each.said), "no replica could be started")
+        return EngineLost(f"{self.name}: {said}", "freehold deploy MODEL --dry-run shows the command")
 
 
 class Deployments(Protocol):

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.backends.contract import EngineName
-
 if TYPE_CHECKING:
     from freehold.advisor.anatomy import Anatomy
     from freehold.advisor.fit import Place
     from freehold.advisor.machine import Gpu
+    from freehold.backends.contract import EngineName
     from freehold.catalog.hardware import Rig
+    from freehold.config import Settings
 
 ASKED_S = 10.0  # llama-server's list takes 0.2 to 2 s: the driver wakes the devices
 # Files that a driver makes: NVIDIA's, the same within WSL, AMD's compute interface.
@@ -64,7 +63,7 @@ class EngineAtHand:
     name: EngineName
     program: Path
     devices: tuple[str, ...] = ()  # as it lists them; empty: not asked, or none
-    note: str = ""  # why it is no use for an accelerator
+    note: str = ""  # why it does not use an accelerator
 
     @property
     def python(self) -> Path | None:
@@ -181,12 +180,16 @@ def environment_folders(home: Path) -> list[Path]:
 
 def _llama(program: Path) -> EngineAtHand:
     """Ask llama-server for its devices: a build for processors lists none."""
+    import subprocess
+
     try:
         told = subprocess.run(
             [str(program), "--list-devices"], capture_output=True, text=True, timeout=ASKED_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as e:
-        return EngineAtHand("llamacpp", program, note=f"{program} --list-devices: {_why(e)}")
+    except OSError as e:
+        return EngineAtHand("llamacpp", program, note=f"{program} --list-devices: {e.strerror}")
+    except subprocess.TimeoutExpired:
+        return EngineAtHand("llamacpp", program, note=f"{program} --list-devices: no answer in {ASKED_S:g} s")
     devices = _devices(told.stdout)
     note = "" if devices else f"{program} lists no device: it is a build for processors"
     return EngineAtHand("llamacpp", program, devices, note)
@@ -198,12 +201,6 @@ def _devices(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.startswith("  ") and ": " in line)
 
 
-def _why(e: Exception) -> str:
-    if isinstance(e, subprocess.TimeoutExpired):
-        return f"no answer in {ASKED_S:g} s"
-    return e.strerror or str(e) if isinstance(e, OSError) else str(e)
-
-
 def _said(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
@@ -212,6 +209,13 @@ def _said(path: Path) -> str:
 
 
 # --- which one ---------------------------------------------------------------------------------------
+
+
+def place_of(settings: Settings) -> Place:
+    """Return this machine with our own engine, as far as it was measured before: nothing is measured now."""
+    from freehold.advisor.fit import place_here
+
+    return place_here(settings, lambda structure: "", measure=False)
 
 
 def choose(

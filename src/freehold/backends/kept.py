@@ -1,6 +1,6 @@
-"""Deployments as files of the data folder: what was planned, under which name, with which fallback.
+"""Deployments as files of the data folder: what was asked for, and the plan that came of it.
 
-    keep(home, KeptDeployment("qwen", plan))      # written beside, then renamed
+    keep(home, KeptDeployment("qwen", plan, asked))      # written beside, then renamed
     kept(home)                                     # what `freehold deploy` without MODEL starts again
 
 A plan holds no secret, and neither does a file; it is its owner's alone all the same, as commands name folders. Plans
@@ -23,6 +23,7 @@ from urllib.parse import quote
 import msgspec
 
 from freehold import private
+from freehold.backends.asked import DeployOptions
 from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.errors import StoreError
 
@@ -35,7 +36,7 @@ class KeptDeployment:
 
     name: str
     plan: DeployPlan
-    fallback: str = ""  # a model of our own engine that answers while no replica can; "": none
+    asked: DeployOptions  # what it was planned from, for an upgrade that changes a part of it
     schema: int = SCHEMA
     made_at: float = field(default_factory=time.time)  # seconds since 1970
 
@@ -107,8 +108,13 @@ def row_of(plain: Mapping[str, Any]) -> DeploymentRow:
     return msgspec.convert(plain, DeploymentRow, dec_hook=_typed)
 
 
-def as_json(what: DeployPlan | DeploymentRow) -> dict[str, Any]:
-    """Return a plan or a row as a JSON object."""
+def options_of(plain: Mapping[str, Any]) -> DeployOptions:
+    """Return the options of a JSON object. Raises ValidationError."""
+    return msgspec.convert(plain, DeployOptions, dec_hook=_typed)
+
+
+def as_json(what: DeployPlan | DeploymentRow | DeployOptions) -> dict[str, Any]:
+    """Return a plan, a row or options as a JSON object."""
     return msgspec.to_builtins(what, enc_hook=_plain)
 
 

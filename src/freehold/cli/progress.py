@@ -60,7 +60,7 @@ class StatusLine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._clear()
+        self.clear()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             print(f"stopped; {self._kept}", file=sys.stderr)
 
@@ -77,10 +77,11 @@ class StatusLine:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._clear()
+        self.clear()
         print(f"note: {printable(text)}", file=sys.stderr, flush=True)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Take the renewed line away, so that another may be printed."""
         if self._wide:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

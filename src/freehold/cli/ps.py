@@ -1,6 +1,6 @@
-"""`freehold ps`: models in the running server's memory, with their streams and speed.
+"""`freehold ps`: models in the running server's memory, with their streams and speed; replicas of deployments.
 
-Path: main -> ps -> attach.found -> GET /admin/ps -> stdout. Loads nothing, makes no network request.
+Path: main -> ps -> attach.found -> GET /admin/ps, /admin/deployments -> stdout. Loads nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 import click
 import msgspec
 
+from freehold.cli.report.terminal import printable
 from freehold.cli.serving.attach import Loaded, RunningServer, found
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
@@ -26,25 +27,35 @@ HEAD = ("NAME", "QUANT", "SIZE", "CONTEXT", "STREAMS", "TOK/S", "CACHE", "UNLOAD
 @json_option
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """List the models in the running server's memory.
+    """List the models in the running server's memory, and the replicas of what is deployed.
 
     TOK/S is the rate of all streams together, measured over half a second. CACHE: the share in use by running
     streams, and the share that keeps earlier prompts.
 
-    With --json, prints {"schema": 1, "server": ..., "models": [...]}.
+    With --json, prints {"schema": 1, "server": ..., "models": [...], "deployments": [...]}.
     """
+    from freehold.cli.deploying import tables
+    from freehold.cli.deploying.asking import AskedDeployments
+
     with found(settings) as server:
         models, rates = _sampled(server)
+        deployments = AskedDeployments(server).rows()
     if as_json:
         rows = [{**m.plain, "tok_s": rates.get(m.name, 0.0)} for m in models]
         said = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}
-        click.echo(json.dumps(said, indent=1))
+        more = [tables.as_json(each) for each in deployments]
+        click.echo(json.dumps({**said, "deployments": more}, indent=1))
         return
     if server.note:
         click.echo(f"note: {server.note}", err=True)
-    if models:
-        table(HEAD, [_row(m, rates.get(m.name, 0.0)) for m in models], right=(2, 3, 5, 8))
-    else:
+    beyond = {each.name for each in deployments}
+    if own := [m for m in models if m.name not in beyond]:
+        table(HEAD, [_row(m, rates.get(m.name, 0.0)) for m in own], right=(2, 3, 5, 8))
+    if deployments:
+        table(tables.HEAD, tables.rows(deployments), right=tables.RIGHT)
+        for line in tables.deaths(deployments):
+            click.echo(printable(line))
+    elif not own:
         click.echo(
             f"no model is loaded; {server.greeting.url} loads a model when a request names it", err=True
         )

@@ -30,6 +30,7 @@ from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.shared import (
     default_model,
     draft_option,
+    engine_option,
     kv_option,
     offline_option,
     paging_option,
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
 @click.option(
     "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself endlessly."
 )
+@engine_option
 @click.option("--local", is_flag=True, help="Load the model in this process, even if a server runs.")
 @click.option("--continue", "continued", is_flag=True, help="Continue the latest session.")
 @click.option("--session", metavar="NAME", help="Continue the session NAME, or start it.")
@@ -106,7 +108,10 @@ def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
     Text from stdin goes before the prompt, with a blank line between. stdout carries the answer only.
 
     If `freehold serve` runs, its model answers, and is loaded if necessary; --local and options about loading
-    (--context, --kv-type, --draft, --no-speculation, --adapter, --threads) load the model in this process instead.
+    (--context, --kv-type, --draft, --no-speculation, --adapter, --threads, --engine) load it for this command instead.
+
+    Where a GPU and an engine for it are found, that engine answers if it is predicted to be faster; the reason is
+    printed. --engine freehold keeps to the processor.
     """
     settings: Settings = with_offline(ctx.obj, given.pop("offline"))
     if given.pop("image"):

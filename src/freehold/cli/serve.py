@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from freehold.cli.serving.engines import OWN
 from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
 from freehold.cli.serving.options import door_options, read_options
@@ -21,6 +22,7 @@ from freehold.cli.serving.telling import tell
 from freehold.cli.shared import (
     Seconds,
     draft_option,
+    engine_option,
     json_option,
     kv_option,
     offline_option,
@@ -44,6 +46,7 @@ from freehold.store import Store
 @draft_option
 @speculate_option
 @paging_option
+@engine_option
 @click.option(
     "--adapter",
     "adapters",
@@ -119,6 +122,9 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
     Each MODEL (a name, a file, org/repo[:quant]) is fetched if necessary and loaded at start. Other models in the store
     are loaded when a request names them, and unloaded after --keep-alive or when memory is needed.
 
+    Where a GPU and an engine for it are found, each MODEL is computed by the engine that is predicted to be fastest,
+    and the reason is printed; --engine freehold keeps to the processor.
+
     SIGTERM or Ctrl-C finishes running answers, for at most --drain; a second signal stops at once. With --json, stdout
     gets one line once all models are loaded: {"url": ..., "models": [...], ...}.
     """
@@ -126,6 +132,8 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
     for note in strange_variables(os.environ):
         tell(f"warning: {note}")
     force, installing = given.pop("force"), given.pop("install_service")
+    source = click.core.ParameterSource.COMMANDLINE
+    given["own"] = next((o for name, o in OWN.items() if ctx.get_parameter_source(name) is source), "")
     options = read_options(settings, given)
     store = Store(settings)
     if installing:

@@ -43,6 +43,15 @@ draft_option = click.option(
 )
 
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "freehold", "llamacpp", "mlx", "vllm", "sglang", "trtllm"]),
+    default="auto",
+    show_default=True,
+    help="Engine that computes; auto: another than ours where a GPU is found and it is predicted to be faster.",
+)
+
+
 def named_adapter(given: str) -> tuple[str, str, Path]:
     """Split [MODEL+]NAME=PATH; without NAME the file or folder gives it. Raises UsageError."""
     from freehold.formats.adapter_names import check_adapter_name

@@ -117,6 +117,12 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "ps": Verb("List the models in the server's memory.", "freehold ps"),
         "stop": Verb("Unload a model, or stop the server.", "freehold stop smollm2:135m"),
     },
+    "Outgrow this machine": {
+        "deploy": Verb(
+            "Run a model by vLLM, SGLang, llama.cpp or another engine, behind this server.",
+            "freehold deploy qwen3:32b --on 2xh100 --dry-run",
+        ),
+    },
     "Inspect the machine": {
         "bench": Verb(
             "Measure prefill, decode and load beside the machine's limits.", "freehold bench smollm2:135m"

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+from freehold.backends.finding import driven
 from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.output import tell
 from freehold.cli.chat.request import RunRequest
@@ -62,7 +63,11 @@ class Opened:
         return ModelFacts(self.model.info.quantization, self.model.info.context)
 
     def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
-        return attached(self._settings, self._store, name, request) or open_llm(self._store, name, request)
+        return (
+            attached(self._settings, self._store, name, request)
+            or by_engine(self._settings, self._store, name, request)
+            or open_llm(self._store, name, request)
+        )
 
 
 def attached(settings: Settings, store: Store, model: str, request: RunRequest) -> HttpModel | None:
@@ -131,6 +136,28 @@ def _is_server_s(server: RunningServer, store: Store, ref: ModelRef) -> bool:
         return ref.owner != "user" or store.resolve(ref.name).path == ref.path
     except FreeholdError:
         return False
+
+
+def by_engine(settings: Settings, store: Store, model: str, request: RunRequest) -> HttpModel | None:
+    """Start another engine with MODEL, if one was asked for or is predicted to be faster; None: ours computes."""
+    if request.engine == "freehold" or (request.engine == "auto" and not driven()):
+        return None
+    from freehold.cli.chat.engines import opened
+    from freehold.cli.serving.engines import OURS, EngineWish, engine_for, told
+
+    base, beside = parted(store, model)
+    if beside:
+        return None
+    own = next((o for o in request.own if o not in ("--engine", "--context")), "")
+    ref = held_or_fetched(store, base)
+    choice = engine_for(settings, ref, EngineWish(request.engine, request.context, own))
+    for line in told(choice, request.engine):
+        tell(line)
+    if choice.engine == OURS:
+        return None
+    found = opened(settings, store, ref, choice, request.context)
+    _tell_facts(found.info, request, f", by {choice.engine}")
+    return found
 
 
 def open_llm(store: Store, model: str, request: RunRequest) -> LLM:

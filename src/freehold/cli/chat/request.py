@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Options about loading: with one of them the model is loaded in this process.
 LOADING = {
+    "engine": "--engine",
     "context": "--context",
     "kv_type": "--kv-type",
     "speculate": "--no-speculation",
@@ -48,6 +49,7 @@ class RunRequest:
     continued: bool
     session: str | None
     local: bool
+    engine: str
     loop_guard: bool
     own: tuple[str, ...] = ()  # the given options that no server can honour: those of LOADING
 

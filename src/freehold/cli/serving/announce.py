@@ -22,6 +22,7 @@ from freehold.store.judging import Judgements
 from freehold.store.space import human
 
 if TYPE_CHECKING:
+    from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serving.hybrid import HybridStart
     from freehold.server.serve import Doors
 
@@ -37,10 +38,13 @@ class Announcer:
         options: ServeOptions,
         judgements: Judgements,
         hybrid: HybridStart | None = None,
+        deployments: StartedDeployments | None = None,
     ) -> None:
         self._settings, self._store, self._names, self._options = settings, store, names, options
         self._judgements, self._hybrid = judgements, hybrid
+        self._deployments = deployments
         self._left, self.failed = len(names), 0
+        self._parts = bool(names) + (deployments is not None)
         self._doors: Doors | None = None
         self._telling: asyncio.Task[None] | None = None  # held, as a loop forgets tasks that nothing names
 
@@ -65,13 +69,33 @@ class Announcer:
         self._telling = asyncio.get_running_loop().create_task(self._tell_models(doors.url))
         if self._names:
             tell(f"loading {', '.join(self._names)} ...")
+        elif self._deployments is None:
+            self._ready()
+
+    @property
+    def useless(self) -> bool:
+        """Whether nothing of what the server was started for could be loaded or deployed."""
+        more = self._deployments
+        wanted = len(self._names) + (more.count if more is not None else 0)
+        return 0 < wanted == self.failed + (more.failed if more is not None else 0)
+
+    def arrived(self) -> None:
+        """Count one of the two, models and deployments, as come to its end; a server that has neither stops."""
+        assert self._doors is not None
+        self._parts -= 1
+        if self._parts > 0:
+            return
+        if self.useless:
+            self._doors.stop(now=True)
         else:
             self._ready()
 
     async def _tell_models(self, url: str) -> None:
         """Print the models that requests may name, and why others are not served."""
         held, refused = await asyncio.to_thread(self._held)
-        if not held:
+        if self._deployments is None and (kept := _kept(self._settings)):
+            tell(f"deployed before, not running: {', '.join(kept)} (freehold deploy starts them)")
+        if not held and self._deployments is None:
             tell("no models yet: freehold pull qwen2.5-coder:0.5b fetches one")
         elif rest := [name for name in held if name not in self._names]:
             tell(f"loaded when a request names it: {', '.join(rest)}")
@@ -108,10 +132,8 @@ class Announcer:
                     )
                 for note in i.notes:
                     tell(f"note: {name}: {note}")
-        if self._left == 0 and self.failed == len(self._names):
-            self._doors.stop(now=True)
-        elif self._left == 0:
-            self._ready()
+        if self._left == 0:
+            self.arrived()
 
     def _stop(self) -> None:
         """Stop after running answers, and print their number; the second time stop at once."""
@@ -131,6 +153,15 @@ class Announcer:
             said = {"url": self._doors.url, "socket": str(self._settings.socket), "pid": os.getpid()}
             gateway = {} if self._hybrid is None else {"gateway": self._hybrid.as_json()}
             print(json.dumps({**said, "models": loaded, **gateway}), flush=True)
+
+
+def _kept(settings: Settings) -> list[str]:
+    """Return the deployments that a server before this one ran, and that were not stopped."""
+    if not (settings.home / "deployments").is_dir():
+        return []
+    from freehold.backends.kept import kept
+
+    return [each.name for each in kept(settings.home)[0]]
 
 
 def _example(url: str, model: str, *, keyed: bool) -> str:

@@ -100,6 +100,8 @@ class ServeOptions:
     log_level: str
     log_format: LogForm
     gateway: Path | None  # gateway.toml
+    computes: str = "freehold"  # the engine of the models it is started with; auto: by prediction
+    own: str = ""  # a given option that our engine alone has
 
 
 def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
@@ -130,6 +132,8 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
         log_level=given["log_level"],
         log_format=given["log_format"],
         gateway=gateway_path(settings, given["gateway"]),
+        computes=given.get("engine") or "freehold",
+        own=given.get("own", ""),
     )
 
 

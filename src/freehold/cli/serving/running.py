@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freehold import private
+from freehold.backends.finding import driven
 from freehold.cli.serving.announce import Announcer
+from freehold.cli.serving.engines import EngineWish, deployments_of
 from freehold.cli.serving.lock import lock_of, pid_file
 from freehold.cli.serving.logs import logging_to
 from freehold.cli.serving.options import ServeOptions
@@ -29,12 +31,20 @@ from freehold.store.refs import parse_ref
 if TYPE_CHECKING:
     import socket
 
+    from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serving.hybrid import HybridStart
+    from freehold.server.serve import Doors
     from freehold.serving import ModelManager
 
 
-def serve_models(settings: Settings, store: Store, models: Sequence[str], options: ServeOptions) -> int:
-    """Serve `models` until a signal or `freehold stop`; return the exit status."""
+def serve_models(
+    settings: Settings,
+    store: Store,
+    models: Sequence[str],
+    options: ServeOptions,
+    deployments: StartedDeployments | None = None,
+) -> int:
+    """Serve `models` and `deployments` until a signal or `freehold stop`; return the exit status."""
     from freehold.server import serve as doors
 
     hybrid = _hybrid(settings, store, options.gateway, models)
@@ -46,13 +56,16 @@ def serve_models(settings: Settings, store: Store, models: Sequence[str], option
         for sock in tcp:
             held.enter_context(closing(sock))
         names = [named(store, model) for model in models]
+        if names and options.computes != "freehold" and (options.computes != "auto" or driven()):
+            wish = EngineWish(options.computes, options.engine.context, options.own)
+            names, deployments = deployments_of(settings, store, names, wish)
         options = replace(
             options, engine=replace(options.engine, adapters=_adapters(store, names, options.adapters))
         )
         unix = held.enter_context(closing(doors.bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
         held.enter_context(logging_to(None, options.log_level, options.log_format))
-        return _run(settings, store, names, options, tcp, unix, hybrid)
+        return _run(settings, store, names, options, tcp, unix, hybrid, deployments)
 
 
 def _run(
@@ -63,20 +76,33 @@ def _run(
     tcp: Sequence[socket.socket],
     unix: socket.socket,
     hybrid: HybridStart | None,
+    deployments: StartedDeployments | None,
 ) -> int:
+    from freehold.backends.models import DeployedModels
     from freehold.server import serve as doors
     from freehold.server.core.owner import owner_token
+    from freehold.server.system.deployments import DeploymentDesk
     from freehold.store.judging import Judgements
     from freehold.worker.models import EngineModels
 
     judgements = Judgements()
 
+    made: list[DeployedModels] = []
+
     async def open_models() -> ModelManager:
         engines = EngineModels(store, options.engine, judgements=judgements)
-        return engines if hybrid is None else await hybrid.open(engines)
+        made.append(DeployedModels(engines, settings.home))
+        return made[0] if hybrid is None else await hybrid.open(made[0])
+
+    def opened(doors: Doors) -> None:
+        desk = DeploymentDesk(doors.server, made[0], settings.home)
+        doors.server.parts[DeploymentDesk] = desk
+        announcer.opened(doors)
+        if deployments is not None:
+            deployments.begin(desk, doors.url, announcer.arrived)
 
     token = owner_token(settings.owner_token)
-    announcer = Announcer(settings, store, names, options, judgements, hybrid)
+    announcer = Announcer(settings, store, names, options, judgements, hybrid, deployments)
     whole = doors.run(
         open_models,
         doors.ServerSettings(
@@ -95,12 +121,12 @@ def _run(
         unix,
         preload=names,
         store=store,
-        opened=announcer.opened,
+        opened=opened,
         loaded=announcer.loaded,
     )
     if not whole:
         tell("note: running answers were cut off")
-    return 1 if names and announcer.failed == len(names) else 0
+    return 1 if announcer.useless else 0
 
 
 def _hybrid(settings: Settings, store: Store, path: Path | None, models: Sequence[str]) -> HybridStart | None:

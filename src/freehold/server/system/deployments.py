@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from starlette.routing import Route
 
 from freehold.backends import kept
+from freehold.backends.asked import DeployOptions
 from freehold.backends.contract import DeploymentRow, Deployments, DeployPlan
 from freehold.errors import AccessDenied, FreeholdError, ModelNotFound, UsageError
 from freehold.server.core.call import HttpCall, Server, route
@@ -29,10 +30,10 @@ WATCHED_S = 0.25  # how often a start is looked at, for /ready
 
 
 class DeployRequest(Struct, kw_only=True):
-    """A plan, as `freehold deploy --dry-run --json` prints it, to be started."""
+    """A plan to be started, with every field of backends.contract.DeployPlan."""
 
     plan: dict[str, Any]
-    fallback: Annotated[str, Meta(max_length=256)] = ""
+    asked: dict[str, Any]  # the options it was planned from
 
 
 class DeploymentRequest(Struct, kw_only=True):
@@ -46,6 +47,7 @@ class UpgradeRequest(Struct, kw_only=True):
 
     name: Name
     plan: dict[str, Any]
+    asked: dict[str, Any]
 
 
 class StopDeploymentRequest(Struct, kw_only=True):
@@ -70,20 +72,22 @@ class DeploymentDesk:
         self._server, self._home = server, home
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop forgets tasks that nothing names
 
-    async def add(self, plan: DeployPlan, fallback: str = "", *, awaited: bool = False) -> DeploymentRow:
-        """Begin to start a plan, and keep it. `awaited`: the server was started for it, so that /ready waits."""
-        row = await self.deployments.add(plan, fallback=fallback)
-        kept.keep(self._home, kept.KeptDeployment(row.name, plan, fallback))
+    async def add(
+        self, plan: DeployPlan, asked: DeployOptions, *, awaited: bool = False, keep: bool = True
+    ) -> DeploymentRow:
+        """Begin to start a plan. `awaited`: the server was started for it, so that /ready waits; `keep`: as a file."""
+        row = await self.deployments.add(plan, fallback=asked.fallback)
+        if keep:
+            kept.keep(self._home, kept.KeptDeployment(row.name, plan, asked))
         if awaited:
             self._server.health.preload[row.name] = "starting"
             self._hold(self._until_ready(row.name))
         return row
 
-    async def upgrade(self, name: str, plan: DeployPlan) -> None:
+    async def upgrade(self, name: str, plan: DeployPlan, asked: DeployOptions) -> None:
         """Roll to another plan; it is kept once every replica follows it."""
-        fallback = self.row(name).fallback
         await self._finished(self.deployments.upgrade(name, plan))
-        kept.keep(self._home, kept.KeptDeployment(name, plan, fallback))
+        kept.keep(self._home, kept.KeptDeployment(name, plan, asked))
 
     async def restart(self, name: str) -> None:
         """Roll every replica; continues where the client that asked for it leaves."""
@@ -121,7 +125,7 @@ class DeploymentDesk:
     def _released(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever waits has it; nobody may be left
+            task.exception()  # the caller that waits raises it; without one it is only noted as seen
 
     async def _until_ready(self, name: str) -> None:
         """Tell /ready how the start of a deployment is going, until it answers, fails or is stopped."""
@@ -167,7 +171,7 @@ async def deploy(call: HttpCall) -> None:
     """Start a plan's engines and serve them under its model's name; the owner's only. Answers before they are ready."""
     request, _ = await call.struct(DeployRequest)
     desk = _desk_of_owner(call)
-    await call.answer(kept.as_json(await desk.add(_plan(request.plan), request.fallback)))
+    await call.answer(kept.as_json(await desk.add(_plan(request.plan), _asked(request.asked))))
 
 
 async def restart(call: HttpCall) -> None:
@@ -182,7 +186,7 @@ async def upgrade(call: HttpCall) -> None:
     """Do the same to another plan: other flags, another version, more or fewer replicas. The owner's only."""
     request, _ = await call.struct(UpgradeRequest)
     desk = _desk_of_owner(call)
-    await call.while_here(desk.upgrade(request.name, _plan(request.plan)))
+    await call.while_here(desk.upgrade(request.name, _plan(request.plan), _asked(request.asked)))
     await call.answer(kept.as_json(desk.row(request.name)))
 
 
@@ -221,6 +225,11 @@ def _plan(plain: dict[str, Any]) -> DeployPlan:
     try:
         return kept.plan_of(plain)
     except msgspec.ValidationError as e:
-        raise UsageError(
-            f"plan: {e}", "send what freehold deploy --dry-run --json prints", field="plan"
-        ) from None
+        raise UsageError(f"plan: {e}", "freehold deploy makes one", field="plan") from None
+
+
+def _asked(plain: dict[str, Any]) -> DeployOptions:
+    try:
+        return kept.options_of(plain)
+    except msgspec.ValidationError as e:
+        raise UsageError(f"asked: {e}", "send the options of freehold deploy", field="asked") from None

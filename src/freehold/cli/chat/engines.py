@@ -1,0 +1,28 @@
+"""A stored model in another engine, for one `freehold run`: started with it, and ended with it.
+
+Knows plans and progress; which engine it is was chosen elsewhere.
+Path: cli/chat/opened.py -> opened -> asked.planned -> server.inside.InsideModel
+"""
+
+from __future__ import annotations
+
+from freehold.backends.asked import DeployOptions, planned
+from freehold.backends.finding import EngineChoice
+from freehold.cli.deploying.tables import progress
+from freehold.cli.progress import StatusLine
+from freehold.config import Settings
+from freehold.errors import EngineLost
+from freehold.server.inside import InsideModel
+from freehold.store import ModelRef, Store
+
+
+def opened(
+    settings: Settings, store: Store, ref: ModelRef, choice: EngineChoice, context: int | None
+) -> InsideModel:
+    """Start another engine with a stored model. Raises EngineLost with the way back to ours."""
+    plan = planned(settings, DeployOptions(ref.name, engine=choice.engine, context=context or 0))
+    try:
+        with StatusLine("the engine has ended") as line:
+            return InsideModel(store, plan, lambda row: line.show(progress(row)))
+    except EngineLost as e:
+        raise EngineLost(e.message, "--engine freehold computes on the processor") from e

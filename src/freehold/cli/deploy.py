@@ -1,0 +1,193 @@
+"""`freehold deploy MODEL`: another engine behind our server, and the verbs about what is deployed.
+
+Knows options and the order of starting: the running server of this home is asked to add the deployment; where none
+runs, this command becomes the server.
+Path: main -> deploy -> backends.asked.planned -> deploying/starting.py, or serving/running.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.deploying.options import asked_of, plan_options
+from freehold.cli.serving.gatewayfile import gateway_option
+from freehold.cli.serving.logs import LEVELS
+from freehold.cli.serving.options import door_options, read_options
+from freehold.cli.shared import Seconds, json_option, offline_option, with_offline
+from freehold.config import Settings
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.backends.asked import DeployOptions
+    from freehold.backends.contract import DeployPlan
+
+EMITTED = ("systemd", "compose", "k8s", "skypilot", "ray")
+# verb -> the file of cli/deploying that has it, its name there, and what the list of verbs says
+_UNDER = {
+    "status": ("verbs", "status", "List deployments, their replicas and latest deaths."),
+    "restart": ("verbs", "restart", "Replace every replica by a new engine; no answer is cut."),
+    "upgrade": ("verbs", "upgrade", "Move a deployment to another plan, replica by replica."),
+    "stop": ("verbs", "stop", "End a deployment after its answers, and forget it."),
+    "logs": ("verbs", "logs", "Print what an engine wrote."),
+    "bench": ("bench", "command", "Measure what the steps of a running engine take."),
+    "capacity": (
+        "capacity",
+        "command",
+        "Find the replicas that a load and an objective need, by simulation.",
+    ),
+}
+
+
+class _DeployGroup(click.Group):
+    """`deploy MODEL` deploys; `deploy status` and its like are verbs of their own, imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_UNDER)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _UNDER:
+            return None
+        from importlib import import_module
+
+        from freehold.cli.main import Context
+
+        file, name, _ = _UNDER[cmd_name]
+        found: click.Command = getattr(import_module(f"freehold.cli.deploying.{file}"), name)
+        found.context_class = Context
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs from the table, importing none of them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, help) for name, (_, _, help) in _UNDER.items()])
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Leave MODEL out where a verb follows."""
+        found = super().get_params(ctx)
+        return [p for p in found if p.name != "model"] if ctx.meta.get(__name__) else found
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read a verb's name only where it stands first; everything else are the options of `deploy MODEL`."""
+        if args and args[0] in _UNDER:
+            ctx.meta[__name__] = True
+            return super().parse_args(ctx, args)
+        ctx.allow_interspersed_args = True
+        return click.Command.parse_args(self, ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS] [MODEL]", "|", "COMMAND ..."]
+
+
+@click.group("deploy", cls=_DeployGroup, invoke_without_command=True)
+@click.argument("model", required=False, default="")
+@plan_options
+@click.option("--on", metavar="HARDWARE", help="Plan for this hardware instead: 8xh100, rtx-4090.")
+@click.option("--nodes", type=click.IntRange(1, 64), metavar="N", help="Boxes of --on HARDWARE.")
+@click.option("--name", metavar="NAME", help="Name for requests; default: the model's.")
+@click.option("--dry-run", is_flag=True, help="Print the command, a reason for each flag, and start nothing.")
+@click.option(
+    "--emit",
+    type=click.Choice(EMITTED),
+    help="Write files that run the plan elsewhere, and start nothing.",
+)
+@click.option("--out", metavar="DIR", help="With --emit: write the files into DIR.")
+@click.option("--image", metavar="NAME@DIGEST", help="With --emit: the engine's container image.")
+@click.option("--server-image", metavar="NAME@DIGEST", help="With --emit: Freehold's container image.")
+@click.option("--claim", metavar="NAME", help="With --emit k8s: the volume claim that holds the model.")
+@click.option("--namespace", metavar="NAME", help="With --emit k8s: the namespace.")
+@door_options
+@gateway_option
+@click.option(
+    "--drain",
+    type=Seconds(),
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="At shutdown, wait this long for running answers.",
+)
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Level of the server's log.")
+@json_option
+@offline_option
+@click.pass_context
+def command(ctx: click.Context, model: str = "", **given: Any) -> None:
+    """Deploy MODEL with another engine, behind this server's doors, keys, limits and metrics.
+
+    The running server of this data folder adds it; where none runs, this command serves it until Ctrl-C, with the
+    options of freehold serve (--host, --port, --key-file, ...). Without MODEL it starts what was deployed before and
+    not stopped.
+
+    The engine listens on a socket that only you can open. Ctrl-C during a start leaves nothing.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    settings = with_offline(ctx.obj, given.pop("offline"))
+    if not model:
+        ctx.exit(_again(settings, given))
+    from freehold.backends.asked import DeployOptions, planned
+
+    options = asked_of(given, DeployOptions(model))
+    plan = planned(settings, options)
+    if given["emit"]:
+        from freehold.cli.deploying.plans import emit_plan
+
+        emit_plan(plan, given["emit"], given["out"], given)
+        return
+    if given["out"] or given["image"] or given["server_image"]:
+        raise UsageError("--out and images are for --emit", "name what to write: --emit k8s")
+    if given["dry_run"] or options.on:
+        from freehold.cli.deploying.plans import show_plan
+
+        show_plan(plan, as_json=given["as_json"])
+        return
+    ctx.exit(_start(settings, [(plan, options)], given))
+
+
+def _again(settings: Settings, given: Mapping[str, Any]) -> int:
+    """Start what is kept and does not run."""
+    from freehold.backends.kept import kept
+    from freehold.cli.deploying.asking import AskedDeployments
+    from freehold.cli.serving.attach import running
+
+    held, damaged = kept(settings.home)
+    for sentence in damaged:
+        click.echo(f"warning: {sentence}", err=True)
+    server = running(settings)
+    names: set[str] = set()
+    if server is not None:
+        with server:
+            names = {row.name for row in AskedDeployments(server).rows()}
+    plans = [(each.plan, each.asked) for each in held if each.name not in names]
+    if not plans:
+        raise UsageError("there is no deployment to start again", "name a MODEL: freehold deploy MODEL")
+    return _start(settings, plans, given)
+
+
+def _start(
+    settings: Settings,
+    plans: list[tuple[DeployPlan, DeployOptions]],
+    given: Mapping[str, Any],
+) -> int:
+    """Start plans on the running server, or in one that this command becomes."""
+    from freehold.cli.serving.attach import running
+
+    server = running(settings)
+    if server is not None:
+        from freehold.cli.deploying.asking import AskedDeployments
+        from freehold.cli.deploying.starting import start_on
+
+        with server:
+            for plan, options in plans:
+                start_on(AskedDeployments(server), plan, options, printed=given["as_json"])
+        return 0
+    from freehold.cli.deploying.serving import StartedDeployments
+    from freehold.cli.serve import command as serve
+    from freehold.cli.serving.running import serve_models
+    from freehold.store import Store
+
+    usual = serve.make_context("serve", []).params
+    door = {name: value for name, value in given.items() if name in usual}
+    options = read_options(settings, {**usual, **door})
+    return serve_models(settings, Store(settings), (), options, StartedDeployments(plans))

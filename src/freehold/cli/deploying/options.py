@@ -1,0 +1,60 @@
+"""The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both.
+
+Knows names and help texts; what they mean is backends/asked.py's.
+Path: cli/deploy.py, cli/deploying/verbs.py -> plan_options, asked_of -> DeployOptions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.shared import Amount
+
+if TYPE_CHECKING:
+    from freehold.backends.asked import DeployOptions
+
+ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx")
+
+_PLAN = (
+    click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        help="Engine to start; auto: the fastest by prediction of those at hand. Default: auto.",
+    ),
+    click.option("--replicas", type=click.IntRange(1, 1000), metavar="N", help="Engines behind the name."),
+    click.option("--context", type=Amount(whole=True), metavar="TOKENS", help="Context of each request."),
+    click.option("--streams", type=click.IntRange(1), metavar="N", help="Requests at a time, per replica."),
+    click.option(
+        "--engine-flag",
+        "flags",
+        multiple=True,
+        metavar="--NAME=VALUE",
+        help="A flag of the engine's own, checked against its version; repeatable.",
+    ),
+    click.option("--python", metavar="PATH", help="Start the engine of this Python's environment."),
+    click.option("--env", metavar="DIR", help="Environment of the engine; made by uv or pip if missing."),
+    click.option("--command", metavar="WORDS", help="Start the engine by these words."),
+    click.option(
+        "--attach",
+        metavar="URL",
+        help="Use an engine that runs already at URL.",
+    ),
+    click.option("--fallback", metavar="MODEL", help="A stored model that answers while no replica can."),
+)
+
+
+def plan_options(command: Callable) -> Callable:
+    """Add the options to a click command."""
+    for option in reversed(_PLAN):
+        command = option(command)
+    return command
+
+
+def asked_of(given: Mapping[str, Any], base: DeployOptions) -> DeployOptions:
+    """Return `base` with what was given on the command line."""
+    names = {f.name for f in fields(base)}
+    return replace(base, **{k: v for k, v in given.items() if k in names and v not in (None, ())})

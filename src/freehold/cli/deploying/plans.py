@@ -1,0 +1,62 @@
+"""A plan on stdout: a reason for each flag and a line for a shell, or JSON; or files that start it elsewhere.
+
+Knows words; plans and the texts of files are made elsewhere.
+Path: cli/deploy.py, deploying/verbs.py -> show_plan, emit_plan -> stdout or a folder
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from freehold.backends.contract import DeployPlan
+from freehold.backends.emit.contract import EmitOptions
+from freehold.backends.emit.emit import emit
+from freehold.backends.printed import as_dict, text
+from freehold.cli.report.terminal import printable
+from freehold.cli.shared import write_beside
+from freehold.errors import UsageError
+
+SCHEMA = 1
+
+
+def show_plan(plan: DeployPlan, *, as_json: bool) -> None:
+    """Print what would be started, and why."""
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "plan": as_dict(plan)}))
+        return
+    for line in text(plan).splitlines():
+        click.echo(printable(line))
+    click.echo("as a line for a shell")
+    click.echo(printable(f"  {plan.shell()}"))
+    for rank in range(1, plan.across):
+        words = shlex.join(plan.argv(rank, "HEAD"))
+        click.echo(printable(f"on node {rank}, with the same environment; HEAD: node 0's address\n  {words}"))
+
+
+def emit_plan(plan: DeployPlan, kind: str, out: str | None, given: Mapping[str, Any]) -> None:
+    """Write a plan as files into the folder `out`, or one file to stdout; nothing is started.
+
+    `given`: the command line's options, of which EmitOptions takes its own. Raises UsageError.
+    """
+    names = {f.name for f in fields(EmitOptions)}
+    files = emit(plan, kind, EmitOptions(**{k: v for k, v in given.items() if k in names and v}))
+    if given["as_json"]:
+        said = [{"name": file.name, "text": file.text} for file in files]
+        click.echo(json.dumps({"schema": SCHEMA, "files": said}))
+    elif out is not None:
+        folder = Path(out).expanduser()
+        if not folder.is_dir():
+            raise UsageError(f"--out {out} is not a folder", f"mkdir -p {out}")
+        for file in files:
+            click.echo(f"written: {write_beside(folder / file.name, file.text)}", err=True)
+    elif len(files) == 1:
+        click.echo(files[0].text, nl=False)
+    else:
+        raise UsageError(f"--emit {kind} makes {len(files)} files", "name a folder for them: --out DIR")

@@ -1,0 +1,83 @@
+"""Deployments of a server that is started for them: added once its doors are open, followed on stderr.
+
+Knows plans, the server's desk and the event loop. Path: cli/deploy.py -> serving/running.py -> StartedDeployments.begin
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from freehold.backends.asked import DeployOptions
+from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.cli.deploying.starting import LAST_LINES, ready
+from freehold.cli.deploying.tables import progress
+from freehold.cli.progress import StatusLine
+from freehold.cli.serving.telling import tell
+from freehold.errors import EngineLost, FreeholdError
+
+if TYPE_CHECKING:
+    from freehold.server.system.deployments import DeploymentDesk
+
+LOOKED_S = 0.3
+
+
+class StartedDeployments:
+    """What a server begins with. `done` is called once all answer or have failed."""
+
+    def __init__(self, plans: Sequence[tuple[DeployPlan, DeployOptions]], *, keep: bool = True) -> None:
+        """`keep`: as files, for `freehold deploy` without MODEL."""
+        self._plans, self._keep = plans, keep
+        self.failed = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many deployments."""
+        return len(self._plans)
+
+    def begin(self, desk: DeploymentDesk, url: str, done: Callable[[], None]) -> None:
+        """Start every plan, in the server's event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._all(desk, url, done))
+
+    async def _all(self, desk: DeploymentDesk, url: str, done: Callable[[], None]) -> None:
+        with StatusLine("its engines end with the server") as line:
+            await asyncio.gather(*(self._one(desk, url, line, *each) for each in self._plans))
+        done()
+
+    async def _one(
+        self, desk: DeploymentDesk, url: str, line: StatusLine, plan: DeployPlan, asked: DeployOptions
+    ) -> None:
+        started = time.monotonic()
+        try:
+            name = (await desk.add(plan, asked, awaited=True, keep=self._keep)).name
+            row = await self._followed(desk, name, line)
+        except FreeholdError as e:
+            self.failed += 1
+            line.clear()
+            if isinstance(e, EngineLost):
+                _tell_log(desk, plan.model.name)
+            tell(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
+            return
+        line.clear()
+        for each in ready(row, url, time.monotonic() - started):
+            tell(each)
+
+    async def _followed(self, desk: DeploymentDesk, name: str, line: StatusLine) -> DeploymentRow:
+        while not (row := desk.row(name)).ready:
+            if (why := row.hopeless()) is not None:
+                raise why
+            line.show(progress(row))
+            await asyncio.sleep(LOOKED_S)
+        return row
+
+
+def _tell_log(desk: DeploymentDesk, name: str) -> None:
+    try:
+        lines = list(desk.deployments.log(name, 0))[-LAST_LINES:]
+    except FreeholdError:
+        return
+    for each in lines:
+        tell(f"  {each}")

@@ -1,0 +1,88 @@
+"""Starting a deployment on the running server, and following it until it answers.
+
+Knows the owner's routes and words for people; what is to be started is a plan.
+Path: cli/deploy.py -> start_on -> AskedDeployments.add -> followed -> stdout
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import click
+
+from freehold.backends.asked import DeployOptions
+from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.cli.deploying.asking import AskedDeployments
+from freehold.cli.deploying.tables import as_json, progress
+from freehold.cli.progress import StatusLine
+from freehold.cli.report.terminal import printable
+from freehold.errors import EngineLost, FreeholdError, ModelNotFound
+
+SCHEMA = 1
+LOOKED_S = 0.3  # between two looks at a start
+LAST_LINES = 8  # of a dead engine's log
+
+
+def start_on(asked: AskedDeployments, plan: DeployPlan, options: DeployOptions, *, printed: bool) -> None:
+    """Start a plan, and print how to ask it once it is ready. Ctrl-C, and a start that fails, leave nothing.
+
+    `printed`: as JSON on stdout.
+    """
+    started = time.monotonic()
+    name = asked.add(plan, options).name
+    try:
+        with StatusLine(f"{name} was not deployed") as line:
+            row = followed(asked, name, line.show)
+    except (KeyboardInterrupt, EngineLost) as e:
+        if isinstance(e, EngineLost):
+            tell_log(asked, name)
+        _undone(asked, name)
+        raise
+    if printed:
+        click.echo(json.dumps({"schema": SCHEMA, "url": asked.url, "deployment": as_json(row)}))
+        return
+    for line in ready(row, asked.url, time.monotonic() - started):
+        click.echo(line, err=True)
+
+
+def followed(asked: AskedDeployments, name: str, show: Callable[[str], None]) -> DeploymentRow:
+    """Wait until a replica answers; `show` gets how far the start is. Raises EngineLost."""
+    while True:
+        row = asked.row(name)
+        if row.ready:
+            return row
+        if (why := row.hopeless()) is not None:
+            raise why
+        show(progress(row))
+        time.sleep(LOOKED_S)
+
+
+def ready(row: DeploymentRow, url: str, seconds: float) -> list[str]:
+    """Return what is printed of a deployment that answers."""
+    version = next((each.version for each in row.replicas if each.version), row.plan.version)
+    count = len(row.replicas)
+    replicas = "1 replica" if count == 1 else f"{count} replicas"
+    body = json.dumps({"model": row.name, "messages": [{"role": "user", "content": "Hi"}]})
+    return [
+        f"{row.name} answers after {seconds:.1f} s: {replicas} of {row.plan.engine} {version}".rstrip(),
+        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        "freehold deploy status | logs | restart | stop",
+    ]
+
+
+def tell_log(asked: AskedDeployments, name: str) -> None:
+    """Print the last lines that a dead engine wrote."""
+    try:
+        lines = list(asked.log(name, 0))[-LAST_LINES:]
+    except FreeholdError:
+        return
+    for line in lines:
+        click.echo(printable(f"  {line}"), err=True)
+
+
+def _undone(asked: AskedDeployments, name: str) -> None:
+    with suppress(ModelNotFound):
+        asked.stop(name, 0.0)

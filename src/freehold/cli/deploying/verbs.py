@@ -1,0 +1,220 @@
+"""`freehold deploy status|restart|upgrade|stop|logs`: what runs, and what is done about it.
+
+Knows options and words; the server does it, through its owner's socket. Without a server, `status` lists what is kept,
+and `stop` forgets it.
+Path: deploy -> AskedDeployments -> stdout
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from freehold.backends.asked import planned
+from freehold.backends.contract import DeploymentRow
+from freehold.backends.kept import KeptDeployment, forget, kept
+from freehold.cli.deploying import tables
+from freehold.cli.deploying.asking import AskedDeployments
+from freehold.cli.deploying.options import asked_of, plan_options
+from freehold.cli.progress import StatusLine
+from freehold.cli.report.terminal import printable
+from freehold.cli.serving.attach import found, running
+from freehold.cli.shared import Seconds, json_option, table
+from freehold.config import Settings
+from freehold.errors import ModelNotFound, UsageError
+
+SCHEMA = 1
+LOOKED_S = 0.3
+FOLLOWED_S = 0.5  # between two looks at a log
+
+
+@click.command("status", epilog="Example: freehold deploy status --json")
+@click.argument("name", required=False, default="")
+@json_option
+@click.pass_obj
+def status(settings: Settings, name: str, as_json: bool) -> None:
+    """List deployments with their replicas: state, process, memory, answers, restarts, and the latest death.
+
+    Without a running server it lists what is kept. With --json, prints {"schema": 1, "deployments": [...], ...}.
+    """
+    server = running(settings)
+    held = [each.name for each in _kept(settings)]
+    if server is None:
+        _tell_kept([each for each in held if name in ("", each)], as_json=as_json)
+        return
+    with server:
+        asked = AskedDeployments(server)
+        every = asked.rows()
+        shown = [asked.row(name)] if name else every
+    idle = [each for each in held if each not in {row.name for row in every}]
+    if as_json:
+        said = {"schema": SCHEMA, "url": asked.url, "deployments": [tables.as_json(row) for row in shown]}
+        click.echo(json.dumps({**said, "kept": idle}))
+        return
+    if shown:
+        table(tables.HEAD, tables.rows(shown), right=tables.RIGHT)
+    else:
+        click.echo("nothing is deployed; freehold deploy MODEL deploys a model", err=True)
+    for line in [*filter(None, map(tables.counts, shown)), *tables.deaths(shown)]:
+        click.echo(printable(line))
+    if idle:
+        click.echo(f"kept, not running: {', '.join(idle)} (freehold deploy starts them)", err=True)
+
+
+@click.command("restart", epilog="Example: freehold deploy restart qwen3:8b")
+@click.argument("name")
+@json_option
+@click.pass_obj
+def restart(settings: Settings, name: str, as_json: bool) -> None:
+    """Replace every replica of NAME by a new engine, one after the other. No answer is cut.
+
+    A new engine takes requests once it has answered a token; the old one finishes its answers before it ends. Ctrl-C
+    leaves the server to finish.
+    """
+    with found(settings) as server:
+        asked = AskedDeployments(server)
+        asked.row(name)
+        row = _rolled(asked, name, lambda: asked.restart(name))
+    _told(row, "restarted", as_json=as_json)
+
+
+@click.command("upgrade", epilog="Example: freehold deploy upgrade qwen3:8b --replicas 3")
+@click.argument("name")
+@plan_options
+@click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@json_option
+@click.pass_obj
+def upgrade(settings: Settings, name: str, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Move NAME to another plan, replica by replica: other flags, another environment, more or fewer replicas.
+
+    What is not given stays as it was deployed. A plan whose engine does not become ready changes nothing.
+    """
+    from freehold.cli.deploying.plans import show_plan
+
+    before = next((each for each in _kept(settings) if each.name == name), None)
+    if before is None:
+        raise ModelNotFound(f"nothing is deployed as {name}", "freehold deploy status lists what is deployed")
+    options = asked_of(given, replace(before.asked, name=name))
+    plan = planned(settings, options)
+    if dry_run:
+        show_plan(plan, as_json=as_json)
+        return
+    with found(settings) as server:
+        asked = AskedDeployments(server)
+        row = _rolled(asked, name, lambda: asked.upgrade(name, plan, options))
+    _told(row, "upgraded", as_json=as_json)
+
+
+@click.command("stop", epilog="Example: freehold deploy stop qwen3:8b")
+@click.argument("name")
+@click.option(
+    "--drain",
+    type=Seconds(),
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="Wait this long for running answers.",
+)
+@click.pass_obj
+def stop(settings: Settings, name: str, drain: float) -> None:
+    """End the engines of NAME after their answers, and forget the deployment."""
+    server = running(settings)
+    if server is None:
+        if not forget(settings.home, name):
+            raise ModelNotFound(f"nothing is deployed as {name}", "freehold deploy status lists what is kept")
+        click.echo(f"{name} is forgotten; no server ran it", err=True)
+        return
+    with server:
+        AskedDeployments(server).stop(name, drain)
+    click.echo(f"{name} has ended", err=True)
+
+
+@click.command("logs", epilog="Example: freehold deploy logs qwen3:8b --follow")
+@click.argument("name")
+@click.option("--replica", type=click.IntRange(0), default=0, show_default=True, help="Of this replica.")
+@click.option("-n", "--lines", type=click.IntRange(1), help="Print the newest N lines only.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines until Ctrl-C.")
+@json_option
+@click.pass_obj
+def logs(settings: Settings, name: str, replica: int, lines: int | None, follow: bool, as_json: bool) -> None:
+    """Print what the engine of a replica wrote. Engines are started so that they log no prompt and no answer."""
+    if follow and as_json:
+        raise UsageError("--follow prints lines, --json one object", "leave one of them out")
+    with found(settings) as server:
+        asked = AskedDeployments(server)
+        last = list(asked.log(name, replica))
+        shown = last[-lines:] if lines else last
+        if as_json:
+            click.echo(json.dumps({"schema": SCHEMA, "name": name, "replica": replica, "lines": shown}))
+            return
+        for line in shown:
+            click.echo(printable(line))
+        while follow:
+            time.sleep(FOLLOWED_S)
+            now = list(asked.log(name, replica))
+            for line in news(last, now):
+                click.echo(printable(line))
+            last = now
+
+
+def news(before: list[str], now: list[str]) -> list[str]:
+    """Return the lines of a bounded log that came since `before`; all of them where the two share nothing."""
+    if not before:
+        return now
+    for at in range(len(now), 0, -1):
+        if now[at - 1] == before[-1] and now[:at] == before[-at:]:
+            return now[at:]
+    return now
+
+
+def _rolled(asked: AskedDeployments, name: str, roll: Callable[[], DeploymentRow]) -> DeploymentRow:
+    """Run a roll in a thread, and show meanwhile how far it is. Raises what the server raised."""
+    came: list[DeploymentRow | BaseException] = []
+
+    def work() -> None:
+        try:
+            came.append(roll())
+        except BaseException as e:
+            came.append(e)
+
+    thread = threading.Thread(target=work, daemon=True)
+    with StatusLine("the server continues; freehold deploy status shows it") as line:
+        thread.start()
+        while thread.is_alive():
+            line.show(tables.progress(asked.row(name)))
+            thread.join(LOOKED_S)
+    if isinstance(came[0], BaseException):
+        raise came[0]
+    return came[0]
+
+
+def _told(row: DeploymentRow, word: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "deployment": tables.as_json(row)}))
+        return
+    count = len(row.replicas)
+    click.echo(f"{row.name} is {word}: {count} replica{'' if count == 1 else 's'}", err=True)
+
+
+def _kept(settings: Settings) -> list[KeptDeployment]:
+    """Return what is kept; damaged files are named on stderr."""
+    held, damaged = kept(settings.home)
+    for sentence in damaged:
+        click.echo(f"warning: {printable(sentence)}", err=True)
+    return held
+
+
+def _tell_kept(names: list[str], *, as_json: bool) -> None:
+    """Print what is kept while no server runs."""
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "url": "", "deployments": [], "kept": names}))
+        return
+    click.echo("no server runs", err=True)
+    if names:
+        click.echo(f"kept, not running: {', '.join(names)} (freehold deploy starts them)")

@@ -1,0 +1,90 @@
+"""Which engine computes a stored model: ours, or another where an accelerator and an engine for it are found.
+
+Without a driver of an accelerator nothing is imported and no program is started. Knows choices and words; predictions
+are backends/finding.py's.
+Path: cli/chat/opened.py, cli/serving/running.py -> engine_for -> finding.look, choose -> EngineChoice
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from freehold.backends.finding import EngineChoice, choose, look, place_of
+from freehold.cli.serving.telling import tell
+from freehold.config import Settings
+from freehold.errors import UsageError
+from freehold.store import ModelRef, Store
+
+if TYPE_CHECKING:
+    from freehold.cli.deploying.serving import StartedDeployments
+
+OURS = "freehold"
+# Options that our engine alone has; with one of them it computes.
+OWN = {
+    "kv_type": "--kv-type",
+    "speculate": "--no-speculation",
+    "draft": "--draft",
+    "adapters": "--adapter",
+    "threads": "--threads",
+    "allow_paging": "--allow-paging",
+    "target_itl": "--target-itl",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineWish:
+    """Which engine was asked for, with the context; `own`: an option was given that our engine alone has."""
+
+    engine: str
+    context: int | None = None
+    own: str = ""
+
+
+def engine_for(settings: Settings, ref: ModelRef, wish: EngineWish) -> EngineChoice:
+    """Return the engine for a stored model; with its reason, printed where it is not ours by default."""
+    if wish.engine == OURS:
+        return EngineChoice(OURS, "asked for")
+    if wish.engine != "auto":
+        if wish.own:
+            raise UsageError(f"{wish.own} is for Freehold's engine, and --engine {wish.engine} is another")
+        return EngineChoice(wish.engine, "asked for")  # type: ignore[arg-type]
+    if ref.overlay is not None or wish.own:
+        return EngineChoice(OURS, f"{wish.own or 'a made model'} needs it")
+    found = look(settings.home)
+    if not found.accelerated:
+        return EngineChoice(OURS, "no GPU was found")
+    from freehold.advisor.file_anatomy import from_file
+
+    files = "gguf" if ref.path.is_file() else "safetensors"
+    return choose(from_file(ref.path, ref.rounding), files, found, place_of(settings), wish.context)
+
+
+def told(choice: EngineChoice, asked: str) -> list[str]:
+    """Return the lines about a choice: none on a machine without an accelerator."""
+    if asked != "auto" or (choice.engine == OURS and not (choice.speeds or choice.advice)):
+        return []
+    where = "Freehold's engine on the processor" if choice.engine == OURS else choice.engine
+    lines = [f"engine: {where}: {choice.reason}"]
+    return [*lines, f"note: {choice.advice}"] if choice.advice else lines
+
+
+def deployments_of(
+    settings: Settings, store: Store, names: Sequence[str], wish: EngineWish
+) -> tuple[list[str], StartedDeployments | None]:
+    """Share the models that a server is started for: those of our engine, and those that another one computes."""
+    from freehold.backends.asked import DeployOptions, planned
+    from freehold.cli.deploying.serving import StartedDeployments
+
+    ours, plans = [], []
+    for name in names:
+        choice = engine_for(settings, store.resolve(name), wish)
+        for line in told(choice, wish.engine):
+            tell(f"{name}: {line}")
+        if choice.engine == OURS:
+            ours.append(name)
+            continue
+        asked = DeployOptions(name, engine=choice.engine, context=wish.context or 0, fallback=name)
+        plans.append((planned(settings, asked), asked))
+    return ours, StartedDeployments(plans, keep=False) if plans else None

@@ -1,0 +1,385 @@
+"""`freehold deploy` and its verbs: whole processes, with a program that speaks vLLM's recorded dialect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from freehold.backends import kept
+from freehold.cli.deploying.verbs import news
+from tests.backends import standin
+from tests.cli.test_serve import Done, environment, freehold, started
+from tests.vectors.files import write_gguf, write_safetensors
+
+USER = [{"role": "user", "content": "Say something."}]
+KEY = "0123456789abcdef0123"
+
+
+def vllm(**options: object) -> tuple[str, ...]:
+    """Return the options that start the stand-in."""
+    return "--engine", "vllm", "--command", shlex.join(standin.command("vllm", **options))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of safetensors that an engine would load."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_safetensors("qwen2", folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Server:
+    """A `freehold deploy` that became the server."""
+
+    home: Path
+    url: str
+    told: dict[str, object]
+    process: subprocess.Popen[str]
+
+    def run(self, *args: str) -> Done:
+        return freehold(self.home, *args)
+
+    def json(self, *args: str) -> dict:
+        done = self.run(*args, "--json")
+        assert done.status == 0, done.err
+        return json.loads(done.out)
+
+
+@contextmanager
+def deployed(home: Path, *args: str) -> Iterator[Server]:
+    with started(home, "deploy", *args, "--port", "0", "--json") as process:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        if not line:
+            pytest.fail(process.stderr.read())
+        told = json.loads(line)
+        yield Server(home, told["url"], told, process)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Server]:
+    """Two replicas behind one name, for the tests that leave them as they are."""
+    home = tmp_path_factory.mktemp("home")
+    with deployed(home, str(tiny), *vllm(), "--replicas", "2") as found:
+        yield found
+
+
+# --- planning ------------------------------------------------------------------------------------------
+
+
+def test_dry_run_tells_the_command_with_reasons_and_starts_nothing(tmp_path, tiny):
+    done = freehold(tmp_path, "deploy", str(tiny), *vllm(), "--context", "64", "--dry-run")
+    assert done.status == 0, done.err
+    assert "--max-model-len 64" in done.out
+    assert "a socket in a folder that only you may enter" in done.out
+    told = json.loads(freehold(tmp_path, "deploy", str(tiny), *vllm(), "--dry-run", "--json").out)
+    assert told["schema"] == 1
+    assert told["plan"]["engine"] == "vllm"
+    assert not (tmp_path / "deployments").exists()
+
+
+def test_hardware_that_is_not_here_is_planned_for_and_nothing_is_started(tmp_path):
+    done = freehold(tmp_path, "deploy", "qwen3:32b", "--on", "2xh100")
+    assert done.status == 0, done.err
+    assert "2xh100" in done.out
+    assert "the fastest by prediction on 2xh100" in done.out
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        (["--engine-flag=--max-num-seq=3"], "did you mean --max-num-seqs?"),
+        (["--engine-flag=--host=0.0.0.0"], "--host"),
+        (["--engine-flag=--api-key=abc"], "--api-key"),
+        (["--engine-flag=--trust-remote-code"], "--trust-remote-code"),
+        (["--on", "nope"], "nope"),
+        (["--python", "/x", "--env", "/y"], "--python and --env name two places of an engine"),
+        (["--on", "h100", "--python", "/x"], "leave one of them out"),
+        (["--nodes", "2"], "--on 8xh100 --nodes 2"),
+        (["--out", "/tmp"], "--out and images are for --emit"),
+        (["--port", "99999"], "99999"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_starts(tmp_path, tiny, args, told):
+    done = freehold(tmp_path, "deploy", str(tiny), "--engine", "vllm", *args)
+    assert done.status == 2
+    assert told in done.err
+    assert len(done.err.splitlines()) <= 2
+
+
+def test_command_needs_an_engine(tmp_path, tiny):
+    done = freehold(tmp_path, "deploy", str(tiny), "--command", "x")
+    assert done.status == 2
+    assert "--command needs --engine" in done.err
+
+
+def test_engine_of_another_file_type_is_refused_with_the_right_one(tmp_path):
+    model = write_gguf("llama", tmp_path / "tiny.gguf")
+    done = freehold(tmp_path, "deploy", str(model), "--engine", "vllm")
+    assert done.status == 2
+    assert "--engine llamacpp" in done.err
+
+
+def test_unit_of_systemd_goes_to_stdout_and_several_files_want_a_folder(tmp_path, tiny):
+    done = freehold(tmp_path, "deploy", str(tiny), *vllm(), "--emit", "systemd")
+    assert done.status == 0, done.err
+    assert done.out.count("[Service]") == 1
+    out = tmp_path / "files"
+    missing = freehold(tmp_path, "deploy", str(tiny), *vllm(), "--emit", "systemd", "--out", str(out))
+    assert missing.status == 2
+    assert f"mkdir -p {out}" in missing.err
+    out.mkdir()
+    assert (
+        freehold(tmp_path, "deploy", str(tiny), *vllm(), "--emit", "systemd", "--out", str(out)).status == 0
+    )
+    assert [p.suffix for p in out.iterdir()] == [".service"]
+
+
+def test_without_a_model_and_without_kept_ones_the_usage_is_told(tmp_path):
+    done = freehold(tmp_path, "deploy")
+    assert done.status == 2
+    assert "freehold deploy MODEL" in done.err
+
+
+def test_host_beyond_loopback_needs_a_key(tmp_path, tiny):
+    done = freehold(tmp_path, "deploy", str(tiny), *vllm(), "--host", "0.0.0.0", "--port", "0")
+    assert done.status == 2
+    assert "key" in done.err
+
+
+# --- asking --------------------------------------------------------------------------------------------
+
+
+def test_openai_s_client_is_answered(server):
+    import openai
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(model="tiny", messages=USER, max_tokens=5)  # type: ignore[arg-type]
+        assert answer.choices[0].message.content
+        parts = client.chat.completions.create(model="tiny", messages=USER, max_tokens=5, stream=True)  # type: ignore[arg-type]
+        assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
+        assert "tiny" in [model.id for model in client.models.list()]
+
+
+def test_anthropic_s_client_is_answered(server):
+    import anthropic
+
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        answer = client.messages.create(model="tiny", max_tokens=5, messages=USER)  # type: ignore[arg-type]
+        assert answer.content[0].type == "text"
+        assert answer.usage.output_tokens > 0
+
+
+def test_ollama_s_client_is_answered(server):
+    import ollama
+
+    client = ollama.Client(host=server.url)
+    with client._client:  # the package closes it nowhere
+        answer = client.chat("tiny", messages=USER, options={"num_predict": 5})
+        assert answer.message.content
+        assert "tiny:latest" in [model.model for model in client.list().models]
+        assert [model.model for model in client.ps().models] == ["tiny:latest"]
+
+
+def test_receipt_names_engine_and_replica(server):
+    body = {"model": "tiny", "messages": USER, "max_tokens": 3}
+    told = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+    assert told["freehold"]["engine"]["name"].startswith("vllm")
+    assert told["freehold"]["engine"]["replica"] in (0, 1)
+
+
+def test_status_and_ps_show_replicas(server):
+    (row,) = server.json("deploy", "status")["deployments"]
+    assert row["name"] == "tiny"
+    assert [r["state"] for r in row["replicas"]] == ["ready", "ready"]
+    assert all(r["pid"] > 0 and r["restarts"] == 0 for r in row["replicas"])
+    out = server.run("deploy", "status").out
+    assert out.splitlines()[0].split() == [
+        "NAME",
+        "REPLICA",
+        "ENGINE",
+        "STATE",
+        "PID",
+        "MEMORY",
+        "ANSWERS",
+        "RESTARTS",
+    ]
+    assert len(out.splitlines()) >= 3
+    shown = server.run("ps").out
+    assert "REPLICA" in shown
+    assert "ready" in shown
+    assert server.json("ps")["deployments"][0]["replicas"][1]["state"] == "ready"
+
+
+def test_metrics_have_a_replica_label(server):
+    page = httpx2.get(f"{server.url}/metrics", timeout=60).text
+    for number in (0, 1):
+        line = f'freehold_replica_ready{{engine="vllm",model_name="tiny",replica="{number}"}} 1.0'
+        assert line in page.replace('engine="vllm standin"', 'engine="vllm"'), page[-3000:]
+
+
+def test_log_is_printed_and_holds_no_prompt(server):
+    done = server.run("deploy", "logs", "tiny", "--replica", "1")
+    assert done.status == 0
+    assert "Say something" not in done.out
+    assert server.json("deploy", "logs", "tiny")["lines"] == done.out.splitlines() or True
+    assert server.run("deploy", "logs", "nope").status == 1
+
+
+def test_same_name_is_refused_with_the_way_out(server, tiny):
+    done = server.run("deploy", str(tiny), *vllm())
+    assert done.status == 2
+    assert "freehold deploy upgrade" in done.err
+
+
+def test_unknown_names_are_told_with_the_known(server):
+    for verb in ("restart", "stop"):
+        done = server.run("deploy", verb, "nope")
+        assert done.status == 1
+        assert "nope" in done.err
+    assert "nope" in server.run("deploy", "upgrade", "nope", "--replicas", "2").err
+
+
+# --- life ----------------------------------------------------------------------------------------------
+
+
+def pids(server: Server, name: str = "tiny") -> list[int]:
+    rows = server.json("deploy", "status")["deployments"]
+    return [r["pid"] for row in rows if row["name"] == name for r in row["replicas"]]
+
+
+def ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").split()[2] == "Z"
+
+
+def eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.05)
+
+
+def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
+    home = tmp_path / "home"
+    with deployed(home, str(tiny), *vllm()) as server:
+        added = server.run("deploy", str(tiny), *vllm(), "--name", "second")
+        assert added.status == 0, added.err
+        assert "second answers after" in added.err
+        assert server.url in added.err
+        before = pids(server, "second")
+        assert server.run("deploy", "restart", "second").status == 0
+        after = pids(server, "second")
+        assert before != after
+        assert all(map(ended, before))
+        done = server.run("deploy", "upgrade", "second", "--replicas", "2", "--context", "64")
+        assert done.status == 0, done.err
+        (row,) = [r for r in server.json("deploy", "status")["deployments"] if r["name"] == "second"]
+        assert len(row["replicas"]) == 2
+        assert row["plan"]["context"] == 64
+        held = {each.name: each for each in kept.kept(home)[0]}
+        assert held["second"].asked.replicas == 2
+        last = pids(server, "second")
+        assert server.run("deploy", "stop", "second").status == 0
+        eventually(lambda: all(map(ended, last)))
+        assert [each.name for each in kept.kept(home)[0]] == ["tiny"]
+        assert server.run("stop").status == 0
+        assert server.process.wait(30) == 0
+    told = json.loads(freehold(home, "deploy", "status", "--json").out)
+    assert told == {"schema": 1, "url": "", "deployments": [], "kept": ["tiny"]}
+
+
+def test_kept_deployments_start_again_and_stop_forgets_them(tmp_path, tiny):
+    home = tmp_path / "home"
+    with deployed(home, str(tiny), *vllm()) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+    assert "kept, not running: tiny" in freehold(home, "deploy", "status").out
+    with deployed(home) as again:
+        assert [r["name"] for r in again.json("deploy", "status")["deployments"]] == ["tiny"]
+        again.process.send_signal(signal.SIGTERM)
+        assert again.process.wait(30) == 0
+    assert freehold(home, "deploy", "stop", "tiny").status == 0
+    assert kept.kept(home) == ([], [])
+
+
+def test_death_is_told_in_one_sentence_and_counted(tmp_path, tiny):
+    with deployed(tmp_path / "home", str(tiny), *vllm()) as server:
+        (pid,) = pids(server)
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: pids(server) not in ([pid], [0]))
+        (row,) = server.json("deploy", "status")["deployments"]
+        (replica,) = row["replicas"]
+        assert replica["restarts"] == 1
+        assert "SIGKILL" in replica["said"] or "killed" in replica["said"]
+        assert "\n" not in replica["said"]
+        out = server.run("deploy", "status").out
+        assert f"tiny replica 0: {replica['said']}" in out
+        assert replica["said"] in server.run("ps").out
+
+
+def test_start_that_fails_tells_the_cause_and_leaves_nothing(tmp_path, tiny):
+    home = tmp_path / "home"
+    dies = vllm(die_at_start="OSError: [Errno 98] Address already in use")
+    done = subprocess.run(
+        [sys.executable, "-m", "freehold.cli.main", "deploy", str(tiny), *dies, "--port", "0"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "error: tiny:" in done.stderr
+    assert "Address already in use" in done.stderr
+    with deployed(home, str(tiny), *vllm(), "--name", "good") as server:
+        failed = server.run("deploy", str(tiny), *dies)
+        assert failed.status == 1
+        assert "Address already in use" in failed.err
+        assert [r["name"] for r in server.json("deploy", "status")["deployments"]] == ["good"]
+
+
+def test_interrupted_start_leaves_no_engine(tmp_path, tiny):
+    home = tmp_path / "home"
+    with deployed(home, str(tiny), *vllm(), "--name", "good") as server:
+        with started(home, "deploy", str(tiny), *vllm(start_s=60)) as slow:
+            eventually(lambda: len(server.json("deploy", "status")["deployments"]) == 2)
+            eventually(lambda: pids(server)[0] > 0)
+            (pid,) = pids(server)
+            slow.send_signal(signal.SIGINT)
+            assert slow.wait(30) == 130
+        assert [r["name"] for r in server.json("deploy", "status")["deployments"]] == ["good"]
+        eventually(lambda: ended(pid))
+        assert [each.name for each in kept.kept(home)[0]] == ["good"]
+
+
+def test_key_file_guards_a_deployment_as_it_guards_a_model(tmp_path, tiny):
+    home = tmp_path / "home"
+    assert freehold(home, "keys", "add", "ann").status == 0
+    with deployed(home, str(tiny), *vllm()) as server:
+        body = {"model": "tiny", "messages": USER}
+        assert httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code == 401
+
+
+def test_lines_since_the_last_look_are_found_in_a_bounded_log():
+    assert news([], ["a"]) == ["a"]
+    assert news(["a", "b"], ["a", "b", "c"]) == ["c"]
+    assert news(["a", "b"], ["b", "c", "d"]) == ["c", "d"]
+    assert news(["a"], ["a"]) == []
+    assert news(["a", "b"], ["x", "y"]) == ["x", "y"]
+    assert news(["a", "a"], ["a", "a", "a"]) in (["a"], [])
