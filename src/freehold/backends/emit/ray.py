@@ -1,27 +1,76 @@
-"""A plan as a Ray Serve app of one file, and the firewall's rules for the machines of its cluster.
+"""A plan as a Ray Serve app of one file; for a cluster of several machines its commands and the firewall's rules too.
 
-Ray's ports cannot be held to loopback where a cluster has several machines, so the rules name its members.
-Path: emit.emit -> ray_files -> app_text, firewall
+    sh cluster.sh head 10.0.0.7; sh cluster.sh worker 10.0.0.7 10.0.0.8; sh cluster.sh deploy 10.0.0.7
+
+The machines need `ray[serve]`, the engine's command and the model's files; none of them needs Freehold, unless it is
+the engine. Knows no container.
+Path: emit.emit -> ray_files -> ray.plan.app_text, ray.doors.firewall
 """
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions, EmittedFile
+from freehold.backends.ray import doors
+from freehold.backends.ray.plan import app_text, text_for
 from freehold.errors import UsageError
 
+_HEAD_ONLY = ("--port", "--dashboard-port", "--dashboard-host", "--ray-client-server-port")
+_OF_ONE_MACHINE = ("--node-ip-address", "--num-cpus", "--num-gpus", "--temp-dir")
 
-def ray_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
-    """Return the app, and rules where the members are named. Raises UsageError for a replica over several nodes."""
-    from freehold.backends.ray.doors import firewall
-    from freehold.backends.ray.plan import app_text, text_for
+_SCRIPT = """#!/bin/sh
+# sh cluster.sh head MY-ADDRESS | sh cluster.sh worker HEAD-ADDRESS MY-ADDRESS | sh cluster.sh deploy HEAD-ADDRESS
+# Every machine first: nft -f firewall.nft. Ray encrypts nothing: keep its network private. The token is the same on all
+# of them; the key is for deploy, and for what asks the app at http://HEAD-ADDRESS:{ingress}/v1.
+set -eu
+: "${{RAY_AUTH_TOKEN:?openssl rand -hex 24 makes one}}"
+export RAY_AUTH_TOKEN {variables}
+case "${{1:-}}" in
+head)
+  exec ray start --head --block --node-ip-address "$2" {head} ;;
+worker)
+  exec ray start --block --address "$2:{gcs}" --node-ip-address "$3" {worker} ;;
+deploy)
+  : "${{FREEHOLD_INGRESS_KEY:?openssl rand -hex 32 makes one}}"
+  RAY_ADDRESS="$2:{gcs}" exec python3 app.py ;;
+*)
+  echo "sh cluster.sh head|worker|deploy ADDRESS ..." >&2; exit 2 ;;
+esac
+"""
 
+
+def ray_files(plan: DeployPlan, options: EmitOptions) -> Sequence[EmittedFile]:
+    """Return the app; where members of a cluster are named also its commands and rules.
+
+    Raises UsageError for an engine that cannot be a replica, and for a replica over several nodes.
+    """
     inner = plan.inner or plan
     if inner.across > 1:
         raise UsageError(
             f"a replica of Ray Serve runs on one machine, and one of this plan takes {inner.across}",
             "--emit k8s",
         )
-    text = text_for(plan) if plan.inner else app_text(plan, elsewhere=not plan.nodes.here)
-    rules = [EmittedFile("firewall.nft", firewall(options.members))] if options.members else []
-    return [EmittedFile("app.py", text), *rules]
+    if not options.members:
+        text = text_for(plan) if plan.inner else app_text(plan, elsewhere=not plan.nodes.here)
+        return [EmittedFile("app.py", text)]
+    return [
+        EmittedFile("app.py", app_text(inner, elsewhere=True)),
+        EmittedFile("cluster.sh", _script()),
+        EmittedFile("firewall.nft", doors.firewall(options.members)),
+    ]
+
+
+def _script() -> str:
+    ports = doors.named_ports()
+    flags = [f for f in doors.start_flags(cpus=0, gpus=0, folder="") if f.name not in _OF_ONE_MACHINE]
+    variables = doors.environment(alone=False)
+    return _SCRIPT.format(
+        ingress=ports["ingress"],
+        gcs=ports["--port"],
+        variables=" ".join(f"{name}={value}" for name, value in variables.items()),
+        head=shlex.join(word for flag in flags for word in flag.words()),
+        worker=shlex.join(word for flag in flags if flag.name not in _HEAD_ONLY for word in flag.words()),
+    )

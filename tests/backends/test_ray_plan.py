@@ -1,0 +1,140 @@
+"""A Ray Serve app as one plan: what starts, what is said of its doors, what is refused; its driver; its files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freehold.backends import drivers
+from freehold.backends.contract import DeployPlan, EngineFacts, EngineNumbers, Listens
+from freehold.backends.emit.contract import EmitOptions
+from freehold.backends.emit.emit import emit
+from freehold.backends.own import OwnEngine
+from freehold.backends.ray import doors
+from freehold.backends.ray.driver import SESSION, RayDriver
+from freehold.backends.ray.plan import SOCKET, app_text, over
+from freehold.errors import UsageError
+from freehold.providers.contract import Provider, RemoteModel
+from freehold.serving import Job
+from freehold.types import Message
+from tests.backends.plans import plan
+
+RAY = EngineFacts("2.60.0", ("/opt/ray/bin/python",))
+
+
+def inner(**changes: Any) -> DeployPlan:
+    return replace(plan(), listens=Listens(SOCKET), **changes)
+
+
+def test_an_app_is_one_replica_of_ours_whatever_it_holds():
+    made = over(inner(), RAY)
+    assert (made.engine, made.replicas, made.inner) == ("ray", 1, inner())
+    assert made.streams == 2 * 64
+    assert made.listens.socket == Path("{folder}/ray.sock")
+    assert [secret.variable for secret in made.secrets] == ["FREEHOLD_INGRESS_KEY", "RAY_AUTH_TOKEN"]
+
+
+def test_a_fenced_cluster_starts_in_a_namespace_and_says_so():
+    made = over(inner(), RAY, fenced=True)
+    assert made.argv()[: len(doors.FENCE)] == doors.FENCE
+    assert "--fenced" in made.argv()
+    assert any("network namespace of its own" in note for note in made.notes)
+
+
+def test_without_a_namespace_the_plan_names_the_one_port_that_stays_open():
+    made = over(inner(), RAY)
+    assert made.argv()[0] == "/opt/ray/bin/python"
+    assert any("one port of each replica (of 32768-60999)" in note for note in made.notes)
+
+
+def test_a_cluster_that_runs_is_used_and_never_started():
+    made = over(inner(), RAY, address="ray://head:26308", fenced=True)
+    assert "unshare" not in made.argv() and "--port" not in made.argv()
+    assert made.secrets[1].source == "env:RAY_AUTH_TOKEN"
+    assert not made.nodes.here
+    with pytest.raises(UsageError, match="no address of a Ray cluster"):
+        over(inner(), RAY, address="http://head:8265")
+
+
+def test_old_ray_and_engines_that_cannot_be_replicas_are_refused():
+    with pytest.raises(UsageError, match=r"Ray 2\.53\.0 is older than 2\.54\.0"):
+        over(inner(), EngineFacts("2.53.0"))
+    with pytest.raises(UsageError, match="ollama does not run as a replica"):
+        over(inner(engine="ollama"), RAY)
+
+
+def test_more_replicas_by_the_queue_are_told_to_the_app_by_its_environment():
+    assert over(inner(), RAY, most=6).environment["FREEHOLD_MOST_REPLICAS"] == "6"
+    assert over(inner(), RAY).environment["FREEHOLD_MOST_REPLICAS"] == "2"
+
+
+def test_our_own_engine_is_a_replica_by_a_link_to_its_file():
+    from freehold.backends.contract import PlanRequest
+
+    model = replace(plan().model, name="smollm2:135m", source="/models/x.gguf", files="gguf")
+    made = OwnEngine().plan(PlanRequest(model, plan().nodes, EngineFacts(command=("freehold",)), replicas=2))
+    text = app_text(made)
+    assert "'links': {'smollm2:135m.gguf': '/models/x.gguf'}" in text
+    assert made.argv()[:3] == ("freehold", "serve", "{folder}/smollm2:135m.gguf")
+    with pytest.raises(UsageError, match="reads GGUF"):
+        OwnEngine().plan(PlanRequest(replace(model, files="safetensors"), plan().nodes))
+
+
+def test_the_app_speaks_as_its_replicas_do_and_names_a_session_by_the_prompts_beginning():
+    driver = drivers.driver_of(over(inner(), RAY))
+    assert isinstance(driver, RayDriver) and driver.inner.name == "vllm"
+    remote = RemoteModel(Provider("x", "openai-compatible", "http://engine/v1"), "m")
+
+    def session(system: str, question: str) -> str | None:
+        job = Job(messages=(Message("system", system), Message("user", question)))
+        return driver.wire.request(remote, job, stream=True).headers.get(SESSION)
+
+    long = "You are a careful assistant. " * 30
+    assert session(long, "first") == session(long, "first") != session(long, "second")
+    assert session("short", "hi") is None
+    plain = driver.inner.wire.request(remote, Job(prompt="x" * 999), stream=True)
+    assert driver.wire.request(remote, Job(prompt="x" * 999), stream=True).body == plain.body
+
+
+def test_numbers_are_the_sum_of_all_replicas():
+    class Inner:
+        metrics_path, wire = "/metrics", None
+
+        def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+            held = dict(line.split() for line in body.decode().splitlines())
+            return EngineNumbers(
+                int(held["running"]), generated_tokens=int(held["n_total"]), queries={"s": 1}
+            )
+
+    driver: Any = RayDriver(Inner())  # type: ignore[arg-type]
+    body = b'running{replica="a"} 2\nn_total{replica="a"} 5\nrunning{replica="b"} 1\nn_total{replica="b"} 7\n'
+    found = driver.numbers(body)
+    assert (found.running, found.generated_tokens) == (3, 12)
+    assert set(found.queries) == {'s{ray_replica="a"}', 's{ray_replica="b"}'}
+
+
+def test_emitted_files_hold_no_secret_and_bind_nothing_unnamed(tmp_path: Path):
+    files = {file.name: file.text for file in emit(inner(), "ray", EmitOptions(members=("10.0.0.7",)))}
+    assert set(files) == {"app.py", "cluster.sh", "firewall.nft"}
+    compile(files["app.py"], "app.py", "exec")
+    script = tmp_path / "cluster.sh"
+    script.write_text(files["cluster.sh"])
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    for name, port in doors.named_ports().items():
+        assert f"tcp dport {port} drop" in files["firewall.nft"]
+        assert str(port) in files["cluster.sh"], name
+    assert "RAY_AUTH_MODE=token" in files["cluster.sh"]
+    missing = subprocess.run(["/bin/sh", str(script), "head", "10.0.0.7"], env={}, capture_output=True)
+    assert missing.returncode != 0 and b"RAY_AUTH_TOKEN" in missing.stderr
+
+
+def test_planning_imports_no_ray():
+    code = (
+        "import sys, freehold.backends.ray.plan, freehold.backends.ray.driver; sys.exit('ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
