@@ -15,8 +15,8 @@ import aiohttp
 import psutil
 import pytest
 
-from freehold.backends.process import free_port
 from freehold.backends.ray import doors, head
+from freehold.backends.starting import free_port
 from tests.backends.running import synchronous
 
 # Stands in for `ray start --head --block`: opens the port of the cluster's state and waits.
@@ -38,8 +38,10 @@ open("calls", "a").write(f"{os.environ['RAY_ADDRESS']} {os.environ['FREEHOLD_REV
 if os.path.exists("fails"):
     sys.exit("the engine has ended: no such file")
 if not os.path.exists("ingress.pid"):
-    server = "from http.server import *; ThreadingHTTPServer(('127.0.0.1', PORT), SimpleHTTPRequestHandler).serve_forever()"
-    child = subprocess.Popen([sys.executable, "-c", server.replace("PORT", open("port").read())], stderr=subprocess.DEVNULL)
+    server = "from http.server import *; ThreadingHTTPServer(('127.0.0.1', PORT), SimpleHTTPRequestHandler)"
+    server = server.replace("PORT", open("port").read()) + ".serve_forever()"
+    quiet = subprocess.DEVNULL
+    child = subprocess.Popen([sys.executable, "-c", server], stdout=quiet, stderr=quiet)
     open("ingress.pid", "w").write(str(child.pid))
 """
 
