@@ -20,7 +20,7 @@ from typing import Any
 from freehold.backends.contract import DeployPlan, EngineNumbers, LaunchedEngine
 from freehold.backends.phases import phase_of, phases
 from freehold.backends.scrape import of_label, series
-from freehold.backends.wire import EngineWire
+from freehold.backends.wire import EngineWire, TokenRoutes
 from freehold.serving import Job
 
 _PHASES = phases(
@@ -61,6 +61,7 @@ class VllmWire(EngineWire):
 
     gives_ids = True
     takes_ids = True
+    tokens = TokenRoutes()
 
     def extras(self, body: dict[str, Any], job: Job) -> None:
         """Write the priority, of which the lower is scheduled first, and the tenant's own part of the prefix cache."""
