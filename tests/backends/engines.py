@@ -100,7 +100,7 @@ class StandInDriver:
         self.engines: list[RunningStandIn] = []
         self.refuses = ""
 
-    def __call__(self, name: str) -> StandInDriver:
+    def __call__(self, plan: DeployPlan) -> StandInDriver:
         return self
 
     def plan(self, request: PlanRequest) -> DeployPlan:

@@ -25,21 +25,25 @@ from freehold.serving import EmbedJob, Job, Vectors
 CONNECTIONS = 4096  # of one engine: the server's own limit of requests is below
 ASIDE_S = 5.0  # what metrics and a tokenizer may take
 # Flags that name the model for clients, and so for us.
-_NAMES = ("--served-model-name", "--alias")
+_NAMES = ("--served-model-name", "--served_model_name", "--alias")
 
 
 def served_name(plan: DeployPlan) -> str:
     """Return what the engine itself calls its model."""
-    return next((flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name)
+    found = next((flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name)
+    return plan.served or found
 
 
 def abilities_of(plan: DeployPlan) -> Abilities:
-    """Return what an engine can do as it is planned: a plan without a tool parser calls no tools."""
+    """Return what an engine can do as it is planned: a plan without a tool parser calls no tools.
+
+    How an engine of somebody else was started is not known: it is asked, and says no itself.
+    """
     names = {flag.name for flag in plan.flags}
     parses = any("tool" in name and "parser" in name for name in names) or "--jinja" in names
     return Abilities(
-        images=bool(plan.model.anatomy.parts) and any(p.role == "towers" for p in plan.model.anatomy.parts),
-        tools=parses or plan.engine in ("ollama", "mlx", "freehold"),
+        images=bool(plan.attached) or any(p.role == "towers" for p in plan.model.anatomy.parts),
+        tools=parses or bool(plan.attached) or plan.engine in ("ollama", "mlx", "freehold"),
         logprobs=True,
         several=plan.engine not in ("ollama", "mlx"),
         seed=True,

@@ -40,7 +40,7 @@ class ReplicaSet:
     def __init__(
         self,
         plan: DeployPlan,
-        driver: Callable[[str], EngineDriver],
+        driver: Callable[[DeployPlan], EngineDriver],
         folder: Path,
         hop: Hop,
         *,
@@ -189,7 +189,7 @@ class ReplicaSet:
         replica = Replica(
             number,
             plan,
-            self._driver(plan.engine),
+            self._driver(plan),
             folder,
             self._hop,
             limits=self._limits,

@@ -36,7 +36,7 @@ class DeployedModels:
         models: ModelManager,
         home: Path,
         *,
-        drivers: Callable[[str], EngineDriver] | None = None,
+        drivers: Callable[[DeployPlan], EngineDriver] | None = None,
         limits: ReplicaLimits = DEFAULTS,
     ) -> None:
         """`home`: the data folder. `drivers` returns an engine's driver by name."""
@@ -212,7 +212,7 @@ def _loaded(found: ReplicaSet) -> LoadedInfo:
     )
 
 
-def _driver(name: str) -> EngineDriver:
-    from freehold.backends.drivers import driver
+def _driver(plan: DeployPlan) -> EngineDriver:
+    from freehold.backends.drivers import driver_of
 
-    return driver(name)
+    return driver_of(plan)

@@ -130,7 +130,7 @@ class Ollama:
         )
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
-        """Start it with a store of its own, and make the model. Raises UsageError, EngineLost."""
+        """Start it with a store of its own, and return it once the model is made. Raises UsageError, EngineLost."""
         from freehold.backends.process import launch
 
         digest = await asyncio.to_thread(linked, Path(plan.model.source), folder / MODELS / "blobs")
@@ -145,9 +145,11 @@ class Ollama:
         engine = await launch(
             replace(placed, environment=environment), folder, phase=self.phase, title=self.title
         )
-        making = asyncio.get_running_loop().create_task(_made(engine, digest))
-        _MAKING.add(making)
-        making.add_done_callback(_MAKING.discard)
+        try:
+            await _made(engine, digest)
+        except BaseException:  # cancelled: it was asked to end meanwhile
+            engine.kill("it was not needed any more")
+            raise
         return engine
 
     def phase(self, line: str) -> str:
@@ -212,5 +214,4 @@ async def _made(engine: LaunchedEngine, digest: str) -> None:
             engine.kill(f"it made no model of {file}: {why or 'no answer'}")
 
 
-_MAKING: set[asyncio.Task[None]] = set()  # a loop keeps no reference to its tasks
 DRIVER = Ollama()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -35,8 +36,11 @@ def main() -> None:
     own("--model", "--model-path", "-m", default="standin")
     own("--served-model-name", "--served_model_name", "--alias", "-a", default="")
     own("--api-key", default="")
+    own("--config", default="", help="SGLang's: a file of its flags")
     own("--shutdown-timeout", type=float, default=0.0)
     said, more = parser.parse_known_args()
+    if said.config and said.dialect == "sglang":
+        said.api_key = json.loads(Path(said.config).read_text())["api-key"]
     socket = said.uds or (said.host if said.host.endswith(".sock") else "")
     host, port = said.host, said.port
     if said.dialect == "ollama" and not port:

@@ -42,7 +42,9 @@ class Dialect:
     drain: Literal["flag", "all", "none"] = "all"  # at SIGTERM
     draining_status: int = 200  # of /health while it drains
     continues: Literal["field", "always", "never"] = "never"  # a chat whose last turn is the assistant's
+    repeats_begun: bool = False  # a whole answer has what was begun before it; a stream has not
     gives_ids: bool = False
+    only: frozenset[str] | None = None  # the fields that a request may have; None: any
     metrics_type: str = "text/plain; version=0.0.4; charset=utf-8"
     metrics_flag: str = ""  # without it there are none
     metrics: Callable[[Counted, str], str] | None = None
@@ -93,6 +95,7 @@ def _llamacpp(c: Counted, model: str) -> str:
         "",
         {
             "prompt_tokens_total": c.prompt - c.cached,
+            "prompt_tokens_cached_total": c.cached,
             "tokens_predicted_total": c.ended,
             "n_decode_total": c.steps,
             "requests_processing": c.running,
@@ -106,6 +109,14 @@ def _trtllm(c: Counted, model: str) -> str:
     return json.dumps(said)
 
 
+# Of its schemas of chats and completions, what a wire of ours could send; any other field is refused with 400.
+_TRTLLM_TEXT = """
+model messages prompt frequency_penalty logit_bias logprobs top_logprobs max_completion_tokens max_tokens n
+presence_penalty response_format seed stop stream stream_options temperature top_p tools tool_choice
+parallel_tool_calls reasoning_effort thinking_token_budget top_k min_p repetition_penalty ignore_eos min_tokens
+add_generation_prompt chat_template_kwargs priority cache_salt suffix
+"""
+_TRTLLM_FIELDS = frozenset(_TRTLLM_TEXT.split())
 VLLM = Dialect(
     key_variables=("VLLM_API_KEY",),
     key_flags=("--api-key",),
@@ -137,7 +148,6 @@ SGLANG = Dialect(
     health="token",
     draining_status=503,
     continues="field",
-    gives_ids=True,
     metrics_flag="--enable-metrics",
     metrics=_sglang,
 )
@@ -148,6 +158,7 @@ TRTLLM = Dialect(
         "[11/28/2026-04:00:02] [TRT-LLM] [I] max_seq_len=4096, max_num_tokens=8192",
     ),
     ready="INFO:     Application startup complete.",
+    only=_TRTLLM_FIELDS,
     metrics_type="application/json",
     metrics=_trtllm,
 )
@@ -155,13 +166,14 @@ LLAMACPP = Dialect(
     key_variables=("LLAMA_API_KEY",),
     key_flags=("--api-key",),
     key_spares=("/health", "/v1/health", "/models", "/v1/models"),
+    repeats_begun=True,
     early_port=True,
     start=(
-        "srv    load_model: loading model '/models/tiny.gguf'",
-        "llama_model_loader: loaded meta data with 26 key-value pairs and 290 tensors",
-        "load_tensors: loading model tensors, this can take a while...",
+        "0.00.126.057 I srv          init: The UI is disabled",
+        "0.00.128.574 I srv    load_model: loading model '/models/tiny.gguf'",
+        "0.00.642.191 I srv    load_model: initializing, n_slots = 2, n_ctx_slot = 2048, kv_unified = 'false'",
     ),
-    ready="main: server is listening on",
+    ready="0.00.644.328 I srv  llama_server: listening on unix:///run/s.sock",
     drain="none",
     continues="always",
     metrics_flag="--metrics",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -107,6 +109,18 @@ class Doors:
             return problem(404, f"The model `{body.get('model')}` does not exist.", "NotFoundError")
         if self.standin.death in ("error", "abort"):
             return problem(500, "EngineCore encountered an issue.", "InternalServerError")
+        only = self.standin.dialect.only
+        if only is not None and (unknown := body.keys() - only):
+            return web.json_response({"error": f"extra_forbidden: {sorted(unknown)}"}, status=400)
+        if (
+            self.standin.settings.dialect == "sglang"
+            and chat
+            and body.get("stream")
+            and body.get("return_token_ids")
+        ):
+            return problem(400, "return_token_ids is not supported with streaming", "BadRequestError")
+        if self.standin.settings.dialect == "mlx" and body.get("model") != "default_model":
+            return problem(404, f"{body.get('model')} would be fetched from the hub", "not_found")
         answer = Answer(self.standin, chat, body)
         length = len(text.encode(answer.prompt()))
         if length + 1 > self.standin.settings.context:
@@ -204,7 +218,13 @@ class Doors:
         return web.json_response({"models": [{"name": n, "model": n} for n in sorted(self.created)]})
 
     async def has_blob(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if request.match_info["digest"] in self.blobs else 404)
+        return web.Response(status=200 if self._blob(request.match_info["digest"]) else 404)
+
+    def _blob(self, digest: str) -> bool:
+        """Whether its store has a blob: one that was sent, or a file that was put there."""
+        store = os.environ.get("OLLAMA_MODELS", "")
+        there = bool(store) and (Path(store) / "blobs" / digest.replace(":", "-")).exists()
+        return there or digest in self.blobs
 
     async def put_blob(self, request: web.Request) -> web.Response:
         digest = request.match_info["digest"]
@@ -218,7 +238,7 @@ class Doors:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await request.json()
-        missing = [d for d in body.get("files", {}).values() if d not in self.blobs]
+        missing = [d for d in body.get("files", {}).values() if not self._blob(d)]
         if missing:
             return web.json_response({"error": f"blob {missing[0]} not found"}, status=400)
         name = body["model"] if ":" in body["model"] else body["model"] + ":latest"

@@ -237,7 +237,8 @@ class Answer:
 
     def tool(self) -> str:
         """Return the tool that is called; "" for none."""
-        tools, choice = self.body.get("tools") or [], self.body.get("tool_choice", "auto")
+        unsaid = "none" if self.standin.settings.dialect == "trtllm" else "auto"
+        tools, choice = self.body.get("tools") or [], self.body.get("tool_choice", unsaid)
         if isinstance(choice, dict):
             return str(choice["function"]["name"])
         asked = choice == "required" or (choice == "auto" and "[[tool]]" in self.prompt())
@@ -288,6 +289,9 @@ class Answer:
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         said = text.decode(ids)
         if self.chat:
+            last = self.body["messages"][-1]
+            if self.standin.dialect.repeats_begun and last["role"] == "assistant":
+                said = str(last["content"]) + said
             choice["message"] = {"role": "assistant", "content": said}
             if name := self.tool():
                 call = {"id": "call_0", "type": "function", "function": {"name": name, "arguments": "{}"}}
