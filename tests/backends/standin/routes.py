@@ -13,6 +13,7 @@ from aiohttp import web
 from tests.backends.standin import text
 from tests.backends.standin.server import Answer, StandIn, problem
 
+OWNERS = {"trtllm": "tensorrt_llm", "ollama": "library"}
 VERSIONS = {"vllm": "0.32.0", "sglang": "0.5.23", "trtllm": "1.2.1", "ollama": "0.35.0"}
 
 
@@ -150,7 +151,13 @@ class Doors:
         s = self.standin.settings
         names = sorted(self.created) if s.dialect == "ollama" else [s.model]
         rows: list[dict[str, Any]] = [
-            {"id": n, "object": "model", "owned_by": s.dialect, "max_model_len": s.context} for n in names
+            {
+                "id": n,
+                "object": "model",
+                "owned_by": OWNERS.get(s.dialect, s.dialect),
+                "max_model_len": s.context,
+            }
+            for n in names
         ]
         return web.json_response({"object": "list", "data": rows})
 

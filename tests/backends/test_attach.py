@@ -1,0 +1,240 @@
+"""Engines that somebody else runs: found out by their answers, asked through a replica, and left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freehold.backends import attach, drivers, survey
+from freehold.backends.attach import target
+from freehold.backends.contract import DeployPlan
+from freehold.backends.replica import Replica
+from freehold.backends.survey import attached_plan
+from freehold.errors import EngineLost, UsageError
+from freehold.providers.hop import Hop
+from tests.backends import standin
+from tests.backends.engines import QUICK, chat, expected, joined, read, until
+from tests.backends.running import synchronous
+
+FOUND = {
+    "vllm": ("vllm", "0.32.0"),
+    "sglang": ("sglang", "0.5.23"),
+    "trtllm": ("trtllm", "1.2.1"),
+    "llamacpp": ("llamacpp", "b10434-7e4c0a9"),
+    "mlx": ("compatible", ""),
+}
+
+
+class Elsewhere:
+    """An engine on a socket that nobody of ours started."""
+
+    def __init__(self, folder: Path, dialect: str, **options: object) -> None:
+        self.socket = folder / "x.sock"
+        where = ("--host" if dialect == "llamacpp" else "--uds", str(self.socket))
+        model = "default_model" if dialect == "mlx" else "m"
+        self.words = (*standin.command(dialect, **options), *where, "--served-model-name", model)
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        self.process = await asyncio.create_subprocess_exec(
+            *self.words, stderr=asyncio.subprocess.DEVNULL, env={**os.environ, "VLLM_API_KEY": "k1"}
+        )
+        while not self.socket.exists():
+            await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+async def planned(elsewhere: Elsewhere, **more: Any) -> DeployPlan:
+    return await asyncio.to_thread(attached_plan, f"unix:{elsewhere.socket}", **more)
+
+
+@asynccontextmanager
+async def attached(folder: Path, plan: DeployPlan) -> AsyncIterator[Replica]:
+    hop = Hop()
+    found = Replica(0, plan, drivers.driver_of(plan), folder, hop, limits=QUICK)
+    try:
+        found.run()
+        yield found
+    finally:
+        await found.stop(0.0)
+        await hop.close()
+
+
+@pytest.mark.parametrize("dialect", FOUND)
+@synchronous
+async def test_engine_is_known_by_its_answers_and_runs_on_after_we_let_go(
+    dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THEIR_KEY", "k1")
+    elsewhere = Elsewhere(tmp_path, dialect)
+    await elsewhere.start()
+    try:
+        plan = await planned(
+            elsewhere, name="ours", **({"key_env": "THEIR_KEY"} if dialect == "vllm" else {})
+        )
+        assert (plan.engine, plan.version) == FOUND[dialect]
+        assert plan.model.name == "ours" and plan.attached == f"unix:{elsewhere.socket}"
+        assert plan.context in (8192, 1024)
+        assert "k1" not in repr(plan)
+        async with attached(tmp_path, plan) as replica:
+            await until(lambda: replica.ready)
+            assert replica.calls is not None
+            said = joined(await read(await replica.calls.start(chat("hello"), limit_s=10)))
+            assert said == expected("hello")
+            assert replica.row().pid == 0
+        assert elsewhere.process is not None and elsewhere.process.returncode is None
+    finally:
+        await elsewhere.end()
+
+
+@synchronous
+async def test_engine_that_ends_is_dead_and_comes_back_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach, "LOOK_S", 0.05)
+    monkeypatch.setattr(attach, "LOST_S", 0.2)
+    elsewhere = Elsewhere(tmp_path, "llamacpp")
+    await elsewhere.start()
+    plan = await planned(elsewhere)
+    async with attached(tmp_path, plan) as replica:
+        try:
+            await until(lambda: replica.ready)
+            assert replica.calls is not None
+            await read(await replica.calls.start(chat("hello"), limit_s=10))
+            await elsewhere.end()
+            await until(lambda: not replica.ready)
+            await until(lambda: replica.restarts == 1)
+            assert "does not answer" in replica.said or replica.said.startswith("llama.cpp at")
+            await asyncio.sleep(1.0)
+            assert replica.state == "starting"  # it waits, however long that takes
+            assert "waiting for" in replica.row().phase
+            await elsewhere.start()
+            await until(lambda: replica.ready)
+        finally:
+            await elsewhere.end()
+
+
+@synchronous
+async def test_engine_that_hangs_is_given_up_and_not_touched(tmp_path: Path) -> None:
+    elsewhere = Elsewhere(tmp_path, "mlx")
+    await elsewhere.start()
+    try:
+        async with attached(tmp_path, await planned(elsewhere)) as replica:
+            await until(lambda: replica.ready)
+            assert elsewhere.process is not None
+            os.kill(elsewhere.process.pid, signal.SIGSTOP)
+            replica.began()
+            await until(lambda: replica.restarts == 1)
+            assert "given up" in replica.said or "hung" in replica.said
+            replica.ended(whole=False)
+            assert elsewhere.process.returncode is None
+            os.kill(elsewhere.process.pid, signal.SIGCONT)
+            await until(lambda: replica.ready)
+    finally:
+        await elsewhere.end()
+
+
+@synchronous
+async def test_wrong_key_unknown_model_and_silence_are_told(tmp_path: Path) -> None:
+    elsewhere = Elsewhere(tmp_path, "vllm")
+    with pytest.raises(EngineLost, match="nothing answers at"):
+        await planned(elsewhere)
+    plan = await planned(elsewhere, engine="vllm", model="m")  # what it is is known: it may come later
+    assert plan.engine == "vllm" and plan.served == "m"
+    await elsewhere.start()
+    try:
+        with pytest.raises(UsageError, match="wants a key"):
+            await planned(elsewhere)
+        with pytest.raises(UsageError, match="THEIR_KEY, which --attach-key-env names, is not set"):
+            await planned(elsewhere, key_env="THEIR_KEY")
+    finally:
+        await elsewhere.end()
+
+
+@synchronous
+async def test_model_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+    elsewhere = Elsewhere(tmp_path, "sglang")
+    await elsewhere.start()
+    try:
+        with pytest.raises(UsageError) as error:
+            await planned(elsewhere, model="mm")
+        assert "has no model 'mm'" in error.value.message and "m" in error.value.hint
+    finally:
+        await elsewhere.end()
+
+
+@pytest.mark.parametrize(
+    "address, url",
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("127.0.0.1:8000/v1/", "http://127.0.0.1:8000"),
+        ("http://[::1]:9", "http://[::1]:9"),
+        ("localhost:8000", "http://localhost:8000"),
+        ("https://gpu.example:8443", "https://gpu.example:8443"),
+        ("unix:/run/e.sock", "http://engine"),
+    ],
+)
+def test_addresses_on_this_machine_and_https_are_taken(address: str, url: str) -> None:
+    assert target(address).url == url
+
+
+@pytest.mark.parametrize(
+    "address, said",
+    [
+        ("http://10.0.0.7:8000", "is not this machine"),
+        ("gpu:8000", "is not this machine"),
+        ("http://127.0.0.1.example:80", "is not this machine"),
+        ("ftp://127.0.0.1", "is not an engine's address"),
+        ("http://u:p@127.0.0.1:1", "has no password"),
+        ("http://127.0.0.1:1/?key=x", "has no password and no query"),
+        ("http://127.0.0.1:99999", "no valid port"),
+        ("http://127.0.0.1:1/other", "without a path"),
+        ("unix:e.sock", "names no socket"),
+    ],
+)
+def test_other_addresses_are_refused(address: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        target(address)
+
+
+def test_plain_http_beyond_this_machine_takes_the_word_for_it() -> None:
+    assert target("http://10.0.0.7:8000", cleartext=True).url == "http://10.0.0.7:8000"
+    with pytest.raises(UsageError) as error:
+        target("http://10.0.0.7:8000", key_env="K")
+    assert "--attach-cleartext" in error.value.hint
+
+
+def test_metrics_that_are_taken_when_read_are_left_to_their_owner() -> None:
+    assert attach.AttachDriver(drivers.driver("trtllm")).metrics_path == ""
+    assert attach.AttachDriver(drivers.driver("vllm")).metrics_path == "/metrics"
+
+
+def test_no_engine_that_is_attached_only_can_be_deployed() -> None:
+    assert "compatible" not in drivers.names()
+    with pytest.raises(UsageError, match="not started by a deployment"):
+        drivers.driver("compatible").plan(None)  # type: ignore[arg-type]
+
+
+def test_plan_of_an_attached_engine_is_chosen_by_its_address() -> None:
+    plan = replace(_plan(), attached="http://127.0.0.1:1")
+    assert isinstance(drivers.driver_of(plan), attach.AttachDriver)
+    assert survey.STREAMS > 0
+
+
+def _plan() -> DeployPlan:
+    from tests.backends import plans
+
+    return plans.plan()
