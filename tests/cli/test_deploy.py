@@ -201,7 +201,13 @@ def test_receipt_names_engine_and_replica(server):
     assert told["freehold"]["engine"]["replica"] in (0, 1)
 
 
+def both_ready(server: Server) -> bool:
+    (row,) = server.json("deploy", "status")["deployments"]
+    return all(r["state"] == "ready" for r in row["replicas"])
+
+
 def test_status_and_ps_show_replicas(server):
+    eventually(lambda: both_ready(server))
     (row,) = server.json("deploy", "status")["deployments"]
     assert row["name"] == "tiny"
     assert [r["state"] for r in row["replicas"]] == ["ready", "ready"]
@@ -225,6 +231,7 @@ def test_status_and_ps_show_replicas(server):
 
 
 def test_metrics_have_a_replica_label(server):
+    eventually(lambda: both_ready(server))
     page = httpx2.get(f"{server.url}/metrics", timeout=60).text
     for number in (0, 1):
         line = f'freehold_replica_ready{{engine="vllm",model_name="tiny",replica="{number}"}} 1.0'
@@ -276,6 +283,7 @@ def eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
     home = tmp_path / "home"
     with deployed(home, str(tiny), *vllm()) as server:
@@ -305,6 +313,7 @@ def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
     assert told == {"schema": 1, "url": "", "deployments": [], "kept": ["tiny"]}
 
 
+@pytest.mark.long
 def test_kept_deployments_start_again_and_stop_forgets_them(tmp_path, tiny):
     home = tmp_path / "home"
     with deployed(home, str(tiny), *vllm()) as server:
@@ -319,6 +328,7 @@ def test_kept_deployments_start_again_and_stop_forgets_them(tmp_path, tiny):
     assert kept.kept(home) == ([], [])
 
 
+@pytest.mark.long
 def test_death_is_told_in_one_sentence_and_counted(tmp_path, tiny):
     with deployed(tmp_path / "home", str(tiny), *vllm()) as server:
         (pid,) = pids(server)
@@ -334,6 +344,7 @@ def test_death_is_told_in_one_sentence_and_counted(tmp_path, tiny):
         assert replica["said"] in server.run("ps").out
 
 
+@pytest.mark.long
 def test_start_that_fails_tells_the_cause_and_leaves_nothing(tmp_path, tiny):
     home = tmp_path / "home"
     dies = vllm(die_at_start="OSError: [Errno 98] Address already in use")
@@ -354,6 +365,7 @@ def test_start_that_fails_tells_the_cause_and_leaves_nothing(tmp_path, tiny):
         assert [r["name"] for r in server.json("deploy", "status")["deployments"]] == ["good"]
 
 
+@pytest.mark.long
 def test_interrupted_start_leaves_no_engine(tmp_path, tiny):
     home = tmp_path / "home"
     with deployed(home, str(tiny), *vllm(), "--name", "good") as server:

@@ -1,7 +1,8 @@
 """The models of a server with deployments: those of its own engine, and those that engines beyond it answer.
 
-Around the server's own manager. A deployment's name is one name for all its replicas, in every API. Counters have a
-`replica` label and outlive restarts. Knows names; knows no wire and no process.
+Around the server's own manager. A deployment's name is one name for all its replicas, in every API; a stored model of
+the same name waits behind it. Counters have a `replica` label and outlive restarts. Knows names; knows no wire and no
+process.
 Path: server -> DeployedModels.use -> DeployedHandle; server/system/deployments.py -> DeployedModels.add -> ReplicaSet
 """
 
@@ -60,10 +61,6 @@ class DeployedModels:
             raise UsageError(
                 f"{name} is deployed already", "freehold deploy upgrade changes it; stop ends it"
             )
-        if any(model.name == name for model in await self._models.names()):
-            raise UsageError(
-                f"this machine has a model named {name}", "deploy it under another name: --name NAME"
-            )
         if fallback:
             try:
                 await self._models.name_of(fallback)
@@ -73,8 +70,17 @@ class DeployedModels:
             plan, self._drivers, self._folder(name), self._hop, limits=self._limits
         )
         self._fallbacks[name] = fallback
+        await self._idle_copy_out(name)
         found.run()
         return found.row(fallback)
+
+    async def _idle_copy_out(self, name: str) -> None:
+        """Unload the stored model of a deployment's name, unless an answer or a fallback needs it."""
+        if name in self._fallbacks.values():
+            return
+        for each in self._models.loaded():
+            if each.name == name and not each.in_flight:
+                await self._models.unload(name)
 
     async def restart(self, name: str) -> None:
         found = self._set(name)
@@ -125,7 +131,8 @@ class DeployedModels:
         return name if name in self._sets else await self._models.name_of(name)
 
     def loaded(self) -> Sequence[LoadedInfo]:
-        return [*self._models.loaded(), *map(_loaded, self._sets.values())]
+        own = [each for each in self._models.loaded() if each.name not in self._sets]
+        return [*own, *map(_loaded, self._sets.values())]
 
     def counters(self) -> Sequence[CounterTable]:
         return (*self._models.counters(), *tables(self._sets.values()))
@@ -180,7 +187,9 @@ class _AskedModels:
         self._deployed, self._own = deployed, models.asked_by(origin)
 
     async def names(self) -> Sequence[StoredModel]:
-        return sorted([*await self._own.names(), *self._deployed.listed()], key=lambda m: m.name)
+        beyond = {each.name: each for each in self._deployed.listed()}
+        own = {each.name: each for each in await self._own.names()}
+        return sorted({**own, **beyond}.values(), key=lambda m: m.name)
 
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
         found = self._deployed.deployed(name)

@@ -63,8 +63,8 @@ def followed(asked: AskedDeployments, name: str, show: Callable[[str], None]) ->
 def ready(row: DeploymentRow, url: str, seconds: float) -> list[str]:
     """Return what is printed of a deployment that answers."""
     version = next((each.version for each in row.replicas if each.version), row.plan.version)
-    count = len(row.replicas)
-    replicas = "1 replica" if count == 1 else f"{count} replicas"
+    count, up = len(row.replicas), sum(each.state == "ready" for each in row.replicas)
+    replicas = f"{up} of {count} replicas" if count > 1 else "1 replica"
     body = json.dumps({"model": row.name, "messages": [{"role": "user", "content": "Hi"}]})
     return [
         f"{row.name} answers after {seconds:.1f} s: {replicas} of {row.plan.engine} {version}".rstrip(),
