@@ -20,7 +20,7 @@ def opened(
     settings: Settings, store: Store, ref: ModelRef, choice: EngineChoice, context: int | None
 ) -> InsideModel:
     """Start another engine with a stored model. Raises EngineLost with the way back to ours."""
-    plan = planned(settings, DeployOptions(ref.name, engine=choice.engine, context=context or 0))
+    plan = planned(settings, DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0))
     try:
         with StatusLine("the engine has ended") as line:
             return InsideModel(store, plan, lambda row: line.show(progress(row)))

@@ -79,12 +79,14 @@ def deployments_of(
 
     ours, plans = [], []
     for name in names:
-        choice = engine_for(settings, store.resolve(name), wish)
+        ref = store.resolve(name)
+        choice = engine_for(settings, ref, wish)
         for line in told(choice, wish.engine):
             tell(f"{name}: {line}")
         if choice.engine == OURS:
             ours.append(name)
             continue
-        asked = DeployOptions(name, engine=choice.engine, context=wish.context or 0, fallback=name)
+        path, context = str(ref.path), wish.context or 0
+        asked = DeployOptions(path, name, choice.engine, context=context, fallback=name)
         plans.append((planned(settings, asked), asked))
     return ours, StartedDeployments(plans, keep=False) if plans else None
