@@ -23,7 +23,7 @@ _MOST_ERROR = 300  # characters of an engine's error that are passed on
 
 @dataclass
 class TimedAnswer:
-    """What came back. Times are of time.perf_counter; a piece is all text that arrived at one time."""
+    """What came back. Times are of time.perf_counter; a piece is all tokens that arrived at one time."""
 
     sent: float = 0.0
     pieces: list[float] = field(default_factory=list)
@@ -180,7 +180,6 @@ class _TimedCall(asyncio.Protocol):
         if usage := event.get("usage"):
             answer.prompt_tokens = int(usage.get("prompt_tokens") or 0)
             answer.tokens = int(usage.get("completion_tokens") or 0)
-        if any(choice.get("text") for choice in event.get("choices") or []) and answer.pieces[-1:] != [
-            self._now
-        ]:
+        # An event's text may be empty: a character of several tokens is sent when it is whole.
+        if event.get("choices") and answer.pieces[-1:] != [self._now]:
             answer.pieces.append(self._now)

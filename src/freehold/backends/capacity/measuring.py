@@ -1,6 +1,6 @@
 """Measures what an engine's steps take, through the API that its clients use, and fits StepTime to it.
 
-    samples = await measure(door, Plan(batches=(1, 4, 16), depths=(64, 1024)))
+    samples = await measure(door, MeasurePlan(batches=(1, 4, 16), depths=(64, 1024)))
     model = fit(samples, rules("vllm"))
 
 Prompts alone give the cost of a prompt token; answers side by side, at several depths, the cost of a step; a prompt

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from freehold.advisor.interval import Interval, digits
 from freehold.backends.capacity.objective import Aim, ReplicaSearch, shown
 from freehold.backends.capacity.scaling import Autoscaling
@@ -20,7 +22,10 @@ from freehold.catalog.hardware import Money
 SCHEMA = 1
 PERCENTS = (50, 95, 99)
 HEAD = ("REPLICAS", "ROUTING", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99", "HIT", "BUSY", "USD/h")
-_LATE = 3.0  # times an answer's p95 after the last arrival: the replicas did not keep up
+_LATE = (
+    3.0  # times the p95 of the first quarter of answers, after the last arrival: the replicas did not keep up
+)
+_SHARE = 0.05  # of the whole time, likewise
 
 
 class Capacity:
@@ -184,11 +189,9 @@ def _notes(run: SimulatedRun, scaling: Autoscaling | None) -> Iterator[str]:
 
 
 def _overloaded(run: SimulatedRun) -> bool:
-    """Say whether work was left over: the last answer ends far later than answers take."""
-    if not len(run.latency):
-        return False
-    served = run.percentile("latency", 10)
-    return run.late_s > max(_LATE * max(served, run.percentile("latency", 50) / 4), 0.05 * run.span_s)
+    """Say whether work was left over: the last answer ends far later than those took that came first."""
+    early = run.latency[: max(len(run.latency) // 4, 1)]
+    return len(early) > 0 and run.late_s > max(_LATE * float(np.percentile(early, 95)), _SHARE * run.span_s)
 
 
 def _doubt(engine: EngineModel) -> str:
