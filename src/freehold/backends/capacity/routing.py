@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
+from freehold.backends.affinity import PrefixRing, pick
 from freehold.config import nearest
 from freehold.errors import UsageError
 
-BOUND = 1.25  # of the mean load: what a replica may have before requests with its prefixes go elsewhere
-FREE = 4  # requests that a replica may have whatever the mean: a batch of few costs little more than one
 KEY_BLOCKS = 3  # of a prompt's beginning that decide where it goes; fewer are often one system prompt
 
 
@@ -57,24 +56,30 @@ class LeastLoaded:
 
 
 class PrefixAffinity:
-    """To the replica that its beginning hashes to (highest random weight), the next one while that has too many.
-
-    A replica leaves the choice only where it has more than BOUND times the mean and its place is taken by the next of
-    the same order, so that adding or removing one moves only the beginnings that were its own.
-    """
+    """To the replica whose place on the ring a beginning hashes to, unless it is too busy: what a deployment does."""
 
     def __init__(self) -> None:
-        self._else = LeastLoaded()
+        self._ids: tuple[int, ...] = ()
+        self._ring = PrefixRing()
+        self._last: dict[int, float] = {}
+        self._turn = 0
 
     def choose(self, blocks: Sequence[int], ids: Sequence[int], load: Callable[[int], int]) -> int:
-        """Return the first of the beginning's order that is not over the bound; without blocks the least loaded."""
-        if not blocks:
-            return self._else.choose(blocks, ids, load)
-        loads = {i: load(i) for i in ids}
-        most = BOUND * (sum(loads.values()) + 1) / len(ids)
-        key = ",".join(map(str, blocks[:KEY_BLOCKS]))
-        order = sorted(ids, key=lambda i: blake2b(f"{i}:{key}".encode(), digest_size=8).digest())
-        return next((i for i in order if loads[i] + 1 <= max(most, FREE)), order[0])
+        """Return the ring's choice among `ids`; without blocks the least loaded."""
+        if self._ids != tuple(ids):
+            self._ids, self._ring = tuple(ids), PrefixRing(ids)
+        number = pick(self._ring, _key(blocks), {i: load(i) for i in ids}, lambda i: self._last.get(i, 0.0))
+        assert number is not None
+        self._turn += 1
+        self._last[number] = self._turn
+        return number
+
+
+def _key(blocks: Sequence[int]) -> int | None:
+    """Return the key of a prompt's beginning; None where nothing is known of it."""
+    if not blocks:
+        return None
+    return int.from_bytes(blake2b(",".join(map(str, blocks[:KEY_BLOCKS])).encode(), digest_size=8).digest())
 
 
 POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
