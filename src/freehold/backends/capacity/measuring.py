@@ -109,7 +109,9 @@ class PromptWords:
     @classmethod
     async def for_engine(cls, door: Door, seed: int) -> Self:
         """Ask an engine how many tokens such a word has. Raises UpstreamFailed."""
-        tried = _whole(await door.ask(cls(seed, 1.0).draw(_TRIAL), 8))
+        tried = _whole(
+            await door.ask(cls(10**9 + seed, 1.0).draw(_TRIAL), 8)
+        )  # no other prompt begins like it
         return cls(seed, max(tried.prompt_tokens / _TRIAL, 0.2))
 
     def draw(self, tokens: int) -> str:
