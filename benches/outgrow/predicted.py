@@ -5,7 +5,7 @@ For each load: measures what a step takes (as `freehold deploy bench`), simulate
 share of the engine's own limit, writes the prediction to a file, and only then sends the same requests open-loop. The
 trace's lengths are divided so that two cores can answer them; its bursts stay. Reports the errors of the medians and of
 the 95th percentiles, and the machine's load: on a busy machine the figures are those of that moment.
-Path: predicted.py -> measuring.measure, fit -> simulation.simulate -> DIR -> Door.ask
+Path: predicted.py -> measuring.measure, fit -> simulation.simulate -> DIR -> EngineDoor.ask
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benches.lib.environments import ROOT
 from benches.lib.machine import say
 from benches.server.servers import free_port
 from freehold.backends.capacity import trace as traces
-from freehold.backends.capacity.asking import Door, TimedAnswer
+from freehold.backends.capacity.asking import EngineDoor, TimedAnswer
 from freehold.backends.capacity.measuring import MeasurePlan, PromptWords, fit, measure, rules
 from freehold.backends.capacity.simulation import simulate
 from freehold.backends.capacity.steptime import EngineModel
@@ -79,10 +79,10 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def served(args: argparse.Namespace) -> Iterator[Door]:
+def served(args: argparse.Namespace) -> Iterator[EngineDoor]:
     """Start the engine that was asked for; end it afterwards."""
     if args.url:
-        yield Door(args.url, args.model)
+        yield EngineDoor(args.url, args.model)
         return
     port, name = free_port(), Path(args.model).name
     command = [
@@ -112,7 +112,7 @@ def served(args: argparse.Namespace) -> Iterator[Door]:
             command, stdout=log, stderr=log, env={**os.environ, **VLLM}, start_new_session=True
         )
         try:
-            door = Door(f"http://127.0.0.1:{port}/v1", name)
+            door = EngineDoor(f"http://127.0.0.1:{port}/v1", name)
             say(f"starting {args.engine}, process {process.pid}")
             if not asyncio.run(answers(door, process)):
                 log.seek(0)
@@ -129,7 +129,7 @@ def served(args: argparse.Namespace) -> Iterator[Door]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-async def answers(door: Door, process: subprocess.Popen[bytes]) -> bool:
+async def answers(door: EngineDoor, process: subprocess.Popen[bytes]) -> bool:
     """Wait for a real token."""
     begun = time.monotonic()
     while process.poll() is None and time.monotonic() - begun < START_S:
@@ -140,7 +140,7 @@ async def answers(door: Door, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-async def compared(args: argparse.Namespace, door: Door) -> dict[str, Any]:
+async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]:
     """Measure, predict and replay at each load."""
     whole = shorter(traces.from_file(args.trace), args.shorter)
     plan = MeasurePlan(
@@ -230,7 +230,7 @@ def part(trace: RequestTrace, rate: float, seconds: float, number: int) -> Reque
     return replace(trace, requests=tuple(replace(r, at=(r.at - kept[0].at) * times) for r in kept))
 
 
-async def replay(door: Door, trace: RequestTrace, seed: int) -> tuple[list[TimedAnswer | None], int]:
+async def replay(door: EngineDoor, trace: RequestTrace, seed: int) -> tuple[list[TimedAnswer | None], int]:
     """Send every request at its time, whatever has been answered."""
     words = await PromptWords.for_engine(door, 1000 + seed)
     prompts = [words.draw(r.prompt) for r in trace.requests]

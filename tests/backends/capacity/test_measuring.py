@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.capacity.asking import Door
+from freehold.backends.capacity.asking import EngineDoor
 from freehold.backends.capacity.measuring import MeasurePlan, StepSamples, fit, measure, rules
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.errors import ServerUnreachable, UpstreamFailed, UsageError
@@ -131,7 +131,7 @@ async def engine(fail: str = "") -> AsyncIterator[str]:
 async def test_an_engine_is_measured_through_its_api():
     plan = MeasurePlan(batches=(1, 2), depths=(16,), prompts=(8, 64), beside=(), tokens=12, rounds=1)
     async with engine() as url:
-        door = Door(url, "tiny")
+        door = EngineDoor(url, "tiny")
         assert await door.models() == {"tiny": "vllm"}
         answer = await door.ask("one two three", 5)
         assert (answer.tokens, answer.prompt_tokens, answer.error) == (5, 3, "")
@@ -145,15 +145,15 @@ async def test_an_engine_is_measured_through_its_api():
 async def test_an_answer_that_breaks_is_not_a_measurement():
     for fail in ("status", "event"):
         async with engine(fail) as url:
-            answer = await Door(url, "tiny").ask("one two", 3)
+            answer = await EngineDoor(url, "tiny").ask("one two", 3)
             assert answer.error
             with pytest.raises(UpstreamFailed):
-                await measure(Door(url, "tiny"), MeasurePlan(batches=(1,), rounds=1))
+                await measure(EngineDoor(url, "tiny"), MeasurePlan(batches=(1,), rounds=1))
     with pytest.raises(ServerUnreachable):
-        await Door("http://127.0.0.1:9/v1", "tiny").ask("one", 1)
+        await EngineDoor("http://127.0.0.1:9/v1", "tiny").ask("one", 1)
     with pytest.raises(UsageError):
-        await Door("ftp://127.0.0.1", "tiny").ask("one", 1)
+        await EngineDoor("ftp://127.0.0.1", "tiny").ask("one", 1)
 
 
 def test_a_doors_key_is_not_shown():
-    assert "secret" not in repr(Door("http://127.0.0.1:1/v1", "tiny", "secret"))
+    assert "secret" not in repr(EngineDoor("http://127.0.0.1:1/v1", "tiny", "secret"))

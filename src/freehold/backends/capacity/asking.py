@@ -2,7 +2,7 @@
 
 Raw sockets and httptools: the client shares processors with the engine that it times, so it does little for a piece.
 Knows OpenAI's completions and their events; knows no figure. It asks engines and servers of one's own.
-Path: measuring.measure, benches/outgrow/predicted.py -> Door.ask -> TimedAnswer
+Path: measuring.measure, benches/outgrow/predicted.py -> EngineDoor.ask -> TimedAnswer
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TimedAnswer:
 
 
 @dataclass(frozen=True)
-class Door:
+class EngineDoor:
     """Where an engine or a server of one's own answers, such as http://127.0.0.1:8000/v1."""
 
     url: str

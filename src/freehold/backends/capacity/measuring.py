@@ -21,7 +21,7 @@ from typing import Self
 
 import numpy as np
 
-from freehold.backends.capacity.asking import Door, TimedAnswer
+from freehold.backends.capacity.asking import EngineDoor, TimedAnswer
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.errors import UpstreamFailed, UsageError
 
@@ -107,7 +107,7 @@ class PromptWords:
         self._dice, self._per_word = random.Random(seed), per_word
 
     @classmethod
-    async def for_engine(cls, door: Door, seed: int) -> Self:
+    async def for_engine(cls, door: EngineDoor, seed: int) -> Self:
         """Ask an engine how many tokens such a word has. Raises UpstreamFailed."""
         tried = _whole(
             await door.ask(cls(10**9 + seed, 1.0).draw(_TRIAL), 8)
@@ -121,7 +121,7 @@ class PromptWords:
 
 
 async def measure(
-    door: Door,
+    door: EngineDoor,
     plan: MeasurePlan = MeasurePlan(),
     on_progress: Callable[[str], None] | None = None,
     seed: int = 1,
@@ -160,7 +160,7 @@ def _whole(answer: TimedAnswer) -> TimedAnswer:
     return answer
 
 
-async def _steps(door: Door, prompts: Sequence[str], tokens: int) -> list[tuple[int, float, float]]:
+async def _steps(door: EngineDoor, prompts: Sequence[str], tokens: int) -> list[tuple[int, float, float]]:
     """Time answers side by side, in the time when all of them run."""
     # More tokens for more answers: they do not begin at one moment.
     answers = [
@@ -185,7 +185,7 @@ def _between(answer: TimedAnswer, begin: float, end: float) -> float:
 
 
 async def _beside(
-    door: Door, words: PromptWords, batch: int, prompt: int, tokens: int
+    door: EngineDoor, words: PromptWords, batch: int, prompt: int, tokens: int
 ) -> list[tuple[int, int, float, float]]:
     """Time a prompt that arrives while answers run, if these can be made to last until its first token."""
     length = 4 * tokens

@@ -1,7 +1,7 @@
 """`freehold deploy bench`: measures what the steps of a running engine take, for `freehold deploy capacity`.
 
 Knows options and words; the measuring is backends/capacity/measuring.py's.
-Path: deploy -> bench -> Door.models, measure -> fit -> EngineModel
+Path: deploy -> bench -> EngineDoor.models, measure -> fit -> EngineModel
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UsageError
 
 if TYPE_CHECKING:
-    from freehold.backends.capacity.asking import Door
+    from freehold.backends.capacity.asking import EngineDoor
     from freehold.backends.capacity.steptime import EngineModel
 
 EXAMPLE = "freehold deploy bench http://127.0.0.1:8000/v1 -o steps.json"
@@ -129,22 +129,22 @@ def command(
         _print(found, out)
 
 
-def _door(settings: Settings, target: str, model: str) -> Door:
+def _door(settings: Settings, target: str, model: str) -> EngineDoor:
     """Return where to ask: a URL, or this home's server by its owner's socket."""
-    from freehold.backends.capacity.asking import Door
+    from freehold.backends.capacity.asking import EngineDoor
 
     if target.startswith(("http://", "https://")):
-        return Door(target.rstrip("/"), model, os.environ.get("FREEHOLD_BENCH_KEY", ""))
+        return EngineDoor(target.rstrip("/"), model, os.environ.get("FREEHOLD_BENCH_KEY", ""))
     if model:
         raise UsageError("--model goes with a URL", f"write freehold deploy bench {model}")
     if not settings.socket.exists():
         raise ServerUnreachable(
             "no server of this home runs", f"freehold serve {target} starts one, or give a URL"
         )
-    return Door("http://freehold/v1", target, socket=settings.socket)
+    return EngineDoor("http://freehold/v1", target, socket=settings.socket)
 
 
-def _chosen(door: Door, offered: dict[str, str]) -> tuple[Door, str]:
+def _chosen(door: EngineDoor, offered: dict[str, str]) -> tuple[EngineDoor, str]:
     """Return the door with a model that is there, and its engine as far as the server names it."""
     from dataclasses import replace
 
