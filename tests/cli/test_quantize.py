@@ -95,6 +95,36 @@ def test_interrupt_says_that_the_same_command_continues(
     assert status == 130 and "stopped; the same command continues" in err
 
 
+def test_interrupt_right_after_the_last_rename_says_that_the_result_is_whole(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from freehold.adapt.run import RunFolder
+
+    tidy, calls = RunFolder._tidy, []
+
+    def interrupted(folder: RunFolder) -> None:
+        calls.append(folder)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        tidy(folder)
+
+    monkeypatch.setattr(RunFolder, "_tidy", interrupted)
+    out = tmp_path / "out"
+    status, _, err = run("quantize", str(tiny), "-o", str(out), "--type", "Q8_0")
+    assert status == 130 and f"stopped; {out} is whole" in err
+    assert sorted(p.name for p in out.iterdir()) == ["model.gguf", "receipt.json"]
+
+
+def test_seconds_of_calibration_are_shown_apart(run: Run, tiny: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat. " * 80)
+    words = ("--bits", "3", "--calibrate", str(text), "--tokens", "512", "--json")
+    status, said, _ = run("quantize", str(tiny), "-o", str(tmp_path / "out"), *words)
+    parts = json.loads(said)["cpu_seconds_by_part"]
+    assert status == 0 and set(parts) <= {"mix", "calibration", "encoding"}
+    assert parts["calibration"] > 0 and parts["encoding"] > 0
+
+
 @pytest.mark.parametrize(
     ("text", "bytes"),
     [

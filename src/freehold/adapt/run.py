@@ -96,6 +96,10 @@ class RunFolder:
         finally:
             if run._steps is not None:
                 run._steps.close()
+            if (
+                not run.folder.exists() and run.out.is_dir()
+            ):  # it has its name, and an interrupt came right after
+                run._tidy()
             if not run._holds_work():
                 shutil.rmtree(run.folder, ignore_errors=True)  # under the lock: no other process begins in it
             lock.release()
@@ -134,10 +138,14 @@ class RunFolder:
         with _on_disk(self.folder):
             self._flushed()
             _beside(self.folder / RECEIPT, lambda file: file.write(as_json(receipt).encode()))
-            for name in (_CHECKPOINT, _WHAT, _LOCK):
-                (self.folder / name).unlink(missing_ok=True)
+            # Renamed first: an interrupt between two of these calls leaves a run to resume or a whole result.
             os.rename(self.folder, self.out)
+            self._tidy()
             _sync(self.out.parent)
+
+    def _tidy(self) -> None:
+        for name in (_CHECKPOINT, _WHAT, _LOCK):
+            (self.out / name).unlink(missing_ok=True)
 
     def _begin(self, what: Mapping[str, Any], fresh: bool) -> None:
         if fresh or not self._holds_work():

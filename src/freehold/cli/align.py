@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from freehold.cli.company import company_facts
-from freehold.cli.progress import StatusLine
+from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
     LINES,
@@ -101,7 +101,7 @@ def command(
     store = Store(settings)
     ref = store.resolve(model)
     asked = chosen_settings(AlignSettings, given)
-    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+    with StatusLine(result_of(out)) as line:
         made = align(
             ref,
             pairs_file,

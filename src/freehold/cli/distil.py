@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from freehold.cli.company import company_facts
-from freehold.cli.progress import StatusLine
+from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
     LINES,
@@ -104,7 +104,7 @@ def command(
     store = Store(settings)
     models = store.resolve(teacher), store.resolve(student)
     asked = chosen_settings(DistilSettings, given)
-    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+    with StatusLine(result_of(out)) as line:
         made = distil(
             *models,
             prompts,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.company import company_facts
-from freehold.cli.progress import StatusLine
+from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.report.terminal import printable
 from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
@@ -102,7 +102,7 @@ def command(
         return _preflight(ref, data, asked, as_json=as_json)
     if out is None:
         raise UsageError("name the folder to make with -o", "or only check with --preflight")
-    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+    with StatusLine(result_of(out)) as line:
         made = finetune(
             ref,
             data,

@@ -7,11 +7,13 @@ Path: cli/pull, cli/run -> reporter(...) -> Store.pull(on_event); cli/quantize -
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Self
 
 from freehold.cli.report.terminal import printable
@@ -43,15 +45,21 @@ def reporter(*, as_json: bool = False) -> Iterator[OnEvent]:
         shown.close()
 
 
+def result_of(out: Path) -> Callable[[], str]:
+    """Return what Ctrl-C leaves of a run whose folder gets its name last: a result, or what the next call continues."""
+    whole, part = f"{out} is whole", f"the same command continues; {out} is not there yet"
+    return lambda: whole if os.path.lexists(out) else part
+
+
 class StatusLine:
     """What a long verb does now, on stderr: renewed in place in a terminal, elsewhere a line every five seconds.
 
-    `kept`: what is printed after Ctrl-C, before the interrupt continues.
+    `kept`: what is printed after Ctrl-C, before the interrupt continues; a function says it as things then are.
     """
 
     EVERY_S = 5.0
 
-    def __init__(self, kept: str) -> None:
+    def __init__(self, kept: str | Callable[[], str]) -> None:
         self._kept, self._shown = kept, time.monotonic()
         self._live = sys.stderr.isatty()
         self._wide = False
@@ -62,7 +70,8 @@ class StatusLine:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self.clear()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            print(f"stopped; {self._kept}", file=sys.stderr)
+            kept = self._kept if isinstance(self._kept, str) else self._kept()
+            print(f"stopped; {kept}", file=sys.stderr)
 
     def show(self, text: str) -> None:
         """Show what is being done; between two changes nothing is printed where lines stay."""

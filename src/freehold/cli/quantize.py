@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.progress import StatusLine
+from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
 from freehold.errors import UsageError
@@ -21,6 +21,7 @@ from freehold.store.space import human
 
 if TYPE_CHECKING:
     from freehold.adapt.quantize.recipes import TensorChoice
+    from freehold.adapt.quantize.spent import SpentSeconds
     from freehold.evals.divergence import DivergenceCounter
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -107,6 +108,7 @@ def command(
     """
     from freehold.adapt.quantize.planning import QuantizeRequest
     from freehold.adapt.quantize.quantising import Watching, quantise
+    from freehold.adapt.quantize.spent import SpentSeconds
     from freehold.adapt.quantize.texts import TOKENS
     from freehold.cli.company import company_facts
     from freehold.store import Store
@@ -132,8 +134,9 @@ def command(
         facts=company_facts(settings, {}),
     )
     ref = Store(settings).resolve(model)
-    with StatusLine(f"the same command continues; {out} is not there yet") as line:
-        watching = Watching(line.note, _groups(line), _tensors(line), _blocks(line))
+    with StatusLine(result_of(out)) as line:
+        spent = SpentSeconds()
+        watching = Watching(line.note, _groups(line), _tensors(line, spent), _blocks(line), spent)
         made = quantise(ref, out, asked, settings, watching)
     if as_json:
         click.echo(json.dumps(made))
@@ -148,9 +151,10 @@ def _groups(line: StatusLine) -> Any:
     return show
 
 
-def _tensors(line: StatusLine) -> Any:
+def _tensors(line: StatusLine, spent: SpentSeconds) -> Any:
     def show(done: int, total: int, choice: TensorChoice) -> None:
-        line.show(f"{done} of {total} tensors, now {choice.tensor.name} as {choice.type.name}")
+        seconds = _seconds(spent.so_far(), "calibration", "encoding")
+        line.show(f"{done} of {total} tensors, now {choice.tensor.name} as {choice.type.name}{seconds}")
 
     return show
 
@@ -161,6 +165,11 @@ def _blocks(line: StatusLine) -> Any:
         line.show(f"report: {done} of at most {total} windows, {mean:.4f} ± {counts.half_width():.4f} nat")
 
     return show
+
+
+def _seconds(found: dict[str, float], *parts: str) -> str:
+    words = [f"{part} {found[part]:,.0f}" for part in parts if found.get(part, 0) >= 1]
+    return f"; processor seconds: {', '.join(words)}" if words else ""
 
 
 def _rows(out: Path, made: dict[str, Any]) -> list[tuple[str, str]]:
@@ -176,6 +185,7 @@ def _rows(out: Path, made: dict[str, Any]) -> list[tuple[str, str]]:
         *_mix_rows(made.get("mix")),
         *_divergence_rows(made.get("divergence")),
         *_speed_rows(made.get("speed")),
+        *_spent_rows(made["cpu_seconds_by_part"]),
         ("licence", _licence(made["licence"])),
         ("receipt", str(out / "receipt.json")),
     ]
@@ -235,6 +245,11 @@ def _speed_rows(speed: dict[str, Any] | None) -> list[tuple[str, str]]:
         )
         for name, found in sorted(speed.items())
     ]
+
+
+def _spent_rows(found: dict[str, float]) -> list[tuple[str, str]]:
+    parts = [f"{seconds:,.0f} s {part}" for part, seconds in found.items() if seconds >= 1]
+    return [("processor", ", ".join(parts))] if parts else []
 
 
 def _predicted(found: dict[str, float]) -> str:

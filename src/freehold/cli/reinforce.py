@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from freehold.cli.company import company_facts
-from freehold.cli.progress import StatusLine
+from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import LINES, adapter_options, chosen_settings, out_option, rate_option
 from freehold.config import Settings
@@ -143,7 +143,7 @@ def command(
     ref = store.resolve(model)
     given["prompts"] = given.pop("prompts_a_step")
     asked = chosen_settings(ReinforceSettings, given)
-    with StatusLine(f"the same command continues; {out} is not there yet") as line:
+    with StatusLine(result_of(out)) as line:
         made = reinforce(
             ref,
             ReinforceSources(reward, check, prompts, test),

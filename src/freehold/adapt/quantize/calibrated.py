@@ -20,6 +20,7 @@ from freehold.adapt.quantize.damping import choose_damping
 from freehold.adapt.quantize.encoding import F32, U8, encoded_pieces
 from freehold.adapt.quantize.feedback import DAMPING
 from freehold.adapt.quantize.recipes import TensorChoice, layer_of
+from freehold.adapt.quantize.spent import SpentSeconds
 from freehold.adapt.quantize.texts import held_out
 from freehold.adapt.quantize.trellis import encode
 from freehold.formats.trellis import BITS
@@ -45,6 +46,7 @@ class CalibratedEncoder:
         *,
         bits: int = 0,
         dampings: Mapping[int, float] | None = None,
+        spent: SpentSeconds | None = None,
     ) -> None:
         chooses = bits > 0 and len(texts) >= LEAST_TEXTS
         held = held_out(texts) if chooses else ()
@@ -52,6 +54,7 @@ class CalibratedEncoder:
         self._layer: CalibratedLayer | None = None
         self._threads, self._bits = threads, bits if chooses else 0
         self.dampings = dict(dampings or {})
+        self._spent = spent or SpentSeconds()
 
     def pieces(self, choice: TensorChoice) -> Iterable[U8]:
         """Yield a tensor's bytes, in order."""
@@ -73,11 +76,12 @@ class CalibratedEncoder:
         """Return the moments of a tensor's inputs; None for one that texts do not reach as a matrix."""
         number = layer_of(choice.tensor.name)
         while number >= 0 and (self._layer is None or self._layer.number < number):
-            following = next(self._layers, None)
-            if following is None:
-                return None
-            self._layer = following
-            self._settle(following)
+            with self._spent.on("calibration"):
+                following = next(self._layers, None)
+                if following is None:
+                    return None
+                self._layer = following
+                self._settle(following)
         layer = self._layer
         return layer.moments.get(choice.tensor.name) if layer and layer.number == number else None
 

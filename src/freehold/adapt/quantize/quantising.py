@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from freehold.adapt.quantize.planning import (
 )
 from freehold.adapt.quantize.recipes import layer_of
 from freehold.adapt.quantize.report import Measurement, coarse_note, measured
+from freehold.adapt.quantize.spent import SpentSeconds
 from freehold.adapt.quantize.texts import texts_hash
 from freehold.adapt.quantize.writing import MODEL, OnTensor, by_type, model_bytes, weight_bits, write_model
 from freehold.adapt.receipt import file_digest, model_digest, receipt
@@ -46,12 +47,13 @@ SPOOL = "streams.tmp"  # what texts have become on their way through the layers
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """Callbacks for notes and progress."""
+    """Callbacks for notes and progress, and the seconds that they may show."""
 
     on_note: Callable[[str], None] = lambda _: None
     on_group: OnGroup | None = None
     on_tensor: OnTensor | None = None
     on_block: OnBlock | None = None
+    spent: SpentSeconds = field(default_factory=SpentSeconds)
 
 
 def quantise(
@@ -78,17 +80,25 @@ def quantise(
         inputs = _inputs(ref, request, texts)
         with RunFolder.open(out, "quantize", inputs, fresh=request.fresh) as run:
             kept = run.kept.state if run.kept else {}
-            plan = planned(source, request, texts, pool, kept, watching.on_group)
+            spent = watching.spent
+            spent.resume(kept.get("spent", {}))
+            with spent.on("mix"):
+                plan = planned(source, request, texts, pool, kept, watching.on_group)
             size = model_bytes(dict(plan.keys), plan.choices)
             for note in notes_before(plan.choices, size, _source_bytes(source)):
                 watching.on_note(note)
             if not kept:
-                run.keep(0, {}, plan.as_state())
-            path = _written(run, plan, bound, texts, pool, watching)
+                run.keep(0, {}, {**plan.as_state(), "spent": spent.so_far()})
+            with spent.on("encoding"):
+                path = _written(run, plan, bound, texts, pool, watching)
             source.check_whole()
-            found = _measured(ref, path, request, settings, threads, watching)
+            with spent.on("report"):
+                found = _measured(ref, path, request, settings, threads, watching)
             dampings = run.kept.state["damping"] if run.kept else {}
-            made = _receipt(ref, source, inputs, plan, path, found, request) | {"damping": dict(dampings)}
+            made = _receipt(ref, source, inputs, plan, path, found, request) | {
+                "damping": dict(dampings),
+                "cpu_seconds_by_part": spent.so_far(),
+            }
             for note in made["notes"]:
                 watching.on_note(note)
             run.finish(made)
@@ -134,14 +144,20 @@ def _written(
     kept = run.kept.state.get("damping", {}) if run.kept else {}
     bits = max((BITS.get(c.type, 0) for c in plan.choices), default=0)
     dampings = {int(layer): damping for layer, damping in kept.items()}
-    with CalibratedEncoder(bound, texts, run.path(SPOOL), pool, bits=bits, dampings=dampings) as encoder:
+    spent = watching.spent
+    with CalibratedEncoder(
+        bound, texts, run.path(SPOOL), pool, bits=bits, dampings=dampings, spent=spent
+    ) as encoder:
         return write_model(
             run,
             dict(plan.keys),
             plan.choices,
             encoder.pieces,
             watching.on_tensor,
-            lambda: {"damping": {str(layer): each for layer, each in encoder.dampings.items()}},
+            lambda: {
+                "damping": {str(layer): each for layer, each in encoder.dampings.items()},
+                "spent": spent.so_far(),
+            },
         )
 
 
