@@ -51,7 +51,7 @@ class _Tree:
         self.status: int | None = None
         # Of the engine alone: its sockets there outlive a kill, and lie open to others in the system's own folder. A
         # short name, as a socket's path is limited.
-        self.temporary = tempfile.mkdtemp(prefix="fh-")
+        self.temporary = tempfile.mkdtemp(prefix="fhe-")
 
     def start(self, job: dict[str, Any]) -> None:
         """Start the engine in a session of its own: no key pressed in a terminal reaches it. Raises OSError."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mmap
 import os
 import re
 import secrets
@@ -91,8 +92,11 @@ class StandIn:
             for _ in range(settings.children)
         ]
         self.shm = [Path(f"/dev/shm/psm_{secrets.token_hex(4)}") for _ in range(settings.shm)]
+        self.maps: list[mmap.mmap] = []  # as engines have it mapped while they live
         for path in self.shm:
             path.write_bytes(b"x")
+            with path.open("r+b") as file:
+                self.maps.append(mmap.mmap(file.fileno(), 0))
 
     # --- life -----------------------------------------------------------------------------------------
 
