@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from freehold.backends import asked as asking
 from freehold.backends import attach, drivers, survey
+from freehold.backends.asked import DeployOptions
 from freehold.backends.attach import target
 from freehold.backends.contract import DeployPlan
 from freehold.backends.replica import Replica
 from freehold.backends.survey import attached_plan
+from freehold.config import load_settings
 from freehold.errors import EngineLost, UsageError
 from freehold.providers.hop import Hop
 from tests.backends import standin
@@ -238,3 +241,18 @@ def _plan() -> DeployPlan:
     from tests.backends import plans
 
     return plans.plan()
+
+
+@synchronous
+async def test_deploy_plans_for_an_address(tmp_path: Path) -> None:
+    elsewhere = Elsewhere(tmp_path, "llamacpp")
+    await elsewhere.start()
+    try:
+        asked = DeployOptions("m", name="ours", attach=f"unix:{elsewhere.socket}")
+        plan = await asyncio.to_thread(asking.planned, load_settings(), asked)
+        assert (plan.engine, plan.model.name, plan.served) == ("llamacpp", "ours", "m")
+    finally:
+        await elsewhere.end()
+    for wrong in ({"replicas": 2}, {"flags": ("--x",)}, {"on": "h100"}, {"python": "/p"}):
+        with pytest.raises(UsageError):
+            asking.planned(load_settings(), DeployOptions("m", attach="127.0.0.1:1", **wrong))  # type: ignore[arg-type]

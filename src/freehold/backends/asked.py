@@ -55,6 +55,8 @@ class DeployOptions:
     env: str = ""  # an environment's folder; it is made where there is none
     command: str = ""  # a program and its first words
     attach: str = ""  # URL of an engine that runs already
+    attach_key_env: str = ""  # the variable that has its key
+    attach_cleartext: bool = False  # plain http to another machine: the way there is private already
     fallback: str = ""  # a model of our own engine that answers while no replica can
 
 
@@ -73,6 +75,17 @@ def planned(settings: Settings, asked: DeployOptions) -> DeployPlan:
     from freehold.backends import drivers, facts
 
     check(asked)
+    if asked.attach:
+        from freehold.backends.survey import attached_plan
+
+        return attached_plan(
+            asked.attach,
+            asked.model,
+            name=asked.name,
+            engine="" if asked.engine == "auto" else drivers.driver(asked.engine).name,
+            key_env=asked.attach_key_env,
+            cleartext=asked.attach_cleartext,
+        )
     model = facts.deployed(settings, asked.model, name=asked.name)
     nodes = facts.nodes_on(asked.on, asked.nodes) if asked.on else facts.nodes_here(settings.home)
     engine, found, notes = _engine(settings, asked, model, nodes)
@@ -106,6 +119,10 @@ def check(asked: DeployOptions) -> None:
         raise UsageError(f"--on plans for other hardware, and {given[0]} is here", "leave one of them out")
     if asked.attach and asked.flags:
         raise UsageError("--engine-flag: an attached engine runs already", "start it with the flag yourself")
+    if asked.attach and asked.replicas > 1:
+        raise UsageError("--replicas: an attached engine is one", "leave it out")
+    if (asked.attach_key_env or asked.attach_cleartext) and not asked.attach:
+        raise UsageError("--attach-key-env and --attach-cleartext are for --attach", "add --attach URL")
     if asked.nodes > 1 and not asked.on:
         raise UsageError("--nodes counts boxes of --on HARDWARE", "for example --on 8xh100 --nodes 2")
 
@@ -118,9 +135,8 @@ def _engine(
 
     if asked.python:
         return *_of_python(Path(asked.python).expanduser(), asked.engine), ()
-    if asked.engine == "auto" and (asked.command or asked.attach):
-        given = "--command" if asked.command else "--attach"
-        raise UsageError(f"{given} needs --engine: whose flags and dialect", "for example --engine vllm")
+    if asked.engine == "auto" and asked.command:
+        raise UsageError("--command needs --engine: whose flags and dialect", "for example --engine vllm")
     if asked.command:
         return drivers.driver(asked.engine).name, EngineFacts(command=tuple(_words(asked.command))), ()
     if asked.engine != "auto":

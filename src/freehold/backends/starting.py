@@ -23,9 +23,11 @@ def free_port() -> int:
 
 
 def filled(plan: DeployPlan, folder: Path) -> DeployPlan:
-    """Return the plan with a port in place of 0, and both in its flags."""
+    """Return the plan with the replica's folder, and a port in place of 0, in its flags too."""
     listens = plan.listens
-    if listens.socket is None and not listens.port:
+    if listens.socket is not None:
+        listens = Listens(Path(str(listens.socket).replace("{folder}", str(folder))))
+    elif not listens.port:
         listens = Listens(host=listens.host, port=free_port())
     return replace(plan, listens=listens, flags=tuple(_filled(f, folder, listens.port) for f in plan.flags))
 

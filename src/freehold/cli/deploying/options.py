@@ -41,7 +41,14 @@ _PLAN = (
     click.option(
         "--attach",
         metavar="URL",
-        help="Use an engine that runs already at URL.",
+        help="Use an engine that runs already at URL, or at unix:PATH; MODEL is its own name for it.",
+    ),
+    click.option("--attach-key-env", metavar="NAME", help="Variable that has the attached engine's key."),
+    click.option(
+        "--attach-cleartext",
+        is_flag=True,
+        default=None,
+        help="Allow http:// to another machine: the way there is private (a tunnel, a cable).",
     ),
     click.option("--fallback", metavar="MODEL", help="A stored model that answers while no replica can."),
 )
