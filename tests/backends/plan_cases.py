@@ -88,7 +88,8 @@ def request(draw: random.Random, engine: str) -> PlanRequest:
     names = [d.name for d in devices() if d.kind == "gpu" or (d.kind == "cpu" and engine == "vllm")]
     count, boxes = draw.choice((1, 1, 2, 3, 4, 6, 8, 8)), draw.choice((1, 1, 1, 2, 4))
     nodes = nodes_on(f"{count}x{draw.choice(names)}", boxes)
-    nodes = replace(nodes, here=boxes == 1 and model.here and draw.random() < 0.5)
+    here = boxes == 1 and model.here and draw.random() < 0.5
+    nodes = replace(nodes, here=here, free=draw.choice((1.0, 0.8)) if here else 1.0)
     most = model.anatomy.context or 4096
     return PlanRequest(
         model=model,
@@ -96,7 +97,7 @@ def request(draw: random.Random, engine: str) -> PlanRequest:
         engine=EngineFacts(draw.choice((VERSIONS[engine], "", VERSIONS[engine] + "+cpu"))),
         context=draw.choice((0, 0, min(most, 2048), min(most, 32768))),
         streams=draw.choice((0, 0, 1, 16, 100, 512)),
-        replicas=draw.choice((0, 0, 0, 1, 2)),
+        replicas=draw.choice((0, 0, 0, 1, 2, 3)),
         cache_type=draw.choice(("", "", "", "fp8")),
         flags=draw.choice(OWN[engine]) if draw.random() < 0.4 else (),
         port=draw.choice((0, 8100)),
@@ -143,6 +144,7 @@ def synthetic(draw: random.Random) -> DeployedModel:
         thinks=draw.choice((True, False, None)),
         template=draw.choice((True, True, False)),
         mistral=draw.random() < 0.1,
+        blocks=draw.choice((0, 0, 12, 20, 32)) if quant in ("FP8", "INT4") else 0,
     )
 
 

@@ -107,6 +107,19 @@ def test_weights_packed_in_whole_numbers_count_as_what_they_hold(tmp_path):
     )
 
 
+def test_blocks_that_share_scales_are_counted_along_the_width_that_is_sliced(tmp_path):
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    folder = write_model(
+        tmp_path, quantization_config=fp8, intermediate_size=2560, moe_intermediate_size=1536
+    )
+    assert of_path(folder).blocks == 12
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    assert (
+        of_path(write_model(tmp_path / "awq", quantization_config=awq, intermediate_size=29568)).blocks == 231
+    )
+    assert of_path(write_model(tmp_path / "wide")).blocks == 0
+
+
 def test_types_that_our_readers_refuse_are_counted_by_their_bytes(tmp_path):
     folder = write_model(tmp_path)
     write_tensors(folder / "model.safetensors", {"x": (64, 64)}, "F8_E5M2", 1)

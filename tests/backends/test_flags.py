@@ -189,7 +189,7 @@ def test_every_rule_of_doors_shuts_a_flag_that_an_engine_has():
     text = resources.files("freehold.backends.flags").joinpath("doors.toml").read_text(encoding="utf-8")
     names = [
         schema.alike(s).lstrip("-")
-        for engine in KNOWN
+        for engine in schema.known_engines()
         for f in schema.nearest(engine, "").flags.values()
         for s in (f.name, *f.also)
     ]

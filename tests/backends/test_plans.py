@@ -75,6 +75,15 @@ def wrong(plan: DeployPlan) -> list[str]:
             found.append("a tensor group across nodes")
         if plan.replicas * sizes.devices > rig.count * plan.nodes.count:
             found.append(f"{plan.replicas} replicas of {sizes} on {rig.name} x {plan.nodes.count}")
+        per_node = (
+            plan.nodes.count // plan.across
+            if plan.across > 1
+            else (rig.count // sizes.devices * plan.nodes.count)
+        )
+        if plan.replicas > per_node:
+            found.append(f"{plan.replicas} replicas of {sizes} do not fit into {plan.nodes.count} nodes")
+        if model.blocks and model.blocks % sizes.tensor and sizes.expert == 1:
+            found.append(f"slices of {model.blocks} blocks on {sizes.tensor} devices")
         if plan.across * rig.count < sizes.devices:
             found.append("more devices than its nodes have")
     if plan.memory_bytes > rig.memory_bytes * plan.nodes.count:
@@ -140,6 +149,56 @@ def test_experts_that_do_not_divide_stay_sliced():
     assert with_experts(sizes, model_of(64, 8, experts=128), Wanted(expert=False), 0).expert == 1
 
 
+def test_quantised_blocks_are_sliced_whole_or_experts_are_spread():
+    assert not divides(model_of(64, 8, blocks=20), 8) and divides(model_of(64, 8, blocks=20), 4)
+    moe = model_of(64, 8, experts=128, blocks=12)
+    assert divides(moe, 8) and with_experts(ParallelSizes(tensor=8), moe, Wanted(expert=False), 0).expert == 8
+    assert with_experts(ParallelSizes(tensor=4), moe, Wanted(), 0).expert == 1
+
+
+def test_replicas_share_nodes_evenly(tmp_path):
+    model = weighing(of_path(write_model(tmp_path)), 10)
+    plan = drivers.driver("vllm").plan(PlanRequest(model, nodes_on("2x8xh100"), replicas=3))
+    assert (plan.replicas, plan.sizes) == (
+        3,
+        ParallelSizes(tensor=4),
+    )  # two on a node: five would not go twice
+    assert drivers.driver("vllm").plan(PlanRequest(model, nodes_on("2x8xh100"), replicas=2)).sizes.tensor == 8
+    with pytest.raises(UsageError):
+        drivers.driver("vllm").plan(PlanRequest(model, nodes_on("2x8xh100"), replicas=17))
+
+
+def test_memory_that_others_have_taken_is_left_to_them(tmp_path):
+    model = of_path(write_model(tmp_path))
+    nodes = replace(nodes_on("h100"), here=True, free=0.6)
+    plan = drivers.driver("vllm").plan(PlanRequest(model, nodes))
+    assert value(plan, "--gpu-memory-utilization") == "0.58"
+
+
+def test_ray_across_nodes_takes_ranks_from_its_cluster(tmp_path):
+    heavy = weighing(of_path(write_model(tmp_path)), 800, layers=126)
+    plan = drivers.driver("vllm").plan(
+        PlanRequest(heavy, nodes_on("2x8xh100"), flags=("--distributed-executor-backend=ray",))
+    )
+    assert value(plan, "--nnodes") == "absent" and not plan.follower
+    assert any("Ray cluster" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("engine, flag", [("vllm", "--runner"), ("sglang", "--is-embedding")])
+def test_an_embedder_is_started_as_one(tmp_path, engine, flag):
+    folder = write_model(tmp_path)
+    (folder / "modules.json").write_text("[]")
+    plan = drivers.driver(engine).plan(PlanRequest(of_path(folder), nodes_on("h100")))
+    assert value(plan, flag) != "absent" and value(plan, "--tool-call-parser") == "absent"
+
+
+def test_a_gguf_names_the_engine_that_loads_it_and_where_its_safetensors_are(tmp_path):
+    gguf = replace(of_path(write_model(tmp_path)), files="gguf", name="qwen2.5-coder:0.5b")
+    with pytest.raises(UsageError, match="is a GGUF") as error:
+        drivers.driver("vllm").plan(PlanRequest(gguf, nodes_on("h100")))
+    assert "llamacpp" in error.value.hint and "pull hf://Qwen/Qwen2.5-Coder-0.5B" in error.value.hint
+
+
 def test_a_size_of_the_user_that_does_not_divide_is_refused_with_those_that_do(tmp_path):
     model = of_path(write_model(tmp_path, heads=4, kv_heads=2))
     with pytest.raises(UsageError, match="3 devices cannot share out") as error:
@@ -173,7 +232,7 @@ def value(plan: DeployPlan, name: str) -> str | None:
 
 def test_vllm_on_a_processor_gets_its_cache_in_bytes_and_no_binding(tmp_path):
     plan = on_cpu(of_path(write_model(tmp_path)), socket=tmp_path / "s.sock")
-    assert int(value(plan, "--kv-cache-memory-bytes") or 0) == 8 * plan.model.anatomy.cache_bytes(
+    assert int(value(plan, "--kv-cache-memory-bytes") or 0) == 16 * plan.model.anatomy.cache_bytes(
         plan.context
     )
     assert plan.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
@@ -189,7 +248,7 @@ def test_two_sockets_are_a_tensor_group_where_heads_divide_and_copies_where_not(
     assert plan.sizes == ParallelSizes(tensor=2) and value(plan, "--tensor-parallel-size") == "2"
     odd = on_cpu(of_path(write_model(tmp_path / "odd", heads=3, kv_heads=3)), nodes=two)
     assert odd.sizes == ParallelSizes(data=2) and value(odd, "--data-parallel-size") == "2"
-    assert value(odd, "--max-num-seqs") == "4"  # vLLM counts them for each copy
+    assert value(odd, "--max-num-seqs") == "8"  # vLLM counts them for each copy
 
 
 def test_sizes_by_flag_reach_the_plan(tmp_path):

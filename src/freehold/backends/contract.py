@@ -51,8 +51,9 @@ class DeployedModel:
     tools: bool | None = None  # whether its chat template takes tools; None: not known
     thinks: bool | None = None  # whether it may think before it answers; None: not known
     template: bool | None = None  # whether it has a chat template at all; None: not known
-    mistral: bool = False  # has Mistral's own tokenizer (tekken.json), which its template needs
+    mistral: bool = False  # has Mistral's own tokenizer, tekken.json
     here: bool = True  # its files are on this machine
+    blocks: int = 0  # quantised blocks along the width that a tensor group slices; 0: none, or not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Nodes:
     rig: Rig
     count: int = 1
     here: bool = True  # the plan is for this machine
+    free: float = 1.0  # share of each device's memory that nothing else takes now
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class DeployPlan:
     across: int = 1  # nodes that one replica takes
     follower: tuple[PlannedFlag, ...] = ()  # flags that every node but the first has besides
     inner: DeployPlan | None = None  # of "ray": what each replica of its app starts
-    attached: str = ""  # URL of an engine that somebody else runs; nothing of its life is ours then
+    attached: str = ""  # URL of an engine of another owner; nothing of its life is ours then
     served: str = ""  # what the engine itself calls the model, where that is not among its flags
 
     def argv(

@@ -25,7 +25,7 @@ _FILES = {
     "mlx": "mlx",
     "freehold": "own",
 }
-_ATTACHED = {"compatible": "compatible_server"}  # not started here: somebody else runs it
+_ATTACHED = {"compatible": "compatible_server"}  # not started here
 _ALSO = {"tensorrt-llm": "trtllm", "trt-llm": "trtllm", "llama.cpp": "llamacpp", "llama-server": "llamacpp"}
 
 
@@ -49,7 +49,7 @@ def driver(name: str) -> EngineDriver:
 def driver_of(plan: DeployPlan) -> EngineDriver:
     """Return the driver of a plan.
 
-    That of a Ray Serve app speaks as the engine of its replicas does; that of an engine that somebody else runs is the
+    That of a Ray Serve app speaks as the engine of its replicas does; that of an engine of another owner is the
     engine's own, but for its life.
     """
     if plan.attached:

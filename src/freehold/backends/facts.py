@@ -105,7 +105,7 @@ def _of_folder(folder: Path, name: str) -> DeployedModel:
         name=name or folder.resolve().name,
         source=str(folder.resolve()),
         files="safetensors",
-        anatomy=_anatomy(folder, keys, quant),
+        anatomy=replace(_anatomy(folder, keys, quant), role=_role(folder)),
         family=parsers.family((name, folder.resolve().name), "", str(config.get("model_type", ""))),
         heads=keys.number("num_attention_heads"),
         kv_heads=keys.number("num_key_value_heads", "num_attention_heads"),
@@ -117,6 +117,7 @@ def _of_folder(folder: Path, name: str) -> DeployedModel:
         thinks=None if template is None else "think" in template,
         template=template is not None,
         mistral=(folder / "tekken.json").exists(),
+        blocks=_blocks(config, keys),
     )
 
 
@@ -168,6 +169,19 @@ def _catalogued(method: str, said: Mapping[str, Any]) -> str:
     if (bits and bits[1] == "4") or method in ("awq", "gptq") or "load_in_4bit" in words:
         return "INT4-32" if re.search(r'"(?:q_)?group_size": 32\b', words) else "INT4"
     return ""
+
+
+def _blocks(config: Mapping[str, Any], keys: SizeKeys) -> int:
+    """Return how many blocks of weights that share scales lie along the width of an MLP, or of an expert."""
+    said = json.dumps(config.get("quantization_config") or {})
+    found = re.search(r'"(?:weight_block_size": \[|(?:q_)?group_size": )(\d+)', said)
+    width = keys.number("moe_intermediate_size", "intermediate_size")
+    return width // int(found[1]) if found and int(found[1]) and width % int(found[1]) == 0 else 0
+
+
+def _role(folder: Path) -> str:
+    """Return what a folder's model gives: sentence-transformers' folders list the parts that make vectors."""
+    return "embedder" if (folder / "modules.json").exists() else "generator"
 
 
 def _anatomy(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
@@ -266,7 +280,8 @@ def nodes_here(home: Path) -> Nodes:
         same = [g for g in known if g.device == known[0].device]
         made = device(same[0].device)
         least = min(g.memory for g in same) / (1 << 30)
-        return Nodes(Rig(replace(made, memory_gib=min(made.memory_gib, least)), len(same)))
+        free = min(g.free / g.memory for g in same)
+        return Nodes(Rig(replace(made, memory_gib=min(made.memory_gib, least)), len(same)), free=free)
     if found.device:
         made = device(found.device)
         return Nodes(Rig(replace(made, memory_gib=found.memory / (1 << 30))))

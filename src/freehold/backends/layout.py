@@ -1,4 +1,4 @@
-"""A layout: what an engine is told about sizes, context, streams and cache, and what decides it.
+"""A layout: sizes, context, streams and cache of an engine, and what decides them.
 
 Types alone; planning.py and processors.py fill them, each engine's driver words them in its own flags.
 Path: EngineDriver.plan -> EngineTraits, Wishes -> planning.planned -> Layout
@@ -17,7 +17,7 @@ GIB = 1 << 30
 USUAL = 4096  # tokens of a conversation by which streams are counted; longer ones take the room of several
 CPU_CONTEXT = 8192  # on a processor, whose prompts are slow, unless another number is asked for
 WANTED_STREAMS = 8  # that the sizes leave room for, where it is to be had
-MOST_STREAMS, CPU_STREAMS = 256, 8  # at a time, where no number is asked for
+MOST_STREAMS, CPU_STREAMS = 256, 16  # at a time, where no number is asked for
 # A server process and each rank of vLLM's CPU build before weights: 1.1 GB was measured of the server.
 PROCESS_BYTES = 1.2 * GIB
 CPU_SHARE = 0.85  # of the free memory; the rest is the system's, and this server's own
@@ -52,7 +52,7 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What an engine has to be told, and what it then does. `why`: a reason by field's name."""
+    """What an engine is given, and what it then takes. `why`: a reason by field's name."""
 
     sizes: ParallelSizes
     replicas: int

@@ -42,8 +42,18 @@ def divides(model: DeployedModel, tensor: int, *, copies: bool = True) -> bool:
     """
     if model.heads and model.heads % tensor:
         return False
+    if not slices(model, tensor) and (not model.experts or model.experts % tensor):
+        return False
     kv = model.kv_heads
     return not kv or kv % tensor == 0 or (copies and tensor % kv == 0)
+
+
+def slices(model: DeployedModel, tensor: int) -> bool:
+    """Say whether quantised matrices can be sliced so often: a slice holds whole blocks of weights and scales.
+
+    Where they cannot, experts may be spread whole.
+    """
+    return not model.blocks or model.blocks % tensor == 0
 
 
 def tensor_sizes(model: DeployedModel, devices: int, *, copies: bool = True) -> tuple[int, ...]:
@@ -89,12 +99,13 @@ def with_experts(sizes: ParallelSizes, model: DeployedModel, wanted: Wanted, str
     """
     group = sizes.tensor * sizes.data
     spread = bool(model.experts) and model.experts % group == 0 and group > 1
-    if wanted.expert is False or not spread:
+    if not spread or (wanted.expert is False and slices(model, sizes.tensor)):
         return sizes
     latent = any(g.kind == "latent" for g in model.anatomy.layers)
     if latent and streams >= ATTENTION_FROM and not wanted.any and sizes.tensor >= EXPERTS_FROM:
         return ParallelSizes(tensor=1, pipeline=sizes.pipeline, data=sizes.tensor, expert=group)
-    return replace(sizes, expert=group) if wanted.expert or group >= EXPERTS_FROM else sizes
+    whole = wanted.expert or group >= EXPERTS_FROM or not slices(model, sizes.tensor)
+    return replace(sizes, expert=group) if whole else sizes
 
 
 def _does_not_divide(model: DeployedModel, tensor: int, devices: int, copies: bool) -> UsageError:

@@ -1,4 +1,4 @@
-"""Which parser of tool calls and of reasoning an engine is told for a model's family; parsers.toml has the names.
+"""Which parser of tool calls and of reasoning an engine takes for a model's family; parsers.toml has the names.
 
 Each name is in its engine's registry; which family it fits is the name's plain meaning, so a plan that takes one says
 so. Knows families and names; knows no file of a model.

@@ -1,4 +1,4 @@
-"""Decides what every engine has to be told: sizes, context, streams, cache, quantisation; and what one may expect.
+"""Decides what every engine is given: sizes, context, streams, cache, quantisation; and what one may expect.
 
     found = planned(request, traits, wishes)     # Layout; raises UsageError with what would fit
 
@@ -23,6 +23,9 @@ from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
 
 _FP8 = 8.9  # of CUDA: the compute capability from which devices multiply FP8
+
+
+_SPARE = 0.02  # of a device's memory, left alone beside what other programs have taken
 
 
 def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
@@ -137,17 +140,18 @@ class _Space:
 
     @property
     def share(self) -> float:
-        return self.wishes.memory_share or self.engine.memory_share[self.request.nodes.rig.device.kind]
+        """Share of a device that the engine may take: less where others have taken some."""
+        nodes = self.request.nodes
+        usual = min(
+            self.engine.memory_share[nodes.rig.device.kind], nodes.free - _SPARE if nodes.free < 1 else 1
+        )
+        return self.wishes.memory_share or max(round(usual, 2), 0.0)
 
     def smallest(self) -> ParallelSizes | None:
         """Return the sizes to take: for a fixed number of replicas the most devices, else the fewest that suffice."""
-        rig, nodes = self.request.nodes.rig, self.request.nodes.count
-        if not self.engine.reads(self.anatomy.quant, rig.device):
+        if not self.engine.reads(self.anatomy.quant, self.request.nodes.rig.device):
             return None
-        devices, across = rig.count, nodes
-        if self.request.replicas:
-            total = rig.count * nodes // self.request.replicas
-            devices, across = min(rig.count, total), max(total // rig.count, 1)
+        devices, across = self._share_of_a_replica()
         if not devices:
             return None
         wanted = self.wishes.sizes
@@ -162,6 +166,13 @@ class _Space:
             fitting = [max(within, key=lambda w: w.tensor)]
         sizes = parallel.with_experts(fitting[0], self.request.model, wanted, self.asked_streams)
         return sizes if self.streams_of(sizes) >= 1 else fitting[0]
+
+    def _share_of_a_replica(self) -> tuple[int, int]:
+        """Return the devices of a node that a replica may take, and the nodes; several replicas share nodes evenly."""
+        rig, nodes, replicas = self.request.nodes.rig, self.request.nodes.count, self.request.replicas
+        if replicas <= nodes:
+            return rig.count, nodes // replicas if replicas else nodes
+        return rig.count // -(-replicas // nodes), 1
 
     def streams_of(self, sizes: ParallelSizes) -> int:
         """Return how many conversations fit that are as long as was asked for, of the usual length otherwise."""

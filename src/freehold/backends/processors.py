@@ -1,7 +1,7 @@
 """Lays a model out on processors: memory decides, and the cache is given in bytes.
 
-vLLM's CPU build takes a share of all memory for its cache unless it is told, and its ranks are processes. No speed is
-predicted: no row of it was published or measured.
+vLLM's CPU build takes a share of all memory for its cache unless it is given bytes, and its ranks are processes. No
+speed is predicted: no row of it was published or measured.
 Path: planning.planned -> on_processors -> Layout
 """
 
@@ -49,7 +49,7 @@ def on_processors(request: PlanRequest, traits: EngineTraits, wishes: Wishes) ->
     if wishes.cache_bytes:
         cache = wishes.cache_bytes * sizes.devices
     else:
-        cache = int(min(streams * max(each, 1), max(free, 0)))
+        cache = int(min(streams * max(each, 1), max(free / 2, each)))
     if cache > free or cache < each:
         shorter = next(
             (n for n in (4096, 2048, 1024, 512, _LEAST_CONTEXT) if anatomy.cache_bytes(n) <= free), 0

@@ -76,8 +76,11 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         )
     if layout.quantise:
         add("--quantization", layout.quantise, why["quantise"])
-    add("--load-format", "mistral" if request.model.mistral else "safetensors", "never a pickle")
-    words.parsers("sglang", "--tool-call-parser", "--reasoning-parser")
+    add("--load-format", "safetensors", "never a pickle")
+    if request.model.anatomy.role == "generator":
+        words.parsers("sglang", "--tool-call-parser", "--reasoning-parser")
+    else:
+        add("--is-embedding", True, "it gives vectors, not text")
     add("--enable-metrics", True, "its counters show that it lives")
     add("--enable-cache-report", True, "tells how much of a prompt was cached")
     add("--enable-priority-scheduling", True, "requests carry the priority of our queue")

@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "VLLM_PLUGINS": "",
 }
 KEY = SecretRef("VLLM_API_KEY")
+RAY = "a Ray cluster has to span the nodes, with its token on; this line runs on its head alone"
 MASTER_PORT = 29501  # of a rendezvous between nodes
 
 
@@ -59,7 +60,7 @@ class Vllm(VllmServer):
             environment,
             listens=listens,
             secrets=(KEY,),
-            follower=follower if layout.across > 1 else (),
+            follower=follower if layout.across > 1 and not _by_ray(words) else (),
         )
 
 
@@ -98,11 +99,13 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         add("--kv-cache-dtype", layout.cache_type, why.get("cache_type", "asked for"))
     if layout.quantise:
         add("--quantization", layout.quantise, why["quantise"])
-    add("--load-format", "mistral" if request.model.mistral else "safetensors", "never a pickle")
+    add("--load-format", "safetensors", "never a pickle")
     if request.model.mistral:
-        for name in ("--tokenizer-mode", "--config-format"):
-            add(name, "mistral", "its own tokenizer and template lie in tekken.json")
-    words.parsers("vllm", "--tool-call-parser", "--reasoning-parser", switch="--enable-auto-tool-choice")
+        add("--tokenizer-mode", "mistral", "its own tokenizer lies in tekken.json")
+    if request.model.anatomy.role == "generator":
+        words.parsers("vllm", "--tool-call-parser", "--reasoning-parser", switch="--enable-auto-tool-choice")
+    else:
+        add("--runner", "pooling", "it gives vectors, not text")
     add("--enable-prompt-tokens-details", True, "tells how much of a prompt was cached")
     add("--scheduling-policy", "priority", "requests carry the priority of our queue")
     add("--shutdown-timeout", DRAIN_S, "its answers end before it does; 0, its default, cuts them")
@@ -122,7 +125,9 @@ def _parallel(words: Wording, layout: Layout) -> None:
         add("--enable-expert-parallel", True, why["expert"])
     if sizes.devices > 1:
         add("--distributed-executor-backend", "mp", "processes of vLLM itself: no Ray, whose ports stay open")
-    if layout.across > 1:
+    if layout.across > 1 and _by_ray(words):
+        words.notes.append(RAY)
+    elif layout.across > 1:
         add("--nnodes", layout.across, why["pipeline"])
         add("--node-rank", "{rank}", "of this node")
         add("--master-addr", "{head}", "where the nodes meet: keep that network private")
@@ -137,8 +142,12 @@ def _processor_environment(request: PlanRequest, layout: Layout) -> dict[str, st
     return bound | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
+def _by_ray(words: Wording) -> bool:
+    return words.value("--distributed-executor-backend") == "ray"
+
+
 def _refuse_ray(words: Wording) -> None:
-    if words.value("--distributed-executor-backend") == "ray":
+    if _by_ray(words):
         raise UsageError(
             "--distributed-executor-backend ray: vLLM's CPU build does not support Ray",
             "leave it out, or give mp",

@@ -22,7 +22,7 @@ from freehold.backends.flags import check, schema
 from freehold.backends.layout import Layout
 from freehold.backends.parallel import Wanted
 from freehold.backends.parsers import parser_names
-from freehold.errors import UsageError
+from freehold.errors import FreeholdError, UsageError
 
 GUESSED = "by its family {family}: a name's plain meaning; the model's card decides"
 # What keeps the hub's client and the libraries below engines from calling out.
@@ -175,10 +175,20 @@ def opened(
         other = "--engine llamacpp" if model.files == "gguf" else "--engine vllm"
         raise UsageError(
             f"{title} loads {kinds[files]}, and {model.name} is {kinds[model.files]}",
-            f"{other} loads it; or take {kinds[files]} of the same model",
+            f"{other} loads it; or take {kinds[files]} of the same model{_at_the_hub(model.name, files)}",
         )
     known = schema.nearest(engine, version)
     return Wording(request, known, check.checked(known, request.flags))
+
+
+def _at_the_hub(name: str, files: str) -> str:
+    """Return how to fetch a model's safetensors, where the catalogue knows whose they are."""
+    from freehold import catalog
+
+    try:
+        return f": freehold pull hf://{catalog.model(name).id}" if files == "safetensors" else ""
+    except FreeholdError:
+        return ""
 
 
 def refuse_old(title: str, version: str, least: str) -> None:

@@ -26,7 +26,7 @@ _OFF = "--no-"
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class FlagRule:
     """A rule of doors.toml."""
 
     name: re.Pattern[str]
@@ -57,7 +57,7 @@ def checked(schema: FlagSchema, flags: Iterable[str]) -> dict[str, PlannedFlag]:
     return found
 
 
-def refused(schema: FlagSchema, spelling: str, value: str | None) -> Door | None:
+def refused(schema: FlagSchema, spelling: str, value: str | None) -> FlagRule | None:
     """Return the rule that refuses a flag in this spelling; None: it is taken. A key of a flag counts as the flag."""
     head = spelling.partition(".")[0]
     spec = schema.find(head)
@@ -151,7 +151,7 @@ def verified(schema: FlagSchema, flags: Iterable[PlannedFlag]) -> None:
 
 
 @cache
-def _doors() -> tuple[Door, ...]:
+def _doors() -> tuple[FlagRule, ...]:
     return tuple(_door(raw) for raw in _data()["any"])
 
 
@@ -161,8 +161,8 @@ def _data() -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _door(raw: Mapping[str, Any]) -> Door:
-    return Door(
+def _door(raw: Mapping[str, Any]) -> FlagRule:
+    return FlagRule(
         re.compile(raw["name"]),
         raw["why"],
         raw.get("hint", ""),
