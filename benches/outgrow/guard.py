@@ -104,7 +104,7 @@ class Deployed:
             if self.process.poll() is not None or time.monotonic() - began > READY_S:
                 raise SystemExit(self.said.read_text() + "\nnot ready")
             self.tree.look()
-            time.sleep(0.5)
+            time.sleep(0.05)
         self.ready_s = time.monotonic() - began
 
 

@@ -262,6 +262,23 @@ def test_an_engine_has_temporary_files_of_its_own_that_go_with_it(tmp_path):
     asyncio.run(run())
 
 
+DUMPS = """
+print("(EngineCore pid=7) ERROR [dump_input.py:79] Dumping scheduler output for model execution: "
+      "SchedulerOutput(scheduled_new_reqs=[NewRequestData(sampling_params=SamplingParams(stop=['my own words'])])")
+"""
+
+
+def test_an_engine_s_dump_of_the_requests_it_computed_is_left_out(tmp_path):
+    async def run() -> None:
+        engine = await started(DUMPS, tmp_path)
+        await engine.ended
+        assert list(engine.log) == [
+            "(EngineCore pid=7) ERROR [dump_input.py:79] [what requests held is left out]"
+        ]
+
+    asyncio.run(run())
+
+
 def test_a_flood_of_output_is_kept_to_the_newest_lines(tmp_path):
     async def run() -> None:
         engine = await started("for i in range(20_000): print('line', i)", tmp_path)

@@ -1,4 +1,4 @@
-"""The newest lines of an engine's output: bounded in lines and in their length, and without any secret.
+"""The newest lines of an engine's output: bounded in lines and in their length, without secrets and requests.
 
 Engines print what they like, for months: a line of megabytes, a bar that is drawn again and again, their environment
 in a traceback. Knows bytes and lines; knows no engine.
@@ -18,6 +18,8 @@ CHARACTERS = 500  # of a line
 _UNFINISHED = 1 << 16  # bytes of a line whose end has not come: what follows is dropped
 _SEEN = 1024  # different lines remembered, to tell news from repetition
 _COLOUR = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+# An engine that dies prints the requests it computed: stop strings, schemas, expressions are the client's words.
+_REQUESTS = re.compile(rb"Dumping |[Ss]ampling_?[Pp]arams|prompt_token_ids=|scheduled_new_reqs")
 _FIGURES = re.compile(r"[\d.:,/%-]+")
 
 
@@ -56,6 +58,8 @@ class LogRing(asyncio.Protocol, Sequence[str]):
             self.closed.set_result(None)
 
     def _add(self, raw: bytes) -> None:
+        if found := _REQUESTS.search(raw):
+            raw = raw[: found.start()] + b"[what requests held is left out]"
         for secret in self._secrets:
             raw = raw.replace(secret, b"[secret]")
         line = _COLOUR.sub(b"", raw).decode("utf-8", "replace").rstrip()
