@@ -148,6 +148,17 @@ def test_unit_of_systemd_goes_to_stdout_and_several_files_want_a_folder(tmp_path
     assert [p.suffix for p in out.iterdir()] == [".service"]
 
 
+def test_unit_of_this_machine_starts_the_same_command_line(tmp_path, tiny):
+    words = ("--engine-flag=--max-num-seqs=4", "--replicas", "2", "--emit", "systemd")
+    done = freehold(tmp_path, "deploy", str(tiny), *vllm(), *words)
+    assert done.status == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("ExecStart=")]
+    assert line.startswith(f"ExecStart={sys.executable} ")
+    for word in (f"deploy {tiny}", "--engine=vllm", "--engine-flag=--max-num-seqs=4", "--replicas=2"):
+        assert word in line
+    assert "--emit" not in line and f"Environment=FREEHOLD_HOME={tmp_path}" in done.out
+
+
 def test_without_a_model_and_without_kept_ones_the_usage_is_told(tmp_path):
     done = freehold(tmp_path, "deploy")
     assert done.status == 2

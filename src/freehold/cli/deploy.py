@@ -98,6 +98,13 @@ class _DeployGroup(click.Group):
 @click.option("--server-image", metavar="NAME@DIGEST", help="With --emit: Freehold's container image.")
 @click.option("--claim", metavar="NAME", help="With --emit k8s: the volume claim that holds the model.")
 @click.option("--namespace", metavar="NAME", help="With --emit k8s: the namespace.")
+@click.option(
+    "--member",
+    "members",
+    multiple=True,
+    metavar="ADDRESS",
+    help="With --emit ray: a machine of the cluster, or ours, for the firewall's rules; repeatable.",
+)
 @door_options
 @gateway_option
 @click.option(

@@ -116,10 +116,10 @@ def test_unit_starts_the_deployment_and_reaches_loopback_alone():
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 def test_systemd_finds_no_mistake_in_the_unit(tmp_path: Path):
-    options = replace(OPTIONS, program=sys.executable, home=str(tmp_path))
+    options = replace(OPTIONS, start=(sys.executable, "50% $x"), home=str(tmp_path), user="root")
     (file,) = emit(plan("vllm", **ONE, name='a "b" 50% $x'), "systemd", options)
     path = tmp_path / file.name
-    path.write_text(file.text.replace("User=freehold", "User=root"))  # this machine has no user freehold
+    path.write_text(file.text)
     ran = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True)
     assert (ran.returncode, ran.stderr.replace(str(path), "")) == (0, "")
 
@@ -152,13 +152,14 @@ def test_skypilot_refuses_what_needs_mpi():
 # --- ray ----------------------------------------------------------------------------------------------
 
 
-def test_ray_gets_an_app_and_the_firewall_of_its_members():
-    app, rules = emit(plan("vllm", **ONE), "ray", replace(OPTIONS, members=("10.0.0.7", "10.0.0.8")))
-    assert (app.name, rules.name) == ("app.py", "firewall.nft")
-    compile(app.text, app.name, "exec")
-    assert "10.0.0.7/32, 10.0.0.8/32" in rules.text
+def test_ray_gets_an_app_and_where_members_are_named_its_cluster():
     (alone,) = emit(plan("vllm", **ONE), "ray", OPTIONS)
-    assert alone.text == app.text
+    compile(alone.text, alone.name, "exec")
+    found = emit(plan("vllm", **ONE), "ray", replace(OPTIONS, members=("10.0.0.7", "10.0.0.8")))
+    texts = {file.name: file.text for file in found}
+    assert set(texts) == {"app.py", "cluster.sh", "firewall.nft"}
+    assert "10.0.0.7/32, 10.0.0.8/32" in texts["firewall.nft"]
+    subprocess.run(["sh", "-n"], input=texts["cluster.sh"], text=True, check=True)
 
 
 def test_replica_of_ray_over_two_nodes_is_refused():

@@ -222,7 +222,7 @@ def _value(words: Sequence[str], names: Sequence[str]) -> int:
 
 
 def _nodes(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
-    """Leader and workers of a group have to meet: the same world, told apart by the index alone."""
+    """Leader and workers of a group have to meet: one world, whose members differ in their index alone."""
     spec = _workload(documents)["spec"]
     if "leaderWorkerTemplate" not in spec:
         return
@@ -257,7 +257,7 @@ def _network(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
             yield f"{part}: the policy does not select its pods"
         for rule in (*spec["ingress"], *spec["egress"]):
             if not (rule.get("from") or rule.get("to")):
-                yield f"{part}: a rule for everybody"
+                yield f"{part}: a rule without a peer"
     for rule in _one(documents, "NetworkPolicy", "engine")["spec"]["ingress"]:
         peers = [p.get("podSelector", {}).get("matchLabels", {}) for p in rule["from"]]
         if any("namespaceSelector" in p or "ipBlock" in p for p in rule["from"]):

@@ -31,11 +31,9 @@ class EmitOptions:
     server_image: str = ""  # ours, with its digest (packaging/Containerfile builds it)
     claim: str = ""  # PersistentVolumeClaim whose root is the model's folder; default NAME-model
     namespace: str = "default"
-    program: str = "/opt/freehold/bin/freehold"  # ours, on the machine of a systemd unit
-    command: tuple[
-        str, ...
-    ] = ()  # words after the program that start this deployment; default: from the plan
+    start: tuple[str, ...] = ()  # our command line in a systemd unit; default: from the plan
     home: str = "/var/lib/freehold"  # data folder of a systemd unit
+    user: str = "freehold"  # who runs it
     members: tuple[str, ...] = ()  # of a Ray cluster: addresses of its machines and of our server's
     drain_s: int = 60  # for running answers, when something is asked to end
 

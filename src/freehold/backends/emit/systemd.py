@@ -15,8 +15,7 @@ from freehold.errors import UsageError
 # Restart=always: an end that was not asked for is a death, whatever its status; 2 is a wrong command line.
 UNIT = """\
 # {model} on {engine}, written by freehold deploy --emit systemd.
-# useradd --system --home-dir {home} --create-home freehold
-# install -m 644 {name} /etc/systemd/system/ && systemctl daemon-reload && systemctl enable --now {name}
+{before}# install -m 644 {name} /etc/systemd/system/ && systemctl daemon-reload && systemctl enable --now {name}
 [Unit]
 Description=Freehold: {model} on {engine}
 After=network.target
@@ -25,7 +24,7 @@ StartLimitBurst=5
 
 [Service]
 Type=exec
-User=freehold
+User={user}
 ExecStart={command}
 Environment={environment}
 Restart=always
@@ -61,6 +60,9 @@ WantedBy=multi-user.target
 """
 
 
+PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
+
+
 def systemd_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
     """Return the unit. Raises UsageError for more than one machine."""
     if plan.nodes.count > 1:
@@ -73,12 +75,15 @@ def systemd_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
 
 def unit_text(plan: DeployPlan, options: EmitOptions, name: str) -> str:
     """Return the unit's text."""
-    words = (options.program, *(options.command or deploy_words(plan)))
+    words = options.start or (PROGRAM, *deploy_words(plan))
+    ours = options.user == EmitOptions.user
     return UNIT.format(
         model=_plain(plan.model.name),
         engine=plan.engine,
         name=name,
         home=_quoted(options.home),
+        user=options.user,
+        before=f"# useradd --system --home-dir {options.home} --create-home {options.user}\n" if ours else "",
         command=" ".join(map(_quoted, words)),
         environment=_quoted(f"FREEHOLD_HOME={options.home}"),
         stop_s=options.drain_s + 30,

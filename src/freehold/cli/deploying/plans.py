@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from freehold.cli.shared import write_beside
 from freehold.errors import UsageError
 
 SCHEMA = 1
+# Options that say what is written, not what is started.
+_EMITS = ("emit", "out", "image", "server_image", "claim", "namespace", "members", "dry_run", "as_json")
 
 
 def show_plan(plan: DeployPlan, *, as_json: bool) -> None:
@@ -40,13 +42,29 @@ def show_plan(plan: DeployPlan, *, as_json: bool) -> None:
         click.echo(printable(f"on node {rank}, with the same environment; HEAD: node 0's address\n  {words}"))
 
 
+def _of_this_machine(options: EmitOptions) -> EmitOptions:
+    """Return what a unit of this machine needs: this program and these options, this data folder, this user."""
+    import getpass
+
+    from freehold.cli.serving.service import given_options, own_program
+
+    ctx = click.get_current_context()
+    model = ctx.params["model"]
+    model = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else model
+    words = (*own_program(), "deploy", model, *given_options(ctx, _EMITS))
+    return replace(options, start=words, home=str(ctx.obj.home), user=getpass.getuser())
+
+
 def emit_plan(plan: DeployPlan, kind: str, out: str | None, given: Mapping[str, Any]) -> None:
     """Write a plan as files into the folder `out`, or one file to stdout; nothing is started.
 
     `given`: the command line's options, of which EmitOptions takes its own. Raises UsageError.
     """
     names = {f.name for f in fields(EmitOptions)}
-    files = emit(plan, kind, EmitOptions(**{k: v for k, v in given.items() if k in names and v}))
+    options = EmitOptions(**{k: v for k, v in given.items() if k in names and v})
+    if kind == "systemd" and plan.nodes.here:
+        options = _of_this_machine(options)
+    files = emit(plan, kind, options)
     if given["as_json"]:
         said = [{"name": file.name, "text": file.text} for file in files]
         click.echo(json.dumps({"schema": SCHEMA, "files": said}))

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def install(
             "FREEHOLD_API_KEY would be readable in the unit",
             "freehold keys add NAME stores a hash instead",
         )
-    command = [*_program(), "serve", *_options(ctx), *models]
+    command = [*own_program(), "serve", *given_options(ctx, _NOT_OURS), *models]
     manager = (_launchd if IS_MAC else _systemd)(command, settings.home, drain_s)
     path, text = manager.path, manager.text
     before = path.read_text(encoding="utf-8") if path.exists() else None
@@ -131,7 +131,8 @@ def unit_path() -> Path:
     return Path(config).expanduser() / "systemd" / "user" / NAME
 
 
-def _program() -> list[str]:
+def own_program() -> list[str]:
+    """Return the words that start Freehold as it runs now."""
     return [
         sys.executable,
         "-P",
@@ -140,11 +141,11 @@ def _program() -> list[str]:
     ]  # -P: nothing is imported from the working directory
 
 
-def _options(ctx: click.Context) -> Iterator[str]:
-    """Yield the given options as words; files with absolute paths."""
+def given_options(ctx: click.Context, but: Collection[str]) -> Iterator[str]:
+    """Yield the options of this command line as words, except those named in `but`; files with absolute paths."""
     for param in ctx.command.params:
         given = ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
-        if not given or not isinstance(param, click.Option) or param.name in _NOT_OURS:
+        if not given or not isinstance(param, click.Option) or param.name in but:
             continue
         value = ctx.params[param.name or ""]
         if param.is_flag:
