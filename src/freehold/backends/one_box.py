@@ -17,6 +17,9 @@ from freehold.machine import show_bytes
 USUAL_CONTEXT = 8192
 USUAL_STREAMS = 4
 MOST_STREAMS = 256
+_PROCESS = (
+    90 << 20
+)  # bytes of llama-server beside weights and cache: 88 MB with a model of 135M on a processor
 _SHARE = 0.9  # of a processor's memory that weights and caches may take
 
 
@@ -68,7 +71,7 @@ def _processor(request: PlanRequest, title: str, context: int, streams: int) -> 
             "a smaller --context, fewer --streams, or a smaller quantisation",
         )
     found = _layout(request, context, streams)
-    return replace(found, basis=f"memory by sizes; the speed of {title} on a processor is not predicted")
+    return replace(found, basis=f"its sizes; the speed of {title} on a processor is not predicted")
 
 
 def _layout(request: PlanRequest, context: int, streams: int) -> Layout:
@@ -91,4 +94,4 @@ def _layout(request: PlanRequest, context: int, streams: int) -> Layout:
 
 
 def _memory(anatomy: Anatomy, context: int, streams: int) -> int:
-    return anatomy.weight_bytes + streams * anatomy.cache_bytes(context)
+    return anatomy.weight_bytes + streams * anatomy.cache_bytes(context) + _PROCESS

@@ -280,7 +280,8 @@ class Replica:
         try:
             stream = await calls.start(probe(), limit_s=self._limits.token_s)
         except FreeholdError as e:
-            if getattr(e, "cause", "") != "connect":
+            loads = getattr(e, "status", 0) == 503  # llama-server takes connections before its model is there
+            if getattr(e, "cause", "") != "connect" and not loads:
                 self.said = f"its first token failed: {e.message}"
             return False
         try:
