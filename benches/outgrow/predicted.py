@@ -1,6 +1,6 @@
 """Predict first tokens and pace of an engine under load, write that down, then replay the load and compare.
 
-`python -m benches.outgrow.predicted [--engine freehold|vllm] [--loads 0.3,0.5,0.7] [--seconds 40] [--out DIR]`
+`python -m benches.outgrow.predicted [--engine freehold,vllm --folder TINY --python PYTHON] [--seconds 40] [--out DIR]`
 For each load: measures what a step takes (as `freehold deploy bench`), simulates the requests of a real trace at that
 share of the engine's own limit, writes the prediction to a file, and only then sends the same requests open-loop. The
 trace's lengths are divided so that two cores can answer them; its bursts stay. Reports the errors of the medians and of
@@ -59,8 +59,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engine", choices=["freehold", "vllm"], default="freehold")
-    parser.add_argument("--model", default="", help="smollm2:135m, or a folder for vLLM")
+    parser.add_argument(
+        "--engine", default="freehold", help="freehold, vllm, sleeping, or several with commas"
+    )
+    parser.add_argument("--model", default="smollm2:135m", help="for our engine, or of --url")
+    parser.add_argument(
+        "--folder", default="tiny", help="the model for vLLM, as `benches.outgrow.tiny` writes it"
+    )
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has vLLM")
     parser.add_argument(
         "--url", default="", help="an engine that already runs, such as http://127.0.0.1:8000/v1"
@@ -69,13 +74,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--trace", type=Path, default=TRACE)
     parser.add_argument("--shorter", type=float, default=4.0, help="divides the trace's lengths")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "predicted")
     args = parser.parse_args()
-    args.model = args.model or ("smollm2:135m" if args.engine == "freehold" else "tiny")
     args.out.mkdir(parents=True, exist_ok=True)
-    with served(args) as door:
-        print(json.dumps(asyncio.run(compared(args, door))))
+    rows = []
+    for engine in args.engine.split(","):
+        given = argparse.Namespace(**{**vars(args), "engine": engine})
+        given.model = args.folder if engine == "vllm" and not args.url else args.model
+        with served(given) as door:
+            rows.append(asyncio.run(compared(given, door)))
+    print(json.dumps({"bench": "predicted", "engines": rows}))
 
 
 @contextlib.contextmanager
@@ -95,7 +104,9 @@ def served(args: argparse.Namespace) -> Iterator[EngineDoor]:
         str(port),
         "--offline",
     ]
-    if args.engine == "vllm":
+    if args.engine == "sleeping":
+        command = [sys.executable, "-m", "benches.outgrow.sleeping", "--port", str(port)]
+    elif args.engine == "vllm":
         command = [args.python, "-m", "vllm.entrypoints.openai.api_server", "--model", args.model]
         command += [
             "--served-model-name",
@@ -177,7 +188,7 @@ async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]
         say(f"load {load:g}: {len(trace.requests)} requests at {trace.rate:.2f}/s; predicted in {path}")
         found, failed = await replay(door, trace, number)
         ttft = np.array([a.ttft if a else np.nan for a in found])
-        tpot = np.array([a.tpot if a and a.tokens > 1 else np.nan for a in found])
+        tpot = np.array([a.tpot if a and len(a.pieces) > 1 else np.nan for a in found])
         figures = percentiles(ttft, tpot)
         row = {**named, "requests": len(found), "failed": failed, "measure_s": round(measured_s, 1)}
         row |= {"load_average": round(os.getloadavg()[0], 2), "utilisation": round(run.utilisation, 3)}
@@ -194,7 +205,6 @@ async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]
         )
         rows.append(row)
     return {
-        "bench": "predicted",
         "engine": args.engine,
         "limit_per_s": round(limit, 3),
         **summary(rows),

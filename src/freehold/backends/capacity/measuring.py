@@ -66,6 +66,12 @@ _WORDS = (
 )
 _TRIAL = 100  # words of the prompt that tells how many tokens a word has
 _FEW = 4  # steps that a prompt beside answers was spread over: the engine keeps its answers fluent
+_SAME_DEPTH = 64  # tokens: depths that differ by less are one
+_LONGER = (
+    1,
+    4,
+    16,
+)  # times the tokens of an answer that are tried: fast engines end some before others begin
 _LEAST_WINDOW = 3  # tokens of each answer in the time when all of them run
 
 
@@ -161,15 +167,19 @@ def _whole(answer: TimedAnswer) -> TimedAnswer:
 
 
 async def _steps(door: EngineDoor, prompts: Sequence[str], tokens: int) -> list[tuple[int, float, float]]:
-    """Time answers side by side, in the time when all of them run."""
-    # More tokens for more answers: they do not begin at one moment.
-    answers = [
-        _whole(a) for a in await asyncio.gather(*(door.ask(p, tokens + len(prompts)) for p in prompts))
-    ]
-    begin, end = max(a.pieces[0] for a in answers), min(a.pieces[-1] for a in answers)
-    made = [_between(a, begin, end) for a in answers]
-    mean = sum(made) / len(made)
-    if mean < _LEAST_WINDOW:
+    """Time answers side by side, in the time when all of them run; they are made longer until there is one."""
+    begin = end = mean = 0.0
+    answers, made = [], []
+    for longer in _LONGER:
+        # More tokens for more answers: they do not begin at one moment.
+        asked = (door.ask(p, longer * (tokens + len(prompts))) for p in prompts)
+        answers = [_whole(a) for a in await asyncio.gather(*asked)]
+        begin, end = max(a.pieces[0] for a in answers), min(a.pieces[-1] for a in answers)
+        made = [_between(a, begin, end) for a in answers]
+        mean = sum(made) / len(made)
+        if mean >= tokens / 2:
+            break
+    if mean < _LEAST_WINDOW or end <= begin:
         return []
     depth = sum(
         a.prompt_tokens + a.tokens * (1 - m / 2 / max(a.tokens, 1))
@@ -240,11 +250,23 @@ def _fit_steps(steps: Sequence[tuple[int, float, float]]) -> tuple[dict[int, flo
     rows = np.array([[*(b == x for x in batches), d] for b, d, _ in steps], dtype=float)
     weights = 1 / np.array([s for _, _, s in steps])
     found, *_ = np.linalg.lstsq(rows * weights[:, None], np.ones(len(steps)), rcond=None)
-    slope = max(float(found[-1]), 0.0)
+    several = any(len({d // _SAME_DEPTH for x, d, _ in steps if x == b}) > 1 for b in batches)
+    slope = max(float(found[-1]), 0.0) if several else 0.0
     rest: dict[int, list[float]] = defaultdict(list)
     for b, d, s in steps:
         rest[b].append(max(s - slope * d, s / 10))
-    return {b: median(rest[b]) for b in batches}, slope
+    return dict(zip(batches, _rising([median(rest[b]) for b in batches]), strict=True)), slope
+
+
+def _rising(values: Sequence[float]) -> list[float]:
+    """Return the nearest values that never fall: a larger batch takes no less time, so a fall is noise."""
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        blocks.append((value, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, n), (b, m) = blocks[-2:]
+            blocks[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    return [value for value, count in blocks for _ in range(count)]
 
 
 def _fit_prompts(prompts: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
