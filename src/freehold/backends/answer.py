@@ -8,6 +8,7 @@ Path: deployment.py -> DeployedStream.open -> EngineCalls.start; server/core/ans
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from contextlib import suppress
@@ -24,6 +25,11 @@ from freehold.providers.upstream import UpstreamStream, WholeStream
 from freehold.serving import Begin, Job
 from freehold.types import Chunk, FinishReason, Usage
 
+MOST_OF_MANY, MOST_REFUSED = (
+    6,
+    3,
+)  # attempts at a cluster, which may ask a dead replica of its own until it notices
+AGAIN_S = 0.25  # before the second one; doubled for each further one
 MAX_LOST = 3  # engines that one request may lose: one that ends whatever computes it must not end them all
 LIMIT_TOKENS = 1 << 30  # of an answer where nothing else limits it
 LIMIT_S = 86_400.0  # of a request without a limit of its own
@@ -58,6 +64,7 @@ class DeployedStream:
         self._inner: UpstreamStream | WholeStream | None = None
         self._begin: Begin | None = None
         self._lost: set[EngineCalls] = set()
+        self._failed = 0  # attempts at clusters
         self._sent = SentLog() if is_repeatable(job) and not job.whole else None
         self._rejoined: Rejoined | None = None
         self._given = 0  # ids that the engine was given of the answer
@@ -91,6 +98,8 @@ class DeployedStream:
         self._begin = replace(begin, prompt_ids=ids, max_tokens=most, engine=engine, replica=replica.number)
 
     async def _taken(self) -> Replica:
+        if self._failed:
+            await asyncio.sleep(AGAIN_S * 2 ** (self._failed - 1))
         replica = self._replica = await self._replicas.take(self._key, self._lost, self._until)
         self._calls = replica.calls
         return replica
@@ -111,6 +120,10 @@ class DeployedStream:
             raise DeadlineExceeded("the answer was not whole in its time", "give it more time") from None
         if e.cause not in ITS_OWN:
             raise e
+        most = MOST_REFUSED if e.cause == "server" else MOST_OF_MANY
+        if self._calls is not None and self._calls.many and self._failed < most:
+            self._failed += 1
+            return
         if self._calls is not None:
             self._lost.add(self._calls)
         died = e.cause in ("connect", "broken")

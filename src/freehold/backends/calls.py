@@ -30,6 +30,7 @@ _NAMES = ("--served-model-name", "--served_model_name", "--alias")
 
 def served_name(plan: DeployPlan) -> str:
     """Return what the engine itself calls its model."""
+    plan = plan.inner or plan
     found = next((flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name)
     return plan.served or found
 
@@ -39,6 +40,7 @@ def abilities_of(plan: DeployPlan) -> Abilities:
 
     How an engine of somebody else was started is not known: it is asked, and says no itself.
     """
+    plan = plan.inner or plan
     names = {flag.name for flag in plan.flags}
     parses = any("tool" in name and "parser" in name for name in names) or "--jinja" in names
     return Abilities(
@@ -57,6 +59,7 @@ class EngineCalls:
         """`place`: the name that errors give it."""
         plan = engine.plan
         self._hop, self._driver, self.wire = hop, driver, driver.wire
+        self.many = plan.inner is not None  # a cluster: what one of its replicas failed, another may answer
         key = Secret(engine.key) if engine.key else None
         provider = Provider(
             place,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from freehold import private
+from freehold.backends.affinity import prefix_key
 from freehold.backends.contract import (
     DeployPlan,
     EngineDriver,
@@ -98,8 +99,6 @@ class SessionWire:
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
         """Translate a job. Prompts too short for a cache have no session, and go to any replica."""
-        from freehold.backends.affinity import prefix_key
-
         sent = self._wire.request(model, job, stream=stream)
         key = prefix_key(job)
         if key is None:

@@ -1,0 +1,114 @@
+"""A cluster is one replica of ours, and more than one engine: what one of its engines failed, another answers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from freehold.backends import answer
+from freehold.backends.contract import DeployPlan, Listens
+from freehold.backends.deployment import ReplicaSet
+from freehold.errors import EngineLost, UpstreamFailed
+from freehold.providers.hop import Hop
+from tests.backends import engines
+from tests.backends.engines import QUICK, RunningStandIn, StandInDriver, chat, expected, joined, read, until
+from tests.backends.running import synchronous
+
+
+class ClusterDriver(StandInDriver):
+    """Two stand-ins behind one socket, asked in turn; a dead one is passed over once it refuses connections."""
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> RunningStandIn:
+        sockets = [folder / f"s{i}.sock" for i in range(2)]
+        alone = [replace(plan, listens=Listens(socket), inner=None) for socket in sockets]
+        started = [await super(ClusterDriver, self).launch(each, folder) for each in alone]
+        turn = iter(range(1 << 30))
+
+        async def passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for at in (next(turn), next(turn) + 1):
+                with suppress(OSError):
+                    there, to = await asyncio.open_unix_connection(sockets[at % 2])
+                    await asyncio.gather(pumped(reader, to), pumped(there, writer))
+                    return
+            writer.close()
+
+        await asyncio.start_unix_server(passed, plan.listens.socket)
+        started[0].plan, started[0].socket = plan, plan.listens.socket
+        return started[0]
+
+
+async def pumped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while part := await reader.read(1 << 16):
+            writer.write(part)
+    writer.close()
+
+
+@asynccontextmanager
+async def cluster(folder: Path, driver: ClusterDriver) -> AsyncIterator[ReplicaSet]:
+    one = engines.plan(folder, 1)
+    hop = Hop()
+    found = ReplicaSet(replace(one, engine="ray", inner=one), driver, folder, hop, limits=QUICK)
+    try:
+        found.run()
+        await until(lambda: all(replica.ready for replica in found))
+        yield found
+    finally:
+        await found.stop(0.0)
+        for engine in driver.engines:
+            engine.signal(signal.SIGKILL)
+            await asyncio.shield(engine.ended)
+        await hop.close()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "AGAIN_S", 0.02)
+
+
+@synchronous
+async def test_stream_of_a_clusters_dead_replica_is_continued_by_the_cluster(tmp_path: Path) -> None:
+    driver = ClusterDriver(token_s=0.02)
+    async with cluster(tmp_path, driver) as replicas:
+        stream = await replicas.start(chat("tell me"))
+        chunks = [chunk for _, chunk in [await anext(stream) for _ in range(3)]]
+        victim = driver.engines[1]  # the first answers for the cluster's life
+        victim.signal(signal.SIGKILL)
+        chunks += await read(stream)
+        again = await read(await replicas.start(chat("tell me")))
+        assert joined(chunks) == joined(again) == expected("tell me")
+        assert (replicas.cut, replicas.requests) == (0, 2)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@synchronous
+async def test_a_torn_answer_goes_through_the_same_door_again(tmp_path: Path, victim: int) -> None:
+    driver = ClusterDriver()
+    async with cluster(tmp_path, driver) as replicas:
+        said = f"tell {victim} [[cut 5]]"
+        for _ in range(victim):  # whose turn it is
+            await read(await replicas.start(chat("one")))
+        chunks = await read(await replicas.start(chat(said)))
+        assert joined(chunks) == expected(said)
+        usage = chunks[-1].usage
+        assert usage is not None and usage.resumed_tokens == 5 and usage.resumed_on == (0,)
+        assert (replicas.resumed, replicas.cut) == (1, 0)
+
+
+@synchronous
+async def test_a_cluster_whose_replicas_are_all_gone_ends_the_request_with_an_error(tmp_path: Path) -> None:
+    driver = ClusterDriver(token_s=0.02)
+    async with cluster(tmp_path, driver) as replicas:
+        stream = await replicas.start(chat("tell me", timeout_s=5.0))
+        driver.refuses = "no more"
+        for engine in driver.engines:
+            engine.signal(signal.SIGKILL)
+        with pytest.raises((EngineLost, UpstreamFailed)):
+            await read(stream)
+        assert replicas.cut == 1
