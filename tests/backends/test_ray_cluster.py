@@ -22,7 +22,7 @@ from tests.backends.running import synchronous
 
 
 class ClusterDriver(StandInDriver):
-    """Two stand-ins behind one socket, asked in turn; a dead one is passed over. A third stands for the cluster's head."""
+    """Two stand-ins behind one socket, asked in turn; a dead one is passed over. A third stands for the head."""
 
     async def launch(self, plan: DeployPlan, folder: Path) -> RunningStandIn:
         sockets = [folder / f"s{i}.sock" for i in range(3)]
@@ -31,7 +31,8 @@ class ClusterDriver(StandInDriver):
         turn = iter(range(1 << 30))
 
         async def passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            for at in (next(turn), next(turn) + 1):
+            first = next(turn)
+            for at in (first, first + 1):
                 with suppress(OSError):
                     there, to = await asyncio.open_unix_connection(sockets[at % 2])
                     await asyncio.gather(pumped(reader, to), pumped(there, writer))
