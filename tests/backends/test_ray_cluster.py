@@ -14,7 +14,6 @@ import pytest
 from freehold.backends import answer
 from freehold.backends.contract import DeployPlan, Listens
 from freehold.backends.deployment import ReplicaSet
-from freehold.errors import EngineLost, UpstreamFailed
 from freehold.providers.hop import Hop
 from tests.backends import engines
 from tests.backends.engines import QUICK, RunningStandIn, StandInDriver, chat, expected, joined, read, until
@@ -96,16 +95,3 @@ async def test_a_torn_answer_goes_through_the_same_door_again(tmp_path: Path) ->
         assert usage is not None and usage.resumed_tokens == 5 and usage.resumed_on == (0,)
         assert (replicas.resumed, replicas.cut) == (1, 0)
         assert [replica.restarts for replica in replicas] == [0]
-
-
-@synchronous
-async def test_a_cluster_whose_replicas_are_all_gone_ends_the_request_with_an_error(tmp_path: Path) -> None:
-    driver = ClusterDriver(token_s=0.02)
-    async with cluster(tmp_path, driver) as replicas:
-        stream = await replicas.start(chat("tell me", timeout_s=5.0))
-        driver.refuses = "no more"
-        for engine in driver.engines[:2]:
-            engine.signal(signal.SIGKILL)
-        with pytest.raises((EngineLost, UpstreamFailed)):
-            await read(stream)
-        assert replicas.cut == 1
