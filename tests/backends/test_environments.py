@@ -145,6 +145,7 @@ def test_an_environment_that_does_not_load_is_named_with_its_cause(tmp_path, mon
     pip(monkeypatch, wheels(tmp_path / "wheels", broken=True))
     with pytest.raises(DownloadFailed, match=r"was installed and does not load: .*torchaudio"):
         make(tmp_path / "env", "vllm", cpu=True, least="0.32.0")
+    assert not (tmp_path / "env").exists()
 
 
 def installer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:

@@ -17,7 +17,10 @@ from freehold.backends.contract import EngineDeath
 
 @dataclass(frozen=True, slots=True)
 class CauseRule:
-    """A line of a log and what it means. `{0}`, `{1}` in `sentence` stand for the pattern's groups."""
+    """A line of a log and what it means.
+
+    `{0}`, `{1}` in `sentence` stand for the pattern's groups, `{where}` for the address that the plan gave it.
+    """
 
     name: str
     pattern: re.Pattern[str]
@@ -84,7 +87,7 @@ RULES: tuple[CauseRule, ...] = (
         "port {0}, where its processes meet, is taken",
         fatal=False,
     ),
-    _rule("port", r"OSError: \[Errno \d+\] Address already in use", "an address of it is taken"),
+    _rule("port", r"OSError: \[Errno \d+\] Address already in use", "{where} is taken"),
     # --- files
     _rule(
         "own-code",
@@ -187,15 +190,21 @@ _ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception)): (.+)")
 
 
 def death(
-    title: str, lines: Sequence[str], status: int | None, *, asked: str = "", memory_kill: bool = False
+    title: str,
+    lines: Sequence[str],
+    status: int | None,
+    *,
+    asked: str = "",
+    memory_kill: bool = False,
+    where: str = "an address of it",
 ) -> EngineDeath:
     """Return what is said of an end.
 
     `status`: an exit code, or minus a signal. `asked`: why we ended it ourselves. `memory_kill`: the system ended a
-    process for want of memory shortly before.
+    process for want of memory shortly before. `where`: on what it was to listen.
     """
     how = f"{title} was ended: {asked}" if asked else f"{title} {_ended(status)}"
-    found = find(lines)
+    found = find(lines, where)
     if memory_kill and not asked and (found is None or found[0] in LATER):
         return EngineDeath(f"{how}: {_NO_MEMORY}, the system ended a process of it", "memory", status)
     if found is not None:
@@ -207,13 +216,13 @@ def death(
     return EngineDeath(f"{how}: {last[0]}" if last else how, "", status)
 
 
-def find(lines: Sequence[str]) -> tuple[CauseRule, str] | None:
+def find(lines: Sequence[str], where: str = "an address of it") -> tuple[CauseRule, str] | None:
     """Return the first known cause in a log, and its sentence; else the first of what follows from causes."""
     for rules in (RULES, LATER):
         for line in lines[-_TOLD:]:
             for rule in rules:
                 if match := rule.pattern.search(line):
-                    return rule, rule.sentence.format(*match.groups())
+                    return rule, rule.sentence.format(*match.groups(), where=where)
     return None
 
 

@@ -203,13 +203,18 @@ def make(
             f"{package.title} was to be installed into {folder}", "leave --offline out, or give --python"
         )
     wanted = f"{name}=={version}" if version else f"{name}>={least}"
-    python = in_folder(folder)
-    for command in _steps(folder, python, wanted):
-        _run(command, told, f"{package.title} could not be installed into {folder}")
-    with open(folder / OURS, "w", encoding="utf-8", opener=private.opener) as file:
-        json.dump({"engine": engine, "asked": wanted}, file)
-    found = cured(read(python, engine), told)
-    verify(found)
+    python, new = in_folder(folder), not folder.exists()
+    try:
+        for command in _steps(folder, python, wanted):
+            _run(command, told, f"{package.title} could not be installed into {folder}")
+        with open(folder / OURS, "w", encoding="utf-8", opener=private.opener) as file:
+            json.dump({"engine": engine, "asked": wanted}, file)
+        found = cured(read(python, engine), told)
+        verify(found)
+    except BaseException:  # Ctrl-C too: a half of an environment would be taken for one
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return found
 
 

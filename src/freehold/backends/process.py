@@ -185,8 +185,14 @@ class OwnProcess:
 
     def _death(self, report: Mapping[str, Any]) -> EngineDeath:
         status = report.get("ended")
+        listens = self.plan.listens
         return causes.death(
-            self.title, list(self.log), status, asked=self._asked, memory_kill=bool(report.get("memory_kill"))
+            self.title,
+            list(self.log),
+            status,
+            asked=self._asked,
+            memory_kill=bool(report.get("memory_kill")),
+            where=str(listens.socket or f"port {listens.port} of {listens.host}"),
         )
 
     def _not_begun(self, report: Mapping[str, Any]) -> UsageError | EngineLost:
