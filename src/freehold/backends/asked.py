@@ -10,6 +10,7 @@ Path: freehold.plan_deployment, cli/deploying/options.py -> planned -> EngineDri
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ class DeployOptions:
     env: str = ""  # an environment's folder; it is made where there is none
     command: str = ""  # a program and its first words
     attach: str = ""  # URL of an engine that runs already
-    attach_key_env: str = ""  # the variable that has its key
-    attach_cleartext: bool = False  # plain http to another machine: the way there is private already
+    attach_key_env: str = ""  # the variable of our environment that has its key
+    attach_cleartext: bool = False  # plain http to another machine is allowed
     fallback: str = ""  # a model of our own engine that answers while no replica can
 
 
@@ -70,26 +71,27 @@ def plan_deployment(model: str, *, settings: Settings | None = None, **options: 
     return planned(settings or load_settings(), DeployOptions(model, **options))
 
 
-def planned(settings: Settings, asked: DeployOptions) -> DeployPlan:
-    """Plan what was asked for."""
+def planned(
+    settings: Settings,
+    asked: DeployOptions,
+    *,
+    start: bool = False,
+    show: Callable[[str], object] = lambda line: None,
+) -> DeployPlan:
+    """Plan what was asked for.
+
+    `start`: for a start here, so that a missing engine is an error and a missing environment of --env is made; `show`
+    gets the installer's lines then. Without it nothing is installed.
+    """
     from freehold.backends import drivers, facts
 
     check(asked)
     if asked.attach:
-        from freehold.backends.survey import attached_plan
-
-        return attached_plan(
-            asked.attach,
-            asked.model,
-            name=asked.name,
-            engine="" if asked.engine == "auto" else drivers.driver(asked.engine).name,
-            key_env=asked.attach_key_env,
-            cleartext=asked.attach_cleartext,
-        )
+        return _attached(asked)
     model = facts.deployed(settings, asked.model, name=asked.name)
     nodes = facts.nodes_on(asked.on, asked.nodes) if asked.on else facts.nodes_here(settings.home)
-    engine, found, notes = _engine(settings, asked, model, nodes)
-    driver = drivers.driver(engine)
+    search = _EngineSearch(settings, asked, model, nodes, start, show)
+    engine, found, notes = search.engine()
     request = PlanRequest(
         socket=None if asked.on else SOCKET,
         model=model,
@@ -100,8 +102,22 @@ def planned(settings: Settings, asked: DeployOptions) -> DeployPlan:
         replicas=asked.replicas,
         flags=asked.flags,
     )
-    plan = driver.plan(request)
+    plan = drivers.driver(engine).plan(request)
     return replace(plan, notes=(*notes, *plan.notes)) if notes else plan
+
+
+def _attached(asked: DeployOptions) -> DeployPlan:
+    from freehold.backends import drivers
+    from freehold.backends.survey import attached_plan
+
+    return attached_plan(
+        asked.attach,
+        asked.model,
+        name=asked.name,
+        engine="" if asked.engine == "auto" else drivers.driver(asked.engine).name,
+        key_env=asked.attach_key_env,
+        cleartext=asked.attach_cleartext,
+    )
 
 
 def check(asked: DeployOptions) -> None:
@@ -127,24 +143,89 @@ def check(asked: DeployOptions) -> None:
         raise UsageError("--nodes counts boxes of --on HARDWARE", "for example --on 8xh100 --nodes 2")
 
 
-def _engine(
-    settings: Settings, asked: DeployOptions, model: DeployedModel, nodes: Nodes
-) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
-    """Return the engine, what was found of it, and why it was chosen."""
-    from freehold.backends import drivers
+@dataclass(frozen=True, slots=True)
+class _EngineSearch:
+    """Where the engine of a plan comes from."""
 
-    if asked.python:
-        return *_of_python(Path(asked.python).expanduser(), asked.engine), ()
-    if asked.engine == "auto" and asked.command:
-        raise UsageError("--command needs --engine: whose flags and dialect", "for example --engine vllm")
-    if asked.command:
-        return drivers.driver(asked.engine).name, EngineFacts(command=tuple(_words(asked.command))), ()
-    if asked.engine != "auto":
-        name = drivers.driver(asked.engine).name
-        return name, EngineFacts(), ()
-    if asked.on:
-        return _fastest(model, nodes, asked.context or None)
-    return _chosen(settings, asked, model)
+    settings: Settings
+    asked: DeployOptions
+    model: DeployedModel
+    nodes: Nodes
+    start: bool
+    show: Callable[[str], object]
+
+    def engine(self) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
+        """Return the engine, what was found of it, and why it was chosen."""
+        from freehold.backends import drivers
+
+        asked = self.asked
+        if asked.python:
+            return *_of_python(Path(asked.python).expanduser(), asked.engine), ()
+        if asked.env:
+            return self._environment(Path(asked.env).expanduser().absolute())
+        if asked.engine == "auto" and asked.command:
+            raise UsageError("--command needs --engine: whose flags it takes", "for example --engine vllm")
+        if asked.command:
+            return drivers.driver(asked.engine).name, EngineFacts(command=tuple(_words(asked.command))), ()
+        if asked.engine != "auto":
+            name = drivers.driver(asked.engine).name
+            return name, EngineFacts() if asked.on else self._at_hand(name), ()
+        if asked.on:
+            return _fastest(self.model, self.nodes, asked.context or None)
+        return self._chosen()
+
+    def _environment(self, folder: Path) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
+        """Return the engine of --env; one that is missing is made before a start."""
+        from freehold.backends import drivers, environments
+
+        python = environments.in_folder(folder)
+        if python.exists():
+            return *_of_python(python, self.asked.engine), ()
+        wanted = "vllm" if self.asked.engine == "auto" else self.asked.engine
+        driver = drivers.driver(wanted)
+        if not self.start:
+            return driver.name, EngineFacts(), (f"{folder} does not exist yet: a start makes it",)
+        made = environments.make(
+            folder,
+            driver.name,
+            cpu=self.nodes.rig.device.kind == "cpu",
+            least=driver.least,
+            offline=self.settings.offline,
+            told=self.show,
+        )
+        return made.engine, made.facts, ()
+
+    def _at_hand(self, name: EngineName) -> EngineFacts:
+        """Return an engine that is found here. Raises UsageError before a start without one."""
+        from freehold.backends.finding import at_hand
+
+        found = next((e for e in at_hand(self.settings.home, ask=False) if e.name == name), None)
+        if found is not None and name in ("vllm", "sglang") and found.python is not None:
+            return _of_python(found.python, name)[1]
+        if found is not None:
+            return EngineFacts(command=(str(found.program),))
+        if self.start and name not in ("freehold", "ray"):
+            raise UsageError(
+                f"{name} is not at hand here: not on PATH, and in no environment of the data folder",
+                "--python PATH, --env DIR or --command WORDS names it; --dry-run plans without it",
+            )
+        return EngineFacts()
+
+    def _chosen(self) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
+        """Choose among the engines at hand here, by prediction where an accelerator is found."""
+        from freehold.backends.finding import choose, look, place_of
+
+        model, context = self.model, self.asked.context or None
+        found = look(self.settings.home, always=True)
+        if found.accelerated:
+            choice = choose(model.anatomy, model.files, found, place_of(self.settings), context)
+            if choice.engine != "freehold":
+                return choice.engine, self._at_hand(choice.engine), (choice.reason,)
+            raise UsageError(f"{model.name}: {choice.reason}", choice.advice or _serve(self.asked))
+        wanted: EngineName = "llamacpp" if model.files == "gguf" else "vllm"
+        if wanted not in [e.name for e in found.engines]:
+            raise UsageError(f"no engine for {model.name} is at hand here, and no GPU", _serve(self.asked))
+        return wanted, self._at_hand(wanted), (f"{wanted} was found here; it computes on the processor",)
 
 
 def _words(command: str) -> list[str]:
@@ -159,29 +240,13 @@ def _words(command: str) -> list[str]:
 
 
 def _of_python(python: Path, wanted: str) -> tuple[EngineName, EngineFacts]:
-    """Return the engine of an interpreter's environment, by the metadata of its packages."""
-    if not python.exists():
-        raise UsageError(f"--python {python} does not exist", "name the interpreter of an environment")
-    modules: dict[EngineName, str] = {
-        "vllm": "vllm.entrypoints.openai.api_server",
-        "sglang": "sglang.launch_server",
-    }
-    for name, module in modules.items():
-        version, cpu = package_version(python, name)
-        if version and wanted in ("auto", name):
-            return name, EngineFacts(version, (str(python), "-m", module), cpu)
-    what = "engine" if wanted == "auto" else wanted
-    raise UsageError(f"{python} has no {what} beside it", "--env DIR makes an environment")
+    """Return the engine of an interpreter's environment. Raises UsageError, with the cure."""
+    from freehold.backends import environments
 
-
-def package_version(python: Path, package: str) -> tuple[str, bool]:
-    """Return the version of a package in an interpreter's environment, and whether it is a build for processors."""
-    root = python.parent.parent
-    for found in sorted(root.glob(f"lib/python3*/site-packages/{package}*.dist-info")):
-        name, _, version = found.name.removesuffix(".dist-info").partition("-")
-        if name in (package, f"{package}_cpu"):
-            return version, "cpu" in found.name
-    return "", False
+    found = environments.cured(environments.read(python, wanted))
+    for trouble in found.troubles:
+        raise UsageError(trouble.message, trouble.cure)
+    return found.engine, found.facts
 
 
 def _fastest(
@@ -193,37 +258,18 @@ def _fastest(
     from freehold.catalog.hardware import Rig
 
     rig = Rig(nodes.rig.device, nodes.rig.count * nodes.count)
-    told: dict[EngineName, Fit | Misfit] = {
+    found: dict[EngineName, Fit | Misfit] = {
         name: fit(model.anatomy, place_on(rig, advised), context)
         for advised, name in _NAMES.items()
         if name in drivers.names()
     }
-    fitting: dict[EngineName, Fit] = {name: found for name, found in told.items() if isinstance(found, Fit)}
+    fitting: dict[EngineName, Fit] = {name: each for name, each in found.items() if isinstance(each, Fit)}
     if not fitting:
-        why = next(found for found in told.values() if isinstance(found, Misfit))
+        why = next(each for each in found.values() if isinstance(each, Misfit))
         raise UsageError(f"{model.name} on {rig.name}: {why.reason}", why.hint)
     best: EngineName = max(fitting, key=lambda name: fitting[name].decode.mid)
     speed = f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"
     return best, EngineFacts(), (f"{best} is the fastest by prediction on {rig.name}: {speed}",)
-
-
-def _chosen(
-    settings: Settings, asked: DeployOptions, model: DeployedModel
-) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
-    """Choose among the engines at hand here, by prediction where an accelerator is found."""
-    from freehold.backends.finding import choose, look, place_of
-
-    found = look(settings.home, always=True)
-    if found.accelerated:
-        choice = choose(model.anatomy, model.files, found, place_of(settings), asked.context or None)
-        if choice.engine != "freehold":
-            return choice.engine, EngineFacts(), (choice.reason,)
-        raise UsageError(f"{model.name}: {choice.reason}", choice.advice or _serve(asked))
-    names = [e.name for e in found.engines]
-    wanted: EngineName = "llamacpp" if model.files == "gguf" else "vllm"
-    if wanted not in names:
-        raise UsageError(f"no engine for {model.name} is at hand here, and no GPU", _serve(asked))
-    return wanted, EngineFacts(), (f"{wanted}: found here, on the processor",)
 
 
 def _serve(asked: DeployOptions) -> str:

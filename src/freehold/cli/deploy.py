@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.deploying.options import asked_of, plan_options
+from freehold.cli.progress import StatusLine
 from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
 from freehold.cli.serving.options import door_options, read_options
@@ -131,12 +132,14 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
     settings = with_offline(ctx.obj, given.pop("offline"))
-    if not model:
+    if not model and not given["attach"]:
         ctx.exit(_again(settings, given))
     from freehold.backends.asked import DeployOptions, planned
 
     options = asked_of(given, DeployOptions(model))
-    plan = planned(settings, options)
+    only = bool(given["emit"] or given["dry_run"] or options.on)
+    with StatusLine("the environment is not finished; the same command continues") as line:
+        plan = planned(settings, options, start=not only, show=line.show)
     if given["emit"]:
         from freehold.cli.deploying.plans import emit_plan
 
@@ -144,7 +147,7 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
         return
     if given["out"] or given["image"] or given["server_image"]:
         raise UsageError("--out and images are for --emit", "name what to write: --emit k8s")
-    if given["dry_run"] or options.on:
+    if only:
         from freehold.cli.deploying.plans import show_plan
 
         show_plan(plan, as_json=given["as_json"])

@@ -42,7 +42,7 @@ def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> I
     an engine that does not come up. A deployment that clients of a server see is `freehold deploy`.
     """
     settings = settings or load_settings()
-    return InsideModel(Store(settings), planned(settings, DeployOptions(model, **options)))
+    return InsideModel(Store(settings), planned(settings, DeployOptions(model, **options), start=True))
 
 
 class InsideModel(HttpModel):

@@ -20,7 +20,8 @@ def opened(
     settings: Settings, store: Store, ref: ModelRef, choice: EngineChoice, context: int | None
 ) -> InsideModel:
     """Start another engine with a stored model. Raises EngineLost with the way back to ours."""
-    plan = planned(settings, DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0))
+    asked = DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0)
+    plan = planned(settings, asked, start=True)
     try:
         with StatusLine("the engine has ended") as line:
             return InsideModel(store, plan, lambda row: line.show(progress(row)))

@@ -101,7 +101,7 @@ def upgrade(settings: Settings, name: str, dry_run: bool, as_json: bool, **given
     if before is None:
         raise ModelNotFound(f"nothing is deployed as {name}", "freehold deploy status lists what is deployed")
     options = asked_of(given, replace(before.asked, name=name))
-    plan = planned(settings, options)
+    plan = planned(settings, options, start=not dry_run)
     if dry_run:
         show_plan(plan, as_json=as_json)
         return

@@ -88,5 +88,5 @@ def deployments_of(
             continue
         path, context = str(ref.path), wish.context or 0
         asked = DeployOptions(path, name, choice.engine, context=context, fallback=name)
-        plans.append((planned(settings, asked), asked))
+        plans.append((planned(settings, asked, start=True), asked))
     return ours, StartedDeployments(plans, keep=False) if plans else None
