@@ -120,6 +120,24 @@ def test_wrong_options_are_refused_before_anything_starts(tmp_path, tiny, args, 
     assert len(done.err.splitlines()) <= 2
 
 
+def test_start_without_the_engine_names_the_ways_to_it(tmp_path, tiny):
+    done = freehold(tmp_path, "deploy", str(tiny), "--engine", "vllm", PATH="/usr/bin:/bin")
+    assert done.status == 2
+    assert "vllm is not at hand here" in done.err
+    assert "--env DIR" in done.err
+    auto = freehold(tmp_path, "deploy", str(tiny), PATH="/usr/bin:/bin")
+    assert auto.status == 2
+    assert "freehold serve" in auto.err
+
+
+def test_dry_run_makes_no_environment(tmp_path, tiny):
+    env = tmp_path / "env"
+    done = freehold(tmp_path, "deploy", str(tiny), "--engine", "vllm", "--env", str(env), "--dry-run")
+    assert done.status == 0, done.err
+    assert "a start makes it" in done.out
+    assert not env.exists()
+
+
 def test_command_needs_an_engine(tmp_path, tiny):
     done = freehold(tmp_path, "deploy", str(tiny), "--command", "x")
     assert done.status == 2
@@ -391,6 +409,24 @@ def test_interrupted_start_leaves_no_engine(tmp_path, tiny):
         assert [each.name for each in kept.kept(home)[0]] == ["good"]
 
 
+@pytest.mark.long
+def test_engine_that_runs_already_is_attached_and_outlives_the_deployment(tmp_path, tiny):
+    home, socket = tmp_path / "home", tmp_path / "e.sock"
+    words = [*standin.command("vllm"), "--uds", str(socket), "--served-model-name", "theirs"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as engine:
+        try:
+            eventually(socket.exists)
+            with deployed(home, "theirs", "--attach", f"unix:{socket}", "--name", "ours") as server:
+                body = {"model": "ours", "messages": USER, "max_tokens": 3}
+                told = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+                assert told["choices"][0]["message"]["content"], told
+                assert server.run("deploy", "stop", "ours").status == 0
+            assert engine.poll() is None
+        finally:
+            engine.kill()
+
+
+@pytest.mark.long
 def test_key_file_guards_a_deployment_as_it_guards_a_model(tmp_path, tiny):
     home = tmp_path / "home"
     assert freehold(home, "keys", "add", "ann").status == 0

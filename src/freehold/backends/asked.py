@@ -103,6 +103,11 @@ def planned(
         flags=asked.flags,
     )
     plan = drivers.driver(engine).plan(request)
+    if start and not (found.command or asked.on or engine in ("freehold", "ray")):
+        raise UsageError(
+            f"{engine} is not at hand here: not on PATH, and in no environment of the data folder",
+            "--python PATH, --env DIR or --command WORDS names it; --dry-run plans without it",
+        )
     return replace(plan, notes=(*notes, *plan.notes)) if notes else plan
 
 
@@ -196,7 +201,7 @@ class _EngineSearch:
         return made.engine, made.facts, ()
 
     def _at_hand(self, name: EngineName) -> EngineFacts:
-        """Return an engine that is found here. Raises UsageError before a start without one."""
+        """Return an engine that is found here; without a command where none is."""
         from freehold.backends.finding import at_hand
 
         found = next((e for e in at_hand(self.settings.home, ask=False) if e.name == name), None)
@@ -204,11 +209,6 @@ class _EngineSearch:
             return _of_python(found.python, name)[1]
         if found is not None:
             return EngineFacts(command=(str(found.program),))
-        if self.start and name not in ("freehold", "ray"):
-            raise UsageError(
-                f"{name} is not at hand here: not on PATH, and in no environment of the data folder",
-                "--python PATH, --env DIR or --command WORDS names it; --dry-run plans without it",
-            )
         return EngineFacts()
 
     def _chosen(self) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:

@@ -136,6 +136,8 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
         ctx.exit(_again(settings, given))
     from freehold.backends.asked import DeployOptions, planned
 
+    if not given["emit"] and (given["out"] or given["image"] or given["server_image"]):
+        raise UsageError("--out and images are for --emit", "name what to write: --emit k8s")
     options = asked_of(given, DeployOptions(model))
     only = bool(given["emit"] or given["dry_run"] or options.on)
     with StatusLine("the environment is not finished; the same command continues") as line:
@@ -145,8 +147,6 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
 
         emit_plan(plan, given["emit"], given["out"], given)
         return
-    if given["out"] or given["image"] or given["server_image"]:
-        raise UsageError("--out and images are for --emit", "name what to write: --emit k8s")
     if only:
         from freehold.cli.deploying.plans import show_plan
 
