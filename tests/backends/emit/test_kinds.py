@@ -90,6 +90,11 @@ def test_compose_refuses_two_machines_and_more_devices_than_there_are():
         emit(plan("vllm", **ONE, replicas=3), "compose", OPTIONS)
 
 
+def test_compose_refuses_devices_that_it_cannot_reserve():
+    with pytest.raises(UsageError, match="NVIDIA"):
+        emit(plan("vllm", rig="8xmi300x", **ONE), "compose", OPTIONS)
+
+
 def test_entry_of_an_engine_takes_its_key_from_a_file(tmp_path: Path):
     """The shell line as compose runs it: the key is in the environment, not among the words."""
     service = composed()["services"]["engine-0"]

@@ -300,6 +300,14 @@ def test_rules_alone_find_what_a_schema_allows(sound, name):
     assert faults(found, made)
 
 
+def test_log_of_sglang_that_would_hold_its_keys_is_found():
+    """At its usual level it prints every argument at the start, both keys among them."""
+    found, made = emitted("sglang")
+    assert "--log-level" in box(found, "leader")["command"]
+    after(found, "leader", "--log-level", "info")
+    assert any("hold its keys" in fault for fault in faults(found, made))
+
+
 # --- refusals -----------------------------------------------------------------------------------------
 
 

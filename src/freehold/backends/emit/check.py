@@ -305,6 +305,9 @@ def _quiet(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
         if where == "server":
             continue
         container = template["spec"]["containers"][0]
+        words = _command(container)
+        if engine.quiet and " ".join(engine.quiet) not in " ".join(words):
+            yield f"{where}: its log would hold its keys without {' '.join(engine.quiet)}"
         said = {v["name"]: v.get("value") for v in container["env"]}
         yield from (f"{where}: {k} is not {v}" for k, v in engine.environment.items() if said.get(k) != v)
         mounts = {m["mountPath"]: m for m in container["volumeMounts"]}

@@ -74,7 +74,7 @@ def engine_words(
         listens += (engine.served, plan.model.name)
     if engine.shutdown and engine.shutdown not in given:
         listens += (engine.shutdown, str(drain_s))  # without it running answers are cut at SIGTERM
-    words = (*engine.program, *named, *(w for flag in flags for w in flag.words()), *listens)
+    words = (*engine.program, *named, *(w for flag in flags for w in flag.words()), *listens, *engine.quiet)
     return (*words, *_node_words(plan.engine, place))
 
 

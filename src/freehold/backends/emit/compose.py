@@ -49,6 +49,11 @@ def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
             f"this machine has {count}",
             "plan fewer replicas, or --emit k8s",
         )
+    if plan.nodes.rig.device.kind == "gpu" and plan.nodes.rig.device.vendor != "NVIDIA":
+        raise UsageError(
+            f"compose files reserve NVIDIA's devices, and this plan is for {plan.nodes.rig.device.title}",
+            "--emit k8s or systemd",
+        )
     engines = {
         f"engine-{number}": _engine(plan, engine, options, number, nodes.devices)
         for number in range(plan.replicas)

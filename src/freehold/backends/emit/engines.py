@@ -36,6 +36,7 @@ class ContainerEngine:
     counts: str = ""  # prefix of its counters at /metrics; "": none that may be read twice
     served: str = "--served-model-name"  # flag of the name that requests use
     shutdown: str = ""  # flag of the time for running answers at the end
+    quiet: tuple[str, ...] = ()  # words without which its log holds its keys
     environment: Mapping[str, str] = field(default_factory=lambda: OFFLINE)
 
 
@@ -63,8 +64,9 @@ _ENGINES: Mapping[str, ContainerEngine] = {
         key="ENGINE_KEY",
         local=(
             *("--model-path", "--model", "--host", "--port", "--nnodes", "--node-rank", "--config"),
-            *("--dist-init-addr", "--nccl-init-addr", "--nccl-port"),
+            *("--dist-init-addr", "--nccl-init-addr", "--nccl-port", "--log-level"),
         ),
+        quiet=("--log-level", "warning"),  # at info it prints every argument, both keys among them
         several=True,
         counts="sglang:",
     ),
