@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +21,10 @@ from freehold import catalog
 from freehold.backends import drivers, facts
 from freehold.backends.contract import DeployPlan, PlannedFlag, PlanRequest
 from freehold.backends.emit.check import faults
+from freehold.backends.emit.command import SGLANG_START
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.kubernetes import documents, kubernetes_files
+from freehold.backends.flags.schema import nearest
 from freehold.errors import UsageError
 
 from .plans import OPTIONS, plan
@@ -331,3 +335,25 @@ def test_nothing_of_this_machine_is_in_a_file():
         (file,) = kubernetes_files(plan(engine), OPTIONS)
         for word in ("/srv/models", "/home/me", "/run/user", "127.0.0.1:8000/v1", "VLLM_HOST_IP: 127"):
             assert word not in file.text, (engine, word)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_flag_of_a_container_is_one_that_the_engine_has(engine):
+    schema = nearest(engine, "")
+    found = documents(driven(engine, "deepseek-r1:671b", "2x8xh100"), OPTIONS)
+    for role in ("leader", "worker"):
+        words = box(found, role)["command"]
+        flags = [word for word in words if word.startswith("--")]
+        assert flags or (engine, role) == ("trtllm", "worker")  # which runs sshd
+        assert [flag for flag in flags if not schema.has(flag)] == []
+
+
+def test_entry_of_sglang_writes_its_keys_for_its_user_alone(tmp_path: Path):
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ENGINE_KEY": "k-1", "ADMIN_KEY": "k-2"}
+    ran = subprocess.run(
+        ["sh", "-c", SGLANG_START, "echo", "x"], env=env, capture_output=True, text=True, check=True
+    )
+    path = tmp_path / "keys.yaml"
+    assert ran.stdout == f"x --config {path}\n"
+    assert yaml.safe_load(path.read_text()) == {"api-key": "k-1", "admin-api-key": "k-2"}
+    assert path.stat().st_mode & 0o777 == 0o600

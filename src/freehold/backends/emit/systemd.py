@@ -15,6 +15,7 @@ from freehold.errors import UsageError
 # Restart=always: an end that was not asked for is a death, whatever its status; 2 is a wrong command line.
 UNIT = """\
 # {model} on {engine}, written by freehold deploy --emit systemd.
+# The model and its engine have to be there: the unit reaches no other machine.
 {before}# install -m 644 {name} /etc/systemd/system/ && systemctl daemon-reload && systemctl enable --now {name}
 [Unit]
 Description=Freehold: {model} on {engine}
@@ -92,7 +93,8 @@ def unit_text(plan: DeployPlan, options: EmitOptions, name: str) -> str:
 
 def deploy_words(plan: DeployPlan) -> tuple[str, ...]:
     """Return the verb that starts this plan again: what was decided is decided anew, from the same choices."""
-    words = ["deploy", plan.model.source, "--engine", plan.engine]
+    source, name = plan.model.source, plan.model.name
+    words = ["deploy", source if source.startswith("/") else name, "--engine", plan.engine]
     if plan.replicas > 1:
         words += ["--replicas", str(plan.replicas)]
     if plan.context:
