@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from freehold.backends import asked as asking
-from freehold.backends import attach, drivers, survey
+from freehold.backends import attach, drivers, printed, survey
 from freehold.backends.asked import DeployOptions
 from freehold.backends.attach import target
 from freehold.backends.contract import DeployPlan
@@ -220,6 +220,18 @@ def test_plain_http_beyond_this_machine_takes_the_word_for_it() -> None:
     assert "--attach-cleartext" in error.value.hint
 
 
+def test_engine_on_another_machine_counts_as_the_houses_own_and_the_plan_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(ask: Any, engine: str) -> None:
+        return None
+
+    monkeypatch.setattr(survey, "surveyed", nothing)
+    notes = attached_plan("https://gpu.example", "m", engine="vllm").notes
+    assert any("counts as yours" in note for note in notes)
+    assert len(attached_plan("http://127.0.0.1:1", "m", engine="vllm").notes) == 1
+
+
 def test_metrics_that_are_taken_when_read_are_left_to_their_owner() -> None:
     assert attach.AttachDriver(drivers.driver("trtllm")).metrics_path == ""
     assert attach.AttachDriver(drivers.driver("vllm")).metrics_path == "/metrics"
@@ -251,6 +263,9 @@ async def test_deploy_plans_for_an_address(tmp_path: Path) -> None:
         asked = DeployOptions("m", name="ours", attach=f"unix:{elsewhere.socket}")
         plan = await asyncio.to_thread(asking.planned, load_settings(), asked)
         assert (plan.engine, plan.model.name, plan.served) == ("llamacpp", "ours", "m")
+        said = printed.text(plan)
+        assert said.startswith(f"ours at unix:{elsewhere.socket}: llamacpp b10434-7e4c0a9, which calls it m")
+        assert "command" not in said and "somebody else runs" in said
     finally:
         await elsewhere.end()
     for wrong in ({"replicas": 2}, {"flags": ("--x",)}, {"on": "h100"}, {"python": "/p"}):

@@ -61,6 +61,11 @@ class AttachTarget:
         return f"unix:{self.socket}" if self.socket is not None else self.url
 
     @property
+    def beyond(self) -> bool:
+        """Whether it is not this machine."""
+        return self.socket is None and urlsplit(self.url).hostname not in HERE
+
+    @property
     def key(self) -> str:
         """The key's value; "" for none. Raises UsageError where the variable is not set."""
         if not self.key_env:
@@ -68,7 +73,8 @@ class AttachTarget:
         value = os.environ.get(self.key_env, "")
         if not value:
             raise UsageError(
-                f"{self.key_env}, which --attach-key-env names, is not set", f"export {self.key_env}=..."
+                f"{self.key_env}, which --attach-key-env names, is not set in this process",
+                f"export {self.key_env}=... before freehold serve or freehold deploy, whichever runs the server",
             )
         return value
 

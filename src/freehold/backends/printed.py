@@ -21,6 +21,21 @@ def text(plan: DeployPlan) -> str:
 
 
 def _lines(plan: DeployPlan) -> Iterable[str]:
+    return _attached(plan) if plan.attached else _started(plan)
+
+
+def _attached(plan: DeployPlan) -> Iterable[str]:
+    named = f" {plan.version}" if plan.version else ""
+    yield f"{plan.model.name} at {plan.attached}: {plan.engine}{named}, which calls it {plan.served}"
+    if plan.context:
+        yield f"  context    {plan.context:,} tokens"
+    for secret in plan.secrets:
+        yield f"  key        from {secret.source}, where freehold serve runs"
+    for note in plan.notes:
+        yield f"note: {note}"
+
+
+def _started(plan: DeployPlan) -> Iterable[str]:
     yield f"{plan.model.name} on {where(plan)}: {engine(plan)}"
     yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
     yield f"  room       {plan.context:,} tokens of context, {plan.streams} requests at a time"
@@ -101,6 +116,7 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
     """Return the plan as plain JSON values under stable names; secrets by reference."""
     return {
         "engine": plan.engine,
+        "attached": plan.attached,
         "version": plan.version,
         "schema": plan.schema,
         "model": {

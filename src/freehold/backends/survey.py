@@ -40,6 +40,11 @@ _VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ollama": ("/api/version", ("version",)),
     "freehold": ("/version", ("version",)),
 }
+FOREIGN = "somebody else runs this engine: it is not started, not ended, and its doors are not ours to close"
+BEYOND = (
+    "it is another machine and counts as yours: requests that may not leave the house go there; a server of others "
+    "belongs into the gateway's file, as a provider"
+)
 STREAMS = 64  # answers at a time that an engine is given whose own number is not known
 _ELSEWHERE = Device(
     name="elsewhere",

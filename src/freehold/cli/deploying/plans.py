@@ -35,8 +35,9 @@ def show_plan(plan: DeployPlan, *, as_json: bool) -> None:
         return
     for line in text(plan).splitlines():
         click.echo(printable(line))
-    click.echo("as a line for a shell")
-    click.echo(printable(f"  {plan.shell()}"))
+    if not plan.attached:
+        click.echo("as a line for a shell")
+        click.echo(printable(f"  {plan.shell()}"))
     for rank in range(1, plan.across):
         words = shlex.join(plan.argv(rank, "HEAD"))
         click.echo(printable(f"on node {rank}, with the same environment; HEAD: node 0's address\n  {words}"))
