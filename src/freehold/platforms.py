@@ -60,18 +60,20 @@ def adopts_orphans() -> bool:
     return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
-def shared_memory() -> frozenset[str]:
-    """Return the paths of all POSIX shared memory of this machine; none where it is not shown as files."""
-    with suppress(OSError):
-        return frozenset(_SHARED_MEMORY + name for name in os.listdir(_SHARED_MEMORY))
-    return frozenset()
+def shared_memory() -> dict[str, int]:
+    """Return path -> number of all POSIX shared memory of this machine; nothing where it is not shown as files."""
+    with suppress(OSError), os.scandir(_SHARED_MEMORY) as entries:
+        return {entry.path: entry.inode() for entry in entries}
+    return {}
 
 
-def shared_memory_of(pid: int) -> frozenset[str]:
-    """Return the paths of the POSIX shared memory that a process maps; none where it may not be read."""
+def shared_memory_of(pid: int) -> frozenset[int]:
+    """Return the numbers of the POSIX shared memory that a process maps; none where it may not be read.
+
+    By number, as the C library makes a semaphore under another name, and a map keeps the name that it was made with.
+    """
     with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-        parts = (line.rstrip("\n").partition(_SHARED_MEMORY) for line in maps if "(deleted)" not in line)
-        return frozenset(_SHARED_MEMORY + name for _, found, name in parts if found)
+        return frozenset(int(line.split(maxsplit=5)[4]) for line in maps if _SHARED_MEMORY in line)
     return frozenset()
 
 

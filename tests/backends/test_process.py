@@ -342,6 +342,10 @@ def share(name):
     os.ftruncate(fd, 4096)
     return mmap.mmap(fd, 4096)
 kept = share('psm_freehold_test_' + str(os.getpid()))
+# As the C library makes a semaphore: mapped under a name that is not its last one.
+made = share('sem.made' + str(os.getpid()))
+os.link('/dev/shm/sem.made' + str(os.getpid()), '/dev/shm/sem.freehold_test_' + str(os.getpid()))
+os.unlink('/dev/shm/sem.made' + str(os.getpid()))
 print('up', flush=True)
 time.sleep(600)
 """
@@ -357,7 +361,8 @@ def test_shared_memory_of_a_dead_tree_is_removed_and_nobody_else_s(tmp_path, how
         other.write_bytes(b"x")  # made meanwhile, named alike, mapped by nobody of the tree
         await until(lambda: "up" in engine.log)
         ours = Path(f"/dev/shm/psm_freehold_test_{engine.pid}")
-        assert ours.exists()
+        semaphore = Path(f"/dev/shm/sem.freehold_test_{engine.pid}")
+        assert ours.exists() and semaphore.exists()
         if how == "stop":
             await engine.stop(0.0)
         elif how == "kill":
@@ -366,7 +371,7 @@ def test_shared_memory_of_a_dead_tree_is_removed_and_nobody_else_s(tmp_path, how
             await asyncio.sleep(1.2)  # one look at the maps
             os.kill(engine.pid, signal.SIGKILL)
         await engine.ended
-        assert not ours.exists() and other.exists()
+        assert not ours.exists() and not semaphore.exists() and other.exists()
 
     try:
         asyncio.run(run())
