@@ -1,10 +1,12 @@
-"""Check plans against vLLM's own parser, and time a plan in a fresh process.
+"""Check plans against the engines' own parsers, and time a plan in a fresh process.
 
-`python -m benches.outgrow.plans --python /path/to/vllm-env/bin/python [--model FOLDER] [--plans 400]`
-The random plans are those of tests/backends/plan_cases.py, all for vLLM; one process of vLLM's environment parses every
-command line with make_arg_parser, and must refuse a flag that is not there. A plan's time is that of a process that
-imports, reads the folder and plans; best and median of --rounds, wall and CPU. Ends in one JSON line.
-Path: plans.py -> plan_cases.plans -> vLLM's FlexibleArgumentParser
+`python -m benches.outgrow.plans --python /path/to/vllm-env/bin/python [--sglang WHEEL-FOLDER] [--model FOLDER]`
+The random plans are those of tests/backends/plan_cases.py; one process of vLLM's environment parses every command line
+with make_arg_parser, and must refuse a flag that is not there. With --sglang, a folder of its unpacked wheel, its
+parser reads as many in the same environment, keys from a file included, behind tools/engine_schema.py's stand-ins. A
+plan's time is that of a process that imports, reads the folder and plans; best and median of --rounds, wall and CPU.
+Ends in one JSON line.
+Path: plans.py -> plan_cases.plans -> vLLM's FlexibleArgumentParser, SGLang's ServerArgs
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,6 +37,29 @@ for line in json.load(sys.stdin):
         with contextlib.redirect_stderr(said):
             parser.parse_args(line)
     except (SystemExit, ValueError) as error:
+        wrong.append([line, said.getvalue()[-400:] or str(error)])
+print(json.dumps(wrong))
+"""
+# SGLang's, of an unpacked wheel: keys come from the file that --config names, as at a start.
+PARSE_SGLANG = """
+import argparse, contextlib, io, json, sys
+from pathlib import Path
+root, tools = Path(sys.argv[1]).resolve(), sys.argv[2]
+sys.path[:0] = [str(root), tools]
+from engine_schema import StandIns
+sys.meta_path.append(StandIns(root))
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+parser = argparse.ArgumentParser(allow_abbrev=False)
+ServerArgs.add_cli_args(parser)
+wrong = []
+for line in json.load(sys.stdin):
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            read = parser.parse_args(ConfigArgumentMerger(parser).merge_config_with_args(line))
+        assert "--config" not in line or read.api_key and read.admin_api_key, "no key was read"
+    except (SystemExit, ValueError, AssertionError) as error:
         wrong.append([line, said.getvalue()[-400:] or str(error)])
 print(json.dumps(wrong))
 """
@@ -58,26 +84,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python", required=True, help="of an environment with vLLM")
+    parser.add_argument("--sglang", default="", help="a folder with SGLang's unpacked wheel")
     parser.add_argument("--model", default="", help="a folder whose plan is timed")
     parser.add_argument("--plans", type=int, default=400)
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     began = time.perf_counter()
-    made = [p for p in plans(args.plans, args.seed, ("vllm",)) if isinstance(p, DeployPlan)]
-    planned_s = time.perf_counter() - began
-    lines = [_line(p) for p in made]
-    wrong = parsed(args.python, [*lines, ["--no-such-flag"]])
-    refused = [w for w in wrong if w[0] != ["--no-such-flag"]]
-    for line, why in refused[:5]:
-        print(" ".join(line), "\n ", why, file=sys.stderr)
-    result = {
-        "bench": "plans",
-        "plans": len(made),
-        "refused_by_vllm": len(refused),
-        "parser_refuses_unknown": len(wrong) == len(refused) + 1,
-        "ms_a_plan": round(1000 * planned_s / len(made), 2),
-    }
+    made = drawn("vllm", args.plans, args.seed)
+    ms = round(1000 * (time.perf_counter() - began) / len(made), 2)
+    lines = [list(p.argv(port=8000)[3:]) for p in made]
+    result: dict = {"bench": "plans", "ms_a_plan": ms, "vllm": verdict(lines, [args.python, "-c", PARSE])}
+    if args.sglang:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "keys.yaml").write_text("api-key: a\nadmin-api-key: b\n", encoding="utf-8")
+            chosen = drawn("sglang", args.plans, args.seed)
+            lines = [list(p.argv(0, "10.0.0.1", folder=folder, port=8000)[3:]) for p in chosen]
+            tools = Path(__file__).resolve().parents[2] / "tools"
+            command = [args.python, "-c", PARSE_SGLANG, args.sglang, str(tools)]
+            result["sglang"] = verdict(lines, command)
     if args.model:
         times = sorted(timed(args.model) for _ in range(args.rounds))
         result["fresh_process_s"] = {
@@ -86,22 +111,27 @@ def main() -> None:
             "cpu": round(statistics.median(t[1] for t in times), 3),
         }
     print(json.dumps(result))
-    sys.exit(bool(refused))
+    sys.exit(any(result.get(e, {}).get("refused") for e in ("vllm", "sglang")))
 
 
-def _line(plan: DeployPlan) -> list[str]:
-    """Return what vLLM's parser would be given: the flags after the module's name."""
-    return list(plan.argv(port=8000)[3:])
+def drawn(engine: str, count: int, seed: int) -> list[DeployPlan]:
+    """Return as many plans of an engine; what does not fit is left out."""
+    return [p for p in plans(count, seed, (engine,)) if isinstance(p, DeployPlan)]
 
 
-def parsed(python: str, lines: list[list[str]]) -> list[list]:
-    """Return the command lines that vLLM's parser refuses, with what it says."""
+def verdict(lines: list[list[str]], command: list[str]) -> dict:
+    """Return how many command lines a parser refuses; it has to refuse a flag that is not there."""
+    unknown = ["--no-such-flag"]
     done = subprocess.run(
-        [python, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True, check=False
+        command, input=json.dumps([*lines, unknown]), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    wrong = json.loads(done.stdout.splitlines()[-1])
+    refused = [w for w in wrong if w[0] != unknown]
+    for line, why in refused[:5]:
+        print(" ".join(line), "\n ", why, file=sys.stderr)
+    return {"plans": len(lines), "refused": len(refused), "refuses_unknown": len(wrong) == len(refused) + 1}
 
 
 def timed(model: str) -> tuple[float, float]:

@@ -13,18 +13,21 @@ Path: EngineDriver.plan -> DeployPlan -> EngineDriver.launch -> LaunchedEngine
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.interval import Interval
-from freehold.backends.wire import EngineWire
 from freehold.catalog.hardware import Rig
 from freehold.errors import EngineLost
+
+if TYPE_CHECKING:  # a plan needs neither, and they take as long to import as the rest
+    import asyncio
+
+    from freehold.backends.wire import EngineWire
 
 # "compatible": a server that speaks OpenAI's routes and is none of the others; only attached.
 EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold", "ray", "compatible"]

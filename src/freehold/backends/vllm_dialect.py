@@ -11,17 +11,18 @@ Path: EngineDriver.launch -> VllmServer.launch -> launch -> OwnProcess
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold.backends.contract import DeployPlan, EngineNumbers, LaunchedEngine
 from freehold.backends.phases import phase_of, phases
 from freehold.backends.scrape import of_label, series
-from freehold.backends.wire import EngineWire, TokenRoutes
-from freehold.serving import Job
+
+if TYPE_CHECKING:
+    from freehold.backends.vllm_wire import VllmWire
 
 _PHASES = phases(
     (r"non-default args:", "reading its configuration"),
@@ -36,7 +37,6 @@ _PHASES = phases(
     (r"Application startup complete", "up"),
 )
 _SHARDS = re.compile(r"checkpoint shards: +\d+% Completed \| (\d+)/(\d+)")
-_SALT = 16  # bytes of a tenant's digest
 _SHOWN = frozenset(
     f"vllm:{name}"
     for name in (
@@ -56,28 +56,19 @@ _SHOWN = frozenset(
 )
 
 
-class VllmWire(EngineWire):
-    """OpenAI's routes as vLLM has them."""
-
-    gives_ids = True
-    takes_ids = True
-    tokens = TokenRoutes()
-
-    def extras(self, body: dict[str, Any], job: Job) -> None:
-        """Write the priority, of which the lower is scheduled first, and the tenant's own part of the prefix cache."""
-        if job.priority == "batch":
-            body["priority"] = 1
-        if job.tenant:
-            body["cache_salt"] = hashlib.sha256(job.tenant.encode()).hexdigest()[: 2 * _SALT]
-
-
 class VllmServer:
     """The half of vLLM's driver that runs it."""
 
     title = "vLLM"
-    wire = VllmWire()
     metrics_path = "/metrics"
     drains = True
+
+    @cached_property
+    def wire(self) -> VllmWire:
+        """How jobs are said to it; read when it is first asked for, since a plan does not need it."""
+        from freehold.backends.vllm_wire import VllmWire
+
+        return VllmWire()
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it. Raises UsageError, EngineLost."""
