@@ -109,6 +109,18 @@ def test_hardware_that_is_not_here_is_predicted_with_its_rent(invoke):
     assert "predicted: vLLM" in out and out.splitlines()[3].split()[-1] not in ("-", "0")
 
 
+def test_a_folder_of_weights_is_predicted_by_its_own_sizes(invoke, tmp_path, capsys):
+    from freehold.cli.main import run
+
+    assert run(["make-tiny", "qwen3", "--out", str(tmp_path / "tiny")]) == 0
+    capsys.readouterr()
+    folder = tmp_path / "tiny" / "qwen3"
+    out = invoke(
+        capacity.command, folder, "--on", "h100", "--engine", "vllm", "--rate", 3, "--seconds", "60s"
+    )
+    assert "qwen3" in out.splitlines()[1] and "predicted: vLLM" in out
+
+
 def test_the_ledgers_answered_requests_are_a_trace(invoke, steps, tmp_path):
     async def book() -> None:
         ledger = Ledger.open(tmp_path / "ledger.sqlite")

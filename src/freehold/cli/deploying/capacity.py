@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,10 @@ from freehold.cli.progress import StatusLine
 from freehold.cli.serving.gatewayfile import ledger_file
 from freehold.cli.shared import Amount, Seconds, json_option
 from freehold.config import Settings
-from freehold.errors import UsageError
+from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
+    from freehold.advisor.roofline import Work
     from freehold.backends.capacity.objective import Aim
     from freehold.backends.capacity.scaling import Autoscaling
     from freehold.backends.capacity.steptime import EngineModel
@@ -144,7 +145,7 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
     aims = parse(given["objective"]) if given["objective"] else ()
     routings = _routings(given["routing"])
     trace = _trace(settings, given)
-    engine, rent = _engine(model, trace, given)
+    engine, rent = _engine(settings, model, trace, given)
     scaling = _scaling(given)
     with StatusLine("nothing was started") as status:
         found = figures.Capacity(trace, engine, rent)
@@ -228,7 +229,7 @@ def _of_ledger(settings: Settings, given: dict[str, Any]) -> RequestTrace:
 
 
 def _engine(
-    model: str, trace: RequestTrace, given: dict[str, Any]
+    settings: Settings, model: str, trace: RequestTrace, given: dict[str, Any]
 ) -> tuple[EngineModel, Money | float | None]:
     """Return an engine's step times and limits, and what a replica costs an hour."""
     from freehold import catalog
@@ -244,37 +245,48 @@ def _engine(
         found = EngineModel.load(given["steps"])
     else:
         if not model:
-            raise UsageError("--on needs a MODEL of the catalogue", f"such as {EXAMPLE}")
+            raise UsageError("--on needs a MODEL", f"such as {EXAMPLE}")
         rig = catalog.rig(given["hardware"])
-        found = _predicted(model, rig, trace, given["engine"], given["quant"])
+        found = _predicted(settings, model, rig, trace, given["engine"], given["quant"])
         rent = rig.rent if rent is None else rent
     limits = {name: given[name] for name in ("streams", "room", "chunk") if given[name]}
     return replace(found, limits=replace(found.limits, **limits)), rent
 
 
-def _predicted(name: str, rig: Rig, trace: RequestTrace, engine: str, quant: str) -> EngineModel:
+def _predicted(
+    settings: Settings, name: str, rig: Rig, trace: RequestTrace, engine: str, quant: str
+) -> EngineModel:
     """Predict with the named engine and quantisation, or the first that run there."""
-    from freehold import catalog
     from freehold.advisor import engines
-    from freehold.advisor.anatomy import from_catalogue
-    from freehold.advisor.places import quants_of
     from freehold.backends.capacity.predicting import predicted
 
-    facts = catalog.model(name)
+    works = [*_works(settings, name, quant)]
     able = [engines.engine(engine)] if engine else [e for e in engines.engines() if e.runs_on(rig.device)]
     why = UsageError(f"no engine runs on {rig.device.title}", "name other hardware")
     for runs in able:
-        for kind in (quant,) if quant else quants_of(facts):
-            if not quant and not runs.reads(kind, rig.device):
-                continue
+        for work in works:
             try:
-                work = from_catalogue(facts, kind)
                 return predicted(
                     work, rig, runs, prompt=round(trace.prompt_mean), answer=round(trace.answer_mean)
                 )
             except UsageError as e:
                 why = e
     raise why
+
+
+def _works(settings: Settings, name: str, quant: str) -> Iterator[Work]:
+    """Yield a catalogue's model in its quantisations, or what is held here under this name or path."""
+    from freehold import catalog
+    from freehold.advisor.anatomy import from_catalogue
+    from freehold.advisor.places import quants_of
+    from freehold.backends.facts import deployed
+
+    try:
+        facts = catalog.model(name)
+    except ModelNotFound:
+        yield deployed(settings, name, quant=quant).anatomy
+    else:
+        yield from (from_catalogue(facts, kind) for kind in ((quant,) if quant else quants_of(facts)))
 
 
 def _routings(text: str) -> list[str]:

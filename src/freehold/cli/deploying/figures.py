@@ -25,6 +25,7 @@ HEAD = ("REPLICAS", "ROUTING", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99
 _LATE = (
     3.0  # times the p95 of the first quarter of answers, after the last arrival: the replicas did not keep up
 )
+_ABOUT = ("model", "quant", "hardware", "engine")
 _SHARE = 0.05  # of the whole time, likewise
 
 
@@ -55,7 +56,7 @@ class Capacity:
             f"{trace.source}: {len(trace.requests):,} requests in {_time(trace.span_s)}, {digits(trace.rate)}/s, "
             f"{trace.prompt_mean:,.0f} + {trace.answer_mean:,.0f} tokens"
         )
-        about = ", ".join(str(v) for v in self.engine.about.values() if v)
+        about = ", ".join(str(v) for v in map(self.engine.about.get, _ABOUT) if v)
         yield f"{about or 'engine'}: {self.engine.time.basis}; a step may take {_doubt(self.engine)}"
         rows = [_row(run, self._hourly(run)) for run, _ in self._runs]
         widths = [max(len(r[i]) for r in [HEAD, *rows]) for i in range(len(HEAD))]
