@@ -10,6 +10,7 @@ Path: freehold.plan_deployment, cli/deploying/options.py -> planned -> EngineDri
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class DeployOptions:
     model: str  # a folder, a GGUF, a name of the store or of the catalogue
     name: str = ""  # under which clients ask for it
     engine: str = "auto"
-    on: str = ""  # hardware that is not here
+    on: str = ""  # hardware that is not here; or ray, ray:PYTHON, ray://HOST:PORT
     nodes: int = 0
     replicas: int = 0
     context: int = 0
@@ -83,6 +84,20 @@ def planned(
     `start`: for a start here, so that a missing engine is an error and a missing environment of --env is made; `show`
     gets the installer's lines then. Without it nothing is installed.
     """
+    from freehold.backends.ray.asked import is_ray, over_ray
+
+    if is_ray(asked.on):
+        return over_ray(_planned(settings, replace(asked, on=""), start, show), asked.on)
+    if asked.engine == "freehold":
+        raise UsageError(
+            "Freehold's own engine runs in freehold serve on this machine", "--on ray starts it on others"
+        )
+    return _planned(settings, asked, start, show)
+
+
+def _planned(
+    settings: Settings, asked: DeployOptions, start: bool, show: Callable[[str], object]
+) -> DeployPlan:
     from freehold.backends import drivers, facts
 
     check(asked)
@@ -172,6 +187,8 @@ class _EngineSearch:
             raise UsageError("--command needs --engine: whose flags it takes", "for example --engine vllm")
         if asked.command:
             return drivers.driver(asked.engine).name, EngineFacts(command=tuple(_words(asked.command))), ()
+        if asked.engine == "freehold":
+            return "freehold", EngineFacts(command=(str(Path(sys.executable).with_name("freehold")),)), ()
         if asked.engine != "auto":
             name = drivers.driver(asked.engine).name
             return name, EngineFacts() if asked.on else self._at_hand(name), ()

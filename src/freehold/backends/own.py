@@ -84,7 +84,7 @@ class OwnEngine:
             sizes=ParallelSizes(),
             context=request.context,
             streams=streams,
-            replicas=request.replicas,
+            replicas=max(1, request.replicas),
             notes=(f"{model.source} has to be on each machine, under this path",),
         )
 

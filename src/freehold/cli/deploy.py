@@ -85,7 +85,11 @@ class _DeployGroup(click.Group):
 @click.group("deploy", cls=_DeployGroup, invoke_without_command=True)
 @click.argument("model", required=False, default="")
 @plan_options
-@click.option("--on", metavar="HARDWARE", help="Plan for this hardware instead: 8xh100, rtx-4090.")
+@click.option(
+    "--on",
+    metavar="HARDWARE",
+    help="Plan for this hardware instead: 8xh100, rtx-4090; or run on Ray Serve: ray, ray:PYTHON, ray://HOST:PORT.",
+)
 @click.option("--nodes", type=click.IntRange(1, 64), metavar="N", help="Boxes of --on HARDWARE.")
 @click.option("--name", metavar="NAME", help="Name for requests; default: the model's.")
 @click.option("--dry-run", is_flag=True, help="Print the command, a reason for each flag, and start nothing.")
@@ -135,11 +139,12 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
     if not model and not given["attach"]:
         ctx.exit(_again(settings, given))
     from freehold.backends.asked import DeployOptions, planned
+    from freehold.backends.ray.asked import is_ray
 
     if not given["emit"] and (given["out"] or given["image"] or given["server_image"]):
         raise UsageError("--out and images are for --emit", "name what to write: --emit k8s")
     options = asked_of(given, DeployOptions(model))
-    only = bool(given["emit"] or given["dry_run"] or options.on)
+    only = bool(given["emit"] or given["dry_run"] or (options.on and not is_ray(options.on)))
     with StatusLine("the environment is not finished; the same command continues") as line:
         plan = planned(settings, options, start=not only, show=line.show)
     if given["emit"]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import pprint
 import re
+import shlex
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -164,7 +165,11 @@ def over(
         decode=inner.decode,
         prefill=inner.prefill,
         basis=inner.basis,
-        notes=(*inner.notes, _doors_note(address, fenced)),
+        notes=(
+            *inner.notes,
+            f"each of {inner.replicas} replicas starts {shlex.join(inner.argv())}",
+            _doors_note(address, fenced),
+        ),
         inner=inner,
     )
 

@@ -17,7 +17,7 @@ from freehold.cli.shared import Amount
 if TYPE_CHECKING:
     from freehold.backends.asked import DeployOptions
 
-ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx")
+ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold")
 
 _PLAN = (
     click.option(

@@ -1,0 +1,51 @@
+"""What `--on ray` means: whose Ray, which cluster, and the plan around the engine's.
+
+    --on ray                      a cluster of this machine, by the `ray` on PATH
+    --on ray:/env/bin/python      the same, by this environment's
+    --on ray://HOST:10001         an app on a cluster that runs; RAY_AUTH_TOKEN has its token
+
+Finds programs and reads their metadata; starts nothing.
+Path: backends.asked.planned -> over_ray -> ray.plan.over
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from freehold.backends.contract import DeployPlan, EngineFacts
+from freehold.backends.ray import doors
+from freehold.backends.ray.plan import over
+from freehold.errors import UsageError
+
+
+def is_ray(on: str) -> bool:
+    """Return whether --on names Ray and no hardware."""
+    return on == "ray" or on.startswith("ray:")
+
+
+def over_ray(inner: DeployPlan, on: str) -> DeployPlan:
+    """Return the plan of an app whose replicas are `inner`. Raises UsageError where no Ray is at hand."""
+    address = on if on.startswith("ray://") else ""
+    named = "" if address else on.removeprefix("ray").removeprefix(":")
+    python = Path(named).expanduser() if named else _on_path()
+    return over(inner, _facts(python), address=address, fenced=not address and doors.can_fence())
+
+
+def _on_path() -> Path:
+    """Return the Python beside the program `ray`, through links to it."""
+    found = shutil.which("ray")
+    if found is None:
+        raise UsageError(
+            "no Ray is on PATH", 'pip install "ray[serve]" in an environment, then --on ray:/THAT/bin/python'
+        )
+    return Path(found).resolve().with_name("python")
+
+
+def _facts(python: Path) -> EngineFacts:
+    """Return an environment's Ray by its metadata. `ray[llm]` is not needed: engines are processes of their own."""
+    roots = (python.parent.parent, python.resolve().parent.parent)
+    for root in roots:
+        for found in root.glob("lib/python3*/site-packages/ray-*.dist-info"):
+            return EngineFacts(found.name.removesuffix(".dist-info").removeprefix("ray-"), (str(python),))
+    raise UsageError(f"{python} has no Ray beside it", 'pip install "ray[serve]" there')
