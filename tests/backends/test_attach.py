@@ -1,4 +1,4 @@
-"""Engines that somebody else runs: found out by their answers, asked through a replica, and left alone."""
+"""Attached engines: known by their answers, asked through a replica, and left alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FOUND = {
 
 
 class Elsewhere:
-    """An engine on a socket that nobody of ours started."""
+    """An engine on a socket, started by other means."""
 
     def __init__(self, folder: Path, dialect: str, **options: object) -> None:
         self.socket = folder / "x.sock"
@@ -265,7 +265,7 @@ async def test_deploy_plans_for_an_address(tmp_path: Path) -> None:
         assert (plan.engine, plan.model.name, plan.served) == ("llamacpp", "ours", "m")
         said = printed.text(plan)
         assert said.startswith(f"ours at unix:{elsewhere.socket}: llamacpp b10434-7e4c0a9, which calls it m")
-        assert "command" not in said and "somebody else runs" in said
+        assert "command" not in said and "it runs already" in said
     finally:
         await elsewhere.end()
     for wrong in ({"replicas": 2}, {"flags": ("--x",)}, {"on": "h100"}, {"python": "/p"}):

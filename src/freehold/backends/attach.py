@@ -1,4 +1,4 @@
-"""Engines that somebody else runs: found out by their answers, asked as ours are, and let live and die by themselves.
+"""Engines that were started by other means: known by their answers, asked as ours are, neither started nor ended.
 
     plan = attached_plan("http://127.0.0.1:8000", "qwen3")     # asks what it is; raises UsageError, EngineLost
     engine = await AttachDriver(driver).launch(plan, folder)   # at once; ready is one token, as ever
@@ -49,7 +49,7 @@ _LIVES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class AttachTarget:
-    """Where an engine of somebody else answers."""
+    """Where an attached engine answers."""
 
     url: str  # without a path: http://127.0.0.1:8000, or http://engine with a socket
     socket: Path | None = None
@@ -114,7 +114,7 @@ def target(text: str, *, key_env: str = "", cleartext: bool = False) -> AttachTa
 
 
 class AttachDriver:
-    """Implements contract.EngineDriver for an engine that somebody else runs; all but its life is the engine's own."""
+    """Implements contract.EngineDriver for an attached engine; all but its life is the engine's own."""
 
     drains = False
 

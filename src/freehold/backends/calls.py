@@ -38,7 +38,7 @@ def served_name(plan: DeployPlan) -> str:
 def abilities_of(plan: DeployPlan) -> Abilities:
     """Return what an engine can do as it is planned: a plan without a tool parser calls no tools.
 
-    How an engine of somebody else was started is not known: it is asked, and says no itself.
+    How an attached engine was started is not known: it is asked, and refuses by itself.
     """
     plan = plan.inner or plan
     names = {flag.name for flag in plan.flags}

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's routes and is no engine that we know: attached only, with the least that all have.
+"""A server that speaks OpenAI's routes and is none of the engines we know: attached only, with what all have.
 
 It is given no field beyond what such servers document; it tells no counters. Path: drivers.py -> AttachDriver
 """

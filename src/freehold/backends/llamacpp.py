@@ -162,7 +162,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     add("--gpu-layers", "0" if rig.device.kind == "cpu" else "all", f"it runs on {rig.name}")
     add("--jinja", True, "the model's own chat template, and its tools")
     add("--metrics", True, "counters, by which a hang is found")
-    add("--no-ui", True, "its web page is a door that nobody needs")
+    add("--no-ui", True, "its web page is a door that is not needed")
     add("--no-slots", True, "/slots shows what is asked")
     add("--offline", True, "it fetches nothing")
     add("--cors-origins", "localhost", "by default any web page may read its answers")

@@ -1,4 +1,4 @@
-"""Finds out what an engine is that somebody else runs, and makes the plan by which it is asked.
+"""Finds out what an engine is that runs already, and makes the plan by which it is asked.
 
     plan = attached_plan("http://127.0.0.1:8000", "qwen3", key_env="VLLM_KEY")
 
@@ -40,7 +40,7 @@ _VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ollama": ("/api/version", ("version",)),
     "freehold": ("/version", ("version",)),
 }
-FOREIGN = "somebody else runs this engine: it is not started, not ended, and its doors are not ours to close"
+FOREIGN = "it runs already: it is neither started nor ended here, and its doors stay as they are"
 BEYOND = (
     "it is another machine and counts as yours: requests that may not leave the house go there; a server of others "
     "belongs into the gateway's file, as a provider"
@@ -48,7 +48,7 @@ BEYOND = (
 STREAMS = 64  # answers at a time that an engine is given whose own number is not known
 _ELSEWHERE = Device(
     name="elsewhere",
-    title="hardware that somebody else runs",
+    title="hardware that is not known",
     vendor="",
     kind="cpu",
     generation="",
@@ -104,9 +104,7 @@ def attached_plan(
         context=found.context,
         streams=found.streams or STREAMS,
         replicas=1,
-        notes=(
-            "somebody else runs this engine: it is not started, not ended, and its doors are not ours to close",
-        ),
+        notes=(FOREIGN, BEYOND) if at.beyond else (FOREIGN,),
         attached=at.shown,
         served=served,
     )

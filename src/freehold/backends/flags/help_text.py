@@ -3,7 +3,7 @@
     rows(text)         # as a file of data/ has them: [name, kind, {also, choices, status}]
     schema(text, version)
 
-Its help is made for people: names up to the first gap, then what stands for a value, then words. What cannot be told
+Its help is made for people: names up to the first gap, then what stands for a value, then words. What is not clear
 (a number that may be a word) is taken as text: the server itself then has the last word.
 Path: tools/engine_schema.py, llamacpp.py -> rows -> FlagSchema
 """
