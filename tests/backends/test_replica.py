@@ -16,6 +16,7 @@ from freehold.backends.calls import EngineCalls
 from freehold.backends.contract import EngineNumbers
 from freehold.backends.replica import DEFAULTS, Replica, ReplicaLimits, hung_after
 from freehold.backends.tallied import TalliedNumbers
+from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
 from tests.backends import engines
 from tests.backends.engines import QUICK, RunningStandIn, StandInDriver, chat, until
@@ -117,6 +118,19 @@ async def test_start_that_stands_still_is_killed_and_a_slow_one_is_not(
         since = 61.0
         await until(lambda: replica.hopeless)
         assert "stood still for 61 s while it was loading weights" in replica.said
+
+
+@synchronous
+async def test_engine_that_refuses_every_first_token_is_never_ready_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise UpstreamFault("invalid", "the prompt cannot be empty", status=400)
+
+    monkeypatch.setattr(EngineCalls, "start", refused)
+    async with running(tmp_path, StandInDriver(), replace(QUICK, refused_s=0.2, useless=1)) as replica:
+        await until(lambda: replica.hopeless)
+        assert "its first token failed: the prompt cannot be empty" in replica.said
 
 
 def test_waits_between_useless_starts_double_to_a_limit(tmp_path: Path) -> None:

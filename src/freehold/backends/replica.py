@@ -50,12 +50,14 @@ class ReplicaLimits:
     still_s: float = 180.0  # a start in which nothing of the process moves for so long has come to nothing
     probe_s: float = 0.25  # between two attempts to reach an engine that starts
     token_s: float = 120.0  # for the first token of an engine that takes connections
+    refused_s: float = 30.0  # in which every first token is refused: it answers, and will never be ready
     watch_s: float = 2.0  # between two looks at its counters
     quiet_s: float = 5.0  # without a moved counter while requests run: others are asked first
     hung_s: float = 20.0  # the same: it is killed
 
 
 DEFAULTS = ReplicaLimits()
+_REFUSED = "its first token failed"
 _STEP_TOKENS = 4096  # that an engine computes in one step, before any counter moves
 
 
@@ -255,6 +257,7 @@ class Replica:
 
     async def _answers(self, engine: LaunchedEngine, calls: EngineCalls) -> bool:
         """Wait until it has answered one token; return False where it ended first, or was killed for standing still."""
+        refused_at = 0.0
         while not engine.ended.done():
             asked = asyncio.ensure_future(self._probed(calls))
             done, _ = await asyncio.wait(
@@ -267,6 +270,10 @@ class Replica:
                 asked.cancel()
             elif asked.result():
                 return True
+            elif self.said.startswith(_REFUSED):
+                refused_at = refused_at or time.monotonic()
+                if time.monotonic() - refused_at > self._limits.refused_s:
+                    engine.kill(f"{self.said} for {self._limits.refused_s:.0f} s")
             progress = engine.progress()
             if progress.since_s > self._limits.still_s:
                 engine.kill(
@@ -282,12 +289,12 @@ class Replica:
         except FreeholdError as e:
             loads = getattr(e, "status", 0) == 503  # llama-server takes connections before its model is there
             if getattr(e, "cause", "") != "connect" and not loads:
-                self.said = f"its first token failed: {e.message}"
+                self.said = f"{_REFUSED}: {e.message}"
             return False
         try:
             async for _ in stream:
                 pass
-            self.said = "" if self.said.startswith("its first token") else self.said
+            self.said = "" if self.said.startswith(_REFUSED) else self.said
             return True
         except FreeholdError:
             return False
