@@ -343,7 +343,7 @@ class ReplicaRow:
     said: str = ""  # the latest death, in one sentence
     memory_bytes: int = 0
     numbers: EngineNumbers = EngineNumbers()
-    cpu_s: float = 0.0  # of all its processes together, during a start
+    cpu_s: float = 0.0  # of all its processes together
 
 
 @dataclass(frozen=True, slots=True)

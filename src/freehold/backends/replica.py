@@ -163,6 +163,7 @@ class Replica:
             said=self.said,
             memory_bytes=progress.memory_bytes if progress is not None else 0,
             numbers=self.numbers,
+            cpu_s=progress.cpu_s if progress is not None else 0.0,
         )
 
     @property
