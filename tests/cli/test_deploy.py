@@ -387,6 +387,7 @@ def test_start_that_fails_tells_the_cause_and_leaves_nothing(tmp_path, tiny):
     assert done.returncode == 1
     assert "error: tiny:" in done.stderr
     assert "Address already in use" in done.stderr
+    assert kept.kept(home) == ([], [])
     with deployed(home, str(tiny), *vllm(), "--name", "good") as server:
         failed = server.run("deploy", str(tiny), *dies)
         assert failed.status == 1
@@ -407,6 +408,20 @@ def test_interrupted_start_leaves_no_engine(tmp_path, tiny):
         assert [r["name"] for r in server.json("deploy", "status")["deployments"]] == ["good"]
         eventually(lambda: ended(pid))
         assert [each.name for each in kept.kept(home)[0]] == ["good"]
+
+
+@pytest.mark.long
+def test_interrupt_of_a_start_that_is_the_server_leaves_no_engine_and_no_file(tmp_path, tiny):
+    home = tmp_path / "home"
+    with started(home, "deploy", str(tiny), *vllm(start_s=60), "--port", "0") as process:
+        eventually(lambda: (home / "serve" / "server.sock").exists())
+        server = Server(home, "", {}, process)
+        eventually(lambda: bool(pids(server)) and pids(server)[0] > 0)
+        (pid,) = pids(server)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+    eventually(lambda: ended(pid))
+    assert kept.kept(home) == ([], [])
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from freehold.cli.report.terminal import printable
 from freehold.cli.serving.attach import Loaded, RunningServer, found
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
+from freehold.errors import ServerUnreachable
 from freehold.serving import EngineStats
 from freehold.store.space import human
 
@@ -39,7 +40,10 @@ def command(settings: Settings, as_json: bool) -> None:
 
     with found(settings) as server:
         models, rates = _sampled(server)
-        deployments = AskedDeployments(server).rows()
+        try:
+            deployments = AskedDeployments(server).rows()
+        except ServerUnreachable:  # of an earlier version, which deploys nothing
+            deployments = []
     if as_json:
         rows = [{**m.plain, "tok_s": rates.get(m.name, 0.0)} for m in models]
         said = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class _Listed(msgspec.Struct):
-    deployments: list[dict[str, Any]]
+    deployments: list[dict[str, Any]] = []
 
 
 class _Lines(msgspec.Struct):

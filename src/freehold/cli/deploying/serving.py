@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from freehold.backends.asked import DeployOptions
@@ -28,7 +29,7 @@ class StartedDeployments:
     """What a server begins with. `done` is called once all answer or have failed."""
 
     def __init__(self, plans: Sequence[tuple[DeployPlan, DeployOptions]], *, keep: bool = True) -> None:
-        """`keep`: as files, for `freehold deploy` without MODEL."""
+        """`keep`: as files once they answer, for `freehold deploy` without MODEL."""
         self._plans, self._keep = plans, keep
         self.failed = 0
         self._task: asyncio.Task[None] | None = None
@@ -52,13 +53,17 @@ class StartedDeployments:
     ) -> None:
         started = time.monotonic()
         try:
-            name = (await desk.add(plan, asked, awaited=True, keep=self._keep)).name
+            name = (await desk.add(plan, asked, awaited=True, keep=False)).name
             row = await self._followed(desk, name, line)
+            if self._keep:
+                desk.keep(plan, asked)
         except FreeholdError as e:
             self.failed += 1
             line.clear()
             if isinstance(e, EngineLost):
                 _tell_log(desk, plan.model.name)
+                with suppress(FreeholdError):  # a file of an earlier server stays
+                    await desk.deployments.stop(plan.model.name, 0.0)
             tell(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
             return
         line.clear()

@@ -72,7 +72,8 @@ def progress(of: DeploymentRow) -> str:
         cpu = f", {replica.cpu_s:.0f} s of CPU" if replica.cpu_s else ""
         number = f"replica {replica.number}: " if len(of.replicas) > 1 else ""
         told.append(f"{number}{phase}, {replica.since_s:.0f} s{cpu}{memory}")
-    return f"{of.name}: {'; '.join(told)}"
+    rolling = f", {of.rolling}" if of.rolling else ""
+    return f"{of.name}{rolling}: {'; '.join(told)}"
 
 
 def as_json(of: DeploymentRow) -> dict[str, Any]:

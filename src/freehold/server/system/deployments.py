@@ -78,16 +78,20 @@ class DeploymentDesk:
         """Begin to start a plan. `awaited`: the server was started for it, so that /ready waits; `keep`: as a file."""
         row = await self.deployments.add(plan, fallback=asked.fallback)
         if keep:
-            kept.keep(self._home, kept.KeptDeployment(row.name, plan, asked))
+            self.keep(plan, asked)
         if awaited:
             self._server.health.preload[row.name] = "starting"
             self._hold(self._until_ready(row.name))
         return row
 
+    def keep(self, plan: DeployPlan, asked: DeployOptions) -> None:
+        """Write a deployment's file."""
+        kept.keep(self._home, kept.KeptDeployment(plan.model.name, plan, asked))
+
     async def upgrade(self, name: str, plan: DeployPlan, asked: DeployOptions) -> None:
         """Roll to another plan; it is kept once every replica follows it."""
         await self._finished(self.deployments.upgrade(name, plan))
-        kept.keep(self._home, kept.KeptDeployment(name, plan, asked))
+        self.keep(plan, asked)
 
     async def restart(self, name: str) -> None:
         """Roll every replica; continues where the client that asked for it leaves."""
