@@ -232,9 +232,9 @@ def value(plan: DeployPlan, name: str) -> str | None:
 
 def test_vllm_on_a_processor_gets_its_cache_in_bytes_and_no_binding(tmp_path):
     plan = on_cpu(of_path(write_model(tmp_path)), socket=tmp_path / "s.sock")
-    assert int(value(plan, "--kv-cache-memory-bytes") or 0) == 16 * plan.model.anatomy.cache_bytes(
-        plan.context
-    )
+    anatomy = plan.model.anatomy
+    wanted = 16 * anatomy.cache_bytes(plan.context) + anatomy.cache_bytes(128)  # and a block to spare
+    assert int(value(plan, "--kv-cache-memory-bytes") or 0) == wanted
     assert plan.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert plan.environment["VLLM_HOST_IP"] == "127.0.0.1"
     assert plan.environment["OMP_NUM_THREADS"] == "2"
@@ -249,6 +249,12 @@ def test_two_sockets_are_a_tensor_group_where_heads_divide_and_copies_where_not(
     odd = on_cpu(of_path(write_model(tmp_path / "odd", heads=3, kv_heads=3)), nodes=two)
     assert odd.sizes == ParallelSizes(data=2) and value(odd, "--data-parallel-size") == "2"
     assert value(odd, "--max-num-seqs") == "8"  # vLLM counts them for each copy
+
+
+def test_ranks_beyond_the_heads_of_keys_and_values_hold_copies(tmp_path):
+    model = of_path(write_model(tmp_path, heads=4, kv_heads=2))
+    two, four = (on_cpu(model, flags=(f"-tp={n}",)) for n in (2, 4))
+    assert value(two, "--kv-cache-memory-bytes") == value(four, "--kv-cache-memory-bytes")
 
 
 def test_sizes_by_flag_reach_the_plan(tmp_path):

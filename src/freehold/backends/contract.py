@@ -92,7 +92,7 @@ class PlanRequest:
     cache_type: str = ""
     flags: tuple[
         str, ...
-    ] = ()  # of --engine-flag, each "--name=value" or "--name"; they go before the plan's own
+    ] = ()  # of --engine-flag, "--name=value" or "--name"; they stand instead of the plan's
     socket: Path | None = None  # where the engine listens, if it can do so on a Unix socket
     port: int = 0  # on loopback, where it can not; 0: chosen at the start
 

@@ -15,7 +15,7 @@ from freehold.catalog.hardware import Rig
 from freehold.errors import UsageError
 
 if TYPE_CHECKING:
-    from freehold.backends.contract import PlanRequest
+    from freehold.backends.contract import DeployedModel, PlanRequest
     from freehold.backends.layout import EngineTraits
 
 _COUNTS = (1, 2, 4, 8)  # devices of a box, as they are sold
@@ -32,6 +32,15 @@ def misfit(request: PlanRequest, traits: EngineTraits, why: str, *hints: str) ->
         f"{model.name} in {model.anatomy.quant} does not fit {traits.title} on {where}: {why}",
         "; ".join(found),
     )
+
+
+def check_context(model: DeployedModel, context: int) -> None:
+    """Raise UsageError for a context beyond what a model was made for; 0 is a choice left."""
+    most = model.anatomy.context
+    if context < 0 or (most and context > most):
+        raise UsageError(
+            f"a context of {context:,} tokens: {model.name} was made for {most:,}", f"--context {most}"
+        )
 
 
 def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:

@@ -17,14 +17,11 @@ from freehold.advisor.engines import UpstreamEngine
 from freehold.backends import parallel
 from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
 from freehold.backends.layout import GIB, MOST_STREAMS, USUAL, WANTED_STREAMS, EngineTraits, Layout, Wishes
-from freehold.backends.misfits import misfit
+from freehold.backends.misfits import check_context, misfit
 from freehold.backends.processors import on_processors
 from freehold.catalog.hardware import Device, Rig
-from freehold.errors import UsageError
 
 _FP8 = 8.9  # of CUDA: the compute capability from which devices multiply FP8
-
-
 _SPARE = 0.02  # of a device's memory, left alone beside what other programs have taken
 
 
@@ -39,7 +36,7 @@ def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layou
     if not engine.runs_on(device):
         raise misfit(request, traits, f"{engine.title} does not run on {device.title}")
     context = wishes.context or request.context
-    _check_context(model, context)
+    check_context(model, context)
     for cache_type in _cache_types(request, wishes):
         for quantise, anatomy in _weights(model.anatomy, traits, wishes, engine, device):
             found = _Space(request, traits, wishes, engine, anatomy, quantise, cache_type)
@@ -48,14 +45,6 @@ def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layou
     raise misfit(
         request, traits, _why_not(request, engine, context), *_shorter(request, traits, wishes, engine)
     )
-
-
-def _check_context(model: DeployedModel, context: int) -> None:
-    most = model.anatomy.context
-    if context < 0 or (most and context > most):
-        raise UsageError(
-            f"a context of {context:,} tokens: {model.name} was made for {most:,}", f"--context {most}"
-        )
 
 
 def _cache_types(request: PlanRequest, wishes: Wishes) -> tuple[str, ...]:
@@ -215,59 +204,47 @@ class _Space:
 
     def layout(self, sizes: ParallelSizes) -> Layout:
         """Return the layout of the sizes."""
-        nodes, why = self.request.nodes, {}
+        nodes, model = self.request.nodes, self.request.model
         context = self.asked_context or self.longest(sizes)
-        made = self.anatomy.context
-        whole = made and context == made
-        why["context"] = (
-            "asked for"
-            if self.asked_context
-            else (
-                "what the model was made for"
-                if whole
-                else "the longest conversation that fits beside the weights"
-            )
-        )
-        usual = min(context, USUAL)
+        room, usual = self.room(sizes), min(context, USUAL)
         each = self.sequence(sizes, usual)
-        room = self.room(sizes)
         held = int(room // each) * sizes.data if each else MOST_STREAMS
-        streams = self.asked_streams or max(min(held, MOST_STREAMS), 1)
-        why["streams"] = (
-            "asked for"
-            if self.asked_streams
-            else f"room for {held:,} conversations of {usual:,} tokens at a time"
-        )
         across = -(-sizes.devices // nodes.rig.count)
-        per_node = nodes.rig.count // sizes.devices if across == 1 else 0
-        most = per_node * nodes.count if across == 1 else nodes.count // across
-        speed = self._speed(sizes, min(context, USUAL))
-        model = self.request.model
+        most = nodes.count // across if across > 1 else nodes.rig.count // sizes.devices * nodes.count
+        speed = self._speed(sizes, usual)
         unsure = not model.heads and sizes.tensor > max(model.kv_heads, 1)
-        notes = (f"its number of query heads is not published; {sizes.tensor} may not divide it",)
-        if self.cache_type == "fp8" and not (self.wishes.cache_type or self.request.cache_type):
-            why["cache_type"] = f"keys and values of 16 bits leave no room for {context:,} tokens"
-        if self.quantise:
-            why["quantise"] = (
-                "weights of 16 bits do not fit on these devices; the engine rounds them while it loads"
-            )
+        note = f"its number of query heads is not published; {sizes.tensor} may not divide it"
         return Layout(
             sizes=sizes,
             replicas=self.request.replicas or max(most, 1),
             across=across,
             context=context,
-            streams=streams,
+            streams=self.asked_streams or max(min(held, MOST_STREAMS), 1),
             memory_share=self.share,
             cache_bytes=int(room),
             cache_type=self.cache_type,
             quantise=self.quantise,
             memory_bytes=round(self.share * nodes.rig.device.memory_bytes * sizes.devices),
-            decode=speed.answer if speed else None,
-            prefill=speed.prompt if speed else None,
+            decode=speed.answer,
+            prefill=speed.prompt,
             basis=f"{self.engine.title}: published figures of {nodes.rig.device.title}, and rows measured by others",
-            why={**why, **_why_sizes(sizes, self.request.model, across)},
-            notes=notes if unsure else (),
+            why={**self._why(context, held, usual), **_why_sizes(sizes, model, across)},
+            notes=(note,) if unsure else (),
         )
+
+    def _why(self, context: int, held: int, usual: int) -> dict[str, str]:
+        """Return why context, streams, cache and weights are what they are."""
+        whole = context == self.anatomy.context
+        longest = "what the model was made for" if whole else "the longest that fits beside the weights"
+        asked = self.wishes.cache_type or self.request.cache_type
+        return {
+            "context": "asked for" if self.asked_context else longest,
+            "streams": "asked for"
+            if self.asked_streams
+            else f"room for {held:,} conversations of {usual:,} tokens at a time",
+            "cache_type": "asked for" if asked else f"16 bits leave no room for {context:,} tokens",
+            "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
+        }
 
     def _speed(self, sizes: ParallelSizes, context: int) -> roofline.Single:
         """Return one stream's speeds: a pipeline's stages work after each other, data's beside each other."""

@@ -7,8 +7,9 @@ Path: planning.planned -> on_processors -> Layout
 
 from __future__ import annotations
 
+from freehold.advisor.anatomy import Anatomy
 from freehold.backends import parallel
-from freehold.backends.contract import ParallelSizes, PlanRequest
+from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
 from freehold.backends.layout import (
     CPU_CONTEXT,
     CPU_SHARE,
@@ -18,48 +19,30 @@ from freehold.backends.layout import (
     Layout,
     Wishes,
 )
-from freehold.backends.misfits import misfit
+from freehold.backends.misfits import check_context, misfit
 from freehold.errors import UsageError
 from freehold.machine import show_bytes
 
 _READS = ("BF16", "F16", "F32", "INT4", "INT4-32", "FP8")
-_LEAST_CONTEXT = 256  # below it no model is of use
+_SHORTER = (4096, 2048, 1024, 512, 256)  # contexts to offer instead; below them no model is of use
+_BLOCK = 128  # tokens of a block of vLLM's cache on processors
 
 
 def on_processors(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
     """Return the layout on processors. Raises UsageError for what does not fit, with what would."""
-    model, nodes = request.model, request.nodes
-    anatomy = model.anatomy
+    anatomy = request.model.anatomy
     if anatomy.quant not in _READS:
         raise misfit(request, traits, f"{traits.title} has no kernels for {anatomy.quant} on processors")
-    sizes = _sizes(request, traits, wishes)
-    replicas = request.replicas or 1
-    processes = PROCESS_BYTES * (1 + sizes.devices)
-    weights = anatomy.weight_bytes * sizes.data
-    free = CPU_SHARE * nodes.rig.memory_bytes / replicas - processes - weights
-    most = min(anatomy.context or CPU_CONTEXT, CPU_CONTEXT)
-    context = wishes.context or request.context or most
-    if anatomy.context and context > anatomy.context:
-        raise UsageError(
-            f"a context of {context:,} tokens: {model.name} was made for {anatomy.context:,}",
-            f"--context {anatomy.context}",
-        )
+    context = wishes.context or request.context or min(anatomy.context or CPU_CONTEXT, CPU_CONTEXT)
+    check_context(request.model, context)
+    sizes, replicas = _sizes(request, traits, wishes), request.replicas or 1
     streams = wishes.streams or request.streams or CPU_STREAMS
-    each = anatomy.cache_bytes(context) + anatomy.state_bytes
-    if wishes.cache_bytes:
-        cache = wishes.cache_bytes * sizes.devices
-    else:
-        cache = int(min(streams * max(each, 1), max(free / 2, each)))
+    fixed = PROCESS_BYTES * (1 + sizes.devices) + anatomy.weight_bytes * sizes.data
+    free = CPU_SHARE * request.nodes.rig.memory_bytes / replicas - fixed
+    each = _sequence(anatomy, context)
+    cache = wishes.cache_bytes * sizes.devices or _cache(streams, each, free, sizes, request.model)
     if cache > free or cache < each:
-        shorter = next(
-            (n for n in (4096, 2048, 1024, 512, _LEAST_CONTEXT) if anatomy.cache_bytes(n) <= free), 0
-        )
-        need = show_bytes(weights + processes + max(each, cache))
-        why = f"{replicas} x {need} of weights, processes and cache; {show_bytes(nodes.rig.memory_bytes)} are free"
-        raise misfit(
-            request, traits, why, f"--context {shorter} fits" if shorter and shorter < context else ""
-        )
-    fits = int(cache // each) if each else streams
+        raise _too_large(request, traits, fixed + max(each, cache), free, context)
     return Layout(
         sizes=sizes,
         replicas=replicas,
@@ -70,12 +53,37 @@ def on_processors(request: PlanRequest, traits: EngineTraits, wishes: Wishes) ->
         cache_bytes=max(int(cache // sizes.devices), 1),
         cache_type=wishes.cache_type or request.cache_type,
         quantise="",
-        memory_bytes=round(weights + processes + cache),
+        memory_bytes=round(fixed + cache),
         decode=None,
         prefill=None,
         basis="the files' headers and 1.2 GiB a process; speeds of it on processors are not known",
-        why=_why(request, wishes, sizes, context, fits),
+        why=_why(request, wishes, sizes, context, int(cache // each) if each else streams),
     )
+
+
+def _sequence(anatomy: Anatomy, tokens: int) -> int:
+    """Return the bytes of a sequence in whole blocks."""
+    return anatomy.cache_bytes(-(-tokens // _BLOCK) * _BLOCK) + anatomy.state_bytes
+
+
+def _cache(streams: int, each: int, free: float, sizes: ParallelSizes, model: DeployedModel) -> int:
+    """Return the bytes of all ranks' caches: for the streams, of at most half of what is free, one block to spare.
+
+    Ranks beyond the heads of keys and values hold copies of them.
+    """
+    copies = max(sizes.tensor // model.kv_heads, 1) if model.kv_heads else 1
+    wanted = min(streams * each, max(free / 2 / copies, each))
+    return int(wanted + model.anatomy.cache_bytes(_BLOCK)) * copies
+
+
+def _too_large(
+    request: PlanRequest, traits: EngineTraits, need: float, free: float, context: int
+) -> UsageError:
+    memory, replicas = request.nodes.rig.memory_bytes, request.replicas or 1
+    fitting = (n for n in _SHORTER if n < context and _sequence(request.model.anatomy, n) <= free)
+    shorter = next(fitting, 0)
+    why = f"{replicas} x {show_bytes(need)} of weights, processes and cache; {show_bytes(memory)} are free"
+    return misfit(request, traits, why, f"--context {shorter} fits" if shorter else "")
 
 
 def _sizes(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> ParallelSizes:
