@@ -155,7 +155,7 @@ async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]
     """Measure, predict and replay at each load."""
     whole = shorter(traces.from_file(args.trace), args.shorter)
     plan = MeasurePlan(
-        batches=(1, 2, 4, 8),
+        batches=(1, 2, 4, 8, 16),
         depths=(32, 384),
         prompts=(16, 128, 512),
         beside=(1, 4),

@@ -133,9 +133,9 @@ class SimulatedEngine:
         if prefixes is not None:
             if room:
                 prefixes.trim(room - self.held)
-            own -= prefixes._block * len(blocks)
+            own -= prefixes.block * len(blocks)
             new = prefixes.new_tokens(blocks)
-            hit = min(prefixes.known(blocks) * prefixes._block, request.prompt - 1)
+            hit = min(prefixes.known(blocks) * prefixes.block, request.prompt - 1)
         alone = not self._reading and not self._decoding
         if room and self.held + own + new + 1 + BLOCK * len(self._decoding) > room and not alone:
             return False

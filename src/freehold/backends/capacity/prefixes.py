@@ -1,6 +1,7 @@
 """Blocks of prompts that a simulated engine holds: those in use, and idle ones in the order of their last use.
 
-Knows ids and counts; an id stands for a block and everything before it, as in Mooncake's traces.
+Knows ids and counts; an id stands for a block and everything before it, as in Mooncake's traces. A block counts as
+held from its request's admission on: prompts are read in that order, so it is there when the next one needs it.
 Path: SimulatedEngine -> PrefixBlocks.known, take, release, trim
 """
 
@@ -14,14 +15,14 @@ class PrefixBlocks:
 
     def __init__(self, block: int) -> None:
         """`block`: tokens under one id."""
-        self._block = block
+        self.block = block
         self._users: dict[int, int] = {}
         self._idle: dict[int, None] = {}  # oldest first: dicts keep their order
 
     @property
     def tokens(self) -> int:
         """Tokens of blocks in use."""
-        return self._block * len(self._users)
+        return self.block * len(self._users)
 
     def known(self, blocks: Sequence[int]) -> int:
         """Return how many of the first `blocks` are held, in use or idle."""
@@ -33,10 +34,10 @@ class PrefixBlocks:
 
     def new_tokens(self, blocks: Sequence[int]) -> int:
         """Return by how much `tokens` grows when these are taken."""
-        return self._block * sum(block not in self._users for block in blocks)
+        return self.block * sum(block not in self._users for block in blocks)
 
     def take(self, blocks: Sequence[int]) -> None:
-        """Use blocks; those that are not held are made."""
+        """Use blocks; those that were not there are made."""
         for block in blocks:
             self._idle.pop(block, None)
             self._users[block] = self._users.get(block, 0) + 1
@@ -53,6 +54,6 @@ class PrefixBlocks:
 
     def trim(self, tokens: int) -> None:
         """Drop idle blocks until they are no more than `tokens`."""
-        over = len(self._idle) - max(tokens, 0) // self._block
+        over = len(self._idle) - max(tokens, 0) // self.block
         for block in list(self._idle)[:over] if over > 0 else ():
             del self._idle[block]
