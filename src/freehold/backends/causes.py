@@ -72,6 +72,7 @@ RULES: tuple[CauseRule, ...] = (
     _rule("port", r"address \('([\d.:]+)', (\d+)\).*[Aa]ddress already in use", "port {1} of {0} is taken"),
     _rule("port", r"listen tcp ([\d.:]+): bind: address already in use", "{0} is taken"),
     _rule("port", r"[Pp]ort (\d+) is (?:already in use|not available|occupied)", "port {0} is taken"),
+    _rule("port", r"couldn't bind HTTP server socket, hostname: (\S+\.sock)", "the socket {0} is taken"),
     _rule(
         "port", r"couldn't bind HTTP server socket, hostname: (\S+), port: (\d+)", "port {1} of {0} is taken"
     ),
@@ -104,11 +105,11 @@ RULES: tuple[CauseRule, ...] = (
     _rule(
         "file", r"FileNotFoundError: (?:\[Errno 2\] )?No such file or directory: '?([^']+)", "{0} is missing"
     ),
+    _rule("file", r"failed to open GGUF file '([^']+)' \(No such file", "{0} is missing"),
     _rule(
-        "file",
-        r"failed to open GGUF file|error loading model: (.+)",
-        "the model's file cannot be loaded: {0}",
+        "file", r"gguf_init_from_\w+: (invalid magic|failed to read header)", "the model's file is not a GGUF"
     ),
+    _rule("file", r"error loading model: (.+)", "the model's file cannot be loaded: {0}"),
     _rule("file", r"SafetensorError: (.+)", "a file of its weights is damaged: {0}"),
     _rule(
         "architecture",
@@ -163,6 +164,16 @@ RULES: tuple[CauseRule, ...] = (
         r"(?:CUDA|HIP|XPU) out of memory|OutOfMemoryError",
         "the device's memory does not suffice",
         fatal=False,
+    ),
+    _rule(
+        "memory",
+        r"ggml_aligned_malloc: insufficient memory .*?allocate ([\d.]+) MB",
+        "{0} MB were not to be had",
+    ),
+    _rule(
+        "memory",
+        r"failed to allocate buffer for kv cache",
+        "memory does not hold its cache: a smaller --context",
     ),
     _rule(
         "memory",

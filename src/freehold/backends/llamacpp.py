@@ -13,8 +13,10 @@ Path: drivers.py -> LlamaCpp.plan -> room -> DeployPlan; LlamaCpp.launch -> laun
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,7 @@ from freehold.serving import Job
 from freehold.types import Format
 
 COMMAND = ("llama-server",)
+HELP_S = 20.0  # it takes 0.1 s, and longer where it wakes a GPU
 KEY = SecretRef("LLAMA_API_KEY")
 # Of its caches; a quantised value cache needs flash attention.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -119,9 +122,12 @@ class LlamaCpp:
         )
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
-        """Start it. Raises UsageError, EngineLost."""
+        """Start it with the flags that this build has. Raises UsageError, EngineLost."""
         from freehold.backends.process import launch
 
+        if len(plan.command) == 1:  # the program itself: its own help has the last word
+            printed = await asyncio.to_thread(_help, plan.command[0])
+            plan = fitted(plan, printed)
         return await launch(plan, folder, phase=self.phase, title=self.title)
 
     def phase(self, line: str) -> str:
@@ -183,6 +189,34 @@ def _cache(words: Wording, kind: str) -> None:
         words.add(f"--cache-type-{side}", kind, "asked for")
     if kind not in ("f32", "f16", "bf16"):
         words.add("--flash-attn", "on", "a quantised value cache needs it")
+
+
+def fitted(plan: DeployPlan, printed: str) -> DeployPlan:
+    """Return the plan without what a build lacks, by what its `--help` prints. Raises UsageError for a user's flag."""
+    from freehold.backends.flags import check, help_text
+
+    known = help_text.schema(printed, plan.version)
+    if not known.flags:
+        return plan
+    lacking = [flag for flag in plan.flags if known.find(flag.name) is None]
+    asked = next((flag for flag in lacking if flag.reason == check.GIVEN), None)
+    if asked is not None:
+        near = known.near(asked.name)
+        raise UsageError(
+            f"this llama-server has no flag {asked.name}", f"did you mean {near}?" if near else "leave it out"
+        )
+    return replace(plan, flags=tuple(flag for flag in plan.flags if flag not in lacking))
+
+
+def _help(program: str) -> str:
+    """Return what a build prints of its flags; "" where it prints nothing: its start will say why."""
+    try:
+        done = subprocess.run(
+            [program, "--help"], capture_output=True, text=True, timeout=HELP_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
 
 
 def build_of(text: str) -> str:
