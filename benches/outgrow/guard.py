@@ -5,8 +5,9 @@ Starts `freehold deploy` as a user does, with a key of its own, and vLLM behind 
 alone: every port of every process is on loopback; no key is in a command line, an environment but the engine's own, or
 a log; a prompt that was answered, refused and broken off is nowhere on a disk or in a log; telemetry and the hub are
 off in each process's environment; none of vLLM's other routes is reached through our door, though the engine itself
-has them. Last, kill -9 of freehold, and, with a second start, Ctrl-C's signal: what lives 10 s later, what lies in
-/dev/shm and in the temporary files. Prints one line of JSON.
+has them. Then kill -9 of freehold: what lives 10 s later, what lies in /dev/shm and in the temporary files. A second
+start: its worker is killed under a request, which the engine then prints, and freehold is told to end. Prints one line
+of JSON.
 Path: guard.py -> freehold deploy; seen.Tree
 """
 
@@ -25,6 +26,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,6 +278,29 @@ def examined(run: Deployed) -> dict[str, Any]:
     }
 
 
+def crashed(run: Deployed) -> dict[str, Any]:
+    """Kill the engine's worker under a request whose stop string has the mark; look for it in what it prints."""
+    body = {
+        "model": "tiny",
+        "prompt": "On",
+        "max_tokens": 1500,
+        "stop": [MARK],
+        "stream": True,
+        "temperature": 0,
+    }
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(run.ask, "POST", "/v1/completions", body)
+        time.sleep(1.0)
+        victim = max(engines_of(run), key=lambda process: process.pid)
+        victim.kill()
+        time.sleep(6.0)
+        written = texts(run)
+        dumped = [line for line in written["log"].splitlines() if "what requests held is left out" in line]
+        found = [name for name, text in written.items() if MARK in text]
+        run.process.send_signal(signal.SIGTERM)
+        return {"prompt_in_texts": found, "dumps_left_out": len(dumped), "answer": answer.result()[0]}
+
+
 # --- what is left ------------------------------------------------------------------------------------
 
 
@@ -295,8 +320,9 @@ def left(run: Deployed, before: set[str], end: Callable[[], None]) -> dict[str, 
     end()
     began, gone = time.monotonic(), 0.0
     while time.monotonic() - began < GONE_S:
-        if any(alive(p) for p in processes):
-            gone = time.monotonic() - began
+        if not any(alive(p) for p in processes):
+            break
+        gone = time.monotonic() - began
         time.sleep(0.05)
     names = {name for name in lying() - before if not _of_others(name)}
     return {
@@ -364,13 +390,13 @@ def _stopped(home: Path, model: Path, engine: list[str]) -> dict[str, Any]:
     run = deploy(home, model, engine)
 
     def end() -> None:
-        run.process.send_signal(signal.SIGTERM)
         run.process.wait(90)
 
     try:
         run.until_ready("tiny")
-        say(f"ready after {run.ready_s:.0f} s; now it is stopped")
-        return {"after_stop": left(run, before, end) | {"status": run.process.returncode}}
+        say(f"ready after {run.ready_s:.0f} s; its worker is killed, and then it is stopped")
+        crash = crashed(run)
+        return {"crash": crash, "after_stop": left(run, before, end) | {"status": run.process.returncode}}
     finally:
         run.process.kill()
         run.process.wait()
