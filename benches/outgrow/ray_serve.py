@@ -141,7 +141,7 @@ def inside(deployed: Deployed, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def doors(deployed: Deployed, ray: str) -> dict[str, Any]:
-    """Say what listens where, what a wrong token is told, and what the ingress says without its key."""
+    """Say what listens where, how a wrong token is answered, and what the ingress says without its key."""
     tree = {p.pid for p in psutil.Process(deployed.process.pid).children(recursive=True)} | {
         deployed.process.pid
     }

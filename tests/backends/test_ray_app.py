@@ -76,7 +76,7 @@ async def test_an_answer_passes_as_the_engine_streams_it() -> None:
 async def test_a_request_without_the_key_never_reaches_the_engine() -> None:
     engine = await started()
     try:
-        await engine.close()  # whatever reached it would be told 503
+        await engine.close()  # a request that reached it would get 503
         for wrong in ("", "x" * 64, DIGEST):
             passed = await asked(engine, "/v1/completions", key=wrong, prompt="x")
             assert passed.status == 401
@@ -150,7 +150,7 @@ async def test_a_killed_engine_breaks_its_answers_and_the_check() -> None:
         assert engine._process is not None
         (process,) = psutil.Process(engine._process.pid).children()
         got = []
-        with pytest.raises((OSError, child.aiohttp.ClientError)):  # no proper end: nobody takes it for whole
+        with pytest.raises((OSError, child.aiohttp.ClientError)):  # no proper end: it is not taken for whole
             async for part in passed.parts:
                 got.append(part)
                 process.kill()

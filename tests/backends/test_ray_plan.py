@@ -57,7 +57,7 @@ def test_a_cluster_that_runs_is_used_and_never_started():
     assert "unshare" not in made.argv() and "--port" not in made.argv()
     assert made.secrets[1].source == "env:RAY_AUTH_TOKEN"
     assert not made.nodes.here
-    with pytest.raises(UsageError, match="no address of a Ray cluster"):
+    with pytest.raises(UsageError, match="not the address of a Ray cluster"):
         over(inner(), RAY, address="http://head:8265")
 
 

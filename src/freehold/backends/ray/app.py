@@ -96,7 +96,7 @@ class EngineReplica:
         return await self.tally.text.remote()
 
     async def report(self) -> None:
-        """Tell the tally this engine's counters: whoever asks one replica for metrics is told all of them."""
+        """Tell the tally this engine's counters: one replica answers with the metrics of all."""
         import ray  # type: ignore[import-not-found]
         from ray import serve  # type: ignore[import-not-found]
 
@@ -163,7 +163,7 @@ def main() -> None:
     from ray import serve  # type: ignore[import-not-found]
 
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        raise SystemExit("RAY_AUTH_MODE=token is not set: without it, whoever reaches Ray's ports runs code")
+        raise SystemExit("RAY_AUTH_MODE=token is not set: without it, any client of Ray's ports runs code")
     ray.init(log_to_driver=False, namespace="serve")  # where Serve and its replicas are
     # Another revision replaces every replica: they are given other arguments.
     settings = {**SETTINGS, "revision": os.environ.get("FREEHOLD_REVISION", "")}

@@ -32,7 +32,7 @@ ROUTES = {
     "GET": ("/v1/models", "/metrics"),
 }
 MOST_BODY = 64 << 20  # bytes
-ENDED_S = 15.0  # a replica that told nothing for so long has ended, or hangs
+ENDED_S = 15.0  # a replica that reported nothing for so long has ended, or hangs
 MOST_REPLICAS = 200  # whose metrics are kept
 _SERIES = re.compile(r"(?m)^([a-zA-Z_:][\w:]*)(\{.*\})? (\S+)")
 _COUNTERS = ("_total", "_sum", "_count", "_bucket")  # how names of what only grows end

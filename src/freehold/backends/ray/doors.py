@@ -1,6 +1,6 @@
 """Ray's doors: the ports of a cluster, each with a number of ours, and what keeps others from them.
 
-On one machine a cluster is held to loopback: in a network namespace of its own, outside which nothing listens, or,
+On one machine a cluster stays on loopback: in a network namespace of its own, outside which nothing listens, or,
 where the system allows none, by Ray's own switch, which leaves one port of each replica on all interfaces. A cluster of
 several machines has to be reached by its members: then `firewall` is the rule. Knows no process and no engine.
 Path: plan.over -> start_flags; cli/deploy, emit -> firewall
@@ -20,7 +20,7 @@ from freehold.errors import UsageError
 BASE = 26300
 WORKERS = 200  # ports: one for each process of Ray's; beyond them it starts no more
 # Serve's replicas open one more port each, for calls between apps, at a number that the kernel chooses; it takes no
-# option. Linux's net.ipv4.ip_local_port_range, unless somebody changed it.
+# option. Linux's net.ipv4.ip_local_port_range, unless it was changed.
 CHOSEN_BY_KERNEL = (32768, 60999)
 _FLAGS = (
     ("--port", 0, "the cluster's state (GCS)"),
@@ -98,7 +98,7 @@ FENCE = ("unshare", "--user", "--map-root-user", "--net", "--")
 
 
 def firewall(members: Iterable[str], base: int = BASE, *, table: str = "freehold_ray") -> str:
-    """Return nftables' rules for each machine of a cluster: its ports are open to `members` and to nobody else.
+    """Return nftables' rules for each machine of a cluster: its ports are open to `members` alone.
 
     `members`: addresses or networks of the cluster's machines and of the one where our server runs.
     """
@@ -107,7 +107,9 @@ def firewall(members: Iterable[str], base: int = BASE, *, table: str = "freehold
         try:
             network = ipaddress.ip_network(member, strict=False)
         except ValueError:
-            raise UsageError(f"{member!r} is no address of a machine", "10.0.0.7, or 10.0.0.0/24") from None
+            raise UsageError(
+                f"{member!r} is not the address of a machine", "10.0.0.7, or 10.0.0.0/24"
+            ) from None
         (four if network.version == 4 else six).append(str(network))
     first, last = worker_ports(base)
     lines = [f"# nft -f FILE on each machine of the cluster; nft delete table inet {table} takes it back"]

@@ -123,7 +123,7 @@ def _in_folder(plan: DeployPlan, folder: Path) -> DeployPlan:
 
 
 def _by_replica(text: str) -> dict[str, str]:
-    """Return each replica's lines as its engine told them."""
+    """Return each replica's lines as its engine gave them."""
     lines: dict[str, list[str]] = {}
     for line in text.splitlines():
         if found := _REPLICA.search(line):

@@ -87,7 +87,7 @@ class RayHead:
         self._told: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self) -> int:
-        """Stay until told to end, or until Ray has ended; return the status of this process."""
+        """Stay until asked to end, or until Ray has ended; return the status of this process."""
         loop = asyncio.get_running_loop()
         for number, word in ((signal.SIGTERM, "end"), (signal.SIGINT, "end"), (signal.SIGHUP, "roll")):
             loop.add_signal_handler(number, self._told.put_nowait, word)

@@ -37,7 +37,7 @@ _HEAD = Path(str(files("freehold.backends.ray") / "head.py"))
 
 
 def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = False) -> dict[str, Any]:
-    """Return what the app's file is told. `elsewhere`: the cluster is not this machine.
+    """Return the settings of the app's file. `elsewhere`: the cluster is not this machine.
 
     Raises UsageError for an engine that cannot be a replica.
     """
@@ -95,7 +95,7 @@ def _imports(text: str) -> str:
 
 
 def called(inner: DeployPlan) -> str:
-    """Return what an engine calls its model: as it was told, else as clients do."""
+    """Return what an engine calls its model: as its flags say, else as clients do."""
     told = (flag.value for flag in inner.flags if flag.name in ("--served-model-name", "--alias"))
     return next((name for name in told if name), inner.model.name)
 
@@ -126,7 +126,7 @@ def over(
             'pip install "ray[serve]"',
         )
     if address and urlsplit(address).scheme != "ray":
-        raise UsageError(f"{address!r} is no address of a Ray cluster", "ray://HOST:10001")
+        raise UsageError(f"{address!r} is not the address of a Ray cluster", "ray://HOST:10001")
     settings_of(inner)
     python = ray.command or ("python3",)
     ports = doors.named_ports(base)
