@@ -117,11 +117,11 @@ class Deployed:
             await asyncio.sleep(1)
         raise SystemExit(f"not ready after {START_S:.0f} s")
 
-    async def stop(self) -> float:
-        """End it; return the seconds until no process is left."""
+    async def stop(self, number: int) -> float:
+        """End it by a signal; return the seconds until no process is left, -1 where one was after ten seconds."""
         await self.session.close()
         tree = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.terminate()
+        self.process.send_signal(number)
         began = time.monotonic()
         try:
             self.process.wait(90)
@@ -296,7 +296,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             result[name] = await steps[name]()
             print(name, json.dumps(result[name]), file=sys.stderr, flush=True)
     finally:
-        result["ended_in_s"] = round(await deployed.stop(), 1)
+        number = signal.SIGKILL if args.kill else signal.SIGTERM
+        result["ended_by"], result["ended_in_s"] = number.name, round(await deployed.stop(number), 1)
     return result
 
 
@@ -311,6 +312,7 @@ def main() -> None:
     parser.add_argument("--python", default="", help="a Python that has the engine")
     parser.add_argument("--context", default="")
     parser.add_argument("--home", default="", help="data folder with the model; default: an empty one")
+    parser.add_argument("--kill", action="store_true", help="end freehold by SIGKILL: nothing of it may stay")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--requests", type=int, default=105)
     parser.add_argument("--steps", default="doors,killed,redeploy,overhead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,8 +17,9 @@ from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.emit import emit
 from freehold.backends.own import OwnEngine
 from freehold.backends.ray import doors
+from freehold.backends.ray.asked import is_ray, over_ray
 from freehold.backends.ray.driver import SESSION, RayDriver
-from freehold.backends.ray.plan import SOCKET, app_text, over
+from freehold.backends.ray.plan import SOCKET, app_text, moved, over, text_for
 from freehold.errors import UsageError
 from freehold.providers.contract import Provider, RemoteModel
 from freehold.serving import Job
@@ -66,6 +68,27 @@ def test_old_ray_and_engines_that_cannot_be_replicas_are_refused():
         over(inner(), EngineFacts("2.53.0"))
     with pytest.raises(UsageError, match="ollama does not run as a replica"):
         over(inner(engine="ollama"), RAY)
+
+
+def test_a_second_cluster_of_this_machine_has_other_ports_throughout():
+    made = over(inner(), RAY, most=3)
+    again = moved(made, 30000)
+    for plan_, base in ((made, doors.BASE), (again, 30000)):
+        given = {flag.name: flag.value for flag in plan_.flags} | dict(plan_.environment)
+        named = doors.named_ports(base)
+        assert given["--ingress-port"] == str(named.pop("ingress"))
+        assert {name: given[name] for name in named} == {name: str(port) for name, port in named.items()}
+        assert f"'ingress_port': {base + doors.INGRESS}" in text_for(plan_)
+    assert again.environment["FREEHOLD_MOST_REPLICAS"] == "3"
+    assert again.command == made.command
+
+
+def test_a_base_whose_ports_are_taken_is_passed_over():
+    with socket.socket() as taken:
+        base = doors.free_base()
+        taken.bind(("127.0.0.1", doors.named_ports(base)["--dashboard-port"]))
+        taken.listen()
+        assert doors.free_base() > base
 
 
 def test_more_replicas_by_the_queue_are_told_to_the_app_by_its_environment():
@@ -138,3 +161,19 @@ def test_planning_imports_no_ray():
         "import sys, freehold.backends.ray.plan, freehold.backends.ray.driver; sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("on", ["ray", "ray:/opt/ray/bin/python", "ray://head:26308"])
+def test_on_ray_is_no_hardware(on: str):
+    assert is_ray(on)
+    assert not is_ray("rayon") and not is_ray("8xh100")
+
+
+def test_the_ray_of_an_environment_is_known_by_its_metadata(tmp_path: Path):
+    python = tmp_path / "bin" / "python"
+    (tmp_path / "lib" / "python3.11" / "site-packages" / "ray-2.60.0.dist-info").mkdir(parents=True)
+    made = over_ray(inner(), f"ray:{python}")
+    assert (made.version, made.engine) == ("2.60.0", "ray")
+    assert str(python) in made.argv()
+    with pytest.raises(UsageError, match="no Ray beside it"):
+        over_ray(inner(), f"ray:{tmp_path}/elsewhere/bin/python")

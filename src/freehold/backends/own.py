@@ -48,7 +48,7 @@ class OwnEngine:
         self.wire: EngineWire = OwnWire()
 
     def plan(self, request: PlanRequest) -> DeployPlan:
-        """Plan one server a replica. Raises UsageError for a model of another format, and for flags it does not have."""
+        """Plan one server a replica. Raises UsageError for a model of another format, and for any flag."""
         model = request.model
         if model.files != "gguf":
             raise UsageError(

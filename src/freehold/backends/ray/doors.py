@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -82,6 +83,24 @@ def environment(base: int = BASE, *, alone: bool = True) -> dict[str, str]:
         # What macOS and Windows do by default: this node's address is loopback's, and Ray binds that.
         held["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return held
+
+
+def free_base() -> int:
+    """Return the first base whose named ports are all free on loopback just now. Raises UsageError."""
+    for base in range(BASE, BASE + 10 * (_FIRST_WORKER + WORKERS), _FIRST_WORKER + WORKERS):
+        if all(map(_is_free, named_ports(base).values())):
+            return base
+    raise UsageError(f"ports from {BASE} on are taken: ten clusters run here", "stop one of them")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @cache

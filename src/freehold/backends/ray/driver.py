@@ -28,7 +28,8 @@ from freehold.backends.contract import (
     PlannedFlag,
     PlanRequest,
 )
-from freehold.backends.ray.plan import LEAST, text_for
+from freehold.backends.ray import doors
+from freehold.backends.ray.plan import LEAST, moved, text_for
 from freehold.errors import UsageError
 from freehold.providers.contract import Outgoing, RemoteModel, Wire
 from freehold.serving import Job
@@ -67,6 +68,8 @@ class RayDriver:
         """Write the app's file and start the head. Raises UsageError, EngineLost."""
         from freehold.backends import process
 
+        if not {"--fenced", "--address"} & {flag.name for flag in plan.flags}:
+            plan = moved(plan, doors.free_base())
         (folder / "app.py").unlink(missing_ok=True)
         with open(folder / "app.py", "w", encoding="utf-8", opener=private.opener) as file:
             file.write(text_for(plan))

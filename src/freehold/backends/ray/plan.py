@@ -100,6 +100,14 @@ def called(inner: DeployPlan) -> str:
     return next((name for name in told if name), inner.model.name)
 
 
+def moved(plan: DeployPlan, base: int) -> DeployPlan:
+    """Return the plan of a cluster of this machine with other ports: a roll has two clusters for a while."""
+    assert plan.inner is not None
+    python = plan.command[:-2]
+    made = over(plan.inner, EngineFacts(plan.version, python), base=base, most=int(plan.environment[MOST]))
+    return replace(plan, flags=made.flags, environment=made.environment)
+
+
 def app_name(model: str) -> str:
     """Return an app's name for a model's: letters, digits and dashes."""
     return "freehold-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
