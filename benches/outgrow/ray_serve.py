@@ -176,12 +176,12 @@ async def killed_in_mid_stream(deployed: Deployed, rounds: int) -> dict[str, Any
     undisturbed = (await deployed.ask(LONG, TOKENS))["text"]
     went_on = equal = hit = 0
     said: list[str] = []
-    for _ in range(4 * rounds):
+    for attempt in range(6 * rounds):
         replicas = deployed.processes(r"ray::ServeReplica")
         if len(replicas) < 2:
             await asyncio.sleep(2)
             continue
-        victim = replicas[hit % 2]
+        victim = replicas[attempt % 2]
 
         def kill(seen: int, victim: psutil.Process = victim) -> None:
             if seen == 20:
