@@ -66,7 +66,7 @@ class Answer:
 class Serving:
     """A server in a thread, and its deployments."""
 
-    def __init__(self, home: Path, limits: ReplicaLimits) -> None:
+    def __init__(self, home: Path, limits: ReplicaLimits, drivers: Any = None) -> None:
         self.models: DeployedModels
         self.doors: Doors
         self.loop: asyncio.AbstractEventLoop
@@ -75,7 +75,7 @@ class Serving:
 
         async def main() -> None:
             self.loop = asyncio.get_running_loop()
-            self.models = DeployedModels(EngineModels(store), home, limits=limits)
+            self.models = DeployedModels(EngineModels(store), home, drivers=drivers, limits=limits)
             self.doors = Doors(self.models, ServerSettings(home=home, drain_s=5.0), store=store)
             await self.doors.open(tcp, None, up.set)
 
@@ -155,10 +155,10 @@ def _named(flag: Any) -> Any:
 
 
 @contextmanager
-def serving(plan: DeployPlan, limits: ReplicaLimits = DEFAULTS) -> Iterator[Serving]:
-    """Serve a plan, all replicas ready."""
+def serving(plan: DeployPlan, limits: ReplicaLimits = DEFAULTS, *, drivers: Any = None) -> Iterator[Serving]:
+    """Serve a plan, all replicas ready. `drivers`: of stand-ins."""
     with tempfile.TemporaryDirectory(prefix="fh-") as folder:
-        server = Serving(Path(folder), limits)
+        server = Serving(Path(folder), limits, drivers)
         try:
             server.do(lambda: server.models.add(plan))
             print(f"ready after {server.until_ready():.0f} s", flush=True)

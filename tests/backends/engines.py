@@ -33,7 +33,8 @@ from tests.backends.standin import text
 
 KEY = "standin-0123456789abcdef"
 # Times for tests: nothing here waits as long as an engine of the world does.
-QUICK = ReplicaLimits(first_wait_s=0.05, most_wait_s=0.2, probe_s=0.02, watch_s=0.05, quiet_s=0.2, hung_s=0.6)
+QUICK = ReplicaLimits(first_wait_s=0.05, most_wait_s=0.2, probe_s=0.02, watch_s=0.05, hung_s=60.0)
+HANGING = replace(QUICK, quiet_s=0.5, hung_s=2.0)  # a machine that is short of everything pauses for a second
 
 
 class StandInWire(EngineWire):

@@ -9,12 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from freehold.backends.calls import EngineCalls
 from freehold.backends.deployment import ReplicaSet
 from freehold.errors import EngineLost
+from freehold.providers.contract import UpstreamFault
 from freehold.serving import Job
 from freehold.types import Format
 from tests.backends import engines
-from tests.backends.engines import StandInDriver, chat, deployed, expected, joined, read, until
+from tests.backends.engines import (
+    HANGING,
+    QUICK,
+    StandInDriver,
+    chat,
+    deployed,
+    expected,
+    joined,
+    read,
+    until,
+)
 from tests.backends.running import synchronous
 from tests.backends.standin import text
 
@@ -24,7 +36,8 @@ SHAPES = ("error", "abort", "cut", "kill", "hang")
 @pytest.mark.parametrize("death", SHAPES)
 @synchronous
 async def test_stream_of_a_dead_replica_is_continued(tmp_path: Path, death: str) -> None:
-    async with deployed(tmp_path, StandInDriver()) as replicas:
+    limits = HANGING if death == "hang" else QUICK
+    async with deployed(tmp_path, StandInDriver(), limits=limits) as replicas:
         said = f"tell [[{death} 5]]"
         stream = await replicas.start(chat(said, logprobs=None))
         first = stream.begin.replica
@@ -81,7 +94,8 @@ async def test_sampled_answer_without_a_seed_ends_with_an_error_and_a_seeded_one
 async def test_request_is_asked_again_elsewhere_before_its_first_token(
     tmp_path: Path, number: int, whole: bool
 ) -> None:
-    async with deployed(tmp_path, StandInDriver(token_s=0.1)) as replicas:
+    limits = HANGING if number == signal.SIGSTOP else QUICK
+    async with deployed(tmp_path, StandInDriver(token_s=0.1), limits=limits) as replicas:
         asked = asyncio.create_task(replicas.start(chat("slow", max_tokens=3, sampling={}, whole=whole)))
         await until(lambda: any(replica.in_flight for replica in replicas))
         await asyncio.sleep(0.05)
@@ -168,3 +182,31 @@ def restarts(replicas: ReplicaSet) -> int:
 
 def pids(replicas: ReplicaSet) -> set[int]:
     return {replica.row().pid for replica in replicas}
+
+
+@synchronous
+async def test_only_replica_that_dies_under_requests_is_waited_for(tmp_path: Path) -> None:
+    async with deployed(tmp_path, StandInDriver(), replicas=1) as replicas:
+        for death in ("error", "cut"):
+            said = f"alone [[{death} 4]]"
+            assert joined(await read(await replicas.start(chat(said)))) == expected(said)
+        assert replicas.replica(0).restarts == 2 and replicas.cut == 0
+
+
+@synchronous
+async def test_connection_that_a_living_engine_refused_once_is_not_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[object] = []
+    real = EngineCalls.start
+
+    async def start(calls: EngineCalls, job: Job, *, limit_s: float):
+        if not refused:
+            refused.append(job)
+            raise UpstreamFault("connect", "it closed the connection")
+        return await real(calls, job, limit_s=limit_s)
+
+    async with deployed(tmp_path, StandInDriver(), replicas=1) as replicas:
+        monkeypatch.setattr(EngineCalls, "start", start)
+        assert joined(await read(await replicas.start(chat("hi")))) == expected("hi")
+        assert refused and restarts(replicas) == 0

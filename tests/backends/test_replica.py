@@ -19,7 +19,7 @@ from freehold.backends.tallied import TalliedNumbers
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
 from tests.backends import engines
-from tests.backends.engines import QUICK, RunningStandIn, StandInDriver, chat, until
+from tests.backends.engines import HANGING, QUICK, RunningStandIn, StandInDriver, chat, until
 from tests.backends.running import synchronous
 
 
@@ -88,19 +88,35 @@ async def test_engine_that_dies_too_often_is_given_up_however_useful_it_was(tmp_
 @synchronous
 async def test_hung_engine_is_killed_and_an_idle_one_is_not(tmp_path: Path) -> None:
     driver = StandInDriver(token_s=0.05)
-    async with running(tmp_path, driver) as replica:
+    async with running(tmp_path, driver, HANGING) as replica:
         await until(lambda: replica.ready)
-        await asyncio.sleep(2 * QUICK.hung_s)
+        await asyncio.sleep(1.5 * HANGING.hung_s)
         assert replica.ready and len(driver.engines) == 1
         assert replica.calls is not None
         replica.began()
         stream = await replica.calls.start(chat("endless", max_tokens=1000), limit_s=60)
-        await asyncio.sleep(2 * QUICK.hung_s)
+        await asyncio.sleep(1.5 * HANGING.hung_s)
         assert replica.ready and len(driver.engines) == 1  # its counters move, though its stream is not read
         driver.engines[0].signal(signal.SIGSTOP)
         await until(lambda: replica.restarts == 1)
         assert replica.said.endswith("it hung")
         await stream.aclose()
+
+
+@synchronous
+async def test_server_that_outlives_its_engine_is_killed(tmp_path: Path) -> None:
+    control = tmp_path / "control"
+    driver = StandInDriver(control=control, corpse_s=600)
+    async with running(tmp_path, driver) as replica:
+        await until(lambda: replica.ready)
+        control.write_text("error")
+        await until(lambda: not control.exists())
+        for _ in range(QUICK.faults):
+            assert replica.ready
+            replica.faulted()
+        assert replica.quiet
+        await until(lambda: replica.restarts == 1)
+        assert replica.said == "it failed 3 requests in a row, and then a single token"
 
 
 @synchronous

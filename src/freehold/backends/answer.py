@@ -19,7 +19,7 @@ from freehold.backends.calls import EngineCalls
 from freehold.backends.replica import Replica
 from freehold.backends.seam import Deviated, Rejoined, SentLog, job_from_ids, kept, takes_prefix
 from freehold.backends.wire import is_repeatable
-from freehold.errors import DeadlineExceeded, EngineLost
+from freehold.errors import DeadlineExceeded, EngineLost, Overloaded
 from freehold.providers.contract import Cause, UpstreamFault
 from freehold.providers.upstream import UpstreamStream, WholeStream
 from freehold.serving import Begin, Job
@@ -33,6 +33,7 @@ AGAIN_S = 0.25  # before the second one; doubled for each further one
 MAX_LOST = 3  # engines that one request may lose: one that ends whatever computes it must not end them all
 LIMIT_TOKENS = 1 << 30  # of an answer where nothing else limits it
 LIMIT_S = 86_400.0  # of a request without a limit of its own
+CORPSE_S = 5.0  # between the death of vLLM's core, which its answers tell of, and the end of its server
 # Faults of an engine, not of the request; another one is asked.
 ITS_OWN: frozenset[Cause] = frozenset({"connect", "broken", "server", "invalid", "rate"})
 
@@ -52,6 +53,10 @@ class Replicas(Protocol):
         """Return whether a replica is ready whose engine is not among the `lost`."""
         ...
 
+    async def gone(self, calls: EngineCalls, most_s: float) -> bool:
+        """Return whether an engine has ended, or does so within `most_s`."""
+        ...
+
 
 class DeployedStream:
     """Implements serving.Stream."""
@@ -65,6 +70,7 @@ class DeployedStream:
         self._begin: Begin | None = None
         self._lost: set[EngineCalls] = set()
         self._failed = 0  # attempts at clusters
+        self._stumbled: set[EngineCalls] = set()  # that refused one connection
         self._sent = SentLog() if is_repeatable(job) and not job.whole else None
         self._rejoined: Rejoined | None = None
         self._given = 0  # ids that the engine was given of the answer
@@ -85,8 +91,8 @@ class DeployedStream:
                 self._inner = await self._started(job)
                 break
             except UpstreamFault as e:
-                self._leave(whole=False)
-                self._lose(e)
+                self._leave(e)
+                await self._lose(e)
                 self._replicas.retried += 1
         plan, begin = replica.plan, self._inner.begin
         ids = _prompt_ids(self._inner)
@@ -111,35 +117,42 @@ class DeployedStream:
         except UpstreamFault:
             raise
         except BaseException:
-            self._leave(whole=False)
+            self._leave()
             raise
 
-    def _lose(self, e: UpstreamFault) -> None:
+    async def _lose(self, e: UpstreamFault) -> None:
         """Count a replica that failed the request; raise where no other is to be asked."""
         if e.cause == "timeout":
             raise DeadlineExceeded("the answer was not whole in its time", "give it more time") from None
-        if e.cause not in ITS_OWN:
+        if e.cause not in ITS_OWN or self._calls is None:
             raise e
         most = MOST_REFUSED if e.cause == "server" else MOST_OF_MANY
-        if self._calls is not None and self._calls.many and self._failed < most:
+        if self._calls.many and self._failed < most:
             self._failed += 1
             return
-        if self._calls is not None:
-            self._lost.add(self._calls)
-        died = e.cause in ("connect", "broken")
+        if e.cause == "connect" and self._calls not in self._stumbled:
+            self._stumbled.add(self._calls)  # it may have closed an idle connection just then
+            return
+        self._lost.add(self._calls)
         if len(self._lost) >= MAX_LOST:
             raise EngineLost(
                 f"{len(self._lost)} engines failed this request one after the other: {e.message}",
-                "the deployment's log tells why: freehold deploy logs",
+                "the deployment's log says why: freehold deploy logs",
             ) from None
+        died = e.cause in ("connect", "broken")
         if not died and not self._replicas.other(self._lost):
-            raise e
+            if e.status == 503:
+                raise Overloaded(e.message, "ask again", e.retry_after_s or 1.0) from None
+            if not await self._replicas.gone(self._calls, CORPSE_S):
+                raise e
 
-    def _leave(self, *, whole: bool) -> None:
-        """Give the replica's place back; harmless when that is done."""
-        if self._replica is not None:
-            self._replica.ended(whole=whole)
-            self._replica = None
+    def _leave(self, fault: UpstreamFault | None = None, *, whole: bool = False) -> None:
+        """Give the replica's place back; harmless when that is done. `fault`: how it failed the request."""
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            if fault is not None and fault.cause in ITS_OWN and fault.status != 503:
+                replica.faulted()
+            replica.ended(whole=whole)
 
     # --- its chunks -------------------------------------------------------------------------------
 
@@ -232,19 +245,19 @@ class DeployedStream:
         self._ready.clear()
         if self._inner is not None:
             await self._inner.aclose()
-        self._leave(whole=False)
+        self._leave()
 
     # --- after a death ----------------------------------------------------------------------------
 
     async def _torn(self, e: UpstreamFault) -> None:
         """Continue an answer whose engine failed, or raise why that cannot be done."""
-        self._leave(whole=False)
+        self._leave(e)
         if (reason := _reason(self._inner)) is not None and self._sent is not None:
             self._ready.append((0, self._ended(Chunk(finish_reason=reason))))
             return
         try:
             while True:
-                self._lose(e)
+                await self._lose(e)
                 if self._sent is None:
                     raise _uncontinued(self._job, e)
                 try:
@@ -252,7 +265,7 @@ class DeployedStream:
                     self._replicas.resumed += 1
                     return
                 except UpstreamFault as again:
-                    self._leave(whole=False)
+                    self._leave(again)
                     e = again
         except BaseException:
             self._over = True

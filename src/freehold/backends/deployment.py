@@ -140,6 +140,15 @@ class ReplicaSet:
         """Return whether a replica is ready whose engine is not among the `lost`."""
         return any(r.ready and r.calls not in lost for r in self._replicas.values())
 
+    async def gone(self, calls: EngineCalls, most_s: float) -> bool:
+        """Return whether an engine has ended, or does so within `most_s`."""
+        until = time.monotonic() + most_s
+        while any(r.calls is calls for r in self._replicas.values()):
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
     def _picked(self, key: int | None, lost: set[EngineCalls]) -> Replica | None:
         ready = {n: r for n, r in self._replicas.items() if r.ready and r.calls not in lost}
         loud = {n: r for n, r in ready.items() if not r.quiet}

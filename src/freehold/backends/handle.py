@@ -137,7 +137,6 @@ def info_of(replicas: ReplicaSet) -> ModelInfo:
     """Return what a deployment is, by its plan: it can be shown before any replica is ready."""
     plan = replicas.plan
     can, anatomy = abilities_of(plan), plan.model.anatomy
-    rows = [replica.row() for replica in replicas]
     encoder = anatomy.role not in ("generator", "")
     return ModelInfo(
         name=replicas.name,
@@ -147,7 +146,7 @@ def info_of(replicas: ReplicaSet) -> ModelInfo:
         kv_tokens=0,
         threads=0,
         load_s=max((r.load_s for r in replicas), default=0.0),
-        memory_bytes=sum(row.memory_bytes for row in rows),
+        memory_bytes=plan.memory_bytes * plan.replicas,
         vocab=anatomy.vocab,
         can_chat=not encoder,
         can_fill=False,

@@ -54,6 +54,7 @@ class ReplicaLimits:
     watch_s: float = 2.0  # between two looks at its counters
     quiet_s: float = 5.0  # without a moved counter while requests run: others are asked first
     hung_s: float = 20.0  # the same: it is killed
+    faults: int = 3  # requests in a row that it failed: it is asked for a token, and killed if none comes
 
 
 DEFAULTS = ReplicaLimits()
@@ -106,6 +107,7 @@ class Replica:
         self._numbers = TalliedNumbers()
         self._hung_s = hung_after(plan, limits)
         self._since = self._moved_at = self._busy_at = time.monotonic()
+        self._faults, self._fault_at = 0, 0.0  # in a row; the latest
         self._useless = 0
         self._deaths: deque[float] = deque()
         self._asked_to_end = False
@@ -129,7 +131,9 @@ class Replica:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing has moved for some time, though requests run: it may be hung."""
+        """Whether others are asked first: its latest request failed, or nothing moves though requests run."""
+        if self._faults and time.monotonic() - self._fault_at < self._limits.quiet_s:
+            return True
         return self.in_flight > 0 and self._still_s() > self._limits.quiet_s
 
     @property
@@ -192,9 +196,15 @@ class Replica:
         """Note the end of a request; `whole`: its answer came to its end."""
         self.in_flight -= 1
         self.answered += whole
+        self._faults = 0 if whole else self._faults
         self._moved_at = time.monotonic()
         if not self.in_flight:
             self._changed()  # a drain waits for it
+
+    def faulted(self) -> None:
+        """Note a request that it failed by a fault of its own."""
+        self._faults += 1
+        self._fault_at = time.monotonic()
 
     # --- its life ---------------------------------------------------------------------------------
 
@@ -219,6 +229,14 @@ class Replica:
         self._is("stopped")
 
     async def _run(self) -> None:
+        try:
+            await self._lives()
+        except Exception as e:  # ours, not the engine's: a replica must not look as if it lived
+            log.exception("%s is given up", self.place)
+            self.said = f"internal error: {type(e).__name__}"
+            self._is("failed")
+
+    async def _lives(self) -> None:
         while not self._asked_to_end:
             death = await self._one_engine()
             if death is None or self._asked_to_end:
@@ -240,11 +258,14 @@ class Replica:
             engine = self._engine = await self.driver.launch(placed(self.plan, self._folder), self._folder)
         except FreeholdError as e:
             return EngineDeath(e.message, fatal=isinstance(e, UsageError))
+        except (OSError, TimeoutError) as e:
+            return EngineDeath(f"it could not be started: {e or type(e).__name__}")
         calls = EngineCalls(self._hop, self.driver, engine, self.place)
         watching: asyncio.Task[None] | None = None
         try:
             if await self._answers(engine, calls):
                 self.calls, self.answered, self.load_s = calls, 0, time.monotonic() - began
+                self._faults = 0
                 self._moved_at = time.monotonic()
                 self._is("ready")
                 watching = asyncio.create_task(self._watch(engine, calls))
@@ -311,10 +332,21 @@ class Replica:
                 self.moved()
             still = self._still_s()
             if self.in_flight and still > self._hung_s:
-                engine.kill(
-                    f"no counter moved for {still:.0f} s while {self.in_flight} requests ran: it hung"
-                )
-                return
+                why = f"no counter moved for {still:.0f} s while {self.in_flight} requests ran: it hung"
+                return engine.kill(why)
+            if self._faults >= self._limits.faults and not await self._still_answers(calls):
+                return engine.kill(f"it failed {self._faults} requests in a row, and then a single token")
+
+    async def _still_answers(self, calls: EngineCalls) -> bool:
+        """Return whether an engine that fails requests gives a token: vLLM's server may outlive its core."""
+        try:
+            async with asyncio.timeout(self._hung_s):
+                found = await self._probed(calls)
+        except TimeoutError:
+            found = False
+        if found:
+            self._faults = 0
+        return found
 
     def _still_s(self) -> float:
         return time.monotonic() - max(self._moved_at, self._busy_at)

@@ -21,7 +21,6 @@ class VllmWire(EngineWire):
     gives_ids = True
     takes_ids = True
     tokens = TokenRoutes()
-    tokens = TokenRoutes()
 
     def extras(self, body: dict[str, Any], job: Job) -> None:
         """Write the priority, of which the lower is scheduled first, and the tenant's own part of the prefix cache."""
