@@ -18,6 +18,11 @@ TOLD = {
     "vllm-unknown-parser": ("parser", True, "it has no tool call parser named hermess"),
     "vllm-unknown-flag": ("flag", True, "its own parser does not know --no-such-flag"),
     "vllm-port-taken": ("port", True, "port 24001 of 127.0.0.1 is taken"),
+    "vllm-no-engine": (
+        "environment",
+        True,
+        "its environment has no module vllm: is it the engine's? --env DIR makes one",
+    ),
     "vllm-no-weights": ("file", True, "there are no weights in /models/noweights"),
     "llamacpp-missing": ("file", True, "/models/nope.gguf is missing"),
     "llamacpp-damaged": (
