@@ -25,7 +25,6 @@ _DOORS = (
     "--enable-log-requests",
 )
 _SHARED = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
-_DNS = 53
 
 
 def faults(documents: Sequence[Doc], plan: DeployPlan) -> list[str]:
