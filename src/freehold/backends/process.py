@@ -153,7 +153,9 @@ class OwnProcess:
         self._order({"kill": True})
 
     def _processes(self) -> list[psutil.Process]:
-        if time.monotonic() - self._tree_at >= _TREE_S and self._supervisor is not None:
+        if self.ended.done() or self._supervisor is None:
+            return []  # its number may be another's by now
+        if time.monotonic() - self._tree_at >= _TREE_S:
             self._tree = tree.descendants(self._supervisor.pid)
             self._tree_at = time.monotonic()
         return self._tree

@@ -31,7 +31,7 @@ from typing import Any
 
 from freehold import platforms
 from freehold.backends.leftovers import SharedMemoryWatch
-from freehold.backends.tree import descendants, end_all, reap
+from freehold.backends.tree import descendants, end_all, end_group, reap
 
 _LOOK_S = 0.5  # between looks at what may be gone later: a listing of one folder, some 50 us
 _LAST_WORDS_S = 2.0  # for the children of an engine that ended: they may still write why
@@ -45,6 +45,7 @@ class _Tree:
     def __init__(self, parent: int) -> None:
         self.parent = parent
         self.me = os.getpid()
+        self.adopts = platforms.adopts_orphans()
         self.shared = SharedMemoryWatch()
         self.memory_kills, self.memory_kill_at = platforms.memory_kills(), -_RECENT_S
         self.engine: subprocess.Popen[bytes] | None = None
@@ -92,6 +93,8 @@ class _Tree:
     def end(self) -> dict[str, Any]:
         """End every process of it and tell what happened."""
         self.shared.look(self._pids, again=True)
+        if not self.adopts and self.engine is not None:  # what lost its parent is known by its group alone
+            end_group(self.engine.pid)
         left, taken = end_all(self.me, _END_S)
         self._take(taken)
         short = time.monotonic() - self.memory_kill_at < _RECENT_S
@@ -109,7 +112,6 @@ class _Tree:
 def main() -> None:
     """Start the engine and stay until it has ended."""
     tree = _Tree(int(sys.argv.pop()))
-    platforms.adopts_orphans()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Orders and the pipe's end decide alone. A handler, as the engine would inherit a signal that is ignored.
         signal.signal(number, lambda _number, _frame: None)
