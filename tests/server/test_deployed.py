@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +143,16 @@ def test_metrics_have_each_replica_and_do_not_shrink_when_one_dies(deploying: De
     assert "replica_vllm:request_success_total{" in text
 
 
-def test_name_of_a_model_of_ours_is_not_deployed_over_it(deploying: Deploying) -> None:
-    from dataclasses import replace
-
-    plan = engines.plan(deploying.folder)
+def test_deployment_stands_before_a_model_of_ours_until_it_is_stopped(deploying: Deploying) -> None:
+    plan = engines.plan(deploying.folder, 1)
     plan = replace(plan, model=replace(plan.model, name="fake:1b"))
-    with pytest.raises(UsageError, match="has a model named fake:1b"):
-        deploying.do(lambda: deploying.models.add(plan))
+    deploying.do(lambda: deploying.models.add(plan))
     with pytest.raises(UsageError, match="already"):
-        deploying.add()
+        deploying.do(lambda: deploying.models.add(plan))
+    reply = deploying.asked("hello", model="fake:1b").json()
+    assert reply["choices"][0]["message"]["content"] == expected("hello")
+    deploying.do(lambda: deploying.models.stop("fake:1b", 1.0))
+    assert "engine" not in deploying.asked("hello", model="fake:1b").json()["freehold"]
 
 
 def test_model_of_ours_answers_while_no_replica_is_ready_and_the_receipt_says_so(tmp_path: Path) -> None:
