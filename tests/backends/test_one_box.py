@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from freehold.catalog.hardware import rig
 from freehold.errors import UsageError
 from tests.backends import dialects
 from tests.backends.made import CPU
+from tests.backends.running import synchronous
 
 BINARY = """----- common params -----
 
@@ -171,6 +173,20 @@ def test_older_build_starts_without_the_flags_that_it_lacks_and_refuses_those_of
 )
 def test_build_is_read_from_what_a_binary_prints(printed: str, build: str) -> None:
     assert build_of(printed) == build
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's script")
+@synchronous
+async def test_build_below_the_least_is_refused_before_it_starts(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho 'version: 8000 (abc)' >&2\n")
+    program.chmod(0o755)
+    made = replace(
+        request("llamacpp", socket=tmp_path / "e.sock"), engine=EngineFacts(command=(str(program),))
+    )
+    driver = drivers.driver("llamacpp")
+    with pytest.raises(UsageError, match=r"llama\.cpp 8000 is older than 8146"):
+        await driver.launch(driver.plan(made), tmp_path)
 
 
 def test_ollama_has_no_flags_and_its_settings_are_variables() -> None:

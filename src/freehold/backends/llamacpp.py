@@ -36,7 +36,7 @@ from freehold.backends.one_box import room
 from freehold.backends.phases import phase_of, phases
 from freehold.backends.scrape import series
 from freehold.backends.wire import EngineWire
-from freehold.backends.wording import Wording, opened
+from freehold.backends.wording import Wording, opened, refuse_old
 from freehold.errors import UsageError
 from freehold.providers.compatible import MORE_SAMPLING, CompatibleWire
 from freehold.providers.contract import WholeAnswer
@@ -126,8 +126,10 @@ class LlamaCpp:
         from freehold.backends.process import launch
 
         if len(plan.command) == 1:  # the program itself: its own help has the last word
-            printed = await asyncio.to_thread(_help, plan.command[0])
-            plan = fitted(plan, printed)
+            printed = await asyncio.to_thread(_printed, plan.command[0], "--version")
+            plan = replace(plan, version=build_of(printed) or plan.version)
+            refuse_old(self.title, plan.version, self.least)
+            plan = fitted(plan, await asyncio.to_thread(_printed, plan.command[0], "--help"))
         return await launch(plan, folder, phase=self.phase, title=self.title)
 
     def phase(self, line: str) -> str:
@@ -208,15 +210,13 @@ def fitted(plan: DeployPlan, printed: str) -> DeployPlan:
     return replace(plan, flags=tuple(flag for flag in plan.flags if flag not in lacking))
 
 
-def _help(program: str) -> str:
-    """Return what a build prints of its flags; "" where it prints nothing: its start will say why."""
+def _printed(program: str, option: str) -> str:
+    """Return what a build prints; "" where it prints nothing: its start will say why."""
     try:
-        done = subprocess.run(
-            [program, "--help"], capture_output=True, text=True, timeout=HELP_S, check=False
-        )
+        done = subprocess.run([program, option], capture_output=True, text=True, timeout=HELP_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def build_of(text: str) -> str:
