@@ -239,9 +239,7 @@ class EngineDeath:
     sentence: str  # one line: what ended, how, and the cause found in its log
     cause: str = ""  # the name of a known one; "": none was found
     status: int | None = None
-    fatal: bool = (
-        False  # another start would end the same way: a missing file, a port that is taken, a wrong flag
-    )
+    fatal: bool = False  # another start would end the same way: a missing file, a wrong flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +253,7 @@ class EngineNumbers:
     cached_tokens: int | None = None
     steps: int | None = None  # forward passes: moves also where tokens are only counted at an answer's end
     cache_usage: float | None = None  # of its KV cache, 0 to 1
-    queries: Mapping[str, float] = field(
-        default_factory=dict
-    )  # the driver's other series, by name, for our page
+    queries: Mapping[str, float] = field(default_factory=dict)  # other series, by name, for our page
 
 
 class LaunchedEngine(Protocol):
