@@ -357,9 +357,13 @@ class DeploymentRow:
     cut: int = 0  # answers that ended with an error after their first token
     fallback: str = ""  # the model of ours that answers while no replica is ready
 
-    def hopeless(self) -> EngineLost | None:
-        """Return why no replica will answer; None while one may."""
-        if not self.replicas or any(each.state != "failed" for each in self.replicas):
+    def hopeless(self, *, first: bool = False) -> EngineLost | None:
+        """Return why no replica will answer; None while one may.
+
+        `first`: of a deployment that never answered, whose user waits: one death of each replica is enough.
+        """
+        lost = [each.state == "failed" or (first and bool(each.said)) for each in self.replicas]
+        if self.ready or not lost or not all(lost):
             return None
         said = next((each.said for each in self.replicas if each.said), "no replica could be started")
         return EngineLost(f"{self.name}: {said}", "freehold deploy MODEL --dry-run shows the command")

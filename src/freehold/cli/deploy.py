@@ -177,13 +177,15 @@ def _again(settings: Settings, given: Mapping[str, Any]) -> int:
     plans = [(each.plan, each.asked) for each in held if each.name not in names]
     if not plans:
         raise UsageError("there is no deployment to start again", "name a MODEL: freehold deploy MODEL")
-    return _start(settings, plans, given)
+    return _start(settings, plans, given, again=True)
 
 
 def _start(
     settings: Settings,
     plans: list[tuple[DeployPlan, DeployOptions]],
     given: Mapping[str, Any],
+    *,
+    again: bool = False,
 ) -> int:
     """Start plans on the running server, or in one that this command becomes."""
     from freehold.cli.serving.attach import running
@@ -195,7 +197,7 @@ def _start(
 
         with server:
             for plan, options in plans:
-                start_on(AskedDeployments(server), plan, options, printed=given["as_json"])
+                start_on(AskedDeployments(server), plan, options, printed=given["as_json"], again=again)
         return 0
     from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serve import command as serve
@@ -205,4 +207,4 @@ def _start(
     usual = serve.make_context("serve", []).params
     door = {name: value for name, value in given.items() if name in usual}
     options = read_options(settings, {**usual, **door})
-    return serve_models(settings, Store(settings), (), options, StartedDeployments(plans))
+    return serve_models(settings, Store(settings), (), options, StartedDeployments(plans, again=again))

@@ -93,7 +93,7 @@ class InsideServer:
         models, name = self._models, plan.model.name
         asyncio.run_coroutine_threadsafe(models.add(plan), self._loop).result()
         while not (row := self._row(name)).ready:
-            if (why := row.hopeless()) is not None:
+            if (why := row.hopeless(first=True)) is not None:
                 raise why
             show(row)
             time.sleep(LOOKED_S)

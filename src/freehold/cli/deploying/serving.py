@@ -28,9 +28,14 @@ LOOKED_S = 0.3
 class StartedDeployments:
     """What a server begins with. `done` is called once all answer or have failed."""
 
-    def __init__(self, plans: Sequence[tuple[DeployPlan, DeployOptions]], *, keep: bool = True) -> None:
-        """`keep`: as files once they answer, for `freehold deploy` without MODEL."""
-        self._plans, self._keep = plans, keep
+    def __init__(
+        self, plans: Sequence[tuple[DeployPlan, DeployOptions]], *, keep: bool = True, again: bool = False
+    ) -> None:
+        """`keep`: as files once they answer, for `freehold deploy` without MODEL.
+
+        `again`: they answered before, so that an engine that dies at its start is tried as often as later.
+        """
+        self._plans, self._keep, self._again = plans, keep, again
         self.failed = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -72,7 +77,7 @@ class StartedDeployments:
 
     async def _followed(self, desk: DeploymentDesk, name: str, line: StatusLine) -> DeploymentRow:
         while not (row := desk.row(name)).ready:
-            if (why := row.hopeless()) is not None:
+            if (why := row.hopeless(first=not self._again)) is not None:
                 raise why
             line.show(progress(row))
             await asyncio.sleep(LOOKED_S)

@@ -26,20 +26,23 @@ LOOKED_S = 0.3  # between two looks at a start
 LAST_LINES = 8  # of a dead engine's log
 
 
-def start_on(asked: AskedDeployments, plan: DeployPlan, options: DeployOptions, *, printed: bool) -> None:
+def start_on(
+    asked: AskedDeployments, plan: DeployPlan, options: DeployOptions, *, printed: bool, again: bool = False
+) -> None:
     """Start a plan, and print how to ask it once it is ready. Ctrl-C, and a start that fails, leave nothing.
 
-    `printed`: as JSON on stdout.
+    `printed`: as JSON on stdout. `again`: it answered before, and the server continues to try.
     """
     started = time.monotonic()
     name = asked.add(plan, options).name
     try:
         with StatusLine(f"{name} was not deployed") as line:
-            row = followed(asked, name, line.show)
+            row = followed(asked, name, line.show, first=not again)
     except (KeyboardInterrupt, EngineLost) as e:
         if isinstance(e, EngineLost):
             tell_log(asked, name)
-        _undone(asked, name)
+        if not again:
+            _undone(asked, name)
         raise
     if printed:
         click.echo(json.dumps({"schema": SCHEMA, "url": asked.url, "deployment": as_json(row)}))
@@ -48,13 +51,15 @@ def start_on(asked: AskedDeployments, plan: DeployPlan, options: DeployOptions, 
         click.echo(line, err=True)
 
 
-def followed(asked: AskedDeployments, name: str, show: Callable[[str], None]) -> DeploymentRow:
+def followed(
+    asked: AskedDeployments, name: str, show: Callable[[str], None], *, first: bool
+) -> DeploymentRow:
     """Wait until a replica answers; `show` gets how far the start is. Raises EngineLost."""
     while True:
         row = asked.row(name)
         if row.ready:
             return row
-        if (why := row.hopeless()) is not None:
+        if (why := row.hopeless(first=first)) is not None:
             raise why
         show(progress(row))
         time.sleep(LOOKED_S)
