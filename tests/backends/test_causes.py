@@ -23,6 +23,7 @@ TOLD = {
         True,
         "its environment has no module vllm: is it the engine's? --env DIR makes one",
     ),
+    "vllm-no-memory": ("memory", True, "the memory it may take does not hold the weights and a cache"),
     "vllm-no-weights": ("file", True, "there are no weights in /models/noweights"),
     "llamacpp-missing": ("file", True, "/models/nope.gguf is missing"),
     "llamacpp-damaged": (
