@@ -29,7 +29,7 @@ MOST_OF_MANY, MOST_REFUSED = (
     6,
     3,
 )  # attempts at a cluster, which may ask a dead replica of its own until it notices
-AGAIN_S = 0.25  # before the second one; doubled for each further one
+AGAIN_S, MOST_AGAIN_S = 0.25, 4.0  # before the second one; doubled for each further one, up to
 MAX_LOST = 3  # engines that one request may lose: one that ends whatever computes it must not end them all
 LIMIT_TOKENS = 1 << 30  # of an answer where nothing else limits it
 LIMIT_S = 86_400.0  # of a request without a limit of its own
@@ -105,7 +105,7 @@ class DeployedStream:
 
     async def _taken(self) -> Replica:
         if self._failed:
-            await asyncio.sleep(AGAIN_S * 2 ** (self._failed - 1))
+            await asyncio.sleep(min(AGAIN_S * 2 ** (self._failed - 1), MOST_AGAIN_S))
         replica = self._replica = await self._replicas.take(self._key, self._lost, self._until)
         self._calls = replica.calls
         return replica
@@ -126,9 +126,8 @@ class DeployedStream:
             raise DeadlineExceeded("the answer was not whole in its time", "give it more time") from None
         if e.cause not in ITS_OWN or self._calls is None:
             raise e
-        most = MOST_REFUSED if e.cause == "server" else MOST_OF_MANY
-        if self._calls.many and self._failed < most:
-            self._failed += 1
+        if self._calls.many:
+            self._lose_of_many(e)
             return
         if e.cause == "connect" and self._calls not in self._stumbled:
             self._stumbled.add(self._calls)  # it may have closed an idle connection just then
@@ -146,11 +145,21 @@ class DeployedStream:
             if not await self._replicas.gone(self._calls, CORPSE_S):
                 raise e
 
+    def _lose_of_many(self, e: UpstreamFault) -> None:
+        """Count an attempt at a cluster; raise once it had its chances. A request that never began may be to blame."""
+        self._failed += 1
+        if self._failed >= (MOST_OF_MANY if self._begin is not None or e.cause != "server" else MOST_REFUSED):
+            raise EngineLost(
+                f"the cluster failed this request {self._failed} times: {e.message}",
+                "the deployment's log tells why: freehold deploy logs",
+            ) from None
+
     def _leave(self, fault: UpstreamFault | None = None, *, whole: bool = False) -> None:
         """Give the replica's place back; harmless when that is done. `fault`: how it failed the request."""
         replica, self._replica = self._replica, None
         if replica is not None:
-            if fault is not None and fault.cause in ITS_OWN and fault.status != 503:
+            alone = self._calls is None or not self._calls.many
+            if alone and fault is not None and fault.cause in ITS_OWN and fault.status != 503:
                 replica.faulted()
             replica.ended(whole=whole)
 
