@@ -141,7 +141,8 @@ async def test_engine_that_hangs_is_given_up_and_not_touched(tmp_path: Path) -> 
             os.kill(elsewhere.process.pid, signal.SIGSTOP)
             replica.began()
             await until(lambda: replica.restarts == 1)
-            assert "given up" in replica.said or "hung" in replica.said
+            # whichever sees it first: counters that stand still, or a route that does not answer
+            assert "given up" in replica.said or "does not answer" in replica.said
             replica.ended(whole=False)
             assert elsewhere.process.returncode is None
             os.kill(elsewhere.process.pid, signal.SIGCONT)
