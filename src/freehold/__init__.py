@@ -12,7 +12,7 @@ Path: freehold.load -> local.load -> engine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from freehold.local import LLM, load
     from freehold.local.asynchronous import AsyncLLM
     from freehold.local.models import list, pull
-    from freehold.server.inside import deploy
     from freehold.store import Listed, ModelRef
     from freehold.types import (
         ChatModel,
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
         ToolCall,
         Usage,
     )
+
+    deploy: Callable[..., Any]  # of server/inside.py, whose server imports this file for its version
 
 __version__ = "0.1.0"
 

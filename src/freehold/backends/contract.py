@@ -358,10 +358,7 @@ class DeploymentRow:
     fallback: str = ""  # the model of ours that answers while no replica is ready
 
     def hopeless(self, *, first: bool = False) -> EngineLost | None:
-        """Return why no replica will answer; None while one may.
-
-        `first`: of a deployment that never answered, whose user waits: one death of each replica is enough.
-        """
+        """Return why no replica will answer; None while one may. `first`: at a first start one death each is enough."""
         lost = [each.state == "failed" or (first and bool(each.said)) for each in self.replicas]
         if self.ready or not lost or not all(lost):
             return None

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold.backends.asked import DeployOptions, planned
 from freehold.backends.contract import DeploymentRow, DeployPlan
@@ -26,10 +26,12 @@ from freehold.backends.models import DeployedModels
 from freehold.config import Settings, load_settings
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
-from freehold.server.serve import Doors, ServerSettings, bind_unix
 from freehold.serving import ModelInfo
 from freehold.store import Store
 from freehold.worker.models import EngineModels
+
+if TYPE_CHECKING:
+    from freehold.server.core.call import ServerHandle
 
 LOOKED_S = 0.1
 END_S = 30.0  # for its engines to end
@@ -78,7 +80,7 @@ class InsideServer:
         self._loop = asyncio.new_event_loop()
         self._up = threading.Event()
         self._failed: BaseException | None = None
-        self._doors: Doors | None = None
+        self._doors: ServerHandle | None = None
         self._models: DeployedModels | None = None
         self._thread = threading.Thread(target=self._run, name="freehold-inside", daemon=True)
         self._thread.start()
@@ -125,6 +127,8 @@ class InsideServer:
             self._up.set()
 
     async def _serve(self) -> None:
+        from freehold.server.serve import Doors, ServerSettings, bind_unix
+
         models = self._models = DeployedModels(EngineModels(self._store), self._folder)
-        self._doors = Doors(models, ServerSettings(drain_s=0.0))
-        await self._doors.open([], bind_unix(self._socket), self._up.set)
+        doors = self._doors = Doors(models, ServerSettings(drain_s=0.0))
+        await doors.open([], bind_unix(self._socket), self._up.set)
