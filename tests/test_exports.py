@@ -33,7 +33,6 @@ EXPORTS = [
     "Usage",
     "advise",
     "cost",
-    "deploy",
     "fit",
     "license",
     "list",

@@ -12,7 +12,7 @@ Path: freehold.load -> local.load -> engine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
         Usage,
     )
 
-    deploy: Callable[..., Any]  # of server/inside.py, whose server imports this file for its version
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -66,7 +64,6 @@ __all__ = [
     "Usage",
     "advise",
     "cost",
-    "deploy",
     "fit",
     "license",
     "list",
@@ -85,7 +82,6 @@ _HOMES = {
     "freehold.choosing": ("advise", "fit", "license"),
     "freehold.errors": ("FreeholdError",),
     "freehold.fake": ("FakeModel",),
-    "freehold.server.inside": ("deploy",),
     "freehold.types": (
         "ChatModel",
         "Chunk",

@@ -137,11 +137,12 @@ def test_serve_by_llama_server_answers_under_the_model_s_own_name(tmp_path, tiny
 def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
     import freehold as package
     from freehold.config import load_settings
+    from freehold.server.inside import deploy
     from freehold.types import Message
 
     monkeypatch.setenv("PATH", path)
     settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
-    with package.deploy(tiny, engine="llamacpp", settings=settings) as llm:
+    with deploy(tiny, engine="llamacpp", settings=settings) as llm:
         assert "".join(c.text for c in llm.stream([Message("user", "Hi")], max_tokens=4))
         assert llm.info.context > 0
     plan = package.plan_deployment("qwen3:32b", on="2xh100", engine="vllm", settings=settings)

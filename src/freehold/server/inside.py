@@ -1,11 +1,11 @@
 """A model in another engine, for as long as this process wants it: a server in a thread, on a socket of its own.
 
-    with freehold.deploy("./Qwen3-8B", engine="vllm", python="env/bin/python") as llm:
+    with deploy("./Qwen3-8B", engine="vllm", python="env/bin/python") as llm:
         for chunk in llm.stream([Message("user", "Hi")]): ...
 
 Answers come through the server's own code, so fields, sampling and receipts are those of `freehold serve`; only this
 user opens the Unix socket, and there is no port. Knows a thread and its event loop; what is deployed is a plan.
-Path: freehold.deploy, cli/chat/engines.py -> InsideModel -> InsideServer.deploy -> serve.Doors, DeployedModels -> Api
+Path: deploy, cli/chat/engines.py -> InsideModel -> InsideServer.deploy -> serve.Doors, DeployedModels -> Api
 """
 
 from __future__ import annotations
