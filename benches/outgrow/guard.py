@@ -6,7 +6,7 @@ alone: every port of every process is on loopback; no key is in a command line, 
 a log; a prompt that was answered, refused and broken off is nowhere on a disk or in a log; telemetry and the hub are
 off in each process's environment; none of vLLM's other routes is reached through our door, though the engine itself
 has them. Then kill -9 of freehold: what lives 10 s later, what lies in /dev/shm and in the temporary files. A second
-start: its worker is killed under a request, which the engine then prints, and freehold is told to end. Prints one line
+start: its worker is killed under a request, which the engine then prints, and freehold is asked to end. Prints one line
 of JSON.
 Path: guard.py -> freehold deploy; seen.Tree
 """
@@ -242,7 +242,7 @@ def engines_of(run: Deployed) -> list[psutil.Process]:
 
 
 def examined(run: Deployed) -> dict[str, Any]:
-    """Return what somebody outside sees."""
+    """Return what is seen from outside."""
     statuses = requests_of_all_kinds(run)
     processes, engines, keys = run.tree.look(), engines_of(run), secrets_of(run)
     written, lines = texts(run), {p.pid: command_line(p.pid) for p in run.tree.look()}

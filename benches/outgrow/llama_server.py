@@ -24,10 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freehold.backends import drivers, facts
+from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan, EngineFacts, PlanRequest
-from freehold.backends.deployment import ReplicaSet
-from freehold.backends.replica import DEFAULTS
+from freehold.backends.planning import facts
+from freehold.backends.replicas.deployment import ReplicaSet
+from freehold.backends.replicas.replica import DEFAULTS
 from freehold.providers.hop import Hop
 from freehold.serving import Job
 from freehold.types import Message

@@ -67,7 +67,8 @@ PLAN = """
 import sys, time
 wall, cpu = time.perf_counter(), time.process_time()
 from pathlib import Path
-from freehold.backends import drivers, facts
+from freehold.backends import drivers
+from freehold.backends.planning import facts
 from freehold.backends.contract import EngineFacts, PlanRequest
 model = facts.of_path(Path(sys.argv[1]))
 nodes = facts.nodes_here(Path(sys.argv[1]))

@@ -27,12 +27,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.machine import describe
-from freehold.backends import drivers, facts
+from freehold.backends import drivers
 from freehold.backends.contract import EngineFacts, PlanRequest
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.engines import PORT
 from freehold.backends.emit.gateway import FOLDER
 from freehold.backends.emit.kubernetes import documents
+from freehold.backends.planning import facts
 from freehold.config import load_settings
 
 IMAGE = f"registry.example/none@sha256:{'0' * 64}"

@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from freehold.backends import drivers, facts
+from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan, EngineFacts, PlanRequest
-from freehold.backends.models import DeployedModels
-from freehold.backends.replica import DEFAULTS, ReplicaLimits
+from freehold.backends.planning import facts
+from freehold.backends.replicas.models import DeployedModels
+from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
 from freehold.config import Settings
 from freehold.server.serve import Doors, ServerSettings, bind_tcp
 from freehold.store import Store

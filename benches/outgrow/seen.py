@@ -1,4 +1,4 @@
-"""What a process tree shows to somebody outside of it: sockets that listen, connections, command lines, environments.
+"""What a process tree shows to other users: sockets that listen, connections, command lines, environments.
 
 Reads /proc alone, as `ss` and `ps` do; asks neither Freehold nor the engine. Linux.
 Path: guard.py -> Tree -> listeners, remote, command_lines, environment
@@ -91,7 +91,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def command_line(pid: int) -> str:
-    """Return what `ps` shows of a process to everybody."""
+    """Return what `ps` shows of a process to all users."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:

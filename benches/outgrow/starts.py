@@ -30,9 +30,9 @@ import psutil
 from benches.lib.machine import say
 from benches.outgrow.guard import deploy
 from freehold.backends import drivers
-from freehold.backends.asked import plan_deployment
 from freehold.backends.contract import DeployPlan, Listens, PlannedFlag
-from freehold.backends.replica import Replica, ReplicaLimits
+from freehold.backends.planning.asked import plan_deployment
+from freehold.backends.replicas.replica import Replica, ReplicaLimits
 from freehold.errors import UsageError
 from freehold.providers.hop import Hop
 

@@ -22,7 +22,7 @@ _check_system()
 
 if TYPE_CHECKING:
     from freehold.advisor.cost import cost
-    from freehold.backends.asked import plan_deployment
+    from freehold.backends.planning.asked import plan_deployment
     from freehold.choosing import advise, fit, license
     from freehold.errors import FreeholdError
     from freehold.fake import FakeModel
@@ -78,7 +78,7 @@ _HOMES = {
     "freehold.local.models": ("list", "pull"),
     "freehold.store": ("Listed", "ModelRef"),
     "freehold.advisor.cost": ("cost",),
-    "freehold.backends.asked": ("plan_deployment",),
+    "freehold.backends.planning.asked": ("plan_deployment",),
     "freehold.choosing": ("advise", "fit", "license"),
     "freehold.errors": ("FreeholdError",),
     "freehold.fake": ("FakeModel",),

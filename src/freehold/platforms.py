@@ -78,7 +78,7 @@ def shared_memory_of(pid: int) -> frozenset[int]:
 
 
 def memory_kills() -> int:
-    """Return how many processes this system has ended for want of memory since it started; 0 where it does not say."""
+    """Return how many processes this system has ended for lack of memory since it started; 0 where it does not say."""
     with suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as counters:
         return next((int(line.split()[1]) for line in counters if line.startswith("oom_kill ")), 0)
     return 0

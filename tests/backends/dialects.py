@@ -10,7 +10,7 @@ from pathlib import Path
 from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.backends import drivers
 from freehold.backends.contract import DeployedModel, DeployPlan, EngineFacts, Nodes, PlanRequest
-from freehold.backends.replica import Replica
+from freehold.backends.replicas.replica import Replica
 from freehold.catalog.hardware import rig
 from freehold.layers import LayerSpec
 from freehold.providers.hop import Hop

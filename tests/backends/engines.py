@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,9 @@ from freehold.backends.contract import (
     PlanRequest,
     StartProgress,
 )
-from freehold.backends.deployment import ReplicaSet
-from freehold.backends.replica import ReplicaLimits
-from freehold.backends.wire import EngineWire, TokenRoutes
+from freehold.backends.engines.wire import EngineWire, TokenRoutes
+from freehold.backends.replicas.deployment import ReplicaSet
+from freehold.backends.replicas.replica import ReplicaLimits
 from freehold.errors import UsageError
 from freehold.providers.hop import Hop
 from freehold.serving import Job
@@ -141,9 +141,6 @@ class StandInDriver:
             generated_tokens=int(found["vllm:generation_tokens_total"]),
             queries={"vllm:request_success_total": found["vllm:request_success_total"]},
         )
-
-    def options(self) -> Mapping[str, Any]:
-        return {}
 
     def engine_of(self, pid: int) -> RunningStandIn:
         """Return the engine with a process number."""

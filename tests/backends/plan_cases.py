@@ -15,7 +15,7 @@ from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.backends import drivers
 from freehold.backends.contract import DeployedModel, DeployPlan, EngineFacts, PlanRequest
-from freehold.backends.facts import nodes_on, of_catalogue
+from freehold.backends.planning.facts import nodes_on, of_catalogue
 from freehold.catalog.hardware import devices
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec

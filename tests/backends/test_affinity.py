@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from freehold.backends.affinity import BOUND, PrefixRing, pick, prefix_key
+from freehold.backends.replicas.affinity import BOUND, PrefixRing, pick, prefix_key
 from freehold.serving import Job
 from freehold.types import Message, Tool
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from freehold.backends import asked as asking
-from freehold.backends import attach, drivers, printed, survey
-from freehold.backends.asked import DeployOptions
-from freehold.backends.attach import target
+from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan
-from freehold.backends.replica import Replica
-from freehold.backends.survey import attached_plan
+from freehold.backends.engines import attach, survey
+from freehold.backends.engines.attach import target
+from freehold.backends.engines.survey import attached_plan
+from freehold.backends.planning import asked as asking
+from freehold.backends.planning import printed
+from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.replicas.replica import Replica
 from freehold.config import load_settings
 from freehold.errors import EngineLost, UsageError
 from freehold.providers.hop import Hop

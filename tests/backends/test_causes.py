@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends import causes
+from freehold.backends.process import causes
 
 LOGS = Path(__file__).parent / "logs"
 # file -> the cause's name, whether it is fatal, the sentence

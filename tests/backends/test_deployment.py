@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.calls import EngineCalls
-from freehold.backends.deployment import ReplicaSet
+from freehold.backends.replicas.calls import EngineCalls
+from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.errors import EngineLost
 from freehold.providers.contract import UpstreamFault
 from freehold.serving import Job

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends import environments
-from freehold.backends.environments import cured, last_word, make, read
+from freehold.backends.process import environments
+from freehold.backends.process.environments import cured, last_word, make, read
 from freehold.errors import DownloadFailed, Offline, UsageError
 
 # What its parser is to this package: refuses one flag, as argparse does.
@@ -75,7 +75,7 @@ def test_torchaudio_beside_another_torch_is_named_with_its_cure(tmp_path):
         "torchaudio 2.11.0 does not load beside torch 2.13.0+cpu, and model classes import it"
     ]
     assert found.troubles[0].remove == ("torchaudio", "torchcodec")
-    assert cured(found) is found  # it is somebody else's
+    assert cured(found) is found  # it is the user's own
 
 
 def test_an_interpreter_outside_an_environment_is_asked(tmp_path):
@@ -132,7 +132,7 @@ def pip(monkeypatch: pytest.MonkeyPatch, places: Path) -> None:
 def test_an_environment_is_made_from_the_user_s_own_configuration(tmp_path, monkeypatch):
     pip(monkeypatch, wheels(tmp_path / "wheels"))
     lines: list[str] = []
-    found = make(tmp_path / "envs" / "vllm", "vllm", cpu=True, least="0.32.0", told=lines.append)
+    found = make(tmp_path / "envs" / "vllm", "vllm", cpu=True, least="0.32.0", note=lines.append)
     assert (found.version, found.ours, found.cpu) == ("0.32.1", True, True)
     assert any("Successfully installed" in line for line in lines)
     with pytest.raises(UsageError, match="invalid int value: 'eight'"):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.backends import parsers
-from freehold.backends.facts import deployed, nodes_on, of_path, quantisation
 from freehold.backends.flags import schema
+from freehold.backends.planning import parsers
+from freehold.backends.planning.facts import deployed, nodes_on, of_path, quantisation
 from freehold.config import load_settings
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.asked import DeployOptions
 from freehold.backends.kept import KeptDeployment, as_json, folder, forget, keep, kept, plan_of
+from freehold.backends.planning.asked import DeployOptions
 from freehold.errors import StoreError
 from tests.backends.plans import plan
 

@@ -10,9 +10,9 @@ import pytest
 
 from freehold.backends import drivers
 from freehold.backends.contract import EngineFacts, PlanRequest
+from freehold.backends.engines.llamacpp import build_of, fitted
 from freehold.backends.flags import help_text
 from freehold.backends.flags.schema import nearest
-from freehold.backends.llamacpp import build_of, fitted
 from freehold.catalog.hardware import rig
 from freehold.errors import UsageError
 from tests.backends import dialects

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from freehold.advisor.anatomy import WeightGroup
-from freehold.backends import drivers, printed
+from freehold.backends import drivers
 from freehold.backends.contract import (
     DeployedModel,
     DeployPlan,
@@ -25,9 +25,10 @@ from freehold.backends.contract import (
     PlannedFlag,
     PlanRequest,
 )
-from freehold.backends.facts import nodes_on, of_path, processor
 from freehold.backends.flags import schema
-from freehold.backends.parallel import Wanted, candidates, divides, with_experts
+from freehold.backends.planning import printed
+from freehold.backends.planning.facts import nodes_on, of_path, processor
+from freehold.backends.planning.parallel import Wanted, candidates, divides, with_experts
 from freehold.catalog.hardware import Rig
 from freehold.errors import UsageError
 from tests.backends.plan_cases import plans, synthetic

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from freehold.backends import process
-from freehold.backends.process import OwnProcess, launch
+from freehold.backends.process import process
+from freehold.backends.process.process import OwnProcess, launch
 from freehold.errors import UsageError
 from tests.backends.made import plan_of
 
@@ -84,15 +84,15 @@ def test_stop_ends_also_what_lost_its_parent_and_ignores_signals(tmp_path, monke
 HOST = """
 import asyncio, sys, time
 from pathlib import Path
-from freehold.backends.process import launch
+from freehold.backends.process.process import launch
 from tests.backends.made import plan_of
 async def main():
     engine = await launch(plan_of(sys.argv[1]), Path(sys.argv[2]), phase=lambda line: "", title="Engine")
-    told = 0
+    seen = 0
     while True:
-        for line in list(engine.log)[told:]:
+        for line in list(engine.log)[seen:]:
             print(line, flush=True)
-        told = len(engine.log)
+        seen = len(engine.log)
         await asyncio.sleep(0.02)
 asyncio.run(main())
 """
@@ -223,7 +223,7 @@ def test_the_key_is_in_the_environment_alone(tmp_path, monkeypatch):
 
 
 def test_the_environment_is_a_list_of_what_engines_need():
-    from freehold.backends.surroundings import engine_environment
+    from freehold.backends.process.surroundings import engine_environment
 
     ours = {
         "PATH": "/bin",
@@ -358,7 +358,7 @@ def test_shared_memory_of_a_dead_tree_is_removed_and_nobody_else_s(tmp_path, how
 
     async def run() -> None:
         engine = await started(SHARES, tmp_path)
-        other.write_bytes(b"x")  # made meanwhile, named alike, mapped by nobody of the tree
+        other.write_bytes(b"x")  # made meanwhile, named alike, mapped by no process of the tree
         await until(lambda: "up" in engine.log)
         ours = Path(f"/dev/shm/psm_freehold_test_{engine.pid}")
         semaphore = Path(f"/dev/shm/sem.freehold_test_{engine.pid}")

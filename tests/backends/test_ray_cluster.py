@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends import answer
 from freehold.backends.contract import DeployPlan, Listens
-from freehold.backends.deployment import ReplicaSet
+from freehold.backends.replicas import answer
+from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.providers.hop import Hop
 from tests.backends import engines
 from tests.backends.engines import QUICK, RunningStandIn, StandInDriver, chat, expected, joined, read, until

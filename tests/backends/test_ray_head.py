@@ -15,8 +15,8 @@ import aiohttp
 import psutil
 import pytest
 
+from freehold.backends.engines.starting import free_port
 from freehold.backends.ray import doors, head
-from freehold.backends.starting import free_port
 from tests.backends.running import synchronous
 
 # Stands in for `ray start --head --block`: opens the port of the cluster's state and waits.

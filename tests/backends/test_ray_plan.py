@@ -15,7 +15,7 @@ from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan, EngineFacts, EngineNumbers, Listens
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.emit import emit
-from freehold.backends.own import OwnEngine
+from freehold.backends.engines.own import OwnEngine
 from freehold.backends.ray import doors
 from freehold.backends.ray.asked import is_ray, over_ray
 from freehold.backends.ray.driver import SESSION, RayDriver

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from freehold.advisor.interval import Interval
-from freehold.backends.calls import EngineCalls
 from freehold.backends.contract import EngineNumbers
-from freehold.backends.replica import DEFAULTS, Replica, ReplicaLimits, hung_after
-from freehold.backends.tallied import TalliedNumbers
+from freehold.backends.replicas.calls import EngineCalls
+from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits, hung_after
+from freehold.backends.replicas.tallied import TalliedNumbers
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
 from tests.backends import engines

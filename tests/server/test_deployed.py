@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from freehold.backends.models import DeployedModels
+from freehold.backends.replicas.models import DeployedModels
 from freehold.errors import UsageError
 from tests.backends import engines
 from tests.backends.engines import QUICK, StandInDriver, expected

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from freehold.backends import kept
-from freehold.backends.asked import DeployOptions
 from freehold.backends.contract import DeploymentRow, DeployPlan, EngineNumbers, ReplicaRow
+from freehold.backends.planning.asked import DeployOptions
 from freehold.errors import EngineLost, ModelNotFound, UsageError
 from freehold.server.core.keys import KeyFile, made
 from freehold.server.system.deployments import DeploymentDesk

@@ -17,7 +17,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.interval import Interval
@@ -27,7 +27,7 @@ from freehold.errors import EngineLost
 if TYPE_CHECKING:  # a plan needs neither, and they take as long to import as the rest
     import asyncio
 
-    from freehold.backends.wire import EngineWire
+    from freehold.backends.engines.wire import EngineWire
 
 # "compatible": a server that speaks OpenAI's routes and is none of the others; only attached.
 EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold", "ray", "compatible"]
@@ -312,10 +312,6 @@ class EngineDriver(Protocol):
 
         Raises ValueError for a body that is not this engine's.
         """
-        ...
-
-    def options(self) -> Mapping[str, Any]:
-        """Return facts of this engine that files for clusters need: image, port, probes."""
         ...
 
 

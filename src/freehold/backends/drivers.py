@@ -15,7 +15,7 @@ from freehold.backends.contract import DeployPlan, EngineDriver
 from freehold.config import nearest
 from freehold.errors import UsageError
 
-# name -> the file of this room that has its DRIVER
+# name -> the file of engines/ that has its DRIVER
 _FILES = {
     "vllm": "vllm",
     "sglang": "sglang",
@@ -43,7 +43,7 @@ def driver(name: str) -> EngineDriver:
         near = nearest(wanted, names())
         hint = f"did you mean {near}?" if near else f"known: {', '.join(names())}"
         raise UsageError(f"no engine is called {name!r}", hint)
-    return import_module(f"freehold.backends.{files[wanted]}").DRIVER
+    return import_module(f"freehold.backends.engines.{files[wanted]}").DRIVER
 
 
 def driver_of(plan: DeployPlan) -> EngineDriver:
@@ -53,7 +53,7 @@ def driver_of(plan: DeployPlan) -> EngineDriver:
     engine's own, but for its life.
     """
     if plan.attached:
-        from freehold.backends.attach import AttachDriver
+        from freehold.backends.engines.attach import AttachDriver
 
         return AttachDriver(driver(plan.engine))
     if plan.inner is None:

@@ -23,8 +23,8 @@ from urllib.parse import quote
 import msgspec
 
 from freehold import private
-from freehold.backends.asked import DeployOptions
 from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.backends.planning.asked import DeployOptions
 from freehold.errors import StoreError
 
 SCHEMA = 1

@@ -22,8 +22,8 @@ from freehold.config import Settings
 from freehold.errors import UsageError
 
 if TYPE_CHECKING:
-    from freehold.backends.asked import DeployOptions
     from freehold.backends.contract import DeployPlan
+    from freehold.backends.planning.asked import DeployOptions
 
 EMITTED = ("systemd", "compose", "k8s", "skypilot", "ray")
 # verb -> the file of cli/deploying that has it, its name there, and what the list of verbs says
@@ -138,7 +138,7 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
     settings = with_offline(ctx.obj, given.pop("offline"))
     if not model and not given["attach"]:
         ctx.exit(_again(settings, given))
-    from freehold.backends.asked import DeployOptions, planned
+    from freehold.backends.planning.asked import DeployOptions, planned
     from freehold.backends.ray.asked import is_ray
 
     if not given["emit"] and (given["out"] or given["image"] or given["server_image"]):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
-from freehold.backends.affinity import PrefixRing, pick
+from freehold.backends.replicas.affinity import PrefixRing, pick
 from freehold.config import nearest
 from freehold.errors import UsageError
 

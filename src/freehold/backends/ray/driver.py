@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from freehold import private
-from freehold.backends.affinity import prefix_key
 from freehold.backends.contract import (
     DeployPlan,
     EngineDriver,
@@ -30,6 +28,7 @@ from freehold.backends.contract import (
 )
 from freehold.backends.ray import doors
 from freehold.backends.ray.plan import LEAST, moved, text_for
+from freehold.backends.replicas.affinity import prefix_key
 from freehold.errors import UsageError
 from freehold.providers.contract import Outgoing, RemoteModel, Wire
 from freehold.serving import Job
@@ -66,7 +65,7 @@ class RayDriver:
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Write the app's file and start the head. Raises UsageError, EngineLost."""
-        from freehold.backends import process
+        from freehold.backends.process import process
 
         if not {"--fenced", "--address"} & {flag.name for flag in plan.flags}:
             plan = moved(plan, doors.free_base())
@@ -85,10 +84,6 @@ class RayDriver:
         for replica, text in _by_replica(body.decode(errors="replace")).items():
             found = _sum(found, self.inner.numbers(text.encode()), replica)
         return found
-
-    def options(self) -> Mapping[str, Any]:
-        """Return what files for clusters take from the engine of a replica."""
-        return self.inner.options()
 
 
 class SessionWire:

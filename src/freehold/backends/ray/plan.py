@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from freehold.backends.contract import DeployPlan, EngineFacts, Listens, PlannedFlag, SecretRef
-from freehold.backends.own import file_name
+from freehold.backends.engines.own import file_name
 from freehold.backends.ray import doors
 from freehold.errors import UsageError
 

@@ -6,8 +6,8 @@ Path: cli/chat/opened.py -> opened -> asked.planned -> server.inside.InsideModel
 
 from __future__ import annotations
 
-from freehold.backends.asked import DeployOptions, planned
 from freehold.backends.finding import EngineChoice
+from freehold.backends.planning.asked import DeployOptions, planned
 from freehold.cli.deploying.tables import progress
 from freehold.cli.progress import StatusLine
 from freehold.config import Settings

@@ -279,7 +279,7 @@ def _works(settings: Settings, name: str, quant: str) -> Iterator[Work]:
     from freehold import catalog
     from freehold.advisor.anatomy import from_catalogue
     from freehold.advisor.places import quants_of
-    from freehold.backends.facts import deployed
+    from freehold.backends.planning.facts import deployed
 
     try:
         facts = catalog.model(name)

@@ -1,6 +1,6 @@
 """The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both.
 
-Knows names and help texts; what they mean is backends/asked.py's.
+Knows names and help texts; what they mean is backends/planning/asked.py's.
 Path: cli/deploy.py, cli/deploying/verbs.py -> plan_options, asked_of -> DeployOptions
 """
 
@@ -15,7 +15,7 @@ import click
 from freehold.cli.shared import Amount
 
 if TYPE_CHECKING:
-    from freehold.backends.asked import DeployOptions
+    from freehold.backends.planning.asked import DeployOptions
 
 ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold")
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from freehold.backends.asked import DeployOptions
 from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.backends.planning.asked import DeployOptions
 from freehold.cli.deploying.starting import LAST_LINES, ready
 from freehold.cli.deploying.tables import progress
 from freehold.cli.progress import StatusLine

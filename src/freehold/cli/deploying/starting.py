@@ -13,8 +13,8 @@ from contextlib import suppress
 
 import click
 
-from freehold.backends.asked import DeployOptions
 from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.backends.planning.asked import DeployOptions
 from freehold.cli.deploying.asking import AskedDeployments
 from freehold.cli.deploying.tables import as_json, progress
 from freehold.cli.progress import StatusLine

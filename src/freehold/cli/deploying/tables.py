@@ -10,7 +10,7 @@ from typing import Any
 
 from freehold.backends import kept
 from freehold.backends.contract import DeploymentRow, ReplicaRow
-from freehold.backends.printed import as_dict
+from freehold.backends.planning.printed import as_dict
 from freehold.store.space import human
 
 HEAD = ("NAME", "REPLICA", "ENGINE", "STATE", "PID", "MEMORY", "ANSWERS", "RESTARTS")

@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from freehold.backends.asked import planned
 from freehold.backends.contract import DeploymentRow
 from freehold.backends.kept import KeptDeployment, forget, kept
+from freehold.backends.planning.asked import planned
 from freehold.cli.deploying import tables
 from freehold.cli.deploying.asking import AskedDeployments
 from freehold.cli.deploying.options import asked_of, plan_options

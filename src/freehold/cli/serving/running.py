@@ -78,7 +78,7 @@ def _run(
     hybrid: HybridStart | None,
     deployments: StartedDeployments | None,
 ) -> int:
-    from freehold.backends.models import DeployedModels
+    from freehold.backends.replicas.models import DeployedModels
     from freehold.server import serve as doors
     from freehold.server.core.owner import owner_token
     from freehold.server.system.deployments import DeploymentDesk

@@ -1,0 +1,219 @@
+"""llama.cpp's server: planned from a GGUF, on a Unix socket, its key by environment.
+
+Run here: a build of 2026-08. What that showed, and what the plan does about it:
+- /health says 503 while it loads, and /health and /v1/models answer without the key. It echoes any origin, with
+  credentials, unless `--cors-origins` says otherwise.
+- A whole answer that continues a begun turn repeats what was begun, and a stream does not: LlamaCppWire takes it off.
+- `llamacpp:tokens_predicted_total` grows when an answer ends; `llamacpp:n_decode_total` with each step.
+- SIGTERM closes the socket at once and gives no further token: the stream ends without an end when the next ping is
+  due, by default 30 s later. So a replica is emptied first, and pings come each second.
+- No prompt is in its log at its usual verbosity; the socket's file stays after its end.
+Path: drivers.py -> LlamaCpp.plan -> room -> DeployPlan; LlamaCpp.launch -> launch -> OwnProcess
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineName,
+    EngineNumbers,
+    LaunchedEngine,
+    Listens,
+    PlanRequest,
+    SecretRef,
+)
+from freehold.backends.engines.one_box import room
+from freehold.backends.engines.phases import phase_of, phases
+from freehold.backends.engines.scrape import series
+from freehold.backends.engines.wire import EngineWire
+from freehold.backends.planning.layout import Layout
+from freehold.backends.planning.wording import Wording, opened, refuse_old
+from freehold.errors import UsageError
+from freehold.providers.compatible import MORE_SAMPLING, CompatibleWire
+from freehold.providers.contract import WholeAnswer
+from freehold.providers.openai.wire import SAMPLING
+from freehold.serving import Job
+from freehold.types import Format
+
+COMMAND = ("llama-server",)
+HELP_S = 20.0  # it takes 0.1 s, and longer where it wakes a GPU
+KEY = SecretRef("LLAMA_API_KEY")
+# Of its caches; a quantised value cache needs flash attention.
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+_PHASES = phases(
+    (r"loading model|loaded meta data|load_model:", "loading weights"),
+    (r"warming up", "warming up"),
+    (r"initializing, n_slots|new slot|init: initializing slots", "slots ready"),
+    (r"listening on", "up"),
+)
+
+
+class _LlamaAsker(CompatibleWire.asker):
+    def format(self, format: Format | None) -> dict[str, Any]:
+        """Write a format; a choice is a grammar of its words."""
+        if format is not None and format.kind == "choice":
+            words = " | ".join(json.dumps(word, ensure_ascii=False) for word in format.source)
+            return {"grammar": f"root ::= {words}"}
+        return super().format(format)
+
+
+class LlamaCppWire(EngineWire):
+    """OpenAI's routes as llama.cpp has them."""
+
+    asker = _LlamaAsker
+    formats = ("json", "json_schema", "choice")
+    sampling = SAMPLING | MORE_SAMPLING | {"repetition_penalty": "repeat_penalty"}
+    takes_ids = True
+
+    def whole(self, body: bytes, job: Job) -> WholeAnswer:
+        """Read a whole answer; of a continued turn without what was begun, which it repeats."""
+        answer = super().whole(body, job)
+        if job.turn != "continue" or not job.messages:
+            return answer
+        return _without(answer, job.messages[-1].content)
+
+
+def _without(answer: WholeAnswer, begun: str) -> WholeAnswer:
+    """Take what was begun off the beginning of each answer, where it stands there."""
+    pieces, seen = [], set[int]()
+    for number, chunk in answer.pieces:
+        if number not in seen and chunk.text:
+            seen.add(number)
+            chunk = replace(chunk, text=chunk.text.removeprefix(begun))
+        pieces.append((number, chunk))
+    return replace(answer, pieces=tuple(pieces))
+
+
+class LlamaCpp:
+    """Implements contract.EngineDriver."""
+
+    name: EngineName = "llamacpp"
+    title = "llama.cpp"
+    package = ""  # the user's own build: no package with one is ours to choose
+    least = "8146"  # builds before it read GGUF files whose sizes overflow (CVE-2026-27940)
+    wire = LlamaCppWire()
+    metrics_path = "/metrics"
+    drains = False
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan one server for one GGUF file. Raises UsageError."""
+        words = opened(request, self.name, self.title, self.least, files="gguf")
+        streams = words.number("--parallel")
+        whole = words.number("--ctx-size")
+        layout = room(request, self.title, "llama.cpp", whole // (streams or request.streams or 1), streams)
+        listens = Listens(request.socket) if request.socket is not None else Listens(port=request.port)
+        _flags(words, layout, listens)
+        return words.plan(
+            self.name,
+            request.engine.command or COMMAND,
+            layout,
+            {},
+            listens=listens,
+            secrets=(KEY,),
+        )
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
+        """Start it with the flags that this build has. Raises UsageError, EngineLost."""
+        from freehold.backends.process.process import launch
+
+        if len(plan.command) == 1:  # the program itself: its own help has the last word
+            printed = await asyncio.to_thread(_printed, plan.command[0], "--version")
+            plan = replace(plan, version=build_of(printed) or plan.version)
+            refuse_old(self.title, plan.version, self.least)
+            plan = fitted(plan, await asyncio.to_thread(_printed, plan.command[0], "--help"))
+        return await launch(plan, folder, phase=self.phase, title=self.title)
+
+    def phase(self, line: str) -> str:
+        """Return what a line of its log tells of the start."""
+        return phase_of(line, _PHASES)
+
+    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+        """Read its counters."""
+        found = series(body)
+        cached = found.get("llamacpp:prompt_tokens_cached_total")
+        return EngineNumbers(
+            running=int(found.get("llamacpp:requests_processing", 0)),
+            waiting=int(found.get("llamacpp:requests_deferred", 0)),
+            prompt_tokens=int(found.get("llamacpp:prompt_tokens_total", 0) + (cached or 0)),
+            generated_tokens=int(found.get("llamacpp:tokens_predicted_total", 0)),
+            cached_tokens=None if cached is None else int(cached),
+            steps=int(found.get("llamacpp:n_decode_total", 0)),
+            queries={name: v for name, v in found.items() if "_seconds" in name or "busy_slots" in name},
+        )
+
+
+def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
+    request, add = words.request, words.add
+    rig, whole = request.nodes.rig, layout.context * layout.streams
+    add("--model", request.model.source, "the file")
+    add("--alias", request.model.name, "what clients ask for")
+    add("--ctx-size", whole, f"{layout.streams} answers of {layout.context:,} tokens: it shares them out")
+    add("--parallel", layout.streams, "answers at a time")
+    add("--gpu-layers", "0" if rig.device.kind == "cpu" else "all", f"it runs on {rig.name}")
+    add("--jinja", True, "the model's own chat template, and its tools")
+    add("--metrics", True, "counters, by which a hang is found")
+    add("--no-ui", True, "its web page is a door that is not needed")
+    add("--no-slots", True, "/slots shows what is asked")
+    add("--offline", True, "it fetches nothing")
+    add("--cors-origins", "localhost", "by default any web page may read its answers")
+    add("--sse-ping-interval", 1, "a stream whose server ends is noticed by its next ping")
+    if listens.socket is not None:
+        add("--host", listens.socket, "a socket in a folder that only you may enter: no port")
+    else:
+        add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
+        add("--port", listens.port or "{port}", "as asked for" if listens.port else "free at the start")
+    if request.cache_type:
+        _cache(words, request.cache_type)
+
+
+def _cache(words: Wording, kind: str) -> None:
+    if kind not in CACHE_TYPES:
+        raise UsageError(f"{kind!r} is not a cache of llama.cpp", f"it has {', '.join(CACHE_TYPES)}")
+    for side in "kv":
+        words.add(f"--cache-type-{side}", kind, "asked for")
+    if kind not in ("f32", "f16", "bf16"):
+        words.add("--flash-attn", "on", "a quantised value cache needs it")
+
+
+def fitted(plan: DeployPlan, printed: str) -> DeployPlan:
+    """Return the plan without what a build lacks, by what its `--help` prints. Raises UsageError for a user's flag."""
+    from freehold.backends.flags import check, help_text
+
+    known = help_text.schema(printed, plan.version)
+    if not known.flags:
+        return plan
+    lacking = [flag for flag in plan.flags if known.find(flag.name) is None]
+    asked = next((flag for flag in lacking if flag.reason == check.GIVEN), None)
+    if asked is not None:
+        near = known.near(asked.name)
+        raise UsageError(
+            f"this llama-server has no flag {asked.name}", f"did you mean {near}?" if near else "leave it out"
+        )
+    return replace(plan, flags=tuple(flag for flag in plan.flags if flag not in lacking))
+
+
+def _printed(program: str, option: str) -> str:
+    """Return what a build prints; "" where it prints nothing: its start will say why."""
+    try:
+        done = subprocess.run([program, option], capture_output=True, text=True, timeout=HELP_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
+
+
+def build_of(text: str) -> str:
+    """Return a build's number from what `--version` prints; "" where it was made from a copy that does not know it."""
+    found = re.search(r"version: (\d+) \(|\(build (\d+)", text)
+    number = (found[1] or found[2]) if found else ""
+    return number if number.isdigit() and int(number) > 1 else ""
+
+
+DRIVER = LlamaCpp()

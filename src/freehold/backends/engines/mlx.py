@@ -1,0 +1,114 @@
+"""mlx_lm's server on Apple silicon: planned from a folder, on a random port of loopback.
+
+Read in the wheel of 0.32.2, tested against a stand-in; there is no Apple machine here.
+- It has no key and allows any origin; a random port of this machine and one allowed origin are what it can be given.
+- A request's `model`, `draft_model` and `adapters` name what it loads, from the hub too: MlxWire always asks for the
+  model that it was started with, the hub is offline, and no other field passes.
+- It takes no format and no begun answer, has no metrics, and ends at once when it is asked to.
+Path: drivers.py -> Mlx.plan -> room -> DeployPlan; Mlx.launch -> launch -> OwnProcess
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineName,
+    EngineNumbers,
+    LaunchedEngine,
+    Listens,
+    PlanRequest,
+)
+from freehold.backends.engines.one_box import room
+from freehold.backends.engines.phases import phase_of, phases
+from freehold.backends.engines.wire import EngineDemands, EngineWire
+from freehold.backends.planning.wording import PRIVATE, opened
+from freehold.errors import UsageError
+from freehold.providers.openai.wire import SAMPLING
+from freehold.serving import Job
+
+STARTED_WITH = "default_model"  # its own word for the model of its command line
+OPEN = "mlx_lm's server has no key: every program of this machine that finds its port may ask it"
+_PHASES = phases((r"Fetching|[Ll]oading", "loading weights"), (r"Starting httpd", "up"))
+
+
+class _MlxDemands(EngineDemands):
+    def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
+        job = self.job
+        return (
+            *super().beyond_dialect(),
+            (job.n > 1, f"gives one answer a request, not {job.n}"),
+            (job.ignore_eos, "ends its answers itself: ignore_eos is not possible"),
+            (job.turn != "new", "opens a new answer in every chat"),
+            (job.suffix is not None, "fills in no middle"),
+            (job.format is not None, "holds no answer to a format"),
+        )
+
+
+class MlxWire(EngineWire):
+    """OpenAI's routes as mlx_lm has them."""
+
+    demands = _MlxDemands
+    formats = ()
+    sampling = SAMPLING | {name: name for name in ("top_k", "min_p", "repetition_penalty")}
+
+    def extras(self, body: dict[str, Any], job: Job) -> None:
+        """Name the model that it was started with; another name would be loaded."""
+        body["model"] = STARTED_WITH
+        if body.get("max_tokens", 0) is None:
+            del body["max_tokens"]
+
+
+class Mlx:
+    """Implements contract.EngineDriver."""
+
+    name: EngineName = "mlx"
+    title = "MLX"
+    package = "mlx-lm"
+    least = ""  # no advisory about it was found
+    wire = MlxWire()
+    metrics_path = ""
+    drains = False
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan one server for one folder. Raises UsageError."""
+        words = opened(request, self.name, self.title, self.least)
+        rig = request.nodes.rig
+        if rig.device.kind != "mac":
+            raise UsageError(
+                f"{self.title} runs on Apple silicon, and {rig.name} is none",
+                "plan for a Mac with --on, or take --engine vllm",
+            )
+        layout = room(request, self.title, "mlx", streams=words.number("--decode-concurrency"))
+        listens, add = Listens(port=request.port), words.add
+        add("--model", request.model.source, "the folder")
+        add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
+        add("--port", listens.port or "{port}", "as asked for" if listens.port else "free at the start")
+        add("--allowed-origins", "http://127.0.0.1", "by default any web page may read its answers")
+        add("--decode-concurrency", layout.streams, "answers at a time")
+        add("--max-tokens", layout.context, "an answer without a limit ends with the context")
+        add("--log-level", "INFO", "DEBUG writes what is asked")
+        words.notes.append(OPEN)
+        return words.plan(
+            self.name, request.engine.command or ("mlx_lm.server",), layout, dict(PRIVATE), listens=listens
+        )
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
+        """Start it. Raises UsageError, EngineLost."""
+        from freehold.backends.process.process import launch
+
+        return await launch(plan, folder, phase=self.phase, title=self.title)
+
+    def phase(self, line: str) -> str:
+        """Return what a line of its log tells of the start."""
+        return phase_of(line, _PHASES)
+
+    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+        """Return nothing: it has no metrics."""
+        return before or EngineNumbers()
+
+
+DRIVER = Mlx()

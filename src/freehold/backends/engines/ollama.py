@@ -1,0 +1,212 @@
+"""Ollama's server: planned from a GGUF, on a random port of loopback, with a store of its own.
+
+Read in its repository, tested against a stand-in; no Ollama has run here.
+- It has no key: a random port of this machine is all that stands between it and the machine's other users. Where that
+  is not enough, llama.cpp's server runs the same files behind a socket and a key.
+- Its settings are variables, not flags. Models come from its store, so the file is linked into one in the replica's
+  folder under its digest, and made a model by /api/create: nothing is pulled, and the user's own store is not touched.
+- It has no metrics: a hang is found by answers that stand still.
+- SIGTERM ends it and its runners at once: a replica is emptied first.
+Path: drivers.py -> Ollama.plan -> room -> DeployPlan; Ollama.launch -> launch -> EngineAsker
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from freehold import private
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineName,
+    EngineNumbers,
+    LaunchedEngine,
+    Listens,
+    PlanRequest,
+)
+from freehold.backends.engines.one_box import room
+from freehold.backends.engines.phases import phase_of, phases
+from freehold.backends.engines.starting import filled
+from freehold.backends.engines.wire import EngineDemands, EngineWire
+from freehold.backends.planning.asking import EngineAsker
+from freehold.backends.planning.wording import refuse_old
+from freehold.errors import UsageError
+from freehold.providers.openai.wire import SAMPLING
+
+MODELS = "models"  # its store, in the replica's folder
+CREATE_S = 600.0  # that it may take to make a model of a file: it reads all of it
+CACHE_TYPES = ("f16", "q8_0", "q4_0")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}(?:/[A-Za-z0-9][\w.-]{0,79})?(?::[A-Za-z0-9][\w.-]{0,79})?")
+_PHASES = phases(
+    (r"server config", "reading its configuration"),
+    (r"Listening on", "making the model"),
+    (r"starting runner|loading model|load_tensors", "loading weights"),
+    (r"runner started|llama runner started", "up"),
+)
+
+
+class _OllamaDemands(EngineDemands):
+    def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
+        job = self.job
+        return (
+            *super().beyond_dialect(),
+            (job.n > 1, f"gives one answer a request, not {job.n}"),
+            (job.ignore_eos, "ends its answers itself: ignore_eos is not possible"),
+            (bool(job.sampling.get("logit_bias")), "takes no logit_bias"),
+            (job.turn == "none", "answers every chat: a prompt without an answer's turn is not possible"),
+        )
+
+
+class OllamaWire(EngineWire):
+    """OpenAI's routes as Ollama has them: little sampling, and a chat's last turn is always continued."""
+
+    demands = _OllamaDemands
+    formats = ("json", "json_schema")
+    sampling = SAMPLING
+
+
+class Ollama:
+    """Implements contract.EngineDriver."""
+
+    name: EngineName = "ollama"
+    title = "Ollama"
+    package = ""
+    least = "0.35.0"  # before: /api/pull writes outside its store (CVE-2026-103663)
+    wire = OllamaWire()
+    metrics_path = ""
+    drains = False
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan one server for one GGUF file. Raises UsageError."""
+        model, version = request.model, request.engine.version
+        if request.flags:
+            raise UsageError(
+                f"{request.flags[0].partition('=')[0]}: ollama serve takes no flags",
+                "its settings are variables, which the plan makes of --context, --streams and --cache-type",
+            )
+        refuse_old(self.title, version, self.least)
+        if model.files != "gguf":
+            raise UsageError(
+                f"{self.title} loads a GGUF, and {model.name} is a folder of safetensors",
+                "--engine vllm loads it; or take a GGUF of the same model",
+            )
+        if request.nodes.here and not model.here:
+            raise UsageError(f"{model.source} is not on this machine", "freehold pull it, or --on HARDWARE")
+        if not _NAME.fullmatch(model.name):
+            raise UsageError(
+                f"{model.name!r} is not a name that Ollama gives a model",
+                "say one with --name, such as qwen3:4b",
+            )
+        given = room(request, self.title, "llama.cpp")
+        return DeployPlan(
+            engine=self.name,
+            version=version,
+            schema="",
+            model=model,
+            nodes=request.nodes,
+            command=request.engine.command or ("ollama", "serve"),
+            flags=(),
+            environment=_environment(given.context, given.streams, request.cache_type),
+            secrets=(),
+            listens=Listens(port=request.port),
+            sizes=given.sizes,
+            context=given.context,
+            streams=given.streams,
+            replicas=given.replicas,
+            memory_bytes=given.memory_bytes,
+            decode=given.decode,
+            prefill=given.prefill,
+            basis=given.basis,
+            notes=(
+                "Ollama has no key: every program of this machine that finds its port may ask it. "
+                "--engine llamacpp runs the same file on a socket that is yours alone.",
+            ),
+        )
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
+        """Start it with a store of its own, and return it once the model is made. Raises UsageError, EngineLost."""
+        from freehold.backends.process.process import launch
+
+        digest = await asyncio.to_thread(linked, Path(plan.model.source), folder / MODELS / "blobs")
+        placed = filled(plan, folder)
+        listens = placed.listens
+        environment = {
+            **plan.environment,
+            "OLLAMA_HOST": f"{listens.host}:{listens.port}",
+            "OLLAMA_MODELS": str(folder / MODELS),
+            "HOME": str(folder),  # it writes a key of its own there
+        }
+        engine = await launch(
+            replace(placed, environment=environment), folder, phase=self.phase, title=self.title
+        )
+        try:
+            await _made(engine, digest)
+        except BaseException:  # cancelled: it was asked to end meanwhile
+            engine.kill("it was not needed any more")
+            raise
+        return engine
+
+    def phase(self, line: str) -> str:
+        """Return what a line of its log tells of the start."""
+        return phase_of(line, _PHASES)
+
+    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+        """Return nothing: it has no metrics."""
+        return before or EngineNumbers()
+
+
+def _environment(context: int, streams: int, cache_type: str) -> dict[str, str]:
+    if cache_type and cache_type not in CACHE_TYPES:
+        raise UsageError(f"{cache_type!r} is not a cache of Ollama", f"it has {', '.join(CACHE_TYPES)}")
+    cache = {"OLLAMA_KV_CACHE_TYPE": cache_type, "OLLAMA_FLASH_ATTENTION": "1"} if cache_type else {}
+    return {
+        "OLLAMA_HOST": "127.0.0.1:0",  # the port is chosen at the start
+        "OLLAMA_NUM_PARALLEL": str(streams),
+        "OLLAMA_CONTEXT_LENGTH": str(context),
+        "OLLAMA_KEEP_ALIVE": "-1",  # the model stays: ready is ready
+        "OLLAMA_MAX_LOADED_MODELS": "1",
+        "OLLAMA_NO_CLOUD": "1",
+        "OLLAMA_NOHISTORY": "1",
+        **cache,
+    }
+
+
+def linked(file: Path, blobs: Path) -> str:
+    """Put a file into a store's blobs under its digest, without copying it; return `sha256:...`."""
+    with open(file, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    private.folder(blobs)
+    blob = blobs / f"sha256-{digest}"
+    if not blob.exists():
+        blob.unlink(missing_ok=True)  # a link to what is gone
+        try:
+            os.link(file.resolve(), blob)
+        except OSError:  # another disk
+            blob.symlink_to(file.resolve())
+    return f"sha256:{digest}"
+
+
+async def _made(engine: LaunchedEngine, digest: str) -> None:
+    """Wait until it answers, and have the model made; an engine that cannot is ended, and says why."""
+    name, file = engine.plan.model.name, Path(engine.plan.model.source).name
+    async with EngineAsker(engine.url.removesuffix("/v1")) as ask:
+        while not engine.ended.done():
+            said = await ask.get("/api/version", limit_s=1.0)
+            if said is not None and said.status == 200:
+                break
+            await asyncio.wait([engine.ended], timeout=0.1)
+        if engine.ended.done():
+            return
+        body = {"model": name, "files": {file: digest}, "stream": False}
+        said = await ask.post("/api/create", body, limit_s=CREATE_S)
+        if said is None or said.status != 200:
+            why = said.member("error") if said is not None else None
+            engine.kill(f"it made no model of {file}: {why or 'no answer'}")
+
+
+DRIVER = Ollama()

@@ -1,0 +1,109 @@
+"""SGLang: its plan. It listens on loopback, and reads its two keys from a file of its folder.
+
+Key and admin key close its routes; on a command line every program of the machine could read them, and it takes none
+from the environment, so both lie in keys.yaml, which `--config` names. Knows SGLang; knows no process.
+Path: drivers.driver -> Sglang.plan -> planning.planned, Wording -> DeployPlan
+"""
+
+from __future__ import annotations
+
+from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest, SecretRef
+from freehold.backends.engines.sglang_dialect import SGLangServer
+from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
+from freehold.backends.planning.planning import planned
+from freehold.backends.planning.wording import PRIVATE, Wording, narrow, opened, share, source, wanted
+
+TRAITS = EngineTraits("sglang", "SGLang", cpu=False, fp8_while_loading=True)
+COMMAND = ("python", "-m", "sglang.launch_server")
+KEYS = "keys.yaml"
+SECRETS = (SecretRef("api-key", file=KEYS), SecretRef("admin-api-key", file=KEYS))
+MEETING_PORT = 5000  # of a rendezvous between nodes
+
+
+class Sglang(SGLangServer):
+    """Implements contract.EngineDriver; sglang_dialect.py has the half that runs it."""
+
+    name: EngineName = "sglang"
+    package = "sglang"
+    least = "0.5.23"
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
+        words = opened(request, self.name, self.title, self.least)
+        layout = planned(request, TRAITS, _wishes(words))
+        environment = dict(PRIVATE)
+        listens = Listens(port=request.port)
+        _flags(words, layout, listens, source(request, environment, words.notes))
+        return words.plan(
+            "sglang",
+            request.engine.command or COMMAND,
+            layout,
+            environment,
+            listens=listens,
+            secrets=SECRETS,
+        )
+
+
+def _wishes(words: Wording) -> Wishes:
+    expert = words.number("--ep-size")
+    sizes = wanted(words, "--tp-size", "--pp-size", "--dp-size", expert > 1 if expert else None)
+    return Wishes(
+        sizes=sizes,
+        context=words.number("--context-length"),
+        streams=words.number("--max-running-requests"),
+        cache_type=narrow(words.value("--kv-cache-dtype")),
+        memory_share=share("--mem-fraction-static", words.value("--mem-fraction-static")),
+        quantisation=words.value("--quantization"),
+    )
+
+
+def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None:
+    request, why, add = words.request, layout.why, words.add
+    add("--model-path", loads, "what it loads")
+    add("--served-model-name", request.model.name, "the deployment's name")
+    add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
+    add("--port", listens.port or "{port}", "as asked for" if listens.port else "free at the start")
+    add("--config", "{folder}/" + KEYS, "its key and its admin key, in a folder that only you may enter")
+    _parallel(words, layout)
+    words.context("--context-length", layout)
+    add("--max-running-requests", layout.streams, why["streams"])
+    add("--mem-fraction-static", f"{layout.memory_share:g}", "of each device, for weights and cache")
+    if layout.cache_type:
+        add(
+            "--kv-cache-dtype",
+            "fp8_e4m3" if layout.cache_type == "fp8" else layout.cache_type,
+            why.get("cache_type", "asked for"),
+        )
+    if layout.quantise:
+        add("--quantization", layout.quantise, why["quantise"])
+    add("--load-format", "safetensors", "never a pickle")
+    if request.model.anatomy.role == "generator":
+        words.parsers("sglang", "--tool-call-parser", "--reasoning-parser")
+    else:
+        add("--is-embedding", True, "it gives vectors, not text")
+    add("--enable-metrics", True, "its counters show that it lives")
+    add("--enable-cache-report", True, "tells how much of a prompt was cached")
+    add("--enable-priority-scheduling", True, "requests carry the priority of our queue")
+
+
+def _parallel(words: Wording, layout: Layout) -> None:
+    """Add the sizes; a tensor group counts every device that shares a layer, those of data attention too."""
+    sizes, why, add = layout.sizes, layout.why, words.add
+    attention = sizes.data if sizes.expert > 1 and sizes.tensor == 1 else 1
+    if sizes.tensor * attention > 1:
+        add("--tp-size", sizes.tensor * attention, why["tensor"])
+    if attention > 1:
+        add("--attn-dp-size", attention, why["data"])
+    elif sizes.data > 1:
+        add("--dp-size", sizes.data, why["data"])
+    if sizes.pipeline > 1:
+        add("--pp-size", sizes.pipeline, why["pipeline"])
+    if sizes.expert > 1:
+        add("--ep-size", sizes.expert, why["expert"])
+    if layout.across > 1:
+        add("--nnodes", layout.across, why["pipeline"])
+        add("--node-rank", "{rank}", "of this node")
+        add("--dist-init-addr", f"{{head}}:{MEETING_PORT}", "where the nodes meet: keep that network private")
+
+
+DRIVER = Sglang()

@@ -1,0 +1,189 @@
+"""Finds out what an engine is that runs already, and makes the plan by which it is asked.
+
+    plan = attached_plan("http://127.0.0.1:8000", "qwen3", key_env="VLLM_KEY")
+
+Judged by who its models are owned by and by routes that one engine alone has; no prompt is sent. What is not known
+(hardware, files) stands as not known. Path: cli -> attached_plan -> surveyed -> DeployPlan
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from freehold.advisor.anatomy import Anatomy
+from freehold.backends.contract import DeployedModel, DeployPlan, EngineName, Listens, Nodes, ParallelSizes
+from freehold.backends.engines import attach
+from freehold.backends.engines.attach import AttachTarget
+from freehold.backends.planning.asking import EngineAsker
+from freehold.catalog.hardware import Device, Rig
+from freehold.config import nearest
+from freehold.errors import EngineLost, UsageError
+
+# What /v1/models says of its models' owner -> the engine.
+_OWNERS: dict[str, EngineName] = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "tensorrt_llm": "trtllm",
+    "llamacpp": "llamacpp",
+    "library": "ollama",
+    "freehold": "freehold",
+}
+# A route that tells an engine's version, and where in its answer.
+_VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "vllm": ("/version", ("version",)),
+    "sglang": ("/server_info", ("version",)),
+    "trtllm": ("/version", ("version",)),
+    "llamacpp": ("/props", ("build_info",)),
+    "ollama": ("/api/version", ("version",)),
+    "freehold": ("/version", ("version",)),
+}
+FOREIGN = "it runs already: it is neither started nor ended here, and its doors stay as they are"
+BEYOND = (
+    "it is another machine and counts as yours: requests that may not leave the house go there; a server of others "
+    "belongs into the gateway's file, as a provider"
+)
+STREAMS = 64  # answers at a time that an engine is given whose own number is not known
+_ELSEWHERE = Device(
+    name="elsewhere",
+    title="hardware that is not known",
+    vendor="",
+    kind="cpu",
+    generation="",
+    memory_gib=0,
+    bandwidth_gb_s=0,
+    watts=0,
+    source="not known",
+    checked=date(2026, 11, 28),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSurvey:
+    """What an engine said of itself."""
+
+    engine: EngineName
+    version: str
+    models: tuple[str, ...]
+    context: int = 0  # tokens; 0: it does not say
+    streams: int = 0
+
+
+def attached_plan(
+    address: str,
+    model: str = "",
+    *,
+    name: str = "",
+    engine: str = "",
+    key_env: str = "",
+    cleartext: bool = False,
+) -> DeployPlan:
+    """Plan for an engine that runs. `model`: what it calls the model; `name`: what clients here call it.
+
+    `engine`: what it is, where that is known: it need not answer now then. Raises UsageError, EngineLost.
+    """
+    at = attach.target(address, key_env=key_env, cleartext=cleartext)
+    found = asyncio.run(_survey(at, engine, model))
+    served = _served(at, found, model)
+    anatomy = Anatomy(name=served, quant="", architecture="", parts=(), layers=(), context=found.context)
+    files = "gguf" if found.engine in ("llamacpp", "ollama") else "safetensors"
+    return DeployPlan(
+        engine=found.engine,
+        version=found.version,
+        schema="",
+        model=DeployedModel(name or served, at.shown, files, anatomy),
+        nodes=Nodes(Rig(_ELSEWHERE), here=False),
+        command=(),
+        flags=(),
+        environment={},
+        secrets=attach.key_of(at),
+        listens=Listens(socket=at.socket),
+        sizes=ParallelSizes(),
+        context=found.context,
+        streams=found.streams or STREAMS,
+        replicas=1,
+        notes=(FOREIGN, BEYOND) if at.beyond else (FOREIGN,),
+        attached=at.shown,
+        served=served,
+    )
+
+
+async def _survey(at: AttachTarget, engine: str, model: str) -> EngineSurvey:
+    async with at.asker() as ask:
+        found = await surveyed(ask, engine)
+    if found is not None:
+        return found
+    if engine and model:
+        return EngineSurvey(engine, "", (model,))  # type: ignore[arg-type]  # drivers.driver checks it
+    raise EngineLost(
+        f"nothing answers at {at.shown}",
+        "start the engine, or say what it is: --engine, and the model's name",
+    )
+
+
+async def surveyed(ask: EngineAsker, engine: str = "") -> EngineSurvey | None:
+    """Ask an engine what it is; None where nothing answers. Raises UsageError for a key that it refuses."""
+    listed = await ask.get("/v1/models")
+    if listed is None:
+        return None
+    if listed.status in (401, 403):
+        raise UsageError(
+            f"the engine wants a key (it says {listed.status})",
+            "name the variable that has it: --attach-key-env NAME",
+        )
+    rows: Any = listed.member("data")
+    if listed.status != 200 or not isinstance(rows, list):
+        raise UsageError(
+            f"what answers speaks no dialect of OpenAI's: /v1/models says {listed.status}",
+            "name an engine's address",
+        )
+    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    known = engine or await _engine(ask, listed.headers.get("Server", ""), rows)
+    path, member = _VERSIONS.get(known, ("", ()))
+    version = await ask.get(path) if path else None
+    said = version.member(*member) if version is not None and version.status == 200 else None
+    context, streams = await _sizes(ask, known, rows)
+    return EngineSurvey(known, str(said or ""), tuple(row["id"] for row in rows), context, streams)  # type: ignore[arg-type]
+
+
+async def _engine(ask: EngineAsker, server: str, rows: list[dict[str, Any]]) -> str:
+    owners = {str(row.get("owned_by", "")) for row in rows}
+    found = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), None)
+    if found is not None:
+        return found
+    if server == "llama.cpp":
+        return "llamacpp"
+    said = await ask.get("/api/version")  # an Ollama without models owns none
+    return "ollama" if said is not None and said.status == 200 and said.member("version") else "compatible"
+
+
+async def _sizes(ask: EngineAsker, engine: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return the context of an answer and the answers at a time, as far as it tells."""
+    context = next((int(row["max_model_len"]) for row in rows if row.get("max_model_len")), 0)
+    if engine != "llamacpp":
+        return context, 0
+    props = await ask.get("/props")
+    if props is None or props.status != 200:
+        return context, 0
+    return int(props.member("default_generation_settings", "n_ctx") or 0), int(
+        props.member("total_slots") or 0
+    )
+
+
+def _served(at: AttachTarget, found: EngineSurvey, model: str) -> str:
+    if not model and len(found.models) == 1:
+        return found.models[0]
+    if not model:
+        raise UsageError(
+            f"{at.shown} has {len(found.models)} models: name one",
+            f"it has {', '.join(found.models[:8]) or 'none'}",
+        )
+    if model in found.models or not found.models:
+        return model
+    near = nearest(model, found.models)
+    raise UsageError(
+        f"{at.shown} has no model {model!r}",
+        f"did you mean {near}?" if near else f"it has {', '.join(found.models[:8])}",
+    )

@@ -1,0 +1,166 @@
+"""vLLM's plan: its flags and its environment.
+
+A plan is made without importing it: flags as data, sizes by advisor's arithmetic. It starts by
+`python -m vllm.entrypoints.openai.api_server`, since its console script asks for a distribution called vllm, which the
+CPU build is not. Knows its flags; what it is when it runs is vllm_dialect.py's.
+Path: drivers.driver -> Vllm.plan -> planning.planned, Wording -> DeployPlan
+"""
+
+from __future__ import annotations
+
+from freehold.backends.contract import DeployPlan, EngineName, Listens, PlannedFlag, PlanRequest, SecretRef
+from freehold.backends.engines.vllm_dialect import VllmServer
+from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
+from freehold.backends.planning.planning import planned
+from freehold.backends.planning.wording import (
+    DRAIN_S,
+    PRIVATE,
+    Wording,
+    narrow,
+    opened,
+    share,
+    source,
+    wanted,
+)
+from freehold.errors import UsageError
+
+TRAITS = EngineTraits("vllm", "vLLM", cpu=True, fp8_while_loading=True)
+COMMAND = ("python", "-m", "vllm.entrypoints.openai.api_server")
+# Off whatever the environment of the caller says: usage reports, development routes, plug-ins, changes of adapters.
+ENVIRONMENT = {
+    **PRIVATE,
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_SERVER_DEV_MODE": "0",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "0",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "0",
+    "VLLM_PLUGINS": "",
+}
+KEY = SecretRef("VLLM_API_KEY")
+RAY = "a Ray cluster has to span the nodes, with its token on; this line runs on its head alone"
+MASTER_PORT = 29501  # of a rendezvous between nodes
+
+
+class Vllm(VllmServer):
+    """Implements contract.EngineDriver; vllm_dialect.py has the half that runs it."""
+
+    name: EngineName = "vllm"
+    package = "vllm"
+    least = "0.32.0"
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
+        words = opened(request, self.name, self.title, self.least)
+        layout = planned(request, TRAITS, _wishes(words))
+        environment = dict(ENVIRONMENT)
+        if layout.on_cpu:
+            _refuse_ray(words)
+            environment |= _processor_environment(request, layout)
+        elif layout.across == 1:
+            environment["VLLM_HOST_IP"] = "127.0.0.1"
+        listens = Listens(request.socket) if request.socket else Listens(port=request.port)
+        _flags(words, layout, listens, source(request, environment, words.notes))
+        follower = (PlannedFlag("--headless", None, "only the first node answers requests"),)
+        return words.plan(
+            "vllm",
+            request.engine.command or COMMAND,
+            layout,
+            environment,
+            listens=listens,
+            secrets=(KEY,),
+            follower=follower if layout.across > 1 and not _by_ray(words) else (),
+        )
+
+
+def _wishes(words: Wording) -> Wishes:
+    expert = words.off("--enable-expert-parallel")
+    return Wishes(
+        sizes=wanted(
+            words, "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size", expert
+        ),
+        context=words.number("--max-model-len"),
+        streams=words.number("--max-num-seqs"),
+        cache_type=narrow(words.value("--kv-cache-dtype")),
+        cache_bytes=words.number("--kv-cache-memory-bytes"),
+        memory_share=share("--gpu-memory-utilization", words.value("--gpu-memory-utilization")),
+        quantisation=words.value("--quantization"),
+    )
+
+
+def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None:
+    request, why, add = words.request, layout.why, words.add
+    add("--model", loads, "what it loads")
+    add("--served-model-name", request.model.name, "the deployment's name")
+    if listens.socket:
+        add("--uds", listens.socket, "a socket in a folder that only you may enter: no port")
+    else:
+        add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
+        add("--port", listens.port or "{port}", "free at the start" if not listens.port else "as asked for")
+    _parallel(words, layout)
+    words.context("--max-model-len", layout)
+    add("--max-num-seqs", -(-layout.streams // layout.sizes.data), why["streams"])
+    if layout.on_cpu:
+        add("--kv-cache-memory-bytes", layout.cache_bytes, why["cache"])
+    else:
+        add("--gpu-memory-utilization", f"{layout.memory_share:g}", "of each device, for weights and cache")
+    if layout.cache_type:
+        add("--kv-cache-dtype", layout.cache_type, why.get("cache_type", "asked for"))
+    if layout.quantise:
+        add("--quantization", layout.quantise, why["quantise"])
+    add("--load-format", "safetensors", "never a pickle")
+    if request.model.mistral:
+        add("--tokenizer-mode", "mistral", "its own tokenizer lies in tekken.json")
+    if request.model.anatomy.role == "generator":
+        words.parsers("vllm", "--tool-call-parser", "--reasoning-parser", switch="--enable-auto-tool-choice")
+    else:
+        add("--runner", "pooling", "it gives vectors, not text")
+    add("--enable-prompt-tokens-details", True, "tells how much of a prompt was cached")
+    add("--scheduling-policy", "priority", "requests carry the priority of our queue")
+    add("--shutdown-timeout", DRAIN_S, "its answers end before it does; 0, its default, cuts them")
+    add("--disable-fastapi-docs", True, "closes /docs and /openapi.json")
+    add("--disable-uvicorn-access-log", True, "a line a request would fill the ring of its log")
+
+
+def _parallel(words: Wording, layout: Layout) -> None:
+    sizes, why, add = layout.sizes, layout.why, words.add
+    if sizes.tensor > 1:
+        add("--tensor-parallel-size", sizes.tensor, why["tensor"])
+    if sizes.pipeline > 1:
+        add("--pipeline-parallel-size", sizes.pipeline, why["pipeline"])
+    if sizes.data > 1:
+        add("--data-parallel-size", sizes.data, why["data"])
+    if sizes.expert > 1:
+        add("--enable-expert-parallel", True, why["expert"])
+    if sizes.devices > 1:
+        add("--distributed-executor-backend", "mp", "processes of vLLM itself: no Ray, whose ports stay open")
+    if layout.across > 1 and _by_ray(words):
+        words.notes.append(RAY)
+    elif layout.across > 1:
+        add("--nnodes", layout.across, why["pipeline"])
+        add("--node-rank", "{rank}", "of this node")
+        add("--master-addr", "{head}", "where the nodes meet: keep that network private")
+        add("--master-port", MASTER_PORT, "of the meeting")
+
+
+def _processor_environment(request: PlanRequest, layout: Layout) -> dict[str, str]:
+    """Return what its CPU build needs: binding rank N to NUMA node N ends a start where there are fewer nodes."""
+    cores = request.nodes.rig.device.cores * request.nodes.rig.count
+    threads = max(cores // (layout.sizes.devices * layout.replicas), 1) if cores else 0
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_HOST_IP": "127.0.0.1"}
+    return bound | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+
+
+def _by_ray(words: Wording) -> bool:
+    return words.value("--distributed-executor-backend") == "ray"
+
+
+def _refuse_ray(words: Wording) -> None:
+    if _by_ray(words):
+        raise UsageError(
+            "--distributed-executor-backend ray: vLLM's CPU build does not support Ray",
+            "leave it out, or give mp",
+        )
+
+
+DRIVER = Vllm()

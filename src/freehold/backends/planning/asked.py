@@ -1,0 +1,313 @@
+"""From what a user asks for to a plan: the model's facts, the hardware, the engine and where it comes from.
+
+    plan = plan_deployment("qwen3:8b", on="2xh100")       # pure for --on: nothing of an engine is needed here
+    print(plan.shell())
+
+Reads headers and finds programs; starts no engine. An environment is looked at, and asked for its engine's version.
+Path: freehold.plan_deployment, cli/deploying/options.py -> planned -> EngineDriver.plan -> DeployPlan
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from freehold.backends.contract import (
+    DeployedModel,
+    DeployPlan,
+    EngineFacts,
+    EngineName,
+    Nodes,
+    PlanRequest,
+)
+from freehold.config import Settings, load_settings
+from freehold.errors import UsageError
+
+# What advisor/engines.toml calls an engine, and a plan.
+_NAMES: dict[str, EngineName] = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "tensorrt-llm": "trtllm",
+    "llama.cpp": "llamacpp",
+    "mlx": "mlx",
+}
+
+
+SOCKET = Path("{folder}/s.sock")  # each replica's own: its folder is made at its start
+
+
+@dataclass(frozen=True, slots=True)
+class DeployOptions:
+    """What `freehold deploy` was asked for. 0 and "" are choices left to the plan."""
+
+    model: str  # a folder, a GGUF, a name of the store or of the catalogue
+    name: str = ""  # under which clients ask for it
+    engine: str = "auto"
+    on: str = ""  # hardware that is not here; or ray, ray:PYTHON, ray://HOST:PORT
+    nodes: int = 0
+    replicas: int = 0
+    context: int = 0
+    streams: int = 0
+    flags: tuple[str, ...] = ()
+    python: str = ""  # an interpreter whose environment has the engine
+    env: str = ""  # an environment's folder; it is made where there is none
+    command: str = ""  # a program and its first words
+    attach: str = ""  # URL of an engine that runs already
+    attach_key_env: str = ""  # the variable of our environment that has its key
+    attach_cleartext: bool = False  # plain http to another machine is allowed
+    fallback: str = ""  # a model of our own engine that answers while no replica can
+
+
+def plan_deployment(model: str, *, settings: Settings | None = None, **options: Any) -> DeployPlan:
+    """Plan an engine for `model` with the options of `freehold deploy`: engine, on, nodes, replicas, context, streams,
+    flags, name, python, env, command, attach.
+
+    Raises UsageError for flags that the engine does not know or that open a door, and for a model that does not fit,
+    with what would; ModelNotFound with the nearest names.
+    """
+    return planned(settings or load_settings(), DeployOptions(model, **options))
+
+
+def planned(
+    settings: Settings,
+    asked: DeployOptions,
+    *,
+    start: bool = False,
+    show: Callable[[str], object] = lambda line: None,
+) -> DeployPlan:
+    """Plan what was asked for.
+
+    `start`: for a start here, so that a missing engine is an error and a missing environment of --env is made; `show`
+    gets the installer's lines then. Without it nothing is installed.
+    """
+    from freehold.backends.ray.asked import is_ray, over_ray
+
+    if is_ray(asked.on):
+        return over_ray(_planned(settings, replace(asked, on=""), start, show), asked.on)
+    if asked.engine == "freehold":
+        raise UsageError(
+            "Freehold's own engine runs in freehold serve on this machine", "--on ray starts it on others"
+        )
+    return _planned(settings, asked, start, show)
+
+
+def _planned(
+    settings: Settings, asked: DeployOptions, start: bool, show: Callable[[str], object]
+) -> DeployPlan:
+    from freehold.backends import drivers
+    from freehold.backends.planning import facts
+
+    check(asked)
+    if asked.attach:
+        return _attached(asked)
+    model = facts.deployed(settings, asked.model, name=asked.name)
+    nodes = facts.nodes_on(asked.on, asked.nodes) if asked.on else facts.nodes_here(settings.home)
+    search = _EngineSearch(settings, asked, model, nodes, start, show)
+    engine, found, notes = search.engine()
+    request = PlanRequest(
+        socket=None if asked.on else SOCKET,
+        model=model,
+        nodes=nodes,
+        engine=found,
+        context=asked.context,
+        streams=asked.streams,
+        replicas=asked.replicas,
+        flags=asked.flags,
+    )
+    plan = drivers.driver(engine).plan(request)
+    if start and not (found.command or asked.on or engine in ("freehold", "ray")):
+        raise UsageError(
+            f"{engine} is not at hand here: not on PATH, and in no environment of the data folder",
+            "--python PATH, --env DIR or --command WORDS names it; --dry-run plans without it",
+        )
+    if start:
+        _ask_its_parser(plan, found)
+    return replace(plan, notes=(*notes, *plan.notes)) if notes else plan
+
+
+def _ask_its_parser(plan: DeployPlan, found: EngineFacts) -> None:
+    """Let the engine's own parser read the command line where ours knows the flags of another version only.
+
+    Raises UsageError. For its own version the start itself is the first to parse, and nothing is gained.
+    """
+    from freehold.backends.process import environments
+
+    if not found.checked or plan.schema == f"{plan.engine} {plan.version}":
+        return
+    environment = environments.read(Path(found.command[0]), plan.engine)
+    environments.last_word(environment, plan.argv()[len(found.command) :])
+
+
+def _attached(asked: DeployOptions) -> DeployPlan:
+    from freehold.backends import drivers
+    from freehold.backends.engines.survey import attached_plan
+
+    return attached_plan(
+        asked.attach,
+        asked.model,
+        name=asked.name,
+        engine="" if asked.engine == "auto" else drivers.driver(asked.engine).name,
+        key_env=asked.attach_key_env,
+        cleartext=asked.attach_cleartext,
+    )
+
+
+def check(asked: DeployOptions) -> None:
+    """Raise UsageError for options that contradict each other."""
+    places = {
+        "--python": asked.python,
+        "--env": asked.env,
+        "--command": asked.command,
+        "--attach": asked.attach,
+    }
+    given = [option for option, value in places.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} name two places of an engine", "give one of them")
+    if asked.on and given:
+        raise UsageError(f"--on plans for other hardware, and {given[0]} is here", "leave one of them out")
+    if asked.attach and asked.flags:
+        raise UsageError("--engine-flag: an attached engine runs already", "start it with the flag yourself")
+    if asked.attach and asked.replicas > 1:
+        raise UsageError("--replicas: an attached engine is one", "leave it out")
+    if (asked.attach_key_env or asked.attach_cleartext) and not asked.attach:
+        raise UsageError("--attach-key-env and --attach-cleartext are for --attach", "add --attach URL")
+    if asked.nodes > 1 and not asked.on:
+        raise UsageError("--nodes counts boxes of --on HARDWARE", "for example --on 8xh100 --nodes 2")
+
+
+@dataclass(frozen=True, slots=True)
+class _EngineSearch:
+    """Where the engine of a plan comes from."""
+
+    settings: Settings
+    asked: DeployOptions
+    model: DeployedModel
+    nodes: Nodes
+    start: bool
+    show: Callable[[str], object]
+
+    def engine(self) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
+        """Return the engine, what was found of it, and why it was chosen."""
+        from freehold.backends import drivers
+
+        asked = self.asked
+        if asked.python:
+            return *_of_python(Path(asked.python).expanduser(), asked.engine), ()
+        if asked.env:
+            return self._environment(Path(asked.env).expanduser().absolute())
+        if asked.engine == "auto" and asked.command:
+            raise UsageError("--command needs --engine: whose flags it takes", "for example --engine vllm")
+        if asked.command:
+            return drivers.driver(asked.engine).name, EngineFacts(command=tuple(_words(asked.command))), ()
+        if asked.engine == "freehold":
+            return "freehold", EngineFacts(command=(str(Path(sys.executable).with_name("freehold")),)), ()
+        if asked.engine != "auto":
+            name = drivers.driver(asked.engine).name
+            return name, EngineFacts() if asked.on else self._at_hand(name), ()
+        if asked.on:
+            return _fastest(self.model, self.nodes, asked.context or None)
+        return self._chosen()
+
+    def _environment(self, folder: Path) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
+        """Return the engine of --env; one that is missing is made before a start."""
+        from freehold.backends import drivers
+        from freehold.backends.process import environments
+
+        python = environments.in_folder(folder)
+        if python.exists():
+            return *_of_python(python, self.asked.engine), ()
+        wanted = "vllm" if self.asked.engine == "auto" else self.asked.engine
+        driver = drivers.driver(wanted)
+        if not self.start:
+            return driver.name, EngineFacts(), (f"{folder} does not exist yet: a start makes it",)
+        made = environments.make(
+            folder,
+            driver.name,
+            cpu=self.nodes.rig.device.kind == "cpu",
+            least=driver.least,
+            offline=self.settings.offline,
+            note=self.show,
+        )
+        return made.engine, made.facts, ()
+
+    def _at_hand(self, name: EngineName) -> EngineFacts:
+        """Return an engine that is found here; without a command where none is."""
+        from freehold.backends.finding import at_hand
+
+        found = next((e for e in at_hand(self.settings.home, ask=False) if e.name == name), None)
+        if found is not None and name in ("vllm", "sglang") and found.python is not None:
+            return _of_python(found.python, name)[1]
+        if found is not None:
+            return EngineFacts(command=(str(found.program),))
+        return EngineFacts()
+
+    def _chosen(self) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
+        """Choose among the engines at hand here, by prediction where an accelerator is found."""
+        from freehold.backends.finding import choose, look, place_of
+
+        model, context = self.model, self.asked.context or None
+        found = look(self.settings.home, always=True)
+        if found.accelerated:
+            choice = choose(model.anatomy, model.files, found, place_of(self.settings), context)
+            if choice.engine != "freehold":
+                return choice.engine, self._at_hand(choice.engine), (choice.reason,)
+            raise UsageError(f"{model.name}: {choice.reason}", choice.advice or _serve(self.asked))
+        wanted: EngineName = "llamacpp" if model.files == "gguf" else "vllm"
+        if wanted not in [e.name for e in found.engines]:
+            raise UsageError(f"no engine for {model.name} is at hand here, and no GPU", _serve(self.asked))
+        return wanted, self._at_hand(wanted), (f"{wanted} was found here; it computes on the processor",)
+
+
+def _words(command: str) -> list[str]:
+    """Split --command as a shell would. Raises UsageError."""
+    try:
+        found = shlex.split(command)
+    except ValueError as e:
+        raise UsageError(f"--command {command!r}: {e}", "quote it as for a shell") from e
+    if not found:
+        raise UsageError("--command is empty", "give the engine's program and its first words")
+    return found
+
+
+def _of_python(python: Path, wanted: str) -> tuple[EngineName, EngineFacts]:
+    """Return the engine of an interpreter's environment. Raises UsageError, with the cure."""
+    from freehold.backends.process import environments
+
+    found = environments.cured(environments.read(python, wanted))
+    for trouble in found.troubles:
+        raise UsageError(trouble.message, trouble.cure)
+    return found.engine, found.facts
+
+
+def _fastest(
+    model: DeployedModel, nodes: Nodes, context: int | None
+) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
+    """Choose by prediction among the engines that run on named hardware. Raises UsageError where none does."""
+    from freehold.advisor.fit import Fit, Misfit, fit, place_on
+    from freehold.backends import drivers
+    from freehold.catalog.hardware import Rig
+
+    rig = Rig(nodes.rig.device, nodes.rig.count * nodes.count)
+    found: dict[EngineName, Fit | Misfit] = {
+        name: fit(model.anatomy, place_on(rig, advised), context)
+        for advised, name in _NAMES.items()
+        if name in drivers.names()
+    }
+    fitting: dict[EngineName, Fit] = {name: each for name, each in found.items() if isinstance(each, Fit)}
+    if not fitting:
+        why = next(each for each in found.values() if isinstance(each, Misfit))
+        raise UsageError(f"{model.name} on {rig.name}: {why.reason}", why.hint)
+    best: EngineName = max(fitting, key=lambda name: fitting[name].decode.mid)
+    speed = f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"
+    return best, EngineFacts(), (f"{best} is the fastest by prediction on {rig.name}: {speed}",)
+
+
+def _serve(asked: DeployOptions) -> str:
+    return (
+        f"freehold serve {shlex.quote(asked.model)} runs it on the processor; --engine vllm --env DIR makes an "
+        "environment for vLLM; --on HARDWARE plans for other hardware"
+    )

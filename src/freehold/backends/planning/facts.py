@@ -1,0 +1,322 @@
+"""What an engine would be given: a model as a DeployedModel, hardware as Nodes. No engine is imported or started.
+
+    model = deployed(settings, "./tiny")          # a folder, a GGUF, a name of the store or of the catalogue
+    nodes = nodes_here(settings.home)             # this machine
+    nodes = nodes_on("2x8xh100")                  # two boxes of eight
+
+Reads headers and small JSON files, never weights. Knows no engine and no flag.
+Path: cli -> deployed, nodes_on -> PlanRequest -> EngineDriver.plan
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from freehold import catalog
+from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
+from freehold.advisor.file_anatomy import config_layers, from_file
+from freehold.advisor.size_keys import SizeKeys, config_head_dim
+from freehold.advisor.stated_context import config_context
+from freehold.backends.contract import DeployedModel, Nodes
+from freehold.backends.planning import parsers
+from freehold.catalog import quants
+from freehold.catalog.hardware import Device, Rig, device, rig
+from freehold.catalog.model import Model
+from freehold.config import Settings
+from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
+from freehold.formats.safetensors import MAX_CONFIG_BYTES
+from freehold.store.refs import parse_ref
+
+MOST_NODES = 64
+_CODE_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+_SEVERAL = re.compile(r"(\d{1,3})\s*[x×*]\s*(\d{1,4}\s*[x×*].+)")
+_PACKED = ("I32", "U8")  # of safetensors: types whose values hold several weights of four bits
+
+
+# --- the model --------------------------------------------------------------------------------------
+
+
+def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") -> DeployedModel:
+    """Return what `text` names: a folder, a GGUF, a model of the store, or one of the catalogue that is not here.
+
+    `name`: under which clients ask for it; else the store's or the folder's own. `quant`: of a catalogue's model.
+    Raises ModelNotFound with the nearest names, BadModelFile for files that contradict themselves.
+    """
+    from freehold.store import Store
+
+    parsed = parse_ref(text)
+    if parsed.kind == "path":
+        found = of_path(Path(parsed.text))
+        return replace(found, name=name) if name else found
+    try:
+        ref = Store(settings).resolve(text)
+    except ModelNotFound:
+        found = of_catalogue(catalog.model(parsed.repo or text), quant)
+        return replace(found, name=name or text)
+    return replace(of_path(ref.path, ref.name), name=name or ref.name)
+
+
+def of_path(path: Path, name: str = "") -> DeployedModel:
+    """Return a folder of safetensors or a GGUF file. `name`: what else it is called, for its family."""
+    if path.is_dir():
+        return _of_folder(path, name)
+    if not path.exists():
+        raise ModelNotFound(f"there is no {path}")
+    if path.suffix == ".safetensors":
+        return _of_folder(path.parent, name)
+    return _of_gguf(path, name)
+
+
+def of_catalogue(model: Model, quant: str = "") -> DeployedModel:
+    """Return a model of the catalogue by its published sizes; an engine would load it from the hub."""
+    anatomy = from_catalogue(model, quant or model.native or "BF16")
+    return DeployedModel(
+        name=model.name or model.id,
+        source=model.id,
+        files="safetensors",
+        anatomy=anatomy,
+        family=parsers.family((model.id, model.name), model.family, model.architecture),
+        kv_heads=max((g.kv_heads for g in model.layers), default=0),
+        head_size=max((g.head_dim for g in model.layers), default=0),
+        experts=model.experts,
+        tools=model.tools,
+        thinks=None if not model.thinking else model.thinking != "none",
+        template=model.instructed,
+        here=False,
+    )
+
+
+def _of_folder(folder: Path, name: str) -> DeployedModel:
+    config = _json(folder / "config.json")
+    if not config:
+        raise ModelNotFound(
+            f"{folder} has no config.json", "name a folder with config.json and safetensors, or a GGUF file"
+        )
+    text = config.get("text_config")
+    keys = SizeKeys(text if isinstance(text, Mapping) else config, "")
+    method, quant = quantisation(config)
+    template = _template(folder)
+    return DeployedModel(
+        name=name or folder.resolve().name,
+        source=str(folder.resolve()),
+        files="safetensors",
+        anatomy=replace(_anatomy(folder, keys, quant), role=_role(folder)),
+        family=parsers.family((name, folder.resolve().name), "", str(config.get("model_type", ""))),
+        heads=keys.number("num_attention_heads"),
+        kv_heads=keys.number("num_key_value_heads", "num_attention_heads"),
+        head_size=config_head_dim(keys),
+        experts=keys.number("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"),
+        quantised=method,
+        own_code=_own_code(folder),
+        tools=None if template is None else "tools" in template,
+        thinks=None if template is None else "think" in template,
+        template=template is not None,
+        mistral=(folder / "tekken.json").exists(),
+        blocks=_blocks(config, keys),
+    )
+
+
+def _of_gguf(path: Path, name: str) -> DeployedModel:
+    from freehold.formats import GGUFFile, open_model_file
+
+    anatomy = from_file(path)
+    with open_model_file(path) as opened:
+        assert isinstance(opened, GGUFFile)
+        meta = SizeKeys(opened.metadata, f"{opened.architecture}.")
+        heads = max(meta.each("attention.head_count"), default=0)
+        kv_heads = max(meta.each("attention.head_count_kv"), default=heads)
+        experts = meta.number("expert_count")
+        template = opened.metadata.get_str("tokenizer.chat_template", "")
+    return DeployedModel(
+        name=name or path.stem,
+        source=str(path.resolve()),
+        files="gguf",
+        anatomy=anatomy,
+        family=parsers.family((name, path.stem, anatomy.name), "", anatomy.architecture),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=max((g.head_dim for g in anatomy.layers), default=0),
+        experts=experts,
+        tools="tools" in template if template else None,
+        thinks="think" in template if template else None,
+        template=bool(template),
+    )
+
+
+def quantisation(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how config.json says that its weights are packed: the engine's word, and the catalogue's; or two ""."""
+    said = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(said, Mapping):
+        return "", ""
+    method = str(said.get("quant_method") or said.get("quant_algo") or "").lower()
+    return method, _catalogued(method, said)
+
+
+def _catalogued(method: str, said: Mapping[str, Any]) -> str:
+    words = json.dumps(said).lower()
+    if "nvfp4" in words:
+        return "NVFP4"
+    if "mxfp4" in words:
+        return "MXFP4"
+    if method in ("fp8", "fbgemm_fp8") or '"float"' in words or "fp8" in words:
+        return "FP8"
+    bits = re.search(r'"(?:num_)?(?:w_)?bits": (\d+)', words)
+    if (bits and bits[1] == "4") or method in ("awq", "gptq") or "load_in_4bit" in words:
+        return "INT4-32" if re.search(r'"(?:q_)?group_size": 32\b', words) else "INT4"
+    return ""
+
+
+def _blocks(config: Mapping[str, Any], keys: SizeKeys) -> int:
+    """Return how many blocks of weights that share scales lie along the width of an MLP, or of an expert."""
+    said = json.dumps(config.get("quantization_config") or {})
+    found = re.search(r'"(?:weight_block_size": \[|(?:q_)?group_size": )(\d+)', said)
+    width = keys.number("moe_intermediate_size", "intermediate_size")
+    return width // int(found[1]) if found and int(found[1]) and width % int(found[1]) == 0 else 0
+
+
+def _role(folder: Path) -> str:
+    """Return what a folder's model gives: sentence-transformers' folders list the parts that make vectors."""
+    return "embedder" if (folder / "modules.json").exists() else "generator"
+
+
+def _anatomy(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
+    """Return a folder's sizes; types that our own readers refuse are counted by the files' bytes alone."""
+    try:
+        found = from_file(folder)
+    except UnsupportedModel:
+        found = _by_size(folder, keys, quant)
+    except BadModelFile as error:
+        raise BadModelFile(error.message, error.hint or "fetch the folder again") from error
+    if quant:
+        return replace(found, quant=quant, parts=tuple(_unpacked(p, quant) for p in found.parts))
+    return in_quant(found, "BF16") if found.quant in ("F32", "F64") else found
+
+
+def _unpacked(part: WeightGroup, quant: str) -> WeightGroup:
+    """Return a part with the four-bit weights that its values hold, two a byte; the bytes are right as they are."""
+    return replace(part, type=quant, weights=part.bytes * 2) if part.type in _PACKED else part
+
+
+def _by_size(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
+    size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    bits = quants.mix(quant).bits if quant else 16
+    return Anatomy(
+        name=folder.name,
+        quant=quant or "BF16",
+        architecture=str(keys.get("model_type") or ""),
+        parts=(WeightGroup("body", quant or "BF16", size * 8 / bits, size),),
+        layers=config_layers(keys),
+        context=config_context(keys),
+        hidden=keys.number("hidden_size"),
+        vocab=keys.number("vocab_size"),
+        queries=keys.number("num_attention_heads") * config_head_dim(keys),
+    )
+
+
+def _own_code(folder: Path) -> str:
+    """Return where a folder's files name Python code of their own, however deep; "" for nowhere."""
+    for name in _CODE_FILES:
+        if (found := _auto_map(_json(folder / name))) is not None:
+            named = next(iter(found.values()), "") if isinstance(found, Mapping) else found
+            said = named[0] if isinstance(named, list) and named else named
+            return f"{name}: auto_map" + (f" names {said}" if isinstance(said, str) and said else "")
+    return ""
+
+
+def _auto_map(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "auto_map" in value:
+            return value["auto_map"]
+        return next((f for v in value.values() if (f := _auto_map(v)) is not None), None)
+    if isinstance(value, list):
+        return next((f for v in value if (f := _auto_map(v)) is not None), None)
+    return None
+
+
+def _template(folder: Path) -> str | None:
+    """Return the text of a folder's chat templates; None where it has none."""
+    files = [folder / "chat_template.jinja", folder / "chat_template.json"]
+    texts = [p.read_text(encoding="utf-8", errors="replace") for p in files if p.is_file()]
+    said = _json(folder / "tokenizer_config.json").get("chat_template")
+    texts += [said if isinstance(said, str) else json.dumps(said)] if said else []
+    return "\n".join(texts) if texts else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a small JSON file; {} where it is not there. Raises BadModelFile for anything but an object."""
+    try:
+        with path.open("rb") as file:
+            body = file.read(MAX_CONFIG_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise BadModelFile(f"{path} cannot be read: {error.strerror}") from error
+    if len(body) > MAX_CONFIG_BYTES:
+        raise BadModelFile(f"{path} is longer than {MAX_CONFIG_BYTES:,} bytes")
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadModelFile(f"{path} is not JSON", "fetch the folder again") from error
+    if not isinstance(found, dict):
+        raise BadModelFile(f"{path} holds no JSON object")
+    return found
+
+
+# --- the hardware -----------------------------------------------------------------------------------
+
+
+def nodes_here(home: Path) -> Nodes:
+    """Return this machine: its GPUs if the catalogue knows them, else the Mac or the processor with its free memory."""
+    from freehold.advisor import machine
+
+    found = machine.here(home, measure=False)
+    known = [g for g in found.gpus if g.device]
+    if known:
+        same = [g for g in known if g.device == known[0].device]
+        made = device(same[0].device)
+        least = min(g.memory for g in same) / (1 << 30)
+        free = min(g.free / g.memory for g in same)
+        return Nodes(Rig(replace(made, memory_gib=min(made.memory_gib, least)), len(same)), free=free)
+    if found.device:
+        made = device(found.device)
+        return Nodes(Rig(replace(made, memory_gib=found.memory / (1 << 30))))
+    return Nodes(Rig(processor(found.cpu, found.threads, found.free, found.rates.read_gb_s)))
+
+
+def processor(title: str, threads: int, free: int, read_gb_s: float) -> Device:
+    """Return a processor as hardware, with the memory that may still be taken."""
+    from datetime import date
+
+    return Device(
+        name="cpu",
+        title=title or "this processor",
+        vendor="CPU",
+        kind="cpu",
+        generation="",
+        memory_gib=max(free / (1 << 30), 0.01),
+        bandwidth_gb_s=max(read_gb_s, 0.1),
+        watts=1.0,
+        source="this machine",
+        checked=date.min,
+        cores=threads,
+    )
+
+
+def nodes_on(text: str, count: int = 0) -> Nodes:
+    """Return named hardware: "8xh100", or with its boxes "2x8xh100"; `count` boxes where the text says none.
+
+    Raises UsageError for what names no hardware, and where text and `count` differ.
+    """
+    found = _SEVERAL.fullmatch(text.strip())
+    said = int(found[1]) if found else 0
+    if said and count and said != count:
+        raise UsageError(f"{text!r} has {said} boxes, and {count} are asked for", "say it once")
+    boxes = said or count or 1
+    if not 1 <= boxes <= MOST_NODES:
+        raise UsageError(f"{boxes} boxes are not within 1..{MOST_NODES}", "2x8xh100 is two boxes of eight")
+    return Nodes(rig(found[2] if found else text), boxes, here=False)

@@ -1,0 +1,83 @@
+"""Words why an engine cannot run a model on some hardware, and what would fit.
+
+Tries more devices and rounder weights by the same arithmetic. Knows no flag.
+Path: planning.planned -> misfit -> UsageError
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from freehold.advisor import engines, roofline
+from freehold.advisor.anatomy import Anatomy, in_quant
+from freehold.backends.planning.parallel import tensor_sizes
+from freehold.catalog.hardware import Rig
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.backends.contract import DeployedModel, PlanRequest
+    from freehold.backends.planning.layout import EngineTraits
+
+_COUNTS = (1, 2, 4, 8)  # devices of a box, as they are sold
+_ROUNDER = {"BF16": ("FP8", "INT4"), "F16": ("FP8", "INT4"), "FP8": ("INT4",)}
+_LARGER = ("a100", "h100", "h200", "b200")  # what is rented most, by memory
+
+
+def misfit(request: PlanRequest, traits: EngineTraits, why: str, *hints: str) -> UsageError:
+    """Return the error: why it does not fit, and what would: `hints`, larger hardware, rounder weights."""
+    model, nodes = request.model, request.nodes
+    where = nodes.rig.name if nodes.count == 1 else f"{nodes.count} x {nodes.rig.name}"
+    found = [*filter(None, hints), *_would(request, traits)]
+    return UsageError(
+        f"{model.name} in {model.anatomy.quant} does not fit {traits.title} on {where}: {why}",
+        "; ".join(found),
+    )
+
+
+def check_context(model: DeployedModel, context: int) -> None:
+    """Raise UsageError for a context beyond what a model was made for; 0 is a choice left."""
+    most = model.anatomy.context
+    if context < 0 or (most and context > most):
+        raise UsageError(
+            f"a context of {context:,} tokens: {model.name} was made for {most:,}", f"--context {most}"
+        )
+
+
+def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
+    """Return what would fit: more of these devices, rounder weights, larger devices, another engine."""
+    anatomy, device = request.model.anatomy, request.nodes.rig.device
+    engine = engines.engine(traits.engine)
+    if device.kind == "mac":
+        return ["--engine mlx or llamacpp runs on Macs"]
+    if not engine.runs_on(device):
+        return ["--engine llamacpp runs there", "--on 1xh100 plans for a GPU"]
+    found = []
+    context = request.context or min(anatomy.context or 4096, 4096)
+    if more := _count(request, anatomy, device.name, traits, context):
+        found.append(f"--on {more} would hold it")
+    for quant in _ROUNDER.get(anatomy.quant, ()):
+        if engine.reads(quant, device) and _holds(
+            in_quant(anatomy, quant), request.nodes.rig, traits, context
+        ):
+            found.append(f"so would a copy of the weights in {quant}")
+            break
+    if not found:
+        larger = (_count(request, anatomy, name, traits, context) for name in _LARGER if name != device.name)
+        found = [f"--on {first} would hold it" for first in [next(filter(None, larger), "")] if first]
+    return found or ["take a smaller model, or --nodes for several machines"]
+
+
+def _count(request: PlanRequest, anatomy: Anatomy, name: str, traits: EngineTraits, context: int) -> str:
+    from freehold.catalog.hardware import device
+
+    made = device(name)
+    sizes = tensor_sizes(request.model, _COUNTS[-1], copies=traits.kv_copies)
+    for count in _COUNTS:
+        if count in sizes and _holds(anatomy, Rig(made, count), traits, context):
+            return Rig(made, count).name
+    return ""
+
+
+def _holds(anatomy: Anatomy, rig: Rig, traits: EngineTraits, context: int) -> bool:
+    engine = engines.engine(traits.engine)
+    return engine.runs_on(rig.device) and roofline.place(anatomy, rig, engine, context).fits

@@ -1,0 +1,280 @@
+"""Decides what every engine is given: sizes, context, streams, cache, quantisation; and what one may expect.
+
+    found = planned(request, traits, wishes)     # Layout; raises UsageError with what would fit
+
+advisor.roofline's arithmetic says what fits and how fast it is on accelerators; on processors memory alone decides.
+Knows no flag of any engine: each driver words a Layout in its own.
+Path: EngineDriver.plan -> planned -> parallel.candidates, advisor.roofline -> Layout
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from freehold.advisor import engines, roofline
+from freehold.advisor.anatomy import Anatomy, in_quant
+from freehold.advisor.engines import UpstreamEngine
+from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
+from freehold.backends.planning import parallel
+from freehold.backends.planning.layout import (
+    GIB,
+    MOST_STREAMS,
+    USUAL,
+    WANTED_STREAMS,
+    EngineTraits,
+    Layout,
+    Wishes,
+)
+from freehold.backends.planning.misfits import check_context, misfit
+from freehold.backends.planning.processors import on_processors
+from freehold.catalog.hardware import Device, Rig
+
+_FP8 = 8.9  # of CUDA: the compute capability from which devices multiply FP8
+_SPARE = 0.02  # of a device's memory, left alone beside what other programs have taken
+
+
+def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
+    """Return the layout. Raises UsageError for what does not fit, with what would."""
+    model, device = request.model, request.nodes.rig.device
+    if device.kind == "cpu":
+        if not traits.cpu:
+            raise misfit(request, traits, f"{traits.title} needs GPUs")
+        return on_processors(request, traits, wishes)
+    engine = engines.engine(traits.engine)
+    if not engine.runs_on(device):
+        raise misfit(request, traits, f"{engine.title} does not run on {device.title}")
+    context = wishes.context or request.context
+    check_context(model, context)
+    for cache_type in _cache_types(request, wishes):
+        for quantise, anatomy in _weights(model.anatomy, traits, wishes, engine, device):
+            found = _Space(request, traits, wishes, engine, anatomy, quantise, cache_type)
+            if sizes := found.smallest():
+                return found.layout(sizes)
+    raise misfit(
+        request, traits, _why_not(request, engine, context), *_shorter(request, traits, wishes, engine)
+    )
+
+
+def _cache_types(request: PlanRequest, wishes: Wishes) -> tuple[str, ...]:
+    """Return the cache types to try: as asked, else as the model, then eight bits for a context that was asked for."""
+    if asked := wishes.cache_type or request.cache_type:
+        return (asked,)
+    device = request.nodes.rig.device
+    narrow = device.fp8 or device.capability >= _FP8
+    return ("", "fp8") if narrow and (request.context or wishes.context) else ("",)
+
+
+def _weights(
+    anatomy: Anatomy, traits: EngineTraits, wishes: Wishes, engine: UpstreamEngine, device: Device
+) -> list[tuple[str, Anatomy]]:
+    """Return the weights to try: as they are, then rounded to FP8 where engine and device can."""
+    wide = anatomy.quant in ("BF16", "F16")
+    if wishes.quantisation:
+        fp8 = wide and wishes.quantisation.startswith("fp8")
+        return [("", in_quant(anatomy, "FP8") if fp8 else anatomy)]
+    rounds = traits.fp8_while_loading and wide and bool(device.fp8 or device.capability)
+    rounds = rounds and engine.reads("FP8", device)
+    return [("", anatomy), *([("fp8", in_quant(anatomy, "FP8"))] if rounds else [])]
+
+
+def _shorter(
+    request: PlanRequest, traits: EngineTraits, wishes: Wishes, engine: UpstreamEngine
+) -> tuple[str, ...]:
+    """Return the longest context that would fit instead of the one that was asked for."""
+    if not (request.context or wishes.context):
+        return ()
+    free = replace(request, context=0, streams=0)
+    for quantise, anatomy in _weights(
+        request.model.anatomy, traits, wishes, engine, request.nodes.rig.device
+    ):
+        space = _Space(free, traits, replace(wishes, context=0, streams=0), engine, anatomy, quantise, "")
+        if sizes := space.smallest():
+            return (f"--context {space.longest(sizes)} fits",)
+    return ()
+
+
+def _why_not(request: PlanRequest, engine: UpstreamEngine, context: int) -> str:
+    model, rig = request.model, request.nodes.rig
+    if not engine.reads(model.anatomy.quant, rig.device):
+        known = model.anatomy.quant in engine.quants
+        return f"{engine.title} has no kernels for {model.anatomy.quant}" + (
+            f" on {rig.device.title}" if known else ""
+        )
+    placed = roofline.place(model.anatomy, Rig(rig.device), engine, context or USUAL)
+    count = rig.count * request.nodes.count
+    need = (placed.weights + placed.sequence) / GIB
+    have = count * (placed.room + placed.weights) / GIB
+    tokens = f"a conversation of {context:,} tokens" if context else "one conversation"
+    if need <= have:
+        return f"no way to share out its heads over {count} devices leaves room for {tokens}"
+    return f"it needs {need:.1f} GiB with {tokens}; {count} x {rig.device.title} have {have:.1f} for it"
+
+
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """Accelerators with one choice of weights and cache type: what fits there."""
+
+    request: PlanRequest
+    traits: EngineTraits
+    wishes: Wishes
+    engine: UpstreamEngine
+    anatomy: Anatomy
+    quantise: str
+    cache_type: str
+
+    @property
+    def asked_context(self) -> int:
+        return self.wishes.context or self.request.context
+
+    @property
+    def asked_streams(self) -> int:
+        return self.wishes.streams or self.request.streams
+
+    @property
+    def width(self) -> float:
+        """Bytes of a cached value."""
+        return 1.0 if "8" in self.cache_type else 0.5 if "4" in self.cache_type else 2.0
+
+    @property
+    def share(self) -> float:
+        """Share of a device that the engine may take: less where others have taken some."""
+        nodes = self.request.nodes
+        usual = min(
+            self.engine.memory_share[nodes.rig.device.kind], nodes.free - _SPARE if nodes.free < 1 else 1
+        )
+        return self.wishes.memory_share or max(round(usual, 2), 0.0)
+
+    def smallest(self) -> ParallelSizes | None:
+        """Return the sizes to take: for a fixed number of replicas the most devices, else the fewest that suffice."""
+        if not self.engine.reads(self.anatomy.quant, self.request.nodes.rig.device):
+            return None
+        devices, across = self._share_of_a_replica()
+        if not devices:
+            return None
+        wanted = self.wishes.sizes
+        ways = parallel.candidates(self.request.model, devices, across, wanted, copies=self.traits.kv_copies)
+        ways = tuple(w for w in ways if w.devices <= devices * across)
+        comfortable = [w for w in ways if self.streams_of(w) >= (self.asked_streams or WANTED_STREAMS)]
+        fitting = comfortable or [w for w in ways if self.streams_of(w) >= 1]
+        if not fitting:
+            return None
+        if self.request.replicas and not wanted.any:
+            within = [w for w in fitting if w.pipeline == 1] or fitting[:1]
+            fitting = [max(within, key=lambda w: w.tensor)]
+        sizes = parallel.with_experts(fitting[0], self.request.model, wanted, self.asked_streams)
+        return sizes if self.streams_of(sizes) >= 1 else fitting[0]
+
+    def _share_of_a_replica(self) -> tuple[int, int]:
+        """Return the devices of a node that a replica may take, and the nodes; several replicas share nodes evenly."""
+        rig, nodes, replicas = self.request.nodes.rig, self.request.nodes.count, self.request.replicas
+        if replicas <= nodes:
+            return rig.count, nodes // replicas if replicas else nodes
+        return rig.count // -(-replicas // nodes), 1
+
+    def streams_of(self, sizes: ParallelSizes) -> int:
+        """Return how many conversations fit that are as long as was asked for, of the usual length otherwise."""
+        tokens = self.asked_context or min(self.anatomy.context or USUAL, USUAL)
+        each = self.sequence(sizes, tokens)
+        return int(self.room(sizes) // each) * sizes.data if each else self.engine.streams
+
+    def room(self, sizes: ParallelSizes) -> float:
+        """Return the bytes that weights leave on each device."""
+        device = self.request.nodes.rig.device
+        usable = self.share * device.memory_bytes - self.engine.reserve_gib * GIB
+        return usable - self.held(sizes)
+
+    def held(self, sizes: ParallelSizes) -> float:
+        """Return the bytes of weights on each device; data parallel attention has the rest of them on each."""
+        parts = roofline.stored(self.anatomy, self.engine)
+        experts = sum(p.bytes for p in parts if p.role == "experts")
+        rest = sum(p.bytes for p in parts) - experts
+        group = sizes.tensor * sizes.pipeline
+        spread = group * sizes.data if sizes.expert > 1 else group
+        return rest / group + experts / spread
+
+    def sequence(self, sizes: ParallelSizes, tokens: int) -> float:
+        """Return the bytes that a sequence takes on each device: heads are shared out, latents are not."""
+        cached = self.anatomy.cache_bytes(tokens, self.width)
+        latent = any(g.kind == "latent" for g in self.anatomy.layers)
+        heads = self.request.model.kv_heads or sizes.tensor
+        group = 1 if latent else min(sizes.tensor, heads)
+        return cached / group / sizes.pipeline + self.anatomy.state_bytes / sizes.tensor / sizes.pipeline
+
+    def longest(self, sizes: ParallelSizes) -> int:
+        """Return the longest conversation that fits, up to what the model was made for."""
+        low, high = 0, self.anatomy.context or 1 << 17
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (
+                (middle, high) if self.sequence(sizes, middle) <= self.room(sizes) else (low, middle - 1)
+            )
+        return low
+
+    def layout(self, sizes: ParallelSizes) -> Layout:
+        """Return the layout of the sizes."""
+        nodes, model = self.request.nodes, self.request.model
+        context = self.asked_context or self.longest(sizes)
+        room, usual = self.room(sizes), min(context, USUAL)
+        each = self.sequence(sizes, usual)
+        held = int(room // each) * sizes.data if each else MOST_STREAMS
+        across = -(-sizes.devices // nodes.rig.count)
+        most = nodes.count // across if across > 1 else nodes.rig.count // sizes.devices * nodes.count
+        speed = self._speed(sizes, usual)
+        unsure = not model.heads and sizes.tensor > max(model.kv_heads, 1)
+        note = f"its number of query heads is not published; {sizes.tensor} may not divide it"
+        return Layout(
+            sizes=sizes,
+            replicas=self.request.replicas or max(most, 1),
+            across=across,
+            context=context,
+            streams=self.asked_streams or max(min(held, MOST_STREAMS), 1),
+            memory_share=self.share,
+            cache_bytes=int(room),
+            cache_type=self.cache_type,
+            quantise=self.quantise,
+            memory_bytes=round(self.share * nodes.rig.device.memory_bytes * sizes.devices),
+            decode=speed.answer,
+            prefill=speed.prompt,
+            basis=f"{self.engine.title}: published figures of {nodes.rig.device.title}, and rows measured by others",
+            why={**self._why(context, held, usual), **_why_sizes(sizes, model, across)},
+            notes=(note,) if unsure else (),
+        )
+
+    def _why(self, context: int, held: int, usual: int) -> dict[str, str]:
+        """Return why context, streams, cache and weights are what they are."""
+        whole = context == self.anatomy.context
+        longest = "what the model was made for" if whole else "the longest that fits beside the weights"
+        asked = self.wishes.cache_type or self.request.cache_type
+        return {
+            "context": "asked for" if self.asked_context else longest,
+            "streams": "asked for"
+            if self.asked_streams
+            else f"room for {held:,} conversations of {usual:,} tokens at a time",
+            "cache_type": "asked for" if asked else f"16 bits leave no room for {context:,} tokens",
+            "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
+        }
+
+    def _speed(self, sizes: ParallelSizes, context: int) -> roofline.Single:
+        """Return one stream's speeds: a pipeline's stages work after each other, data's beside each other."""
+        group = sizes.tensor * (sizes.data if sizes.expert > 1 and sizes.tensor == 1 else 1)
+        rig = replace(self.request.nodes.rig, count=group)
+        return roofline.single_stream(self.anatomy, rig, self.engine, context)
+
+
+def _why_sizes(sizes: ParallelSizes, model: DeployedModel, across: int) -> dict[str, str]:
+    """Return why the sizes are what they are."""
+    heads = f"{model.heads} heads" if model.heads else "its heads"
+    kv = f" and {model.kv_heads} of keys and values" if model.kv_heads else ""
+    each = model.experts // sizes.expert if sizes.expert else 0
+    return {
+        "tensor": f"shares out {heads}{kv} over the devices of a node",
+        "pipeline": (
+            f"{across} nodes take a part of the layers each"
+            if across > 1
+            else "parts of the layers, for memory"
+        ),
+        "data": "each device has its own sequences: latents cannot be shared out"
+        if sizes.data > 1 and sizes.tensor == 1
+        else "copies inside one engine: they end together; replicas do not",
+        "expert": f"each device holds {each} of {model.experts} experts whole",
+    }

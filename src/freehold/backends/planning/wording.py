@@ -1,0 +1,236 @@
+"""Words a layout as flags: what every driver's plan does alike.
+
+A driver asks for a flag with its reason; a flag that the user gave stands instead, and one that this version of the
+engine does not have is left out. What comes out is checked against the schema once more.
+Path: EngineDriver.plan -> opened, Wording.add, Wording.plan -> DeployPlan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineName,
+    Listens,
+    PlannedFlag,
+    PlanRequest,
+    SecretRef,
+)
+from freehold.backends.flags import check, schema
+from freehold.backends.planning.layout import Layout
+from freehold.backends.planning.parallel import Wanted
+from freehold.backends.planning.parsers import parser_names
+from freehold.errors import FreeholdError, UsageError
+
+GUESSED = "by its family {family}: a name's plain meaning; the model's card decides"
+# What keeps the hub's client and the libraries below engines from calling out.
+PRIVATE = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+_UNITS = {unit: 1000**n for n, unit in enumerate("kmgt", 1)} | {
+    unit: 1 << 10 * n for n, unit in enumerate("KMGT", 1)
+}
+DRAIN_S = 60  # an engine waits this long for its answers: twice our server's own drain
+
+
+@dataclass(slots=True)
+class Wording:
+    """A command line as it grows."""
+
+    request: PlanRequest
+    schema: schema.FlagSchema
+    own: Mapping[str, PlannedFlag]
+    flags: list[PlannedFlag] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, value: object = None, reason: str = "") -> None:
+        """Add a flag, unless the user gave it or this version lacks it. Value True: a switch."""
+        spec = self.schema.find(name)
+        if spec is None or spec.name in self.own:
+            return
+        self.flags.append(PlannedFlag(name, None if value is True or value is None else str(value), reason))
+
+    def value(self, name: str) -> str:
+        """Return what the user gave a flag; "" for nothing."""
+        spec = self.schema.find(name)
+        flag = self.own.get(spec.name) if spec else None
+        return "" if flag is None else flag.value or ""
+
+    def number(self, name: str) -> int:
+        """Return a count that the user gave; 0 for none. Raises UsageError below 1."""
+        said = self.value(name)
+        if said in ("", "auto", "-1", "None"):
+            return 0
+        found = _count(said)
+        if found < 1:
+            raise UsageError(f"{name} {said}: at least 1", "leave it out for the plan's own choice")
+        return found
+
+    def off(self, name: str) -> bool | None:
+        """Return whether an on-off flag was given, and how; None: it was not."""
+        spec = self.schema.find(name)
+        flag = self.own.get(spec.name) if spec else None
+        return None if flag is None else not flag.name.startswith("--no-")
+
+    def context(self, name: str, layout: Layout) -> None:
+        """Add the context, unless it is a catalogue's figure for all that the model was made for.
+
+        config.json, which is not here, decides that: an engine takes its own figure, and refuses a larger one.
+        """
+        whole = not self.request.model.here and layout.context == self.request.model.anatomy.context
+        if whole and not self.request.context:
+            self.notes.append(
+                f"its context of {layout.context:,} tokens is the catalogue's: config.json decides"
+            )
+        else:
+            self.add(name, layout.context, layout.why["context"])
+
+    def parsers(self, engine: str, tool: str, reasoning: str, *, switch: str = "") -> None:
+        """Add the parsers of the model's family, where its template takes tools and it may think.
+
+        `switch`: a flag that tool calls need besides.
+        """
+        model = self.request.model
+        names = parser_names(model.family, engine)
+        reason = GUESSED.format(family=model.family)
+        given = [f for f in (tool, reasoning) if self.value(f)]
+        if switch and (self.value(tool) or (names.tool and model.tools is not False)):
+            self.add(switch, True, "lets a model choose among a request's tools")
+        if names.tool and model.tools is not False:
+            self.add(tool, names.tool, reason)
+        if names.reasoning and model.thinks is not False:
+            self.add(reasoning, names.reasoning, reason)
+        if model.family and len(given) < 2 and any(f.reason == reason for f in self.flags):
+            self.notes.append(f"parsers were chosen {reason}")
+        if not model.family and model.tools is not False and not given:
+            self.notes.append(f"no tool parser is known for {model.name}: give {tool} if it calls tools")
+
+    def plan(
+        self,
+        engine: EngineName,
+        command: Sequence[str],
+        layout: Layout,
+        environment: Mapping[str, str],
+        *,
+        listens: Listens,
+        secrets: Sequence[SecretRef] = (),
+        follower: Sequence[PlannedFlag] = (),
+    ) -> DeployPlan:
+        """Return the plan, with the user's own flags at the end."""
+        flags = (*self.flags, *self.own.values())
+        check.verified(self.schema, (*flags, *follower))
+        facts, model = self.request.engine, self.request.model
+        notes = [*layout.notes, *self.notes]
+        if facts.version and schema.number(facts.version) != schema.number(self.schema.version):
+            notes.insert(0, f"flags were checked against {self.schema.title}, not {facts.version}")
+        if model.template is False:
+            notes.append(f"{model.name} has no chat template: chats need --engine-flag=--chat-template=FILE")
+        return DeployPlan(
+            engine=engine,
+            version=facts.version,
+            schema=self.schema.title,
+            model=model,
+            nodes=self.request.nodes,
+            command=tuple(command),
+            flags=flags,
+            environment=dict(environment),
+            secrets=tuple(secrets),
+            listens=listens,
+            sizes=layout.sizes,
+            context=layout.context,
+            streams=layout.streams,
+            replicas=layout.replicas,
+            memory_bytes=layout.memory_bytes,
+            decode=layout.decode,
+            prefill=layout.prefill,
+            basis=layout.basis,
+            notes=tuple(dict.fromkeys(notes)),
+            across=layout.across,
+            follower=tuple(follower),
+        )
+
+
+def opened(
+    request: PlanRequest, engine: str, title: str, least: str, *, files: str = "safetensors"
+) -> Wording:
+    """Check the request's engine, model and flags; return an empty wording. Raises UsageError."""
+    version, model = request.engine.version, request.model
+    refuse_old(title, version, least)
+    if model.own_code:
+        raise UsageError(
+            f"{model.name} brings Python code of its own ({model.own_code}), which is never run",
+            "take a copy without auto_map if the engine knows the architecture",
+        )
+    if request.nodes.here and not model.here:
+        raise UsageError(
+            f"{model.source} is not on this machine", f"freehold pull hf://{model.source}, or --on HARDWARE"
+        )
+    if model.files != files:
+        kinds = {"safetensors": "a folder of safetensors", "gguf": "a GGUF"}
+        other = "--engine llamacpp" if model.files == "gguf" else "--engine vllm"
+        raise UsageError(
+            f"{title} loads {kinds[files]}, and {model.name} is {kinds[model.files]}",
+            f"{other} loads it; or take {kinds[files]} of the same model{_at_the_hub(model.name, files)}",
+        )
+    known = schema.nearest(engine, version)
+    return Wording(request, known, check.checked(known, request.flags))
+
+
+def _at_the_hub(name: str, files: str) -> str:
+    """Return how to fetch a model's safetensors, where the catalogue knows whose they are."""
+    from freehold import catalog
+
+    try:
+        return f": freehold pull hf://{catalog.model(name).id}" if files == "safetensors" else ""
+    except FreeholdError:
+        return ""
+
+
+def refuse_old(title: str, version: str, least: str) -> None:
+    """Refuse a version below `least`; an unknown one is taken."""
+    if version and least and schema.number(version) < schema.number(least):
+        raise UsageError(
+            f"{title} {version} is older than {least}, below which it has holes that a gateway cannot close",
+            f"install {least} or newer: --env makes one",
+        )
+
+
+def wanted(words: Wording, tensor: str, pipeline: str, data: str, expert: bool | None = None) -> Wanted:
+    """Return the sizes that the user's flags fix, by an engine's names for them."""
+    return Wanted(words.number(tensor), words.number(pipeline), words.number(data), expert)
+
+
+def narrow(cache_type: str) -> str:
+    """Return a cache's type in common terms: "" for what the model has."""
+    if cache_type in ("", "auto", "bf16", "bfloat16", "float16"):
+        return ""
+    return "fp8" if cache_type.startswith("fp8") else cache_type
+
+
+def share(name: str, said: str) -> float:
+    """Return a share of memory that the user gave; 0 for none. Raises UsageError for what is not one."""
+    found = float(said) if said else 0.0
+    if said and not 0 < found <= 1:
+        raise UsageError(f"{name} {said} is not a share", "give more than 0 and at most 1")
+    return found
+
+
+def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) -> str:
+    """Return what the engine loads; a name at the hub, which a cluster fetches, leaves the hub on."""
+    if not request.model.here:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            environment.pop(name, None)
+        notes.append(f"{request.model.source} comes from the hub: mount a folder to stay offline")
+        notes.append("whether it brings code of its own is not known: auto_map is looked for in files alone")
+    return request.model.source
+
+
+def _count(said: str) -> int:
+    """Return a number as engines write it: 4096, 4k (thousands), 4K (1024s)."""
+    scale = _UNITS.get(said[-1], 1)
+    return int(float(said[:-1] if said[-1] in _UNITS else said) * scale)

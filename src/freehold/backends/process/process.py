@@ -1,0 +1,238 @@
+"""An engine as a process of ours: started, watched from outside, ended with all its children.
+
+    engine = await launch(plan, folder, phase=driver.phase, title="vLLM")
+    engine.progress(), engine.log; death = await engine.ended
+    await engine.stop(drain_s=60)
+
+Beside it a supervisor (`freehold.backends.process.supervisor`) ends the tree when this process is gone. Secrets travel
+to it by a pipe and to the engine by its environment, so no command line has them. Knows processes and lines;
+knows no HTTP and no engine: what a line means is the driver's and causes.py's.
+Path: EngineDriver.launch -> launch -> OwnProcess -> supervisor -> the engine
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+
+from freehold.backends.contract import DeployPlan, EngineDeath, StartProgress
+from freehold.backends.engines.starting import filled, write_keys
+from freehold.backends.process import causes, tree
+from freehold.backends.process.ring import LogRing
+from freehold.backends.process.surroundings import engine_environment, values_of
+from freehold.errors import EngineLost, UsageError
+from freehold.sandbox.children import spawn
+
+COMMAND = (sys.executable, "-P", "-m", "freehold.backends.process.supervisor")
+START_S = (
+    60.0  # for the supervisor to say that the engine's program runs, on a machine that is short of everything
+)
+END_S = 5.0  # beyond the drain, for an engine that was asked to end
+_TREE_S = 1.0  # that a list of a tree's processes is used: finding them reads every process of the machine
+_MOVED_CPU_S, _MOVED_BYTES = 1.0, 32 << 20  # idle threads of a stuck start use less
+
+
+async def launch(plan: DeployPlan, folder: Path, *, phase: Callable[[str], str], title: str) -> OwnProcess:
+    """Start an engine. Raises UsageError: no such program, no value for a secret; EngineLost: it could not begin."""
+    if plan.listens.socket is not None:
+        plan.listens.socket.unlink(missing_ok=True)
+    held = values_of(plan.secrets)
+    write_keys(plan, folder, held)
+    engine = OwnProcess(filled(plan, folder), held, phase, title)
+    await engine.start(folder)
+    return engine
+
+
+class OwnProcess:
+    """Implements contract.LaunchedEngine."""
+
+    def __init__(
+        self, plan: DeployPlan, held: Mapping[str, str], phase: Callable[[str], str], title: str
+    ) -> None:
+        """`held`: the values of the plan's secrets by variable. Made inside a running event loop."""
+        self.plan = plan
+        self.title = title
+        self.ended: asyncio.Future[EngineDeath | None] = asyncio.get_running_loop().create_future()
+        self.log = LogRing(held.values(), self._tell)
+        self._held = dict(held)
+        self._read_phase = phase
+        self._phase = "starting"
+        self._pid, self._temporary = 0, ""
+        self._asked = ""  # why it ends, if we asked; "stop": by `stop`
+        self._reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._tree: list[psutil.Process] = []
+        self._tree_at = -_TREE_S
+        self._mark = (0.0, 0, 0)
+        self._moved_at = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """The engine's own process: vLLM's API server."""
+        return self._pid
+
+    @property
+    def socket(self) -> Path | None:
+        """Where it listens, if on a Unix socket."""
+        return self.plan.listens.socket
+
+    @property
+    def url(self) -> str:
+        """Of its API, as a Provider has it."""
+        listens = self.plan.listens
+        return "http://engine/v1" if listens.socket else f"http://{listens.host}:{listens.port}/v1"
+
+    @property
+    def key(self) -> str:
+        """The key that its API wants: the plan's first secret."""
+        return next(iter(self._held.values()), "")
+
+    async def start(self, folder: Path) -> None:
+        """Start the supervisor and wait until it says that the program runs. Raises UsageError, EngineLost."""
+        self._supervisor = child = spawn(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        loop = asyncio.get_running_loop()
+        assert child.stdout is not None and child.stderr is not None
+        await loop.connect_read_pipe(lambda: self.log, child.stderr)
+        await loop.connect_read_pipe(lambda: _Reports(self._reports), child.stdout)
+        environment = engine_environment(self.plan, self._held)
+        self._order({"argv": self.plan.argv(), "env": environment, "cwd": str(folder)})
+        try:
+            first = await asyncio.wait_for(self._reports.get(), START_S)
+        except BaseException:
+            self._abandon()
+            raise
+        if "pid" not in first:
+            self._abandon()
+            raise self._not_begun(first)
+        self._pid, self._temporary = first["pid"], first["temporary"]
+        self._watching = asyncio.create_task(self._watch())
+
+    def progress(self) -> StartProgress:
+        """Look at the tree: processor seconds, memory, lines."""
+        used = tree.usage(self._processes())
+        cpu, memory, news = self._mark
+        now = (used.cpu_s, used.memory_bytes, self.log.news)
+        if (
+            used.cpu_s - cpu >= _MOVED_CPU_S
+            or abs(used.memory_bytes - memory) >= _MOVED_BYTES
+            or self.log.news > news
+        ):
+            self._mark, self._moved_at = now, time.monotonic()
+        since = time.monotonic() - self._moved_at
+        return StartProgress(self._phase, used.cpu_s, used.memory_bytes, self.log.lines, since)
+
+    async def stop(self, drain_s: float) -> None:
+        """Ask it to end, wait for its answers, then end what is left and what it left in shared memory."""
+        self._asked = self._asked or "stop"
+        self._order({"signal": 15})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.ended), drain_s + END_S)
+        self._order({"kill": True})
+        await self.ended
+
+    def kill(self, why: str) -> None:
+        """End every process at once; `ended` says why."""
+        self._asked = self._asked or why
+        self._order({"kill": True})
+
+    def _processes(self) -> list[psutil.Process]:
+        if self.ended.done() or self._supervisor is None:
+            return []  # its number may be another's by now
+        if time.monotonic() - self._tree_at >= _TREE_S:
+            self._tree = tree.descendants(self._supervisor.pid)
+            self._tree_at = time.monotonic()
+        return self._tree
+
+    def _order(self, what: dict[str, Any]) -> None:
+        """Tell the supervisor; one that has ended needs no orders."""
+        pipe = self._supervisor.stdin if self._supervisor else None
+        if pipe is not None and not pipe.closed:
+            with suppress(OSError):
+                pipe.write(json.dumps(what).encode() + b"\n")
+                pipe.flush()
+
+    def _tell(self, line: str) -> None:
+        self._phase = self._read_phase(line) or self._phase
+
+    async def _watch(self) -> None:
+        """Wait for the end, read the last lines, end what the supervisor could not, and say how it was."""
+        report = await self._reports.get()
+        if "ended" not in report:  # the supervisor was killed: nothing else ends what it held
+            tree.kill(self._tree)
+            tree.end_group(self._pid)
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._asked = self._asked or "its supervisor was killed"
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.log.closed), 1.0)
+        self._abandon()
+        if not self.ended.done():
+            self.ended.set_result(None if self._asked == "stop" else self._death(report))
+
+    def _death(self, report: Mapping[str, Any]) -> EngineDeath:
+        status = report.get("ended")
+        listens = self.plan.listens
+        return causes.death(
+            self.title,
+            list(self.log),
+            status,
+            asked=self._asked,
+            memory_kill=bool(report.get("memory_kill")),
+            where=str(listens.socket or f"port {listens.port} of {listens.host}"),
+        )
+
+    def _not_begun(self, report: Mapping[str, Any]) -> UsageError | EngineLost:
+        if error := report.get("error"):
+            return UsageError(
+                f"{self.title} does not start: {error}", f"the plan's program is {self.plan.command[0]!r}"
+            )
+        said = next(iter(reversed(self.log)), "")
+        return EngineLost(f"{self.title} was not started: its supervisor ended{': ' + said if said else ''}")
+
+    def _abandon(self) -> None:
+        """Close our end of the pipe, at which the supervisor ends all; take its status and remove the socket."""
+        child = self._supervisor
+        if child is None:
+            return
+        pipe: Any = child.stdin
+        _close(pipe)
+        asyncio.get_running_loop().run_in_executor(None, child.wait)
+        if self.plan.listens.socket is not None:
+            self.plan.listens.socket.unlink(missing_ok=True)
+
+
+class _Reports(asyncio.Protocol):
+    """Lines of JSON from the supervisor; the end of its output is an empty report."""
+
+    def __init__(self, taken: asyncio.Queue[dict[str, Any]]) -> None:
+        self._taken = taken
+        self._held = b""
+
+    def data_received(self, data: bytes) -> None:
+        *whole, self._held = (self._held + data).split(b"\n")
+        for line in whole:
+            self._taken.put_nowait(json.loads(line))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._taken.put_nowait({})
+
+
+def _close(pipe: BinaryIO) -> None:
+    with suppress(OSError):
+        pipe.close()

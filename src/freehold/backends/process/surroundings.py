@@ -1,0 +1,72 @@
+"""The environment that an engine is given: what it needs of ours, by an allow-list, and what the plan says.
+
+Ours may hold keys of providers, tokens of hubs, and switches that open an engine's doors (VLLM_SERVER_DEV_MODE); what
+is not on the list stays with us. Knows variables; knows no engine.
+Path: OwnProcess -> engine_environment
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+
+from freehold.backends.contract import DeployPlan, SecretRef
+from freehold.errors import UsageError
+
+# Programs and libraries, places of caches, devices, threads, network interfaces of collectives.
+_NAMES = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+        *("VIRTUAL_ENV", "CONDA_PREFIX", "SSL_CERT_FILE", "SSL_CERT_DIR", "CC", "CXX", "MAX_JOBS"),
+        *("HF_HOME", "HF_HUB_CACHE", "VLLM_CACHE_ROOT", "VLLM_TARGET_DEVICE", "SGLANG_CACHE_DIR"),
+        *("OLLAMA_MODELS", "OLLAMA_LLM_LIBRARY", "ZE_AFFINITY_MASK"),
+    }
+)
+_BEGINNINGS = (
+    *("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "ROCR_", "HIP_", "HSA_", "ROCM_", "GPU_DEVICE_", "ONEAPI_"),
+    *("OMP_", "MKL_", "KMP_", "GOMP_", "GLOO_", "UCX_", "TORCHINDUCTOR_", "TRITON_", "VLLM_CPU_", "GGML_"),
+)
+
+
+def engine_environment(
+    plan: DeployPlan, held: Mapping[str, str], ours: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the whole environment of an engine: what is passed on, the plan's variables, and its secrets' values."""
+    ours = os.environ if ours is None else ours
+    passed = {name: value for name, value in ours.items() if name in _NAMES or name.startswith(_BEGINNINGS)}
+    filed = {reference.variable for reference in plan.secrets if reference.file}
+    keys = {name: value for name, value in held.items() if name not in filed}
+    # The engine's temporary files go with it; what Torch compiled stays.
+    kept = {"TORCHINDUCTOR_CACHE_DIR": _compiled()}
+    return {**kept, **passed, "PYTHONNOUSERSITE": "1", **plan.environment, **keys}
+
+
+def _compiled() -> str:
+    """Return where Torch keeps what it compiled, unless a variable says otherwise."""
+    return os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+
+
+def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return variable -> value: 32 random bytes each, or what another variable holds. Raises UsageError."""
+    ours = os.environ if ours is None else ours
+    found = {}
+    for reference in references:
+        kind, _, name = reference.source.partition(":")
+        if kind == "random":
+            found[reference.variable] = secrets.token_hex(32)
+        elif kind == "env" and ours.get(name):
+            found[reference.variable] = ours[name]
+        elif kind == "env":
+            raise UsageError(
+                f"the plan takes {reference.variable} from the environment's {name}, which is not set",
+                f"export {name}, or leave the key to be made at random",
+            )
+        else:
+            raise UsageError(
+                f"{reference.source!r} is a secret of a cluster and has no value on this machine"
+            )
+    return found

@@ -1,0 +1,271 @@
+"""Several replicas of one model behind one name: which one answers, and who comes in the place of which.
+
+A roll starts a new replica, waits for its first token, takes the old one out of rotation, lets its answers end and ends
+it: one after the other, so that there are never fewer than before. Where one fails, those not yet replaced stay.
+Knows replicas and requests' keys; knows no wire. Path: handle.py -> ReplicaSet.start -> DeployedStream -> Replica
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+from freehold import private
+from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver
+from freehold.backends.replicas.affinity import PrefixRing, pick, prefix_key
+from freehold.backends.replicas.answer import DeployedStream
+from freehold.backends.replicas.calls import EngineCalls
+from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits
+from freehold.errors import EngineClosed, EngineLost, Overloaded, UsageError
+from freehold.providers.hop import Hop
+from freehold.serving import EmbedJob, Job, Vectors
+
+WAIT_S = 120.0  # a request waits so long for a replica, where none is ready
+MOST_WAITING = 1024  # requests
+DRAIN_S = 600.0  # that a roll gives the answers of an old replica
+AGAIN_S = 5.0  # after which a refused client may ask again
+
+Roll = Literal["", "restart", "upgrade"]
+
+
+class ReplicaSet:
+    """The replicas of one deployment. `folder`: 0700; each engine gets one of its own in it."""
+
+    def __init__(
+        self,
+        plan: DeployPlan,
+        driver: Callable[[DeployPlan], EngineDriver],
+        folder: Path,
+        hop: Hop,
+        *,
+        limits: ReplicaLimits = DEFAULTS,
+    ) -> None:
+        self.plan, self._driver, self._folder, self._hop, self._limits = plan, driver, folder, hop, limits
+        self.rolling: Roll = ""
+        self.requests = self.retried = self.resumed = self.cut = 0
+        self._replicas: dict[int, Replica] = {}  # by number: those that take requests, or will
+        self._leaving: set[Replica] = set()
+        self._last: dict[int, int] = {}  # number -> its latest request
+        self._ticks, self._engines = count(1), count()
+        self._ring = PrefixRing()
+        self._turn = asyncio.Event()  # set whenever a replica's state is another one
+        self._waiting = 0
+        self._closed = False
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.plan.model.name
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """Every replica, by number; those that drain after a roll at the end."""
+        return [*(self._replicas[n] for n in sorted(self._replicas)), *self._leaving]
+
+    @property
+    def ready(self) -> bool:
+        """Whether a replica answers."""
+        return any(replica.ready for replica in self._replicas.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that a replica has."""
+        return sum(replica.in_flight for replica in self.replicas)
+
+    def row(self, fallback: str = "") -> DeploymentRow:
+        """Return what `deploy status` shows."""
+        return DeploymentRow(
+            self.name,
+            self.plan,
+            tuple(replica.row() for replica in self.replicas),
+            self.ready,
+            self.rolling,
+            self.requests,
+            self.resumed,
+            self.retried,
+            self.cut,
+            fallback,
+        )
+
+    def replica(self, number: int) -> Replica:
+        """Return a replica. Raises UsageError for a number that there is not."""
+        found = self._replicas.get(number)
+        if found is None:
+            have = ", ".join(map(str, sorted(self._replicas)))
+            raise UsageError(f"{self.name} has no replica {number}", f"it has {have}")
+        return found
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    async def start(self, job: Job) -> DeployedStream:
+        """Ask a replica; return once its first token has come."""
+        self.requests += 1
+        stream = DeployedStream(self, job, prefix_key(job))
+        await stream.open()
+        return stream
+
+    async def embed(self, job: EmbedJob, limit_s: float) -> Vectors:
+        """Return unit vectors, from the least loaded replica."""
+        self.requests += 1
+        replica = await self.take(None, set(), time.monotonic() + limit_s)
+        whole = False
+        try:
+            assert replica.calls is not None
+            vectors = await replica.calls.embed(job, limit_s=limit_s)
+            whole = True
+            return vectors
+        finally:
+            replica.ended(whole=whole)
+
+    async def take(self, key: int | None, lost: set[EngineCalls], until: float) -> Replica:
+        """Return a ready replica whose engine is not among the `lost`, with the request counted as its own.
+
+        Waits for one up to WAIT_S. Raises EngineLost where none is started again, Overloaded where it takes too long.
+        """
+        replica = self._picked(key, lost)
+        if replica is None:
+            replica = await self._waited(key, lost, until)
+        self._last[replica.number] = next(self._ticks)
+        replica.began()
+        return replica
+
+    def other(self, lost: set[EngineCalls]) -> bool:
+        """Return whether a replica is ready whose engine is not among the `lost`."""
+        return any(r.ready and r.calls not in lost for r in self._replicas.values())
+
+    async def gone(self, calls: EngineCalls, most_s: float) -> bool:
+        """Return whether an engine has ended, or does so within `most_s`."""
+        until = time.monotonic() + most_s
+        while any(r.calls is calls for r in self._replicas.values()):
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+    def _picked(self, key: int | None, lost: set[EngineCalls]) -> Replica | None:
+        ready = {n: r for n, r in self._replicas.items() if r.ready and r.calls not in lost}
+        loud = {n: r for n, r in ready.items() if not r.quiet}
+        loads: Mapping[int, int] = {n: r.in_flight for n, r in (loud or ready).items()}
+        number = pick(self._ring, key, loads, lambda n: self._last.get(n, 0))
+        return None if number is None else ready[number]
+
+    async def _waited(self, key: int | None, lost: set[EngineCalls], until: float) -> Replica:
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded(
+                f"{self._waiting:,} requests wait for a replica of {self.name}", "ask later", AGAIN_S
+            )
+        until = min(until, time.monotonic() + WAIT_S)
+        self._waiting += 1
+        try:
+            while True:
+                self._turn.clear()
+                if (replica := self._picked(key, lost)) is not None:
+                    return replica
+                if self._closed:
+                    raise EngineClosed(f"{self.name} is being stopped", "ask another model")
+                if all(r.hopeless for r in self._replicas.values()):
+                    said = next((r.said for r in self._replicas.values() if r.said), "it was stopped")
+                    raise EngineLost(
+                        f"no engine of {self.name} runs: {said}", "freehold deploy logs tells more"
+                    )
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise Overloaded(f"no replica of {self.name} is ready yet", "ask again", AGAIN_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._turn.wait()
+        finally:
+            self._waiting -= 1
+
+    # --- replicas ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start the plan's replicas."""
+        for number in range(self.plan.replicas):
+            self._replicas[number] = self._new(number, self.plan)
+        self._ring = PrefixRing(self._replicas)
+
+    def _new(self, number: int, plan: DeployPlan) -> Replica:
+        folder = self._folder / str(next(self._engines))
+        private.folder(folder)
+        replica = Replica(
+            number,
+            plan,
+            self._driver(plan),
+            folder,
+            self._hop,
+            limits=self._limits,
+            changed=self._turned,
+        )
+        replica.run()
+        return replica
+
+    def _turned(self) -> None:
+        self._turn.set()
+
+    async def roll(self, plan: DeployPlan, kind: Roll, drain_s: float = DRAIN_S) -> None:
+        """Replace every replica by one of `plan`, one after the other.
+
+        Raises EngineLost where a new one does not become ready: the old ones that are left stay as they are.
+        """
+        if self.rolling:
+            raise UsageError(
+                f"{self.name} is in a {self.rolling} already", "freehold deploy status shows how far"
+            )
+        self.rolling = kind
+        try:
+            for number in range(plan.replicas):
+                new = await self._proven(number, plan)
+                old = self._replicas.get(number)
+                self._replicas[number] = new
+                self._ring = PrefixRing(self._replicas)
+                if old is not None:
+                    await self._ended(old, drain_s)
+                    new.counts_on(old)
+            self.plan = plan
+            for number in [n for n in self._replicas if n >= plan.replicas]:
+                old = self._replicas.pop(number)
+                self._ring = PrefixRing(self._replicas)
+                await self._ended(old, drain_s)
+        finally:
+            self.rolling = ""
+
+    async def _proven(self, number: int, plan: DeployPlan) -> Replica:
+        """Return a replica that has answered a token. Raises EngineLost where it comes to nothing."""
+        new = self._new(number, plan)
+        try:
+            while not new.ready:
+                if new.said_dead or self._closed:
+                    raise EngineLost(
+                        f"the new replica {number} of {self.name} did not become ready: {new.said}",
+                        "the old ones still answer",
+                    )
+                await asyncio.sleep(0.05)
+        except BaseException:
+            await new.stop(0.0)
+            raise
+        return new
+
+    async def _ended(self, old: Replica, drain_s: float) -> None:
+        self._leaving.add(old)
+        try:
+            await old.stop(drain_s)
+        finally:
+            self._leaving.discard(old)
+
+    async def stop(self, drain_s: float) -> None:
+        """Let answers end for up to `drain_s`, and end every engine."""
+        self._closed = True
+        self._turned()
+        await asyncio.gather(*(replica.stop(drain_s) for replica in self.replicas))
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self.replicas)

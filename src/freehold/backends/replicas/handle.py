@@ -1,0 +1,176 @@
+"""A deployed model as the server sees any model: jobs, counts, vectors, and what it is.
+
+Where no replica is ready, the model of ours that was named for it answers, and the receipt says so.
+Path: server/core/answering.py -> DeployedHandle.start -> ReplicaSet.start -> DeployedStream
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from freehold.backends.replicas.calls import EngineCalls, abilities_of
+from freehold.backends.replicas.deployment import ReplicaSet
+from freehold.backends.replicas.tokens import DeployedTokenizer
+from freehold.delegating import DelegatingHandle
+from freehold.errors import EngineLost, FreeholdError
+from freehold.serving import (
+    Begin,
+    EmbedJob,
+    EngineStats,
+    EstimatedCount,
+    Job,
+    ModelHandle,
+    ModelInfo,
+    Stream,
+    TokenizerFace,
+    Vectors,
+)
+from freehold.types import Chunk, SamplingParams
+
+EMBED_S = 600.0
+CHARS_A_TOKEN = 4  # of English text, where an engine shows no tokenizer
+
+
+class DeployedHandle:
+    """Implements serving.ModelHandle."""
+
+    def __init__(self, replicas: ReplicaSet) -> None:
+        self._replicas = replicas
+        shows = any(r.driver.wire.tokens is not None for r in replicas)
+        self._tokenizer = DeployedTokenizer(replicas.name, self._answering) if shows else None
+
+    @property
+    def name(self) -> str:
+        return self._replicas.name
+
+    @property
+    def info(self) -> ModelInfo:
+        return info_of(self._replicas)
+
+    @property
+    def stats(self) -> EngineStats:
+        return stats_of(self._replicas)
+
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        return self._tokenizer
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        return await self._replicas.start(job)
+
+    async def count(self, job: Job) -> int:
+        if self._tokenizer is not None:
+            try:
+                return await self._counted(job)
+            except (FreeholdError, TimeoutError):
+                pass  # an estimate is better than no answer
+        parts = [job.prompt or ""] if job.messages is None else [m.content for m in job.messages]
+        chars = sum(len(part) if isinstance(part, str) else CHARS_A_TOKEN * len(part) for part in parts)
+        return EstimatedCount(max(-(-chars // CHARS_A_TOKEN), 1))
+
+    async def _counted(self, job: Job) -> int:
+        if isinstance(job.prompt, tuple):
+            return len(job.prompt)
+        calls = self._answering()
+        if job.prompt is not None:
+            return len(await calls.tokenize(job.prompt, special=True))
+        return len(await calls.render(job))
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        vectors = await self._replicas.embed(job, EMBED_S)
+        if computed is not None:
+            computed(sum(vectors.tokens))
+        return vectors
+
+    def _answering(self) -> EngineCalls:
+        found = next((r.calls for r in self._replicas if r.ready and r.calls is not None), None)
+        if found is None:
+            raise EngineLost(
+                f"no replica of {self.name} is ready", "freehold deploy status shows how far they are"
+            )
+        return found
+
+
+class FallbackHandle(DelegatingHandle):
+    """A model of ours in the place of a deployment; its receipts name it."""
+
+    def __init__(self, handle: ModelHandle, name: str) -> None:
+        super().__init__(handle)
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        stream = await self.handle.start(job, keep_alive)
+        warning = f"no replica of {self._name} was ready: {self.handle.name} answered"
+        begin = stream.begin
+        told = replace(begin, model=self.handle.name, warnings=(*begin.warnings, warning))
+        return _Told(stream, told)
+
+
+class _Told:
+    """A stream with another begin."""
+
+    def __init__(self, stream: Stream, begin: Begin) -> None:
+        self._stream, self.begin = stream, begin
+
+    @property
+    def more(self) -> bool:
+        return self._stream.more
+
+    def __aiter__(self) -> _Told:
+        return self
+
+    async def __anext__(self) -> tuple[int, Chunk]:
+        return await self._stream.__anext__()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def info_of(replicas: ReplicaSet) -> ModelInfo:
+    """Return what a deployment is, by its plan: it can be shown before any replica is ready."""
+    plan = replicas.plan
+    can, anatomy = abilities_of(plan), plan.model.anatomy
+    encoder = anatomy.role not in ("generator", "")
+    return ModelInfo(
+        name=replicas.name,
+        quantization=plan.model.quantised or anatomy.quant,
+        context=plan.context,
+        trained_context=anatomy.context or plan.context,
+        kv_tokens=0,
+        threads=0,
+        load_s=max((r.load_s for r in replicas), default=0.0),
+        memory_bytes=plan.memory_bytes * plan.replicas,
+        vocab=anatomy.vocab,
+        can_chat=not encoder,
+        can_fill=False,
+        default_sampling=SamplingParams(),
+        can_see=can.images,
+        can_call=can.tools,
+        thinking="switch" if any("reasoning" in flag.name for flag in plan.flags) else "none",
+        notes=(
+            f"{plan.engine} {plan.version}: {sum(r.ready for r in replicas)} of {plan.replicas} replicas ready",
+        ),
+        width=anatomy.hidden,
+        embeds_only=encoder,
+    )
+
+
+def stats_of(replicas: ReplicaSet) -> EngineStats:
+    """Return the sums of all replicas' counters; they outlive restarts."""
+    numbers = [replica.numbers for replica in replicas]
+    prompt, cached = sum(n.prompt_tokens for n in numbers), sum(n.cached_tokens or 0 for n in numbers)
+    return EngineStats(
+        running=sum(n.running for n in numbers),
+        waiting=sum(n.waiting for n in numbers),
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        computed_tokens=max(prompt - cached, 0),
+        generated_tokens=sum(n.generated_tokens for n in numbers),
+    )

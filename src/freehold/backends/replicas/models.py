@@ -1,0 +1,227 @@
+"""The models of a server with deployments: those of its own engine, and those that engines beyond it answer.
+
+Around the server's own manager. A deployment's name is one name for all its replicas, in every API; a stored model of
+the same name waits behind it. Counters have a `replica` label and outlive restarts. Knows names; knows no wire and no
+process.
+Path: server -> DeployedModels.use -> DeployedHandle; server/system/deployments.py -> DeployedModels.add -> ReplicaSet
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from freehold import private
+from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver
+from freehold.backends.replicas.deployment import ReplicaSet
+from freehold.backends.replicas.handle import DeployedHandle, FallbackHandle, info_of, stats_of
+from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
+from freehold.backends.replicas.tables import tables
+from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, UsageError
+from freehold.platforms import SOCKET_PATH_BYTES
+from freehold.providers.hop import Hop
+from freehold.serving import CounterTable, LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
+
+_SOCKET = "0000/s.sock"  # below a deployment's folder
+
+
+class DeployedModels:
+    """Implements serving.ModelManager and contract.Deployments."""
+
+    def __init__(
+        self,
+        models: ModelManager,
+        home: Path,
+        *,
+        drivers: Callable[[DeployPlan], EngineDriver] | None = None,
+        limits: ReplicaLimits = DEFAULTS,
+    ) -> None:
+        """`home`: the data folder. `drivers` returns an engine's driver by name."""
+        self._models, self._home, self._limits = models, home, limits
+        self._drivers = drivers or _driver
+        self._hop = Hop()
+        self._sets: dict[str, ReplicaSet] = {}
+        self._fallbacks: dict[str, str] = {}
+        self._closed = False
+
+    # --- deployments ------------------------------------------------------------------------------
+
+    def rows(self) -> list[DeploymentRow]:
+        return [each.row(self._fallbacks[name]) for name, each in sorted(self._sets.items())]
+
+    async def add(self, plan: DeployPlan, *, fallback: str = "") -> DeploymentRow:
+        name = plan.model.name
+        if self._closed:
+            raise EngineClosed("the server is shutting down", "deploy when it is back")
+        if name in self._sets:
+            raise UsageError(
+                f"{name} is deployed already", "freehold deploy upgrade changes it; stop ends it"
+            )
+        if fallback:
+            try:
+                await self._models.name_of(fallback)
+            except ModelNotFound as e:
+                raise UsageError(f"--fallback {fallback}: {e.message}", e.hint, field="fallback") from e
+        found = self._sets[name] = ReplicaSet(
+            plan, self._drivers, self._folder(name), self._hop, limits=self._limits
+        )
+        self._fallbacks[name] = fallback
+        await self._idle_copy_out(name)
+        found.run()
+        return found.row(fallback)
+
+    async def _idle_copy_out(self, name: str) -> None:
+        """Unload the stored model of a deployment's name, unless an answer or a fallback needs it."""
+        if name in self._fallbacks.values():
+            return
+        for each in self._models.loaded():
+            if each.name == name and not each.in_flight:
+                await self._models.unload(name)
+
+    async def restart(self, name: str) -> None:
+        found = self._set(name)
+        await found.roll(found.plan, "restart")
+
+    async def upgrade(self, name: str, plan: DeployPlan) -> None:
+        if plan.model.name != name:
+            raise UsageError(
+                f"the plan is for {plan.model.name}, not for {name}", f"plan it with --name {name}"
+            )
+        await self._set(name).roll(plan, "upgrade")
+
+    async def stop(self, name: str, drain_s: float) -> None:
+        found = self._set(name)
+        del self._sets[name], self._fallbacks[name]
+        await found.stop(drain_s)
+
+    def log(self, name: str, replica: int) -> Sequence[str]:
+        return self._set(name).replica(replica).log
+
+    def _set(self, name: str) -> ReplicaSet:
+        found = self._sets.get(name)
+        if found is None:
+            names = ", ".join(sorted(self._sets)) or "none"
+            raise ModelNotFound(f"nothing is deployed as {name[:200]!r}", f"deployed: {names}")
+        return found
+
+    def _folder(self, name: str) -> Path:
+        """Return an empty 0700 folder whose sockets have paths that are short enough to bind."""
+        folder = self._home / "engines" / quote(name, safe="+@ ").replace(".", "%2E")
+        if len(str(folder / _SOCKET).encode()) > SOCKET_PATH_BYTES:
+            return Path(tempfile.mkdtemp(prefix="fh-"))
+        shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed
+        return private.folder(folder, self._home)
+
+    # --- models -----------------------------------------------------------------------------------
+
+    def asked_by(self, origin: Origin) -> _AskedModels:
+        return _AskedModels(self, self._models, origin)
+
+    async def names(self) -> Sequence[StoredModel]:
+        return await self.asked_by(Origin()).names()
+
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
+        return await self.asked_by(Origin()).use(name, keep_alive)
+
+    async def name_of(self, name: str) -> str:
+        return name if name in self._sets else await self._models.name_of(name)
+
+    def loaded(self) -> Sequence[LoadedInfo]:
+        own = [each for each in self._models.loaded() if each.name not in self._sets]
+        return [*own, *map(_loaded, self._sets.values())]
+
+    def counters(self) -> Sequence[CounterTable]:
+        return (*self._models.counters(), *tables(self._sets.values()))
+
+    def loading(self) -> Mapping[str, tuple[int, int]]:
+        return self._models.loading()
+
+    async def unload(self, name: str) -> None:
+        self._not_deployed(name, f"freehold deploy stop {name} ends it")
+        await self._models.unload(name)
+
+    async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
+        self._not_deployed(name, "its engine takes adapters when it is started")
+        await self._models.add_adapter(name, adapter, path)
+
+    async def remove_adapter(self, name: str, adapter: str) -> None:
+        self._not_deployed(name, "its engine takes adapters when it is started")
+        await self._models.remove_adapter(name, adapter)
+
+    def _not_deployed(self, name: str, hint: str) -> None:
+        if name in self._sets:
+            raise UsageError(f"{name} is deployed, and not a model of this server's own engine", hint)
+
+    async def close(self, drain_s: float) -> None:
+        """Let answers end for up to `drain_s`, and end all engines: those deployed and our own."""
+        self._closed = True
+        await asyncio.gather(
+            self._models.close(drain_s), *(each.stop(drain_s) for each in self._sets.values())
+        )
+        await self._hop.close()
+
+    # --- what one request sees --------------------------------------------------------------------
+
+    def deployed(self, name: str) -> ReplicaSet | None:
+        """Return a deployment by name."""
+        return self._sets.get(name)
+
+    def fallback(self, name: str) -> str:
+        """Return the model of ours that answers in a deployment's place, where no replica is ready; "" for none."""
+        found = self._sets[name]
+        return "" if found.ready else self._fallbacks[name]
+
+    def listed(self) -> list[StoredModel]:
+        """Return the deployments as models with a name."""
+        return [StoredModel(name, each.plan.model.anatomy.weight_bytes) for name, each in self._sets.items()]
+
+
+class _AskedModels:
+    """Implements serving.ModelDirectory for one origin."""
+
+    def __init__(self, deployed: DeployedModels, models: ModelManager, origin: Origin) -> None:
+        self._deployed, self._own = deployed, models.asked_by(origin)
+
+    async def names(self) -> Sequence[StoredModel]:
+        beyond = {each.name: each for each in self._deployed.listed()}
+        own = {each.name: each for each in await self._own.names()}
+        return sorted({**own, **beyond}.values(), key=lambda m: m.name)
+
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
+        found = self._deployed.deployed(name)
+        if found is None:
+            return await self._own.use(name, keep_alive)
+        if other := self._deployed.fallback(name):
+            try:
+                return FallbackHandle(await self._own.use(other, keep_alive), name)
+            except FreeholdError:
+                if all(replica.hopeless for replica in found):
+                    raise
+        return DeployedHandle(found)
+
+    async def name_of(self, name: str) -> str:
+        return await self._deployed.name_of(name)
+
+    def loaded(self) -> Sequence[LoadedInfo]:
+        return self._deployed.loaded()
+
+
+def _loaded(found: ReplicaSet) -> LoadedInfo:
+    return LoadedInfo(
+        found.name,
+        info_of(found),
+        stats_of(found),
+        None,
+        found.in_flight,
+        sum(replica.restarts for replica in found),
+    )
+
+
+def _driver(plan: DeployPlan) -> EngineDriver:
+    from freehold.backends.drivers import driver_of
+
+    return driver_of(plan)

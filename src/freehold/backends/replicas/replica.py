@@ -1,0 +1,392 @@
+"""One engine of a deployment from its start to its end, and from each death to the next start.
+
+    starting -> probing -> ready -> (death) waiting -> starting ...       failed: it is not started again
+                             `-> draining -> stopped                      when that was asked for
+
+Ready is one token through the road that clients take. Any end that was not asked for is a death, whatever its status.
+An engine whose counters stand still while requests run is hung, and killed. Knows no other replica, and no text.
+Path: deployment.py -> Replica.run -> EngineDriver.launch -> LaunchedEngine; answer.py -> Replica.calls
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineDeath,
+    EngineDriver,
+    EngineNumbers,
+    LaunchedEngine,
+    ReplicaRow,
+    ReplicaState,
+)
+from freehold.backends.replicas.calls import EngineCalls, probe
+from freehold.backends.replicas.tallied import TalliedNumbers
+from freehold.errors import FreeholdError, UsageError
+from freehold.providers.hop import Hop
+
+log = logging.getLogger("freehold.backends")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLimits:
+    """Times of a replica's life, in seconds, and how often it may die."""
+
+    first_wait_s: float = (
+        1.0  # before the second start in a row that came to nothing; doubled for each further one
+    )
+    most_wait_s: float = 60.0
+    useless: int = 5  # starts in a row that came to nothing: a crash loop
+    deaths: int = 40  # within `window_s`, however useful the engines were between them
+    window_s: float = 600.0
+    useful_s: float = 60.0  # an engine that was ready for so long, or answered a request, was of use
+    still_s: float = 180.0  # a start in which nothing of the process moves for so long has come to nothing
+    probe_s: float = 0.25  # between two attempts to reach an engine that starts
+    token_s: float = 120.0  # for the first token of an engine that takes connections
+    refused_s: float = 30.0  # in which every first token is refused: it answers, and will never be ready
+    watch_s: float = 2.0  # between two looks at its counters
+    quiet_s: float = 5.0  # without a moved counter while requests run: others are asked first
+    hung_s: float = 20.0  # the same: it is killed
+    faults: int = 3  # requests in a row that it failed: it is asked for a token, and killed if none comes
+
+
+DEFAULTS = ReplicaLimits()
+_REFUSED = "its first token failed"
+_STEP_TOKENS = 4096  # that an engine computes in one step, before any counter moves
+
+
+def hung_after(plan: DeployPlan, limits: ReplicaLimits) -> float:
+    """Return the seconds after which an engine counts as hung: two of its slowest steps, where they are predicted."""
+    slowest = plan.prefill.low if plan.prefill is not None else 0.0
+    return max(limits.hung_s, 2 * _STEP_TOKENS / slowest) if slowest > 0 else limits.hung_s
+
+
+def placed(plan: DeployPlan, folder: Path) -> DeployPlan:
+    """Return a plan with its socket in the replica's own folder, in its flags too."""
+    planned = plan.listens.socket
+    if planned is None:
+        return plan
+    own = folder / "s.sock"
+    flags = (replace(f, value=str(own)) if f.value == str(planned) else f for f in plan.flags)
+    return replace(plan, flags=tuple(flags), listens=replace(plan.listens, socket=own))
+
+
+class Replica:
+    """One engine that is kept alive."""
+
+    def __init__(
+        self,
+        number: int,
+        plan: DeployPlan,
+        driver: EngineDriver,
+        folder: Path,
+        hop: Hop,
+        *,
+        limits: ReplicaLimits = DEFAULTS,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`folder`: 0700, its own. `changed` is called whenever its state is another one."""
+        self.number, self.plan, self.driver = number, plan, driver
+        self._folder, self._hop, self._limits, self._changed = folder, hop, limits, changed
+        self.state: ReplicaState = "starting"
+        self.said = ""  # the latest death, in one sentence
+        self.restarts = 0
+        self.answered = 0  # of the engine that runs now
+        self.in_flight = 0
+        self.load_s = 0.0  # of its latest start
+        self.calls: EngineCalls | None = None
+        self._engine: LaunchedEngine | None = None
+        self._last_log: tuple[str, ...] = ()
+        self._numbers = TalliedNumbers()
+        self._hung_s = hung_after(plan, limits)
+        self._since = self._moved_at = self._busy_at = time.monotonic()
+        self._faults, self._fault_at = 0, 0.0  # in a row; the latest
+        self._useless = 0
+        self._deaths: deque[float] = deque()
+        self._asked_to_end = False
+        self._life: asyncio.Task[None] | None = None
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> str:
+        """How errors and receipts call it."""
+        return f"replica {self.number} of {self.plan.model.name}"
+
+    @property
+    def version(self) -> str:
+        return self.plan.version
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers and may be given requests."""
+        return self.state == "ready" and self.calls is not None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether others are asked first: its latest request failed, or nothing moves though requests run."""
+        if self._faults and time.monotonic() - self._fault_at < self._limits.quiet_s:
+            return True
+        return self.in_flight > 0 and self._still_s() > self._limits.quiet_s
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it is not started again."""
+        return self.state in ("failed", "stopped")
+
+    @property
+    def numbers(self) -> EngineNumbers:
+        """Its counters, those of the engines before it included."""
+        return self._numbers.total
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """The newest lines of its engine, or of the one that ended last."""
+        return tuple(self._engine.log) if self._engine is not None else self._last_log
+
+    def row(self) -> ReplicaRow:
+        """Return what `deploy status` shows."""
+        engine = self._engine
+        progress = engine.progress() if engine is not None else None
+        return ReplicaRow(
+            self.number,
+            self.state,
+            self.version,
+            pid=engine.pid if engine is not None else 0,
+            phase=progress.phase if progress is not None and self.state == "starting" else "",
+            since_s=time.monotonic() - self._since,
+            in_flight=self.in_flight,
+            restarts=self.restarts,
+            said=self.said,
+            memory_bytes=progress.memory_bytes if progress is not None else 0,
+            numbers=self.numbers,
+            cpu_s=progress.cpu_s if progress is not None else 0.0,
+        )
+
+    @property
+    def said_dead(self) -> bool:
+        """Whether an engine of it has died."""
+        return self.restarts > 0 or self.state in ("waiting", "failed")
+
+    def counts_on(self, other: Replica) -> None:
+        """Take over the counters of the replica that had its number."""
+        self._numbers.add(other.numbers)
+        self.restarts += other.restarts
+
+    # --- what answers tell it ---------------------------------------------------------------------
+
+    def began(self) -> None:
+        """Note a request that is given to it."""
+        if not self.in_flight:
+            self._busy_at = time.monotonic()
+        self.in_flight += 1
+
+    def moved(self) -> None:
+        """Note a piece of an answer."""
+        self._moved_at = time.monotonic()
+
+    def ended(self, *, whole: bool) -> None:
+        """Note the end of a request; `whole`: its answer came to its end."""
+        self.in_flight -= 1
+        self.answered += whole
+        self._faults = 0 if whole else self._faults
+        self._moved_at = time.monotonic()
+        if not self.in_flight:
+            self._changed()  # a drain waits for it
+
+    def faulted(self) -> None:
+        """Note a request that it failed by a fault of its own."""
+        self._faults += 1
+        self._fault_at = time.monotonic()
+
+    # --- its life ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start it, and another engine whenever one dies. `changed` tells of each state."""
+        self._life = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self, drain_s: float) -> None:
+        """Take it out of rotation, let its answers end for up to `drain_s`, and end its engine."""
+        self._asked_to_end = True
+        if not self.hopeless:
+            self._is("draining")
+        until = time.monotonic() + drain_s
+        while self.in_flight and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        engine = self._engine
+        if engine is not None:
+            await engine.stop(max(until - time.monotonic(), 0.0) if self.in_flight else 0.0)
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait([self._life])
+        self._is("stopped")
+
+    async def _run(self) -> None:
+        try:
+            await self._lives()
+        except Exception as e:  # ours, not the engine's: a replica must not look as if it lived
+            log.exception("%s is given up", self.place)
+            self.said = f"internal error: {type(e).__name__}"
+            self._is("failed")
+
+    async def _lives(self) -> None:
+        while not self._asked_to_end:
+            death = await self._one_engine()
+            if death is None or self._asked_to_end:
+                return
+            self._died(death)
+            if self.hopeless:
+                return
+            wait = self._wait_s()
+            if wait:
+                self._is("waiting")
+                await asyncio.sleep(wait)
+            self.restarts += 1
+
+    async def _one_engine(self) -> EngineDeath | None:
+        """Start an engine and keep it until it ends; return its death, None for an end that was asked for."""
+        self._is("starting")
+        began = time.monotonic()
+        try:
+            engine = self._engine = await self.driver.launch(placed(self.plan, self._folder), self._folder)
+        except FreeholdError as e:
+            return EngineDeath(e.message, fatal=isinstance(e, UsageError))
+        except (OSError, TimeoutError) as e:
+            return EngineDeath(f"it could not be started: {e or type(e).__name__}")
+        calls = EngineCalls(self._hop, self.driver, engine, self.place)
+        watching: asyncio.Task[None] | None = None
+        try:
+            if await self._answers(engine, calls):
+                self.calls, self.answered, self.load_s = calls, 0, time.monotonic() - began
+                self._faults = 0
+                self._moved_at = time.monotonic()
+                self._is("ready")
+                watching = asyncio.create_task(self._watch(engine, calls))
+            return await asyncio.shield(engine.ended)
+        finally:
+            if watching is not None:
+                watching.cancel()
+            self._numbers.engine_ended()
+            self._last_log, self._engine, self.calls = tuple(engine.log), None, None
+            self._hop.forget(calls.providers)
+
+    async def _answers(self, engine: LaunchedEngine, calls: EngineCalls) -> bool:
+        """Wait until it has answered one token; return False where it ended first, or was killed for standing still."""
+        refused_at = 0.0
+        while not engine.ended.done():
+            asked = asyncio.ensure_future(self._probed(calls))
+            done, _ = await asyncio.wait(
+                [asked, engine.ended], timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:  # a connection was taken, or this would have failed by now
+                self._is("probing")
+                await asyncio.wait([asked, engine.ended], return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                asked.cancel()
+            elif asked.result():
+                return True
+            elif self.said.startswith(_REFUSED):
+                refused_at = refused_at or time.monotonic()
+                if time.monotonic() - refused_at > self._limits.refused_s:
+                    engine.kill(f"{self.said} for {self._limits.refused_s:.0f} s")
+            progress = engine.progress()
+            if progress.since_s > self._limits.still_s:
+                engine.kill(
+                    f"its start stood still for {progress.since_s:.0f} s while it was {progress.phase or 'starting'}"
+                )
+            await asyncio.wait([engine.ended], timeout=self._limits.probe_s)
+        return False
+
+    async def _probed(self, calls: EngineCalls) -> bool:
+        """Ask for one token through the road that clients take; return whether it came."""
+        try:
+            stream = await calls.start(probe(), limit_s=self._limits.token_s)
+        except FreeholdError as e:
+            loads = getattr(e, "status", 0) == 503  # llama-server takes connections before its model is there
+            if getattr(e, "cause", "") != "connect" and not loads:
+                self.said = f"{_REFUSED}: {e.message}"
+            return False
+        try:
+            async for _ in stream:
+                pass
+            self.said = "" if self.said.startswith(_REFUSED) else self.said
+            return True
+        except FreeholdError:
+            return False
+        finally:
+            await stream.aclose()
+
+    async def _watch(self, engine: LaunchedEngine, calls: EngineCalls) -> None:
+        """Read its counters, and kill it when they stand still while requests run."""
+        while True:
+            await asyncio.sleep(self._limits.watch_s)
+            numbers = await calls.numbers(self._numbers.now, self._hung_s / 8)
+            if numbers is not None and self._numbers.update(numbers):
+                self.moved()
+            still = self._still_s()
+            if self.in_flight and still > self._hung_s:
+                why = f"no counter moved for {still:.0f} s while {self.in_flight} requests ran: it hung"
+                return engine.kill(why)
+            if self._faults >= self._limits.faults and not await self._still_answers(calls):
+                return engine.kill(f"it failed {self._faults} requests in a row, and then a single token")
+
+    async def _still_answers(self, calls: EngineCalls) -> bool:
+        """Return whether an engine that fails requests gives a token: vLLM's server may outlive its core."""
+        try:
+            async with asyncio.timeout(self._hung_s):
+                found = await self._probed(calls)
+        except TimeoutError:
+            found = False
+        if found:
+            self._faults = 0
+        return found
+
+    def _still_s(self) -> float:
+        return time.monotonic() - max(self._moved_at, self._busy_at)
+
+    # --- deaths -----------------------------------------------------------------------------------
+
+    def _died(self, death: EngineDeath) -> None:
+        now = time.monotonic()
+        was_ready = self.state == "ready"
+        useful = was_ready and (self.answered > 0 or now - self._since > self._limits.useful_s)
+        self._useless = 0 if useful else self._useless + 1
+        self._deaths.append(now)
+        while self._deaths[0] < now - self._limits.window_s:
+            self._deaths.popleft()
+        self.said = death.sentence
+        log.warning("%s ended: %s", self.place, death.sentence)
+        if death.fatal and not was_ready:
+            self._fails("another start would end the same way")
+        elif self._useless >= self._limits.useless:
+            self._fails(f"{self._useless} starts in a row came to nothing, and it is not started again")
+        elif len(self._deaths) >= self._limits.deaths:
+            minutes = self._limits.window_s / 60
+            self._fails(
+                f"it died {len(self._deaths)} times in {minutes:.0f} minutes, and is not started again"
+            )
+
+    def _fails(self, why: str) -> None:
+        self.said = f"{self.said.rstrip('.')}; {why}"
+        log.error("%s: %s", self.place, self.said)
+        self._is("failed")
+
+    def _wait_s(self) -> float:
+        """Return the seconds before the next start: none after an engine that was of use."""
+        if self._useless == 0:
+            return 0.0
+        return min(self._limits.first_wait_s * 2 ** (self._useless - 1), self._limits.most_wait_s)
+
+    def _is(self, state: ReplicaState) -> None:
+        if self._asked_to_end and state not in ("draining", "stopped"):
+            return
+        if state != self.state:
+            self.state, self._since = state, time.monotonic()
+        self._changed()
