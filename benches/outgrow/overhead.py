@@ -126,7 +126,7 @@ async def _in_turn(args: argparse.Namespace, roads: dict[str, Any], stream: bool
         for _ in range(args.rounds):
             for name in draw.sample([*roads], len(roads)):
                 await asyncio.sleep(draw.uniform(0, 2 * args.pause))
-                took[name].append(await _small(*roads[name], stream))
+                took[name].append(await _small(roads[name][0], roads[name][1], stream))
 
     await asyncio.gather(*(client(i) for i in range(args.clients)))
     figures = {

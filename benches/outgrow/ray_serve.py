@@ -225,6 +225,7 @@ async def redeploy(deployed: Deployed, clients: int) -> dict[str, Any]:
     tasks = [asyncio.create_task(client(number)) for number in range(clients)]
     began = time.monotonic()
     deployed.processes(r"ray/head\.py.*--socket")[-1].send_signal(signal.SIGHUP)
+    now = old
     while time.monotonic() - began < START_S:
         now = {p.pid for p in deployed.processes(r"ray::ServeReplica")}
         if len(now) == 2 and not now & old:

@@ -49,7 +49,7 @@ def main() -> None:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(SEED)
-    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    model = Qwen2ForCausalLM(config).bfloat16()
     args.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,7 @@ def deploying(serving: Callable[..., Running], tmp_path: Path) -> Callable[..., 
     return make
 
 
-def body(name: str = "", **more: object) -> dict[str, object]:
+def body(name: str = "", **more: object) -> dict[str, Any]:
     asked = plan()
     if name:
         asked = replace(asked, model=replace(asked.model, name=name))
@@ -128,11 +129,12 @@ def test_name_that_is_taken_is_refused_and_its_file_stays(deploying, tmp_path):
 
 def test_plan_that_is_none_is_refused_with_the_field(deploying):
     running, _ = deploying()
+    sent: dict[str, Any] = {**body()["plan"]}
     for given in (
         {},
         {"engine": "vllm"},
-        {**body()["plan"], "engine": "nope"},
-        {**body()["plan"], "flags": 3},
+        {**sent, "engine": "nope"},
+        {**sent, "flags": 3},
     ):
         answer = running.admin.post(AT, json={**body(), "plan": given})
         assert answer.status_code == 400, given

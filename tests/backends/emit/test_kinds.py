@@ -29,7 +29,7 @@ COMPOSE = jsonschema.Draft7Validator(
     json.loads(gzip.decompress((SCHEMAS / "compose-spec.schema.json.gz").read_bytes()))
 )
 TASK = jsonschema.Draft202012Validator(json.loads((SCHEMAS / "skypilot-task-0.14.1.json").read_text()))
-ONE = {"nodes": 1, "tensor": 4, "pipeline": 1}
+ONE: dict[str, Any] = {"nodes": 1, "tensor": 4, "pipeline": 1}
 
 
 def composed(engine: str = "vllm", **more: Any) -> dict:

@@ -14,7 +14,7 @@ import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from freehold import private
 from freehold.backends.contract import (
@@ -30,8 +30,11 @@ from freehold.backends.ray import doors
 from freehold.backends.ray.plan import LEAST, moved, text_for
 from freehold.backends.replicas.affinity import prefix_key
 from freehold.errors import UsageError
-from freehold.providers.contract import Outgoing, RemoteModel, Wire
+from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.serving import Job
+
+if TYPE_CHECKING:
+    from freehold.backends.engines.wire import EngineWire
 
 SESSION = "x-session-id"  # Ray's RAY_SERVE_SESSION_ID_HEADER_KEY
 # Bytes of Ray's own sockets below its folder: /session_2026-11-28_04-45-03_452626_30086/sockets/plasma_store
@@ -57,7 +60,7 @@ class RayDriver:
     def __init__(self, inner: EngineDriver) -> None:
         self.inner = inner
         self.metrics_path = "/metrics" if inner.metrics_path else ""
-        self.wire: Wire = cast(Wire, SessionWire(inner.wire))  # the rest is the inner wire's own
+        self.wire = cast("EngineWire", SessionWire(inner.wire))  # the rest is the inner wire's own
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Refuse: an app is planned around its replica's plan (plan.over)."""
@@ -89,7 +92,7 @@ class RayDriver:
 class SessionWire:
     """An engine's wire whose requests name a session: the beginning of their prompt."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: EngineWire) -> None:
         self._wire = wire
 
     def __getattr__(self, name: str) -> Any:
