@@ -115,10 +115,11 @@ class Chaos:
             if rows and len(ready) > 1:
                 row = self.draw.choice(rows)
                 found = _processes(row.pid)
-                if kind not in found:
-                    missing[kind] += 1
-                    kind = "core"
-                return row.number, found[kind], kind
+                if "core" in found:  # a tree that has just lost it is ending by itself
+                    if kind not in found:
+                        missing[kind] += 1
+                        kind = "core"
+                    return row.number, found[kind], kind
             await asyncio.sleep(0.1)
 
     async def hang(self) -> float:
