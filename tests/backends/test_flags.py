@@ -252,3 +252,65 @@ def test_the_script_reads_a_reference_of_stability():
         ["--telemetry", "on-off", {"also": ["--no-telemetry"]}],
         ["--kv", "text", {"choices": ["auto", "fp8"]}],
     ]
+
+
+@pytest.mark.parametrize(
+    "engine, flag",
+    [
+        ("vllm", '--kv-transfer-config={"kv_connector": "X", "kv_connector_module_path": "evil"}'),
+        ("vllm", "--kv-transfer-config.kv_connector_module_path=evil"),
+        ("vllm", '--kv-transfer-config.kv_connector_extra_config={"spec-module-path": "evil"}'),
+        ("vllm", '--ec-transfer-config={"ec_connector_module_path": "evil"}'),
+        ("vllm", '--ec-manager-config={"encoder_cache_manager_cls": "evil.Manager"}'),
+        ("vllm", '--structured-outputs-config={"reasoning_parser_plugin": "/tmp/evil.py"}'),
+        ("vllm", "--structured_outputs_config.reasoning_parser_plugin=/tmp/evil.py"),
+        ("vllm", '--compilation-config={"mode": 1, "backend": "evil.compiler"}'),
+        ("vllm", "-cc.backend=evil.compiler"),
+        ("vllm", '--compilation-config={"inductor_passes": {"x": "evil.run"}}'),
+        ("vllm", '--speculative-config={"method": "custom_class", "model": "evil"}'),
+        ("vllm", '--speculative-config={"model": "evil.Proposer"}'),
+        ("vllm", '--speculative-config={"draft_load_config": {"load_format": "pt"}}'),
+        ("vllm", "--spec-method=custom_class"),
+        ("vllm", "--spec-model=evil.Proposer"),
+        ("vllm", '--mm-processor-kwargs=[{"a": [{"trust_remote_code": true}]}]'),
+        ("sglang", "--hicache-storage-backend=dynamic"),
+        ("sglang", '--hicache-storage-backend-extra-config={"module_path": "evil", "class_name": "X"}'),
+        ("sglang", "--speculative-draft-load-format=pt"),
+        ("sglang", "--lmcache-config-file=/tmp/x.yaml"),
+        ("sglang", "--delete-ckpt-after-loading"),
+        ("sglang", "--log-level=Debug"),
+        ("sglang", "--log-level=NOTSET"),
+        ("llamacpp", "--lookup-cache-dynamic=/tmp/x"),
+    ],
+)
+def test_code_and_logs_by_way_of_a_value_are_refused(engine, flag):
+    with pytest.raises(UsageError, match="is refused"):
+        checked(schema.nearest(engine, ""), (flag,))
+
+
+def test_a_value_that_an_engine_would_read_as_a_flag_is_refused():
+    for engine, flag in (
+        ("vllm", "--chat-template=--trust-remote-code"),
+        ("vllm", "--lora-modules=a=/x --trust-remote-code"),
+        ("vllm", "--tokenizer -O3"),
+        ("sglang", "--chat-template=--admin-api-key=x"),
+    ):
+        with pytest.raises(UsageError, match="begins with a dash"):
+            checked(schema.nearest(engine, ""), (flag,))
+    with pytest.raises(UsageError, match="names a file"):
+        checked(schema.nearest("sglang", ""), ("--hicache-storage-backend-extra-config=@/tmp/x.toml",))
+    assert checked(schema.nearest("llamacpp", ""), ("--spec-draft-threads=-1",))
+
+
+def test_configurations_that_name_no_code_are_taken():
+    for flag in (
+        '--speculative-config={"method": "eagle3", "model": "/models/eagle", "num_speculative_tokens": 3}',
+        '--kv-transfer-config={"kv_connector": "NixlConnector", "kv_role": "kv_both"}',
+        '--compilation-config={"backend": "inductor", "cudagraph_mode": "PIECEWISE"}',
+    ):
+        assert checked(schema.nearest("vllm", ""), (flag,))
+
+
+def test_json_of_any_depth_is_refused_and_nothing_else_happens():
+    with pytest.raises(UsageError, match="not JSON"):
+        checked(schema.nearest("vllm", ""), ("--compilation-config=" + "[" * 100_000,))

@@ -9,9 +9,11 @@ Path: EngineDriver.plan -> checked -> FlagSchema.find, door -> PlannedFlag
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -23,6 +25,8 @@ from freehold.errors import UsageError
 
 GIVEN = "given by --engine-flag"
 _OFF = "--no-"
+_NEGATIVE = re.compile(r"-\d+(?:\.\d+)?")
+_DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")  # what Python would import
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,12 @@ class FlagRule:
     only: frozenset[str] = frozenset()  # values that are taken all the same
     closed: frozenset[str] = frozenset()  # the only values that are refused; empty: all
     secret: bool = False  # its value is not repeated
+    dotted: bool = False  # only values that are a class's name, pkg.Class, are refused
 
     def shuts(self, value: str | None) -> bool:
         """Say whether the flag is refused with this value."""
+        if self.dotted:
+            return value is not None and _DOTTED.fullmatch(value) is not None
         if self.closed:
             return value in self.closed
         return value is None or value not in self.only
@@ -75,6 +82,8 @@ def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
     if door := refused(schema, spelling, value):
         said = f"{spelling} {value}" if value and not door.secret else spelling
         raise UsageError(f"{said} is refused: {door.why}", door.hint)
+    if found := _refused_key(spelling, value):
+        raise UsageError(f"{spelling}: {found[0]} is refused: {found[1].why}", found[1].hint)
     spec = schema.find(spelling) or _within(schema, spelling)
     if spec is None:
         raise UsageError(f"{schema.title} has no flag {spelling}", _instead(schema, spelling))
@@ -84,6 +93,35 @@ def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
     if spec.kind == "on-off" and spelling.startswith(_OFF):
         name = next(s for s in (spec.name, *spec.also) if alike(s) == alike(spelling))
     return spec, PlannedFlag(name, value, GIVEN)
+
+
+def _refused_key(spelling: str, value: str | None) -> tuple[str, FlagRule] | None:
+    """Return a key of a flag's JSON, or of its dotted name, that is refused, and the rule; None: all are taken."""
+    _, *path = spelling.split(".")
+    pairs: list[tuple[str, Any]] = [(key, {}) for key in path[:-1]]
+    pairs += [(key, value) for key in path[-1:]]
+    if value is not None and value.lstrip()[:1] in ("{", "["):
+        with suppress(ValueError, RecursionError):  # what is no JSON is refused by its kind, or is text
+            pairs += _pairs(json.loads(value))
+    for key, held in pairs:
+        plain = alike(key)
+        said = None if isinstance(held, dict | list) else held if isinstance(held, str) else json.dumps(held)
+        for rule in _key_doors():
+            if rule.name.fullmatch(plain) and rule.shuts(said):
+                return key, rule
+    return None
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key of a JSON value with what it holds, however deep."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            yield from each.items()
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
 
 
 def _instead(schema: FlagSchema, spelling: str) -> str:
@@ -130,7 +168,17 @@ def _problem(spec: FlagSpec, spelling: str, value: str | None) -> str:
         return f"it takes no value, and {value!r} is given" if value is not None else ""
     if value is None:
         return "" if spec.bare else "it needs a value"
-    return spec.wrong(value)
+    return _misread(spec, value) or spec.wrong(value)
+
+
+def _misread(spec: FlagSpec, value: str) -> str:
+    """Say why an engine's parser would not take a value for one; "" where it would."""
+    words = value.split() if spec.many else [value]
+    if spec.kind in ("text", "json") and any(w.startswith("-") and not _NEGATIVE.fullmatch(w) for w in words):
+        return f"{value!r} begins with a dash, so the engine would read another flag"
+    if value.startswith("@"):
+        return f"{value!r} names a file of settings, which are not checked"
+    return ""
 
 
 def _pattern(spec: FlagSpec) -> str:
@@ -156,6 +204,11 @@ def _doors() -> tuple[FlagRule, ...]:
 
 
 @cache
+def _key_doors() -> tuple[FlagRule, ...]:
+    return tuple(_door(raw) for raw in _data()["key"])
+
+
+@cache
 def _data() -> dict[str, Any]:
     text = resources.files("freehold.backends.flags").joinpath("doors.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
@@ -163,10 +216,11 @@ def _data() -> dict[str, Any]:
 
 def _door(raw: Mapping[str, Any]) -> FlagRule:
     return FlagRule(
-        re.compile(raw["name"]),
+        re.compile(raw.get("name") or raw["key"]),
         raw["why"],
         raw.get("hint", ""),
         frozenset(raw.get("only", ())),
         frozenset(raw.get("not", ())),
         raw.get("secret", False),
+        raw.get("dotted", False),
     )

@@ -59,7 +59,7 @@ class FlagSpec:
                 float(word)
             elif self.kind == "json":
                 json.loads(word)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return self.kind != "size" or _SIZE.fullmatch(word) is not None
 
