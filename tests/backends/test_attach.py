@@ -21,6 +21,7 @@ from freehold.backends.engines.survey import attached_plan
 from freehold.backends.planning import asked as asking
 from freehold.backends.planning import printed
 from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.planning.asking import EngineSaid
 from freehold.backends.replicas.replica import Replica
 from freehold.config import load_settings
 from freehold.errors import EngineLost, UsageError
@@ -274,3 +275,29 @@ async def test_deploy_plans_for_an_address(tmp_path: Path) -> None:
     for wrong in ({"replicas": 2}, {"flags": ("--x",)}, {"on": "h100"}, {"python": "/p"}):
         with pytest.raises(UsageError):
             asking.planned(load_settings(), DeployOptions("m", attach="127.0.0.1:1", **wrong))  # type: ignore[arg-type]
+
+
+class Said:
+    """Answers of an engine, by path."""
+
+    def __init__(self, **bodies: bytes) -> None:
+        self._bodies = bodies
+
+    async def get(self, path: str) -> EngineSaid | None:
+        body = self._bodies.get(path.rpartition("/")[2])
+        return None if body is None else EngineSaid(200, {}, body)
+
+
+@pytest.mark.parametrize("said", ['"many"', "1e400", "[1]", "-5", "true", "null", "9" * 30])
+@synchronous
+async def test_context_that_is_no_number_of_tokens_is_not_known(said: str) -> None:
+    models = f'{{"data": [{{"id": "m", "owned_by": "vllm", "max_model_len": {said}}}]}}'.encode()
+    found = await survey.surveyed(Said(models=models, version=b'{"version": "1\\u001b[2J"}'))  # type: ignore[arg-type]
+    assert found is not None and (found.engine, found.context, found.version) == ("vllm", 0, "")
+
+
+@synchronous
+async def test_models_that_cannot_be_read_are_no_dialect() -> None:
+    for body in (b"[" * 100_000, b"\xff", b'{"data": 7}'):
+        with pytest.raises(UsageError, match="no dialect"):
+            await survey.surveyed(Said(models=body))  # type: ignore[arg-type]

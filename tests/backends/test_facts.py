@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,29 @@ def test_every_parser_name_is_in_its_engines_registry():
             for flag, name in zip(flags[engine], (names.tool, names.reasoning), strict=True):
                 spec = known.find(flag)
                 assert spec and (not name or name in spec.choices), (family, engine, flag, name)
+
+
+@pytest.mark.parametrize("name", ["video_preprocessor_config.json", "generation_config.json", "params.json"])
+def test_code_of_its_own_is_found_in_files_that_are_rarely_there(tmp_path, name):
+    folder = write_model(tmp_path)
+    (folder / name).write_text(json.dumps({"auto_map": None, "inner": {"auto_map": {"A": "m.X"}}}))
+    assert of_path(folder).own_code == f"{name}: auto_map names m.X"
+
+
+def test_what_no_model_has_is_refused_before_it_is_read_whole(tmp_path):
+    folder = write_model(tmp_path)
+    deep = folder / "deep_config.json"
+    for text in ('{"a":' * 400 + "1" + "}" * 400, '{"a":' * 100_000):
+        deep.write_text(text)
+        with pytest.raises(BadModelFile, match="deep_config"):
+            of_path(folder)
+    deep.unlink()
+    template = folder / "chat_template.jinja"
+    with template.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no disk
+    with pytest.raises(BadModelFile, match="is longer than"):
+        of_path(folder)
+    template.unlink()
+    os.mkfifo(template)
+    with pytest.raises(BadModelFile, match="is not a file"):
+        of_path(folder)

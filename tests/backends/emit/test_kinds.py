@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import yaml
 from freehold.backends.emit.compose_check import compose_faults
 from freehold.backends.emit.contract import EmitOptions, label
 from freehold.backends.emit.emit import emit
+from freehold.backends.emit.kubernetes import documents
 from freehold.errors import UsageError
 
 from .plans import OPTIONS, plan
@@ -200,3 +202,38 @@ def test_files_need_images():
 )
 def test_label_is_a_dns_label(name, expected):
     assert label(name) == expected
+
+
+# --- names and folders that others chose --------------------------------------------------------------
+
+NAME = 'x\nservices: {}\r\n"$HEAD$(touch x)`id`$SKYPILOT_NODE_RANK'
+
+
+def test_a_name_of_others_adds_no_line_to_a_file_and_no_command_to_a_script():
+    found = composed(name=NAME)
+    assert set(found) == set(composed()) and list(COMPOSE.iter_errors(found)) == []
+    (file,) = emit(plan("vllm", name=NAME), "skypilot", OPTIONS)
+    run = yaml.safe_load(file.text)["run"]
+    assert shlex.quote(NAME) in run
+    outside, _, heredoc = run.replace(shlex.quote(NAME), "").partition("<<'END'\n")
+    assert "touch" not in outside + heredoc.partition("\nEND\n")[2]
+    subprocess.run(["bash", "-n"], input=run, text=True, check=True)
+    (file,) = emit(plan("vllm", **ONE, name=NAME), "systemd", replace(OPTIONS, start=("/bin/true",)))
+    assert "services: {}\n" not in file.text
+    with pytest.raises(UsageError, match="cannot be written"):
+        emit(plan("vllm", **ONE, name=NAME), "systemd", replace(OPTIONS, start=("/bin/true", NAME)))
+    with pytest.raises(UsageError, match="user's name"):
+        emit(plan("vllm", **ONE), "systemd", replace(OPTIONS, user="me\nExecStartPre=/bin/evil"))
+
+
+def test_a_folder_s_dollars_are_no_variables_of_compose():
+    made = plan("vllm", **ONE)
+    made = replace(made, model=replace(made.model, source="/srv/$HOME/m"), flags=made.flags[1:])
+    (file,) = emit(made, "compose", OPTIONS)
+    assert yaml.safe_load(file.text)["services"]["engine-0"]["volumes"][0]["source"] == "/srv/$$HOME/m"
+
+
+def test_a_name_of_others_is_no_variable_of_a_pod():
+    name = "$(LWS_A)$(VLLM_API_KEY)"
+    found = json.dumps(documents(plan("vllm", name=name), OPTIONS))
+    assert f'"--served-model-name", "{name.replace("$(", "$$(")}"' in found

@@ -12,7 +12,7 @@ from typing import Any
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.command import MODEL, SGLANG_START, engine_words, group, model_folder
 from freehold.backends.emit.compose_check import compose_faults
-from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, label, pinned
+from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, comment, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, gateway_toml, probe_text, server_words
 from freehold.backends.emit.pods import AWAY_S, ENGINE_USER, GRACE_S, HOME, SERVER_USER, SHM, STARTUP_S
@@ -78,7 +78,7 @@ def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
 def _engine(
     plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, number: int, devices: int
 ) -> Doc:
-    folder = model_folder(plan) or "${MODEL:?the folder with the model's files}"
+    folder = _literal(model_folder(plan)) or "${MODEL:?the folder with the model's files}"
     ours = {engine.key, "HF_HOME"} | {s.variable for s in plan.secrets}
     kept = {k: v for k, v in plan.environment.items() if not v.startswith("/") and k not in ours}
     environment = {**kept, **engine.environment, "HOME": HOME, "USER": "engine", "LOGNAME": "engine"}
@@ -190,4 +190,4 @@ def _head(plan: DeployPlan) -> str:
     ]
     if plan.engine == "trtllm":
         lines.append("TensorRT-LLM has no key: that its network is internal alone guards its port.")
-    return "".join(f"# {line}\n" for line in lines)
+    return comment(lines)

@@ -6,6 +6,7 @@ Path: emit.emit -> EmitOptions -> EmittedFile
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from freehold.errors import UsageError
@@ -42,6 +43,11 @@ def label(name: str) -> str:
     """Return a model's name as a DNS label of at most 40 characters, so that suffixes fit."""
     found = _LABEL.sub("-", name.lower()).strip("-")[:40].strip("-")
     return found if found[:1].isalpha() else f"m-{found}".rstrip("-")
+
+
+def comment(lines: Iterable[str]) -> str:
+    """Return lines as comments of YAML. Nothing in them ends one: a name of others may have what looks like a line."""
+    return "".join(f"# {''.join(c if c.isprintable() else ' ' for c in line)}\n" for line in lines)
 
 
 def pinned(option: str, image: str, example: str) -> str:

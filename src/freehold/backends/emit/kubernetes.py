@@ -13,7 +13,7 @@ from freehold.backends.contract import DeployPlan
 from freehold.backends.emit import gateway, mpi, network, pods
 from freehold.backends.emit.check import faults
 from freehold.backends.emit.command import SGLANG_START, NodeGroup, NodePlace, engine_words, group
-from freehold.backends.emit.contract import EmitOptions, EmittedFile, label, pinned
+from freehold.backends.emit.contract import EmitOptions, EmittedFile, comment, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.yaml_text import yaml_text
 
@@ -155,4 +155,4 @@ def _head(plan: DeployPlan, options: EmitOptions) -> str:
         ]
     if plan.engine == "trtllm":
         lines.append("TensorRT-LLM has no key: the network policy alone guards its port.")
-    return "".join(f"# {line}\n" for line in lines)
+    return comment(lines)

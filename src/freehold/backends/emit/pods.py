@@ -6,6 +6,7 @@ Path: kubernetes.documents -> engine_pod, server_pod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ GPU = {"NVIDIA": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
 # Arithmetic of a request, not of a limit: a worker a device, one more core for each; weights pass through host memory.
 CORES, GIB = 2, 16
 SHM = "16Gi"  # of /dev/shm: queues between workers, some 250 MB a worker, and NCCL's buffers inside a node
+# A word that is a variable of the group is Kubernetes' to fill in; one that only begins like it, as a name may, is not.
+_OF_GROUP = re.compile(r"\$\(LWS_[A-Z_]+\)(?::\d+)?")
 
 Doc = dict[str, Any]
 
@@ -57,7 +60,7 @@ def engine_pod(
     container = {
         "name": "engine",
         "image": options.image,
-        "command": [w.replace("$(", "$$(") if not w.startswith("$(LWS_") else w for w in words],
+        "command": [w if _OF_GROUP.fullmatch(w) else w.replace("$(", "$$(") for w in words],
         "env": engine_environment(plan, engine),
         "resources": _resources(plan, devices),
         "volumeMounts": [

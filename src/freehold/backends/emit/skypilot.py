@@ -7,18 +7,21 @@ Path: emit.emit -> skypilot_files -> skypilot_task
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.command import MODEL, SGLANG_START, NodePlace, engine_words, group, model_folder
-from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, label, pinned
+from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, comment, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.gateway import KEY, gateway_toml
 from freehold.backends.emit.yaml_text import yaml_text
 from freehold.errors import UsageError
 
 RANK, NODES, HEAD = "$SKYPILOT_NODE_RANK", "$SKYPILOT_NUM_NODES", "$HEAD"
+# A word that is one of them is left to the shell; one that only holds one, as a name may, is not.
+_OURS = re.compile("(?:" + "|".join(map(re.escape, (RANK, NODES, HEAD))) + r")(?::\d+)?")
 FREEHOLD = "freehold[gateway]"
 # SkyPilot's names of accelerators, where ours differ by more than case.
 _NAMES = {"a100": "A100-80GB", "a100-40gb": "A100", "rtx-4090": "RTX4090", "rtx-6000-ada": "RTX6000-Ada"}
@@ -121,8 +124,7 @@ def _line(
     words = tuple("127.0.0.1" if word == "0.0.0.0" else word for word in words)
     if plan.engine == "sglang":
         words = ("sh", "-c", SGLANG_START, *words)
-    ours = (RANK, NODES, HEAD)
-    return " ".join(f'"{w}"' if any(v in w for v in ours) else shlex.quote(w) for w in words)
+    return " ".join(f'"{w}"' if _OURS.fullmatch(w) else shlex.quote(w) for w in words)
 
 
 def _head(plan: DeployPlan) -> str:
@@ -133,4 +135,4 @@ def _head(plan: DeployPlan) -> str:
         f"{label(plan.model.name)}; FREEHOLD names the package, or a wheel among the task's files.",
         f"MODEL_FILES is what {MODEL} is filled from: --env MODEL_FILES=s3://..., or a folder of this machine.",
     ]
-    return "".join(f"# {line}\n" for line in lines)
+    return comment(lines)

@@ -7,6 +7,8 @@ Path: emit.emit -> systemd_files -> unit_text
 
 from __future__ import annotations
 
+import re
+
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions, EmittedFile, label
 from freehold.errors import UsageError
@@ -82,11 +84,11 @@ def unit_text(plan: DeployPlan, options: EmitOptions, name: str) -> str:
         model=_plain(plan.model.name),
         engine=plan.engine,
         name=name,
-        home=_quoted(options.home),
-        user=options.user,
+        home=_quoted(options.home, variables=False),
+        user=_word(options.user),
         before=f"# useradd --system --home-dir {options.home} --create-home {options.user}\n" if ours else "",
         command=" ".join(map(_quoted, words)),
-        environment=_quoted(f"FREEHOLD_HOME={options.home}"),
+        environment=_quoted(f"FREEHOLD_HOME={options.home}", variables=False),
         stop_s=options.drain_s + 30,
     )
 
@@ -103,12 +105,19 @@ def deploy_words(plan: DeployPlan) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    return text.replace("%", "%%").replace("\n", " ")
+    return "".join(c if c.isprintable() else " " for c in text).replace("%", "%%")
 
 
-def _quoted(word: str) -> str:
-    """Quote a word for systemd: no specifier, no variable, no line end."""
+def _word(word: str) -> str:
+    if not re.fullmatch(r"[\w.@-]+", word):
+        raise UsageError(f"{word!r} is not a user's name")
+    return word
+
+
+def _quoted(word: str, *, variables: bool = True) -> str:
+    """Quote a word for systemd: no specifier, no line end; where it puts in `variables`, none of these."""
     if any(ord(c) < 32 for c in word):
         raise UsageError(f"{word!r} cannot be written in a unit file")
-    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    plain = plain.replace("$", "$$") if variables else plain
     return plain if plain and not any(c in plain for c in " '\"\\;#") else f'"{plain}"'

@@ -17,6 +17,7 @@ from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import DeployedModel, DeployPlan, EngineName, Listens, Nodes, ParallelSizes
 from freehold.backends.engines import attach
 from freehold.backends.engines.attach import AttachTarget
+from freehold.backends.names import named
 from freehold.backends.planning.asking import EngineAsker
 from freehold.catalog.hardware import Device, Rig
 from freehold.config import nearest
@@ -45,6 +46,7 @@ BEYOND = (
     "it is another machine and counts as yours: requests that may not leave the house go there; a server of others "
     "belongs into the gateway's file, as a provider"
 )
+MOST = 1 << 30  # tokens of a context, and answers at a time: beyond any engine's
 STREAMS = 64  # answers at a time that an engine is given whose own number is not known
 _ELSEWHERE = Device(
     name="elsewhere",
@@ -93,7 +95,7 @@ def attached_plan(
         engine=found.engine,
         version=found.version,
         schema="",
-        model=DeployedModel(name or served, at.shown, files, anatomy),
+        model=DeployedModel(named(name or served), at.shown, files, anatomy),
         nodes=Nodes(Rig(_ELSEWHERE), here=False),
         command=(),
         flags=(),
@@ -140,12 +142,14 @@ async def surveyed(ask: EngineAsker, engine: str = "") -> EngineSurvey | None:
             "name an engine's address",
         )
     rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    rows = [row for row in rows if row["id"].isprintable()]  # they are shown in a terminal
     known = engine or await _engine(ask, listed.headers.get("Server", ""), rows)
     path, member = _VERSIONS.get(known, ("", ()))
     version = await ask.get(path) if path else None
     said = version.member(*member) if version is not None and version.status == 200 else None
     context, streams = await _sizes(ask, known, rows)
-    return EngineSurvey(known, str(said or ""), tuple(row["id"] for row in rows), context, streams)  # type: ignore[arg-type]
+    shown = said if isinstance(said, str) and said.isprintable() else ""
+    return EngineSurvey(known, shown[:64], tuple(row["id"] for row in rows), context, streams)  # type: ignore[arg-type]
 
 
 async def _engine(ask: EngineAsker, server: str, rows: list[dict[str, Any]]) -> str:
@@ -161,15 +165,18 @@ async def _engine(ask: EngineAsker, server: str, rows: list[dict[str, Any]]) -> 
 
 async def _sizes(ask: EngineAsker, engine: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
     """Return the context of an answer and the answers at a time, as far as it tells."""
-    context = next((int(row["max_model_len"]) for row in rows if row.get("max_model_len")), 0)
+    context = next((n for row in rows if (n := _count(row.get("max_model_len")))), 0)
     if engine != "llamacpp":
         return context, 0
     props = await ask.get("/props")
     if props is None or props.status != 200:
         return context, 0
-    return int(props.member("default_generation_settings", "n_ctx") or 0), int(
-        props.member("total_slots") or 0
-    )
+    return _count(props.member("default_generation_settings", "n_ctx")), _count(props.member("total_slots"))
+
+
+def _count(said: Any) -> int:
+    """Return a number that an engine tells; 0 for what cannot be one."""
+    return said if type(said) is int and 0 < said <= MOST else 0
 
 
 def _served(at: AttachTarget, found: EngineSurvey, model: str) -> str:

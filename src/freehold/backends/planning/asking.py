@@ -34,7 +34,7 @@ class EngineSaid:
         """Return the body; None where it is not JSON."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def member(self, *path: str) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from freehold.advisor.file_anatomy import config_layers, from_file
 from freehold.advisor.size_keys import SizeKeys, config_head_dim
 from freehold.advisor.stated_context import config_context
 from freehold.backends.contract import DeployedModel, Nodes
+from freehold.backends.names import named
 from freehold.backends.planning import parsers
 from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig, device, rig
@@ -33,7 +34,8 @@ from freehold.formats.safetensors import MAX_CONFIG_BYTES
 from freehold.store.refs import parse_ref
 
 MOST_NODES = 64
-_CODE_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+_MOST_CONFIGS = 64  # of a folder; Qwen3-VL has five
+_MOST_DEEP = 100  # of JSON; real configurations are less than ten deep
 _SEVERAL = re.compile(r"(\d{1,3})\s*[x×*]\s*(\d{1,4}\s*[x×*].+)")
 _PACKED = ("I32", "U8")  # of safetensors: types whose values hold several weights of four bits
 
@@ -45,20 +47,21 @@ def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") 
     """Return what `text` names: a folder, a GGUF, a model of the store, or one of the catalogue that is not here.
 
     `name`: under which clients ask for it; else the store's or the folder's own. `quant`: of a catalogue's model.
-    Raises ModelNotFound with the nearest names, BadModelFile for files that contradict themselves.
+    Raises ModelNotFound with the nearest names, BadModelFile for files that contradict themselves, and UsageError for
+    a name that no deployment may have.
     """
     from freehold.store import Store
 
     parsed = parse_ref(text)
     if parsed.kind == "path":
         found = of_path(Path(parsed.text))
-        return replace(found, name=name) if name else found
+        return replace(found, name=named(name or found.name))
     try:
         ref = Store(settings).resolve(text)
     except ModelNotFound:
         found = of_catalogue(catalog.model(parsed.repo or text), quant)
-        return replace(found, name=name or text)
-    return replace(of_path(ref.path, ref.name), name=name or ref.name)
+        return replace(found, name=named(name or text))
+    return replace(of_path(ref.path, ref.name), name=named(name or ref.name))
 
 
 def of_path(path: Path, name: str = "") -> DeployedModel:
@@ -220,51 +223,89 @@ def _by_size(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
 
 def _own_code(folder: Path) -> str:
     """Return where a folder's files name Python code of their own, however deep; "" for nowhere."""
-    for name in _CODE_FILES:
-        if (found := _auto_map(_json(folder / name))) is not None:
-            named = next(iter(found.values()), "") if isinstance(found, Mapping) else found
-            said = named[0] if isinstance(named, list) and named else named
-            return f"{name}: auto_map" + (f" names {said}" if isinstance(said, str) and said else "")
+    files = sorted({*folder.glob("*config*.json"), folder / "params.json"})
+    if len(files) > _MOST_CONFIGS:
+        raise BadModelFile(f"{folder} has {len(files):,} configurations, and {_MOST_CONFIGS} are read")
+    for path in files:
+        for found in _values_of("auto_map", _parsed(path)):
+            first = next(iter(found.values()), "") if isinstance(found, Mapping) else found
+            said = first[0] if isinstance(first, list) and first else first
+            return f"{path.name}: auto_map" + (f" names {said}" if isinstance(said, str) and said else "")
     return ""
 
 
-def _auto_map(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        if "auto_map" in value:
-            return value["auto_map"]
-        return next((f for v in value.values() if (f := _auto_map(v)) is not None), None)
-    if isinstance(value, list):
-        return next((f for v in value if (f := _auto_map(v)) is not None), None)
-    return None
+def _values_of(name: str, value: Any) -> Iterator[Any]:
+    """Yield what stands under `name`, however deep, but for null."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, Mapping):
+            if each.get(name) is not None:
+                yield each[name]
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
 
 
 def _template(folder: Path) -> str | None:
     """Return the text of a folder's chat templates; None where it has none."""
     files = [folder / "chat_template.jinja", folder / "chat_template.json"]
-    texts = [p.read_text(encoding="utf-8", errors="replace") for p in files if p.is_file()]
+    texts = [body.decode("utf-8", "replace") for body in map(_small, files) if body is not None]
     said = _json(folder / "tokenizer_config.json").get("chat_template")
     texts += [said if isinstance(said, str) else json.dumps(said)] if said else []
     return "\n".join(texts) if texts else None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Read a small JSON file; {} where it is not there. Raises BadModelFile for anything but an object."""
+def _small(path: Path) -> bytes | None:
+    """Read a small file; None where there is none. Raises BadModelFile for a long one, and for what is no file."""
     try:
+        if not path.is_file():  # a pipe would be read for ever
+            if path.exists():
+                raise BadModelFile(f"{path} is not a file")
+            return None
         with path.open("rb") as file:
             body = file.read(MAX_CONFIG_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
     except OSError as error:
         raise BadModelFile(f"{path} cannot be read: {error.strerror}") from error
     if len(body) > MAX_CONFIG_BYTES:
         raise BadModelFile(f"{path} is longer than {MAX_CONFIG_BYTES:,} bytes")
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadModelFile(f"{path} is not JSON", "fetch the folder again") from error
+    return body
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a small JSON file; {} where it is not there. Raises BadModelFile for anything but an object."""
+    found = _parsed(path)
     if not isinstance(found, dict):
         raise BadModelFile(f"{path} holds no JSON object")
     return found
+
+
+def _parsed(path: Path) -> Any:
+    """Read any small JSON file; {} where it is not there. Raises BadModelFile."""
+    body = _small(path)
+    if body is None:
+        return {}
+    try:
+        found = json.loads(body)
+        deep = _depth(found) > _MOST_DEEP
+    except (ValueError, RecursionError) as error:
+        raise BadModelFile(f"{path} is not JSON", "fetch the folder again") from error
+    if deep:
+        raise BadModelFile(f"{path} is nested more than {_MOST_DEEP} deep", "fetch the folder again")
+    return found
+
+
+def _depth(value: Any) -> int:
+    """Return how deep a JSON value is nested, or the first number beyond what is taken."""
+    level, depth = [value], 0
+    while level and depth <= _MOST_DEEP:
+        held = [
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        ]
+        level, depth = [inner for each in held for inner in each], depth + 1
+    return depth
 
 
 # --- the hardware -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from freehold import private
 from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver
+from freehold.backends.names import named
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.backends.replicas.handle import DeployedHandle, FallbackHandle, info_of, stats_of
 from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
@@ -54,7 +55,7 @@ class DeployedModels:
         return [each.row(self._fallbacks[name]) for name, each in sorted(self._sets.items())]
 
     async def add(self, plan: DeployPlan, *, fallback: str = "") -> DeploymentRow:
-        name = plan.model.name
+        name = named(plan.model.name)
         if self._closed:
             raise EngineClosed("the server is shutting down", "deploy when it is back")
         if name in self._sets:
