@@ -128,3 +128,7 @@ def test_the_configuration_that_an_engine_prints_is_no_cause():
 def test_a_sentence_takes_words_with_braces_as_they_are():
     found = causes.find(["vllm: error: unrecognized arguments: --x={a}"])
     assert found is not None and found[1] == "its own parser does not know --x={a}"
+
+
+def test_a_signal_without_a_name_is_told_by_its_number():
+    assert causes.death("Engine", [], -35).sentence == "Engine was ended by signal 35"

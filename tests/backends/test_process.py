@@ -16,6 +16,7 @@ import pytest
 
 from freehold.backends.process import process
 from freehold.backends.process.process import OwnProcess, launch
+from freehold.backends.process.ring import LogRing
 from freehold.errors import UsageError
 from tests.backends.made import plan_of
 
@@ -377,3 +378,40 @@ def test_shared_memory_of_a_dead_tree_is_removed_and_nobody_else_s(tmp_path, how
         asyncio.run(run())
     finally:
         other.unlink(missing_ok=True)
+
+
+def test_what_a_terminal_would_obey_is_no_part_of_a_line():
+    async def run() -> None:
+        ring = LogRing()
+        ring.data_received(b"\x1b]52;c;ZXZpbA==\x07\x1b[31mred\x1b[0m \xc2\x9b2J\xe2\x80\xaex\ty\n")
+        assert list(ring) == ["]52;c;ZXZpbA==red 2Jx\ty"]
+
+    asyncio.run(run())
+
+
+def test_a_flood_in_one_read_costs_no_more_than_what_is_kept_of_it():
+    told: list[str] = []
+
+    async def run() -> None:
+        ring = LogRing(told=told.append)
+        ring.data_received(b"".join(b"line %d\n" % i for i in range(20_000)))
+        assert len(told) == len(ring) == 2000 and ring.lines == 20_000 and ring[-1] == "line 19999"
+
+    asyncio.run(run())
+
+
+@LINUX
+def test_stop_ends_an_engine_whose_supervisor_takes_no_orders(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "END_S", 0.2)
+    monkeypatch.setattr(process, "KILL_S", 0.2)
+
+    async def run() -> None:
+        engine = await started(FAMILY, tmp_path)
+        await until(lambda: len(lines_with(engine, "leaf")) == 2)
+        pids = [int(line.split()[1]) for line in engine.log]
+        assert engine._supervisor is not None
+        os.kill(engine._supervisor.pid, signal.SIGSTOP)
+        await engine.stop(0.0)
+        await until(lambda: not any(map(alive, pids)))
+
+    asyncio.run(run())

@@ -241,5 +241,8 @@ def _ended(status: int | None) -> str:
     if status is None:
         return "ended"
     if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
+        try:
+            return f"was ended by {signal.Signals(-status).name}"
+        except ValueError:  # a real-time signal has no name
+            return f"was ended by signal {-status}"
     return f"ended with status {status}"

@@ -38,6 +38,7 @@ START_S = (
     60.0  # for the supervisor to say that the engine's program runs, on a machine that is short of everything
 )
 END_S = 5.0  # beyond the drain, for an engine that was asked to end
+KILL_S = 15.0  # for the supervisor to end all below it: its own limit is 8 s
 _TREE_S = 1.0  # that a list of a tree's processes is used: finding them reads every process of the machine
 _MOVED_CPU_S, _MOVED_BYTES = 1.0, 32 << 20  # idle threads of a stuck start use less
 
@@ -145,6 +146,11 @@ class OwnProcess:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.ended), drain_s + END_S)
         self._order({"kill": True})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.ended), KILL_S)
+        if not self.ended.done() and self._supervisor is not None:
+            self._tree = tree.descendants(self._supervisor.pid)  # which `_watch` then ends
+            self._supervisor.kill()  # it takes no orders: it was stopped, or hangs in a disk
         await self.ended
 
     def kill(self, why: str) -> None:

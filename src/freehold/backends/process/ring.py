@@ -18,6 +18,8 @@ CHARACTERS = 500  # of a line
 _UNFINISHED = 1 << 16  # bytes of a line whose end has not come: what follows is dropped
 _SEEN = 1024  # different lines remembered, to tell news from repetition
 _COLOUR = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+# What is left would be obeyed by the terminal that shows the log: titles, the clipboard, lines written over.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # An engine that dies prints the requests it computed: stop strings, schemas, expressions are the client's words.
 _REQUESTS = re.compile(rb"Dumping |[Ss]ampling_?[Pp]arams|prompt_token_ids=|scheduled_new_reqs")
 _FIGURES = re.compile(r"[\d.:,/%-]+")
@@ -40,6 +42,9 @@ class LogRing(asyncio.Protocol, Sequence[str]):
     def data_received(self, data: bytes) -> None:
         """Take lines; a carriage return ends one too, as bars use it."""
         *whole, self._held = (self._held + data.replace(b"\r", b"\n")).split(b"\n")
+        if len(whole) > LINES:  # a flood: what would be pushed out at once is counted alone
+            self._dropping, self.lines = False, self.lines + len(whole) - LINES
+            whole = whole[-LINES:]
         for line in whole:
             if not self._dropping:
                 self._add(line)
@@ -62,7 +67,7 @@ class LogRing(asyncio.Protocol, Sequence[str]):
             raw = raw[: found.start()] + b"[what requests held is left out]"
         for secret in self._secrets:
             raw = raw.replace(secret, b"[secret]")
-        line = _COLOUR.sub(b"", raw).decode("utf-8", "replace").rstrip()
+        line = _CONTROL.sub("", _COLOUR.sub(b"", raw).decode("utf-8", "replace")).rstrip()
         if not line:
             return
         self.lines += 1
