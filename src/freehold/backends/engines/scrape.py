@@ -8,10 +8,10 @@ Knows no engine: what a name means is its driver's. Path: EngineDriver.numbers -
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 
+MOST = 2.0**53  # beyond it a float does not count, and no counter of an engine comes near: it is left out
 _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -20,7 +20,7 @@ def series(body: bytes) -> dict[str, float]:
     """Return every series, summed over its labels. Raises ValueError for a body that is no such page."""
     found: dict[str, float] = {}
     for name, _, value in _samples(body):
-        found[name] = found.get(name, 0.0) + value
+        found[name] = min(found.get(name, 0.0) + value, MOST)
     if not found and body.strip():
         raise ValueError("the metrics are not in Prometheus' text format")
     return found
@@ -44,5 +44,5 @@ def _samples(body: bytes) -> Iterator[tuple[str, str, float]]:
             value = float(match[3])
         except ValueError:
             continue
-        if math.isfinite(value):
+        if abs(value) <= MOST:  # NaN is not
             yield match[1], match[2] or "", value

@@ -32,6 +32,8 @@ MOST_OF_MANY, MOST_REFUSED = (
 AGAIN_S, MOST_AGAIN_S = 0.25, 4.0  # before the second one; doubled for each further one, up to
 MAX_LOST = 3  # engines that one request may lose: one that ends whatever computes it must not end them all
 LIMIT_TOKENS = 1 << 30  # of an answer where nothing else limits it
+SPARE_CHUNKS = 1000  # beyond two for each token that was asked for: an engine that sends more does not stop
+MOST_HELD = 1024  # ids whose text has not come; stop strings are shorter
 LIMIT_S = 86_400.0  # of a request without a limit of its own
 CORPSE_S = 5.0  # between the death of vLLM's core, which its answers tell of, and the end of its server
 # Faults of an engine, not of the request; another one is asked.
@@ -78,6 +80,7 @@ class DeployedStream:
         self._resumed_on: list[int] = []
         self._held: Chunk | None = None  # ids whose text has not come
         self._ready: deque[tuple[int, Chunk]] = deque()
+        self._most_chunks = self._chunks_left = 0  # of one engine
         self._over = False
 
     # --- before the first token -------------------------------------------------------------------
@@ -100,6 +103,7 @@ class DeployedStream:
             self._sent.prompt_ids = ids
         room = max(plan.context - len(ids), 0) if plan.context else 0
         most = min(n for n in (job.max_tokens, room or None, LIMIT_TOKENS) if n is not None)
+        self._most_chunks = self._chunks_left = job.n * (2 * most + SPARE_CHUNKS)
         engine = f"{plan.engine} {plan.version}".strip()
         self._begin = replace(begin, prompt_ids=ids, max_tokens=most, engine=engine, replica=replica.number)
 
@@ -192,6 +196,9 @@ class DeployedStream:
                 raise
             if self._replica is not None:
                 self._replica.moved()
+            self._chunks_left -= 1
+            if self._chunks_left < 0:
+                await self._endless()
             if self._sent is None:
                 return index, self._ended(chunk) if chunk.finish_reason is not None else chunk
             if (new := self._new(chunk, self._sent)) is not None:
@@ -222,8 +229,18 @@ class DeployedStream:
             return self._ended(chunk)
         if chunk.text or chunk.thinking or chunk.tool_calls or chunk.refusal:
             return chunk
+        if len(chunk.token_ids) >= MOST_HELD:
+            return chunk
         self._held = chunk
         return None
+
+    async def _endless(self) -> None:
+        """End an answer whose engine does not end it. Raises EngineLost."""
+        self._replicas.cut += 1
+        fault = UpstreamFault("invalid", "the engine sent more than was asked for")
+        self._leave(fault)
+        await self.aclose()
+        raise EngineLost(fault.message, "the deployment's log says more: freehold deploy logs")
 
     def _ended(self, chunk: Chunk) -> Chunk:
         """Return an answer's last chunk with the counts of all its parts."""
@@ -235,7 +252,7 @@ class DeployedStream:
             usage = Usage(len(self._sent.prompt_ids) + self._given, len(self._sent.ids) - self._given)
         if usage is None or not self._resumed_on:
             return chunk if usage is chunk.usage else replace(chunk, usage=usage)
-        prompt = usage.prompt_tokens - self._given
+        prompt = max(usage.prompt_tokens - self._given, 0)  # an engine may count otherwise
         return replace(
             chunk,
             usage=replace(
@@ -305,7 +322,7 @@ class DeployedStream:
             return
         if self._rejoined is not None and self._rejoined.over:
             self._rejoined = None
-        self._inner = await self._started(job)
+        self._inner, self._chunks_left = await self._started(job), self._most_chunks
 
 
 def _prompt_ids(inner: UpstreamStream | WholeStream) -> tuple[int, ...]:

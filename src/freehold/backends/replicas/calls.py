@@ -14,16 +14,22 @@ from typing import Any
 import msgspec
 
 from freehold.backends.contract import DeployPlan, EngineDriver, EngineNumbers, LaunchedEngine
+from freehold.backends.engines.scrape import MOST
 from freehold.errors import UnsupportedModel
 from freehold.providers import upstream
 from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Abilities, Outgoing, Provider, RemoteModel, Secret, UpstreamFault
-from freehold.providers.hop import Hop, HopReply
+from freehold.providers.contract import Abilities, Outgoing, Provider, RemoteModel, Secret
+from freehold.providers.faults import decoded, invalid
+from freehold.providers.hop import MAX_BODY, Hop, HopReply
 from freehold.providers.upstream import UpstreamStream, WholeStream
 from freehold.serving import EmbedJob, Job, Vectors
 
 CONNECTIONS = 4096  # of one engine: the server's own limit of requests is below
 ASIDE_S = 5.0  # what metrics and a tokenizer may take
+MOST_METRICS = 8 << 20  # bytes of a page: vLLM's has some 100 kB, and as much again for each of its engines
+MOST_SERIES = 512  # of an engine that are shown on our page; the drivers choose some ten
+MOST_ID = (1 << 31) - 1  # of a token
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 # Flags that name the model for clients, and so for us.
 _NAMES = ("--served-model-name", "--served_model_name", "--alias")
 
@@ -104,50 +110,77 @@ class EngineCalls:
         try:
             async with asyncio.timeout(limit_s):
                 reply = await self._hop.get(self._cleared(None), self._beside, self._key, path)
-                return self._driver.numbers(await _body(reply), before)
-        except (UpstreamFault, TimeoutError, ValueError):
+                found = self._driver.numbers(await _body(reply, MOST_METRICS), before)
+        except Exception:  # whatever a page holds: who watches the engine must not end by it
             return None
+        return found if _countable(found) else None
 
     # --- its tokenizer ----------------------------------------------------------------------------
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return a text's ids; `special`: with those that begin a prompt."""
         routes = self._routes()
-        return (await self._said("/tokenize", {routes.text: text, routes.special: special}))["tokens"]
+        return _ids(await self._said("/tokenize", {routes.text: text, routes.special: special}))
 
     async def render(self, job: Job) -> list[int]:
         """Return the ids of a chat's prompt."""
         if not self._routes().chats:
             raise UnsupportedModel(f"the engine of {self.remote.model} renders no chat")
-        return (await self._said("/tokenize", self.wire.chat_to_count(self.remote, job)))["tokens"]
+        return _ids(await self._said("/tokenize", self.wire.chat_to_count(self.remote, job)))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
-        return (await self._said("/detokenize", {"tokens": [*ids]}))[self._routes().back]
+        text = (await self._said("/detokenize", {"tokens": [*ids]})).get(self._routes().back)
+        if not isinstance(text, str):
+            raise invalid("no text of its tokens")
+        return text
 
     def _routes(self) -> Any:
         if self.wire.tokens is None:
             raise UnsupportedModel(f"the engine of {self.remote.model} offers no tokenizer")
         return self.wire.tokens
 
-    async def _said(self, path: str, body: dict[str, Any]) -> Any:
+    async def _said(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         sent = Outgoing(path, msgspec.json.encode({"model": self.remote.model, **body}))
         async with asyncio.timeout(ASIDE_S):
             reply = await self._hop.post(self._cleared(None), self._beside, self._key, sent)
             if reply.status != 200:
                 headers: Mapping[str, str] = reply.headers
                 raise self.wire.fault(reply.status, headers, await _body(reply))
-            return msgspec.json.decode(await _body(reply))
+            return decoded(_OBJECT, await _body(reply), "tokens that cannot be read")
 
     def _cleared(self, work: Any) -> Cleared[Any]:
         return Cleared(work, frozenset({self.remote.provider.name}))
 
 
-async def _body(reply: HopReply) -> bytes:
+def _ids(said: dict[str, Any]) -> list[int]:
+    found = said.get("tokens")
+    if not isinstance(found, list) or not all(type(i) is int and 0 <= i <= MOST_ID for i in found):
+        raise invalid("tokens that are none")
+    return found
+
+
+def _countable(numbers: EngineNumbers) -> bool:
+    """Return whether all counts are such that sums of them can be kept and shown."""
+    held = (numbers.running, numbers.waiting, numbers.prompt_tokens, numbers.generated_tokens)
+    more = (numbers.cached_tokens or 0, numbers.steps or 0, numbers.cache_usage or 0)
+    shown = numbers.queries.values()
+    return (
+        all(0 <= n <= MOST for n in (*held, *more))
+        and len(shown) <= MOST_SERIES
+        and all(abs(n) <= MOST for n in shown)
+    )
+
+
+async def _body(reply: HopReply, most: int = MAX_BODY) -> bytes:
+    body = bytearray()
     try:
-        body = await reply.body()
+        while data := await reply.some():
+            body += data
+            if len(body) > most:
+                raise invalid(f"more than {most:,} bytes")
         reply.finished()
-        return body
+        return bytes(body)
     finally:
         reply.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from secrets import token_hex
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +27,7 @@ _REASONS: dict[str, FinishReason] = {
     "model_length": "length",  # Mistral's: the context is full
 }
 _FAILED = {"error", "abort", "insufficient_system_resource"}  # Mistral's, vLLM's, DeepSeek's
+TokenNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 NO_ID = -1  # a token's number in a vocabulary that the provider does not name
 
 
@@ -86,8 +87,8 @@ class EventChoice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     stop_reason: str | int | None = None  # vLLM's: the stop string
     logprobs: _ChoiceLogprobs | None = None
-    token_ids: list[int] | None = None  # of the piece, where an engine was asked for them,
-    prompt_token_ids: list[int] | None = None  # and of a text completion's prompt
+    token_ids: list[TokenNumber] | None = None  # of the piece, where an engine was asked for them,
+    prompt_token_ids: list[TokenNumber] | None = None  # and of a text completion's prompt
 
 
 class _CountDetails(msgspec.Struct, gc=False):
@@ -152,7 +153,7 @@ class Event(msgspec.Struct, gc=False):
     id: str | None = None
     usage: UsageCounts | None = None
     error: WireError | str | None = None
-    prompt_token_ids: list[int] | None = None  # of a chat
+    prompt_token_ids: list[TokenNumber] | None = None  # of a chat
 
 
 _EVENT = msgspec.json.Decoder(Event)
