@@ -76,3 +76,10 @@ def test_file_holds_the_reference_of_a_secret_only(tmp_path: Path) -> None:
     path = keep(tmp_path, KeptDeployment("qwen", plan(), ASKED))
     assert '"variable": "VLLM_API_KEY"' in path.read_text(encoding="utf-8")
     assert '"source": "random"' in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o620])
+def test_file_that_others_may_write_to_starts_nothing(tmp_path: Path, mode: int) -> None:
+    keep(tmp_path, KeptDeployment("qwen", plan(), ASKED)).chmod(mode)
+    found, damaged = kept(tmp_path)
+    assert not found and "others than you may write to it" in damaged[0]

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from freehold.backends.drivers import driver
+import pytest
+
+from freehold.backends.drivers import driver, names
+from freehold.errors import UnsupportedModel
 from freehold.providers.contract import Abilities, Provider, RemoteModel
 from freehold.serving import Job
+from freehold.types import Image, Message
 
 RECORDED = Path(__file__).parent / "recorded"
 VLLM = driver("vllm")
@@ -69,3 +74,17 @@ def test_batches_wait_behind_and_a_tenant_has_its_own_part_of_the_cache():
 def test_a_prompt_of_ids_and_an_answer_s_ids_are_asked_for():
     body = body_of(Job(prompt=(1, 2, 3), max_tokens=1, sampling={"temperature": 0.0}))
     assert body["prompt"] == [1, 2, 3] and body["return_token_ids"] is True
+
+
+def test_an_address_of_a_picture_never_reaches_an_engine():
+    provider = Provider("x", "openai-compatible", "http://engine/v1")
+    model = RemoteModel(provider, "m", abilities=Abilities(images=True))
+    here = Job(messages=(Message("user", "what?", parts=(Image("image/png", "iVBORw0KGgo="), "what?")),))
+    there = Job(messages=(Message("user", "what?", parts=(Image(url="http://169.254.169.254/"), "what?")),))
+    for name in (*names(), "compatible"):
+        wire: Any = driver(name).wire
+        assert b"data:image/png" in wire.request(model, here, stream=True).body
+        with pytest.raises(UnsupportedModel, match="fetches no pictures"):
+            wire.request(model, there, stream=True)
+        with pytest.raises(UnsupportedModel, match="fetches no pictures"):
+            wire.chat_to_count(model, there)

@@ -78,11 +78,21 @@ def kept(home: Path) -> tuple[list[KeptDeployment], list[str]]:
     found, damaged = [], []
     for path in sorted(folder(home).glob("[!.]*.json")):
         try:
+            _check_ours(path)
             found.append(decoded(path.read_bytes()))
-        except (OSError, msgspec.MsgspecError, ValueError) as e:
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as e:
             why = e.strerror if isinstance(e, OSError) else str(e)
             damaged.append(f"{path} is not a deployment of this version: {why}; remove it, or deploy again")
     return found, damaged
+
+
+def _check_ours(path: Path) -> None:
+    """Raise ValueError for a file that others may have written: it names programs, which run as us."""
+    said = path.stat()
+    if said.st_uid not in (os.geteuid(), 0) or said.st_mode & 0o022:
+        raise ValueError(
+            f"others than you may write to it (mode {said.st_mode & 0o777:o}, user {said.st_uid})"
+        )
 
 
 def encoded(deployment: KeptDeployment) -> bytes:

@@ -115,6 +115,8 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         words.parsers("vllm", "--tool-call-parser", "--reasoning-parser", switch="--enable-auto-tool-choice")
     else:
         add("--runner", "pooling", "it gives vectors, not text")
+    if any(part.role == "towers" for part in request.model.anatomy.parts):
+        add("--allowed-media-domains", "none.invalid", "pictures come in requests: it fetches none")
     add("--enable-prompt-tokens-details", True, "tells how much of a prompt was cached")
     add("--scheduling-policy", "priority", "requests carry the priority of our queue")
     add("--shutdown-timeout", DRAIN_S, "its answers end before it does; 0, its default, cuts them")

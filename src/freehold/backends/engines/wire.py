@@ -18,6 +18,7 @@ from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
 from freehold.providers.openai.events import CompletionReader
 from freehold.serving import Job
+from freehold.types import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,21 @@ class TokenRoutes:
 
 
 class EngineDemands(Demands):
-    """What an engine lacks: it has one vocabulary, which is the model's own, so ids and biases mean what they say."""
+    """What an engine lacks: it has one vocabulary, which is the model's own, so ids and biases mean what they say.
+
+    It stands inside the house: an address of a picture would make it ask the house's own machines, or a cloud's.
+    """
+
+    @property
+    def fetches(self) -> bool:
+        """Whether the job has pictures that are addresses."""
+        parts = (part for message in self.job.messages or () for part in message.parts)
+        return any(isinstance(part, Image) and part.url for part in parts)
 
     def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
         job = self.job
         return (
+            (self.fetches, "fetches no pictures: send them in the request, as data: URLs"),
             (bool(job.template), "takes no template of a request"),
             (bool(job.adapter), "has no adapters"),
             (job.prompt_logprobs is not None, "gives no log-probabilities of a prompt"),
@@ -93,8 +104,10 @@ class EngineWire(CompatibleWire):
         return self.gives_ids and is_repeatable(job)
 
     def chat_to_count(self, model: RemoteModel, job: Job) -> dict[str, Any]:
-        """Return the body by which /tokenize renders a chat."""
+        """Return the body by which /tokenize renders a chat. Raises UnsupportedModel: it would fetch pictures too."""
         demands = self.demands(model, job)
+        if demands.fetches:
+            demands.lacks("fetches no pictures: send them in the request, as data: URLs")
         asker = self.asker(demands)
         body: dict[str, Any] = {"messages": [asker.message(m) for m in job.messages or ()]}
         self.end_of(job.messages, body, demands)
