@@ -201,3 +201,10 @@ async def test_llama_server_with_a_stream_under_way_is_ended_by_a_signal(tmp_pat
         with pytest.raises(Exception, match="broke"):
             await read(stream)
         await until(lambda: replica.restarts == 1 and replica.ready)  # status 0 is a death too
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_a_tenant_has_its_own_part_of_the_cache(engine):
+    ann, bob = (asked(engine, chat("x", tenant=tenant))["cache_salt"] for tenant in ("ann", "bob"))
+    assert ann != bob and "ann" not in ann
+    assert "cache_salt" not in asked(engine, chat("x"))

@@ -20,8 +20,9 @@ from typing import Any
 from freehold.backends.contract import DeployPlan, EngineNumbers, LaunchedEngine
 from freehold.backends.engines.phases import phase_of, phases
 from freehold.backends.engines.scrape import of_label, series
-from freehold.backends.engines.wire import EngineWire
+from freehold.backends.engines.wire import EngineWire, salt
 from freehold.providers.compatible import CompatibleWire
+from freehold.serving import Job
 from freehold.types import Format
 
 _PHASES = phases(
@@ -50,6 +51,11 @@ class SGLangWire(EngineWire):
     asker = _SGLangAsker
     formats = ("json", "json_schema", "choice", "regex")
     takes_ids = True
+
+    def extras(self, body: dict[str, Any], job: Job) -> None:
+        """Write the tenant's own part of the prefix cache."""
+        if job.tenant:
+            body["cache_salt"] = salt(job.tenant)
 
 
 class SGLangServer:

@@ -22,7 +22,7 @@ import msgspec
 from freehold.backends.contract import DeployPlan, EngineNumbers, LaunchedEngine, PlannedFlag
 from freehold.backends.engines.phases import phase_of, phases
 from freehold.backends.engines.starting import write_settings
-from freehold.backends.engines.wire import EngineDemands, EngineWire
+from freehold.backends.engines.wire import EngineDemands, EngineWire, salt
 from freehold.providers.compatible import CompatibleWire
 from freehold.providers.openai.wire import SAMPLING
 from freehold.serving import Job
@@ -73,9 +73,11 @@ class TrtllmWire(EngineWire):
     takes_ids = True
 
     def extras(self, body: dict[str, Any], job: Job) -> None:
-        """Write the budget of thinking under its own name."""
+        """Write the budget of thinking under its own name, and a chat's own part of the prefix cache."""
         if job.think_tokens is not None:
             body["thinking_token_budget"] = job.think_tokens
+        if job.tenant and job.messages is not None:  # a text's request has no such field
+            body["cache_salt"] = salt(job.tenant)
 
 
 class TrtllmServer:

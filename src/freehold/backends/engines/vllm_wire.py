@@ -6,13 +6,10 @@ Path: VllmServer.wire -> VllmWire -> EngineWire
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-from freehold.backends.engines.wire import EngineWire, TokenRoutes
+from freehold.backends.engines.wire import EngineWire, TokenRoutes, salt
 from freehold.serving import Job
-
-_SALT = 16  # bytes of a tenant's digest
 
 
 class VllmWire(EngineWire):
@@ -27,4 +24,4 @@ class VllmWire(EngineWire):
         if job.priority == "batch":
             body["priority"] = 1
         if job.tenant:
-            body["cache_salt"] = hashlib.sha256(job.tenant.encode()).hexdigest()[: 2 * _SALT]
+            body["cache_salt"] = salt(job.tenant)

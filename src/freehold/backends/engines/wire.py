@@ -7,6 +7,7 @@ Path: replica.py -> upstream.start -> EngineWire.request -> CompletionReader -> 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,11 @@ class EngineWire(CompatibleWire):
     def reader(self, job: Job) -> CompletionReader:
         """Return a reader of one stream."""
         return CompletionReader(job.n, ids=self.asks_ids(job))
+
+
+def salt(tenant: str) -> str:
+    """Return a tenant's word for `cache_salt`, by which an engine keeps its cached prompts from others."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 
 def is_repeatable(job: Job) -> bool:

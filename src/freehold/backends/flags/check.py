@@ -87,7 +87,7 @@ def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
     spec = schema.find(spelling) or _within(schema, spelling)
     if spec is None:
         raise UsageError(f"{schema.title} has no flag {spelling}", _instead(schema, spelling))
-    if problem := _problem(spec, spelling, value):
+    if problem := _misread(spec, value) or _problem(spec, spelling, value):
         raise UsageError(f"{spelling}: {problem}", f"write --engine-flag={_pattern(spec)}")
     name = spelling if "." in spelling else spec.name
     if spec.kind == "on-off" and spelling.startswith(_OFF):
@@ -168,11 +168,13 @@ def _problem(spec: FlagSpec, spelling: str, value: str | None) -> str:
         return f"it takes no value, and {value!r} is given" if value is not None else ""
     if value is None:
         return "" if spec.bare else "it needs a value"
-    return _misread(spec, value) or spec.wrong(value)
+    return spec.wrong(value)
 
 
-def _misread(spec: FlagSpec, value: str) -> str:
+def _misread(spec: FlagSpec, value: str | None) -> str:
     """Say why an engine's parser would not take a value for one; "" where it would."""
+    if value is None or not spec.takes_value:
+        return ""
     words = value.split() if spec.many else [value]
     if spec.kind in ("text", "json") and any(w.startswith("-") and not _NEGATIVE.fullmatch(w) for w in words):
         return f"{value!r} begins with a dash, so the engine would read another flag"

@@ -49,7 +49,7 @@ class FlagSpec:
             return "" if value in self.choices else f"{value!r} is not one of {shown(value, self.choices)}"
         words = value.split() if self.many else [value]
         bad = next((w for w in words if not self._fits(w)), None)
-        return "" if bad is None else f"{bad!r} is not {_NAMED[self.kind]}"
+        return "" if bad is None else f"{bad[:200]!r} is not {_NAMED[self.kind]}"
 
     def _fits(self, word: str) -> bool:
         try:
