@@ -115,6 +115,14 @@ def test_ids_that_no_vocabulary_has_are_a_fault_of_the_engine(ids: str) -> None:
             CompletionReader(ids=True).push("", event.encode())
 
 
+def test_an_error_in_an_engine_s_words_does_not_reach_a_terminal_as_orders() -> None:
+    event = json.dumps({"error": {"message": "no\x1b]52;c;eA==\x07 memory\u202e " + "x" * 10**6}}).encode()
+    with pytest.raises(UpstreamFault) as error:
+        CompletionReader().push("", event)
+    assert error.value.message.isprintable() and "no ]52;c;eA== memory x" in error.value.message
+    assert len(error.value.message) < 400
+
+
 # --- its answers --------------------------------------------------------------------------------------
 
 

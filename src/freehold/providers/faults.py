@@ -52,8 +52,12 @@ def check_counts(*counts: int) -> None:
 
 
 def plain(text: str) -> str:
-    """Return a provider's message on one line, cut, with three asterisks for whatever looks like a key."""
-    return _KEYS.sub("***", " ".join(text.split()))[:_SHOWN]
+    """Return a provider's message on one line, cut, with three asterisks for whatever looks like a key.
+
+    What does not print is left out: the message is shown in terminals, which obey some of it.
+    """
+    shown = "".join(c if c.isprintable() else " " for c in text[: 16 * _SHOWN])
+    return _KEYS.sub("***", " ".join(shown.split()))[:_SHOWN]
 
 
 def header(headers: Mapping[str, str], name: str) -> str:
