@@ -33,7 +33,7 @@ def test_names_that_other_programs_would_read_as_more_are_refused(name):
 
 def test_the_name_of_a_folder_is_looked_at_as_a_given_one_is(tmp_path, monkeypatch):
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    folder = write_model(tmp_path / "m\nservices: {}")
-    with pytest.raises(UsageError, match="do not print"):
+    folder = write_model(tmp_path / "m$(id)")
+    with pytest.raises(UsageError, match="a shell fills in"):
         deployed(load_settings(), str(folder))
     assert deployed(load_settings(), str(folder), name="m").name == "m"
