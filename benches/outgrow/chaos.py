@@ -25,6 +25,7 @@ from benches.outgrow.rig import Answer, Serving, arguments, ask, planned, servin
 
 KINDS = ("api", "core", "worker")
 TITLES = {"core": "EngineCore", "worker": "Worker"}
+SPAWNED = "spawn_main"  # of multiprocessing: how both are called where no title is set
 
 
 def main() -> None:
@@ -176,14 +177,13 @@ class Chaos:
 
 
 def _processes(pid: int) -> dict[str, psutil.Process]:
-    """Return a replica's processes by kind."""
+    """Return a replica's processes by kind: the API server spawns the core, and the core its workers."""
     api = psutil.Process(pid)
     found = {"api": api}
     for child in api.children(recursive=True):
         title = " ".join(child.cmdline())
-        for kind, word in TITLES.items():
-            if word in title:
-                found[kind] = child
+        if SPAWNED in title or any(word in title for word in TITLES.values()):
+            found["core" if child.ppid() == pid else "worker"] = child
     return found
 
 
