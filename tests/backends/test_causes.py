@@ -132,3 +132,10 @@ def test_a_sentence_takes_words_with_braces_as_they_are():
 
 def test_a_signal_without_a_name_is_told_by_its_number():
     assert causes.death("Engine", [], -35).sentence == "Engine was ended by signal 35"
+
+
+def test_old_error_is_no_cause_of_a_kill():
+    line = (
+        "Found ulimit of 1024 ... may lead to `OSError: [Errno 24] Too many open files`. Consider ulimit -n"
+    )
+    assert causes.death("vLLM", [line], -9).sentence == "vLLM was ended by SIGKILL"

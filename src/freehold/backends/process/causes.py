@@ -221,7 +221,7 @@ def death(
     if found is not None:
         rule, sentence = found
         return EngineDeath(f"{how}: {sentence}", rule.name, status, rule.fatal and not asked)
-    if asked:
+    if asked or status == -signal.SIGKILL:  # it had no time to write why: an older error says nothing of it
         return EngineDeath(how, "", status)
     last = next((m for line in reversed(lines) if (m := _ERROR.search(line))), None)
     return EngineDeath(f"{how}: {last[0]}" if last else how, "", status)
