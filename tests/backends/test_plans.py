@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.advisor.anatomy import WeightGroup
+from freehold.advisor.anatomy import WeightGroup, in_quant
 from freehold.backends import drivers
 from freehold.backends.contract import (
     DeployedModel,
@@ -326,12 +326,52 @@ def test_a_template_without_tools_gets_no_tool_parser_and_none_at_all_is_said(tm
     assert any("no chat template" in note for note in plan.notes)
 
 
+@pytest.mark.parametrize(
+    "on, asked, told, hint",
+    [
+        ("h100", {"replicas": 3}, "3 replicas of 1 device: h100 has 1", "--replicas 1, or --on 3xh100"),
+        (
+            "h100",
+            {"flags": ("--tensor-parallel-size=2",)},
+            "1 replica of 2 devices: h100 has 1",
+            "--on 2xh100",
+        ),
+        (
+            "4xh100",
+            {"flags": ("--tensor-parallel-size=2",), "replicas": 3},
+            "3 replicas of 2 devices: 4xh100 has 4",
+            "--replicas 2, or --on 6xh100",
+        ),
+    ],
+)
+def test_more_devices_than_there_are_are_counted(tmp_path, on, asked, told, hint):
+    model = of_path(write_model(tmp_path))
+    with pytest.raises(UsageError) as refused:
+        drivers.driver("vllm").plan(PlanRequest(model, nodes_on(on), **asked))
+    assert (refused.value.message, refused.value.hint) == (told, hint)
+
+
+def test_misfit_of_the_largest_box_names_several(tmp_path):
+    heavy = weighing(of_path(write_model(tmp_path)), 800, layers=126)
+    with pytest.raises(UsageError) as refused:
+        drivers.driver("sglang").plan(PlanRequest(heavy, nodes_on("8xh100")))
+    assert "--on 8xh100 --nodes 2 would hold it" in refused.value.hint
+
+
+def test_weights_of_32_bits_are_planned_as_they_are_loaded(tmp_path):
+    model = of_path(write_model(tmp_path))
+    model = replace(model, anatomy=in_quant(model.anatomy, "F32"))
+    assert drivers.driver("vllm").plan(PlanRequest(model, nodes_on("h100"))).sizes.devices == 1
+
+
 def test_two_nodes_meet_by_rank_and_the_first_ones_address(tmp_path):
     model = of_path(write_model(tmp_path))
     heavy = weighing(model, 800, layers=126)
     plan = drivers.driver("vllm").plan(PlanRequest(heavy, nodes_on("2x8xh100")))
     assert plan.sizes == ParallelSizes(tensor=8, pipeline=2) and plan.across == 2 and plan.replicas == 1
     second = plan.argv("$(RANK)", "$(HEAD)", port=8000)
+    assert second[:3] == ("vllm", "serve", heavy.source)  # alone reads --headless
+    assert "--master-addr HEAD" in plan.shell() and plan.shell(1).endswith("--headless")
     assert second[second.index("--node-rank") + 1] == "$(RANK)" and second[-1] == "--headless"
     assert second[second.index("--master-addr") + 1] == "$(HEAD)" and "--headless" not in plan.argv()
     other = drivers.driver("sglang").plan(PlanRequest(heavy, nodes_on("2x8xh100")))

@@ -169,6 +169,13 @@ def test_on_ray_is_no_hardware(on: str):
     assert not is_ray("rayon") and not is_ray("8xh100")
 
 
+def test_an_app_is_planned_without_a_ray_and_started_with_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert over_ray(inner(), "ray", start=False).engine == "ray"
+    with pytest.raises(UsageError, match="no Ray is on PATH"):
+        over_ray(inner(), "ray")
+
+
 def test_the_ray_of_an_environment_is_known_by_its_metadata(tmp_path: Path):
     python = tmp_path / "bin" / "python"
     (tmp_path / "lib" / "python3.11" / "site-packages" / "ray-2.60.0.dist-info").mkdir(parents=True)

@@ -203,3 +203,24 @@ def test_a_model_that_is_not_offered_is_refused_with_those_that_are(invoke, url)
     with pytest.raises(UsageError) as refused:
         invoke(bench.command, url, "--model", "tinny")
     assert "tiny" in refused.value.hint
+
+
+def test_objectives_add_up_and_engines_have_the_names_of_deploy(invoke):
+    words = ("qwen3:8b", "--on", "l40s", "--rate", 1, "--seconds", "20s", "--engine", "trtllm", "--json")
+    told = json.loads(
+        invoke(capacity.command, *words, "--objective", "ttft-p95=2s", "--objective", "tpot-p95=50ms")
+    )
+    assert told["engine"]["about"]["engine"] == "tensorrt-llm"
+    assert told["runs"][0]["ttft"]["p99"]["high"] is None  # too few requests to bound it; no Infinity in JSON
+    assert "ttft-p95" in str(told["least"]) and "tpot-p95" in str(told["least"])
+
+
+def test_what_does_not_fit_is_told_of_the_model_as_published(invoke):
+    with pytest.raises(UsageError, match=r"FP8 on l40s: it needs 639\.\d GiB") as refused:
+        invoke(capacity.command, "deepseek-v3", "--on", "l40s", "--rate", 1)
+    assert "freehold hardware" in str(refused.value.hint)
+
+
+def test_prefixes_of_a_trace_without_hashes_are_named(invoke, steps):
+    out = invoke(capacity.command, "--rate", 1, "--seconds", "20s", "--steps", steps, "--routing", "all")
+    assert "no hashes of blocks" in out

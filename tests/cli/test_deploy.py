@@ -18,7 +18,10 @@ import httpx2
 import pytest
 
 from freehold.backends import kept
+from freehold.backends.planning.asked import environment_folder
+from freehold.cli.complete import deployable
 from freehold.cli.deploying.verbs import news
+from freehold.config import load_settings
 from tests.backends import standin
 from tests.cli.test_serve import Done, environment, freehold, started
 from tests.vectors.files import write_gguf, write_safetensors
@@ -136,6 +139,38 @@ def test_dry_run_makes_no_environment(tmp_path, tiny):
     assert done.status == 0, done.err
     assert "a start makes it" in done.out
     assert not env.exists()
+
+
+def test_an_environment_by_its_name_alone_is_one_of_the_data_folder(tmp_path):
+    assert environment_folder(tmp_path, "vllm") == tmp_path / "environments" / "vllm"
+    assert environment_folder(tmp_path, "/opt/vllm") == Path("/opt/vllm")
+    assert environment_folder(tmp_path, "./vllm") == Path("vllm").absolute()
+
+
+def test_nodes_have_a_line_each_and_only_others_are_headless(tmp_path):
+    words = ("--on", "8xh100", "--nodes", "2", "--engine", "vllm", "--dry-run")
+    done = freehold(tmp_path, "deploy", "deepseek-v3", *words)
+    assert done.status == 0, done.err
+    first, second = (line for line in done.out.splitlines() if " vllm serve " in line and "KEY=" in line)
+    assert "--node-rank 0 --master-addr HEAD" in first and "--headless" not in first
+    assert "--node-rank 1 --master-addr HEAD" in second and second.endswith("--headless")
+
+
+def test_no_engine_has_room_on_named_hardware_and_what_has_is_named(tmp_path):
+    done = freehold(tmp_path, "deploy", "qwen3:32b", "--on", "rtx-4090", "--dry-run")
+    assert done.status == 2
+    assert "--on 4xrtx-4090 would hold it" in done.err
+
+
+def test_an_unknown_name_has_no_status(tmp_path):
+    done = freehold(tmp_path, "deploy", "status", "nope")
+    assert done.status == 1
+    assert "nothing is deployed as nope" in done.err
+
+
+def test_completion_offers_verbs_and_models(tmp_path):
+    offered = [name for name, _ in deployable(load_settings({"FREEHOLD_HOME": str(tmp_path)}))]
+    assert offered[0] == "status" and "qwen3:8b" in offered
 
 
 def test_command_needs_an_engine(tmp_path, tiny):
@@ -353,7 +388,7 @@ def test_kept_deployments_start_again_and_stop_forgets_them(tmp_path, tiny):
         assert [r["name"] for r in again.json("deploy", "status")["deployments"]] == ["tiny"]
         again.process.send_signal(signal.SIGTERM)
         assert again.process.wait(30) == 0
-    assert freehold(home, "deploy", "stop", "tiny").status == 0
+    assert json.loads(freehold(home, "deploy", "stop", "tiny", "--json").out)["stopped"]
     assert kept.kept(home) == ([], [])
 
 

@@ -67,9 +67,9 @@ class Interval:
         mid, low, high = (digits(x) for x in (self.mid, self.low, self.high))
         return mid if low == high else f"{mid} ({low} to {high})"
 
-    def as_json(self) -> dict[str, float]:
-        """Return it as JSON knows it: low, mid, high, level."""
-        return {k: float(f"{v:.4g}") for k, v in asdict(self).items()}
+    def as_json(self) -> dict[str, float | None]:
+        """Return it as JSON knows it: low, mid, high, level; None where there is no bound."""
+        return {k: float(f"{v:.4g}") if math.isfinite(v) else None for k, v in asdict(self).items()}
 
 
 def digits(value: float) -> str:

@@ -202,11 +202,13 @@ class DeployPlan:
         seen = ",".join(map(str, range(first, first + self.sizes.devices)))
         return replace(self, environment={**self.environment, variable: seen})
 
-    def shell(self) -> str:
-        """Return it as a line for a shell; secrets stand as variables to be set."""
-        held = {**self.environment, **{s.variable: f"${s.variable}" for s in self.secrets if not s.file}}
-        words = [f"{name}={shlex.quote(v) if not v.startswith('$') else v}" for name, v in held.items()]
-        return " ".join([*words, *map(shlex.quote, self.argv())])
+    def shell(self, rank: int = 0) -> str:
+        """Return a node's line for a shell in a folder of its own: secrets are variables, HEAD is node 0's address."""
+        here = {"{folder}": ".", "{port}": "8000"}
+        held = [f"{name}={shlex.quote(_filled(value, here))}" for name, value in self.environment.items()]
+        keys = [f"{s.variable}=${s.variable}" for s in self.secrets if not s.file]
+        words = self.argv(rank, "HEAD", folder=here["{folder}"], port=here["{port}"])
+        return " ".join([*held, *keys, *map(shlex.quote, words)])
 
 
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}

@@ -101,6 +101,20 @@ def apps(_: Settings) -> Iterable[tuple[str, str]]:
     return [(name, "") for name in APPS]
 
 
+def deployed(settings: Settings) -> Iterable[tuple[str, str]]:
+    """Deployments of this home."""
+    from freehold.backends.kept import kept
+
+    return [(each.name, each.plan.engine) for each in kept(settings.home)[0]]
+
+
+def deployable(settings: Settings) -> Iterable[tuple[str, str]]:
+    """Verbs of `deploy`, then models."""
+    from freehold.cli.deploy import UNDER
+
+    return [*((name, what) for name, (_, _, what) in UNDER.items()), *known(settings)]
+
+
 NAMES: dict[str, Names] = {
     **dict.fromkeys(
         ["run words", "run draft", "pull model", "bench model", "embed model", "eval model", "serve models"],
@@ -108,6 +122,9 @@ NAMES: dict[str, Names] = {
     ),
     **dict.fromkeys(["rm models", "stop model", "compat model"], held),
     **dict.fromkeys(["fit model", "cost model", "why model", "show model", "license names"], known),
+    **dict.fromkeys([f"{v} name" for v in ("status", "restart", "upgrade", "stop", "logs")], deployed),
+    "deploy model": deployable,
+    "capacity model": known,
     "hardware": hardware,
     "help words": verbs,
     "advise task": tasks,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EMITTED = ("systemd", "compose", "k8s", "skypilot", "ray")
 # verb -> the file of cli/deploying that has it, its name there, and what the list of verbs says
-_UNDER = {
+UNDER = {
     "status": ("verbs", "status", "List deployments, their replicas and latest deaths."),
     "restart": ("verbs", "restart", "Replace every replica by a new engine; no answer is cut."),
     "upgrade": ("verbs", "upgrade", "Move a deployment to another plan, replica by replica."),
@@ -46,24 +46,25 @@ class _DeployGroup(click.Group):
     """`deploy MODEL` deploys; `deploy status` and its like are verbs of their own, imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_UNDER)
+        return list(UNDER)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _UNDER:
+        if cmd_name not in UNDER:
             return None
         from importlib import import_module
 
+        from freehold.cli.complete import with_names
         from freehold.cli.main import Context
 
-        file, name, _ = _UNDER[cmd_name]
+        file, name, _ = UNDER[cmd_name]
         found: click.Command = getattr(import_module(f"freehold.cli.deploying.{file}"), name)
         found.context_class = Context
-        return found
+        return with_names(found)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs from the table, importing none of them."""
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, help) for name, (_, _, help) in _UNDER.items()])
+            formatter.write_dl([(name, help) for name, (_, _, help) in UNDER.items()])
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Leave MODEL out where a verb follows."""
@@ -72,7 +73,7 @@ class _DeployGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read a verb's name only where it stands first; everything else are the options of `deploy MODEL`."""
-        if args and args[0] in _UNDER:
+        if args and args[0] in UNDER:
             ctx.meta[__name__] = True
             return super().parse_args(ctx, args)
         ctx.allow_interspersed_args = True

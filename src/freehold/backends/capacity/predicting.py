@@ -30,7 +30,10 @@ def predicted(
     depth = max(prompt + answer // 2, 1)
     placed = roofline.place(work, rig, engine, prompt + answer, width)
     if not placed.fits:
-        raise UsageError(f"{work.name} in {work.quant} on {rig.name}: {placed.why}")
+        raise UsageError(
+            f"{work.name} in {work.quant} on {rig.name}: {placed.why}",
+            f"--on larger hardware: freehold hardware {work.name} finds some",
+        )
     if math.isinf(roofline.rate(work, rig.device, engine)):
         raise UsageError(
             f"no operations a second are published for {rig.device.title}",

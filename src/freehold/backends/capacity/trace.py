@@ -102,7 +102,8 @@ def steady(
         written = 1 + int(dice.expovariate(1 / answer)) if vary else answer
         made.append(TracedRequest(at, read, written))
     lengths = "exponential lengths around" if vary else "each of"
-    source = f"{rate:g} requests a second for {seconds:g} s, {lengths} {prompt:,} + {answer:,} tokens"
+    paced = f"{rate:g} {'request' if rate == 1 else 'requests'} a second"
+    source = f"{paced} for {seconds:g} s, {lengths} {prompt:,} + {answer:,} tokens"
     return RequestTrace(tuple(made), source)
 
 

@@ -2,7 +2,8 @@
 
 A plan is made without importing it: flags as data, sizes by advisor's arithmetic. It starts by
 `python -m vllm.entrypoints.openai.api_server`, since its console script asks for a distribution called vllm, which the
-CPU build is not. Knows its flags; what it is when it runs is vllm_dialect.py's.
+CPU build is not. On several nodes it starts by that script, since `--headless` is read by `vllm serve` only. Knows its
+flags; what it is when it runs is vllm_dialect.py's.
 Path: drivers.driver -> Vllm.plan -> planning.planned, Wording -> DeployPlan
 """
 
@@ -26,6 +27,7 @@ from freehold.errors import UsageError
 
 TRAITS = EngineTraits("vllm", "vLLM", cpu=True, fp8_while_loading=True)
 COMMAND = ("python", "-m", "vllm.entrypoints.openai.api_server")
+SERVE = ("vllm", "serve")  # of several nodes; the model is its next word
 # Off whatever the environment of the caller says: usage reports, development routes, plug-ins, changes of adapters.
 ENVIRONMENT = {
     **PRIVATE,
@@ -60,16 +62,20 @@ class Vllm(VllmServer):
         elif layout.across == 1:
             environment["VLLM_HOST_IP"] = "127.0.0.1"
         listens = Listens(request.socket) if request.socket else Listens(port=request.port)
-        _flags(words, layout, listens, source(request, environment, words.notes))
+        loads = source(request, environment, words.notes)
+        meets = layout.across > 1 and not _by_ray(words)
+        if not meets:
+            words.add("--model", loads, "what it loads")
+        _flags(words, layout, listens)
         follower = (PlannedFlag("--headless", None, "only the first node answers requests"),)
         return words.plan(
             "vllm",
-            request.engine.command or COMMAND,
+            (*SERVE, loads) if meets else request.engine.command or COMMAND,
             layout,
             environment,
             listens=listens,
             secrets=(KEY,),
-            follower=follower if layout.across > 1 and not _by_ray(words) else (),
+            follower=follower if meets else (),
         )
 
 
@@ -88,9 +94,8 @@ def _wishes(words: Wording) -> Wishes:
     )
 
 
-def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None:
+def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     request, why, add = words.request, layout.why, words.add
-    add("--model", loads, "what it loads")
     add("--served-model-name", request.model.name, "the deployment's name")
     if listens.socket:
         add("--uds", listens.socket, "a socket in a folder that only you may enter: no port")

@@ -81,9 +81,11 @@ def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
     spelling, value = _parted(text)
     if door := refused(schema, spelling, value):
         said = f"{spelling} {value}" if value and not door.secret else spelling
-        raise UsageError(f"{said} is refused: {door.why}", door.hint)
+        raise UsageError(f"{said} is refused: {door.why}", door.hint or "leave it out")
     if found := _refused_key(spelling, value):
-        raise UsageError(f"{spelling}: {found[0]} is refused: {found[1].why}", found[1].hint)
+        raise UsageError(
+            f"{spelling}: {found[0]} is refused: {found[1].why}", found[1].hint or "leave it out"
+        )
     spec = schema.find(spelling) or _within(schema, spelling)
     if spec is None:
         raise UsageError(f"{schema.title} has no flag {spelling}", _instead(schema, spelling))

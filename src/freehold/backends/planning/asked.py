@@ -87,7 +87,7 @@ def planned(
     from freehold.backends.ray.asked import is_ray, over_ray
 
     if is_ray(asked.on):
-        return over_ray(_planned(settings, replace(asked, on=""), start, show), asked.on)
+        return over_ray(_planned(settings, replace(asked, on=""), start, show), asked.on, start=start)
     if asked.engine == "freehold":
         raise UsageError(
             "Freehold's own engine runs in freehold serve on this machine", "--on ray starts it on others"
@@ -122,7 +122,7 @@ def _planned(
     if start and not (found.command or asked.on or engine in ("freehold", "ray")):
         raise UsageError(
             f"{engine} is not at hand here: not on PATH, and in no environment of the data folder",
-            "--python PATH, --env DIR or --command WORDS names it; --dry-run plans without it",
+            "freehold deploy takes --python PATH, --env DIR or --command WORDS; its --dry-run needs no engine",
         )
     if start:
         _ask_its_parser(plan, found)
@@ -198,7 +198,7 @@ class _EngineSearch:
         if asked.python:
             return *_of_python(Path(asked.python).expanduser(), asked.engine), ()
         if asked.env:
-            return self._environment(Path(asked.env).expanduser().absolute())
+            return self._environment(environment_folder(self.settings.home, asked.env))
         if asked.engine == "auto" and asked.command:
             raise UsageError("--command needs --engine: whose flags it takes", "for example --engine vllm")
         if asked.command:
@@ -262,6 +262,16 @@ class _EngineSearch:
         return wanted, self._at_hand(wanted), (f"{wanted} was found here; it computes on the processor",)
 
 
+def environment_folder(home: Path, env: str) -> Path:
+    """Return the folder of --env. A bare name is one of the data folder, where --engine auto and doctor look."""
+    return home / "environments" / env if env == Path(env).name else Path(env).expanduser().absolute()
+
+
+def advised(engine: str) -> str:
+    """Return what advisor/engines.toml calls an engine of a plan; another name stays."""
+    return next((name for name, planned in _NAMES.items() if planned == engine), engine)
+
+
 def _words(command: str) -> list[str]:
     """Split --command as a shell would. Raises UsageError."""
     try:
@@ -286,7 +296,10 @@ def _of_python(python: Path, wanted: str) -> tuple[EngineName, EngineFacts]:
 def _fastest(
     model: DeployedModel, nodes: Nodes, context: int | None
 ) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
-    """Choose by prediction among the engines that run on named hardware. Raises UsageError where none does."""
+    """Choose by prediction among the engines that load its files and run on named hardware.
+
+    Where none has room, the one that is usual there plans, and says what would fit.
+    """
     from freehold.advisor.fit import Fit, Misfit, fit, place_on
     from freehold.backends import drivers
     from freehold.catalog.hardware import Rig
@@ -295,15 +308,18 @@ def _fastest(
     found: dict[EngineName, Fit | Misfit] = {
         name: fit(model.anatomy, place_on(rig, advised), context)
         for advised, name in _NAMES.items()
-        if name in drivers.names()
+        if name in drivers.names() and (name == "llamacpp") == (model.files == "gguf")
     }
     fitting: dict[EngineName, Fit] = {name: each for name, each in found.items() if isinstance(each, Fit)}
     if not fitting:
-        why = next(each for each in found.values() if isinstance(each, Misfit))
-        raise UsageError(f"{model.name} on {rig.name}: {why.reason}", why.hint)
-    best: EngineName = max(fitting, key=lambda name: fitting[name].decode.mid)
-    speed = f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"
-    return best, EngineFacts(), (f"{best} is the fastest by prediction on {rig.name}: {speed}",)
+        usual: EngineName = "mlx" if rig.device.kind == "mac" else "vllm"
+        return "llamacpp" if model.files == "gguf" else usual, EngineFacts(), ()
+    best, *others = sorted(fitting, key=lambda name: -fitting[name].decode.mid)
+    speeds = [f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"]
+    speeds += [f"{fitting[name].decode.mid:.0f} by {name}" for name in others]
+    over = f" over all {rig.count} devices" if rig.count > 1 else ""
+    why = f"{best} is the fastest by prediction on {rig.name}: {', '.join(speeds)}{over}"
+    return best, EngineFacts(), (why,)
 
 
 def _serve(asked: DeployOptions) -> str:

@@ -69,7 +69,7 @@ def of_path(path: Path, name: str = "") -> DeployedModel:
     if path.is_dir():
         return _of_folder(path, name)
     if not path.exists():
-        raise ModelNotFound(f"there is no {path}")
+        raise ModelNotFound(f"there is no {path}", "name a folder, a GGUF file, or a model of the catalogue")
     if path.suffix == ".safetensors":
         return _of_folder(path.parent, name)
     return _of_gguf(path, name)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from freehold.backends.planning.layout import EngineTraits
 
 _COUNTS = (1, 2, 4, 8)  # devices of a box, as they are sold
+_BOXES = (2, 4)
 _ROUNDER = {"BF16": ("FP8", "INT4"), "F16": ("FP8", "INT4"), "FP8": ("INT4",)}
 _LARGER = ("a100", "h100", "h200", "b200")  # what is rented most, by memory
 
@@ -59,12 +60,23 @@ def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
         if engine.reads(quant, device) and _holds(
             in_quant(anatomy, quant), request.nodes.rig, traits, context
         ):
-            found.append(f"so would a copy of the weights in {quant}")
+            found.append(f"a copy of the weights in {quant} would fit")
             break
+    if boxes := _boxes(request, anatomy, traits, context) if not more else "":
+        found.append(boxes)
     if not found:
         larger = (_count(request, anatomy, name, traits, context) for name in _LARGER if name != device.name)
         found = [f"--on {first} would hold it" for first in [next(filter(None, larger), "")] if first]
     return found or ["take a smaller model, or --nodes for several machines"]
+
+
+def _boxes(request: PlanRequest, anatomy: Anatomy, traits: EngineTraits, context: int) -> str:
+    """Return how many boxes of this hardware would hold it between them; "" for none of the usual numbers."""
+    rig, replicas = request.nodes.rig, max(request.replicas, 1)
+    for count in _BOXES:
+        if _holds(anatomy, Rig(rig.device, rig.count * count), traits, context):
+            return f"--on {rig.name} --nodes {count * replicas} would hold it"
+    return ""
 
 
 def _count(request: PlanRequest, anatomy: Anatomy, name: str, traits: EngineTraits, context: int) -> str:
@@ -74,7 +86,7 @@ def _count(request: PlanRequest, anatomy: Anatomy, name: str, traits: EngineTrai
     sizes = tensor_sizes(request.model, _COUNTS[-1], copies=traits.kv_copies)
     for count in _COUNTS:
         if count in sizes and _holds(anatomy, Rig(made, count), traits, context):
-            return Rig(made, count).name
+            return Rig(made, count * max(request.replicas, 1)).name
     return ""
 
 

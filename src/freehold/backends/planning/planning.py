@@ -28,8 +28,10 @@ from freehold.backends.planning.layout import (
 from freehold.backends.planning.misfits import check_context, misfit
 from freehold.backends.planning.processors import on_processors
 from freehold.catalog.hardware import Device, Rig
+from freehold.errors import UsageError
 
 _FP8 = 8.9  # of CUDA: the compute capability from which devices multiply FP8
+_HALVE = ("vllm", "sglang")  # load F32 as F16 unless --dtype says otherwise
 _SPARE = 0.02  # of a device's memory, left alone beside what other programs have taken
 
 
@@ -40,11 +42,15 @@ def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layou
         if not traits.cpu:
             raise misfit(request, traits, f"{traits.title} needs GPUs")
         return on_processors(request, traits, wishes)
+    if model.anatomy.quant == "F32" and traits.engine in _HALVE:
+        model = replace(model, anatomy=in_quant(model.anatomy, "F16"))
+        request = replace(request, model=model)
     engine = engines.engine(traits.engine)
     if not engine.runs_on(device):
         raise misfit(request, traits, f"{engine.title} does not run on {device.title}")
     context = wishes.context or request.context
     check_context(model, context)
+    _check_devices(request, wishes)
     for cache_type in _cache_types(request, wishes):
         for quantise, anatomy in _weights(model.anatomy, traits, wishes, engine, device):
             found = _Space(request, traits, wishes, engine, anatomy, quantise, cache_type)
@@ -52,6 +58,21 @@ def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layou
                 return found.layout(sizes)
     raise misfit(
         request, traits, _why_not(request, engine, context), *_shorter(request, traits, wishes, engine)
+    )
+
+
+def _check_devices(request: PlanRequest, wishes: Wishes) -> None:
+    """Raise UsageError where the replicas and sizes that were asked for take more devices than there are."""
+    nodes, sizes, replicas = request.nodes, wishes.sizes, max(request.replicas, 1)
+    have = nodes.rig.count * nodes.count
+    each = max(sizes.tensor, 1) * max(sizes.pipeline, 1) * max(sizes.data, 1)
+    if each * replicas <= have:
+        return
+    fewer = f"--replicas {have // each}, or " if replicas > 1 and each <= have else ""
+    raise UsageError(
+        f"{replicas} {'replica' if replicas == 1 else 'replicas'} of {each} {'device' if each == 1 else 'devices'}: "
+        f"{nodes.rig.name if nodes.count == 1 else f'{nodes.count} x {nodes.rig.name}'} has {have}",
+        f"{fewer}--on {Rig(nodes.rig.device, each * replicas).name}",
     )
 
 
@@ -101,13 +122,14 @@ def _why_not(request: PlanRequest, engine: UpstreamEngine, context: int) -> str:
             f" on {rig.device.title}" if known else ""
         )
     placed = roofline.place(model.anatomy, Rig(rig.device), engine, context or USUAL)
-    count = rig.count * request.nodes.count
+    count = rig.count * request.nodes.count // max(request.replicas, 1)
     need = (placed.weights + placed.sequence) / GIB
     have = count * (placed.room + placed.weights) / GIB
     tokens = f"a conversation of {context:,} tokens" if context else "one conversation"
+    each = f" in each of {request.replicas} replicas" if request.replicas > 1 else ""
     if need <= have:
-        return f"no way to share out its heads over {count} devices leaves room for {tokens}"
-    return f"it needs {need:.1f} GiB with {tokens}; {count} x {rig.device.title} have {have:.1f} for it"
+        return f"no way to share out its heads over {count} devices leaves room for {tokens}{each}"
+    return f"it needs {need:.1f} GiB with {tokens}; {count} x {rig.device.title}: {have:.1f} for it{each}"
 
 
 @dataclass(frozen=True, slots=True)

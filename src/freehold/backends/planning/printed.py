@@ -38,7 +38,8 @@ def _attached(plan: DeployPlan) -> Iterable[str]:
 def _started(plan: DeployPlan) -> Iterable[str]:
     yield f"{plan.model.name} on {where(plan)}: {engine(plan)}"
     yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
-    yield f"  room       {plan.context:,} tokens of context, {plan.streams} requests at a time"
+    length = f"{plan.context:,} tokens of context, " if plan.context else ""
+    yield f"  room       {length}{plan.streams} requests at a time"
     if plan.memory_bytes:
         yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"
     if plan.decode:
@@ -70,7 +71,7 @@ def _started(plan: DeployPlan) -> Iterable[str]:
 
 def engine(plan: DeployPlan) -> str:
     """Name the engine, and whose flags it was checked against."""
-    found = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, none at hand"
+    found = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, version not known"
     return f"{found} (flags of {plan.schema})" if plan.schema else found
 
 
@@ -103,7 +104,8 @@ def listens(plan: DeployPlan) -> str:
 
 
 def _several(plan: DeployPlan) -> str:
-    replicas = "1 replica" if plan.replicas == 1 else f"{plan.replicas} replicas"
+    count = plan.inner.replicas if plan.inner else plan.replicas
+    replicas = "1 replica" if count == 1 else f"{count} replicas"
     return f"{replicas} of {plan.across} nodes" if plan.across > 1 else replicas
 
 
@@ -135,6 +137,7 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
         "follower": [{"name": f.name, "value": f.value, "reason": f.reason} for f in plan.follower],
         "argv": list(plan.argv()),
         "shell": plan.shell(),
+        "shells": [plan.shell(rank) for rank in range(plan.across)],
         "environment": dict(plan.environment),
         "secrets": [{"variable": s.variable, "source": s.source, "file": s.file} for s in plan.secrets],
         "listens": {

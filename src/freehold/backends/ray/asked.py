@@ -24,12 +24,15 @@ def is_ray(on: str) -> bool:
     return on == "ray" or on.startswith("ray:")
 
 
-def over_ray(inner: DeployPlan, on: str) -> DeployPlan:
-    """Return the plan of an app whose replicas are `inner`. Raises UsageError where no Ray is at hand."""
+def over_ray(inner: DeployPlan, on: str, *, start: bool = True) -> DeployPlan:
+    """Return the plan of an app whose replicas are `inner`. `start`: no Ray at hand is a UsageError."""
     address = on if on.startswith("ray://") else ""
     named = "" if address else on.removeprefix("ray").removeprefix(":")
-    python = Path(named).expanduser() if named else _on_path()
-    return over(inner, _facts(python), address=address, fenced=not address and doors.can_fence())
+    if not (start or named or shutil.which("ray")):
+        facts = EngineFacts()
+    else:
+        facts = _facts(Path(named).expanduser() if named else _on_path())
+    return over(inner, facts, address=address, fenced=not address and doors.can_fence())
 
 
 def _on_path() -> Path:

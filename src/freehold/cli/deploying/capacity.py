@@ -84,7 +84,7 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     help="Hardware of one replica: h100, 4xh100; predicts its steps.",
 )
 @click.option(
-    "--engine", metavar="NAME", default="", help="With --on: vllm, sglang, tensorrt-llm, llama.cpp."
+    "--engine", metavar="NAME", default="", help="With --on: vllm, sglang, trtllm, llamacpp or mlx."
 )
 @click.option("--quant", metavar="Q", default="", help="With --on: quantisation, such as FP8 or BF16.")
 @click.option(
@@ -95,9 +95,10 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
 )
 @click.option(
     "--objective",
-    default="",
+    multiple=True,
+    callback=lambda ctx, param, value: ",".join(value),
     metavar="AIMS",
-    help="Find the fewest replicas: ttft-p95=2s,tpot-p95=50ms,latency-p99=30s.",
+    help="Find the fewest replicas: ttft-p95=2s,tpot-p95=50ms,latency-p99=30s; repeatable.",
 )
 @click.option(
     "--routing",
@@ -259,10 +260,15 @@ def _predicted(
     """Predict with the named engine and quantisation, or the first that run there."""
     from freehold.advisor import engines
     from freehold.backends.capacity.predicting import predicted
+    from freehold.backends.planning.asked import advised
 
     works = [*_works(settings, name, quant)]
-    able = [engines.engine(engine)] if engine else [e for e in engines.engines() if e.runs_on(rig.device)]
-    why = UsageError(f"no engine runs on {rig.device.title}", "name other hardware")
+    able = (
+        [engines.engine(advised(engine))]
+        if engine
+        else [e for e in engines.engines() if e.runs_on(rig.device)]
+    )
+    why = None
     for runs in able:
         for work in works:
             try:
@@ -270,8 +276,8 @@ def _predicted(
                     work, rig, runs, prompt=round(trace.prompt_mean), answer=round(trace.answer_mean)
                 )
             except UsageError as e:
-                why = e
-    raise why
+                why = why or e  # of the first engine with the model as it was published
+    raise why or UsageError(f"no engine runs on {rig.device.title}", "name other hardware")
 
 
 def _works(settings: Settings, name: str, quant: str) -> Iterator[Work]:

@@ -67,6 +67,10 @@ class Capacity:
             yield "  ".join(cells).rstrip()
         for run, scaling in self._runs:
             yield from _notes(run, scaling)
+        if any(run.routing == "prefix" for run, _ in self._runs) and not any(
+            r.blocks for r in trace.requests
+        ):
+            yield "prefix: the trace has no hashes of blocks, so no prompt begins as another one"
         for aims, sizes in self._least:
             yield from self._least_lines(aims, sizes)
 

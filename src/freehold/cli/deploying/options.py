@@ -36,7 +36,11 @@ _PLAN = (
         help="A flag of the engine's own, checked against its version; repeatable.",
     ),
     click.option("--python", metavar="PATH", help="Start the engine of this Python's environment."),
-    click.option("--env", metavar="DIR", help="Environment of the engine; made by uv or pip if missing."),
+    click.option(
+        "--env",
+        metavar="DIR",
+        help="Environment of the engine, made by uv or pip if missing; NAME: one of the data folder.",
+    ),
     click.option("--command", metavar="WORDS", help="Start the engine by these words."),
     click.option(
         "--attach",

@@ -7,7 +7,6 @@ Path: cli/deploy.py, deploying/verbs.py -> show_plan, emit_plan -> stdout or a f
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -36,11 +35,13 @@ def show_plan(plan: DeployPlan, *, as_json: bool) -> None:
     for line in text(plan).splitlines():
         click.echo(printable(line))
     if not plan.attached:
-        click.echo("as a line for a shell")
-        click.echo(printable(f"  {plan.shell()}"))
-    for rank in range(1, plan.across):
-        words = shlex.join(plan.argv(rank, "HEAD"))
-        click.echo(printable(f"on node {rank}, with the same environment; HEAD: node 0's address\n  {words}"))
+        # MPI starts the same line on each node.
+        lines = list(dict.fromkeys(map(plan.shell, range(plan.across))))
+        head = "; HEAD: node 0's address" if "HEAD" in lines[0] else ""
+        click.echo(f"as a line for a shell{', on node 0' if len(lines) > 1 else ''}{head}")
+        click.echo(printable(f"  {lines[0]}"))
+        for rank, line in enumerate(lines[1:], 1):
+            click.echo(printable(f"on node {rank}\n  {line}"))
 
 
 def _of_this_machine(options: EmitOptions) -> EmitOptions:

@@ -30,6 +30,7 @@ from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 
 SCHEMA = 1
+_LISTS = "freehold deploy status lists what is kept"
 LOOKED_S = 0.3
 FOLLOWED_S = 0.5  # between two looks at a log
 
@@ -46,6 +47,8 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
     server = running(settings)
     held = [each.name for each in _kept(settings)]
     if server is None:
+        if name and name not in held:
+            raise ModelNotFound(f"nothing is deployed as {name}, and no server runs", _LISTS)
         _tell_kept([each for each in held if name in ("", each)], as_json=as_json)
         return
     with server:
@@ -121,18 +124,21 @@ def upgrade(settings: Settings, name: str, dry_run: bool, as_json: bool, **given
     metavar="TIME",
     help="Wait this long for running answers.",
 )
+@json_option
 @click.pass_obj
-def stop(settings: Settings, name: str, drain: float) -> None:
+def stop(settings: Settings, name: str, drain: float, as_json: bool) -> None:
     """End the engines of NAME after their answers, and forget the deployment."""
     server = running(settings)
     if server is None:
         if not forget(settings.home, name):
-            raise ModelNotFound(f"nothing is deployed as {name}", "freehold deploy status lists what is kept")
+            raise ModelNotFound(f"nothing is deployed as {name}", _LISTS)
         click.echo(f"{name} is forgotten; no server ran it", err=True)
-        return
-    with server:
-        AskedDeployments(server).stop(name, drain)
-    click.echo(f"{name} has ended", err=True)
+    else:
+        with server:
+            AskedDeployments(server).stop(name, drain)
+        click.echo(f"{name} has ended", err=True)
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "name": name, "stopped": True}))
 
 
 @click.command("logs", epilog="Example: freehold deploy logs qwen3:8b --follow")
