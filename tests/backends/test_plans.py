@@ -354,7 +354,7 @@ def test_more_devices_than_there_are_are_counted(tmp_path, on, asked, told, hint
 def test_misfit_of_the_largest_box_names_several(tmp_path):
     heavy = weighing(of_path(write_model(tmp_path)), 800, layers=126)
     with pytest.raises(UsageError) as refused:
-        drivers.driver("sglang").plan(PlanRequest(heavy, nodes_on("8xh100")))
+        drivers.driver("trtllm").plan(PlanRequest(heavy, nodes_on("8xh100")))
     assert "--on 8xh100 --nodes 2 would hold it" in refused.value.hint
 
 

@@ -99,6 +99,7 @@ def test_hardware_that_is_not_here_is_planned_for_and_nothing_is_started(tmp_pat
     assert done.status == 0, done.err
     assert "2xh100" in done.out
     assert "the fastest by prediction on 2xh100" in done.out
+    assert "nothing was started" in done.err
 
 
 @pytest.mark.parametrize(

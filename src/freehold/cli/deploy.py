@@ -157,6 +157,8 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
         from freehold.cli.deploying.plans import show_plan
 
         show_plan(plan, as_json=given["as_json"])
+        if not given["dry_run"]:
+            click.echo("nothing was started: --on plans for hardware that may be elsewhere", err=True)
         return
     ctx.exit(_start(settings, [(plan, options)], given))
 

@@ -119,6 +119,15 @@ def test_unit_starts_the_deployment_and_reaches_loopback_alone():
     )
     for line in ("IPAddressDeny=any", "IPAddressAllow=localhost", "Restart=always", "KillMode=mixed"):
         assert f"\n{line}\n" in file.text
+    assert "\nEnvironment=TRITON_CACHE_DIR=/var/lib/freehold/compiled/triton\n" in file.text
+
+
+@pytest.mark.parametrize("words", [("--host=0.0.0.0",), ("--host", "::", "--port=80")])
+def test_unit_of_an_open_server_is_reached_from_private_networks(words):
+    (file,) = emit(plan("vllm", **ONE), "systemd", replace(OPTIONS, start=("freehold", "deploy", *words)))
+    assert "\nIPAddressDeny=any\nIPAddressAllow=localhost link-local 10.0.0.0/8 " in file.text
+    closed = replace(OPTIONS, start=("freehold", "deploy", "--host=127.0.0.1"))
+    assert "\nIPAddressAllow=localhost\n" in emit(plan("vllm", **ONE), "systemd", closed)[0].text
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")

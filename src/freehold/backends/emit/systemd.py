@@ -1,13 +1,16 @@
 """A plan as a system unit: our server starts the deployment, and engines are its children.
 
 The unit may reach loopback alone, so neither engine can report or fetch anything, and what an engine opens beside its
-socket is closed from outside. Devices stay visible: engines need them.
+socket is closed from outside; a server that listens beyond loopback is reached from private networks too. Devices stay
+visible: engines need them. What engines compile is kept in the data folder: homes are read-only, and /tmp is new at
+each start.
 Path: emit.emit -> systemd_files -> unit_text
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions, EmittedFile, label
@@ -29,7 +32,7 @@ StartLimitBurst=5
 Type=exec
 User={user}
 ExecStart={command}
-Environment={environment}
+{environment}
 Restart=always
 RestartSec=5
 RestartPreventExitStatus=2
@@ -55,8 +58,9 @@ ProtectControlGroups=true
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 RestrictSUIDSGID=true
 LockPersonality=true
+# Clients and providers at other addresses: add those here.
 IPAddressDeny=any
-IPAddressAllow=localhost
+IPAddressAllow={reaches}
 
 [Install]
 WantedBy=multi-user.target
@@ -64,6 +68,19 @@ WantedBy=multi-user.target
 
 
 PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
+
+
+# Our data, and what vLLM, SGLang, Triton, Torch and FlashInfer compile.
+_FOLDERS = (
+    ("FREEHOLD_HOME", ""),
+    ("VLLM_CACHE_ROOT", "/compiled/vllm"),
+    ("SGLANG_CACHE_DIR", "/compiled/sglang"),
+    ("TRITON_CACHE_DIR", "/compiled/triton"),
+    ("TORCHINDUCTOR_CACHE_DIR", "/compiled/torch"),
+    ("FLASHINFER_WORKSPACE_BASE", "/compiled"),
+)
+_PRIVATE = "localhost link-local 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7"
+_LOOPBACK = ("127.", "::1", "localhost")
 
 
 def systemd_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
@@ -88,7 +105,11 @@ def unit_text(plan: DeployPlan, options: EmitOptions, name: str) -> str:
         user=_word(options.user),
         before=f"# useradd --system --home-dir {options.home} --create-home {options.user}\n" if ours else "",
         command=" ".join(map(_quoted, words)),
-        environment=_quoted(f"FREEHOLD_HOME={options.home}", variables=False),
+        environment="\n".join(
+            f"Environment={_quoted(f'{variable}={options.home}{below}', variables=False)}"
+            for variable, below in _FOLDERS
+        ),
+        reaches=_reached(words),
         stop_s=options.drain_s + 30,
     )
 
@@ -102,6 +123,12 @@ def deploy_words(plan: DeployPlan) -> tuple[str, ...]:
     if plan.context:
         words += ["--context", str(plan.context)]
     return tuple(words)
+
+
+def _reached(words: Sequence[str]) -> str:
+    """Return the addresses that may be reached, and from which clients come."""
+    given = " ".join(words).replace("--host=", "--host ").partition("--host ")[2]
+    return "localhost" if not given or given.startswith(_LOOPBACK) else _PRIVATE
 
 
 def _plain(text: str) -> str:
