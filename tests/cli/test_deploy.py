@@ -169,6 +169,20 @@ def test_an_unknown_name_has_no_status(tmp_path):
     assert "nothing is deployed as nope" in done.err
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["staus"], "did you mean freehold deploy status?"),
+        (["capcity", "qwen3:8b"], "did you mean freehold deploy capacity?"),
+        (["qwen3:8b", "gemma3:1b", "--on", "h100"], "'gemma3:1b' follows 'qwen3:8b'"),
+    ],
+)
+def test_a_misspelt_verb_and_a_second_model_are_refused(tmp_path, words, told):
+    done = freehold(tmp_path, "deploy", *words)
+    assert done.status in (1, 2)
+    assert told in done.err
+
+
 def test_completion_offers_verbs_and_models(tmp_path):
     offered = [name for name, _ in deployable(load_settings({"FREEHOLD_HOME": str(tmp_path)}))]
     assert offered[0] == "status" and "qwen3:8b" in offered

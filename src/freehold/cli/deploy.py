@@ -18,8 +18,8 @@ from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
 from freehold.cli.serving.options import door_options, read_options
 from freehold.cli.shared import Seconds, json_option, offline_option, with_offline
-from freehold.config import Settings
-from freehold.errors import UsageError
+from freehold.config import Settings, nearest
+from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from freehold.backends.contract import DeployPlan
@@ -77,10 +77,21 @@ class _DeployGroup(click.Group):
             ctx.meta[__name__] = True
             return super().parse_args(ctx, args)
         ctx.allow_interspersed_args = True
-        return click.Command.parse_args(self, ctx, args)
+        rest = click.Command.parse_args(self, ctx, args)
+        if rest and not ctx.resilient_parsing:
+            raise UsageError(
+                f"{rest[0]!r} follows {ctx.params['model']!r}, and one MODEL is deployed", _verb(ctx)
+            )
+        return rest
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return ["[OPTIONS] [MODEL]", "|", "COMMAND ..."]
+
+
+def _verb(ctx: click.Context) -> str:
+    """Return which verb was meant by MODEL; "" for none."""
+    near = nearest(ctx.params["model"], list(UNDER))
+    return f"did you mean freehold deploy {near}?" if near else ""
 
 
 @click.group("deploy", cls=_DeployGroup, invoke_without_command=True)
@@ -146,8 +157,11 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
         raise UsageError("--out and images are for --emit", "name what to write: --emit k8s")
     options = asked_of(given, DeployOptions(model))
     only = bool(given["emit"] or given["dry_run"] or (options.on and not is_ray(options.on)))
-    with StatusLine("the environment is not finished; the same command continues") as line:
-        plan = planned(settings, options, start=not only, show=line.show)
+    try:
+        with StatusLine("the environment is not finished; the same command continues") as line:
+            plan = planned(settings, options, start=not only, show=line.show)
+    except ModelNotFound as e:
+        raise ModelNotFound(e.message, _verb(ctx) or e.hint) from e
     if given["emit"]:
         from freehold.cli.deploying.plans import emit_plan
 

@@ -189,7 +189,7 @@ def _notes(run: SimulatedRun, scaling: Autoscaling | None) -> Iterator[str]:
         target = f"queue={scaling.queue:g}" if scaling.queue else f"utilisation={scaling.utilisation:g}"
         yield (
             f"{named}: autoscaling {scaling.least}..{scaling.most} by {target}, "
-            f"{len(run.counts) - 1} changes, a start takes {_time(scaling.start_s)}"
+            f"{_count(len(run.counts) - 1, 'change')}, a start takes {_time(scaling.start_s)}"
         )
 
 
