@@ -271,7 +271,7 @@ class _Space:
             "context": "asked for" if self.asked_context else longest,
             "streams": "asked for"
             if self.asked_streams
-            else f"room for {held:,} conversations of {usual:,} tokens at a time",
+            else f"room for {held:,} {'conversation' if held == 1 else 'conversations'} of {usual:,} tokens at a time",
             "cache_type": "asked for" if asked else f"16 bits leave no room for {context:,} tokens",
             "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
         }

@@ -39,7 +39,7 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     yield f"{plan.model.name} on {where(plan)}: {engine(plan)}"
     yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
     length = f"{plan.context:,} tokens of context, " if plan.context else ""
-    yield f"  room       {length}{plan.streams} requests at a time"
+    yield f"  room       {length}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
     if plan.memory_bytes:
         yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"
     if plan.decode:

@@ -60,7 +60,8 @@ def counts(of: DeploymentRow) -> str:
         return ""
     others = {"retried": of.retried, "resumed": of.resumed, "cut": of.cut}
     told = ", ".join(f"{count} {word}" for word, count in others.items() if count)
-    return f"{of.name}: {of.requests:,} requests" + (f", {told}" if told else "")
+    requests = f"{of.requests:,} {'request' if of.requests == 1 else 'requests'}"
+    return f"{of.name}: {requests}" + (f", {told}" if told else "")
 
 
 def progress(of: DeploymentRow) -> str:
