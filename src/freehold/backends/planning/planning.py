@@ -129,7 +129,7 @@ def _why_not(request: PlanRequest, engine: UpstreamEngine, context: int) -> str:
     each = f" in each of {request.replicas} replicas" if request.replicas > 1 else ""
     if need <= have:
         return f"no way to share out its heads over {count} devices leaves room for {tokens}{each}"
-    return f"it needs {need:.1f} GiB with {tokens}; {count} x {rig.device.title}: {have:.1f} for it{each}"
+    return f"it needs {need:.1f} GiB with {tokens}; {count} x {rig.device.title} have {have:.1f} for it{each}"
 
 
 @dataclass(frozen=True, slots=True)
