@@ -38,16 +38,10 @@ class EngineDemands(Demands):
     It stands inside the house: an address of a picture would make it ask the house's own machines, or a cloud's.
     """
 
-    @property
-    def fetches(self) -> bool:
-        """Whether the job has pictures that are addresses."""
-        parts = (part for message in self.job.messages or () for part in message.parts)
-        return any(isinstance(part, Image) and part.url for part in parts)
-
     def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
         job = self.job
         return (
-            (self.fetches, "fetches no pictures: send them in the request, as data: URLs"),
+            (_fetches(job), "fetches no pictures: send them in the request, as data: URLs"),
             (bool(job.template), "takes no template of a request"),
             (bool(job.adapter), "has no adapters"),
             (job.prompt_logprobs is not None, "gives no log-probabilities of a prompt"),
@@ -107,7 +101,7 @@ class EngineWire(CompatibleWire):
     def chat_to_count(self, model: RemoteModel, job: Job) -> dict[str, Any]:
         """Return the body by which /tokenize renders a chat. Raises UnsupportedModel: it would fetch pictures too."""
         demands = self.demands(model, job)
-        if demands.fetches:
+        if _fetches(job):
             demands.lacks("fetches no pictures: send them in the request, as data: URLs")
         asker = self.asker(demands)
         body: dict[str, Any] = {"messages": [asker.message(m) for m in job.messages or ()]}
@@ -121,6 +115,12 @@ class EngineWire(CompatibleWire):
     def reader(self, job: Job) -> CompletionReader:
         """Return a reader of one stream."""
         return CompletionReader(job.n, ids=self.asks_ids(job))
+
+
+def _fetches(job: Job) -> bool:
+    """Whether a job has pictures that are addresses."""
+    parts = (part for message in job.messages or () for part in message.parts)
+    return any(isinstance(part, Image) and part.url for part in parts)
 
 
 def salt(tenant: str) -> str:
