@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from freehold.backends.contract import ParallelSizes
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.errors import EngineLost
 from freehold.providers.contract import UpstreamFault
+from freehold.providers.hop import Hop
 from freehold.serving import Job
 from freehold.types import Format
 from tests.backends import engines
@@ -51,6 +53,18 @@ async def test_stream_of_a_dead_replica_is_continued(tmp_path: Path, death: str)
         assert sum((chunk.token_ids for chunk in chunks), ()) == tuple(text.encode(expected(said)))
         assert (replicas.resumed, replicas.cut) == (1, 0)
         await until(lambda: [r.restarts for r in replicas if not r.ready] == [] and restarts(replicas) == 1)
+
+
+@synchronous
+async def test_replicas_of_one_machine_are_started_with_devices_of_their_own(tmp_path: Path) -> None:
+    hop = Hop()
+    plan = replace(engines.plan(tmp_path), sizes=ParallelSizes())  # two devices, and a replica takes one
+    replicas = ReplicaSet(plan, StandInDriver(), tmp_path, hop, limits=QUICK)
+    replicas.run()
+    seen = [replica.plan.environment["CUDA_VISIBLE_DEVICES"] for replica in replicas]
+    await replicas.stop(0.0)
+    await hop.close()
+    assert seen == ["0", "1"]
 
 
 @synchronous

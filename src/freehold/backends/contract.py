@@ -194,12 +194,16 @@ class DeployPlan:
         return (*self.command, *(_filled(word, places) for flag in flags for word in flag.words()))
 
     def of_replica(self, number: int) -> DeployPlan:
-        """Return the plan of one of several replicas on this machine: it sees its own devices alone."""
-        variable = _VISIBLE.get(self.nodes.rig.device.vendor if self.nodes.rig.device.kind == "gpu" else "")
-        if variable is None or not self.nodes.here or self.nodes.rig.count == self.sizes.devices:
+        """Return the plan of one of several replicas on this machine: it sees its own devices alone.
+
+        Every engine takes the first devices that it sees. Where there are fewer than the replicas' together, nothing
+        is shared out: the plan asks for more than there is.
+        """
+        rig, each = self.nodes.rig, self.sizes.devices
+        variable = _VISIBLE.get(rig.device.vendor) if rig.device.kind == "gpu" else None
+        if variable is None or not self.nodes.here or self.replicas == 1 or self.replicas * each > rig.count:
             return self
-        first = number * self.sizes.devices
-        seen = ",".join(map(str, range(first, first + self.sizes.devices)))
+        seen = ",".join(map(str, range(number * each, (number + 1) * each)))
         return replace(self, environment={**self.environment, variable: seen})
 
     def shell(self, rank: int = 0) -> str:

@@ -197,18 +197,15 @@ class ReplicaSet:
         private.folder(folder)
         replica = Replica(
             number,
-            plan,
+            plan.of_replica(number),
             self._driver(plan),
             folder,
             self._hop,
             limits=self._limits,
-            changed=self._turned,
+            changed=self._turn.set,
         )
         replica.run()
         return replica
-
-    def _turned(self) -> None:
-        self._turn.set()
 
     async def roll(self, plan: DeployPlan, kind: Roll, drain_s: float = DRAIN_S) -> None:
         """Replace every replica by one of `plan`, one after the other.
@@ -263,7 +260,7 @@ class ReplicaSet:
     async def stop(self, drain_s: float) -> None:
         """Let answers end for up to `drain_s`, and end every engine."""
         self._closed = True
-        self._turned()
+        self._turn.set()
         await asyncio.gather(*(replica.stop(drain_s) for replica in self.replicas))
         shutil.rmtree(self._folder, ignore_errors=True)
 
