@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 
 from freehold.backends import drivers
-from freehold.backends.contract import DeployPlan, EngineFacts, PlanRequest
+from freehold.backends.contract import DeployPlan, EngineFacts, PlannedFlag, PlanRequest
 from freehold.backends.planning import facts
 from freehold.backends.replicas.models import DeployedModels
 from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
@@ -144,14 +144,10 @@ def planned(args: argparse.Namespace, **more: Any) -> DeployPlan:
         },
     )
     plan = drivers.driver("vllm").plan(request)
-    from dataclasses import replace
-
     return replace(plan, model=replace(plan.model, name=NAME), flags=tuple(map(_named, plan.flags)))
 
 
-def _named(flag: Any) -> Any:
-    from dataclasses import replace
-
+def _named(flag: PlannedFlag) -> PlannedFlag:
     return replace(flag, value=NAME) if flag.name == "--served-model-name" else flag
 
 

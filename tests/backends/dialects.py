@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from freehold.backends.contract import DeployedModel, DeployPlan, EngineFacts, N
 from freehold.backends.replicas.replica import Replica
 from freehold.catalog.hardware import rig
 from freehold.layers import LayerSpec
-from freehold.providers.hop import Hop
 from tests.backends import standin
-from tests.backends.engines import QUICK
+from tests.backends.engines import QUICK, operated
 
 GGUF = ("llamacpp", "ollama")
 ALL = ("sglang", "trtllm", "llamacpp", "ollama", "mlx")
@@ -52,18 +50,9 @@ def plan(engine: str, folder: Path, **options: object) -> DeployPlan:
     return drivers.driver(engine).plan(request(engine, folder, **options))
 
 
-@asynccontextmanager
-async def replica(engine: str, folder: Path, **options: object) -> AsyncIterator[Replica]:
+def replica(engine: str, folder: Path, **options: object) -> AbstractAsyncContextManager[Replica]:
     """Run one replica of the engine."""
-    hop = Hop()
     made = plan(engine, folder, **options)
     life = folder / "life"
     life.mkdir(mode=0o700)
-    limits = replace(QUICK, hung_s=1.0)
-    found = Replica(0, made, drivers.driver_of(made), life, hop, limits=limits)
-    try:
-        found.run()
-        yield found
-    finally:
-        await found.stop(0.0)
-        await hop.close()
+    return operated(made, drivers.driver_of(made), life, replace(QUICK, hung_s=1.0))

@@ -6,15 +6,18 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
+from freehold.backends import drivers
 from freehold.backends.contract import (
     DeployPlan,
     EngineDeath,
+    EngineDriver,
     EngineName,
     EngineNumbers,
     Listens,
@@ -23,7 +26,7 @@ from freehold.backends.contract import (
 )
 from freehold.backends.engines.wire import EngineWire, TokenRoutes
 from freehold.backends.replicas.deployment import ReplicaSet
-from freehold.backends.replicas.replica import ReplicaLimits
+from freehold.backends.replicas.replica import Replica, ReplicaLimits
 from freehold.errors import UsageError
 from freehold.providers.hop import Hop
 from freehold.serving import Job
@@ -31,6 +34,7 @@ from freehold.types import Chunk, Message
 from tests.backends import plans, standin
 from tests.backends.standin import text
 
+P = ParamSpec("P")
 KEY = "standin-0123456789abcdef"
 # Times for tests: nothing here waits as long as an engine of the world does.
 QUICK = ReplicaLimits(first_wait_s=0.05, most_wait_s=0.2, probe_s=0.02, watch_s=0.05, hung_s=60.0)
@@ -129,18 +133,7 @@ class StandInDriver:
         return ""
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
-        found: dict[str, float] = {}
-        for line in body.decode().splitlines():
-            if line and not line.startswith("#"):
-                name, _, value = line.rpartition(" ")
-                found[name.partition("{")[0]] = float(value)
-        return EngineNumbers(
-            running=int(found["vllm:num_requests_running"]),
-            waiting=int(found["vllm:num_requests_waiting"]),
-            prompt_tokens=int(found["vllm:prompt_tokens_total"]),
-            generated_tokens=int(found["vllm:generation_tokens_total"]),
-            queries={"vllm:request_success_total": found["vllm:request_success_total"]},
-        )
+        return drivers.driver("vllm").numbers(body, before)
 
     def engine_of(self, pid: int) -> RunningStandIn:
         """Return the engine with a process number."""
@@ -177,6 +170,21 @@ async def deployed(
         await hop.close()
 
 
+@asynccontextmanager
+async def operated(
+    plan: DeployPlan, driver: EngineDriver, folder: Path, limits: ReplicaLimits = QUICK
+) -> AsyncIterator[Replica]:
+    """Run one replica, whatever becomes of it."""
+    hop = Hop()
+    found = Replica(0, plan, driver, folder, hop, limits=limits)
+    try:
+        found.run()
+        yield found
+    finally:
+        await found.stop(0.0)
+        await hop.close()
+
+
 async def until(true: Callable[[], bool], most_s: float = 20.0) -> None:
     """Wait until something is true."""
     async with asyncio.timeout(most_s):
@@ -206,3 +214,13 @@ async def read(stream: Any) -> list[Chunk]:
 def joined(chunks: list[Chunk]) -> str:
     """Return the text of chunks."""
     return "".join(chunk.text for chunk in chunks)
+
+
+def synchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make a test function of a coroutine function, in a loop of its own; fixtures and parameters stay."""
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run

@@ -1,11 +1,14 @@
-"""A plan for tests that start nothing."""
+"""Plans made by hand: of vLLM on two devices, for tests that start nothing; and of a short Python program."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 from freehold import catalog
-from freehold.advisor.anatomy import from_catalogue
+from freehold.advisor.anatomy import Anatomy, from_catalogue
 from freehold.advisor.interval import Interval
 from freehold.backends.contract import (
     DeployedModel,
@@ -16,7 +19,10 @@ from freehold.backends.contract import (
     PlannedFlag,
     SecretRef,
 )
-from freehold.catalog.hardware import rig
+from freehold.catalog.hardware import Device, Rig, rig
+
+CPU = Device("cpu", "a processor", "", "cpu", "", 8.0, 20.0, 0.0, "made for tests", date(2026, 11, 28))
+TINY = DeployedModel("tiny", "/models/tiny", "safetensors", Anatomy("tiny", "bf16", "qwen2", (), (), 8192))
 
 
 def plan() -> DeployPlan:
@@ -43,4 +49,31 @@ def plan() -> DeployPlan:
         streams=64,
         replicas=2,
         decode=Interval(50.0, 60.0, 70.0),
+    )
+
+
+def plan_of(
+    program: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    socket: Path | None = None,
+    secret: str = "ENGINE_KEY",
+    command: tuple[str, ...] = (),
+) -> DeployPlan:
+    """Return a plan that runs `program` in place of an engine."""
+    return DeployPlan(
+        engine="vllm",
+        version="0.32.0",
+        schema="vllm 0.32.0",
+        model=TINY,
+        nodes=Nodes(Rig(CPU)),
+        command=command or (sys.executable, "-I", "-S", "-c", program),
+        flags=(),
+        environment=environment or {},
+        secrets=(SecretRef(secret),) if secret else (),
+        listens=Listens(socket=socket),
+        sizes=ParallelSizes(),
+        context=8192,
+        streams=4,
+        replicas=1,
     )

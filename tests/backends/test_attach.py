@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from freehold.backends.planning.asking import EngineSaid
 from freehold.backends.replicas.replica import Replica
 from freehold.config import load_settings
 from freehold.errors import EngineLost, UsageError
-from freehold.providers.hop import Hop
 from tests.backends import standin
-from tests.backends.engines import QUICK, chat, expected, joined, read, until
-from tests.backends.running import synchronous
+from tests.backends.engines import chat, expected, joined, operated, read, synchronous, until
 
 FOUND = {
     "vllm": ("vllm", "0.32.0"),
@@ -67,16 +64,8 @@ async def planned(elsewhere: Elsewhere, **more: Any) -> DeployPlan:
     return await asyncio.to_thread(attached_plan, f"unix:{elsewhere.socket}", **more)
 
 
-@asynccontextmanager
-async def attached(folder: Path, plan: DeployPlan) -> AsyncIterator[Replica]:
-    hop = Hop()
-    found = Replica(0, plan, drivers.driver_of(plan), folder, hop, limits=QUICK)
-    try:
-        found.run()
-        yield found
-    finally:
-        await found.stop(0.0)
-        await hop.close()
+def attached(folder: Path, plan: DeployPlan) -> AbstractAsyncContextManager[Replica]:
+    return operated(plan, drivers.driver_of(plan), folder)
 
 
 @pytest.mark.parametrize("dialect", FOUND)

@@ -27,9 +27,9 @@ from tests.backends.engines import (
     expected,
     joined,
     read,
+    synchronous,
     until,
 )
-from tests.backends.running import synchronous
 from tests.backends.standin import text
 
 SHAPES = ("error", "abort", "cut", "kill", "hang")

@@ -22,8 +22,7 @@ from freehold.serving import Job
 from freehold.types import Format, Message, Tool
 from tests.backends import dialects
 from tests.backends.dialects import ALL
-from tests.backends.engines import chat, expected, joined, read, until
-from tests.backends.running import synchronous
+from tests.backends.engines import chat, expected, joined, read, synchronous, until
 from tests.backends.standin import text
 
 SAMPLED = {"temperature": 0.0, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.0}

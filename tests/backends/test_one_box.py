@@ -16,8 +16,8 @@ from freehold.backends.flags.schema import nearest
 from freehold.catalog.hardware import rig
 from freehold.errors import UsageError
 from tests.backends import dialects
-from tests.backends.made import CPU
-from tests.backends.running import synchronous
+from tests.backends.engines import synchronous
+from tests.backends.plans import CPU
 
 BINARY = """----- common params -----
 

@@ -18,7 +18,7 @@ from freehold.backends.process import process
 from freehold.backends.process.process import OwnProcess, launch
 from freehold.backends.process.ring import LogRing
 from freehold.errors import UsageError
-from tests.backends.made import plan_of
+from tests.backends.plans import plan_of
 
 # Starts a child that starts a grandchild in a session of its own, as an engine's workers and trackers are; the middle
 # one ends, so that the grandchild loses its parent. All of them ignore SIGTERM.
@@ -86,7 +86,7 @@ HOST = """
 import asyncio, sys, time
 from pathlib import Path
 from freehold.backends.process.process import launch
-from tests.backends.made import plan_of
+from tests.backends.plans import plan_of
 async def main():
     engine = await launch(plan_of(sys.argv[1]), Path(sys.argv[2]), phase=lambda line: "", title="Engine")
     seen = 0

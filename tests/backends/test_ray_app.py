@@ -21,12 +21,13 @@ import psutil
 import pytest
 
 from freehold.backends.contract import Listens
+from freehold.backends.planning.asked import SOCKET
 from freehold.backends.ray import app, child
 from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, Passage, Passed
-from freehold.backends.ray.plan import SOCKET, app_text
+from freehold.backends.ray.plan import app_text
 from tests.backends import standin
+from tests.backends.engines import synchronous
 from tests.backends.plans import plan
-from tests.backends.running import synchronous
 
 KEY = "k" * 64
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()

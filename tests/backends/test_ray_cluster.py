@@ -16,8 +16,17 @@ from freehold.backends.replicas import answer
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.providers.hop import Hop
 from tests.backends import engines
-from tests.backends.engines import QUICK, RunningStandIn, StandInDriver, chat, expected, joined, read, until
-from tests.backends.running import synchronous
+from tests.backends.engines import (
+    QUICK,
+    RunningStandIn,
+    StandInDriver,
+    chat,
+    expected,
+    joined,
+    read,
+    synchronous,
+    until,
+)
 
 
 class ClusterDriver(StandInDriver):

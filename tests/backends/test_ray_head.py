@@ -15,9 +15,9 @@ import aiohttp
 import psutil
 import pytest
 
-from freehold.backends.engines.starting import free_port
+from freehold.backends.process.blanks import free_port
 from freehold.backends.ray import doors, head
-from tests.backends.running import synchronous
+from tests.backends.engines import synchronous
 
 # Stands in for `ray start --head --block`: opens the port of the cluster's state and waits.
 SCRIPTS = """

@@ -16,10 +16,11 @@ from freehold.backends.contract import DeployPlan, EngineFacts, EngineNumbers, L
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.emit import emit
 from freehold.backends.engines.own import OwnEngine
+from freehold.backends.planning.asked import SOCKET
 from freehold.backends.ray import doors
 from freehold.backends.ray.asked import is_ray, over_ray
 from freehold.backends.ray.driver import SESSION, RayDriver
-from freehold.backends.ray.plan import SOCKET, app_text, moved, over, text_for
+from freehold.backends.ray.plan import app_text, moved, over, text_for
 from freehold.errors import UsageError
 from freehold.providers.contract import Provider, RemoteModel
 from freehold.serving import Job
@@ -130,15 +131,13 @@ def test_numbers_are_the_sum_of_all_replicas():
 
         def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
             held = dict(line.split() for line in body.decode().splitlines())
-            return EngineNumbers(
-                int(held["running"]), generated_tokens=int(held["n_total"]), queries={"s": 1}
-            )
+            return EngineNumbers(int(held["running"]), generated_tokens=int(held["n_total"]), series={"s": 1})
 
     driver: Any = RayDriver(Inner())  # type: ignore[arg-type]
     body = b'running{replica="a"} 2\nn_total{replica="a"} 5\nrunning{replica="b"} 1\nn_total{replica="b"} 7\n'
     found = driver.numbers(body)
     assert (found.running, found.generated_tokens) == (3, 12)
-    assert set(found.queries) == {'s{ray_replica="a"}', 's{ray_replica="b"}'}
+    assert set(found.series) == {'s{ray_replica="a"}', 's{ray_replica="b"}'}
 
 
 def test_emitted_files_hold_no_secret_and_bind_nothing_unnamed(tmp_path: Path):

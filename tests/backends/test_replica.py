@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,22 +18,22 @@ from freehold.backends.replicas.tallied import TalliedNumbers
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
 from tests.backends import engines
-from tests.backends.engines import HANGING, QUICK, RunningStandIn, StandInDriver, chat, until
-from tests.backends.running import synchronous
+from tests.backends.engines import (
+    HANGING,
+    QUICK,
+    RunningStandIn,
+    StandInDriver,
+    chat,
+    operated,
+    synchronous,
+    until,
+)
 
 
-@asynccontextmanager
-async def running(
+def running(
     folder: Path, driver: StandInDriver, limits: ReplicaLimits = QUICK
-) -> AsyncIterator[Replica]:
-    hop = Hop()
-    replica = Replica(0, engines.plan(folder, 1), driver, folder, hop, limits=limits)
-    try:
-        replica.run()
-        yield replica
-    finally:
-        await replica.stop(0.0)
-        await hop.close()
+) -> AbstractAsyncContextManager[Replica]:
+    return operated(engines.plan(folder, 1), driver, folder, limits)
 
 
 @synchronous
@@ -169,10 +168,10 @@ def test_counters_outlive_the_engine_and_gauges_do_not() -> None:
     tally = TalliedNumbers()
     first = EngineNumbers(3, 1, 100, 10, 50, 8, 0.5, {"a_total": 7.0, "b": 9.0})
     assert tally.update(first) and not tally.update(first)
-    assert not tally.update(replace(first, running=0, queries={"a_total": 7.0, "b": 1.0}))
+    assert not tally.update(replace(first, running=0, series={"a_total": 7.0, "b": 1.0}))
     tally.engine_ended()
     assert tally.total == EngineNumbers(0, 0, 100, 10, 50, 8, None, {"a_total": 7.0})
-    assert tally.update(EngineNumbers(1, 0, 5, 2, queries={"a_total": 1.0}))
+    assert tally.update(EngineNumbers(1, 0, 5, 2, series={"a_total": 1.0}))
     assert tally.total == EngineNumbers(1, 0, 105, 12, 50, 8, None, {"a_total": 8.0})
 
 

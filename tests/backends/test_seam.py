@@ -11,7 +11,7 @@ import pytest
 from freehold.backends.replicas.seam import Deviated, Rejoined, SentLog, job_from_ids, kept, takes_prefix
 from freehold.serving import Job
 from freehold.types import Chunk, Format, Message, TokenLogprob, Tool, ToolPiece
-from tests.backends.running import synchronous
+from tests.backends.engines import synchronous
 
 PROMPT = tuple(b"<user>hi\n<assistant>")
 GREEDY = Job(messages=(Message("user", "hi"),), max_tokens=400, sampling={"temperature": 0.0})

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.backends import standin
-from tests.backends.running import synchronous
+from tests.backends.engines import synchronous
 from tests.backends.standin import text
 
 CHAT = [{"role": "user", "content": "hello"}]

@@ -41,7 +41,7 @@ def test_counters_are_read_from_its_metrics():
     found = VLLM.numbers((RECORDED / "vllm-metrics.txt").read_bytes())
     assert (found.prompt_tokens, found.generated_tokens, found.steps, found.cached_tokens) == (1, 1, 1, 0)
     assert (found.running, found.waiting, found.cache_usage) == (0, 0, 0.0)
-    assert found.queries["vllm:request_success_total"] == 1.0
+    assert found.series["vllm:request_success_total"] == 1.0
 
 
 def test_engines_of_data_parallel_are_counted_together():

@@ -145,6 +145,11 @@ class ParallelSizes:
         """Devices of one replica."""
         return self.tensor * self.pipeline * self.data
 
+    @property
+    def attention(self) -> int:
+        """Devices of a tensor group that each attend to their own sequences (data parallel attention); 1: none does."""
+        return self.data if self.expert > 1 and self.tensor == 1 else 1
+
 
 @dataclass(frozen=True, slots=True)
 class DeployPlan:
@@ -193,6 +198,13 @@ class DeployPlan:
         places = {"{rank}": str(rank), "{head}": head, "{folder}": folder, "{port}": str(port)}
         return (*self.command, *(_filled(word, places) for flag in flags for word in flag.words()))
 
+    @property
+    def called(self) -> str:
+        """What the engine itself calls the model: as its flags say, else as clients do."""
+        plan = self.inner or self
+        named = (flag.value for flag in plan.flags if flag.name in _NAMES and flag.value)
+        return plan.served or next(named, plan.model.name)
+
     def of_replica(self, number: int) -> DeployPlan:
         """Return the plan of one of several replicas on this machine: it sees its own devices alone.
 
@@ -215,6 +227,8 @@ class DeployPlan:
         return " ".join([*held, *keys, *map(shlex.quote, words)])
 
 
+# Flags by which an engine is told what clients call its model.
+_NAMES = ("--served-model-name", "--served_model_name", "--alias")
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
 
 
@@ -259,7 +273,7 @@ class EngineNumbers:
     cached_tokens: int | None = None
     steps: int | None = None  # forward passes: moves also where tokens are only counted at an answer's end
     cache_usage: float | None = None  # of its KV cache, 0 to 1
-    queries: Mapping[str, float] = field(default_factory=dict)  # other series, by name, for our page
+    series: Mapping[str, float] = field(default_factory=dict)  # other series, by name, for our page
 
 
 class LaunchedEngine(Protocol):

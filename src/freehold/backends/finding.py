@@ -32,13 +32,14 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 _AMD = "0x1002"  # vendor of a PCI device
 _DISCRETE = 4 << 30  # bytes of memory of its own; a processor's graphics unit has less
 _FITS = 0.9  # of an accelerator's free memory that weights and cache may take
-# What a plan calls an engine, what advisor/engines.toml calls it, and the files that it loads.
-_ADVISED: dict[EngineName, tuple[str, str]] = {
-    "llamacpp": ("llama.cpp", "gguf"),
-    "mlx": ("mlx", "safetensors"),
+# What a plan calls an engine, what advisor/engines.toml calls it, and the files that it loads. Of equals the first is
+# chosen.
+ADVISED: dict[EngineName, tuple[str, str]] = {
     "vllm": ("vllm", "safetensors"),
     "sglang": ("sglang", "safetensors"),
     "trtllm": ("tensorrt-llm", "safetensors"),
+    "llamacpp": ("llama.cpp", "gguf"),
+    "mlx": ("mlx", "safetensors"),
 }
 # The program of an engine on PATH; those that start as a module are found by a script that their package installs.
 _PROGRAMS: dict[EngineName, str] = {
@@ -96,7 +97,7 @@ class EnginesHere:
     @property
     def advice(self) -> str:
         """What would use the accelerator, where no engine at hand does."""
-        if not self.accelerated or any(e.name in _ADVISED and not e.note for e in self.engines):
+        if not self.accelerated or any(e.name in ADVISED and not e.note for e in self.engines):
             return ""
         cures = [_CURES["gguf"], _CURES["mlx" if self.mac else "safetensors"]]
         return f"no engine at hand uses it: {'; or '.join(cures)}"
@@ -233,9 +234,9 @@ def choose(
     best: EngineChoice | None = None
     useless: list[str] = []
     for engine in found.engines:
-        if engine.name not in _ADVISED:
+        if engine.name not in ADVISED:
             continue
-        if engine.note or _ADVISED[engine.name][1] != files:
+        if engine.note or ADVISED[engine.name][1] != files:
             useless += [engine.note] if engine.note else []
             continue
         told, rig, why = _on(anatomy, engine.name, found, context)
@@ -281,7 +282,7 @@ def _on(
                 why = f"the catalogue has no figures of {found.title}; its {show_bytes(free)} free hold the model"
                 return 0.0, None, why
             continue
-        told = fit(anatomy, place_on(rig, _ADVISED[engine][0]), context)
+        told = fit(anatomy, place_on(rig, ADVISED[engine][0]), context)
         if isinstance(told, Fit) and told.memory.weights + sum(told.memory.cache.values()) <= free * _FITS:
             return told.decode.mid, rig, ""
     free = max((free for _, free in rigs(found)), default=0)

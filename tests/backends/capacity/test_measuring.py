@@ -14,7 +14,7 @@ from freehold.backends.capacity.asking import EngineDoor
 from freehold.backends.capacity.measuring import MeasurePlan, StepSamples, fit, measure, rules
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.errors import ServerUnreachable, UpstreamFailed, UsageError
-from tests.backends.running import synchronous
+from tests.backends.engines import synchronous
 
 TRUE = StepTime((0, 1, 4, 16), (0.004, 0.006, 0.008, 0.02), 4e-7, 3e-4, 2e-8, beside=1.4, arrival=3e-3)
 

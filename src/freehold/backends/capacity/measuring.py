@@ -26,52 +26,15 @@ from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepT
 from freehold.errors import UpstreamFailed, UsageError
 
 _WORDS = (
-    *(
-        "the",
-        "of",
-        "in",
-        "to",
-        "and",
-        "is",
-        "it",
-        "for",
-        "on",
-        "as",
-        "at",
-        "be",
-        "by",
-        "we",
-        "he",
-        "she",
-        "you",
-        "not",
-    ),
-    *(
-        "all",
-        "one",
-        "two",
-        "new",
-        "old",
-        "day",
-        "man",
-        "way",
-        "out",
-        "up",
-        "time",
-        "about",
-        "other",
-        "people",
-        "water",
-    ),
+    *("the", "of", "in", "to", "and", "is", "it", "for", "on", "as", "at", "be"),
+    *("by", "we", "he", "she", "you", "not", "all", "one", "two", "new", "old"),
+    *("day", "man", "way", "out", "up", "time", "about", "other", "people", "water"),
 )
 _TRIAL = 100  # words of the prompt that tells how many tokens a word has
 _FEW = 4  # steps that a prompt beside answers was spread over: the engine keeps its answers fluent
 _SAME_DEPTH = 64  # tokens: depths that differ by less are one
-_LONGER = (
-    1,
-    4,
-    16,
-)  # times the tokens of an answer that are tried: fast engines end some before others begin
+# Times the tokens of an answer that are tried: fast engines end some before others begin.
+_LONGER = (1, 4, 16)
 _LEAST_WINDOW = 3  # tokens of each answer in the time when all of them run
 
 
@@ -301,5 +264,5 @@ def _fit_beside(samples: StepSamples, time: StepTime, limits: EngineLimits) -> t
     if costs:
         time = replace(time, beside=float(min(max(median(costs), 0.25), 8.0)))
     if paces and len(paces) > len(costs) / 2:
-        limits = replace(limits, pace=float(max(median(paces), 1.05)), floor_s=limits.floor_s)
+        limits = replace(limits, pace=float(max(median(paces), 1.05)))
     return time, limits

@@ -17,7 +17,7 @@ from freehold.backends.capacity.trace import RequestTrace
 from freehold.config import nearest
 from freehold.errors import UsageError
 
-FIGURES = {"ttft": "ttft", "tpot": "tpot", "latency": "latency"}
+FIGURES = ("ttft", "tpot", "latency")
 _WORDS = re.compile(r"([a-z]+)-p(\d{1,2}(?:\.\d+)?)\s*(?:=|<=|<)\s*(\d+(?:\.\d+)?)\s*(ms|s)")
 MOST = 1024  # replicas that are tried
 
@@ -49,7 +49,7 @@ def parse(text: str) -> tuple[Aim, ...]:
                 f"{part!r} is not an objective", "write ttft-p95=2s, tpot-p50=40ms or latency-p99=30s"
             )
         if found[1] not in FIGURES:
-            near = nearest(found[1], list(FIGURES))
+            near = nearest(found[1], FIGURES)
             raise UsageError(
                 f"no figure is called {found[1]!r}",
                 f"did you mean {near}?" if near else f"known: {', '.join(FIGURES)}",

@@ -30,9 +30,8 @@ class StepTime:
     prompt: float = 0.0  # s for each prompt token, in a step without answers
     positions: float = 0.0  # s for each position that a prompt token attends to
     beside: float = 1.0  # times a prompt token's seconds in a step that has answers too
-    arrival: float = (
-        0.0  # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
-    )
+    # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
+    arrival: float = 0.0
     spread: float = 0.0  # standard deviation of the logarithm of measured over predicted
     basis: str = ""
 

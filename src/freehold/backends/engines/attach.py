@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from freehold.backends.contract import (
@@ -28,10 +27,11 @@ from freehold.backends.contract import (
     EngineName,
     EngineNumbers,
     LaunchedEngine,
+    PlanRequest,
     SecretRef,
     StartProgress,
 )
-from freehold.backends.planning.asking import EngineAsker
+from freehold.backends.engines.asker import EngineAsker
 from freehold.errors import UsageError
 
 HERE = ("127.0.0.1", "localhost", "::1")
@@ -126,7 +126,7 @@ class AttachDriver:
         # What trtllm-serve's metrics tell, they tell once: reading them would take them from their owner.
         self.metrics_path = "" if driver.name == "trtllm" else driver.metrics_path
 
-    def plan(self, request: Any) -> DeployPlan:
+    def plan(self, request: PlanRequest) -> DeployPlan:
         """Refuse: nothing is planned for what runs already."""
         raise UsageError(f"an attached {self.title} is not planned", "leave its flags to who runs it")
 

@@ -31,8 +31,8 @@ from freehold.backends.contract import (
     SecretRef,
 )
 from freehold.backends.engines.one_box import room
-from freehold.backends.engines.phases import phase_of, phases
 from freehold.backends.engines.scrape import series
+from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineWire
 from freehold.backends.planning.layout import Layout
 from freehold.backends.planning.wording import Wording, opened, refuse_old
@@ -48,7 +48,7 @@ HELP_S = 20.0  # it takes 0.1 s, and longer where it wakes a GPU
 KEY = SecretRef("LLAMA_API_KEY")
 # Of its caches; a quantised value cache needs flash attention.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-_PHASES = phases(
+_PHASES = (
     (r"loading model|loaded meta data|load_model:", "loading weights"),
     (r"warming up", "warming up"),
     (r"initializing, n_slots|new slot|init: initializing slots", "slots ready"),
@@ -92,10 +92,11 @@ def _without(answer: WholeAnswer, begun: str) -> WholeAnswer:
     return replace(answer, pieces=tuple(pieces))
 
 
-class LlamaCpp:
+class LlamaCpp(StartedEngine):
     """Implements contract.EngineDriver."""
 
     name: EngineName = "llamacpp"
+    phases = _PHASES
     title = "llama.cpp"
     package = ""  # the user's own build: no package with one is ours to choose
     least = "8146"  # builds before it read GGUF files whose sizes overflow (CVE-2026-27940)
@@ -122,18 +123,12 @@ class LlamaCpp:
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it with the flags that this build has. Raises UsageError, EngineLost."""
-        from freehold.backends.process.process import launch
-
         if len(plan.command) == 1:  # the program itself: its own help has the last word
             printed = await asyncio.to_thread(_printed, plan.command[0], "--version")
             plan = replace(plan, version=build_of(printed) or plan.version)
             refuse_old(self.title, plan.version, self.least)
             plan = fitted(plan, await asyncio.to_thread(_printed, plan.command[0], "--help"))
-        return await launch(plan, folder, phase=self.phase, title=self.title)
-
-    def phase(self, line: str) -> str:
-        """Return what a line of its log tells of the start."""
-        return phase_of(line, _PHASES)
+        return await super().launch(plan, folder)
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its counters."""
@@ -146,7 +141,7 @@ class LlamaCpp:
             generated_tokens=int(found.get("llamacpp:tokens_predicted_total", 0)),
             cached_tokens=None if cached is None else int(cached),
             steps=int(found.get("llamacpp:n_decode_total", 0)),
-            queries={name: v for name, v in found.items() if "_seconds" in name or "busy_slots" in name},
+            series={name: v for name, v in found.items() if "_seconds" in name or "busy_slots" in name},
         )
 
 
@@ -165,11 +160,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     add("--offline", True, "it fetches nothing")
     add("--cors-origins", "localhost", "by default any web page may read its answers")
     add("--sse-ping-interval", 1, "a stream whose server ends is noticed by its next ping")
-    if listens.socket is not None:
-        add("--host", listens.socket, "a socket in a folder that only you may enter: no port")
-    else:
-        add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
-        add("--port", listens.port or "{port}", "as asked for" if listens.port else "free at the start")
+    words.listens(listens, "--host")
     if request.cache_type:
         _cache(words, request.cache_type)
 

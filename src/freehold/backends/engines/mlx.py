@@ -11,28 +11,21 @@ Path: drivers.py -> Mlx.plan -> room -> DeployPlan; Mlx.launch -> launch -> OwnP
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from freehold.backends.contract import (
-    DeployPlan,
-    EngineName,
-    EngineNumbers,
-    LaunchedEngine,
-    Listens,
-    PlanRequest,
-)
+from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest
 from freehold.backends.engines.one_box import room
-from freehold.backends.engines.phases import phase_of, phases
+from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire
-from freehold.backends.planning.wording import PRIVATE, opened
+from freehold.backends.planning.wording import opened
+from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import UsageError
 from freehold.providers.openai.wire import SAMPLING
 from freehold.serving import Job
 
 STARTED_WITH = "default_model"  # its own word for the model of its command line
 OPEN = "mlx_lm's server has no key: every program of this machine that finds its port may ask it"
-_PHASES = phases((r"Fetching|[Ll]oading", "loading weights"), (r"Starting httpd", "up"))
+_PHASES = ((r"Fetching|[Ll]oading", "loading weights"), (r"Starting httpd", "up"))
 
 
 class _MlxDemands(EngineDemands):
@@ -62,10 +55,11 @@ class MlxWire(EngineWire):
             del body["max_tokens"]
 
 
-class Mlx:
+class Mlx(StartedEngine):
     """Implements contract.EngineDriver."""
 
     name: EngineName = "mlx"
+    phases = _PHASES
     title = "MLX"
     package = "mlx-lm"
     least = ""  # no advisory about it was found
@@ -85,8 +79,7 @@ class Mlx:
         layout = room(request, self.title, "mlx", streams=words.number("--decode-concurrency"))
         listens, add = Listens(port=request.port), words.add
         add("--model", request.model.source, "the folder")
-        add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
-        add("--port", listens.port or "{port}", "as asked for" if listens.port else "free at the start")
+        words.listens(listens)
         add("--allowed-origins", "http://127.0.0.1", "by default any web page may read its answers")
         add("--decode-concurrency", layout.streams, "answers at a time")
         add("--max-tokens", layout.context, "an answer without a limit ends with the context")
@@ -95,20 +88,6 @@ class Mlx:
         return words.plan(
             self.name, request.engine.command or ("mlx_lm.server",), layout, dict(PRIVATE), listens=listens
         )
-
-    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
-        """Start it. Raises UsageError, EngineLost."""
-        from freehold.backends.process.process import launch
-
-        return await launch(plan, folder, phase=self.phase, title=self.title)
-
-    def phase(self, line: str) -> str:
-        """Return what a line of its log tells of the start."""
-        return phase_of(line, _PHASES)
-
-    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
-        """Return nothing: it has no metrics."""
-        return before or EngineNumbers()
 
 
 DRIVER = Mlx()

@@ -21,20 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from freehold import private
-from freehold.backends.contract import (
-    DeployPlan,
-    EngineName,
-    EngineNumbers,
-    LaunchedEngine,
-    Listens,
-    PlanRequest,
-)
+from freehold.backends.contract import DeployPlan, EngineName, LaunchedEngine, Listens, PlanRequest
+from freehold.backends.engines.asker import EngineAsker
 from freehold.backends.engines.one_box import room
-from freehold.backends.engines.phases import phase_of, phases
-from freehold.backends.engines.starting import filled
+from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire
-from freehold.backends.planning.asking import EngineAsker
 from freehold.backends.planning.wording import refuse_old
+from freehold.backends.process.blanks import filled
 from freehold.errors import UsageError
 from freehold.providers.openai.wire import SAMPLING
 
@@ -42,7 +35,7 @@ MODELS = "models"  # its store, in the replica's folder
 CREATE_S = 600.0  # that it may take to make a model of a file: it reads all of it
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}(?:/[A-Za-z0-9][\w.-]{0,79})?(?::[A-Za-z0-9][\w.-]{0,79})?")
-_PHASES = phases(
+_PHASES = (
     (r"server config", "reading its configuration"),
     (r"Listening on", "making the model"),
     (r"starting runner|loading model|load_tensors", "loading weights"),
@@ -70,10 +63,11 @@ class OllamaWire(EngineWire):
     sampling = SAMPLING
 
 
-class Ollama:
+class Ollama(StartedEngine):
     """Implements contract.EngineDriver."""
 
     name: EngineName = "ollama"
+    phases = _PHASES
     title = "Ollama"
     package = ""
     least = "0.35.0"  # before: /api/pull writes outside its store (CVE-2026-103663)
@@ -130,8 +124,6 @@ class Ollama:
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it with a store of its own, and return it once the model is made. Raises UsageError, EngineLost."""
-        from freehold.backends.process.process import launch
-
         digest = await asyncio.to_thread(linked, Path(plan.model.source), folder / MODELS / "blobs")
         placed = filled(plan, folder)
         listens = placed.listens
@@ -141,23 +133,13 @@ class Ollama:
             "OLLAMA_MODELS": str(folder / MODELS),
             "HOME": str(folder),  # it writes a key of its own there
         }
-        engine = await launch(
-            replace(placed, environment=environment), folder, phase=self.phase, title=self.title
-        )
+        engine = await super().launch(replace(placed, environment=environment), folder)
         try:
             await _made(engine, digest)
         except BaseException:  # cancelled: it was asked to end meanwhile
             engine.kill("it was not needed any more")
             raise
         return engine
-
-    def phase(self, line: str) -> str:
-        """Return what a line of its log tells of the start."""
-        return phase_of(line, _PHASES)
-
-    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
-        """Return nothing: it has no metrics."""
-        return before or EngineNumbers()
 
 
 def _environment(context: int, streams: int, cache_type: str) -> dict[str, str]:

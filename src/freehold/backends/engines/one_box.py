@@ -17,9 +17,8 @@ from freehold.machine import show_bytes
 USUAL_CONTEXT = 8192
 USUAL_STREAMS = 4
 MOST_STREAMS = 256
-_PROCESS = (
-    90 << 20
-)  # bytes of llama-server beside weights and cache: 88 MB with a model of 135M on a processor
+# Bytes of llama-server beside weights and cache: 88 MB with a model of 135M on a processor.
+_PROCESS = 90 << 20
 _SHARE = 0.9  # of a processor's memory that weights and caches may take
 
 

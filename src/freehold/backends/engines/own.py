@@ -41,9 +41,7 @@ class OwnEngine:
     least = "0.1.0"
     metrics_path = "/metrics"
     drains = True
-
-    def __init__(self) -> None:
-        self.wire: EngineWire = OwnWire()
+    wire = OwnWire()
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server a replica. Raises UsageError for a model of another format, and for any flag."""

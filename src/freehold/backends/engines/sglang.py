@@ -2,7 +2,7 @@
 
 Key and admin key close its routes; on a command line every program of the machine could read them, and it takes none
 from the environment, so both lie in keys.yaml, which `--config` names. Knows SGLang; knows no process.
-Path: drivers.driver -> Sglang.plan -> planning.planned, Wording -> DeployPlan
+Path: drivers.driver -> Sglang.plan -> planning.laid_out, Wording -> DeployPlan
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest, SecretRef
 from freehold.backends.engines.sglang_dialect import SGLangServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
-from freehold.backends.planning.planning import planned
-from freehold.backends.planning.wording import PRIVATE, Wording, narrow, opened, share, source, wanted
+from freehold.backends.planning.planning import laid_out
+from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
+from freehold.backends.process.surroundings import PRIVATE
 
 TRAITS = EngineTraits("sglang", "SGLang", cpu=False, fp8_while_loading=True)
 COMMAND = ("python", "-m", "sglang.launch_server")
@@ -30,7 +31,7 @@ class Sglang(SGLangServer):
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
         words = opened(request, self.name, self.title, self.least)
-        layout = planned(request, TRAITS, _wishes(words))
+        layout = laid_out(request, TRAITS, _wishes(words))
         environment = dict(PRIVATE)
         listens = Listens(port=request.port)
         _flags(words, layout, listens, source(request, environment, words.notes))
@@ -61,8 +62,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
     request, why, add = words.request, layout.why, words.add
     add("--model-path", loads, "what it loads")
     add("--served-model-name", request.model.name, "the deployment's name")
-    add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
-    add("--port", listens.port or "{port}", "as asked for" if listens.port else "free at the start")
+    words.listens(listens)
     add("--config", "{folder}/" + KEYS, "its key and its admin key, in a folder that only you may enter")
     _parallel(words, layout)
     words.context("--context-length", layout)
@@ -89,11 +89,10 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
 def _parallel(words: Wording, layout: Layout) -> None:
     """Add the sizes; a tensor group counts every device that shares a layer, those of data attention too."""
     sizes, why, add = layout.sizes, layout.why, words.add
-    attention = sizes.data if sizes.expert > 1 and sizes.tensor == 1 else 1
-    if sizes.tensor * attention > 1:
-        add("--tp-size", sizes.tensor * attention, why["tensor"])
-    if attention > 1:
-        add("--attn-dp-size", attention, why["data"])
+    if sizes.tensor * sizes.attention > 1:
+        add("--tp-size", sizes.tensor * sizes.attention, why["tensor"])
+    if sizes.attention > 1:
+        add("--attn-dp-size", sizes.attention, why["data"])
     elif sizes.data > 1:
         add("--dp-size", sizes.data, why["data"])
     if sizes.pipeline > 1:

@@ -14,18 +14,17 @@ Path: EngineDriver.launch -> SGLangServer.launch -> launch -> OwnProcess
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-from freehold.backends.contract import DeployPlan, EngineNumbers, LaunchedEngine
-from freehold.backends.engines.phases import phase_of, phases
+from freehold.backends.contract import EngineNumbers
 from freehold.backends.engines.scrape import of_label, series
+from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineWire, salt
 from freehold.providers.compatible import CompatibleWire
 from freehold.serving import Job
 from freehold.types import Format
 
-_PHASES = phases(
+_PHASES = (
     (r"server_args=", "reading its configuration"),
     (r"Load weight begin", "loading weights"),
     (r"Load weight end", "weights loaded"),
@@ -58,23 +57,14 @@ class SGLangWire(EngineWire):
             body["cache_salt"] = salt(job.tenant)
 
 
-class SGLangServer:
+class SGLangServer(StartedEngine):
     """The half of SGLang's driver that runs it."""
 
+    phases = _PHASES
     title = "SGLang"
     wire = SGLangWire()
     metrics_path = "/metrics"
     drains = True
-
-    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
-        """Start it. Raises UsageError, EngineLost."""
-        from freehold.backends.process.process import launch
-
-        return await launch(plan, folder, phase=self.phase, title=self.title)
-
-    def phase(self, line: str) -> str:
-        """Return what a line of its log tells of the start."""
-        return phase_of(line, _PHASES)
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its counters."""
@@ -88,7 +78,7 @@ class SGLangServer:
             cached_tokens=int(found.get("sglang:cached_tokens_total", 0)),
             steps=int(sum(running.values())),
             cache_usage=found.get("sglang:token_usage"),
-            queries={name: v for name, v in found.items() if name in _SHOWN},
+            series={name: v for name, v in found.items() if name in _SHOWN},
         )
 
 

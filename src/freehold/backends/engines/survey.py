@@ -16,9 +16,9 @@ from typing import Any
 from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import DeployedModel, DeployPlan, EngineName, Listens, Nodes, ParallelSizes
 from freehold.backends.engines import attach
+from freehold.backends.engines.asker import EngineAsker
 from freehold.backends.engines.attach import AttachTarget
 from freehold.backends.names import named
-from freehold.backends.planning.asking import EngineAsker
 from freehold.catalog.hardware import Device, Rig
 from freehold.config import nearest
 from freehold.errors import EngineLost, UsageError

@@ -2,7 +2,7 @@
 
 Its telemetry is on unless it is switched off twice. Several nodes start under MPI, whose ranks it takes: every node
 runs the same line. Knows trtllm-serve; knows no process.
-Path: drivers.driver -> Trtllm.plan -> planning.planned, Wording -> DeployPlan
+Path: drivers.driver -> Trtllm.plan -> planning.laid_out, Wording -> DeployPlan
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest
 from freehold.backends.engines.trtllm_dialect import TrtllmServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
-from freehold.backends.planning.planning import planned
-from freehold.backends.planning.wording import PRIVATE, Wording, narrow, opened, share, source, wanted
+from freehold.backends.planning.planning import laid_out
+from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
+from freehold.backends.process.surroundings import PRIVATE
 
 TRAITS = EngineTraits("tensorrt-llm", "TensorRT-LLM", cpu=False, fp8_while_loading=False)
 COMMAND = ("trtllm-serve",)
@@ -31,7 +32,7 @@ class Trtllm(TrtllmServer):
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
         words = opened(request, self.name, self.title, self.least)
-        layout = planned(request, TRAITS, _wishes(words))
+        layout = laid_out(request, TRAITS, _wishes(words))
         environment = dict(ENVIRONMENT)
         listens = Listens(port=request.port)
         loads = source(request, environment, words.notes)
@@ -56,8 +57,7 @@ def _wishes(words: Wording) -> Wishes:
 def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     why, add = layout.why, words.add
     add("--served_model_name", words.request.model.name, "the deployment's name")
-    add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
-    add("--port", listens.port or "{port}", "as asked for" if listens.port else "free at the start")
+    words.listens(listens)
     _parallel(words, layout)
     words.context("--max_seq_len", layout)
     add("--max_batch_size", -(-layout.streams // layout.sizes.data), why["streams"])
@@ -70,10 +70,9 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
 
 def _parallel(words: Wording, layout: Layout) -> None:
     sizes, why, add = layout.sizes, layout.why, words.add
-    attention = sizes.data if sizes.expert > 1 and sizes.tensor == 1 else 1
-    if sizes.tensor * attention > 1:
-        add("--tensor_parallel_size", sizes.tensor * attention, why["tensor"])
-    if attention > 1:
+    if sizes.tensor * sizes.attention > 1:
+        add("--tensor_parallel_size", sizes.tensor * sizes.attention, why["tensor"])
+    if sizes.attention > 1:
         add("--enable_attention_dp", True, why["data"])
     if sizes.pipeline > 1:
         add("--pipeline_parallel_size", sizes.pipeline, why["pipeline"])

@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 
 from freehold.backends.contract import DeployPlan, EngineNumbers, LaunchedEngine, PlannedFlag
-from freehold.backends.engines.phases import phase_of, phases
-from freehold.backends.engines.starting import write_settings
+from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire, salt
+from freehold.backends.process.blanks import write_settings
 from freehold.providers.compatible import CompatibleWire
 from freehold.providers.openai.wire import SAMPLING
 from freehold.serving import Job
@@ -30,7 +30,7 @@ from freehold.types import Format
 
 CONFIG_FILE = "serve.yaml"  # in the replica's folder, in which the engine starts
 CONFIG = {"enable_iter_perf_stats": True, "guided_decoding_backend": "xgrammar"}
-_PHASES = phases(
+_PHASES = (
     (r"PyTorch backend|TensorRT backend|LLM Args", "reading its configuration"),
     (r"[Ll]oading weights", "loading weights"),
     (r"[Mm]ax_seq_len=|KV ?cache|max tokens in paged", "cache allocated"),
@@ -80,9 +80,10 @@ class TrtllmWire(EngineWire):
             body["cache_salt"] = salt(job.tenant)
 
 
-class TrtllmServer:
+class TrtllmServer(StartedEngine):
     """The half of TensorRT-LLM's driver that runs it."""
 
+    phases = _PHASES
     title = "TensorRT-LLM"
     wire = TrtllmWire()
     metrics_path = "/metrics"
@@ -90,16 +91,10 @@ class TrtllmServer:
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it, its statistics on. Raises UsageError, EngineLost."""
-        from freehold.backends.process.process import launch
-
         write_settings(folder / CONFIG_FILE, CONFIG)
         told = PlannedFlag("--config", f"{{folder}}/{CONFIG_FILE}", "statistics of each step, and formats")
         plan = replace(plan, flags=(*plan.flags, told))
-        return await launch(plan, folder, phase=self.phase, title=self.title)
-
-    def phase(self, line: str) -> str:
-        """Return what a line of its log tells of the start."""
-        return phase_of(line, _PHASES)
+        return await super().launch(plan, folder)
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Add what is new to what the last reading had; it counts no tokens, so a step is one for each answer."""
@@ -118,7 +113,7 @@ class TrtllmServer:
             + sum(s.inflightBatchingStats.numGenRequests for s in steps),
             steps=(last.steps or 0) + len(steps),
             cache_usage=used,
-            queries={"trtllm:iterLatencyMS": newest.iterLatencyMS, "trtllm:cacheHitRate": cache.cacheHitRate},
+            series={"trtllm:iterLatencyMS": newest.iterLatencyMS, "trtllm:cacheHitRate": cache.cacheHitRate},
         )
 
 

@@ -4,7 +4,7 @@ A plan is made without importing it: flags as data, sizes by advisor's arithmeti
 `python -m vllm.entrypoints.openai.api_server`, since its console script asks for a distribution called vllm, which the
 CPU build is not. On several nodes it starts by that script, since `--headless` is read by `vllm serve` only. Knows its
 flags; what it is when it runs is vllm_dialect.py's.
-Path: drivers.driver -> Vllm.plan -> planning.planned, Wording -> DeployPlan
+Path: drivers.driver -> Vllm.plan -> planning.laid_out, Wording -> DeployPlan
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlannedFlag, PlanRequest, SecretRef
 from freehold.backends.engines.vllm_dialect import VllmServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
-from freehold.backends.planning.planning import planned
+from freehold.backends.planning.planning import laid_out
 from freehold.backends.planning.wording import (
     DRAIN_S,
-    PRIVATE,
     Wording,
     narrow,
     opened,
@@ -23,6 +22,7 @@ from freehold.backends.planning.wording import (
     source,
     wanted,
 )
+from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import UsageError
 
 TRAITS = EngineTraits("vllm", "vLLM", cpu=True, fp8_while_loading=True)
@@ -54,7 +54,7 @@ class Vllm(VllmServer):
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
         words = opened(request, self.name, self.title, self.least)
-        layout = planned(request, TRAITS, _wishes(words))
+        layout = laid_out(request, TRAITS, _wishes(words))
         environment = dict(ENVIRONMENT)
         if layout.on_cpu:
             _refuse_ray(words)
@@ -97,11 +97,7 @@ def _wishes(words: Wording) -> Wishes:
 def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     request, why, add = words.request, layout.why, words.add
     add("--served-model-name", request.model.name, "the deployment's name")
-    if listens.socket:
-        add("--uds", listens.socket, "a socket in a folder that only you may enter: no port")
-    else:
-        add("--host", listens.host, "this machine alone reaches it; Freehold's server is the door")
-        add("--port", listens.port or "{port}", "free at the start" if not listens.port else "as asked for")
+    words.listens(listens, "--uds")
     _parallel(words, layout)
     words.context("--max-model-len", layout)
     add("--max-num-seqs", -(-layout.streams // layout.sizes.data), why["streams"])

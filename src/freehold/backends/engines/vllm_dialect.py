@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.backends.contract import DeployPlan, EngineNumbers, LaunchedEngine
-from freehold.backends.engines.phases import phase_of, phases
+from freehold.backends.contract import EngineNumbers
 from freehold.backends.engines.scrape import of_label, series
+from freehold.backends.engines.started import StartedEngine
 
 if TYPE_CHECKING:
     from freehold.backends.engines.vllm_wire import VllmWire
 
-_PHASES = phases(
+_PHASES = (
     (r"non-default args:", "reading its configuration"),
     (r"Resolved architecture:", "reading the model's configuration"),
     (r"Initializing a V1 LLM engine", "starting its engine core"),
@@ -55,9 +54,10 @@ _SHOWN = frozenset(
 )
 
 
-class VllmServer:
+class VllmServer(StartedEngine):
     """The half of vLLM's driver that runs it."""
 
+    phases = _PHASES
     title = "vLLM"
     metrics_path = "/metrics"
     drains = True
@@ -69,17 +69,11 @@ class VllmServer:
 
         return VllmWire()
 
-    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
-        """Start it. Raises UsageError, EngineLost."""
-        from freehold.backends.process.process import launch
-
-        return await launch(plan, folder, phase=self.phase, title=self.title)
-
     def phase(self, line: str) -> str:
         """Return what a line of its log tells of the start."""
         if shards := _SHARDS.search(line):
             return f"loading weights: {shards[1]} of {shards[2]} files"
-        return phase_of(line, _PHASES)
+        return super().phase(line)
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its counters: those of all engines together, and the fullest of their caches."""
@@ -93,5 +87,5 @@ class VllmServer:
             cached_tokens=int(found.get("vllm:prompt_tokens_cached_total", 0)),
             steps=int(found.get("vllm:iteration_tokens_total_count", 0)),
             cache_usage=max(caches.values(), default=None),
-            queries={name: value for name, value in found.items() if name in _SHOWN},
+            series={name: value for name, value in found.items() if name in _SHOWN},
         )

@@ -27,16 +27,6 @@ from freehold.backends.contract import (
 from freehold.config import Settings, load_settings
 from freehold.errors import UsageError
 
-# What advisor/engines.toml calls an engine, and a plan.
-_NAMES: dict[str, EngineName] = {
-    "vllm": "vllm",
-    "sglang": "sglang",
-    "tensorrt-llm": "trtllm",
-    "llama.cpp": "llamacpp",
-    "mlx": "mlx",
-}
-
-
 SOCKET = Path("{folder}/s.sock")  # each replica's own: its folder is made at its start
 
 
@@ -120,7 +110,7 @@ def _planned(
         flags=asked.flags,
     )
     plan = drivers.driver(engine).plan(request)
-    if start and not (found.command or asked.on or engine in ("freehold", "ray")):
+    if start and not (found.command or asked.on):
         raise UsageError(
             f"{engine} is not at hand here: not on PATH, and in no environment of the data folder",
             "freehold deploy takes --python PATH, --env DIR or --command WORDS; its --dry-run needs no engine",
@@ -270,7 +260,9 @@ def environment_folder(home: Path, env: str) -> Path:
 
 def advised(engine: str) -> str:
     """Return what advisor/engines.toml calls an engine of a plan; another name stays."""
-    return next((name for name, planned in _NAMES.items() if planned == engine), engine)
+    from freehold.backends.finding import ADVISED
+
+    return next((name for planned, (name, _) in ADVISED.items() if planned == engine), engine)
 
 
 def _words(command: str) -> list[str]:
@@ -302,14 +294,14 @@ def _fastest(
     Where none has room, the one that is usual there plans, and says what would fit.
     """
     from freehold.advisor.fit import Fit, Misfit, fit, place_on
-    from freehold.backends import drivers
+    from freehold.backends.finding import ADVISED
     from freehold.catalog.hardware import Rig
 
     rig = Rig(nodes.rig.device, nodes.rig.count * nodes.count)
     found: dict[EngineName, Fit | Misfit] = {
         name: fit(model.anatomy, place_on(rig, advised), context)
-        for advised, name in _NAMES.items()
-        if name in drivers.names() and (name == "llamacpp") == (model.files == "gguf")
+        for name, (advised, files) in ADVISED.items()
+        if (files == "gguf") == (model.files == "gguf")
     }
     fitting: dict[EngineName, Fit] = {name: each for name, each in found.items() if isinstance(each, Fit)}
     if not fitting:

@@ -1,7 +1,7 @@
 """A layout: sizes, context, streams and cache of an engine, and what decides them.
 
 Types alone; planning.py and processors.py fill them, each engine's driver words them in its own flags.
-Path: EngineDriver.plan -> EngineTraits, Wishes -> planning.planned -> Layout
+Path: EngineDriver.plan -> EngineTraits, Wishes -> planning.laid_out -> Layout
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ MOST_STREAMS, CPU_STREAMS = 256, 16  # at a time, where no number is asked for
 # A server process and each rank of vLLM's CPU build before weights: 1.1 GB was measured of the server.
 PROCESS_BYTES = 1.2 * GIB
 CPU_SHARE = 0.85  # of the free memory; the rest is the system's, and this server's own
-
-
 _LEFT = Wanted()
 
 

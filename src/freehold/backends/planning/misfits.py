@@ -1,7 +1,7 @@
 """Words why an engine cannot run a model on some hardware, and what would fit.
 
 Tries more devices and rounder weights by the same arithmetic. Knows no flag.
-Path: planning.planned -> misfit -> UsageError
+Path: planning.laid_out -> misfit -> UsageError
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Heads divide, and heads of keys and values divide or are copied evenly; experts divide among the devices of a tensor
 group. Knows counts and bytes; knows no engine's flag.
-Path: planning.planned -> candidates -> ParallelSizes
+Path: planning.laid_out -> candidates -> ParallelSizes
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from freehold.backends.contract import DeployedModel, ParallelSizes
 from freehold.errors import UsageError
 
 EXPERTS_FROM = 8  # devices of a tensor group from which each holds whole experts: their slices get too narrow
-ATTENTION_FROM = (
-    64  # streams from which latents, which no device can share out, are kept once instead of on each
-)
+# Streams from which latents, which no device can share out, are kept once instead of on each.
+ATTENTION_FROM = 64
 
 
 @dataclass(frozen=True, slots=True)

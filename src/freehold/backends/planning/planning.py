@@ -1,10 +1,10 @@
 """Decides what every engine is given: sizes, context, streams, cache, quantisation; and what one may expect.
 
-    found = planned(request, traits, wishes)     # Layout; raises UsageError with what would fit
+    found = laid_out(request, traits, wishes)     # Layout; raises UsageError with what would fit
 
 advisor.roofline's arithmetic says what fits and how fast it is on accelerators; on processors memory alone decides.
 Knows no flag of any engine: each driver words a Layout in its own.
-Path: EngineDriver.plan -> planned -> parallel.candidates, advisor.roofline -> Layout
+Path: EngineDriver.plan -> laid_out -> parallel.candidates, advisor.roofline -> Layout
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HALVE = ("vllm", "sglang")  # load F32 as F16 unless --dtype says otherwise
 _SPARE = 0.02  # of a device's memory, left alone beside what other programs have taken
 
 
-def planned(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
+def laid_out(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
     """Return the layout. Raises UsageError for what does not fit, with what would."""
     model, device = request.model, request.nodes.rig.device
     if device.kind == "cpu":
@@ -278,8 +278,7 @@ class _Space:
 
     def _speed(self, sizes: ParallelSizes, context: int) -> roofline.Single:
         """Return one stream's speeds: a pipeline's stages work after each other, data's beside each other."""
-        group = sizes.tensor * (sizes.data if sizes.expert > 1 and sizes.tensor == 1 else 1)
-        rig = replace(self.request.nodes.rig, count=group)
+        rig = replace(self.request.nodes.rig, count=sizes.tensor * sizes.attention)
         return roofline.single_stream(self.anatomy, rig, self.engine, context)
 
 

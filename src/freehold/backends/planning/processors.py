@@ -2,7 +2,7 @@
 
 vLLM's CPU build takes a share of all memory for its cache unless it is given bytes, and its ranks are processes. No
 speed is predicted: no row of it was published or measured.
-Path: planning.planned -> on_processors -> Layout
+Path: planning.laid_out -> on_processors -> Layout
 """
 
 from __future__ import annotations

@@ -25,13 +25,6 @@ from freehold.backends.planning.parsers import parser_names
 from freehold.errors import FreeholdError, UsageError
 
 GUESSED = "by its family {family}: a name's plain meaning; the model's card decides"
-# What keeps the hub's client and the libraries below engines from calling out.
-PRIVATE = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-}
 _UNITS = {unit: 1000**n for n, unit in enumerate("kmgt", 1)} | {
     unit: 1 << 10 * n for n, unit in enumerate("KMGT", 1)
 }
@@ -76,6 +69,14 @@ class Wording:
         spec = self.schema.find(name)
         flag = self.own.get(spec.name) if spec else None
         return None if flag is None else not flag.name.startswith("--no-")
+
+    def listens(self, found: Listens, socket: str = "") -> None:
+        """Add where the engine listens. `socket`: its flag for a Unix socket."""
+        if found.socket is not None:
+            self.add(socket, found.socket, "a socket in a folder that only you may enter: no port")
+            return
+        self.add("--host", found.host, "this machine alone reaches it; Freehold's server is the door")
+        self.add("--port", found.port or "{port}", "as asked for" if found.port else "free at the start")
 
     def context(self, name: str, layout: Layout) -> None:
         """Add the context, unless it is a catalogue's figure for all that the model was made for.

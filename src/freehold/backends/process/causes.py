@@ -194,9 +194,8 @@ LATER: tuple[CauseRule, ...] = (
     _rule("worker", r"[Ww]orker proc (\S+) died unexpectedly", "its worker {0} ended", fatal=False),
     _rule("killed", r"Engine core process (\S+) died unexpectedly", "its process {0} ended", fatal=False),
 )
-_TOLD = (
-    600  # lines before an end that are looked at: tracebacks of some processes; older errors ended nothing
-)
+# Lines before an end that are looked at: tracebacks of some processes; older errors ended nothing.
+_TOLD = 600
 _ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception)): (.+)")
 
 

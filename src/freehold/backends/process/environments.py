@@ -26,6 +26,7 @@ from freehold import private
 from freehold.backends.contract import EngineFacts, EngineName
 from freehold.backends.flags.schema import number
 from freehold.backends.process import causes
+from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import DownloadFailed, Offline, UsageError
 
 OURS = "freehold-environment.json"  # in an environment that was made here
@@ -290,12 +291,6 @@ def last_word(found: EngineEnvironment, arguments: Sequence[str]) -> None:
 def _asked(
     found: EngineEnvironment, program: str, arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
-    quiet = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-    }
     command = [str(found.python), "-P", "-c", program]
     try:
         return subprocess.run(
@@ -305,7 +300,7 @@ def _asked(
             text=True,
             timeout=_VERIFIED_S,
             check=False,
-            env={**_environ(), **quiet},
+            env={**_environ(), **PRIVATE, "VLLM_NO_USAGE_STATS": "1"},
         )
     except subprocess.TimeoutExpired as e:
         raise DownloadFailed(f"{found.python} did not answer in {_VERIFIED_S:.0f} s", "try again") from e

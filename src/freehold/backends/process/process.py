@@ -21,22 +21,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil
 
 from freehold.backends.contract import DeployPlan, EngineDeath, StartProgress
-from freehold.backends.engines.starting import filled, write_keys
 from freehold.backends.process import causes, tree
+from freehold.backends.process.blanks import filled, write_keys
 from freehold.backends.process.ring import LogRing
 from freehold.backends.process.surroundings import engine_environment, values_of
 from freehold.errors import EngineLost, UsageError
 from freehold.sandbox.children import spawn
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.backends.process.supervisor")
-START_S = (
-    60.0  # for the supervisor to say that the engine's program runs, on a machine that is short of everything
-)
+# For the supervisor to say that the engine's program runs, on a machine that is short of everything.
+START_S = 60.0
 END_S = 5.0  # beyond the drain, for an engine that was asked to end
 KILL_S = 15.0  # for the supervisor to end all below it: its own limit is 8 s
 _TREE_S = 1.0  # that a list of a tree's processes is used: finding them reads every process of the machine
@@ -216,8 +215,9 @@ class OwnProcess:
         child = self._supervisor
         if child is None:
             return
-        pipe: Any = child.stdin
-        _close(pipe)
+        assert child.stdin is not None
+        with suppress(OSError):
+            child.stdin.close()
         asyncio.get_running_loop().run_in_executor(None, child.wait)
         if self.plan.listens.socket is not None:
             self.plan.listens.socket.unlink(missing_ok=True)
@@ -237,8 +237,3 @@ class _Reports(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._taken.put_nowait({})
-
-
-def _close(pipe: BinaryIO) -> None:
-    with suppress(OSError):
-        pipe.close()

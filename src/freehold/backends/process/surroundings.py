@@ -16,6 +16,13 @@ from collections.abc import Mapping
 from freehold.backends.contract import DeployPlan, SecretRef
 from freehold.errors import UsageError
 
+# What keeps the hub's client and the libraries below engines from calling out.
+PRIVATE = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+}
 # Programs and libraries, places of caches, devices, threads, network interfaces of collectives.
 _NAMES = frozenset(
     {

@@ -26,6 +26,7 @@ from freehold.backends.contract import (
     PlannedFlag,
     PlanRequest,
 )
+from freehold.backends.engines.started import StartedEngine
 from freehold.backends.ray import doors
 from freehold.backends.ray.plan import LEAST, moved, text_for
 from freehold.backends.replicas.affinity import prefix_key
@@ -40,17 +41,18 @@ SESSION = "x-session-id"  # Ray's RAY_SERVE_SESSION_ID_HEADER_KEY
 # Bytes of Ray's own sockets below its folder: /session_2026-11-28_04-45-03_452626_30086/sockets/plasma_store
 _SOCKET_BYTES = 64
 _PHASES = (
-    ("head: starting Ray", "starting Ray"),
-    ("head: starting replicas", "starting replicas"),
-    ("head: the app is ready", "asking for a token"),
-    ("head: draining", "draining"),
+    ("^head: starting Ray", "starting Ray"),
+    ("^head: starting replicas", "starting replicas"),
+    ("^head: the app is ready", "asking for a token"),
+    ("^head: draining", "draining"),
 )
 _REPLICA = re.compile(r'\{replica="([^"]*)",?')
 
 
-class RayDriver:
+class RayDriver(StartedEngine):
     """Implements contract.EngineDriver, around the driver of what its replicas are."""
 
+    phases = _PHASES
     name: EngineName = "ray"
     title = "Ray Serve"
     package = "ray[serve]"
@@ -68,18 +70,12 @@ class RayDriver:
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Write the app's file and start the head. Raises UsageError, EngineLost."""
-        from freehold.backends.process import process
-
         if not {"--fenced", "--address"} & {flag.name for flag in plan.flags}:
             plan = moved(plan, doors.free_base())
         (folder / "app.py").unlink(missing_ok=True)
         with open(folder / "app.py", "w", encoding="utf-8", opener=private.opener) as file:
             file.write(text_for(plan))
-        return await process.launch(_in_folder(plan, folder), folder, phase=self.phase, title=self.title)
-
-    def phase(self, line: str) -> str:
-        """Return what a line of the head's tells of the start."""
-        return next((phase for begin, phase in _PHASES if line.startswith(begin)), "")
+        return await super().launch(_in_folder(plan, folder), folder)
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Add up what all replicas tell; their series have a label `ray_replica`. `before` is not needed."""
@@ -143,7 +139,7 @@ def _sum(a: EngineNumbers, b: EngineNumbers, replica: str) -> EngineNumbers:
         generated_tokens=a.generated_tokens + b.generated_tokens,
         cached_tokens=None if cached is None else cached + (b.cached_tokens or 0),
         cache_usage=max(usages, default=None),  # the fullest decides
-        queries={**a.queries, **{_labelled(name, replica): n for name, n in b.queries.items()}},
+        series={**a.series, **{_labelled(name, replica): n for name, n in b.series.items()}},
     )
 
 

@@ -1,6 +1,6 @@
 """Plans an engine as a Ray Serve app: the plan of one replica, wrapped in that of a cluster or of an app on one.
 
-    inner = driver("vllm").plan(replace(request, socket=SOCKET))
+    inner = driver("vllm").plan(replace(request, socket=Path("{folder}/s.sock")))
     over(inner, EngineFacts("2.60.0", ("/…/python",)), fenced=can_fence())
     app_text(inner)                                     # the app's one file
 
@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 from freehold.backends.contract import DeployPlan, EngineFacts, Listens, PlannedFlag, SecretRef
 from freehold.backends.engines.own import file_name
+from freehold.backends.flags.schema import number
 from freehold.backends.ray import doors
 from freehold.errors import UsageError
 
 LEAST = "2.54.0"  # CVE-2026-27482: DELETE is open before
-SOCKET = Path("{folder}/s.sock")  # of a replica's engine; the app fills in the folder
 INGRESS_KEY, MOST = "FREEHOLD_INGRESS_KEY", "FREEHOLD_MOST_REPLICAS"
 RAY_FOLDER = "{folder}/ray"  # logs and sockets of Ray
 _DOOR = Path("{folder}/ray.sock")
@@ -48,7 +48,7 @@ def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = 
     on_gpu = inner.nodes.rig.device.kind != "cpu"
     return {
         "name": app_name(inner.model.name),
-        "model": called(inner),
+        "model": inner.called,
         "argv": list(inner.argv()),
         "environment": dict(inner.environment),
         "links": {file_name(inner.model.name): inner.model.source} if inner.engine == "freehold" else {},
@@ -94,12 +94,6 @@ def _imports(text: str) -> str:
     return "\n".join(sorted(start + ", ".join(sorted(found)) for start, found in names.items()))
 
 
-def called(inner: DeployPlan) -> str:
-    """Return what an engine calls its model: as its flags say, else as clients do."""
-    told = (flag.value for flag in inner.flags if flag.name in ("--served-model-name", "--alias"))
-    return next((name for name in told if name), inner.model.name)
-
-
 def moved(plan: DeployPlan, base: int) -> DeployPlan:
     """Return the plan of a cluster of this machine with other ports: a roll has two clusters for a while."""
     assert plan.inner is not None
@@ -117,7 +111,6 @@ def over(
     inner: DeployPlan,
     ray: EngineFacts,
     *,
-    socket: Path | None = None,
     address: str = "",
     fenced: bool = False,
     base: int = doors.BASE,
@@ -128,7 +121,7 @@ def over(
     `ray`: its version and the Python that has it. `fenced`: in a network namespace of its own. `most`: replicas that
     the queue may ask for.
     """
-    if ray.version and _numbers(ray.version) < _numbers(LEAST):
+    if ray.version and number(ray.version) < number(LEAST):
         raise UsageError(
             f"Ray {ray.version} is older than {LEAST}, whose dashboard others can delete from",
             'pip install "ray[serve]"',
@@ -139,7 +132,7 @@ def over(
     python = ray.command or ("python3",)
     ports = doors.named_ports(base)
     flags = [
-        PlannedFlag("--socket", str(socket or _DOOR), "the one way in, in a folder of ours"),
+        PlannedFlag("--socket", str(_DOOR), "the one way in, in a folder of ours"),
         PlannedFlag("--ingress-port", str(ports["ingress"]), "named; Serve's token does not cover it"),
     ]
     if address:
@@ -164,7 +157,7 @@ def over(
         flags=tuple(flags),
         environment={**doors.environment(base, alone=not address), MOST: str(max(most, inner.replicas))},
         secrets=(SecretRef(INGRESS_KEY), _token(address)),
-        listens=Listens(socket=socket or _DOOR),
+        listens=Listens(socket=_DOOR),
         sizes=inner.sizes,
         context=inner.context,
         streams=inner.streams * inner.replicas,
@@ -192,10 +185,6 @@ def text_for(plan: DeployPlan) -> str:
 
 def _token(address: str) -> SecretRef:
     return SecretRef("RAY_AUTH_TOKEN", "env:RAY_AUTH_TOKEN" if address else "random")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _doors_note(address: str, fenced: bool) -> str:

@@ -25,10 +25,8 @@ from freehold.providers.upstream import UpstreamStream, WholeStream
 from freehold.serving import Begin, Job
 from freehold.types import Chunk, FinishReason, Usage
 
-MOST_OF_MANY, MOST_REFUSED = (
-    6,
-    3,
-)  # attempts at a cluster, which may ask a dead replica of its own until it notices
+# Attempts at a cluster, which may ask a dead replica of its own until it notices.
+MOST_OF_MANY, MOST_REFUSED = 6, 3
 AGAIN_S, MOST_AGAIN_S = 0.25, 4.0  # before the second one; doubled for each further one, up to
 MAX_LOST = 3  # engines that one request may lose: one that ends whatever computes it must not end them all
 LIMIT_TOKENS = 1 << 30  # of an answer where nothing else limits it

@@ -7,7 +7,7 @@ Path: replica.py -> EngineCalls.start -> upstream.start -> hop.py -> the engine'
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 
 from freehold.backends.contract import DeployPlan, EngineDriver, EngineNumbers, LaunchedEngine
 from freehold.backends.engines.scrape import MOST
+from freehold.backends.engines.wire import TokenRoutes
 from freehold.errors import UnsupportedModel
 from freehold.providers import upstream
 from freehold.providers.cleared import Cleared
@@ -76,9 +77,7 @@ class EngineCalls:
             connections=CONNECTIONS,
             socket=engine.socket,
         )
-        self.remote = RemoteModel(
-            provider, served_name(plan), context=plan.context, abilities=abilities_of(plan)
-        )
+        self.remote = RemoteModel(provider, plan.called, context=plan.context, abilities=abilities_of(plan))
         # Connections of their own: metrics must not wait for the answers that they are to judge.
         self._beside = replace(provider, url=engine.url.removesuffix("/v1"), connections=8)
         self.providers = provider, self._beside
@@ -135,7 +134,7 @@ class EngineCalls:
             raise invalid("no text of its tokens")
         return text
 
-    def _routes(self) -> Any:
+    def _routes(self) -> TokenRoutes:
         if self.wire.tokens is None:
             raise UnsupportedModel(f"the engine of {self.remote.model} offers no tokenizer")
         return self.wire.tokens
@@ -145,8 +144,7 @@ class EngineCalls:
         async with asyncio.timeout(ASIDE_S):
             reply = await self._hop.post(self._cleared(None), self._beside, self._key, sent)
             if reply.status != 200:
-                headers: Mapping[str, str] = reply.headers
-                raise self.wire.fault(reply.status, headers, await _body(reply))
+                raise self.wire.fault(reply.status, reply.headers, await _body(reply))
             return decoded(_OBJECT, await _body(reply), "tokens that cannot be read")
 
     def _cleared(self, work: Any) -> Cleared[Any]:

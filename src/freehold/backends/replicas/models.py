@@ -41,7 +41,7 @@ class DeployedModels:
         drivers: Callable[[DeployPlan], EngineDriver] | None = None,
         limits: ReplicaLimits = DEFAULTS,
     ) -> None:
-        """`home`: the data folder. `drivers` returns an engine's driver by name."""
+        """`home`: the data folder. `drivers` returns a plan's driver."""
         self._models, self._home, self._limits = models, home, limits
         self._drivers = drivers or _driver
         self._hop = Hop()

@@ -39,9 +39,8 @@ log = logging.getLogger("freehold.backends")
 class ReplicaLimits:
     """Times of a replica's life, in seconds, and how often it may die."""
 
-    first_wait_s: float = (
-        1.0  # before the second start in a row that came to nothing; doubled for each further one
-    )
+    # before the second start in a row that came to nothing; doubled for each further one
+    first_wait_s: float = 1.0
     most_wait_s: float = 60.0
     useless: int = 5  # starts in a row that came to nothing: a crash loop
     deaths: int = 40  # within `window_s`, however useful the engines were between them

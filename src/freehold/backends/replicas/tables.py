@@ -73,13 +73,13 @@ def tables(sets: Iterable[ReplicaSet]) -> list[CounterTable]:
         CounterTable(name, help, _LABELS, _summed(lines, lambda r, v=value: v(r.numbers)), gauge)
         for name, help, gauge, value in _OF_NUMBERS
     ]
-    names = sorted({name for _, replica in lines for name in replica.numbers.queries})
+    names = sorted({name for _, replica in lines for name in replica.numbers.series})
     out += [
         CounterTable(
             f"replica_{name}",
             "As the engine tells it.",
             _LABELS,
-            _summed(lines, lambda r, n=name: r.numbers.queries.get(n)),
+            _summed(lines, lambda r, n=name: r.numbers.series.get(n)),
             True,  # it has its whole name already, and the library would add _total to a counter's
         )
         for name in names

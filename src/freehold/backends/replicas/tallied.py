@@ -11,8 +11,6 @@ from dataclasses import replace
 from freehold.backends.contract import EngineNumbers
 
 _COUNTERS = ("_total", "_sum", "_count", "_bucket")  # how Prometheus ends the names of what only grows
-
-
 _OF_PROCESS = ("process_", "python_", "http_")  # these move by being asked for
 
 
@@ -43,7 +41,7 @@ class TalliedNumbers:
             generated_tokens=before.generated_tokens + now.generated_tokens,
             cached_tokens=_plus(before.cached_tokens, now.cached_tokens),
             steps=_plus(before.steps, now.steps),
-            queries=_summed(before.queries, now.queries),
+            series=_summed(before.series, now.series),
         )
 
     def update(self, numbers: EngineNumbers) -> bool:
@@ -60,21 +58,19 @@ class TalliedNumbers:
     def add(self, other: EngineNumbers) -> None:
         """Add the counters of an engine that has ended."""
         before = self._before
-        counted = {name: n for name, n in other.queries.items() if is_counter(name)}
+        counted = {name: n for name, n in other.series.items() if is_counter(name)}
         self._before = EngineNumbers(
             prompt_tokens=before.prompt_tokens + other.prompt_tokens,
             generated_tokens=before.generated_tokens + other.generated_tokens,
             cached_tokens=_plus(before.cached_tokens, other.cached_tokens),
             steps=_plus(before.steps, other.steps),
-            queries=_summed(before.queries, counted),
+            series=_summed(before.series, counted),
         )
 
 
 def _counted(numbers: EngineNumbers) -> tuple[object, ...]:
     grown = {
-        name: n
-        for name, n in numbers.queries.items()
-        if is_counter(name) and not name.startswith(_OF_PROCESS)
+        name: n for name, n in numbers.series.items() if is_counter(name) and not name.startswith(_OF_PROCESS)
     }
     return numbers.prompt_tokens, numbers.generated_tokens, numbers.cached_tokens, numbers.steps, grown
 

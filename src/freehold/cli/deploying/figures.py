@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from freehold.advisor.interval import Interval, digits
-from freehold.backends.capacity.objective import Aim, ReplicaSearch, shown
+from freehold.backends.capacity.objective import FIGURES, Aim, ReplicaSearch, shown
 from freehold.backends.capacity.scaling import Autoscaling
 from freehold.backends.capacity.simulation import SimulatedRun
 from freehold.backends.capacity.steptime import EngineModel
@@ -22,11 +22,10 @@ from freehold.catalog.hardware import Money
 SCHEMA = 1
 PERCENTS = (50, 95, 99)
 HEAD = ("REPLICAS", "ROUTING", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99", "HIT", "BUSY", "USD/h")
-_LATE = (
-    3.0  # times the p95 of the first quarter of answers, after the last arrival: the replicas did not keep up
-)
+# Times the p95 of the first quarter of answers, and of the whole time: a last answer that is later than both after the
+# last arrival says that the replicas did not keep up.
+_LATE, _SHARE = 3.0, 0.05
 _ABOUT = ("model", "quant", "hardware", "engine")
-_SHARE = 0.05  # of the whole time, likewise
 
 
 class Capacity:
@@ -130,10 +129,7 @@ class Capacity:
         }
 
     def _run_json(self, run: SimulatedRun, scaling: Autoscaling | None) -> dict[str, Any]:
-        figures = {
-            what: {f"p{p}": run.bounded(what, p).as_json() for p in PERCENTS}
-            for what in ("ttft", "tpot", "latency")
-        }
+        figures = {what: {f"p{p}": run.bounded(what, p).as_json() for p in PERCENTS} for what in FIGURES}
         cost = self._hourly(run)
         names = (
             "replicas",
