@@ -17,9 +17,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from freehold.backends import kept
+from freehold.backends import drivers, kept
+from freehold.backends.emit.emit import KINDS
 from freehold.backends.planning.asked import environment_folder
 from freehold.cli.complete import deployable
+from freehold.cli.deploy import EMITTED
+from freehold.cli.deploying.options import ENGINES
 from freehold.cli.deploying.verbs import news
 from freehold.config import load_settings
 from tests.backends import standin
@@ -33,6 +36,11 @@ KEY = "0123456789abcdef0123"
 def vllm(**options: object) -> tuple[str, ...]:
     """Return the options that start the stand-in."""
     return "--engine", "vllm", "--command", shlex.join(standin.command("vllm", **options))
+
+
+def test_options_offer_every_engine_and_every_kind_of_files() -> None:
+    assert ("auto", *drivers.names()) == ENGINES
+    assert tuple(KINDS) == EMITTED
 
 
 @pytest.fixture(scope="module")

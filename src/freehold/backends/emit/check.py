@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import DIGEST
+from freehold.backends.emit.contract import DIGEST, Doc
 from freehold.backends.emit.engines import DATA, PIPELINE, TENSOR, ContainerEngine, container_engine
-
-Doc = dict[str, Any]
 
 _SECRET = re.compile(r"(?:_KEY|TOKEN|PASSWORD|SECRET)$")
 _DOORS = (

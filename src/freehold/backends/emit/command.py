@@ -60,6 +60,13 @@ def model_folder(plan: DeployPlan) -> str:
     return str(source.parent if source.suffix == ".gguf" else source)
 
 
+def carried(plan: DeployPlan, *, address: bool = False) -> dict[str, str]:
+    """Return the plan's variables that mean the same elsewhere: no path, no secret. `address`: also its host's."""
+    held = {s.variable for s in plan.secrets}
+    kept = {k: v for k, v in plan.environment.items() if not v.startswith("/") and k not in held}
+    return kept if address else {k: v for k, v in kept.items() if not k.endswith("_HOST_IP")}
+
+
 def engine_words(
     plan: DeployPlan, engine: ContainerEngine, drain_s: int, place: NodePlace | None = None
 ) -> tuple[str, ...]:

@@ -7,21 +7,17 @@ Path: emit.emit -> compose_files -> compose_document -> compose_check.compose_fa
 
 from __future__ import annotations
 
-from typing import Any
-
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import MODEL, SGLANG_START, engine_words, group, model_folder
+from freehold.backends.emit.command import MODEL, SGLANG_START, carried, engine_words, group, model_folder
 from freehold.backends.emit.compose_check import compose_faults
-from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, comment, label, pinned
+from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, EmittedFile, heading, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, gateway_toml, probe_text, server_words
-from freehold.backends.emit.pods import AWAY_S, ENGINE_USER, GRACE_S, HOME, SERVER_USER, SHM, STARTUP_S
+from freehold.backends.emit.pods import AWAY_S, ENGINE_USER, GRACE_S, HOME, NAMED, SERVER_USER, SHM, STARTUP_S
 from freehold.backends.emit.yaml_text import yaml_text
 from freehold.errors import UsageError
 
 SECRETS = "/run/secrets"
-
-Doc = dict[str, Any]
 
 
 def compose_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
@@ -79,9 +75,7 @@ def _engine(
     plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, number: int, devices: int
 ) -> Doc:
     folder = _literal(model_folder(plan)) or "${MODEL:?the folder with the model's files}"
-    ours = {engine.key, "HF_HOME"} | {s.variable for s in plan.secrets}
-    kept = {k: v for k, v in plan.environment.items() if not v.startswith("/") and k not in ours}
-    environment = {**kept, **engine.environment, "HOME": HOME, "USER": "engine", "LOGNAME": "engine"}
+    environment = {**carried(plan, address=True), **engine.environment, **NAMED}
     found: Doc = {
         "image": options.image,
         "entrypoint": ["/bin/sh", "-c", _literal(_start(plan, engine))],
@@ -181,8 +175,6 @@ def _literal(text: str) -> str:
 def _head(plan: DeployPlan) -> str:
     keys = "server-key engine-key admin-key" if plan.engine == "sglang" else "server-key engine-key"
     lines = [
-        f"{plan.model.name} on {plan.engine} {plan.version}".rstrip()
-        + ", written by freehold deploy --emit compose.",
         "Keys first, as files that are in no image and no command line:",
         "  install -d -m 700 secrets",
         f'  for key in {keys}; do printf %s "$(openssl rand -hex 24)" >secrets/$key; chmod 444 secrets/$key; done',
@@ -190,4 +182,4 @@ def _head(plan: DeployPlan) -> str:
     ]
     if plan.engine == "trtllm":
         lines.append("TensorRT-LLM has no key: that its network is internal alone guards its port.")
-    return comment(lines)
+    return heading(plan, "compose", lines)

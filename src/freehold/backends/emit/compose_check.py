@@ -6,13 +6,10 @@ Path: compose.compose_files -> compose_faults
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import DIGEST
+from freehold.backends.emit.contract import DIGEST, Doc
 from freehold.backends.emit.engines import container_engine
-
-Doc = dict[str, Any]
 
 
 def compose_faults(document: Doc, plan: DeployPlan) -> list[str]:

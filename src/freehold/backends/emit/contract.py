@@ -6,12 +6,15 @@ Path: emit.emit -> EmitOptions -> EmittedFile
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from freehold.backends.contract import DeployPlan
 from freehold.errors import UsageError
 
 SERVER_PORT = 11435  # of our server, in containers too
+Doc = dict[str, Any]  # an object of a YAML file
 DIGEST = re.compile(r"[a-z0-9][\w./:-]*@sha256:[0-9a-f]{64}")
 _LABEL = re.compile(r"[^a-z0-9]+")
 
@@ -48,6 +51,13 @@ def label(name: str) -> str:
 def comment(lines: Iterable[str]) -> str:
     """Return lines as comments of YAML. Nothing in them ends one: a name of others may have what looks like a line."""
     return "".join(f"# {''.join(c if c.isprintable() else ' ' for c in line)}\n" for line in lines)
+
+
+def heading(plan: DeployPlan, kind: str, lines: Sequence[str], size: str = "") -> str:
+    """Return a file's first comment: what it starts (`size`: on how much), then `lines`."""
+    engine = f"{plan.engine} {plan.version}".rstrip()
+    first = f"{plan.model.name} on {engine}{size}, written by freehold deploy --emit {kind}."
+    return comment((first, *lines))
 
 
 def pinned(option: str, image: str, example: str) -> str:

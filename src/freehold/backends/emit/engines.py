@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import UsageError
 
 PORT = 8000  # of an engine in its container
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 # Sizes of a plan by the names under which engines take them.
 TENSOR = ("--tensor-parallel-size", "-tp", "--tp-size", "--tp", "--tensor_parallel_size", "--tp_size")
 PIPELINE = ("--pipeline-parallel-size", "-pp", "--pp-size", "--pp", "--pipeline_parallel_size", "--pp_size")
@@ -30,14 +30,13 @@ class ContainerEngine:
     model: str = ""  # flag that names the model; "": it is the word after the program
     key: str = ""  # environment variable with its key; "": the engine has none
     local: tuple[str, ...] = ()  # flags that hold for one machine: never taken from a plan
-    switches: tuple[str, ...] = ()  # those of them without a value
     several: bool = False  # one server can span nodes
     python: str = "python3"  # of its image; "": it has none, so probes are HTTP
     counts: str = ""  # prefix of its counters at /metrics; "": none that may be read twice
     served: str = "--served-model-name"  # flag of the name that requests use
     shutdown: str = ""  # flag of the time for running answers at the end
     quiet: tuple[str, ...] = ()  # words without which its log holds its keys
-    environment: Mapping[str, str] = field(default_factory=lambda: OFFLINE)
+    environment: Mapping[str, str] = field(default_factory=lambda: PRIVATE)
 
 
 _ENGINES: Mapping[str, ContainerEngine] = {
@@ -50,11 +49,10 @@ _ENGINES: Mapping[str, ContainerEngine] = {
             *("--model", "--host", "--port", "--uds", "--nnodes", "-n", "--node-rank", "-r", "--headless"),
             *("--master-addr", "--master-port"),
         ),
-        switches=("--headless",),
         several=True,
         counts="vllm:",
         shutdown="--shutdown-timeout",
-        environment={**OFFLINE, "VLLM_NO_USAGE_STATS": "1"},
+        environment={**PRIVATE, "VLLM_NO_USAGE_STATS": "1"},
     ),
     "sglang": ContainerEngine(
         "SGLang",
@@ -77,7 +75,7 @@ _ENGINES: Mapping[str, ContainerEngine] = {
         local=("--host", "--port"),
         served="--served_model_name",
         several=True,
-        environment={**OFFLINE, "TRTLLM_NO_USAGE_STATS": "1"},
+        environment={**PRIVATE, "TRTLLM_NO_USAGE_STATS": "1"},
     ),
     "llamacpp": ContainerEngine(
         "llama.cpp",

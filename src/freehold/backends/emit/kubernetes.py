@@ -7,20 +7,16 @@ Path: emit.emit -> kubernetes_files -> documents -> check.faults
 
 from __future__ import annotations
 
-from typing import Any
-
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit import gateway, mpi, network, pods
 from freehold.backends.emit.check import faults
 from freehold.backends.emit.command import SGLANG_START, NodeGroup, NodePlace, engine_words, group
-from freehold.backends.emit.contract import EmitOptions, EmittedFile, comment, label, pinned
+from freehold.backends.emit.contract import Doc, EmitOptions, EmittedFile, heading, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.yaml_text import yaml_text
 
 # Variables that the controller of LeaderWorkerSet adds to each container, as Kubernetes expands them in a command.
 SIZE, INDEX, ADDRESS = "$(LWS_GROUP_SIZE)", "$(LWS_WORKER_INDEX)", "$(LWS_LEADER_ADDRESS)"
-
-Doc = dict[str, Any]
 
 
 def kubernetes_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
@@ -133,9 +129,6 @@ def _head(plan: DeployPlan, options: EmitOptions) -> str:
     random = '<(printf %s "$(openssl rand -hex 24)")'
     keys = [k for k in ("engine", "server", "admin") if k != "admin" or plan.engine == "sglang"]
     lines = [
-        f"{plan.model.name} on {plan.engine} {plan.version}".rstrip()
-        + f", {plan.replicas} x {nodes.nodes} x "
-        f"{nodes.devices} {plan.nodes.rig.device.title}, written by freehold deploy --emit k8s.",
         f"It needs what follows, then: kubectl apply --namespace {options.namespace} --filename kubernetes.yaml",
         "1. Keys, never in a file or a command line (bash):",
         f"     kubectl create secret generic {name}-keys --namespace {options.namespace}"
@@ -155,4 +148,5 @@ def _head(plan: DeployPlan, options: EmitOptions) -> str:
         ]
     if plan.engine == "trtllm":
         lines.append("TensorRT-LLM has no key: the network policy alone guards its port.")
-    return comment(lines)
+    size = f", {plan.replicas} x {nodes.nodes} x {nodes.devices} {plan.nodes.rig.device.title}"
+    return heading(plan, "k8s", lines, size)

@@ -7,16 +7,12 @@ Path: kubernetes.documents -> policies, services
 
 from __future__ import annotations
 
-from typing import Any
-
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import SERVER_PORT, label
+from freehold.backends.emit.contract import SERVER_PORT, Doc, label
 from freehold.backends.emit.engines import PORT
 from freehold.backends.emit.pods import labels
 
 LEADER = {"leaderworkerset.sigs.k8s.io/worker-index": "0"}
-
-Doc = dict[str, Any]
 
 
 def policies(plan: DeployPlan) -> list[Doc]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import MODEL
-from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, label
+from freehold.backends.emit.command import MODEL, carried
+from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, label
 from freehold.backends.emit.engines import PORT, ContainerEngine
 from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, server_words
 from freehold.errors import UsageError
 
 ENGINE_USER, SERVER_USER = 1000, 11435  # the second is that of packaging/Containerfile
 HOME = "/home/engine"
+# Libraries ask for the user's name, which a user id without an entry in /etc/passwd does not have.
+NAMED = {"HOME": HOME, "USER": "engine", "LOGNAME": "engine"}
 STARTUP_S, PERIOD_S = 3600, 10  # a start may compile, and read a terabyte from a network disk
 AWAY_S = 10  # between leaving the Service and being asked to end: an engine that drains says it is healthy
 GRACE_S = 30  # above the engine's own time for running answers: it then still ends its processes
@@ -28,8 +29,6 @@ CORES, GIB = 2, 16
 SHM = "16Gi"  # of /dev/shm: queues between workers, some 250 MB a worker, and NCCL's buffers inside a node
 # A word that is a variable of the group is Kubernetes' to fill in; one that only begins like it, as a name may, is not.
 _OF_GROUP = re.compile(r"\$\(LWS_[A-Z_]+\)(?::\d+)?")
-
-Doc = dict[str, Any]
 
 
 def labels(plan: DeployPlan, part: str) -> dict[str, str]:
@@ -93,14 +92,7 @@ def engine_pod(
 
 def engine_environment(plan: DeployPlan, engine: ContainerEngine) -> list[Doc]:
     """Return the variables: the plan's that mean the same elsewhere, the engine's own, its key by reference."""
-    ours = {v for v in (engine.key, "ADMIN_KEY") if v} | {s.variable for s in plan.secrets}
-    kept = {
-        k: v
-        for k, v in plan.environment.items()
-        if not v.startswith("/") and k not in ours and not k.endswith("_HOST_IP")
-    }
-    # Libraries ask for the user's name, which a user id without an entry in /etc/passwd does not have.
-    fixed = {**kept, **engine.environment, "HOME": HOME, "USER": "engine", "LOGNAME": "engine"}
+    fixed = {**carried(plan), **engine.environment, **NAMED}
     found: list[Doc] = [{"name": name, "value": value.replace("$(", "$$(")} for name, value in fixed.items()]
     keys = f"{label(plan.model.name)}-keys"
     if engine.key:

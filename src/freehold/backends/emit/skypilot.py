@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import MODEL, SGLANG_START, NodePlace, engine_words, group, model_folder
-from freehold.backends.emit.contract import SERVER_PORT, EmitOptions, EmittedFile, comment, label, pinned
+from freehold.backends.emit.command import (
+    MODEL,
+    SGLANG_START,
+    NodePlace,
+    carried,
+    engine_words,
+    group,
+    model_folder,
+)
+from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, EmittedFile, heading, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.gateway import KEY, gateway_toml
 from freehold.backends.emit.yaml_text import yaml_text
@@ -32,8 +39,6 @@ python3 -m venv "$HOME/freehold" || { python3 -m pip install --user virtualenv &
   python3 -m virtualenv "$HOME/freehold"; }
 "$HOME/freehold/bin/python" -m pip install "$FREEHOLD"
 """
-
-Doc = dict[str, Any]
 
 
 def skypilot_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
@@ -74,21 +79,12 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
         "envs": {
             "MODEL_FILES": model_folder(plan) or None,
             "FREEHOLD": FREEHOLD,
-            **_environment(plan, engine),
+            **carried(plan),
+            **engine.environment,
         },
         "setup": _SETUP,
         "run": _run(plan, engine, options, nodes.nodes),
     }
-
-
-def _environment(plan: DeployPlan, engine: ContainerEngine) -> dict[str, str]:
-    ours = {s.variable for s in plan.secrets}
-    kept = {
-        k: v
-        for k, v in plan.environment.items()
-        if not v.startswith("/") and k not in ours and not k.endswith("_HOST_IP")
-    }
-    return {**kept, **engine.environment}
 
 
 def _run(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, nodes: int) -> str:
@@ -129,10 +125,8 @@ def _line(
 
 def _head(plan: DeployPlan) -> str:
     lines = [
-        f"{plan.model.name} on {plan.engine} {plan.version}".rstrip()
-        + ", written by freehold deploy --emit skypilot.",
         f"sky launch -c {label(plan.model.name)} skypilot.yaml, then ssh -L {SERVER_PORT}:127.0.0.1:{SERVER_PORT} "
         f"{label(plan.model.name)}; FREEHOLD names the package, or a wheel among the task's files.",
         f"MODEL_FILES is what {MODEL} is filled from: --env MODEL_FILES=s3://..., or a folder of this machine.",
     ]
-    return comment(lines)
+    return heading(plan, "skypilot", lines)

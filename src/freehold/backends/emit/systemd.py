@@ -16,6 +16,7 @@ from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions, EmittedFile, label
 from freehold.errors import UsageError
 
+PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
 # KillMode=mixed: the SIGTERM that begins the drain goes only to our server, which then ends its engines.
 # Restart=always: an end that was not asked for is a death, whatever its status; 2 is a wrong command line.
 UNIT = """\
@@ -65,9 +66,6 @@ IPAddressAllow={reaches}
 [Install]
 WantedBy=multi-user.target
 """
-
-
-PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
 
 
 # Our data, and what vLLM, SGLang, Triton, Torch and FlashInfer compile.
