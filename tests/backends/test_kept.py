@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.kept import KeptDeployment, as_json, folder, forget, keep, kept, plan_of
+from freehold.backends.contract import DeployPlan
+from freehold.backends.kept import KeptDeployment, as_json, folder, forget, keep, kept, of_json
 from freehold.backends.planning.asked import DeployOptions
 from freehold.errors import StoreError
 from tests.backends.plans import plan
@@ -17,7 +18,7 @@ ASKED = DeployOptions("qwen3:8b", replicas=2)
 
 
 def test_plan_is_read_as_it_was_written() -> None:
-    assert plan_of(json.loads(json.dumps(as_json(plan())))) == plan()
+    assert of_json(json.loads(json.dumps(as_json(plan()))), DeployPlan) == plan()
 
 
 def test_deployment_is_kept_under_any_name(tmp_path: Path) -> None:

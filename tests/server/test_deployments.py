@@ -110,7 +110,7 @@ def test_deployment_is_added_listed_and_stopped(deploying, tmp_path):
     assert row["ready"]
     assert row["replicas"][1]["pid"] == 4711
     assert row["replicas"][1]["said"] == "vLLM ended with status 1: no memory"
-    assert kept.row_of(row) == deployed.held["qwen3:8b"]
+    assert kept.of_json(row, DeploymentRow) == deployed.held["qwen3:8b"]
     found, _ = kept.kept(tmp_path / "home")
     assert [(each.name, each.asked.fallback) for each in found] == [("qwen3:8b", "smollm2:135m")]
     assert running.admin.post(f"{AT}/stop", json={"name": "qwen3:8b", "drain_s": 5}).status_code == 200

@@ -1,7 +1,7 @@
 """Deployments as files of the data folder: what was asked for, and the plan that came of it.
 
-    keep(home, KeptDeployment("qwen", plan, asked))      # written beside, then renamed
-    kept(home)                                     # what `freehold deploy` without MODEL starts again
+    keep(home, KeptDeployment("qwen", plan, asked))   # written beside, then renamed
+    kept(home)                                        # what `freehold deploy` without MODEL starts again
 
 A plan holds no secret, and neither does a file; it is its owner's alone all the same, as commands name folders. Plans
 and rows cross the owner's socket in the same JSON. A file that cannot be read is left where it is and named. Knows no
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -28,6 +28,7 @@ from freehold.backends.planning.asked import DeployOptions
 from freehold.errors import StoreError
 
 SCHEMA = 1
+_T = TypeVar("_T", DeployPlan, DeploymentRow, DeployOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +109,9 @@ def decoded(body: bytes) -> KeptDeployment:
     return found
 
 
-def plan_of(plain: Mapping[str, Any]) -> DeployPlan:
-    """Return the plan of a JSON object. Raises ValidationError."""
-    return msgspec.convert(plain, DeployPlan, dec_hook=_typed)
-
-
-def row_of(plain: Mapping[str, Any]) -> DeploymentRow:
-    """Return the row of a JSON object. Raises ValidationError."""
-    return msgspec.convert(plain, DeploymentRow, dec_hook=_typed)
-
-
-def options_of(plain: Mapping[str, Any]) -> DeployOptions:
-    """Return the options of a JSON object. Raises ValidationError."""
-    return msgspec.convert(plain, DeployOptions, dec_hook=_typed)
+def of_json(plain: Mapping[str, Any], kind: type[_T]) -> _T:
+    """Return the plan, row or options of a JSON object. Raises ValidationError."""
+    return msgspec.convert(plain, kind, dec_hook=_typed)
 
 
 def as_json(what: DeployPlan | DeploymentRow | DeployOptions) -> dict[str, Any]:

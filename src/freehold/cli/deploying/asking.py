@@ -91,6 +91,6 @@ class AskedDeployments:
 
 def _row(plain: Mapping[str, Any]) -> DeploymentRow:
     try:
-        return kept.row_of(plain)
+        return kept.of_json(plain, DeploymentRow)
     except msgspec.ValidationError as e:
         raise UpstreamFailed(f"the server lists deployments of another version: {e}", "restart it") from e

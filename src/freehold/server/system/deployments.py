@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,6 +24,7 @@ from freehold.server.core.call import HttpCall, Server, route
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused, without_paths
 
+_T = TypeVar("_T", DeployPlan, DeployOptions)
 DRAIN_S = 30.0
 MOST_DRAIN_S = 3600.0
 WATCHED_S = 0.25  # how often a start is looked at, for /ready
@@ -175,7 +176,7 @@ async def deploy(call: HttpCall) -> None:
     """Start a plan's engines and serve them under its model's name; the owner's only. Answers before they are ready."""
     request, _ = await call.struct(DeployRequest)
     desk = _desk_of_owner(call)
-    await call.answer(kept.as_json(await desk.add(_plan(request.plan), _asked(request.asked))))
+    await call.answer(kept.as_json(await desk.add(*_given(request))))
 
 
 async def restart(call: HttpCall) -> None:
@@ -190,7 +191,7 @@ async def upgrade(call: HttpCall) -> None:
     """Do the same to another plan: other flags, another version, more or fewer replicas. The owner's only."""
     request, _ = await call.struct(UpgradeRequest)
     desk = _desk_of_owner(call)
-    await call.while_here(desk.upgrade(request.name, _plan(request.plan), _asked(request.asked)))
+    await call.while_here(desk.upgrade(request.name, *_given(request)))
     await call.answer(kept.as_json(desk.row(request.name)))
 
 
@@ -225,15 +226,13 @@ def _desk_of_owner(call: HttpCall) -> DeploymentDesk:
     return _desk(call)
 
 
-def _plan(plain: dict[str, Any]) -> DeployPlan:
-    try:
-        return kept.plan_of(plain)
-    except msgspec.ValidationError as e:
-        raise UsageError(f"plan: {e}", "freehold deploy makes one", field="plan") from None
+def _given(request: DeployRequest | UpgradeRequest) -> tuple[DeployPlan, DeployOptions]:
+    """Return a request's plan, and the options that it was made from. Raises UsageError."""
+    return _typed(request.plan, DeployPlan, "plan"), _typed(request.asked, DeployOptions, "asked")
 
 
-def _asked(plain: dict[str, Any]) -> DeployOptions:
+def _typed(plain: dict[str, Any], kind: type[_T], field: str) -> _T:
     try:
-        return kept.options_of(plain)
+        return kept.of_json(plain, kind)
     except msgspec.ValidationError as e:
-        raise UsageError(f"asked: {e}", "send the options of freehold deploy", field="asked") from None
+        raise UsageError(f"{field}: {e}", "freehold deploy sends one", field=field) from None
