@@ -2,7 +2,7 @@
 
 Knows options and the order of starting: the running server of this home is asked to add the deployment; where none
 runs, this command becomes the server.
-Path: main -> deploy -> backends.asked.planned -> deploying/starting.py, or serving/running.py
+Path: main -> deploy -> planning.asked.planned -> deploying/starting.py, or serving/running.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from freehold.cli.progress import StatusLine
 from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
 from freehold.cli.serving.options import door_options, read_options
-from freehold.cli.shared import Seconds, json_option, offline_option, with_offline
+from freehold.cli.shared import drain_option, json_option, offline_option, with_offline
 from freehold.config import Settings, nearest
 from freehold.errors import ModelNotFound, UsageError
 
@@ -124,14 +124,7 @@ def _verb(ctx: click.Context) -> str:
 )
 @door_options
 @gateway_option
-@click.option(
-    "--drain",
-    type=Seconds(),
-    default="30s",
-    show_default=True,
-    metavar="TIME",
-    help="At shutdown, wait this long for running answers.",
-)
+@drain_option
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Level of the server's log.")
 @json_option
 @offline_option

@@ -22,6 +22,7 @@ from freehold.cli.serving.telling import tell
 from freehold.cli.shared import (
     Seconds,
     draft_option,
+    drain_option,
     engine_option,
     json_option,
     kv_option,
@@ -85,14 +86,7 @@ from freehold.store import Store
     help="Store the KV cache of long prompts in the data folder; it survives restarts.",
 )
 @gateway_option
-@click.option(
-    "--drain",
-    type=Seconds(),
-    default="30s",
-    show_default=True,
-    metavar="TIME",
-    help="At shutdown, wait this long for running answers.",
-)
+@drain_option
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),

@@ -103,6 +103,16 @@ class Seconds(click.ParamType):
         return float(found[1]) * self._UNITS[found[2]]
 
 
+drain_option = click.option(
+    "--drain",
+    type=Seconds(),
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="At shutdown, wait this long for running answers.",
+)
+
+
 class Amount(click.ParamType):
     """A number of tokens, users or dollars: 8192, 250_000, 32k, 1.5bn, "20 million"; k is 1,000."""
 

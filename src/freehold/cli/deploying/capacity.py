@@ -201,17 +201,11 @@ def _trace(settings: Settings, given: dict[str, Any]) -> RequestTrace:
             "give --trace FILE, --ledger, or --rate 2 --input 1024 --output 256",
         )
     if given["rate"]:
-        found = traces.steady(
-            given["rate"],
-            given["prompt"],
-            given["answer"],
-            seconds=given["seconds"] or 600.0,
-            vary=given["vary"],
-        )
-        return found if given["faster"] == 1 else found.faster(given["faster"])
-    found = traces.from_file(given["trace"]) if given["trace"] else _of_ledger(settings, given)
-    if given["seconds"]:
-        found = found.first(given["seconds"])
+        sizes = given["rate"], given["prompt"], given["answer"]
+        found = traces.steady(*sizes, seconds=given["seconds"] or 600.0, vary=given["vary"])
+    else:
+        found = traces.from_file(given["trace"]) if given["trace"] else _of_ledger(settings, given)
+        found = found.first(given["seconds"]) if given["seconds"] else found
     return found if given["faster"] == 1 else found.faster(given["faster"])
 
 

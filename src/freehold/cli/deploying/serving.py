@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.planning.asked import DeployOptions
-from freehold.cli.deploying.starting import LAST_LINES, ready
+from freehold.cli.deploying.starting import LOOKED_S, last_words, ready
 from freehold.cli.deploying.tables import progress
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.telling import tell
@@ -21,8 +21,6 @@ from freehold.errors import EngineLost, FreeholdError
 
 if TYPE_CHECKING:
     from freehold.server.system.deployments import DeploymentDesk
-
-LOOKED_S = 0.3
 
 
 class StartedDeployments:
@@ -66,7 +64,8 @@ class StartedDeployments:
             self.failed += 1
             line.clear()
             if isinstance(e, EngineLost):
-                _tell_log(desk, plan.model.name)
+                for each in last_words(desk.deployments.log, plan.model.name):
+                    tell(each)
                 with suppress(FreeholdError):  # a file of an earlier server stays
                     await desk.deployments.stop(plan.model.name, 0.0)
             tell(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
@@ -82,12 +81,3 @@ class StartedDeployments:
             line.show(progress(row))
             await asyncio.sleep(LOOKED_S)
         return row
-
-
-def _tell_log(desk: DeploymentDesk, name: str) -> None:
-    try:
-        lines = list(desk.deployments.log(name, 0))[-LAST_LINES:]
-    except FreeholdError:
-        return
-    for each in lines:
-        tell(f"  {each}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import click
@@ -36,11 +36,12 @@ def start_on(
     started = time.monotonic()
     name = asked.add(plan, options).name
     try:
-        with StatusLine(f"{name} was not deployed") as line:
-            row = followed(asked, name, line.show, first=not again)
+        with StatusLine(f"{name} was not deployed") as status:
+            row = followed(asked, name, status.show, first=not again)
     except (KeyboardInterrupt, EngineLost) as e:
         if isinstance(e, EngineLost):
-            tell_log(asked, name)
+            for line in last_words(asked.log, name):
+                click.echo(line, err=True)
         if not again:
             _undone(asked, name)
         raise
@@ -78,14 +79,12 @@ def ready(row: DeploymentRow, url: str, seconds: float) -> list[str]:
     ]
 
 
-def tell_log(asked: AskedDeployments, name: str) -> None:
-    """Print the last lines that a dead engine wrote."""
+def last_words(log: Callable[[str, int], Sequence[str]], name: str) -> list[str]:
+    """Return the last lines that a dead engine wrote, for a terminal. `log`: of a deployment's replica, by number."""
     try:
-        lines = list(asked.log(name, 0))[-LAST_LINES:]
+        return [f"  {printable(line)}" for line in list(log(name, 0))[-LAST_LINES:]]
     except FreeholdError:
-        return
-    for line in lines:
-        click.echo(printable(f"  {line}"), err=True)
+        return []
 
 
 def _undone(asked: AskedDeployments, name: str) -> None:

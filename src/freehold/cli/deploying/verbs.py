@@ -22,6 +22,7 @@ from freehold.backends.planning.asked import planned
 from freehold.cli.deploying import tables
 from freehold.cli.deploying.asking import AskedDeployments
 from freehold.cli.deploying.options import asked_of, plan_options
+from freehold.cli.deploying.starting import LOOKED_S
 from freehold.cli.progress import StatusLine
 from freehold.cli.report.terminal import printable
 from freehold.cli.serving.attach import found, running
@@ -31,7 +32,6 @@ from freehold.errors import ModelNotFound, UsageError
 
 SCHEMA = 1
 _LISTS = "freehold deploy status lists what is kept"
-LOOKED_S = 0.3
 FOLLOWED_S = 0.5  # between two looks at a log
 
 
