@@ -35,6 +35,7 @@ import psutil
 
 from benches.lib.machine import say
 from benches.outgrow.seen import Tree, alive, command_line, environment
+from freehold.backends.process.blanks import free_port
 
 FREEHOLD = [sys.executable, "-P", "-m", "freehold.cli.main"]
 MARK = "zebra-umbrella-quartz-8041"  # in every prompt
@@ -108,13 +109,6 @@ class Deployed:
             self.tree.look()
             time.sleep(0.05)
         self.ready_s = time.monotonic() - began
-
-
-def free_port() -> int:
-    """Return a port that is free just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def deploy(home: Path, model: Path, engine: list[str]) -> Deployed:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from freehold.backends.emit.engines import PORT
 from freehold.backends.emit.gateway import FOLDER
 from freehold.backends.emit.kubernetes import documents
 from freehold.backends.planning import facts
+from freehold.backends.process.blanks import free_port
 from freehold.config import load_settings
 
 IMAGE = f"registry.example/none@sha256:{'0' * 64}"
@@ -101,7 +101,7 @@ def _key(variable: dict[str, Any]) -> str:
 
 
 def _run(args: argparse.Namespace, found: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    engine_port, server_port = _free_port(), _free_port()
+    engine_port, server_port = free_port(), free_port()
     files = next(d["data"] for d in found if d["kind"] == "ConfigMap")
     url = f"127.0.0.1:{engine_port}"
     service = next(d["metadata"]["name"] for d in found if d["kind"] == "Service")
@@ -171,12 +171,6 @@ def _status(url: str) -> int:
             return answer.status
     except urllib.error.HTTPError as e:
         return e.code
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 if __name__ == "__main__":

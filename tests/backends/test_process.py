@@ -134,7 +134,7 @@ def test_a_killed_supervisor_is_a_death_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("status", "said"), [(0, "status 0"), (3, "status 3")])
-def test_an_end_nobody_asked_for_is_a_death_whatever_its_status(tmp_path, status, said):
+def test_an_end_that_was_not_asked_for_is_a_death_whatever_its_status(tmp_path, status, said):
     async def run() -> None:
         engine = await started(f"raise SystemExit({status})", tmp_path)
         died = await engine.ended
@@ -354,7 +354,7 @@ time.sleep(600)
 
 @LINUX
 @pytest.mark.parametrize("how", ["stop", "kill", "kill of the engine"])
-def test_shared_memory_of_a_dead_tree_is_removed_and_nobody_else_s(tmp_path, how):
+def test_shared_memory_of_a_dead_tree_is_removed_and_that_of_others_stays(tmp_path, how):
     other = Path(f"/dev/shm/psm_freehold_other_{os.getpid()}_{how.replace(' ', '')}")
 
     async def run() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +18,12 @@ import pytest
 from freehold.backends.emit import gateway
 from freehold.backends.emit.engines import container_engine
 from freehold.backends.emit.probe import STILL_S
+from freehold.backends.process.blanks import free_port
 
 from ..standin import command
 from .plans import plan
 
 KEY, NAME = "k" * 24, "meta/Llama-3.1-405B"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @contextmanager

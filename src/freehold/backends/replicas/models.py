@@ -1,8 +1,7 @@
 """The models of a server with deployments: those of its own engine, and those that engines beyond it answer.
 
-Around the server's own manager. A deployment's name is one name for all its replicas, in every API; a stored model of
-the same name waits behind it. Counters have a `replica` label and outlive restarts. Knows names; knows no wire and no
-process.
+Around the server's own manager. A deployment's name is one name for all its replicas, in every API, and hides a stored
+model of the same name. Counters have a `replica` label and outlive restarts. Knows names; knows no wire and no process.
 Path: server -> DeployedModels.use -> DeployedHandle; server/system/deployments.py -> DeployedModels.add -> ReplicaSet
 """
 
