@@ -145,11 +145,6 @@ class ParallelSizes:
         """Devices of one replica."""
         return self.tensor * self.pipeline * self.data
 
-    @property
-    def attention(self) -> int:
-        """Devices of a tensor group that each attend to their own sequences (data parallel attention); 1: none does."""
-        return self.data if self.expert > 1 and self.tensor == 1 else 1
-
 
 @dataclass(frozen=True, slots=True)
 class DeployPlan:
@@ -198,19 +193,8 @@ class DeployPlan:
         places = {"{rank}": str(rank), "{head}": head, "{folder}": folder, "{port}": str(port)}
         return (*self.command, *(_filled(word, places) for flag in flags for word in flag.words()))
 
-    @property
-    def called(self) -> str:
-        """What the engine itself calls the model: as its flags say, else as clients do."""
-        plan = self.inner or self
-        named = (flag.value for flag in plan.flags if flag.name in _NAMES and flag.value)
-        return plan.served or next(named, plan.model.name)
-
     def of_replica(self, number: int) -> DeployPlan:
-        """Return the plan of one of several replicas on this machine: it sees its own devices alone.
-
-        Every engine takes the first devices that it sees. Where there are fewer than the replicas' together, nothing
-        is shared out: the plan asks for more than there is.
-        """
+        """Return the plan of one of several replicas on this machine: it sees its own devices, if there are enough."""
         rig, each = self.nodes.rig, self.sizes.devices
         variable = _VISIBLE.get(rig.device.vendor) if rig.device.kind == "gpu" else None
         if variable is None or not self.nodes.here or self.replicas == 1 or self.replicas * each > rig.count:
@@ -227,8 +211,6 @@ class DeployPlan:
         return " ".join([*held, *keys, *map(shlex.quote, words)])
 
 
-# Flags by which an engine is told what clients call its model.
-_NAMES = ("--served-model-name", "--served_model_name", "--alias")
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
 
 

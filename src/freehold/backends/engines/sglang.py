@@ -10,6 +10,7 @@ from __future__ import annotations
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest, SecretRef
 from freehold.backends.engines.sglang_dialect import SGLangServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
+from freehold.backends.planning.parallel import attention
 from freehold.backends.planning.planning import laid_out
 from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
 from freehold.backends.process.surroundings import PRIVATE
@@ -89,10 +90,11 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
 def _parallel(words: Wording, layout: Layout) -> None:
     """Add the sizes; a tensor group counts every device that shares a layer, those of data attention too."""
     sizes, why, add = layout.sizes, layout.why, words.add
-    if sizes.tensor * sizes.attention > 1:
-        add("--tp-size", sizes.tensor * sizes.attention, why["tensor"])
-    if sizes.attention > 1:
-        add("--attn-dp-size", sizes.attention, why["data"])
+    apart = attention(sizes)
+    if sizes.tensor * apart > 1:
+        add("--tp-size", sizes.tensor * apart, why["tensor"])
+    if apart > 1:
+        add("--attn-dp-size", apart, why["data"])
     elif sizes.data > 1:
         add("--dp-size", sizes.data, why["data"])
     if sizes.pipeline > 1:

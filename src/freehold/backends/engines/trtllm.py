@@ -10,6 +10,7 @@ from __future__ import annotations
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest
 from freehold.backends.engines.trtllm_dialect import TrtllmServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
+from freehold.backends.planning.parallel import attention
 from freehold.backends.planning.planning import laid_out
 from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
 from freehold.backends.process.surroundings import PRIVATE
@@ -70,9 +71,10 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
 
 def _parallel(words: Wording, layout: Layout) -> None:
     sizes, why, add = layout.sizes, layout.why, words.add
-    if sizes.tensor * sizes.attention > 1:
-        add("--tensor_parallel_size", sizes.tensor * sizes.attention, why["tensor"])
-    if sizes.attention > 1:
+    apart = attention(sizes)
+    if sizes.tensor * apart > 1:
+        add("--tensor_parallel_size", sizes.tensor * apart, why["tensor"])
+    if apart > 1:
         add("--enable_attention_dp", True, why["data"])
     if sizes.pipeline > 1:
         add("--pipeline_parallel_size", sizes.pipeline, why["pipeline"])

@@ -90,6 +90,11 @@ def _pipelines(tensor: int, devices: int, nodes: int, wanted: Wanted) -> Iterabl
     return [p for p in found if p == wanted.pipeline] if wanted.pipeline else found
 
 
+def attention(sizes: ParallelSizes) -> int:
+    """Return the devices of a tensor group that each attend to their own sequences: data parallel attention; else 1."""
+    return sizes.data if sizes.expert > 1 and sizes.tensor == 1 else 1
+
+
 def with_experts(sizes: ParallelSizes, model: DeployedModel, wanted: Wanted, streams: int) -> ParallelSizes:
     """Return the sizes with experts spread whole, where there are enough devices and the experts divide.
 

@@ -278,7 +278,7 @@ class _Space:
 
     def _speed(self, sizes: ParallelSizes, context: int) -> roofline.Single:
         """Return one stream's speeds: a pipeline's stages work after each other, data's beside each other."""
-        rig = replace(self.request.nodes.rig, count=sizes.tensor * sizes.attention)
+        rig = replace(self.request.nodes.rig, count=sizes.tensor * parallel.attention(sizes))
         return roofline.single_stream(self.anatomy, rig, self.engine, context)
 
 

@@ -48,7 +48,7 @@ def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = 
     on_gpu = inner.nodes.rig.device.kind != "cpu"
     return {
         "name": app_name(inner.model.name),
-        "model": inner.called,
+        "model": called(inner),
         "argv": list(inner.argv()),
         "environment": dict(inner.environment),
         "links": {file_name(inner.model.name): inner.model.source} if inner.engine == "freehold" else {},
@@ -92,6 +92,12 @@ def _imports(text: str) -> str:
         elif isinstance(line, ast.Import):
             names.update({f"import {each.name}": set() for each in line.names})
     return "\n".join(sorted(start + ", ".join(sorted(found)) for start, found in names.items()))
+
+
+def called(inner: DeployPlan) -> str:
+    """Return what an engine calls its model: as its flags say, else as clients do."""
+    told = (flag.value for flag in inner.flags if flag.name in ("--served-model-name", "--alias"))
+    return next((name for name in told if name), inner.model.name)
 
 
 def moved(plan: DeployPlan, base: int) -> DeployPlan:

@@ -77,7 +77,9 @@ class EngineCalls:
             connections=CONNECTIONS,
             socket=engine.socket,
         )
-        self.remote = RemoteModel(provider, plan.called, context=plan.context, abilities=abilities_of(plan))
+        self.remote = RemoteModel(
+            provider, served_name(plan), context=plan.context, abilities=abilities_of(plan)
+        )
         # Connections of their own: metrics must not wait for the answers that they are to judge.
         self._beside = replace(provider, url=engine.url.removesuffix("/v1"), connections=8)
         self.providers = provider, self._beside
