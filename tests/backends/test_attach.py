@@ -15,12 +15,12 @@ import pytest
 from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan
 from freehold.backends.engines import attach, survey
+from freehold.backends.engines.asker import EngineSaid
 from freehold.backends.engines.attach import target
 from freehold.backends.engines.survey import attached_plan
 from freehold.backends.planning import asked as asking
 from freehold.backends.planning import printed
 from freehold.backends.planning.asked import DeployOptions
-from freehold.backends.planning.asking import EngineSaid
 from freehold.backends.replicas.replica import Replica
 from freehold.config import load_settings
 from freehold.errors import EngineLost, UsageError

@@ -25,7 +25,7 @@ from freehold.providers.hop import Hop
 from freehold.providers.openai.events import CompletionReader
 from freehold.serving import Job
 from tests.backends import engines
-from tests.backends.running import synchronous
+from tests.backends.engines import synchronous
 
 
 @asynccontextmanager

@@ -164,7 +164,7 @@ def _countable(numbers: EngineNumbers) -> bool:
     """Return whether all counts are such that sums of them can be kept and shown."""
     held = (numbers.running, numbers.waiting, numbers.prompt_tokens, numbers.generated_tokens)
     more = (numbers.cached_tokens or 0, numbers.steps or 0, numbers.cache_usage or 0)
-    shown = numbers.queries.values()
+    shown = numbers.series.values()
     return (
         all(0 <= n <= MOST for n in (*held, *more))
         and len(shown) <= MOST_SERIES
