@@ -110,7 +110,7 @@ def deployed(settings: Settings) -> Iterable[tuple[str, str]]:
 
 def deployable(settings: Settings) -> Iterable[tuple[str, str]]:
     """Verbs of `deploy`, then models."""
-    from freehold.cli.deploy import UNDER
+    from freehold.cli.deploying.under import UNDER
 
     return [*((name, what) for name, (_, _, what) in UNDER.items()), *known(settings)]
 

@@ -255,7 +255,7 @@ def _as_json(found: Comparison, today: date) -> dict[str, Any]:
             "bought": found.owned.bought,
             "machines": found.machines,
             "utilisation": found.utilisation,
-            "dollars_a_month": _range_json(found.month),
+            "dollars_a_month": found.month.as_json(),
             "parts": dict(found.parts),
             "swings": [_swing_json(s) for s in found.swings],
         },
@@ -273,9 +273,9 @@ def _even_json(even: Even) -> dict[str, Any]:
         "batch": even.bill.batch,
         "source": offer.source,
         "noted": offer.noted.isoformat() if offer.noted else None,
-        "dollars_a_month": _range_json(even.bill.month),
-        "break_even_tokens_per_day": _range_json(even.tokens_per_day),
-        "break_even_utilisation": _range_json(even.utilisation),
+        "dollars_a_month": even.bill.month.as_json(),
+        "break_even_tokens_per_day": even.tokens_per_day.as_json(),
+        "break_even_utilisation": even.utilisation.as_json(),
         "swings": [_swing_json(s) for s in even.swings],
     }
 
@@ -285,7 +285,7 @@ def _assumption_json(one: Assumption) -> dict[str, Any]:
         "key": one.key,
         "title": one.title,
         "unit": one.unit,
-        "value": _range_json(one.value),
+        "value": one.value.as_json(),
         "source": one.source,
         "checked": one.checked.isoformat(),
         "given": one.given,
@@ -294,10 +294,6 @@ def _assumption_json(one: Assumption) -> dict[str, Any]:
 
 def _swing_json(swing: Swing) -> dict[str, Any]:
     return {"key": swing.assumption.key, "at_low": _finite(swing.at_low), "at_high": _finite(swing.at_high)}
-
-
-def _range_json(value: Interval) -> dict[str, Any]:
-    return {key: _finite(v) for key, v in value.as_json().items()}
 
 
 def _finite(value: float) -> float | None:

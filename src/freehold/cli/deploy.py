@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.deploying.options import asked_of, plan_options
+from freehold.cli.deploying.under import UNDER
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
     from freehold.backends.planning.asked import DeployOptions
 
 EMITTED = ("systemd", "compose", "k8s", "skypilot", "ray")
-# verb -> the file of cli/deploying that has it, its name there, and what the list of verbs says
-UNDER = {
-    "status": ("verbs", "status", "List deployments, their replicas and latest deaths."),
-    "restart": ("verbs", "restart", "Replace every replica by a new engine; no answer is cut."),
-    "upgrade": ("verbs", "upgrade", "Move a deployment to another plan, replica by replica."),
-    "stop": ("verbs", "stop", "End a deployment after its answers, and forget it."),
-    "logs": ("verbs", "logs", "Print what an engine wrote."),
-    "bench": ("bench", "command", "Measure what the steps of a running engine take."),
-    "capacity": (
-        "capacity",
-        "command",
-        "Find the replicas that a load and an objective need, by simulation.",
-    ),
-}
 
 
 class _DeployGroup(click.Group):

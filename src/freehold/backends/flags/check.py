@@ -103,7 +103,9 @@ def _refused_key(spelling: str, value: str | None) -> tuple[str, FlagRule] | Non
     pairs: list[tuple[str, Any]] = [(key, {}) for key in path[:-1]]
     pairs += [(key, value) for key in path[-1:]]
     if value is not None and value.lstrip()[:1] in ("{", "["):
-        with suppress(ValueError, RecursionError):  # what is no JSON is refused by its kind, or is text
+        with suppress(
+            ValueError, RecursionError
+        ):  # other text than JSON is refused by its kind, or is a text
             pairs += _pairs(json.loads(value))
     for key, held in pairs:
         plain = alike(key)

@@ -257,7 +257,7 @@ def _template(folder: Path) -> str | None:
 
 
 def _small(path: Path) -> bytes | None:
-    """Read a small file; None where there is none. Raises BadModelFile for a long one, and for what is no file."""
+    """Read a small file; None where there is none. Raises BadModelFile for a long one, and for anything but a file."""
     try:
         if not path.is_file():  # a pipe would be read for ever
             if path.exists():
