@@ -60,7 +60,7 @@ async def read(passed: Passed) -> str:
 
 @synchronous
 async def test_an_answer_passes_as_the_engine_streams_it() -> None:
-    engine = await started()
+    engine = await started(token_s=0.1)
     try:
         passed = await asked(engine, "/v1/completions", prompt="hello", max_tokens=6, stream=True)
         parts = [part async for part in passed.parts]
