@@ -130,6 +130,9 @@ def test_metrics_have_each_replica_and_do_not_shrink_when_one_dies(deploying: De
         found = [line for line in lines if line.startswith("freehold_replica_generated_tokens_total{")]
         return {line.partition(" ")[0]: float(line.rpartition(" ")[2]) for line in found}
 
+    deploying.until(
+        lambda: len(tokens()) == 2 and all(tokens().values())
+    )  # each was asked one token to be ready
     before = tokens()
     assert {line.partition('replica="')[2][0] for line in before} == {"0", "1"}
     row = deploying.models.rows()[0]
