@@ -15,11 +15,15 @@ import asyncio
 import json
 import random
 import signal
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import aiohttp
 import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.outgrow.rig import Answer, Serving, arguments, ask, planned, serving
 

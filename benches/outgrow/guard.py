@@ -33,6 +33,8 @@ from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from benches.lib.machine import say
 from benches.outgrow.seen import Tree, alive, command_line, environment
 from freehold.backends.process.blanks import free_port

@@ -25,9 +25,9 @@ from typing import Any
 import aiohttp
 import psutil
 
-from benches.outgrow.rig import NAME, events, percentile, planned, serving
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benches.outgrow.rig import NAME, events, percentile, planned, serving
 
 
 def main() -> None:

@@ -13,10 +13,14 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.outgrow.rig import NAME, Answer, Serving, arguments, ask, percentile, planned, serving
 

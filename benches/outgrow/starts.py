@@ -27,6 +27,8 @@ from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from benches.lib.machine import say
 from benches.outgrow.guard import deploy
 from freehold.backends import drivers
