@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 LEVELS = {
     **dict.fromkeys(["errors", "types", "serving", "config", "machine"], 0),
     **dict.fromkeys(["private", "platforms", "sandbox", "stopping", "_native"], 0),
-    **dict.fromkeys(["delegating", "layers", "formats", "tokenizer", "catalog"], 1),
+    **dict.fromkeys(["delegating", "layers", "formats", "tokenizer", "catalog", "chats"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
     **dict.fromkeys(["local", "remote", "providers", "fake", "choosing"], 4),
@@ -97,6 +97,7 @@ SEES: dict[str, set[str]] = {
     "anthropic": {"core"},
     "ollama": {"core"},
     "system": {"core"},
+    "console": {"core"},
 }
 COMPOSED = ["__init__", "app", "serve", "openapi", "inside"]  # the files that see all of them
 

@@ -17,6 +17,8 @@ from freehold.server.anthropic import models as anthropic_models
 from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
+from freehold.server.console.page import page
+from freehold.server.console.routes import console_routes
 from freehold.server.core.auth import Headers
 from freehold.server.core.call import Endpoint, HttpCall, Server, endpoint_of, route
 from freehold.server.core.gate import Gate
@@ -43,7 +45,6 @@ from freehold.server.openai.tokens import (
 from freehold.server.openapi import document
 from freehold.server.system.admin import admin_routes
 from freehold.server.system.deployments import deployment_routes
-from freehold.server.system.page import page
 from freehold.server.system.probes import (
     HealthReply,
     ReadyReply,
@@ -127,6 +128,7 @@ def routes(*, store: bool = True) -> list[Route]:
         *(ollama.store_routes() if store else ()),
         *admin_routes(),
         *deployment_routes(),
+        *console_routes(),
     ]
 
 

@@ -22,8 +22,8 @@ Headers = Mapping[bytes, bytes]
 # may list every model, so a client key without a scope or an admin key. admin: an admin key, or the owner's access by
 # Unix socket or token; a local program that may run models without a key may still not change the disk.
 Audience = Literal["all", "any", "client", "operator", "admin"]
-# Liveness, and the page at /: public information only.
-OPEN = ("/health", "/")
+# Liveness, and the page's files: public information only.
+OPEN, ASSETS = ("/health", "/", "/console/api/me"), "/assets/"
 
 
 def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:
@@ -83,7 +83,7 @@ class Guard:
     def check(self, path: str, headers: Headers) -> tuple[Key | None, bool]:
         """Return (the key that came, None where none is needed; whether the owner asks); raise Refused, 401 or 403."""
         owner = self.owns(headers)
-        if owner or path in OPEN:
+        if owner or path in OPEN or path.startswith(ASSETS):
             return None, owner
         if self.keys:
             return self._keyed(headers), False

@@ -1,0 +1,43 @@
+// Requests to our own server: JSON in both directions, and one error class. Knows no page and no route.
+
+/** What the server refused, in its own words. `status` 0: it was not reached. */
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly code = "",
+    readonly hint = "",
+  ) {
+    super(message);
+  }
+}
+
+/** Send a request; return the JSON of its answer. Throws ApiError. */
+export async function api<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
+  const headers: Record<string, string> = { accept: "application/json" };
+  if (method !== "GET") headers["content-type"] = "application/json";
+  let response: Response;
+  try {
+    const data = method === "GET" ? null : JSON.stringify(body ?? {});
+    response = await fetch(path, { method, headers, body: data, ...(signal && { signal }) });
+  } catch (e) {
+    if (signal?.aborted) throw e;
+    throw new ApiError(0, "the server cannot be reached", "unreachable");
+  }
+  if (!response.ok) throw await refusal(response);
+  return (await response.json()) as T;
+}
+
+async function refusal(response: Response): Promise<ApiError> {
+  try {
+    const { error } = (await response.json()) as { error: { message: string; code?: string; hint?: string } };
+    return new ApiError(response.status, error.message, error.code ?? "", error.hint ?? "");
+  } catch {
+    return new ApiError(response.status, `the server answered ${response.status}`);
+  }
+}
+
+export const get = <T>(path: string, signal?: AbortSignal) => api<T>("GET", path, undefined, signal);
+export const post = <T>(path: string, body: unknown = {}) => api<T>("POST", path, body);
+export const patch = <T>(path: string, body: unknown) => api<T>("PATCH", path, body);
+export const del = <T>(path: string) => api<T>("DELETE", path);

@@ -1,0 +1,71 @@
+// A run's events, from a position on, over any number of connections. Knows SSE's lines and a run's numbers.
+import { ApiError } from "./client";
+import type { RunEvent } from "./types";
+
+const RETRY_MS = [250, 500, 1000, 2000]; // the last one holds
+
+/** Whether the connection stands, for a page that says so. */
+export type Connection = "open" | "waiting";
+
+/** Follow a run until its end. `seen` is called with each event once; returns when it ended or `signal` fired. */
+export async function follow(
+  run: string,
+  after: number,
+  seen: (event: RunEvent, n: number) => void,
+  connection: (state: Connection) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  let tries = 0;
+  while (!signal.aborted) {
+    try {
+      for await (const { id, event, data } of events(`/console/api/runs/${run}/events?after=${after}`, signal)) {
+        connection("open");
+        tries = 0;
+        after = id;
+        seen({ t: event, ...(JSON.parse(data) as object) } as RunEvent, id);
+        if (event === "end") return;
+      }
+    } catch (e) {
+      if (signal.aborted) return;
+      if (e instanceof ApiError && e.status >= 400 && e.status < 500 && e.status !== 429) throw e;
+    }
+    connection("waiting");
+    await pause(RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)]!, signal);
+  }
+}
+
+interface ServerEvent {
+  id: number;
+  event: string;
+  data: string;
+}
+
+/** Read a stream of server-sent events. Throws ApiError for an answer that is none. */
+export async function* events(path: string, signal: AbortSignal): AsyncGenerator<ServerEvent> {
+  const response = await fetch(path, { headers: { accept: "text/event-stream" }, signal });
+  if (!response.ok || !response.body) throw new ApiError(response.status, `the server answered ${response.status}`);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let open: ServerEvent = { id: 0, event: "message", data: "" };
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop()!;
+    for (const line of lines) {
+      if (line === "") {
+        if (open.data) yield open;
+        open = { id: open.id, event: "message", data: "" };
+      } else if (line.startsWith("data: ")) open.data += line.slice(6);
+      else if (line.startsWith("event: ")) open.event = line.slice(7);
+      else if (line.startsWith("id: ")) open.id = Number(line.slice(4));
+    }
+  }
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((done) => {
+    const timer = setTimeout(done, ms);
+    signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
+  });
+}

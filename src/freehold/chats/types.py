@@ -1,0 +1,89 @@
+"""What a chat is in memory: its messages as a tree, its settings, its card in a list.
+
+The file's format is in docs/design/console.md. Knows no file and no model.
+Path: server/console/routes.py -> SavedChat
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+Role = Literal["system", "user", "assistant", "tool"]
+ChatState = Literal["whole", "open", "stopped", "length", "failed", "lost"]
+
+
+class AttachedFile(Struct, frozen=True, kw_only=True):
+    """A text that came with a message."""
+
+    name: str
+    text: str
+
+
+class AskedTool(Struct, frozen=True, kw_only=True):
+    """A tool that an answer calls. `arguments`: JSON, as the model wrote it."""
+
+    id: str
+    server: str
+    name: str
+    arguments: str
+
+
+class SavedMessage(Struct, kw_only=True):
+    """One message of a chat's tree."""
+
+    id: str
+    parent: str | None
+    role: Role
+    content: str = ""
+    thinking: str = ""
+    at: float = 0.0  # seconds since 1970
+    model: str = ""
+    files: tuple[AttachedFile, ...] = ()
+    images: tuple[str, ...] = ()  # data URLs
+    calls: tuple[AskedTool, ...] = ()
+    call: str = ""  # of a tool's message: the call that it answers
+    state: ChatState = "whole"
+    receipt: dict[str, Any] | None = None
+
+
+class ChatSettings(Struct, kw_only=True, omit_defaults=True):
+    """What a chat's next answers are made with, beside its model."""
+
+    system: str = ""
+    think: bool | None = None
+    max_tokens: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)  # fields of SamplingParams that were given
+    tools: tuple[str, ...] = ()  # servers of `[mcp]`
+
+
+class ChatCard(Struct, kw_only=True):
+    """A chat as a list shows it."""
+
+    id: str
+    title: str
+    model: str
+    created: str  # ISO 8601
+    updated: float  # seconds since 1970
+    pinned: bool
+    messages: int
+    running: bool = False
+
+
+class SavedChat(Struct, kw_only=True):
+    """A whole chat. `messages` in the order in which they were written."""
+
+    card: ChatCard
+    settings: ChatSettings
+    leaf: str | None  # the end of the branch that is shown
+    messages: dict[str, SavedMessage]
+
+    def branch(self, leaf: str | None = None) -> list[SavedMessage]:
+        """Return the messages from the root to `leaf`, or to the chat's own."""
+        out: list[SavedMessage] = []
+        at = leaf or self.leaf
+        while at is not None:
+            out.append(self.messages[at])
+            at = self.messages[at].parent
+        return out[::-1]

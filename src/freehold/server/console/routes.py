@@ -1,0 +1,17 @@
+"""The console's routes. Knows every handler of the console. Path: app.routes -> console_routes"""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from freehold.server.console.me import me
+from freehold.server.console.page import asset
+from freehold.server.core.call import route
+
+
+def console_routes() -> list[Route]:
+    """Return the routes that the page asks besides those of `/v1` and `/api`."""
+    return [
+        route("GET", "/console/api/me", me, audience="all"),
+        route("GET", "/assets/{name}", asset, audience="all", answer=["text/javascript", "text/css"]),
+    ]
