@@ -109,3 +109,250 @@ export interface Ask {
   changed?: { before: string; after: string };
   until: number;
 }
+
+// --- facts: GET /console/api/live, models, choose, usage, training --------------------------------------------
+
+/** An 80 % range. */
+export interface Range {
+  low: number;
+  mid: number;
+  high: number;
+}
+
+/** p50 and so on of everything since the server started, and of the last minute while someone looks; seconds. */
+export interface Percentiles {
+  count: number;
+  p50: number | null;
+  p90: number | null;
+  p99: number | null;
+}
+
+export interface LiveStream {
+  id: string; // the request's id, as in x-request-id
+  model: string;
+  key: string; // "" without a key
+  door: string; // console, openai, anthropic, ollama, batch, freehold
+  state: "waiting" | "prefill" | "decode";
+  prompt_tokens: number;
+  cached_tokens: number;
+  answer_tokens: number; // its position is prompt_tokens + answer_tokens
+  tok_s: number | null;
+  age_s: number;
+}
+
+export interface LiveModel {
+  name: string;
+  waiting: number;
+  expected_wait_s: number;
+  full: LiveEngine | null; // null for a client key
+}
+
+export interface LiveEngine {
+  running: number;
+  in_flight: number;
+  tok_s: number | null; // generated a second, by the two latest looks
+  prefill_tok_s: number | null;
+  ttft: { all: Percentiles; recent: Percentiles | null };
+  itl: { all: Percentiles; recent: Percentiles | null };
+  cache: {
+    block_tokens: number;
+    blocks: number;
+    live: number; // held by running sequences,
+    shared: number; // and of those by several
+    evictable: number; // kept for prefixes of later prompts
+    free: number;
+    states: number; // of recurrent layers; 0: the model has none
+    states_live: number;
+    states_cached: number;
+    hit_tokens: number; // of prompts, found in memory or on the disk,
+    computed_tokens: number; // and all others
+    disk_tokens: number;
+  };
+  memory: Record<string, number>; // bytes by kind: weights, cache, states, adapters, draft; {} where the engine does not say
+  memory_bytes: number;
+  context: number;
+  kv_tokens: number;
+  quantization: string;
+  threads: number;
+  load_s: number;
+  expires_at: number | null; // seconds since 1970, when it is unloaded if idle
+  drafts: { drafted: number; accepted: number };
+  preemptions: number;
+  slow_readers: number;
+  restarts: number;
+  deaths: { at: number; cause: string }[]; // the latest ones; seconds since 1970
+  process: { pid: number; rss: number; cpu_s: number } | null; // only for the owner
+}
+
+export interface LiveState {
+  at: number; // seconds since 1970
+  version: string;
+  started_at: number;
+  streams: LiveStream[]; // the caller's own; all of them for the owner
+  models: LiveModel[];
+  loading: { name: string; done: number; total: number }[];
+  machine: { memory: number; free: number } | null; // null for a client key
+  troubles: string[]; // of /health, such as a full disk
+}
+
+export interface Verdict {
+  answer: "allowed" | "conditions" | "refused" | "unknown";
+  licences: string[];
+  reasons: { bearing: string; says: string; clause: string; source: string }[];
+  questions: string[]; // what would decide it
+}
+
+export interface QualityRange extends Range {
+  benchmark: string;
+  basis: string;
+  evidence: string; // what was published, and by whom
+  tasks: string[];
+}
+
+export interface ModelRow {
+  name: string; // what to ask for, and to pull
+  id: string; // the catalogue's; "" where it does not know the model
+  held: boolean;
+  state: string; // of the store: ready, incomplete, changed, vanished; "" where it is not held
+  loaded: boolean;
+  pull: string | null; // the name to pull; null: held, or no known source
+  bytes: number; // of the file; 0: not known
+  lab: string;
+  country: string; // ISO 3166, of the lab
+  family: string;
+  released: string;
+  params_b: number;
+  active_b: number;
+  role: string; // generator, embedder, reranker ...
+  modalities: string[];
+  context: number; // trained
+  quant: string;
+  runs: boolean; // Freehold's engine computes it,
+  refused: string; // or why not
+  fits: boolean | null; // here; null: not known
+  reason: string; // why it does not fit
+  memory: number | null; // bytes at `at_context` tokens
+  at_context: number | null;
+  longest: number | null; // tokens that fit
+  decode: Range | null; // tokens a second
+  prefill: Range | null;
+  basis: string; // what the speeds rest on
+  licence: string;
+  verdict: Verdict | null;
+  quality: QualityRange[];
+}
+
+export interface ModelList {
+  place: Record<string, unknown>; // the machine, as `fit --json` has it
+  company: boolean; // config.toml has a [company]
+  purpose: string; // of [company]; "": no purpose was given, so no verdict can be certain
+  models: ModelRow[]; // held ones first
+}
+
+/** Money in nano-dollars, as `freehold ledger --json`. */
+export interface LedgerSum {
+  model?: string;
+  key?: string;
+  day?: string;
+  rows: number;
+  whole: number;
+  nano: number;
+  estimated: number;
+  prompt: number;
+  cached: number;
+  written: number;
+  completion: number;
+  thought: number;
+  first_s: number;
+  whole_s: number;
+}
+
+export interface UsageFacts {
+  days: number;
+  /** null: there is no ledger. Otherwise what `freehold ledger --by model --json` (key, day) prints. */
+  ledger: {
+    since: number;
+    until: number;
+    total: LedgerSum;
+    by_model: LedgerSum[];
+    by_key: LedgerSum[];
+    by_day: LedgerSum[];
+  } | null;
+  /** Tokens by key and day, from the keys' accounts; null: this server has no keys. */
+  accounts: { day: string; key: string; tokens: number }[] | null;
+  /** What `freehold cost --from-ledger --json` prints; null: no ledger, or a client key asks. */
+  savings: Savings | null;
+  savings_error: { message: string; hint: string } | null;
+}
+
+export interface DollarRange {
+  low: number;
+  mid: number;
+  high: number;
+}
+
+export interface Savings {
+  [part: string]: unknown;
+  against: { name: string; what: string; requests: number; cost: DollarRange; saved: DollarRange }[];
+}
+
+export type TrainingVerb = "finetune" | "align" | "reinforce" | "distil" | "quantize";
+
+export interface TrainingRow {
+  id: string;
+  name: string; // of the folder
+  path: string | null; // only for the owner
+  verb: TrainingVerb | "";
+  state: "done" | "running" | "stopped" | "damaged";
+  trouble: string; // of a damaged one
+  base: string;
+  made_at: string; // ISO 8601; "" where it is not finished
+  step: number; // of a run with steps, the latest
+  steps: number;
+  cpu_seconds: number;
+}
+
+export interface TrainingReceipt {
+  row: TrainingRow;
+  receipt: Record<string, unknown> | null; // receipt.json as it is; null before the end
+  inputs: Record<string, unknown> | null; // of a run that is not finished
+  /** A line a step; a name is a curve if most lines have a number for it: loss, reward, mismatch ... */
+  curves: Record<string, [step: number, value: number][]>;
+  bad_lines: number; // damaged lines of steps.jsonl, left out
+}
+
+export interface EvalRow {
+  id: string;
+  name: string;
+  path: string | null;
+  state: "done" | "damaged";
+  trouble: string;
+  model: string;
+  at: string;
+  tasks: { task: string; metric: string; value: number; items: number }[];
+}
+
+export interface TrainingList {
+  runs: TrainingRow[]; // the newest first
+  evals: EvalRow[];
+}
+
+/** What `freehold eval --compare ONE OTHER --json` prints. */
+export interface EvalComparison {
+  one: string;
+  other: string;
+  tasks: {
+    task: string;
+    metric: string;
+    items: number;
+    one: number;
+    other: number;
+    wins: number;
+    losses: number;
+    p: number | null;
+    low: number;
+    high: number;
+    notes: string[];
+  }[];
+  notes: string[];
+}
