@@ -2,13 +2,20 @@
 import { useSignal } from "@preact/signals";
 import type { ComponentType } from "preact";
 import { useEffect } from "preact/hooks";
-import { me, readMe } from "./api/me";
-import { place, to } from "./parts/router";
+import { readMe } from "./api/me";
+import { Boundary } from "./parts/boundary";
+import { Asked } from "./parts/dialog";
+import { Navigation, type PageName } from "./parts/frame";
+import { notifyError, Notices } from "./parts/notice";
+import { Failed } from "./parts/page";
+import { place } from "./parts/router";
+import "./parts/parts.css";
+import "./parts/theme";
 import { Chat } from "./pages/chat";
 import { texts } from "./texts";
 
 type Loaded = { default: ComponentType };
-const LATER: Record<string, () => Promise<Loaded>> = {
+const LATER: Record<Exclude<PageName, "chat">, () => Promise<Loaded>> = {
   compare: () => import("./pages/compare"),
   models: () => import("./pages/models"),
   engine: () => import("./pages/engine"),
@@ -20,38 +27,41 @@ const LATER: Record<string, () => Promise<Loaded>> = {
 };
 
 export function App() {
-  useEffect(() => void readMe(), []);
-  const page = place.value.page in texts.pages ? place.value.page : "chat";
+  useEffect(() => void readMe().catch(notifyError), []);
+  const page = (place.value.page in texts.pages ? place.value.page : "chat") as PageName;
   return (
     <>
-      <a class="skip" href="#main">
+      <a class="skip" href="#main" onClick={toMain}>
         {texts.skip}
       </a>
       <Navigation page={page} />
       <main id="main" tabIndex={-1}>
-        {page === "chat" ? <Chat /> : <Later key={page} page={page} />}
+        <Boundary key={page}>{page === "chat" ? <Chat /> : <Later page={page} />}</Boundary>
       </main>
+      <Notices />
+      <Asked />
     </>
   );
 }
 
-function Navigation({ page }: { page: string }) {
-  return (
-    <nav class="pages" aria-label={texts.name}>
-      {Object.entries(texts.pages)
-        .filter(([name]) => name !== "keys" || me.value?.can.includes("keys"))
-        .map(([name, title]) => (
-          <a key={name} href={to(name)} aria-current={name === page ? "page" : undefined}>
-            {title}
-          </a>
-        ))}
-    </nav>
-  );
+/** The address names a page, so that the link must not change it. */
+function toMain(event: MouseEvent): void {
+  event.preventDefault();
+  document.getElementById("main")!.focus();
 }
 
-function Later({ page }: { page: string }) {
+function Later({ page }: { page: keyof typeof LATER }) {
   const loaded = useSignal<ComponentType | null>(null);
-  useEffect(() => void LATER[page]!().then((found) => (loaded.value = found.default)), [page]);
+  const failed = useSignal(false);
+  const load = () => {
+    failed.value = false;
+    LATER[page]().then(
+      (found) => (loaded.value = found.default),
+      () => (failed.value = true),
+    );
+  };
+  useEffect(load, [page]);
   const Page = loaded.value;
+  if (failed.value) return <Failed error={new Error(texts.parts.notLoaded)} again={() => location.reload()} />;
   return Page ? <Page /> : null;
 }

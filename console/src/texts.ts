@@ -22,6 +22,19 @@ export const texts = {
   key: "Key",
   you: "You",
 
+  // --- what pages share --------------------------------------------------------------------------------
+  parts: {
+    close: "Close",
+    cancel: "Cancel",
+    dismiss: "Dismiss",
+    loading: "Loading",
+    again: "Try again",
+    more: "More",
+    morePages: "More pages",
+    broken: (why: string) => `This part of the page failed: ${why}. The rest works.`,
+    notLoaded: "The page's files cannot be loaded. The server may have been stopped, or updated since the page opened.",
+  },
+
   // --- chat --------------------------------------------------------------------------------------------
 
   // --- text, code, links and math ----------------------------------------------------------------------

@@ -1,5 +1,6 @@
+import { Page } from "../../parts/page";
 import { texts } from "../../texts";
 
 export default function Compare() {
-  return <h1>{texts.pages.compare}</h1>;
+  return <Page title={texts.pages.compare}>{null}</Page>;
 }

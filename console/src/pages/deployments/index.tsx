@@ -1,5 +1,6 @@
+import { Page } from "../../parts/page";
 import { texts } from "../../texts";
 
 export default function Deployments() {
-  return <h1>{texts.pages.deployments}</h1>;
+  return <Page title={texts.pages.deployments}>{null}</Page>;
 }

@@ -1,5 +1,6 @@
+import { Page } from "../../parts/page";
 import { texts } from "../../texts";
 
 export default function Engine() {
-  return <h1>{texts.pages.engine}</h1>;
+  return <Page title={texts.pages.engine}>{null}</Page>;
 }

@@ -1,5 +1,6 @@
+import { Page } from "../../parts/page";
 import { texts } from "../../texts";
 
 export default function Models() {
-  return <h1>{texts.pages.models}</h1>;
+  return <Page title={texts.pages.models}>{null}</Page>;
 }

@@ -1,5 +1,6 @@
+import { Page } from "../../parts/page";
 import { texts } from "../../texts";
 
 export default function Runs() {
-  return <h1>{texts.pages.runs}</h1>;
+  return <Page title={texts.pages.runs}>{null}</Page>;
 }

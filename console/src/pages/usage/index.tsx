@@ -1,5 +1,6 @@
+import { Page } from "../../parts/page";
 import { texts } from "../../texts";
 
 export default function Usage() {
-  return <h1>{texts.pages.usage}</h1>;
+  return <Page title={texts.pages.usage}>{null}</Page>;
 }

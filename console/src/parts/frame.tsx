@@ -1,0 +1,56 @@
+// The navigation: a rail at the side, at the foot of a phone with what does not fit in a menu. Knows pages by name only.
+import { me } from "../api/me";
+import { texts } from "../texts";
+import { Icon, type IconName } from "./icons";
+import { Menu } from "./menu";
+import { go, to } from "./router";
+
+export type PageName = keyof typeof texts.pages;
+
+const ICONS: Record<PageName, IconName> = {
+  chat: "chat",
+  compare: "compare",
+  models: "models",
+  engine: "engine",
+  usage: "usage",
+  runs: "runs",
+  deployments: "deployments",
+  keys: "keys",
+  settings: "settings",
+};
+const FIRST: PageName[] = ["chat", "compare", "models", "engine"]; // those that a phone's bar shows
+
+export function Navigation({ page }: { page: PageName }) {
+  const names = (Object.keys(ICONS) as PageName[]).filter(
+    (name) => name !== "keys" || me.value?.can.includes("keys"),
+  );
+  const rest = names.filter((name) => !FIRST.includes(name));
+  return (
+    <nav class="pages" aria-label={texts.name}>
+      <ul>
+        {names.map((name) => (
+          <li key={name} class={FIRST.includes(name) ? "first" : name === "settings" ? "last" : ""}>
+            <a href={to(name)} aria-current={name === page ? "page" : undefined}>
+              <Icon name={ICONS[name]} size={22} />
+              <span>{texts.pages[name]}</span>
+            </a>
+          </li>
+        ))}
+        <li class="rest">
+          <Menu
+            label={texts.parts.morePages}
+            kind={FIRST.includes(page) ? "rest-button" : "rest-button current"}
+            items={rest.map((name) => ({
+              label: texts.pages[name],
+              icon: ICONS[name],
+              onSelect: () => go(to(name)),
+            }))}
+          >
+            <Icon name={FIRST.includes(page) ? "more" : ICONS[page]} size={22} />
+            <span>{FIRST.includes(page) ? texts.parts.more : texts.pages[page]}</span>
+          </Menu>
+        </li>
+      </ul>
+    </nav>
+  );
+}
