@@ -2,6 +2,7 @@
 
     FreeholdError
     ├── UsageError             an argument is wrong; the CLI exits 2
+    │   └── ChatNotFound       a name leads to no saved chat
     ├── BadPrompt              a prompt is empty, or binary where text is due
     ├── ModelNotFound          a name, path or hub reference leads nowhere
     ├── BadModelFile           a file is truncated, inconsistent, or not what it claims
@@ -50,6 +51,10 @@ class UsageError(FreeholdError):
     def __init__(self, message: str, hint: str = "", field: str = "") -> None:
         super().__init__(message, hint)
         self.field = field  # which one of a Job's, where that is known
+
+
+class ChatNotFound(UsageError):
+    """A name leads to no saved chat of the one who asks."""
 
 
 class BadPrompt(FreeholdError):

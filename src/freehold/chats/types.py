@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 Role = Literal["system", "user", "assistant", "tool"]
+ChatFinish = Literal["stop", "length", "tool_calls", "stopped", "failed", "lost"]
 ChatState = Literal["whole", "open", "stopped", "length", "failed", "lost"]
 
 
@@ -38,7 +39,7 @@ class SavedMessage(Struct, kw_only=True):
     role: Role
     content: str = ""
     thinking: str = ""
-    at: float = 0.0  # seconds since 1970
+    at: float = 0.0  # seconds since 1970; 0: not known
     model: str = ""
     files: tuple[AttachedFile, ...] = ()
     images: tuple[str, ...] = ()  # data URLs
@@ -46,6 +47,7 @@ class SavedMessage(Struct, kw_only=True):
     call: str = ""  # of a tool's message: the call that it answers
     state: ChatState = "whole"
     receipt: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None  # of a failed answer: message and hint
 
 
 class ChatSettings(Struct, kw_only=True, omit_defaults=True):
@@ -58,26 +60,47 @@ class ChatSettings(Struct, kw_only=True, omit_defaults=True):
     tools: tuple[str, ...] = ()  # servers of `[mcp]`
 
 
+class ChatChange(Struct, kw_only=True, omit_defaults=True):
+    """What is changed of a chat beside its messages; what is left out stays."""
+
+    title: str | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+    leaf: str | UnsetType | None = UNSET  # None: an empty branch, before every message
+    model: str | UnsetType = UNSET
+    settings: ChatSettings | UnsetType = UNSET
+
+
 class ChatCard(Struct, kw_only=True):
     """A chat as a list shows it."""
 
     id: str
-    title: str
+    title: str  # as it was set, or the first line that the user wrote
     model: str
     created: str  # ISO 8601
-    updated: float  # seconds since 1970
+    updated: float  # seconds since 1970: its newest message, whatever was renamed since
     pinned: bool
     messages: int
-    running: bool = False
+    running: bool = False  # an answer is being written
+
+
+class ChatMatch(Struct, kw_only=True):
+    """A message that contains the text searched for; `excerpt` is the text around it."""
+
+    chat: ChatCard
+    message: str
+    role: Role
+    excerpt: str
 
 
 class SavedChat(Struct, kw_only=True):
-    """A whole chat. `messages` in the order in which they were written."""
+    """A whole chat. `messages` in the order in which they were written, so a parent comes before its children."""
 
     card: ChatCard
     settings: ChatSettings
     leaf: str | None  # the end of the branch that is shown
     messages: dict[str, SavedMessage]
+    named: bool = False  # its title was set
+    skipped: int = 0  # lines that could not be read
 
     def branch(self, leaf: str | None = None) -> list[SavedMessage]:
         """Return the messages from the root to `leaf`, or to the chat's own."""

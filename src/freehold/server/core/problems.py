@@ -25,6 +25,7 @@ INVALID, SERVER = "invalid_request_error", "server_error"
 # class -> (status, type, code). The first class that an error is an instance of counts.
 STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.ContextOverflow: (400, INVALID, "context_length_exceeded"),
+    errors.ChatNotFound: (404, "not_found_error", "no_chat"),
     errors.UsageError: (400, INVALID, "invalid_value"),
     errors.BadPrompt: (400, INVALID, "invalid_prompt"),
     errors.BadTemplate: (400, INVALID, "template_refused"),

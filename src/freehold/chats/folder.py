@@ -1,0 +1,202 @@
+"""The chats of one caller: a folder with one file each. Lists, reads, makes, deletes and restores them.
+
+Whose chats they are is decided by the folder alone, so an id leads to no other caller's chat. A deleted chat lies in
+`.deleted` for UNDO_S, whatever restarts meanwhile, and is gone at the first look after that.
+Knows files; knows no request and no terminal. Path: server/console/chats.py or cli/run.py -> ChatFolder -> ChatWriter
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from freehold import private
+from freehold.chats import locks
+from freehold.chats.lines import VERSION, ChatLine, encoded, replay
+from freehold.chats.types import ChatCard, ChatChange, ChatSettings, SavedChat
+from freehold.chats.writer import MAX_CHAT_BYTES, ChatWriter, failures, live, no_chat
+from freehold.errors import StoreError, UsageError
+
+UNDO_S = 600
+CHAT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+class ChatFolder:
+    """The chats of one caller, and of nobody else. Methods block, and may be called from any thread."""
+
+    def __init__(self, path: Path, home: Path) -> None:
+        self.path, self._home = path, home
+
+    @classmethod
+    def of(cls, home: Path, key: str = "") -> ChatFolder:
+        """Return the folder of a key, or of the machine's user.
+
+        A key's folder is called by its name as far as that is letters and digits, and by a digest of it, so no name
+        leaves the folder and no two share one where letters of both cases are alike.
+        """
+        mine = home / "sessions"
+        if not key:
+            return cls(mine, home)
+        plain = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[:40] or "key"
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return cls(mine / "keys" / f"{plain}-{digest}", home)
+
+    def cards(self) -> list[ChatCard]:
+        """Return the chats, the one with the newest message first; unreadable ones are left out."""
+        self.purge()
+        found: list[ChatCard] = []
+        for id in self.ids():
+            with suppress(StoreError, UsageError):
+                found.append(self.read(id).card)
+        return sorted(found, key=lambda card: (card.updated, card.id), reverse=True)
+
+    def ids(self) -> list[str]:
+        """Return the ids of the chats, unordered."""
+        try:
+            return [name[:-6] for name in os.listdir(self.path) if name.endswith(".jsonl") and name[0] != "."]
+        except OSError:
+            return []
+
+    def exists(self, id: str) -> bool:
+        """Return whether there is a chat of this id."""
+        return self.file(id).exists()
+
+    def create(
+        self, *, model: str = "", title: str = "", settings: ChatSettings | None = None, id: str = ""
+    ) -> ChatCard:
+        """Make an empty chat. `id`: a name for it; UsageError where it is not valid, or in use."""
+        change = ChatChange()
+        if title:
+            change.title = title
+        if settings is not None:
+            change.settings = settings
+        lines = [ChatLine(set=change)] if title or settings is not None else []
+        return self.write(id, model, lines)
+
+    def write(self, id: str, model: str, lines: Iterable[ChatLine]) -> ChatCard:
+        """Make a chat of these lines, all at once: it is there whole or not at all."""
+        created = datetime.now().astimezone().isoformat(timespec="seconds")
+        aside = self.path / f".new-{secrets.token_hex(8)}"
+        with failures(id or "(new)"):
+            private.folder(self.path, self._home)
+            try:
+                for name in [id] if id else _names():
+                    path, head = (
+                        self.file(name),
+                        ChatLine(chat=name, created=created, version=VERSION, model=model),
+                    )
+                    with open(aside, "wb", opener=private.opener) as file:
+                        file.write(b"".join(map(encoded, [head, *lines])))
+                        file.flush()
+                        os.fsync(file.fileno())
+                    if _linked(aside, path):
+                        return self.read(name).card
+            finally:
+                aside.unlink(missing_ok=True)
+        raise UsageError(f"a chat named {id} exists already", f"freehold run --session {id} continues it")
+
+    def read(self, id: str) -> SavedChat:
+        """Read a chat; ChatNotFound where there is none, StoreError where its file makes no chat."""
+        path = self.file(id)
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size > MAX_CHAT_BYTES:
+                    raise StoreError(f"{path} is larger than {MAX_CHAT_BYTES >> 20} MiB and not a chat")
+                chat = replay(file.read(MAX_CHAT_BYTES), id)
+        except FileNotFoundError:
+            raise no_chat(id) from None
+        except OSError as e:
+            raise StoreError(f"chat {path} cannot be read: {e.strerror}") from e
+        except ValueError as e:
+            raise StoreError(f"chat {path} is damaged: {e}", "move the file away to continue") from e
+        chat.card.updated = chat.card.updated or status.st_mtime
+        for message in chat.messages.values():
+            if message.state == "open":
+                running = locks.is_held(live(path, message.id))
+                message.state = "open" if running else "lost"
+                chat.card.running = chat.card.running or running
+        return chat
+
+    def writer(self, id: str) -> ChatWriter:
+        """Open a chat to write to it; ChatNotFound where there is none. Close it, or use it with `with`."""
+        return ChatWriter(self.file(id))
+
+    def delete(self, id: str) -> None:
+        """Delete a chat; for UNDO_S `restore` takes that back."""
+        self.purge()
+        path, bin = self.file(id), self.path / ".deleted"
+        with failures(id):
+            private.folder(bin, self._home)
+            try:
+                os.rename(path, bin / f"{time.time():.0f}~{path.name}")
+            except FileNotFoundError:
+                raise no_chat(id) from None
+
+    def restore(self, id: str) -> ChatCard:
+        """Take the deletion of a chat back; ChatNotFound where it was not deleted, or too long ago."""
+        self.purge()
+        path = self.file(id)
+        for _, gone in sorted(self._deleted(), reverse=True):
+            if gone.name.partition("~")[2] == path.name:
+                with failures(id):
+                    if not _linked(gone, path):
+                        raise UsageError(f"a chat named {id} exists already", "rename it first")
+                    gone.unlink(missing_ok=True)
+                return self.read(id).card
+        raise no_chat(id)
+
+    def purge(self) -> None:
+        """Remove for good what was deleted longer ago than UNDO_S."""
+        for at, path in self._deleted():
+            if not -UNDO_S < time.time() - at < UNDO_S:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _deleted(self) -> list[tuple[float, Path]]:
+        """Return when each deleted chat was deleted, and its file."""
+        found = []
+        with suppress(OSError):
+            for path in (self.path / ".deleted").iterdir():
+                at = path.name.partition("~")[0]
+                found.append((float(at) if at.isdecimal() else 0.0, path))
+        return found
+
+    def file(self, id: str) -> Path:
+        """Return where a chat lies; UsageError for what cannot be an id."""
+        if not CHAT_ID.fullmatch(id):
+            raise UsageError(
+                f"{id[:80]!r} is not a valid session name",
+                "use letters, digits, '.', '_' and '-', at most 80",
+            )
+        return self.path / f"{id}.jsonl"
+
+
+def _linked(aside: Path, path: Path) -> bool:
+    """Give a file that is whole its name; False where the name is in use."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    except PermissionError:  # a disk without hard links
+        if path.exists():
+            return False
+        os.rename(aside, path)
+    return True
+
+
+def _names() -> Iterable[str]:
+    """Yield names made of the time, such as 2026-11-24-1638, then -2 and so on."""
+    stem = datetime.now().strftime("%Y-%m-%d-%H%M")
+    yield stem
+    for n in range(2, 1000):
+        yield f"{stem}-{n}"
+    while True:
+        yield f"{stem}-{secrets.token_hex(4)}"

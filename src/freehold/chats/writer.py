@@ -1,0 +1,245 @@
+"""Writes to a chat's file: lines are appended, each whole or not at all, by any number of programs at once.
+
+The file's lock is held for the moment of an append, not for a run: two tabs and a terminal write to one chat in turns,
+and since each line names its parent, what they write at once becomes branches. While an answer is written its own lock
+is held too (`live`), so that a reader can tell an answer in progress from one whose writer died.
+
+What is flushed to the disk: a message, an end and a change, which nobody could make again. What an answer grew by is
+left to the kernel: it survives this program's death, and after a power cut the answer can be made again.
+Path: ChatFolder.writer -> ChatWriter -> appending -> os.write
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from freehold import private
+from freehold.chats import locks
+from freehold.chats.lines import ChatLine, encoded
+from freehold.chats.types import AskedTool, AttachedFile, ChatChange, ChatFinish, Role, SavedMessage
+from freehold.errors import CapacityExceeded, ChatNotFound, StoreError, UsageError
+
+MAX_CHAT_BYTES = 64 << 20  # of a file; read whole in 0.3 s, and far beyond any context
+FOR_ENDS = 4 << 20  # of them only for answers that began: they can always be written to their end
+MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def live(path: Path, message: str) -> Path:
+    """Return the file that the writer of an open answer holds; a chat's name has no `~`."""
+    return path.parent / ".live" / f"{path.stem}~{message}"
+
+
+class ChatWriter:
+    """The end of one chat's file. Every method writes one line, and returns once it is there.
+
+    Raises CapacityExceeded where the disk or the file is full, StoreError where it cannot be written: then nothing was
+    written, and the same call may be made again. One thread at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.chat = path, path.stem
+        self._answers: dict[str, int] = {}  # id of an open answer -> the descriptor of its lock
+        try:
+            self._fd = private.opener(str(path), os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError:
+            raise no_chat(self.chat) from None
+        except OSError as e:
+            raise StoreError(f"chat {self.chat} cannot be written: {e.strerror}") from e
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def message(
+        self,
+        role: Role,
+        content: str,
+        *,
+        parent: str | None,
+        model: str = "",
+        thinking: str = "",
+        files: Sequence[AttachedFile] = (),
+        images: Sequence[str] = (),
+        calls: Sequence[AskedTool] = (),
+        call: str = "",
+    ) -> SavedMessage:
+        """Append a whole message after `parent` (None: as a root), and return it."""
+        message = SavedMessage(
+            id=_new_id(),
+            parent=parent,
+            role=role,
+            content=content,
+            thinking=thinking,
+            at=_now(),
+            model=model,
+            files=tuple(files),
+            images=tuple(images),
+            calls=tuple(calls),
+            call=call,
+        )
+        self._append(line_of(message), MAX_CHAT_BYTES - FOR_ENDS)
+        return message
+
+    def open_answer(self, *, parent: str | None, model: str) -> SavedMessage:
+        """Begin an answer, empty so far; it counts as being written until `end`, or until this program dies."""
+        message = SavedMessage(
+            id=_new_id(), parent=parent, role="assistant", at=_now(), model=model, state="open"
+        )
+        path = live(self.path, message.id)
+        try:
+            fd = locks.held(path)
+        except OSError as e:
+            raise _failed(self.chat, e) from e
+        try:
+            self._append(line_of(message), MAX_CHAT_BYTES - FOR_ENDS)
+        except BaseException:
+            locks.release(fd, path)
+            raise
+        self._answers[message.id] = fd
+        return message
+
+    def more(self, id: str, *, text: str = "", thinking: str = "") -> None:
+        """Append what an open answer grew by; at least every second while it grows."""
+        if text or thinking:
+            self._append(ChatLine(more=id, text=text, thinking=thinking), MAX_CHAT_BYTES, flush=False)
+
+    def end(
+        self,
+        id: str,
+        finish: ChatFinish,
+        *,
+        text: str = "",
+        thinking: str = "",
+        receipt: dict[str, Any] | None = None,
+        calls: Sequence[AskedTool] = (),
+        error: dict[str, Any] | None = None,
+    ) -> None:
+        """End an open answer; `text` and `thinking` are what it grew by since `more`, written with its end."""
+        last = [ChatLine(more=id, text=text, thinking=thinking)] if text or thinking else []
+        end = ChatLine(end=id, finish=finish, receipt=receipt, calls=tuple(calls), error=error)
+        self._append([*last, end], MAX_CHAT_BYTES)
+        if (fd := self._answers.pop(id, None)) is not None:
+            locks.release(fd, live(self.path, id))
+
+    def set(self, change: ChatChange) -> None:
+        """Change what stands beside the messages: title, pin, the branch that is shown, model, settings."""
+        self._append(ChatLine(set=change), MAX_CHAT_BYTES - FOR_ENDS)
+
+    def close(self) -> None:
+        """Close the file. Answers that were not ended are shown as lost from now on."""
+        for id, fd in self._answers.items():
+            locks.release(fd, live(self.path, id))
+        self._answers.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append(self, lines: ChatLine | Sequence[ChatLine], most: int, *, flush: bool = True) -> None:
+        data = b"".join(map(encoded, [lines] if isinstance(lines, ChatLine) else lines))
+        try:
+            with locks.appending(self._fd, f"chat {self.chat}"):
+                self._check_there(most == MAX_CHAT_BYTES)
+                append(self._fd, data, self.chat, most, flush=flush)
+        except OSError as e:
+            raise _failed(self.chat, e) from e
+
+    def _check_there(self, ending: bool) -> None:
+        """Raise ChatNotFound where the chat was deleted; an answer that began is written to its end all the same."""
+        if ending:
+            return
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self._fd)):
+                return
+        raise ChatNotFound(f"chat {self.chat} was deleted by another program", "start another one")
+
+
+def append(fd: int, data: bytes, chat: str, most: int, *, flush: bool) -> None:
+    """Append whole lines, under the lock; where that fails, nothing of them stays.
+
+    A torn line that a killed writer left is closed first, so it spoils itself alone.
+    """
+    size = os.fstat(fd).st_size
+    if size + len(data) > most:
+        raise CapacityExceeded(
+            f"chat {chat} has {size:,} bytes, and a chat holds {most:,}", "start another chat"
+        )
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        data = b"\n" + data
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+        if flush:
+            os.fsync(fd)
+    except BaseException:
+        with suppress(OSError):
+            os.ftruncate(fd, size)
+        raise
+
+
+def line_of(message: SavedMessage) -> ChatLine:
+    """Return the line of a message, without what comes with an answer's end."""
+    return ChatLine(
+        id=message.id,
+        parent=message.parent,
+        role=message.role,
+        content=message.content,
+        thinking=message.thinking,
+        at=message.at,
+        model=message.model,
+        files=message.files,
+        images=message.images,
+        calls=message.calls,
+        call=message.call,
+        open=message.state != "whole",
+    )
+
+
+def no_chat(chat: str) -> ChatNotFound:
+    """Return the error of an id that leads to no chat, whoever's it may be."""
+    return ChatNotFound(f"there is no chat {chat[:80]!r}", "the list of chats has those there are")
+
+
+@contextmanager
+def failures(chat: str) -> Iterator[None]:
+    """Turn the system's errors into ours."""
+    try:
+        yield
+    except OSError as e:
+        raise _failed(chat, e) from e
+
+
+def check_message_id(id: str) -> str:
+    """Return `id`; raise UsageError for what is no message's."""
+    if not MESSAGE_ID.fullmatch(id):
+        raise UsageError(
+            f"{id[:80]!r} is not the id of a message", "letters, digits, _ and - only, at most 64"
+        )
+    return id
+
+
+def _failed(chat: str, e: OSError) -> StoreError | CapacityExceeded:
+    if e.errno in _FULL:
+        return CapacityExceeded(
+            f"the disk is full: chat {chat} is saved up to here", "free some space; it is tried again"
+        )
+    return StoreError(f"chat {chat} cannot be saved: {e.strerror or e}")
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)
+
+
+def _now() -> float:
+    return round(time.time(), 3)
