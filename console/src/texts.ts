@@ -38,6 +38,22 @@ export const texts = {
   // --- chat --------------------------------------------------------------------------------------------
 
   // --- text, code, links and math ----------------------------------------------------------------------
+  text: {
+    code: "Code",
+    copyCode: "Copy code",
+    copied: "Copied",
+    notCopied: "Not copied",
+    table: "Table",
+    image: "Image (not loaded)",
+    imageNotLoaded: "Pictures in a text are never loaded: whoever owns the address would learn that you read it",
+    done: "done",
+    notDone: "not done",
+    openLink: "Open this address?",
+    openLinkWhy: (host: string) => `It carries data to ${host}. A model or a tool wrote it; look whether it holds something of yours.`,
+    open: "Open",
+    cancel: "Cancel",
+    copyAddress: "Copy address",
+  },
 
   // --- compare -----------------------------------------------------------------------------------------
 

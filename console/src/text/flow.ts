@@ -1,0 +1,211 @@
+// Markdown that grows, drawn as it grows: blocks that are whole are never lexed again, and no task takes long.
+// Knows offsets into the text and drawn views; which block is what, lexing.ts and views.ts know.
+import { type AnyToken, Blocks, LINE } from "./lexing";
+import { breath } from "./later";
+import { finished } from "./unfinished";
+import { blockViews, codeView, type Part, plainView, type View } from "./views";
+
+const WINDOW = 8000; // characters lexed at once
+const MOST = 64_000; // a block longer than this is cut
+const SLICE_MS = 10;
+
+interface Shown {
+  view: View;
+  part: Part;
+  kids: Shown[];
+}
+
+/** A fence or a line that is too long for markdown: text is appended until it ends, and nothing is lexed. */
+interface Raw {
+  from: number; // where its text begins
+  scanned: number; // lines before this one do not end it
+  lang: string | null; // null: a long line
+  end: RegExp;
+  indent: RegExp | null;
+}
+
+export class Flow {
+  private text = "";
+  private open = false;
+  private at = 0; // text before it is drawn for good
+  private tail: Shown[] = []; // what is drawn after that
+  private raw: Raw | null = null;
+  private drawn = ""; // the tail's text and state, as drawn
+  private busy = false;
+  private ended = false;
+
+  constructor(private readonly root: HTMLElement) {}
+
+  /** Show `text`; `open`: more may come. What fits a slice is drawn now, the rest in later tasks. */
+  set(text: string, open: boolean): void {
+    const now = text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text;
+    if (!now.startsWith(this.text)) this.clear();
+    this.text = now;
+    this.open = open;
+    if (!this.busy) void this.run();
+  }
+
+  /** Draw nothing more. */
+  stop(): void {
+    this.ended = true;
+  }
+
+  private clear(): void {
+    this.root.replaceChildren();
+    this.at = 0;
+    this.tail = [];
+    this.raw = null;
+    this.drawn = "";
+  }
+
+  private async run(): Promise<void> {
+    this.busy = true;
+    let until = performance.now() + SLICE_MS;
+    while (!this.ended && this.step()) {
+      if (performance.now() < until) continue;
+      await breath();
+      until = performance.now() + SLICE_MS;
+    }
+    this.busy = false;
+  }
+
+  /** Draw the next piece; false when everything is drawn. */
+  private step(): boolean {
+    if (this.raw) return this.grow(this.raw);
+    const state = `${this.at} ${this.text.length} ${this.open}`;
+    if (this.at >= this.text.length && this.tail.length === 0) return false;
+    if (state === this.drawn) return false;
+    for (let size = WINDOW; ; size *= 2) {
+      const end = this.windowEnd(size);
+      if (end === this.at) return this.enter({ from: this.at, scanned: this.at, lang: null, end: /\n/g, indent: null });
+      const whole = end === this.text.length;
+      if (this.lex(end, whole, size >= MOST || end - this.at < size)) {
+        if (!whole || this.raw) return true;
+        this.drawn = `${this.at} ${this.text.length} ${this.open}`;
+        return false;
+      }
+    }
+  }
+
+  /** Where a window of some size ends: at a line's end, and before a line that is too long. */
+  private windowEnd(size: number): number {
+    const { text, at } = this;
+    let end = at;
+    while (end - at < size && end < text.length) {
+      const next = text.indexOf("\n", end);
+      const stop = next < 0 ? text.length : next + 1;
+      if (stop - end > LINE) return end;
+      end = stop;
+    }
+    return end;
+  }
+
+  /** Lex and draw up to `end`; false when the window holds one block only and may be larger. */
+  private lex(end: number, whole: boolean, largest: boolean): boolean {
+    const growing = this.open && whole;
+    const source = this.text.slice(this.at, end);
+    const lexer = new Blocks();
+    const tokens = lexer.blocks(growing ? finished(source) : source, growing);
+    const closed = growing || !whole ? wholeBlocks(tokens, source) : { count: tokens.length, length: source.length };
+    if (!whole && closed.count === 0) {
+      if (!largest) return false;
+      closed.count = tokens.length;
+      closed.length = source.length;
+    }
+    const fence = whole && !growing ? null : openFence(tokens[closed.count], source.slice(closed.length));
+    const shown = fence || !whole ? tokens.slice(0, closed.count) : tokens;
+    this.tail = patch(this.root, this.tail, blockViews(lexer, shown, growing && !fence));
+    const kept = fence || !whole || !growing ? this.tail.length : blockViews(lexer, tokens.slice(0, closed.count), false).length;
+    this.tail = this.tail.slice(kept);
+    this.at += closed.length;
+    if (fence) this.enter({ ...fence, from: this.at + fence.from, scanned: this.at + fence.from });
+    return true;
+  }
+
+  private enter(raw: Raw): boolean {
+    this.tail = patch(this.root, this.tail, []);
+    this.raw = raw;
+    return true;
+  }
+
+  /** Append to a fence or a long line until it ends. */
+  private grow(raw: Raw): boolean {
+    const { text } = this;
+    raw.end.lastIndex = raw.scanned;
+    const ended = raw.end.exec(text);
+    const done = ended !== null || !this.open;
+    const last = ended ? ended.index : done ? text.length : raw.lang === null ? text.length : text.lastIndexOf("\n") + 1;
+    const inside = text.slice(raw.from, Math.max(raw.from, maybeEnd(text, last, raw)));
+    const shown = raw.indent ? inside.replace(raw.indent, "") : inside;
+    const view = raw.lang === null ? plainView(shown) : codeView({ text: shown, lang: raw.lang }, !done);
+    this.tail = patch(this.root, this.tail, [view]);
+    raw.scanned = Math.max(raw.from, text.lastIndexOf("\n") + 1);
+    if (!done) return false;
+    this.at = ended ? ended.index + ended[0].length : text.length;
+    this.tail = [];
+    this.raw = null;
+    return this.at < text.length;
+  }
+}
+
+/** The end of what a fence surely holds: its last line may be the beginning of its end. */
+function maybeEnd(text: string, last: number, raw: Raw): number {
+  if (raw.lang === null || last === text.length) return last;
+  const line = text.slice(last, last + 200);
+  return line.includes("\n") || /^ {0,3}[`~]/.test(line) || line === "" ? last : text.length;
+}
+
+/** How many blocks no later text can change: all before the last one that begins on a whole line. */
+function wholeBlocks(tokens: readonly AnyToken[], source: string): { count: number; length: number } {
+  let at = 0;
+  let closed = { count: 0, length: 0 };
+  for (let i = 0; i < tokens.length; i++) {
+    const { type, raw } = tokens[i]!;
+    if (type !== "space" && source.indexOf("\n", at) >= 0) closed = { count: i, length: at };
+    if (!source.startsWith(raw, at)) return closed; // text that `finished` completed
+    at += raw.length;
+  }
+  return closed;
+}
+
+/** The fence that a text ends inside of. */
+function openFence(token: AnyToken | undefined, rest: string): Raw | null {
+  if (token?.type !== "code") return null;
+  const opening = /^( {0,3})(`{3,}|~{3,})([^\n]*)\n/.exec(rest);
+  if (!opening) return null;
+  const [all, space, fence, info] = opening as unknown as [string, string, string, string];
+  const end = new RegExp(`^ {0,3}${fence[0] === "`" ? "`" : "~"}{${fence.length},}[ \\t]*(?:\\n|$)`, "gm");
+  end.lastIndex = all.length;
+  if (end.test(rest)) return null;
+  const indent = space ? new RegExp(`^ {1,${space.length}}`, "gm") : null;
+  return { from: all.length, scanned: all.length, lang: info.trim(), end, indent };
+}
+
+/** Make what is drawn equal to `views`: an equal beginning stays, one part is changed, the rest is drawn. */
+function patch(holder: Element, old: Shown[], views: readonly View[]): Shown[] {
+  let i = 0;
+  while (i < old.length && i < views.length && old[i]!.view.kind === views[i]!.kind && old[i]!.view.key === views[i]!.key) i++;
+  const kept = old.slice(0, i);
+  const changed = old[i];
+  const next = views[i];
+  if (changed && next && changed.view.kind === next.kind && (changed.part.set || (changed.view.kids && next.kids))) {
+    changed.part.set?.(next);
+    if (next.kids) changed.kids = patch(changed.part.inside!, changed.kids, next.kids());
+    changed.view = next;
+    kept.push(changed);
+    i++;
+  }
+  for (const gone of old.slice(i)) gone.part.node.remove();
+  for (const view of views.slice(i)) {
+    const shown = draw(view);
+    holder.append(shown.part.node);
+    kept.push(shown);
+  }
+  return kept;
+}
+
+function draw(view: View): Shown {
+  const part = view.make();
+  const kids = view.kids?.() ?? [];
+  return { view, part, kids: patch(part.inside!, [], kids) };
+}
