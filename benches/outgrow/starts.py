@@ -2,10 +2,11 @@
 
 `python -m benches.outgrow.starts --python PYTHON --model FOLDER [--head16 FOLDER] [--case NAME ...] [--logs DIR]`
 Each case is a plan, changed where it has to be wrong, and one replica that starts it. A case that cannot work must
-never be ready and name its cause in one line; tensor parallel 2 and data parallel 2 must be ready; pipeline parallel 2,
-which vLLM's CPU build starts and calls healthy, must not. `added` compares `freehold deploy` with the engine's own
-start: the time before the engine's process begins, and from the moment that its socket takes connections to our first
-token, less the first token of an engine that was started by hand. `--logs` keeps the engines' output.
+never be ready and name its cause in one line; tensor, data and pipeline parallel 2 must be ready, and say what one
+process says: a build that cannot run pipeline parallel ends at its first request, which is what ready waits for.
+`added` compares `freehold deploy` with the engine's own start: the time before the engine's process begins, and from
+the moment that its socket takes connections to our first token, less the first token of an engine that was started by
+hand. `--logs` keeps the engines' output.
 Prints one line of JSON.
 Path: starts.py -> plan_deployment -> Replica -> vLLM
 """
@@ -120,7 +121,8 @@ CASES = (
     Case("auto_map", "Python code of its own", model=own_code),
     Case("tensor parallel 2", flags=("--tensor-parallel-size=2",)),
     Case("data parallel 2", flags=("--data-parallel-size=2",)),
-    Case("pipeline parallel 2", "pipeline", flags=("--pipeline-parallel-size=2",)),
+    Case("pipeline parallel 2", flags=("--pipeline-parallel-size=2",)),
+    Case("one process"),
 )
 
 
@@ -167,12 +169,29 @@ async def started(case: Case, bench: Bench, logs: Path | None) -> dict[str, Any]
             await asyncio.sleep(0.2)
         ready, said, log = replica.state == "ready", replica.said, replica.log
         took = time.monotonic() - began
+        text = await said_by(replica) if ready else ""
         await replica.stop(5.0)
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
         (logs / f"{case.name.replace(' ', '-')}.txt").write_text("\n".join(log))
     good = ready if not case.cause else not ready and case.cause in said and "\n" not in said
-    return result | {"ready": ready, "ready_s": round(took, 1), "said": said, "ok": good}
+    return result | {"ready": ready, "ready_s": round(took, 1), "said": said, "ok": good, "text": text}
+
+
+async def said_by(replica: Replica) -> str:
+    """Return what a ready engine says greedily, to compare with other cases of the same model."""
+    import aiohttp
+
+    engine = replica._engine
+    assert engine is not None and engine.socket is not None
+    body = {"model": "tiny", "prompt": "On the hill", "max_tokens": 24, "temperature": 0}
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(engine.socket))) as session,
+        session.post(
+            "http://engine/v1/completions", json=body, headers={"Authorization": f"Bearer {engine.key}"}
+        ) as answer,
+    ):
+        return str((await answer.json())["choices"][0]["text"])
 
 
 # --- what deploy adds ---------------------------------------------------------------------------------
@@ -261,7 +280,9 @@ def main() -> None:
                 say(json.dumps(result["cases"][-1]))
         if "added" in names:
             result["added"] = asyncio.run(added(bench))
-    result["ok"] = all(case["ok"] for case in result["cases"])
+    texts = {case.get("text") for case in result["cases"]} - {"", None}
+    result["texts"] = len(texts)  # 1: all cases said the same
+    result["ok"] = all(case["ok"] for case in result["cases"]) and len(texts) <= 1
     result["load_1m"] = round(psutil.getloadavg()[0], 1)
     print(json.dumps(result))
 

@@ -62,6 +62,19 @@ async def test_model_whose_first_request_ends_its_engine_is_never_ready_and_the_
 
 
 @synchronous
+async def test_engine_that_is_still_loading_is_ended_at_once(tmp_path: Path) -> None:
+    """vLLM heeds no SIGTERM while it loads: waiting for it took longer than a server may take to end."""
+    driver = StandInDriver(first_ends=1)
+    async with running(tmp_path, driver) as replica:
+        await until(lambda: bool(driver.engines))
+        engine = driver.engines[-1]
+        asked: list[str] = []
+        engine.stop = lambda drain_s: asked.append("stop")  # type: ignore[method-assign, assignment]
+        await replica.stop(30.0)
+        assert replica.state == "stopped" and engine.ended.done() and asked == []
+
+
+@synchronous
 async def test_plan_that_is_refused_at_the_start_is_not_tried_again(tmp_path: Path) -> None:
     driver = StandInDriver()
     driver.refuses = "there is no program vllm"

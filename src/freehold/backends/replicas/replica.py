@@ -214,14 +214,18 @@ class Replica:
     async def stop(self, drain_s: float) -> None:
         """Take it out of rotation, let its answers end for up to `drain_s`, and end its engine."""
         self._asked_to_end = True
+        began = self.state == "ready" or self.in_flight > 0
         if not self.hopeless:
             self._is("draining")
         until = time.monotonic() + drain_s
         while self.in_flight and time.monotonic() < until:
             await asyncio.sleep(0.02)
         engine = self._engine
-        if engine is not None:
+        if engine is not None and began:
             await engine.stop(max(until - time.monotonic(), 0.0) if self.in_flight else 0.0)
+        elif engine is not None:  # while it loads it has nothing to finish, and heeds no request to end
+            engine.kill("stop")
+            await engine.ended
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait([self._life])
