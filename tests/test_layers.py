@@ -18,7 +18,7 @@ LEVELS = {
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
     **dict.fromkeys(["local", "remote", "providers", "fake", "choosing"], 4),
-    **dict.fromkeys(["worker", "backends", "router", "evals"], 5),
+    **dict.fromkeys(["worker", "backends", "router", "evals", "tools"], 5),
     "adapt": 6,
     "server": 7,
     "cli": 8,

@@ -48,6 +48,9 @@ class Settings:
     company: Mapping[str, Any] = field(
         default_factory=dict
     )  # your facts for licences: advisor.facts reads them
+    mcp: Mapping[str, Any] = field(
+        default_factory=dict, repr=False
+    )  # servers of tools, by name: tools.mcp reads them; an `env` may hold secrets
 
     @property
     def keys(self) -> Path:
@@ -84,6 +87,7 @@ _KEYS: dict[str, type] = {
     "key_file": str,
     "gateway": str,
     "company": dict,
+    "mcp": dict,
 }
 
 

@@ -26,11 +26,12 @@ from typing import Any
 import psutil
 
 from freehold.backends.contract import DeployPlan, EngineDeath, StartProgress
-from freehold.backends.process import causes, tree
+from freehold.backends.process import causes
 from freehold.backends.process.blanks import filled, write_keys
 from freehold.backends.process.ring import LogRing
 from freehold.backends.process.surroundings import engine_environment, values_of
 from freehold.errors import EngineLost, UsageError
+from freehold.sandbox import tree
 from freehold.sandbox.children import spawn
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.backends.process.supervisor")

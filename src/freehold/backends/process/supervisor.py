@@ -31,7 +31,7 @@ from typing import Any
 
 from freehold import platforms
 from freehold.backends.process.leftovers import SharedMemoryWatch
-from freehold.backends.process.tree import descendants, end_all, end_group, reap
+from freehold.sandbox.tree import descendants, end_all, end_group, reap
 
 _LOOK_S = 0.5  # between looks at what may be gone later: a listing of one folder, some 50 us
 _LAST_WORDS_S = 2.0  # for the children of an engine that ended: they may still write why

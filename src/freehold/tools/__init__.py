@@ -1,0 +1,1 @@
+"""Tools that a model may call: programs of others, reached by the Model Context Protocol."""

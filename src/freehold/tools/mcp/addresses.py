@@ -1,0 +1,102 @@
+"""Which addresses a server of tools may have: its url is checked as written, and again for what its name stands for.
+
+An address counts in every spelling: `0x7f.1`, `2130706433` and `::ffff:127.0.0.1` resolve to what they mean. Knows
+addresses; opens no connection. Path: configured.py -> check_url; PinnedTransport -> resolved
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from freehold.errors import UpstreamFailed, UsageError
+
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # behind a provider's or a VPN's translation
+# IPv6 networks in which an IPv4 address is written: NAT64 (RFC 6052, RFC 8215) with its last 32 bits.
+_TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_COMPATIBLE = ipaddress.ip_network("::/96")
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def check_url(url: str, where: str, *, private: bool) -> None:
+    """Refuse (UsageError) a url whose form is wrong, or whose host is an address that is refused."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as e:
+        raise UsageError(f"{where}: url {url[:100]!r} is not valid: {e}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError(f"{where}: url {url[:100]!r} must begin with https:// and name a host")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(f"{where}: url holds a password", "put it into headers")
+    local = is_local(host)
+    if parts.scheme == "http" and not (local or private):
+        raise UsageError(
+            f"{where}: {host} would be asked without encryption", "use https://; http:// is for this machine"
+        )
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return  # a name, or another spelling of an address: it is checked when it is resolved
+    if why := refusal(address, local=local, private=private):
+        raise UsageError(f"{where}: {host} {why}")
+
+
+def is_local(host: str) -> bool:
+    """Return whether a url was written for this machine: localhost, 127.0.0.1 or ::1, and no other spelling."""
+    return host.lower() in _LOCAL_NAMES
+
+
+def refusal(address: Address, *, local: bool, private: bool) -> str:
+    """Return why an address is not asked, or "". `local`: the url names this machine; `private`: this network."""
+    for each in _meant(address):
+        if local:
+            if not each.is_loopback:
+                return "is not this machine, which its url names"
+        elif each.is_loopback or each.is_unspecified:
+            return "is this machine; write localhost if that is meant"
+        elif each.is_link_local or each.is_multicast or (each.is_reserved and not _translated(each)):
+            return "is an address of the link or a reserved one, where clouds keep their keys"
+        elif not each.is_global and not private and not _translated(each):
+            return "is in a private network; private = true allows that"
+        elif each in _SHARED and not private:
+            return "is in a shared network; private = true allows that"
+    return ""
+
+
+def _translated(address: Address) -> bool:
+    return address.version == 6 and any(address in network for network in _TRANSLATED)
+
+
+def _meant(address: Address) -> list[Address]:
+    """Return the address and those that it has within: ::ffff:, 6to4, Teredo, NAT64, ::a.b.c.d."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    within: list[Address] = [address]
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    if address.sixtofour is not None:
+        within.append(address.sixtofour)
+    if address.teredo is not None:
+        within += address.teredo
+    if _translated(address) or (address in _COMPATIBLE and int(address) > 1):
+        within.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return within
+
+
+async def resolved(host: str, port: int, *, local: bool, private: bool) -> str:
+    """Return an address of `host`, all of whose addresses were checked. Raises UpstreamFailed."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as e:
+        raise UpstreamFailed(f"{host} is not known: {e.strerror}") from e
+    addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
+    for address in addresses:
+        if why := refusal(ipaddress.ip_address(address), local=local, private=private):
+            raise UpstreamFailed(f"{host} stands for {address}, which {why}")
+    if not addresses:
+        raise UpstreamFailed(f"{host} has no address")
+    return addresses[0]

@@ -1,0 +1,206 @@
+"""One connection to one server of tools: started, asked for its tools, asked to call one, ended.
+
+The SDK's session lives in a task of its own, since its scopes must be left where they were entered. A request that
+takes too long, or whose caller is gone, ends the server: nothing else makes sure that it stops.
+Knows the SDK's session; knows no permission. Path: ToolServers.connected -> ToolConnection -> over_stdio -> the server
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from freehold.errors import DeadlineExceeded, EngineLost, FreeholdError, UpstreamFailed
+from freehold.tools.mcp.child import ChildServer
+from freehold.tools.mcp.configured import ToolServer
+from freehold.tools.mcp.results import shown
+from freehold.tools.mcp.streams import over_http, over_stdio, sdk
+
+START_S = 30.0
+CALL_S = 60.0
+_END_KNOWN_S = 2.0
+MAX_PAGES, MAX_TOOLS = 20, 256
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CalledTool:
+    """What came of a call. `failed`: the tool says so."""
+
+    text: str
+    failed: bool = False
+
+
+class ToolConnection:
+    """A started server. Made and used within one event loop; several calls may be in progress."""
+
+    def __init__(self, server: ToolServer) -> None:
+        self.server = server
+        self.used_at = 0.0  # by the pool
+        self._child = ChildServer(server) if server.command else None
+        self._session: Any = None
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._broken: asyncio.Future[FreeholdError] = asyncio.get_running_loop().create_future()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._session is not None and not self._broken.done() and not self._closing.is_set()
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines that the server wrote for people."""
+        return [*self._child.said.lines] if self._child else []
+
+    async def start(self) -> None:
+        """Start the server and greet it. Raises EngineLost, UpstreamFailed, DeadlineExceeded, UsageError."""
+        sdk()
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(ready), name=f"mcp {self.server.name}")
+        await self._within(ready, START_S, "start")
+
+    async def listed(self) -> list[dict[str, Any]]:
+        """Return the server's tools as it describes them. Raises as `start`."""
+        return await self._within(self._list(), CALL_S, "list its tools")
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> CalledTool:
+        """Call a tool. Raises as `start`; if it is cancelled, the server is ended."""
+        return await self._within(self._call(tool, arguments), CALL_S, "answer the call")
+
+    async def close(self, why: str = "", *, now: bool = False) -> None:
+        """End the server and wait until it is gone."""
+        self._closing.set()
+        if self._child is not None and now:
+            await self._child.close(why, now=True)
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(self._task)
+
+    async def _run(self, ready: asyncio.Future[None]) -> None:
+        from mcp import ClientSession
+        from mcp_types import Implementation
+
+        import freehold
+
+        about = Implementation(name="freehold", version=freehold.__version__)
+        try:
+            if self._child is not None:
+                await self._child.start()
+            streams = over_stdio(self._child) if self._child else over_http(self.server)
+            async with streams as (read, write), ClientSession(read, write, client_info=about) as session:
+                await _greeted(session)
+                self._session = session
+                if not ready.done():
+                    ready.set_result(None)
+                await self._closing.wait()
+        except BaseException as e:
+            self._break(e)
+        else:
+            self._break(EngineLost(f"the server {self.server.name} was closed"))
+        finally:
+            if self._child is not None:
+                await self._child.close()
+
+    def _break(self, e: BaseException) -> None:
+        if not self._broken.done():
+            self._broken.set_result(self._named(_cause(e)))
+
+    def _named(self, e: BaseException) -> FreeholdError:
+        if self._child is not None and self._child.why:
+            return EngineLost(self._child.ending())
+        if isinstance(e, FreeholdError):
+            return e
+        return UpstreamFailed(f"the server {self.server.name} does not answer as it must: {str(e)[:300]}")
+
+    async def _within(self, asked: Awaitable[T], limit_s: float, what: str) -> T:
+        """Wait for an answer, the end of the server or of the time, whichever comes first."""
+        work = asyncio.ensure_future(asked)
+        if self._child is not None:
+            self._child.asked()
+        try:
+            await asyncio.wait({work, self._broken}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() and not self._broken.done():
+                return work.result()
+            if self._broken.done():
+                raise self._broken.result()
+        except asyncio.CancelledError:
+            await self._abandon(work, "its call was cancelled")
+            raise
+        except FreeholdError:
+            await self._abandon(work, "")
+            raise
+        except Exception as e:
+            # A closed connection fails the call first; how the server ended is known a moment later.
+            await asyncio.wait({self._broken}, timeout=_END_KNOWN_S if self._closed(e) else 0)
+            raise (self._broken.result() if self._broken.done() else self._named(e)) from e
+        name = self.server.name
+        await self._abandon(work, f"it did not {what} within {limit_s:g} s")
+        raise DeadlineExceeded(
+            f"the server {name} did not {what} within {limit_s:g} s and was ended{self._tail()}"
+        )
+
+    @staticmethod
+    def _closed(e: Exception) -> bool:
+        from mcp_types import CONNECTION_CLOSED
+
+        return getattr(e, "code", None) == CONNECTION_CLOSED
+
+    async def _abandon(self, work: asyncio.Future[Any], why: str) -> None:
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await work
+        await asyncio.shield(self.close(why, now=True))
+
+    def _tail(self) -> str:
+        return self._child.said.last if self._child else ""
+
+    async def _list(self) -> list[dict[str, Any]]:
+        import mcp_types as types
+
+        found: list[dict[str, Any]] = []
+        cursor = None
+        for _ in range(MAX_PAGES):
+            params = types.PaginatedRequestParams(cursor=cursor) if cursor else None
+            # Not by the session's own method, which keeps state per tool and reads schemas in ways of its own.
+            page = await self._session.send_request(
+                types.ListToolsRequest(params=params), types.ListToolsResult
+            )
+            found += [tool.model_dump(by_alias=True, mode="json", exclude_none=True) for tool in page.tools]
+            cursor = page.next_cursor
+            if not cursor or len(found) >= MAX_TOOLS:
+                break
+        return found[:MAX_TOOLS]
+
+    async def _call(self, tool: str, arguments: dict[str, Any]) -> CalledTool:
+        import mcp_types as types
+
+        params = types.CallToolRequestParams(name=tool, arguments=arguments)
+        # Not by the session's own method, which checks answers against the server's schema: patterns can take hours.
+        result = await self._session.send_request(types.CallToolRequest(params=params), types.CallToolResult)
+        said = result.model_dump(by_alias=True, mode="json", exclude_none=True)
+        return CalledTool(shown(said), bool(result.is_error))
+
+
+async def _greeted(session: Any) -> None:
+    """Agree on the protocol: by the handshake that all servers know, else by the newer question."""
+    from mcp import MCPError
+    from mcp_types import METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION
+
+    try:
+        await session.initialize()
+    except MCPError as e:
+        if e.code not in (METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION):
+            raise
+        await session.discover()
+
+
+def _cause(e: BaseException) -> BaseException:
+    """Return the first failure within groups, a named one before others."""
+    if not isinstance(e, BaseExceptionGroup):
+        return e
+    found = [_cause(each) for each in e.exceptions]
+    return next((each for each in found if isinstance(each, FreeholdError)), found[0])

@@ -1,0 +1,111 @@
+"""The servers of tools that run for this process, one for each chat that uses it.
+
+Two chats never share a server: it may keep what it was told. One that is idle ends after five minutes, and beyond
+eight the one that was used longest ago. Knows connections; knows no tool.
+Path: RunTools -> ToolServers.connected -> ToolConnection; serve.py -> ToolServers.close
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from freehold.errors import UsageError
+from freehold.tools.mcp.configured import ToolServer, tool_servers
+from freehold.tools.mcp.connection import ToolConnection
+
+IDLE_S = 300.0
+MOST = 8
+_LOOK_S = 20.0
+
+
+class ToolServers:
+    """All that is configured, and what of it runs. `table` returns `[mcp]` as it is now."""
+
+    def __init__(self, table: Callable[[], Mapping[str, Any]], home: Path, idle_s: float = IDLE_S) -> None:
+        self._table, self.home, self._idle_s = table, home, idle_s
+        self._running: dict[tuple[str, str], ToolConnection] = {}
+        self._starting: dict[tuple[str, str], asyncio.Lock] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def configured(self) -> dict[str, ToolServer]:
+        """Return the servers by name. Raises UsageError for what is wrong in the configuration."""
+        return tool_servers(self._table())
+
+    def server(self, name: str) -> ToolServer:
+        """Return a server. Raises UsageError if none has this name."""
+        found = self.configured()
+        if name not in found:
+            known = f"configured: {', '.join(found)}" if found else "freehold mcp add NAME makes one"
+            raise UsageError(f"no server of tools is called {name[:60]!r}", known)
+        return found[name]
+
+    def for_key(self, key: str | None) -> dict[str, ToolServer]:
+        """Return the servers that a key may use; None: the owner, who may use all."""
+        return {n: s for n, s in self.configured().items() if key is None or key in s.keys}
+
+    def running(self) -> dict[str, int]:
+        """Return how many of each server run."""
+        names = [name for (_, name), connection in self._running.items() if connection.alive]
+        return {name: names.count(name) for name in dict.fromkeys(names)}
+
+    def lines(self, name: str) -> list[str]:
+        """Return what the server of a name wrote last for people."""
+        found = [c.lines for (_, each), c in self._running.items() if each == name]
+        return found[-1] if found else []
+
+    async def connected(self, user: str, name: str) -> ToolConnection:
+        """Return the server of a chat, started if it does not run. Raises as ToolConnection.start.
+
+        `user`: whoever shares its state: a key and a chat. A server whose configuration has changed is started anew.
+        """
+        key = (user, name)
+        async with self._starting.setdefault(key, asyncio.Lock()):
+            server = self.server(name)
+            found = self._running.get(key)
+            if found is not None and (not found.alive or found.server != server):
+                del self._running[key]
+                await found.close(now=True)
+                found = None
+            if found is None:
+                await self._make_room()
+                found = ToolConnection(server)
+                await found.start()
+                self._running[key] = found
+                self._sweep()
+            found.used_at = time.monotonic()
+            return found
+
+    async def release(self, user: str) -> None:
+        """End the servers of a chat."""
+        for key in [key for key in self._running if key[0] == user]:
+            self._starting.pop(key, None)
+            await self._running.pop(key).close()
+
+    async def close(self) -> None:
+        """End all of them, and wait until they are gone."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        running, self._running = list(self._running.values()), {}
+        await asyncio.gather(*(connection.close(now=True) for connection in running), return_exceptions=True)
+
+    async def _make_room(self) -> None:
+        while len(self._running) >= MOST:
+            oldest = min(self._running, key=lambda key: self._running[key].used_at)
+            self._starting.pop(oldest, None)
+            await self._running.pop(oldest).close(f"more than {MOST} servers ran", now=True)
+
+    def _sweep(self) -> None:
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.create_task(self._sweep_idle(), name="mcp idle")
+
+    async def _sweep_idle(self) -> None:
+        while self._running:
+            await asyncio.sleep(min(_LOOK_S, self._idle_s / 2))
+            since = time.monotonic() - self._idle_s
+            for key in [key for key, each in self._running.items() if each.used_at < since or not each.alive]:
+                self._starting.pop(key, None)
+                await self._running.pop(key).close()
