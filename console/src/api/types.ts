@@ -86,15 +86,16 @@ export interface StartedRun {
 }
 
 export type RunEvent =
-  | { t: "begin"; run: string; chat: string; answer: string; model: string; context: object; sampling: object }
+  | { t: "begin"; run: string; chat: string; answer: string; parent: string | null; model: string }
+  | { t: "ready"; model: string; context: Partial<Receipt["context"]>; sampling: object; max_tokens: number }
   | { t: "text"; at: number; text: string }
   | { t: "thinking"; at: number; text: string; s: number }
-  | { t: "wait"; position: number; expected_s: number }
+  | { t: "wait"; why: "queue" | "load" | "engine"; position?: number; expected_s?: number; done?: number; of?: number }
   | Ask
-  | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
-  | { t: "note"; text: string }
+  | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string; message?: Message }
+  | { t: "note"; text: string; code: string }
   | { t: "again"; equal: boolean; tokens: number; first?: number; was?: string; is?: string; changed?: string }
-  | { t: "end"; finish: string; receipt: Receipt | null; error?: { message: string; hint: string } };
+  | { t: "end"; finish: string; receipt: Receipt | null; error?: { message: string; code: string; hint?: string } };
 
 export type ToolState = "running" | "done" | "denied" | "failed";
 

@@ -1,0 +1,172 @@
+// One message of the conversation: who says it, its text, what is going on with it, and what can be done with it.
+// Its text is hostile: it reaches the page only through <Text>. Redrawn by signals, never by the log.
+import { useSignal } from "@preact/signals";
+import type { ComponentChildren } from "preact";
+import type { Message } from "../../api/types";
+import { Button } from "../../parts/button";
+import { Icon } from "../../parts/icons";
+import { Text } from "../../text";
+import { texts } from "../../texts";
+import { Actions } from "./actions";
+import { Approval } from "./approval";
+import { Attachments, Calls, Thinking, ToolResult } from "./body";
+import { type Chat, messageOf } from "./opened";
+import { ReceiptPanel } from "./receipt";
+import { RequestDialog } from "./request";
+import { epilogues, type Live, liveOf } from "./runs";
+import { editing, type Pending, regenerate, takeBack } from "./sending";
+
+const words = texts.chat;
+
+export function Article({ chat, id }: { chat: Chat; id: string }) {
+  const message = messageOf(chat, id).value;
+  const role = chat.tree.value.nodes.get(id)?.role;
+  const open = useSignal<"receipt" | "request" | null>(null);
+  const live = liveOf(id);
+  if (!message)
+    return <Frame id={id} role={role ?? "assistant"} name={role === "user" ? texts.you : words.model} loading />;
+  if (role === "tool")
+    return (
+      <div class="message tool" data-id={id}>
+        <ToolResult message={message} call={callOf(chat, message)} />
+      </div>
+    );
+  const mine = message.role === "user";
+  return (
+    <Frame
+      id={id}
+      role={message.role}
+      name={mine ? texts.you : message.model || words.model}
+      edited={editing.value === id}
+      busy={message.state === "open"}
+    >
+      <Thinking message={message} live={live} />
+      {message.content && (
+        <div class={mine ? "bubble" : "said"}>
+          <Text source={message.content} open={message.state === "open"} />
+        </div>
+      )}
+      <Attachments files={message.files ?? []} images={message.images ?? []} />
+      <Calls message={message} live={live} />
+      {live && <Progress live={live} empty={!message.content} />}
+      {live?.asks.map((ask) => <Approval key={ask.call} ask={ask} live={live} />)}
+      <Ending message={message} />
+      <Actions chat={chat} message={message} open={open} />
+      {open.value === "receipt" && <ReceiptPanel chat={chat} message={message} />}
+      {open.value === "request" && <RequestDialog chat={chat} message={message} close={() => (open.value = null)} />}
+    </Frame>
+  );
+}
+
+interface FrameProps {
+  id: string;
+  role: string;
+  name: string;
+  edited?: boolean;
+  busy?: boolean;
+  loading?: boolean;
+  children?: ComponentChildren;
+}
+
+function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) {
+  return (
+    <article
+      class={`message ${role}${edited ? " edited" : ""}`}
+      data-id={id}
+      aria-label={name}
+      aria-busy={busy || loading || undefined}
+      tabIndex={-1}
+    >
+      <header class={role === "user" ? "unseen" : "name"}>{name}</header>
+      {loading ? <div class="loading-lines" aria-label={words.loading} /> : children}
+    </article>
+  );
+}
+
+/** What is going on while nothing, or no more, is to be read. */
+function Progress({ live, empty }: { live: Live; empty: boolean }) {
+  if (live.away) return null; // the page's notice says it
+  const { wait } = live;
+  const said = live.stopping
+    ? words.stopping
+    : wait?.why === "load"
+      ? words.loadingModel(wait.done && wait.of ? wait.done / wait.of : null)
+      : wait?.why === "queue"
+        ? words.queued(wait.position ?? 0, wait.expected_s ?? null)
+        : wait?.why === "engine"
+          ? words.engineAgain
+          : null;
+  return (
+    <>
+      {live.notes.map((note) => (
+        <p key={note} class="remark">
+          <Icon name="info" size={16} /> {note}
+        </p>
+      ))}
+      {said ? (
+        <p class="remark pulse">{said}</p>
+      ) : (
+        empty && live.phase === "waiting" && !live.asks.length && <p class="dots" aria-label={words.waiting}><i /><i /><i /></p>
+      )}
+    </>
+  );
+}
+
+/** How an answer ended, where that is not by itself; and the way on. */
+function Ending({ message }: { message: Message }) {
+  const epilogue = epilogues.value.get(message.id);
+  const { state } = message;
+  const again = (
+    <Button icon="again" onClick={() => void regenerate(message.id)}>
+      {words.regenerate}
+    </Button>
+  );
+  return (
+    <>
+      {epilogue?.notes.map((note) => (
+        <p key={note} class="remark">
+          <Icon name="info" size={16} /> {note}
+        </p>
+      ))}
+      {state === "stopped" && <p class="remark">{words.stopped}</p>}
+      {state === "length" && <p class="remark">{words.cutOff}</p>}
+      {(state === "failed" || state === "lost") && message.role !== "user" && (
+        <div class="trouble" role="group" aria-label={words.trouble}>
+          <Icon name="warning" size={18} />
+          <div>
+            <p>{state === "lost" ? words.lost : (epilogue?.error?.message ?? words.failed)}</p>
+            {epilogue?.error?.hint && <p class="dim">{epilogue.error.hint}</p>}
+          </div>
+          {again}
+        </div>
+      )}
+    </>
+  );
+}
+
+/** The call that a tool's message answers. */
+function callOf(chat: Chat, message: Message) {
+  for (let parent = message.parent; parent; parent = chat.tree.peek().nodes.get(parent)?.parent ?? null) {
+    const found = messageOf(chat, parent).value?.calls?.find((call) => call.id === message.call);
+    if (found) return found;
+  }
+  return null;
+}
+
+/** A message that the server does not have yet. */
+export function PendingArticle({ pending: { draft, held } }: { pending: Pending }) {
+  return (
+    <article class="message user waits" aria-label={texts.you} aria-busy="true">
+      <div class="bubble">
+        <Text source={draft.text} open={false} />
+      </div>
+      <Attachments files={draft.files} images={draft.images} />
+      {held && (
+        <div class="trouble">
+          <p>{words.notSent}</p>
+          <Button onClick={takeBack}>{words.takeBack}</Button>
+        </div>
+      )}
+    </article>
+  );
+}
