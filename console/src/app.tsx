@@ -6,6 +6,7 @@ import { readMe } from "./api/me";
 import { Boundary } from "./parts/boundary";
 import { Asked } from "./parts/dialog";
 import { Navigation, type PageName } from "./parts/frame";
+import { KeyList } from "./parts/keys";
 import { notifyError, Notices } from "./parts/notice";
 import { Failed } from "./parts/page";
 import { place } from "./parts/router";
@@ -40,6 +41,7 @@ export function App() {
       </main>
       <Notices />
       <Asked />
+      <KeyList />
     </>
   );
 }

@@ -48,6 +48,11 @@ export interface Receipt {
   sampling: Record<string, unknown>;
   max_tokens: number;
   timings: Record<string, number>;
+  tokens?: { prompt: number; answer: number; thought: number };
+  first_s?: number;
+  tok_s?: number;
+  thinking_s?: number;
+  bits?: object | null; // null: the engine reports no token ids
   warnings: string[];
   [more: string]: unknown;
 }

@@ -49,9 +49,9 @@ const NAMES: Record<string, string> = { ArrowUp: "↑", ArrowDown: "↓", ArrowL
 export function KeyList() {
   if (!shown.value) return null;
   return (
-    <Dialog title={texts.keyList} close={() => (shown.value = false)}>
+    <Dialog title={texts.parts.keys} onClose={() => (shown.value = false)}>
       <dl class="key-list">
-        {[...groups.value.flat(), { keys: "?", says: texts.keyListKey }].map(({ keys, says }) => (
+        {[...groups.value.flat(), { keys: "?", says: texts.parts.thisList }].map(({ keys, says }) => (
           <div key={keys + says}>
             <dt>
               {keys.split(" ").map((each) => (

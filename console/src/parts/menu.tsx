@@ -19,12 +19,13 @@ interface MenuProps {
   items: (MenuItem | "line")[];
   icon?: IconName; // of the button; default: three dots
   children?: ComponentChildren; // the button's words, instead of an icon alone
+  tabIndex?: number; // of the button, where a list has one stop of the Tab key
   kind?: string; // the button's class, instead of that of Button or IconButton
 }
 
 const MARGIN = 8; // between the menu and the window's edge
 
-export function Menu({ label, items, icon = "more", children, kind }: MenuProps) {
+export function Menu({ label, items, icon = "more", children, kind, tabIndex }: MenuProps) {
   const id = useId();
   const button = useRef<HTMLButtonElement>(null);
   const list = useRef<HTMLDivElement>(null);
@@ -55,6 +56,7 @@ export function Menu({ label, items, icon = "more", children, kind }: MenuProps)
         ref={button}
         type="button"
         class={kind ?? (children ? "button plain" : "icon-button")}
+        tabIndex={tabIndex}
         aria-haspopup="menu"
         aria-expanded={open.value}
         aria-controls={id}

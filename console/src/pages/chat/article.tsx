@@ -5,7 +5,7 @@ import type { ComponentChildren } from "preact";
 import type { Message } from "../../api/types";
 import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
-import { Text } from "../../text";
+import { Text } from "./said";
 import { texts } from "../../texts";
 import { Actions } from "./actions";
 import { Approval } from "./approval";

@@ -4,8 +4,8 @@ import { useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import type { AttachedFile, Message, ToolCall } from "../../api/types";
 import { Icon, type IconName } from "../../parts/icons";
-import { Text } from "../../text";
-import { shown } from "../../text/invisible";
+import { Text } from "./said";
+import { shown } from "./said";
 import { texts } from "../../texts";
 import { type Live, thoughtSeconds } from "./runs";
 

@@ -1,5 +1,207 @@
+// The chat page: which chat is open, what is beside it, its keys, and what is said when the server is away.
+import { useSignal, useSignalEffect } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+import { IconButton } from "../../parts/button";
+import { Icon } from "../../parts/icons";
+import { Failed } from "../../parts/page";
+import { place, to } from "../../parts/router";
+import { me } from "../../api/me";
+import type { ChatSettings } from "../../api/types";
 import { texts } from "../../texts";
+import { look, readCards } from "./cards";
+import "./chat.css";
+import { Composer } from "./composer";
+import { ContextMeter } from "./context";
+import { Find, finding } from "./find";
+import { keep, kept } from "./kept";
+import { useChatKeys } from "./keys";
+import { downSince, isDown, onReturn } from "./link";
+import { List } from "./list";
+import { Log, scroller } from "./log";
+import { models, readModels } from "./models";
+import { type Chat as Opened, fresh, open, opened, refresh } from "./opened";
+import { Panel } from "./panel";
+import { Picker } from "./picker";
+import { attachAll, leaveOthers, spoken } from "./runs";
+import { pending, readDraft } from "./sending";
+import { shown } from "./said";
+
+const words = texts.chat;
+const LOOK_MS = 2000;
+const tabs = new BroadcastChannel("freehold-chats"); // other tabs of this browser hear at once
 
 export function Chat() {
-  return <h1>{texts.pages.chat}</h1>;
+  const list = useSignal(kept("list", true) && innerWidth > 900);
+  const drawer = useSignal(false); // the list over the page, where it is narrow
+  const panel = useSignal(false);
+  const find = useSignal(false);
+  const id = place.value.page === "chat" ? (place.value.rest[0] ?? null) : null;
+  const chat = opened.value;
+  const who = me.value?.key ?? null;
+
+  useEffect(() => {
+    void readCards().catch(() => {});
+    void readModels().catch(() => {});
+  }, [who]);
+  useEffect(() => {
+    find.value = false;
+    void enter(id);
+  }, [id, who]);
+  useEffect(watch, []);
+  useSignalEffect(() => {
+    document.title = `${shown(opened.value.card.value?.title || words.newTitle)} · ${texts.name}`;
+  });
+  useSignalEffect(() => {
+    // A new chat takes the model used last, or the first that is in memory.
+    const all = models.value;
+    const now = opened.value;
+    if (!all?.length || now.model.value) return;
+    const last = kept("model", "");
+    now.model.value = (all.find((model) => model.id === last) ?? all[0]!).id;
+  });
+
+  const narrow = () => innerWidth <= 900;
+  const toggleList = () => {
+    if (narrow()) drawer.value = !drawer.value;
+    else keep("list", (list.value = !list.value));
+  };
+  useChatKeys(chat, {
+    list: toggleList,
+    panel: () => (panel.value = !panel.value),
+    find: () => {
+      if (find.value && document.activeElement?.closest(".find")) return false;
+      if (find.value) finding.focus();
+      find.value = true;
+      return true;
+    },
+  });
+
+  const empty = chat.branch.value.length === 0 && pending.value?.chat !== chat;
+  const trouble = chat.trouble.value;
+  return (
+    <div class={`chat-page${list.value ? " with-list" : ""}${panel.value ? " with-panel" : ""}`}>
+      {list.value && <List open={chat.id} />}
+      {drawer.value && (
+        <div class="drawer" onClick={(e) => e.target === e.currentTarget && (drawer.value = false)}>
+          <List open={chat.id} close={() => (drawer.value = false)} />
+        </div>
+      )}
+      <section class={empty ? "conversation empty" : "conversation"}>
+        <header class="chat-head">
+          <IconButton icon="menu" label={words.showList} aria-expanded={list.value || drawer.value} onClick={toggleList} />
+          <h1>{shown(chat.card.value?.title || (chat.id ? words.untitled : words.newTitle))}</h1>
+          <ContextMeter chat={chat} />
+          <Picker chat={chat} />
+          <IconButton icon="search" label={words.find} onClick={() => (find.value = !find.value)} />
+          <IconButton
+            icon="settings"
+            label={words.settings}
+            aria-expanded={panel.value}
+            onClick={() => (panel.value = !panel.value)}
+          />
+        </header>
+        {find.value && <Find key={chat.id ?? ""} chat={chat} close={() => ((find.value = false), scroller.now?.element.focus())} />}
+        {trouble ? (
+          <Failed error={trouble} again={() => void enter(id)} />
+        ) : empty ? (
+          <div class="welcome">
+            <h2>{words.welcome}</h2>
+            {models.value?.length === 0 && (
+              <p>
+                {words.noModels} <a href={to("models")}>{texts.pages.models}</a>
+              </p>
+            )}
+          </div>
+        ) : (
+          <Log key={chat.id ?? "new"} chat={chat} />
+        )}
+        <Away />
+        <Composer chat={chat} />
+      </section>
+      {panel.value && <Panel key={chat.id ?? "new"} chat={chat} close={() => (panel.value = false)} />}
+      <div class="unseen" role="status" aria-live="polite">
+        {spoken.value}
+      </div>
+    </div>
+  );
 }
+
+/** Show the chat that the address names. */
+async function enter(id: string | null): Promise<void> {
+  const now = opened.peek();
+  if (id === null) {
+    const chat = now.id === null ? now : fresh(kept("model", ""), kept<ChatSettings>("settings", {}));
+    if (chat === now && !chat.model.peek()) chat.model.value = kept("model", "");
+    leaveOthers(chat);
+    return readDraft(chat);
+  }
+  if (now.id === id && now.tree.peek().nodes.size) return; // made in this page a moment ago
+  try {
+    const runs = await open(id);
+    const chat = opened.peek();
+    leaveOthers(chat);
+    void attachAll(chat, runs);
+    await readDraft(chat);
+    const at = place.peek().query.get("at");
+    if (at) requestAnimationFrame(() => scroller.now?.toMessage(at));
+  } catch {
+    // the page shows why in the chat's place, or says that the server is away
+  }
+}
+
+/** Read the chat again, and follow what runs in it. */
+async function again(chat: Opened): Promise<void> {
+  if (chat.id === null) return;
+  try {
+    const runs = await refresh(chat);
+    if (opened.peek() === chat) await attachAll(chat, runs);
+  } catch {
+    // as above
+  }
+}
+
+/** Notice what changes elsewhere: other tabs at once, other browsers and the terminal within two seconds. */
+function watch(): () => void {
+  let known = "";
+  const check = async () => {
+    if (document.hidden || isDown.peek()) return;
+    const chat = opened.peek();
+    const card = (await look()).find((each) => each.id === chat.id);
+    if (!card) return;
+    const state = `${card.id} ${card.updated} ${card.messages} ${card.running}`;
+    if (known.startsWith(card.id + " ") && known !== state) await again(chat);
+    known = state;
+  };
+  const quietly = () => void check().catch(() => {});
+  const timer = setInterval(quietly, LOOK_MS);
+  const seen = () => !document.hidden && quietly();
+  document.addEventListener("visibilitychange", seen);
+  addEventListener("focus", quietly);
+  const heard = ({ data }: MessageEvent) => data === opened.peek().id && void again(opened.peek());
+  tabs.addEventListener("message", heard);
+  const unwatch = onReturn(() => {
+    void readCards().catch(() => {});
+    void again(opened.peek());
+  });
+  return () => {
+    clearInterval(timer);
+    document.removeEventListener("visibilitychange", seen);
+    removeEventListener("focus", quietly);
+    tabs.removeEventListener("message", heard);
+    unwatch();
+  };
+}
+
+/** What happened while the server cannot be reached, and what to do. */
+function Away() {
+  if (downSince.value === null) return null;
+  return (
+    <div class="away" role="status">
+      <Icon name="warning" size={18} />
+      <p>
+        <b>{words.away}</b> {words.awayHint}
+      </p>
+    </div>
+  );
+}
+

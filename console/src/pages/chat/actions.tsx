@@ -1,0 +1,110 @@
+// What can be done with a message: a row of buttons under it, and the arrows between its versions.
+import type { Signal } from "@preact/signals";
+import { useSignal } from "@preact/signals";
+import type { Message } from "../../api/types";
+import { IconButton } from "../../parts/button";
+import { notify } from "../../parts/notice";
+import { texts } from "../../texts";
+import { type Chat, show } from "./opened";
+import { beginEdit, regenerate } from "./sending";
+import { versions } from "./tree";
+
+const words = texts.chat;
+
+interface Props {
+  chat: Chat;
+  message: Message;
+  open: Signal<"receipt" | "request" | null>;
+}
+
+export function Actions({ chat, message, open }: Props) {
+  const busy = message.state === "open";
+  const mine = message.role === "user";
+  const toggle = (what: "receipt" | "request") => () => (open.value = open.value === what ? null : what);
+  return (
+    <div class="row">
+      <Versions chat={chat} id={message.id} />
+      {!busy && (
+        <>
+          <Copy text={message.content} />
+          {mine && <IconButton icon="edit" size={18} label={words.edit} onClick={() => beginEdit(message.id)} />}
+          {!mine && (
+            <IconButton icon="again" size={18} label={words.regenerate} onClick={() => void regenerate(message.id)} />
+          )}
+          {!mine && message.receipt && (
+            <IconButton
+              icon="receipt"
+              size={18}
+              label={words.receipt}
+              aria-expanded={open.value === "receipt"}
+              onClick={toggle("receipt")}
+            />
+          )}
+          {!mine && <IconButton icon="code" size={18} label={words.request} onClick={toggle("request")} />}
+        </>
+      )}
+    </div>
+  );
+}
+
+function Versions({ chat, id }: { chat: Chat; id: string }) {
+  const all = versions(chat.tree.value, id);
+  if (all.length < 2) return null;
+  const at = all.indexOf(id);
+  return (
+    <span class="versions">
+      <IconButton
+        icon="left"
+        size={18}
+        label={words.previousVersion}
+        disabled={at === 0}
+        onClick={() => step(chat, all, at - 1)}
+      />
+      <span aria-label={words.version(at + 1, all.length)}>
+        {at + 1}/{all.length}
+      </span>
+      <IconButton
+        icon="right"
+        size={18}
+        label={words.nextVersion}
+        disabled={at === all.length - 1}
+        onClick={() => step(chat, all, at + 1)}
+      />
+    </span>
+  );
+}
+
+/** Show another version; the arrow that was used keeps the focus in the message that took the place. */
+export function step(chat: Chat, all: readonly string[], to: number): void {
+  const id = all[to];
+  if (id === undefined) return;
+  const label = document.activeElement?.getAttribute("aria-label");
+  show(chat, id);
+  requestAnimationFrame(() => {
+    const drawn = document.querySelector(`article[data-id="${CSS.escape(id)}"]`);
+    const arrow = label && drawn?.querySelector<HTMLElement>(`[aria-label="${CSS.escape(label)}"]:not(:disabled)`);
+    ((arrow || drawn) as HTMLElement | null)?.focus({ preventScroll: true });
+  });
+}
+
+export async function copy(text: string): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    notify({ kind: "error", text: words.noClipboard });
+    return false;
+  }
+}
+
+function Copy({ text }: { text: string }) {
+  const done = useSignal(false);
+  const run = async () => {
+    if (!(await copy(text))) return;
+    done.value = true;
+    setTimeout(() => (done.value = false), 1500);
+  };
+  return (
+    <IconButton icon={done.value ? "check" : "copy"} size={18} label={words.copy} onClick={() => void run()} />
+  );
+}

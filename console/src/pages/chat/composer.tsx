@@ -1,0 +1,175 @@
+// The box that messages are written in: it grows, keeps what is written, takes files, and names the model that answers.
+// A key typed changes one signal and one entry of storage; nothing else of the page is drawn again.
+import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { Button, IconButton } from "../../parts/button";
+import { Icon } from "../../parts/icons";
+import { texts } from "../../texts";
+import { attachFiles, attachText, isLong } from "./attach";
+import { Chips } from "./chips";
+import { kept } from "./kept";
+import { Mention } from "./mention";
+import { type Chat, messageOf } from "./opened";
+import { lives, stop } from "./runs";
+import { beginEdit, box, editing, endEdit, other, pending, send, typed } from "./sending";
+
+const words = texts.chat;
+const GROWS = CSS.supports("field-sizing", "content");
+
+export const composer: { focus: () => void } = { focus: () => {} };
+
+export function Composer({ chat }: { chat: Chat }) {
+  const area = useRef<HTMLTextAreaElement>(null);
+  const dropping = useSignal(false);
+  const mention = useSignal<string | null>(null); // what follows an @ at the caret
+  const running = useComputed(() => [...lives.value.values()].find((live) => chat.branch.value.includes(live.value.answer)));
+  const empty = useComputed(() => !box.value.text.trim() && !box.value.files.length && !box.value.images.length);
+
+  composer.focus = () => area.current?.focus();
+  useSignalEffect(() => {
+    void box.value.count; // set from outside: the element follows
+    const node = area.current;
+    if (!node || node.value === box.peek().text) return;
+    node.value = box.peek().text;
+    node.setSelectionRange(node.value.length, node.value.length);
+    grow(node);
+  });
+  useEffect(() => {
+    if (matchMedia("(pointer: fine)").matches) area.current!.focus();
+  }, [chat]);
+
+  function input(node: HTMLTextAreaElement) {
+    typed(node.value);
+    grow(node);
+    const before = node.value.slice(Math.max(0, node.selectionStart - 80), node.selectionStart);
+    mention.value = /(?:^|\s)@([\w.:/-]*)$/.exec(before)?.[1] ?? null;
+  }
+
+  function key(e: KeyboardEvent) {
+    if (e.isComposing || e.keyCode === 229) return; // the Enter that ends a word of an input method
+    if (document.getElementById("mention") && ["ArrowDown", "ArrowUp", "Enter", "Tab", "Escape"].includes(e.key)) return;
+    const node = area.current!;
+    const enterSends = kept("enter-sends", true);
+    if (e.key === "Enter" && (enterSends ? !e.shiftKey && !e.altKey : e.ctrlKey || e.metaKey)) {
+      e.preventDefault();
+      submit();
+    } else if (e.key === "ArrowUp" && node.value === "" && editing.peek() === null && !e.shiftKey && !e.altKey) {
+      const last = chat.branch.peek().findLast((id) => chat.tree.peek().nodes.get(id)?.role === "user");
+      if (last && messageOf(chat, last).peek()) {
+        e.preventDefault();
+        beginEdit(last);
+      }
+    } else if (e.key === "Escape") {
+      if (editing.peek() !== null) endEdit();
+      else if (running.peek()) void stop(running.peek()!.peek());
+    }
+  }
+
+  function submit() {
+    if (!running.peek() && !empty.peek()) void send();
+  }
+
+  function paste(e: ClipboardEvent) {
+    const files = [...(e.clipboardData?.files ?? [])];
+    const text = e.clipboardData?.getData("text/plain") ?? "";
+    if (files.length && !text) {
+      e.preventDefault();
+      void attachFiles(files);
+    } else if (isLong(text)) {
+      e.preventDefault();
+      attachText(text);
+    }
+  }
+
+  function dropped(e: DragEvent) {
+    dropping.value = false;
+    if (!e.dataTransfer?.files.length) return;
+    e.preventDefault();
+    void attachFiles([...e.dataTransfer.files]);
+  }
+
+  function mentioned(model: string) {
+    const node = area.current!;
+    const at = node.selectionStart;
+    const before = node.value.slice(0, at).replace(/@[\w.:/-]*$/, "");
+    node.value = before + node.value.slice(at);
+    node.setSelectionRange(before.length, before.length);
+    mention.value = null;
+    other.value = model;
+    typed(node.value);
+    node.focus();
+  }
+
+  return (
+    <form
+      class={dropping.value ? "composer dropping" : "composer"}
+      onSubmit={(e) => (e.preventDefault(), submit())}
+      onDragOver={(e) => e.dataTransfer?.types.includes("Files") && (e.preventDefault(), (dropping.value = true))}
+      onDragLeave={() => (dropping.value = false)}
+      onDrop={dropped}
+    >
+      {editing.value !== null && (
+        <div class="editing">
+          <Icon name="edit" size={16} /> <span>{words.editing}</span>
+          <Button kind="quiet" onClick={endEdit}>
+            {texts.parts.cancel}
+          </Button>
+        </div>
+      )}
+      {mention.value !== null && (
+        <Mention typed={mention.value} area={area} choose={mentioned} close={() => (mention.value = null)} />
+      )}
+      <Chips />
+      <textarea
+        ref={area}
+        rows={1}
+        aria-label={texts.message}
+        placeholder={words.placeholder}
+        onInput={(e) => input(e.currentTarget)}
+        onKeyDown={key}
+        onPaste={paste}
+        onBlur={() => setTimeout(() => (mention.value = null), 150)}
+      />
+      <div class="composer-foot">
+        <AttachButton />
+        <span class="grow" />
+        {running.value ? (
+          <Button kind="primary" icon="stop" busy={running.value.value.stopping} onClick={() => void stop(running.value!.peek())}>
+            {texts.stop}
+          </Button>
+        ) : (
+          <Button kind="primary" icon="send" type="submit" disabled={empty.value || pending.value !== null}>
+            {texts.send}
+          </Button>
+        )}
+      </div>
+    </form>
+  );
+}
+
+/** Where the style sheet cannot make the box as high as its text. */
+function grow(node: HTMLTextAreaElement): void {
+  if (GROWS) return;
+  node.style.height = "auto";
+  node.style.height = `${node.scrollHeight}px`;
+}
+
+function AttachButton() {
+  const input = useRef<HTMLInputElement>(null);
+  return (
+    <>
+      <IconButton icon="attach" label={words.attach} onClick={() => input.current!.click()} />
+      <input
+        ref={input}
+        type="file"
+        multiple
+        hidden
+        onChange={(e) => {
+          void attachFiles([...(e.currentTarget.files ?? [])]);
+          e.currentTarget.value = "";
+        }}
+      />
+    </>
+  );
+}
+

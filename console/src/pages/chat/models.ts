@@ -1,0 +1,79 @@
+// The models that can be asked: what is here, what is in memory, what each can do, and its own defaults for sampling.
+import { signal } from "@preact/signals";
+import { get, post } from "../../api/client";
+import { reach } from "./link";
+
+export interface Model {
+  id: string;
+  bytes: number | null;
+  loaded: boolean;
+  context: number | null;
+  capabilities: string[] | null; // null: known once it is loaded
+}
+
+interface Row {
+  id: string;
+  max_model_len?: number | null;
+  freehold?: { bytes?: number | null; loaded?: boolean; capabilities?: string[] };
+}
+
+export const models = signal<Model[] | null>(null);
+
+/** Read the models; those that only embed can not be asked and are left out. */
+export async function readModels(): Promise<void> {
+  const { data } = await reach(get<{ data: Row[] }>("/v1/models"));
+  const tags = await abilities();
+  models.value = data
+    .map((row) => ({
+      id: row.id,
+      bytes: row.freehold?.bytes ?? null,
+      loaded: row.freehold?.loaded ?? false,
+      context: row.max_model_len ?? null,
+      capabilities: row.freehold?.capabilities ?? tags.get(row.id) ?? null,
+    }))
+    .filter((model) => model.capabilities === null || model.capabilities.includes("completion"))
+    .sort((a, b) => Number(b.loaded) - Number(a.loaded) || a.id.localeCompare(b.id));
+}
+
+/** What each model on this disk can do; a server behind a gateway has no such list. */
+async function abilities(): Promise<Map<string, string[]>> {
+  try {
+    const { models } = await get<{ models: { name: string; capabilities?: string[] }[] }>("/api/tags");
+    return new Map(models.flatMap((each) => (each.capabilities ? [[each.name, each.capabilities]] : [])));
+  } catch {
+    return new Map();
+  }
+}
+
+export const modelOf = (id: string) => models.value?.find((model) => model.id === id) ?? null;
+export const sees = (id: string) => Boolean(modelOf(id)?.capabilities?.some((each) => each === "vision" || each === "image"));
+
+const NAMES: Record<string, string> = { repeat_penalty: "repetition_penalty", repeat_last_n: "penalty_window" };
+const asked = new Map<string, Promise<Record<string, string>>>();
+
+/** A model's own sampling: field -> value as text. Empty where it is not known. */
+export function defaultsOf(model: string): Promise<Record<string, string>> {
+  let held = asked.get(model);
+  if (!held) asked.set(model, (held = readDefaults(model)));
+  return held;
+}
+
+async function readDefaults(model: string): Promise<Record<string, string>> {
+  try {
+    const { parameters } = await post<{ parameters?: string }>("/api/show", { model });
+    const lines = (parameters ?? "").split("\n").map((line) => line.trim().split(/\s+/));
+    return Object.fromEntries(lines.filter((line) => line.length === 2).map(([name, value]) => [NAMES[name!] ?? name, value]));
+  } catch {
+    asked.delete(model);
+    return {};
+  }
+}
+
+/** How many tokens a text is for a model; null where that cannot be told now. */
+export async function countTokens(model: string, text: string): Promise<number | null> {
+  try {
+    return (await post<{ count: number }>("/tokenize", { model, prompt: text, add_special_tokens: false })).count;
+  } catch {
+    return null;
+  }
+}
