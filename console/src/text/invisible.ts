@@ -65,7 +65,7 @@ export function revealed(text: string, prose = false): Node[] {
 
 /** A small mark for a run of hidden characters. They stay inside it, isolated, so that copied text is the same text. */
 export function mark(run: string): HTMLElement {
-  const made = el("span", "unseen", run);
+  const made = el("span", "revealed", run);
   made.dataset.code = spelt(run);
   made.title = [...run].slice(0, 8).map(named).join(", ");
   made.setAttribute("role", "img");

@@ -9,7 +9,8 @@ import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
 import { pretty } from "./body";
 import { approve, type Live } from "./runs";
-import { shown } from "./said";
+import { Verbatim } from "../../text";
+import { shown } from "./shown";
 
 const words = texts.chat;
 type Verdict = "deny" | "once" | "chat" | "always";
@@ -60,7 +61,9 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
       <h4>{words.arguments}</h4>
       {edited.value === null ? (
         <>
-          <pre tabIndex={0}>{shown(asked)}</pre>
+          <div tabIndex={0} role="group" aria-label={words.arguments}>
+            <Verbatim text={asked} code />
+          </div>
           <Button kind="quiet" icon="edit" onClick={() => (edited.value = asked)}>
             {words.editArguments}
           </Button>
@@ -116,8 +119,8 @@ function Claims({ ask }: { ask: Ask }) {
     <div class="claims">
       <h4>{words.claims}</h4>
       <blockquote>
-        {description && <pre>{shown(description)}</pre>}
-        {hints.length > 0 && <pre>{shown(hints.join("\n"))}</pre>}
+        {description && <Verbatim text={description} code />}
+        {hints.length > 0 && <Verbatim text={hints.join("\n")} code />}
       </blockquote>
     </div>
   );

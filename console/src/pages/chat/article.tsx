@@ -5,7 +5,7 @@ import type { ComponentChildren } from "preact";
 import type { Message } from "../../api/types";
 import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
-import { Text } from "./said";
+import { Text, Verbatim } from "../../text";
 import { texts } from "../../texts";
 import { Actions } from "./actions";
 import { Approval } from "./approval";
@@ -43,7 +43,7 @@ export function Article({ chat, id }: { chat: Chat; id: string }) {
       <Thinking message={message} live={live} />
       {message.content && (
         <div class={mine ? "bubble" : "said"}>
-          <Text source={message.content} open={message.state === "open"} />
+          {mine ? <Verbatim text={message.content} /> : <Text source={message.content} open={message.state === "open"} />}
         </div>
       )}
       <Attachments files={message.files ?? []} images={message.images ?? []} />
@@ -77,7 +77,7 @@ function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) 
       aria-busy={busy || loading || undefined}
       tabIndex={-1}
     >
-      <header class={role === "user" ? "unseen" : "name"}>{name}</header>
+      <header class={role === "user" ? "unseen" : "speaker"}>{name}</header>
       {loading ? <div class="loading-lines" aria-label={words.loading} /> : children}
     </article>
   );
@@ -158,7 +158,7 @@ export function PendingArticle({ pending: { draft, held } }: { pending: Pending 
   return (
     <article class="message user waits" aria-label={texts.you} aria-busy="true">
       <div class="bubble">
-        <Text source={draft.text} open={false} />
+        <Verbatim text={draft.text} />
       </div>
       <Attachments files={draft.files} images={draft.images} />
       {held && (

@@ -4,8 +4,8 @@ import { useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import type { AttachedFile, Message, ToolCall } from "../../api/types";
 import { Icon, type IconName } from "../../parts/icons";
-import { Text } from "./said";
-import { shown } from "./said";
+import { Text, Verbatim } from "../../text";
+import { shown } from "./shown";
 import { texts } from "../../texts";
 import { type Live, thoughtSeconds } from "./runs";
 
@@ -58,7 +58,7 @@ export function Attachments({ files, images }: { files: AttachedFile[]; images: 
       ))}
       {files.map((file, i) => (
         <Fold key={i} icon="file" title={shown(file.name)} note={words.characters(file.text.length)}>
-          {() => <pre class="file-text">{shown(file.text.slice(0, 200_000))}</pre>}
+          {() => <Verbatim text={file.text} code />}
         </Fold>
       ))}
     </div>
@@ -108,13 +108,13 @@ function Both({ arguments: asked, result }: { arguments?: string | undefined; re
       {asked !== undefined && (
         <>
           <h4>{words.arguments}</h4>
-          <pre>{shown(pretty(asked))}</pre>
+          <Verbatim text={pretty(asked)} code />
         </>
       )}
       {result !== undefined && (
         <>
           <h4>{words.resultOf}</h4>
-          <pre>{shown(result.slice(0, 200_000))}</pre>
+          <Verbatim text={result} code />
         </>
       )}
     </>

@@ -7,7 +7,7 @@ import { Icon } from "../../parts/icons";
 import { texts } from "../../texts";
 import { countTokens } from "./models";
 import { opened } from "./opened";
-import { shown } from "./said";
+import { shown } from "./shown";
 import { box, other, setFiles } from "./sending";
 
 const words = texts.chat;

@@ -24,7 +24,7 @@ import { Panel } from "./panel";
 import { Picker } from "./picker";
 import { attachAll, leaveOthers, spoken } from "./runs";
 import { pending, readDraft } from "./sending";
-import { shown } from "./said";
+import { shown } from "./shown";
 
 const words = texts.chat;
 const LOOK_MS = 2000;

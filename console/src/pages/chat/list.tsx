@@ -8,10 +8,11 @@ import { Icon } from "../../parts/icons";
 import { Menu } from "../../parts/menu";
 import { notifyError } from "../../parts/notice";
 import { go, to } from "../../parts/router";
+import { Plain } from "../../text";
 import { texts } from "../../texts";
 import { cards, exportAs, importFile, listed, matches, next, pin, query, readMore, remove, rename, search } from "./cards";
 import { groupOf } from "./days";
-import { shown } from "./said";
+import { shown } from "./shown";
 
 const words = texts.chat;
 const ROW = 36;
@@ -213,7 +214,7 @@ function Row({ card, top, open, tab, renaming, rename: edits, close }: RowProps)
       >
         {card.running && <i class="running" role="img" aria-label={words.running} />}
         {card.pinned && <Icon name="pin" size={14} />}
-        <span>{title}</span>
+        <Plain text={card.title || words.untitled} />
       </a>
       <RowMenu card={card} title={title} rename={() => edits(true)} tab={tab} />
     </div>
@@ -247,10 +248,12 @@ function Found({ all, close }: { all: Match[]; close?: (() => void) | undefined 
       </p>
       {all.map(({ chat, message, role, excerpt }) => (
         <a key={chat.id + message} href={`${to("chat", chat.id)}?at=${encodeURIComponent(message ?? "")}`} onClick={() => close?.()}>
-          <b>{shown(chat.title || words.untitled)}</b>
+          <b>
+            <Plain text={chat.title || words.untitled} />
+          </b>
           <small>
             {role === "user" ? `${texts.you}: ` : ""}
-            {shown(excerpt)}
+            <Plain text={excerpt} />
           </small>
         </a>
       ))}

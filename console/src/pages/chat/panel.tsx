@@ -11,7 +11,7 @@ import { texts } from "../../texts";
 import { keep, kept } from "./kept";
 import { defaultsOf, modelOf } from "./models";
 import { type Chat, edit } from "./opened";
-import { shown } from "./said";
+import { shown } from "./shown";
 
 const words = texts.chat;
 
