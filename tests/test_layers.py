@@ -19,7 +19,7 @@ LEVELS = {
     "engine": 3,
     **dict.fromkeys(["local", "remote", "providers", "fake", "choosing"], 4),
     **dict.fromkeys(["worker", "backends", "router", "evals", "tools"], 5),
-    "adapt": 6,
+    **dict.fromkeys(["adapt", "reports"], 6),
     "server": 7,
     "cli": 8,
 }

@@ -7,7 +7,7 @@ Path: freehold.advise, cli/advise, cli/why -> placer, held -> advisor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,6 @@ def advise(
     from freehold.advisor.advice import AdviceRequest
     from freehold.advisor.advice import advise as answered
     from freehold.advisor.asking import join
-    from freehold.advisor.facts import from_table
     from freehold.advisor.places import Load
     from freehold.catalog.questions import question
 
@@ -79,7 +78,7 @@ def advise(
         languages=languages,
         cheapest=cheapest,
     )
-    company = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
+    company = facts or company_facts(settings, {})
     company = replace(company, purpose=company.purpose or asked.purpose)
     request = AdviceRequest(
         task=asked.task,
@@ -184,6 +183,14 @@ def license(
     if not name and (merge or not taught_by):
         raise UsageError("license needs a name", "a model's, a licence's, or taught_by")
     return verdict(name or OWN, given, _names(merge), _names(taught_by))
+
+
+def company_facts(settings: Settings, given: Mapping[str, Any]) -> Facts:
+    """Return the facts of config.toml's [company], overridden by those given that are not None. Raises UsageError."""
+    from freehold.advisor.facts import from_table
+
+    said = {name: value for name, value in given.items() if value is not None}
+    return replace(from_table(settings.company, f"{settings.home / 'config.toml'}: [company]"), **said)
 
 
 def _names(given: Sequence[str]) -> Sequence[str]:

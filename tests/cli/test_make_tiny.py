@@ -10,12 +10,12 @@ from click.testing import CliRunner
 
 from freehold.advisor.file_anatomy import from_file
 from freehold.cli.main import cli
-from freehold.cli.show import file_facts
 from freehold.formats import open_model_file
 from freehold.models.binding.bind import family_of, gguf_family, read_source
 from freehold.models.families import registered
 from freehold.models.family import Family
 from freehold.models.tiny import make
+from freehold.reports.card import file_facts
 
 
 def run(*args: str) -> str:

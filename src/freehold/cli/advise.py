@@ -1,7 +1,7 @@
 """`freehold advise TASK`: open models for a task, ranked, with reasons and the command that runs the first.
 
 Knows options and outputs; the rules and the ranking are the advisor's.
-Path: main -> advise -> choosing.advise -> report/advice_text, report/advice_json or report/advice
+Path: main -> advise -> choosing.advise -> report/advice_text, reports/advice or report/advice
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.company import FACTS, company_facts, company_options
+from freehold.choosing import company_facts
+from freehold.cli.company import FACTS, company_options
 from freehold.cli.models import Billions
 from freehold.cli.report.advice import (
     chart,
     report,
 )
-from freehold.cli.report.advice_json import as_plain
 from freehold.cli.report.advice_text import print_advice, relaxed
 from freehold.cli.shared import Amount, json_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
+from freehold.reports.advice import as_plain
 
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice

@@ -1,21 +1,16 @@
 """Options for facts about the user's organisation; they override those in config.toml's [company].
 
-Knows names and types; knows no licence. Path: cli/license -> company_options, company_facts -> advisor.facts.
+Knows names and types; knows no licence. Path: cli/license -> company_options; the facts are choosing.company_facts
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from freehold.cli.shared import Amount
-from freehold.config import Settings
-
-if TYPE_CHECKING:
-    from freehold.advisor.facts import Facts
 
 _YES_NO = {
     "offers_access": (
@@ -88,11 +83,3 @@ def _value_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def company_facts(settings: Settings, given: dict[str, Any]) -> Facts:
-    """Return the facts of config.toml, overridden by the options. Raises UsageError for an invalid value."""
-    from freehold.advisor.facts import from_table
-
-    said = {name: value for name, value in given.items() if value is not None}
-    return replace(from_table(settings.company, f"{settings.home / 'config.toml'}: [company]"), **said)

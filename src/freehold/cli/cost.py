@@ -24,13 +24,11 @@ from freehold.cli.serving.gatewayfile import gateway_option, ledger_option
 from freehold.cli.shared import Amount, Seconds, json_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
+from freehold.reports.cost import SCHEMA, cost_json
 
 if TYPE_CHECKING:
-    from freehold.advisor.breakeven import Comparison, Even, Swing
-    from freehold.advisor.ownership import Assumption
     from freehold.advisor.traffic import Traffic
 
-SCHEMA = 1
 FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
 
 
@@ -175,7 +173,7 @@ def command(
 
         click.echo(f"wrote {write_beside(page, report(found, today))}", err=True)
     if as_json:
-        click.echo(json.dumps(_as_json(found, today), indent=1))
+        click.echo(json.dumps(cost_json(found, today), indent=1))
     elif not page:
         show(found, today)
 
@@ -223,78 +221,3 @@ def _traffic(csv_file: str | None, figures: Mapping[str, float]) -> Traffic:
     if csv_file:
         return from_csv(Path(csv_file).expanduser(), prices.tiers())
     return from_figures(**figures)
-
-
-# --- JSON ----------------------------------------------------------------------------------------
-
-
-def _as_json(found: Comparison, today: date) -> dict[str, Any]:
-    """Return the answer as documented in docs/guides/cost.md; null for what is infinite."""
-    from freehold.catalog import prices
-
-    sheet, t = prices.table(), found.traffic
-    return {
-        "schema": SCHEMA,
-        "day": found.day.isoformat(),
-        "prices": {
-            "version": sheet.version,
-            "noted": sheet.noted.isoformat(),
-            "age_days": sheet.age_days(today),
-        },
-        "traffic": {
-            "source": t.source,
-            "tokens_per_day": t.tokens,
-            "input": t.input,
-            "cached": t.cached,
-            "output": t.output,
-            "requests": t.requests,
-        },
-        "owned": {
-            "model": found.model.id if found.model else None,
-            "on": found.owned.rig.name,
-            "bought": found.owned.bought,
-            "machines": found.machines,
-            "utilisation": found.utilisation,
-            "dollars_a_month": found.month.as_json(),
-            "parts": dict(found.parts),
-            "swings": [_swing_json(s) for s in found.swings],
-        },
-        "bills": [_even_json(e) for e in found.evens],
-        "left_out": list(found.left_out),
-        "assumptions": [_assumption_json(a) for a in found.assumptions.values()],
-    }
-
-
-def _even_json(even: Even) -> dict[str, Any]:
-    offer = even.bill.offer
-    return {
-        "api": offer.name,
-        "same_model": even.bill.same,
-        "batch": even.bill.batch,
-        "source": offer.source,
-        "noted": offer.noted.isoformat() if offer.noted else None,
-        "dollars_a_month": even.bill.month.as_json(),
-        "break_even_tokens_per_day": even.tokens_per_day.as_json(),
-        "break_even_utilisation": even.utilisation.as_json(),
-        "swings": [_swing_json(s) for s in even.swings],
-    }
-
-
-def _assumption_json(one: Assumption) -> dict[str, Any]:
-    return {
-        "key": one.key,
-        "title": one.title,
-        "unit": one.unit,
-        "value": one.value.as_json(),
-        "source": one.source,
-        "checked": one.checked.isoformat(),
-        "given": one.given,
-    }
-
-
-def _swing_json(swing: Swing) -> dict[str, Any]:
-    return {"key": swing.assumption.key, "at_low": _finite(swing.at_low), "at_high": _finite(swing.at_high)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

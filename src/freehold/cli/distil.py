@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from freehold.cli.company import company_facts
+from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (

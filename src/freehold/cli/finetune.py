@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.company import company_facts
+from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.report.terminal import printable
 from freehold.cli.shared import json_option, pairs

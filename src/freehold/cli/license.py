@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import textwrap
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.company import OPTIONS, company_facts, company_options
+from freehold.choosing import company_facts
+from freehold.cli.company import OPTIONS, company_options
 from freehold.cli.shared import json_option, pairs, table, write_beside
 from freehold.config import Settings
-from freehold.errors import ModelNotFound, UsageError
+from freehold.errors import UsageError
+from freehold.reports.license import licences_json, rulings, verdicts_json
 
 if TYPE_CHECKING:
     from freehold.advisor.facts import Facts
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from freehold.advisor.verdict import Reason, Verdict
     from freehold.catalog.licence import Licence, Term
 
-SCHEMA = 1
 _WORDS = {
     "allowed": "allowed",
     "conditions": "allowed, with conditions",
@@ -79,9 +79,6 @@ def command(
 
     With --json: {"schema": 1, "licences": [...]} for the list, {"schema": 1, "verdicts": [...]} otherwise.
     """
-    from freehold.advisor.lineage import OWN
-    from freehold.advisor.verdict import verdict
-
     if not names and not teachers:
         _nothing_to_judge(given, merged, folder, check)
         _print_all(as_json)
@@ -95,15 +92,13 @@ def command(
             "--no-modifies contradicts --merge and --taught-by, which change the model", "leave it out"
         )
     facts = company_facts(settings, given)
-    asked = _subjects(names) or [OWN]
-    _no_other_input(asked, given["multimodal"])
-    found = [(one, verdict(one, facts, merged, teachers)) for one in asked]
+    found = rulings(names, facts, merged, teachers, multimodal=given["multimodal"])
     if folder == "-" and as_json:
         raise UsageError("--pack - and --json both write to stdout", "name a folder for the pack")
     if folder:
         _write(folder, found[0][1])
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "verdicts": [_as_json(s, v) for s, v in found]}, indent=1))
+        click.echo(json.dumps(verdicts_json(found), indent=1))
     elif len(found) > 1:
         _print_comparison(found)
     elif folder != "-":
@@ -125,39 +120,12 @@ def _nothing_to_judge(
         )
 
 
-def _no_other_input(asked: list[Subject], said: bool | None) -> None:
-    """Raise UsageError for --multimodal or --text-only that contradicts the catalogue's fact about a model."""
-    for one in asked:
-        if said is not None and one.multimodal is (not said):
-            option, takes = ("--multimodal", "text alone") if said else ("--text-only", "more than text")
-            raise UsageError(f"{option} contradicts the catalogue: {one.name} takes {takes}", "leave it out")
-
-
-def _subjects(names: tuple[str, ...]) -> list[Subject]:
-    """Find each name; one with spaces that was not quoted arrives as several."""
-    from freehold.advisor.lineage import subject
-
-    try:
-        return [subject(name) for name in names]
-    except ModelNotFound as e:
-        found, whole = None, " ".join(names)
-        with suppress(ModelNotFound):
-            found = subject(whole)
-        if len(names) < 2 or found is None:
-            raise
-        raise UsageError(
-            f"{whole!r} was given as {len(names)} names", f"quote it: freehold license '{whole}'"
-        ) from e
-
-
 def _print_all(as_json: bool) -> None:
     """List every licence with its most asked terms."""
     from freehold.catalog.licence import licences
 
     if as_json:
-        click.echo(
-            json.dumps({"schema": SCHEMA, "licences": [_licence_json(one) for one in licences()]}, indent=1)
-        )
+        click.echo(json.dumps(licences_json(), indent=1))
         return
     rows = [
         (
@@ -329,66 +297,3 @@ def _write(folder: str, found: Verdict) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name, content in made.files().items():
         click.echo(f"wrote {write_beside(target / name, content)}", err=True)
-
-
-def _as_json(asked: Subject, v: Verdict) -> dict[str, Any]:
-    from freehold.advisor.openness import openness
-    from freehold.advisor.verdict import DISCLAIMER
-
-    return {
-        "subject": v.subject,
-        "answer": v.answer,
-        "licences": list(v.licences),
-        "facts": asdict(v.facts),
-        "missing": list(v.missing),
-        "questions": list(v.questions),
-        "reasons": [_reason_json(r) for r in v.reasons],
-        "openness": {**asdict(place := openness(asked)), "name": place.name},
-        "licence_source": asked.source,
-        "disclaimer": DISCLAIMER,
-    }
-
-
-def _reason_json(r: Reason) -> dict[str, Any]:
-    return {
-        "bearing": r.bearing,
-        "topic": r.topic,
-        "clause": r.clause,
-        "says": r.says,
-        "licence": r.licence,
-        "source": r.source,
-        "model": r.model,
-        "via": list(r.via),
-        "waits_for": list(r.waits_for),
-        "do": r.term.duty if r.term else "",
-        "text": r.term.text if r.term else "",
-    }
-
-
-def _licence_json(one: Licence) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "name": one.name,
-        "aliases": list(one.aliases),
-        "publisher": one.publisher,
-        "class": one.kind,
-        "issued": one.issued.isoformat() if one.issued else None,
-        "url": one.url,
-        "text": one.text,
-        "sha256": one.sha256,
-        "evidence": one.evidence,
-        "checked": one.checked.isoformat(),
-        "covers": list(one.covers),
-        "note": one.note,
-        "terms": [
-            {
-                "topic": t.topic,
-                "effect": t.effect,
-                "clause": t.clause,
-                "says": t.says,
-                "do": t.duty,
-                "text": t.text,
-            }
-            for t in one.terms
-        ],
-    }

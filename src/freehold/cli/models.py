@@ -19,9 +19,10 @@ from freehold.catalog.model import ROLES, THINKING, TIERS
 from freehold.catalog.models import nearest_names
 from freehold.catalog.query import Query, ordered, score, select
 from freehold.catalog.schema import MODALITIES
-from freehold.cli.report.facts import age, facts_json, short_licence, size, tokens
+from freehold.cli.report.facts import age, short_licence, size, tokens
 from freehold.cli.shared import Amount, json_option, table
 from freehold.config import Settings
+from freehold.reports.model_facts import facts_json
 
 SCHEMA = 1
 HEAD = ("MODEL", "NAME", "TIER", "SIZE", "CONTEXT", "LICENCE", "FROM", "RELEASED")

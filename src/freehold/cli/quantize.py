@@ -110,7 +110,7 @@ def command(
     from freehold.adapt.quantize.quantising import Watching, quantise
     from freehold.adapt.quantize.spent import SpentSeconds
     from freehold.adapt.quantize.texts import TOKENS
-    from freehold.cli.company import company_facts
+    from freehold.choosing import company_facts
     from freehold.store import Store
 
     if text is not None and not report:

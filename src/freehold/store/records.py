@@ -173,3 +173,11 @@ def _plain(value: ModelRef | Listed | Removed) -> dict[str, Any]:
         plain["files"], plain["notes"] = [str(p) for p in value.files], list(value.notes)
         plain["extras"] = {k: str(p) for k, p in value.extras.items()}
     return plain
+
+
+def digest(ref: ModelRef) -> str:
+    """Return a file's digest; for an unhashed file, a digest of its path, size and time."""
+    if ref.digest:
+        return ref.digest.removeprefix("sha256:")
+    found = ref.path.stat()
+    return hashlib.sha256(f"{ref.path}|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()

@@ -1,34 +1,17 @@
-"""A model's facts as `models`, `show` and their --json print them: values, units, sources, age.
+"""A model's facts as `models` and `show` print them: values, units, sources, age.
 
-Knows wording; the facts are the catalogue's. Path: cli/models.py, cli/show.py -> facts_json, facts_lines.
+Knows wording; the facts are the catalogue's. Path: cli/models.py, cli/show.py -> facts_lines
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import date
-from typing import Any
 
 from freehold import catalog
 from freehold.catalog.model import STALE_DAYS, Model
 from freehold.errors import ModelNotFound
 from freehold.layers import LayerSpec
-
-_DEEP = 1 << 40  # tokens after which every window is full
-
-
-def facts_json(model: Model, today: date) -> dict[str, Any]:
-    """Return all facts and derived values for JSON; null where unknown."""
-    plain = {k: v.isoformat() if isinstance(v, date) else v for k, v in asdict(model).items()}
-    known = model.cache_known
-    return plain | {
-        "tier": model.tier,
-        "cache_bytes_per_token": model.bytes_per_token(0) if known else None,
-        "cache_bytes_per_token_deep": model.bytes_per_token(_DEEP) if known else None,
-        "state_bytes": model.state_bytes if model.state_known else None,
-        "age_days": model.age_days(today),
-        "stale": model.age_days(today) > STALE_DAYS,
-    }
+from freehold.reports.model_facts import DEEP
 
 
 def size(model: Model) -> str:
@@ -157,7 +140,7 @@ def _cache(model: Model) -> list[tuple[str, str]]:
 
     if not model.cache_known:
         return []
-    first, deep = model.bytes_per_token(0), model.bytes_per_token(_DEEP)
+    first, deep = model.bytes_per_token(0), model.bytes_per_token(DEEP)
     basis = "" if model.layers else ", as published"
     beyond = f", {deep:,} once the windows are full" if deep != first else ""
     rows = [("cache", f"{first:,} bytes a token at 16 bits{beyond}{basis}")]

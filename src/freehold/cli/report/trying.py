@@ -6,7 +6,6 @@ Path: cli/advise -> tried -> evals.trial.run -> Tried -> cli/advise
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import click
 
 from freehold.cli.report.advice import name
 from freehold.errors import FreeholdError, ModelNotFound, UsageError
+from freehold.store.records import digest
 
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Judged, Own
@@ -219,14 +219,6 @@ def _subject(ref: ModelRef) -> Any:
     from freehold.evals.trial import TrialModel
 
     return TrialModel(ref.name, digest(ref))
-
-
-def digest(ref: ModelRef) -> str:
-    """Return a file's digest; for an unhashed file, a digest of its path, size and time."""
-    if ref.digest:
-        return ref.digest.removeprefix("sha256:")
-    found = ref.path.stat()
-    return hashlib.sha256(f"{ref.path}|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()
 
 
 def _own(result: TrialResult) -> Own:

@@ -1,6 +1,6 @@
 """The advice as JSON, for `advise --json`: what was understood, the ranking, and everything that was ruled out.
 
-Knows the fields that docs/guides/advise.md names; knows no wording. Path: cli/advise -> as_plain -> stdout
+Knows the fields that docs/guides/advise.md names; knows no wording. Path: cli/advise, asked -> as_plain
 """
 
 from __future__ import annotations

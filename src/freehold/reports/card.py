@@ -1,0 +1,160 @@
+"""The card of a model, in the store or in the catalogue: the record, the catalogue's facts, the file's metadata.
+
+Knows where each fact comes from; knows no wording beyond the sources' names.
+Path: cli/show, why -> describe -> Store.show, catalog.model, formats.open_model_file, sampling_defaults
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from contextlib import suppress
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from freehold import catalog
+from freehold.catalog.model import Structure
+from freehold.errors import FreeholdError, ModelNotFound
+from freehold.formats import GGUFFile, ModelFile, open_model_file
+from freehold.reports.model_facts import facts_json
+from freehold.store import Listed, Store
+from freehold.store.sampling import sampling_defaults
+
+if TYPE_CHECKING:
+    from freehold.models.binding.bind import Source
+
+UNREAD = "it does not load: "  # begins a note
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
+
+
+def describe(store: Store, model: str) -> dict[str, Any]:
+    """Return the card of `model` as plain values; raise ModelNotFound for one that is unknown."""
+    try:
+        listed = store.show(model)
+    except ModelNotFound:
+        return _from_catalogue(model)
+    card = {**listed.as_json(), **_known(listed)}
+    if listed.state in ("ready", "changed"):
+        with open_model_file(listed.path) as file:
+            card |= file_facts(file)
+            if card["model"] and not catalog.model(card["model"]).may_have(card["parameters"]):
+                card |= {"model": "", "note": "", "catalogue": None}
+            if not card["licence"] and isinstance(file, GGUFFile):
+                card["licence"] = file.metadata.get_str("general.license", "")
+    return card
+
+
+def file_facts(file: ModelFile) -> dict[str, Any]:
+    """Return the facts of the model file: sizes, types, context, template, sampling defaults."""
+    from freehold.advisor.file_anatomy import of_expert
+
+    tensors = file.tensors.values()
+    by_type = Counter[str]()
+    for tensor in tensors:
+        by_type[tensor.type.name] += tensor.nbytes
+    total = sum(by_type.values()) or 1
+    architecture, context, template = (
+        _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
+    )
+    refused = _refused(Structure(architecture, experts=any(of_expert(t.name) for t in tensors)))
+    read = _read(file)
+    notes = (f"{UNREAD}{read.message}",) if isinstance(read, FreeholdError) else read.notes
+    output = file.tensors.get(_OUTPUT)
+    chats = not _is_encoder(architecture)
+    return {
+        "architecture": architecture,
+        "runs": not refused and not isinstance(read, FreeholdError),
+        "refused": refused,
+        "parameters": sum(math.prod(t.shape) for t in tensors),
+        "output_parameters": math.prod(output.shape) if output and _EMBEDDING in file.tensors else 0,
+        "quantisation": [
+            {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
+        ],
+        "context": context if isinstance(read, FreeholdError) else read.cfg.context,
+        "notes": list(notes),
+        "template": template if chats else "none: an embedding model has no chat",
+        "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
+    }
+
+
+def _read(file: ModelFile) -> Source | FreeholdError:
+    """Return what loading would find: the context, notes on parts left out and on what is not stated; or its error."""
+    from freehold.models.binding.bind import read_source
+
+    try:
+        return read_source(file)
+    except FreeholdError as e:
+        return e
+
+
+def _is_encoder(architecture: str) -> bool:
+    """Return whether the architecture is an encoder."""
+    from freehold.models.families import naming
+
+    return any(f.encoder for f in naming(architecture) if f.gguf_architecture == architecture)
+
+
+def _refused(asked: Structure) -> str:
+    """Return why the engine does not run such a model; empty: it does."""
+    from freehold.models.binding.bind import refusal
+
+    return refusal(asked)
+
+
+def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:
+    context = file.metadata.get_int(f"{file.architecture}.context_length", 0)
+    has_template = bool(file.metadata.get_str("tokenizer.chat_template", ""))
+    return file.architecture, context, "file: tokenizer.chat_template" if has_template else "none in the file"
+
+
+def _directory_facts(file: Any) -> tuple[str, int, str]:
+    if file.chat_template:
+        template = "chat_template.jinja"
+    else:
+        config = json.loads(file.tokenizer_config.read_bytes()) if file.tokenizer_config else {}
+        template = (
+            "tokenizer_config.json: chat_template" if config.get("chat_template") else "none in the folder"
+        )
+    context = file.config.get("max_position_embeddings", 0)
+    return str(file.config.get("model_type", "")), context if isinstance(context, int) else 0, template
+
+
+def _known(listed: Listed) -> dict[str, Any]:
+    """Return the catalogue's facts about a stored model, found by its short name or repository."""
+    for name in (listed.name, *listed.aliases):
+        with suppress(ModelNotFound):
+            known = catalog.model(name)
+            return {"model": known.id, "note": _note(name), "catalogue": facts_json(known, date.today())}
+    return {"model": "", "note": "", "catalogue": None}
+
+
+def _note(name: str) -> str:
+    """Return the warning about a misleading short name."""
+    with suppress(ModelNotFound):
+        return catalog.find(name).note
+    return ""
+
+
+def _from_catalogue(text: str) -> dict[str, Any]:
+    known = catalog.model(text)
+    entry = catalog.find(known.name) if known.name else None
+    hub = f"hub: {entry.hub_repo}:{entry.hub_quant}" if entry and entry.hub_repo else ""
+    index = f"package index: {entry.packages[0]}" if entry and entry.packages else ""
+    elsewhere = f"hub: {known.id}" if known.hub and not hub and not index else ""
+    refused = _refused(known.structure)
+    return {
+        "name": known.name or known.id,
+        "state": "not held",
+        "model": known.id,
+        "note": entry.note if entry else "",
+        "architecture": known.architecture,
+        "runs": not refused,
+        "refused": refused,
+        "parameters": known.parameters or round(known.params_b * 1e9),
+        "context": known.context,
+        "bytes": entry.bytes if entry else 0,
+        "licence": known.licence,
+        "source": ", ".join(s for s in (hub, index, elsewhere) if s),
+        "catalogue": facts_json(known, date.today()),
+    }

@@ -1,0 +1,217 @@
+"""All facts about a model: its card, the licence's verdict, quality by task, speed here, and what is not known.
+
+Adds no fact of its own and knows no wording.
+Path: cli/why, asked -> why_report -> card.describe, advisor.{verdict, quality, fit, calibration}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from freehold import catalog
+from freehold.advisor.quality import Scale, rounded
+from freehold.choosing import company_facts
+from freehold.config import Settings
+from freehold.errors import FreeholdError, ModelNotFound
+from freehold.reports.card import describe
+
+if TYPE_CHECKING:
+    from freehold.advisor.calibration import Run
+    from freehold.advisor.fit import Fit, Misfit
+    from freehold.advisor.quality import Quality
+    from freehold.advisor.verdict import Verdict
+    from freehold.catalog import Model
+    from freehold.evals.trial import Kept
+
+SCHEMA = 1
+_CONTEXT = 4096  # tokens, at which a model is placed here
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedHere:
+    """The predicted speed of a model here, and its latest measured runs."""
+
+    foreseen: Fit | Misfit | None
+    measured: tuple[Run, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        from freehold.advisor.fit import Fit
+
+        f = self.foreseen
+        shown: dict[str, Any] = {
+            "fits": None if f is None else isinstance(f, Fit),
+            "reason": "" if f is None or isinstance(f, Fit) else f.reason,
+        }
+        if isinstance(f, Fit):
+            shown |= {"context": f.context, "memory": f.memory.total, "longest": f.longest, "basis": f.basis}
+            shown |= {"decode": f.decode.as_json(), "prefill": f.prefill and f.prefill.as_json()}
+        runs = [
+            {"kind": r.kind, "depth": r.depth, "measured": r.measured, "predicted": r.told, "at": r.at}
+            for r in self.measured
+        ]
+        return {**shown, "measured": runs}
+
+
+@dataclass(frozen=True, slots=True)
+class WhyReport:
+    """Everything about one model. `quality`: tasks that share a benchmark, with the result there."""
+
+    card: dict[str, Any]
+    verdict: Verdict | None
+    quality: list[tuple[list[str], Quality]]
+    own: list[Kept]
+    here: SpeedHere
+    unknown: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as --json has it."""
+        ruled = self.verdict
+        return {
+            "schema": SCHEMA,
+            "model": self.card,
+            "licence": ruled
+            and {
+                "answer": ruled.answer,
+                "reasons": [{k: v for k, v in asdict(r).items() if k != "term"} for r in ruled.reasons],
+            },
+            "quality": [{"tasks": names, **_plain(q)} for names, q in self.quality],
+            "own": [asdict(k) for k in self.own],
+            "here": self.here.as_json(),
+            "unknown": self.unknown,
+        }
+
+
+def why_report(settings: Settings, model: str, given: Mapping[str, Any]) -> WhyReport:
+    """Collect what is known of a model. `given`: the user's facts. Raises ModelNotFound."""
+    from freehold.store import Store
+
+    card = describe(Store(settings), model)
+    known = _catalogued(card)
+    ruled = _verdict(known, card, settings, given)
+    quality = quality_by_task(known, _quant(settings, known, card["name"]))
+    here = _speed_here(settings, card)
+    own = _own(settings, card)
+    return WhyReport(card, ruled, quality, own, here, _unknown(card, known, quality, here, own))
+
+
+def _catalogued(card: dict[str, Any]) -> Model | None:
+    try:
+        return catalog.model(card["model"]) if card.get("model") else None
+    except ModelNotFound:
+        return None
+
+
+def _verdict(
+    known: Model | None, card: dict[str, Any], settings: Settings, given: Mapping[str, Any]
+) -> Verdict | None:
+    """Return the verdict on the model, or on the licence its file names; None where neither is known."""
+    from freehold.advisor.verdict import verdict
+
+    facts = company_facts(settings, given)
+    try:
+        return verdict(known or card["licence"], facts) if known or card["licence"] else None
+    except ModelNotFound:
+        return None
+
+
+def _quant(settings: Settings, known: Model | None, name: str) -> str:
+    from freehold.choosing import weighed
+
+    return weighed(settings, name).quant if known else ""
+
+
+def quality_by_task(known: Model | None, quant: str) -> list[tuple[list[str], Quality]]:
+    """Return a model's quality in a quantisation by task, tasks with one benchmark together."""
+    found: dict[str, tuple[list[str], Quality]] = {}
+    for scales in _scales() if known else ():
+        task = scales[0].task
+        quality = next((q for scale in scales if known and (q := scale.of(known))), None)
+        if quality and known:
+            quality = rounded(quality, quant, known)
+            below = f" (below its bar of {task.bar:g})" if quality.range.low < task.bar else ""
+            found.setdefault(quality.benchmark, ([], quality))[0].append(task.id + below)
+    return list(found.values())
+
+
+@cache
+def _scales() -> list[tuple[Scale, Scale]]:
+    """Return each task's scale and its quick one; all models are read for them, so once."""
+    from freehold.catalog.tasks import tasks
+
+    everything, found = catalog.models(), []
+    for task in tasks():
+        scale = Scale(task, everything)
+        found.append((scale, Scale(task, everything, quick=True, ruler=scale.benchmark)))
+    return found
+
+
+def _untold(quality: list[tuple[list[str], Quality]]) -> list[str]:
+    """Return the tasks without a published result."""
+    from freehold.catalog.tasks import tasks
+
+    rated = {name.partition(" ")[0] for names, _ in quality for name in names}
+    return [t.id for t in tasks() if t.benchmarks and t.id not in rated]
+
+
+def _unknown(
+    card: dict[str, Any],
+    known: Model | None,
+    quality: list[tuple[list[str], Quality]],
+    here: SpeedHere,
+    own: list[Kept],
+) -> list[str]:
+    """Return the facts that no source states."""
+    gaps = []
+    if known is None:
+        gaps.append("lab, lineage and published results: it is not in the catalogue")
+    elif not known.cache_known:
+        gaps.append("its layers, so that the cache's bytes are a guess")
+    if not card.get("licence") and not (known and known.licence):
+        gaps.append("its licence")
+    if card["state"] == "not held":
+        gaps.append("digest, template and defaults of the file: it is not in the store")
+    if known and not known.scores:
+        gaps.append("its own benchmark results")
+    elif known and known.role == "generator" and (untold := _untold(quality)):
+        gaps.append(f"its quality for {', '.join(untold)}: no published result")
+    if not here.measured:
+        gaps.append("its measured speed here: no answer was timed yet")
+    if not own:
+        gaps.append("its quality on your own work: freehold advise --try samples.jsonl measures that")
+    return gaps
+
+
+def _own(settings: Settings, card: dict[str, Any]) -> list[Kept]:
+    """Return the results of `advise --try` for this file."""
+    from freehold.evals.trial import kept
+    from freehold.store import Store
+    from freehold.store.records import digest
+
+    try:
+        return kept(settings.home, digest(Store(settings).resolve(card["name"])))
+    except FreeholdError:
+        return []
+
+
+def _plain(q: Quality) -> dict[str, Any]:
+    return {"benchmark": q.benchmark, "basis": q.basis, "evidence": q.evidence, **q.range.as_json()}
+
+
+def _speed_here(settings: Settings, card: dict[str, Any]) -> SpeedHere:
+    """Predict a model's speed here, and look up its measured runs."""
+    from freehold.advisor.fit import fit, model_key
+    from freehold.choosing import here as this_machine
+    from freehold.choosing import weighed
+
+    try:
+        anatomy, place = weighed(settings, card["name"]), this_machine(settings)
+        most = min(_CONTEXT, anatomy.context or _CONTEXT)
+        past = place.history.runs if place.history else ()
+        mine = tuple(r for r in past if r.model == model_key(anatomy))
+        return SpeedHere(fit(anatomy, place, most), mine)
+    except FreeholdError:
+        return SpeedHere(None, ())
