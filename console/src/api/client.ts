@@ -25,19 +25,37 @@ export async function api<T>(method: string, path: string, body?: unknown, signa
     throw new ApiError(0, "the server cannot be reached", "unreachable");
   }
   if (!response.ok) throw await refusal(response);
-  return (await response.json()) as T;
+  const text = await response.text();
+  return (text ? JSON.parse(text) : null) as T; // some routes of /api answer with nothing
 }
 
 async function refusal(response: Response): Promise<ApiError> {
   try {
-    const { error } = (await response.json()) as { error: { message: string; code?: string; hint?: string } };
+    const { error } = (await response.json()) as { error: string | { message: string; code?: string; hint?: string } };
+    if (typeof error === "string") return new ApiError(response.status, error); // as routes of /api word it
     return new ApiError(response.status, error.message, error.code ?? "", error.hint ?? "");
   } catch {
     return new ApiError(response.status, `the server answered ${response.status}`);
   }
 }
 
+/** Post, and read an answer of one JSON object a line, as they come. Throws ApiError. */
+export async function* lines<T>(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<T> {
+  const headers = { "content-type": "application/json" };
+  const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  if (!response.ok) throw await refusal(response);
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const whole = (rest + value).split("\n");
+    rest = whole.pop()!;
+    for (const line of whole) if (line) yield JSON.parse(line) as T;
+  }
+}
+
 export const get = <T>(path: string, signal?: AbortSignal) => api<T>("GET", path, undefined, signal);
 export const post = <T>(path: string, body: unknown = {}) => api<T>("POST", path, body);
 export const patch = <T>(path: string, body: unknown) => api<T>("PATCH", path, body);
-export const del = <T>(path: string) => api<T>("DELETE", path);
+export const del = <T>(path: string, body: unknown = {}) => api<T>("DELETE", path, body);

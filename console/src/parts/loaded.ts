@@ -9,8 +9,8 @@ export interface Loading<T> {
   again: () => void;
 }
 
-/** Ask for `path` now and whenever it changes; null asks nothing. */
-export function useLoaded<T>(path: string | null): Loading<T> {
+/** Ask for `path` now, and again when it or `version` changes; null asks nothing. */
+export function useLoaded<T>(path: string | null, version = 0): Loading<T> {
   const value = useSignal<T | null>(null);
   const error = useSignal<unknown>(null);
   const turn = useSignal(0);
@@ -23,6 +23,6 @@ export function useLoaded<T>(path: string | null): Loading<T> {
       (e) => stop.signal.aborted || (error.value = e),
     );
     return () => stop.abort();
-  }, [path, turn.value]);
+  }, [path, version, turn.value]);
   return { value: value.value, error: error.value, again: () => turn.value++ };
 }

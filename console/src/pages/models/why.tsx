@@ -1,0 +1,178 @@
+// Everything known about one model, with sources: what `freehold why --json` prints, laid out.
+import type { ComponentChildren } from "preact";
+import type { Range } from "../../api/types";
+import { Dialog } from "../../parts/dialog";
+import { useLoaded } from "../../parts/loaded";
+import { bytes, range, rate, short, whole } from "../../parts/numbers";
+import { Loaded } from "../../parts/page";
+import { texts } from "../../texts";
+import { VERDICT_TONES } from "./rows";
+
+export interface Why {
+  model: {
+    name: string;
+    state?: string;
+    owner?: string;
+    bytes?: number;
+    held?: number;
+    pack_bytes?: number;
+    digest?: string;
+    source?: string;
+    licence?: string;
+    detail?: string;
+    catalogue?: { lab: string; country: string; checked: string; sources: string[]; context: number; licence_url: string };
+  };
+  licence: { answer: keyof typeof VERDICT_TONES; reasons: Reason[] } | null;
+  quality: (Range & { benchmark: string; basis: string; evidence: string; tasks: string[] })[];
+  own: { samples: string; passed: number; answered: number; cases: number; at: string }[];
+  here: {
+    fits: boolean | null;
+    reason: string;
+    context: number | null;
+    memory: number | null;
+    longest: number | null;
+    basis: string;
+    decode: Range | null;
+    prefill: Range | null;
+    measured: unknown[];
+  } | null;
+  unknown: string[];
+}
+
+interface Reason {
+  bearing: string;
+  says: string;
+  clause: string;
+  source: string;
+  licence: string;
+}
+
+const words = texts.models.why;
+
+export function WhyDialog({ name, onClose, actions }: { name: string; onClose: () => void; actions: ComponentChildren }) {
+  const why = useLoaded<Why>(`/console/api/choose?verb=why&model=${encodeURIComponent(name)}`);
+  return (
+    <Dialog title={name} onClose={onClose} wide actions={actions}>
+      <Loaded of={why}>{(value) => <Facts why={value} />}</Loaded>
+    </Dialog>
+  );
+}
+
+function Facts({ why }: { why: Why }) {
+  return (
+    <div class="why">
+      <Here here={why.here} />
+      <Licence licence={why.licence} />
+      <Quality why={why} />
+      <File model={why.model} />
+      {why.unknown.length > 0 && (
+        <section>
+          <h3>{words.unknown}</h3>
+          <ul class="plain">
+            {why.unknown.map((what) => (
+              <li key={what}>{what}</li>
+            ))}
+          </ul>
+        </section>
+      )}
+    </div>
+  );
+}
+
+function Here({ here }: { here: Why["here"] }) {
+  if (!here) return null;
+  return (
+    <section>
+      <h3>{words.here}</h3>
+      <dl class="facts">
+        {here.reason && <Fact name={words.fits}>{here.reason}</Fact>}
+        {here.memory !== null && here.context !== null && (
+          <Fact name={words.memory}>{words.memoryAt(bytes(here.memory), whole(here.context))}</Fact>
+        )}
+        {here.longest !== null && <Fact name={words.longest}>{words.tokens(whole(here.longest))}</Fact>}
+        {here.decode && <Fact name={words.decode}>{bounded(here.decode, rate)}</Fact>}
+        {here.prefill && <Fact name={words.prefill}>{bounded(here.prefill, rate)}</Fact>}
+        {here.basis && <Fact name={words.basis}>{here.basis}</Fact>}
+      </dl>
+    </section>
+  );
+}
+
+function Licence({ licence }: { licence: Why["licence"] }) {
+  if (!licence) return null;
+  return (
+    <section>
+      <h3>
+        {words.licence} <span class={`badge ${VERDICT_TONES[licence.answer]}`}>{texts.models.verdicts[licence.answer]}</span>
+      </h3>
+      <ul class="reasons">
+        {licence.reasons.map((reason, i) => (
+          <li key={i}>
+            <b>{reason.bearing}</b> {reason.says}
+            <small>
+              {reason.licence} {reason.clause} · {reason.source}
+            </small>
+          </li>
+        ))}
+      </ul>
+      <p class="dim small">{words.noAdvice}</p>
+    </section>
+  );
+}
+
+function Quality({ why }: { why: Why }) {
+  if (!why.quality.length && !why.own.length) return null;
+  return (
+    <section>
+      <h3>{words.quality}</h3>
+      <dl class="facts">
+        {why.quality.map((q) => (
+          <Fact key={q.benchmark + q.basis} name={q.benchmark}>
+            {bounded(q, short)} <span class="dim">{[q.basis, q.evidence, q.tasks.join(", ")].filter(Boolean).join(" · ")}</span>
+          </Fact>
+        ))}
+        {why.own.map((own) => (
+          <Fact key={own.samples + own.at} name={words.own}>
+            {words.passed(own.samples, own.passed, own.answered)} <span class="dim">{own.at.slice(0, 10)}</span>
+          </Fact>
+        ))}
+      </dl>
+    </section>
+  );
+}
+
+function File({ model }: { model: Why["model"] }) {
+  const { catalogue } = model;
+  return (
+    <section>
+      <h3>{words.origin}</h3>
+      <dl class="facts">
+        {catalogue && <Fact name={words.lab}>{`${catalogue.lab} (${catalogue.country})`}</Fact>}
+        {model.licence && <Fact name={words.licence}>{model.licence}</Fact>}
+        {model.source && <Fact name={words.source}>{model.source}</Fact>}
+        {model.bytes ? <Fact name={words.size}>{bytes(model.bytes)}</Fact> : null}
+        {model.digest && (
+          <Fact name="SHA-256">
+            <code>{model.digest}</code>
+          </Fact>
+        )}
+        {catalogue && <Fact name={words.checked}>{catalogue.checked}</Fact>}
+        {catalogue && catalogue.sources.length > 0 && <Fact name={words.facts}>{catalogue.sources.join("; ")}</Fact>}
+      </dl>
+    </section>
+  );
+}
+
+function Fact({ name, children }: { name: string; children: ComponentChildren }) {
+  return (
+    <>
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </>
+  );
+}
+
+/** "195 tok/s (97.5 to 780)" */
+function bounded(of: Range, say: (n: number) => string): string {
+  return `${say(of.mid)} (${range(of.low, of.high, say)})`;
+}
