@@ -357,7 +357,7 @@ export const texts = {
     context: (tokens: string) => `${tokens} tokens of context`,
     threads: (n: number) => (n === 1 ? "1 thread" : `${n} threads`),
     writing: "Writing",
-    reading: "Reading prompts",
+    now: "now",
     readingAt: (rate: string) => `prompts at ${rate}`,
     streams: "Streams",
     preemptions: (n: number) => `${n} preempted so far`,

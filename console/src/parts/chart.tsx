@@ -104,7 +104,7 @@ function optionsOf(
       y: { range: (_u, low, high) => yRange(low, high) },
     },
     axes: [
-      { ...axis, size: 24, space: 70 },
+      { ...axis, size: 24, space: 70, ...(props.time && { values: (_u, ticks) => ticks.map(minute) }) },
       { ...axis, size: 64, space: 34, values: (_u, ticks) => ticks.map((tick) => props.say(tick)) },
     ],
     series: [
@@ -119,6 +119,9 @@ function optionsOf(
     ],
   };
 }
+
+const minute = (at: number) =>
+  new Date(at * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
 
 /** From zero, unless a curve lies below it; with a little air above. */
 function yRange(low: number | null, high: number | null): [number, number] {

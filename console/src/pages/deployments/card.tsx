@@ -1,5 +1,6 @@
 // One deployment: what it runs, its replicas with their logs, and roll and stop, which are asked about first.
 import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 import { post } from "../../api/client";
 import { Button } from "../../parts/button";
 import { ask, Dialog } from "../../parts/dialog";
@@ -137,12 +138,13 @@ function Log({ name, replica, onClose }: { name: string; replica: number; onClos
   const error = useSignal("");
   const read = async () => {
     try {
+      error.value = "";
       lines.value = (await post<{ lines: string[] }>("/admin/deployments/log", { name, replica })).lines;
     } catch (e) {
       error.value = saying(e);
     }
   };
-  if (lines.value === null && !error.value) void read();
+  useEffect(() => void read(), []);
   return (
     <Dialog
       wide

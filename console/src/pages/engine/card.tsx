@@ -8,10 +8,7 @@ import { texts } from "../../texts";
 import { type History, SPAN_S } from "./live";
 
 const words = texts.engine;
-const SPEEDS: Series[] = [
-  { label: words.writing, tone: "a" },
-  { label: words.reading, tone: "c" },
-];
+const SPEED: Series[] = [{ label: words.now, tone: "a" }];
 const WAITS: Series[] = [
   { label: words.half, tone: "a" },
   { label: words.ninetyNine, tone: "b" },
@@ -50,12 +47,12 @@ export function EngineCard({ model, history }: { model: LiveModel; history: Hist
       {full && history && history.at.length > 1 && (
         <div class="charts">
           <Chart
-            label={words.speed}
+            label={words.writing}
             time
             span={SPAN_S}
             x={history.at}
-            series={SPEEDS}
-            values={[history.decode, history.prefill]}
+            series={SPEED}
+            values={[history.decode]}
             say={rate}
             sayX={clock}
           />

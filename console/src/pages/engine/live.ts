@@ -11,10 +11,8 @@ export const SPAN_S = 300; // that the charts show
 export interface History {
   at: number[];
   decode: (number | null)[];
-  prefill: (number | null)[];
   itl50: (number | null)[];
   itl99: (number | null)[];
-  running: number[];
 }
 
 export interface Live {
@@ -79,15 +77,13 @@ function remember(histories: Map<string, History>, state: LiveState): void {
 
 /** A new object each time, so that a chart sees that it changed. */
 function longer(before: History | undefined, at: number, now: LiveEngine): History {
-  const old = before ?? { at: [], decode: [], prefill: [], itl50: [], itl99: [], running: [] };
+  const old = before ?? { at: [], decode: [], itl50: [], itl99: [] };
   const from = old.at.findIndex((t) => t > at - SPAN_S);
   const add = <T>(list: T[], value: T) => [...(from < 0 ? [] : list.slice(from)), value];
   return {
     at: add(old.at, at),
     decode: add(old.decode, now.tok_s),
-    prefill: add(old.prefill, now.prefill_tok_s),
     itl50: add(old.itl50, now.itl.recent?.p50 ?? null),
     itl99: add(old.itl99, now.itl.recent?.p99 ?? null),
-    running: add(old.running, now.running),
   };
 }

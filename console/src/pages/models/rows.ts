@@ -36,9 +36,9 @@ export type Tone = "good" | "warn" | "bad" | "";
 /** Whether it runs here, in a word or two. */
 export function fit(row: ModelRow): { says: string; tone: Tone } {
   const words = texts.models.fit;
-  if (!row.runs) return { says: words.refused, tone: "bad" };
+  if (!row.runs) return { says: words.refused, tone: "" };
   if (row.fits === null) return { says: words.unknown, tone: "" };
-  if (!row.fits) return { says: words.no, tone: "bad" };
+  if (!row.fits) return { says: words.no, tone: "" };
   return { says: row.memory === null ? words.yes : words.yesIn(bytes(row.memory)), tone: "good" };
 }
 

@@ -174,5 +174,5 @@ function Fact({ name, children }: { name: string; children: ComponentChildren })
 
 /** "195 tok/s (97.5 to 780)" */
 function bounded(of: Range, say: (n: number) => string): string {
-  return `${say(of.mid)} (${range(of.low, of.high, say)})`;
+  return `${say(of.mid)} (${range(of.low, of.high, short)})`;
 }

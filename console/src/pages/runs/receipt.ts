@@ -21,11 +21,17 @@ export function measured(receipt: Plain): { pairs: BeforeAfter[]; facts: [string
       const after = found[key.replace(/before$/, "after")];
       const paired = /(^|_)before$/.test(key) && typeof value === "number" && typeof after === "number";
       const name = key.replace(/_?before$/, "").replaceAll("_", " ");
-      if (paired) pairs.push({ what: [titled(part), name].filter(Boolean).join(", "), before: value, after });
-      else facts.push(...flat(value, `${titled(part)}, ${key.replaceAll("_", " ")}`));
+      if (paired) pairs.push({ what: named(part, name), before: value, after });
+      else facts.push(...flat(value, named(part, key.replaceAll("_", " "))));
     }
   }
   return { pairs, facts };
+}
+
+/** "Control, lost"; what stands in `before_after` itself needs no such prefix. */
+function named(part: string, name: string): string {
+  if (part === "before_after") return titled(name || "score");
+  return [titled(part), name].filter(Boolean).join(", ");
 }
 
 const LEFT_OUT = ["schema", "verb", "freehold", "made_at", "system", "licence", "before_after", "control", "text_loss"];
@@ -53,7 +59,11 @@ function flat(value: unknown, name: string): [string, string][] {
 
 /** A number as its receipt has it, to six digits. */
 export function said(n: number): string {
-  if (Number.isInteger(n)) return n.toLocaleString("en-US");
+  const plain = Number.isInteger(n) ? n.toLocaleString("en-US") : decimal(n);
+  return plain.replace(/^-/, "−");
+}
+
+function decimal(n: number): string {
   return Math.abs(n) < 1e-4 ? n.toExponential(2) : String(Number(n.toPrecision(6)));
 }
 

@@ -40,7 +40,7 @@ function Receipt({ of }: { of: TrainingReceipt }) {
       {of.row.trouble && <p class="badge bad">{of.row.trouble}</p>}
       <Curves curves={of.curves} bad={of.bad_lines} />
       {(pairs.length > 0 || facts.length > 0) && (
-        <section>
+        <section class="measured">
           <h2>{words.beforeAfter}</h2>
           {pairs.length > 0 && <Table caption={words.beforeAfter} columns={PAIRS} rows={pairs} rowKey={(row) => row.what} />}
           <Facts rows={facts} />
@@ -89,7 +89,7 @@ function Curves({ curves, bad }: { curves: TrainingReceipt["curves"]; bad: numbe
             x={curves[name]!.map(([step]) => step)}
             values={[curves[name]!.map(([, value]) => value)]}
             series={[{ label: words.latest, tone: rank(name) % 2 ? "c" : "a" }]}
-            say={said}
+            say={(n) => said(Number(n.toPrecision(4)))}
             sayX={(step) => words.step(step)}
           />
         ))}
