@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from freehold.server.anthropic import models as anthropic_models
 from freehold.server.anthropic.errors import anthropic_error, speaks
@@ -19,7 +20,7 @@ from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
 from freehold.server.console.page import page
 from freehold.server.console.routes import console_routes
-from freehold.server.core.auth import Headers
+from freehold.server.core.auth import ASSETS, CONSOLE, Headers
 from freehold.server.core.call import Endpoint, HttpCall, Server, endpoint_of, route
 from freehold.server.core.gate import Gate
 from freehold.server.core.problems import Refused, Wording, openai_error
@@ -61,12 +62,12 @@ _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 def make_app(server: Server) -> Starlette:
     """Return the application; its guard decides about access."""
-    found = routes(store=server.store is not None)
+    found = routes(store=server.store is not None, console=server.console)
     posted = {r.path: endpoint_of(r) for r in found if r.methods == {"POST"} and "{" not in r.path}
     layers = [Middleware(Gate, server=server, wording=wording, posted=posted)]
     if server.guard.origins and not server.guard.trusted:
         cors = Middleware(
-            CORSMiddleware,
+            _ApiCors,
             allow_origins=server.guard.origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
@@ -82,8 +83,18 @@ def make_app(server: Server) -> Starlette:
     return app
 
 
-def routes(*, store: bool = True) -> list[Route]:
-    """Return every route of a server; `store` False: of one without a store on disk."""
+class _ApiCors(CORSMiddleware):
+    """CORS for the API alone: no other page may read ours, or what only ours asks."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        own = scope["type"] == "http" and (
+            scope["path"] == "/" or scope["path"].startswith((ASSETS, CONSOLE))
+        )
+        await (self.app(scope, receive, send) if own else super().__call__(scope, receive, send))
+
+
+def routes(*, store: bool = True, console: bool = True) -> list[Route]:
+    """Return every route of a server; without `store` of one without models on disk, without `console` of no page."""
     return [
         route("POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED, reply=ChatCompletion),
         route(
@@ -123,12 +134,12 @@ def routes(*, store: bool = True) -> list[Route]:
         route("GET", "/metrics", metrics, audience="operator", answer=["text/plain"]),
         route("GET", "/version", version, audience="any", reply=VersionReply),
         route("GET", "/openapi.json", openapi, audience="any"),
-        route("GET", "/", root, audience="all", answer=["text/plain", "text/html"]),
+        route("GET", "/", root, audience="page", answer=["text/plain", "text/html"]),
         *ollama.routes(),
         *(ollama.store_routes() if store else ()),
         *admin_routes(),
         *deployment_routes(),
-        *console_routes(),
+        *(console_routes() if console else ()),
     ]
 
 
@@ -158,12 +169,14 @@ async def model(call: HttpCall) -> None:
 
 async def root(call: HttpCall) -> None:
     """Answer a browser with a page, and other clients with the sentence that Ollama's clients expect."""
-    await (page if b"text/html" in call.headers.get(b"accept", b"") else ollama.greeting)(call)
+    browser = call.scope["method"] == "GET" and b"text/html" in call.headers.get(b"accept", b"")
+    await (page if browser and call.server.console else ollama.greeting)(call)
 
 
 async def openapi(call: HttpCall) -> None:
     """Describe every route to programs (OpenAPI 3.1)."""
-    await call.answer(document(routes(store=call.server.store is not None)))
+    server = call.server
+    await call.answer(document(routes(store=server.store is not None, console=server.console)))
 
 
 async def _http_error(request: Request, e: Exception) -> Response:

@@ -72,7 +72,7 @@ def _operation(method: str, route: Route, endpoint: Endpoint, refs: dict[Any, An
         "summary": said.splitlines()[0] if said else "",
         "tags": [endpoint.audience],
         "responses": _responses(endpoint, refs),
-        "security": [] if endpoint.audience == "all" else [{"bearer": []}, {"header": []}],
+        "security": [] if endpoint.audience in ("all", "page") else [{"bearer": []}, {"header": []}],
     }
     parameters = [_parameter(p, "path") for p in _PARAMETER.findall(route.path)]
     parameters += [_parameter(q, "query") for q in endpoint.query]
@@ -107,4 +107,4 @@ def _responses(endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"type": "object"}}}
     refusals = {status: {"description": text, "content": error} for status, text in _REFUSALS.items()}
     answers = dict.fromkeys(map(str, endpoint.status), ok)
-    return {**answers, **({} if endpoint.audience == "all" else refusals)}
+    return {**answers, **({} if endpoint.audience in ("all", "page") else refusals)}

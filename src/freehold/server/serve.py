@@ -29,6 +29,8 @@ from freehold.platforms import SOCKET_PATH_BYTES, open_files
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
+from freehold.server.console.login import Login
+from freehold.server.console.sessions import PageSessions
 from freehold.server.core.accepting import Acceptor
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.auth import Guard, host_name
@@ -73,7 +75,8 @@ class ServerSettings:
     limits: ServerLimits = ServerLimits()  # noqa: RUF009
     drain_s: float = 30.0
     keep_alive_s: float = 10.0  # of event streams; not of models
-    home: Path | None = None  # folder of files and batches; None: without them
+    home: Path | None = None  # folder of files, batches and sessions; None: without them
+    console: bool = True  # the page at `/`, and the routes that it asks
 
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
@@ -157,9 +160,10 @@ class Doors:
         self.drained = True  # False once an answer was cut off
         health = Health(models)
         health.preload = dict.fromkeys(preload, "loading")
+        sessions = _sessions(settings)
         self.server = Server(
             models,
-            _guard(settings),
+            _guard(settings, sessions),
             settings.limits,
             Metrics(models),
             health,
@@ -167,8 +171,12 @@ class Doors:
             door=self,
             default_model=next(iter(preload), ""),
             store=store,
+            console=settings.console,
             accounts=Accounts(settings.accounts),
         )
+        self._sessions = sessions
+        if sessions is not None:
+            self.server.parts[Login] = Login(sessions)
         self.server.parts[Responses] = Responses()
         if settings.home is not None:
             desk = self.server.parts[Desk] = Desk(settings.home)
@@ -199,6 +207,7 @@ class Doors:
             self._halves.append(_Half(make_app(trusted), self.settings, [unix]))
         watch = asyncio.create_task(self.server.health.watch())
         keep = asyncio.create_task(self.server.accounts.keep())
+        sessions = asyncio.create_task(self._sessions.keep()) if self._sessions else None
         if (desk := self.server.part(Desk)) is not None:
             self._batches = asyncio.create_task(desk.run(Asker(self.server, endpoints())))
         preload: asyncio.Task[None] | None = None
@@ -214,11 +223,13 @@ class Doors:
                     opened()
                 preload = asyncio.create_task(self._preload(loaded))
         finally:
-            for task in (watch, keep, preload, self._batches):
+            for task in (watch, keep, sessions, preload, self._batches):
                 if task is not None:
                     task.cancel()
             await self.server.models.close(0.0)
             self.server.accounts.close()
+            if self._sessions is not None:
+                self._sessions.close()
             self.server.bodies.close()
 
     async def _preload(self, loaded: Loaded | None) -> None:
@@ -260,14 +271,27 @@ class Doors:
                 connection.transport.abort()  # type: ignore[union-attr]
 
 
-def _guard(settings: ServerSettings) -> Guard:
+def _sessions(settings: ServerSettings) -> PageSessions | None:
+    if not settings.console:
+        return None
+    path = settings.home / "serve" / "logins.json" if settings.home is not None else None
+    return PageSessions(path, settings.keys, _owner(settings), tls=settings.tls is not None)
+
+
+def _guard(settings: ServerSettings, sessions: PageSessions | None) -> Guard:
     return Guard(
         settings.keys,
         settings.hosts,
         settings.origins,
         insecure=settings.insecure,
-        owner=hashed(settings.owner.encode()) if settings.owner else "",
+        owner=_owner(settings),
+        tls=settings.tls is not None,
+        sessions=sessions.find if sessions is not None else None,
     )
+
+
+def _owner(settings: ServerSettings) -> str:
+    return hashed(settings.owner.encode()) if settings.owner else ""
 
 
 def run(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import freehold
-from freehold.server.core.call import HttpCall
+from freehold.server.core.call import HttpCall, Server
+from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
 
 OWNERS = ("pull", "delete", "load", "tools", "keys")
@@ -13,24 +14,32 @@ OWNERS = ("pull", "delete", "load", "tools", "keys")
 
 async def me(call: HttpCall) -> None:
     """Say who asks; also to a browser without a key, so that the page knows to ask for one."""
-    await call.answer(description(call))
+    await call.answer(description(call), 200, [(b"cache-control", b"no-store")])
 
 
 def description(call: HttpCall) -> dict[str, Any]:
-    """Describe the caller: version, name of the key, whether it is the owner, whether a key is wanted, what it can."""
-    guard = call.server.guard
+    """Describe the caller, or say why it may do nothing."""
+    server = call.server
+    if call.owner:
+        return described(server, None, owner=True)
     try:
-        key, owner = guard.check("/v1/models", call.headers)
-    except Refused:
-        key, owner, can = None, False, []
-    else:
-        admin = owner or (key is not None and key.kind == "admin")
-        chat = key is None or key.kind == "client"
-        can = [*(["chat"] if chat else []), *(OWNERS if admin else ())]
+        key, owner = server.guard.check("/v1/models", call.headers)
+    except Refused as e:
+        return {**described(server, None, owner=False), "can": [], "refused": e.message}
+    return described(server, key, owner=owner)
+
+
+def described(server: Server, key: Key | None, *, owner: bool) -> dict[str, Any]:
+    """Describe a caller: version, name of the key, whether it is the owner, whether a key is wanted, what it can."""
+    keyed = bool(server.guard.keys)
+    stranger = keyed and key is None and not owner
+    admin = owner or (key is not None and key.kind == "admin")
+    chat = not stranger and (key is None or key.kind == "client")
     return {
         "version": freehold.__version__,
         "key": key.name if key else None,
         "owner": owner,
-        "keyed": bool(guard.keys),
-        "can": can,
+        "keyed": keyed,
+        "can": [*(["chat"] if chat else []), *(OWNERS if admin else ())],
+        "refused": "",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
+from freehold.server.console import login
 from freehold.server.console.me import me
 from freehold.server.console.page import asset
 from freehold.server.core.call import route
@@ -13,5 +14,9 @@ def console_routes() -> list[Route]:
     """Return the routes that the page asks besides those of `/v1` and `/api`."""
     return [
         route("GET", "/console/api/me", me, audience="all"),
-        route("GET", "/assets/{name}", asset, audience="all", answer=["text/javascript", "text/css"]),
+        route("POST", "/console/login", login.login, login.LoginRequest, audience="all"),
+        route("POST", "/console/owner", login.owner, login.OwnerRequest, audience="all"),
+        route("POST", "/console/logout", login.logout, login.NothingAsked, audience="all"),
+        route("POST", "/console/api/code", login.code, login.NothingAsked, audience="admin"),
+        route("GET", "/assets/{name}", asset, audience="page", answer=["text/javascript", "text/css"]),
     ]

@@ -1,13 +1,13 @@
-"""Access: the rule for binding, keys, audiences of routes, and the guard against web pages.
+"""Access: the rule for binding, keys, sessions, audiences of routes, and the guard against web pages.
 
-Knows names of hosts and the headers of a request; knows no body and no model.
+Knows names of hosts and the headers of a request; knows no body and no model, and of a session only whom it stands for.
 Path: cli/serve -> check_bind; Gate -> Guard.check -> Key; Endpoint -> Guard.check_audience
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hmac import compare_digest
@@ -15,15 +15,24 @@ from typing import Literal
 
 from freehold.errors import UsageError
 from freehold.server.core.keys import Key, Ring, hashed
+from freehold.server.core.ownpage import from_another_page, from_own_page, has_body, is_json
 from freehold.server.core.problems import Refused
 
 Headers = Mapping[bytes, bytes]
-# Keys that a route accepts. all: any, or no key. any: any key. client: keys that may run models. operator: keys that
+# Keys that a route accepts. page: any, or no key: a file of the page. all: any, or no key. any: any key. client: keys that may run models. operator: keys that
 # may list every model, so a client key without a scope or an admin key. admin: an admin key, or the owner's access by
 # Unix socket or token; a local program that may run models without a key may still not change the disk.
-Audience = Literal["all", "any", "client", "operator", "admin"]
-# Liveness, and the page's files: public information only.
-OPEN, ASSETS = ("/health", "/", "/console/api/me"), "/assets/"
+Audience = Literal["page", "all", "any", "client", "operator", "admin"]
+# Liveness, the page's files, and what turns a key into a session: public information only.
+OPEN = ("/health", "/", "/console/api/me", "/console/login", "/console/owner", "/console/logout")
+ASSETS, CONSOLE = "/assets/", "/console/"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHolder:
+    """Whom a session stands for. `key` None: the owner."""
+
+    key: Key | None
 
 
 def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:
@@ -75,24 +84,52 @@ class Guard:
     trusted: bool = False  # the Unix socket in a folder of 0700: only the owner can connect
     insecure: bool = False  # other machines reach it without a key
     owner: str = ""  # the hash of the owner's token; "": there is none
+    tls: bool = False
+    sessions: Callable[[bytes], SessionHolder | None] | None = (
+        None  # by the Cookie header; None: there are none
+    )
 
     def owns(self, headers: Headers) -> bool:
         """Return whether the request is the owner's: through the Unix socket, or with the owner's token."""
         return self.trusted or (bool(self.owner) and compare_digest(hashed(_given(headers)), self.owner))
 
-    def check(self, path: str, headers: Headers) -> tuple[Key | None, bool]:
-        """Return (the key that came, None where none is needed; whether the owner asks); raise Refused, 401 or 403."""
-        owner = self.owns(headers)
-        if owner or path in OPEN or path.startswith(ASSETS):
-            return None, owner
-        if self.keys:
+    def check(self, path: str, headers: Headers, method: str = "GET") -> tuple[Key | None, bool]:
+        """Return (the key that came, None where none is needed; whether the owner asks); raise Refused, 401 or 403.
+
+        A header with a key wins over a session, so that a wrong one is refused.
+        """
+        if self.owns(headers):
+            return None, True
+        if path.startswith(CONSOLE):
+            self._check_page(headers, method)
+        if path in OPEN or path.startswith(ASSETS):
+            return None, False
+        if (holder := self._session(headers)) is not None:
+            _check_json(headers, method)
+        if not self.keys:
+            self._local(headers)
+        elif holder is None:
             return self._keyed(headers), False
-        self._local(headers)
-        return None, False
+        return (None, False) if holder is None else (holder.key, holder.key is None)
+
+    def _session(self, headers: Headers) -> SessionHolder | None:
+        """Return whom the cookie stands for; None without one, and where another page may have sent it."""
+        cookie = headers.get(b"cookie", b"")
+        if not cookie or self.sessions is None or _given(headers):
+            return None
+        return self.sessions(cookie) if from_own_page(headers, tls=self.tls) else None
+
+    def _check_page(self, headers: Headers, method: str) -> None:
+        """Refuse other pages the routes that only our page asks, whatever they bring along."""
+        if from_another_page(headers, tls=self.tls):
+            raise Refused(403, "pages of this origin may not ask this server", code="foreign_origin")
+        if method != "GET" and not self.keys:
+            self._local(headers)
+        _check_json(headers, method)
 
     def check_audience(self, audience: Audience, key: Key | None, *, owner: bool = False) -> None:
         """Refuse (403) a route that `key` does not open, unless the owner asks."""
-        if owner or self.trusted or audience in ("all", "any"):
+        if owner or self.trusted or audience in ("page", "all", "any"):
             return
         if key is None:
             if audience == "admin":
@@ -160,6 +197,17 @@ def _given(headers: Headers) -> bytes:
     """Return the secret that came; b"" for none."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+
+
+def _check_json(headers: Headers, method: str) -> None:
+    """Refuse (415) a body that a page could send without being asked for permission, such as a form."""
+    if method != "GET" and has_body(headers) and not is_json(headers):
+        raise Refused(
+            415,
+            "in a session, and on the console's routes, a body must come with Content-Type: application/json",
+            code="not_json",
+            headers=((b"accept", b"application/json"),),
+        )
 
 
 def _forbidden(message: str) -> Refused:

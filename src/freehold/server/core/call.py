@@ -69,6 +69,7 @@ class Server:
     door: ServerHandle | None = None  # serve.py fills it in
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
     store: Store | None = None  # the models on disk; without it routes of the store are absent
+    console: bool = True  # the page at `/`, and the routes that it asks
     chores: int = 0  # downloads and the like that are in progress
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)

@@ -43,7 +43,7 @@ class Gate:
         call.wording = self._wording(scope["path"], call.headers)
         try:
             _check_spare(scope)
-            call.key, call.owner = self._server.guard.check(scope["path"], call.headers)
+            call.key, call.owner = self._server.guard.check(scope["path"], call.headers, scope["method"])
             direct = self._posted.get(scope["path"]) if scope["method"] == "POST" else None
             with self._one_of_few(call):
                 await (direct or self._app)(scope, receive, send)

@@ -247,6 +247,11 @@ class Ring:
         self._look()
         return self._known.get(hashed(given))
 
+    def of_hash(self, sha256: str) -> Key | None:
+        """Return the key of this hash, which a session keeps."""
+        self._look()
+        return self._known.get(sha256)
+
     def named(self, name: str) -> Key | None:
         """Return the key of this name."""
         self._look()
