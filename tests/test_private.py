@@ -15,7 +15,7 @@ from freehold.server.batches.desk import Desk
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.keys import KeyFile, made
 from freehold.server.core.owner import owner_token
-from freehold.server.serve import bind_unix
+from freehold.server.core.sockets import bind_unix
 from freehold.store import Store
 from freehold.store.create import copy
 from tests.vectors.files import write_gguf

@@ -26,7 +26,8 @@ from freehold.backends.planning import facts
 from freehold.backends.replicas.models import DeployedModels
 from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
 from freehold.config import Settings
-from freehold.server.serve import Doors, ServerSettings, bind_tcp
+from freehold.server.core.sockets import bind_tcp
+from freehold.server.serve import Doors, ServerSettings
 from freehold.store import Store
 from freehold.worker.models import EngineModels
 

@@ -45,7 +45,8 @@ def serve(port: int) -> None:
     from freehold.cli.serving.logs import logging_to
     from freehold.config import load_settings
     from freehold.server.core.limits import ServerLimits
-    from freehold.server.serve import ServerSettings, bind_tcp, run
+    from freehold.server.core.sockets import bind_tcp
+    from freehold.server.serve import ServerSettings, run
     from freehold.store import Store
     from freehold.worker.models import EngineModels
     from freehold.worker.wire import Script

@@ -29,7 +29,8 @@ from freehold.router.ledger.store import Ledger
 from freehold.router.reading import read_text
 from freehold.router.toml.outside import Outside
 from freehold.server.core.keys import Key, Ring, hashed
-from freehold.server.serve import Doors, ServerSettings, bind_tcp
+from freehold.server.core.sockets import bind_tcp
+from freehold.server.serve import Doors, ServerSettings
 from freehold.serving import Job, Origin, Stream
 from freehold.types import Chunk, Message
 from tests.router.rented import FakeRented

@@ -27,7 +27,8 @@ from freehold.router.live import LiveGateway
 from freehold.router.opening import ServedGateway, open_models
 from freehold.router.toml.outside import Outside
 from freehold.server.core.keys import Key, Ring, hashed
-from freehold.server.serve import Doors, ServerSettings, bind_tcp
+from freehold.server.core.sockets import bind_tcp
+from freehold.server.serve import Doors, ServerSettings
 from freehold.store import Store
 from tests.providers.standin import Answer, Fault, Received, StandIn
 from tests.providers.standin.script import FaultKind

@@ -13,7 +13,8 @@ import httpx2
 import pytest
 
 from freehold.config import Settings as Home
-from freehold.server.serve import Doors, ServerSettings, bind_tcp, bind_unix
+from freehold.server.core.sockets import bind_tcp, bind_unix
+from freehold.server.serve import Doors, ServerSettings
 from freehold.serving import ModelManager
 from freehold.store import Store
 from tests.server.fakes import FakeModels, Script

@@ -15,7 +15,7 @@ import pytest
 
 import freehold
 from freehold.errors import ModelNotFound, UsageError
-from freehold.server.serve import bind_tcp, bind_unix
+from freehold.server.core.sockets import bind_tcp, bind_unix
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT
 from tests.server.test_streams import connect, eventually, request, until
@@ -167,7 +167,8 @@ def test_stop_over_the_socket_ends_the_server(serving):
 
 PROGRAM = """
 import sys
-from freehold.server.serve import ServerSettings, bind_tcp, run
+from freehold.server.core.sockets import bind_tcp
+from freehold.server.serve import ServerSettings, run
 from tests.server.fakes import FakeModels, Script
 
 async def models():

@@ -6,7 +6,7 @@ import pytest
 
 from freehold.errors import UsageError
 from freehold.server.app import routes
-from freehold.server.core.auth import OPEN, check_bind, host_name, is_loopback
+from freehold.server.core.auth import ASSETS, OPEN, check_bind, host_name, is_loopback
 from freehold.server.core.call import endpoint_of
 from freehold.server.core.keys import Ring, key_of
 from tests.server.test_chat import CHAT
@@ -23,7 +23,7 @@ def keyed(serving):
 def test_every_route_but_health_needs_a_key(keyed):
     asked = [(method, route.path) for route in routes() for method in route.methods or ()]
     for method, path in [*asked, ("GET", "/nope")]:
-        if path in OPEN or method == "HEAD":
+        if path in OPEN or path.startswith(ASSETS) or method == "HEAD":
             continue
         answer = keyed.client.request(method, path.replace("{id:path}", "x"), json={})
         assert answer.status_code == 401, path
@@ -32,8 +32,10 @@ def test_every_route_but_health_needs_a_key(keyed):
     assert keyed.client.get("/health").status_code == 200
 
 
-def test_what_needs_no_key_is_liveness_alone():
-    assert [r.path for r in routes() if endpoint_of(r).audience == "all"] == list(OPEN) == ["/health", "/"]
+def test_what_needs_no_key_is_liveness_the_page_and_its_login():
+    free = {r.path for r in routes() if endpoint_of(r).audience in ("page", "all")}
+    login = {"/console/api/me", "/console/login", "/console/owner", "/console/logout"}
+    assert set(OPEN) == {"/health", "/", *login} and free == {*OPEN, f"{ASSETS}{{name}}"}
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", f"Bearer {ANN}x", f"Basic {ANN}", "Bearer \xe9"])

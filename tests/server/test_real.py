@@ -53,7 +53,8 @@ class Real:
 @pytest.fixture(scope="module")
 def real(model_path) -> Iterator[Real]:
     from freehold.config import load_settings
-    from freehold.server.serve import Doors, ServerSettings, bind_tcp
+    from freehold.server.core.sockets import bind_tcp
+    from freehold.server.serve import Doors, ServerSettings
     from freehold.store import Store
     from freehold.worker.models import EngineModels
     from freehold.worker.options import EngineOptions

@@ -127,7 +127,8 @@ class InsideServer:
             self._up.set()
 
     async def _serve(self) -> None:
-        from freehold.server.serve import Doors, ServerSettings, bind_unix
+        from freehold.server.core.sockets import bind_unix
+        from freehold.server.serve import Doors, ServerSettings
 
         models = self._models = DeployedModels(EngineModels(self._store), self._folder)
         doors = self._doors = Doors(models, ServerSettings(drain_s=0.0))

@@ -2,7 +2,7 @@
 
 Knows sockets, signals and uvicorn; knows no route. The network's sockets and the Unix socket get the same
 application, behind a guard that checks and one that trusts the owner.
-Path: cli/serve -> bind_tcp, bind_unix -> run -> Doors.open -> app.py
+Path: cli/serve -> sockets.bind_tcp, bind_unix -> run -> Doors.open -> app.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -23,9 +22,8 @@ from typing import Any, cast
 import uvicorn
 from starlette.types import ASGIApp
 
-from freehold import private
 from freehold.errors import FreeholdError, UsageError
-from freehold.platforms import SOCKET_PATH_BYTES, open_files
+from freehold.platforms import open_files
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
@@ -33,7 +31,7 @@ from freehold.server.console.login import Login
 from freehold.server.console.sessions import PageSessions
 from freehold.server.core.accepting import Acceptor
 from freehold.server.core.accounts import Accounts
-from freehold.server.core.auth import Guard, host_name
+from freehold.server.core.auth import Guard
 from freehold.server.core.call import Server
 from freehold.server.core.connections import Connections, Guarded, full
 from freehold.server.core.health import Health
@@ -41,6 +39,7 @@ from freehold.server.core.keys import Ring, hashed
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.metrics import Metrics
 from freehold.server.core.problems import without_paths
+from freehold.server.core.sockets import url_of
 from freehold.server.core.tls import Tls
 from freehold.server.openai.responses.store import Responses
 from freehold.serving import ModelManager
@@ -77,71 +76,6 @@ class ServerSettings:
     keep_alive_s: float = 10.0  # of event streams; not of models
     home: Path | None = None  # folder of files, batches and sessions; None: without them
     console: bool = True  # the page at `/`, and the routes that it asks
-
-
-def bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """Bind `host` (a name may mean several addresses); port 0 takes a free one. Raises UsageError."""
-    name = host_name(host)
-    try:
-        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as e:
-        raise UsageError(f"{name} is not an address of this machine: {e.strerror}") from e
-    out: list[socket.socket] = []
-    for family, kind, proto, _, address in dict.fromkeys(found):
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if port == 0 and out:  # the same free port for every address
-                address = (address[0], out[0].getsockname()[1], *address[2:])
-            sock.bind(address)
-        except OSError as e:
-            sock.close()
-            for each in out:
-                each.close()
-            raise UsageError(f"{name}:{port} cannot be bound: {e.strerror}", "choose another --port") from e
-        out.append(sock)
-    return out
-
-
-def bind_unix(path: Path) -> socket.socket:
-    """Bind a socket in a folder that only this user enters. Raises UsageError if another server listens there."""
-    folder = path.parent
-    private.folder(folder)
-    found = folder.stat()
-    # The bit that hands a group on (setgid) gives no right; a volume of a cluster has it, and folders inherit it.
-    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
-        raise UsageError(f"{folder} is open to others", "it must belong to you alone: chmod 700")
-    if _answers(path):
-        raise UsageError(f"a server listens at {path} already", "freehold stop ends it")
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(str(path))
-    except OSError as e:
-        sock.close()
-        raise UsageError(
-            f"{path} cannot be bound: {e}", f"a socket's path has at most {SOCKET_PATH_BYTES} bytes"
-        ) from e
-    return sock
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True
-
-
-def url_of(sock: socket.socket, scheme: str = "http") -> str:
-    """Return the URL that a bound TCP socket is reached at from this machine."""
-    address: tuple[str, int] = sock.getsockname()[:2]
-    host, port = address
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Doors:

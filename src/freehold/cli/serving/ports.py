@@ -1,6 +1,6 @@
 """Listening sockets, bound before anything is loaded; a port in use is an error that names its owner and a free one.
 
-Knows ports and processes; knows no server. Path: serve -> bound -> server.serve.bind_tcp
+Knows ports and processes; knows no server. Path: serve -> bound -> core.sockets.bind_tcp
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PORTS = 20  # ports searched for a free one after a port in use
 
 def bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
     """Bind the port. Raises AddressTaken for one in use, with its owner and a free port."""
-    from freehold.server.serve import bind_tcp
+    from freehold.server.core.sockets import bind_tcp
 
     try:
         return bind_tcp(host, port)
@@ -31,7 +31,7 @@ def bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
 
 
 def _is_free(host: str, port: int) -> bool:
-    from freehold.server.serve import bind_tcp
+    from freehold.server.core.sockets import bind_tcp
 
     try:
         for sock in bind_tcp(host, port):

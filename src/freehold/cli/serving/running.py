@@ -1,7 +1,7 @@
 """One server of this home, from its checked options to its end: lock, sockets, models, announcements.
 
 Knows the order of starting and who holds what; options are read elsewhere, the server is server/, engines are worker/.
-Path: cli/serve.py -> serve_models -> ports.bound, bind_unix -> server.serve.run -> worker.models.EngineModels
+Path: cli/serve.py -> serve_models -> ports.bound, sockets.bind_unix -> server.serve.run -> worker.models.EngineModels
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def serve_models(
     deployments: StartedDeployments | None = None,
 ) -> int:
     """Serve `models` and `deployments` until a signal or `freehold stop`; return the exit status."""
-    from freehold.server import serve as doors
+    from freehold.server.core.sockets import bind_unix
 
     hybrid = _hybrid(settings, store, options.gateway, models)
     with ExitStack() as held:
@@ -62,7 +62,7 @@ def serve_models(
         options = replace(
             options, engine=replace(options.engine, adapters=_adapters(store, names, options.adapters))
         )
-        unix = held.enter_context(closing(doors.bind_unix(settings.socket)))
+        unix = held.enter_context(closing(bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
         held.enter_context(logging_to(None, options.log_level, options.log_format))
         return _run(settings, store, names, options, tcp, unix, hybrid, deployments)

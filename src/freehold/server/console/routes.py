@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from freehold.server.console import login
+from freehold.server.console import keys, login
 from freehold.server.console.me import me
 from freehold.server.console.page import asset
 from freehold.server.core.call import route
@@ -18,5 +18,8 @@ def console_routes() -> list[Route]:
         route("POST", "/console/owner", login.owner, login.OwnerRequest, audience="all"),
         route("POST", "/console/logout", login.logout, login.NothingAsked, audience="all"),
         route("POST", "/console/api/code", login.code, login.NothingAsked, audience="admin"),
+        route("GET", "/console/api/keys", keys.keys, audience="admin"),
+        route("POST", "/console/api/keys", keys.add, keys.KeyRequest, audience="admin", status=[201]),
+        route("DELETE", "/console/api/keys/{name}", keys.revoke, audience="admin"),
         route("GET", "/assets/{name}", asset, audience="page", answer=["text/javascript", "text/css"]),
     ]

@@ -19,9 +19,10 @@ from freehold.server.core.ownpage import from_another_page, from_own_page, has_b
 from freehold.server.core.problems import Refused
 
 Headers = Mapping[bytes, bytes]
-# Keys that a route accepts. page: any, or no key: a file of the page. all: any, or no key. any: any key. client: keys that may run models. operator: keys that
-# may list every model, so a client key without a scope or an admin key. admin: an admin key, or the owner's access by
-# Unix socket or token; a local program that may run models without a key may still not change the disk.
+# Keys that a route accepts. page: any, or no key: a file of the page. all: any, or no key. any: any key. client: keys
+# that may run models. operator: keys that may list every model, so a client key without a scope or an admin key.
+# admin: an admin key, or the owner's access by Unix socket, token or session; a local program that may run models
+# without a key may still not change the disk.
 Audience = Literal["page", "all", "any", "client", "operator", "admin"]
 # Liveness, the page's files, and what turns a key into a session: public information only.
 OPEN = ("/health", "/", "/console/api/me", "/console/login", "/console/owner", "/console/logout")

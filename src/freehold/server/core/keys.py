@@ -257,6 +257,35 @@ class Ring:
         self._look()
         return next((key for key in self._known.values() if key.name == name), None)
 
+    def all(self) -> tuple[Key, ...]:
+        """Return the keys in force."""
+        self._look()
+        return tuple(self._known.values())
+
+    def add(self, key: Key) -> None:
+        """Write a key to the file, in force at once. Raises UsageError for a name that is taken, or without a file."""
+        if any(key.name == each.name for each in self._own):
+            raise UsageError(f"there is a key {key.name!r}", "choose another name")
+        self._kept().add(key)
+        self._looked = -LOOK_S
+
+    def remove(self, name: str) -> None:
+        """Take a key out of the file, out of force at once. Raises UsageError for one that the file does not hold."""
+        if any(name == each.name for each in self._own):
+            raise UsageError(
+                f"the key {name!r} was given to this server when it started",
+                "start it without FREEHOLD_API_KEY",
+            )
+        self._kept().remove(name)
+        self._looked = -LOOK_S
+
+    def _kept(self) -> KeyFile:
+        if self._file is None:
+            raise UsageError(
+                "this server keeps its keys in no file", "freehold keys add, beside freehold serve"
+            )
+        return self._file
+
     def _take(self, keys: Iterable[Key]) -> None:
         self._known = {key.sha256: key for key in (*self._own, *keys)}
         if self.needed and not self._known:
