@@ -57,7 +57,7 @@ def labelled(running: Running, path: str, body: dict[str, Any], labels: str = "p
 def test_every_route_that_takes_a_body_is_listed_here():
     posted = {endpoint_of(r).path for r in routes() if r.methods and "POST" in r.methods}
     admin = {path for path in posted if path.startswith("/admin")}
-    console = {path for path in posted if path.startswith("/console/")}  # one of them has runs, tested by itself
+    console = {path for path in posted if path.startswith("/console/")}  # whose runs have a test of their own
     assert posted - admin - console == {path for path, _, _ in ASKED} | WITHOUT_A_PROMPT
 
 
