@@ -90,6 +90,17 @@ export interface StartedRun {
   answer: Message;
 }
 
+/** Of two answers, a and b: equal, or the first token that differs. */
+export interface Difference {
+  equal: boolean;
+  tokens: [number, number];
+  first?: number; // index of the token in a
+  was?: string; // that token in a; "": the answer had ended
+  is?: string; // and in b
+  at?: number; // where it begins: thinking before content
+  tok_s: [number | null, number | null];
+}
+
 export type RunEvent =
   | { t: "begin"; run: string; chat: string; answer: string; parent: string | null; model: string }
   | { t: "ready"; model: string; context: Partial<Receipt["context"]>; sampling: object; max_tokens: number }
