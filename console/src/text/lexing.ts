@@ -10,7 +10,7 @@ const SPECIAL = /[*_~`[\]<!\\$&@]/g;
 // marked looks for the end of each `*`, `[` or backtick through the rest of a paragraph: special characters times length
 // is the work it may do. 2e6 is a paragraph of 4,000 characters with 500 of them, and below 50 ms at the worst.
 const WORK = 2e6;
-const FUSE_MS = 60; // a lexer that took so long makes plain text of what remains: the last resort
+const FUSE_MS = 150; // a lexer that took so long makes plain text of what remains: the last resort
 
 export interface PlainToken {
   type: "plain";
@@ -104,6 +104,7 @@ export class Blocks extends Lexer {
   override blockTokens(src: string, tokens: Token[] = [], lastParagraphClipped = false): TokensList {
     if (this.depth >= DEPTH || this.burnt()) {
       if (src) tokens.push({ type: "plain", raw: src } as never);
+      this.state.top = true; // as marked leaves it
       return tokens as TokensList;
     }
     this.depth++;
