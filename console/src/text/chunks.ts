@@ -3,15 +3,16 @@
 import { el } from "./dom";
 import { revealed } from "./invisible";
 
-const LINES = 64;
-const CHARS = 6000;
+const LINES = 120;
+const CHARS = 8000;
+const LEAST = 2000; // a box ends at a blank line before text at the margin, if one comes after so many characters
 const MANY = 8; // boxes from which those out of sight are not laid out
 
 export interface Chunk {
   from: number;
   to: number;
   box: HTMLElement;
-  painted: readonly unknown[] | null; // what colours drew, kept by whoever paints
+  coloured: number; // characters that have colours, kept by whoever colours them
 }
 
 /** Text that is appended to, shown inside `host`. */
@@ -38,19 +39,19 @@ export class Chunks {
       const to = cut(text, from);
       if (!last || last.to !== to) this.draw(last, from, to);
       if (to === text.length) break;
-      this.list.push({ from: to, to, box: this.box(), painted: null });
+      this.list.push({ from: to, to, box: this.box(), coloured: 0 });
     }
   }
 
   private draw(last: Chunk | undefined, from: number, to: number): void {
-    const chunk = last ?? { from, to, box: this.box(), painted: null };
+    const chunk = last ?? { from, to, box: this.box(), coloured: 0 };
     if (!last) this.list.push(chunk);
     const grown = this.text.slice(chunk.to, to);
     const tail = chunk.box.lastChild;
-    if (last && tail?.nodeType === Node.TEXT_NODE && !odd(grown)) (tail as Text).appendData(grown);
+    if (last && to > chunk.to && tail?.nodeType === Node.TEXT_NODE && !odd(grown)) (tail as Text).appendData(grown);
     else chunk.box.replaceChildren(...revealed(this.text.slice(from, to), this.prose));
     chunk.to = to;
-    chunk.painted = null;
+    chunk.coloured = 0;
   }
 
   private box(): HTMLElement {
@@ -64,21 +65,24 @@ function odd(text: string): boolean {
   return /[^\t\n\x20-\x7e]/.test(text);
 }
 
-/** The end of a box that begins at `from`: after LINES lines or CHARS characters, and never inside a character. */
+/** The end of a box that begins at `from`. Text that is longer than a box ends it at a place that more text can not move. */
 function cut(text: string, from: number): number {
   let end = from;
-  for (let n = 0; n < LINES; n++) {
+  for (let n = 0; n < LINES && end - from <= CHARS; n++) {
     const next = text.indexOf("\n", end);
-    if (next < 0) return limited(text, from, text.length);
-    if (next + 1 - from > CHARS) return n > 0 ? end : limited(text, from, next + 1);
+    if (next < 0) {
+      end = text.length;
+      break;
+    }
     end = next + 1;
   }
-  return end;
-}
-
-function limited(text: string, from: number, end: number): number {
+  if (end === text.length && end - from <= CHARS) return end;
+  const seams = [...text.slice(from + LEAST, Math.min(end, from + CHARS)).matchAll(/\n[ \t]*\n(?=[^\s)}\]])/g)];
+  const seam = seams[seams.length - 1];
+  if (seam) return from + LEAST + seam.index + seam[0].length;
   if (end - from <= CHARS) return end;
-  const at = from + CHARS;
-  const half = text.charCodeAt(at - 1) >= 0xd800 && text.charCodeAt(at - 1) < 0xdc00;
-  return half ? at - 1 : at;
+  const line = text.lastIndexOf("\n", from + CHARS - 1) + 1;
+  if (line > from) return line;
+  const half = (text.charCodeAt(from + CHARS - 1) & 0xfc00) === 0xd800;
+  return from + CHARS - (half ? 1 : 0);
 }

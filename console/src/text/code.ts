@@ -4,12 +4,12 @@ import { copied } from "../parts/clipboard";
 import { type Chunk, Chunks } from "./chunks";
 import { button, el } from "./dom";
 import type { Coloured } from "./highlight";
-import { mark, pieces, revealed } from "./invisible";
+import { revealed } from "./invisible";
 import { later } from "./later";
 
-const MOST = 60_000; // characters that are coloured; more stay plain
-const LONGEST_LINE = 2000; // some grammars take time by the square of a line
-const GROWTH = 1.3; // while it grows, code is coloured anew each time it is longer by this
+const MOST = 200_000; // characters that are coloured; more stay plain
+const LONGEST_LINE = 1000; // some grammars take time by the square of a line
+const GROWTH = 1.2; // a box that grows is coloured anew when it is longer by this
 const ALIAS: Record<string, string> = {
   sh: "bash", shell: "bash", zsh: "bash", console: "bash", py: "python", js: "javascript", mjs: "javascript",
   jsx: "javascript", ts: "typescript", tsx: "typescript", "c++": "cpp", cc: "cpp", hpp: "cpp", h: "cpp", "c#": "csharp",
@@ -29,7 +29,6 @@ export class CodeBox {
   readonly box: HTMLElement;
   private readonly lines: Chunks;
   private readonly language: string;
-  private coloured = 0; // characters that have their colours
   private waiting = false;
 
   constructor(label: string, caption = texts.text.code) {
@@ -50,21 +49,33 @@ export class CodeBox {
 
   set(text: string, open: boolean): void {
     this.lines.set(text);
-    if (!KNOWN.has(this.language) || text.length > MOST || this.waiting) return;
-    if (open && text.length < this.coloured * GROWTH) return;
-    if (text.length === this.coloured) return;
+    if (this.waiting || !KNOWN.has(this.language) || text.length > MOST || !this.pale(open)) return;
     this.waiting = true;
-    later(() => this.colour());
+    later(() => this.colour(open));
   }
 
-  private async colour(): Promise<void> {
+  /** The first box that wants colours: any of a whole text, and one that has grown enough of an open one. */
+  private pale(open: boolean): Chunk | undefined {
+    const { list } = this.lines;
+    return list.find(({ from, to, coloured }, i) => {
+      const growing = open && i === list.length - 1;
+      return growing ? to - from > coloured * GROWTH : coloured < to - from;
+    });
+  }
+
+  /** Colour one box a task, each as if its text began there: a box ends where a definition does, so that is rarely seen. */
+  private async colour(open: boolean): Promise<void> {
     colour ??= (await import("./highlight")).coloured;
     this.waiting = false;
-    const text = this.lines.text;
-    if (text.length > MOST || hasLongLine(text)) return;
-    const found = colour(text, this.language);
-    this.coloured = text.length;
-    if (found) paint(this.lines.list, found);
+    const chunk = this.pale(open);
+    if (!chunk) return;
+    chunk.coloured = chunk.to - chunk.from;
+    const text = this.lines.text.slice(chunk.from, chunk.to);
+    const found = hasLongLine(text) ? null : colour(text, this.language);
+    if (found) chunk.box.replaceChildren(...found.flatMap(([kind, part]) => piece(kind, part)));
+    if (!this.pale(open)) return;
+    this.waiting = true;
+    later(() => this.colour(open));
   }
 
   private async copy(pressed: HTMLButtonElement): Promise<void> {
@@ -78,34 +89,6 @@ function hasLongLine(text: string): boolean {
   return text.length > LONGEST_LINE && text.split("\n").some((line) => line.length > LONGEST_LINE);
 }
 
-/** Draw coloured pieces into the boxes that hold their text; a box that has these colours already is left alone. */
-function paint(chunks: readonly Chunk[], found: readonly Coloured[]): void {
-  let at = 0; // where the piece begins
-  let n = 0;
-  for (const chunk of chunks) {
-    const inside: string[] = [];
-    const nodes: (() => Node[])[] = [];
-    while (n < found.length && at < chunk.to) {
-      const [kind, text] = found[n]!;
-      const end = at + text.length;
-      const part = text.slice(Math.max(0, chunk.from - at), chunk.to - at);
-      inside.push(kind, part);
-      nodes.push(() => piece(kind, part));
-      if (end > chunk.to) break;
-      at = end;
-      n++;
-    }
-    if (same(chunk.painted, inside)) continue;
-    chunk.box.replaceChildren(...nodes.flatMap((make) => make()));
-    chunk.painted = inside;
-  }
-}
-
 function piece(kind: string, text: string): Node[] {
-  const inside = pieces(text).map((part) => (part.hidden ? mark(part.text) : document.createTextNode(part.text)));
-  return kind ? [el("span", "hl-" + kind, ...inside)] : inside;
-}
-
-function same(before: readonly unknown[] | null, now: readonly unknown[]): boolean {
-  return before !== null && before.length === now.length && before.every((part, i) => part === now[i]);
+  return kind ? [el("span", "hl-" + kind, ...revealed(text))] : revealed(text);
 }

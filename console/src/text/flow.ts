@@ -6,8 +6,12 @@ import { finished } from "./unfinished";
 import { blockViews, codeView, type Part, plainView, type View } from "./views";
 
 const WINDOW = 8000; // characters lexed at once
-const MOST = 64_000; // a block longer than this is cut
+const MOST = 32_000; // a block longer than this is cut
 const SLICE_MS = 10;
+// While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most.
+const SHARE = 12;
+const LEAST_MS = 33;
+const MOST_MS = 500;
 
 interface Shown {
   view: View;
@@ -33,6 +37,8 @@ export class Flow {
   private drawn = ""; // the tail's text and state, as drawn
   private busy = false;
   private ended = false;
+  private next = 0; // when it may be drawn again while it is open
+  private timer = 0;
 
   constructor(private readonly root: HTMLElement) {}
 
@@ -42,12 +48,17 @@ export class Flow {
     if (!now.startsWith(this.text)) this.clear();
     this.text = now;
     this.open = open;
-    if (!this.busy) void this.run();
+    const wait = open ? this.next - performance.now() : 0;
+    if (this.busy || (this.timer && wait > 0)) return;
+    clearTimeout(this.timer);
+    this.timer = wait > 0 ? setTimeout(() => this.run(), wait) : 0;
+    if (wait <= 0) void this.run();
   }
 
   /** Draw nothing more. */
   stop(): void {
     this.ended = true;
+    clearTimeout(this.timer);
   }
 
   private clear(): void {
@@ -60,12 +71,14 @@ export class Flow {
 
   private async run(): Promise<void> {
     this.busy = true;
-    let until = performance.now() + SLICE_MS;
+    this.timer = 0;
+    let since = performance.now();
     while (!this.ended && this.step()) {
-      if (performance.now() < until) continue;
+      if (performance.now() < since + SLICE_MS) continue;
       await breath();
-      until = performance.now() + SLICE_MS;
+      since = performance.now();
     }
+    this.next = since + Math.min(MOST_MS, Math.max(LEAST_MS, SHARE * (performance.now() - since)));
     this.busy = false;
   }
 
@@ -109,6 +122,8 @@ export class Flow {
     const closed = growing || !whole ? wholeBlocks(tokens, source) : { count: tokens.length, length: source.length };
     if (!whole && closed.count === 0) {
       if (!largest) return false;
+      const margin = lastMargin(source); // one block is longer than MOST: cut where a line begins at the margin
+      if (margin < source.length) return this.lex(this.at + margin, false, true);
       closed.count = tokens.length;
       closed.length = source.length;
     }
@@ -146,6 +161,12 @@ export class Flow {
     this.raw = null;
     return this.at < text.length;
   }
+}
+
+/** Where the last line begins that is not indented, if that is in the second half. */
+function lastMargin(source: string): number {
+  const line = /\n(?=\S)(?![\s\S]*\n\S)/.exec(source);
+  return line && line.index > source.length / 2 ? line.index + 1 : source.length;
 }
 
 /** The end of what a fence surely holds: its last line may be the beginning of its end. */

@@ -6,11 +6,14 @@ import { blockMath, type MathToken, maskedMath, inlineMath, nextBlockMath, nextI
 export const LINE = 10_000; // characters of a line that may hold markdown; prose has some thousand
 const DEPTH = 10; // levels of quotes and lists; each level lexes its inside again
 const INLINE_DEPTH = 12; // levels of emphasis and links
+const HEADING = 1000; // characters of a heading that a line of `=` or `-` makes
+const COLUMNS = 200; // cells of a row; more of them are left out of a head that has fewer
 const SPECIAL = /[*_~`[\]<!\\$&@]/g;
 // marked looks for the end of each `*`, `[` or backtick through the rest of a paragraph: special characters times length
 // is the work it may do. 2e6 is a paragraph of 4,000 characters with 500 of them, and below 50 ms at the worst.
 const WORK = 2e6;
-const FUSE_MS = 150; // a lexer that took so long makes plain text of what remains: the last resort
+// Work of one lexer in all: characters that blocks were made of on each level, and special characters times length.
+const BUDGET = 2e7;
 
 export interface PlainToken {
   type: "plain";
@@ -27,6 +30,12 @@ class Rules extends Tokenizer {
     return undefined;
   }
 
+  /** marked looks for the line below a heading through the whole rest, from each line anew. */
+  override lheading(src: string): Tokens.Heading | undefined {
+    const end = src.lastIndexOf("\n", HEADING);
+    return end > 0 ? super.lheading(src.length > HEADING ? src.slice(0, end + 1) : src) : undefined;
+  }
+
   override tag(src: string): Tokens.Tag | undefined {
     if (src.charCodeAt(0) !== 60) return undefined;
     const hit = this.rules.inline.tag.exec(src);
@@ -36,22 +45,22 @@ class Rules extends Tokenizer {
 
   /** marked drops cells beyond those of the head; here the head grows instead. */
   override table(src: string): Tokens.Table | undefined {
-    const lines = this.rules.block.table.exec(src)?.[0].split("\n");
-    if (!lines || lines.length < 3) return super.table(src);
-    const columns = cells(lines[0]!);
-    const most = Math.min(200, Math.max(...lines.slice(2).map(cells)));
-    if (most <= columns || cells(lines[1]!) !== columns) return super.table(src);
-    const more = most - columns;
-    const closed = (line: string) => (/(?<!\\)\|\s*$/.test(line) ? line : line + "|");
-    const grown = [closed(lines[0]!) + " |".repeat(more), closed(lines[1]!) + "-|".repeat(more), ...lines.slice(2)];
-    const token = super.table(grown.join("\n"));
-    if (token) token.raw = lines.join("\n").replace(/\n+$/, "");
+    const [head = "", line = ""] = src.split("\n", 2);
+    const columns = cells(head); // looked at first: marked reads all rows before it finds that there is no table
+    if (!/[|:]/.test(line) || !/^[\s|:-]*$/.test(line) || cells(line) !== columns) return undefined;
+    const rows = this.rules.block.table.exec(src)?.[0].replace(/\n+$/, "").split("\n").slice(2) ?? [];
+    const most = Math.min(COLUMNS, rows.reduce((most, row) => Math.max(most, cells(row)), 0));
+    if (most <= columns) return super.table(src);
+    const closed = (row: string) => (/(?<!\\)\|\s*$/.test(row) ? row : row + "|");
+    const grown = [closed(head) + " |".repeat(most - columns), closed(line) + "-|".repeat(most - columns)];
+    const token = super.table([...grown, ...rows].join("\n"));
+    if (token) token.raw = [head, line, ...rows].join("\n");
     return token;
   }
 }
 
-function cells(line: string): number {
-  const inner = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+function cells(row: string): number {
+  const inner = row.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
   return inner.split(/(?<!\\)\|/).length;
 }
 
@@ -68,7 +77,7 @@ export class Blocks extends Lexer {
   open = false; // the text may still grow: math without its end is shown as pending, not as text
   private depth = 0;
   private nested = 0;
-  private readonly since = performance.now();
+  private spent = 0;
   private readonly sources = new Map<Token[], string>();
 
   constructor() {
@@ -102,7 +111,7 @@ export class Blocks extends Lexer {
   }
 
   override blockTokens(src: string, tokens: Token[] = [], lastParagraphClipped = false): TokensList {
-    if (this.depth >= DEPTH || this.burnt()) {
+    if (this.depth >= DEPTH || !this.pay(src.length * 10)) {
       if (src) tokens.push({ type: "plain", raw: src } as never);
       this.state.top = true; // as marked leaves it
       return tokens as TokensList;
@@ -116,7 +125,7 @@ export class Blocks extends Lexer {
   }
 
   override inlineTokens(src: string, tokens: Token[] = []): Token[] {
-    if (this.nested >= INLINE_DEPTH || work(src) > WORK || this.burnt()) {
+    if (this.nested >= INLINE_DEPTH || !this.pay(work(src))) {
       tokens.push(textToken(src));
       return tokens;
     }
@@ -128,8 +137,11 @@ export class Blocks extends Lexer {
     }
   }
 
-  private burnt(): boolean {
-    return performance.now() - this.since > FUSE_MS;
+  /** Whether there is budget left for some work, which is then taken from it. */
+  private pay(work: number): boolean {
+    if (work > WORK || this.spent + work > BUDGET) return false;
+    this.spent += work;
+    return true;
   }
 }
 

@@ -14,6 +14,7 @@ const WORDS = new Set(
 const LENGTHS = new Set("width height depth lspace rspace voffset linethickness minsize maxsize rowspacing columnspacing".split(" "));
 const LONGEST = 4000; // characters of TeX
 const NODES = 4000; // a formula of a page has some hundred
+const DEPTH = 60; // levels of elements: layout takes time by the levels too
 const EMS = 20; // the longest space or rule
 const OWN_MACROS = /\\(?:[gex]?def|let|futurelet|(?:re)?newcommand|providecommand|newenvironment|global|long)(?![a-zA-Z])/;
 
@@ -30,10 +31,13 @@ interface Tree {
 // KaTeX exports the tree that its `render` turns into elements; its types leave it out.
 const treeOf = (katex as unknown as { __renderToDomTree: (tex: string, options: object) => Tree }).__renderToDomTree;
 
+// What `trust: false` refuses is drawn as its bare name: the source says more.
+const REFUSED = /\\(?:href|url|includegraphics|html[A-Z])/;
+
 /** The formula, or null when it is none that may be shown: then its source is. */
 export function formula(tex: string, display: boolean): Element | null {
   const own = OWN_MACROS.test(tex); // one expansion may then bring the whole text again
-  if (tex.length > (own ? 500 : LONGEST)) return null;
+  if (tex.length > (own ? 500 : LONGEST) || REFUSED.test(tex)) return null;
   const settings = { displayMode: display, output: "mathml", trust: false, strict: false, throwOnError: true } as const;
   try {
     const limits = { maxExpand: own ? 100 : 1000, maxSize: EMS, macros: {}, globalGroup: false };
@@ -41,14 +45,15 @@ export function formula(tex: string, display: boolean): Element | null {
     const math = span.children?.[0];
     if (!math) return null;
     const left = { nodes: NODES };
-    const made = node(math, left) as Element;
+    const made = node(math, left, DEPTH) as Element;
     return left.nodes > 0 ? made : null;
   } catch {
     return null; // an error of TeX, a limit, or a stack that ended
   }
 }
 
-function node(tree: Tree, left: { nodes: number }): Node {
+function node(tree: Tree, left: { nodes: number }, depth: number): Node {
+  if (depth === 0) left.nodes = 0;
   if (--left.nodes <= 0) return document.createTextNode("");
   if (tree.type === undefined || !tree.children) return text(tree);
   if (!ELEMENTS.has(tree.type)) return document.createTextNode(tree.toText?.() ?? "");
@@ -58,7 +63,7 @@ function node(tree: Tree, left: { nodes: number }): Node {
     else if (LENGTHS.has(name) && bounded(value)) made.setAttribute(name, value);
     else if (name === "display" && value === "block") made.setAttribute(name, value);
   }
-  for (const child of tree.children) made.append(node(child, left));
+  for (const child of tree.children) made.append(node(child, left, depth - 1));
   return made;
 }
 

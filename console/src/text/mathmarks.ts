@@ -17,7 +17,7 @@ const INLINE = [
   { find: /^\\\[((?:(?!\n\s*\n|\\[[\]])[\s\S]){1,4000})\\\]/, display: true },
 ];
 const BLOCK = /^ {0,3}(?:(\$\$)|\\\[)/;
-const LONGEST = 10_000;
+const LONGEST = 4000;
 
 export function inlineMath(src: string): MathToken | undefined {
   const first = src.charCodeAt(0);

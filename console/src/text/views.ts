@@ -30,6 +30,8 @@ export interface View {
 
 const HEADINGS = ["h3", "h4", "h5", "h6", "h6", "h6"] as const; // h1 and h2 belong to the page
 
+const DIRECTED = new Set<string>(["p", "li", "h3", "h4", "h5", "h6", "td", "th", "blockquote", "ul", "ol"]);
+
 /** Views of blocks. `open`: the text may still grow, so its last block is not final. */
 export function blockViews(lexer: Blocks, tokens: readonly AnyToken[], open: boolean): View[] {
   const last = tokens.length - 1;
@@ -249,7 +251,7 @@ function box<K extends keyof HTMLElementTagNameMap>(
 ): View {
   const make = () => {
     const node = el(tag, name);
-    if (kids) node.dir = "auto";
+    if (DIRECTED.has(tag)) node.dir = "auto";
     return { node, inside: node };
   };
   return { ...view(kind, key, open), make, kids };

@@ -1,6 +1,6 @@
-"""The components of text alone, in a page of the console's policy: bundled by Node for tests and benches, never shipped.
+"""The components of text in a page of their own, under the policy of ours: bundled by Node for tests and benches.
 
-`entry.tsx` is that page's program. Path: text_page -> bundle -> serve
+`entry.tsx` is that page's program. Path: bundle -> serve
 """
 
 from __future__ import annotations
