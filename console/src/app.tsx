@@ -1,15 +1,17 @@
 // The frame around every page: its navigation and the page that the address names. Pages load when they are first seen.
-import { useSignal } from "@preact/signals";
+import { useSignal, useSignalEffect } from "@preact/signals";
 import type { ComponentType } from "preact";
 import { useEffect } from "preact/hooks";
-import { readMe } from "./api/me";
+import { becomeOwner, me, readMe, stranger } from "./api/me";
+import { ended } from "./api/session";
 import { Boundary } from "./parts/boundary";
 import { Asked } from "./parts/dialog";
 import { Navigation, type PageName } from "./parts/frame";
 import { KeyList } from "./parts/keys";
+import { LoginAgain, LoginPage } from "./parts/login";
 import { notifyError, Notices } from "./parts/notice";
 import { Failed } from "./parts/page";
-import { place } from "./parts/router";
+import { go, place, to } from "./parts/router";
 import "./parts/parts.css";
 import "./parts/theme";
 import { Chat } from "./pages/chat";
@@ -28,8 +30,25 @@ const LATER: Record<Exclude<PageName, "chat">, () => Promise<Loaded>> = {
 };
 
 export function App() {
-  useEffect(() => void readMe().catch(notifyError), []);
   const page = (place.value.page in texts.pages ? place.value.page : "chat") as PageName;
+  const failed = useSignal<unknown>(null);
+  const who = () => {
+    failed.value = null;
+    readMe().catch((e) => (failed.value = e));
+  };
+  useEffect(who, []);
+  useSignalEffect(() => {
+    if (place.value.page === "open") void takeCode(place.value.rest[0] ?? "");
+  });
+  if (me.value === null) return failed.value ? <Alone error={failed.value} again={who} /> : null;
+  if (me.value.refused && !me.value.keyed) return <Alone error={new Error(me.value.refused)} again={who} />;
+  if (stranger(me.value))
+    return (
+      <>
+        <LoginPage />
+        <Notices />
+      </>
+    );
   return (
     <>
       <a class="skip" href="#main" onClick={toMain}>
@@ -42,8 +61,29 @@ export function App() {
       <Notices />
       <Asked />
       <KeyList />
+      {ended.value && <LoginAgain />}
     </>
   );
+}
+
+/** In the place of the page: what keeps it from being one. */
+function Alone({ error, again }: { error: unknown; again: () => void }) {
+  return (
+    <main id="main" class="alone" tabIndex={-1}>
+      <Failed error={error} again={again} />
+    </main>
+  );
+}
+
+/** Use the code of `freehold open`, after taking it out of the address and so out of the tab's history. */
+async function takeCode(code: string): Promise<void> {
+  go(to("chat"), true);
+  try {
+    await becomeOwner(code);
+  } catch (e) {
+    notifyError(e);
+    await readMe().catch(notifyError);
+  }
 }
 
 /** The address names a page, so that the link must not change it. */

@@ -1,5 +1,7 @@
 // Requests to our own server: JSON in both directions, and one error class. Knows no page and no route.
 
+import { request } from "./session";
+
 /** What the server refused, in its own words. `status` 0: it was not reached. */
 export class ApiError extends Error {
   constructor(
@@ -19,7 +21,7 @@ export async function api<T>(method: string, path: string, body?: unknown, signa
   let response: Response;
   try {
     const data = method === "GET" ? null : JSON.stringify(body ?? {});
-    response = await fetch(path, { method, headers, body: data, ...(signal && { signal }) });
+    response = await request(path, { method, headers, body: data, ...(signal && { signal }) });
   } catch (e) {
     if (signal?.aborted) throw e;
     throw new ApiError(0, "the server cannot be reached", "unreachable");
@@ -42,7 +44,7 @@ async function refusal(response: Response): Promise<ApiError> {
 /** Post, and read an answer of one JSON object a line, as they come. Throws ApiError. */
 export async function* lines<T>(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<T> {
   const headers = { "content-type": "application/json" };
-  const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  const response = await request(path, { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!response.ok) throw await refusal(response);
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

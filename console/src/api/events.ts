@@ -1,5 +1,6 @@
 // A run's events, from a position on, over any number of connections. Knows SSE's lines and a run's numbers.
 import { ApiError } from "./client";
+import { request } from "./session";
 import type { RunEvent } from "./types";
 
 const RETRY_MS = [250, 500, 1000, 2000]; // the last one holds
@@ -42,7 +43,7 @@ interface ServerEvent {
 
 /** Read a stream of server-sent events. Throws ApiError for an answer that is none. */
 export async function* events(path: string, signal: AbortSignal): AsyncGenerator<ServerEvent> {
-  const response = await fetch(path, { headers: { accept: "text/event-stream" }, signal });
+  const response = await request(path, { headers: { accept: "text/event-stream" }, signal });
   if (!response.ok || !response.body) throw new ApiError(response.status, `the server answered ${response.status}`);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
