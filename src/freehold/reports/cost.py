@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from freehold.advisor.ownership import Assumption
 
 SCHEMA = 1
+# The words of a stated traffic, and the name of each in traffic.from_figures, which says what they are unless given.
+TRAFFIC = {
+    "tokens_per_day": "tokens_per_day",
+    "input_share": "input_share",
+    "cached": "cached_share",
+    "request": "request_tokens",
+}
 
 
 def cost_json(found: Comparison, today: date) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from freehold.platforms import open_files
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
+from freehold.server.console.asking import Questions
 from freehold.server.console.login import Login
 from freehold.server.console.sessions import PageSessions
 from freehold.server.core.accepting import Acceptor
@@ -161,6 +162,8 @@ class Doors:
                 if task is not None:
                     task.cancel()
             await self.server.models.close(0.0)
+            if (questions := self.server.part(Questions)) is not None:
+                questions.close()
             self.server.accounts.close()
             if self._sessions is not None:
                 self._sessions.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from freehold.server.console import keys, login
+from freehold.server.console.facts import fact_routes
 from freehold.server.console.me import me
 from freehold.server.console.page import asset
 from freehold.server.core.call import route
@@ -21,5 +22,6 @@ def console_routes() -> list[Route]:
         route("GET", "/console/api/keys", keys.keys, audience="admin"),
         route("POST", "/console/api/keys", keys.add, keys.KeyRequest, audience="admin", status=[201]),
         route("DELETE", "/console/api/keys/{name}", keys.revoke, audience="admin"),
+        *fact_routes(),
         route("GET", "/assets/{name}", asset, audience="page", answer=["text/javascript", "text/css"]),
     ]

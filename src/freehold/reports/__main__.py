@@ -1,0 +1,40 @@
+"""`python -m freehold.reports PARENT`: answers the HTTP process, which has no engine that knows families of models.
+
+A line of JSON a question, [verb, words], and a line an answer: ["", text] or [error's class, message, hint]. It reads
+config.toml anew for each, and takes processor time only where answers leave some.
+Path: server/console/asking -> main -> asked.answer
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from freehold.errors import FreeholdError
+from freehold.sandbox.children import follow_parent
+
+NICE = 10  # of 19
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    follow_parent(int(sys.argv[1]))  # before what takes long to import
+    os.nice(NICE)
+    for line in sys.stdin:
+        verb, words = json.loads(line)
+        print(json.dumps(_answered(verb, words)), flush=True)
+
+
+def _answered(verb: str, words: dict[str, list[str]]) -> list[str]:
+    from freehold.config import load_settings
+    from freehold.reports.asked import answer
+
+    try:
+        return ["", answer(load_settings(), verb, words)]
+    except FreeholdError as e:
+        return [type(e).__name__, e.message, e.hint]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""A verb and its words, as a query string has them, to the text that the verb's --json prints.
+
+Knows which words each verb takes and of what kind they are; knows no HTTP. A word that no verb has, or that is no
+number where one is due, is a UsageError. Path: __main__ -> answer -> fit, license, why, cost, advice, models
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any, get_args
+
+from freehold.config import Settings, nearest
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.advisor.interval import Interval
+
+MOST = 1e18  # of any number
+Words = Mapping[str, Sequence[str]]
+Reader = Callable[[str, Sequence[str]], Any]
+
+
+def answer(settings: Settings, verb: str, words: Words) -> str:
+    """Return what `freehold VERB ... --json` prints. Raises UsageError, ModelNotFound and what else the verb does."""
+    if verb not in VERBS:
+        raise UsageError(f"verb is {verb[:40]!r}", f"expected {', '.join(VERBS)}")
+    known, make = VERBS[verb]
+    for name in words:
+        if name not in known:
+            near = nearest(name, list(known))
+            raise UsageError(
+                f"{verb} takes no {name[:40]!r}",
+                f"did you mean {near}?" if near else f"it takes {', '.join(known)}",
+            )
+    made = make(settings, {name: known[name](name, values) for name, values in words.items()})
+    return json.dumps(made, indent=1) + "\n"
+
+
+# --- kinds of words -------------------------------------------------------------------------------------
+
+
+def _text(name: str, values: Sequence[str]) -> str:
+    if len(values) != 1:
+        raise UsageError(f"{name} is given {len(values)} times", "give it once")
+    return values[0]
+
+
+def _texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _number(name: str, values: Sequence[str]) -> float:
+    text = _text(name, values)
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not -MOST <= found <= MOST:
+        raise UsageError(f"{name} is {text[:40]!r}; expected a number", "write it in digits: 8192, 0.75")
+    return found
+
+
+def _whole(name: str, values: Sequence[str]) -> int:
+    found = _number(name, values)
+    if found != int(found):
+        raise UsageError(f"{name} is {values[0][:40]}; expected a whole number")
+    return int(found)
+
+
+def _flag(name: str, values: Sequence[str]) -> bool:
+    text = _text(name, values)
+    if text not in ("0", "1"):
+        raise UsageError(f"{name} is {text[:40]!r}; expected 0 or 1")
+    return text == "1"
+
+
+def _range(name: str, values: Sequence[str]) -> Interval:
+    from freehold.advisor.interval import Interval
+
+    ends = [_number(name, [part]) for part in _text(name, values).split("-")]
+    if not 1 <= len(ends) <= 2 or ends[0] > ends[-1] or ends[0] < 0:
+        raise UsageError(f"{name} is {values[0][:40]!r}; expected 20 or 20-40")
+    middle = math.sqrt(ends[0] * ends[-1]) if ends[0] else ends[-1] / 2  # as the command line has it
+    return Interval(ends[0], middle, ends[-1])
+
+
+# --- verbs ----------------------------------------------------------------------------------------------
+
+
+def _fit(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.reports.fit import fit_report
+    from freehold.types import KvType
+
+    kinds = get_args(KvType)
+    if (kind := given.get("kv_type", "f16")) not in kinds:
+        raise UsageError(f"kv_type is {kind[:40]!r}", f"expected {', '.join(kinds)}")
+    return fit_report(settings, _needed(given, "model"), given.pop("context", None), **given).as_json()
+
+
+def _license(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.choosing import company_facts
+    from freehold.reports.license import licences_json, rulings, verdicts_json
+
+    names = given.get("name", ())
+    return verdicts_json(rulings(names, company_facts(settings, {}))) if names else licences_json()
+
+
+def _why(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.reports.why import why_report
+
+    return why_report(settings, _needed(given, "model"), {}).as_json()
+
+
+def _advise(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.choosing import advise, company_facts
+    from freehold.reports.advice import as_plain
+
+    facts = company_facts(settings, {"purpose": given.pop("licence", None)})
+    languages = given.pop("language", ())
+    found = advise(_needed(given, "task"), facts=facts, languages=languages, settings=settings, **given)
+    return as_plain(found) | {"tried": None}
+
+
+def _cost(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.advisor.cost import cost
+    from freehold.advisor.traffic import from_figures
+    from freehold.reports.cost import TRAFFIC, cost_json
+
+    today = date.today()
+    figures = {key: given.pop(word) for word, key in TRAFFIC.items() if word in given}
+    more = {"bought": given.pop("buy", False), "speed": given.pop("tokens_per_second", None)}
+    growth = given.pop("growth", 0.0) / 100
+    model = given.pop("model", None)
+    return cost_json(cost(model, from_figures(**figures), day=today, growth=growth, **more, **given), today)
+
+
+def _models(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.reports.models import models_json
+
+    return models_json(settings, **given)
+
+
+def _needed(given: dict[str, Any], name: str) -> str:
+    if not given.get(name):
+        raise UsageError(f"{name} is missing", f"add {name}=...")
+    return given.pop(name)
+
+
+VERBS: dict[str, tuple[dict[str, Reader], Callable[[Settings, dict[str, Any]], dict[str, Any]]]] = {
+    "advise": (
+        {
+            **dict.fromkeys(("task", "licence", "on", "engine"), _text),
+            **dict.fromkeys(("country_not", "language"), _texts),
+            **dict.fromkeys(("min_context", "users"), _whole),
+            **dict.fromkeys(("max_params", "min_speed", "budget"), _number),
+            **dict.fromkeys(("cheapest", "held"), _flag),
+        },
+        _advise,
+    ),
+    "fit": (
+        {"context": _whole, **dict.fromkeys(("model", "quant", "on", "engine", "kv_type"), _text)},
+        _fit,
+    ),
+    "license": ({"name": _texts}, _license),
+    "why": ({"model": _text}, _why),
+    "cost": (
+        {
+            **dict.fromkeys(("model", "on", "engine", "quant"), _text),
+            **dict.fromkeys(("tokens_per_day", "input_share", "cached", "request", "growth"), _number),
+            **dict.fromkeys(("buy", "batch"), _flag),
+            "users": _whole,
+            "against": _texts,
+            "tokens_per_second": _range,
+        },
+        _cost,
+    ),
+    "models": ({"held": _flag}, _models),
+}

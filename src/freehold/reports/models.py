@@ -1,0 +1,157 @@
+"""What is in the store and in the catalogue, a row each: fit and speed here, licence, quality, origin.
+
+Each figure is the one that `fit`, `license` and `why` state of the model: in its stored file where it is held,
+otherwise in the quantisation that would be pulled. Knows no wording and nothing of what is in memory.
+Path: asked -> models_json -> choosing.here, advisor.fit, advisor.verdict, why.quality_by_task
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from freehold import catalog
+from freehold.advisor.anatomy import Anatomy, from_catalogue
+from freehold.advisor.file_anatomy import from_file
+from freehold.advisor.fit import Fit, Place, fit
+from freehold.advisor.places import quant_of
+from freehold.advisor.verdict import verdict
+from freehold.catalog.model import Model
+from freehold.choosing import company_facts, here, refusal
+from freehold.config import Settings
+from freehold.errors import FreeholdError, ModelNotFound
+from freehold.reports.fit import place_json
+from freehold.reports.why import quality_by_task
+from freehold.store import Listed, Store
+
+if TYPE_CHECKING:
+    from freehold.advisor.facts import Facts
+
+SCHEMA = 1
+
+
+def models_json(settings: Settings, *, held: bool = False) -> dict[str, Any]:
+    """Return the rows, those in the store first, and the place and purpose that they are judged for.
+
+    `held`: only those in the store, which takes a tenth of the time.
+    """
+    place, facts = here(settings), company_facts(settings, {})
+    judged = facts if settings.company else None
+    rows = [_held(listed, place, judged) for listed in Store(settings).list()]
+    known = {row["id"] for row in rows if row["state"] == "ready"}
+    if not held:
+        rows += [_catalogued(model, place, judged) for model in catalog.models() if model.id not in known]
+    return {
+        "schema": SCHEMA,
+        "place": place_json(place),
+        "company": bool(settings.company),
+        "purpose": facts.purpose,
+        "models": rows,
+    }
+
+
+def _held(listed: Listed, place: Place, facts: Facts | None) -> dict[str, Any]:
+    known, sizes = None, None
+    for name in (listed.name, *listed.aliases):
+        with suppress(ModelNotFound):
+            known = known or catalog.model(name)
+    if listed.state in ("ready", "changed"):
+        with suppress(FreeholdError, OSError):
+            sizes = from_file(listed.path, listed.rounding)
+            known = known if known and known.may_have(sizes.weights) else None
+    row = {
+        "name": listed.name,
+        "held": True,
+        "state": listed.state,
+        "pull": listed.name if listed.state == "incomplete" else None,
+        "bytes": listed.bytes,
+        "licence": listed.licence or (known.licence if known else ""),
+    }
+    return _about(known, facts, sizes.quant if sizes else "") | _placed(sizes, place) | row
+
+
+def _catalogued(model: Model, place: Place, facts: Facts | None) -> dict[str, Any]:
+    sizes = None
+    with suppress(FreeholdError):
+        sizes = from_catalogue(model, quant_of(model))
+    entry = catalog.find(model.name) if model.name else None
+    sourced = bool(entry and (entry.hub_repo or entry.packages)) or model.hub
+    row = {
+        "name": model.name or model.id,
+        "held": False,
+        "state": "",
+        "pull": (model.name or model.id) if sourced and not refusal(model.structure) else None,
+        "bytes": entry.bytes if entry else 0,
+        "licence": model.licence,
+    }
+    return _about(model, facts, quant_of(model)) | _placed(sizes, place) | row
+
+
+def _about(model: Model | None, facts: Facts | None, quant: str) -> dict[str, Any]:
+    """Return what the catalogue knows of a model, and what follows for the user."""
+    if model is None:
+        words = dict.fromkeys(("id", "lab", "country", "family", "released", "role"), "")
+        return {**words, "params_b": 0.0, "active_b": 0.0, "modalities": [], "verdict": None, "quality": []}
+    return {
+        "id": model.id,
+        "lab": model.lab,
+        "country": model.country,
+        "family": model.family,
+        "released": model.released,
+        "role": model.role,
+        "params_b": model.params_b,
+        "active_b": model.active_b,
+        "modalities": list(model.modalities),
+        "verdict": _verdict(model, facts) if facts else None,
+        "quality": [
+            {
+                "benchmark": q.benchmark,
+                **q.range.as_json(),
+                "basis": q.basis,
+                "evidence": q.evidence,
+                "tasks": tasks,
+            }
+            for tasks, q in quality_by_task(model, quant)
+        ],
+    }
+
+
+def _verdict(model: Model, facts: Facts) -> dict[str, Any] | None:
+    try:
+        found = verdict(model, facts)
+    except ModelNotFound:
+        return None
+    return {
+        "answer": found.answer,
+        "licences": list(found.licences),
+        "reasons": [
+            {"bearing": r.bearing, "says": r.says, "clause": r.clause, "source": r.source}
+            for r in found.deciding
+        ],
+        "questions": list(found.questions),
+    }
+
+
+def _placed(sizes: Anatomy | None, place: Place) -> dict[str, Any]:
+    """Return whether and how fast it runs here; null where its sizes are not known."""
+    found = None
+    if sizes is not None:
+        with suppress(FreeholdError):
+            found = fit(sizes, place)
+    fits = isinstance(found, Fit)
+    refused = refusal(sizes.structure) if sizes else ""
+    memory = found.memory.total if found and found.memory else None
+    return {
+        "context": sizes.context if sizes else 0,
+        "quant": sizes.quant if sizes else "",
+        "runs": sizes is not None and not refused,
+        "refused": refused,
+        "fits": fits if found else None,
+        "reason": "" if found is None or isinstance(found, Fit) else found.reason,
+        "memory": memory,
+        "at_context": found.context if found else None,
+        "longest": (found.longest or None) if found else None,
+        "decode": found.decode.as_json() if isinstance(found, Fit) else None,
+        "prefill": found.prefill.as_json() if isinstance(found, Fit) and found.prefill else None,
+        "basis": found.basis if isinstance(found, Fit) else "",
+    }

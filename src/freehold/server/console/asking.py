@@ -1,0 +1,132 @@
+"""Questions about models, answered by a process that knows the engine's families; this one imports no engine.
+
+The process is started at the first question, answers one after the other, and ends when none came for a while or when
+the caller of the question that it works on leaves. Answers are kept by their words for as long as the store,
+config.toml and the day stay as they are: a short time where they speak of this machine's free memory. Knows lines of
+JSON; knows no verb. Path: choose -> Questions.ask -> reports/__main__.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+from freehold import errors
+from freehold.errors import FreeholdError
+from freehold.sandbox.children import spawn
+from freehold.server.core.problems import Refused
+
+COMMAND = (sys.executable, "-P", "-m", "freehold.reports")
+IDLE_S = 120.0  # after which the process ends; a new one takes half a second to begin
+HERE_S, ELSEWHERE_S = 10.0, 3600.0  # that an answer holds: about this machine, about named hardware
+KEPT = 128  # answers
+WAITING = 16  # questions; beyond, 429
+
+Words = Mapping[str, Sequence[str]]
+
+
+class Questions:
+    """The process and the answers of one server."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._ends = 0  # processes that close() ended
+        self._child: subprocess.Popen[bytes] | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._kept: OrderedDict[str, tuple[float, str, str]] = OrderedDict()  # until, stamp, text
+
+    async def ask(self, verb: str, words: Words) -> str:
+        """Return the text that `freehold VERB --json` prints. Raises what the verb does, and Refused (429, 503)."""
+        key, stamp = json.dumps([verb, words], sort_keys=True), self._stamp()
+        if (found := self._known(key, stamp)) is not None:
+            return found
+        if self._waiting >= WAITING:
+            raise Refused(429, f"{WAITING} questions wait already; ask again in a moment", code="overloaded")
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if (found := self._known(key, stamp)) is None:  # not asked by the one before
+                    found = await self._answered(verb, words)
+                    holds = ELSEWHERE_S if words.get("on") or verb in ("license", "cost") else HERE_S
+                    self._kept[key] = (time.monotonic() + holds, stamp, found)
+                    while len(self._kept) > KEPT:
+                        self._kept.popitem(last=False)
+            return found
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """End the process, and any that a question is starting."""
+        self._ends += 1
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+            self._child = None
+
+    def _known(self, key: str, stamp: str) -> str | None:
+        until, then, text = self._kept.get(key, (0.0, "", ""))
+        return text if then == stamp and time.monotonic() < until else None
+
+    def _stamp(self) -> str:
+        """Return what answers hang on besides their words; a stat of three files."""
+        times = []
+        for name in ("config.toml", "models", "overlays"):
+            with suppress(OSError):
+                times.append((self._home / name).stat().st_mtime_ns)
+        return f"{date.today()} {times}"
+
+    async def _answered(self, verb: str, words: Words) -> str:
+        if self._idle is not None:
+            self._idle.cancel()
+        line = json.dumps([verb, words]).encode() + b"\n"
+        try:
+            said = await asyncio.to_thread(self._exchange, line, self._ends)
+        except asyncio.CancelledError:  # its caller left: what it works on is wanted no more
+            self.close()
+            raise
+        if not said.endswith(b"\n"):
+            self.close()
+            raise Refused(503, "the process that answers this ended; ask again", code="no_answer")
+        self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.close)
+        kind, text, *hint = json.loads(said)
+        if not kind:
+            return text
+        raise getattr(errors, kind, FreeholdError)(text, *hint)
+
+    def _exchange(self, line: bytes, ends: int) -> bytes:
+        """Give the process a line and wait for its own; b"" where it was ended meanwhile."""
+        child = self._child
+        if child is None or child.poll() is not None:
+            env = {**os.environ, "FREEHOLD_HOME": str(self._home)}
+            child = spawn(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+            )
+            if ends != self._ends:  # its caller left while it was started
+                child.kill()
+                child.communicate()
+                return b""
+            self._child = child
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(line)
+            child.stdin.flush()
+            return child.stdout.readline()
+        except (OSError, ValueError):
+            return b""

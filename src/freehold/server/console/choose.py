@@ -1,0 +1,88 @@
+"""What the Models page shows, and every question of choosing: answers are those that the command line prints.
+
+Knows who may ask about what; knows no figure. Path: route -> models, choose -> asking.Questions
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+
+from freehold.server.console.asking import Questions
+from freehold.server.core.call import HttpCall
+from freehold.server.core.keys import Key
+from freehold.server.core.problems import Refused
+
+MOST_WORDS = 64
+SCOPED = ("fit", "why")  # verbs that speak of one model, which a scoped key may ask about if it is its own
+
+
+async def models(call: HttpCall) -> None:
+    """List what is in the store and the catalogue's models, each with fit, speed, verdict, quality and origin."""
+    words = _words(call)
+    if words.keys() - {"held"}:
+        raise Refused(400, f"unknown parameter {min(words.keys() - {'held'})[:40]!r}; there is `held`")
+
+    async def work() -> None:
+        text = await _questions(call).ask("models", words)
+        loaded = {each.name for each in call.models.loaded()}
+        await call.answer(await asyncio.to_thread(_seen, text, call.key, loaded))
+
+    await call.while_here(work())
+
+
+async def choose(call: HttpCall) -> None:
+    """Answer `verb` (advise, fit, license, why, cost) with what `freehold VERB --json` prints, byte for byte."""
+    words = _words(call)
+    verb = "".join(words.pop("verb", ()))
+    if verb == "models":
+        raise Refused(400, "verb is 'models'; GET /console/api/models has them", param="verb")
+    if call.key is not None and call.key.models:
+        _check_scope(call.key, verb, words)
+
+    async def work() -> None:
+        await call.answer((await _questions(call).ask(verb, words)).encode())
+
+    await call.while_here(work())
+
+
+def _check_scope(key: Key, verb: str, words: dict[str, list[str]]) -> None:
+    if verb not in SCOPED:
+        raise Refused(
+            403, f"the key {key.name} has a scope; {verb[:40]} speaks of every model", code="not_permitted"
+        )
+    for name in words.get("model", ()):
+        if not key.may_use(name):
+            raise Refused(
+                404, f"there is no model {name[:200]!r} for the key {key.name}", code="model_not_found"
+            )
+
+
+def _seen(text: str, key: Key | None, loaded: Collection[str]) -> bytes:
+    """Leave the rows that a key may see, and say which are in memory."""
+    found: dict[str, Any] = msgspec.json.decode(text)
+    rows = [row for row in found["models"] if key is None or key.may_use(row["name"])]
+    for row in rows:
+        row["loaded"] = row["name"] in loaded
+    return msgspec.json.encode({**found, "models": rows})
+
+
+def _questions(call: HttpCall) -> Questions:
+    found = call.server.part(Questions)
+    if found is None:
+        if call.server.store is None:
+            raise Refused(404, "this server has no store of models", code="no_store")
+        found = call.server.parts[Questions] = Questions(call.server.store.settings.home)
+    return found
+
+
+def _words(call: HttpCall) -> dict[str, list[str]]:
+    try:
+        query = call.scope["query_string"].decode("utf-8")
+        return parse_qs(query, keep_blank_values=True, max_num_fields=MOST_WORDS, errors="strict")
+    except ValueError as e:
+        raise Refused(400, f"the query is malformed: {str(e)[:100]}", code="invalid_value") from None

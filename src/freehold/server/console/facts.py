@@ -1,0 +1,22 @@
+"""Routes of the pages that show facts. Knows handlers. Path: routes.console_routes -> fact_routes"""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from freehold.server.console.choose import choose, models
+from freehold.server.core.call import route
+
+
+def fact_routes() -> list[Route]:
+    """Return the routes that the pages of models, engine, usage and runs ask."""
+    return [
+        route("GET", "/console/api/models", models, audience="any", query=["held"]),
+        route(
+            "GET",
+            "/console/api/choose",
+            choose,
+            audience="any",
+            query=["verb", "model", "name", "task", "on"],
+        ),
+    ]
