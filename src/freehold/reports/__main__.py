@@ -23,7 +23,8 @@ def main() -> None:
     os.nice(NICE)
     for line in sys.stdin:
         verb, words = json.loads(line)
-        print(json.dumps(_answered(verb, words)), flush=True)
+        sys.stdout.write(json.dumps(_answered(verb, words)) + "\n")
+        sys.stdout.flush()
 
 
 def _answered(verb: str, words: dict[str, list[str]]) -> list[str]:
