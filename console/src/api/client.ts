@@ -28,7 +28,12 @@ export async function api<T>(method: string, path: string, body?: unknown, signa
   }
   if (!response.ok) throw await refusal(response);
   const text = await response.text();
-  return (text ? JSON.parse(text) : null) as T; // some routes of /api answer with nothing
+  return (text ? parse<T>(text) : null) as T; // some routes of /api answer with nothing
+}
+
+/** JSON whose seeds keep all their digits: one of 64 bits is no number of JavaScript, so it becomes a string. */
+export function parse<T>(json: string): T {
+  return JSON.parse(json.replace(/"seed": ?(\d{16,})/g, '"seed":"$1"')) as T;
 }
 
 async function refusal(response: Response): Promise<ApiError> {

@@ -1,5 +1,5 @@
 // A run's events, from a position on, over any number of connections. Knows SSE's lines and a run's numbers.
-import { ApiError } from "./client";
+import { ApiError, parse } from "./client";
 import { request } from "./session";
 import type { RunEvent } from "./types";
 
@@ -23,7 +23,7 @@ export async function follow(
         connection("open");
         tries = 0;
         after = id;
-        seen({ t: event, ...(JSON.parse(data) as object) } as RunEvent, id);
+        seen({ t: event, ...parse<object>(data) } as RunEvent, id);
         if (event === "end") return;
       }
     } catch (e) {

@@ -40,6 +40,7 @@ export interface Message {
   call: string; // of a tool's message: the call it answers
   state: MessageState;
   receipt: Receipt | null;
+  error?: { message: string; hint?: string } | null; // of a failed answer
 }
 
 export interface Receipt {

@@ -116,6 +116,7 @@ function Progress({ live, empty }: { live: Live; empty: boolean }) {
 function Ending({ message }: { message: Message }) {
   const epilogue = epilogues.value.get(message.id);
   const { state } = message;
+  const error = epilogue?.error ?? message.error;
   const again = (
     <Button icon="again" onClick={() => void regenerate(message.id)}>
       {words.regenerate}
@@ -134,8 +135,8 @@ function Ending({ message }: { message: Message }) {
         <div class="trouble" role="group" aria-label={words.trouble}>
           <Icon name="warning" size={18} />
           <div>
-            <p>{state === "lost" ? words.lost : (epilogue?.error?.message ?? words.failed)}</p>
-            {epilogue?.error?.hint && <p class="dim">{epilogue.error.hint}</p>}
+            <p>{state === "lost" ? words.lost : (error?.message ?? words.failed)}</p>
+            {error?.hint && <p class="dim">{error.hint}</p>}
           </div>
           {again}
         </div>

@@ -8,6 +8,7 @@ import { texts } from "../../texts";
 import { reach } from "./link";
 
 const PAGE = 200;
+const MOST_SOUGHT = 200; // characters; the route's limit
 const NEWEST = 40; // cards that a look for changes reads
 
 interface Page {
@@ -86,7 +87,7 @@ export async function search(words: string): Promise<void> {
   query.value = words;
   if (!words.trim()) return void (matches.value = null);
   try {
-    const found = await reach(get<{ matches: Match[] }>(`/console/api/chats?limit=100&q=${encodeURIComponent(words)}`));
+    const found = await reach(get<{ matches: Match[] }>(`/console/api/chats?limit=100&q=${encodeURIComponent(words.slice(0, MOST_SOUGHT))}`));
     if (mine === searches) matches.value = found.matches;
   } catch (e) {
     if (mine === searches) notifyError(e);

@@ -86,7 +86,7 @@ export function Chat() {
           <List open={chat.id} close={() => (drawer.value = false)} />
         </div>
       )}
-      <section class={empty ? "conversation empty" : "conversation"}>
+      <section class={empty ? "conversation blank" : "conversation"}>
         <header class="chat-head">
           <IconButton icon="menu" label={words.showList} aria-expanded={list.value || drawer.value} onClick={toggleList} />
           <h1>{shown(chat.card.value?.title || (chat.id ? words.untitled : words.newTitle))}</h1>

@@ -97,7 +97,8 @@ export function Panel({ chat, close }: { chat: Chat; close: () => void }) {
             key={field.name}
             {...field}
             value={settings.sampling?.[field.name] as number | undefined}
-            own={field.name === "seed" ? words.random : defaults.value[field.name]}
+            own={defaults.value[field.name]}
+            blank={field.name === "seed" ? words.random : ""}
             change={(value) => sample(field.name, value)}
           />
         ))}
@@ -107,13 +108,32 @@ export function Panel({ chat, close }: { chat: Chat; close: () => void }) {
           max={1_000_000}
           step={1}
           value={settings.max_tokens}
-          own={words.untilEnd}
+          blank={words.noLimit}
           change={(value) => change({ max_tokens: value } as Partial<ChatSettings>)}
         />
       </div>
       {thinks && <Think settings={settings} change={change} />}
       <Tools settings={settings} change={change} />
+      <EnterSends />
     </aside>
+  );
+}
+
+/** Of this browser, not of the chat. */
+function EnterSends() {
+  const on = useSignal(kept("enter-sends", true));
+  return (
+    <label class="toggle browser-choice">
+      <input
+        type="checkbox"
+        checked={on.value}
+        onChange={(e) => keep("enter-sends", (on.value = e.currentTarget.checked))}
+      />
+      <span>
+        {words.enterSends}
+        <small>{words.enterSendsHint}</small>
+      </span>
+    </label>
   );
 }
 
@@ -121,11 +141,12 @@ const BLANK = { system: undefined, think: undefined, max_tokens: undefined, samp
 
 interface NumberProps extends Field {
   value: number | undefined;
-  own: string | undefined; // what holds where nothing is written
+  own?: string | undefined; // the model's value, which holds where nothing is written
+  blank?: string; // what is shown then, where the model has none
   change: (value: number | undefined) => void;
 }
 
-function NumberField({ name, min, max, step, value, own, change }: NumberProps) {
+function NumberField({ name, min, max, step, value, own, blank, change }: NumberProps) {
   return (
     <label class="number">
       <span>{words.fields[name as keyof typeof words.fields]}</span>
@@ -136,7 +157,7 @@ function NumberField({ name, min, max, step, value, own, change }: NumberProps) 
         max={max}
         step={step}
         value={value ?? ""}
-        placeholder={own ?? ""}
+        placeholder={own ?? blank ?? ""}
         onInput={(e) => {
           const node = e.currentTarget;
           if (node.value === "") change(undefined);

@@ -56,7 +56,7 @@ export function bodyOf(chat: Chat, message: Message, before: string[]): Body {
   const settings = chat.settings.peek();
   const said = before.map((id) => messageOf(chat, id).peek()).filter((each): each is Message => each !== null);
   const sampling = message.receipt?.sampling ?? settings.sampling ?? {};
-  const kept = Object.entries(sampling).filter(([, value]) => typeof value === "number");
+  const kept = Object.entries(sampling).filter(([name, value]) => typeof value === "number" || name === "seed");
   const max = message.receipt?.max_tokens ?? settings.max_tokens;
   return {
     model: message.model,
@@ -89,8 +89,13 @@ function callsOf(message: Message): Body {
   return { tool_calls: calls };
 }
 
+/** JSON with the seed as the number that it is, however many digits it has. */
+function written(body: Body, indent = 0): string {
+  return JSON.stringify(body, null, indent).replace(/^( *"seed": ?)"(\d+)"/m, "$1$2").replace(/,"seed":"(\d+)"/, ',"seed":$1');
+}
+
 function curl(body: Body): string {
-  const quoted = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
+  const quoted = written(body, 2).replaceAll("'", "'\\''");
   const key = me.value?.keyed ? `  -H "Authorization: Bearer $FREEHOLD_API_KEY" \\\n` : "";
   return `curl -N ${location.origin}/v1/chat/completions \\\n  -H 'Content-Type: application/json' \\\n${key}  -d '${quoted}'\n`;
 }
@@ -103,7 +108,7 @@ function python(body: Body): string {
 import os
 import urllib.request
 
-body = json.loads(${JSON.stringify(JSON.stringify({ ...body, stream: false }))})
+body = json.loads(${JSON.stringify(written({ ...body, stream: false }))})
 ${headers}
 request = urllib.request.Request("${location.origin}/v1/chat/completions", json.dumps(body).encode(), headers)
 with urllib.request.urlopen(request) as answer:
