@@ -1,8 +1,8 @@
 """The page's first load with a cold cache: until its box takes text, what is fetched before that and later.
 
 `python benches/console/first.py [--rounds 10] [--busy 2]`, with Chromium. `--busy` processes compute meanwhile, as
-many as the machine has cores. Prints each figure beside its limit, and ends in one JSON line; exit 1 where a limit is missed.
-Sizes are gzip's at level 9, as a wheel's files are: the server sends them plain.
+many as the machine has cores. Prints each figure beside its limit, and ends in one JSON line; exit 1 where a limit is
+missed. Sizes are gzip's at level 9, as a wheel's files are: the server sends them plain.
 Path: first.main -> a `freehold serve` of the test's own -> the page
 """
 

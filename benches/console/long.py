@@ -1,8 +1,8 @@
 """Long things in the page: a chat of 2,000 messages, a list of 10,000 chats, 20,000 pasted lines.
 
 `python benches/console/long.py [--messages 2000] [--chats 10000] [--lines 20000]`, with Chromium. Prints each
-figure beside its limit, and ends in one JSON line; exit 1 where a limit is missed. Frames are the times between two animation frames
-while the log scrolls from its end to its start, one seen page in eight frames.
+figure beside its limit, and ends in one JSON line; exit 1 where a limit is missed. Frames are the times between two
+animation frames while the log scrolls from its end to its start, one seen page in eight frames.
 Path: long.main -> a `freehold serve` of the test's own -> the page
 """
 
