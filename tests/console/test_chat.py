@@ -14,13 +14,17 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("playwright")
+from playwright.sync_api import expect
+
 from freehold.chats.folder import ChatFolder
 from freehold.chats.lines import ChatLine
 from freehold.chats.types import ChatChange
 from tests.console.conftest import Served
 from tests.console.scripted import write_scripted
 
-LONG = "".join(f"Line {i} of a long answer, which has some more words.\n\n" for i in range(1500))
+LINES = 700
+LONG = "".join(f"Line {i} of a long answer, which has some more words.\n\n" for i in range(LINES))
 SCRIPTS = {
     "hello": "Hello! What shall I say?",
     "table": "| a | b |\n|---|---|\n| 1 | 2 |\n\nThat was **a table**.",
@@ -147,7 +151,7 @@ def test_reload_in_mid_stream_leaves_no_hole(chat, server):
     [_, answer] = stored(server, chat).branch()
     assert answer.content == LONG and answer.state == "whole"
     shown = chat.evaluate("document.querySelector('article:not(.user) .said').innerText")
-    assert re.findall(r"Line (\d+) of", shown) == [str(i) for i in range(1500)]
+    assert re.findall(r"Line (\d+) of", shown) == [str(i) for i in range(LINES)]
 
 
 def test_draft_survives_a_reload_and_belongs_to_its_chat(chat):
@@ -156,11 +160,11 @@ def test_draft_survives_a_reload_and_belongs_to_its_chat(chat):
     box(chat).press_sequentially("not sent yet")
     chat.reload()
     box(chat).wait_for()
-    chat.wait_for_function("document.querySelector('textarea').value === 'not sent yet'")
+    expect(box(chat)).to_have_value("not sent yet")
     chat.get_by_role("button", name="New chat", exact=True).click()
-    chat.wait_for_function("document.querySelector('textarea').value === ''")
+    expect(box(chat)).to_have_value("")
     chat.go_back()
-    chat.wait_for_function("document.querySelector('textarea').value === 'not sent yet'")
+    expect(box(chat)).to_have_value("not sent yet")
 
 
 def test_a_double_click_sends_once(chat, server):
@@ -326,18 +330,17 @@ def test_a_second_tab_shows_what_the_first_one_adds(chat, server):
 
 
 def test_a_screen_reader_hears_the_finished_answer_once(chat):
-    heard = chat.locator(".chat-page > .unseen[role=status]")
     chat.evaluate("""() => {
       window.heard = [];
       const status = document.querySelector('.chat-page > .unseen[role=status]');
-      new MutationObserver(() => window.heard.push(status.textContent)).observe(status, {
+      new MutationObserver(() => status.textContent && window.heard.push(status.textContent)).observe(status, {
         childList: true, characterData: true, subtree: true});
     }""")
     say(chat, "hello reader")
     said(chat)
-    chat.wait_for_function("window.heard.length >= 2")
+    expect(chat.locator(".chat-page > .unseen[role=status]")).to_have_text("Hello! What shall I say?")
     assert chat.evaluate("window.heard") == ["Answering", "Hello! What shall I say?"]
-    assert chat.get_by_role("log").get_attribute("aria-live") == "off" and heard.count() == 1
+    assert chat.get_by_role("log").get_attribute("aria-live") == "off"
 
 
 def test_every_step_of_a_chat_by_keyboard_alone(chat):
@@ -345,19 +348,19 @@ def test_every_step_of_a_chat_by_keyboard_alone(chat):
     chat.keyboard.press("Enter")
     said(chat)
     chat.keyboard.press("Alt+ArrowUp")
-    chat.wait_for_function("document.activeElement.getAttribute('aria-label') === 'scripted'")
+    expect(answers(chat).last).to_be_focused()
     chat.keyboard.press("r")
     chat.get_by_text("2/2").wait_for()
     said(chat)
     chat.keyboard.press("Alt+ArrowUp")
-    chat.wait_for_function("document.activeElement.matches('article')")
+    expect(answers(chat).last).to_be_focused()
     chat.keyboard.press("ArrowLeft")
     chat.get_by_text("1/2").wait_for()
     chat.keyboard.press("?")
     chat.get_by_role("dialog", name="Keys of this page").wait_for()
     chat.keyboard.press("Escape")
     chat.keyboard.press("/")
-    chat.wait_for_function("document.activeElement.matches('textarea')")
+    expect(box(chat)).to_be_focused()
     chat.keyboard.press("Control+Shift+O")
     chat.get_by_role("heading", name="New chat", level=1).wait_for()
 
@@ -432,7 +435,7 @@ def test_twenty_seconds_without_a_network_leave_no_hole(serving, tmp_path, page)
     page.get_by_text("The server does not answer.").wait_for(state="detached")
     page.get_by_role("button", name="Send", exact=True).wait_for(timeout=60_000)
     shown = page.evaluate("document.querySelector('article:not(.user) .said').innerText")
-    assert re.findall(r"Line (\d+) of", shown) == [str(i) for i in range(1500)]
+    assert re.findall(r"Line (\d+) of", shown) == [str(i) for i in range(LINES)]
     page.errors.clear()
 
 

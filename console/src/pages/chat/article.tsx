@@ -77,7 +77,7 @@ function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) 
       aria-busy={busy || loading || undefined}
       tabIndex={-1}
     >
-      <header class={role === "user" ? "unseen" : "speaker"}>{name}</header>
+      {role !== "user" && <header class="speaker">{name}</header>}
       {loading ? <div class="loading-lines" aria-label={words.loading} /> : children}
     </article>
   );

@@ -63,6 +63,7 @@ function Count({ file, model }: { file: AttachedFile; model: string }) {
   const count = useSignal<number | null | undefined>(counts.get(file)?.get(model));
   useEffect(() => {
     let gone = false;
+    if (!model) return; // none is chosen yet
     if (counts.get(file)?.has(model)) return void (count.value = counts.get(file)!.get(model));
     void countTokens(model, file.text).then((n) => {
       counts.set(file, (counts.get(file) ?? new Map<string, number | null>()).set(model, n));

@@ -8,7 +8,7 @@ import { place, to } from "../../parts/router";
 import { me } from "../../api/me";
 import type { ChatSettings } from "../../api/types";
 import { texts } from "../../texts";
-import { look, readCards } from "./cards";
+import { cards, look, readCards } from "./cards";
 import "./chat.css";
 import { Composer } from "./composer";
 import { ContextMeter } from "./context";
@@ -19,16 +19,15 @@ import { downSince, isDown, onReturn } from "./link";
 import { List } from "./list";
 import { Log, scroller } from "./log";
 import { models, readModels } from "./models";
-import { type Chat as Opened, fresh, open, opened, refresh } from "./opened";
+import { type Chat as Opened, fresh, open, opened, refresh, stateOf } from "./opened";
 import { Panel } from "./panel";
 import { Picker } from "./picker";
-import { attachAll, leaveOthers, spoken } from "./runs";
+import { attachAll, follows, leaveOthers, spoken, tabs } from "./runs";
 import { pending, readDraft } from "./sending";
 import { shown } from "./shown";
 
 const words = texts.chat;
 const LOOK_MS = 2000;
-const tabs = new BroadcastChannel("freehold-chats"); // other tabs of this browser hear at once
 
 export function Chat() {
   const list = useSignal(kept("list", true) && innerWidth > 900);
@@ -48,6 +47,11 @@ export function Chat() {
     void enter(id);
   }, [id, who]);
   useEffect(watch, []);
+  useSignalEffect(() => {
+    // What the list knows of the open chat: a new name, a pin.
+    const card = cards.value.find((each) => each.id === opened.value.id);
+    if (card) opened.value.card.value = card;
+  });
   useSignalEffect(() => {
     document.title = `${shown(opened.value.card.value?.title || words.newTitle)} · ${texts.name}`;
   });
@@ -100,7 +104,7 @@ export function Chat() {
             onClick={() => (panel.value = !panel.value)}
           />
         </header>
-        {find.value && <Find key={chat.id ?? ""} chat={chat} close={() => ((find.value = false), scroller.now?.element.focus())} />}
+        {find.value && <Find key={chat.serial} chat={chat} close={() => ((find.value = false), scroller.now?.element.focus())} />}
         {trouble ? (
           <Failed error={trouble} again={() => void enter(id)} />
         ) : empty ? (
@@ -113,15 +117,13 @@ export function Chat() {
             )}
           </div>
         ) : (
-          <Log key={chat.id ?? "new"} chat={chat} />
+          <Log key={chat.serial} chat={chat} />
         )}
         <Away />
         <Composer chat={chat} />
       </section>
-      {panel.value && <Panel key={chat.id ?? "new"} chat={chat} close={() => (panel.value = false)} />}
-      <div class="unseen" role="status" aria-live="polite">
-        {spoken.value}
-      </div>
+      {panel.value && <Panel key={chat.serial} chat={chat} close={() => (panel.value = false)} />}
+      <Spoken />
     </div>
   );
 }
@@ -162,15 +164,11 @@ async function again(chat: Opened): Promise<void> {
 
 /** Notice what changes elsewhere: other tabs at once, other browsers and the terminal within two seconds. */
 function watch(): () => void {
-  let known = "";
   const check = async () => {
     if (document.hidden || isDown.peek()) return;
     const chat = opened.peek();
     const card = (await look()).find((each) => each.id === chat.id);
-    if (!card) return;
-    const state = `${card.id} ${card.updated} ${card.messages} ${card.running}`;
-    if (known.startsWith(card.id + " ") && known !== state) await again(chat);
-    known = state;
+    if (card && chat.seen && stateOf(card) !== chat.seen && !follows(chat)) await again(chat);
   };
   const quietly = () => void check().catch(() => {});
   const timer = setInterval(quietly, LOOK_MS);
@@ -190,6 +188,15 @@ function watch(): () => void {
     tabs.removeEventListener("message", heard);
     unwatch();
   };
+}
+
+/** Drawn apart, so that only what is said changes it. */
+function Spoken() {
+  return (
+    <div class="unseen" role="status" aria-live="polite">
+      {spoken}
+    </div>
+  );
 }
 
 /** What happened while the server cannot be reached, and what to do. */

@@ -50,7 +50,8 @@ export function Log({ chat }: { chat: Chat }) {
 
   /** Note where the reader is, and draw what is near. */
   function scrolled() {
-    const box = outer.current!;
+    const box = outer.current;
+    if (!box) return; // an observer's last word, after the log has gone
     atEnd.value = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR;
     remember();
     draw(heights.drawn(box.scrollTop, box.clientHeight));
@@ -67,7 +68,8 @@ export function Log({ chat }: { chat: Chat }) {
 
   /** Measure what is drawn; put the reader back where they were. */
   function settle() {
-    const box = outer.current!;
+    const box = outer.current;
+    if (!box || !inner.current) return;
     let news = false;
     for (const each of inner.current!.children as Iterable<HTMLElement> & HTMLCollection) {
       const id = (each as HTMLElement).dataset["id"];
@@ -110,7 +112,8 @@ export function Log({ chat }: { chat: Chat }) {
     watch.observe(inner.current!, { childList: true });
     let width = outer.current!.clientWidth;
     const frame = new ResizeObserver(() => {
-      const box = outer.current!;
+      const box = outer.current;
+      if (!box) return;
       if (box.clientWidth !== width) {
         width = box.clientWidth;
         heights.clear(Math.min(736, width - 32) / 8.2);

@@ -10,6 +10,7 @@ import { branchOf, EMPTY, endBelow, grown, type Tree, treeOf } from "./tree";
 const WINDOW = 100; // messages asked for at once; 200 is the route's limit
 
 export interface Chat {
+  serial: number; // tells apart what the page opened, before there is an id too
   id: string | null; // null: a new chat, which the server does not know yet
   card: Signal<Card | null>;
   settings: Signal<ChatSettings>;
@@ -20,12 +21,19 @@ export interface Chat {
   trouble: Signal<unknown>; // why it could not be opened
   messages: Map<string, Signal<Message | null>>; // null: asked for, not here yet
   asked: Set<string>;
+  seen: string; // the state of its card when it was read
 }
+
+/** What tells that a chat has changed: its newest message, their number, whether one is being written. */
+export const stateOf = (card: Card) => `${card.updated} ${card.messages} ${card.running}`;
+
+let serials = 0;
 
 function blank(id: string | null): Chat {
   const tree = signal<Tree>(EMPTY);
   const leaf = signal<string | null>(null);
   return {
+    serial: ++serials,
     id,
     card: signal<Card | null>(null),
     settings: signal<ChatSettings>({}),
@@ -36,6 +44,7 @@ function blank(id: string | null): Chat {
     trouble: signal<unknown>(null),
     messages: new Map(),
     asked: new Set(),
+    seen: "",
   };
 }
 
@@ -69,6 +78,7 @@ export async function refresh(chat: Chat): Promise<string[]> {
 }
 
 function take(chat: Chat, answer: OpenedChat): void {
+  chat.seen = stateOf(answer.chat);
   batch(() => {
     const shown = chat.leaf.peek();
     chat.trouble.value = null;

@@ -37,6 +37,10 @@ export interface Draft {
 /** Runs in progress, by the answer they write. */
 export const lives = signal<ReadonlyMap<string, Signal<Live>>>(new Map());
 const followers = new Set<Follower>();
+/** Other tabs of this browser hear at once which chat has a new run. */
+export const tabs = new BroadcastChannel("freehold-chats");
+
+export const follows = (chat: Chat) => [...followers].some((each) => each.chat === chat);
 /** What remains to be said of an answer whose run has ended: its notes, or why it failed. */
 export const epilogues = signal<ReadonlyMap<string, { notes: string[]; error?: { message: string; hint?: string } }>>(
   new Map(),
@@ -75,6 +79,7 @@ export async function start(chat: Chat, { parent, message, model, settings }: St
     if (user) add(chat, user);
     add(chat, answer);
   });
+  tabs.postMessage(chat.id);
   void attach(chat, run, answer.id);
 }
 
