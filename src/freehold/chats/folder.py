@@ -12,17 +12,18 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from freehold import private
 from freehold.chats import locks
+from freehold.chats.index import ChatIndex
 from freehold.chats.lines import VERSION, ChatLine, encoded, replay
-from freehold.chats.types import ChatCard, ChatChange, ChatSettings, SavedChat
+from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat
 from freehold.chats.writer import MAX_CHAT_BYTES, ChatWriter, failures, live, no_chat
-from freehold.errors import StoreError, UsageError
+from freehold.errors import FreeholdError, StoreError, UsageError
 
 UNDO_S = 600
 CHAT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -33,6 +34,7 @@ class ChatFolder:
 
     def __init__(self, path: Path, home: Path) -> None:
         self.path, self._home = path, home
+        self._index = ChatIndex(path, home, self.read)
 
     @classmethod
     def of(cls, home: Path, key: str = "") -> ChatFolder:
@@ -51,18 +53,31 @@ class ChatFolder:
     def cards(self) -> list[ChatCard]:
         """Return the chats, the one with the newest message first; unreadable ones are left out."""
         self.purge()
-        found: list[ChatCard] = []
-        for id in self.ids():
-            with suppress(StoreError, UsageError):
-                found.append(self.read(id).card)
-        return sorted(found, key=lambda card: (card.updated, card.id), reverse=True)
+        return sorted(self._index.cards(), key=lambda card: (card.updated, card.id), reverse=True)
 
-    def ids(self) -> list[str]:
-        """Return the ids of the chats, unordered."""
-        try:
-            return [name[:-6] for name in os.listdir(self.path) if name.endswith(".jsonl") and name[0] != "."]
-        except OSError:
-            return []
+    def page(self, limit: int, after: str = "") -> tuple[list[ChatCard], str | None]:
+        """Return up to `limit` cards, pinned ones first, and what continues after them (None: nothing).
+
+        `after`: what the page before returned. A place in the order, so chats that came or went since do no harm.
+        """
+        place = _place(after)
+        found = sorted(self._index.cards() if after else self.cards(), key=_order, reverse=True)
+        rest = [card for card in found if place is None or _order(card) < place]
+        more = len(rest) > limit > 0
+        return rest[:limit], _cursor(rest[limit - 1]) if more else None
+
+    def search(self, text: str, limit: int = 50) -> list[ChatMatch]:
+        """Find messages that contain `text`, in any case, newest chat first, and chats with such a title."""
+        wanted, found = text.casefold(), []
+        ids = set(self._index.having(text))
+        for card in self.cards():
+            if card.id not in ids:
+                continue
+            with suppress(FreeholdError):  # deleted meanwhile
+                found += _matches(self.read(card.id), card, wanted)
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
     def exists(self, id: str) -> bool:
         """Return whether there is a chat of this id."""
@@ -169,14 +184,58 @@ class ChatFolder:
                 found.append((float(at) if at.isdecimal() else 0.0, path))
         return found
 
+    @staticmethod
+    def is_id(id: str) -> bool:
+        """Return whether a chat may be called so."""
+        return CHAT_ID.fullmatch(id) is not None
+
     def file(self, id: str) -> Path:
         """Return where a chat lies; UsageError for what cannot be an id."""
-        if not CHAT_ID.fullmatch(id):
+        if not self.is_id(id):
             raise UsageError(
                 f"{id[:80]!r} is not a valid session name",
                 "use letters, digits, '.', '_' and '-', at most 80",
             )
         return self.path / f"{id}.jsonl"
+
+
+def _order(card: ChatCard) -> tuple[bool, float, str]:
+    return card.pinned, card.updated, card.id
+
+
+def _cursor(card: ChatCard) -> str:
+    return f"{card.pinned:d}~{card.updated!r}~{card.id}"
+
+
+def _place(cursor: str) -> tuple[bool, float, str] | None:
+    """Read what `_cursor` wrote; None for none. Raises UsageError."""
+    if not cursor:
+        return None
+    with suppress(ValueError):
+        pinned, updated, id = cursor.split("~")
+        return pinned == "1", float(updated), id
+    raise UsageError(
+        f"after={cursor[:40]!r} is not a place in the list", "take `next` of the page before", field="after"
+    )
+
+
+def _matches(chat: SavedChat, card: ChatCard, wanted: str) -> Iterator[ChatMatch]:
+    """Yield the messages of a chat that have `wanted`, each once, and its title if that was set and has it."""
+    messages = list(chat.messages.values())
+    if chat.named and messages and wanted in card.title.casefold():
+        yield ChatMatch(chat=card, message=messages[0].id, role=messages[0].role, excerpt=card.title)
+    for message in messages:
+        if wanted in message.content.casefold():
+            excerpt = _excerpt(message.content, wanted)
+            yield ChatMatch(chat=card, message=message.id, role=message.role, excerpt=excerpt)
+
+
+def _excerpt(text: str, wanted: str, around: int = 30) -> str:
+    """Return the line with `wanted`, or what is near it; letters that fold to two may move it by a few."""
+    line = next((line for line in text.splitlines() if wanted in line.casefold()), " ".join(text.split()))
+    at = line.casefold().find(wanted)
+    begin, end = max(at - around, 0), min(at + len(wanted) + around, len(line))
+    return ("…" if begin else "") + line[begin:end].strip() + ("…" if end < len(line) else "")
 
 
 def _linked(aside: Path, path: Path) -> bool:

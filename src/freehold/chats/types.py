@@ -57,7 +57,7 @@ class ChatSettings(Struct, kw_only=True, omit_defaults=True):
     think: bool | None = None
     max_tokens: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)  # fields of SamplingParams that were given
-    tools: tuple[str, ...] = ()  # servers of `[mcp]`
+    tools: list[str] = field(default_factory=list)  # servers of `[mcp]`
 
 
 class ChatChange(Struct, kw_only=True, omit_defaults=True):

@@ -6,7 +6,7 @@ is held too (`live`), so that a reader can tell an answer in progress from one w
 
 What is flushed to the disk: a message, an end and a change, which nobody could make again. What an answer grew by is
 left to the kernel: it survives this program's death, and after a power cut the answer can be made again.
-Path: ChatFolder.writer -> ChatWriter -> appending -> os.write
+Path: ChatFolder.writer -> ChatWriter -> append -> the file
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from freehold import private
 from freehold.chats import locks
 from freehold.chats.lines import ChatLine, encoded
 from freehold.chats.types import AskedTool, AttachedFile, ChatChange, ChatFinish, Role, SavedMessage
-from freehold.errors import CapacityExceeded, ChatNotFound, StoreError, UsageError
+from freehold.errors import CapacityExceeded, ChatNotFound, StoreError
 
 MAX_CHAT_BYTES = 64 << 20  # of a file; read whole in 0.3 s, and far beyond any context
 FOR_ENDS = 4 << 20  # of them only for answers that began: they can always be written to their end
@@ -202,7 +202,7 @@ def line_of(message: SavedMessage) -> ChatLine:
         images=message.images,
         calls=message.calls,
         call=message.call,
-        open=message.state != "whole",
+        open=message.state != "whole" or bool(message.receipt or message.error),
     )
 
 
@@ -218,15 +218,6 @@ def failures(chat: str) -> Iterator[None]:
         yield
     except OSError as e:
         raise _failed(chat, e) from e
-
-
-def check_message_id(id: str) -> str:
-    """Return `id`; raise UsageError for what is no message's."""
-    if not MESSAGE_ID.fullmatch(id):
-        raise UsageError(
-            f"{id[:80]!r} is not the id of a message", "letters, digits, _ and - only, at most 64"
-        )
-    return id
 
 
 def _failed(chat: str, e: OSError) -> StoreError | CapacityExceeded:

@@ -28,6 +28,7 @@ from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
 from freehold.server.console.asking import Questions
+from freehold.server.console.chats import ChatShelf
 from freehold.server.console.login import Login
 from freehold.server.console.sessions import PageSessions
 from freehold.server.core.accepting import Acceptor
@@ -114,6 +115,7 @@ class Doors:
             self.server.parts[Login] = Login(sessions)
         self.server.parts[Responses] = Responses()
         if settings.home is not None:
+            self.server.parts[ChatShelf] = ChatShelf(settings.home)
             desk = self.server.parts[Desk] = Desk(settings.home)
             self.server.watched.append(desk.waiting)
         self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in this many seconds

@@ -2,7 +2,7 @@
 
 A blank text becomes no block there. Reasoning goes back only as the provider signed it, at the place where it stood.
 Knows no model's limits.
-Path: AnthropicWire.request -> ChatWriter -> system, messages
+Path: AnthropicWire.request -> MessagesWriter -> system, messages
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MEDIA = ("image/jpeg", "image/png", "image/gif", "image/webp")
 Item = dict[str, Any]
 
 
-class ChatWriter:
+class MessagesWriter:
     """One request's chat. After `write`, `system` and `turns` are what the wire sends."""
 
     def __init__(self, demands: Demands) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from freehold.errors import UnsupportedModel
-from freehold.providers.anthropic.chat import ChatWriter
+from freehold.providers.anthropic.chat import MessagesWriter
 from freehold.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of
 from freehold.providers.anthropic.models import Claude, claude_of
 from freehold.providers.anthropic.schema import fitted
@@ -124,7 +124,7 @@ def _outgoing(path: str, body: dict[str, Any], demands: Demands) -> Outgoing:
     return Outgoing(path, msgspec.json.encode(body), headers, demands.warnings)
 
 
-def _prompt(demands: Demands, claude: Claude) -> tuple[dict[str, Any], ChatWriter]:
+def _prompt(demands: Demands, claude: Claude) -> tuple[dict[str, Any], MessagesWriter]:
     """Return what the prompt is made of, and the chat's writer."""
     job = demands.job
     messages = demands.chat(("json_schema",) if claude.schemas else ())
@@ -133,7 +133,7 @@ def _prompt(demands: Demands, claude: Claude) -> tuple[dict[str, Any], ChatWrite
             demands.lacks("does not continue an assistant's turn", "end the chat with the user's turn")
         if job.format is not None:
             demands.lacks("constrains no begun answer to a format")
-    writer, tools = ChatWriter(demands), [_tool(tool, demands, claude) for tool in job.tools]
+    writer, tools = MessagesWriter(demands), [_tool(tool, demands, claude) for tool in job.tools]
     writer.mark(tools, job.cache_tools)  # before the chat's breakpoints, as tools come first in the prompt
     writer.write(messages)
     body: dict[str, Any] = {"model": demands.model.model, "messages": writer.turns}
@@ -195,7 +195,7 @@ def _schema(format: Format, demands: Demands) -> dict[str, Any]:
     return schema
 
 
-def _think(body: dict[str, Any], demands: Demands, claude: Claude, writer: ChatWriter) -> None:
+def _think(body: dict[str, Any], demands: Demands, claude: Claude, writer: MessagesWriter) -> None:
     """Set thinking and effort. Calls that are forced, or that began without reasoning of this model, exclude it."""
     job = demands.job
     forced = body.get("tool_choice", {}).get("type") in ("any", "tool")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from freehold.server.console import keys, login
+from freehold.chats.types import ChatChange
+from freehold.server.console import chats, keys, login
 from freehold.server.console.facts import fact_routes
 from freehold.server.console.me import me
 from freehold.server.console.page import asset
@@ -23,5 +24,22 @@ def console_routes() -> list[Route]:
         route("POST", "/console/api/keys", keys.add, keys.KeyRequest, audience="admin", status=[201]),
         route("DELETE", "/console/api/keys/{name}", keys.revoke, audience="admin"),
         *fact_routes(),
+        *_chats("/console/api/chats"),
         route("GET", "/assets/{name}", asset, audience="page", answer=["text/javascript", "text/css"]),
+    ]
+
+
+def _chats(at: str) -> list[Route]:
+    one = f"{at}/{{chat}}"
+    files = ["application/json", "text/markdown"]
+    return [
+        route("GET", at, chats.chats, query=["limit", "after", "q"]),
+        route("POST", at, chats.begin, chats.NewChat, status=[201]),
+        route("GET", one, chats.chat, query=["last"]),
+        route("PATCH", one, chats.change, ChatChange),
+        route("DELETE", one, chats.delete),
+        route("POST", f"{one}/restore", chats.restore, login.NothingAsked),
+        route("GET", f"{one}/messages", chats.messages, query=["ids"]),
+        route("GET", f"{one}/export", chats.export, query=["as"], answer=files),
+        route("POST", "/console/api/import", chats.take, chats.ImportedChat, status=[201]),
     ]

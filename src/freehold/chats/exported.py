@@ -1,0 +1,127 @@
+"""A chat as a file to keep or to carry elsewhere: JSON with all of it, Markdown to read.
+
+What is imported is checked against limits before anything is written. Knows no folder.
+Path: server/console/chats.py -> exported, markdown; taken -> ChatFolder.write
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from freehold.chats.lines import ChatLine
+from freehold.chats.types import ChatChange, ChatSettings, SavedChat, SavedMessage
+from freehold.chats.writer import MESSAGE_ID, line_of
+from freehold.errors import UsageError
+
+FORMAT = "freehold-chat"
+MAX_MESSAGES = 20_000  # of an imported chat; one of them takes 2,000 hours to read
+MAX_TITLE = 200  # characters
+
+
+class ExportedChat(Struct, kw_only=True):
+    """A chat as JSON. Messages in an order in which a parent comes before its children."""
+
+    messages: list[SavedMessage]
+    format: str = FORMAT
+    version: int = 2
+    title: str = ""
+    model: str = ""
+    created: str = ""
+    leaf: str | None = None
+    settings: ChatSettings = msgspec.field(default_factory=ChatSettings)
+
+
+def exported(chat: SavedChat) -> ExportedChat:
+    """Return all of a chat; an answer in progress as far as it came."""
+    return ExportedChat(
+        title=chat.card.title,
+        model=chat.card.model,
+        created=chat.card.created,
+        leaf=chat.leaf,
+        settings=chat.settings,
+        messages=list(chat.messages.values()),
+    )
+
+
+def markdown(chat: SavedChat) -> str:
+    """Return the branch that is shown, to be read: who said what, in order."""
+    names = {"user": "You", "system": "System", "tool": "Tool"}
+    parts = [f"# {chat.card.title or 'Chat'}"]
+    if chat.settings.system:
+        parts.append(f"## System\n\n{chat.settings.system}")
+    for message in chat.branch():
+        name = names.get(message.role) or message.model or chat.card.model or "Answer"
+        files = [f"File {file.name}:\n\n{_fenced(file.text)}" for file in message.files]
+        thought = ["\n".join(f"> {line}" for line in message.thinking.splitlines())]
+        said = [part for part in (*files, *thought, message.content) if part]
+        parts.append("\n\n".join([f"## {name}", *said]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _fenced(text: str) -> str:
+    """Return text in a fence longer than any run of backticks in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def taken(raw: Any) -> tuple[str, list[ChatLine]]:
+    """Check an exported chat; return its model and its lines. Raises UsageError, which names what is wrong."""
+    try:
+        chat = msgspec.convert(raw, ExportedChat)
+    except msgspec.ValidationError as e:
+        raise UsageError(
+            f"this is not an exported chat: {e}", "import the JSON that Export wrote", field="chat"
+        ) from None
+    if chat.format != FORMAT:
+        raise UsageError(
+            f"the format is {chat.format[:40]!r}; expected {FORMAT!r}", "import the JSON that Export wrote"
+        )
+    if len(chat.messages) > MAX_MESSAGES:
+        raise UsageError(
+            f"the chat has {len(chat.messages):,} messages; at most {MAX_MESSAGES:,} can be imported"
+        )
+    _check_tree(chat)
+    return chat.model, list(_lines(chat))
+
+
+def check_title(title: str) -> str:
+    """Return a title as it is kept: one line; UsageError where it is too long."""
+    line = " ".join(title.split())
+    if len(line) > MAX_TITLE:
+        raise UsageError(
+            f"the title has {len(line):,} characters; at most {MAX_TITLE}", "shorten it", field="title"
+        )
+    return line
+
+
+def _check_tree(chat: ExportedChat) -> None:
+    """Raise UsageError unless every id is new and every parent came before."""
+    seen: set[str] = set()
+    for n, message in enumerate(chat.messages):
+        if not MESSAGE_ID.fullmatch(message.id) or message.id in seen:
+            why = "is there twice" if message.id in seen else "is not an id"
+            raise UsageError(f"message {n + 1}: {message.id[:80]!r} {why}")
+        if message.parent is not None and message.parent not in seen:
+            raise UsageError(f"message {n + 1}: its parent {message.parent[:80]!r} does not come before it")
+        seen.add(message.id)
+    if chat.leaf is not None and chat.leaf not in seen:
+        raise UsageError(f"the leaf {chat.leaf[:80]!r} is none of its messages")
+
+
+def _lines(chat: ExportedChat) -> Iterator[ChatLine]:
+    change = ChatChange(settings=chat.settings)
+    if title := check_title(chat.title):
+        change.title = title
+    yield ChatLine(set=change)
+    for message in chat.messages:
+        yield line_of(message)
+        if message.receipt or message.error or message.state != "whole":
+            finish = {"whole": "stop", "open": "lost"}.get(message.state, message.state)
+            yield ChatLine(end=message.id, finish=finish, receipt=message.receipt, error=message.error)  # type: ignore[arg-type]
+    yield ChatLine(set=ChatChange(leaf=chat.leaf))

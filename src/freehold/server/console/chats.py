@@ -1,0 +1,211 @@
+"""The routes of chats: list, search, read, change, delete with undo, export, import.
+
+Every chat is looked up in the folder of the caller's key, so that another's id is answered as one that never was.
+Knows folders and JSON; knows no model and no run. Path: Gate -> a handler -> ChatShelf.folder -> ChatFolder
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from freehold.chats.exported import check_title, exported, markdown, taken
+from freehold.chats.folder import UNDO_S, ChatFolder
+from freehold.chats.types import ChatCard, ChatChange, ChatSettings, SavedMessage
+from freehold.chats.writer import no_chat
+from freehold.errors import UsageError
+from freehold.server.console.login import NothingAsked
+from freehold.server.core.call import HttpCall
+from freehold.server.core.problems import Refused
+
+MAX_LIST, MAX_MATCHES, MAX_IDS = 500, 100, 200
+MAX_QUERY = 200  # characters of a text that is searched for
+LAST = 50  # messages of a window, unless it says
+
+
+class NewChat(Struct, kw_only=True):
+    """A chat to begin."""
+
+    model: str = ""
+    title: str = ""
+    settings: ChatSettings | None = None
+
+
+class ImportedChat(Struct, kw_only=True):
+    """A chat that was exported."""
+
+    chat: dict[str, Any]
+
+
+class ChatWindow(Struct, kw_only=True):
+    """A chat as far as a page needs it at first: the shape of all, the text of the end."""
+
+    chat: ChatCard
+    settings: ChatSettings
+    leaf: str | None
+    tree: list[tuple[str, str | None, str, int]]  # id, parent, role, characters
+    messages: list[SavedMessage]
+    running: list[str]  # runs of this chat
+    skipped: int  # lines of its file that are damaged
+
+
+class ChatShelf:
+    """The folders of chats of all callers of a server."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._folders: dict[str, ChatFolder] = {}
+
+    def folder(self, call: HttpCall) -> ChatFolder:
+        """Return the chats of who asks: of its key, or of this machine's user where no key is needed.
+
+        A server that other machines reach without a key has one folder for all of them, apart from the user's.
+        """
+        key = call.tenant
+        if not key and not call.owner and call.server.guard.insecure:
+            key = "anyone at all"  # no key can have a name with spaces
+        if key not in self._folders:
+            self._folders[key] = ChatFolder.of(self.home, key)
+        return self._folders[key]
+
+
+def folder_of(call: HttpCall) -> ChatFolder:
+    """Return the caller's chats; Refused (404) where this server keeps none."""
+    shelf = call.server.part(ChatShelf)
+    if shelf is None:
+        raise Refused(404, "this server has no folder for chats", code="no_route")
+    return shelf.folder(call)
+
+
+async def chats(call: HttpCall) -> None:
+    """List chats, pinned ones first, then the newest; with `q`, find messages instead."""
+    asked, mine = _query(call), folder_of(call)
+    if text := asked.get("q", "").strip():
+        if len(text) > MAX_QUERY:
+            raise UsageError(f"q has {len(text):,} characters; at most {MAX_QUERY}", field="q")
+        limit = _count(asked, "limit", MAX_MATCHES, MAX_MATCHES)
+        await call.answer({"matches": await asyncio.to_thread(mine.search, text, limit)})
+        return
+    limit = _count(asked, "limit", 100, MAX_LIST)
+    found, after = await asyncio.to_thread(mine.page, limit, asked.get("after", ""))
+    await call.answer({"chats": found, "next": after})
+
+
+async def begin(call: HttpCall) -> None:
+    """Make an empty chat."""
+    asked, _ = await call.struct(NewChat)
+    made = await asyncio.to_thread(
+        folder_of(call).create, model=asked.model, title=check_title(asked.title), settings=asked.settings
+    )
+    await call.answer(made, 201)
+
+
+async def chat(call: HttpCall) -> None:
+    """Read a chat: its tree, and the last messages of the branch that is shown."""
+    last = _count(_query(call), "last", LAST, MAX_IDS)
+    await call.answer(await asyncio.to_thread(_window, folder_of(call), _id(call), last))
+
+
+async def messages(call: HttpCall) -> None:
+    """Read messages by their ids; those that are none of this chat are left out."""
+    ids = [id for id in _query(call).get("ids", "").split(",") if id]
+    if len(ids) > MAX_IDS:
+        raise UsageError(f"{len(ids):,} ids were asked for; at most {MAX_IDS}", field="ids")
+    saved = await asyncio.to_thread(folder_of(call).read, _id(call))
+    await call.answer({"messages": [saved.messages[id] for id in ids if id in saved.messages]})
+
+
+async def change(call: HttpCall) -> None:
+    """Rename or pin a chat, show another branch, set its model or settings."""
+    asked, _ = await call.struct(ChatChange)
+    if asked.title is not UNSET:
+        asked.title = check_title(asked.title)
+    await call.answer(await asyncio.to_thread(_changed, folder_of(call), _id(call), asked))
+
+
+async def delete(call: HttpCall) -> None:
+    """Delete a chat; for some minutes it can be restored."""
+    mine = folder_of(call)
+    await asyncio.to_thread(mine.delete, _id(call))
+    asyncio.get_running_loop().call_later(UNDO_S + 1, mine.purge)
+    await call.answer({"undo_s": UNDO_S})
+
+
+async def restore(call: HttpCall) -> None:
+    """Take the deletion of a chat back."""
+    await call.struct(NothingAsked)
+    await call.answer(await asyncio.to_thread(folder_of(call).restore, _id(call)))
+
+
+async def export(call: HttpCall) -> None:
+    """Give a chat as a file: all of it as JSON, or the branch that is shown as Markdown."""
+    kind = _query(call).get("as", "json")
+    if kind not in ("json", "md"):
+        raise UsageError(f"as={kind[:20]!r} is not a form of a chat; expected json or md", field="as")
+    saved = await asyncio.to_thread(folder_of(call).read, _id(call))
+    name = (b"content-disposition", b'attachment; filename="%s.%s"' % (_id(call).encode(), kind.encode()))
+    if kind == "md":
+        await call.answer(markdown(saved).encode(), 200, [name], b"text/markdown; charset=utf-8")
+    else:
+        await call.answer(msgspec.json.encode(exported(saved)), 200, [name])
+
+
+async def take(call: HttpCall) -> None:
+    """Make a chat of one that was exported, under an id of its own."""
+    asked, _ = await call.struct(ImportedChat)
+    await call.answer(await asyncio.to_thread(_taken, folder_of(call), asked.chat), 201)
+
+
+def _window(mine: ChatFolder, id: str, last: int) -> ChatWindow:
+    saved = mine.read(id)
+    return ChatWindow(
+        chat=saved.card,
+        settings=saved.settings,
+        leaf=saved.leaf,
+        tree=[(m.id, m.parent, m.role, len(m.content)) for m in saved.messages.values()],
+        messages=saved.branch()[-last:] if last else [],
+        running=[],
+        skipped=saved.skipped,
+    )
+
+
+def _changed(mine: ChatFolder, id: str, asked: ChatChange) -> ChatCard:
+    if isinstance(asked.leaf, str) and asked.leaf not in mine.read(id).messages:
+        raise UsageError(f"the leaf {asked.leaf[:80]!r} is none of this chat's messages", field="leaf")
+    with mine.writer(id) as writer:
+        writer.set(asked)
+    return mine.read(id).card
+
+
+def _taken(mine: ChatFolder, raw: dict[str, Any]) -> ChatCard:
+    model, lines = taken(raw)
+    return mine.write("", model, lines)
+
+
+def _id(call: HttpCall) -> str:
+    """Return the id in the path; ChatNotFound for what cannot be one, as for one that is not there."""
+    id = call.scope["path_params"]["chat"]
+    if not ChatFolder.is_id(id):
+        raise no_chat(id)
+    return id
+
+
+def _query(call: HttpCall) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(call.scope["query_string"].decode("ascii"), max_num_fields=16))
+    except ValueError:
+        raise UsageError("the query of the address cannot be read") from None
+
+
+def _count(asked: dict[str, str], name: str, default: int, most: int) -> int:
+    given = asked.get(name, "")
+    if not given:
+        return default
+    if not given.isascii() or not given.isdigit() or len(given) > 6 or int(given) > most:
+        raise UsageError(f"{name}={given[:20]!r} is not a number up to {most}", field=name)
+    return int(given)

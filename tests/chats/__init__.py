@@ -1,0 +1,1 @@
+"""Chats on disk: one file each, written by several programs."""
