@@ -151,7 +151,7 @@ export class Flow {
     const done = ended !== null || !this.open;
     const last = ended ? ended.index : done ? text.length : raw.lang === null ? text.length : text.lastIndexOf("\n") + 1;
     const inside = text.slice(raw.from, Math.max(raw.from, maybeEnd(text, last, raw)));
-    const shown = raw.indent ? inside.replace(raw.indent, "") : inside;
+    const shown = (raw.indent ? inside.replace(raw.indent, "") : inside).replace(/\n$/, ""); // its last line's end is the fence's
     const view = raw.lang === null ? plainView(shown) : codeView({ text: shown, lang: raw.lang }, !done);
     this.tail = patch(this.root, this.tail, [view]);
     raw.scanned = Math.max(raw.from, text.lastIndexOf("\n") + 1);

@@ -1,0 +1,167 @@
+"""The components of text alone, under the page's policy: hostile texts, and texts that arrive in pieces.
+
+Skipped without Node, which bundles them; tests of the whole page need none. Path: text_page -> textpage.serve
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.console import textpage
+from tests.console.payloads import EVERYWHERE, LARGE
+
+INSPECT = (Path(__file__).parent / "inspect.js").read_text()
+SETTLED = """async (least) => {
+  const root = document.getElementById("app");
+  let before = "";
+  for (let n = 0; n < 500; n++) {
+    await new Promise((go) => setTimeout(go, n < 3 ? 5 : 60));
+    const now = `${root.textContent.length} ${root.getElementsByTagName("*").length}`;
+    if (now === before && n >= least && !root.querySelector(".math:not(.failed) > .tex")) return;
+    before = now;
+  }
+  throw new Error("never settled");
+}"""
+PROBE = """async (payloads) => {
+  const root = document.getElementById("app");
+  const bad = {};
+  for (const [text, words] of payloads) {
+    showAll(text);
+    await SETTLED(2);
+    const found = inspect(root, words);
+    if (found.length) bad[text] = found;
+  }
+  return bad;
+}"""
+DOCUMENT = """# A title with *emphasis*
+
+A paragraph with **bold**, `code`, ~~old~~, a [link](https://example.org/a), $x_1 + y$ and $5 or $10.
+Its second line.
+
+| Name | Value |
+|:-----|------:|
+| one `a` | 1 |
+| two | **2** |
+
+1. first
+   - nested **item**
+   - another
+
+     with a paragraph
+2. second
+   ```python
+   def f(x):
+       return x
+   ```
+3. third
+
+> A quote
+> - with a list
+
+```js
+const a = "```"; // not its end
+
+let b = 2;
+```
+
+$$
+x = \\frac{a}{b}
+= c
+$$
+
+- [x] done
+- [ ] open
+
+~~~
+tildes
+~~~
+
+Setext
+======
+
+\\[ E = mc^2 \\]
+
+***
+
+<div>html</div>
+
+The end with ***both*** and an image ![words](https://example.org/x.png).
+"""
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = textpage.bundle(tmp_path_factory.mktemp("text"))
+    if files is None:
+        pytest.skip("needs Node and the packages of console/")
+    return files
+
+
+@pytest.fixture
+def text_page(page: Any, bundled: Path) -> Iterator[Any]:
+    textpage.serve(page, bundled)
+    page.dialogs = []
+    page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.dismiss()))
+    page.evaluate(f"() => {{ window.inspect = {INSPECT} }}")
+    page.evaluate("() => { window.hits = 0; window.hit = window.alert = () => { window.hits++; } }")
+    yield page
+    assert page.dialogs == []
+    assert page.evaluate("window.hits") == 0
+    assert page.url == textpage.ORIGIN + "/"
+    names = {Path(url.removeprefix(textpage.ORIGIN)).suffix for url in page.asked}
+    assert names <= {"", ".js", ".css"}, page.asked
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(r"[A-Za-z0-9]{3,}", text)))[:400]
+
+
+def test_hostile_texts_stay_text(text_page):
+    probe = PROBE.replace("SETTLED", f"({SETTLED})")
+    assert text_page.evaluate(probe, [[text, _words(text)] for text in EVERYWHERE]) == {}
+
+
+@pytest.mark.long
+def test_large_texts_are_readable_to_their_end(text_page):
+    bad = {}
+    for name, payload in LARGE.items():
+        text_page.evaluate("(text) => show(text)", payload)
+        text_page.evaluate(SETTLED, 3)
+        found = text_page.evaluate(
+            "(words) => inspect(document.getElementById('app'), words)", _words(payload)
+        )
+        letters = text_page.evaluate(
+            "() => document.getElementById('app').textContent.replace(/[^a-z]/g, '').length"
+        )
+        if letters < (least := len(re.findall(r"[a-z]", payload))):
+            found.append(f"{letters} of {least} letters")
+        if found:
+            bad[name] = found
+    assert bad == {}
+
+
+def _drawn(page: Any) -> str:
+    page.evaluate(SETTLED, 3)
+    return page.evaluate("() => document.getElementById('app').innerHTML")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_text_that_arrives_in_pieces_looks_as_the_whole(text_page, seed):
+    text_page.evaluate("(text) => show(text)", DOCUMENT)
+    whole = _drawn(text_page)
+    draw = random.Random(seed)
+    text_page.evaluate("() => clear()")
+    at = 0
+    while at < len(DOCUMENT):
+        at += draw.choice([1, 2, 3, 5, 8, 40])
+        text_page.evaluate("(text) => show(text, true)", DOCUMENT[:at])
+        if draw.random() < 0.1:
+            text_page.wait_for_timeout(40)
+    text_page.evaluate("(text) => show(text)", DOCUMENT)
+    assert _drawn(text_page) == whole
