@@ -42,11 +42,12 @@ export function Chart(props: ChartProps) {
     let gone = false;
     let watch: ResizeObserver | null = null;
     void load().then(({ make }) => {
-      if (gone) return;
-      const options = optionsOf(newest.current, box.current!, legend.current!, (index) => (at.value = index));
-      plot.current = new make(options, [newest.current.x, ...newest.current.values] as uPlot.AlignedData, box.current!);
-      watch = new ResizeObserver(() => plot.current?.setSize({ width: box.current!.clientWidth, height: HEIGHT }));
-      watch.observe(box.current!);
+      const place = box.current;
+      if (gone || !place) return;
+      const options = optionsOf(newest.current, place, legend.current!, (index) => (at.value = index));
+      plot.current = new make(options, [newest.current.x, ...newest.current.values] as uPlot.AlignedData, place);
+      watch = new ResizeObserver(() => plot.current?.setSize({ width: place.clientWidth, height: HEIGHT }));
+      watch.observe(place);
     });
     return () => {
       gone = true;

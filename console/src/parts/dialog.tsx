@@ -40,7 +40,10 @@ export function Dialog({ title, onClose, children, actions, wide }: DialogProps)
           <h2 id={id}>{title}</h2>
           <IconButton icon="close" label={texts.parts.close} onClick={onClose} />
         </header>
-        <div class="dialog-body">{children}</div>
+        {/* it may scroll, which the keyboard must reach */}
+        <div class="dialog-body" tabIndex={0}>
+          {children}
+        </div>
         {actions && <footer>{actions}</footer>}
       </div>
     </dialog>

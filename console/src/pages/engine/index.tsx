@@ -60,13 +60,15 @@ function Standing({ connected }: { connected: boolean }) {
 function Troubles({ state }: { state: LiveState }) {
   if (!state.troubles.length) return null;
   return (
-    <ul class="troubles" role="alert">
-      {state.troubles.map((trouble) => (
-        <li key={trouble}>
-          <Icon name="warning" size={18} /> {trouble}
-        </li>
-      ))}
-    </ul>
+    <div role="alert">
+      <ul class="troubles">
+        {state.troubles.map((trouble) => (
+          <li key={trouble}>
+            <Icon name="warning" size={18} /> {trouble}
+          </li>
+        ))}
+      </ul>
+    </div>
   );
 }
 

@@ -35,7 +35,7 @@ const COLUMNS: Column<LiveStream>[] = [
 export function Streams({ streams }: { streams: LiveStream[] }) {
   const oldest = [...streams].sort((a, b) => b.age_s - a.age_s);
   return (
-    <section aria-label={words.streams}>
+    <section>
       <h2>
         {words.streams} <small class="dim">{streams.length}</small>
       </h2>

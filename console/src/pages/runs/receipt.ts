@@ -30,7 +30,7 @@ export function measured(receipt: Plain): { pairs: BeforeAfter[]; facts: [string
 
 /** "Control, lost"; what stands in `before_after` itself needs no such prefix. */
 function named(part: string, name: string): string {
-  if (part === "before_after") return titled(name || "score");
+  if (part === "before_after") return name.length === 1 ? name : titled(name || "score"); // p stays p
   return [titled(part), name].filter(Boolean).join(", ");
 }
 
