@@ -1,4 +1,7 @@
-"""The owner's session in a browser, by the one-time code that `freehold open` asks for. Path: as_owner -> /console/owner"""
+"""The owner's session in a browser, by the one-time code that `freehold open` asks for.
+
+Path: as_owner -> /console/owner
+"""
 
 from __future__ import annotations
 

@@ -6,15 +6,16 @@ import { Button } from "./button";
 import { Icon, type IconName } from "./icons";
 import type { Loading } from "./loaded";
 import { saying } from "./notice";
+import { place } from "./router";
 
-let visited = false; // the first page keeps the focus where the browser puts it
+let moves = -1; // the first page keeps the focus where the browser puts it
+place.subscribe(() => moves++);
 
 /** Name the document after a page, and move focus to its heading when it was navigated to. Put the ref on an element with tabIndex -1. */
 export function useHeading(title: string) {
   const heading = useRef<HTMLHeadingElement>(null);
   useEffect(() => {
-    if (visited) heading.current?.focus({ preventScroll: true });
-    visited = true;
+    if (moves > 0) heading.current?.focus({ preventScroll: true });
   }, []);
   useEffect(() => {
     document.title = `${title} · ${texts.name}`;
