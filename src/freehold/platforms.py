@@ -3,7 +3,7 @@
 Each function is the system's own way to one thing, or does nothing where the system has none; docs/guides/platforms.md
 lists what is lost then. Imports nothing else of Freehold and next to nothing of Python, since every child process
 begins with it.
-Path: machine, sandbox, models/packing/paging, server/serve, worker/process, cli/serving -> platforms
+Path: machine, sandbox, models/packing/paging, server/serve, worker/process, cli/serving, cli/open -> platforms
 """
 
 from __future__ import annotations
@@ -95,6 +95,13 @@ def forget_cached(fd: int, at: int, length: int) -> None:
         import fcntl
 
         fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
+
+
+def has_screen() -> bool:
+    """Return whether this process can show a window, such as a browser's; False in a login by ssh."""
+    if sys.platform == "darwin":
+        return not os.environ.get("SSH_CONNECTION")
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def prefer_killed(score: int) -> None:

@@ -89,6 +89,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "serve": Verb(
             "Serve models to clients of OpenAI, Anthropic and Ollama.", "freehold serve smollm2:135m"
         ),
+        "open": Verb("Open the server's page as its owner, in this machine's browser.", "freehold open"),
         "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
         "gateway": Verb(
             "Check a gateway.toml, or make one of a LiteLLM configuration.",

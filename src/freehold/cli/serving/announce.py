@@ -57,6 +57,8 @@ class Announcer:
         tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
         if self._options.ollama_port is not None:
             tell(f"serving Ollama's at port {self._options.ollama_port} too")
+        if self._options.console:
+            tell(f"the page: {doors.url}/ (freehold open: as the owner)")
         for line in opening(self._options, doors.url):
             tell(line)
         if self._hybrid is not None:

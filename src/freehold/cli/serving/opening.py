@@ -38,7 +38,7 @@ def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
         return
     where = ", ".join(f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}" for a in reached)
     yield f"INSECURE: every host that reaches {where} may use these routes without a key:"
-    open_to = [r for r in routes() if endpoint_of(r).audience != "admin"]
+    open_to = [r for r in routes(console=options.console) if endpoint_of(r).audience != "admin"]
     for route in open_to:
         method = next(m for m in ("POST", "GET", "DELETE", "HEAD") if m in (route.methods or ()))
         yield f"  {method:<6} {route.path}"

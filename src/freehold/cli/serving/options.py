@@ -65,6 +65,11 @@ _DOOR = (
         help="Allow requests from web pages of this origin; repeatable.",
     ),
     click.option(
+        "--console/--no-console",
+        default=True,
+        help="Serve the page at / and the routes that only the page asks.",
+    ),
+    click.option(
         "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Certificate for TLS, in PEM."
     ),
     click.option(
@@ -100,6 +105,7 @@ class ServeOptions:
     log_level: str
     log_format: LogForm
     gateway: Path | None  # gateway.toml
+    console: bool = True  # the page at `/`
     computes: str = "freehold"  # the engine of the models it is started with; auto: by prediction
     own: str = ""  # a given option that our engine alone has
 
@@ -132,6 +138,7 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
         log_level=given["log_level"],
         log_format=given["log_format"],
         gateway=gateway_path(settings, given["gateway"]),
+        console=given["console"],
         computes=given.get("engine") or "freehold",
         own=given.get("own", ""),
     )

@@ -116,6 +116,7 @@ def _run(
             limits=options.limits,
             drain_s=options.drain_s,
             home=settings.home,
+            console=options.console,
         ),
         tcp,
         unix,

@@ -25,7 +25,13 @@ def console_routes() -> list[Route]:
         route("DELETE", "/console/api/keys/{name}", keys.revoke, audience="admin"),
         *fact_routes(),
         *_chats("/console/api/chats"),
-        route("GET", "/assets/{name}", asset, audience="page", answer=["text/javascript", "text/css"]),
+        route(
+            "GET",
+            "/assets/{name}",
+            asset,
+            audience="page",
+            answer=["text/javascript", "text/css", "text/plain"],
+        ),
     ]
 
 

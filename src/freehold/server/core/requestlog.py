@@ -17,7 +17,10 @@ from freehold.server.core.protocols import protocol_of
 if TYPE_CHECKING:  # `freehold serve` imports this file for its log, before it knows whether it will serve
     from freehold.server.core.call import HttpCall
 
-POLLED = frozenset({"/health", "/ready", "/metrics", "/", "/version", "/api/version", "/api/ps"})
+POLLED = frozenset(
+    {"/health", "/ready", "/metrics", "/", "/version", "/api/version", "/api/ps"}
+    | {"/assets/{name}", "/console/api/me"}
+)
 _SHOWN = 120  # characters of a name that a client gave
 _log = logging.getLogger("freehold.requests")
 
