@@ -256,7 +256,7 @@ def http_page() -> str:
 def _routes(routes: Iterable[Any]) -> Iterator[str]:
     yield "| route | for | what it does |\n|---|---|---|"
     for route in routes:
-        method = next(m for m in ("POST", "GET", "DELETE", "HEAD") if m in route.methods)
+        method = next(m for m in ("POST", "GET", "PATCH", "DELETE", "HEAD") if m in route.methods)
         what = _cell(inspect.getdoc(route.endpoint.handle) or "")
         yield f"| `{method} {route.path}` | {route.endpoint.audience} | {what} |"
 

@@ -40,7 +40,7 @@ def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
     yield f"INSECURE: every host that reaches {where} may use these routes without a key:"
     open_to = [r for r in routes(console=options.console) if endpoint_of(r).audience != "admin"]
     for route in open_to:
-        method = next(m for m in ("POST", "GET", "DELETE", "HEAD") if m in (route.methods or ()))
+        method = next(m for m in ("POST", "GET", "PATCH", "DELETE", "HEAD") if m in (route.methods or ()))
         yield f"  {method:<6} {route.path}"
     yield "that includes every model, compute time and /metrics; /admin/* stays closed"
     yield "to close them: freehold keys add NAME, and start without --insecure"
