@@ -113,6 +113,11 @@ def load_settings(env: Mapping[str, str] | None = None, *, offline: bool = False
     return _checked(Settings(home=home, foreign_roots=roots, **tokens, **values))
 
 
+def tool_table(home: Path) -> dict[str, Any]:
+    """Return `[mcp]` as config.toml has it now: a server that runs uses what `freehold mcp add` has just written."""
+    return _read_file(home / "config.toml").get("mcp", {})
+
+
 def data_home(env: Mapping[str, str]) -> Path:
     """Return the folder everything lies under: FREEHOLD_HOME, or the user's data folder."""
     if chosen := env.get("FREEHOLD_HOME"):

@@ -91,6 +91,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "open": Verb("Open the server's page as its owner, in this machine's browser.", "freehold open"),
         "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
+        "mcp": Verb(
+            "Configure the programs whose tools a model may call.",
+            "freehold mcp add files -- npx -y @modelcontextprotocol/server-filesystem ~/notes",
+        ),
         "gateway": Verb(
             "Check a gateway.toml, or make one of a LiteLLM configuration.",
             "freehold gateway check gateway.toml",

@@ -16,12 +16,14 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from freehold.config import tool_table
 from freehold.errors import FreeholdError, UsageError
 from freehold.platforms import open_files
 from freehold.server.app import endpoints, make_app, wording
@@ -46,6 +48,7 @@ from freehold.server.core.tls import Tls
 from freehold.server.openai.responses.store import Responses
 from freehold.serving import ModelManager
 from freehold.store import Store
+from freehold.tools.mcp.pool import ToolServers
 
 STOP_S = 5.0  # from the end of the drain to the end of the process
 OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
@@ -118,6 +121,7 @@ class Doors:
             self.server.parts[ChatShelf] = ChatShelf(settings.home)
             desk = self.server.parts[Desk] = Desk(settings.home)
             self.server.watched.append(desk.waiting)
+            self.server.parts[ToolServers] = ToolServers(partial(tool_table, settings.home), settings.home)
         self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in this many seconds
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
@@ -163,6 +167,8 @@ class Doors:
             for task in (watch, keep, sessions, preload, self._batches):
                 if task is not None:
                     task.cancel()
+            if (tools := self.server.part(ToolServers)) is not None:
+                await tools.close()
             await self.server.models.close(0.0)
             if (questions := self.server.part(Questions)) is not None:
                 questions.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from freehold.chats.types import ChatChange
-from freehold.server.console import chats, keys, login
+from freehold.server.console import chats, keys, login, tools
 from freehold.server.console.facts import fact_routes
 from freehold.server.console.me import me
 from freehold.server.console.page import asset
@@ -24,6 +24,7 @@ def console_routes() -> list[Route]:
         route("POST", "/console/api/keys", keys.add, keys.KeyRequest, audience="admin", status=[201]),
         route("DELETE", "/console/api/keys/{name}", keys.revoke, audience="admin"),
         *fact_routes(),
+        *_tools("/console/api/tools"),
         *_chats("/console/api/chats"),
         route(
             "GET",
@@ -48,4 +49,12 @@ def _chats(at: str) -> list[Route]:
         route("GET", f"{one}/messages", chats.messages, query=["ids"]),
         route("GET", f"{one}/export", chats.export, query=["as"], answer=files),
         route("POST", "/console/api/import", chats.take, chats.ImportedChat, status=[201]),
+    ]
+
+
+def _tools(at: str) -> list[Route]:
+    return [
+        route("GET", at, tools.tools, audience="any"),
+        route("POST", f"{at}/{{name}}/try", tools.try_server, login.NothingAsked, audience="any"),
+        route("DELETE", f"{at}/permissions/{{digest}}", tools.revoke, audience="any"),
     ]

@@ -21,8 +21,7 @@ from contextlib import suppress
 
 from freehold.errors import EngineLost
 from freehold.sandbox.children import spawn
-from freehold.tools.mcp.configured import ToolServer
-from freehold.tools.mcp.contract import MAX_MESSAGE
+from freehold.tools.mcp.configured import MAX_MESSAGE, ToolServer
 from freehold.tools.mcp.guard import NOT_STARTED
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.tools.mcp.guard")

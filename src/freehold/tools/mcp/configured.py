@@ -22,6 +22,9 @@ from freehold.tools.mcp.addresses import check_url
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MAX_SERVERS = 32
+MAX_MESSAGE = (
+    4 << 20
+)  # bytes of one message of a server: it is parsed beside the streams of all users, in some 20 ms
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _KEYS = ("command", "url", "env", "headers", "keys", "private")

@@ -13,7 +13,7 @@ import httpx2
 
 from freehold.errors import UpstreamFailed
 from freehold.tools.mcp.addresses import is_local, resolved
-from freehold.tools.mcp.contract import MAX_MESSAGE
+from freehold.tools.mcp.configured import MAX_MESSAGE
 
 
 class PinnedTransport(httpx2.AsyncBaseTransport):

@@ -2,7 +2,7 @@
 
 Names and descriptions are the server's words, which a model reads as instructions; so the digest is over all of them,
 over the schema, and over the command or address that said them. Knows descriptions; knows no approval.
-Path: ToolConnection.listed -> pinned -> PinnedTool -> Permissions; offer -> the names that a model sees
+Path: ToolConnection.listed -> pinned -> PinnedTool -> Permissions; offered -> the names that a model sees
 """
 
 from __future__ import annotations
@@ -90,21 +90,21 @@ def _pin(server: ToolServer, each: Mapping[str, Any]) -> PinnedTool:
     )
 
 
-def offer(tools: Sequence[PinnedTool]) -> dict[str, tuple[Tool, PinnedTool]]:
+def offered(tools: Sequence[PinnedTool]) -> dict[str, tuple[Tool, PinnedTool]]:
     """Return tools by the names that a model is given: one name, one tool.
 
     A name that several servers have gets the server's name first, for each of them; what a name of a function may not
     hold becomes `_`.
     """
     counts = Counter(_public(tool.name) for tool in tools)
-    offered: dict[str, tuple[Tool, PinnedTool]] = {}
+    by_name: dict[str, tuple[Tool, PinnedTool]] = {}
     for tool in tools:
         name = _public(tool.name)
         if counts[name] > 1:
             name = _public(f"{tool.server}__{tool.name}")
-        name = _free(name, offered)
-        offered[name] = Tool(name, tool.description, tool.schema), tool
-    return offered
+        name = _free(name, by_name)
+        by_name[name] = Tool(name, tool.description, tool.schema), tool
+    return by_name
 
 
 def _public(name: str) -> str:

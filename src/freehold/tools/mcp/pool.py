@@ -10,16 +10,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freehold.errors import UsageError
+from freehold.errors import FreeholdError, UsageError
 from freehold.tools.mcp.configured import ToolServer, tool_servers
 from freehold.tools.mcp.connection import ToolConnection
+from freehold.tools.mcp.pinning import PinnedTool, pinned
 
 IDLE_S = 300.0
 MOST = 8
 _LOOK_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeenServer:
+    """What came of a server's last listing."""
+
+    tools: tuple[PinnedTool, ...] = ()
+    left_out: tuple[str, ...] = ()
+    trouble: str = ""
 
 
 class ToolServers:
@@ -27,6 +38,7 @@ class ToolServers:
 
     def __init__(self, table: Callable[[], Mapping[str, Any]], home: Path, idle_s: float = IDLE_S) -> None:
         self._table, self.home, self._idle_s = table, home, idle_s
+        self.seen: dict[str, SeenServer] = {}  # by the server's name
         self._running: dict[tuple[str, str], ToolConnection] = {}
         self._starting: dict[tuple[str, str], asyncio.Lock] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -56,6 +68,17 @@ class ToolServers:
         """Return what the server of a name wrote last for people."""
         found = [c.lines for (_, each), c in self._running.items() if each == name]
         return found[-1] if found else []
+
+    async def listed(self, user: str, name: str) -> list[PinnedTool]:
+        """Return the tools of a server as it describes them now, and remember them for lists. Raises as `connected`."""
+        try:
+            connection = await self.connected(user, name)
+            tools, left_out = pinned(connection.server, await connection.listed())
+        except FreeholdError as e:
+            self.seen[name] = SeenServer(trouble=e.message)
+            raise
+        self.seen[name] = SeenServer(tuple(tools), tuple(left_out))
+        return tools
 
     async def connected(self, user: str, name: str) -> ToolConnection:
         """Return the server of a chat, started if it does not run. Raises as ToolConnection.start.

@@ -13,7 +13,7 @@ from typing import Any
 
 from freehold.errors import EngineLost, UsageError
 from freehold.tools.mcp.child import ChildServer
-from freehold.tools.mcp.configured import ToolServer
+from freehold.tools.mcp.configured import MAX_MESSAGE, ToolServer
 
 Streams = tuple[Any, Any]  # the SDK's: what comes, what goes
 
@@ -72,7 +72,6 @@ async def over_http(server: ToolServer) -> AsyncIterator[Streams]:
     from mcp.shared.message import SessionMessage
     from mcp_types import JSONRPCNotification
 
-    from freehold.tools.mcp.contract import MAX_MESSAGE
     from freehold.tools.mcp.pinned import PinnedTransport
 
     arrived, incoming = anyio.create_memory_object_stream[Any](0)

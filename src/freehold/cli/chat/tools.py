@@ -1,0 +1,176 @@
+"""Tools of a `run`: a model whose answers may call them, each call asked about in the terminal.
+
+The tools run in a loop of a thread of their own; questions come to the thread that reads the terminal, and Ctrl-C
+there ends the call. Knows the terminal and the loop of answers and calls; knows no protocol.
+Path: run -> Tooled.stream -> ChatModel.stream, RunTools.use -> TerminalDesk.ask -> the user
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import select
+import sys
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from freehold.chats.tools import ASK_S, ToolAnswer, ToolQuestion, ToolResult, ToolStep, ToolVerdict
+from freehold.config import Settings
+from freehold.tools.mcp.pool import ToolServers
+from freehold.tools.mcp.use import RunTools
+from freehold.tools.mcp.visible import visible, visible_json
+from freehold.types import Chunk, Message, Tool, ToolCall, Usage
+
+T = TypeVar("T")
+CHOICES: dict[str, ToolVerdict] = {"o": "once", "c": "chat", "a": "always"}
+_SHOWN = 400  # characters of a result
+
+
+class TerminalTools:
+    """The servers that --mcp names, running while this is open."""
+
+    def __init__(self, settings: Settings, names: Sequence[str], chat: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="freehold-tools", daemon=True)
+        self._thread.start()
+        self._servers = ToolServers(lambda: settings.mcp, settings.home)
+        self._names, self._chat = names, chat
+        self._desk = TerminalDesk()
+        self._runner = self._made()
+        self.offered: list[Tool] = []
+
+    def open(self) -> None:
+        """Start the servers. Raises FreeholdErrors that name the one at fault."""
+        self.offered = list(self._wait(self._runner.offer()))
+
+    def begin(self) -> None:
+        """Begin an answer, which has calls of its own to spend."""
+        self._runner = self._made()
+        self.open()
+
+    def use(self, call: ToolCall) -> ToolResult:
+        """Ask, and run a call. KeyboardInterrupt ends it."""
+        return self._wait(self._runner.use(call, self._desk))
+
+    def close(self) -> None:
+        """End the servers."""
+        self._wait(self._servers.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _made(self) -> RunTools:
+        return RunTools(self._servers, self._names, key="", chat=self._chat, keep=True)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work in the loop, and ask the user what it asks meanwhile."""
+        done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        done.add_done_callback(lambda _: self._desk.asked.put(None))
+        try:
+            while not done.done():
+                if (asked := self._desk.asked.get()) is not None:
+                    question, answer = asked
+                    answer.set_result(answered(question))
+            return done.result()
+        except KeyboardInterrupt:
+            done.cancel()
+            raise
+
+
+class TerminalDesk:
+    """Implements chats.tools.ToolDesk: questions wait in `asked` for the thread that has the terminal."""
+
+    def __init__(self) -> None:
+        self.asked: queue.SimpleQueue[tuple[ToolQuestion, Future[ToolAnswer]] | None] = queue.SimpleQueue()
+
+    async def ask(self, question: ToolQuestion) -> ToolAnswer:
+        """Hand the question over and wait."""
+        answer: Future[ToolAnswer] = Future()
+        self.asked.put((question, answer))
+        return await asyncio.wrap_future(answer)
+
+    def say(self, step: ToolStep) -> None:
+        """Print where a call stands."""
+        name = visible(f"{step.server}: {step.tool}", lines=False)
+        if step.state == "running":
+            return _tell(f"[{name} runs]")
+        said = visible((step.result or "")[:_SHOWN], lines=False)
+        more = " ..." if len(step.result or "") > _SHOWN else ""
+        return _tell(f"[{name} {step.state}: {said}{more}]")
+
+
+def answered(question: ToolQuestion) -> ToolAnswer:
+    """Show a question and return the user's answer; anything but o, c or a is no, and so is no answer."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return ToolAnswer(verdict="deny", word="nobody is at a terminal to allow it")
+    for line in _lines(question):
+        _tell(line)
+    print("Allow? [N]o, [o]nce, for this [c]hat, [a]lways: ", end="", file=sys.stderr, flush=True)
+    if not select.select([sys.stdin], [], [], ASK_S)[0]:
+        _tell(f"\nno answer in {ASK_S / 60:.0f} minutes: no")
+        return ToolAnswer(verdict="deny", word=f"nobody answered in {ASK_S / 60:.0f} minutes")
+    said = sys.stdin.readline().strip()
+    verdict = CHOICES.get(said[:1].lower()) if said.lower() in _WORDS else None
+    if verdict is None:
+        return ToolAnswer(verdict="deny", word="" if said.lower() in ("", "n", "no") else said)
+    return ToolAnswer(verdict=verdict)
+
+
+_WORDS = frozenset({"o", "once", "c", "chat", "a", "always"})
+
+
+def _lines(question: ToolQuestion) -> Iterator[str]:
+    name = visible(f"{question.server}: {question.tool}", lines=False)
+    yield f"\nThe model wants to call {name} with"
+    yield visible_json(question.arguments)
+    claims = question.claims
+    yield f"The tool says of itself: {visible(str(claims.get('description', '')))[:2000]}"
+    for hint, value in (claims.get("annotations") or {}).items():
+        yield f"  {visible(f'{hint}: {value}', lines=False)[:200]} (its own claim)"
+    if question.changed:
+        yield "It is not what it was when you allowed it. Before:"
+        yield visible(question.changed["before"])
+        yield "Now:"
+        yield visible(question.changed["after"])
+
+
+class Tooled:
+    """A ChatModel whose answers may call tools; all that is not `stream` is the model's."""
+
+    def __init__(self, model: Any, tools: TerminalTools) -> None:
+        self._model, self._tools = model, tools
+        self.made: list[Message] = []  # turns between the question and the last answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def stream(self, messages: Sequence[Message], **options: Any) -> Iterator[Chunk]:
+        """Yield the chunks of all answers, up to the first without calls; usages are added up."""
+        self._tools.begin()
+        self.made = []
+        usage: Usage | None = None
+        while True:
+            said = Message("assistant", "")
+            calls: list[ToolCall] = []
+            for chunk in self._model.stream((*messages, *self.made), tools=self._tools.offered, **options):
+                for piece in chunk.tool_calls:
+                    piece.join(calls)
+                said = replace(said, content=said.content + chunk.text, thinking=said.thinking + chunk.thinking)
+                usage = chunk.usage or usage
+                yield replace(chunk, finish_reason=None) if chunk.finish_reason == "tool_calls" else chunk
+            if not calls:
+                return
+            self.made.append(replace(said, tool_calls=tuple(calls)))
+            for call in calls:
+                self.made.append(self._result(call))
+
+    def _result(self, call: ToolCall) -> Message:
+        got = self._tools.use(call)
+        return Message("tool", got.content, tool_call_id=call.id, name=call.name, failed=got.failed)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

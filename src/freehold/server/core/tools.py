@@ -1,0 +1,52 @@
+"""Who may use tools of which servers, and the tools of one run.
+
+The owner may use all; a key those whose `keys` name it; a program of this machine without a key none, since a page of a
+browser looks the same. Knows callers; knows no protocol and no chat.
+Path: server/console/tools.py -> allowed, run_tools -> RunTools
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from freehold.server.core.call import HttpCall, Server
+from freehold.server.core.keys import Key
+from freehold.server.core.problems import Refused
+from freehold.tools.mcp.configured import ToolServer
+from freehold.tools.mcp.pool import ToolServers
+from freehold.tools.mcp.use import RunTools
+
+
+def allowed(server: Server, key: Key | None, *, owner: bool) -> dict[str, ToolServer]:
+    """Return the servers of tools that a caller may use, by name. Raises UsageError for a wrong configuration."""
+    servers = server.part(ToolServers)
+    if servers is None or not (owner or (key is not None and key.kind == "client")):
+        return {}
+    return servers.for_key(None if owner or key is None else key.name)
+
+
+def tool_user(call: HttpCall) -> str:
+    """Return whose permissions a caller's are: a key's name, or "" for the owner. Raises Refused (403) for others."""
+    if call.owner or call.server.guard.trusted:
+        return ""
+    if call.key is None or call.key.kind != "client":
+        raise Refused(
+            403,
+            "tools are the owner's, and those keys' whom [mcp.NAME] keys names; freehold open makes an owner's "
+            "session in the browser",
+            code="not_permitted",
+        )
+    return call.key.name
+
+
+def run_tools(call: HttpCall, chat: str, names: Sequence[str], *, keep: bool) -> RunTools:
+    """Return the tools of a run. Raises Refused: 403 for who may not use them, 404 for a server that is none."""
+    servers, user = call.server.part(ToolServers), tool_user(call)
+    found = allowed(call.server, call.key, owner=not user)
+    for name in names:
+        if name not in found:  # one of another key is as one that never was
+            raise Refused(404, f"no server of tools is called {name[:60]!r}", code="no_tool_server")
+    assert servers is not None or not names
+    if servers is None:
+        raise Refused(404, "this server has no servers of tools", code="no_tool_server")
+    return RunTools(servers, names, key=user, chat=chat, keep=keep)
