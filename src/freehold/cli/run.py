@@ -12,6 +12,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ from freehold.store import Store
 from freehold.types import Chunk, Message, Usage
 
 if TYPE_CHECKING:
+    from freehold.cli.chat.tools import TerminalTools
     from freehold.local import LLM
     from freehold.remote.openai import HttpModel
 
@@ -90,6 +92,12 @@ if TYPE_CHECKING:
 @click.option("--continue", "continued", is_flag=True, help="Continue the latest session.")
 @click.option("--session", metavar="NAME", help="Continue the session NAME, or start it.")
 @click.option("--search", metavar="TEXT", help="Search saved sessions for TEXT; loads no model.")
+@click.option(
+    "--mcp",
+    multiple=True,
+    metavar="NAME",
+    help="Let the model call tools of this server; each call is asked about. Repeatable; see freehold mcp.",
+)
 @click.option("--raw", is_flag=True, help="Complete the prompt without the chat template.")
 @click.option("--plain", is_flag=True, help="Do not render Markdown.")
 @click.option(
@@ -152,7 +160,10 @@ def _run(
         prompt = joined(from_stdin, prompt)
     bias = sampling.pop("logit_bias")
     chosen(answers.sampling, sampling, bias)  # a wrong value is refused before a model is loaded
-    with Opened(settings, store, request, model) as opened:
+    with (
+        _tools(settings, request, session) as tools,
+        Opened(settings, store, request, model, tools) as opened,
+    ):
         llm = opened.model
         answers.sampling = chosen(llm.info.default_sampling, sampling, bias)
         llm.check_think(answers.think)
@@ -164,6 +175,24 @@ def _run(
         _learn(opened.model, settings, request, usages, crowd)
     tell_notes(llm, notes)  # those that came up meanwhile
     return status
+
+
+@contextmanager
+def _tools(
+    settings: Settings, request: RunRequest, session: ChatSession | None
+) -> Iterator[TerminalTools | None]:
+    """Start the servers that --mcp names, and end them."""
+    if not request.mcp:
+        yield None
+        return
+    from freehold.cli.chat.tools import TerminalTools
+
+    tools = TerminalTools(settings, request.mcp, session.name if session else secrets.token_hex(8))
+    try:
+        tools.open()
+        yield tools
+    finally:
+        tools.close()
 
 
 def _session(sessions: Sessions, request: RunRequest) -> ChatSession | None:

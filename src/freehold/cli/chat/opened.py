@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from freehold.backends.finding import driven
 from freehold.cli.chat.conversation import ModelFacts
@@ -23,6 +23,7 @@ from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:
+    from freehold.cli.chat.tools import TerminalTools
     from freehold.cli.serving.attach import RunningServer
     from freehold.local import LLM
     from freehold.remote.openai import HttpModel
@@ -39,8 +40,16 @@ def tell_notes(llm: LLM | HttpModel, seen: int = 0) -> int:
 class Opened:
     """The model of this run, on the server or in this process; a chat may replace it."""
 
-    def __init__(self, settings: Settings, store: Store, request: RunRequest, name: str) -> None:
-        self._settings, self._store, self._request = settings, store, request
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        request: RunRequest,
+        name: str,
+        tools: TerminalTools | None = None,
+    ) -> None:
+        """`tools`: what its answers may call."""
+        self._settings, self._store, self._request, self._tools = settings, store, request, tools
         self.model = self._open(name, request)
 
     def __enter__(self) -> Self:
@@ -63,11 +72,16 @@ class Opened:
         return ModelFacts(self.model.info.quantization, self.model.info.context)
 
     def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
-        return (
+        found = (
             attached(self._settings, self._store, name, request)
             or by_engine(self._settings, self._store, name, request)
             or open_llm(self._store, name, request)
         )
+        if self._tools is None:
+            return found
+        from freehold.cli.chat.tools import Tooled
+
+        return cast("LLM", Tooled(found, self._tools))
 
 
 def attached(settings: Settings, store: Store, model: str, request: RunRequest) -> HttpModel | None:

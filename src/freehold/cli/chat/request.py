@@ -51,6 +51,7 @@ class RunRequest:
     local: bool
     engine: str
     loop_guard: bool
+    mcp: tuple[str, ...]  # servers of tools
     own: tuple[str, ...] = ()  # the given options that no server can honour: those of LOADING
 
 
@@ -65,6 +66,7 @@ def check(request: RunRequest, settings: AnswerSettings) -> None:
             "--system": request.system,
             "--think": settings.think is not None,
             "--session": request.session,
+            "--mcp": request.mcp,
         }
         given |= {"--continue": request.continued, "--overflow": settings.overflow != "error"}
         for option in (name for name, value in given.items() if value):

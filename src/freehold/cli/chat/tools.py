@@ -22,7 +22,7 @@ from freehold.config import Settings
 from freehold.tools.mcp.pool import ToolServers
 from freehold.tools.mcp.use import RunTools
 from freehold.tools.mcp.visible import visible, visible_json
-from freehold.types import Chunk, Message, Tool, ToolCall, Usage
+from freehold.types import Chunk, Message, Tool, ToolCall
 
 T = TypeVar("T")
 CHOICES: dict[str, ToolVerdict] = {"o": "once", "c": "chat", "a": "always"}
@@ -127,9 +127,11 @@ def _lines(question: ToolQuestion) -> Iterator[str]:
     yield f"\nThe model wants to call {name} with"
     yield visible_json(question.arguments)
     claims = question.claims
-    yield f"The tool says of itself: {visible(str(claims.get('description', '')))[:2000]}"
+    yield "The tool says of itself:"
+    for line in visible(str(claims.get("description", "")))[:2000].split("\n"):
+        yield f"  | {line}"  # no line of it can pass for one of ours
     for hint, value in (claims.get("annotations") or {}).items():
-        yield f"  {visible(f'{hint}: {value}', lines=False)[:200]} (its own claim)"
+        yield f"  | {visible(f'{hint}: {value}', lines=False)[:200]}"
     if question.changed:
         yield "It is not what it was when you allowed it. Before:"
         yield visible(question.changed["before"])
@@ -148,18 +150,18 @@ class Tooled:
         return getattr(self._model, name)
 
     def stream(self, messages: Sequence[Message], **options: Any) -> Iterator[Chunk]:
-        """Yield the chunks of all answers, up to the first without calls; usages are added up."""
+        """Yield the chunks of all answers, up to the first without calls."""
         self._tools.begin()
         self.made = []
-        usage: Usage | None = None
         while True:
             said = Message("assistant", "")
             calls: list[ToolCall] = []
             for chunk in self._model.stream((*messages, *self.made), tools=self._tools.offered, **options):
                 for piece in chunk.tool_calls:
                     piece.join(calls)
-                said = replace(said, content=said.content + chunk.text, thinking=said.thinking + chunk.thinking)
-                usage = chunk.usage or usage
+                said = replace(
+                    said, content=said.content + chunk.text, thinking=said.thinking + chunk.thinking
+                )
                 yield replace(chunk, finish_reason=None) if chunk.finish_reason == "tool_calls" else chunk
             if not calls:
                 return
