@@ -103,15 +103,15 @@ class TerminalDesk:
 
 
 def answered(question: ToolQuestion) -> ToolAnswer:
-    """Show a question and return the user's answer; anything but o, c or a is no, and so is no answer."""
+    """Show a question and return the user's answer; anything but o, c or a denies, and so does silence."""
     if sys.stdin is None or not sys.stdin.isatty():
-        return ToolAnswer(verdict="deny", word="nobody is at a terminal to allow it")
+        return ToolAnswer(verdict="deny", word="there is no terminal to ask in")
     for line in _lines(question):
         _tell(line)
     print("Allow? [N]o, [o]nce, for this [c]hat, [a]lways: ", end="", file=sys.stderr, flush=True)
     if not select.select([sys.stdin], [], [], ASK_S)[0]:
         _tell(f"\nno answer in {ASK_S / 60:.0f} minutes: no")
-        return ToolAnswer(verdict="deny", word=f"nobody answered in {ASK_S / 60:.0f} minutes")
+        return ToolAnswer(verdict="deny", word=f"no answer came in {ASK_S / 60:.0f} minutes")
     said = sys.stdin.readline().strip()
     verdict = CHOICES.get(said[:1].lower()) if said.lower() in _WORDS else None
     if verdict is None:

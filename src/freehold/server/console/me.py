@@ -8,9 +8,9 @@ import freehold
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
-from freehold.server.core.tools import allowed
+from freehold.server.core.tools import may_use_tools
 
-OWNERS = ("pull", "delete", "load", "keys")
+STORE = ("pull", "delete", "load")  # what the owner and admin keys do to models
 
 
 async def me(call: HttpCall) -> None:
@@ -36,12 +36,12 @@ def described(server: Server, key: Key | None, *, owner: bool) -> dict[str, Any]
     stranger = keyed and key is None and not owner
     admin = owner or (key is not None and key.kind == "admin")
     chat = not stranger and (key is None or key.kind == "client")
-    tools = owner or allowed(server, key, owner=owner)
+    tools = ["tools"] if may_use_tools(server, key, owner=owner) else []
     return {
         "version": freehold.__version__,
         "key": key.name if key else None,
         "owner": owner,
         "keyed": keyed,
-        "can": [*(["chat"] if chat else []), *(OWNERS if admin else ()), *(["tools"] if tools else [])],
+        "can": [*(["chat"] if chat else []), *(STORE if admin else ()), *tools, *(["keys"] if admin else [])],
         "refused": "",
     }

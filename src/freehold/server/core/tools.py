@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from freehold.errors import UsageError
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
@@ -23,6 +24,14 @@ def allowed(server: Server, key: Key | None, *, owner: bool) -> dict[str, ToolSe
     if servers is None or not (owner or (key is not None and key.kind == "client")):
         return {}
     return servers.for_key(None if owner or key is None else key.name)
+
+
+def may_use_tools(server: Server, key: Key | None, *, owner: bool) -> bool:
+    """Return whether a caller may use tools; the owner may, and configures what there is."""
+    try:
+        return owner or bool(allowed(server, key, owner=owner))
+    except UsageError:  # of the configuration: the owner's page says so
+        return False
 
 
 def tool_user(call: HttpCall) -> str:

@@ -23,7 +23,7 @@ from freehold.sandbox.tree import end_all, end_group, reap
 
 NOT_STARTED = 127  # exit status, as a shell's; why is the last line of stderr
 _END_S = 5.0
-_LOOK_S = 1.0  # between looks whether the parent is still the same, where no pipe told
+_LOOK_S = 1.0  # between looks whether the parent is still the same, beside the pipe
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The servers of tools that run for this process, one for each chat that uses it.
 
-Two chats never share a server: it may keep what it was told. One that is idle ends after five minutes, and beyond
-eight the one that was used longest ago. Knows connections; knows no tool.
+Two chats never share a server: its state may hold what one of them sent. One that is idle ends after five minutes, and
+beyond eight the one that was used longest ago. Knows connections; knows no tool.
 Path: RunTools -> ToolServers.connected -> ToolConnection; serve.py -> ToolServers.close
 """
 
@@ -83,7 +83,7 @@ class ToolServers:
     async def connected(self, user: str, name: str) -> ToolConnection:
         """Return the server of a chat, started if it does not run. Raises as ToolConnection.start.
 
-        `user`: whoever shares its state: a key and a chat. A server whose configuration has changed is started anew.
+        `user`: a key and a chat, which share its state. A server whose configuration has changed is started anew.
         """
         key = (user, name)
         async with self._starting.setdefault(key, asyncio.Lock()):

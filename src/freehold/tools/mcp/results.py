@@ -1,4 +1,4 @@
-"""What a tool answered, as text for a model: cut at 64 kB, and what is no text is named.
+"""What a tool answered, as text for a model: cut at 64 kB, and other content is named.
 
 Knows blocks of content as JSON; knows no connection. Path: ToolConnection.call -> shown -> ToolOutcome
 """

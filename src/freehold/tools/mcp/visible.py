@@ -20,7 +20,7 @@ def visible(text: str, *, lines: bool = True) -> str:
 
 
 def visible_json(text: str) -> str:
-    """Return a text of JSON over several lines with all of it to be seen; what is no JSON as it is."""
+    """Return a text of JSON over several lines with all of it visible; other text as it is."""
     with suppress(ValueError, RecursionError):
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     return visible(text)
