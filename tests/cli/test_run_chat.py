@@ -80,7 +80,7 @@ def test_thinking_is_shown_and_kept_apart_from_the_answer(home):
 
 def test_session_is_saved_after_each_turn_for_its_owner_only(home):
     desk = Desk(home, "A", "B").type("one")
-    path = next((home / "sessions").iterdir())
+    path = next((home / "sessions").glob("*.jsonl"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert desk.sessions.latest().messages == (Message("user", "one"), Message("assistant", "A"))
 
@@ -311,9 +311,8 @@ def test_damaged_session_is_named_and_left_out_of_the_list(home, text):
 
 def test_two_sessions_in_a_minute_get_two_names(home):
     sessions = Sessions(home)
-    first = sessions.new_name()
-    sessions.save(ChatSession(first, "fake"))
-    assert sessions.new_name() != first
+    first, second = (sessions.save(ChatSession(model="fake")) for _ in range(2))
+    assert first.name != second.name
 
 
 def test_unwritable_home_is_a_named_error(home):
@@ -429,3 +428,97 @@ def test_answer_that_repeats_itself_is_stopped_and_kept(home):
 def test_guard_can_be_off(home):
     desk = Desk(home, "again and " * 400, guard=False).type("go on")
     assert len(desk.chat.messages[-1].content) == 4_000 and "repeats" not in desk.said
+
+
+def test_retry_and_edit_leave_the_earlier_ones_as_branches(home, tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, "uno")
+    desk = Desk(home, "A", "B", "C").type("one", "/retry", "/edit")
+    chat = desk.sessions.folder.read(desk.chat.session.id)
+    said = {m.content: m for m in chat.messages.values()}
+    assert list(said) == ["one", "A", "B", "uno", "C"]
+    assert said["A"].parent == said["B"].parent == said["one"].id and said["uno"].parent is None
+    assert [m.content for m in chat.branch()] == ["uno", "C"]
+
+
+def test_a_message_is_on_disk_before_its_answer_and_each_second_of_the_answer_too(home, monkeypatch):
+    monkeypatch.setattr("freehold.cli.chat.keeping.EACH_S", 0.0)
+    seen: list[list[tuple[str, str, str]]] = []
+
+    class Looked(FakeModel):
+        def stream(self, messages, **options):
+            for chunk in super().stream(messages, **options):
+                (card,) = Sessions(home).folder.cards()
+                chat = Sessions(home).folder.read(card.id)
+                seen.append([(m.role, m.content, m.state) for m in chat.messages.values()])
+                yield chunk
+
+    Desk(home, Looked(["one two three"])).type("count")
+    assert seen[0] == [("user", "count", "whole"), ("assistant", "", "open")]
+    grown = [rows[1][1] for rows in seen]
+    assert grown == sorted(grown) and "one" in grown[-1] and seen[-1][1][2] == "open"
+    (message,) = [m for m in Sessions(home).latest().messages if m.role == "assistant"]
+    assert message.content == "one two three"
+
+
+def test_a_failed_message_stays_in_the_file_with_its_reason(home):
+    desk = Desk(home, ContextOverflow("prompt has 9,120 tokens", "use --context"), "B").type("long", "short")
+    chat = desk.sessions.folder.read(desk.chat.session.id)
+    assert [m.content for m in chat.branch()] == ["short", "B"]
+    assert [(m.role, m.content, m.state) for m in chat.messages.values()][:2] == [
+        ("user", "long", "whole"),
+        ("assistant", "", "failed"),
+    ]
+    failed = next(m for m in chat.messages.values() if m.state == "failed")
+    assert failed.error == {"message": "prompt has 9,120 tokens", "hint": "use --context"}
+
+
+def test_a_full_disk_is_said_once_and_what_it_refused_is_saved_later(home, monkeypatch):
+    from freehold.chats import writer
+    from freehold.errors import CapacityExceeded
+
+    full, append = [False], writer.append
+
+    def refusing(fd, data, chat, most, *, flush):
+        if full[0]:
+            raise CapacityExceeded("the disk is full: chat x is saved up to here")
+        append(fd, data, chat, most, flush=flush)
+
+    monkeypatch.setattr(writer, "append", refusing)
+    desk = Desk(home, "A", "B", "C").type("one")
+    full[0] = True
+    desk.type("two")
+    assert desk.said.count("the disk is full") == 1 and "B" in desk.text
+    full[0] = False
+    desk.type("three")
+    assert [m.content for m in desk.sessions.latest().messages] == ["one", "A", "two", "B", "three", "C"]
+
+
+def test_a_chat_that_the_page_deleted_goes_on_in_a_new_file_with_all_of_it(home):
+    desk = Desk(home, "A", "B").type("one")
+    gone = desk.chat.session.id
+    desk.sessions.folder.delete(gone)
+    desk.type("two")
+    assert desk.chat.session.id != gone and "deleted by another program" in desk.said
+    assert [m.content for m in desk.sessions.latest().messages] == ["one", "A", "two", "B"]
+
+
+def test_a_name_leaves_the_chat_in_its_file_so_that_a_page_still_has_it(home):
+    desk = Desk(home, "A").type("one")
+    id = desk.chat.session.id
+    desk.type("/save recipes")
+    assert desk.sessions.folder.read(id).card.title == "recipes"
+    assert desk.sessions.load("recipes").id == id == desk.sessions.load(id).id
+
+
+def test_a_session_of_the_older_format_is_read_and_continued(home):
+    (home / "sessions").mkdir(parents=True)
+    lines = [
+        '{"session": "old", "model": "m", "created": "2026-01-01T00:00:00+00:00"}',
+        '{"role": "system", "content": "be brief", "thinking": "", "tool_calls": [], "parts": []}',
+        '{"role": "user", "content": "one", "thinking": ""}',
+        '{"role": "assistant", "content": "A", "thinking": "hm"}',
+    ]
+    (home / "sessions" / "old.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    desk = Desk(home, "B").type("/load old", "two")
+    assert [m.content for m in desk.model.calls[0].messages] == ["be brief", "one", "A", "two"]
+    assert [m.content for m in desk.sessions.load("old").messages] == ["be brief", "one", "A", "two", "B"]

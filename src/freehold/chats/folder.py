@@ -99,10 +99,11 @@ class ChatFolder:
         """Make a chat of these lines, all at once: it is there whole or not at all."""
         created = datetime.now().astimezone().isoformat(timespec="seconds")
         aside = self.path / f".new-{secrets.token_hex(8)}"
+        taken = {path.name.partition("~")[2] for _, path in self._deleted()}  # restore wants the name back
         with failures(id or "(new)"):
             private.folder(self.path, self._home)
             try:
-                for name in [id] if id else _names():
+                for name in [id] if id else (name for name in _names() if f"{name}.jsonl" not in taken):
                     path, head = (
                         self.file(name),
                         ChatLine(chat=name, created=created, version=VERSION, model=model),
@@ -222,7 +223,7 @@ def _place(cursor: str) -> tuple[bool, float, str] | None:
 def _matches(chat: SavedChat, card: ChatCard, wanted: str) -> Iterator[ChatMatch]:
     """Yield the messages of a chat that have `wanted`, each once, and its title if that was set and has it."""
     messages = list(chat.messages.values())
-    if chat.named and messages and wanted in card.title.casefold():
+    if card.named and messages and wanted in card.title.casefold():
         yield ChatMatch(chat=card, message=messages[0].id, role=messages[0].role, excerpt=card.title)
     for message in messages:
         if wanted in message.content.casefold():

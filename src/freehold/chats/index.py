@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NAME = ".index.db"
-VERSION = 1  # of the table; another one is thrown away
+VERSION = 2  # of the table; another one is thrown away
 _TABLE = "CREATE TABLE IF NOT EXISTS chats (id TEXT PRIMARY KEY, size INT, changed INT, kept BLOB, said BLOB)"
 _BATCH = 500  # rows a transaction: what a killed first look has to do again
 _APART = "\n\0\n"  # between messages: no text that is searched for has it

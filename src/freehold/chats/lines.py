@@ -97,9 +97,18 @@ def replay(data: bytes, chat: str) -> SavedChat:
     for raw in rows:
         if raw.strip():
             made.take(decoded(raw))
-    if torn and (last := decoded(torn)) is not None:
-        made.take(last)
+    if torn and _whole(torn):
+        made.take(decoded(torn))
     return made.result()
+
+
+def _whole(torn: bytes) -> bool:
+    """Return whether only the line's end is missing: no part of a JSON object is one."""
+    try:
+        msgspec.json.decode(torn)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 class _Replay:
@@ -203,6 +212,7 @@ class _Replay:
             updated=max((m.at for m in self._messages.values()), default=0.0),
             pinned=bool(self._set.get("pinned")),
             messages=len(self._messages),
+            named=bool(title),
         )
         settings = self._set.get("settings") or ChatSettings(system=self._system)
         return SavedChat(
@@ -210,7 +220,6 @@ class _Replay:
             settings=settings,
             leaf=self._leaf,
             messages=self._messages,
-            named=bool(title),
             skipped=self._skipped,
         )
 

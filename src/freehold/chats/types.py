@@ -81,6 +81,7 @@ class ChatCard(Struct, kw_only=True):
     pinned: bool
     messages: int
     running: bool = False  # an answer is being written
+    named: bool = False  # its title was set
 
 
 class ChatMatch(Struct, kw_only=True):
@@ -99,7 +100,6 @@ class SavedChat(Struct, kw_only=True):
     settings: ChatSettings
     leaf: str | None  # the end of the branch that is shown
     messages: dict[str, SavedMessage]
-    named: bool = False  # its title was set
     skipped: int = 0  # lines that could not be read
 
     def branch(self, leaf: str | None = None) -> list[SavedMessage]:

@@ -200,11 +200,9 @@ def _session(sessions: Sessions, request: RunRequest) -> ChatSession | None:
         return sessions.latest()
     if request.session is None:
         return None
-    return (
-        sessions.load(request.session)
-        if sessions.exists(request.session)
-        else ChatSession(request.session, "")
-    )
+    if sessions.exists(request.session):
+        return sessions.load(request.session)
+    return ChatSession(request.session)
 
 
 def _answer(
@@ -218,6 +216,7 @@ def _answer(
     """Print one answer; return 0, or 130 after Ctrl-C, and the usage."""
     if answers.sampling.seed is None:
         answers.sampling = replace(answers.sampling, seed=secrets.randbelow(MAX_SEED))
+    session = session and session.answered()
     messages = _messages(session, request.system, prompt)
     if request.raw:
         stream = llm.stream_text(
@@ -309,7 +308,8 @@ def _talk(
     else:
         reader = LineReader(settings.home / "history", chat.status, [f"/{name}" for name in COMMANDS])
     chat.run(reader.read)
-    if chat.session.messages:
+    chat.close()
+    if chat.session.id:
         tell(f"saved: freehold run --session {chat.session.name} continues it")
     return 0, chat.usages
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from freehold.cli.chat import clipboard
 from freehold.cli.chat.conversation import Conversation, ModelFacts
+from freehold.cli.chat.keeping import ChatTurn
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.prompt import read_text_file
-from freehold.cli.chat.sessions import ChatSession, Sessions
+from freehold.cli.chat.sessions import ChatSession, Sessions, check_name
 from freehold.cli.options import OTHER, SAMPLING, parse_setting
 from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
@@ -101,36 +102,37 @@ class Chat(Conversation):
 
     def system(self, text: str) -> None:
         """Set or show the system prompt."""
-        if text:
-            self._set_system(text)
-        said = next((m.content for m in self.messages if m.role == "system"), "(none)")
-        self._say(f"system: {said}")
+        self._system = text or self._system
+        self._say(f"system: {self._system or '(none)'}")
 
     def clear(self, _: str) -> None:
         """Start a new session with the same system prompt."""
-        self.messages = [m for m in self.messages if m.role == "system"]
-        self.session = ChatSession(self._sessions.new_name(), self.model.name)
+        self._turns = []
+        self._keeper.use(ChatSession(model=self.model.name))
         self._used = 0
         self._say("cleared")
 
     def retry(self, _: str) -> None:
-        """Answer the last message again."""
+        """Answer the last message again; the earlier answer stays a branch."""
         last = self._last_user()
-        self._ask_again(last, self.messages[last])
+        self._ask_at(last, self._turns[last])
 
     def undo(self, _: str) -> None:
-        """Remove the last message and its answer."""
-        last = self._last_user()
-        self.messages = self.messages[:last]
-        self._save()
-        self._say("removed" + (f"; {self._turns()} left" if self._turns() else "; the chat is empty"))
+        """Take the last message and its answer back; the file keeps them as a branch."""
+        self._turns = self._turns[: self._last_user()]
+        self._keeper.show(self._turns, self._system)
+        self._say("removed" + (f"; {self._asked()} left" if self._asked() else "; the chat is empty"))
 
     def save(self, name: str) -> None:
         """Name the session."""
-        if name and name != self.session.name:
-            self.session = self._sessions.rename(replace(self.session, messages=tuple(self.messages)), name)
+        name = name or self.session.name
+        if self.session.name != name:
+            check_name(name)
+            if self._sessions.exists(name):
+                raise UsageError(f"a session named {name} exists already", f"/load {name} continues it")
+            self._keeper.rename(name, self._turns, self._system)
         else:
-            self._save()
+            self._keeper.show(self._turns, self._system)
         self._say(f"saved as {self.session.name}; freehold run --session {self.session.name} continues it")
 
     def load(self, name: str) -> None:
@@ -142,7 +144,8 @@ class Chat(Conversation):
         session = self._sessions.load(name)
         self._take(session)
         note = "" if session.model == self.model.name else f" (it was with {session.model})"
-        self._say(f"loaded {session.name}: {self._turns()} messages of yours{note}")
+        self._keeper.now_with(self.model.name)
+        self._say(f"loaded {session.name}: {self._asked()} messages of yours{note}")
         self._measure()
 
     def switch(self, name: str) -> None:
@@ -151,7 +154,7 @@ class Chat(Conversation):
             self._say(f"model: {self.model.name} {self.facts.quantization}".rstrip())
             return
         self.model, self.facts = self._switch(name)
-        self.session = replace(self.session, model=self.model.name)
+        self._keeper.now_with(self.model.name)
         self.usages, self._speed = [], 0.0
         self._measure()
         self._say(f"model: {self.model.name} {self.facts.quantization}".rstrip())
@@ -175,14 +178,14 @@ class Chat(Conversation):
 
     def edit(self, _: str) -> None:
         """Edit the last message in $EDITOR and answer it again, or write a new one."""
-        users = [i for i, m in enumerate(self.messages) if m.role == "user"]
-        place = users[-1] if users else len(self.messages)
-        before = self.messages[place].content if users else ""
+        users = [i for i, turn in enumerate(self._turns) if turn.message.role == "user"]
+        place = users[-1] if users else len(self._turns)
+        before = self._turns[place].message.content if users else ""
         text = clipboard.edited(before)
         if text is None or not text.strip() or text == before:
             self._say("nothing was changed")
         else:
-            self._ask_again(place, Message("user", text))
+            self._ask_at(place, ChatTurn(Message("user", text)))
 
     def ctx(self, _: str) -> None:
         """Show how full the context is."""

@@ -1,19 +1,20 @@
 """A conversation: turns, answers as they stream, the session kept on disk, what fills the context.
 
 Sees a model through the ChatModel protocol only; knows no command and no terminal.
-Path: chat.Chat.handle -> Conversation.ask -> ChatModel.stream -> renderer; Sessions.save after each turn
+Path: chat.Chat.handle -> Conversation.ask -> ChatModel.stream -> renderer; ChatKeeper as it happens
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from freehold.cli.chat.answer import AnswerSettings, StreamedAnswer, stop
+from freehold.cli.chat.keeping import ChatKeeper, ChatTurn
 from freehold.cli.chat.loops import ADVICE, LoopGuard
 from freehold.cli.chat.markdown import Renderer
-from freehold.cli.chat.sessions import ChatSession, Sessions
-from freehold.errors import UsageError
+from freehold.cli.chat.sessions import ChatSession, Sessions, with_file
+from freehold.errors import FreeholdError, UsageError
 from freehold.types import ChatModel, Message, Usage
 
 
@@ -48,12 +49,27 @@ class Conversation:
         self._files: list[tuple[str, str]] = []  # name and text, for the next message
         self.model, self._sessions, self._renderer, self._say = model, sessions, renderer, say
         self.answers, self.facts = answers or AnswerSettings(), facts or ModelFacts()
-        self.messages: list[Message] = [Message("system", system)] if system else []
-        self.session = session or ChatSession(sessions.new_name(), model.name)
+        self._system, self._turns = system, list[ChatTurn]()
+        self._keeper = ChatKeeper(sessions, ChatSession(model=model.name), say)
         if session is not None:
             self._take(session, system)
         self._used, self._speed = 0, 0.0
         self.usages: list[Usage] = []  # of all answers so far
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages so far, as a model reads them."""
+        begin = [Message("system", self._system)] if self._system else []
+        return [*begin, *(turn.message for turn in self._turns)]
+
+    @property
+    def session(self) -> ChatSession:
+        """The chat on disk; without an id before there is one."""
+        return self._keeper.session
+
+    def close(self) -> None:
+        """Close the chat's file."""
+        self._keeper.close()
 
     def status(self) -> str:
         """Return the status line: model, quantisation, context used and total, speed."""
@@ -63,22 +79,43 @@ class Conversation:
         return " " + "  ".join(p for p in parts if p) + " "
 
     def ask(self, message: Message) -> None:
-        """Answer a message and save both; the message is removed again if there is no answer."""
-        self.messages.append(message)
+        """Answer a message; without an answer it is taken back, and stays in the file as a branch of its own."""
+        said = [turn.message.role for turn in self._turns]
+        asked = len(said) - (said[-1:] == ["user"])  # a question without an answer makes way
+        self._ask_at(asked, ChatTurn(message))
+
+    def _ask_at(self, place: int, turn: ChatTurn) -> None:
+        """Answer a message in the place of what follows the first `place`; if that fails or is stopped, all stays."""
+        kept, self._turns = self._turns, [*self._turns[:place], turn]
+        answer = None
         try:
             answer = self._answer()
-        except BaseException:
-            self.messages.pop()
-            raise
-        if not answer.text and answer.stopped:
-            self.messages.pop()
+        finally:
+            if answer is None:
+                self._turns = kept
+                self._keeper.show(kept, self._system)
+        if answer:
+            self._turns.append(answer)
+        else:
             self._say("stopped before the answer began; the message was removed")
-            return
-        self.messages.append(Message("assistant", answer.text, answer.thinking))
-        self._save()
 
-    def _answer(self) -> StreamedAnswer:
+    def _answer(self) -> ChatTurn | None:
+        """Answer the last message; None where it was stopped before the answer began."""
         answer = StreamedAnswer(guard=LoopGuard() if self._guard else None)
+        self._keeper.begin(self._turns, self._system)
+        try:
+            self._stream(answer)
+        except BaseException as e:
+            error = e if isinstance(e, FreeholdError) else None
+            self._keeper.end(_said(answer), "failed", error)
+            raise
+        self._account(answer)
+        finish = "length" if answer.cut else "stop"
+        id = self._keeper.end(_said(answer), "stopped" if answer.stopped or answer.looped else finish)
+        return None if answer.stopped and not answer.text else ChatTurn(_said(answer), id)
+
+    def _stream(self, answer: StreamedAnswer) -> None:
+        """Show the answer as it comes, and save it; Ctrl-C stops it."""
         renderer = self._renderer()
         stream = self.model.stream(self.messages, **self.answers.stream_options())
         try:
@@ -87,13 +124,12 @@ class Conversation:
                     self._say(f"context full: the {chunk.dropped_messages} oldest messages were dropped")
                 if answer.shown(chunk, renderer):
                     break
+                self._keeper.grow(answer)
         except KeyboardInterrupt:
             answer.stopped = True
         finally:
             stop(stream)
             renderer.finish()
-        self._account(answer)
-        return answer
 
     def _account(self, answer: StreamedAnswer) -> None:
         if answer.usage is not None:
@@ -107,22 +143,21 @@ class Conversation:
         elif answer.cut:
             self._say("(cut: the token limit was reached)")
 
-    def _save(self) -> None:
-        self.session = replace(self.session, messages=tuple(self.messages))
-        self._sessions.save(self.session)
-
     def _take(self, session: ChatSession, system: str = "") -> None:
-        self.session, self.messages = session, list(session.messages)
-        if system:
-            self._set_system(system)
+        """Continue a saved chat; `system` wins over its own."""
+        said = [m for m in session.messages if m.role != "system"]
+        ids = [*session.ids, *[""] * (len(said) - len(session.ids))]
+        self._turns = [ChatTurn(m, id) for m, id in zip(said, ids, strict=True)]
+        own = "".join(m.content for m in session.messages if m.role == "system")
+        self._system = system or own
+        self._keeper.use(session)
 
     def _with_files(self, text: str) -> str:
-        parts = [f"File {name}:\n```\n{content.rstrip()}\n```\n\n" for name, content in self._files]
-        return "".join([*parts, text])
+        return "".join([*(with_file(name, content) for name, content in self._files), text])
 
     def resumed(self, show: Callable[[Message], None], last: int = 2) -> None:
         """Show the last messages of a continued session, and count its tokens."""
-        said = [m for m in self.messages if m.role != "system"]
+        said = [turn.message for turn in self._turns]
         if not said:
             return
         left_out = len(said) - len(said[-last:])
@@ -137,24 +172,17 @@ class Conversation:
         if self.messages:
             self._used = self.model.count_tokens(self.messages)
 
-    def _set_system(self, text: str) -> None:
-        rest = [m for m in self.messages if m.role != "system"]
-        self.messages = ([Message("system", text)] if text else []) + rest
-
-    def _ask_again(self, place: int, message: Message) -> None:
-        """Replace an earlier message and its answer; if that fails or is stopped, both stay."""
-        kept, self.messages = self.messages, self.messages[:place]
-        try:
-            self.ask(message)
-        finally:
-            if len(self.messages) == place:
-                self.messages = kept
-
     def _last_user(self) -> int:
-        for i in range(len(self.messages) - 1, -1, -1):
-            if self.messages[i].role == "user":
+        """Return the place of the user's last message among the turns."""
+        for i in range(len(self._turns) - 1, -1, -1):
+            if self._turns[i].message.role == "user":
                 return i
         raise UsageError("there is no message yet")
 
-    def _turns(self) -> int:
-        return sum(m.role == "user" for m in self.messages)
+    def _asked(self) -> int:
+        """Count the user's messages."""
+        return sum(turn.message.role == "user" for turn in self._turns)
+
+
+def _said(answer: StreamedAnswer) -> Message:
+    return Message("assistant", answer.text, answer.thinking)

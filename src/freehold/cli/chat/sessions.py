@@ -1,52 +1,43 @@
-"""Saved chats: one JSON-lines file per session in the data folder, readable by its owner only.
+"""Saved chats as the terminal names them: by a name that was given, or by the time they began.
 
-Line 1 describes the session, each further line is a message. A file is rewritten whole after each turn
-(write aside, then rename), so a crash leaves the last complete turn. Knows no model and no terminal.
-Path: chat.Chat -> Sessions.save; run --continue/--session/--search -> Sessions.latest/load/search
+The files are those of the page (freehold.chats); a session is the branch of a chat that is shown. Knows no model and
+no terminal. Path: run --continue/--session/--search, chat.Chat -> Sessions -> ChatFolder; ChatKeeper writes
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from freehold import private
+from freehold.chats.folder import ChatFolder
+from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat, SavedMessage
 from freehold.config import nearest
-from freehold.errors import StoreError, UsageError
-from freehold.types import Message
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_MAX_BYTES = 64 << 20  # larger files were not written by this program
-_ROLES = ("system", "user", "assistant", "tool")
+from freehold.errors import ChatNotFound, UsageError
+from freehold.types import Message, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSession:
-    """A chat as saved on disk. `name` is the file's stem; `updated` is seconds since the epoch."""
+    """A branch of a chat. `id` is its file's name, and empty until there is one; `name` is how the user calls it."""
 
-    name: str
-    model: str
-    messages: tuple[Message, ...] = ()
-    created: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
-    updated: float = 0.0
+    name: str = ""
+    model: str = ""
+    messages: tuple[Message, ...] = ()  # the system prompt first, where there is one
+    ids: tuple[str, ...] = ()  # of the messages without the system prompt; those beyond are not saved yet
+    id: str = ""
+    title: str = ""
 
-    @property
-    def title(self) -> str:
-        """The first line the user wrote, shortened."""
-        said = next((m.content for m in self.messages if m.role == "user"), "(empty)")
-        line = " ".join(said.split())
-        return line if len(line) <= 60 else line[:59] + "…"
+    def answered(self) -> ChatSession:
+        """Leave out a question at the end that has no answer; it stays in the file, as a branch."""
+        if not self.messages or self.messages[-1].role != "user":
+            return self
+        return replace(self, messages=self.messages[:-1], ids=self.ids[: len(self.ids) - 1])
 
 
 @dataclass(frozen=True, slots=True)
 class SessionMatch:
-    """A message that contains the text searched for; `excerpt` is the line around it."""
+    """A message that contains the text searched for; `excerpt` is the text around it."""
 
     session: ChatSession
     role: str
@@ -54,125 +45,123 @@ class SessionMatch:
 
 
 class Sessions:
-    """The folder of sessions in a data home."""
+    """The chats of the machine's user."""
 
     def __init__(self, home: Path) -> None:
-        self.folder = home / "sessions"
+        self.folder = ChatFolder.of(home)
 
-    def new_name(self, now: datetime | None = None) -> str:
-        """Return a free name made of the time, such as 2026-11-24-1638."""
-        stem = (now or datetime.now()).strftime("%Y-%m-%d-%H%M")
-        name, n = stem, 2
-        while self._path(name).exists():
-            name, n = f"{stem}-{n}", n + 1
-        return name
-
-    def save(self, session: ChatSession) -> None:
-        """Write the session; raise StoreError when the folder cannot be written."""
-        path = self._path(session.name)
-        head = {"session": session.name, "model": session.model, "created": session.created}
-        lines = [head, *(asdict(m) for m in session.messages)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        try:
-            private.folder(self.folder)
-            handle, aside = tempfile.mkstemp(dir=self.folder, prefix=".saving-")  # mode 0600
-            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as f:
-                f.write(text)
-            os.replace(aside, path)
-        except OSError as e:
-            raise StoreError(f"session {session.name} cannot be saved to {path}: {e.strerror}") from e
+    def save(self, session: ChatSession) -> ChatSession:
+        """Append what is not saved yet, and return the session as it is saved. Raises StoreError, CapacityExceeded."""
+        system = "".join(m.content for m in session.messages if m.role == "system")
+        if not session.id:
+            settings = ChatSettings(system=system) if system else None
+            made = self.folder.create(id=session.name, model=session.model, settings=settings)
+            session = replace(session, id=made.id, name=made.id)
+        said = [m for m in session.messages if m.role != "system"]
+        ids = list(session.ids)
+        with self.folder.writer(session.id) as writer:
+            settings = self.folder.read(session.id).settings
+            if settings.system != system:
+                settings.system = system
+                writer.set(ChatChange(settings=settings))
+            for message in said[len(ids) :]:
+                parent = ids[-1] if ids else None
+                ids.append(
+                    writer.message(
+                        message.role,
+                        message.content,
+                        parent=parent,
+                        thinking=message.thinking,
+                        model=session.model,
+                    ).id
+                )
+        return replace(session, ids=tuple(ids))
 
     def exists(self, name: str) -> bool:
         """Return whether a session is called exactly `name`."""
-        return self._path(name).exists()
-
-    def rename(self, session: ChatSession, name: str) -> ChatSession:
-        """Save the session under `name` and drop its old file; a name in use is refused."""
-        if self._path(name).exists():
-            raise UsageError(f"a session named {name} exists already", f"/load {name} continues it")
-        renamed = replace(session, name=name)
-        self.save(renamed)
-        self._path(session.name).unlink(missing_ok=True)
-        return renamed
+        return self.folder.exists(name) or any(_name(card) == name for card in self.folder.cards())
 
     def load(self, name: str) -> ChatSession:
         """Read a session by its name or an unambiguous beginning of it."""
-        names = [p.stem for p in self._files()]
-        if name not in names:
-            begins = [n for n in names if n.startswith(name)]
-            if len(begins) != 1:
-                near = ", ".join(begins[:4]) or nearest(name, names)
-                hint = f"did you mean {near}?" if near else "/load in a chat lists the saved ones"
-                raise UsageError(f"{name!r} is not a session", hint)
-            name = begins[0]
-        return self._read(self._path(name))
+        if self.folder.exists(name):
+            return self._session(self.folder.read(name))
+        cards = self.folder.cards()
+        found = [card for card in cards if _name(card) == name][:1]
+        found = found or [card for card in cards if _name(card).startswith(name) or card.id.startswith(name)]
+        if len(found) != 1:
+            names = [_name(card) for card in found or cards]
+            near = ", ".join(names[:4]) if found else nearest(name, names)
+            hint = f"did you mean {near}?" if near else "/load in a chat lists the saved ones"
+            raise ChatNotFound(f"{name!r} is not a session", hint)
+        return self._session(self.folder.read(found[0].id))
 
     def latest(self) -> ChatSession:
-        """Return the session written last; raise UsageError when there is none."""
-        for path in self._files():
-            return self._read(path)
-        raise UsageError("there is no session to continue", "a chat is saved as soon as it has an answer")
+        """Return the session with the newest message; raise ChatNotFound when there is none."""
+        for card in self.folder.cards():
+            return self._session(self.folder.read(card.id))
+        raise ChatNotFound(
+            "there is no session to continue", "a chat is saved as soon as its first message is sent"
+        )
 
     def recent(self, count: int = 20) -> list[ChatSession]:
-        """Return the sessions written last, newest first; unreadable files are left out."""
-        return list(self._sound(self._files()[:count]))
+        """Return the sessions with the newest messages, without these; unreadable files are left out."""
+        return [_listed(card) for card in self.folder.cards()[:count]]
 
     def search(self, text: str, limit: int = 50) -> list[SessionMatch]:
         """Find messages that contain `text`, ignoring case, newest session first."""
-        wanted, found = text.casefold(), []
-        for session in self._sound(self._files()):
-            for message in session.messages:
-                for line in message.content.splitlines():
-                    if wanted in line.casefold():
-                        found.append(SessionMatch(session, message.role, _excerpt(line, wanted)))
-                        break
-                if len(found) >= limit:
-                    return found
-        return found
+        return [_matched(match) for match in self.folder.search(text, limit)]
 
-    def _files(self) -> list[Path]:
-        try:
-            files = [(p.stat().st_mtime, p) for p in self.folder.glob("*.jsonl")]
-        except OSError:
-            return []
-        return [p for _, p in sorted(files, reverse=True)]
-
-    def _sound(self, paths: Sequence[Path]) -> Iterator[ChatSession]:
-        for path in paths:
-            try:
-                yield self._read(path)
-            except StoreError:
-                continue
-
-    def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise UsageError(
-                f"{name!r} is not a valid session name", "use letters, digits, '.', '_' and '-', at most 80"
-            )
-        return self.folder / f"{name}.jsonl"
-
-    def _read(self, path: Path) -> ChatSession:
-        try:
-            if path.stat().st_size > _MAX_BYTES:
-                raise StoreError(f"{path} is larger than {_MAX_BYTES >> 20} MiB and not a session")
-            head, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            session = ChatSession(
-                path.stem, str(head["model"]), tuple(map(_message, rest)), str(head["created"])
-            )
-            return replace(session, updated=path.stat().st_mtime)
-        except OSError as e:
-            raise StoreError(f"session {path} cannot be read: {e.strerror}") from e
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise StoreError(f"session {path} is damaged: {e}", "move the file away to continue") from e
+    def _session(self, chat: SavedChat) -> ChatSession:
+        system = chat.settings.system
+        branch = _answered(chat.branch())
+        messages = ([Message("system", system)] if system else []) + as_messages(branch)
+        return replace(_listed(chat.card), messages=tuple(messages), ids=tuple(m.id for m in branch))
 
 
-def _message(raw: dict) -> Message:
-    if raw["role"] not in _ROLES:
-        raise ValueError(f"role {raw['role']!r}")
-    return Message(raw["role"], str(raw["content"]), str(raw.get("thinking", "")))
+def as_messages(branch: Sequence[SavedMessage]) -> list[Message]:
+    """Return a branch as a model reads it: files before the text that came with them."""
+    tools = {call.id: call.name for message in branch for call in message.calls}
+    return [_message(message, tools) for message in branch]
 
 
-def _excerpt(line: str, wanted: str, around: int = 30) -> str:
-    at = line.casefold().find(wanted)
-    begin, end = max(at - around, 0), min(at + len(wanted) + around, len(line))
-    return ("…" if begin else "") + line[begin:end].strip() + ("…" if end < len(line) else "")
+def _message(message: SavedMessage, tools: dict[str, str]) -> Message:
+    if message.role == "tool":
+        return Message("tool", message.content, tool_call_id=message.call, name=tools.get(message.call, ""))
+    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.calls)
+    files = [with_file(file.name, file.text) for file in message.files]
+    return Message(message.role, "".join([*files, message.content]), message.thinking, calls)
+
+
+def with_file(name: str, text: str) -> str:
+    """Return a file as it stands before a message."""
+    return f"File {name}:\n```\n{text.rstrip()}\n```\n\n"
+
+
+def _answered(branch: list[SavedMessage]) -> list[SavedMessage]:
+    """Leave out an answer at the end that failed before its first word."""
+    while branch and branch[-1].role == "assistant" and not (branch[-1].content or branch[-1].calls):
+        branch = branch[:-1]
+    return branch
+
+
+def _name(card: ChatCard) -> str:
+    """Return what the user calls a chat: the title that was set, where it can be typed, or its id."""
+    return card.title if card.named and ChatFolder.is_id(card.title) else card.id
+
+
+def check_name(name: str) -> str:
+    """Return a name for a session; UsageError for one that could not be typed."""
+    if not ChatFolder.is_id(name):
+        raise UsageError(
+            f"{name[:80]!r} is not a valid session name",
+            "use letters, digits, '.', '_' and '-', at most 80",
+        )
+    return name
+
+
+def _listed(card: ChatCard) -> ChatSession:
+    return ChatSession(_name(card), card.model, id=card.id, title=card.title or "(empty)")
+
+
+def _matched(match: ChatMatch) -> SessionMatch:
+    return SessionMatch(_listed(match.chat), match.role, match.excerpt)
