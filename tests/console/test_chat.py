@@ -259,7 +259,7 @@ def test_search_and_find_reach_the_oldest_message(chat, server):
     chat.get_by_role("log").get_by_text("xylograph").wait_for()
     chat.get_by_role("button", name="New chat", exact=True).click()
     chat.get_by_role("searchbox", name="Search chats").fill("xylograph")
-    chat.get_by_role("link", name="Of 400").click()
+    chat.get_by_role("link", name=re.compile("Of 400.*xylograph")).click()
     chat.get_by_role("log").get_by_text("xylograph").wait_for()
 
 
@@ -296,6 +296,7 @@ def test_request_names_the_seed_with_all_its_digits(chat, server):
     say(chat, "hello request")
     said(chat)
     chat.get_by_role("button", name="Request as curl and Python").click()
+    expect(chat.locator("pre.request")).to_contain_text("-d '")
     curl = chat.locator("pre.request").inner_text()
     body = json.loads(curl[curl.index("-d '") + 4 : curl.rindex("'")])
     assert body["seed"] == stored(server, chat).branch()[-1].receipt["sampling"]["seed"]
