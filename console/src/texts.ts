@@ -177,8 +177,6 @@ export const texts = {
     insteadOf: (value: string) => `instead of ${value}`,
     random: "random",
     noLimit: "none",
-    enterSends: "Enter sends",
-    enterSendsHint: "Otherwise Enter begins a line, and Ctrl-Enter sends",
     think: "Thinking",
     asModel: "As the model does",
     tools: "Tools",

@@ -39,7 +39,7 @@ addEventListener("keydown", (e) => {
     shown.value = !shown.value;
     return e.preventDefault();
   }
-  if (document.querySelector("dialog[open]")) return;
+  if (document.querySelector("dialog[open], :popover-open")) return;
   for (const key of groups.value.flat().reverse())
     if (key.run && matches(key.keys, e) && key.run(e) !== false) return e.preventDefault();
 });

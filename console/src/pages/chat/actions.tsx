@@ -27,7 +27,7 @@ export function Actions({ chat, message, open }: Props) {
       {!busy && (
         <>
           <Copy text={message.content} />
-          {mine && <IconButton icon="edit" size={18} label={words.edit} onClick={() => beginEdit(message.id)} />}
+          {mine && <IconButton icon="edit" size={18} label={words.edit} onClick={() => void beginEdit(message.id)} />}
           {!mine && (
             <IconButton icon="again" size={18} label={words.regenerate} onClick={() => void regenerate(message.id)} />
           )}

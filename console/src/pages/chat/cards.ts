@@ -9,6 +9,7 @@ import { reach } from "./link";
 
 const PAGE = 200;
 const MOST_SOUGHT = 200; // characters; the route's limit
+const LOOK_MS = 5000; // a server that takes longer counts as away
 const NEWEST = 40; // cards that a look for changes reads
 
 interface Page {
@@ -52,7 +53,9 @@ export async function readMore(): Promise<void> {
 
 /** Look whether chats changed elsewhere; returns the newest cards. */
 export async function look(): Promise<Card[]> {
-  const { chats } = await reach(get<Page>(`/console/api/chats?limit=${NEWEST}`));
+  const { chats } = await reach(
+    get<Page>(`/console/api/chats?limit=${NEWEST}`, AbortSignal.timeout(LOOK_MS)),
+  );
   const held = new Map(cards.peek().map((card) => [card.id, card]));
   if (chats.some((card) => !same(held.get(card.id), card))) {
     for (const card of chats) held.set(card.id, card);

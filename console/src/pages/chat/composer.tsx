@@ -59,7 +59,8 @@ export function Composer({ chat }: { chat: Chat }) {
         e.preventDefault();
         beginEdit(last);
       }
-    } else if (e.key === "Escape") {
+    } else if (e.key === "Escape" && (editing.peek() !== null || running.peek())) {
+      e.preventDefault();
       if (editing.peek() !== null) endEdit();
       else if (running.peek()) void stop(running.peek()!.peek());
     }

@@ -132,8 +132,8 @@ export function Chat() {
 async function enter(id: string | null): Promise<void> {
   const now = opened.peek();
   if (id === null) {
-    const chat = now.id === null ? now : fresh(kept("model", ""), kept<ChatSettings>("settings", {}));
-    if (chat === now && !chat.model.peek()) chat.model.value = kept("model", "");
+    const sends = now.id === null && pending.peek()?.chat === now;
+    const chat = sends ? now : fresh(kept("model", ""), kept<ChatSettings>("settings", {}));
     leaveOthers(chat);
     return readDraft(chat);
   }

@@ -66,7 +66,7 @@ export function useChatKeys(chat: Chat, asks: Asks): void {
     { keys: "Alt ArrowUp", says: words.previous, run: () => move(-1) },
     { keys: "Alt ArrowDown", says: words.next, run: () => move(1) },
     { keys: "c", says: words.copy, run: copyNow },
-    { keys: "e", says: words.edit, run: () => onMessage((id) => beginEdit(id), "user") },
+    { keys: "e", says: words.edit, run: () => onMessage((id) => void beginEdit(id), "user") },
     { keys: "r", says: words.regenerate, run: () => onMessage((id) => void regenerate(id), "assistant") },
     { keys: "i", says: words.receipt, run: () => onMessage(() => button(texts.chat.receipt), "assistant") },
     { keys: "ArrowLeft", says: words.previousVersion, run: (e) => e.target === article() && version(-1) },

@@ -50,7 +50,8 @@ export async function reach<T>(request: Promise<T>): Promise<T> {
     found();
     return answer;
   } catch (e) {
-    if (e instanceof ApiError && e.status === 0) lost();
+    const late = e instanceof DOMException && e.name === "TimeoutError";
+    if (late || (e instanceof ApiError && e.status === 0)) lost();
     else if (e instanceof ApiError) found();
     throw e;
   }

@@ -75,7 +75,7 @@ export function Panel({ chat, close }: { chat: Chat; close: () => void }) {
     change({ sampling: Object.keys(sampling).length ? sampling : undefined } as Partial<ChatSettings>);
   };
   return (
-    <aside class="panel" aria-label={words.settings} onKeyDown={(e) => e.key === "Escape" && close()}>
+    <aside class="panel" aria-label={words.settings} onKeyDown={(e) => e.key === "Escape" && (e.stopPropagation(), close())}>
       <header>
         <h2>{words.settings}</h2>
         <IconButton icon="close" label={texts.parts.close} onClick={close} />
@@ -114,26 +114,7 @@ export function Panel({ chat, close }: { chat: Chat; close: () => void }) {
       </div>
       {thinks && <Think settings={settings} change={change} />}
       <Tools settings={settings} change={change} />
-      <EnterSends />
     </aside>
-  );
-}
-
-/** Of this browser, not of the chat. */
-function EnterSends() {
-  const on = useSignal(kept("enter-sends", true));
-  return (
-    <label class="toggle browser-choice">
-      <input
-        type="checkbox"
-        checked={on.value}
-        onChange={(e) => keep("enter-sends", (on.value = e.currentTarget.checked))}
-      />
-      <span>
-        {words.enterSends}
-        <small>{words.enterSendsHint}</small>
-      </span>
-    </label>
   );
 }
 

@@ -6,7 +6,7 @@ import { follow } from "../../api/events";
 import type { Ask, AttachedFile, ChatSettings, Message, RunEvent, StartedRun } from "../../api/types";
 import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
-import { found, lost, reach } from "./link";
+import { found, lost, onReturn, reach } from "./link";
 import { add, type Chat, messageOf, put, refresh } from "./opened";
 
 export type Tool = Extract<RunEvent, { t: "tool" }>;
@@ -142,6 +142,8 @@ class Follower {
   private drawn = true;
   private over = new AbortController();
   private left = false;
+  private broken = false; // its connection is given up, and made again from the first event
+  private unwatch: () => void;
 
   constructor(
     readonly chat: Chat,
@@ -163,15 +165,17 @@ class Follower {
     });
     this.name(answer);
     spoken.value = texts.chat.answering;
+    // A network that was away may leave a connection that looks open and brings nothing more.
+    this.unwatch = onReturn(() => !this.live.peek().away && this.restart());
   }
 
   async run(): Promise<void> {
     try {
-      for (let again = true; again && !this.left; ) {
-        again = false;
+      do {
+        this.broken = false;
         this.over = new AbortController();
-        await follow(this.id, 0, (event) => (again = !this.take(event) || again), this.connection, this.over.signal);
-      }
+        await follow(this.id, 0, this.take, this.connection, this.over.signal);
+      } while (this.broken && !this.left);
     } catch (e) {
       // Its events are gone: the server was started again, or the run ended more than ten minutes ago.
       if (!(e instanceof ApiError)) throw e;
@@ -185,8 +189,9 @@ class Follower {
     this.over.abort();
   }
 
-  /** Take an event in; false: text is missing before it, so that all events have to be read again. */
-  private take(event: RunEvent): boolean {
+  /** Take an event in. Where text is missing before it, all events are read again. */
+  private take = (event: RunEvent): void => {
+    if (this.broken) return;
     const live = this.live.peek();
     switch (event.t) {
       case "begin":
@@ -225,8 +230,7 @@ class Follower {
       case "end":
         this.finish(event);
     }
-    return true;
-  }
+  };
 
   private connection = (state: "open" | "waiting") => {
     if (state === "waiting") lost();
@@ -234,9 +238,9 @@ class Follower {
     if (this.live.peek().away !== (state === "waiting")) this.say({ away: state === "waiting" });
   };
 
-  private restart(): boolean {
+  private restart(): void {
+    this.broken = true;
     this.over.abort();
-    return false;
   }
 
   /** A run of tools writes several answers, one after the other. */
@@ -309,6 +313,7 @@ class Follower {
 
   private async end(): Promise<void> {
     this.forget();
+    this.unwatch();
     if (this.left) return;
     const held = messageOf(this.chat, this.answer);
     try {

@@ -30,11 +30,14 @@ export interface Pending {
 export const pending = signal<Pending | null>(null);
 
 const nameOf = (chat: Chat) => `draft/${chat.id ?? "new"}`;
+const editOf = (chat: Chat) => `edit/${chat.id ?? "new"}`;
 const unsentOf = (chat: Chat) => `unsent/${chat.id ?? "new"}`;
 
 /** Fill the box with what was written in this chat and not sent; also what a page that ended had not sent. */
 export async function readDraft(chat: Chat): Promise<void> {
   editing.value = other.value = null;
+  const edit = kept<{ id: string; text: string } | null>(editOf(chat), null);
+  if (edit && chat.tree.peek().nodes.has(edit.id)) return beginEdit(edit.id, edit.text);
   const unsent = pending.peek() ? null : kept<{ text: string; parent: string | null } | null>(unsentOf(chat), null);
   const back = unsent && !(await isThere(chat, unsent.parent, unsent.text)) ? unsent.text : "";
   const text = [back, kept(nameOf(chat), "")].filter(Boolean).join("\n\n");
@@ -51,7 +54,9 @@ export function setBox(draft: Draft): void {
 /** Note a key typed; cheap, for it happens at each. */
 export function typed(text: string): void {
   box.value = { ...box.peek(), text };
-  if (editing.peek() === null) keep(nameOf(opened.peek()), text);
+  const chat = opened.peek();
+  if (editing.peek() === null) keep(nameOf(chat), text);
+  else keep(editOf(chat), { id: editing.peek(), text });
 }
 
 export function setFiles(change: Partial<Draft>): void {
@@ -61,14 +66,17 @@ export function setFiles(change: Partial<Draft>): void {
 }
 
 /** Put a message back into the box, to send another version of it. */
-export function beginEdit(id: string): void {
-  const message = messageOf(opened.peek(), id).peek();
-  if (!message) return;
+export async function beginEdit(id: string, text?: string): Promise<void> {
+  const chat = opened.peek();
+  await load(chat, [id]).catch(() => {});
+  const message = messageOf(chat, id).peek();
+  if (!message || opened.peek() !== chat) return;
   editing.value = id;
-  setBox({ text: message.content, files: message.files ?? [], images: message.images ?? [] });
+  setBox({ text: text ?? message.content, files: message.files ?? [], images: message.images ?? [] });
 }
 
 export function endEdit(): void {
+  keep(editOf(opened.peek()), null);
   void readDraft(opened.peek());
 }
 
@@ -81,6 +89,7 @@ export async function send(): Promise<void> {
   const parent = edited ? (chat.tree.peek().nodes.get(edited)?.parent ?? null) : chat.leaf.peek();
   pending.value = { chat, draft: { text, files, images }, parent, model: other.peek(), held: false };
   editing.value = other.value = null;
+  keep(editOf(chat), null);
   setBox({ text: "", files: [], images: [] });
   await deliver();
 }
@@ -123,6 +132,7 @@ function forget(name: string, chat: Chat): void {
       keep(each, null);
       void keepFiles(each, { files: [], images: [] });
     }
+  if (opened.peek() === chat && box.peek().text) keep(nameOf(chat), box.peek().text); // typed while it was sent
 }
 
 /** Make the chat on the server, and give the page its address. */
