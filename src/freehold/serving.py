@@ -181,6 +181,7 @@ class ModelInfo:
     adapters: tuple[AdapterInfo, ...] = ()
     width: int = 0  # of an embedding
     embeds_only: bool = False  # an encoder: it makes no text
+    cache_bytes: int = 0  # of memory_bytes: blocks and states; 0: the engine does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,8 @@ class EngineStats:
     running: int = 0
     waiting: int = 0
     blocks: int = 0
-    blocks_live: int = 0  # held by running sequences
+    blocks_live: int = 0  # held by running sequences,
+    blocks_shared: int = 0  # and of those by several of them
     blocks_cached: int = 0  # free to be taken, and worth something while they are not
     states: int = 0  # slots for what recurrent layers keep of a sequence; 0: there are no such layers
     states_live: int = 0  # held by running sequences
@@ -320,6 +322,14 @@ class StoredModel:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineDeath:
+    """An engine process that ended by itself."""
+
+    at: float  # time.time()
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedInfo:
     """A model that an engine holds, or will hold again once it is restarted."""
 
@@ -331,6 +341,7 @@ class LoadedInfo:
     restarts: int = 0
     slow_readers: int = 0
     pid: int = 0  # of the engine process; 0: none on this machine
+    deaths: tuple[EngineDeath, ...] = ()  # the latest ones of this model's engines
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,6 @@ export interface LiveStream {
   door: string; // console, openai, anthropic, ollama, batch, freehold
   state: "waiting" | "prefill" | "decode";
   prompt_tokens: number;
-  cached_tokens: number;
   answer_tokens: number; // its position is prompt_tokens + answer_tokens
   tok_s: number | null;
   age_s: number;

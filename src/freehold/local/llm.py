@@ -268,6 +268,7 @@ class LLM:
             threads=self.threads,
             load_s=self.load_s,
             memory_bytes=self._weight_bytes + self.adapters.nbytes + self._engine.cache_bytes,
+            cache_bytes=self._engine.cache_bytes,
             vocab=self._tokenizer.vocab_size,
             can_chat=chats,
             can_fill=self._prompter.fill is not None,

@@ -11,7 +11,8 @@ from typing import Any
 
 from freehold.serving import EngineStats
 
-_CACHE = {"blocks", "blocks_live", "blocks_cached", "states", "states_live", "states_cached", "state_bytes"}
+_BLOCKS = {"blocks", "blocks_live", "blocks_shared", "blocks_cached"}
+_CACHE = {*_BLOCKS, "states", "states_live", "states_cached", "state_bytes"}
 _GAUGES = {"running", "waiting", "expected_wait_s", "progress_at", *_CACHE}
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import msgspec
 
 from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError, UsageError
-from freehold.serving import EmbedJob, EngineStats, Job, ModelInfo, Vectors
+from freehold.serving import EmbedJob, EngineDeath, EngineStats, Job, ModelInfo, Vectors
 from freehold.worker import quarantine
 from freehold.worker.calls import LoadWaiters, PendingCall, check_pending, joined, portions
 from freehold.worker.client import STOP_S, EngineDied, EngineProcess
@@ -31,6 +33,7 @@ from freehold.worker.wire import Began, Cancel, Failed, Frame, ModelCall, Open, 
 
 # Before the second start in a row, twice that before the next, and so on; and at most.
 FIRST_WAIT_S, MOST_WAIT_S = 0.5, 8.0
+KEPT_DEATHS = 8
 CLOSE_S = 3.0  # for an engine to end when the server does; weights it is packing are packed another time
 
 Request = EngineStream | PendingCall
@@ -68,6 +71,7 @@ class EngineHandle:
         self._up_at = math.inf
         self._busy_at = self._loop.time()
         self.restarts = self.slow_readers = 0
+        self.deaths: deque[EngineDeath] = deque(maxlen=KEPT_DEATHS)
         self.progress = (0, 0)  # bytes loaded, bytes in all
 
     # --- state -------------------------------------------------------------------------------------
@@ -310,6 +314,7 @@ class EngineHandle:
     def _engine_died(self, cause: str, deaths: int) -> bool:
         """Count a death against the requests it concerns; return whether to start the engine again."""
         log.warning("the engine of %s died: %s", self.name, cause)
+        self.deaths.append(EngineDeath(time.time(), cause))
         self._counters.engine_ended()
         if self._quarantine.suspect is not None:
             log.warning("job %d of %s was on trial", self._quarantine.suspect.id, self.name)

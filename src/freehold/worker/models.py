@@ -275,6 +275,7 @@ def _loaded(handle: EngineHandle) -> LoadedInfo:
         handle.restarts,
         handle.slow_readers,
         handle.pid,
+        tuple(handle.deaths),
     )
 
 

@@ -27,7 +27,6 @@ const COLUMNS: Column<LiveStream>[] = [
     cell: (s) => whole(s.prompt_tokens + s.answer_tokens),
   },
   { key: "answer", title: words.answer, end: true, value: (s) => s.answer_tokens, cell: (s) => whole(s.answer_tokens) },
-  { key: "cached", title: words.cached, end: true, value: (s) => s.cached_tokens, cell: (s) => whole(s.cached_tokens) },
   { key: "rate", title: words.speed, end: true, value: (s) => s.tok_s, cell: (s) => (s.tok_s === null ? "–" : rate(s.tok_s)) },
   { key: "age", title: words.age, end: true, value: (s) => s.age_s, cell: (s) => duration(Math.max(0.001, s.age_s)) },
 ];

@@ -79,6 +79,7 @@ class BlockManager:
     def stats(self) -> dict[str, int]:
         """Its fields of EngineStats."""
         found = {"blocks": self.count, "blocks_live": self.live, "blocks_cached": self.cached}
+        found["blocks_shared"] = self.pool.shared
         for kind in self.kinds:
             if not kind.paged:
                 found |= {"states": kind.count, "states_live": kind.live, "states_cached": kind.cached}

@@ -23,6 +23,7 @@ class BlockPool:
         self.tree = PrefixTree()
         self.nodes: list[Node | None] = [None] * count
         self.holders = [0] * count  # sequences
+        self.shared = 0  # blocks that several sequences hold
         self._kinds = kinds
         self._free = list(range(count - 1, -1, -1))
         # Cached blocks, the longest unused first. A sequence drops its blocks from the end, so a block always comes
@@ -44,11 +45,13 @@ class BlockPool:
         if not self.holders[block]:
             del self._cached[block]
         self.holders[block] += 1
+        self.shared += self.holders[block] == 2
 
     def drop(self, block: int) -> None:
         """Count one less; what the tree knows stays cached."""
         self.holders[block] -= 1
         if self.holders[block]:
+            self.shared -= self.holders[block] == 1
             return
         if self.nodes[block] is None:
             self._set_free(block)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from freehold.server.console.choose import choose, models
+from freehold.server.console.live import live
 from freehold.server.core.call import route
 
 
 def fact_routes() -> list[Route]:
     """Return the routes that the pages of models, engine, usage and runs ask."""
     return [
+        route("GET", "/console/api/live", live, audience="any", answer=["text/event-stream"]),
         route("GET", "/console/api/models", models, audience="any", query=["held"]),
         route(
             "GET",

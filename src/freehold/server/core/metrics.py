@@ -66,6 +66,11 @@ class Histogram:
         self._counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many fell into each bucket, the last one beyond every bound."""
+        return tuple(self._counts)
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Return (upper bound, how many were at most that), the last one "+Inf"."""
         return _cumulative(self.bounds, self._counts)
@@ -116,6 +121,11 @@ _GAUGES = (
     ("waiting", "vllm:num_requests_waiting", "Sequences that wait to be scheduled."),
     ("blocks", "freehold_cache_blocks", "Blocks of the cache."),
     ("blocks_live", "freehold_cache_blocks_live", "Cache blocks held by running sequences."),
+    (
+        "blocks_shared",
+        "freehold_cache_blocks_shared",
+        "Of the held cache blocks those that several sequences share.",
+    ),
     ("blocks_cached", "freehold_cache_blocks_cached", "Cache blocks kept for prefixes of later prompts."),
     ("states", "freehold_cache_states", "Slots for states of recurrent layers; 0 where a model has none."),
     ("states_live", "freehold_cache_states_live", "State slots held by running sequences."),
