@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freehold.cli.serving.gatewayfile import ledger_file, ledger_option
+from freehold.cli.serving.gatewayfile import ledger_option
 from freehold.cli.shared import Seconds, json_option, pairs
 from freehold.config import Settings
+from freehold.reports.gateway_file import ledger_file
 
 if TYPE_CHECKING:
     from freehold.router.ledger.audit import LabelAudit

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.report.trying import TrialProgress
-from freehold.cli.serving.gatewayfile import gateway_option, gateway_path
+from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
+from freehold.reports.gateway_file import gateway_path
 
 if TYPE_CHECKING:
     from freehold.evals.samples import Samples
@@ -167,7 +168,7 @@ def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
 def _gateway(settings: Settings, path: Path | None) -> Gateway | None:
     if path is None:
         return None
-    from freehold.cli.serving.gatewayfile import read_gateway
+    from freehold.reports.gateway_file import read_gateway
 
     return read_gateway(settings, path, keys=False)
 

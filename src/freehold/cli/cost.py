@@ -2,7 +2,7 @@
 
 Knows options and JSON; the arithmetic is the advisor's, prices are the catalogue's, rows a gateway's ledger's.
 Path: main -> cost -> advisor.cost -> Comparison -> report/cost_text, JSON or report/cost_page;
-      cost --from-ledger -> report/cost_ledger.py
+      cost --from-ledger -> reports/savings.py -> report/cost_ledger.py
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from freehold.cli.serving.gatewayfile import gateway_option, ledger_option
 from freehold.cli.shared import Amount, Seconds, json_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.reports.cost import SCHEMA, cost_json
+from freehold.reports.cost import cost_json
 
 if TYPE_CHECKING:
     from freehold.advisor.traffic import Traffic
@@ -182,8 +182,9 @@ def _from_ledger(
     settings: Settings, ledger: Mapping[str, Any], as_json: bool, other: str | None, given: Mapping[str, Any]
 ) -> None:
     """Price the requests of a ledger."""
-    from freehold.cli.report import cost_ledger
+    from freehold.cli.report.cost_ledger import show as show_savings
     from freehold.providers.cleared import HOUSE
+    from freehold.reports.savings import from_ledger, savings_json
 
     if other:
         raise UsageError(
@@ -198,7 +199,7 @@ def _from_ledger(
             )
         machines[place] = hardware
     keys = (*(one.key for one in known()), "price", "hourly")
-    found = cost_ledger.from_ledger(
+    found = from_ledger(
         settings,
         ledger["file"],
         ledger["gateway"],
@@ -209,9 +210,9 @@ def _from_ledger(
         given={key: given[key] for key in keys if given.get(key) is not None},
     )
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, **cost_ledger.as_json(found)}, indent=1))
+        click.echo(json.dumps(savings_json(found), indent=1))
     else:
-        cost_ledger.show(found)
+        show_savings(found)
 
 
 def _traffic(csv_file: str | None, figures: Mapping[str, float]) -> Traffic:

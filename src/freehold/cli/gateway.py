@@ -40,7 +40,7 @@ def check(ctx: click.Context, file: Path, without_keys: bool, as_json: bool) -> 
     and which labels let a request go there. Nothing is sent.
     """
     from freehold.cli.report.routes import as_rows, show
-    from freehold.cli.serving.gatewayfile import outside_of
+    from freehold.reports.gateway_file import outside_of
     from freehold.router.reading import read
     from freehold.router.toml.mistakes import BadGateway
 

@@ -10,17 +10,18 @@ import csv
 import io
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from freehold.cli.serving.gatewayfile import ledger_file, ledger_option
+from freehold.cli.serving.gatewayfile import ledger_option
 from freehold.cli.shared import Seconds, json_option, pairs, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound
+from freehold.reports.gateway_file import ledger_file
 
 if TYPE_CHECKING:
     from freehold.router.ledger.queries import LedgerSum
@@ -68,18 +69,19 @@ def command(
     if ctx.invoked_subcommand is not None:
         return
     from freehold.router.ledger.queries import sums
+    from freehold.router.ledger.sums import sums_json
 
     path, now = ledger_file(ctx.obj, file), time.time()
     names = [name.strip() for name in by.split(",") if name.strip()]
+    if as_json and not as_csv:
+        click.echo(json.dumps(sums_json(path, now - since, now, names), indent=1))
+        return
     found = sums(path, now - since, now, names)
     if as_csv:
         click.echo(_csv(names, found), nl=False)
         return
     (total,) = sums(path, now - since, now)
-    if as_json:
-        plain = {"by": names, "sums": [_plain(names, one) for one in found], "total": _plain((), total)}
-        click.echo(json.dumps({"schema": SCHEMA, "since": now - since, "until": now, **plain}, indent=1))
-    elif not total.rows:
+    if not total.rows:
         click.echo(f"no requests since {_day(now - since)} UTC")
     else:
         head = (*(name.upper() for name in names), *HEAD)
@@ -126,15 +128,11 @@ def _cells(one: LedgerSum) -> tuple[str, ...]:
     )
 
 
-def _plain(names: Any, one: LedgerSum) -> dict[str, Any]:
-    plain = asdict(replace(one, group=()))
-    del plain["group"]
-    return {**dict(zip(names, one.group, strict=True)), **plain}
-
-
 def _csv(names: list[str], found: tuple[LedgerSum, ...]) -> str:
+    from freehold.router.ledger.sums import sum_json
+
     out = io.StringIO()
-    rows = [_plain(names, one) for one in found]
+    rows = [sum_json(names, one) for one in found]
     writer = csv.DictWriter(out, rows[0] if rows else [*names, "rows"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

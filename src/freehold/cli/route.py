@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.serving.gatewayfile import gateway_option, holds, read_gateway
+from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
+from freehold.reports.gateway_file import holds, read_gateway
 
 if TYPE_CHECKING:
     from freehold.router.explain import Explanation

@@ -65,21 +65,6 @@ def named_adapter(given: str) -> tuple[str, str, Path]:
     return model, name, found.absolute()
 
 
-def parted(store: Store, model: str) -> tuple[str, str]:
-    """Split `base+adapter`; the name of a stored model, or a file, has no adapter."""
-    from freehold.formats.adapter_names import ADAPTER_NAME
-    from freehold.store.refs import parse_ref
-
-    base, plus, adapter = model.rpartition("+")
-    if not (base and plus and re.fullmatch(ADAPTER_NAME, adapter)) or parse_ref(base).kind == "path":
-        return model, ""
-    try:
-        store.resolve(model)
-    except (ModelNotFound, UsageError):
-        return base, adapter
-    return model, ""
-
-
 class Seconds(click.ParamType):
     """A duration: 30, 30s, 5m, 1.5h or 2d; `never`, where it is allowed, is -1."""
 

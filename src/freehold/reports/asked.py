@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from freehold.config import Settings, nearest
@@ -36,7 +37,7 @@ def answer(settings: Settings, verb: str, words: Words) -> str:
                 f"did you mean {near}?" if near else f"it takes {', '.join(known)}",
             )
     made = make(settings, {name: known[name](name, values) for name, values in words.items()})
-    return json.dumps(made, indent=1) + "\n"
+    return json.dumps(made, indent=None if verb == "compare" else 1) + "\n"  # as each verb prints
 
 
 # --- kinds of words -------------------------------------------------------------------------------------
@@ -143,6 +144,22 @@ def _models(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
     return models_json(settings, **given)
 
 
+def _savings(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.providers.cleared import HOUSE
+    from freehold.reports.savings import from_ledger, savings_json
+
+    machines = {HOUSE: given["on"]} if "on" in given else {}
+    gateway = Path(given["gateway"]) if "gateway" in given else None
+    ledger = Path(given["ledger"]) if "ledger" in given else None
+    return savings_json(from_ledger(settings, ledger, gateway, given["days"] * 86400.0, machines))
+
+
+def _compare(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.evals.comparing import compare
+
+    return compare(Path(_needed(given, "one")), Path(_needed(given, "other"))).as_json()
+
+
 def _needed(given: dict[str, Any], name: str) -> str:
     if not given.get(name):
         raise UsageError(f"{name} is missing", f"add {name}=...")
@@ -178,4 +195,6 @@ VERBS: dict[str, tuple[dict[str, Reader], Callable[[Settings, dict[str, Any]], d
         _cost,
     ),
     "models": ({"held": _flag}, _models),
+    "savings": ({"days": _whole, **dict.fromkeys(("on", "ledger", "gateway"), _text)}, _savings),
+    "compare": (dict.fromkeys(("one", "other"), _text), _compare),
 }

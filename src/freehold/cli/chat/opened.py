@@ -16,11 +16,12 @@ from freehold.backends.finding import driven
 from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.output import tell
 from freehold.cli.chat.request import RunRequest
-from freehold.cli.shared import held_or_fetched, named_adapter, parted
+from freehold.cli.shared import held_or_fetched, named_adapter
 from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable
 from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
+from freehold.store.naming import parted
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from freehold.cli.shared import parted
 from freehold.errors import BadPrompt, FreeholdError, ModelNotFound, UsageError
 from freehold.store import Store
+from freehold.store.naming import parted
 
 MAX_STDIN = 64 << 20  # bytes; far beyond any context, small enough to hold
 PATIENCE_S = 3.0  # until a silent pipe is reported

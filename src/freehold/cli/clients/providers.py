@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freehold.cli.serving.gatewayfile import gateway_option, read_gateway
+from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
+from freehold.reports.gateway_file import read_gateway
 
 if TYPE_CHECKING:
     from freehold.router.directory import GatewayModels

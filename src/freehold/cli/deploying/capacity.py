@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.progress import StatusLine
-from freehold.cli.serving.gatewayfile import ledger_file
 from freehold.cli.shared import Amount, Seconds, json_option
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
+from freehold.reports.gateway_file import ledger_file
 
 if TYPE_CHECKING:
     from freehold.advisor.roofline import Work

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freehold.cli.serving.gatewayfile import AskedVariables, outside_of
 from freehold.config import Settings
+from freehold.reports.gateway_file import AskedVariables, outside_of
 from freehold.router.live import LiveGateway
 from freehold.router.opening import ServedGateway, check_packages, ledger_path, open_models
 from freehold.router.toml.environment import KeptEnvironment

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.serving.gatewayfile import gateway_path
 from freehold.cli.serving.logs import LogForm
 from freehold.cli.serving.telling import tell
 from freehold.cli.shared import Seconds
 from freehold.config import Settings
 from freehold.errors import UsageError
+from freehold.reports.gateway_file import gateway_path
 
 if TYPE_CHECKING:
     from freehold.server.core.keys import Key, Ring

@@ -55,17 +55,23 @@ class LedgerSum:
     whole_s: float  # mean of whole answers
 
 
-def sums(path: Path, since: float, until: float, by: Sequence[str] = ()) -> tuple[LedgerSum, ...]:
-    """Return sums by group, the dearest first; without groups one sum of everything. Raises UsageError."""
+def sums(
+    path: Path, since: float, until: float, by: Sequence[str] = (), *, key: str | None = None
+) -> tuple[LedgerSum, ...]:
+    """Return sums by group, the dearest first; without groups one sum of everything. Raises UsageError.
+
+    `key`: only requests of the key of this name.
+    """
     for name in by:
         if name not in GROUPS:
             raise UsageError(f"the ledger has no group {name!r}", f"choose among {', '.join(GROUPS)}")
     names = ", ".join(GROUPS[name] for name in by)
     columns = f"{names}, {_SUMS}" if by else _SUMS
     grouped = f" GROUP BY {names} ORDER BY sum(nano) DESC, count(*) DESC, {names}" if by else ""
-    query = f"SELECT {columns} FROM requests WHERE {_SPAN}{grouped}"
+    own, values = ("", ()) if key is None else (" AND key = ?", (key,))
+    query = f"SELECT {columns} FROM requests WHERE {_SPAN}{own}{grouped}"
     with reading(path) as db:
-        found = db.execute(query, _span(since, until)).fetchall()
+        found = db.execute(query, (*_span(since, until), *values)).fetchall()
     return tuple(LedgerSum(tuple(row[: len(by)]), *(value or 0 for value in row[len(by) :])) for row in found)
 
 
