@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
@@ -101,6 +102,7 @@ def command(
     store = Store(settings)
     ref = store.resolve(model)
     asked = chosen_settings(AlignSettings, given)
+    note(settings.home, "align", out)
     with StatusLine(result_of(out)) as line:
         made = align(
             ref,

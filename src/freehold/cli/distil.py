@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
@@ -104,6 +105,7 @@ def command(
     store = Store(settings)
     models = store.resolve(teacher), store.resolve(student)
     asked = chosen_settings(DistilSettings, given)
+    note(settings.home, "distil", out)
     with StatusLine(result_of(out)) as line:
         made = distil(
             *models,

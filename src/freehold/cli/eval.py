@@ -99,15 +99,18 @@ def command(
     except KeyboardInterrupt:
         click.echo("\nstopped; the answers so far are kept, and the same command continues", err=True)
         raise
-    _show(report, out, as_json)
+    _show(report, settings.home, out, as_json)
     return None
 
 
-def _show(report: Report, out: Path | None, as_json: bool) -> None:
+def _show(report: Report, home: Path, out: Path | None, as_json: bool) -> None:
+    from freehold.adapt.registry import note
     from freehold.cli.report.evaluation import said
     from freehold.evals.results import written
 
     path = written(report, out) if out else None
+    if out:
+        note(home, "eval", out)
     if as_json:
         click.echo(
             json.dumps(report.as_json() | {"written": str(path) if path else None}, ensure_ascii=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.report.terminal import printable
@@ -102,6 +103,7 @@ def command(
         return _preflight(ref, data, asked, as_json=as_json)
     if out is None:
         raise UsageError("name the folder to make with -o", "or only check with --preflight")
+    note(settings.home, "finetune", out)
     with StatusLine(result_of(out)) as line:
         made = finetune(
             ref,

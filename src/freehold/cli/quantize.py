@@ -110,6 +110,7 @@ def command(
     from freehold.adapt.quantize.quantising import Watching, quantise
     from freehold.adapt.quantize.spent import SpentSeconds
     from freehold.adapt.quantize.texts import TOKENS
+    from freehold.adapt.registry import note
     from freehold.choosing import company_facts
     from freehold.store import Store
 
@@ -134,6 +135,7 @@ def command(
         facts=company_facts(settings, {}),
     )
     ref = Store(settings).resolve(model)
+    note(settings.home, "quantize", out)
     with StatusLine(result_of(out)) as line:
         spent = SpentSeconds()
         watching = Watching(line.note, _groups(line), _tensors(line, spent), _blocks(line), spent)

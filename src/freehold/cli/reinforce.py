@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
@@ -143,6 +144,7 @@ def command(
     ref = store.resolve(model)
     given["prompts"] = given.pop("prompts_a_step")
     asked = chosen_settings(ReinforceSettings, given)
+    note(settings.home, "reinforce", out)
     with StatusLine(result_of(out)) as line:
         made = reinforce(
             ref,

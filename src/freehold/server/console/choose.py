@@ -18,17 +18,16 @@ from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
 
 MOST_WORDS = 64
+VERBS = ("advise", "fit", "license", "why", "cost")
 SCOPED = ("fit", "why")  # verbs that speak of one model, which a scoped key may ask about if it is its own
 
 
 async def models(call: HttpCall) -> None:
     """List what is in the store and the catalogue's models, each with fit, speed, verdict, quality and origin."""
-    words = _words(call)
-    if words.keys() - {"held"}:
-        raise Refused(400, f"unknown parameter {min(words.keys() - {'held'})[:40]!r}; there is `held`")
+    words = words_of(call, ("held",))
 
     async def work() -> None:
-        text = await _questions(call).ask("models", words)
+        text = await questions(call).ask("models", words)
         loaded = {each.name for each in call.models.loaded()}
         await call.answer(await asyncio.to_thread(_seen, text, call.key, loaded))
 
@@ -37,15 +36,17 @@ async def models(call: HttpCall) -> None:
 
 async def choose(call: HttpCall) -> None:
     """Answer `verb` (advise, fit, license, why, cost) with what `freehold VERB --json` prints, byte for byte."""
-    words = _words(call)
+    words = words_of(call)
     verb = "".join(words.pop("verb", ()))
-    if verb == "models":
-        raise Refused(400, "verb is 'models'; GET /console/api/models has them", param="verb")
+    if verb not in VERBS:
+        raise Refused(
+            400, f"verb is {verb[:40]!r}; expected {', '.join(VERBS)}", param="verb", code="invalid_value"
+        )
     if call.key is not None and call.key.models:
         _check_scope(call.key, verb, words)
 
     async def work() -> None:
-        await call.answer((await _questions(call).ask(verb, words)).encode())
+        await call.answer((await questions(call).ask(verb, words)).encode())
 
     await call.while_here(work())
 
@@ -71,7 +72,8 @@ def _seen(text: str, key: Key | None, loaded: Collection[str]) -> bytes:
     return msgspec.json.encode({**found, "models": rows})
 
 
-def _questions(call: HttpCall) -> Questions:
+def questions(call: HttpCall) -> Questions:
+    """Return the server's process for questions, which its first one starts."""
     found = call.server.part(Questions)
     if found is None:
         if call.server.store is None:
@@ -80,9 +82,15 @@ def _questions(call: HttpCall) -> Questions:
     return found
 
 
-def _words(call: HttpCall) -> dict[str, list[str]]:
+def words_of(call: HttpCall, known: Collection[str] | None = None) -> dict[str, list[str]]:
+    """Return the query's words; Refused (400) for one that is not `known`."""
     try:
         query = call.scope["query_string"].decode("utf-8")
-        return parse_qs(query, keep_blank_values=True, max_num_fields=MOST_WORDS, errors="strict")
+        words = parse_qs(query, keep_blank_values=True, max_num_fields=MOST_WORDS, errors="strict")
     except ValueError as e:
         raise Refused(400, f"the query is malformed: {str(e)[:100]}", code="invalid_value") from None
+    if known is not None and (strange := min(words.keys() - set(known), default="")):
+        raise Refused(
+            400, f"unknown parameter {strange[:40]!r}; expected {', '.join(known)}", code="invalid_value"
+        )
+    return words

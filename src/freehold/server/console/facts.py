@@ -6,6 +6,8 @@ from starlette.routing import Route
 
 from freehold.server.console.choose import choose, models
 from freehold.server.console.live import live
+from freehold.server.console.training import compared, training, trainings
+from freehold.server.console.usage import usage
 from freehold.server.core.call import route
 
 
@@ -21,4 +23,8 @@ def fact_routes() -> list[Route]:
             audience="any",
             query=["verb", "model", "name", "task", "on"],
         ),
+        route("GET", "/console/api/usage", usage, audience="any", query=["days", "on"]),
+        route("GET", "/console/api/training", trainings, audience="operator"),
+        route("GET", "/console/api/training/compare", compared, audience="operator", query=["one", "other"]),
+        route("GET", "/console/api/training/{id}", training, audience="operator"),
     ]

@@ -191,6 +191,14 @@ class Accounts:
         """Return today's tokens by name."""
         return dict(self._today())
 
+    def days(self, count: int) -> dict[str, dict[str, int]]:
+        """Return the tokens of the last `count` days that are kept, by day (ISO) and name, the latest first."""
+        today, found = self._day(), {}
+        for day in range(today, today - min(count, KEPT_DAYS), -1):
+            if spent := (dict(self._today()) if day == today else self._read(day)):
+                found[date.fromordinal(EPOCH + day).isoformat()] = spent
+        return found
+
     def _today(self) -> dict[str, int]:
         day = self._day()
         if day not in self._spent:

@@ -1,0 +1,280 @@
+"""What was trained and measured on this machine: receipts, curves of steps, results of evaluations, pairs of them.
+
+Reads what `freehold finetune` and its like wrote, as far as it is whole: a damaged receipt is a row that says so. Knows
+files and their fields; knows no training. Path: route -> trainings, training, compared -> adapt/registry.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from freehold.adapt.registry import NotedRun, noted
+from freehold.server.console.choose import questions, words_of
+from freehold.server.core.call import HttpCall
+from freehold.server.core.problems import Refused
+
+RECEIPT, WHAT, STEPS = "receipt.json", "run.json", "steps.jsonl"
+MOST_RECEIPT, MOST_STEPS = 8 << 20, 64 << 20  # bytes that are read of a file
+POINTS = 2000  # of a curve
+MOST_CURVES = 64
+Plain = dict[str, Any]
+
+
+class Damaged(Exception):
+    """A file is not what its writer writes."""
+
+
+async def trainings(call: HttpCall) -> None:
+    """List trainings and evaluations of this home, the newest first."""
+    await call.answer(await asyncio.to_thread(_listed, _home(call), call.owner))
+
+
+async def training(call: HttpCall) -> None:
+    """Return one training's receipt and the curves of its steps."""
+    wanted = call.scope["path_params"]["id"]
+    found = await asyncio.to_thread(_opened, _home(call), wanted, call.owner)
+    if found is None:
+        raise _unknown(wanted)
+    await call.answer(found)
+
+
+async def compared(call: HttpCall) -> None:
+    """Compare two evaluations item by item, as `freehold eval --compare ONE OTHER --json` does."""
+    words = words_of(call, ("one", "other"))
+    paths = await asyncio.to_thread(_results, _home(call))
+    asked = ["".join(words.get(name, ())) for name in ("one", "other")]
+    for id in asked:
+        if id not in paths:
+            raise _unknown(id)
+    one, other = (str(paths[id]) for id in asked)
+
+    async def work() -> None:
+        text = await questions(call).ask("compare", {"one": [one], "other": [other]})
+        await call.answer(text.encode())
+
+    await call.while_here(work())
+
+
+def _home(call: HttpCall) -> Path:
+    if call.server.store is None:
+        raise Refused(404, "this server has no data folder", code="no_store")
+    return call.server.store.settings.home
+
+
+def _unknown(id: str) -> Refused:
+    return Refused(404, f"there is no training or evaluation {id[:40]!r}", code="no_training")
+
+
+def _id(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+
+
+# --- trainings ------------------------------------------------------------------------------------------
+
+
+def _listed(home: Path, owner: bool) -> Plain:
+    runs = [row for one in noted(home) if one.verb != "eval" and (row := _row(one, owner)) is not None]
+    return {"runs": runs, "evals": [_eval_row(path, owner) for path in _results(home).values()]}
+
+
+def _row(one: NotedRun, owner: bool) -> Plain | None:
+    """Describe a training; None where neither it nor its work is there any more."""
+    folder, done = _folder(one)
+    if folder is None:
+        return None
+    row: Plain = {
+        "id": _id(one.out),
+        "name": one.out.name,
+        "path": str(one.out) if owner else None,
+        "verb": one.verb,
+        "state": "done" if done else "running" if one.running else "stopped",
+        "trouble": "",
+        "base": "",
+        "made_at": "",
+        "step": 0,
+        "steps": 0,
+        "cpu_seconds": 0.0,
+    }
+    try:
+        receipt = _object(folder / (RECEIPT if done else WHAT))
+        base = receipt.get("inputs", {}).get("base", {})
+        row["base"] = str(base.get("name", "") if isinstance(base, dict) else base)
+        row["verb"] = str(receipt.get("verb", one.verb))
+        row["made_at"], row["cpu_seconds"] = (
+            str(receipt.get("made_at", "")),
+            float(receipt.get("cpu_seconds", 0.0)),
+        )
+    except (Damaged, AttributeError, TypeError, ValueError) as e:
+        row |= {"state": "damaged", "trouble": str(e)[:300]}
+    last = _last_line(folder / STEPS)
+    return row | {name: last[name] for name in ("step", "steps") if isinstance(last.get(name), int)}
+
+
+def _folder(one: NotedRun) -> tuple[Path | None, bool]:
+    """Return where a training lies, and whether it is finished."""
+    if one.out.is_dir():
+        return one.out, True
+    work = one.out.with_name(f".{one.out.name}.part")
+    return (work, False) if work.is_dir() else (None, False)
+
+
+def _opened(home: Path, id: str, owner: bool) -> Plain | None:
+    one = next((one for one in noted(home) if _id(one.out) == id), None)
+    row = _row(one, owner) if one is not None and one.verb != "eval" else None
+    if one is None or row is None:
+        return None
+    folder, done = _folder(one)
+    curves, bad = _curves(folder / STEPS) if folder else ({}, 0)
+    found = None
+    if folder is not None and row["state"] != "damaged":
+        found = _object(folder / (RECEIPT if done else WHAT))
+    return {
+        "row": row,
+        "receipt": found if done else None,
+        "inputs": None if done or found is None else found.get("inputs"),
+        "curves": curves,
+        "bad_lines": bad,
+    }
+
+
+def _object(path: Path) -> Plain:
+    """Read a JSON object. Raises Damaged."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_RECEIPT + 1)
+        if len(data) > MOST_RECEIPT:
+            raise Damaged(f"{path.name} has more than {MOST_RECEIPT:,} bytes")
+        found = json.loads(data, parse_constant=_no_number)
+    except OSError as e:
+        raise Damaged(f"{path.name} cannot be read: {e.strerror}") from None
+    except (ValueError, RecursionError) as e:
+        raise Damaged(f"{path.name} is not JSON: {e}") from None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path.name} is not a JSON object")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+# --- curves ---------------------------------------------------------------------------------------------
+
+
+def _last_line(path: Path) -> Plain:
+    """Return the last whole line of the steps; {} where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 16), 0))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        if (found := _step(line)) is not None:
+            return found
+    return {}
+
+
+def _step(line: bytes) -> Plain | None:
+    try:
+        found = json.loads(line, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and type(found.get("step")) is int else None
+
+
+def _curves(path: Path) -> tuple[dict[str, list[list[float]]], int]:
+    """Return a curve for each name that most lines have a number for, and how many lines are damaged."""
+    try:
+        with path.open("rb") as file:
+            lines = file.read(MOST_STEPS).splitlines()
+    except OSError:
+        return {}, 0
+    curves: defaultdict[str, list[list[float]]] = defaultdict(list)
+    rows = [row for line in lines if (row := _step(line)) is not None]
+    for row in rows:
+        for name, value in _numbers(row):
+            curves[name].append([row["step"], value])
+    most = {name: points for name, points in curves.items() if 2 * len(points) > len(rows)}
+    first = dict(sorted(most.items(), key=lambda each: len(each[1]), reverse=True)[:MOST_CURVES])
+    return {name: _thinned(points) for name, points in first.items()}, len(lines) - len(rows)
+
+
+def _numbers(row: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
+    """Return the numbers of a line, those of an object in it by `object.name`."""
+    found = []
+    for name, value in row.items():
+        if not above and name in ("step", "steps"):
+            continue
+        if type(value) in (int, float):
+            found.append((above + name, value))
+        elif isinstance(value, dict) and not above:
+            found += _numbers(value, f"{name}.")
+    return found
+
+
+def _thinned(points: list[list[float]]) -> list[list[float]]:
+    """Leave the first, the last and evenly chosen ones between."""
+    if len(points) <= POINTS:
+        return points
+    step = (len(points) - 1) / (POINTS - 1)
+    return [points[round(i * step)] for i in range(POINTS)]
+
+
+# --- evaluations ----------------------------------------------------------------------------------------
+
+
+def _results(home: Path) -> dict[str, Path]:
+    """Return the results that `eval -o` wrote, by id, the newest first."""
+    found: list[Path] = []
+    for one in noted(home):
+        if one.verb == "eval":
+            found += one.out.glob("*/results_*.json")
+    found = sorted(dict.fromkeys(found), key=lambda path: path.name, reverse=True)
+    return {_id(path): path for path in found[:1000]}
+
+
+def _eval_row(path: Path, owner: bool) -> Plain:
+    row: Plain = {
+        "id": _id(path),
+        "name": path.parent.name,
+        "path": str(path) if owner else None,
+        "state": "done",
+        "trouble": "",
+        "model": path.parent.name,
+        "at": "",
+        "tasks": [],
+    }
+    try:
+        found = _object(path)
+        row["model"] = str(found.get("model_name") or row["model"])
+        row["at"] = _at(found.get("date"))
+        counts = found.get("n-samples", {})
+        row["tasks"] = [
+            {
+                "task": task,
+                "metric": name.partition(",")[0],
+                "value": value,
+                "items": counts[task]["effective"],
+            }
+            for task, means in found["results"].items()
+            for name, value in means.items()
+            if "," in name and "_stderr" not in name and type(value) in (int, float)
+        ]
+    except (Damaged, KeyError, AttributeError, TypeError, ValueError) as e:
+        row |= {"state": "damaged", "trouble": str(e)[:300] or type(e).__name__}
+    return row
+
+
+def _at(seconds: Any) -> str:
+    if type(seconds) not in (int, float):
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,114 @@
+"""What was used, from the gateway's ledger and the keys' accounts: tokens, cost and savings by key, model and day.
+
+Sums are those of `freehold ledger --json`, savings those of `freehold cost --from-ledger --json`. Where there is no
+ledger, or no key, there is null, not zero. Knows who may see whose; knows no price.
+Path: route -> usage -> router/ledger/queries.py, accounts.py, asking.Questions
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from freehold.errors import FreeholdError, ModelNotFound
+from freehold.server.console.asking import Questions
+from freehold.server.console.choose import questions, words_of
+from freehold.server.core.call import HttpCall, Server
+from freehold.server.core.problems import Refused, problem
+
+MOST_DAYS = 3660
+DAY_S = 86400.0
+
+
+async def usage(call: HttpCall) -> None:
+    """Sum the last `days` from the ledger and the accounts; a client key sees its own rows, and no savings."""
+    words = words_of(call, ("days", "on"))
+    days = _days("".join(words.get("days", ["30"])))
+    own = call.key.name if call.key is not None and call.key.kind == "client" else None
+
+    async def work() -> None:
+        path = _ledger(call.server)
+        sums = await asyncio.to_thread(_sums, path, days, own) if path else None
+        savings, why_not = None, None
+        if path is not None and sums is not None and own is None:
+            savings, why_not = await _savings(call, path, days, words.get("on", []))
+        await call.answer(
+            {
+                "days": days,
+                "ledger": sums,
+                "accounts": await asyncio.to_thread(_accounts, call.server, days, own),
+                "savings": savings,
+                "savings_error": why_not,
+            }
+        )
+
+    await call.while_here(work())
+
+
+def _days(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MOST_DAYS):
+        raise Refused(
+            400, f"days is {text[:20]!r}; expected 1 to {MOST_DAYS:,}", param="days", code="invalid_value"
+        )
+    return int(text)
+
+
+def _ledger(server: Server) -> Path | None:
+    """Return the ledger that this server writes, or that its home has from another time; None: there is none."""
+    from freehold.reports.gateway_file import ledger_file
+    from freehold.router.opening import ServedGateway
+
+    if isinstance(server.models, ServedGateway):
+        return server.models.ledger.path
+    if server.store is None:
+        return None
+    path = ledger_file(server.store.settings, None)
+    return path if path.is_file() else None
+
+
+def _sums(path: Path, days: int, key: str | None) -> dict[str, Any] | None:
+    from freehold.router.ledger.sums import sums_json
+
+    until = time.time()
+    since = until - days * DAY_S
+    try:
+        found = {by: sums_json(path, since, until, [by], key=key) for by in ("model", "key", "day")}
+    except ModelNotFound:  # it was taken away meanwhile
+        return None
+    by = {f"by_{name}": one["sums"] for name, one in found.items()}
+    return {"since": since, "until": until, "total": found["model"]["total"], **by}
+
+
+def _accounts(server: Server, days: int, key: str | None) -> list[dict[str, Any]] | None:
+    found = server.accounts.days(days)
+    rows = [
+        {"day": day, "key": name, "tokens": tokens}
+        for day, spent in found.items()
+        for name, tokens in spent.items()
+        if key is None or name == key
+    ]
+    return rows if rows or server.guard.keys else None
+
+
+async def _savings(
+    call: HttpCall, path: Path, days: int, on: list[str]
+) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+    """Ask what the same requests would have cost elsewhere; why not, where the ledger's file of models is gone."""
+    words = {"days": [str(days)], "ledger": [str(path)], **({"on": on} if on else {})}
+    if (gateway := _gateway(call.server)) is not None:
+        words["gateway"] = [str(gateway)]
+    asked: Questions = questions(call)
+    try:
+        return msgspec.json.decode(await asked.ask("savings", words)), None
+    except FreeholdError as e:
+        return None, {"message": problem(e).message, "hint": ""}
+
+
+def _gateway(server: Server) -> Path | None:
+    from freehold.router.opening import ServedGateway
+
+    return server.models.live.path if isinstance(server.models, ServedGateway) else None
