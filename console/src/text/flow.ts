@@ -7,10 +7,14 @@ import { blockViews, codeView, type Part, plainView, type View } from "./views";
 
 const WINDOW = 8000; // characters lexed at once
 const MOST = 32_000; // a block longer than this is cut
+const LONG = 8000; // text from which blocks out of sight are left out of layout while more arrives
 const SLICE_MS = 10;
-// While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most.
+// While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most: 7 times
+// where text comes faster than anyone reads, since a frame costs more than what is new in it.
 const SHARE = 12;
 const LEAST_MS = 33;
+const FAST_MS = 140;
+const FAST = 1.5; // characters a millisecond
 const MOST_MS = 500;
 
 interface Shown {
@@ -38,6 +42,7 @@ export class Flow {
   private busy = false;
   private ended = false;
   private next = 0; // when it may be drawn again while it is open
+  private last: [number, number] = [0, 0]; // characters and time of the last drawing
   private timer = 0;
 
   constructor(private readonly root: HTMLElement) {}
@@ -78,8 +83,17 @@ export class Flow {
       await breath();
       since = performance.now();
     }
-    this.next = since + Math.min(MOST_MS, Math.max(LEAST_MS, SHARE * (performance.now() - since)));
+    this.root.classList.toggle("growing", this.open && this.at > LONG);
+    this.next = since + this.pause(since);
     this.busy = false;
+  }
+
+  /** How long to wait before the next drawing, by the time that this one took and by how fast text comes. */
+  private pause(since: number): number {
+    const [length, when] = this.last;
+    this.last = [this.text.length, since];
+    const least = this.text.length - length > FAST * (since - when) ? FAST_MS : LEAST_MS;
+    return Math.min(MOST_MS, Math.max(least, SHARE * (performance.now() - since)));
   }
 
   /** Draw the next piece; false when everything is drawn. */
