@@ -11,7 +11,8 @@
     if (!TAGS.has(tag)) found.push(`an element ${tag}`);
     const text = e.closest(".text, .name, .verbatim");
     for (const { name, value } of e.attributes) {
-      if (/^on|^style$|^srcset$|^srcdoc$|^formaction$|^background$|^poster$|^ping$|^xlink/.test(name)) found.push(`${tag} ${name}`);
+      if (name === "style" && text) found.push(`${tag} style`); // outside of texts the page sets its own, through CSSOM
+      if (/^on|^srcset$|^srcdoc$|^formaction$|^background$|^poster$|^ping$|^xlink/.test(name)) found.push(`${tag} ${name}`);
       if (/^(?:id|name|action|src)$/.test(name) && text) found.push(`${tag} ${name}=${value.slice(0, 40)}`);
       if (name === "href" && text && !/^https?:\/\//.test(value)) found.push(`${tag} href=${value.slice(0, 40)}`);
       if (name === "href" && text && (/[?@]/.test(value) || e.rel.indexOf("noopener") < 0 || e.target !== "_blank")) found.push(`a link ${value.slice(0, 60)}`);

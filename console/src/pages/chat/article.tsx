@@ -5,7 +5,7 @@ import type { ComponentChildren } from "preact";
 import type { Message } from "../../api/types";
 import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
-import { Text, Verbatim } from "../../text";
+import { Plain, Text, Verbatim } from "../../text";
 import { texts } from "../../texts";
 import { Actions } from "./actions";
 import { Approval } from "./approval";
@@ -77,7 +77,7 @@ function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) 
       aria-busy={busy || loading || undefined}
       tabIndex={-1}
     >
-      {role !== "user" && <header class="speaker">{name}</header>}
+      {role !== "user" && <header class="speaker"><Plain text={name} /></header>}
       {loading ? <div class="loading-lines" aria-label={words.loading} /> : children}
     </article>
   );
