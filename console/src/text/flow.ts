@@ -128,7 +128,7 @@ export class Flow {
   }
 
   /** Lex and draw up to `end`; false when the window holds one block only and may be larger. */
-  private lex(end: number, whole: boolean, largest: boolean): boolean {
+  private lex(end: number, whole: boolean, largest: boolean, cut = false): boolean {
     const growing = this.open && whole;
     const source = this.text.slice(this.at, end);
     const lexer = new Blocks();
@@ -136,23 +136,26 @@ export class Flow {
     const closed = growing || !whole ? wholeBlocks(tokens, source) : { count: tokens.length, length: source.length };
     if (!whole && closed.count === 0) {
       if (!largest) return false;
-      const margin = lastMargin(source); // one block is longer than MOST: cut where a line begins at the margin
-      if (margin < source.length) return this.lex(this.at + margin, false, true);
+      const margin = cut ? source.length : lastMargin(source); // longer than MOST: cut where a line begins at the margin
+      if (margin < source.length) return this.lex(this.at + margin, false, true, true);
       closed.count = tokens.length;
       closed.length = source.length;
     }
-    const fence = whole && !growing ? null : openFence(tokens[closed.count], source.slice(closed.length));
-    const shown = fence || !whole ? tokens.slice(0, closed.count) : tokens;
-    this.tail = patch(this.root, this.tail, blockViews(lexer, shown, growing && !fence));
-    const kept = fence || !whole || !growing ? this.tail.length : blockViews(lexer, tokens.slice(0, closed.count), false).length;
-    this.tail = this.tail.slice(kept);
+    const rest = source.slice(closed.length);
+    const fence = whole && !growing ? null : openFence(tokens[closed.count], rest);
+    const done = blockViews(lexer, tokens.slice(0, closed.count), false);
+    const after = fence
+      ? [codeView({ text: rest.slice(fence.from).replace(/\n$/, ""), lang: fence.lang ?? "" }, true)]
+      : whole
+        ? blockViews(lexer, tokens.slice(closed.count), growing)
+        : [];
+    this.tail = patch(this.root, this.tail, [...done, ...after]).slice(done.length);
     this.at += closed.length;
     if (fence) this.enter({ ...fence, from: this.at + fence.from, scanned: this.at + fence.from });
     return true;
   }
 
   private enter(raw: Raw): boolean {
-    this.tail = patch(this.root, this.tail, []);
     this.raw = raw;
     return true;
   }
