@@ -15,6 +15,7 @@ from freehold.errors import UpstreamFailed, UsageError
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # behind a provider's or a VPN's translation
+_ASSIGNED = ipaddress.ip_network("192.0.0.0/24")  # of protocols; Python calls some of it global
 # IPv6 networks in which an IPv4 address is written: NAT64 (RFC 6052, RFC 8215) with its last 32 bits.
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 _COMPATIBLE = ipaddress.ip_network("::/96")
@@ -60,6 +61,8 @@ def refusal(address: Address, *, local: bool, private: bool) -> str:
             return "is this machine; write localhost if that is meant"
         elif each.is_link_local or each.is_multicast or (each.is_reserved and not _translated(each)):
             return "is an address of the link or a reserved one, where clouds keep their keys"
+        elif each in _ASSIGNED:
+            return "is reserved for protocols"
         elif not each.is_global and not private and not _translated(each):
             return "is in a private network; private = true allows that"
         elif each in _SHARED and not private:
