@@ -305,7 +305,7 @@ export const texts = {
     noMatch: "No model matches",
     noMatchText: "Use fewer words, or take a filter away.",
     owner: "To pull, load or delete models, open this page as the owner: run",
-    company: "The licence verdicts assume no purpose. For certain ones, state yours under [company] in",
+    company: "For what each licence allows you, state your purpose under [company] in",
     fitTitle: "Fits here",
     fit: {
       yes: "fits",

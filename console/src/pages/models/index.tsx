@@ -5,7 +5,7 @@ import { me } from "../../api/me";
 import type { ModelList, ModelRow } from "../../api/types";
 import { Search, Toggle } from "../../parts/field";
 import { Icon } from "../../parts/icons";
-import { useLoaded } from "../../parts/loaded";
+import { type Loading, useLoaded } from "../../parts/loaded";
 import { Empty, Loaded, Page } from "../../parts/page";
 import { go, place, to } from "../../parts/router";
 import { Tabs } from "../../parts/tabs";
@@ -21,17 +21,20 @@ const words = texts.models;
 const AT_ONCE = 60; // rows drawn before more are asked for
 
 export default function Models() {
-  const list = useLoaded<ModelList>("/console/api/models", changes.value);
+  const held = useLoaded<ModelList>("/console/api/models?held=1", changes.value);
+  const all = useLoaded<ModelList>("/console/api/models", changes.value); // which takes seconds the first time
+  const both = all.value ?? held.value;
   return (
     <Page title={texts.pages.models} lead={words.lead}>
-      <Loaded of={list}>{(value) => <Found list={value} />}</Loaded>
+      {both ? <Found list={both} catalogue={all} /> : <Loaded of={held}>{() => null}</Loaded>}
     </Page>
   );
 }
 
-function Found({ list }: { list: ModelList }) {
+function Found({ list, catalogue }: { list: ModelList; catalogue: Loading<ModelList> }) {
   const held = list.models.filter((row) => row.held);
   const tab = place.value.query.get("tab") ?? (held.length ? "here" : "catalogue");
+  const missing = tab === "catalogue" && catalogue.value === null;
   const filters = useSignal<Filters>(NO_FILTERS);
   const most = useSignal(AT_ONCE);
   const rows = useMemo(
@@ -49,14 +52,20 @@ function Found({ list }: { list: ModelList }) {
         onOpen={(key) => go(`${to("models")}?tab=${key}`, true)}
         tabs={[
           { key: "here", title: words.here, count: held.length },
-          { key: "catalogue", title: words.catalogue, count: list.models.length - held.length },
+          {
+            key: "catalogue",
+            title: words.catalogue,
+            ...(catalogue.value && { count: list.models.length - held.length }),
+          },
         ]}
       >
         <FilterBar filters={filters.value} onChange={(changed) => (filters.value = changed)} roles={rolesOf(list.models)} />
         <p class="unseen" role="status">
           {words.found(rows.length)}
         </p>
-        {rows.length === 0 ? (
+        {missing ? (
+          <Loaded of={catalogue}>{() => null}</Loaded>
+        ) : rows.length === 0 ? (
           <Nothing here={tab === "here" && !held.length} />
         ) : (
           <ModelTable key={tab} rows={rows.slice(0, most.value)} held={tab === "here"} tab={tab} />
