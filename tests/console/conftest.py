@@ -98,6 +98,17 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture(scope="session")
+def standing(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for all tests that leave it as it was."""
+    home = tmp_path_factory.mktemp("standing")
+    (home / "config.toml").write_text("adopt = false\n")
+    server = Served(home, (str(scripted),))
+    server.start()
+    yield server
+    server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """One browser for all tests of a session."""
     if CHROMIUM is None:

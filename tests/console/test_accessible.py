@@ -7,7 +7,6 @@ Path: PAGES -> browser -> axe.run
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.console.conftest import SCRIPTS, Served
+from tests.console.conftest import Served
 from tests.console.owner import as_owner
-from tests.console.scripted import write_scripted
 
 AXE = Path(__file__).parents[2] / "console/node_modules/axe-core/axe.min.js"
 PAGES = (
@@ -79,20 +77,9 @@ def troubles(page: Any, names: tuple[str, ...]) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for all: no test here changes it."""
-    home = tmp_path_factory.mktemp("said")
-    (home / "config.toml").write_text("adopt = false\n")
-    served = Served(home, (str(write_scripted(home / "said.gguf", SCRIPTS)),))
-    served.start()
-    yield served
-    served.stop(signal.SIGKILL)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_in_the_first_pages(server, chromium, scheme):
-    with window(chromium, server, color_scheme=scheme, viewport={"width": 1200, "height": 800}) as page:
+def test_axe_finds_nothing_serious_in_the_first_pages(standing, chromium, scheme):
+    with window(chromium, standing, color_scheme=scheme, viewport={"width": 1200, "height": 800}) as page:
         inject(page)
         assert not troubles(page, ("models", "engine"))
 
@@ -100,24 +87,24 @@ def test_axe_finds_nothing_serious_in_the_first_pages(server, chromium, scheme):
 @pytest.mark.long
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_in_any_page(server, chromium, scheme, width):
-    with window(chromium, server, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
+def test_axe_finds_nothing_serious_in_any_page(standing, chromium, scheme, width):
+    with window(chromium, standing, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
         inject(page)
         assert not troubles(page, PAGES)
 
 
 @pytest.mark.long
-def test_nothing_is_wider_than_a_narrow_window(server, chromium):
+def test_nothing_is_wider_than_a_narrow_window(standing, chromium):
     """At 200 % a window of 1,200 pixels has 600; 320 is what WCAG asks for."""
     for width, height in ((600, 400), (390, 800), (320, 640)):
-        with window(chromium, server, viewport={"width": width, "height": height}) as page:
+        with window(chromium, standing, viewport={"width": width, "height": height}) as page:
             for name in PAGES:
                 settle(page, name)
                 assert page.evaluate(_WIDER) == [0, 0], (name, width)
 
 
-def test_a_page_is_reached_by_keyboard_and_its_heading_has_the_focus(server, page):
-    page.goto(server.url)
+def test_a_page_is_reached_by_keyboard_and_its_heading_has_the_focus(standing, page):
+    page.goto(standing.url)
     page.locator("nav.pages").wait_for()
     page.get_by_role("link", name="Models").focus()
     page.keyboard.press("Enter")
@@ -126,18 +113,18 @@ def test_a_page_is_reached_by_keyboard_and_its_heading_has_the_focus(server, pag
     assert page.title() == "Models · Freehold"
 
 
-def test_skip_link_leads_past_the_navigation(server, page):
-    page.goto(server.url + "/#/engine")
-    page.get_by_role("heading", name="Engine", level=1).wait_for()
+def test_skip_link_leads_past_the_navigation(standing, page):
+    page.goto(standing.url + "/#/settings")
+    page.get_by_role("heading", name="Settings", level=1).wait_for()
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    assert page.evaluate("location.hash") == "#/engine"
+    assert page.evaluate("location.hash") == "#/settings"
 
 
-def test_forced_colours_still_show_which_page_is_open(server, chromium):
-    with window(chromium, server, forced_colors="active") as page:
+def test_forced_colours_still_show_which_page_is_open(standing, chromium):
+    with window(chromium, standing, forced_colors="active") as page:
         settle(page, "models")
         line = page.locator("nav.pages a[aria-current]").evaluate(
             "a => getComputedStyle(a).textDecorationLine"
@@ -145,16 +132,16 @@ def test_forced_colours_still_show_which_page_is_open(server, chromium):
         assert line == "underline"
 
 
-def test_less_motion_means_no_animation(server, chromium):
+def test_less_motion_means_no_animation(standing, chromium):
     moving = "() => document.getAnimations().filter(a => a.effect.getTiming().duration > 50).length"
-    with window(chromium, server, reduced_motion="reduce") as page:
+    with window(chromium, standing, reduced_motion="reduce") as page:
         for name in ("chat", "models", "engine"):
             page.evaluate("name => { location.hash = '#/' + name }", name)
             assert page.evaluate(moving) == 0
 
 
-def test_menu_dialog_and_tabs_work_by_keyboard(server, chromium):
-    with window(chromium, server, viewport={"width": 390, "height": 800}) as page:
+def test_menu_dialog_and_tabs_work_by_keyboard(standing, chromium):
+    with window(chromium, standing, viewport={"width": 390, "height": 800}) as page:
         settle(page, "models")
         more = page.get_by_role("button", name="More", exact=True)
         more.focus()
@@ -162,5 +149,5 @@ def test_menu_dialog_and_tabs_work_by_keyboard(server, chromium):
         page.locator("[role=menuitem]:focus", has_text="Usage").wait_for()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Escape")
-        page.locator("[role=menu]").wait_for(state="hidden")
+        page.get_by_role("menu", name="More pages").wait_for(state="hidden")
         assert more.evaluate("e => e === document.activeElement")

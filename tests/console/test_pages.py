@@ -24,32 +24,29 @@ def row(page: Any, name: str) -> Any:
     return page.locator("table.table tbody tr").filter(has=page.get_by_role("link", name=name, exact=True))
 
 
-def test_models_that_are_here_are_listed_with_what_the_server_says_of_them(serving, scripted, page):
-    server = serving(str(scripted))
-    page.goto(server.url + "/#/models?tab=here")
-    held = [each for each in asked(server, "/console/api/models?held=1")["models"] if each["held"]]
+def test_models_that_are_here_are_listed_with_what_the_server_says_of_them(standing, page):
+    page.goto(standing.url + "/#/models?tab=here")
+    held = [each for each in asked(standing, "/console/api/models?held=1")["models"] if each["held"]]
     for each in held:
         shown = row(page, each["name"])
         shown.wait_for()
         assert ("loaded" in shown.inner_text()) == each["loaded"]
 
 
-def test_a_visitor_is_offered_no_pull_and_is_told_how_to_become_the_owner(serving, scripted, page):
-    server = serving(str(scripted))
-    page.goto(server.url + "/#/models?tab=catalogue")
+def test_a_visitor_is_offered_no_pull_and_is_told_how_to_become_the_owner(standing, page):
+    page.goto(standing.url + "/#/models?tab=catalogue")
     page.get_by_text("freehold open").wait_for()
     row(page, "01-ai/Yi-6B-Chat").wait_for(timeout=60_000)
     assert page.get_by_role("button", name="Pull").count() == 0
 
 
-def test_search_and_filters_leave_only_what_matches(serving, scripted, page):
-    server = serving(str(scripted))
-    as_owner(server, page)
-    page.goto(server.url + "/#/models?tab=catalogue")
+def test_search_and_filters_leave_only_what_matches(standing, page):
+    as_owner(standing, page)
+    page.goto(standing.url + "/#/models?tab=catalogue")
     rows = page.locator("table.table tbody tr")
     rows.first.wait_for(timeout=60_000)
     page.get_by_role("searchbox", name="Search models").fill("smollm2 135m")
-    everything = asked(server, "/console/api/models")["models"]
+    everything = asked(standing, "/console/api/models")["models"]
     matching = [each for each in everything if not each["held"] and {"smollm2", "135m"} <= set(_words(each))]
     assert matching
     for each in matching:
@@ -71,14 +68,13 @@ def _words(each: dict[str, Any]) -> list[str]:
     return [word for word in ("smollm2", "135m") if word in text]
 
 
-def test_a_model_of_the_catalogue_opens_with_its_facts_and_their_sources(serving, scripted, page):
-    server = serving(str(scripted))
+def test_a_model_of_the_catalogue_opens_with_its_facts_and_their_sources(standing, page):
     name = "smollm2:135m"
-    page.goto(server.url + f"/#/models/{name.replace(':', '%3A')}?tab=catalogue")
+    page.goto(standing.url + f"/#/models/{name.replace(':', '%3A')}?tab=catalogue")
     dialog = page.get_by_role("dialog", name=name)
     dialog.wait_for(timeout=60_000)
     dialog.get_by_text("Not known").wait_for(timeout=60_000)
-    why = asked(server, f"/console/api/choose?verb=why&model={name}")
+    why = asked(standing, f"/console/api/choose?verb=why&model={name}")
     text = dialog.inner_text()
     assert why["model"]["catalogue"]["lab"] in text
     assert all(each in text for each in why["unknown"])
@@ -86,10 +82,9 @@ def test_a_model_of_the_catalogue_opens_with_its_facts_and_their_sources(serving
     dialog.wait_for(state="detached")
 
 
-def test_a_pull_of_an_unknown_name_says_what_the_server_said(serving, scripted, page):
-    server = serving(str(scripted))
-    as_owner(server, page)
-    page.goto(server.url + "/#/models?tab=catalogue")
+def test_a_pull_of_an_unknown_name_says_what_the_server_said(standing, page):
+    as_owner(standing, page)
+    page.goto(standing.url + "/#/models?tab=catalogue")
     page.get_by_role("searchbox", name="Search models").fill("Yi-6B")
     shown = row(page, "01-ai/Yi-6B-Chat")
     shown.wait_for(timeout=60_000)
@@ -103,18 +98,16 @@ def test_a_pull_of_an_unknown_name_says_what_the_server_said(serving, scripted, 
     page.get_by_role("status").get_by_text("no source has it").wait_for()
 
 
-def test_unknown_page_is_the_chat_and_an_unknown_model_opens_nothing(serving, scripted, page):
-    server = serving(str(scripted))
-    page.goto(server.url + "/#/models/none%20such?tab=here")
+def test_unknown_page_is_the_chat_and_an_unknown_model_opens_nothing(standing, page):
+    page.goto(standing.url + "/#/models/none%20such?tab=here")
     page.get_by_role("heading", name="Models", level=1).wait_for()
     assert page.get_by_role("dialog").count() == 0
 
 
-def test_deployments_are_the_owners(serving, scripted, page):
-    server = serving(str(scripted))
-    page.goto(server.url + "/#/deployments")
+def test_deployments_are_the_owners(standing, page):
+    page.goto(standing.url + "/#/deployments")
     page.get_by_text("freehold open").wait_for()
-    as_owner(server, page)
-    page.goto(server.url + "/#/deployments")
+    as_owner(standing, page)
+    page.goto(standing.url + "/#/deployments")
     page.reload()
     page.get_by_role("heading", name="Nothing is deployed").wait_for()
