@@ -24,10 +24,10 @@ WORKERS ?= 2
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
-.PHONY: help run test check lint bench native docs site wheels lock sbom sanitize cross arm64 fuzz clean
+.PHONY: help run test check lint bench native console test-console docs site wheels lock sbom sanitize cross arm64 fuzz clean
 
 help: ## Show these targets
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast it answered
 	$(BIN)/freehold run qwen2.5-coder:0.5b "$(QUESTION)" --temperature 0 --seed 1 --max-tokens 250 --verbose
@@ -58,6 +58,12 @@ native: $(VENV)/.tested ## Build the C++ again, only what changed
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $(VENV)/.installed $(VENV)/.tested
 
+console: ## Build the page into the package, with Node 20.19 or later; its files are committed with its sources
+	cd console && npm ci --no-audit --no-fund && npx tsc --noEmit && npx vite build
+
+test-console: $(VENV)/.tested ## Test the page in Debian's Chromium (apt-get install chromium), the long tests too
+	$(BIN)/python -m pytest -m "not model" tests/console
+
 docs: $(VENV)/.installed ## Generate the reference pages
 	$(BIN)/python docs/generate.py
 
@@ -72,7 +78,7 @@ wheels: $(BIN)/python ## Build the wheels of Linux and macOS into dist, and chec
 
 lock: $(BIN)/python ## Resolve requirements/*.txt again, to the newest releases that go together
 	$(PIP) "uv>=0.9"
-	$(UV) pyproject.toml requirements/build.in --extra test --extra gateway --extra adapt --no-emit-package torch \
+	$(UV) pyproject.toml requirements/build.in --extra test --extra gateway --extra adapt --extra mcp --no-emit-package torch \
 		--output-file requirements/ci.txt
 	$(UV) pyproject.toml --constraint requirements/ci.txt --output-file requirements/run.txt
 	$(BIN)/python tools/sbom.py packaging/freehold.cdx.json

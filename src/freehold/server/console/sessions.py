@@ -1,4 +1,4 @@
-"""Sessions of the page: a random cookie in place of a key, on disk as a hash, so that a restart logs nobody out.
+"""Sessions of the page: a random cookie in place of a key, on disk as a hash, so that sessions outlive a restart.
 
 A session keeps the hash of its key, or of the owner's token, and ends with it. Knows times, hashes and one file; knows
 no request but its Cookie header. Path: login.py -> PageSessions.begin; auth.Guard -> PageSessions.find -> SessionHolder
