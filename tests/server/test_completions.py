@@ -8,7 +8,7 @@ import pytest
 
 from freehold.errors import Overloaded
 from freehold.server.core import answering
-from freehold.server.core.answering import ABREAST
+from freehold.server.core.computing import ABREAST
 from tests.server.fakes import FakeServed, Script
 from tests.server.test_chat import events
 

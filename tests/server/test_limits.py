@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from freehold.server.core import answering
+from freehold.server.core import computing
 from freehold.server.core.limits import MAX_DEPTH, ServerLimits
 from tests.server.conftest import JSON
 from tests.server.test_chat import CHAT
@@ -127,7 +127,7 @@ def test_a_body_cut_off_ends_quietly(serving):
     ],
 )
 def test_log_probabilities_of_a_whole_answer_have_a_joint_limit(serving, monkeypatch, url, body):
-    monkeypatch.setattr(answering, "MAX_SCORES", 10_000)
+    monkeypatch.setattr(computing, "MAX_SCORES", 10_000)
     server = serving()
     answer = server.client.post(url, json=body)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "too_many_logprobs"

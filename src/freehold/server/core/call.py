@@ -1,6 +1,7 @@
 """One request on its way through the server: its caller, its body, and how to answer.
 
-Knows ASGI, the request id and the client's presence; knows no protocol's fields.
+Knows ASGI, the request id and the client's presence; knows no protocol's fields. A ServerCall is the part that needs no
+connection.
 Path: gate.Gate -> Endpoint -> HttpCall -> a handler
 """
 
@@ -75,7 +76,7 @@ class Server:
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests in progress
-    calls: set[HttpCall] = field(default_factory=set)  # those with a running job
+    calls: set[ServerCall] = field(default_factory=set)  # those with a running job
     parts: dict[type, Any] = field(
         default_factory=dict
     )  # what protocols keep, by its class; serve.py fills it
@@ -96,35 +97,33 @@ def labels_in(given: str) -> tuple[str, ...]:
     return tuple(name for part in given.split(",") if (name := part.strip()))
 
 
-class HttpCall:
-    """One request. `route` is for the metrics."""
+class ServerCall:
+    """Work for one caller, with or without a connection: who asks, what it has computed, and how it is ended early.
 
-    def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
-        self.server, self.scope, self._receive, self._send = server, scope, receive, send
-        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
+    `route` is for the metrics.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.request_id = secrets.token_hex(12).encode()
         self.answer_id = secrets.token_hex(12)
         self.door = ""  # "batch" of a batch's line; otherwise Endpoint fills in the protocol's name
         self.key: Key | None = None  # Gate fills it in; None if none is needed
         self.owner = False  # Gate fills it in
-        self.route = "other"
-        self.wording: Wording = openai_error
+        self.address = ""  # of the client, where it has one
+        self.method, self.path, self.route = "", "", "other"
         self.statuses: Mapping[
             int, int
         ] = {}  # where a protocol has a number of its own for one of problems.py
         self.fields: Mapping[str, str] = {}  # a Job's field -> the name it has here, if any, for errors
-        self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.status = 0  # 0: nothing was sent
         self.code = ""  # of the error it was answered with
         self.answered_by = ""  # the model, where it is not the one that was asked for
-        self.inherited: tuple[str, ...] = ()  # labels of stored answers that the request continues
         self.work = RequestWork()  # for the log; handlers fill it in
         self.complete = False
         self.started = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
-        self._holding: Holding | None = None  # of the body, once it is on its way
 
     @property
     def tenant(self) -> str:
@@ -136,15 +135,77 @@ class HttpCall:
         """The group that shares limits: requests of one key, or of one address without keys."""
         if self.key is not None:
             return f"key {self.key.name}"
-        if self.owner:
-            return "owner"
-        client = self.scope.get("client")
-        return f"address {one_address(client[0])}" if client else "owner"
+        return f"address {one_address(self.address)}" if self.address and not self.owner else "owner"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the request asks for, unchecked."""
+        return ()
 
     @property
     def origin(self) -> Origin:
         """Where the request comes from, for routes and the ledger."""
         return Origin(self.request_id.decode(), self.answer_id, self.tenant, self.labels, self.door)
+
+    @property
+    def models(self) -> ModelDirectory:
+        """The models this request may use."""
+        models = self.server.models.asked_by(self.origin)
+        return models if self.key is None else ScopedDirectory(models, self.key, self.server.accounts)
+
+    async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, but cancel it on cut() (EngineClosed), or once nobody wants it."""
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self.server.calls.add(self)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self._ended is None:
+                raise
+            self._task.uncancel()
+            raise self._ended from None
+        finally:
+            self._task = None
+            self.server.calls.discard(self)
+
+    def cut(self) -> None:
+        """End the work at once: the server stops."""
+        self._end(EngineClosed("the server is stopping", "ask again in a moment"))
+
+    def _end(self, why: Exception) -> None:
+        if self._task is not None and self._ended is None:
+            self._ended = why
+            self._task.cancel()
+
+    def problem(self, e: Exception) -> Problem:
+        """Describe a failure for the client, and log it if it is ours."""
+        trouble = problem(e, owner=self.server.guard.trusted)
+        self.code = trouble.code or ""
+        if isinstance(e, UsageError):
+            trouble = replace(trouble, param=self.fields.get(e.field) or None)
+        if trouble.status in (500, 507):
+            _log.error("request %s failed", self.request_id.decode(), exc_info=e)
+        return trouble
+
+
+class HttpCall(ServerCall):
+    """One request that came over HTTP."""
+
+    def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(server)
+        self.scope, self._receive, self._send = scope, receive, send
+        self.method, self.path = scope.get("method", "POST"), scope["path"]
+        client = scope.get("client")
+        self.address = client[0] if client else ""
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        if _REQUEST_ID.fullmatch(given):
+            self.request_id = given
+        self.wording: Wording = openai_error
+        self.request: type[msgspec.Struct] | None = None  # what the route says its body is
+        self.inherited: tuple[str, ...] = ()  # labels of stored answers that the request continues
+        self._holding: Holding | None = None  # of the body, once it is on its way
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -154,12 +215,6 @@ class HttpCall:
         given = (value.decode("latin-1") for name, value in self.scope["headers"] if name == LABEL_HEADER)
         named = (label for value in given for label in labels_in(value))
         return tuple(dict.fromkeys((*self.inherited, *named)))
-
-    @property
-    def models(self) -> ModelDirectory:
-        """The models this request may use."""
-        models = self.server.models.asked_by(self.origin)
-        return models if self.key is None else ScopedDirectory(models, self.key, self.server.accounts)
 
     async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:
         """Read the body; return it as `kind`, which the route must have declared, and as it came."""
@@ -180,24 +235,14 @@ class HttpCall:
         if presence is not None and presence.lost:
             work.close()
             raise Gone
-        self._task = asyncio.current_task()
-        assert self._task is not None
         watcher = None
         if presence is not None:
             presence.watch(self._left)
         else:  # another door than our connections
             watcher = asyncio.create_task(self._watch())
-        self.server.calls.add(self)
         try:
-            await work
-        except asyncio.CancelledError:
-            if self._ended is None:
-                raise
-            self._task.uncancel()
-            raise self._ended from None
+            await super().while_here(work)
         finally:
-            self._task = None
-            self.server.calls.discard(self)
             if presence is not None:
                 presence.watch(None)
             if watcher is not None:
@@ -211,15 +256,6 @@ class HttpCall:
     def _left(self) -> None:
         if not self.complete:
             self._end(Gone())
-
-    def cut(self) -> None:
-        """End the work at once: the server stops."""
-        self._end(EngineClosed("the server is stopping", "ask again in a moment"))
-
-    def _end(self, why: Exception) -> None:
-        if self._task is not None and self._ended is None:
-            self._ended = why
-            self._task.cancel()
 
     async def head(self, status: int, headers: RawHeaders) -> None:
         """Send status and headers; the request id goes with every answer."""
@@ -243,16 +279,6 @@ class HttpCall:
         length = (b"content-length", b"%d" % len(data))
         await self.head(status, [(b"content-type", kind), length, *headers])
         await self.body(data)
-
-    def problem(self, e: Exception) -> Problem:
-        """Describe a failure for the client, and log it if it is ours."""
-        trouble = problem(e, owner=self.server.guard.trusted)
-        self.code = trouble.code or ""
-        if isinstance(e, UsageError):
-            trouble = replace(trouble, param=self.fields.get(e.field) or None)
-        if trouble.status in (500, 507):
-            _log.error("request %s failed", self.request_id.decode(), exc_info=e)
-        return trouble
 
     async def refuse(self, trouble: Problem) -> None:
         """Answer with an error, in the protocol's words."""

@@ -2,7 +2,7 @@
 
 A request with pictures is refused once its model is known, and only where that reads text alone. Knows base64 and the
 beginnings of four formats; knows no protocol's fields.
-Path: a protocol's fields -> Pictures -> Message.parts; Answering -> Pictures.check
+Path: a protocol's fields -> Pictures -> Message.parts; Computing -> Pictures.check
 """
 
 from __future__ import annotations

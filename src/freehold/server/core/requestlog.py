@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from freehold.server.core.protocols import protocol_of
 
 if TYPE_CHECKING:  # `freehold serve` imports this file for its log, before it knows whether it will serve
-    from freehold.server.core.call import HttpCall
+    from freehold.server.core.call import ServerCall
 
 POLLED = frozenset(
     {"/health", "/ready", "/metrics", "/", "/version", "/api/version", "/api/ps"}
@@ -50,7 +50,7 @@ class RequestLine:
         return " ".join(parts)
 
 
-def log_request(call: HttpCall) -> None:
+def log_request(call: ServerCall) -> None:
     """Log a request that is over."""
     level = _level(call)
     if _log.isEnabledFor(level):
@@ -59,19 +59,19 @@ def log_request(call: HttpCall) -> None:
         _log.handle(logging.LogRecord(_log.name, level, __file__, 0, "%s", (line,), None))
 
 
-def _level(call: HttpCall) -> int:
+def _level(call: ServerCall) -> int:
     if call.status >= 500:
         return logging.WARNING
     return logging.DEBUG if call.route in POLLED else logging.INFO
 
 
-def _fields(call: HttpCall) -> dict[str, Any]:
+def _fields(call: ServerCall) -> dict[str, Any]:
     work, first = call.work, call.work.first_s
     return {
         "request_id": call.request_id.decode(),
         "key": call.key.name if call.key else "owner" if call.owner else "",
-        "protocol": protocol_of(call.scope["path"]),
-        "method": call.scope.get("method", "POST"),
+        "protocol": protocol_of(call.path),
+        "method": call.method,
         "route": call.route,
         "model": _plain(work.model),
         "prompt_tokens": work.prompt_tokens,
