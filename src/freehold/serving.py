@@ -367,6 +367,10 @@ class ModelDirectory(Protocol):
         """Return the name under which a model is loaded when `name` is asked for; raise ModelNotFound."""
         ...
 
+    async def stamp_of(self, name: str) -> str:
+        """Return what is the same for as long as a model's files are; "" where they are not on this machine."""
+        ...
+
     def loaded(self) -> Sequence[LoadedInfo]: ...
 
 

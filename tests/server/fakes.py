@@ -321,6 +321,7 @@ class FakeModels:
         self._names, self.closed = names, False
         self.tables: list[CounterTable] = []
         self.origins: list[Origin] = []  # of requests, in order
+        self.stamp = "files"  # of every model
         self.play(script or Script())
 
     def play(self, script: Script) -> None:
@@ -349,6 +350,9 @@ class FakeModels:
         if name not in self.served:
             raise ModelNotFound(f"there is no model {name!r}", "freehold list shows what there is")
         return name
+
+    async def stamp_of(self, name: str) -> str:
+        return f"{self.stamp} {await self.name_of(name)}"
 
     def loaded(self) -> list[LoadedInfo]:
         return [LoadedInfo(**vars(served.loaded)) for served in self.in_memory.values()]

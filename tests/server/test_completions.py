@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 
 from freehold.errors import Overloaded
-from freehold.server.core import answering
+from freehold.server.core import computing
 from freehold.server.core.computing import ABREAST
 from tests.server.fakes import FakeServed, Script
 from tests.server.test_chat import events
@@ -62,7 +62,7 @@ def test_prompts_of_one_request_wait_for_each_other_where_the_queue_is_short(ser
 
     server, begin = serving(Script(delay=0.001)), FakeServed.start
     monkeypatch.setattr(FakeServed, "start", start)
-    monkeypatch.setattr(answering, "FULL_WAIT_S", 0.0)
+    monkeypatch.setattr(computing, "FULL_WAIT_S", 0.0)
     assert len(ask(server, prompt=["a", "b", "c", "d", "e"])["choices"]) == 5
     server.models.served["fake:1b"].loaded.in_flight = 2  # others'
     asked = {"model": "fake:1b", "prompt": ["a", "b"]}

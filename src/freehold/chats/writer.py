@@ -73,10 +73,11 @@ class ChatWriter:
         images: Sequence[str] = (),
         calls: Sequence[AskedTool] = (),
         call: str = "",
+        id: str = "",
     ) -> SavedMessage:
-        """Append a whole message after `parent` (None: as a root), and return it."""
+        """Append a whole message after `parent` (None: as a root), and return it. `id`: the caller's own, if new."""
         message = SavedMessage(
-            id=_new_id(),
+            id=id or _new_id(),
             parent=parent,
             role=role,
             content=content,
@@ -91,10 +92,10 @@ class ChatWriter:
         self._append(line_of(message), MAX_CHAT_BYTES - FOR_ENDS)
         return message
 
-    def open_answer(self, *, parent: str | None, model: str) -> SavedMessage:
+    def open_answer(self, *, parent: str | None, model: str, id: str = "") -> SavedMessage:
         """Begin an answer, empty so far; it counts as being written until `end`, or until this program dies."""
         message = SavedMessage(
-            id=_new_id(), parent=parent, role="assistant", at=_now(), model=model, state="open"
+            id=id or _new_id(), parent=parent, role="assistant", at=_now(), model=model, state="open"
         )
         path = live(self.path, message.id)
         try:

@@ -54,6 +54,10 @@ class OriginModels:
             return await self._engines.name_of(planned.targets[0].local if planned is not None else name)
         return planned.name
 
+    async def stamp_of(self, name: str) -> str:
+        planned = self._plan.route(name) or self._plan.owned(name)
+        return await self._engines.stamp_of(planned.targets[0].local) if self._is_owned(planned) else ""
+
     def loaded(self) -> Sequence[LoadedInfo]:
         return self._engines.loaded()
 
@@ -104,6 +108,9 @@ class GatewayModels:
 
     async def name_of(self, name: str) -> str:
         return await self.asked_by(Origin()).name_of(name)
+
+    async def stamp_of(self, name: str) -> str:
+        return await self.asked_by(Origin()).stamp_of(name)
 
     def loaded(self) -> Sequence[LoadedInfo]:
         return self.engines.loaded()

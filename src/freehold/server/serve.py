@@ -32,6 +32,7 @@ from freehold.server.batches.desk import Desk
 from freehold.server.console.asking import Questions
 from freehold.server.console.chats import ChatShelf
 from freehold.server.console.login import Login
+from freehold.server.console.runs.registry import Runs
 from freehold.server.console.sessions import PageSessions
 from freehold.server.core.accepting import Acceptor
 from freehold.server.core.accounts import Accounts
@@ -121,6 +122,7 @@ class Doors:
             self.server.parts[ChatShelf] = ChatShelf(settings.home)
             desk = self.server.parts[Desk] = Desk(settings.home)
             self.server.watched.append(desk.waiting)
+            self.server.parts[Runs] = Runs()
             self.server.parts[ToolServers] = ToolServers(partial(tool_table, settings.home), settings.home)
         self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in this many seconds
         self._halves: list[_Half] = []
@@ -167,6 +169,7 @@ class Doors:
             for task in (watch, keep, sessions, preload, self._batches):
                 if task is not None:
                     task.cancel()
+            await self._ends()
             if (tools := self.server.part(ToolServers)) is not None:
                 await tools.close()
             await self.server.models.close(0.0)
@@ -176,6 +179,13 @@ class Doors:
             if self._sessions is not None:
                 self._sessions.close()
             self.server.bodies.close()
+
+    async def _ends(self) -> None:
+        """Wait for answers that no connection waits for: to their end, or until _cut ends them."""
+        while self.server.calls and self.server.health.stopping:
+            await asyncio.sleep(0.01)
+        if (runs := self.server.part(Runs)) is not None:
+            await runs.close()
 
     async def _preload(self, loaded: Loaded | None) -> None:
         waiting = self.server.health.preload

@@ -28,6 +28,7 @@ from freehold.worker.handle import EngineHandle
 from freehold.worker.memory import EngineMemory
 from freehold.worker.options import EngineOptions
 from freehold.worker.overlaid import OverlaidHandle
+from freehold.worker.stamps import stamp
 from freehold.worker.wire import PROTOCOL, Open, Script
 
 MAX_SPELLINGS = 1024  # of names that are cached; a client may write a name in any mixture of case and blanks
@@ -118,6 +119,17 @@ class EngineModels:
         if known in self._handles or known in self._scripts:
             return known
         return (await self._found(known)).name
+
+    async def stamp_of(self, name: str) -> str:
+        """Return a digest of what a model's files are: their recorded digests, or their sizes and times."""
+        overlay = self._shares(name)
+        base, adapter = await self._split(name) if overlay is None else (overlay.base, "")
+        known = self._aliases.get(base, base)
+        if known in self._scripts:
+            return ""
+        ref = await self._found(known)
+        path = self._adapters.get(ref.name, {}).get(adapter)
+        return await asyncio.to_thread(stamp, ref, path, overlay)
 
     def _shares(self, name: str) -> Overlay | None:
         """Return the record of a model that answers through its base's engine: one without its own template."""

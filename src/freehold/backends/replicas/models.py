@@ -130,6 +130,9 @@ class DeployedModels:
     async def name_of(self, name: str) -> str:
         return name if name in self._sets else await self._models.name_of(name)
 
+    async def stamp_of(self, name: str) -> str:
+        return "" if name in self._sets else await self._models.stamp_of(name)
+
     def loaded(self) -> Sequence[LoadedInfo]:
         own = [each for each in self._models.loaded() if each.name not in self._sets]
         return [*own, *map(_loaded, self._sets.values())]
@@ -205,6 +208,9 @@ class _AskedModels:
 
     async def name_of(self, name: str) -> str:
         return await self._deployed.name_of(name)
+
+    async def stamp_of(self, name: str) -> str:
+        return await self._deployed.stamp_of(name)
 
     def loaded(self) -> Sequence[LoadedInfo]:
         return self._deployed.loaded()

@@ -9,7 +9,10 @@ from freehold.server.console import chats, keys, login, tools
 from freehold.server.console.facts import fact_routes
 from freehold.server.console.me import me
 from freehold.server.console.page import asset
+from freehold.server.console.runs import handlers as runs
 from freehold.server.core.call import route
+
+_EVENTS = ("text/event-stream",)
 
 
 def console_routes() -> list[Route]:
@@ -33,6 +36,12 @@ def console_routes() -> list[Route]:
             audience="page",
             answer=["text/javascript", "text/css", "text/plain"],
         ),
+        route("POST", "/console/api/chats/{id}/runs", runs.start, runs.StartRun, status=(201,)),
+        route("POST", "/console/api/chats/{id}/again", runs.again, runs.ComputeAgain, status=(201,)),
+        route("GET", "/console/api/chats/{id}/difference", runs.difference, query=["a", "b"]),
+        route("GET", "/console/api/runs/{run}/events", runs.events, answer=_EVENTS, query=["after"]),
+        route("POST", "/console/api/runs/{run}/cancel", runs.cancel, runs.CancelRun),
+        route("POST", "/console/api/runs/{run}/approve", runs.approve, runs.ApproveCall),
     ]
 
 

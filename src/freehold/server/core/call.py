@@ -153,6 +153,10 @@ class ServerCall:
         models = self.server.models.asked_by(self.origin)
         return models if self.key is None else ScopedDirectory(models, self.key, self.server.accounts)
 
+    def loading(self, model: str) -> tuple[int, int] | None:
+        """Return (bytes done, bytes in all) of a model that is being loaded and that the caller may use."""
+        return self.server.models.loading().get(model)
+
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, but cancel it on cut() (EngineClosed), or once nobody wants it."""
         self._task = asyncio.current_task()

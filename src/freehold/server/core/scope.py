@@ -48,6 +48,10 @@ class ScopedDirectory:
         self._check(name)
         return await self._models.name_of(name)
 
+    async def stamp_of(self, name: str) -> str:
+        self._check(name)
+        return await self._models.stamp_of(name)
+
     def _check(self, name: str) -> None:
         if not self._key.may_use(name):
             raise ModelNotFound(

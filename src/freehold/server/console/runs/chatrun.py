@@ -1,0 +1,188 @@
+"""A run that answers in a chat: rounds of an answer and the tools that it calls, each written as it grows.
+
+Knows a plan, a chat's lines and the contract of tools (tools/mcp/contract.py); the model is read by Computing, as for
+every request.
+Path: start -> ChatRun.compute -> Computing.run -> RunAnswer -> EventLog, RunSaver
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from freehold.chats.folder import ChatFolder
+from freehold.chats.types import AskedTool, ChatFinish, SavedMessage
+from freehold.chats.writer import ChatWriter
+from freehold.errors import FreeholdError
+from freehold.server.console.runs.answer import RunAnswer
+from freehold.server.console.runs.bits import without_ids
+from freehold.server.console.runs.jobs import Plan
+from freehold.server.console.runs.run import ConsoleRun
+from freehold.server.console.runs.saver import RunSaver
+from freehold.server.core.call import HttpCall
+from freehold.server.core.computing import Computing
+from freehold.server.core.problems import Refused
+from freehold.tools.mcp.contract import ToolAnswer, ToolOutcome, ToolQuestion
+from freehold.tools.mcp.questions import Questions
+from freehold.tools.mcp.use import RunTools
+from freehold.types import Message, Tool, ToolCall
+
+MAX_ROUNDS = 16  # of tools in one run
+
+
+class ChatRun(ConsoleRun):
+    """A run whose answers are `answer` and, after rounds of tools, further ones below it. `tools`: set before start."""
+
+    def __init__(
+        self,
+        asked: HttpCall,
+        folder: ChatFolder,
+        chat: str,
+        plan: Plan,
+        writer: ChatWriter,
+        answer: SavedMessage,
+        identity: asyncio.Task[dict[str, Any]],
+    ) -> None:
+        """`answer`: the open one in the chat; `identity`: what bits need to know of the model."""
+        super().__init__(asked, folder, chat, plan.model)
+        self._plan, self._identity = plan, identity
+        self.tools: RunTools | None = None
+        self._questions = Questions(self._ask)
+        self._saver = RunSaver(writer, self._disk)
+        self._answer = RunAnswer(self, answer.id, self._saver)
+        self._parent = answer.parent
+
+    @property
+    def settled(self) -> bool:
+        return not self.running and self._saver.saved
+
+    async def compute(self) -> None:
+        tools = await self._offered()
+        for _ in range(MAX_ROUNDS):
+            await self._round(tools)
+            calls = self._answer.calls
+            if not calls or self.tools is None:
+                return
+            await self._answered("tool_calls")
+            await self._use(calls, self.tools)
+        raise Refused(
+            400, f"this answer called tools in {MAX_ROUNDS} rounds, the limit", code="too_many_calls"
+        )
+
+    async def _offered(self) -> Sequence[Tool]:
+        if self.tools is None:
+            return ()
+        tools = await self.tools.offered()
+        for note in self.tools.notes():
+            self.events.fact("note", {"code": "tools", "text": note})
+        return tools
+
+    async def _round(self, tools: Sequence[Tool]) -> None:
+        answer = self._answer
+        begin = {"run": self.id, "chat": self.chat, "answer": answer.id, "parent": self._parent}
+        self.events.answer()
+        self.events.fact("begin", {**begin, "model": self.model})
+        self.work.model = self.model
+        computing = Computing(
+            self,
+            [self._plan.job(self.tenant, tools)],
+            keep_alive=None,
+            warnings=(),
+            pictures=self._plan.pictures,
+        )
+        answer.tally = computing.tally
+        await computing.run(self.model, answer.opened, answer.take)
+
+    async def _use(self, calls: Sequence[ToolCall], tools: RunTools) -> None:
+        """Run the calls in their order, and open the next answer below their results."""
+        said = self._answer
+        self._plan.messages.append(Message("assistant", said.text, said.thinking, tuple(calls)))
+        parent = said.id
+        for call in calls:
+            message = (await tools.use(call)).message()
+            id = secrets.token_hex(8)
+            self._put_result(id, parent, message)
+            self._plan.messages.append(message)
+            parent = id
+        self._parent = parent
+        self._answer = RunAnswer(self, secrets.token_hex(8), self._saver)
+        id, model = self._answer.id, self.model
+        self._saver.put(lambda writer: writer.open_answer(parent=parent, model=model, id=id))
+
+    def _put_result(self, id: str, parent: str, message: Message) -> None:
+        call = message.tool_call_id
+        self._saver.put(
+            lambda writer: writer.message("tool", message.content, parent=parent, call=call, id=id)
+        )
+        self.events.fact("result", {"message": id, "parent": parent, "call": call})
+
+    # --- tools that ask ----------------------------------------------------------------------------
+
+    async def ask(self, question: ToolQuestion) -> ToolAnswer:
+        """Show a question and wait for the user's answer."""
+        return await self._questions.ask(question)
+
+    def _ask(self, question: ToolQuestion) -> None:
+        self.came()
+        self.events.fact("ask", question.event())
+
+    def report(self, outcome: ToolOutcome) -> None:
+        """Show where a call stands."""
+        self.came()
+        self.events.fact("tool", outcome.event())
+
+    def approve(self, call: str, answer: ToolAnswer) -> None:
+        """Hand over the user's answer. Raises Refused where nothing is asked about this call, or no more."""
+        if not self._questions.answer(call, answer):
+            raise Refused(
+                404, f"nothing is asked about the call {call[:80]!r}, or it was answered", code="no_call"
+            )
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    async def _answered(
+        self, finish: ChatFinish, error: dict[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        """Write the end of the answer, and return its receipt."""
+        answer = self._answer
+        receipt = answer.receipt(self._plan.settings, await self._identity)
+        calls = [
+            AskedTool(id=c.id, server=self._server_of(c), name=c.name, arguments=c.arguments)
+            for c in answer.calls
+        ]
+        id = answer.id
+        self._saver.put(
+            lambda writer: writer.end(id, finish, receipt=receipt, calls=calls, error=error),
+        )
+        if finish == "tool_calls":
+            self.status, self.complete = 200, True
+            self._logged()
+        return receipt
+
+    def _server_of(self, call: ToolCall) -> str:
+        return self.tools.server_of(call.name)[0] if self.tools is not None else ""
+
+    async def concluded(self, finish: ChatFinish, error: dict[str, Any] | None) -> None:
+        if finish == "stop":
+            finish = self._answer.finish
+        receipt = await self._answered(finish, error)
+        saved = await self._saver.end()
+        end = {"finish": finish, "receipt": without_ids(receipt), **({"error": error} if error else {})}
+        self.events.fact("end", end if saved else {**end, "saved": False})
+        if saved:
+            self.events.close()
+
+    def _disk(self, trouble: FreeholdError | None) -> None:
+        if trouble is not None:
+            text = f"This answer is not saved: {trouble.message}. It stays in memory and is saved once that works."
+            self.events.fact("note", {"code": "unsaved", "text": text})
+            return
+        self.events.fact("note", {"code": "saved", "text": "The answer is saved again."})
+        if not self.running:
+            self.events.close()
+
+    async def close(self) -> None:
+        await super().close()
+        await self._saver.abandon()

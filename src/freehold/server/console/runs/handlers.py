@@ -1,0 +1,246 @@
+"""The routes of runs: start, follow, cancel, approve a tool, compute again, compare two answers.
+
+Every chat and every run is looked up under the caller's folder. Knows requests and JSON; knows no model.
+Path: Gate -> a handler -> Plan.of, ChatWriter -> Runs.start; events -> EventLog -> EventStream
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+from msgspec import Meta, Struct
+
+from freehold.chats.folder import ChatFolder
+from freehold.chats.types import AttachedFile, ChatSettings, SavedChat, SavedMessage
+from freehold.errors import EngineClosed
+from freehold.server.console.chats import folder_of
+from freehold.server.console.runs.again import AgainRun, bits_of
+from freehold.server.console.runs.bits import compared
+from freehold.server.console.runs.chatrun import ChatRun
+from freehold.server.console.runs.identity import identity_of
+from freehold.server.console.runs.jobs import Plan
+from freehold.server.console.runs.registry import Runs
+from freehold.server.console.runs.tools import servers_of, tools_of
+from freehold.server.core.call import HttpCall
+from freehold.server.core.problems import Refused
+from freehold.server.core.sse import EventStream
+from freehold.tools.mcp.contract import ToolAnswer, ToolOutcome, ToolQuestion, ToolVerdict
+
+MAX_FILES = 64  # of one message
+LAST_S = 0.15  # for the last events of a run that was cut, before the connection is
+
+
+class SentMessage(Struct, kw_only=True):
+    """What the user says. `images`: data URLs."""
+
+    content: str
+    files: Annotated[tuple[AttachedFile, ...], Meta(max_length=MAX_FILES)] = ()
+    images: tuple[str, ...] = ()
+
+
+class StartRun(Struct, kw_only=True):
+    """A message and where it stands, or a message of the user's that is to be answered once more."""
+
+    parent: str | None = None
+    message: SentMessage | None = None
+    model: str | None = None
+    settings: ChatSettings | None = None
+
+
+class ComputeAgain(Struct, kw_only=True):
+    """An answer that is to be computed again."""
+
+    message: str
+
+
+class ApproveCall(Struct, kw_only=True):
+    """The user's answer to an `ask` event."""
+
+    call: str
+    verdict: ToolVerdict
+    word: Annotated[str, Meta(max_length=4096)] = ""
+    arguments: str | None = None
+
+
+class CancelRun(Struct, kw_only=True):
+    """Nothing: a body keeps other sites' forms away."""
+
+
+async def start(call: HttpCall) -> None:
+    """Answer a message in a chat; the answer is made whether or not anybody follows it."""
+    request, _ = await call.struct(StartRun)
+    folder, chat_id = folder_of(call), _path(call, "id")
+    _runs(call).admit(call.caller)
+    chat = await asyncio.to_thread(folder.read, chat_id)
+    model = request.model or chat.card.model
+    if not model:
+        raise Refused(400, "neither the request nor the chat names a model", param="model")
+    await call.models.name_of(model)
+    settings = request.settings or chat.settings
+    parent, said = _said(chat, request)
+    plan = Plan.of(chat, parent, model, settings)
+    servers = servers_of(call, settings.tools)
+    _runs(call).admit(call.caller)  # others may have come meanwhile
+    user, answer, writer = await asyncio.to_thread(_written, folder, chat_id, said, parent, model)
+    identity = asyncio.create_task(identity_of(call.models, model))
+    run = ChatRun(call, folder, chat_id, plan, writer, answer, identity)
+    run.tools = tools_of(call, servers, chat_id, settings.tools, run.ask, run.report)
+    _runs(call).start(run)
+    await call.answer({"run": run.id, "user": user, "answer": answer}, 201)
+
+
+def _said(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]:
+    """Return the message to answer, and the user's new one if it is that; it is put into `chat`."""
+    if request.parent is not None and request.parent not in chat.messages:
+        raise Refused(
+            404, f"the chat has no message {request.parent[:80]!r}", param="parent", code="no_message"
+        )
+    if request.message is not None:
+        sent = request.message
+        message = SavedMessage(
+            id="new",
+            parent=request.parent,
+            role="user",
+            content=sent.content,
+            files=sent.files,
+            images=sent.images,
+        )
+        chat.messages[message.id] = message
+        return message.id, message
+    if request.parent is None or chat.messages[request.parent].role not in ("user", "tool"):
+        raise Refused(
+            400, "without a message, parent has to be a message of the user's to answer", param="parent"
+        )
+    return request.parent, None
+
+
+def _written(
+    folder: ChatFolder, chat: str, said: SavedMessage | None, parent: str, model: str
+) -> tuple[SavedMessage | None, SavedMessage, Any]:
+    """Write the user's message and the beginning of the answer; nothing is left open where that fails."""
+    writer = folder.writer(chat)
+    try:
+        user = None
+        if said is not None:
+            user = writer.message(
+                "user", said.content, parent=said.parent, files=said.files, images=said.images
+            )
+        return user, writer.open_answer(parent=user.id if user else parent, model=model), writer
+    except BaseException:
+        writer.close()
+        raise
+
+
+async def events(call: HttpCall) -> None:
+    """Follow a run, from its beginning or after an event; it is not held up by a slow reader."""
+    log, at = _runs(call).get(_path(call, "run"), folder_of(call)).events, _after(call)
+    if at > log.last:  # of another run
+        at = 0
+
+    async def follow(stream: EventStream) -> None:
+        nonlocal at
+        while not log.over or log.last > at:
+            data, at = log.after(at), log.last
+            if data:
+                await stream.send(data)
+            await log.beyond(at)
+
+    async with EventStream(call) as stream:
+        try:
+            await call.while_here(follow(stream))
+        except EngineClosed:  # the server stops, and has cut the run too: its last events tell how it ended
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_S):
+                    await follow(stream)
+        await stream.send(b"", more=False)
+
+
+async def cancel(call: HttpCall) -> None:
+    """Stop a run; its chat keeps what there is."""
+    await call.struct(CancelRun)
+    _runs(call).get(_path(call, "run"), folder_of(call)).cancel()
+    await call.answer({})
+
+
+async def approve(call: HttpCall) -> None:
+    """Allow or deny a tool's call."""
+    request, _ = await call.struct(ApproveCall)
+    run = _runs(call).get(_path(call, "run"), folder_of(call))
+    if not isinstance(run, ChatRun):
+        raise Refused(404, "this run asks about no tool", code="no_call")
+    answer = ToolAnswer(verdict=request.verdict, word=request.word, arguments=request.arguments)
+    run.approve(request.call, answer)
+    await call.answer({})
+
+
+async def again(call: HttpCall) -> None:
+    """Compute an answer again and compare it, token for token."""
+    request, _ = await call.struct(ComputeAgain)
+    folder, chat_id = folder_of(call), _path(call, "id")
+    _runs(call).admit(call.caller)
+    chat = await asyncio.to_thread(folder.read, chat_id)
+    message = _answer(chat, request.message, "message")
+    names = (message.receipt or {})["bits"]["settings"].get("tools") or ()
+    servers = servers_of(call, names)
+    run = AgainRun(call, folder, chat, message, tools_of(call, servers, chat_id, names, _denied, _unseen))
+    await call.models.name_of(run.model)
+    _runs(call).start(run)
+    await call.answer({"run": run.id}, 201)
+
+
+async def difference(call: HttpCall) -> None:
+    """Compare two answers of a chat: equal, or the first token that differs, with both speeds."""
+    asked = parse_qs(call.scope["query_string"].decode("latin-1"))
+    chat = await asyncio.to_thread(folder_of(call).read, _path(call, "id"))
+    a, b = (_answer(chat, asked.get(name, [""])[0], name) for name in ("a", "b"))
+    one, other = bits_of(a), bits_of(b)
+    receipts = [a.receipt or {}, b.receipt or {}]
+    kinds = [(r["bits"]["model"], r["bits"]["digest"]) for r in receipts]
+    found = compared(one, a.thinking + a.content, other, b.thinking + b.content, ids=kinds[0] == kinds[1])
+    await call.answer(
+        {
+            **found,
+            "tokens": [len(one.ids), len(other.ids)],
+            "tok_s": [receipt.get("tok_s") for receipt in receipts],
+        }
+    )
+
+
+def _answer(chat: SavedChat, id: str, param: str) -> SavedMessage:
+    message = chat.messages.get(id)
+    if message is None or message.role != "assistant":
+        raise Refused(404, f"the chat has no answer {id[:80]!r}", param=param, code="no_message")
+    bits_of(message)
+    return message
+
+
+async def _denied(question: ToolQuestion) -> ToolAnswer:
+    """Deny: a computation that is repeated offers tools, and calls none."""
+    return ToolAnswer("deny")
+
+
+def _unseen(outcome: ToolOutcome) -> None:
+    """Show nothing."""
+
+
+def _after(call: HttpCall) -> int:
+    """Return the number of the last event that the reader has: by the query, or as a browser repeats it."""
+    given = parse_qs(call.scope["query_string"].decode("latin-1")).get("after", [""])[0]
+    given = given or call.headers.get(b"last-event-id", b"0").decode("latin-1")
+    if not (given.isascii() and given.isdecimal() and len(given) <= 18):
+        raise Refused(400, f"after is {given[:40]!r}; expected the number of an event", param="after")
+    return int(given)
+
+
+def _runs(call: HttpCall) -> Runs:
+    runs = call.server.part(Runs)
+    if runs is None:
+        raise Refused(404, "this server keeps no chats", code="no_route")
+    return runs
+
+
+def _path(call: HttpCall, name: str) -> str:
+    return call.scope["path_params"][name]
