@@ -1,4 +1,4 @@
-"""An answer through a run's events beside the same answer by `/v1`: `python benches/console/stream.py [MODEL --home H]`.
+"""An answer through a run's events beside the same by `/v1`: `python benches/console/stream.py [MODEL --home H]`.
 
 Both are read by curl, in turns; the run is started by a request before it, which counts. Medians of `--rounds` rounds,
 and the ceiling beside the ratio: a run may take 2 % more. Without MODEL a scripted model speaks, at thousands of tokens
@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benches.console.serving import started  # noqa: E402
-from tests.console.talking import Talker  # noqa: E402
+from benches.console.serving import started
+from tests.console.talking import Talker
 
 CEILING = 1.02
 

@@ -77,6 +77,7 @@ def test_a_cancelled_run_leaves_the_engine_idle_and_a_prefix_in_the_chat(served:
 
 def running(talker: Talker) -> float:
     """Return how many sequences the engine computes, once its last step is counted."""
+    line = ""
     for _ in range(100):
         lines = talker.http.get("/metrics").text.splitlines()
         (line,) = [each for each in lines if each.startswith("vllm:num_requests_running{")]

@@ -20,6 +20,8 @@ from freehold.chats.types import ChatCard, ChatChange, ChatSettings, SavedMessag
 from freehold.chats.writer import no_chat
 from freehold.errors import UsageError
 from freehold.server.console.login import NothingAsked
+from freehold.server.console.runs.bits import without_ids
+from freehold.server.console.runs.registry import Runs
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 
@@ -108,7 +110,9 @@ async def begin(call: HttpCall) -> None:
 async def chat(call: HttpCall) -> None:
     """Read a chat: its tree, and the last messages of the branch that is shown."""
     last = _count(_query(call), "last", LAST, MAX_IDS)
-    await call.answer(await asyncio.to_thread(_window, folder_of(call), _id(call), last))
+    mine, id, runs = folder_of(call), _id(call), call.server.part(Runs)
+    running = runs.of(mine, id) if runs is not None else []
+    await call.answer(await asyncio.to_thread(_window, mine, id, last, running))
 
 
 async def messages(call: HttpCall) -> None:
@@ -117,7 +121,7 @@ async def messages(call: HttpCall) -> None:
     if len(ids) > MAX_IDS:
         raise UsageError(f"{len(ids):,} ids were asked for; at most {MAX_IDS}", field="ids")
     saved = await asyncio.to_thread(folder_of(call).read, _id(call))
-    await call.answer({"messages": [saved.messages[id] for id in ids if id in saved.messages]})
+    await call.answer({"messages": [_shown(saved.messages[id]) for id in ids if id in saved.messages]})
 
 
 async def change(call: HttpCall) -> None:
@@ -161,15 +165,21 @@ async def take(call: HttpCall) -> None:
     await call.answer(await asyncio.to_thread(_taken, folder_of(call), asked.chat), 201)
 
 
-def _window(mine: ChatFolder, id: str, last: int) -> ChatWindow:
+def _shown(message: SavedMessage) -> SavedMessage:
+    """Return a message without the token ids of its receipt."""
+    message.receipt = without_ids(message.receipt)
+    return message
+
+
+def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> ChatWindow:
     saved = mine.read(id)
     return ChatWindow(
         chat=saved.card,
         settings=saved.settings,
         leaf=saved.leaf,
         tree=[(m.id, m.parent, m.role, len(m.content)) for m in saved.messages.values()],
-        messages=saved.branch()[-last:] if last else [],
-        running=[],
+        messages=[_shown(message) for message in saved.branch()[-last:]] if last else [],
+        running=running,
         skipped=saved.skipped,
     )
 

@@ -12,8 +12,6 @@ from freehold.server.console.page import asset
 from freehold.server.console.runs import handlers as runs
 from freehold.server.core.call import route
 
-_EVENTS = ("text/event-stream",)
-
 
 def console_routes() -> list[Route]:
     """Return the routes that the page asks besides those of `/v1` and `/api`."""
@@ -36,12 +34,7 @@ def console_routes() -> list[Route]:
             audience="page",
             answer=["text/javascript", "text/css", "text/plain"],
         ),
-        route("POST", "/console/api/chats/{id}/runs", runs.start, runs.StartRun, status=(201,)),
-        route("POST", "/console/api/chats/{id}/again", runs.again, runs.ComputeAgain, status=(201,)),
-        route("GET", "/console/api/chats/{id}/difference", runs.difference, query=["a", "b"]),
-        route("GET", "/console/api/runs/{run}/events", runs.events, answer=_EVENTS, query=["after"]),
-        route("POST", "/console/api/runs/{run}/cancel", runs.cancel, runs.CancelRun),
-        route("POST", "/console/api/runs/{run}/approve", runs.approve, runs.ApproveCall),
+        *_runs("/console/api/chats/{chat}", "/console/api/runs/{run}"),
     ]
 
 
@@ -66,4 +59,15 @@ def _tools(at: str) -> list[Route]:
         route("GET", at, tools.tools, audience="any"),
         route("POST", f"{at}/{{name}}/try", tools.try_server, login.NothingAsked, audience="any"),
         route("DELETE", f"{at}/permissions/{{digest}}", tools.revoke, audience="any"),
+    ]
+
+
+def _runs(chat: str, run: str) -> list[Route]:
+    return [
+        route("POST", f"{chat}/runs", runs.start, runs.StartRun, status=[201]),
+        route("POST", f"{chat}/again", runs.again, runs.ComputeAgain, status=[201]),
+        route("GET", f"{chat}/difference", runs.difference, query=["a", "b"]),
+        route("GET", f"{run}/events", runs.events, answer=["text/event-stream"], query=["after"]),
+        route("POST", f"{run}/cancel", runs.cancel, login.NothingAsked),
+        route("POST", f"{run}/approve", runs.approve, runs.ApproveCall),
     ]

@@ -15,14 +15,17 @@ from msgspec import Meta, Struct
 
 from freehold.chats.folder import ChatFolder
 from freehold.chats.types import AttachedFile, ChatSettings, SavedChat, SavedMessage
+from freehold.chats.writer import no_chat
 from freehold.errors import EngineClosed
 from freehold.server.console.chats import folder_of
+from freehold.server.console.login import NothingAsked
 from freehold.server.console.runs.again import AgainRun, bits_of
 from freehold.server.console.runs.bits import compared
 from freehold.server.console.runs.chatrun import ChatRun
 from freehold.server.console.runs.identity import identity_of
 from freehold.server.console.runs.jobs import Plan
 from freehold.server.console.runs.registry import Runs
+from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.console.runs.tools import servers_of, tools_of
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
@@ -65,14 +68,10 @@ class ApproveCall(Struct, kw_only=True):
     arguments: str | None = None
 
 
-class CancelRun(Struct, kw_only=True):
-    """Nothing: a body keeps other sites' forms away."""
-
-
 async def start(call: HttpCall) -> None:
     """Answer a message in a chat; the answer is made whether or not anybody follows it."""
     request, _ = await call.struct(StartRun)
-    folder, chat_id = folder_of(call), _path(call, "id")
+    folder, chat_id = folder_of(call), _chat(call)
     _runs(call).admit(call.caller)
     chat = await asyncio.to_thread(folder.read, chat_id)
     model = request.model or chat.card.model
@@ -136,7 +135,7 @@ def _written(
 
 async def events(call: HttpCall) -> None:
     """Follow a run, from its beginning or after an event; it is not held up by a slow reader."""
-    log, at = _runs(call).get(_path(call, "run"), folder_of(call)).events, _after(call)
+    log, at = _run(call).events, _after(call)
     if at > log.last:  # of another run
         at = 0
 
@@ -160,15 +159,15 @@ async def events(call: HttpCall) -> None:
 
 async def cancel(call: HttpCall) -> None:
     """Stop a run; its chat keeps what there is."""
-    await call.struct(CancelRun)
-    _runs(call).get(_path(call, "run"), folder_of(call)).cancel()
+    await call.struct(NothingAsked)
+    _run(call).cancel()
     await call.answer({})
 
 
 async def approve(call: HttpCall) -> None:
     """Allow or deny a tool's call."""
     request, _ = await call.struct(ApproveCall)
-    run = _runs(call).get(_path(call, "run"), folder_of(call))
+    run = _run(call)
     if not isinstance(run, ChatRun):
         raise Refused(404, "this run asks about no tool", code="no_call")
     answer = ToolAnswer(verdict=request.verdict, word=request.word, arguments=request.arguments)
@@ -179,7 +178,7 @@ async def approve(call: HttpCall) -> None:
 async def again(call: HttpCall) -> None:
     """Compute an answer again and compare it, token for token."""
     request, _ = await call.struct(ComputeAgain)
-    folder, chat_id = folder_of(call), _path(call, "id")
+    folder, chat_id = folder_of(call), _chat(call)
     _runs(call).admit(call.caller)
     chat = await asyncio.to_thread(folder.read, chat_id)
     message = _answer(chat, request.message, "message")
@@ -194,7 +193,7 @@ async def again(call: HttpCall) -> None:
 async def difference(call: HttpCall) -> None:
     """Compare two answers of a chat: equal, or the first token that differs, with both speeds."""
     asked = parse_qs(call.scope["query_string"].decode("latin-1"))
-    chat = await asyncio.to_thread(folder_of(call).read, _path(call, "id"))
+    chat = await asyncio.to_thread(folder_of(call).read, _chat(call))
     a, b = (_answer(chat, asked.get(name, [""])[0], name) for name in ("a", "b"))
     one, other = bits_of(a), bits_of(b)
     receipts = [a.receipt or {}, b.receipt or {}]
@@ -242,5 +241,13 @@ def _runs(call: HttpCall) -> Runs:
     return runs
 
 
-def _path(call: HttpCall, name: str) -> str:
-    return call.scope["path_params"][name]
+def _run(call: HttpCall) -> ConsoleRun:
+    return _runs(call).get(call.scope["path_params"]["run"], folder_of(call))
+
+
+def _chat(call: HttpCall) -> str:
+    """Return the id in the path; ChatNotFound for what cannot be one, as for one that is not there."""
+    id = call.scope["path_params"]["chat"]
+    if not ChatFolder.is_id(id):
+        raise no_chat(id)
+    return id
