@@ -325,7 +325,7 @@ def test_settings_are_asked_for_and_a_seed_is_drawn_that_a_page_can_hold(chats):
             "invalid_value",
         ),
         ({"message": {"content": "hi"}, "settings": {"max_tokens": 0}}, 400, None),
-        ({"message": {"content": "hi"}, "settings": {"tools": ["files"]}}, 400, "no_tools"),
+        ({"message": {"content": "hi"}, "settings": {"tools": ["files"]}}, 403, "not_permitted"),
         ({"message": {"content": 5}}, 400, "invalid_value"),
         ({"message": {"content": "hi", "images": ["data:text/html,x"]}}, 400, "unsupported_content"),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.chats.folder import ChatFolder
+from freehold.chats.tools import ToolRunner
 from freehold.chats.types import ChatFinish, ChatSettings, SavedChat, SavedMessage
 from freehold.server.console.runs.bits import Bits, compared, digest
 from freehold.server.console.runs.identity import changed, identity_of
@@ -19,7 +20,6 @@ from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
 from freehold.server.core.problems import Refused
 from freehold.serving import Begin, ModelHandle
-from freehold.tools.mcp.use import RunTools
 from freehold.types import Chunk
 
 
@@ -40,7 +40,7 @@ class AgainRun(ConsoleRun):
         folder: ChatFolder,
         chat: SavedChat,
         message: SavedMessage,
-        tools: RunTools | None,
+        tools: ToolRunner | None,
     ) -> None:
         """Raises Refused for a message that is no answer of ours, or has no bits to compare."""
         receipt = message.receipt or {}
@@ -66,7 +66,7 @@ class AgainRun(ConsoleRun):
         self.work.model = self.model
         try:
             await self._check_same()
-            tools = await self._tools.offered() if self._tools is not None else ()
+            tools = await self._tools.offer() if self._tools is not None else ()
             job = self._plan.job(self.tenant, tools)
             computing = Computing(self, [job], keep_alive=None, warnings=(), pictures=self._plan.pictures)
             await computing.run(self.model, self._opened, self._take)

@@ -1,6 +1,6 @@
 """A run that answers in a chat: rounds of an answer and the tools that it calls, each written as it grows.
 
-Knows a plan, a chat's lines and the contract of tools (tools/mcp/contract.py); the model is read by Computing, as for
+Knows a plan, a chat's lines and the contract of tools (chats/tools.py); the model is read by Computing, as for
 every request.
 Path: start -> ChatRun.compute -> Computing.run -> RunAnswer -> EventLog, RunSaver
 """
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from freehold.chats.folder import ChatFolder
+from freehold.chats.tools import ASK_S, ToolAnswer, ToolQuestion, ToolResult, ToolRunner, ToolStep
 from freehold.chats.types import AskedTool, ChatFinish, SavedMessage
 from freehold.chats.writer import ChatWriter
 from freehold.errors import FreeholdError
@@ -24,16 +28,13 @@ from freehold.server.console.runs.saver import RunSaver
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
 from freehold.server.core.problems import Refused
-from freehold.tools.mcp.contract import ToolAnswer, ToolOutcome, ToolQuestion
-from freehold.tools.mcp.questions import Questions
-from freehold.tools.mcp.use import RunTools
 from freehold.types import Message, Tool, ToolCall
 
 MAX_ROUNDS = 16  # of tools in one run
 
 
 class ChatRun(ConsoleRun):
-    """A run whose answers are `answer` and, after rounds of tools, further ones below it. `tools`: set before start."""
+    """A run whose answers are `answer` and, after rounds of tools, further ones below it. It is a ToolDesk."""
 
     def __init__(
         self,
@@ -43,41 +44,33 @@ class ChatRun(ConsoleRun):
         plan: Plan,
         writer: ChatWriter,
         answer: SavedMessage,
+        tools: ToolRunner | None,
         identity: asyncio.Task[dict[str, Any]],
     ) -> None:
         """`answer`: the open one in the chat; `identity`: what bits need to know of the model."""
         super().__init__(asked, folder, chat, plan.model)
-        self._plan, self._identity = plan, identity
-        self.tools: RunTools | None = None
-        self._questions = Questions(self._ask)
+        self._plan, self._tools, self._identity = plan, tools, identity
         self._saver = RunSaver(writer, self._disk)
         self._answer = RunAnswer(self, answer.id, self._saver)
         self._parent = answer.parent
+        self._asked: dict[str, asyncio.Future[ToolAnswer]] = {}
 
     @property
     def settled(self) -> bool:
         return not self.running and self._saver.saved
 
     async def compute(self) -> None:
-        tools = await self._offered()
+        tools = await self._tools.offer() if self._tools is not None else ()
         for _ in range(MAX_ROUNDS):
             await self._round(tools)
             calls = self._answer.calls
-            if not calls or self.tools is None:
+            if not calls or self._tools is None:
                 return
             await self._answered("tool_calls")
-            await self._use(calls, self.tools)
+            await self._use(calls, self._tools)
         raise Refused(
             400, f"this answer called tools in {MAX_ROUNDS} rounds, the limit", code="too_many_calls"
         )
-
-    async def _offered(self) -> Sequence[Tool]:
-        if self.tools is None:
-            return ()
-        tools = await self.tools.offered()
-        for note in self.tools.notes():
-            self.events.fact("note", {"code": "tools", "text": note})
-        return tools
 
     async def _round(self, tools: Sequence[Tool]) -> None:
         answer = self._answer
@@ -95,50 +88,60 @@ class ChatRun(ConsoleRun):
         answer.tally = computing.tally
         await computing.run(self.model, answer.opened, answer.take)
 
-    async def _use(self, calls: Sequence[ToolCall], tools: RunTools) -> None:
+    async def _use(self, calls: Sequence[ToolCall], tools: ToolRunner) -> None:
         """Run the calls in their order, and open the next answer below their results."""
         said = self._answer
         self._plan.messages.append(Message("assistant", said.text, said.thinking, tuple(calls)))
         parent = said.id
         for call in calls:
-            message = (await tools.use(call)).message()
+            result = await tools.use(call, self)
             id = secrets.token_hex(8)
-            self._put_result(id, parent, message)
-            self._plan.messages.append(message)
+            self._put_result(id, parent, call, result)
+            self._plan.messages.append(
+                Message("tool", result.content, tool_call_id=call.id, name=call.name, failed=result.failed)
+            )
             parent = id
         self._parent = parent
         self._answer = RunAnswer(self, secrets.token_hex(8), self._saver)
         id, model = self._answer.id, self.model
         self._saver.put(lambda writer: writer.open_answer(parent=parent, model=model, id=id))
 
-    def _put_result(self, id: str, parent: str, message: Message) -> None:
-        call = message.tool_call_id
+    def _put_result(self, id: str, parent: str, call: ToolCall, result: ToolResult) -> None:
         self._saver.put(
-            lambda writer: writer.message("tool", message.content, parent=parent, call=call, id=id)
+            lambda writer: writer.message("tool", result.content, parent=parent, call=call.id, id=id)
         )
-        self.events.fact("result", {"message": id, "parent": parent, "call": call})
+        self.events.fact("result", {"message": id, "parent": parent, "call": call.id})
 
-    # --- tools that ask ----------------------------------------------------------------------------
+    # --- the desk of tools -------------------------------------------------------------------------
 
     async def ask(self, question: ToolQuestion) -> ToolAnswer:
-        """Show a question and wait for the user's answer."""
-        return await self._questions.ask(question)
-
-    def _ask(self, question: ToolQuestion) -> None:
+        """Show a question and wait for its answer; ASK_S without one is no."""
+        waiting: asyncio.Future[ToolAnswer] = asyncio.get_running_loop().create_future()
+        self._asked[question.call] = waiting
+        until = round(time.time() + ASK_S, 3)
         self.came()
-        self.events.fact("ask", question.event())
+        self.events.fact("ask", {**msgspec.to_builtins(question), "until": until})
+        try:
+            async with asyncio.timeout(ASK_S):
+                return await waiting
+        except TimeoutError:
+            return ToolAnswer(verdict="deny", word=f"no answer came in {ASK_S / 60:.0f} minutes")
+        finally:
+            self._asked.pop(question.call, None)
 
-    def report(self, outcome: ToolOutcome) -> None:
+    def say(self, step: ToolStep) -> None:
         """Show where a call stands."""
         self.came()
-        self.events.fact("tool", outcome.event())
+        self.events.fact("tool", step)
 
     def approve(self, call: str, answer: ToolAnswer) -> None:
         """Hand over the user's answer. Raises Refused where nothing is asked about this call, or no more."""
-        if not self._questions.answer(call, answer):
+        waiting = self._asked.get(call)
+        if waiting is None or waiting.done():
             raise Refused(
                 404, f"nothing is asked about the call {call[:80]!r}, or it was answered", code="no_call"
             )
+        waiting.set_result(answer)
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -148,10 +151,7 @@ class ChatRun(ConsoleRun):
         """Write the end of the answer, and return its receipt."""
         answer = self._answer
         receipt = answer.receipt(self._plan.settings, await self._identity)
-        calls = [
-            AskedTool(id=c.id, server=self._server_of(c), name=c.name, arguments=c.arguments)
-            for c in answer.calls
-        ]
+        calls = [AskedTool(id=c.id, server="", name=c.name, arguments=c.arguments) for c in answer.calls]
         id = answer.id
         self._saver.put(
             lambda writer: writer.end(id, finish, receipt=receipt, calls=calls, error=error),
@@ -161,13 +161,12 @@ class ChatRun(ConsoleRun):
             self._logged()
         return receipt
 
-    def _server_of(self, call: ToolCall) -> str:
-        return self.tools.server_of(call.name)[0] if self.tools is not None else ""
-
     async def concluded(self, finish: ChatFinish, error: dict[str, Any] | None) -> None:
         if finish == "stop":
             finish = self._answer.finish
         receipt = await self._answered(finish, error)
+        if self._tools is not None:
+            await self._tools.aclose()
         saved = await self._saver.end()
         end = {"finish": finish, "receipt": without_ids(receipt), **({"error": error} if error else {})}
         self.events.fact("end", end if saved else {**end, "saved": False})

@@ -7,6 +7,7 @@ Path: Gate -> a handler -> Plan.of, ChatWriter -> Runs.start; events -> EventLog
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 from urllib.parse import parse_qs
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs
 from msgspec import Meta, Struct
 
 from freehold.chats.folder import ChatFolder
+from freehold.chats.tools import ToolAnswer, ToolRunner, ToolVerdict
 from freehold.chats.types import AttachedFile, ChatSettings, SavedChat, SavedMessage
 from freehold.chats.writer import no_chat
 from freehold.errors import EngineClosed
@@ -26,11 +28,10 @@ from freehold.server.console.runs.identity import identity_of
 from freehold.server.console.runs.jobs import Plan
 from freehold.server.console.runs.registry import Runs
 from freehold.server.console.runs.run import ConsoleRun
-from freehold.server.console.runs.tools import servers_of, tools_of
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 from freehold.server.core.sse import EventStream
-from freehold.tools.mcp.contract import ToolAnswer, ToolOutcome, ToolQuestion, ToolVerdict
+from freehold.server.core.tools import run_tools
 
 MAX_FILES = 64  # of one message
 LAST_S = 0.15  # for the last events of a run that was cut, before the connection is
@@ -81,12 +82,11 @@ async def start(call: HttpCall) -> None:
     settings = request.settings or chat.settings
     parent, said = _said(chat, request)
     plan = Plan.of(chat, parent, model, settings)
-    servers = servers_of(call, settings.tools)
+    tools = _tools(call, chat_id, settings.tools)
     _runs(call).admit(call.caller)  # others may have come meanwhile
     user, answer, writer = await asyncio.to_thread(_written, folder, chat_id, said, parent, model)
     identity = asyncio.create_task(identity_of(call.models, model))
-    run = ChatRun(call, folder, chat_id, plan, writer, answer, identity)
-    run.tools = tools_of(call, servers, chat_id, settings.tools, run.ask, run.report)
+    run = ChatRun(call, folder, chat_id, plan, writer, answer, tools, identity)
     _runs(call).start(run)
     await call.answer({"run": run.id, "user": user, "answer": answer}, 201)
 
@@ -183,8 +183,7 @@ async def again(call: HttpCall) -> None:
     chat = await asyncio.to_thread(folder.read, chat_id)
     message = _answer(chat, request.message, "message")
     names = (message.receipt or {})["bits"]["settings"].get("tools") or ()
-    servers = servers_of(call, names)
-    run = AgainRun(call, folder, chat, message, tools_of(call, servers, chat_id, names, _denied, _unseen))
+    run = AgainRun(call, folder, chat, message, _tools(call, chat_id, names))
     await call.models.name_of(run.model)
     _runs(call).start(run)
     await call.answer({"run": run.id}, 201)
@@ -216,13 +215,9 @@ def _answer(chat: SavedChat, id: str, param: str) -> SavedMessage:
     return message
 
 
-async def _denied(question: ToolQuestion) -> ToolAnswer:
-    """Deny: a computation that is repeated offers tools, and calls none."""
-    return ToolAnswer("deny")
-
-
-def _unseen(outcome: ToolOutcome) -> None:
-    """Show nothing."""
+def _tools(call: HttpCall, chat: str, names: Sequence[str]) -> ToolRunner | None:
+    """Return the tools of the servers `names`, which stay for the chat's next run; None for no names."""
+    return run_tools(call, chat, names, keep=True) if names else None
 
 
 def _after(call: HttpCall) -> int:
