@@ -76,6 +76,24 @@ def test_live_sequences_share_the_full_blocks_of_what_they_begin_with():
     assert blocks.live == 3
 
 
+def test_shared_blocks_are_counted_as_sequences_come_and_go():
+    blocks = BlockManager(20)
+
+    def several() -> int:
+        return sum(holders > 1 for holders in blocks.pool.holders)
+
+    parent = run(blocks, [*range(70)])
+    others = [run(blocks, [*range(40), n]) for n in (7, 8)]
+    assert blocks.stats["blocks_shared"] == several() == 1
+    child = sequence([*range(70)])
+    blocks.fork(parent, child)
+    assert blocks.stats["blocks_shared"] == several() == 3
+    for seq in (child, *others, parent):
+        blocks.retire(seq)
+        assert blocks.stats["blocks_shared"] == several()
+    assert several() == 0
+
+
 def test_part_of_a_block_is_taken_by_copy():
     blocks = BlockManager(10)
     a = run(blocks, [*range(64)])
