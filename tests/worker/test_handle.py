@@ -136,6 +136,8 @@ def test_engine_killed_while_it_loads_is_started_again(serve):
         os.kill(models._handles["late"].pid, signal.SIGKILL)
         served = await using
         assert served.restarts == 1
+        (death,) = served.deaths
+        assert death.cause and death.at > 0
         assert len(await answers(served, JOB)) == 1
 
     serve(body, scripts={"late": Script(load_s=0.3)})
