@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -69,10 +69,7 @@ class ChatFolder:
     def search(self, text: str, limit: int = 50) -> list[ChatMatch]:
         """Find messages that contain `text`, in any case, newest chat first, and chats with such a title."""
         wanted, found = text.casefold(), []
-        ids = set(self._index.having(text))
-        for card in self.cards():
-            if card.id not in ids:
-                continue
+        for card in sorted(self._index.having(text), key=lambda card: (card.updated, card.id), reverse=True):
             with suppress(FreeholdError):  # deleted meanwhile
                 found += _matches(self.read(card.id), card, wanted)
             if len(found) >= limit:
@@ -95,7 +92,7 @@ class ChatFolder:
         lines = [ChatLine(set=change)] if title or settings is not None else []
         return self.write(id, model, lines)
 
-    def write(self, id: str, model: str, lines: Iterable[ChatLine]) -> ChatCard:
+    def write(self, id: str, model: str, lines: Sequence[ChatLine]) -> ChatCard:
         """Make a chat of these lines, all at once: it is there whole or not at all."""
         created = datetime.now().astimezone().isoformat(timespec="seconds")
         aside = self.path / f".new-{secrets.token_hex(8)}"

@@ -2,7 +2,7 @@
 
 A cache: each look compares sizes and times of the files with what is kept and reads those that changed, whoever wrote
 them; a database that is damaged, or cannot be written, is made again or kept in memory. Text is kept folded to one
-case, a row a chat, and searched by reading it all: 44 MB take 0.1 s, while a trigram index (FTS5) of them took two
+case, a row a chat, and searched by reading it all: 44 MB take 31 ms, while a trigram index (FTS5) of them took two
 minutes to make. Knows files' sizes; knows no line of a chat.
 Path: ChatFolder.cards, ChatFolder.search -> ChatIndex -> ChatFolder.read for what changed
 """
@@ -32,6 +32,12 @@ T = TypeVar("T")
 NAME = ".index.db"
 VERSION = 2  # of the table; another one is thrown away
 _TABLE = "CREATE TABLE IF NOT EXISTS chats (id TEXT PRIMARY KEY, size INT, changed INT, kept BLOB, said BLOB)"
+# Pages that hold the text of most chats whole, mapped: 31 ms for 44 MB, 57 ms with pages of 4 kB read by calls. What is
+# deleted is overwritten. A power cut may damage a cache, which is then made again.
+_PRAGMAS = (
+    *("page_size = 32768", "journal_mode = WAL", "synchronous = OFF"),
+    *("secure_delete = ON", "mmap_size = 1073741824"),
+)
 _BATCH = 500  # rows a transaction: what a killed first look has to do again
 _APART = "\n\0\n"  # between messages: no text that is searched for has it
 
@@ -58,16 +64,18 @@ class ChatIndex:
         """Return a card of every chat that can be read, unordered and as the files are now."""
         with self._lock:
             self._safely(self._refresh)
-            return [
-                self._current(kept.card, kept.open) for kept in self._kept.values() if kept.card is not None
-            ]
+            return self._cards(self._kept)
 
-    def having(self, text: str) -> list[str]:
-        """Return the ids of the chats in which `text` may stand, in any case."""
+    def having(self, text: str) -> list[ChatCard]:
+        """Return a card of every chat in which `text` may stand, in any case."""
         wanted = folded(text)
         with self._lock:
             self._safely(self._refresh)
-            return self._safely(lambda: self._scan(wanted))
+            return self._cards(self._safely(lambda: self._scan(wanted)))
+
+    def _cards(self, ids: Iterable[str]) -> list[ChatCard]:
+        found = (self._kept[id] for id in ids if id in self._kept)
+        return [self._current(kept.card, kept.open) for kept in found if kept.card is not None]
 
     def _scan(self, wanted: bytes) -> list[str]:
         """Leave out the chats whose kept text is the file's and lacks `wanted`.
@@ -164,8 +172,7 @@ class ChatIndex:
         if path is not None:
             private.file(path)
         db = sqlite3.connect(path or ":memory:", timeout=5, check_same_thread=False)
-        # What is deleted is overwritten. A power cut may damage a cache, which is then made again.
-        for pragma in ("journal_mode = WAL", "synchronous = OFF", "secure_delete = ON"):
+        for pragma in _PRAGMAS:
             db.execute(f"PRAGMA {pragma}")
         if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
             db.execute("DROP TABLE IF EXISTS chats")
