@@ -12,6 +12,7 @@ export interface Card {
   pinned: boolean;
   messages: number;
   running: boolean;
+  named: boolean; // its title was set
 }
 
 export interface AttachedFile {
@@ -76,6 +77,7 @@ export interface OpenedChat {
   tree: Leaf[];
   messages: Message[];
   running: string[];
+  skipped: number; // lines of its file that are damaged
 }
 
 export interface Match {
