@@ -1,7 +1,7 @@
 // Text that is still arriving, with its open ends closed for one drawing: half a `**bold` looks bold already, half a link
 // shows its words, and a head of a table is a table before its second line has come. Changes the last block only.
 
-const MARKER_ALONE = /(?:^|\n)[ \t>]*(?:[-+*=_]{1,3}|#{1,6}|\d{1,9}[.)]?|`{1,2}|~{1,2}|[-+*] \[[ xX]?|\|)[ \t]*$/;
+const MARKER_ALONE = /(?:^|\n)[ \t>]*(?:[-+*=_]{1,3}|#{1,6}|\d{1,9}[.)]?|`{1,2}|~{1,2}|\$\$?|\\\[?|[-+*] \[[ xX]?|\|)[ \t]*$/;
 const LONGEST = 4000; // characters of a last block that is looked at
 
 /** The text as it may be drawn now. */
@@ -33,7 +33,6 @@ function lastItem(block: string): number {
 function withHead(block: string): string | null {
   const [head = "", second, ...more] = block.split("\n");
   if (more.length > 0 || !/^ {0,3}\|.*[^|\s].*/.test(head)) return null;
-  if (second === undefined && !/\|\s*$/.test(head)) return head.length < 3 ? "" : null;
   if (second !== undefined && !/^[\s|:-]*$/.test(second)) return null;
   const columns = head.trim().replace(/^\|/, "").replace(/\|$/, "").split(/(?<!\\)\|/).length;
   return `${head}\n|${"---|".repeat(columns)}`;
