@@ -81,8 +81,8 @@ function cut(text: string, from: number): number {
   const seam = seams[seams.length - 1];
   if (seam) return from + LEAST + seam.index + seam[0].length;
   if (end - from <= CHARS) return end;
-  const line = text.lastIndexOf("\n", from + CHARS - 1) + 1;
-  if (line > from) return line;
+  const line = text.slice(from, from + CHARS).lastIndexOf("\n") + 1;
+  if (line > 0) return from + line;
   const half = (text.charCodeAt(from + CHARS - 1) & 0xfc00) === 0xd800;
   return from + CHARS - (half ? 1 : 0);
 }

@@ -7,6 +7,7 @@ import { blockViews, codeView, type Part, plainView, type View } from "./views";
 
 const WINDOW = 8000; // characters lexed at once
 const MOST = 32_000; // a block longer than this is cut
+const LINE_LEAST = 40; // characters that a line counts for at least: a line is an element or more
 const LONG = 8000; // text from which blocks out of sight are left out of layout while more arrives
 const SLICE_MS = 10;
 // While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most: 7 times
@@ -106,7 +107,7 @@ export class Flow {
       const end = this.windowEnd(size);
       if (end === this.at) return this.enter({ from: this.at, scanned: this.at, lang: null, end: /\n/g, indent: null });
       const whole = end === this.text.length;
-      if (this.lex(end, whole, size >= MOST || end - this.at < size)) {
+      if (this.lex(end, whole, size >= MOST || this.windowEnd(size * 2) === end)) {
         if (!whole || this.raw) return true;
         this.drawn = `${this.at} ${this.text.length} ${this.open}`;
         return false;
@@ -118,10 +119,11 @@ export class Flow {
   private windowEnd(size: number): number {
     const { text, at } = this;
     let end = at;
-    while (end - at < size && end < text.length) {
+    for (let left = size; left > 0 && end < text.length; ) {
       const next = text.indexOf("\n", end);
       const stop = next < 0 ? text.length : next + 1;
       if (stop - end > LINE) return end;
+      left -= Math.max(LINE_LEAST, stop - end);
       end = stop;
     }
     return end;

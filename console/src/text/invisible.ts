@@ -8,7 +8,7 @@ const HIDDEN =
   /(?:[\0-\x08\x0B-\x1F\x7F-\x9F\u00AD\u034F\u061C\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B\u200C\u200E\u200F\u2028-\u202E\u2060-\u206F\u3164\uFE00-\uFE0D\uFEFF\uFFA0\uFFF9-\uFFFB\u{1D173}-\u{1D17A}\u{E0000}-\u{E0FFF}]|(?<!\p{Emoji})[\uFE0E\uFE0F]|(?<![\p{Extended_Pictographic}\uFE0F\u{1F3FB}-\u{1F3FF}])\u200D|\u200D(?!\p{Extended_Pictographic}))+/gu;
 // In prose, joiners and marks of direction belong to Persian, Hindi and Hebrew; what overrides or smuggles does not.
 const IN_PROSE = /[\0-\x08\x0B-\x1F\x7F-\x9F\u202A-\u202E\u2060-\u206F\uFFF9-\uFFFB\u{E0000}-\u{E0FFF}]+/gu;
-const MARKS = 200; // elements for one text; a flood of marks is spelt inside the text instead
+const MARKS = 50; // elements for one text; a flood of marks is spelt inside the text instead
 
 const NAMES: Record<number, string> = {
   0x00: "null",

@@ -44,17 +44,14 @@ export function formula(tex: string, display: boolean): Element | null {
     const span = treeOf(tex, { ...settings, ...limits });
     const math = span.children?.[0];
     if (!math) return null;
-    const left = { nodes: NODES };
-    const made = node(math, left, DEPTH) as Element;
-    return left.nodes > 0 ? made : null;
+    return node(math, { nodes: NODES }, DEPTH) as Element;
   } catch {
     return null; // an error of TeX, a limit, or a stack that ended
   }
 }
 
 function node(tree: Tree, left: { nodes: number }, depth: number): Node {
-  if (depth === 0) left.nodes = 0;
-  if (--left.nodes <= 0) return document.createTextNode("");
+  if (depth === 0 || --left.nodes === 0) throw new RangeError("a formula of too many parts");
   if (tree.type === undefined || !tree.children) return text(tree);
   if (!ELEMENTS.has(tree.type)) return document.createTextNode(tree.toText?.() ?? "");
   const made = document.createElementNS(NS, tree.type);
