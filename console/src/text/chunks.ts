@@ -5,6 +5,7 @@ import { revealed } from "./invisible";
 
 const LINES = 120;
 const CHARS = 8000;
+const PIECE = 2000; // of a line longer than a box: a word is broken anew at each of its characters, which takes a square of time
 const LEAST = 2000; // a box ends at a blank line before text at the margin, if one comes after so many characters
 const MANY = 8; // boxes from which those out of sight are not laid out
 
@@ -83,6 +84,7 @@ function cut(text: string, from: number): number {
   if (end - from <= CHARS) return end;
   const line = text.slice(from, from + CHARS).lastIndexOf("\n") + 1;
   if (line > 0) return from + line;
-  const half = (text.charCodeAt(from + CHARS - 1) & 0xfc00) === 0xd800;
-  return from + CHARS - (half ? 1 : 0);
+  const space = text.slice(from, from + PIECE).lastIndexOf(" ") + 1; // one line is longer than a box
+  const half = (text.charCodeAt(from + PIECE - 1) & 0xfc00) === 0xd800;
+  return from + (space || PIECE - (half ? 1 : 0));
 }
