@@ -20,7 +20,7 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 BUILD = [line for line in (ROOT / "requirements" / "build.in").read_text().splitlines() if line[:1].isalpha()]
 OF_THE_MACHINE = "torch"  # its builds differ by machine, so no lock holds it
 TRAINING = [r for r in EXTRAS["adapt"] if Requirement(r).name != OF_THE_MACHINE]
-CI = [*RUN, *EXTRAS["test"], *EXTRAS["gateway"], *TRAINING, *BUILD]
+CI = [*RUN, *EXTRAS["test"], *EXTRAS["gateway"], *EXTRAS["mcp"], *TRAINING, *BUILD]
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)((?:.*\\\n +--hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
 
 

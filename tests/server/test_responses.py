@@ -275,13 +275,12 @@ def test_tools_that_a_provider_runs_are_left_out_with_a_warning(serving):
         {"type": "web_search"},
         WEATHER,
         {"type": "namespace", "name": "x", "tools": []},
-        {"type": "mcp"},
         {},
     ]
     server = serving()
     assert [t.name for t in job_of(server, tools=tools).tools] == ["weather"]
     warnings = whole(server, tools=tools)["freehold"]["warnings"]
-    assert [w.split("'")[1] for w in warnings] == ["web_search", "namespace", "mcp", "None"]
+    assert [w.split("'")[1] for w in warnings] == ["web_search", "namespace", "None"]
 
 
 def test_items_become_the_turns_of_a_chat(serving):

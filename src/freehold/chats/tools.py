@@ -28,6 +28,7 @@ class ToolQuestion(Struct, kw_only=True, omit_defaults=True):
     arguments: str  # all of them, as JSON
     claims: dict[str, Any] = field(default_factory=dict)  # what the tool says of itself, unchecked
     changed: dict[str, Any] | None = None  # {"before", "after"} since it was allowed
+    digest: str = ""  # of the tool as it is now: what a standing permission would be for
 
 
 class ToolAnswer(Struct, kw_only=True, frozen=True):

@@ -145,6 +145,7 @@ class _Step:
             arguments=self.arguments,
             claims=claims,
             changed=changed,
+            digest=tool.digest,
         )
 
     def say(self, state: ToolState, result: str | None = None) -> None:

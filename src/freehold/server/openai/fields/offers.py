@@ -81,7 +81,7 @@ class Offering:
     def function(self, tool: FunctionTool, at: str) -> None:
         """Add a function. Raises Refused for a name that is taken, and for parameters beyond the limit."""
         parameters = bounded(tool.parameters or {}, f"{at}.parameters")
-        self._add(Tool(tool.name, tool.description or "", parameters, bool(tool.strict)), at)
+        self.add(Tool(tool.name, tool.description or "", parameters, bool(tool.strict)), at)
 
     def custom(self, tool: CustomTool, at: str) -> None:
         """Add a free-form tool as a function of one text."""
@@ -97,7 +97,7 @@ class Offering:
             "required": [INPUT],
             "additionalProperties": False,
         }
-        self._add(Tool(tool.name, description.strip(), parameters), at)
+        self.add(Tool(tool.name, description.strip(), parameters), at)
         self._custom.add(tool.name)
 
     def leave_out(self, kind: object) -> None:
@@ -137,15 +137,23 @@ class Offering:
             case mode:
                 raise _wrong(f"tool_choice.mode is {mode[:60]!r}; expected auto or required")
 
-    def _add(self, tool: Tool, at: str) -> None:
+    def add(self, tool: Tool, at: str) -> None:
+        """Add a tool. Raises Refused for a name that is taken."""
         if tool.name in self._tools:
             raise Refused(400, f"{at} has the name {tool.name!r} of an earlier tool", param=f"{at}.name")
         self._tools[tool.name] = tool
 
 
-def read_tools(tools: Sequence[Any], choice: Any, warnings: list[str]) -> Offered:
-    """Return what a request for a response offers: each tool an object, its fields beside its type."""
+def read_tools(
+    tools: Sequence[Any], choice: Any, warnings: list[str], served: Sequence[Tool] = ()
+) -> Offered:
+    """Return what a request for a response offers: each tool an object, its fields beside its type.
+
+    `served`: tools of its MCP servers, which are among `tools` by the servers' names.
+    """
     offering = Offering(warnings)
+    for tool in served:
+        offering.add(tool, "tools")
     for i, raw in enumerate(tools):
         at = f"tools[{i}]"
         if not isinstance(raw, dict):
@@ -155,6 +163,8 @@ def read_tools(tools: Sequence[Any], choice: Any, warnings: list[str]) -> Offere
                 offering.function(typed(flat(raw), FunctionTool, at), at)
             case "custom":
                 offering.custom(typed(flat(raw), CustomTool, at), at)
+            case "mcp":
+                pass
             case kind:
                 offering.leave_out(kind)
     return offering.offered(

@@ -22,7 +22,7 @@ from freehold.server.openai.fields.offers import Offered, read_tools
 from freehold.server.openai.fields.structured import format_of
 from freehold.server.openai.responses.items import read_items
 from freehold.serving import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Job
-from freehold.types import Format, Overflow
+from freehold.types import Format, Overflow, Tool
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
@@ -60,7 +60,7 @@ class ResponseRequest(Generating, kw_only=True):
         str | Annotated[list[Any], Meta(max_length=MAX_MESSAGES)],
         Meta(
             description="Text, or items: message, reasoning, function_call, function_call_output, custom_tool_call, "
-            "custom_tool_call_output, item_reference."
+            "custom_tool_call_output, mcp_approval_response, item_reference."
         ),
     ]
     instructions: Annotated[
@@ -75,7 +75,10 @@ class ResponseRequest(Generating, kw_only=True):
     ] = None
     tools: Annotated[
         Annotated[list[Any], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="`function` and `custom`; those of other types are left out, with a warning."),
+        Meta(
+            description="`function`, `custom`, and `mcp` with the `server_label` of a configured server; those of "
+            "other types are left out, with a warning."
+        ),
     ] = None
     tool_choice: Annotated[
         str | dict[str, Any] | None,
@@ -155,9 +158,13 @@ def response_job(
     tenant: str,
     warnings: list[str],
     pictures: Pictures,
+    served: Sequence[Tool] = (),
 ) -> tuple[Job, Offered]:
-    """Return the job of a request whose whole chat is `items`, `known` of them from earlier responses."""
-    offered = read_tools(r.tools or (), r.tool_choice, warnings)
+    """Return the job of a request whose whole chat is `items`, `known` of them from earlier responses.
+
+    `served`: tools of its MCP servers.
+    """
+    offered = read_tools(r.tools or (), r.tool_choice, warnings, served)
     limit = r.max_output_tokens if r.max_output_tokens is not None else r.max_tokens
     if limit == 0:
         raise Refused(400, "max_output_tokens is 0; expected 1 or more", param="max_output_tokens")

@@ -15,17 +15,25 @@ from typing import Any
 from freehold.server.openai.chat import chat_logprobs
 from freehold.server.openai.fields.offers import input_of
 from freehold.server.openai.responses.sealed import sealed
+from freehold.server.openai.responses.tools import McpTools, approval_id
+from freehold.tools.mcp.pinning import PinnedTool
 from freehold.types import Chunk, SignedThinking, TokenLogprob, ToolPiece
 
 Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
 
 
 class Output:
-    """All items of one answer. `custom`: names of free-form tools; `summarize`: reasoning goes by its summary."""
+    """All items of one answer. `custom`: names of free-form tools; `summarize`: reasoning goes by its summary.
 
-    def __init__(self, *, custom: frozenset[str], summarize: bool) -> None:
+    `mcp`: the tools whose calls need an approval, and the items that come before the model's own.
+    """
+
+    def __init__(self, *, custom: frozenset[str], summarize: bool, mcp: McpTools | None = None) -> None:
         self._custom, self._summarize = custom, summarize
-        self._items: list[Item] = []
+        self._pinned = mcp.pinned if mcp else {}
+        self._items: list[Item] = [DoneOutput(i, item) for i, item in enumerate(mcp.first if mcp else ())]
+        self._shown = 0  # of those, announced
+        self._before = len(self._items)
         self._open: Item | None = None
         self._calls = 0  # begun
         self._blank = ""  # text that opens no item before there is more in it
@@ -38,6 +46,7 @@ class Output:
 
     def add(self, chunk: Chunk) -> Iterator[Event]:
         """Take in a chunk."""
+        yield from self._announced()
         if chunk.thinking:
             self._logprobs = []
             yield from self._thought(chunk.thinking)
@@ -54,7 +63,8 @@ class Output:
 
     def finish(self, *, whole: bool) -> Iterator[Event]:
         """Close what is open. `whole` False: the answer was cut, and its last item with it."""
-        if not self._items:  # a client finds a message in every answer, be it an empty one
+        yield from self._announced()
+        if len(self._items) == self._before:  # a client finds a message in every answer, be it an empty one
             yield from self._begin_text(self._blank)
         yield from self._close("completed" if whole else "incomplete")
 
@@ -62,6 +72,13 @@ class Output:
         """Leave what is open as it is: the answer failed."""
         for _ in self._close("incomplete"):
             pass
+
+    def _announced(self) -> Iterator[Event]:
+        while self._shown < self._before:
+            item = self._items[self._shown]
+            self._shown += 1
+            yield from item.begin()
+            yield from item.end("completed")
 
     def _thought(self, text: str) -> Iterator[Event]:
         item = self._open
@@ -100,6 +117,8 @@ class Output:
         if piece.index == self._calls or not isinstance(item, CallOutput):
             kind = CustomOutput if piece.name in self._custom else CallOutput
             item = kind(len(self._items), piece.id, piece.name)
+            if (tool := self._pinned.get(piece.name)) is not None:
+                item = ApprovalOutput(len(self._items), tool)
             self._calls += 1
             yield from self._begin(item)
         yield from item.more(piece.arguments)
@@ -304,3 +323,49 @@ class CustomOutput(CallOutput):
 
     def _written(self, arguments: str) -> Iterator[Event]:
         yield from ()
+
+
+class ApprovalOutput(CallOutput):
+    """A call of an MCP server's tool, which runs once its approval comes."""
+
+    def __init__(self, index: int, tool: PinnedTool) -> None:
+        super().__init__(index, "", tool.name)
+        self.id = approval_id(tool)
+        self._server = tool.server
+
+    def shown(self) -> dict[str, Any]:
+        known = {"type": "mcp_approval_request", "id": self.id, "server_label": self._server}
+        return {**known, "name": self._name, "arguments": "".join(self._pieces)}
+
+    def end(self, status: str) -> Iterator[Event]:
+        yield from Item.end(self, status)
+
+    def _written(self, arguments: str) -> Iterator[Event]:
+        yield from ()
+
+
+class DoneOutput(Item):
+    """An item that was whole before the model began: a server's tools, or a call that was approved and has run."""
+
+    prefix = "mcp"
+
+    def __init__(self, index: int, item: dict[str, Any]) -> None:
+        super().__init__(index)
+        self._item = item
+        self.id = self._at["item_id"] = item["id"]
+
+    def shown(self) -> dict[str, Any]:
+        return self._item
+
+    def begin(self) -> Iterator[Event]:
+        yield from super().begin()
+        yield {"type": f"response.{self._item['type']}.in_progress", **self._at}
+
+    def end(self, status: str) -> Iterator[Event]:
+        kind = f"response.{self._item['type']}"
+        if "arguments" in self._item:
+            arguments = self._item["arguments"]
+            yield {"type": f"{kind}_arguments.delta", **self._at, "delta": arguments}
+            yield {"type": f"{kind}_arguments.done", **self._at, "arguments": arguments}
+        yield {"type": f"{kind}.{'failed' if self._item.get('error') else 'completed'}", **self._at}
+        yield from super().end(status)

@@ -29,6 +29,7 @@ from freehold.server.openai.responses.fields import (
 from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.shape import ResponseShape
 from freehold.server.openai.responses.store import Responses
+from freehold.server.openai.responses.tools import McpTools
 
 MAX_REFERRED = 16 << 20  # bytes of the items that references stand for: each may name the same one again
 _PREFIXES = {
@@ -37,6 +38,7 @@ _PREFIXES = {
     "function_call_output": "fco",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
+    "mcp_approval_response": "mcprs",
 }
 
 
@@ -50,15 +52,20 @@ async def create(call: HttpCall) -> None:
     call.inherited = store.labels(tenant, before, _references(request.input).values())
     own = _own(request.input, store, tenant)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
-    pictures = Pictures()
-    job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings, pictures)
+    mcp = await McpTools.opened(call, request.tools or ())
+    try:
+        items = await mcp.read([*earlier, *own])
+    finally:
+        await mcp.aclose()
+    pictures, known = Pictures(), max(len(items) - len(own), 0)
+    job, offered = response_job(request, items, known, tenant, warnings, pictures, mcp.offered)
 
     def keep(response: dict[str, Any], labels: tuple[str, ...]) -> str:
         return store.keep(tenant, response, _named(own), before, labels)
 
     shape = ResponseShape(
         echo(request, raw),
-        Output(custom=offered.custom, summarize=summarized(request)),
+        Output(custom=offered.custom, summarize=summarized(request), mcp=mcp),
         keep if request.store is not False else None,
     )
     keep_alive = seconds(request.keep_alive)
