@@ -267,6 +267,7 @@ export const texts = {
     ask: "Compare",
     askAgain: "Ask these models too",
     continueFrom: "Continue here",
+    continues: "Continues here",
     fresh: "New comparison",
     asChat: "Open as a chat",
     waits: { queue: "In the queue…", load: "Loading the model…", engine: "The engine starts again…" },

@@ -6,6 +6,7 @@ Path: `freehold serve` with a scripted model -> page -> what a person reads
 from __future__ import annotations
 
 import json
+import signal
 import urllib.request
 from typing import Any
 
@@ -111,3 +112,35 @@ def test_deployments_are_the_owners(standing, page):
     page.goto(standing.url + "/#/deployments")
     page.reload()
     page.get_by_role("heading", name="Nothing is deployed").wait_for()
+
+
+def test_engine_page_shows_the_model_in_memory_and_says_when_the_server_is_gone(serving, scripted, page):
+    server = serving(str(scripted))
+    page.goto(server.url + "/#/engine")
+    card = page.get_by_role("region", name="scripted")
+    card.get_by_text("To the first token").wait_for()
+    card.get_by_text("threads").wait_for()
+    page.get_by_text("Live", exact=True).wait_for()
+    server.stop(signal.SIGKILL)
+    page.get_by_text("No connection, trying again").wait_for()
+    server.again()
+    page.get_by_text("Live", exact=True).wait_for()
+    page.errors.clear()  # the browser's own words about a server that is away
+
+
+def test_usage_and_runs_of_a_new_server_say_what_would_fill_them(standing, page):
+    page.goto(standing.url + "/#/usage")
+    page.get_by_role("heading", name="This server keeps no ledger").wait_for()
+    page.goto(standing.url + "/#/runs")
+    page.get_by_role("heading", name="No run is known here").wait_for()
+
+
+def test_one_model_with_itself_and_one_seed_is_equal(standing, page):
+    page.goto(standing.url + "/#/compare")
+    page.get_by_role("textbox", name="Message").fill("the table, please")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_text("Equal: all").wait_for()
+    assert page.get_by_role("article", name="scripted").count() == 2
+    page.reload()
+    page.get_by_text("Equal: all").wait_for()
+    assert page.get_by_role("article", name="scripted").get_by_role("table").count() == 2

@@ -114,7 +114,7 @@ function optionsOf(
         label: one.label,
         stroke: colour(swatches[i]!, "backgroundColor"),
         width: 1.75,
-        points: { show: props.x.length < 3 },
+        points: { show: !props.time && props.x.length < 3 },
         spanGaps: false,
       })),
     ],

@@ -7,7 +7,7 @@ import type { Difference } from "../../api/types";
 import { type Column, differences, pair, type Round } from "./rounds";
 
 const words = texts.compare;
-const AROUND = 160; // characters shown before and after the first difference
+const AROUND = 120; // characters shown before and after the first difference, of at most two lines
 
 interface RoundProps {
   round: Round;
@@ -44,8 +44,8 @@ function Answer({ column, chosen, onFrom }: AnswerProps) {
       <header>
         <h2>{column.model}</h2>
         {onFrom && (
-          <Button kind="quiet" aria-pressed={chosen} onClick={() => onFrom(column.answer)}>
-            {words.continueFrom}
+          <Button kind="quiet" aria-pressed={chosen} {...(chosen && { icon: "check" as const })} onClick={() => onFrom(column.answer)}>
+            {chosen ? words.continues : words.continueFrom}
             <span class="unseen">{` ${column.model}`}</span>
           </Button>
         )}
@@ -138,15 +138,17 @@ function speeds(a: Column, b: Column, { tok_s: [x, y] }: Difference): string {
 /** The text around the token at which two answers part; the token stands out. */
 function Excerpt({ column, at, token }: { column: Column; at: number; token: string }) {
   const all = column.thinking + column.text;
-  const start = Math.max(0, at - AROUND);
+  const before = all.slice(Math.max(0, at - AROUND), at).split("\n").slice(-2).join("\n");
+  const start = at - before.length;
   const after = at + token.length;
+  const rest = all.slice(after, after + AROUND).split("\n").slice(0, 2).join("\n");
   return (
     <span class="excerpt">
       {start > 0 && "…"}
-      <Plain text={all.slice(start, at)} />
+      <Plain text={before} />
       <mark>{token ? <Plain text={token} /> : words.ends}</mark>
-      <Plain text={all.slice(after, after + AROUND)} />
-      {after + AROUND < all.length && "…"}
+      <Plain text={rest} />
+      {after + rest.length < all.length && "…"}
     </span>
   );
 }

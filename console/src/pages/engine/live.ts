@@ -5,7 +5,7 @@ import { ApiError } from "../../api/client";
 import { events } from "../../api/events";
 import type { LiveEngine, LiveState } from "../../api/types";
 
-export const SPAN_S = 300; // that the charts show
+export const SPAN_S = 120; // that the charts show
 
 /** What the charts of one model draw: a list a curve, all as long as `at`. */
 export interface History {
