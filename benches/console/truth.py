@@ -58,8 +58,8 @@ def said(url: str, verb: str, words: dict[str, str]) -> str:
     try:
         with urllib.request.urlopen(f"{url}/console/api/choose?{query}", timeout=60) as answer:
             return answer.read().decode()
-    except urllib.error.HTTPError:
-        return ""
+    except urllib.error.HTTPError as e:
+        return "" if e.code in (400, 404) else f"status {e.code}"
 
 
 def main() -> None:

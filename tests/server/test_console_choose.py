@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from freehold import catalog
 from freehold.config import load_settings
 from freehold.server.console.asking import Questions
+from freehold.server.console.choose import _pathless
 from freehold.server.core.keys import Ring
 from tests.server.test_door import key, secret
 
@@ -72,6 +73,21 @@ def test_why_says_the_same_but_for_what_is_free_at_the_moment(server):
         json.loads(printed(server, "why", {"model": MODELS[0]})),
     )
     assert one.pop("here").keys() == other.pop("here").keys() and one == other
+
+
+def test_a_key_is_not_told_where_files_of_the_server_lie():
+    said = json.dumps(
+        {"path": "/home/ann/models/a.gguf", "source": "https://huggingface.co/a/b", "n": 1.5}, indent=1
+    )
+    told = json.loads(_pathless(said + "\n"))
+    assert told == {"path": "a.gguf", "source": "https://huggingface.co/a/b", "n": 1.5}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "./a.gguf", "~/a.gguf", "../a", ""])
+@pytest.mark.parametrize("verb", ["fit", "why"])
+def test_no_question_opens_a_file_of_the_server_by_its_path(server, verb, path):
+    answer = asked(server, verb, {"model": path}, "root")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_errors_are_the_verb_s_with_its_way_out(server):

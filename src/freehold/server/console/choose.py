@@ -6,6 +6,7 @@ Knows who may ask about what; knows no figure. Path: route -> models, choose -> 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qs
@@ -15,7 +16,8 @@ import msgspec
 from freehold.server.console.asking import Questions
 from freehold.server.core.call import HttpCall
 from freehold.server.core.keys import Key
-from freehold.server.core.problems import Refused
+from freehold.server.core.problems import Refused, without_paths
+from freehold.store.refs import parse_ref
 
 MOST_WORDS = 64
 VERBS = ("advise", "fit", "license", "why", "cost")
@@ -42,13 +44,35 @@ async def choose(call: HttpCall) -> None:
         raise Refused(
             400, f"verb is {verb[:40]!r}; expected {', '.join(VERBS)}", param="verb", code="invalid_value"
         )
+    for name in words.get("model", ()):
+        if not name or parse_ref(name).kind == "path":  # a request names no file of the server
+            raise Refused(404, f"there is no model {name[:200]!r}", param="model", code="model_not_found")
     if call.key is not None and call.key.models:
         _check_scope(call.key, verb, words)
 
     async def work() -> None:
-        await call.answer((await questions(call).ask(verb, words)).encode())
+        text = await questions(call).ask(verb, words)
+        await call.answer((text if _of_the_house(call) else _pathless(text)).encode())
 
     await call.while_here(work())
+
+
+def _of_the_house(call: HttpCall) -> bool:
+    """Return whether the caller may know where files of this machine lie."""
+    return call.owner or (call.key is not None and call.key.kind == "admin")
+
+
+def _pathless(text: str) -> str:
+    """Leave of each path the file's name, as in errors; the rest as the command line prints it."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, str):
+            return without_paths(value)
+        if isinstance(value, list):
+            return [told(each) for each in value]
+        return {name: told(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+    return json.dumps(told(json.loads(text)), indent=1) + "\n"
 
 
 def _check_scope(key: Key, verb: str, words: dict[str, list[str]]) -> None:
