@@ -51,7 +51,7 @@ class Served:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.log.append(line)
-            if line.startswith("{") and "url" in (said := json.loads(line)):
+            if line.startswith("{") and "url" in (said := json.JSONDecoder().raw_decode(line)[0]):
                 self.url = said["url"]
                 return
         raise AssertionError("the server ended:\n" + "".join(self.log))
