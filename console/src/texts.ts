@@ -646,4 +646,19 @@ export const texts = {
     licences: "Licences of what this page is built with",
     api: "The API, as OpenAPI describes it",
   },
+  // --- tools, within settings --------------------------------------------------------------------------
+  toolsPart: {
+    title: "Tools",
+    lead: "Programs whose tools a model may call. Each call asks, unless it was allowed for its chat or always.",
+    none: "None is configured. In a terminal of the server's machine:",
+    states: { running: "running", idle: "not running", failed: "failed" },
+    look: (name: string) => `Start ${name} and list its tools`,
+    permissions: "Allowed without asking",
+    server: "Server",
+    tool: "Tool",
+    scope: "Holds",
+    scopes: { chat: "in one chat", always: "always" },
+    since: "Since",
+    revoke: "Ask again",
+  },
 } as const;

@@ -14,6 +14,7 @@ import { theme, type Theme } from "../../parts/theme";
 import { texts } from "../../texts";
 import { keep, kept } from "../chat/kept";
 import { forgetAll, keptHere } from "./storage";
+import { Tools } from "./tools";
 import "./settings.css";
 
 const words = texts.settings;
@@ -34,6 +35,7 @@ export default function Settings() {
           <SendWith />
         </Section>
         <NewChats />
+        <Tools />
         <Storage />
         <Session />
         <Section title={words.about}>
