@@ -24,6 +24,7 @@ from freehold.server.console import page as files
 from tests.console.conftest import CHROMIUM, SCRIPTS, Served
 from tests.console.scripted import write_scripted
 
+ARGS = ["--no-sandbox", "--disable-dev-shm-usage"]
 LIMITS = {"usable_s": 1.0, "first_js_kb": 150.0, "rich_js_kb": 250.0, "all_js_kb": 400.0, "files_kb": 600.0}
 RICH = ("highlight", "math")  # beginnings of the files that math and code bring
 
@@ -68,7 +69,7 @@ def main() -> int:
         spin = "while True: pass"
         busy = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(args.busy)]
         try:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
             rounds = [load(browser, server.url) for _ in range(args.rounds + 1)][1:]
             browser.close()
         finally:

@@ -24,6 +24,7 @@ from freehold.chats.types import ChatChange
 from tests.console.conftest import CHROMIUM, SCRIPTS, Served
 from tests.console.scripted import write_scripted
 
+ARGS = ["--no-sandbox", "--disable-dev-shm-usage"]
 LIMITS = {
     "open_ms": 500.0,
     "frame_p95_ms": 25.0,
@@ -219,7 +220,7 @@ def main() -> int:
         server = Served(home, (str(model),))
         server.start()
         try:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
             page = browser.new_page(viewport={"width": 1200, "height": 800})
             page.goto(server.url)  # once, so that the machine's caches are warm
             found = long_chat(page, server.url, chat)

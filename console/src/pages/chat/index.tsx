@@ -18,7 +18,7 @@ import { useChatKeys } from "./keys";
 import { downSince, isDown, onReturn } from "./link";
 import { List } from "./list";
 import { Log, scroller } from "./log";
-import { models, readModels } from "./models";
+import { models, preferred, readModels } from "./models";
 import { type Chat as Opened, fresh, open, opened, refresh, stateOf } from "./opened";
 import { Panel } from "./panel";
 import { Picker } from "./picker";
@@ -56,12 +56,8 @@ export function Chat() {
     document.title = `${shown(opened.value.card.value?.title || words.newTitle)} · ${texts.name}`;
   });
   useSignalEffect(() => {
-    // A new chat takes the model used last, or the first that is in memory.
-    const all = models.value;
     const now = opened.value;
-    if (!all?.length || now.model.value) return;
-    const last = kept("model", "");
-    now.model.value = (all.find((model) => model.id === last) ?? all[0]!).id;
+    if (models.value && !now.model.value) now.model.value = preferred();
   });
 
   const narrow = () => innerWidth <= 900;

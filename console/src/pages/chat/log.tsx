@@ -27,7 +27,7 @@ export function Log({ chat }: { chat: Chat }) {
   const heights = useMemo(() => new Heights(), [chat]);
   const range = useSignal<[number, number]>([0, 0]);
   const atEnd = useSignal(true);
-  const place = useRef<{ id: string; top: number } | null>(null); // the first message seen, and where
+  const place = useRef<{ id: string; at: number } | null>(null); // the first message seen, and where in the whole
   const nodes = useMemo(() => new Map<string, VNode>(), [chat]);
   const items = useComputed(() => {
     const tree = chat.tree.value.nodes;
@@ -58,11 +58,11 @@ export function Log({ chat }: { chat: Chat }) {
   }
 
   function remember() {
-    const box = outer.current!;
-    const top = box.getBoundingClientRect().top;
+    const top = outer.current!.getBoundingClientRect().top;
+    const from = inner.current!.getBoundingClientRect().top;
     for (const each of inner.current!.children) {
       const at = each.getBoundingClientRect();
-      if (at.bottom > top) return void (place.current = { id: (each as HTMLElement).dataset["id"]!, top: at.top });
+      if (at.bottom > top) return void (place.current = { id: (each as HTMLElement).dataset["id"] ?? "", at: at.top - from });
     }
   }
 
@@ -81,9 +81,12 @@ export function Log({ chat }: { chat: Chat }) {
     }
     if (atEnd.peek()) box.scrollTop = box.scrollHeight;
     else if (place.current) {
-      const held = inner.current!.querySelector<HTMLElement>(`[data-id="${CSS.escape(place.current.id)}"]`);
-      const moved = held ? held.getBoundingClientRect().top - place.current.top : 0;
-      if (Math.abs(moved) >= 1) box.scrollTop += moved;
+      // By how much the message moved within the whole: what the reader scrolled meanwhile is not taken back.
+      const held = inner.current.querySelector(`[data-id="${CSS.escape(place.current.id)}"]`);
+      if (!held) return;
+      const at = held.getBoundingClientRect().top - inner.current.getBoundingClientRect().top;
+      if (Math.abs(at - place.current.at) >= 1) box.scrollTop += at - place.current.at;
+      place.current.at = at;
     }
   }
 

@@ -1,6 +1,7 @@
 // The models that can be asked: what is here, what is in memory, what each can do, and its own defaults for sampling.
 import { signal } from "@preact/signals";
 import { get, post } from "../../api/client";
+import { kept } from "./kept";
 import { reach } from "./link";
 
 export interface Model {
@@ -43,6 +44,13 @@ async function abilities(): Promise<Map<string, string[]>> {
   } catch {
     return new Map();
   }
+}
+
+/** The model of a new chat: the one used last, else the first, which is one in memory if any is. */
+export function preferred(): string {
+  const last = kept("model", "");
+  const all = models.value ?? [];
+  return (all.find((model) => model.id === last) ?? all[0])?.id ?? "";
 }
 
 export const modelOf = (id: string) => models.value?.find((model) => model.id === id) ?? null;

@@ -8,6 +8,7 @@ import { go, to } from "../../parts/router";
 import { changed } from "./cards";
 import { keep, keepFiles, kept, keptFiles } from "./kept";
 import { isDown, onReturn, reach } from "./link";
+import { preferred, readModels } from "./models";
 import { type Chat, load, messageOf, opened, refresh } from "./opened";
 import { type Draft, start } from "./runs";
 import { branchOf } from "./tree";
@@ -137,6 +138,10 @@ function forget(name: string, chat: Chat): void {
 
 /** Make the chat on the server, and give the page its address. */
 async function create(chat: Chat): Promise<void> {
+  if (!chat.model.peek()) {
+    await readModels(); // somebody typed faster than the list came
+    chat.model.value = preferred();
+  }
   const settings = chat.settings.peek();
   const card = await reach(post<Card>("/console/api/chats", { model: chat.model.peek(), settings }));
   chat.id = card.id;
