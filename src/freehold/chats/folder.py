@@ -30,7 +30,7 @@ CHAT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 class ChatFolder:
-    """The chats of one caller, and of nobody else. Methods block, and may be called from any thread."""
+    """The chats of one caller alone. Methods block, and may be called from any thread."""
 
     def __init__(self, path: Path, home: Path) -> None:
         self.path, self._home = path, home

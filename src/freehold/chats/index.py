@@ -1,7 +1,7 @@
 """What a list and a search need of every chat, kept in SQLite beside the chats so that neither opens them all.
 
-A cache: each look compares sizes and times of the files with what is kept and reads those that changed, whoever wrote
-them; a database that is damaged, or cannot be written, is made again or kept in memory. Text is kept folded to one
+A cache: each look compares sizes and times of the files with what is kept and reads those that changed, by any
+program. A database that is damaged, or cannot be written, is made again or kept in memory. Text is kept folded to one
 case, a row a chat, and searched by reading it all: 44 MB take 31 ms, while a trigram index (FTS5) of them took two
 minutes to make. Knows files' sizes; knows no line of a chat.
 Path: ChatFolder.cards, ChatFolder.search -> ChatIndex -> ChatFolder.read for what changed

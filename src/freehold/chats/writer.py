@@ -4,7 +4,7 @@ The file's lock is held for the moment of an append, not for a run: two tabs and
 and since each line names its parent, what they write at once becomes branches. While an answer is written its own lock
 is held too (`live`), so that a reader can tell an answer in progress from one whose writer died.
 
-What is flushed to the disk: a message, an end and a change, which nobody could make again. What an answer grew by is
+What is flushed to the disk: a message, an end and a change, which cannot be made again. What an answer grew by is
 left to the kernel: it survives this program's death, and after a power cut the answer can be made again.
 Path: ChatFolder.writer -> ChatWriter -> append -> the file
 """
@@ -208,7 +208,7 @@ def line_of(message: SavedMessage) -> ChatLine:
 
 
 def no_chat(chat: str) -> ChatNotFound:
-    """Return the error of an id that leads to no chat, whoever's it may be."""
+    """Return the error of an id that leads to no chat of the caller."""
     return ChatNotFound(f"there is no chat {chat[:80]!r}", "the list of chats has those there are")
 
 

@@ -1,7 +1,7 @@
 """Writes a terminal chat to its file while it is held: the message when it is sent, the answer each second, its end.
 
-A disk that fails is reported once and tried again with the next line; the chat goes on in memory meanwhile. A chat that
-another program deleted is saved again, whole, under a new name. Knows the file; knows no model.
+A disk that fails is reported once and tried again with the next line; the chat continues in memory meanwhile. A chat
+that another program deleted is saved again, whole, under a new name. Knows the file; knows no model.
 Path: Conversation.ask -> ChatKeeper.begin -> grow -> end
 """
 
@@ -183,7 +183,7 @@ class ChatKeeper:
         except (StoreError, CapacityExceeded) as e:
             if not self._told:
                 self._say(
-                    f"not saved: {e.message}; the chat goes on and is saved with the next message that can be"
+                    f"not saved: {e.message}; the chat continues and is saved with the next message that can be"
                 )
             self._told = True
 
