@@ -60,7 +60,7 @@ $$
 \\text{{attention}}(Q, K, V) = \\operatorname{{softmax}}\\left(\\frac{{QK^T}}{{\\sqrt{{d_{i}}}}}\\right) V
 $$
 
-> A block is shared until somebody writes to it; its count says by how many.
+> A block is shared until a sequence writes to it; its count says how many share it.
 
 """
 WATCH = """() => {

@@ -1,6 +1,7 @@
 // Markdown that grows, drawn as it grows: blocks that are whole are never lexed again, and no task takes long.
 // Knows offsets into the text and drawn views; which block is what, lexing.ts and views.ts know.
 import { type AnyToken, Blocks, LINE } from "./lexing";
+import { el } from "./dom";
 import { breath } from "./later";
 import { finished } from "./unfinished";
 import { blockViews, codeView, type Part, plainView, type View } from "./views";
@@ -9,12 +10,13 @@ const WINDOW = 8000; // characters lexed at once
 const MOST = 32_000; // a block longer than this is cut
 const LINE_LEAST = 40; // characters that a line counts for at least: a line is an element or more
 const LONG = 8000; // text from which blocks out of sight are left out of layout while more arrives
+const PART = 24; // blocks that are laid out, or left out, together
 const SLICE_MS = 10;
-// While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most: 7 times
+// While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most, and fewer
 // where text comes faster than anyone reads, since a frame costs more than what is new in it.
 const SHARE = 12;
 const LEAST_MS = 33;
-const FAST_MS = 140;
+const FAST_MS = 400;
 const FAST = 1.5; // characters a millisecond
 const MOST_MS = 500;
 
@@ -46,7 +48,11 @@ export class Flow {
   private last: [number, number] = [0, 0]; // characters and time of the last drawing
   private timer = 0;
 
-  constructor(private readonly root: HTMLElement) {}
+  private part = el("div", "part"); // the newest blocks
+
+  constructor(private readonly root: HTMLElement) {
+    root.append(this.part);
+  }
 
   /** Show `text`; `open`: more may come. What fits a slice is drawn now, the rest in later tasks. */
   set(text: string, open: boolean): void {
@@ -68,7 +74,7 @@ export class Flow {
   }
 
   private clear(): void {
-    this.root.replaceChildren();
+    this.root.replaceChildren((this.part = el("div", "part")));
     this.at = 0;
     this.tail = [];
     this.raw = null;
@@ -151,10 +157,19 @@ export class Flow {
       : whole
         ? blockViews(lexer, tokens.slice(closed.count), growing)
         : [];
-    this.tail = patch(this.root, this.tail, [...done, ...after]).slice(done.length);
+    this.tail = patch(this.part, this.tail, [...done, ...after]).slice(done.length);
     this.at += closed.length;
+    this.turn();
     if (fence) this.enter({ ...fence, from: this.at + fence.from, scanned: this.at + fence.from });
     return true;
+  }
+
+  /** Begin a new part when this one is full; the blocks that may change go with it. */
+  private turn(): void {
+    if (this.tail.length === 0 || this.part.childElementCount - this.tail.length < PART) return;
+    const next = el("div", "part", ...this.tail.map(({ part }) => part.node));
+    this.root.append(next);
+    this.part = next;
   }
 
   private enter(raw: Raw): boolean {
@@ -172,7 +187,7 @@ export class Flow {
     const inside = text.slice(raw.from, Math.max(raw.from, maybeEnd(text, last, raw)));
     const shown = (raw.indent ? inside.replace(raw.indent, "") : inside).replace(/\n$/, ""); // its last line's end is the fence's
     const view = raw.lang === null ? plainView(shown) : codeView({ text: shown, lang: raw.lang }, !done);
-    this.tail = patch(this.root, this.tail, [view]);
+    this.tail = patch(this.part, this.tail, [view]);
     raw.scanned = Math.max(raw.from, text.lastIndexOf("\n") + 1);
     if (!done) return false;
     this.at = ended ? ended.index + ended[0].length : text.length;
