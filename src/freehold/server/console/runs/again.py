@@ -14,7 +14,7 @@ from freehold.chats.tools import ToolRunner
 from freehold.chats.types import ChatFinish, ChatSettings, SavedChat, SavedMessage
 from freehold.server.console.runs.bits import Bits, compared, digest
 from freehold.server.console.runs.identity import changed, identity_of
-from freehold.server.console.runs.jobs import Plan
+from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
@@ -52,7 +52,7 @@ class AgainRun(ConsoleRun):
         asked_with = ChatSettings(**receipt["bits"]["settings"])
         if message.state not in ("whole", "length"):  # it was cut: so many tokens, and no more
             asked_with.max_tokens = len(self._kept.ids)
-        self._plan = Plan.of(chat, message.parent or "", self.model, asked_with)
+        self._plan = RunPlan.of(chat, message.parent or "", self.model, asked_with)
         self._plan.sampling = {k: v for k, v in receipt["sampling"].items() if k != "logit_bias"}
 
     async def compute(self) -> None:

@@ -22,7 +22,7 @@ from freehold.chats.writer import ChatWriter
 from freehold.errors import FreeholdError
 from freehold.server.console.runs.answer import RunAnswer
 from freehold.server.console.runs.bits import without_ids
-from freehold.server.console.runs.jobs import Plan
+from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.console.runs.saver import RunSaver
 from freehold.server.core.call import HttpCall
@@ -41,7 +41,7 @@ class ChatRun(ConsoleRun):
         asked: HttpCall,
         folder: ChatFolder,
         chat: str,
-        plan: Plan,
+        plan: RunPlan,
         writer: ChatWriter,
         answer: SavedMessage,
         tools: ToolRunner | None,

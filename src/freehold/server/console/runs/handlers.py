@@ -1,7 +1,7 @@
 """The routes of runs: start, follow, cancel, approve a tool, compute again, compare two answers.
 
 Every chat and every run is looked up under the caller's folder. Knows requests and JSON; knows no model.
-Path: Gate -> a handler -> Plan.of, ChatWriter -> Runs.start; events -> EventLog -> EventStream
+Path: Gate -> a handler -> RunPlan.of, ChatWriter -> Runs.start; events -> EventLog -> EventStream
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from freehold.server.console.runs.again import AgainRun, bits_of
 from freehold.server.console.runs.bits import compared
 from freehold.server.console.runs.chatrun import ChatRun
 from freehold.server.console.runs.identity import identity_of
-from freehold.server.console.runs.jobs import Plan
+from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.registry import Runs
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.call import HttpCall
@@ -81,7 +81,7 @@ async def start(call: HttpCall) -> None:
     await call.models.name_of(model)
     settings = request.settings or chat.settings
     parent, said = _said(chat, request)
-    plan = Plan.of(chat, parent, model, settings)
+    plan = RunPlan.of(chat, parent, model, settings)
     tools = _tools(call, chat_id, settings.tools)
     _runs(call).admit(call.caller)  # others may have come meanwhile
     user, answer, writer = await asyncio.to_thread(_written, folder, chat_id, said, parent, model)

@@ -1,6 +1,6 @@
 """A chat's branch as a job: its messages, with files before their text, and what its settings ask for.
 
-Knows a chat and a job's fields; knows no run and no disk. Path: start, again -> Plan.of -> Plan.job -> Computing
+Knows a chat and a job's fields; knows no run and no disk. Path: start, again -> RunPlan.of -> RunPlan.job -> Computing
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SamplingFields(Struct, kw_only=True, omit_defaults=True):
 
 
 @dataclass(slots=True)
-class Plan:
+class RunPlan:
     """What one run computes: of which model, from which messages, by which settings."""
 
     model: str
@@ -51,8 +51,8 @@ class Plan:
     pictures: Pictures = field(default_factory=Pictures)
 
     @classmethod
-    def of(cls, chat: SavedChat, leaf: str, model: str, settings: ChatSettings) -> Plan:
-        """Plan the answer to the branch that ends at `leaf`. Raises Refused."""
+    def of(cls, chat: SavedChat, leaf: str, model: str, settings: ChatSettings) -> RunPlan:
+        """RunPlan the answer to the branch that ends at `leaf`. Raises Refused."""
         sampling = sampling_of(settings)
         sampling.setdefault("seed", secrets.randbits(SEED_BITS))
         if settings.max_tokens is not None and settings.max_tokens < 1:

@@ -25,7 +25,7 @@ TICK_S = 0.5  # between two looks at an answer that does not grow, and at the en
 ROUTE = "/console/api/runs"
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """The user stopped the run."""
 
 
@@ -71,7 +71,7 @@ class ConsoleRun(ServerCall):
 
     def cancel(self) -> None:
         """Stop at the user's wish; harmless after the end."""
-        self._end(Stopped())
+        self._end(RunStopped())
 
     async def compute(self) -> None:
         """Make the answer. Raises what ends it early."""
@@ -95,7 +95,7 @@ class ConsoleRun(ServerCall):
             await self.while_here(self.compute())
             self.status = self.status or 200
             self.complete = True
-        except Stopped:
+        except RunStopped:
             finish, self.status = "stopped", 499
         except asyncio.CancelledError:  # the loop ends
             finish, self.status = "lost", 503
