@@ -60,6 +60,7 @@ def main() -> int:
     from playwright.sync_api import sync_playwright
 
     scripts = sorted(files.STATIC.rglob("*.js"))
+    all_files = [path for path in files.STATIC.rglob("*") if path.is_file()]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         home = Path(folder) / "home"
         home.mkdir()
@@ -84,7 +85,8 @@ def main() -> int:
         "first_js_kb": kilobytes([path for path in scripts if path.name in first]),
         "rich_js_kb": kilobytes(rich),
         "all_js_kb": kilobytes(scripts),
-        "files_kb": sum(path.stat().st_size for path in files.STATIC.rglob("*") if path.is_file()) / 1000,
+        "files_kb": kilobytes(all_files),
+        "files_plain_kb": sum(path.stat().st_size for path in all_files) / 1000,
         "scripts": float(len(first)),
     }
     for name, value in found.items():

@@ -123,7 +123,7 @@ def test_edit_makes_another_version_and_the_arrow_leads_back(chat, server):
     say(chat, "first words")
     said(chat)
     chat.get_by_role("button", name="Edit", exact=True).click()
-    assert box(chat).input_value() == "first words"
+    expect(box(chat)).to_have_value("first words")
     say(chat, "a table now")
     said(chat).get_by_role("table").wait_for()
     assert chat.get_by_text("2/2").count() == 1
@@ -191,9 +191,9 @@ def test_up_arrow_in_an_empty_box_edits_the_last_message(chat):
     say(chat, "hello up")
     said(chat)
     box(chat).press("ArrowUp")
-    assert box(chat).input_value() == "hello up"
+    expect(box(chat)).to_have_value("hello up")
     box(chat).press("Escape")
-    assert box(chat).input_value() == ""
+    expect(box(chat)).to_have_value("")
 
 
 def test_large_paste_becomes_a_file_with_its_tokens(chat, server):
