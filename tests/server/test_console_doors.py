@@ -213,22 +213,27 @@ def test_revoked_keys_and_expired_sessions_are_no_sessions(ending):
 
 
 def chat(client: httpx2.Client) -> dict[str, str]:
-    return {"chat": client.post("/console/api/chats", json={"title": "mine"}).json()["id"]}
+    return {
+        "chat": client.post("/console/api/chats", json={"title": "mine", "model": "fake:1b"}).json()["id"]
+    }
 
 
-def nothing(client: httpx2.Client) -> dict[str, str]:
-    return {}
+def run(client: httpx2.Client) -> dict[str, str]:
+    made = chat(client)
+    asked = {"parent": None, "message": {"content": "hi"}, "model": "fake:1b"}
+    started = client.post(f"/console/api/chats/{made['chat']}/runs", json=asked)
+    assert started.status_code == 201, started.text
+    return {**made, "run": started.json()["run"]}
 
 
-# What makes the things that a path's parameters name, as their owner; a parameter that is not here fails below.
-MADE: dict[str, Callable[[httpx2.Client], dict[str, str]]] = {
+# What makes the things that a path's parameters name, as their owner; a parameter that is not here fails below. Without
+# a function: what belongs to the server, such as keys, tools, permissions and receipts of trainings.
+MADE: dict[str, Callable[[httpx2.Client], dict[str, str]] | None] = {
     "chat": chat,
-    "run": nothing,  # of a test of its own: it takes a model that answers slowly
-    "name": nothing,  # keys are the owner's, who sees all of them
-    "digest": nothing,  # permissions of tools are the owner's
-    "id": nothing,  # receipts of trainings belong to the machine
+    "run": run,
+    **dict.fromkeys(["name", "digest", "id"]),
 }
-OTHERS = [(m, p) for m, p in SHUT if "{chat}" in p]
+OTHERS = [(m, p) for m, p in SHUT if any(MADE.get(name) for name in re.findall(r"\{(\w+)", p))]
 
 
 def test_every_parameter_of_a_path_is_known_here():
@@ -238,22 +243,33 @@ def test_every_parameter_of_a_path_is_known_here():
 @pytest.mark.parametrize("method, path", OTHERS)
 def test_what_is_anothers_looks_as_if_it_never_was(keyed, method, path):
     ann, bob = (client_of(keyed, keyed.cookies[name]) for name in ("ann", "bob"))
-    found = chat(ann)["chat"]
-    theirs, none = (bob_asks(bob, method, path, each) for each in (found, NOWHERE))
+    (name,) = (each for each in re.findall(r"\{(\w+)", path) if MADE.get(each))
+    make = MADE[name]
+    assert make is not None
+    found = make(ann)
+    theirs, none = (_asked(bob, method, path, each) for each in (found[name], NOWHERE))
     assert theirs.status_code == none.status_code == 404
-    said = [re.sub(f"{found}|{NOWHERE}", "ID", each.text) for each in (theirs, none)]
+    said = [re.sub(f"{found[name]}|{NOWHERE}", "ID", each.text) for each in (theirs, none)]
     assert said[0] == said[1]
     same = [
         {n for n in each.headers if n not in ("x-request-id", "request-id", "date")}
         for each in (theirs, none)
     ]
     assert same[0] == same[1]
-    assert found in ann.get("/console/api/chats").text and found not in bob.get("/console/api/chats").text
+    assert found["chat"] in ann.get("/console/api/chats").text
+    assert found["chat"] not in bob.get("/console/api/chats").text
+    if name == "run" and method == "GET":  # and its own key reads all of it
+        assert "event: end" in ann.get(path.replace("{run}", found["run"])).text
 
 
-def bob_asks(client: httpx2.Client, method: str, path: str, chat: str) -> httpx2.Response:
-    path = re.sub(r"\{\w+\}", NOWHERE, path.replace("{chat}", chat))
-    bodies = {"runs": {"parent": None, "message": {"content": "x"}}, "again": {"message": "m"}}
+def _asked(client: httpx2.Client, method: str, path: str, it: str) -> httpx2.Response:
+    """Ask for a thing with a body that the route takes."""
+    path = re.sub(r"\{\w+\}", it, path)
+    bodies = {
+        "runs": {"parent": None, "message": {"content": "x"}},
+        "again": {"message": "m"},
+        "approve": {"call": "c", "verdict": "deny"},
+    }
     body = {} if method == "GET" else {"json": bodies.get(path.rpartition("/")[2], {})}
     return client.request(method, path, **body)
 
