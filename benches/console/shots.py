@@ -26,7 +26,7 @@ from tests.console.owner import as_owner
 LIMIT = 150_000  # bytes a picture
 SIZE = {"width": 1200, "height": 760}
 KEPT = ("models", "files", "machine.json", "runs.jsonl")  # what the copy of a home needs
-QUESTION = "Write a Python function that tells whether a number is prime, and explain it shortly."
+QUESTION = "Write a short Python function that tells whether a number is prime. No explanation."
 
 
 def copied(home: Path, to: Path) -> Path:
@@ -40,11 +40,10 @@ def copied(home: Path, to: Path) -> Path:
     return to
 
 
-def ask(page: Any, text: str) -> None:
-    """Write a message and send it."""
-    box = page.get_by_role("textbox", name="Message")
-    box.fill(text)
-    box.press("Enter")
+def ask(page: Any, text: str, button: str = "Send") -> None:
+    """Write a message and send it once the page can."""
+    page.get_by_role("textbox", name="Message").fill(text)
+    page.get_by_role("button", name=button, exact=True).click()
 
 
 def finished(page: Any) -> None:
@@ -56,6 +55,7 @@ def finished(page: Any) -> None:
 def chat(page: Any, url: str) -> None:
     """A conversation of one question, with code."""
     page.goto(f"{url}/#/chat")
+    page.locator(".picker-button", has_text=":").wait_for()
     ask(page, QUESTION)
     finished(page)
 
@@ -71,6 +71,7 @@ def models(page: Any, url: str) -> None:
 def engine(page: Any, url: str) -> None:
     """The engine while it writes."""
     page.goto(f"{url}/#/chat")
+    page.locator(".picker-button", has_text=":").wait_for()
     ask(page, "Tell a long story about a lighthouse keeper.")
     page.get_by_role("button", name="Stop").wait_for(timeout=60_000)
     page.goto(f"{url}/#/engine")
@@ -82,9 +83,8 @@ def compare(page: Any, url: str) -> None:
     """Two models with one question."""
     page.goto(f"{url}/#/compare")
     page.get_by_role("textbox", name="Message").wait_for()
-    ask(page, "What is the capital of France? Answer in one sentence.")
-    finished(page)
-    page.locator(".verdict").first.wait_for(timeout=30_000)
+    ask(page, "What is the capital of France? Answer with one word.", "Compare")
+    page.locator(".verdict").first.wait_for(timeout=120_000)
 
 
 PAGES: dict[str, Callable[[Any, str], None]] = {
@@ -100,6 +100,7 @@ def taken(browser: Any, server: Served, name: str, scheme: str, out: Path) -> in
     context = browser.new_context(viewport=SIZE, color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
     as_owner(server, page)
+    page.wait_for_load_state("networkidle")
     PAGES[name](page, server.url)
     page.wait_for_timeout(700)
     path = out / f"console-{name}-{scheme}.png"
