@@ -52,7 +52,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, chat: SavedChat, leaf: str, model: str, settings: ChatSettings) -> RunPlan:
-        """RunPlan the answer to the branch that ends at `leaf`. Raises Refused."""
+        """Plan the answer to the branch that ends at `leaf`. Raises Refused."""
         sampling = sampling_of(settings)
         sampling.setdefault("seed", secrets.randbits(SEED_BITS))
         if settings.max_tokens is not None and settings.max_tokens < 1:
