@@ -78,7 +78,7 @@ function Licence({ row }: { row: ModelRow }) {
       {row.verdict && (
         <span class={`badge ${VERDICT_TONES[row.verdict.answer]}`}>{words.verdicts[row.verdict.answer]}</span>
       )}
-      <small>{row.licence.replace(/^LicenseRef-(scancode-)?/, "")}</small>
+      <small>{row.licence.replaceAll(/LicenseRef-(scancode-)?/g, "")}</small>
     </span>
   );
 }

@@ -68,7 +68,7 @@ function Facts({ why }: { why: Why }) {
       {why.unknown.length > 0 && (
         <section>
           <h3>{words.unknown}</h3>
-          <ul class="plain">
+          <ul class="unknowns">
             {why.unknown.map((what) => (
               <li key={what}>{what}</li>
             ))}
