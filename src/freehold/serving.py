@@ -322,7 +322,7 @@ class StoredModel:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineDeath:
+class PastDeath:
     """An engine process that ended by itself."""
 
     at: float  # time.time()
@@ -341,7 +341,7 @@ class LoadedInfo:
     restarts: int = 0
     slow_readers: int = 0
     pid: int = 0  # of the engine process; 0: none on this machine
-    deaths: tuple[EngineDeath, ...] = ()  # the latest ones of this model's engines
+    deaths: tuple[PastDeath, ...] = ()  # the latest ones of this model's engines
 
 
 @dataclass(frozen=True, slots=True)

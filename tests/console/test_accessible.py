@@ -1,4 +1,4 @@
-"""Every page for everybody: axe in both schemes and both widths, the keyboard alone, zoom, forced colours, less motion.
+"""Every page by axe, the keyboard alone, zoom, forced colours and less motion, in both schemes and both widths.
 
 axe-core comes with the page's sources (`npm ci` in console/) and is left out where they are not installed. It is run
 by the browser's own debugger, as the page's policy lets no other script in.

@@ -1,4 +1,4 @@
-"""Every route of the console is shut to whoever may not enter, and what is another's looks as if it never was.
+"""Every route of the console is shut to those who may not enter, and what is another's looks as if it never was.
 
 The routes are those of the application: one that is added is attacked without a line here, except that a route with the
 id of a new kind of thing needs a line in MADE. Path: routes -> ROUTES -> each attack

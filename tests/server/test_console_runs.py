@@ -147,7 +147,7 @@ def test_a_run_continues_without_a_reader_and_two_readers_see_the_same(chats):
     run = mine.run()["run"]
     with mine.following(run) as one, mine.following(run) as other:
         assert next(one)[1] == next(other)[1] == "begin"
-    gate.set()  # nobody reads
+    gate.set()  # there is no reader
     assert eventually(lambda: mine.folder.read(mine.id).branch()[-1].state == "whole")
     assert mine.follow(run).text == mine.follow(run).text == TEXT
 

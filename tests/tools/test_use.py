@@ -146,7 +146,7 @@ def test_three_servers_with_one_tool_name_keep_apart(tmp_path: Path):
         assert set(tools.tools()) == {"a__echo", "b__echo", "c__echo"}
         for name in "abc":
             await tools.use(ToolCall(f"c{name}", f"{name}__echo", "{}"), desk)
-        assert (await tools.use(CALL, desk)).failed  # the bare name is nobody's
+        assert (await tools.use(CALL, desk)).failed  # the bare name is of no server
 
     within(tmp_path, {name: program() for name in "abc"}, use)
     assert [question.server for question in desk.asked] == ["a", "b", "c"]

@@ -51,7 +51,7 @@ class ToolStep(Struct, kw_only=True, omit_defaults=True):
 
 
 class ToolResult(Struct, kw_only=True, frozen=True):
-    """What the model is told of a call."""
+    """What a call gives the model."""
 
     content: str
     server: str = ""

@@ -93,7 +93,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
         "mcp": Verb(
             "Configure the programs whose tools a model may call.",
-            "freehold mcp add files -- npx -y @modelcontextprotocol/server-filesystem ~/notes",
+            "freehold mcp add files -- python ~/files_server.py ~/notes",
         ),
         "gateway": Verb(
             "Check a gateway.toml, or make one of a LiteLLM configuration.",

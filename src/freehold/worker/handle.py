@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError, UsageError
-from freehold.serving import EmbedJob, EngineDeath, EngineStats, Job, ModelInfo, Vectors
+from freehold.serving import EmbedJob, EngineStats, Job, ModelInfo, PastDeath, Vectors
 from freehold.worker import quarantine
 from freehold.worker.calls import LoadWaiters, PendingCall, check_pending, joined, portions
 from freehold.worker.client import STOP_S, EngineDied, EngineProcess
@@ -71,7 +71,7 @@ class EngineHandle:
         self._up_at = math.inf
         self._busy_at = self._loop.time()
         self.restarts = self.slow_readers = 0
-        self.deaths: deque[EngineDeath] = deque(maxlen=KEPT_DEATHS)
+        self.deaths: deque[PastDeath] = deque(maxlen=KEPT_DEATHS)
         self.progress = (0, 0)  # bytes loaded, bytes in all
 
     # --- state -------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class EngineHandle:
     def _engine_died(self, cause: str, deaths: int) -> bool:
         """Count a death against the requests it concerns; return whether to start the engine again."""
         log.warning("the engine of %s died: %s", self.name, cause)
-        self.deaths.append(EngineDeath(time.time(), cause))
+        self.deaths.append(PastDeath(time.time(), cause))
         self._counters.engine_ended()
         if self._quarantine.suspect is not None:
             log.warning("job %d of %s was on trial", self._quarantine.suspect.id, self.name)

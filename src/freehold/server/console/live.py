@@ -1,4 +1,4 @@
-"""The engines at work, twice a second, for whoever looks: streams, queues, latencies, cache, memory, deaths.
+"""The engines at work, twice a second while they are looked at: streams, queues, latencies, cache, memory, deaths.
 
 One task takes one look for all viewers and ends with the last of them; without a viewer nothing is computed. Figures
 are those of /metrics: the engines' latest stats, and the histograms that answers fill. Knows who may see what; knows no

@@ -158,7 +158,7 @@ class ServerCall:
         return self.server.models.loading().get(model)
 
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work`, but cancel it on cut() (EngineClosed), or once nobody wants it."""
+        """Run `work`, but cancel it on cut() (EngineClosed), or once its client is gone."""
         self._task = asyncio.current_task()
         assert self._task is not None
         self.server.calls.add(self)

@@ -35,7 +35,7 @@ class ToolPermission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     chat: str = ""  # of scope chat
 
 
-class _Kept(msgspec.Struct):
+class _KeptPermissions(msgspec.Struct):
     permissions: list[ToolPermission] = []
 
 
@@ -106,14 +106,16 @@ class Permissions:
     def _read(self) -> list[ToolPermission]:
         """Return what is kept; a file that cannot be read allows nothing."""
         with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return msgspec.json.decode(self._path.read_bytes(), type=_Kept).permissions
+            return msgspec.json.decode(self._path.read_bytes(), type=_KeptPermissions).permissions
         return []
 
     def _write(self, entries: list[ToolPermission]) -> None:
         new = self._path.with_name(self._path.name + ".new")
         try:
             with open(new, "wb", opener=private.opener) as file:
-                file.write(msgspec.json.format(msgspec.json.encode(_Kept(entries)), indent=1) + b"\n")
+                file.write(
+                    msgspec.json.format(msgspec.json.encode(_KeptPermissions(entries)), indent=1) + b"\n"
+                )
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._path)

@@ -1,6 +1,6 @@
 """What a tool answered, as text for a model: cut at 64 kB, and other content is named.
 
-Knows blocks of content as JSON; knows no connection. Path: ToolConnection.call -> shown -> ToolOutcome
+Knows blocks of content as JSON; knows no connection. Path: ToolConnection.call -> shown -> use.py
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class RunTools:
         tool = self._tool(call.name)
         if tool is None:
             return ToolResult(content=f"There is no tool called {call.name[:100]!r}.", failed=True)
-        step = _Step(call, tool, desk)
+        step = _ToolStep(call, tool, desk)
         try:
             await self._use(step)
         except FreeholdError as e:
@@ -76,7 +76,7 @@ class RunTools:
         if not self._keep:
             await self._servers.release(self._user)
 
-    async def _use(self, step: _Step) -> None:
+    async def _use(self, step: _ToolStep) -> None:
         if self._calls >= MAX_CALLS:
             return step.end("failed", f"Not called: an answer may call tools {MAX_CALLS} times.")
         arguments = _object(step.arguments)
@@ -98,7 +98,7 @@ class RunTools:
         result = await connection.call(step.tool.name, arguments)
         return step.end("failed" if result.failed else "done", said + result.text)
 
-    async def _approved(self, step: _Step) -> ToolAnswer:
+    async def _approved(self, step: _ToolStep) -> ToolAnswer:
         """Return the answer for the tool as it is now; a question whose tool changed meanwhile is asked again."""
         known = step.tool
         for _ in range(_ASKS):
@@ -127,7 +127,7 @@ class RunTools:
         return next((each for each in tools if each.name == tool.name), None)
 
 
-class _Step:
+class _ToolStep:
     """One call on its way, and what the desk sees of it."""
 
     def __init__(self, call: ToolCall, tool: PinnedTool, desk: ToolDesk) -> None:

@@ -42,7 +42,7 @@ class AgainRun(ConsoleRun):
         message: SavedMessage,
         tools: ToolRunner | None,
     ) -> None:
-        """Raises Refused for a message that is no answer of ours, or has no bits to compare."""
+        """Raises Refused for a message that this server did not answer, or has no bits to compare."""
         receipt = message.receipt or {}
         self._kept = bits_of(message)
         super().__init__(asked, folder, chat.card.id, receipt["bits"]["model"])
@@ -50,7 +50,7 @@ class AgainRun(ConsoleRun):
         self._made = Bits()
         self._text: list[str] = []
         asked_with = ChatSettings(**receipt["bits"]["settings"])
-        if message.state not in ("whole", "length"):  # it was cut: so many tokens, and no more
+        if message.state not in ("whole", "length"):  # it was cut: its tokens up to there
             asked_with.max_tokens = len(self._kept.ids)
         self._plan = RunPlan.of(chat, message.parent or "", self.model, asked_with)
         self._plan.sampling = {k: v for k, v in receipt["sampling"].items() if k != "logit_bias"}

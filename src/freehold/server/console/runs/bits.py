@@ -16,7 +16,7 @@ from typing import Any
 
 from freehold.server.console.runs.events import units
 
-_LONG = 255  # in `ends`: so many units, and those of the next byte
+_LONG = 255  # in `ends`: this many units, and those of the next byte
 
 
 def digest(ids: Sequence[int]) -> str:

@@ -70,7 +70,7 @@ class ApproveCall(Struct, kw_only=True):
 
 
 async def start(call: HttpCall) -> None:
-    """Answer a message in a chat; the answer is made whether or not anybody follows it."""
+    """Answer a message in a chat; the answer is made whether or not it is followed."""
     request, _ = await call.struct(StartRun)
     folder, chat_id = folder_of(call), _chat(call)
     _runs(call).admit(call.caller)

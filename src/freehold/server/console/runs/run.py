@@ -30,7 +30,7 @@ class RunStopped(Exception):
 
 
 class ConsoleRun(ServerCall):
-    """A run of whoever asked for it with `asked`, on the chat `chat` of `folder`."""
+    """A run of the caller that sent `asked`, on the chat `chat` of `folder`."""
 
     def __init__(self, asked: HttpCall, folder: ChatFolder, chat: str, model: str) -> None:
         super().__init__(asked.server)
@@ -142,7 +142,7 @@ class ConsoleRun(ServerCall):
         return sum(each.restarts for each in self.models.loaded() if each.name in (self.model, base))
 
     def _why(self) -> dict[str, Any] | None:
-        """Say what the run waits for; None where it waits for nobody but the model."""
+        """Say what the run waits for; None where it waits for the model alone."""
         base = self.model.partition("+")[0]
         if (progress := self.loading(base)) is not None:
             return {"why": "engine" if self._came else "load", "done": progress[0], "of": progress[1]}

@@ -3,7 +3,7 @@
 Each call of the model ends the response with an `mcp_approval_request`; the request that brings its
 `mcp_approval_response` runs the call first, and has it as an `mcp_call` before the model's next words. An approval
 holds for the tool as it was: its id carries a part of the digest. Knows items and RunTools; knows no event.
-Path: routes.create -> McpTools.opened -> carried_out -> RunTools.use; items.py reads what came of it
+Path: routes.create -> McpTools.opened -> RunTools.use; items.py reads what came of it
 """
 
 from __future__ import annotations
