@@ -35,7 +35,8 @@ export function Composer({ chat }: { chat: Chat }) {
     grow(node);
   });
   useEffect(() => {
-    if (matchMedia("(pointer: fine)").matches) area.current!.focus();
+    // Where a finger is all there is, focus would open the keyboard over the page. A machine without a mouse has none.
+    if (!matchMedia("(pointer: coarse)").matches) area.current!.focus();
   }, [chat]);
 
   function input(node: HTMLTextAreaElement) {

@@ -24,7 +24,7 @@ POLICY = (
 )
 # What a page may ask of a browser, as Chromium lists it: nothing but the clipboard.
 REFUSED_FEATURES = (
-    *("accelerometer", "autoplay", "bluetooth", "camera", "display-capture", "encrypted-media", "fullscreen"),
+    *("accelerometer", "autoplay", "camera", "display-capture", "encrypted-media", "fullscreen"),
     *(
         "gamepad",
         "geolocation",
