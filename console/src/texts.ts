@@ -96,7 +96,9 @@ export const texts = {
     loadingModel: (share: number | null) =>
       share === null ? "Loading the model" : `Loading the model, ${Math.round(share * 100)} %`,
     queued: (before: number, s: number | null) =>
-      `Waiting for ${before === 1 ? "one other answer" : `${before} other answers`}` +
+      (before === 0
+        ? "Waiting for the first word"
+        : `Waiting for ${before === 1 ? "one other answer" : `${before} other answers`}`) +
       (s === null ? "" : `, about ${Math.max(1, Math.round(s))} s`),
     engineAgain: "The engine is being started again; the answer continues",
     notSent: "The server cannot be reached. This message is sent when it is back.",

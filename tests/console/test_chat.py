@@ -119,6 +119,20 @@ def test_stop_keeps_what_has_come(chat, server):
     assert answer.state == "stopped" and LONG.startswith(answer.content) and len(answer.content) < len(LONG)
 
 
+def test_focus_is_in_the_box_after_stop_and_edit_and_for_a_letter_typed_nowhere(chat):
+    say(chat, "long please")
+    chat.get_by_role("button", name="Stop", exact=True).click()
+    expect(box(chat)).to_be_focused()
+    chat.get_by_role("button", name="Edit").first.click()
+    expect(box(chat)).to_be_focused()
+    expect(box(chat)).to_have_value("long please")
+    chat.keyboard.press("Escape")
+    chat.get_by_role("heading", level=1).click()
+    expect(box(chat)).not_to_be_focused()
+    chat.keyboard.type("hello")
+    expect(box(chat)).to_have_value("hello")
+
+
 def test_edit_makes_another_version_and_the_arrow_leads_back(chat, server):
     say(chat, "first words")
     said(chat)

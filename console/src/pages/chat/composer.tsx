@@ -14,6 +14,7 @@ import { lives, stop } from "./runs";
 import { beginEdit, box, editing, endEdit, other, pending, send, typed } from "./sending";
 
 const words = texts.chat;
+const TOUCH = matchMedia("(pointer: coarse)"); // focus opens a keyboard over the page. Without a mouse there is no pointer
 const GROWS = CSS.supports("field-sizing", "content");
 
 export const composer: { focus: () => void } = { focus: () => {} };
@@ -35,9 +36,22 @@ export function Composer({ chat }: { chat: Chat }) {
     grow(node);
   });
   useEffect(() => {
-    // Where a finger is all there is, focus would open the keyboard over the page. A machine without a mouse has none.
-    if (!matchMedia("(pointer: coarse)").matches) area.current!.focus();
+    if (!TOUCH.matches) area.current!.focus();
   }, [chat]);
+  useSignalEffect(() => {
+    if (editing.value !== null) area.current?.focus(); // Edit was pressed: what is edited is here
+  });
+  useEffect(() => {
+    addEventListener("keydown", take);
+    return () => removeEventListener("keydown", take);
+  }, []);
+
+  /** A letter typed where nobody writes, on the page or its conversation, is the first of a message. */
+  function take(e: KeyboardEvent) {
+    const command = e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented;
+    if (command || e.key.length !== 1 || e.key === " " || document.querySelector("dialog[open], :popover-open")) return;
+    if ((e.target as Element).matches("body, main, .log")) area.current?.focus();
+  }
 
   function input(node: HTMLTextAreaElement) {
     typed(node.value);
@@ -65,6 +79,11 @@ export function Composer({ chat }: { chat: Chat }) {
       if (editing.peek() !== null) endEdit();
       else if (running.peek()) void stop(running.peek()!.peek());
     }
+  }
+
+  function stopNow() {
+    void stop(running.peek()!.peek());
+    if (!TOUCH.matches) area.current!.focus(); // for the button goes away with the answer
   }
 
   function submit() {
@@ -136,7 +155,7 @@ export function Composer({ chat }: { chat: Chat }) {
         <AttachButton />
         <span class="grow" />
         {running.value ? (
-          <Button kind="primary" icon="stop" busy={running.value.value.stopping} onClick={() => void stop(running.value!.peek())}>
+          <Button kind="primary" icon="stop" busy={running.value.value.stopping} onClick={stopNow}>
             {texts.stop}
           </Button>
         ) : (
