@@ -37,8 +37,36 @@ def test_models_that_are_here_are_listed_with_what_the_server_says_of_them(stand
 def test_a_visitor_is_offered_no_pull_and_is_told_how_to_become_the_owner(standing, page):
     page.goto(standing.url + "/#/models?tab=catalogue")
     page.get_by_text("freehold open").wait_for()
-    row(page, "01-ai/Yi-6B-Chat").wait_for(timeout=60_000)
+    page.locator("table.table tbody tr").first.wait_for(timeout=60_000)
     assert page.get_by_role("button", name="Pull").count() == 0
+
+
+def test_catalogue_begins_with_what_fits_and_sorts_all_of_it_not_only_what_is_drawn(standing, page):
+    page.goto(standing.url + "/#/models?tab=catalogue")
+    rows = page.locator("table.table tbody tr")
+    rows.first.wait_for(timeout=60_000)
+    everything = [each for each in asked(standing, "/console/api/models")["models"] if not each["held"]]
+    assert "too large" not in rows.first.inner_text()
+    first = page.locator(".model-name a").first
+    newest = max(e["released"] for e in everything if e["fits"] and e["runs"] and e["role"] == "generator")
+    assert newest == next(e for e in everything if e["name"] == first.inner_text())["released"]
+    page.get_by_role("button", name="Model", exact=True).click()
+    page.get_by_role("button", name="Model", exact=True).click()
+    last = page.evaluate(
+        "names => names.sort((a, b) => b.localeCompare(a))[0]", [e["name"] for e in everything]
+    )
+    page.locator(".model-name").first.get_by_role("link", name=last, exact=True).wait_for()
+
+
+def test_models_page_opened_again_shows_what_it_showed_at_once(standing, page):
+    page.goto(standing.url + "/#/models?tab=here")
+    rows = page.locator("table.table tbody tr")
+    rows.first.wait_for(timeout=60_000)
+    page.get_by_role("link", name="Usage").click()
+    page.get_by_role("heading", name="Usage", level=1).wait_for()
+    page.route("**/console/api/models*", lambda _: None)  # no answer comes
+    page.get_by_role("link", name="Models").click()
+    rows.first.wait_for()
 
 
 def test_search_and_filters_leave_only_what_matches(standing, page):

@@ -18,9 +18,10 @@ interface TableProps<T> {
   rows: readonly T[];
   rowKey: (row: T) => string;
   sort?: { key: string; down?: boolean };
+  most?: number; // rows drawn, of all that are sorted
 }
 
-export function Table<T>({ caption, columns, rows, rowKey, sort }: TableProps<T>) {
+export function Table<T>({ caption, columns, rows, rowKey, sort, most }: TableProps<T>) {
   const by = useSignal(sort ?? { key: "", down: false });
   const sorted = order(rows, columns.find((c) => c.key === by.value.key)?.value, by.value.down ?? false);
   const turn = (key: string) => {
@@ -52,7 +53,7 @@ export function Table<T>({ caption, columns, rows, rowKey, sort }: TableProps<T>
           </tr>
         </thead>
         <tbody role="rowgroup">
-          {sorted.map((row) => (
+          {sorted.slice(0, most).map((row) => (
             <tr key={rowKey(row)} role="row">
               {columns.map((c) => (
                 <td key={c.key} role="cell" class={c.end ? "end" : ""} data-label={c.title_hidden ? undefined : c.title}>

@@ -5,7 +5,7 @@ import { me } from "../../api/me";
 import type { ModelList, ModelRow } from "../../api/types";
 import { Search, Toggle } from "../../parts/field";
 import { Icon } from "../../parts/icons";
-import { type Loading, useLoaded } from "../../parts/loaded";
+import { type Loading, useKept } from "../../parts/loaded";
 import { Empty, Loaded, Page } from "../../parts/page";
 import { go, place, to } from "../../parts/router";
 import { Tabs } from "../../parts/tabs";
@@ -14,15 +14,15 @@ import { texts } from "../../texts";
 import { changes } from "./actions";
 import { ModelActions, ModelTable } from "./list";
 import "./models.css";
-import { matching, NO_FILTERS, type Filters } from "./rows";
+import { matching, NO_FILTERS, ordered, type Filters } from "./rows";
 import { WhyDialog } from "./why";
 
 const words = texts.models;
 const AT_ONCE = 60; // rows drawn before more are asked for
 
 export default function Models() {
-  const held = useLoaded<ModelList>("/console/api/models?held=1", changes.value);
-  const all = useLoaded<ModelList>("/console/api/models", changes.value); // which takes seconds the first time
+  const held = useKept<ModelList>("/console/api/models?held=1", changes.value);
+  const all = useKept<ModelList>("/console/api/models", changes.value); // which takes seconds the first time
   const both = all.value ?? held.value;
   return (
     <Page title={texts.pages.models} lead={words.lead}>
@@ -38,7 +38,7 @@ function Found({ list, catalogue }: { list: ModelList; catalogue: Loading<ModelL
   const filters = useSignal<Filters>(NO_FILTERS);
   const most = useSignal(AT_ONCE);
   const rows = useMemo(
-    () => matching(list.models, { ...filters.value, held: tab === "here" }),
+    () => ordered(matching(list.models, { ...filters.value, held: tab === "here" }), tab === "here"),
     [list, filters.value, tab],
   );
   const open = list.models.find((row) => row.name === place.value.rest[0]);
@@ -68,7 +68,7 @@ function Found({ list, catalogue }: { list: ModelList; catalogue: Loading<ModelL
         ) : rows.length === 0 ? (
           <Nothing here={tab === "here" && !held.length} />
         ) : (
-          <ModelTable key={tab} rows={rows.slice(0, most.value)} held={tab === "here"} tab={tab} />
+          <ModelTable key={tab} rows={rows} held={tab === "here"} tab={tab} most={most.value} />
         )}
         {rows.length > most.value && (
           <p class="more-rows">

@@ -14,7 +14,14 @@ import { fit, size, speed, VERDICT_TONES } from "./rows";
 
 const words = texts.models;
 
-export function ModelTable({ rows, held, tab }: { rows: ModelRow[]; held: boolean; tab: string }) {
+interface TableFacts {
+  rows: ModelRow[];
+  held: boolean;
+  tab: string;
+  most: number;
+}
+
+export function ModelTable({ rows, held, tab, most }: TableFacts) {
   const columns: Column<ModelRow>[] = [
     { key: "name", title: texts.model, value: (row) => row.name, cell: (row) => <Name row={row} tab={tab} /> },
     { key: "fit", title: words.fitTitle, value: (row) => row.memory, cell: (row) => <Fit row={row} /> },
@@ -37,7 +44,7 @@ export function ModelTable({ rows, held, tab }: { rows: ModelRow[]; held: boolea
     { key: "do", title: words.actions, title_hidden: true, end: true, cell: (row) => <ModelActions row={row} /> },
   ];
   const caption = held ? words.here : words.catalogue;
-  return <Table caption={caption} columns={columns} rows={rows} rowKey={(row) => row.name} />;
+  return <Table caption={caption} columns={columns} rows={rows} rowKey={(row) => row.name} most={most} />;
 }
 
 function Name({ row, tab }: { row: ModelRow; tab: string }) {

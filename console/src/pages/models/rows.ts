@@ -25,6 +25,13 @@ export function matching(rows: ModelRow[], filters: Filters): ModelRow[] {
   });
 }
 
+/** What is here by name, as the server lists it; of the catalogue what runs and fits here first, the newest before. */
+export function ordered(rows: ModelRow[], held: boolean): ModelRow[] {
+  if (held) return rows;
+  const place = (row: ModelRow) => (row.runs && row.fits ? (row.role === "generator" ? 0 : 1) : 2);
+  return [...rows].sort((a, b) => place(a) - place(b) || b.released.localeCompare(a.released));
+}
+
 function licenceMatches(verdict: Verdict | null, wanted: Filters["licence"]): boolean {
   if (wanted === "any") return true;
   if (wanted === "allowed") return verdict?.answer === "allowed";
