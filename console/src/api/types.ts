@@ -128,6 +128,7 @@ export interface Ask {
   claims: { description: string; annotations: Record<string, unknown> };
   changed?: { before: string; after: string };
   until: number;
+  digest: string; // of the tool as this question describes it: the answer holds for no other
 }
 
 // --- facts: GET /console/api/live, models, choose, usage, training --------------------------------------------

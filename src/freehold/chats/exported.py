@@ -6,19 +6,21 @@ Path: server/console/chats.py -> exported, markdown; taken -> ChatFolder.write
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from freehold.chats.lines import ChatLine
+from freehold.chats.lines import MESSAGE_ID, ChatLine
 from freehold.chats.types import ChatChange, ChatSettings, SavedChat, SavedMessage
-from freehold.chats.writer import MESSAGE_ID, line_of
+from freehold.chats.writer import line_of
 from freehold.errors import UsageError
 
 FORMAT = "freehold-chat"
 MAX_MESSAGES = 20_000  # of an imported chat; one of them takes 2,000 hours to read
+MAX_AT = 253_402_300_800.0  # the year 10000: a page can write no later date
 MAX_TITLE = 200  # characters
 
 
@@ -64,9 +66,8 @@ def markdown(chat: SavedChat) -> str:
 
 def _fenced(text: str) -> str:
     """Return text in a fence longer than any run of backticks in it."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
+    longest = max((len(found[0]) for found in re.finditer("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text.rstrip()}\n{fence}"
 
 
@@ -109,6 +110,8 @@ def _check_tree(chat: ExportedChat) -> None:
             raise UsageError(f"message {n + 1}: {message.id[:80]!r} {why}")
         if message.parent is not None and message.parent not in seen:
             raise UsageError(f"message {n + 1}: its parent {message.parent[:80]!r} does not come before it")
+        if not 0 <= message.at < MAX_AT:
+            raise UsageError(f"message {n + 1}: at is {message.at:g}; expected seconds since 1970")
         seen.add(message.id)
     if chat.leaf is not None and chat.leaf not in seen:
         raise UsageError(f"the leaf {chat.leaf[:80]!r} is none of its messages")

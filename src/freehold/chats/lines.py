@@ -7,6 +7,7 @@ Path: ChatFolder.read -> replay -> SavedChat; ChatWriter -> encoded -> append
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from freehold.chats.types import (
     SavedMessage,
 )
 
+MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 VERSION = 2  # 1 had neither ids nor branches, and was rewritten whole after each turn
 TITLE_CHARS = 60
 _STATES: dict[ChatFinish, ChatState] = {"stop": "whole", "tool_calls": "whole"}  # the others are called alike
@@ -145,7 +147,7 @@ class _Replay:
             self._system = line.content  # version 1 had the system prompt among the messages
             return
         id = line.id or str(len(self._messages) + 1)
-        if id in self._messages:
+        if id in self._messages or not MESSAGE_ID.fullmatch(id):  # an id is part of a lock's path
             self._skipped += 1
             return
         parent = self._last if line.parent is UNSET else line.parent

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,6 @@ from freehold.errors import CapacityExceeded, ChatNotFound, StoreError
 
 MAX_CHAT_BYTES = 64 << 20  # of a file; read whole in 0.3 s, and far beyond any context
 FOR_ENDS = 4 << 20  # of them only for answers that began: they can always be written to their end
-MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

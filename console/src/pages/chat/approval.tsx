@@ -36,7 +36,7 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
   const answer = (verdict: Verdict) => async () => {
     busy.value = true;
     try {
-      await approve(live, ask.call, {
+      await approve(live, ask, {
         verdict,
         ...(verdict === "deny" && word.value.trim() && { word: word.value.trim() }),
         ...(verdict !== "deny" && edited.value !== null && edited.value !== asked && { arguments: edited.value }),

@@ -49,7 +49,7 @@ export function Article({ chat, id }: { chat: Chat; id: string }) {
       <Attachments files={message.files ?? []} images={message.images ?? []} />
       <Calls message={message} live={live} />
       {live && <Progress live={live} empty={!message.content} />}
-      {live?.asks.map((ask) => <Approval key={ask.call} ask={ask} live={live} />)}
+      {live?.asks.map((ask) => <Approval key={ask.call + ask.digest} ask={ask} live={live} />)}
       <Ending message={message} />
       <Actions chat={chat} message={message} open={open} />
       {open.value === "receipt" && <ReceiptPanel chat={chat} message={message} />}

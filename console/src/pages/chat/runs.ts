@@ -115,10 +115,10 @@ export async function stop(live: Live): Promise<void> {
 }
 
 /** Answer a tool's question. */
-export async function approve(live: Live, call: string, verdict: object): Promise<void> {
-  await reach(post(`/console/api/runs/${live.run}/approve`, { call, ...verdict }));
+export async function approve(live: Live, { call, digest }: Ask, verdict: object): Promise<void> {
+  await reach(post(`/console/api/runs/${live.run}/approve`, { call, digest, ...verdict }));
   const held = lives.peek().get(live.answer);
-  if (held) held.value = { ...held.peek(), asks: held.peek().asks.filter((ask) => ask.call !== call) };
+  if (held) held.value = { ...held.peek(), asks: held.peek().asks.filter((ask) => ask.call !== call || ask.digest !== digest) };
 }
 
 /** Compute an answer once more, and say whether all its tokens are equal. */

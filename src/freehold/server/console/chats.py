@@ -154,7 +154,8 @@ async def export(call: HttpCall) -> None:
     saved = await asyncio.to_thread(folder_of(call).read, _id(call))
     name = (b"content-disposition", b'attachment; filename="%s.%s"' % (_id(call).encode(), kind.encode()))
     if kind == "md":
-        await call.answer(markdown(saved).encode(), 200, [name], b"text/markdown; charset=utf-8")
+        text = await asyncio.to_thread(lambda: markdown(saved).encode("utf-8", "replace"))
+        await call.answer(text, 200, [name], b"text/markdown; charset=utf-8")
     else:
         await call.answer(msgspec.json.encode(exported(saved)), 200, [name])
 

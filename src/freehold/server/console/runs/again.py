@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from freehold.chats.folder import ChatFolder
 from freehold.chats.tools import ToolRunner
 from freehold.chats.types import ChatFinish, ChatSettings, SavedChat, SavedMessage
 from freehold.server.console.runs.bits import Bits, compared, digest
 from freehold.server.console.runs.identity import changed, identity_of
-from freehold.server.console.runs.jobs import RunPlan
+from freehold.server.console.runs.jobs import RunPlan, SamplingFields
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
@@ -31,6 +34,24 @@ class Decided(Refused):
         self.data = data
 
 
+class _KeptBits(Struct):
+    """What is read of a receipt's bits besides the ids."""
+
+    model: str
+    digest: str
+    engine: str
+    prompt: str
+    settings: ChatSettings
+
+
+class _KeptReceipt(Struct):
+    """What is read of a receipt."""
+
+    bits: _KeptBits
+    sampling: SamplingFields
+    tok_s: float | None = None
+
+
 class AgainRun(ConsoleRun):
     """Computes the answer `message` of a chat again."""
 
@@ -40,16 +61,17 @@ class AgainRun(ConsoleRun):
         folder: ChatFolder,
         chat: SavedChat,
         message: SavedMessage,
+        kept: Bits,
         tools: ToolRunner | None,
     ) -> None:
-        """Raises Refused for a message that this server did not answer, or has no bits to compare."""
+        """`kept`: what bits_of returned for the message. Raises Refused for settings that no answer was made with."""
         receipt = message.receipt or {}
-        self._kept = bits_of(message)
+        self._kept = kept
         super().__init__(asked, folder, chat.card.id, receipt["bits"]["model"])
         self._message, self._receipt, self._tools = message, receipt, tools
         self._made = Bits()
         self._text: list[str] = []
-        asked_with = ChatSettings(**receipt["bits"]["settings"])
+        asked_with = msgspec.convert(receipt["bits"]["settings"], ChatSettings)
         if message.state not in ("whole", "length"):  # it was cut: its tokens up to there
             asked_with.max_tokens = len(self._kept.ids)
         self._plan = RunPlan.of(chat, message.parent or "", self.model, asked_with)
@@ -111,12 +133,16 @@ class AgainRun(ConsoleRun):
 
 
 def bits_of(message: SavedMessage) -> Bits:
-    """Return the token ids of an answer. Raises Refused where there are none."""
+    """Return the token ids of an answer. Raises Refused where there are none, and where its receipt is not ours.
+
+    A chat that was imported has receipts of anybody's making. Takes seconds for millions of ids: not in the loop.
+    """
     bits = (message.receipt or {}).get("bits")
     if not isinstance(bits, dict):
         why = "its engine reports no token ids" if message.receipt else "it has no receipt"
         raise Refused(400, f"the message {message.id} cannot be compared: {why}", code="no_bits")
     try:
+        msgspec.convert(message.receipt, _KeptReceipt)
         return Bits.of(bits)
-    except ValueError as e:
+    except ValueError as e:  # msgspec's is one
         raise Refused(400, f"the message {message.id} cannot be compared: {e}", code="no_bits") from None

@@ -12,6 +12,7 @@ import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from freehold.server.console.runs.events import units
@@ -85,8 +86,11 @@ class Bits:
         """Return what a token wrote of `text`; a token whose text came with a later one gives that one's."""
         if index >= len(self.ids):
             return ""
-        begin = self.begins(index)
-        end = next((e for i in range(index, len(self.ids)) if (e := self.begins(i + 1)) > begin), begin)
+        begin = end = self.begins(index)
+        for size in islice(self.grown, index, None):
+            end += size
+            if end > begin:
+                break
         return sliced(text, begin, end)
 
 

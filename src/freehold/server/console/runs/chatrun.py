@@ -53,7 +53,7 @@ class ChatRun(ConsoleRun):
         self._saver = RunSaver(writer, self._disk)
         self._answer = RunAnswer(self, answer.id, self._saver)
         self._parent = answer.parent
-        self._asked: dict[str, asyncio.Future[ToolAnswer]] = {}
+        self._asked: dict[str, tuple[asyncio.Future[ToolAnswer], str]] = {}  # with the tool's digest
 
     @property
     def settled(self) -> bool:
@@ -117,7 +117,7 @@ class ChatRun(ConsoleRun):
     async def ask(self, question: ToolQuestion) -> ToolAnswer:
         """Show a question and wait for its answer; ASK_S without one is no."""
         waiting: asyncio.Future[ToolAnswer] = asyncio.get_running_loop().create_future()
-        self._asked[question.call] = waiting
+        self._asked[question.call] = (waiting, question.digest)
         until = round(time.time() + ASK_S, 3)
         self.came()
         self.events.fact("ask", {**msgspec.to_builtins(question), "until": until})
@@ -134,10 +134,14 @@ class ChatRun(ConsoleRun):
         self.came()
         self.events.fact("tool", step)
 
-    def approve(self, call: str, answer: ToolAnswer) -> None:
-        """Hand over the user's answer. Raises Refused where nothing is asked about this call, or no more."""
-        waiting = self._asked.get(call)
-        if waiting is None or waiting.done():
+    def approve(self, call: str, answer: ToolAnswer, digest: str | None = None) -> None:
+        """Hand over the user's answer. Raises Refused where nothing is asked about this call, or no more.
+
+        `digest`: of the tool that the user was shown. One that changed is asked about again under the same call, and
+        a second click on the first question must not answer that.
+        """
+        waiting, asked = self._asked.get(call, (None, ""))
+        if waiting is None or waiting.done() or digest not in (None, asked):
             raise Refused(
                 404, f"nothing is asked about the call {call[:80]!r}, or it was answered", code="no_call"
             )

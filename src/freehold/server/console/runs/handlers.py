@@ -7,6 +7,7 @@ Path: Gate -> a handler -> RunPlan.of, ChatWriter -> Runs.start; events -> Event
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 from freehold.server.core.sse import EventStream
-from freehold.server.core.tools import run_tools
+from freehold.server.core.tools import run_tools, tool_user
 
 MAX_FILES = 64  # of one message
 LAST_S = 0.15  # for the last events of a run that was cut, before the connection is
@@ -67,6 +68,7 @@ class ApproveCall(Struct, kw_only=True):
     verdict: ToolVerdict
     word: Annotated[str, Meta(max_length=4096)] = ""
     arguments: str | None = None
+    digest: str | None = None  # of the tool as the question described it; the answer holds for no other
 
 
 async def start(call: HttpCall) -> None:
@@ -83,11 +85,11 @@ async def start(call: HttpCall) -> None:
     parent, said = _said(chat, request)
     plan = RunPlan.of(chat, parent, model, settings)
     tools = _tools(call, chat_id, settings.tools)
-    _runs(call).admit(call.caller)  # others may have come meanwhile
-    user, answer, writer = await asyncio.to_thread(_written, folder, chat_id, said, parent, model)
-    identity = asyncio.create_task(identity_of(call.models, model))
-    run = ChatRun(call, folder, chat_id, plan, writer, answer, tools, identity)
-    _runs(call).start(run)
+    with _runs(call).place(call.caller):  # others may have come meanwhile
+        user, answer, writer = await asyncio.to_thread(_written, folder, chat_id, said, parent, model)
+        identity = asyncio.create_task(identity_of(call.models, model))
+        run = ChatRun(call, folder, chat_id, plan, writer, answer, tools, identity)
+        _runs(call).start(run)
     await call.answer({"run": run.id, "user": user, "answer": answer}, 201)
 
 
@@ -100,7 +102,7 @@ def _said(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]
     if request.message is not None:
         sent = request.message
         message = SavedMessage(
-            id="new",
+            id=secrets.token_hex(8),  # the chat may have any other
             parent=request.parent,
             role="user",
             content=sent.content,
@@ -125,7 +127,12 @@ def _written(
         user = None
         if said is not None:
             user = writer.message(
-                "user", said.content, parent=said.parent, files=said.files, images=said.images
+                "user",
+                said.content,
+                parent=said.parent,
+                files=said.files,
+                images=said.images,
+                id=said.id,
             )
         return user, writer.open_answer(parent=user.id if user else parent, model=model), writer
     except BaseException:
@@ -170,8 +177,12 @@ async def approve(call: HttpCall) -> None:
     run = _run(call)
     if not isinstance(run, ChatRun):
         raise Refused(404, "this run asks about no tool", code="no_call")
+    if (
+        tool_user(call) != run.tenant
+    ):  # without keys all local clients share the chats, and tools are the owner's
+        raise Refused(403, "another caller's run asks about this tool", code="not_permitted")
     answer = ToolAnswer(verdict=request.verdict, word=request.word, arguments=request.arguments)
-    run.approve(request.call, answer)
+    run.approve(request.call, answer, request.digest)
     await call.answer({})
 
 
@@ -182,9 +193,11 @@ async def again(call: HttpCall) -> None:
     _runs(call).admit(call.caller)
     chat = await asyncio.to_thread(folder.read, chat_id)
     message = _answer(chat, request.message, "message")
+    kept = await asyncio.to_thread(bits_of, message)
     names = (message.receipt or {})["bits"]["settings"].get("tools") or ()
-    run = AgainRun(call, folder, chat, message, _tools(call, chat_id, names))
+    run = AgainRun(call, folder, chat, message, kept, _tools(call, chat_id, names))
     await call.models.name_of(run.model)
+    _runs(call).admit(call.caller)  # others may have come meanwhile
     _runs(call).start(run)
     await call.answer({"run": run.id}, 201)
 
@@ -194,24 +207,25 @@ async def difference(call: HttpCall) -> None:
     asked = parse_qs(call.scope["query_string"].decode("latin-1"))
     chat = await asyncio.to_thread(folder_of(call).read, _chat(call))
     a, b = (_answer(chat, asked.get(name, [""])[0], name) for name in ("a", "b"))
+    await call.answer(await asyncio.to_thread(_difference, a, b))
+
+
+def _difference(a: SavedMessage, b: SavedMessage) -> dict[str, Any]:
     one, other = bits_of(a), bits_of(b)
     receipts = [a.receipt or {}, b.receipt or {}]
     kinds = [(r["bits"]["model"], r["bits"]["digest"]) for r in receipts]
     found = compared(one, a.thinking + a.content, other, b.thinking + b.content, ids=kinds[0] == kinds[1])
-    await call.answer(
-        {
-            **found,
-            "tokens": [len(one.ids), len(other.ids)],
-            "tok_s": [receipt.get("tok_s") for receipt in receipts],
-        }
-    )
+    return {
+        **found,
+        "tokens": [len(one.ids), len(other.ids)],
+        "tok_s": [receipt.get("tok_s") for receipt in receipts],
+    }
 
 
 def _answer(chat: SavedChat, id: str, param: str) -> SavedMessage:
     message = chat.messages.get(id)
     if message is None or message.role != "assistant":
         raise Refused(404, f"the chat has no answer {id[:80]!r}", param=param, code="no_message")
-    bits_of(message)
     return message
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from freehold.chats.folder import ChatFolder
 from freehold.server.console.runs.run import ConsoleRun
@@ -25,17 +28,32 @@ class Runs:
 
     def __init__(self) -> None:
         self._runs: dict[str, ConsoleRun] = {}
+        self._starting: Counter[str] = (
+            Counter()
+        )  # by caller: admitted, and their first lines are being written
         self._sweeping: asyncio.TimerHandle | None = None
 
     def admit(self, caller: str) -> None:
         """Raise Refused where the caller, or the server, has as many runs as it may."""
         running = [run for run in self._runs.values() if run.running]
-        own = sum(run.caller == caller for run in running)
+        own = sum(run.caller == caller for run in running) + self._starting[caller]
         if own >= CALLER_RUNS:
             kind = caller.partition(" ")[0]
             raise _too_many(429, f"{own} answers of this {kind} are being made, the limit is {CALLER_RUNS}")
-        if len(running) >= ALL_RUNS:
+        if len(running) + self._starting.total() >= ALL_RUNS:
             raise _too_many(503, f"{len(running)} answers are being made, the limit is {ALL_RUNS}")
+
+    @contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """Admit a run, and count it until it is started. Raises as `admit`."""
+        self.admit(caller)
+        self._starting[caller] += 1
+        try:
+            yield
+        finally:
+            self._starting[caller] -= 1
+            if not self._starting[caller]:
+                del self._starting[caller]
 
     def start(self, run: ConsoleRun) -> None:
         """Keep a run and let it begin."""
