@@ -6,6 +6,7 @@ import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from freehold.chats.lines import replay
 from freehold.chats.types import AttachedFile
 from freehold.server.console.runs.bits import Bits, compared
 from freehold.server.console.runs.registry import CALLER_RUNS, Runs
+from freehold.server.core.limits import ServerLimits
 from tests.server.conftest import Running
 from tests.server.fakes import Script
+from tests.server.test_console_runs import eventually
 from tests.server.test_mcp import configure
 from tests.tools.world import program
 
@@ -117,6 +120,26 @@ def test_runs_that_start_at_once_are_counted_as_well():
     for place in places[:-1]:
         place.__exit__(None, None, None)
     runs.admit("address 127.0.0.1")
+
+
+def test_a_message_that_is_asked_for_again_and_again_comes_once(server):
+    chat = imported(server, said("a", None, content="y" * 1000)).json()["id"]
+    found = server.client.get(f"{CHATS}/{chat}/messages", params={"ids": ",".join(["a"] * 200)}).json()
+    assert [message["id"] for message in found["messages"]] == ["a"]
+
+
+def test_readers_that_take_nothing_leave_long_answers_in_no_memory(serving, tmp_path):
+    server = serving(home=tmp_path, limits=ServerLimits(caller_bytes=10 << 20, write_s=1.0))
+    chat = imported(server, said("a", None, content="y" * (4 << 20))).json()["id"]
+    url = f"{CHATS}/{chat}/export"
+    with ExitStack() as open_ones:
+        for _ in range(2):
+            slow = open_ones.enter_context(httpx2.Client(base_url=server.url))
+            assert open_ones.enter_context(slow.stream("GET", url)).status_code == 200
+        refused = server.client.get(url)
+        assert refused.status_code == 429, "two of them wait for their readers"
+        assert eventually(lambda: server.client.get(url).status_code == 200), "who takes nothing is dropped"
+    assert eventually(lambda: not server.doors.server.bodies.held)
 
 
 # --- tools --------------------------------------------------------------------------------------------------

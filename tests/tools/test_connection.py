@@ -19,6 +19,7 @@ from freehold.errors import DeadlineExceeded
 from freehold.tools.mcp import connection as connections
 from freehold.tools.mcp.configured import tool_server
 from freehold.tools.mcp.connection import ToolConnection
+from freehold.tools.mcp.pool import MOST
 from freehold.tools.mcp.use import RunTools
 from tests.tools.world import CALL, HOSTILE, Desk, below, pool, program
 
@@ -168,3 +169,17 @@ def test_twelve_runs_leave_no_process_and_no_descriptor(tmp_path: Path):
     while psutil.Process().num_fds() > before and time.monotonic() < until:
         time.sleep(0.05)
     assert psutil.Process().num_fds() <= before
+
+
+def test_many_chats_that_start_a_server_at_once_leave_few_processes(tmp_path: Path):
+    async def run() -> int:
+        servers = pool(tmp_path, h=program())
+        try:
+            await asyncio.gather(*(servers.connected(f"ann/{n}", "h") for n in range(MOST + 4)))
+            return sum(servers.running().values())
+        finally:
+            await servers.close()
+
+    with below() as left:
+        assert asyncio.run(run()) <= MOST
+    assert left == []

@@ -112,7 +112,7 @@ async def chat(call: HttpCall) -> None:
     last = _count(_query(call), "last", LAST, MAX_IDS)
     mine, id, runs = folder_of(call), _id(call), call.server.part(Runs)
     running = runs.of(mine, id) if runs is not None else []
-    await call.answer(await asyncio.to_thread(_window, mine, id, last, running))
+    await call.answer_long(await asyncio.to_thread(_window, mine, id, last, running))
 
 
 async def messages(call: HttpCall) -> None:
@@ -120,8 +120,7 @@ async def messages(call: HttpCall) -> None:
     ids = [id for id in _query(call).get("ids", "").split(",") if id]
     if len(ids) > MAX_IDS:
         raise UsageError(f"{len(ids):,} ids were asked for; at most {MAX_IDS}", field="ids")
-    saved = await asyncio.to_thread(folder_of(call).read, _id(call))
-    await call.answer({"messages": [_shown(saved.messages[id]) for id in ids if id in saved.messages]})
+    await call.answer_long(await asyncio.to_thread(_messages, folder_of(call), _id(call), ids))
 
 
 async def change(call: HttpCall) -> None:
@@ -151,13 +150,9 @@ async def export(call: HttpCall) -> None:
     kind = _query(call).get("as", "json")
     if kind not in ("json", "md"):
         raise UsageError(f"as={kind[:20]!r} is not a form of a chat; expected json or md", field="as")
-    saved = await asyncio.to_thread(folder_of(call).read, _id(call))
     name = (b"content-disposition", b'attachment; filename="%s.%s"' % (_id(call).encode(), kind.encode()))
-    if kind == "md":
-        text = await asyncio.to_thread(lambda: markdown(saved).encode("utf-8", "replace"))
-        await call.answer(text, 200, [name], b"text/markdown; charset=utf-8")
-    else:
-        await call.answer(msgspec.json.encode(exported(saved)), 200, [name])
+    media = b"text/markdown; charset=utf-8" if kind == "md" else b"application/json"
+    await call.answer_long(await asyncio.to_thread(_file, folder_of(call), _id(call), kind), [name], media)
 
 
 async def take(call: HttpCall) -> None:
@@ -172,9 +167,25 @@ def _shown(message: SavedMessage) -> SavedMessage:
     return message
 
 
-def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> ChatWindow:
+# What reads a whole chat writes its answer in the same thread: chats that wait for another turn would fill the memory.
+
+
+def _messages(mine: ChatFolder, id: str, ids: list[str]) -> bytes:
+    saved = mine.read(id).messages
+    found = [_shown(saved[each]) for each in dict.fromkeys(ids) if each in saved]
+    return msgspec.json.encode({"messages": found})
+
+
+def _file(mine: ChatFolder, id: str, kind: str) -> bytes:
     saved = mine.read(id)
-    return ChatWindow(
+    if kind == "md":
+        return markdown(saved).encode("utf-8", "replace")
+    return msgspec.json.encode(exported(saved))
+
+
+def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> bytes:
+    saved = mine.read(id)
+    window = ChatWindow(
         chat=saved.card,
         settings=saved.settings,
         leaf=saved.leaf,
@@ -183,6 +194,7 @@ def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> ChatWin
         running=running,
         skipped=saved.skipped,
     )
+    return msgspec.json.encode(window)
 
 
 def _changed(mine: ChatFolder, id: str, asked: ChatChange) -> ChatCard:

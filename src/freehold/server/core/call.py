@@ -43,6 +43,7 @@ P = TypeVar("P")
 _log = logging.getLogger("freehold.server")
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
+_PIECE = 256 << 10  # bytes of a long answer that are handed to the connection at once
 JSON = (b"content-type", b"application/json")
 LABEL_HEADER = b"x-freehold-label"  # names of labels, separated by commas
 
@@ -283,6 +284,26 @@ class HttpCall(ServerCall):
         length = (b"content-length", b"%d" % len(data))
         await self.head(status, [(b"content-type", kind), length, *headers])
         await self.body(data)
+
+    async def answer_long(
+        self, data: bytes, headers: RawHeaders = (), kind: bytes = b"application/json"
+    ) -> None:
+        """Send a whole answer no faster than it is taken; until then it counts as a body of the caller's does.
+
+        Without that a client that takes nothing would leave all of it in the server's memory, on each connection.
+        """
+        server = self.server
+        self._holding = self._holding or Holding(server.bodies, self.caller, server.limits)
+        self._holding.set(self._holding.bytes + len(data), server.limits.small_weight)
+        length = (b"content-length", b"%d" % len(data))
+        await self.head(200, [(b"content-type", kind), length, *headers])
+        for at in range(0, len(data) or 1, _PIECE):
+            try:
+                async with asyncio.timeout(server.limits.write_s):
+                    await self.body(data[at : at + _PIECE], more=at + _PIECE < len(data))
+            except TimeoutError:
+                self.abort()
+                raise Gone from None
 
     async def refuse(self, trouble: Problem) -> None:
         """Answer with an error, in the protocol's words."""

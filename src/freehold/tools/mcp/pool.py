@@ -20,7 +20,7 @@ from freehold.tools.mcp.connection import ToolConnection
 from freehold.tools.mcp.pinning import PinnedTool, pinned
 
 IDLE_S = 300.0
-MOST = 8
+MOST, STARTING = 8, 4  # processes: that run, and that start beside them
 _LOOK_S = 20.0
 
 
@@ -41,6 +41,7 @@ class ToolServers:
         self.seen: dict[str, SeenServer] = {}  # by the server's name
         self._running: dict[tuple[str, str], ToolConnection] = {}
         self._starting: dict[tuple[str, str], asyncio.Lock] = {}
+        self._places = asyncio.Semaphore(STARTING)
         self._sweeper: asyncio.Task[None] | None = None
 
     def configured(self) -> dict[str, ToolServer]:
@@ -94,12 +95,21 @@ class ToolServers:
                 await found.close(now=True)
                 found = None
             if found is None:
-                await self._make_room()
-                found = ToolConnection(server)
-                await found.start()
-                self._running[key] = found
+                found = self._running[key] = await self._started(server)
                 self._sweep()
             found.used_at = time.monotonic()
+            return found
+
+    async def _started(self, server: ToolServer) -> ToolConnection:
+        """Start a server, of which few start at once, and make room for it."""
+        async with self._places:
+            found = ToolConnection(server)
+            try:
+                await found.start()
+                await self._make_room()
+            except BaseException:
+                await asyncio.shield(found.close(now=True))
+                raise
             return found
 
     async def release(self, user: str) -> None:
