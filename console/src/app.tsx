@@ -6,7 +6,7 @@ import { becomeOwner, me, readMe, stranger } from "./api/me";
 import { ended } from "./api/session";
 import { Boundary } from "./parts/boundary";
 import { Asked } from "./parts/dialog";
-import { Navigation, type PageName } from "./parts/frame";
+import { allowed, Navigation, type PageName } from "./parts/frame";
 import { KeyList } from "./parts/keys";
 import { LoginAgain, LoginPage } from "./parts/login";
 import { notifyError, Notices } from "./parts/notice";
@@ -30,7 +30,8 @@ const LATER: Record<Exclude<PageName, "chat">, () => Promise<Loaded>> = {
 };
 
 export function App() {
-  const page = (place.value.page in texts.pages ? place.value.page : "chat") as PageName;
+  const named = (place.value.page in texts.pages ? place.value.page : "chat") as PageName;
+  const page = named in LATER && allowed(named) ? named : allowed("chat") ? "chat" : "models";
   const failed = useSignal<unknown>(null);
   const who = () => {
     failed.value = null;

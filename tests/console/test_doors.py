@@ -170,3 +170,16 @@ def test_settings_are_kept_in_this_browser_until_it_forgets_them(serving, script
     page.get_by_role("dialog").get_by_role("button", name="Forget them").click()
     page.get_by_text("This browser keeps nothing more").wait_for()
     assert page.evaluate("Object.keys(localStorage).filter(name => name !== 'freehold.theme').length") == 0
+
+
+def test_an_admin_key_which_cannot_chat_is_shown_no_chat(keyed, page):
+    server, _, admin = keyed
+    page.goto(server.url)
+    log_in(page, admin)
+    page.get_by_role("heading", name="Models", level=1).wait_for()
+    pages = page.get_by_role("navigation", name="Freehold")
+    pages.get_by_role("link", name="Keys").wait_for()
+    assert (
+        not pages.get_by_role("link", name="Chat").count()
+        and not pages.get_by_role("link", name="Compare").count()
+    )

@@ -20,9 +20,14 @@ const ICONS: Record<PageName, IconName> = {
 };
 const FIRST: PageName[] = ["chat", "compare", "models", "engine"]; // those that a phone's bar shows
 
+/** Whether a page is of use to who asks: an admin key makes keys and pulls models, and cannot chat. */
+export function allowed(page: PageName): boolean {
+  return (page !== "chat" && page !== "compare") || Boolean(me.value?.can.includes("chat"));
+}
+
 export function Navigation({ page }: { page: PageName }) {
   const names = (Object.keys(ICONS) as PageName[]).filter(
-    (name) => name !== "keys" || me.value?.can.includes("keys"),
+    (name) => allowed(name) && (name !== "keys" || me.value?.can.includes("keys")),
   );
   const rest = names.filter((name) => !FIRST.includes(name));
   return (
