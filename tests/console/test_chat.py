@@ -390,6 +390,14 @@ def test_list_is_a_drawer_on_a_phone(server, chromium):
     page.get_by_role("button", name="Show or hide the list of chats").click()
     page.get_by_role("navigation", name="Chats").get_by_role("link", name="hello phone").click()
     page.get_by_role("navigation", name="Chats").wait_for(state="detached")
+    for shown, what in (
+        ("Show or hide the list of chats", page.get_by_role("navigation", name="Chats")),
+        ("Chat settings", page.get_by_label("System prompt")),
+    ):
+        page.get_by_role("button", name=shown).click()
+        what.wait_for()
+        page.keyboard.press("Escape")
+        what.wait_for(state="detached")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
 

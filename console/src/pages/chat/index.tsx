@@ -68,6 +68,12 @@ export function Chat() {
   useChatKeys(chat, {
     list: toggleList,
     panel: () => (panel.value = !panel.value),
+    leave: () => {
+      const over = drawer.value || (panel.value && narrow());
+      drawer.value = false;
+      if (over) panel.value = false;
+      return over;
+    },
     find: () => {
       if (find.value && document.activeElement?.closest(".find")) return false;
       if (find.value) finding.focus();

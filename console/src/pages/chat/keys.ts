@@ -18,6 +18,7 @@ interface Asks {
   list: () => void;
   panel: () => void;
   find: () => boolean;
+  leave: () => boolean; // whether something lay over the page
 }
 
 export function useChatKeys(chat: Chat, asks: Asks): void {
@@ -79,6 +80,7 @@ export function useChatKeys(chat: Chat, asks: Asks): void {
   }
 
   function stopNow(): boolean {
+    if (now.current.asks.leave()) return true;
     const branch = now.current.chat.branch.peek();
     const live = [...lives.peek().values()].find((each) => branch.includes(each.peek().answer));
     if (live) void stop(live.peek());
