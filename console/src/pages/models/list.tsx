@@ -14,6 +14,14 @@ import { fit, size, speed, VERDICT_TONES } from "./rows";
 
 const words = texts.models;
 
+const SIZE: Column<ModelRow> = {
+  key: "bytes",
+  title: words.size,
+  end: true,
+  value: (row) => row.bytes || null,
+  cell: (row) => (row.bytes ? bytes(row.bytes) : null),
+};
+
 interface TableFacts {
   rows: ModelRow[];
   held: boolean;
@@ -34,13 +42,7 @@ export function ModelTable({ rows, held, tab, most }: TableFacts) {
     },
     { key: "licence", title: words.licence, value: (row) => row.licence || null, cell: (row) => <Licence row={row} /> },
     { key: "quality", title: words.quality, value: (row) => row.quality[0]?.mid ?? null, cell: (row) => <Quality row={row} /> },
-    {
-      key: "bytes",
-      title: words.size,
-      end: true,
-      value: (row) => row.bytes || null,
-      cell: (row) => (row.bytes ? bytes(row.bytes) : null),
-    },
+    ...(rows.some((row) => row.bytes) ? [SIZE] : []), // which the catalogue does not know
     { key: "do", title: words.actions, title_hidden: true, end: true, cell: (row) => <ModelActions row={row} /> },
   ];
   const caption = held ? words.here : words.catalogue;
