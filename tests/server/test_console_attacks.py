@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,8 +20,10 @@ from freehold.chats.exported import markdown
 from freehold.chats.folder import ChatFolder
 from freehold.chats.lines import replay
 from freehold.chats.types import AttachedFile
+from freehold.errors import StoreError
 from freehold.server.console.runs.bits import Bits, compared
 from freehold.server.console.runs.registry import CALLER_RUNS, Runs
+from freehold.server.core.keys import KeyFile, Ring, made
 from freehold.server.core.limits import ServerLimits
 from tests.server.conftest import Running
 from tests.server.fakes import Script
@@ -108,6 +112,32 @@ def test_a_message_id_in_a_file_leads_to_no_path(tmp_path, id):
         file.write(msgspec.json.encode(said("b", None)) + b"\n")
     assert {card.id for card in folder.cards()} == {chat, other}
     assert list(folder.read(chat).messages) == ["b"] and folder.read(chat).skipped == 1
+
+
+def test_a_pipe_among_the_chats_stops_no_list(tmp_path):
+    folder = ChatFolder.of(tmp_path)
+    chat = folder.create().id
+    os.mkfifo(folder.path / "pipe.jsonl")
+    assert [card.id for card in folder.cards()] == [chat]
+    with pytest.raises(StoreError, match="is no file"):
+        folder.read("pipe")
+
+
+def test_a_revoked_key_follows_its_run_no_further(serving, tmp_path):
+    kept = KeyFile(tmp_path / "keys.json")
+    for name in ("ann", "bob"):
+        kept.add(made(name, name * 8, admin=False, models=(), rate="", tokens=""))
+    gate = threading.Event()
+    server = serving(Script(gate=gate), home=tmp_path, keys=Ring(file=kept))
+    with httpx2.Client(base_url=server.url, headers={"Authorization": f"Bearer {'ann' * 8}"}) as ann:
+        chat = ann.post(CHATS, json={"model": "fake:1b"}).json()["id"]
+        run = ann.post(f"{CHATS}/{chat}/runs", json={"message": {"content": "x"}}).json()["run"]
+        with ann.stream("GET", f"/console/api/runs/{run}/events") as answer:
+            lines = answer.iter_lines()
+            assert any(line == "event: begin" for line in lines)
+            server.doors.server.guard.keys.remove("ann")
+            gate.set()
+            assert not any(line in ("event: text", "event: end") for line in lines)
 
 
 def test_runs_that_start_at_once_are_counted_as_well():

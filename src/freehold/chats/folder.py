@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISREG
 
 from freehold import private
 from freehold.chats import locks
@@ -119,8 +120,10 @@ class ChatFolder:
         """Read a chat; ChatNotFound where there is none, StoreError where its file makes no chat."""
         path = self.file(id)
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_at_once) as file:
                 status = os.fstat(file.fileno())
+                if not S_ISREG(status.st_mode):
+                    raise StoreError(f"{path} is no file, so it is no chat", "move it away to continue")
                 if status.st_size > MAX_CHAT_BYTES:
                     raise StoreError(f"{path} is larger than {MAX_CHAT_BYTES >> 20} MiB and not a chat")
                 chat = replay(file.read(MAX_CHAT_BYTES), id)
@@ -195,6 +198,11 @@ class ChatFolder:
                 "use letters, digits, '.', '_' and '-', at most 80",
             )
         return self.path / f"{id}.jsonl"
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _order(card: ChatCard) -> tuple[bool, float, str]:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -194,6 +195,8 @@ def _files(folder: Path) -> Iterable[tuple[str, tuple[int, int]]]:
             if entry.name.endswith(".jsonl") and entry.name[0] != ".":
                 with suppress(OSError):
                     status = entry.stat()
+                    if not S_ISREG(status.st_mode):  # a pipe would be read for ever
+                        continue
                     yield entry.name[:-6], (status.st_size, status.st_mtime_ns)
 
 

@@ -90,7 +90,7 @@ async def live(call: HttpCall) -> None:
                 number = 0
                 while True:
                     number, event = await feed.next(viewer, number)
-                    if call.key is not None and server.guard.keys.named(call.key.name) is None:
+                    if call.key is not None and server.guard.keys.of_hash(call.key.sha256) is None:
                         break  # the key was removed
                     await events.send(event)
             await events.send(b"", more=False)

@@ -150,6 +150,8 @@ async def events(call: HttpCall) -> None:
         nonlocal at
         while not log.over or log.last > at:
             data, at = log.after(at), log.last
+            if call.key is not None and call.server.guard.keys.of_hash(call.key.sha256) is None:
+                return  # it was revoked
             if data:
                 await stream.send(data)
             await log.beyond(at)
