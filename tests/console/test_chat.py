@@ -147,6 +147,18 @@ def test_edit_makes_another_version_and_the_arrow_leads_back(chat, server):
     assert len(stored(server, chat).messages) == 4
 
 
+def test_the_way_back_from_another_page_is_to_the_chat_that_was_left(chat):
+    say(chat, "hello again")
+    said(chat)
+    pages = chat.get_by_role("navigation", name="Freehold")
+    pages.get_by_role("link", name="Settings").click()
+    chat.get_by_role("heading", name="Settings", level=1).wait_for()
+    pages.get_by_role("link", name="Chat", exact=True).click()
+    expect(answers(chat)).to_have_count(1)
+    pages.get_by_role("link", name="Chat", exact=True).click()
+    expect(chat.get_by_role("heading", name="New chat", level=1)).to_be_visible()
+
+
 def test_regenerate_adds_an_answer_beside_the_first(chat):
     say(chat, "hello")
     said(chat)

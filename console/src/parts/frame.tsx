@@ -3,7 +3,7 @@ import { me } from "../api/me";
 import { texts } from "../texts";
 import { Icon, type IconName } from "./icons";
 import { Menu } from "./menu";
-import { go, to } from "./router";
+import { go, place, to } from "./router";
 
 export type PageName = keyof typeof texts.pages;
 
@@ -18,6 +18,8 @@ const ICONS: Record<PageName, IconName> = {
   keys: "keys",
   settings: "settings",
 };
+// The chat that was open when the page was left for another, and whose it is: the way back is to it.
+let left: { at: string; key: string | null } = { at: to("chat"), key: null };
 const FIRST: PageName[] = ["chat", "compare", "models", "engine"]; // those that a phone's bar shows
 
 /** Whether a page is of use to who asks: an admin key makes keys and pulls models, and cannot chat. */
@@ -30,12 +32,15 @@ export function Navigation({ page }: { page: PageName }) {
     (name) => allowed(name) && (name !== "keys" || me.value?.can.includes("keys")),
   );
   const rest = names.filter((name) => !FIRST.includes(name));
+  const key = me.value?.key ?? null;
+  if (place.value.page === "chat") left = { at: to("chat", ...place.value.rest.slice(0, 1)), key };
+  const back = left.key === key && page !== "chat" ? left.at : to("chat");
   return (
     <nav class="pages" aria-label={texts.name}>
       <ul>
         {names.map((name) => (
           <li key={name} class={FIRST.includes(name) ? "first" : name === "settings" ? "last" : ""}>
-            <a href={to(name)} aria-current={name === page ? "page" : undefined}>
+            <a href={name === "chat" ? back : to(name)} aria-current={name === page ? "page" : undefined}>
               <Icon name={ICONS[name]} size={22} />
               <span>{texts.pages[name]}</span>
             </a>
