@@ -24,9 +24,10 @@ DEFAULT = "hello"
 _NORMAL, _CONTROL = 1, 3  # token types of a GGUF
 
 
-def write_scripted(path: Path, scripts: Mapping[str, str], *, piece: int = 4) -> Path:
+def write_scripted(path: Path, scripts: Mapping[str, str], *, piece: int = 4, preamble: str = "") -> Path:
     """Write a model that answers a question with `scripts[word]` for the first word that it contains.
 
+    `preamble`: what its chat template begins with.
     Its tokens have `piece` characters or a few more. `scripts` must hold DEFAULT, for other questions.
     """
     tokens = [*SPECIAL, *(_spell(b) for b in range(256) if b not in UNUSED_BYTES), "th"]
@@ -50,7 +51,7 @@ def write_scripted(path: Path, scripts: Mapping[str, str], *, piece: int = 4) ->
     for token, before in after.items():
         head[token] = signs[before]
     head[tokens.index(EOS)] = np.sum([signs[end] for end in ends.values()], axis=0)
-    path.write_bytes(containers.gguf_bytes(_keys(tokens, types, starts), _tensors(signs, head)))
+    path.write_bytes(containers.gguf_bytes(_keys(tokens, types, starts, preamble), _tensors(signs, head)))
     return path
 
 
@@ -76,13 +77,13 @@ def _spelt(text: str) -> str:
     return "".join(_spell(b) for b in text.encode())
 
 
-def _keys(tokens: list[str], types: list[int], starts: Mapping[str, str]) -> dict[str, object]:
+def _keys(tokens: list[str], types: list[int], starts: Mapping[str, str], preamble: str) -> dict[str, object]:
     choice = "".join(
         f"{{% elif '{word}' in asked %}}{{{{ '{start}' }}}}"
         for word, start in starts.items()
         if word != DEFAULT
     )
-    template = (
+    template = preamble + (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
         "{% endfor %}"
         "{% if add_generation_prompt %}{% set asked = messages[-1]['content'] %}{% if false %}"

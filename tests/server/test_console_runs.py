@@ -14,12 +14,14 @@ import httpx2
 import pytest
 
 from freehold.chats.folder import ChatFolder
+from freehold.chats.tools import ToolAnswer, ToolDesk, ToolQuestion, ToolResult, ToolStep
 from freehold.chats.types import ChatSettings, SavedMessage
 from freehold.chats.writer import ChatWriter
 from freehold.errors import CapacityExceeded, EngineLost
-from freehold.server.console.runs import registry, saver
+from freehold.server.console.runs import chatrun, handlers, registry, saver
 from freehold.server.console.runs.bits import Bits, compared
 from freehold.server.console.runs.events import EventLog
+from freehold.types import Tool, ToolCall
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
 
@@ -518,3 +520,134 @@ def test_settings_that_a_chat_keeps_are_used_without_being_sent(chats):
     mine.id = mine.folder.create(model="fake:1b", settings=ChatSettings(system="kept")).id
     mine.follow(mine.run()["run"])
     assert mine.server.models.served["fake:1b"].jobs[-1].messages[0].content == "kept"
+
+
+class Tools:
+    """A ToolRunner: asks about each call, and answers with the arguments that were allowed; then `after` is played."""
+
+    def __init__(self, mine: Chats, after: Script | None) -> None:
+        self._mine, self._after = mine, after
+        self.answers: list[ToolAnswer] = []
+        self.closed = False
+
+    async def offer(self) -> list[Tool]:
+        return [Tool("echo", "Echoes.", {"type": "object"})]
+
+    def server_of(self, name: str) -> str:
+        return "files" if name == "echo" else ""
+
+    async def use(self, call: ToolCall, desk: ToolDesk) -> ToolResult:
+        where, name, asked = "files", call.name, call.arguments
+        answer = await desk.ask(ToolQuestion(call=call.id, server=where, tool=name, arguments=asked))
+        self.answers.append(answer)
+        content = answer.word or answer.arguments or asked
+        state = "denied" if answer.verdict == "deny" else "done"
+        desk.say(
+            ToolStep(call=call.id, server=where, tool=name, arguments=asked, state=state, result=content)
+        )
+        if self._after is not None:
+            self._mine.server.models.served["fake:1b"].script = self._after
+        return ToolResult(content=content, server=where, failed=state != "done")
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+TWO_CALLS = (("echo", '{"a": 1}'), ("echo", '{"b": 2}'))
+
+
+@pytest.fixture
+def tooled(chats, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Chats, Tools]]:
+    """Chats whose model calls tools twice in one answer, and says `after` in the next."""
+
+    def make(after: Script | None) -> tuple[Chats, Tools]:
+        mine = chats(Script(text="I look.", calls=TWO_CALLS))
+        tools = Tools(mine, after)
+        monkeypatch.setattr(handlers, "_tools", lambda call, chat, names: tools if names else None)
+        return mine, tools
+
+    return make
+
+
+def branch(mine: Chats, leaf: str | None = None) -> list[SavedMessage]:
+    saved = mine.folder.read(mine.id)
+    assert saved.leaf is not None
+    return list(saved.branch(leaf or saved.leaf))
+
+
+def test_a_round_of_tools_waits_for_each_answer_and_is_in_the_chat_and_before_the_model(tooled):
+    mine, tools = tooled(Script(text="Both done."))
+    run = mine.run("look", settings={"tools": ["files"]})["run"]
+    model = mine.server.models.served["fake:1b"]
+    seen = Followed()
+    with mine.following(run) as events:
+        for event in events:
+            seen.events.append(event)
+            if event[1] == "ask":
+                assert len(model.jobs) == 1 and len(tools.answers) == len(seen.of("ask")) - 1
+                call = event[2]["call"]
+                assert mine.post(f"runs/{run}/approve", call="other", verdict="once").status_code == 404
+                said = {"arguments": '{"a": 9}'} if call == "call_0" else {"word": "not that one"}
+                verdict = "once" if call == "call_0" else "deny"
+                assert mine.post(f"runs/{run}/approve", call=call, verdict=verdict, **said).status_code == 200
+                assert mine.post(f"runs/{run}/approve", call=call, verdict="once").status_code == 404
+    first, second = seen.of("begin")
+    (calls,) = seen.of("calls")
+    assert calls["answer"] == first["answer"] and [c["server"] for c in calls["calls"]] == ["files", "files"]
+    assert [data["state"] for data in seen.of("tool")] == ["done", "denied"]
+    user, asking, one, two, last = branch(mine)
+    assert [m.role for m in (user, asking, one, two, last)] == [
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+    ]
+    assert asking.content == "I look." and [c.arguments for c in asking.calls] == [a for _, a in TWO_CALLS]
+    assert [(m.call, m.content) for m in (one, two)] == [("call_0", '{"a": 9}'), ("call_1", "not that one")]
+    assert [(r["message"], r["parent"], r["content"]) for r in seen.of("result")] == [
+        (one.id, asking.id, one.content),
+        (two.id, one.id, two.content),
+    ]
+    assert second["answer"] == last.id and second["parent"] == two.id
+    assert last.content == "Both done." and last.state == "whole" and tools.closed
+    assert [m.role for m in model.jobs[1].messages or ()] == ["user", "assistant", "tool", "tool"]
+    assert all(job.tools for job in model.jobs)
+    again = mine.follow(run)  # as after a reload: the same, whole
+    assert [kind for _, kind, _ in again.events].count("ask") == 2 and again.end == seen.end
+
+
+def test_a_run_that_is_stopped_while_it_asks_runs_nothing_and_leaves_no_call_without_a_result(tooled):
+    mine, tools = tooled(None)
+    run = mine.run("look", settings={"tools": ["files"]})["run"]
+    with mine.following(run) as events:
+        while next(events)[1] != "ask":
+            pass
+        mine.post(f"runs/{run}/cancel")
+        seen = Followed(list(events))
+    assert seen.end["finish"] == "stopped" and not tools.answers and tools.closed
+    _, asking, one, two, last = branch(mine)
+    assert asking.state == "whole" and {c.id for c in asking.calls} == {one.call, two.call}
+    assert one.content == two.content == chatrun.UNFINISHED
+    assert (last.state, last.content) == ("stopped", "")
+    mine.server.models.served["fake:1b"].script = Script(text="I see.")
+    assert mine.follow(mine.run("and now?", parent=last.id)["run"]).end["finish"] == "stop"
+
+
+def test_no_answer_to_a_question_is_no(tooled, monkeypatch):
+    monkeypatch.setattr(chatrun, "ASK_S", 0.05)
+    mine, tools = tooled(Script(text="A pity."))
+    end = mine.follow(mine.run("look", settings={"tools": ["files"]})["run"]).end
+    assert end["finish"] == "stop"
+    assert [answer.verdict for answer in tools.answers] == ["deny", "deny"] and "no answer" in tools.answers[
+        0
+    ].word
+
+
+def test_a_model_that_never_stops_calling_is_stopped_and_says_why(tooled, monkeypatch):
+    monkeypatch.setattr(chatrun, "ASK_S", 0.001)
+    monkeypatch.setattr(chatrun, "MAX_ROUNDS", 3)
+    mine, tools = tooled(None)
+    end = mine.follow(mine.run("look", settings={"tools": ["files"]})["run"]).end
+    assert end["error"]["code"] == "too_many_calls" and len(tools.answers) == 6
+    assert branch(mine)[-1].error == end["error"]

@@ -111,7 +111,9 @@ export type RunEvent =
   | { t: "thinking"; at: number; text: string; s: number }
   | { t: "wait"; why: "queue" | "load" | "engine"; position?: number; expected_s?: number; done?: number; of?: number }
   | Ask
-  | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string; message?: Message }
+  | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
+  | { t: "calls"; answer: string; calls: ToolCall[]; receipt: Receipt | null }
+  | { t: "result"; message: string; parent: string; call: string; content: string }
   | { t: "note"; text: string; code: string }
   | { t: "again"; equal: boolean; tokens: number; first?: number; was?: string; is?: string; changed?: string }
   | { t: "end"; finish: string; receipt: Receipt | null; error?: { message: string; code: string; hint?: string } };

@@ -77,6 +77,10 @@ class ToolRunner(Protocol):
         """Return the tools that the model may call; raises FreeholdErrors that name the server at fault."""
         ...
 
+    def server_of(self, name: str) -> str:
+        """Return the server of an offered tool; "" for a name that was not offered."""
+        ...
+
     async def use(self, call: ToolCall, desk: ToolDesk) -> ToolResult:
         """Run a call once it is allowed. What fails, is denied or is unknown is a result too; cancelled, it stops."""
         ...

@@ -7,13 +7,15 @@ import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
-import { pretty } from "./body";
+import { composer } from "./composer";
+import { isObject, pretty } from "./json";
 import { approve, type Live } from "./runs";
 import { Verbatim } from "../../text";
 import { shown } from "./shown";
 
 const words = texts.chat;
 type Verdict = "deny" | "once" | "chat" | "always";
+const EARLY_MS = 700; // a double click on one question must not allow the next
 
 export function Approval({ ask, live }: { ask: Ask; live: Live }) {
   const asked = pretty(ask.arguments);
@@ -21,26 +23,31 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
   const word = useSignal("");
   const busy = useSignal(false);
   const left = useSignal(Math.max(0, ask.until - Date.now() / 1000));
+  const early = useSignal(true);
+  const whole = useRef<HTMLElement>(null);
   const deny = useRef<HTMLDivElement>(null);
 
   useEffect(() => {
     // Whoever is writing keeps the focus, so that their Enter sends a message and answers nothing here.
     const at = document.activeElement;
-    const writes = at instanceof HTMLTextAreaElement && at.value !== "";
+    const writes = (at instanceof HTMLTextAreaElement || at instanceof HTMLInputElement) && at.value !== "";
     if (!writes) deny.current?.querySelector("button")?.focus();
     const tick = setInterval(() => (left.value = Math.max(0, ask.until - Date.now() / 1000)), 1000);
-    return () => clearInterval(tick);
+    const soon = setTimeout(() => (early.value = false), EARLY_MS);
+    return () => (clearInterval(tick), clearTimeout(soon));
   }, []);
 
   const wrong = edited.value !== null && !isObject(edited.value);
   const answer = (verdict: Verdict) => async () => {
     busy.value = true;
+    const held = whole.current?.contains(document.activeElement);
     try {
       await approve(live, ask, {
         verdict,
         ...(verdict === "deny" && word.value.trim() && { word: word.value.trim() }),
         ...(verdict !== "deny" && edited.value !== null && edited.value !== asked && { arguments: edited.value }),
       });
+      if (held && matchMedia("(pointer: fine)").matches) composer.focus();
     } catch (e) {
       notifyError(e);
       busy.value = false;
@@ -50,6 +57,7 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
   return (
     <section
       class="approval"
+      ref={whole}
       role="alertdialog"
       aria-label={words.wantsTo(shown(ask.tool), shown(ask.server))}
       onKeyDown={(e) => e.key === "Escape" && (e.stopPropagation(), deny.current?.querySelector("button")?.focus())}
@@ -95,13 +103,13 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
         <Button busy={busy.value} onClick={answer("deny")}>
           {words.deny}
         </Button>
-        <Button disabled={wrong} busy={busy.value} onClick={answer("once")}>
+        <Button disabled={wrong || early.value} busy={busy.value} onClick={answer("once")}>
           {words.allowOnce}
         </Button>
-        <Button disabled={wrong} busy={busy.value} onClick={answer("chat")}>
+        <Button disabled={wrong || early.value} busy={busy.value} onClick={answer("chat")}>
           {words.allowChat}
         </Button>
-        <Button disabled={wrong} busy={busy.value} onClick={answer("always")}>
+        <Button disabled={wrong || early.value} busy={busy.value} onClick={answer("always")}>
           {words.allowAlways}
         </Button>
         <small class="dim">{words.noAnswer(left.value)}</small>
@@ -163,13 +171,4 @@ export function difference(before: string, after: string): Line[] {
     else if (j >= b.length || (i < a.length && common[i + 1]![j]! >= common[i]![j + 1]!)) out.push(["-", a[i++]!]);
     else out.push(["+", b[j++]!]);
   return out;
-}
-
-function isObject(text: string): boolean {
-  try {
-    const value = JSON.parse(text) as unknown;
-    return typeof value === "object" && value !== null && !Array.isArray(value);
-  } catch {
-    return false;
-  }
 }

@@ -5,6 +5,7 @@ import type { ComponentChildren } from "preact";
 import type { AttachedFile, Message, ToolCall } from "../../api/types";
 import { Icon, type IconName } from "../../parts/icons";
 import { Text, Verbatim } from "../../text";
+import { pretty } from "./json";
 import { shown } from "./shown";
 import { texts } from "../../texts";
 import { type Live, thoughtSeconds } from "./runs";
@@ -71,19 +72,17 @@ export function Calls({ message, live }: { message: Message; live: Live | null }
   const rest = (message.calls ?? []).filter((call) => !running.some((tool) => tool.call === call.id));
   return (
     <>
-      {running
-        .filter((tool) => !tool.message)
-        .map((tool) => (
-          <Fold
-            key={tool.call}
-            icon="tool"
-            title={words.calls(shown(tool.server), shown(tool.tool))}
-            note={words.toolStates[tool.state]}
-            busy={tool.state === "running"}
-          >
-            {() => <Both arguments={tool.arguments} result={tool.result} />}
-          </Fold>
-        ))}
+      {running.map((tool) => (
+        <Fold
+          key={tool.call}
+          icon="tool"
+          title={words.calls(shown(tool.server), shown(tool.tool))}
+          note={words.toolStates[tool.state]}
+          busy={tool.state === "running"}
+        >
+          {() => <Both arguments={tool.arguments} result={tool.result} />}
+        </Fold>
+      ))}
       {rest.map((call) => (
         <Fold key={call.id} icon="tool" title={words.calls(shown(call.server), shown(call.name))}>
           {() => <Both arguments={call.arguments} />}
@@ -119,13 +118,4 @@ function Both({ arguments: asked, result }: { arguments?: string | undefined; re
       )}
     </>
   );
-}
-
-/** JSON with its lines broken; a text that is none stays as it is. */
-export function pretty(json: string): string {
-  try {
-    return JSON.stringify(JSON.parse(json), null, 2);
-  } catch {
-    return json;
-  }
 }

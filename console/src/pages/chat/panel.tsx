@@ -176,7 +176,7 @@ function Think({ settings, change }: Changing) {
 interface Server {
   name: string;
   tools: { name: string }[] | null;
-  error?: string | null;
+  trouble: string; // why it did not start, when it was last tried
 }
 
 /** Servers of tools, each on or off for this chat. Which there are is set in config.toml, never here. */
@@ -203,7 +203,7 @@ function Tools({ settings, change }: Changing) {
           <input type="checkbox" checked={on.has(server.name)} onChange={(e) => set(server.name, e.currentTarget.checked)} />
           <span>
             {shown(server.name)}
-            <small>{server.error ?? (server.tools ? words.nTools(server.tools.length) : "")}</small>
+            <small>{server.trouble || (server.tools ? words.nTools(server.tools.length) : "")}</small>
           </span>
         </label>
       ))}

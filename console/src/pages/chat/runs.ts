@@ -225,7 +225,13 @@ class Follower {
           tools: [...live.tools.filter((tool) => tool.call !== event.call), event],
           asks: live.asks.filter((ask) => ask.call !== event.call),
         });
-        if (event.message) add(this.chat, event.message);
+        break;
+      case "calls":
+        this.draw(true, "whole", event.receipt, event.calls);
+        break;
+      case "result":
+        this.say({ tools: live.tools.filter((tool) => tool.call !== event.call) });
+        this.add(event.message, event.parent, { role: "tool", content: event.content, call: event.call });
         break;
       case "end":
         this.finish(event);
@@ -245,28 +251,20 @@ class Follower {
 
   /** A run of tools writes several answers, one after the other. */
   private next(answer: string, parent: string | null, model: string): void {
-    if (this.answer) this.draw(true, "whole");
     this.forget();
     this.content = this.thinking = "";
     this.answer = answer;
     this.name(answer);
-    this.say({ answer, phase: "waiting", tools: [], notes: [] });
-    if (!this.chat.tree.peek().nodes.has(answer))
-      add(this.chat, {
-        id: answer,
-        parent: parent ?? null,
-        role: "assistant",
-        content: "",
-        thinking: "",
-        at: Date.now() / 1000,
-        model,
-        files: [],
-        images: [],
-        calls: [],
-        call: "",
-        state: "open",
-        receipt: null,
-      });
+    this.say({ answer, phase: "waiting", tools: [], asks: [], notes: [] });
+    this.add(answer, parent, { role: "assistant", model, state: "open" });
+  }
+
+  /** Add a message that the run has made, unless the chat was read with it. */
+  private add(id: string, parent: string | null, given: Partial<Message>): void {
+    if (this.chat.tree.peek().nodes.has(id)) return;
+    const blank = { content: "", thinking: "", model: "", files: [], images: [], calls: [], call: "" };
+    const made = { role: "tool", state: "whole", receipt: null, at: Date.now() / 1000 } as const;
+    add(this.chat, { ...blank, ...made, ...given, id, parent });
   }
 
   private finish(event: Extract<RunEvent, { t: "end" }>): void {
@@ -281,13 +279,18 @@ class Follower {
   }
 
   /** Show what has come, once a frame however many events come. */
-  private draw(now = false, state: Message["state"] = "open", receipt: Message["receipt"] = null): void {
+  private draw(
+    now = false,
+    state: Message["state"] = "open",
+    receipt: Message["receipt"] = null,
+    calls: Message["calls"] = [],
+  ): void {
     const write = () => {
       this.drawn = true;
       const held = messageOf(this.chat, this.answer).peek();
       if (!held || (held.state !== "open" && state === "open")) return;
       const kept = this.content.length || state !== "open" ? this.content : held.content;
-      put(this.chat, { ...held, content: kept, thinking: this.thinking || held.thinking, state, receipt }, true);
+      put(this.chat, { ...held, content: kept, thinking: this.thinking || held.thinking, state, receipt, calls }, true);
     };
     if (now) write();
     else if (this.drawn) {

@@ -53,6 +53,11 @@ class RunTools:
         """Return what was offered, by the names that the model sees."""
         return {name: tool for name, (_, tool) in self._offered.items()}
 
+    def server_of(self, name: str) -> str:
+        """Return the server of an offered tool; "" for a name that was not offered."""
+        tool = self._tool(name)
+        return tool.server if tool else ""
+
     async def stands(self, name: str) -> bool:
         """Return whether a tool may be called without a question, as its server describes it now."""
         tool = self._tool(name)

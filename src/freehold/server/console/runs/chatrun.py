@@ -31,6 +31,7 @@ from freehold.server.core.problems import Refused
 from freehold.types import Message, Tool, ToolCall
 
 MAX_ROUNDS = 16  # of tools in one run
+UNFINISHED = "The answer was stopped before this call had a result."
 
 
 class ChatRun(ConsoleRun):
@@ -60,23 +61,28 @@ class ChatRun(ConsoleRun):
         return not self.running and self._saver.saved
 
     async def compute(self) -> None:
+        self._begin()
         tools = await self._tools.offer() if self._tools is not None else ()
         for _ in range(MAX_ROUNDS):
             await self._round(tools)
             calls = self._answer.calls
             if not calls or self._tools is None:
                 return
-            await self._answered("tool_calls")
+            receipt = await self._answered("tool_calls")
+            said = {"answer": self._answer.id, "calls": self._asked_tools(), "receipt": without_ids(receipt)}
+            self.events.fact("calls", said)
             await self._use(calls, self._tools)
         raise Refused(
             400, f"this answer called tools in {MAX_ROUNDS} rounds, the limit", code="too_many_calls"
         )
 
-    async def _round(self, tools: Sequence[Tool]) -> None:
-        answer = self._answer
-        begin = {"run": self.id, "chat": self.chat, "answer": answer.id, "parent": self._parent}
+    def _begin(self) -> None:
+        begin = {"run": self.id, "chat": self.chat, "answer": self._answer.id, "parent": self._parent}
         self.events.answer()
         self.events.fact("begin", {**begin, "model": self.model})
+
+    async def _round(self, tools: Sequence[Tool]) -> None:
+        answer = self._answer
         self.work.model = self.model
         computing = Computing(
             self,
@@ -89,28 +95,38 @@ class ChatRun(ConsoleRun):
         await computing.run(self.model, answer.opened, answer.take)
 
     async def _use(self, calls: Sequence[ToolCall], tools: ToolRunner) -> None:
-        """Run the calls in their order, and open the next answer below their results."""
-        said = self._answer
-        self._plan.messages.append(Message("assistant", said.text, said.thinking, tuple(calls)))
-        parent = said.id
-        for call in calls:
-            result = await tools.use(call, self)
-            id = secrets.token_hex(8)
-            self._put_result(id, parent, call, result)
-            self._plan.messages.append(
-                Message("tool", result.content, tool_call_id=call.id, name=call.name, failed=result.failed)
-            )
-            parent = id
-        self._parent = parent
-        self._answer = RunAnswer(self, secrets.token_hex(8), self._saver)
-        id, model = self._answer.id, self.model
-        self._saver.put(lambda writer: writer.open_answer(parent=parent, model=model, id=id))
+        """Run the calls in their order, and open the next answer below their results.
 
-    def _put_result(self, id: str, parent: str, call: ToolCall, result: ToolResult) -> None:
+        Where the run is cut, calls without a result get one that says so: a chat with a call that nothing answers is
+        one that some templates refuse.
+        """
+        said, left = self._answer, list(calls)
+        self._plan.messages.append(Message("assistant", said.text, said.thinking, tuple(calls)))
+        self._parent = said.id
+        try:
+            for call in calls:
+                self._put_result(call, await tools.use(call, self))
+                left.pop(0)
+        finally:
+            for call in left:
+                self._put_result(call, ToolResult(content=UNFINISHED, failed=True))
+            self._answer = RunAnswer(self, secrets.token_hex(8), self._saver)
+            id, parent, model = self._answer.id, self._parent, self.model
+            self._saver.put(lambda writer: writer.open_answer(parent=parent, model=model, id=id))
+            self._begin()
+
+    def _put_result(self, call: ToolCall, result: ToolResult) -> None:
+        id, parent = secrets.token_hex(8), self._parent
+        self._parent = id
+        self._plan.messages.append(
+            Message("tool", result.content, tool_call_id=call.id, name=call.name, failed=result.failed)
+        )
         self._saver.put(
             lambda writer: writer.message("tool", result.content, parent=parent, call=call.id, id=id)
         )
-        self.events.fact("result", {"message": id, "parent": parent, "call": call.id})
+        self.events.fact(
+            "result", {"message": id, "parent": parent, "call": call.id, "content": result.content}
+        )
 
     # --- the desk of tools -------------------------------------------------------------------------
 
@@ -155,15 +171,27 @@ class ChatRun(ConsoleRun):
         """Write the end of the answer, and return its receipt."""
         answer = self._answer
         receipt = answer.receipt(self._plan.settings, await self._identity)
-        calls = [AskedTool(id=c.id, server="", name=c.name, arguments=c.arguments) for c in answer.calls]
-        id = answer.id
+        id, calls = answer.id, self._asked_tools()
         self._saver.put(
             lambda writer: writer.end(id, finish, receipt=receipt, calls=calls, error=error),
         )
         if finish == "tool_calls":
             self.status, self.complete = 200, True
             self._logged()
+            self.complete = False
         return receipt
+
+    def _asked_tools(self) -> list[AskedTool]:
+        tools = self._tools
+        return [
+            AskedTool(
+                id=c.id,
+                server=tools.server_of(c.name) if tools else "",
+                name=c.name,
+                arguments=c.arguments,
+            )
+            for c in self._answer.calls
+        ]
 
     async def concluded(self, finish: ChatFinish, error: dict[str, Any] | None) -> None:
         if finish == "stop":
