@@ -9,7 +9,7 @@ Path: scripted -> write_scripted -> containers.gguf_bytes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,10 @@ DEFAULT = "hello"
 _NORMAL, _CONTROL = 1, 3  # token types of a GGUF
 
 
-def write_scripted(path: Path, scripts: Mapping[str, str], *, piece: int = 4, preamble: str = "") -> Path:
+Said = str | Sequence[str]  # a text; or its parts, of which no token spans two
+
+
+def write_scripted(path: Path, scripts: Mapping[str, Said], *, piece: int = 4, preamble: str = "") -> Path:
     """Write a model that answers a question with `scripts[word]` for the first word that it contains.
 
     `preamble`: what its chat template begins with.
@@ -40,7 +43,8 @@ def write_scripted(path: Path, scripts: Mapping[str, str], *, piece: int = 4, pr
         tokens.append(starts[word])
         types.append(_CONTROL)
         last = len(tokens) - 1
-        for part in _pieces(text, piece, seen):
+        whole = [text] if isinstance(text, str) else text
+        for part in (each for some in whole for each in _pieces(some, piece, seen)):
             tokens.append(part)
             types.append(_NORMAL)
             after[len(tokens) - 1] = last

@@ -8,7 +8,7 @@ import { Icon } from "../../parts/icons";
 import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
 import { composer } from "./composer";
-import { isObject, pretty } from "./json";
+import { escaped, isObject, pretty } from "./json";
 import { approve, type Live } from "./runs";
 import { Verbatim } from "../../text";
 import { shown } from "./shown";
@@ -19,6 +19,7 @@ const EARLY_MS = 700; // a double click on one question must not allow the next
 
 export function Approval({ ask, live }: { ask: Ask; live: Live }) {
   const asked = pretty(ask.arguments);
+  const editable = escaped(asked);
   const edited = useSignal<string | null>(null); // null: as the model wrote them
   const word = useSignal("");
   const busy = useSignal(false);
@@ -45,7 +46,7 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
       await approve(live, ask, {
         verdict,
         ...(verdict === "deny" && word.value.trim() && { word: word.value.trim() }),
-        ...(verdict !== "deny" && edited.value !== null && edited.value !== asked && { arguments: edited.value }),
+        ...(verdict !== "deny" && edited.value !== null && edited.value !== editable && { arguments: edited.value }),
       });
       if (held && matchMedia("(pointer: fine)").matches) composer.focus();
     } catch (e) {
@@ -72,7 +73,7 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
           <div tabIndex={0} role="group" aria-label={words.arguments}>
             <Verbatim text={asked} code />
           </div>
-          <Button kind="quiet" icon="edit" onClick={() => (edited.value = asked)}>
+          <Button kind="quiet" icon="edit" onClick={() => (edited.value = editable)}>
             {words.editArguments}
           </Button>
         </>

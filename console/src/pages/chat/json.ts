@@ -29,6 +29,15 @@ export function pretty(json: string): string {
   return out;
 }
 
+// What a text box would not show, and what turns the order of other characters.
+const UNSEEN = /(?![\n\t])[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Zl}\p{Zp}\u034F\u115F\u1160\u3164\uFE00-\uFE0F\uFFA0]/gu;
+
+/** The same JSON with its invisible characters as escapes: for a text box, which marks nothing. */
+export function escaped(json: string): string {
+  const unit = (char: string) => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0");
+  return json.replace(UNSEEN, (run) => run.split("").map(unit).join(""));
+}
+
 export function isObject(text: string): boolean {
   try {
     const value = JSON.parse(text) as unknown;
