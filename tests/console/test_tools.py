@@ -1,7 +1,7 @@
 """A tool's question in the page: nothing runs before it is answered, and what is shown is what runs.
 
-One server for the file, with a model that calls tools by script and two servers of tools: one that describes itself by a
-file and notes what it was called with, and the file server of the SDK.
+One server for the file, with a model that calls tools by script and two servers of tools: one that describes itself by
+a file and notes what it was called with, and the file server of the SDK.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from tests.tools.world import HOSTILE
 
 FILESERVER = HOSTILE.with_name("fileserver.py")
 # By these marks the engine knows how the template writes calls.
-HERMES = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% if false %}<tool_call>arguments</tool_call>{% endif %}{% endif %}"
-)
+MARKS = "{% if false %}<tool_call>arguments</tool_call>{% endif %}"
+HERMES = "{% if tools %}<tools>{{ tools | tojson }}</tools>" + MARKS + "{% endif %}"
 
 
 def call(name: str, arguments: str) -> str:
@@ -69,7 +68,10 @@ class World:
     state: Path
 
     def describe(self, description: str) -> None:
-        said = {"description": description, "inputSchema": {"type": "object"}}  # any arguments: a script has many
+        said = {
+            "description": description,
+            "inputSchema": {"type": "object"},
+        }  # any arguments: a script has many
         self.state.write_text(json.dumps(said))
 
     @property
@@ -188,7 +190,7 @@ def test_for_this_chat_asks_again_in_another_and_always_nowhere(ask, page, world
     answer(ask("please"), "Allow for this chat")
     wait_for_answer(page, "The tool has answered.")
     say(page, "please")
-    page.get_by_text("The tool has answered.").nth(1).wait_for()
+    expect(page.locator("article", has_text="The tool has answered.")).to_have_count(2)
     assert len(world.called) == 2
     answer(ask("please"), "Always allow")
     wait_for_answer(page, "The tool has answered.")
@@ -230,7 +232,7 @@ def test_keys_meant_for_the_message_box_answer_no_question(ask, page, world):
     expect(asked).to_have_count(0)
     page.get_by_role("button", name="Send", exact=True).wait_for()
     assert world.called == []
-    user, asking, result, last = stored(world, page)
+    _, asking, result, last = stored(world, page)
     assert (asking.calls[0].id, last.state) == (result.call, "stopped")
 
 

@@ -6,7 +6,8 @@ Its tool `echo` answers with its arguments. What it does otherwise is one word: 
 `huge` (100 MB on one line), `notify` (100 MB of notices), `chatter` (text on stdout), `sample`, `roots`, `elicit`,
 `deaf` (reads nothing more), `stubborn` (ignores signals and a closed stdin, and has a child), `env`, `long` (a result
 beyond the limit), `names` (names, descriptions and schemas that are no such thing), `changing` (describes itself by the
-state file, and notes there, with `.called`, each call's arguments), `nested` (a message of 100,000 brackets), `wrong` (answers with the wrong shape).
+state file, and notes there, with `.called`, each call's arguments), `nested` (a message of 100,000 brackets), `wrong`
+(answers with the wrong shape).
 """
 
 from __future__ import annotations

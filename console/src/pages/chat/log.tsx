@@ -83,11 +83,14 @@ export function Log({ chat }: { chat: Chat }) {
     else if (place.current) {
       // By how much the message moved within the whole: what the reader scrolled meanwhile is not taken back.
       const held = inner.current.querySelector(`[data-id="${CSS.escape(place.current.id)}"]`);
-      if (!held) return;
-      const at = held.getBoundingClientRect().top - inner.current.getBoundingClientRect().top;
-      if (Math.abs(at - place.current.at) >= 1) box.scrollTop += at - place.current.at;
-      place.current.at = at;
+      if (held) {
+        const at = held.getBoundingClientRect().top - inner.current.getBoundingClientRect().top;
+        if (Math.abs(at - place.current.at) >= 1) box.scrollTop += at - place.current.at;
+        place.current.at = at;
+      }
     }
+    // What shrinks above (a question that was answered) brings messages into view without any scroll.
+    if (!atEnd.peek()) draw(heights.drawn(box.scrollTop, box.clientHeight));
   }
 
   function pad() {
