@@ -108,9 +108,9 @@ def standing(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     server.stop(signal.SIGKILL)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """One browser for all tests of a session."""
+    """One browser for the tests of a module: while it is open its loop runs here, and asyncio.run fails elsewhere."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     playwright = pytest.importorskip("playwright.sync_api")
