@@ -123,6 +123,9 @@ def test_focus_is_in_the_box_after_stop_and_edit_and_for_a_letter_typed_nowhere(
     say(chat, "long please")
     chat.get_by_role("button", name="Stop", exact=True).click()
     expect(box(chat)).to_be_focused()
+    expect(
+        chat.get_by_role("button", name="Regenerate")
+    ).to_be_visible()  # the answer has ended, and moves no more
     chat.get_by_role("button", name="Edit").first.click()
     expect(box(chat)).to_be_focused()
     expect(box(chat)).to_have_value("long please")

@@ -125,7 +125,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path):
     async def run() -> None:
         servers = pool(tmp_path, h={"command": ["/no/such/program"]})
         try:
-            with pytest.raises(Exception, match=r"does not start: .*No such file"):
+            with pytest.raises(Exception, match="No such file"):
                 await RunTools(servers, ["h"], key="", chat="c").offer()
         finally:
             await servers.close()
