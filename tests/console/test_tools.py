@@ -186,6 +186,7 @@ def test_a_denial_s_word_reaches_the_model_and_the_tool_never_hears_of_it(ask, p
     assert "rather a pineapple" in stored(world, page)[2].content
 
 
+@pytest.mark.long
 def test_for_this_chat_asks_again_in_another_and_always_nowhere(ask, page, world):
     answer(ask("please"), "Allow for this chat")
     wait_for_answer(page, "The tool has answered.")
