@@ -564,7 +564,7 @@ def tooled(chats, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Chats,
         mine = chats(Script(text="I look.", calls=TWO_CALLS))
         tools = Tools(mine, after)
         monkeypatch.setattr(handlers, "_tools", lambda call, chat, names: tools if names else None)
-        monkeypatch.setattr(handlers, "tool_user", lambda call: "")  # whoever asks here is the owner
+        monkeypatch.setattr(handlers, "tool_user", lambda call: "")  # the caller counts as the owner here
         return mine, tools
 
     return make

@@ -123,7 +123,9 @@ class ChatFolder:
             with open(path, "rb", opener=_at_once) as file:
                 status = os.fstat(file.fileno())
                 if not S_ISREG(status.st_mode):
-                    raise StoreError(f"{path} is no file, so it is no chat", "move it away to continue")
+                    raise StoreError(
+                        f"{path} is a pipe or a device, and a chat is a file", "move it away to continue"
+                    )
                 if status.st_size > MAX_CHAT_BYTES:
                     raise StoreError(f"{path} is larger than {MAX_CHAT_BYTES >> 20} MiB and not a chat")
                 chat = replay(file.read(MAX_CHAT_BYTES), id)

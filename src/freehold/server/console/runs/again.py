@@ -135,7 +135,7 @@ class AgainRun(ConsoleRun):
 def bits_of(message: SavedMessage) -> Bits:
     """Return the token ids of an answer. Raises Refused where there are none, and where its receipt is not ours.
 
-    A chat that was imported has receipts of anybody's making. Takes seconds for millions of ids: not in the loop.
+    An imported chat has receipts that anything may have written. Millions of ids take seconds: not in the loop.
     """
     bits = (message.receipt or {}).get("bits")
     if not isinstance(bits, dict):
