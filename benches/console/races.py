@@ -3,7 +3,7 @@
 `python -m benches.console.races --llama-server PROGRAM [--rounds 3]`
 Done or not, seconds, steps, bytes. Both servers run the same scripted model, so that an answer is the same text at
 about the same speed and what differs is the page. A step is a click, a key that stands for one, or a text typed at
-once. A task that a page has no control for is not done; why is in the JSON. Prints the table of docs/console.md and
+once. A task that a page has no control for is not done; why is in the JSON. Prints a table of Markdown and
 ends in one JSON line.
 Path: races.py -> OursPage, LlamaPage -> Chromium
 """
