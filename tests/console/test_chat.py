@@ -389,6 +389,7 @@ def test_every_step_of_a_chat_by_keyboard_alone(chat):
     chat.keyboard.press("?")
     chat.get_by_role("dialog", name="Keys of this page").wait_for()
     chat.keyboard.press("Escape")
+    expect(chat.get_by_role("dialog")).to_have_count(0)
     chat.keyboard.press("/")
     expect(box(chat)).to_be_focused()
     chat.keyboard.press("Control+Shift+O")

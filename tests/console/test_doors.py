@@ -48,7 +48,7 @@ def test_key_opens_the_page_and_no_script_sees_it(keyed, page):
     server, ann, _ = keyed
     page.goto(server.url)
     form = page.locator("form")
-    assert form.locator("input[autocomplete=current-password]").count() == 1
+    form.locator("input[autocomplete=current-password]").wait_for()
     log_in(page, "fh-wrong-0123456789")
     page.get_by_role("alert").filter(has_text="not a key of this server").wait_for()
     assert page.get_by_label("Key", exact=True).evaluate("node => node === document.activeElement")

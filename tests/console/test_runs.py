@@ -20,7 +20,8 @@ from tests.console.scripted import write_scripted
 from tests.console.talking import Heard, Talker
 
 TEXT = "".join(f"Line {i}: {i * 7919 % 10007} 漢字 and 𝄞.\n\n" for i in range(600))
-SCRIPTS = {"hello": "Hello! What shall I say?", "long": TEXT}
+ENDLESS = "".join(f"Part {i}: {i * 6007 % 10009}.\n\n" for i in range(3000))  # lasts until a server is killed
+SCRIPTS = {"hello": "Hello! What shall I say?", "long": TEXT, "endless": ENDLESS}
 MODEL = "runs"
 
 
@@ -103,17 +104,17 @@ def test_an_engine_s_death_changes_no_bit_and_is_said(served: tuple[Served, Talk
 def test_a_killed_server_leaves_the_answer_so_far_and_says_lost(served: tuple[Served, Talker, str]):
     server, talker, name = served
     chat = talker.chat(name)
-    started = talker.run(chat, "say something long")
+    started = talker.run(chat, "say something endless")
     talker.follow(started["run"], until=after_some(100))
     eventually_saved(talker, chat, started["answer"]["id"])
     server.stop(signal.SIGKILL)
     server.again()
     message = talker.message(chat, started["answer"]["id"])
-    assert message["state"] == "lost" and message["content"] and TEXT.startswith(message["content"])
-    assert talker.message(chat, started["user"]["id"])["content"] == "say something long"
+    assert message["state"] == "lost" and message["content"] and ENDLESS.startswith(message["content"])
+    assert talker.message(chat, started["user"]["id"])["content"] == "say something endless"
     assert talker.http.get(f"/console/api/runs/{started['run']}/events").status_code == 404
     heard = talker.follow(talker.run(chat, None, started["user"]["id"])["run"])
-    assert heard.text == TEXT
+    assert heard.text == ENDLESS
 
 
 def eventually_saved(talker: Talker, chat: str, message: str) -> None:

@@ -119,7 +119,13 @@ def test_a_row_has_the_figures_of_fit_and_license(server):
     assert row["verdict"]["answer"] == verdict["answer"] and row["lab"] and row["country"] == "CN"
     (fit,) = asked(server, "fit", {"model": row["id"], "quant": row["quant"]}).json()["fits"]
     assert (row["memory"], row["fits"]) == (fit["memory"]["total"], fit["fits"])
-    assert row["decode"] == fit.get("decode_tok_s") and row["prefill"] == fit.get("prefill_tok_s")
+    # Speeds here are measured, and the two answers may be of two measurements: each within the other's bounds.
+    for speed, whole in (
+        (row["decode"], fit.get("decode_tok_s")),
+        (row["prefill"], fit.get("prefill_tok_s")),
+    ):
+        assert (speed is None) == (whole is None)
+        assert speed is None or (speed["low"] < whole["high"] and whole["low"] < speed["high"])
 
 
 def test_a_caller_that_leaves_ends_the_work_and_the_next_one_is_answered(server):

@@ -96,7 +96,9 @@ def test_a_removed_key_s_view_ends(serving, tmp_path):
 
 
 def test_figures_are_those_of_metrics(serving):
-    server = serving(Script(text="a few words that are said", delay=0.002, cached=3))
+    server = serving(
+        Script(text="a few words that are said", delay=0.002, cached=3), keep_alive_s=9.0
+    )  # its own
     for _ in range(12):
         assert server.client.post(URL, json=CHAT | {"stream": True}).status_code == 200
     state, told = next(states(server.client)), samples(server.client.get("/metrics").text)

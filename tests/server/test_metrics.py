@@ -125,7 +125,7 @@ def test_engines_numbers_come_from_their_stats(serving):
 
 
 def test_every_series_of_a_model_has_vllms_two_labels(serving):
-    server = serving()
+    server = serving(keep_alive_s=9.0)  # its own: others have asked a shared one for more models
     server.client.post(URL, json=CHAT)
     of_models = [
         labels for _, labels in samples(server.client.get("/metrics").text) if dict(labels).get(OF[1][0])
