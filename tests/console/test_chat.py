@@ -112,7 +112,7 @@ def test_conversation_is_a_log_of_articles_named_you_and_by_the_model(chat):
 
 def test_stop_keeps_what_has_come(chat, server):
     say(chat, "something long")
-    chat.get_by_text("Line 20 of").wait_for()
+    chat.get_by_text("Line 20 of").first.wait_for()
     chat.get_by_role("button", name="Stop", exact=True).click()
     chat.get_by_text("You stopped this answer.").wait_for()
     [_, answer] = stored(server, chat).branch()
