@@ -23,7 +23,7 @@ from freehold.chats.types import ChatChange
 from tests.console.conftest import Served
 from tests.console.scripted import write_scripted
 
-LINES = 700
+LINES = 1500  # some seconds, also on a machine that does nothing else
 LONG = "".join(f"Line {i} of a long answer, which has some more words.\n\n" for i in range(LINES))
 SCRIPTS = {
     "hello": "Hello! What shall I say?",
