@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -354,13 +355,20 @@ def _family_row(row: dict[str, Any]) -> str:
     return "| " + " | ".join([*cells, *shown, peers, f"{row['tokens_per_second']:,}"]) + " |"
 
 
-def main() -> None:
-    """Write every page."""
+def main(args: list[str]) -> int:
+    """Write every page; with --check write none, print those that are out of date, and return 1 if there are any."""
+    check = args == ["--check"]
+    stale = 0
     for path, text in pages().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        print(path)
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(path)
+        elif path.read_text(encoding="utf-8") != text:
+            print(f"{path.name} is out of date: make docs")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

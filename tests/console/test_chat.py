@@ -359,9 +359,6 @@ def test_a_second_tab_shows_what_the_first_one_adds(chat, server):
     assert other.get_by_role("article", name="You").last.inner_text().strip() == "one more"
 
 
-@pytest.mark.xfail(
-    strict=False, reason="an answer of a few milliseconds is said twice: the list's news opens it again"
-)
 def test_a_screen_reader_hears_the_finished_answer_once(chat):
     chat.evaluate("""() => {
       window.heard = [];

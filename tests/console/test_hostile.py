@@ -25,7 +25,8 @@ OPEN = """async ([id, title, wanted]) => {
   const log = () => document.querySelector("[role=log]");
   for (let n = 0; n < 200 && !document.querySelector(`[data-id="${title[0]}"]`); n++) await wait(20);
   const unseen = new Map(wanted);
-  for (let n = 0; n < 400 && unseen.size; n++) {
+  const until = performance.now() + 120_000;
+  for (let n = 0; performance.now() < until && unseen.size; n++) {
     for (const fold of document.querySelectorAll("[role=log] button[aria-expanded=false]")) fold.click();
     await wait(40);
     for (const each of document.querySelectorAll("[data-id]")) {

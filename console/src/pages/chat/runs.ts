@@ -37,6 +37,8 @@ export interface Draft {
 /** Runs in progress, by the answer they write. */
 export const lives = signal<ReadonlyMap<string, Signal<Live>>>(new Map());
 const followers = new Set<Follower>();
+/** Runs followed to their end: a chat that was read while one of them ended still lists it. */
+const ended = new Set<string>();
 /** Other tabs of this browser hear at once which chat has a new run. */
 export const tabs = new BroadcastChannel("freehold-chats");
 
@@ -85,11 +87,12 @@ export async function start(chat: Chat, { parent, message, model, settings }: St
 
 /** Follow a run until it ends; its text goes into the answer's message. One call a run, whoever asks. */
 export async function attach(chat: Chat, run: string, answer: string): Promise<void> {
-  for (const live of lives.peek().values()) if (live.peek().run === run) return;
+  if (ended.has(run) || [...followers].some((each) => each.id === run && !each.left)) return;
   const follower = new Follower(chat, run, answer);
   followers.add(follower);
   await follower.run();
   followers.delete(follower);
+  if (!follower.left) ended.add(run);
 }
 
 /** Let go of the runs of every chat but one: they continue on the server, and a browser has six connections. */
@@ -141,13 +144,13 @@ class Follower {
   private thinking = "";
   private drawn = true;
   private over = new AbortController();
-  private left = false;
+  left = false; // the page shows another chat, and follows this run no more
   private broken = false; // its connection is given up, and made again from the first event
   private unwatch: () => void;
 
   constructor(
     readonly chat: Chat,
-    private id: string,
+    readonly id: string,
     private answer: string,
   ) {
     this.live = signal<Live>({
