@@ -146,6 +146,7 @@ class Follower {
   private over = new AbortController();
   left = false; // the page shows another chat, and follows this run no more
   private broken = false; // its connection is given up, and made again from the first event
+  private finished: Extract<RunEvent, { t: "end" }> | null = null;
   private unwatch: () => void;
 
   constructor(
@@ -218,6 +219,7 @@ class Follower {
         break;
       case "note":
         this.say({ notes: [...live.notes.filter((note) => note !== event.text), event.text] });
+        if (this.finished) this.leaveWords(); // an answer that could not be saved may be saved after its end
         break;
       case "ask":
         this.say({ asks: [...live.asks.filter((ask) => ask.call !== event.call), event] });
@@ -273,12 +275,16 @@ class Follower {
   private finish(event: Extract<RunEvent, { t: "end" }>): void {
     const states = { stop: "whole", tool_calls: "whole", again: "whole" } as Record<string, Message["state"]>;
     this.draw(true, states[event.finish] ?? (event.finish as Message["state"]), event.receipt);
-    const { notes } = this.live.peek();
-    if (event.error || notes.length) {
-      const all = new Map(epilogues.peek());
-      epilogues.value = all.set(this.answer, { notes, ...(event.error && { error: event.error }) });
-    }
+    this.finished = event;
+    this.leaveWords();
     spoken.value = event.error ? `${texts.chat.failed} ${event.error.message}` : this.content.slice(0, 5000);
+  }
+
+  private leaveWords(): void {
+    const { notes } = this.live.peek();
+    const error = this.finished?.error;
+    if (!error && !notes.length) return;
+    epilogues.value = new Map(epilogues.peek()).set(this.answer, { notes, ...(error && { error }) });
   }
 
   /** Show what has come, once a frame however many events come. */
