@@ -151,6 +151,20 @@ def _drawn(page: Any) -> str:
     return page.evaluate("() => document.getElementById('app').innerHTML")
 
 
+def test_every_text_of_a_formula_stands_in_an_element_that_is_drawn(text_page):
+    text_page.evaluate(
+        "(text) => show(text)", r"$n \log n + \lim_{x \to 0} \sin x \bmod 2 + \text{for all } y \not= z$"
+    )
+    text_page.evaluate(SETTLED, 3)
+    bare = """() => [...document.querySelectorAll('math, mrow, semantics, msub, munder')].flatMap(
+        (found) => [...found.childNodes].filter((n) => n.nodeType === Node.TEXT_NODE).map((n) => n.data))"""
+    assert text_page.evaluate(bare) == []
+    wide = (
+        "(word) => [...document.querySelectorAll('mi')].find((mi) => mi.textContent === word).clientWidth > 0"
+    )
+    assert all(text_page.evaluate(wide, word) for word in ("log", "lim", "sin"))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_text_that_arrives_in_pieces_looks_as_the_whole(text_page, seed):
     text_page.evaluate("(text) => show(text)", DOCUMENT)

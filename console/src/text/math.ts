@@ -52,7 +52,8 @@ export function formula(tex: string, display: boolean): Element | null {
 
 function node(tree: Tree, left: { nodes: number }, depth: number): Node {
   if (depth === 0 || --left.nodes === 0) throw new RangeError("a formula of too many parts");
-  if (tree.type === undefined || !tree.children) return text(tree);
+  if (!tree.children) return text(tree);
+  if (tree.type === undefined) return several(tree.children, left, depth);
   if (!ELEMENTS.has(tree.type)) return document.createTextNode(tree.toText?.() ?? "");
   const made = document.createElementNS(NS, tree.type);
   for (const [name, value] of Object.entries(tree.attributes ?? {})) {
@@ -64,10 +65,18 @@ function node(tree: Tree, left: { nodes: number }, depth: number): Node {
   return made;
 }
 
+/** Nodes without an element around them, such as `log` and the application after it. Bare text would not be drawn. */
+function several(children: Tree[], left: { nodes: number }, depth: number): Node {
+  const all = document.createDocumentFragment();
+  for (const child of children) all.append(node(child, left, depth - 1));
+  return all;
+}
+
 function text(tree: Tree): Node {
-  if (tree.width === undefined || tree.character) return document.createTextNode(tree.text ?? tree.toText?.() ?? "");
-  const space = document.createElementNS(NS, "mspace");
-  space.setAttribute("width", `${Math.max(-1, Math.min(EMS, tree.width))}em`);
+  if (tree.width === undefined) return document.createTextNode(tree.text ?? tree.toText?.() ?? "");
+  const space = document.createElementNS(NS, tree.character ? "mtext" : "mspace");
+  if (tree.character) space.textContent = tree.character;
+  else space.setAttribute("width", `${Math.max(-1, Math.min(EMS, tree.width))}em`);
   return space;
 }
 

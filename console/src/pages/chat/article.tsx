@@ -86,7 +86,7 @@ function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) 
 /** What is going on while nothing, or no more, is to be read. */
 function Progress({ live, empty }: { live: Live; empty: boolean }) {
   if (live.away) return null; // the page's notice says it
-  const { wait } = live;
+  const wait = live.asks.length ? null : live.wait; // a question waits for the reader
   const said = live.stopping
     ? words.stopping
     : wait?.why === "load"
