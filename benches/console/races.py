@@ -3,9 +3,9 @@
 `python -m benches.console.races --llama-server PROGRAM [--rounds 3]`
 Done or not, seconds, steps, bytes. Both servers run the same scripted model, so that an answer is the same text at
 about the same speed and what differs is the page. A step is a click, a key that stands for one, or a text typed at
-once. A task that a page has no control for is not done; why is in the JSON. Prints a table of Markdown and
-ends in one JSON line.
-Path: races.py -> OursPage, LlamaPage -> Chromium
+once. A task that a page has no control for is not done, and why stands below the table. The pull fetches from a
+stand-in for the hub on loopback. Prints a table of Markdown and ends in one JSON line.
+Path: races.py -> chatpages.py -> Chromium
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -23,31 +24,37 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benches.lib.machine import say
+from benches.console.chatpages import (
+    HUB_MODEL,
+    LONG_MS,
+    MESSAGES,
+    OLD,
+    ChatPage,
+    LlamaPage,
+    NotThere,
+    OursPage,
+)
+from benches.lib.machine import describe, say
 from tests.console.conftest import Served
+from tests.console.owner import one_time_code
 from tests.console.scripted import write_scripted
+from tests.store.standin import Standin
+from tests.store.standin import serving as hub
 
 LINES = 1500
+LAST = "The end of it."
+STILL_S = 0.5  # an answer that did not change for so long has stopped
 SCRIPTS = {
     "hello": "Hello! What shall I say?",
     "table": "| a | b |\n|---|---|\n| 1 | 2 |\n\nThat was a table.",
-    "long": "".join(f"Line {i} of a long answer.\n\n" for i in range(LINES)) + "The end of it.",
+    "long": "".join(f"Line {i} of a long answer.\n\n" for i in range(LINES)) + LAST,
 }
-LAST = "The end of it."
-OLD = "needle-in-the-oldest-message"
-MESSAGES = 2000
 PASTED = "\n".join(f"pasted line {i} with some words in it" for i in range(20_000))
-WAIT_MS = 20_000
-
-
-class NotThere(Exception):
-    """The page has no control for the task."""
 
 
 @dataclass
@@ -59,188 +66,15 @@ class Row:
     done: bool
     seconds: float
     steps: int
+    bytes: int
     why: str = ""
 
 
-class ChatPage:
-    """What both pages have in common. `steps` counts what a person does."""
-
-    name = ""
-    user = assistant = ""  # selectors of messages
-
-    def __init__(self, browser: Any, url: str) -> None:
-        self.browser, self.url, self.steps, self.bytes = browser, url, 0, 0
-        self.fresh()
-
-    def fresh(self, width: int = 1200) -> None:
-        """Open the page in a context without anything kept."""
-        if hasattr(self, "context"):
-            self.context.close()
-        self.context = self.browser.new_context(viewport={"width": width, "height": 800})
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT_MS)
-        self.page.on("requestfinished", self._count)
-        self.page.goto(self.url)
-        self.box().wait_for()
-
-    def _count(self, request: Any) -> None:
-        try:
-            self.bytes += request.sizes()["responseBodySize"]
-        except Exception:  # a request of a page that is gone
-            return
-
-    def box(self) -> Any:
-        """Return where a message is typed."""
-        raise NotImplementedError
-
-    def step(self, times: int = 1) -> None:
-        self.steps += times
-
-    def send(self, text: str) -> None:
-        """Type and send."""
-        self.box().fill(text)
-        self.box().press("Enter")
-        self.step(2)
-
-    def click(self, name: str, within: Any = None) -> None:
-        """Press a button by its name."""
-        place = within if within is not None else self.page
-        found = place.get_by_role("button", name=name, exact=True)
-        if found.count() == 0:
-            raise NotThere(f"no button {name}")
-        found.last.click()
-        self.step()
-
-    def said(self, text: str, most_ms: int = WAIT_MS) -> None:
-        """Wait until an answer contains a text."""
-        self.page.locator(self.assistant, has_text=text).last.wait_for(timeout=most_ms)
-
-    def last_answer(self) -> str:
-        return self.page.locator(self.assistant).last.inner_text()
-
-    def new_chat(self) -> None:
-        raise NotImplementedError
-
-    def fill_chat(self) -> str:
-        """Store a chat of MESSAGES messages, not counted; return its address."""
-        raise NotImplementedError
-
-    def edit_last(self, text: str) -> None:
-        """Change the last question, and send it."""
-        message = self.page.locator(self.user).last
-        message.hover()
-        self.click("Edit", message)
-        box = message.get_by_role("textbox")
-        box.fill(text)
-        box.press("Enter")
-        self.step(2)
-
-    def find(self, word: str) -> None:
-        """Come to the oldest message of a long chat by a word that it has."""
-        raise NotImplementedError
-
-    def compare(self) -> None:
-        raise NotThere("one model at a time")
-
-    def pull(self) -> None:
-        raise NotThere("models are chosen where the server is started")
-
-
-class LlamaPage(ChatPage):
-    """llama-server's page."""
-
-    name = "llama.cpp"
-    user, assistant = (
-        '[aria-label="User message with actions"]',
-        '[aria-label="Assistant message with actions"]',
-    )
-
-    def box(self) -> Any:
-        return self.page.get_by_role("textbox", name="Type a message...")
-
-    def new_chat(self) -> None:
-        self.click("New chat")
-
-    def fill_chat(self) -> str:
-        self.send("hello")
-        self.said("Hello!")
-        self.page.evaluate(_FILL_LLAMA, [MESSAGES, OLD])
-        return self.page.url
-
-    def find(self, word: str) -> None:
-        self.click("Search")
-        box = self.page.get_by_role("searchbox")
-        box.fill(word)
-        self.step()
-        found = self.page.get_by_role("complementary").get_by_text(word)
-        found.first.wait_for(timeout=4000)
-        found.first.click()
-        self.step()
-        self.page.get_by_role("main").get_by_text(word).first.wait_for(timeout=4000)
-
-
-class OursPage(ChatPage):
-    """The console."""
-
-    name = "Freehold"
-    user, assistant = 'article[aria-label^="You"]', 'article:not([aria-label^="You"])'
-    code = ""  # of `freehold open`
-
-    def box(self) -> Any:
-        return self.page.get_by_role("textbox", name="Message", exact=True)
-
-    def new_chat(self) -> None:
-        self.click("New chat")
-
-    def fill_chat(self) -> str:
-        messages = []
-        for i in range(MESSAGES):
-            text = f"{OLD}: question {i}" if i == 0 else f"Message {i}: " + "some words of it. " * 8
-            messages.append(
-                {
-                    "id": f"m{i}",
-                    "parent": f"m{i - 1}" if i else None,
-                    "role": ("user", "assistant")[i % 2],
-                    "content": text,
-                }
-            )
-        body = {"chat": {"title": "long", "model": "", "messages": messages}}
-        made = self.page.evaluate(_IMPORT, body)
-        return f"{self.url}/#/chat/{made['id']}"
-
-    def find(self, word: str) -> None:
-        box = self.page.get_by_role("searchbox")
-        box.first.fill(word)
-        self.step()
-        found = self.page.get_by_role("navigation").get_by_text(word)
-        found.first.wait_for(timeout=4000)
-        found.first.click()
-        self.step()
-        self.page.locator(self.user, has_text=word).first.wait_for(timeout=4000)
-
-
-_IMPORT = """async body => (await fetch('/console/api/import', {method: 'POST',
-  headers: {'content-type': 'application/json'}, body: JSON.stringify(body)})).json()"""
+_DELETE = """model => fetch('/api/delete', {method: 'DELETE',
+  headers: {'content-type': 'application/json'}, body: JSON.stringify({model})})"""
 _PASTE = """text => {
   const clipboardData = new DataTransfer(); clipboardData.setData('text/plain', text);
   document.activeElement.dispatchEvent(new ClipboardEvent('paste', {clipboardData, bubbles: true, cancelable: true}));
-}"""
-_FILL_LLAMA = """async ([count, old]) => {
-  const db = await new Promise(r => { const q = indexedDB.open('LlamaUi'); q.onsuccess = () => r(q.result) });
-  const t = db.transaction(['conversations', 'messages'], 'readwrite');
-  const all = s => new Promise(r => { const q = t.objectStore(s).getAll(); q.onsuccess = () => r(q.result) });
-  const chat = (await all('conversations'))[0], kept = await all('messages');
-  const root = kept.find(m => m.type === 'root');
-  for (const m of kept) if (m !== root) t.objectStore('messages').delete(m.id);
-  let parent = root; root.children = [];
-  for (let i = 0; i < count; i++) {
-    const content = i ? `Message ${i}: ` + 'some words of it. '.repeat(8) : `${old}: question 0`;
-    const m = {id: `m${i}`, convId: chat.id, parent: parent.id, children: [], content, type: 'text', toolCalls: '',
-      role: i % 2 ? 'assistant' : 'user', timestamp: Date.now() + i, extra: []};
-    parent.children = [m.id]; t.objectStore('messages').put(parent); parent = m;
-  }
-  t.objectStore('messages').put(parent); chat.currNode = parent.id; t.objectStore('conversations').put(chat);
-  await new Promise(r => t.oncomplete = r);
 }"""
 
 # --- the tasks ------------------------------------------------------------------------------------------
@@ -255,15 +89,17 @@ def first_answer(page: ChatPage) -> None:
 
 
 def stop(page: ChatPage) -> float:
+    """Stop an answer; the seconds are those from the click to the text's last change."""
     page.send("a long one")
     page.said("Line 1 ")
     began = time.monotonic()
     page.click("Stop")
-    grown = page.last_answer()
-    while (now := page.last_answer()) != grown:
-        grown = now
+    changed, grown = began, ""
+    while time.monotonic() - changed < STILL_S:
+        if (now := page.last_answer()) != grown:
+            changed, grown = time.monotonic(), now
     assert LAST not in grown, "the answer ended before it was stopped"
-    return time.monotonic() - began
+    return changed - began
 
 
 def edit(page: ChatPage) -> None:
@@ -280,19 +116,23 @@ def branch(page: ChatPage) -> None:
 
 
 def long_chat(page: ChatPage) -> float:
+    """Open it and type a letter."""
     address = page.fill_chat()
     page.page.goto("about:blank")
-    began = time.monotonic()
+    page.steps, page.bytes, began = 1, 0, time.monotonic()
     page.page.goto(address)
-    page.page.get_by_text(f"Message {MESSAGES - 1}:").first.wait_for()
+    page.page.get_by_text(f"Message {MESSAGES - 1}:").first.wait_for(timeout=LONG_MS)
     page.box().fill("x")
     took = time.monotonic() - began
     page.box().fill("")
     return took
 
 
-def find_old(page: ChatPage) -> None:
+def find_old(page: ChatPage) -> float:
+    page.new_chat()
+    page.steps, began = 0, time.monotonic()
     page.find(OLD)
+    return time.monotonic() - began
 
 
 def reload(page: ChatPage) -> None:
@@ -303,8 +143,7 @@ def reload(page: ChatPage) -> None:
     page.said(LAST)
     text = page.last_answer()
     missing = [i for i in range(LINES) if f"Line {i} of" not in text]
-    if missing:  # a virtual list may hold what is seen only; the answer is one message, so all of it is there
-        raise AssertionError(f"{len(missing)} lines are missing")
+    assert not missing, f"{len(missing)} lines are missing"
 
 
 def paste(page: ChatPage) -> float:
@@ -318,8 +157,12 @@ def paste(page: ChatPage) -> float:
     return time.monotonic() - began
 
 
-def pull(page: ChatPage) -> None:
+def pull(page: ChatPage) -> float:
+    began = time.monotonic()
     page.pull()
+    took = time.monotonic() - began
+    page.page.evaluate(_DELETE, HUB_MODEL)  # for the next round
+    return took
 
 
 def compare(page: ChatPage) -> None:
@@ -328,11 +171,10 @@ def compare(page: ChatPage) -> None:
 
 def phone(page: ChatPage) -> None:
     page.fresh(width=390)
-    page.send("a table please")
+    page.tap("a table please")
     page.said("That was a table.")
     wide = page.page.evaluate("document.scrollingElement.scrollWidth")
     assert wide <= 390, f"the page is {wide} px wide"
-    page.fresh()
 
 
 def keyboard(page: ChatPage) -> None:
@@ -348,20 +190,7 @@ def keyboard(page: ChatPage) -> None:
     keys.press("Enter")
     page.step(2)
     page.said("Hello!")
-    for _ in range(60):
-        if page.page.evaluate(
-            "(document.activeElement.ariaLabel || document.activeElement.innerText || '').trim() === 'Edit'"
-        ):
-            break
-        keys.press("Shift+Tab")
-        page.step()
-    else:
-        raise NotThere("Edit is not reached by Shift-Tab")
-    keys.press("Enter")
-    keys.press("Control+a")
-    keys.type("a table please")
-    keys.press("Enter")
-    page.step(4)
+    page.edit_by_keys("a table please")
     page.said("That was a table.")
 
 
@@ -383,14 +212,14 @@ TASKS: dict[str, Task] = {
 
 def attempted(task: str, page: ChatPage) -> Row:
     """Do a task; whatever stops it is its result."""
-    page.steps, began = 0, time.monotonic()
+    page.steps, page.bytes, began = 0, 0, time.monotonic()
     try:
         took = TASKS[task](page)
     except NotThere as e:
-        return Row(task, page.name, False, 0.0, 0, str(e))
+        return Row(task, page.name, False, 0.0, 0, 0, str(e))
     except Exception as e:  # a selector that never came, or a claim that failed
-        return Row(task, page.name, False, 0.0, page.steps, str(e).splitlines()[0][:200])
-    return Row(task, page.name, True, took or time.monotonic() - began, page.steps)
+        return Row(task, page.name, False, 0.0, page.steps, page.bytes, str(e).splitlines()[0][:200])
+    return Row(task, page.name, True, round(took or time.monotonic() - began, 3), page.steps, page.bytes)
 
 
 # --- the servers ----------------------------------------------------------------------------------------
@@ -403,9 +232,8 @@ def llama_server(program: Path, model: Path) -> Iterator[str]:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [str(program), "-m", str(model), "--port", str(port), "-c", "32768", "-ngl", "0"]
-    env = {**os.environ, "LD_LIBRARY_PATH": str(program.parent)}
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet) as process:
+    with subprocess.Popen(command, env=beside(program), stdout=quiet, stderr=quiet) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(300):
@@ -420,17 +248,55 @@ def llama_server(program: Path, model: Path) -> Iterator[str]:
             process.kill()
 
 
+def beside(program: Path) -> dict[str, str]:
+    """Return an environment in which a program finds the libraries of its own folder."""
+    return {**os.environ, "LD_LIBRARY_PATH": str(program.parent)}
+
+
+def version(program: Path) -> str:
+    """Return what llama-server calls itself."""
+    said = subprocess.run([str(program), "--version"], env=beside(program), capture_output=True, text=True)
+    return (said.stdout + said.stderr).splitlines()[0].removeprefix("version: ")
+
+
 @contextmanager
-def freehold_server(model: Path, home: Path) -> Iterator[Served]:
-    """Run ours."""
+def freehold_server(models: list[Path], home: Path) -> Iterator[Served]:
+    """Run ours, with the first of the models where its hub would be."""
     home.mkdir()
-    (home / "config.toml").write_text("adopt = false\n")
-    server = Served(home, (str(model),))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop(9)
+    with hub(Standin({"race.Q8_0.gguf": models[0].read_bytes()})) as standin:
+        (home / "config.toml").write_text(f'adopt = false\nhub_endpoint = "{standin.url}"\n')
+        server = Served(home, tuple(map(str, models)))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop(signal.SIGKILL)
+
+
+def raced(chromium: str, program: Path, rounds: int, tasks: list[str]) -> tuple[list[Row], str]:
+    """Do all tasks on both pages; return the rows and the browser's version."""
+    from playwright.sync_api import sync_playwright
+
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as started:
+        model = write_scripted(Path(folder) / "race.gguf", SCRIPTS)
+        other = write_scripted(Path(folder) / "zother.gguf", {"hello": "Hello! I say something else."})
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        with (
+            llama_server(program, model) as theirs,
+            freehold_server([model, other], Path(folder) / "home") as ours,
+        ):
+            for round in range(rounds):
+                pages = [LlamaPage(browser, theirs), OursPage(browser, ours.url, lambda: one_time_code(ours))]
+                for task in tasks:
+                    for page in pages if round % 2 else pages[::-1]:
+                        rows.append(attempted(task, page))
+                        say(f"{rows[-1]}")
+                for page in pages:
+                    page.context.close()
+        found = browser.version
+        browser.close()
+    return rows, found
 
 
 def main() -> None:
@@ -443,55 +309,36 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--task", action="append", choices=list(TASKS))
     args = parser.parse_args()
-    from playwright.sync_api import sync_playwright
-
-    rows: list[Row] = []
-    sizes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as started:
-        model = write_scripted(Path(folder) / "race.gguf", SCRIPTS)
-        browser = started.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
-        with (
-            llama_server(args.llama_server, model) as theirs,
-            freehold_server(model, Path(folder) / "home") as ours,
-        ):
-            for round in range(args.rounds):
-                pages: list[ChatPage] = [LlamaPage(browser, theirs), OursPage(browser, ours.url)]
-                for page in pages:
-                    sizes.setdefault(page.name, page.bytes)
-                for task in args.task or TASKS:
-                    for page in pages if round % 2 else pages[::-1]:
-                        rows.append(attempted(task, page))
-                        say(f"{rows[-1]}")
-                for page in pages:
-                    page.context.close()
-        browser.close()
+    result = {"bench": "races", "cores": os.cpu_count(), **describe(Path("scripted"))}
+    rows, chromium = raced(args.chromium, args.llama_server, args.rounds, args.task or list(TASKS))
+    result |= {"chromium": chromium, "llama.cpp": version(args.llama_server), "rounds": args.rounds}
     print(table(rows))
-    result = {
-        "bench": "races",
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "first_load_bytes": sizes,
-    }
-    print(json.dumps(result | {"rows": [row.__dict__ for row in rows]}))
+    print(json.dumps(result | {"rows": [asdict(row) for row in rows]}))
 
 
 def table(rows: list[Row]) -> str:
-    """Write the medians as a table of Markdown."""
-    names = list(dict.fromkeys(row.page for row in rows))
+    """Write the medians as a table of Markdown, and below it why a task was not done."""
+    names = sorted({row.page for row in rows})
     lines = [f"| task | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    why: list[str] = []
     for task in dict.fromkeys(row.task for row in rows):
-        cells = []
-        for name in names:
-            found = [row for row in rows if row.task == task and row.page == name]
-            good = [row for row in found if row.done]
-            if good:
-                seconds = statistics.median(row.seconds for row in good)
-                of = "" if len(good) == len(found) else f", {len(good)} of {len(found)}"
-                cells.append(f"{seconds:.2f} s, {good[0].steps} steps{of}")
-            else:
-                cells.append(f"no: {found[0].why}")
+        cells = [_cell([row for row in rows if (row.task, row.page) == (task, name)]) for name in names]
         lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    for row in rows:
+        said = f"- {row.page}, {row.task}: {row.why}"
+        if not row.done and said not in why:
+            why.append(said)
+    return "\n".join([*lines, "", *why])
+
+
+def _cell(rows: list[Row]) -> str:
+    good = [row for row in rows if row.done]
+    if not good:
+        return "no"
+    seconds = statistics.median(row.seconds for row in good)
+    size = statistics.median(row.bytes for row in good)
+    of = "" if len(good) == len(rows) else f", {len(good)} of {len(rows)}"
+    return f"{seconds:.2f} s, {good[0].steps} steps, {size / 1000:,.0f} kB{of}"
 
 
 if __name__ == "__main__":
