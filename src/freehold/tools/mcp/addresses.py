@@ -1,7 +1,7 @@
 """Which addresses a server of tools may have: its url is checked as written, and again for what its name stands for.
 
 An address counts in every spelling: `0x7f.1`, `2130706433` and `::ffff:127.0.0.1` resolve to what they mean. Knows
-addresses; opens no connection. Path: configured.py -> check_url; PinnedTransport -> resolved
+addresses; opens no connection. Path: configured.py -> check_url; CheckedTransport -> resolved
 """
 
 from __future__ import annotations

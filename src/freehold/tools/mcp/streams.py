@@ -2,7 +2,7 @@
 
 What a server says of its own accord is dropped here: notices of progress, logs, changed lists (lists are read again
 before each call). Its requests, for sampling, roots or a form, reach the session, which refuses them all.
-Knows the SDK's messages; knows no tool. Path: ToolConnection -> over_stdio, over_http -> ChildServer, PinnedTransport
+Knows the SDK's messages; knows no tool. Path: ToolConnection -> over_stdio, over_http -> ChildServer, CheckedTransport
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ async def over_http(server: ToolServer) -> AsyncIterator[Streams]:
     from mcp.shared.message import SessionMessage
     from mcp_types import JSONRPCNotification
 
-    from freehold.tools.mcp.pinned import PinnedTransport
+    from freehold.tools.mcp.transport import CheckedTransport
 
     arrived, incoming = anyio.create_memory_object_stream[Any](0)
 
@@ -84,7 +84,7 @@ async def over_http(server: ToolServer) -> AsyncIterator[Streams]:
                     await arrived.send(each)
 
     client = httpx2.AsyncClient(
-        transport=PinnedTransport(server.url, private=server.private),
+        transport=CheckedTransport(server.url, private=server.private),
         headers=dict(server.headers),
         timeout=httpx2.Timeout(30, read=60),
         trust_env=False,

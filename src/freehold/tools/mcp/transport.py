@@ -2,7 +2,7 @@
 
 The connection is made to an address that was checked, since a name that is resolved again could stand for another. No
 redirect is followed, no proxy of the environment is used, and an answer has 4 MB at most. Knows HTTP; knows no protocol
-above it. Path: streams.over_http -> PinnedTransport -> addresses.resolved
+above it. Path: streams.over_http -> CheckedTransport -> addresses.resolved
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from freehold.tools.mcp.addresses import is_local, resolved
 from freehold.tools.mcp.configured import MAX_MESSAGE
 
 
-class PinnedTransport(httpx2.AsyncBaseTransport):
+class CheckedTransport(httpx2.AsyncBaseTransport):
     """Connects to the host of `url` alone, at an address that was checked. `private`: as configured."""
 
     def __init__(self, url: str, *, private: bool) -> None:
@@ -37,14 +37,14 @@ class PinnedTransport(httpx2.AsyncBaseTransport):
             port = url.port or (443 if url.scheme == "https" else 80)
             self._address = await resolved(url.host, port, local=self._local, private=self._private)
         request.headers["accept-encoding"] = "identity"
-        pinned = httpx2.Request(
+        checked = httpx2.Request(
             request.method,
             url.copy_with(host=self._address),
             headers=request.headers,
             stream=request.stream,
             extensions={**request.extensions, "sni_hostname": url.host},
         )
-        response = await self._inner.handle_async_request(pinned)
+        response = await self._inner.handle_async_request(checked)
         if 300 <= response.status_code < 400:
             await response.aclose()
             raise UpstreamFailed(
