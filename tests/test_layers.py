@@ -213,3 +213,23 @@ def test_importing_the_server_loads_no_engine():
     )
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert got.stdout.split() == []
+
+
+STARTED = """
+import sys
+from pathlib import Path
+import freehold.cli.serve, freehold.worker.models
+from freehold.server.serve import Doors, ServerSettings, make_app
+make_app(Doors(None, ServerSettings(home=Path(sys.argv[1]))).server)
+print(*(name for name in sys.modules if name.startswith("freehold.")))
+"""
+# Of the page, what a server needs before anything is asked of it: sessions, the page's files, counts of runs.
+AT_START = ("page", "sessions", "login", "me", "asking", "runs", "runs.registry")
+
+
+def test_a_server_starts_without_the_routes_of_its_page_its_chats_and_tools(tmp_path: Path):
+    command = [sys.executable, "-c", STARTED, str(tmp_path)]
+    got = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    later = ("freehold.tools", "freehold.chats", "freehold.server.console.")
+    found = {name for name in got if name.startswith(later)}
+    assert found == {f"freehold.server.console.{name}" for name in AT_START}

@@ -560,8 +560,8 @@ TWO_CALLS = (("echo", '{"a": 1}'), ("echo", '{"b": 2}'))
 def tooled(chats, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Chats, Tools]]:
     """Chats whose model calls tools twice in one answer, and says `after` in the next."""
 
-    def make(after: Script | None) -> tuple[Chats, Tools]:
-        mine = chats(Script(text="I look.", calls=TWO_CALLS))
+    def make(after: Script | None, first: Script | None = None, **settings: object) -> tuple[Chats, Tools]:
+        mine = chats(first or Script(text="I look.", calls=TWO_CALLS), **settings)
         tools = Tools(mine, after)
         monkeypatch.setattr(handlers, "_tools", lambda call, chat, names: tools if names else None)
         monkeypatch.setattr(handlers, "tool_user", lambda call: "")  # the caller counts as the owner here
@@ -633,6 +633,30 @@ def test_a_run_that_is_stopped_while_it_asks_runs_nothing_and_leaves_no_call_wit
     assert (last.state, last.content) == ("stopped", "")
     mine.server.models.served["fake:1b"].script = Script(text="I see.")
     assert mine.follow(mine.run("and now?", parent=last.id)["run"]).end["finish"] == "stop"
+
+
+@pytest.mark.parametrize("asked", ["before the stop", "after the stop"])
+def test_a_stop_does_not_wait_for_a_person_s_answer(tooled, asked: str):
+    gate = threading.Event()
+    mine, tools = tooled(None, Script(text="I look.", calls=TWO_CALLS, gate=gate), drain_s=60.0)
+    run = mine.run("look", settings={"tools": ["files"]})["run"]
+    with mine.following(run) as events:
+        if asked == "after the stop":
+            mine.server.stop()
+            assert eventually(lambda: mine.server.doors.server.health.stopping)
+        gate.set()
+        while next(events)[1] != "ask":
+            pass
+        if asked == "before the stop":
+            mine.server.stop()
+        began = time.monotonic()
+        assert Followed(list(events)).end["finish"] == "lost"
+    mine.server.thread.join(30)
+    assert not mine.server.thread.is_alive() and time.monotonic() - began < 20
+    assert not tools.answers and tools.closed
+    _, asking, one, two, last = branch(mine)
+    assert asking.state == "whole" and one.content == two.content == chatrun.UNFINISHED
+    assert last.state == "lost" and last.error and "stopping" in last.error["message"]
 
 
 def test_no_answer_to_a_question_is_no(tooled, monkeypatch):

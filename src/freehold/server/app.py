@@ -5,21 +5,22 @@ Knows every handler and no protocol. Path: serve.py -> make_app -> Gate -> Starl
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from freehold.server.anthropic import models as anthropic_models
 from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
-from freehold.server.console.page import page
-from freehold.server.console.routes import console_routes
+from freehold.server.console.page import asset, page
 from freehold.server.core.auth import ASSETS, CONSOLE, Headers
 from freehold.server.core.call import Endpoint, HttpCall, Server, endpoint_of, route
 from freehold.server.core.gate import Gate
@@ -56,13 +57,14 @@ from freehold.server.system.probes import (
     version,
 )
 
+_ASSETS = ("text/javascript", "text/css", "text/plain")
 _STREAMED = ("application/json", "text/event-stream")
 _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 
 def make_app(server: Server) -> Starlette:
     """Return the application; its guard decides about access."""
-    found = routes(store=server.store is not None, console=server.console)
+    found = _routes(store=server.store is not None, page=server.console)
     posted = {r.path: endpoint_of(r) for r in found if r.methods == {"POST"} and "{" not in r.path}
     layers = [Middleware(Gate, server=server, wording=wording, posted=posted)]
     if server.guard.origins and not server.guard.trusted:
@@ -75,7 +77,7 @@ def make_app(server: Server) -> Starlette:
         layers.insert(0, cors)
     # Redirecting /v1/models/ to /v1/models would name the Host header's choice of server.
     app = Starlette(
-        routes=found,
+        routes=[*found, *([_ConsoleRoutes()] if server.console else ())],
         middleware=layers,
         exception_handlers={HTTPException: _http_error},
     )
@@ -93,8 +95,35 @@ class _ApiCors(CORSMiddleware):
         await (self.app(scope, receive, send) if own else super().__call__(scope, receive, send))
 
 
+class _ConsoleRoutes(BaseRoute):
+    """The routes that the page asks, imported with the first request for one: at a server's start there is none."""
+
+    def __init__(self) -> None:
+        self._router: Router | None = None
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        ours = scope["type"] == "http" and scope["path"].startswith(CONSOLE)
+        return (Match.FULL if ours else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._router is None:  # in a thread, beside the streams of others
+            self._router = Router(await asyncio.to_thread(_console_routes), redirect_slashes=False)
+        await self._router(scope, receive, send)
+
+
 def routes(*, store: bool = True, console: bool = True) -> list[Route]:
     """Return every route of a server; without `store` of one without models on disk, without `console` of no page."""
+    return [*_routes(store=store, page=console), *(_console_routes() if console else ())]
+
+
+def _console_routes() -> list[Route]:
+    from freehold.server.console.routes import console_routes
+
+    return console_routes()
+
+
+def _routes(*, store: bool, page: bool) -> list[Route]:
+    """Return the routes beside those below /console/."""
     return [
         route("POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED, reply=ChatCompletion),
         route(
@@ -139,13 +168,13 @@ def routes(*, store: bool = True, console: bool = True) -> list[Route]:
         *(ollama.store_routes() if store else ()),
         *admin_routes(),
         *deployment_routes(),
-        *(console_routes() if console else ()),
+        *([route("GET", "/assets/{name}", asset, audience="page", answer=_ASSETS)] if page else ()),
     ]
 
 
 def endpoints() -> dict[str, Endpoint]:
     """Return the endpoints that a batch may ask, by path."""
-    return {r.path: endpoint_of(r) for r in routes() if r.path in batches.ENDPOINTS}
+    return {r.path: endpoint_of(r) for r in routes(console=False) if r.path in batches.ENDPOINTS}
 
 
 def wording(path: str, headers: Headers) -> Wording:

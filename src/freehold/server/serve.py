@@ -16,21 +16,18 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from freehold.config import tool_table
 from freehold.errors import FreeholdError, UsageError
 from freehold.platforms import open_files
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
 from freehold.server.console.asking import Questions
-from freehold.server.console.chats import ChatShelf
 from freehold.server.console.login import Login
 from freehold.server.console.runs.registry import Runs
 from freehold.server.console.sessions import PageSessions
@@ -49,7 +46,6 @@ from freehold.server.core.tls import Tls
 from freehold.server.openai.responses.store import Responses
 from freehold.serving import ModelManager
 from freehold.store import Store
-from freehold.tools.mcp.pool import ToolServers
 
 STOP_S = 5.0  # from the end of the drain to the end of the process
 OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
@@ -112,6 +108,7 @@ class Doors:
             default_model=next(iter(preload), ""),
             store=store,
             console=settings.console,
+            home=settings.home,
             accounts=Accounts(settings.accounts),
         )
         self._sessions = sessions
@@ -119,11 +116,9 @@ class Doors:
             self.server.parts[Login] = Login(sessions)
         self.server.parts[Responses] = Responses()
         if settings.home is not None:
-            self.server.parts[ChatShelf] = ChatShelf(settings.home)
             desk = self.server.parts[Desk] = Desk(settings.home)
             self.server.watched.append(desk.waiting)
             self.server.parts[Runs] = Runs()
-            self.server.parts[ToolServers] = ToolServers(partial(tool_table, settings.home), settings.home)
         self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in this many seconds
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
@@ -170,8 +165,8 @@ class Doors:
                 if task is not None:
                     task.cancel()
             await self._ends()
-            if (tools := self.server.part(ToolServers)) is not None:
-                await tools.close()
+            for end in self.server.ending:
+                await end()
             await self.server.models.close(0.0)
             if (questions := self.server.part(Questions)) is not None:
                 questions.close()
@@ -207,6 +202,9 @@ class Doors:
             self._batches.cancel()
         for half in self._halves:
             half.should_exit = True
+        for call in list(self.server.calls):
+            if call.asking:  # no text is cut off: what the model wrote before the question is whole
+                call.cut()
         self.at_latest(STOP_S if now or again else self.settings.drain_s + STOP_S)
         if now or again:
             self._cut()

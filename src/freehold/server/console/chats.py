@@ -78,10 +78,10 @@ class ChatShelf:
 
 def folder_of(call: HttpCall) -> ChatFolder:
     """Return the caller's chats; Refused (404) where this server keeps none."""
-    shelf = call.server.part(ChatShelf)
-    if shelf is None:
+    server = call.server
+    if server.home is None:
         raise Refused(404, "this server has no folder for chats", code="no_route")
-    return shelf.folder(call)
+    return server.parts.setdefault(ChatShelf, ChatShelf(server.home)).folder(call)
 
 
 async def chats(call: HttpCall) -> None:

@@ -8,7 +8,6 @@ from freehold.chats.types import ChatChange
 from freehold.server.console import chats, keys, login, tools
 from freehold.server.console.facts import fact_routes
 from freehold.server.console.me import me
-from freehold.server.console.page import asset
 from freehold.server.console.runs import handlers as runs
 from freehold.server.core.call import route
 
@@ -27,13 +26,6 @@ def console_routes() -> list[Route]:
         *fact_routes(),
         *_tools("/console/api/tools"),
         *_chats("/console/api/chats"),
-        route(
-            "GET",
-            "/assets/{name}",
-            asset,
-            audience="page",
-            answer=["text/javascript", "text/css", "text/plain"],
-        ),
         *_runs("/console/api/chats/{chat}", "/console/api/runs/{run}"),
     ]
 

@@ -12,7 +12,7 @@ from freehold.errors import FreeholdError
 from freehold.server.console.login import NothingAsked
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
-from freehold.server.core.tools import allowed, run_tools, tool_user
+from freehold.server.core.tools import allowed, run_tools, tool_servers, tool_user
 from freehold.tools.mcp.configured import ToolServer
 from freehold.tools.mcp.permissions import Permissions
 from freehold.tools.mcp.pool import ToolServers
@@ -23,7 +23,7 @@ _LOOK = "settings"  # in place of a chat's id: whose server it is that was only 
 async def tools(call: HttpCall) -> None:
     """List the servers that the caller may use, their tools as last seen, and the standing permissions."""
     user = tool_user(call)
-    servers = call.server.part(ToolServers)
+    servers = tool_servers(call.server)
     found = allowed(call.server, call.key, owner=not user)
     rows = [_row(server, servers, owner=not user) for server in found.values()] if servers else []
     await call.answer({"servers": rows, "permissions": _standing(servers, user)})
@@ -40,14 +40,14 @@ async def try_server(call: HttpCall) -> None:
         pass  # the row says what failed
     finally:
         await runner.aclose()
-    servers = call.server.part(ToolServers)
+    servers = tool_servers(call.server)
     assert servers is not None
     await call.answer(_row(servers.server(name), servers, owner=not tool_user(call)))
 
 
 async def revoke(call: HttpCall) -> None:
     """Take a standing permission back, in all chats."""
-    servers, user = call.server.part(ToolServers), tool_user(call)
+    servers, user = tool_servers(call.server), tool_user(call)
     if servers is None or not Permissions.of(servers.home, user).revoke(call.scope["path_params"]["digest"]):
         raise Refused(404, "no permission stands for this digest", code="no_permission")
     await call.answer({})

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
@@ -72,6 +73,7 @@ class Server:
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
     store: Store | None = None  # the models on disk; without it routes of the store are absent
     console: bool = True  # the page at `/`, and the routes that it asks
+    home: Path | None = None  # folder of chats and of what tools are configured; None: without them
     chores: int = 0  # downloads and the like that are in progress
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)
@@ -80,7 +82,8 @@ class Server:
     calls: set[ServerCall] = field(default_factory=set)  # those with a running job
     parts: dict[type, Any] = field(
         default_factory=dict
-    )  # what protocols keep, by its class; serve.py fills it
+    )  # what protocols keep, by its class; serve.py fills it, or they do at its first use
+    ending: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # what ends with the server
     watched: list[Callable[[], str]] = field(default_factory=list)  # each returns a trouble, or ""
 
     def part(self, kind: type[P]) -> P | None:
@@ -173,6 +176,11 @@ class ServerCall:
         finally:
             self._task = None
             self.server.calls.discard(self)
+
+    @property
+    def asking(self) -> bool:
+        """Whether it waits for a person, so that a drain has nothing to wait for."""
+        return False
 
     def cut(self) -> None:
         """End the work at once: the server stops."""

@@ -1,27 +1,46 @@
 """Who may use tools of which servers, and the tools of one run.
 
 The owner may use all; a key those whose `keys` name it; a program of this machine without a key none, since a page of a
-browser looks the same. Knows callers; knows no protocol and no chat.
+browser looks the same. What talks to servers is imported with the first use. Knows callers; knows no protocol and no
+chat.
 Path: server/console/tools.py -> allowed, run_tools -> RunTools
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
+from freehold.config import tool_table
 from freehold.errors import UsageError
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
-from freehold.tools.mcp.configured import ToolServer
-from freehold.tools.mcp.pool import ToolServers
-from freehold.tools.mcp.use import RunTools
+
+if TYPE_CHECKING:
+    from freehold.tools.mcp.configured import ToolServer
+    from freehold.tools.mcp.pool import ToolServers
+    from freehold.tools.mcp.use import RunTools
+
+
+def tool_servers(server: Server) -> ToolServers | None:
+    """Return the servers of tools, of which none runs before it is used; None for a server without a folder."""
+    from freehold.tools.mcp.pool import ToolServers
+
+    found = server.part(ToolServers)
+    if found is None and server.home is not None:
+        found = server.parts[ToolServers] = ToolServers(partial(tool_table, server.home), server.home)
+        server.ending.append(found.close)
+    return found
 
 
 def allowed(server: Server, key: Key | None, *, owner: bool) -> dict[str, ToolServer]:
     """Return the servers of tools that a caller may use, by name. Raises UsageError for a wrong configuration."""
-    servers = server.part(ToolServers)
-    if servers is None or not (owner or (key is not None and key.kind == "client")):
+    if not (owner or (key is not None and key.kind == "client")):
+        return {}
+    servers = tool_servers(server)
+    if servers is None:
         return {}
     return servers.for_key(None if owner or key is None else key.name)
 
@@ -50,7 +69,9 @@ def tool_user(call: HttpCall) -> str:
 
 def run_tools(call: HttpCall, chat: str, names: Sequence[str], *, keep: bool) -> RunTools:
     """Return the tools of a run. Raises Refused: 403 for who may not use them, 404 for a server that is none."""
-    servers, user = call.server.part(ToolServers), tool_user(call)
+    from freehold.tools.mcp.use import RunTools
+
+    servers, user = tool_servers(call.server), tool_user(call)
     found = allowed(call.server, call.key, owner=not user)
     for name in names:
         if name not in found:  # one of another key is as one that never was

@@ -60,6 +60,10 @@ class ChatRun(ConsoleRun):
     def settled(self) -> bool:
         return not self.running and self._saver.saved
 
+    @property
+    def asking(self) -> bool:
+        return bool(self._asked)
+
     async def compute(self) -> None:
         self._begin()
         tools = await self._tools.offer() if self._tools is not None else ()
@@ -137,6 +141,8 @@ class ChatRun(ConsoleRun):
         until = round(time.time() + ASK_S, 3)
         self.came()
         self.events.fact("ask", {**msgspec.to_builtins(question), "until": until})
+        if self.server.health.stopping:
+            self.cut()
         try:
             async with asyncio.timeout(ASK_S):
                 return await waiting

@@ -10,10 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from freehold.chats.folder import ChatFolder
-from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.problems import Refused
+
+if TYPE_CHECKING:
+    from freehold.chats.folder import ChatFolder
+    from freehold.server.console.runs.run import ConsoleRun
 
 CALLER_RUNS, ALL_RUNS = 16, 512  # in progress
 KEPT_S = 600.0  # after the end

@@ -10,14 +10,16 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold.server.openai.chat import chat_logprobs
 from freehold.server.openai.fields.offers import input_of
 from freehold.server.openai.responses.sealed import sealed
 from freehold.server.openai.responses.tools import McpTools, approval_id
-from freehold.tools.mcp.pinning import PinnedTool
 from freehold.types import Chunk, SignedThinking, TokenLogprob, ToolPiece
+
+if TYPE_CHECKING:
+    from freehold.tools.mcp.pinning import PinnedTool
 
 Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.chats.tools import ToolAnswer, ToolQuestion, ToolStep
 from freehold.server.core.call import HttpCall
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
 from freehold.server.core.tools import run_tools
-from freehold.tools.mcp.pinning import PinnedTool
-from freehold.tools.mcp.use import RunTools
 from freehold.types import Tool, ToolCall
+
+if TYPE_CHECKING:
+    from freehold.chats.tools import ToolAnswer, ToolQuestion, ToolStep
+    from freehold.tools.mcp.pinning import PinnedTool
+    from freehold.tools.mcp.use import RunTools
 
 DENIED = "The user did not allow this call."
 _PIN = 24  # characters of a digest in an approval's id
@@ -194,6 +196,8 @@ class _Approved:
         self._pin = id.rpartition("_")[2]
 
     async def ask(self, question: ToolQuestion) -> ToolAnswer:
+        from freehold.chats.tools import ToolAnswer
+
         if question.digest[:_PIN] == self._pin:
             return ToolAnswer(verdict="once")
         return ToolAnswer(verdict="deny", word="the tool has changed since the approval was asked for")
