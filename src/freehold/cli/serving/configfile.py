@@ -18,6 +18,7 @@ from freehold import private
 from freehold.errors import StoreError, UsageError
 
 _HEADER = re.compile(r"\s*\[")
+_NOTHING = re.compile(r"\s*(#|$)")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -38,20 +39,32 @@ def remove_table(path: Path, home: Path, name: tuple[str, str]) -> None:
     before = tomllib.loads("".join(lines))
     header = re.compile(rf"\s*\[\s*{name[0]}\s*\.\s*(['\"]?){re.escape(name[1])}\1\s*[.\]]")
     kept: list[str] = []
+    table: list[str] = []
     inside = False
     for line in lines:
         if _HEADER.match(line):
-            inside = header.match(line) is not None
-        if not inside:
-            kept.append(line)
+            was, inside = inside, header.match(line) is not None
+            kept += _next_ones(table) if was and not inside else []
+            table = []
+        (table if inside else kept).append(line)
+    kept += _next_ones(table)
     rest = {key: value for key, value in before.get(name[0], {}).items() if key != name[1]}
     after = {key: value for key, value in before.items() if key != name[0]}
     _write(path, home, "".join(kept), after | ({name[0]: rest} if rest else {}))
 
 
+def _next_ones(table: list[str]) -> list[str]:
+    """Return the comments at a table's end that a blank line parts from it: those before the next table."""
+    end = len(table)
+    while end and _NOTHING.match(table[end - 1]):
+        end -= 1
+    blank = next((i for i in range(end, len(table)) if not table[i].strip()), len(table))
+    return table[blank + 1 :]
+
+
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # with its own line ends
     except FileNotFoundError:
         return ""
 
@@ -66,8 +79,8 @@ def _write(path: Path, home: Path, text: str, meant: dict[str, Any]) -> None:
     private.folder(home)
     new = path.with_name(path.name + ".new")
     try:
-        with open(new, "w", encoding="utf-8", opener=private.opener) as file:
-            file.write(text)
+        with open(new, "wb", opener=private.opener) as file:
+            file.write(text.encode("utf-8"))
         new.replace(path)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {e.strerror}") from e
