@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +114,39 @@ def test_an_interrupted_run_has_the_bits_of_a_whole_one(
         for out in ("cut", "whole")
     ]
     assert told[0] == told[1]
+
+
+def test_a_killed_run_has_the_bits_of_a_whole_one(model: ModelRef, tmp_path: Path):
+    """SIGKILL within the third step, when its answers are scored and the pairs have moved."""
+    given, asked = sources(tmp_path), replace(SMALL, unseen=0)
+    program = f"""
+import os, signal
+from pathlib import Path
+from freehold.adapt import loop
+from freehold.adapt.reinforce import course
+from freehold.config import Settings
+from freehold.store import Store
+loop.KEEP_S = 0.0
+update, done = course.Policy.update, []
+def killed(self, *given, **named):
+    moved = update(self, *given, **named)
+    if len(done) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return moved
+course.Policy.update = killed
+model = Store(Settings(home=Path({str(tmp_path / "home")!r}))).resolve({str(model.path)!r})
+sources = course.ReinforceSources({given.reward!r}, "", Path({str(given.prompts)!r}))
+course.reinforce(model, sources, Path({str(tmp_path / "cut")!r}), course.{asked!r}, on_step=done.append)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ}, check=False, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    reinforce(model, given, tmp_path / "whole", asked)
+    steps: list[int] = []
+    reinforce(model, given, tmp_path / "cut", asked, on_step=lambda row: steps.append(row["step"]))
+    assert steps == [3]
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
 
 
 def test_groups_of_equal_scores_are_dropped_and_move_nothing(model: ModelRef, tmp_path: Path):
