@@ -87,7 +87,7 @@ def layers_of(
     source: Source, texts: Sequence[list[int]], folder: Path, chosen: set[int]
 ) -> Iterator[tuple[int, CalibratedLayer]]:
     """Calibrate the layers that are asked for, and pass the others."""
-    for layer in calibrate(source, texts, folder / "calibration"):
+    for layer in calibrate(source, texts, folder / "calibration", rough=True):
         yield layer.number, layer
         if layer.number >= max(chosen):
             return

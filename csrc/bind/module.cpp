@@ -46,6 +46,7 @@ testing: single kernels by the name of their table, for tests/csrc.)";
   bind_sampling(m);
   bind_vocab(m);
   bind_trellis(m);
+  bind_bf16(m);
   nb::module_ testing = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
   bind_testing_delta(testing);
   bind_testing_conv(testing);

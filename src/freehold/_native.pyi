@@ -636,3 +636,15 @@ def trellis_encode(
     `spread` more on each side. Columns are committed `block` at a time with `ahead` more in view.
     Threads change no byte.
     """
+
+def has_bf16_products(isa: str = "") -> bool:
+    """Whether bf16_product and add_bf16_moments run by this table of kernels; empty: the machine's."""
+
+def bf16_product(x: F32, w: F32, isa: str = "") -> F32:
+    """Multiply float32 x [M, K] by w [N, K], both rounded to bfloat16: float32 [M, N], sums in float32. One thread."""
+
+def add_bf16_moments(x: F32, first: int, moments: F32, isa: str = "") -> None:
+    """Add x^T x to float32 moments [W, W], of columns first to first + W of x [T, K] rounded to bfloat16. One thread.
+
+    The diagonal and what is below it are right; above it some are.
+    """

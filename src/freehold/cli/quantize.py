@@ -7,6 +7,7 @@ Path: main -> quantize -> Store.resolve -> adapt.quantize.quantising.quantise ->
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,7 @@ def command(
 
     With --json, prints the receipt.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # texts go side by side; NumPy's threads wait spinning
     from freehold.adapt.quantize.planning import QuantizeRequest
     from freehold.adapt.quantize.quantising import Watching, quantise
     from freehold.adapt.quantize.spent import SpentSeconds

@@ -50,7 +50,8 @@ class CalibratedEncoder:
     ) -> None:
         chooses = bits > 0 and len(texts) >= LEAST_TEXTS
         held = held_out(texts) if chooses else ()
-        self._layers = iter(calibrate(source, texts, spool, held=held)) if texts else iter(())
+        passed = calibrate(source, texts, spool, held=held, every=EVERY, rough=True, threads=threads.size)
+        self._layers = passed if texts else iter(())
         self._layer: CalibratedLayer | None = None
         self._threads, self._bits = threads, bits if chooses else 0
         self.dampings = dict(dampings or {})

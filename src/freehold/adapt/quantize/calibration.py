@@ -10,14 +10,17 @@ Path: adapt.quantize -> calibrate -> LayerStreams.run -> Gathered.add
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold import _native as native
 from freehold.adapt.quantize.feedback import DAMPING, Feedback, feedback
 from freehold.adapt.quantize.streams import LayerMatrix, LayerStreams
 from freehold.models.binding.bind import Source
@@ -26,7 +29,7 @@ F32 = NDArray[np.float32]
 
 WIDEST = 2560  # of a block of moments: a wider input's are in several
 _UNIT = 128  # of a block's width, which the encoder's batches have
-_ROWS = 2048  # rows that are multiplied at once
+_ROWS = 1024  # rows that are multiplied at once
 
 
 @dataclass(slots=True)
@@ -44,24 +47,41 @@ class Moments:
         edges = [*range(0, columns, width), columns]
         return cls([np.zeros((b - a, b - a), np.float32) for a, b in pairwise(edges)])
 
-    def add(self, x: F32) -> None:
-        """Add rows [T, columns]."""
-        first, self._fed = 0, None
-        for h in self.blocks:
-            part = np.ascontiguousarray(x[:, first : first + len(h)])
-            h += part.T @ part
-            first += len(h)
+    def add(self, x: F32, *, rough: bool = False, each: Callable[..., Iterable[None]] = map) -> None:
+        """Add rows [T, columns]; `rough`: rounded to bfloat16 where that is fast, and not all above the diagonal.
+
+        `each` maps over blocks.
+        """
+        self._fed = None
+        firsts = np.cumsum([0, *map(len, self.blocks)])[:-1].tolist()
+        deque(each(partial(_add_block, x, rough), firsts, self.blocks), 0)
         self.count += len(x)
+
+    def complete(self) -> None:
+        """Copy what is below the diagonal above it, once all rows are there."""
+        for h in self.blocks:
+            for first in range(0, len(h), _UNIT):
+                part = slice(first, first + _UNIT)
+                h[part, part] = np.tril(h[part, part]) + np.tril(h[part, part], -1).T
+                h[part, first + _UNIT :] = h[first + _UNIT :, part].T
 
     def means(self) -> list[F32]:
         """Return the blocks as means."""
         return [h / np.float32(max(self.count, 1)) for h in self.blocks]
 
     def feedback(self, damping: float = DAMPING) -> Feedback:
-        """Factor the means; the newest factors are kept for the matrices that share them."""
+        """Factor them; the newest factors are kept for the matrices that share them."""
         if self._fed is None or self._fed[0] != damping:
-            self._fed = (damping, feedback(self.means(), damping))
+            self._fed = (damping, feedback(self.blocks, damping))  # sums do: their scale does not count
         return self._fed[1]
+
+
+def _add_block(x: F32, rough: bool, first: int, h: F32) -> None:
+    if rough and native.has_bf16_products():
+        native.add_bf16_moments(x, first, h)
+    else:
+        part = np.ascontiguousarray(x[:, first : first + len(h)])
+        h += part.T @ part
 
 
 def block_width(columns: int, widest: int = WIDEST) -> int:
@@ -77,6 +97,8 @@ class Gathered:
     """Moments of a layer's inputs while texts pass; matrices that read the same input share them."""
 
     widest: int = WIDEST
+    rough: bool = False
+    each: Callable[..., Iterable[None]] = map  # over blocks of moments
     moments: dict[str, Moments] = field(default_factory=dict)
     _waiting: dict[tuple[str, ...], list[F32]] = field(default_factory=dict)
 
@@ -91,6 +113,8 @@ class Gathered:
         """Multiply what waits, and return the moments by a matrix's name."""
         for names in self._waiting:
             self._multiply(names)
+            if names[0] in self.moments:
+                self.moments[names[0]].complete()
         return self.moments
 
     def _multiply(self, names: tuple[str, ...]) -> None:
@@ -99,17 +123,17 @@ class Gathered:
             return
         if names[0] not in self.moments:
             self.moments.update(dict.fromkeys(names, Moments.of_width(rows[0].shape[1], self.widest)))
-        self.moments[names[0]].add(np.concatenate(rows))
+        self.moments[names[0]].add(np.concatenate(rows), rough=self.rough, each=self.each)
         rows.clear()
 
 
 @dataclass(slots=True)
 class CalibratedLayer:
-    """A layer whose matrices are in floats while the caller has it."""
+    """A layer, and what its matrices multiplied."""
 
     number: int
     moments: Mapping[str, Moments]  # by the matrix' name
-    held: Mapping[str, Moments]  # the same of the texts that are held out
+    held: Mapping[str, Moments]  # the same of the texts that are held out; empty where none are
     _matrices: Mapping[str, LayerMatrix]
 
     @property
@@ -136,24 +160,34 @@ def calibrate(
     spool: Path,
     *,
     held: Sequence[bool] = (),
+    every: int = 1,
     widest: int = WIDEST,
     follow: bool = False,
+    rough: bool = False,
+    threads: int = 1,
 ) -> Iterator[CalibratedLayer]:
     """Yield every layer with its inputs' moments over `texts`, in order.
 
     With `follow`, the streams pass a layer once more when the caller asks for the next, as the caller left it
     (CalibratedLayer.replace); without, later layers see what the model itself makes, in half the time. `spool` is a
-    file for the streams: four bytes for each token and hidden dimension. `held` says which texts are held out.
+    file for the streams: four bytes for each token and hidden dimension. `held` says which texts
+    are held out of the moments of each `every`-th layer.
+    `rough`: multiply in bfloat16 where the processor does so at speed; errors of encoding are a hundred times larger.
+    `threads`: texts, and blocks of moments, that are computed side by side, which changes no bit.
     """
-    streams = LayerStreams(source, texts, spool)
+    streams = LayerStreams(source, texts, spool, rough=rough, threads=threads)
     try:
         for number in range(len(source.network.layers)):
             matrices = streams.matrices(number)
             for w in matrices:
                 w.hold()
-            gathered, beside = Gathered(widest), Gathered(widest)
-            records = [(beside if out else gathered).add for out in held or [False] * len(texts)]
+            gathered, beside = (Gathered(widest, rough, streams.workers.map) for _ in range(2))
+            apart = held if number % every == 0 else ()
+            records = [(beside if out else gathered).add for out in apart or [False] * len(texts)]
             streams.run(number, records, advance=not follow)
+            if not follow:
+                for w in matrices:
+                    w.drop()
             named = {w.name: w for w in matrices}
             yield CalibratedLayer(number, gathered.finish(), beside.finish(), named)
             if follow:

@@ -20,6 +20,7 @@ F32 = NDArray[np.float32]
 BLOCK = 8  # columns that the encoder commits at once
 DAMPING = 0.3  # of an input's own moment, added to it
 _LEAST = 0.01  # of the mean moment, added to every input's
+_COLUMNS = 256  # of a step of the root
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,28 @@ def _factor(h: F32, damping: float, added: float, block: int, push: F32) -> F32:
 
 def _upper_root(h: F32, damping: float, added: float) -> F32:
     """Find the upper triangular U with U U^T = h + damping * diag(h) + added * I; `added` grows until there is one."""
-    turned = h[::-1, ::-1].copy()
-    diagonal = np.einsum("ii->i", turned)
-    diagonal *= np.float32(1 + damping)
-    step = added
+    step = grown = added
     while True:
-        diagonal += np.float32(step)
+        upper = h.copy()
+        diagonal = np.einsum("ii->i", upper)
+        diagonal *= np.float32(1 + damping)
+        diagonal += np.float32(grown)
         try:
-            return np.ascontiguousarray(np.linalg.cholesky(turned)[::-1, ::-1])
+            _root(upper)
         except np.linalg.LinAlgError:
             step *= 10
+            grown += step
+        else:
+            return upper
+
+
+def _root(h: F32) -> None:
+    """Replace symmetric h by U, some columns at a time from the last: matrix products, and one matrix of memory."""
+    for last in range(len(h), 0, -_COLUMNS):
+        own, before = slice(max(last - _COLUMNS, 0), last), max(last - _COLUMNS, 0)
+        h[own, own] = np.linalg.cholesky(h[own, own][::-1, ::-1])[::-1, ::-1]
+        h[:before, own] = h[:before, own] @ np.linalg.inv(h[own, own].astype(np.float64)).T.astype(np.float32)
+        for first in range(0, before, _COLUMNS):
+            rows = slice(first, first + _COLUMNS)
+            h[rows, first:before] -= h[rows, own] @ h[first:before, own].T
+        h[own, :before] = 0

@@ -10,12 +10,15 @@ Path: calibration.calibrate -> LayerStreams.run -> RecordingOps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold import _native as native
 from freehold.errors import UsageError
 from freehold.models.binding.bind import Source, assemble
 from freehold.models.binding.stored import Stored
@@ -45,6 +48,16 @@ class LayerMatrix(DenseMatrix):
     def drop(self) -> None:
         """Let the values go."""
         self._dense = None
+
+
+class RoughMatrix(LayerMatrix):
+    """A matrix that multiplies in bfloat16 where the processor does so at speed: calibration sees no difference."""
+
+    def times(self, x: F32) -> F32:
+        """Multiply rows [T, columns], rounded as the matrix is; sums are in float32."""
+        if self._dense is None or not native.has_bf16_products():
+            return super().times(x)
+        return native.bf16_product(np.ascontiguousarray(x), self._dense)
 
 
 class RecordingOps(NumpyOps):
@@ -99,6 +112,21 @@ class RecordingOps(NumpyOps):
         self._note((weight,), n)
         return super().linear_act(n, weight, act, bias)
 
+    def gated(
+        self, x: F32, gate: DenseMatrix, up: DenseMatrix, act: str, norm: F32 | None = None, eps: float = 0.0
+    ) -> F32:
+        """Gate in place where the activation is SiLU: these are the widest arrays of a layer."""
+        if act != "silu":
+            return super().gated(x, gate, up, act, norm, eps)
+        g, u = self.linear(x, (gate, up), (None, None), norm, eps)
+        share = np.negative(g)
+        with np.errstate(over="ignore"):
+            np.exp(share, out=share)
+        share += 1
+        g /= share
+        g *= u
+        return g
+
     def _note(self, weights: Sequence[DenseMatrix], x: F32) -> None:
         if self._record is not None:
             self._record(tuple(cast(LayerMatrix, w).name for w in weights), x)
@@ -116,31 +144,46 @@ class RecordingOps(NumpyOps):
         """Attend over the whole text at once: texts are short here."""
         k, v = self._kv.read(layer)
         heads = q.reshape(len(q), k.shape[1], -1, k.shape[2])
-        mask = visible(self._positions, len(k), window, chunk)
+        hidden = np.where(visible(self._positions, len(k), window, chunk), np.float32(0), np.float32(-np.inf))
         out = np.empty((*heads.shape[:3], v.shape[2]), np.float32)
         for kv in range(k.shape[1]):
             for g in range(heads.shape[2]):
                 scores = (heads[:, kv, g] * np.float32(scale)) @ k[:, kv].T
                 if softcap:
                     scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-                scores[~mask] = -np.inf
+                scores += hidden
                 top = scores.max(axis=1, keepdims=True)
                 sink = None if sinks is None else np.float32(sinks[kv * heads.shape[2] + g])
                 top = top if sink is None else np.maximum(top, sink)
-                scores = np.exp(scores - top)
+                scores -= top
+                np.exp(scores, out=scores)
                 total = scores.sum(axis=1, keepdims=True) + (0 if sink is None else np.exp(sink - top))
-                out[:, kv, g] = (scores / total) @ v[:, kv]
+                out[:, kv, g] = scores @ v[:, kv] / total
         return out.reshape(len(q), -1)
 
 
 class LayerStreams:
-    """The residual streams of some texts, on their way through the layers of one model."""
+    """The residual streams of some texts, on their way through the layers of one model.
 
-    def __init__(self, source: Source, texts: Sequence[Sequence[int]], spool: Path) -> None:
-        self._source = source
+    `rough`: see RoughMatrix. `threads`: texts that pass a layer side by side, which changes no bit.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        texts: Sequence[Sequence[int]],
+        spool: Path,
+        *,
+        rough: bool = False,
+        threads: int = 1,
+    ) -> None:
+        self._source, self._threads = source, threads
+        self.workers = ThreadPoolExecutor(threads)
         self._texts = [np.asarray(ids, np.int64) for ids in texts]
         longest = max(map(len, self._texts))
-        self._weights: NetworkWeights = assemble(source, LayerMatrix, lambda rope: rope).at(longest)
+        self._weights: NetworkWeights = assemble(
+            source, RoughMatrix if rough else LayerMatrix, lambda rope: rope
+        ).at(longest)
         self._starts = np.cumsum([0, *map(len, self._texts)])
         network, ends = source.network, self._weights.ends
         begun: list[F32] = []
@@ -158,8 +201,9 @@ class LayerStreams:
             self._write(i, x)
 
     def close(self) -> None:
-        """Close the file of streams."""
+        """Close the file of streams, and end the threads."""
         self._file.close()
+        self.workers.shutdown()
 
     def matrices(self, layer: int) -> list[LayerMatrix]:
         """List a layer's matrices."""
@@ -168,12 +212,20 @@ class LayerStreams:
     def run(
         self, layer: int, records: Sequence[Record | None] | None = None, *, advance: bool = True
     ) -> None:
-        """Run a layer over every text, each with its own record; with `advance`, the streams pass it."""
-        for i in range(len(self._texts)):
-            x = self._read(i)
-            self._layer(layer, i, x, records[i] if records else None)
-            if advance:
-                self._write(i, x)
+        """Run a layer over every text, each with its own record; with `advance`, the streams pass it.
+
+        Records are made here, in the texts' order.
+        """
+        for first in range(0, len(self._texts), self._threads):
+            batch = range(first, min(first + self._threads, len(self._texts)))
+            streams = [self._read(i) for i in batch]
+            noted = self.workers.map(partial(self._layer, layer, noting=records is not None), batch, streams)
+            for i, x, notes in zip(batch, streams, noted, strict=True):
+                for names, rows in notes:
+                    if records and (record := records[i]):
+                        record(names, rows)
+                if advance:
+                    self._write(i, x)
 
     def logits(self) -> Iterator[F32]:
         """Finish each text: float32 [T, V], one text at a time."""
@@ -189,10 +241,14 @@ class LayerStreams:
             if isinstance(w, LayerMatrix):
                 w.hold()
 
-    def _layer(self, layer: int, text: int, x: F32, record: Record | None) -> None:
+    def _layer(self, layer: int, text: int, x: F32, *, noting: bool) -> list[tuple[tuple[str, ...], F32]]:
+        """Change a text's stream to what the layer makes of it; return what its matrices multiplied."""
+        notes: list[tuple[tuple[str, ...], F32]] = []
+        record = (lambda names, rows: notes.append((names, rows))) if noting else None
         ops = cast(Ops, RecordingOps(self._texts[text], self._source, record))
         for part in self._source.network.layers[layer].parts:
             part.forward(ops, layer, x, self._weights.layers[layer])
+        return notes
 
     def _read(self, text: int) -> F32:
         first, end = self._starts[text], self._starts[text + 1]

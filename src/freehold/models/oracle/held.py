@@ -28,6 +28,10 @@ class DenseMatrix:
         """Return the weights, float32 [rows, columns]; experts lie one below another."""
         return self._decoded() if self._dense is None else self._dense
 
+    def times(self, x: F32) -> F32:
+        """Multiply rows [T, columns]: float32 [T, rows]."""
+        return x @ self.dense().T
+
     def _decoded(self) -> F32:
         return self._tensor.numpy().reshape(-1, self._tensor.shape[-1])
 

@@ -287,7 +287,7 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
 
 
 def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
-    y = x @ weight.dense().T
+    y = weight.times(x)
     return y if bias is None else y + bias
 
 
