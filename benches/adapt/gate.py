@@ -180,8 +180,9 @@ def main() -> None:
 
 def compare(base: LayerStreams, candidates: Sequence[Candidate]) -> None:
     """Finish all streams, a window at a time, and keep the divergence of every token."""
-    for streams in (base, *(one.streams for one in candidates)):
-        streams.hold_ends()
+    base.hold_ends()
+    for one in candidates:
+        one.streams.hold_ends(base)
     finished = [one.streams.logits() for one in candidates]
     for float_logits in base.logits():
         best = float_logits[SKIPPED:].argmax(axis=-1)

@@ -31,11 +31,11 @@ def choose_damping(
     errors = dict.fromkeys(tried, 0.0)
     firsts = {id(layer.moments[name]): name for name in reversed(layer.names)}  # of those that share an input
     for name in firsts.values():
-        means, held = layer.moments[name].means(), layer.held[name].means()
+        moments, held = layer.moments[name].blocks, layer.held[name].blocks  # their scale does not count
         weights = layer.weights(name)
         rows = np.ascontiguousarray(weights[:: max(1, len(weights) // _ROWS)][:_ROWS])
         for damping in tried:
-            made = encode(rows, feedback(means, damping), bits, threads)
+            made = encode(rows, feedback(moments, damping), bits, threads)
             errors[damping] += relative_error(made.values, rows, held) / len(firsts)
     return errors
 

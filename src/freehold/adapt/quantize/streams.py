@@ -235,11 +235,11 @@ class LayerStreams:
             assert ops.result is not None
             yield ops.result
 
-    def hold_ends(self) -> None:
-        """Decode the embedding and the head, for logits."""
-        for w in self._weights.ends.values():
+    def hold_ends(self, like: LayerStreams | None = None) -> None:
+        """Decode the embedding and the head, for logits, or share those of other streams of the model."""
+        for name, w in self._weights.ends.items():
             if isinstance(w, LayerMatrix):
-                w.hold()
+                w.hold(cast(LayerMatrix, like._weights.ends[name]).dense() if like else None)
 
     def _layer(self, layer: int, text: int, x: F32, *, noting: bool) -> list[tuple[tuple[str, ...], F32]]:
         """Change a text's stream to what the layer makes of it; return what its matrices multiplied."""
