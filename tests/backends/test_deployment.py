@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.contract import ParallelSizes
+from freehold.backends.contract import DeployPlan, Nodes, ParallelSizes
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.deployment import ReplicaSet
+from freehold.catalog.hardware import Rig
 from freehold.errors import EngineLost
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
@@ -30,6 +31,7 @@ from tests.backends.engines import (
     synchronous,
     until,
 )
+from tests.backends.plans import CPU
 from tests.backends.standin import text
 
 SHAPES = ("error", "abort", "cut", "kill", "hang")
@@ -165,6 +167,95 @@ async def test_upgrade_that_never_becomes_ready_leaves_the_old_replicas(tmp_path
             await replicas.roll(replace(replicas.plan, version="0.33.0"), "upgrade")
         assert pids(replicas) == before and replicas.rolling == ""
         assert joined(await read(await replicas.start(chat("still")))) == expected("still")
+
+
+def full(plan: DeployPlan) -> DeployPlan:
+    """Return a plan whose engines take nearly all memory of their devices, as vLLM does."""
+    return replace(plan, memory_bytes=plan.nodes.rig.memory_bytes * 9 // 10)
+
+
+def running_together(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets, at each launch, how many engines run then."""
+    seen: list[int] = []
+    real = driver.launch
+
+    async def launch(plan: DeployPlan, folder: Path):
+        seen.append(sum(not engine.ended.done() for engine in driver.engines))
+        return await real(plan, folder)
+
+    monkeypatch.setattr(driver, "launch", launch)
+    return seen
+
+
+@synchronous
+async def test_roll_on_full_devices_ends_each_engine_before_the_next_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = StandInDriver(token_s=0.002)
+    async with deployed(tmp_path, driver) as replicas:
+        before, seen, over = pids(replicas), running_together(driver, monkeypatch), asyncio.Event()
+        replicas.plan = full(replicas.plan)
+
+        async def client(number: int) -> None:
+            while not over.is_set():
+                said = f"client {number} asks"
+                assert joined(await read(await replicas.start(chat(said)))) == expected(said)
+
+        clients = [asyncio.create_task(client(i)) for i in range(4)]
+        await replicas.roll(replace(replicas.plan, version="0.33.0"), "upgrade")
+        over.set()
+        await asyncio.gather(*clients)
+        assert seen == [1, 1]  # the other one answers meanwhile
+        assert not before & pids(replicas) and (replicas.cut, replicas.gap_s) == (0, 0.0)
+        assert [replica.version for replica in replicas] == ["0.33.0"] * 2
+
+
+@synchronous
+async def test_single_replica_that_is_drained_first_leaves_a_gap_in_which_requests_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = StandInDriver(token_s=0.01)
+    async with deployed(tmp_path, driver, replicas=1) as replicas:
+        seen = running_together(driver, monkeypatch)
+        running = await replicas.start(chat("the last one"))
+        roll = asyncio.create_task(replicas.roll(replicas.plan, "restart", drain_first=True))
+        await until(lambda: not replicas.ready)
+        waiting = asyncio.create_task(replicas.start(chat("the next one")))
+        assert joined(await read(running)) == expected("the last one")
+        await roll
+        assert joined(await read(await waiting)) == expected("the next one")
+        assert seen == [0] and replicas.row().gap_s > 0 and replicas.row().replicas[0].load_s > 0
+
+
+@synchronous
+async def test_new_engine_that_fails_on_a_full_device_gives_way_to_the_old_command(tmp_path: Path) -> None:
+    driver = StandInDriver()
+    async with deployed(tmp_path, driver) as replicas:
+        last = replicas.replica(1).row().pid
+        driver.options_now["die_at_start"] = "ValueError: no such flag"
+        replicas.plan = full(replicas.plan)
+        roll = asyncio.create_task(replicas.roll(replace(replicas.plan, version="0.33.0"), "upgrade"))
+        await until(lambda: replicas.replica(0).version == "0.33.0" and bool(replicas.replica(0).said))
+        del driver.options_now["die_at_start"]
+        with pytest.raises(EngineLost, match="no such flag") as lost:
+            await roll
+        assert "started again" in lost.value.hint and replicas.rolling == ""
+        await until(lambda: all(replica.ready for replica in replicas))
+        assert [replica.version for replica in replicas] == ["0.32.0"] * 2
+        assert replicas.replica(1).row().pid == last
+        assert joined(await read(await replicas.start(chat("still")))) == expected("still")
+
+
+def test_room_for_a_second_engine_is_the_devices_on_gpus_and_the_machines_on_processors(
+    tmp_path: Path,
+) -> None:
+    gpus = replace(engines.plan(tmp_path), memory_bytes=60 << 30)  # two of 80 GB together
+    assert gpus.room_beside(gpus) and not full(gpus).room_beside(gpus) and not gpus.room_beside(full(gpus))
+    assert not replace(gpus, nodes=replace(gpus.nodes, free=0.5)).room_beside(gpus)
+    here = replace(gpus, nodes=Nodes(Rig(CPU)), memory_bytes=3 << 30)  # 8 GiB, two replicas
+    assert not here.room_beside(here) and replace(here, replicas=1).room_beside(here)
+    unknown = replace(here, memory_bytes=0)
+    assert unknown.room_beside(unknown)
 
 
 @synchronous

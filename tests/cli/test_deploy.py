@@ -383,6 +383,10 @@ def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
         after = pids(server, "second")
         assert before != after
         assert all(map(ended, before))
+        drained = server.run("deploy", "restart", "second", "--drain-first")
+        assert drained.status == 0 and all(map(ended, after))
+        assert "has one replica, and --drain-first: requests wait about" in drained.err
+        assert "no engine answered" in drained.err
         done = server.run("deploy", "upgrade", "second", "--replicas", "2", "--context", "64")
         assert done.status == 0, done.err
         (row,) = [r for r in server.json("deploy", "status")["deployments"] if r["name"] == "second"]

@@ -45,14 +45,14 @@ class Deployed:
         self.held[row.name] = row
         return row
 
-    async def restart(self, name: str) -> None:
+    async def restart(self, name: str, *, drain_first: bool = False) -> None:
         await self.gate.wait()
         if self.fail:
             raise self.fail
-        self.asked.append(("restart", name))
+        self.asked.append(("restart", name, drain_first))
 
-    async def upgrade(self, name: str, plan: DeployPlan) -> None:
-        await self.restart(name)
+    async def upgrade(self, name: str, plan: DeployPlan, *, drain_first: bool = False) -> None:
+        await self.restart(name, drain_first=drain_first)
         self.held[name] = replace(self.held[name], plan=plan)
 
     async def stop(self, name: str, drain_s: float) -> None:
@@ -164,7 +164,16 @@ def test_admin_s_key_lists_and_restarts_but_starts_no_program(deploying, tmp_pat
     for path, sent in (("", body()), ("/restart", {"name": "qwen3:8b"}), ("/stop", {"name": "qwen3:8b"})):
         assert running.client.post(f"{AT}{path}", json=sent, headers=client).status_code == 403
     assert running.client.get(AT, headers=client).status_code == 403
-    assert deployed.asked == [("restart", "qwen3:8b")]
+    assert deployed.asked == [("restart", "qwen3:8b", False)]
+
+
+def test_roll_that_drains_first_is_passed_on(deploying):
+    running, deployed = deploying()
+    running.admin.post(AT, json=body())
+    asked = {"name": "qwen3:8b", "drain_first": True}
+    assert running.admin.post(f"{AT}/restart", json=asked).status_code == 200
+    assert running.admin.post(f"{AT}/upgrade", json={**body(), **asked}).status_code == 200
+    assert deployed.asked == [("restart", "qwen3:8b", True)] * 2
 
 
 def test_roll_continues_where_its_client_leaves(deploying):
@@ -177,7 +186,7 @@ def test_roll_continues_where_its_client_leaves(deploying):
         running.admin.post(f"{AT}/restart", json={"name": "qwen3:8b"}, timeout=0.3)
     assert deployed.asked == []
     running.loop.call_soon_threadsafe(deployed.gate.set)
-    eventually(lambda: deployed.asked == [("restart", "qwen3:8b")])
+    eventually(lambda: deployed.asked == [("restart", "qwen3:8b", False)])
 
 
 def test_failed_upgrade_keeps_the_earlier_plan(deploying, tmp_path):

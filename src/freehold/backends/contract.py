@@ -202,6 +202,18 @@ class DeployPlan:
         seen = ",".join(map(str, range(number * each, (number + 1) * each)))
         return replace(self, environment={**self.environment, variable: seen})
 
+    def room_beside(self, other: DeployPlan) -> bool:
+        """Return whether a new engine of `other` finds room while this plan's engines run; True if that is not known.
+
+        On GPUs it takes the devices of the one that it replaces, on a processor what all of them leave.
+        """
+        rig = self.nodes.rig
+        if rig.device.kind == "gpu":
+            devices = max(self.sizes.devices, other.sizes.devices)
+            room = self.nodes.free * devices * rig.device.memory_bytes
+            return self.memory_bytes + other.memory_bytes <= room
+        return self.replicas * self.memory_bytes + other.memory_bytes <= rig.memory_bytes
+
     def shell(self, rank: int = 0) -> str:
         """Return a node's line for a shell in a folder of its own: secrets are variables, HEAD is node 0's address."""
         here = {"{folder}": ".", "{port}": "8000"}
@@ -338,6 +350,7 @@ class ReplicaRow:
     memory_bytes: int = 0
     numbers: EngineNumbers = EngineNumbers()
     cpu_s: float = 0.0  # of all its processes together
+    load_s: float = 0.0  # that its latest start took until the first token; 0: none came yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +367,7 @@ class DeploymentRow:
     retried: int = 0  # requests asked again before their first token
     cut: int = 0  # answers that ended with an error after their first token
     fallback: str = ""  # the model of ours that answers while no replica is ready
+    gap_s: float = 0.0  # that no replica was ready in its latest roll
 
     def hopeless(self, *, first: bool = False) -> EngineLost | None:
         """Return why no replica will answer; None while one may. `first`: at a first start one death each is enough."""
@@ -378,14 +392,15 @@ class Deployments(Protocol):
         """
         ...
 
-    async def restart(self, name: str) -> None:
+    async def restart(self, name: str, *, drain_first: bool = False) -> None:
         """Replace every replica, one after the other, each by one that has answered a token. No answer is cut.
 
+        `drain_first`: the old engine ends before the new one starts, as it does where both have no room.
         Raises EngineLost where a new one does not become ready: the old ones stay.
         """
         ...
 
-    async def upgrade(self, name: str, plan: DeployPlan) -> None:
+    async def upgrade(self, name: str, plan: DeployPlan, *, drain_first: bool = False) -> None:
         """Do the same with another plan: another version, other flags, more or fewer replicas."""
         ...
 

@@ -69,25 +69,31 @@ def planned(
     *,
     start: bool = False,
     show: Callable[[str], object] = lambda line: None,
+    here: Nodes | None = None,
 ) -> DeployPlan:
     """Plan what was asked for.
 
     `start`: for a start here, so that a missing engine is an error and a missing environment of --env is made; `show`
-    gets the installer's lines then. Without it nothing is installed.
+    gets the installer's lines then. Without it nothing is installed. `here`: this machine as it was before the engines
+    that the plan replaces took its memory.
     """
     from freehold.backends.ray.asked import is_ray, over_ray
 
     if is_ray(asked.on):
-        return over_ray(_planned(settings, replace(asked, on=""), start, show), asked.on, start=start)
+        return over_ray(_planned(settings, replace(asked, on=""), start, show, here), asked.on, start=start)
     if asked.engine == "freehold":
         raise UsageError(
             "Freehold's own engine runs in freehold serve on this machine", "--on ray starts it on others"
         )
-    return _planned(settings, asked, start, show)
+    return _planned(settings, asked, start, show, here)
 
 
 def _planned(
-    settings: Settings, asked: DeployOptions, start: bool, show: Callable[[str], object]
+    settings: Settings,
+    asked: DeployOptions,
+    start: bool,
+    show: Callable[[str], object],
+    here: Nodes | None,
 ) -> DeployPlan:
     from freehold.backends import drivers
     from freehold.backends.planning import facts
@@ -96,7 +102,10 @@ def _planned(
     if asked.attach:
         return _attached(asked)
     model = facts.deployed(settings, asked.model, name=asked.name)
-    nodes = facts.nodes_on(asked.on, asked.nodes) if asked.on else facts.nodes_here(settings.home)
+    if asked.on:
+        nodes = facts.nodes_on(asked.on, asked.nodes)
+    else:
+        nodes = here or facts.nodes_here(settings.home)
     search = _EngineSearch(settings, asked, model, nodes, start, show)
     engine, found, notes = search.engine()
     request = PlanRequest(

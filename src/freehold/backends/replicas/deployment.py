@@ -1,7 +1,8 @@
 """Several replicas of one model behind one name: which one answers, and who comes in the place of which.
 
 A roll starts a new replica, waits for its first token, takes the old one out of rotation, lets its answers end and ends
-it: one after the other, so that there are never fewer than before. Where one fails, those not yet replaced stay.
+it: one after the other, so that there are never fewer than before. Where one fails, those not yet replaced stay. Where
+two engines have no room beside each other, the old one ends first, and is started again if the new one fails.
 Knows replicas and requests' keys; knows no wire. Path: handle.py -> ReplicaSet.start -> DeployedStream -> Replica
 """
 
@@ -49,6 +50,7 @@ class ReplicaSet:
         self.plan, self._driver, self._folder, self._hop, self._limits = plan, driver, folder, hop, limits
         self.rolling: Roll = ""
         self.requests = self.retried = self.resumed = self.cut = 0
+        self.gap_s = 0.0  # of the latest roll
         self._replicas: dict[int, Replica] = {}  # by number: those that take requests, or will
         self._leaving: set[Replica] = set()
         self._last: dict[int, int] = {}  # number -> its latest request
@@ -92,6 +94,7 @@ class ReplicaSet:
             self.retried,
             self.cut,
             fallback,
+            self.gap_s,
         )
 
     def replica(self, number: int) -> Replica:
@@ -170,7 +173,7 @@ class ReplicaSet:
                     return replica
                 if self._closed:
                     raise EngineClosed(f"{self.name} is being stopped", "ask another model")
-                if all(r.hopeless for r in self._replicas.values()):
+                if not self.rolling and all(r.hopeless for r in self._replicas.values()):
                     said = next((r.said for r in self._replicas.values() if r.said), "it was stopped")
                     raise EngineLost(
                         f"no engine of {self.name} runs: {said}", "freehold deploy logs tells more"
@@ -207,22 +210,28 @@ class ReplicaSet:
         replica.run()
         return replica
 
-    async def roll(self, plan: DeployPlan, kind: Roll, drain_s: float = DRAIN_S) -> None:
+    async def roll(
+        self, plan: DeployPlan, kind: Roll, drain_s: float = DRAIN_S, *, drain_first: bool = False
+    ) -> None:
         """Replace every replica by one of `plan`, one after the other.
 
+        `drain_first`: each old one ends before its new one starts; always so where they have no room beside each other.
         Raises EngineLost where a new one does not become ready: the old ones that are left stay as they are.
         """
         if self.rolling:
             raise UsageError(
                 f"{self.name} is in a {self.rolling} already", "freehold deploy status shows how far"
             )
-        self.rolling = kind
+        self.rolling, self.gap_s = kind, 0.0
+        in_place = drain_first or not self.plan.room_beside(plan)
         try:
             for number in range(plan.replicas):
-                new = await self._proven(number, plan)
                 old = self._replicas.get(number)
-                self._replicas[number] = new
-                self._ring = PrefixRing(self._replicas)
+                if old is not None and in_place:
+                    await self._replaced(old, plan, drain_s)
+                    continue
+                new = await self._proven(self._new(number, plan), "the old ones still answer")
+                self._put(new)
                 if old is not None:
                     await self._ended(old, drain_s)
                     new.counts_on(old)
@@ -234,15 +243,39 @@ class ReplicaSet:
         finally:
             self.rolling = ""
 
-    async def _proven(self, number: int, plan: DeployPlan) -> Replica:
-        """Return a replica that has answered a token. Raises EngineLost where it comes to nothing."""
-        new = self._new(number, plan)
+    async def _replaced(self, old: Replica, plan: DeployPlan, drain_s: float) -> None:
+        """End a replica, then start one of `plan` in its place; where that fails, the old command is started again."""
+        began = time.monotonic()
+        alone = not any(each.ready for each in self._replicas.values() if each is not old)
+        await old.stop(drain_s)
+        new = self._new(old.number, plan)
+        new.counts_on(old)
+        self._put(new)
+        try:
+            await self._proven(new, f"the command of before is started again for replica {old.number}")
+        except EngineLost:
+            if not self._closed:
+                again = self._new(old.number, old.plan)
+                again.counts_on(old)
+                self._put(again)
+            raise
+        finally:
+            self.gap_s += time.monotonic() - began if alone else 0.0
+
+    def _put(self, replica: Replica) -> None:
+        """Let a replica take requests under its number."""
+        self._replicas[replica.number] = replica
+        self._ring = PrefixRing(self._replicas)
+
+    async def _proven(self, new: Replica, otherwise: str) -> Replica:
+        """Return a replica once it has answered a token. Raises EngineLost, with what is `otherwise`, if none comes."""
+        restarts = new.restarts
         try:
             while not new.ready:
-                if new.said_dead or self._closed:
+                if new.restarts > restarts or new.state in ("waiting", "failed") or self._closed:
                     raise EngineLost(
-                        f"the new replica {number} of {self.name} did not become ready: {new.said}",
-                        "the old ones still answer",
+                        f"the new replica {new.number} of {self.name} did not become ready: {new.said}",
+                        otherwise,
                     )
                 await asyncio.sleep(0.05)
         except BaseException:

@@ -82,16 +82,16 @@ class DeployedModels:
             if each.name == name and not each.in_flight:
                 await self._models.unload(name)
 
-    async def restart(self, name: str) -> None:
+    async def restart(self, name: str, *, drain_first: bool = False) -> None:
         found = self._set(name)
-        await found.roll(found.plan, "restart")
+        await found.roll(found.plan, "restart", drain_first=drain_first)
 
-    async def upgrade(self, name: str, plan: DeployPlan) -> None:
+    async def upgrade(self, name: str, plan: DeployPlan, *, drain_first: bool = False) -> None:
         if plan.model.name != name:
             raise UsageError(
                 f"the plan is for {plan.model.name}, not for {name}", f"plan it with --name {name}"
             )
-        await self._set(name).roll(plan, "upgrade")
+        await self._set(name).roll(plan, "upgrade", drain_first=drain_first)
 
     async def stop(self, name: str, drain_s: float) -> None:
         found = self._set(name)

@@ -167,12 +167,8 @@ class Replica:
             memory_bytes=progress.memory_bytes if progress is not None else 0,
             numbers=self.numbers,
             cpu_s=progress.cpu_s if progress is not None else 0.0,
+            load_s=self.load_s,
         )
-
-    @property
-    def said_dead(self) -> bool:
-        """Whether an engine of it has died."""
-        return self.restarts > 0 or self.state in ("waiting", "failed")
 
     def counts_on(self, other: Replica) -> None:
         """Take over the counters of the replica that had its number."""

@@ -58,14 +58,16 @@ class AskedDeployments:
         body = {"plan": kept.as_json(plan), "asked": kept.as_json(asked)}
         return _row(self._call("POST", "", body))
 
-    def restart(self, name: str) -> DeploymentRow:
+    def restart(self, name: str, *, drain_first: bool) -> DeploymentRow:
         """Roll every replica; returns when all are new."""
-        return _row(self._call("POST", "/restart", {"name": name}))
+        return _row(self._call("POST", "/restart", {"name": name, "drain_first": drain_first}))
 
-    def upgrade(self, name: str, plan: DeployPlan, asked: DeployOptions) -> DeploymentRow:
+    def upgrade(
+        self, name: str, plan: DeployPlan, asked: DeployOptions, *, drain_first: bool
+    ) -> DeploymentRow:
         """Roll to another plan; returns when all replicas follow it."""
         body = {"name": name, "plan": kept.as_json(plan), "asked": kept.as_json(asked)}
-        return _row(self._call("POST", "/upgrade", body))
+        return _row(self._call("POST", "/upgrade", {**body, "drain_first": drain_first}))
 
     def stop(self, name: str, drain_s: float) -> None:
         """End a deployment after its answers."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from freehold.backends.contract import DeploymentRow
+from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.kept import KeptDeployment, forget, kept
 from freehold.backends.planning.asked import planned
 from freehold.cli.deploying import tables
@@ -70,33 +70,47 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
         click.echo(f"kept, not running: {', '.join(idle)} (freehold deploy starts them)", err=True)
 
 
+_drain_first = click.option(
+    "--drain-first",
+    is_flag=True,
+    help="End each engine before the new one starts, as where the device has no room for both.",
+)
+
+
 @click.command("restart", epilog="Example: freehold deploy restart qwen3:8b")
 @click.argument("name")
+@_drain_first
 @json_option
 @click.pass_obj
-def restart(settings: Settings, name: str, as_json: bool) -> None:
+def restart(settings: Settings, name: str, drain_first: bool, as_json: bool) -> None:
     """Replace every replica of NAME by a new engine, one after the other. No answer is cut.
 
-    A new engine takes requests once it has answered a token; the old one finishes its answers before it ends. Ctrl-C
-    leaves the server to finish.
+    A new engine takes requests once it has answered a token; the old one finishes its answers before it ends. Where the
+    device has no room for a second engine, the old one ends first; if the new one fails, the old command is started
+    again. Ctrl-C leaves the server to finish.
     """
     with found(settings) as server:
         asked = AskedDeployments(server)
-        asked.row(name)
-        row = _rolled(asked, name, lambda: asked.restart(name))
+        row = asked.row(name)
+        _tell_gap(row, row.plan, drain_first)
+        row = _rolled(asked, name, lambda: asked.restart(name, drain_first=drain_first))
     _told(row, "restarted", as_json=as_json)
 
 
 @click.command("upgrade", epilog="Example: freehold deploy upgrade qwen3:8b --replicas 3")
 @click.argument("name")
 @plan_options
+@_drain_first
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @json_option
 @click.pass_obj
-def upgrade(settings: Settings, name: str, dry_run: bool, as_json: bool, **given: Any) -> None:
+def upgrade(
+    settings: Settings, name: str, drain_first: bool, dry_run: bool, as_json: bool, **given: Any
+) -> None:
     """Move NAME to another plan, replica by replica: other flags, another environment, more or fewer replicas.
 
-    What is not given stays as it was deployed. A plan whose engine does not become ready changes nothing.
+    What is not given stays as it was deployed. Where an engine of the plan does not become ready, the old ones stay, or
+    are started again if the device had no room for both.
     """
     from freehold.cli.deploying.plans import show_plan
 
@@ -104,13 +118,15 @@ def upgrade(settings: Settings, name: str, dry_run: bool, as_json: bool, **given
     if before is None:
         raise ModelNotFound(f"nothing is deployed as {name}", "freehold deploy status lists what is deployed")
     options = asked_of(given, replace(before.asked, name=name))
-    plan = planned(settings, options, start=not dry_run)
+    here = before.plan.nodes if before.plan.nodes.here else None
+    plan = planned(settings, options, start=not dry_run, here=here)
     if dry_run:
         show_plan(plan, as_json=as_json)
         return
     with found(settings) as server:
         asked = AskedDeployments(server)
-        row = _rolled(asked, name, lambda: asked.upgrade(name, plan, options))
+        _tell_gap(asked.row(name), plan, drain_first)
+        row = _rolled(asked, name, lambda: asked.upgrade(name, plan, options, drain_first=drain_first))
     _told(row, "upgraded", as_json=as_json)
 
 
@@ -200,12 +216,23 @@ def _rolled(asked: AskedDeployments, name: str, roll: Callable[[], DeploymentRow
     return came[0]
 
 
+def _tell_gap(row: DeploymentRow, plan: DeployPlan, drain_first: bool) -> None:
+    """Say that a roll of a single replica leaves a gap, and how long its latest start took."""
+    if len(row.replicas) > 1 or not (drain_first or not row.plan.room_beside(plan)):
+        return
+    why = "--drain-first" if drain_first else "the device has no room for a second engine"
+    took = sum(each.load_s for each in row.replicas)
+    lasting = f" about {took:.0f} s, as its latest start did" if took else ""
+    click.echo(f"{row.name} has one replica, and {why}: requests wait{lasting}", err=True)
+
+
 def _told(row: DeploymentRow, word: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "deployment": tables.as_json(row)}))
         return
     count = len(row.replicas)
-    click.echo(f"{row.name} is {word}: {count} replica{'' if count == 1 else 's'}", err=True)
+    gap = f"; for {row.gap_s:.0f} s no engine answered" if row.gap_s else ""
+    click.echo(f"{row.name} is {word}: {count} replica{'' if count == 1 else 's'}{gap}", err=True)
 
 
 def _kept(settings: Settings) -> list[KeptDeployment]:

@@ -37,10 +37,11 @@ class DeployRequest(Struct, kw_only=True):
     asked: dict[str, Any]  # the options it was planned from
 
 
-class DeploymentRequest(Struct, kw_only=True):
-    """Which deployment."""
+class RestartRequest(Struct, kw_only=True):
+    """Which deployment to roll. `drain_first`: each engine ends before the new one starts."""
 
     name: Name
+    drain_first: bool = False
 
 
 class UpgradeRequest(Struct, kw_only=True):
@@ -49,6 +50,7 @@ class UpgradeRequest(Struct, kw_only=True):
     name: Name
     plan: dict[str, Any]
     asked: dict[str, Any]
+    drain_first: bool = False
 
 
 class StopDeploymentRequest(Struct, kw_only=True):
@@ -89,14 +91,16 @@ class DeploymentDesk:
         """Write a deployment's file."""
         kept.keep(self._home, kept.KeptDeployment(plan.model.name, plan, asked))
 
-    async def upgrade(self, name: str, plan: DeployPlan, asked: DeployOptions) -> None:
+    async def upgrade(
+        self, name: str, plan: DeployPlan, asked: DeployOptions, *, drain_first: bool = False
+    ) -> None:
         """Roll to another plan; it is kept once every replica follows it."""
-        await self._finished(self.deployments.upgrade(name, plan))
+        await self._finished(self.deployments.upgrade(name, plan, drain_first=drain_first))
         self.keep(plan, asked)
 
-    async def restart(self, name: str) -> None:
+    async def restart(self, name: str, *, drain_first: bool = False) -> None:
         """Roll every replica; continues where the client that asked for it leaves."""
-        await self._finished(self.deployments.restart(name))
+        await self._finished(self.deployments.restart(name, drain_first=drain_first))
 
     async def stop(self, name: str, drain_s: float) -> None:
         """End a deployment and forget it; a kept one that does not run is forgotten alone."""
@@ -158,7 +162,7 @@ def deployment_routes() -> list[Route]:
     return [
         route("GET", at, deployments, audience="admin"),
         route("POST", at, deploy, DeployRequest, audience="admin"),
-        route("POST", f"{at}/restart", restart, DeploymentRequest, audience="admin"),
+        route("POST", f"{at}/restart", restart, RestartRequest, audience="admin"),
         route("POST", f"{at}/upgrade", upgrade, UpgradeRequest, audience="admin"),
         route("POST", f"{at}/stop", stop, StopDeploymentRequest, audience="admin"),
         route("POST", f"{at}/log", log, LogRequest, audience="admin"),
@@ -181,9 +185,9 @@ async def deploy(call: HttpCall) -> None:
 
 async def restart(call: HttpCall) -> None:
     """Replace each replica by a new one that has answered a token; answers when all are. No answer is cut."""
-    request, _ = await call.struct(DeploymentRequest)
+    request, _ = await call.struct(RestartRequest)
     desk = _desk(call)
-    await call.while_here(desk.restart(request.name))
+    await call.while_here(desk.restart(request.name, drain_first=request.drain_first))
     await call.answer(kept.as_json(desk.row(request.name)))
 
 
@@ -191,7 +195,8 @@ async def upgrade(call: HttpCall) -> None:
     """Do the same to another plan: other flags, another version, more or fewer replicas. The owner's only."""
     request, _ = await call.struct(UpgradeRequest)
     desk = _desk_of_owner(call)
-    await call.while_here(desk.upgrade(request.name, *_given(request)))
+    work = desk.upgrade(request.name, *_given(request), drain_first=request.drain_first)
+    await call.while_here(work)
     await call.answer(kept.as_json(desk.row(request.name)))
 
 
