@@ -4,7 +4,7 @@
 For each load: measures what a step takes (as `freehold deploy bench`), simulates the requests of a real trace at that
 share of the engine's own limit, writes the prediction to a file, and only then sends the same requests open-loop. The
 trace's lengths are divided so that two cores can answer them; its bursts stay. Reports the errors of the medians and of
-the 95th percentiles, and the machine's load: on a busy machine the figures are those of that moment.
+the 95th percentiles, also of a fit of the steps alone, and the machine's load: on a busy machine the figures are those of that moment.
 Path: predicted.py -> measuring.measure, fit -> simulation.simulate -> DIR -> EngineDoor.ask
 """
 
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,17 +159,22 @@ async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]
         depths=(32, 384),
         prompts=(16, 128, 512),
         beside=(1, 4),
+        clients=(2, 8),
         tokens=24,
         rounds=args.rounds,
     )
     rows, limit = [], 0.0
     for number, load in enumerate(float(x) for x in args.loads.split(",")):
         begun = time.monotonic()
-        model = fit(await measure(door, plan, say, seed=number), rules(args.engine), {"engine": args.engine})
+        samples = await measure(door, plan, say, seed=number)
+        model = fit(samples, rules(args.engine), {"engine": args.engine})
+        steps_alone = fit(replace(samples, runs=[]), rules(args.engine))
+        path = args.out / f"{args.engine}-{load:g}-samples.json"
+        path.write_text(json.dumps(asdict(samples)) + "\n", encoding="utf-8")
         measured_s = time.monotonic() - begun
         limit = saturation(whole, model)
         trace = part(whole, load * limit, args.seconds, number)
-        run = simulate(trace, model)
+        run, alone = simulate(trace, model), simulate(trace, steps_alone)
         named = {
             "engine": args.engine,
             "model": args.model,
@@ -182,6 +187,7 @@ async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]
             **model.as_json(),
             **percentiles(run.ttft, run.tpot),
             "utilisation": run.utilisation,
+            "steps_alone": percentiles(alone.ttft, alone.tpot),
         }
         path = args.out / f"{args.engine}-{load:g}.json"
         path.write_text(json.dumps(predicted, indent=1) + "\n", encoding="utf-8")
@@ -195,13 +201,14 @@ async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]
         for name, value in percentiles(run.ttft, run.tpot).items():
             row[f"{name}_ms"] = [round(1e3 * value, 1), round(1e3 * figures[name], 1)]
             row[f"{name}_error"] = round(value / figures[name] - 1, 3)
+            row[f"{name}_error_steps_alone"] = round(predicted["steps_alone"][name] / figures[name] - 1, 3)
         row["request_error"] = {
             "ttft": round(float(np.nanmedian(np.abs(run.ttft / ttft - 1))), 3),
             "tpot": round(float(np.nanmedian(np.abs(run.tpot / tpot - 1))), 3),
         }
         say(json.dumps(row))
         (args.out / f"{args.engine}-{load:g}-measured.json").write_text(
-            json.dumps(row, indent=1) + "\n", encoding="utf-8"
+            json.dumps(row | {"each": each_of(trace, found)}) + "\n", encoding="utf-8"
         )
         rows.append(row)
     return {
@@ -253,6 +260,12 @@ async def replay(door: EngineDoor, trace: RequestTrace, seed: int) -> tuple[list
 
     found = await asyncio.gather(*(one(r, p) for r, p in zip(trace.requests, prompts, strict=True)))
     return found, sum(a is None for a in found)
+
+
+def each_of(trace: RequestTrace, found: list[TimedAnswer | None]) -> list[list[Any]]:
+    """Return the requests with their measured times, for another fit without another run."""
+    pairs = zip(trace.requests, found, strict=True)
+    return [[r.at, r.prompt, r.answer, a.prompt_tokens, a.tokens, a.ttft, a.tpot] for r, a in pairs if a]
 
 
 def percentiles(ttft: Any, tpot: Any) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """An engine that computes nothing: continuous batching whose steps sleep for a known time.
 
-`python -m benches.outgrow.sleeping --port PORT [--pace 2.2]`
+`python -m benches.outgrow.sleeping --port PORT [--pace 2.2] [--request 0.02]`
 It speaks enough of OpenAI's API for `freehold deploy bench` and predicted.py. As its steps take no processor, a busy
 machine disturbs it little: what is wrong with a prediction of it is wrong with the method, not with the moment. A word
 is a token; a prompt that came before is in its prefix cache but for the last 16 tokens. With --pace a step with prompts
-takes at most that multiple of its answers alone.
+takes at most that multiple of its answers alone; with --request each request keeps all answers waiting so long.
 Path: predicted.py -> sleeping.py
 """
 
@@ -42,8 +42,9 @@ class Asked:
 class SleepingEngine:
     """Steps, one after another."""
 
-    def __init__(self, pace: float) -> None:
-        self._pace, self._cached = pace, set[str]()
+    def __init__(self, pace: float, request_s: float) -> None:
+        self._pace, self._request_s, self._cached = pace, request_s, set[str]()
+        self._owed_s = 0.0
         self._reading: list[Asked] = []
         self._decoding: list[Asked] = []
         self._work = asyncio.Event()
@@ -54,6 +55,7 @@ class SleepingEngine:
         asked = Asked(min(words, UNCACHED) if prompt in self._cached else words, words, tokens)
         self._cached.add(prompt)
         self._reading.append(asked)
+        self._owed_s += self._request_s
         self._work.set()
         return asked
 
@@ -66,6 +68,9 @@ class SleepingEngine:
             await self._step()
 
     async def _step(self) -> None:
+        owed, self._owed_s = self._owed_s, 0.0
+        if owed:
+            await asyncio.sleep(owed)
         begun, answers = time.perf_counter(), len(self._decoding)
         seconds = STEP_S + ANSWER_S * answers + DEPTH_S * sum(a.depth for a in self._decoding)
         room = CHUNK - answers
@@ -101,8 +106,9 @@ async def main() -> None:
     )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pace", type=float, default=0.0)
+    parser.add_argument("--request", type=float, default=0.0)
     args = parser.parse_args()
-    engine = SleepingEngine(args.pace)
+    engine = SleepingEngine(args.pace, args.request)
     server = await asyncio.start_server(engine.answer, "127.0.0.1", args.port)
     async with server:
         await engine.run()

@@ -31,6 +31,7 @@ def play(requests: Sequence[TracedRequest], model: EngineModel) -> list[Slow]:
             clock = max(clock, coming[0].request.at)
         while coming and coming[0].request.at <= clock:
             waiting.append(coming.pop(0))
+            clock += time.request
         while waiting and (not limits.streams or len(reading) + len(decoding) < limits.streams):
             if not limits.shortest and limits.chunk and sum(s.left for s in reading) >= limits.chunk:
                 break

@@ -129,7 +129,7 @@ async def engine(fail: str = "") -> AsyncIterator[str]:
 
 @synchronous
 async def test_an_engine_is_measured_through_its_api():
-    plan = MeasurePlan(batches=(1, 2), depths=(16,), prompts=(8, 64), beside=(), tokens=12, rounds=1)
+    plan = MeasurePlan((1, 2), depths=(16,), prompts=(8, 64), beside=(), clients=(2,), tokens=12, rounds=1)
     async with engine() as url:
         door = EngineDoor(url, "tiny")
         assert await door.models() == {"tiny": "vllm"}
@@ -138,6 +138,7 @@ async def test_an_engine_is_measured_through_its_api():
         assert 1 <= len(answer.pieces) <= 5 and answer.pieces[0] >= answer.sent
         samples = await measure(door, plan)
     assert {b for b, _, _ in samples.steps} == {1, 2} and len(samples.prompts) == 4
+    assert [len(run) for run in samples.runs] == [28]
     assert fit(samples, rules("vllm")).time.of_batch(1) > 0
 
 

@@ -27,6 +27,7 @@ TIME = StepTime(
     positions=1.1e-8,
     beside=1.3,
     arrival=2e-3,
+    request=4e-3,
 )
 LIMITS = {
     "chunked": EngineLimits(streams=8, chunk=128),
@@ -202,4 +203,4 @@ def test_a_request_submitted_to_an_idle_engine_begins_at_its_arrival():
     engine.run(5.0)
     engine.submit(late)
     engine.run(math.inf)
-    assert late.ttft == pytest.approx(TIME.arrival + TIME.seconds(0, 0, 10))
+    assert late.ttft == pytest.approx(TIME.arrival + TIME.request + TIME.seconds(0, 0, 10))

@@ -94,7 +94,8 @@ class SimulatedEngine:
 
     def submit(self, request: SimulatedRequest) -> None:
         """Take a request that arrives now; `run` has been called up to its arrival."""
-        self.clock = max(self.clock, request.at)
+        self.clock = max(self.clock, request.at) + self._time.request
+        self.busy_s += self._time.request
         self._waiting.append(request)
         self.outstanding += 1
 

@@ -4,8 +4,8 @@
     model = fit(samples, rules("vllm"))
 
 Prompts alone give the cost of a prompt token; answers side by side, at several depths, the cost of a step; a prompt
-beside answers how the engine shares a step. Prompts are warmed where the engine has a prefix cache, so that answers of
-one measurement begin together. Knows no trace.
+beside answers how the engine shares a step; requests that come and go what they take beside it. Prompts are warmed
+where the engine has a prefix cache, so that answers of one measurement begin together. Knows no trace.
 Path: cli/deploying/bench.py -> measure -> StepSamples -> fit -> EngineModel
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from freehold.backends.capacity.asking import EngineDoor, TimedAnswer
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.backends.capacity.turnover import TimedRequest, TurnoverPlan, fitted, turnover
 from freehold.errors import UpstreamFailed, UsageError
 
 _WORDS = (
@@ -35,6 +36,7 @@ _FEW = 4  # steps that a prompt beside answers was spread over: the engine keeps
 _SAME_DEPTH = 64  # tokens: depths that differ by less are one
 # Times the tokens of an answer that are tried: fast engines end some before others begin.
 _LONGER = (1, 4, 16)
+_TURNOVER = 24  # requests that come and go, and two more of each client
 _LEAST_WINDOW = 3  # tokens of each answer in the time when all of them run
 
 
@@ -46,13 +48,14 @@ class MeasurePlan:
     depths: tuple[int, ...] = (64, 1024)
     prompts: tuple[int, ...] = (16, 256, 1024)  # tokens of prompts that are timed alone
     beside: tuple[int, ...] = (2, 8)  # answers beside which a prompt is timed
+    clients: tuple[int, ...] = (2, 8)  # that ask one request after another
     tokens: int = 32  # of each answer
     rounds: int = 2
 
     def __post_init__(self) -> None:
-        for what, least in (("batches", 1), ("depths", 8), ("prompts", 8), ("beside", 1)):
+        for what, least in (("batches", 1), ("depths", 8), ("prompts", 8), ("beside", 1), ("clients", 1)):
             values = getattr(self, what)
-            if any(v < least for v in values) or (not values and what != "beside"):
+            if any(v < least for v in values) or (not values and what not in ("beside", "clients")):
                 raise UsageError(f"{what} of {', '.join(map(str, values)) or 'nothing'} cannot be measured")
         if self.tokens < 8 or self.rounds < 1:
             raise UsageError("answers have 8 tokens or more, and there is one round or more")
@@ -66,6 +69,7 @@ class StepSamples:
     steps: list[tuple[int, float, float]] = field(default_factory=list)  # batch, depths together, a step
     # Answers, prompt tokens beside them, s to its first token, tokens that each answer made meanwhile.
     beside: list[tuple[int, int, float, float]] = field(default_factory=list)
+    runs: list[list[TimedRequest]] = field(default_factory=list)  # requests that came and went
 
 
 class PromptWords:
@@ -117,6 +121,11 @@ async def measure(
         for batch in plan.beside:
             show(f"{shown}: a prompt beside {batch} answers")
             samples.beside += await _beside(door, words, batch, max(plan.prompts), plan.tokens)
+        for clients in plan.clients:
+            show(f"{shown}: {clients} clients with one request after another")
+            lengths = (min(plan.prompts), max(plan.prompts)), (plan.tokens // 2, 2 * plan.tokens)
+            asked = TurnoverPlan(clients, _TURNOVER + 2 * clients, *lengths)
+            samples.runs.append(await turnover(door, words, asked, seed + number))
     return samples
 
 
@@ -204,7 +213,7 @@ def fit(samples: StepSamples, limits: EngineLimits, about: dict[str, object] | N
     spread = float(np.sqrt(np.sum(np.square(errors)) / free))
     basis = f"measured: {len(samples.steps)} steps and {len(samples.prompts)} prompts"
     time = replace(time, spread=spread, basis=basis)
-    return EngineModel(time, limits, dict(about or {}))
+    return fitted(EngineModel(time, limits, dict(about or {})), samples.runs)
 
 
 def _fit_steps(steps: Sequence[tuple[int, float, float]]) -> tuple[dict[int, float], float]:

@@ -32,6 +32,9 @@ class StepTime:
     beside: float = 1.0  # times a prompt token's seconds in a step that has answers too
     # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
     arrival: float = 0.0
+    request: float = (
+        0.0  # s that a request takes of the engine's processors outside of steps: its server shares them
+    )
     spread: float = 0.0  # standard deviation of the logarithm of measured over predicted
     basis: str = ""
 
@@ -44,6 +47,7 @@ class StepTime:
             self.positions,
             self.beside,
             self.arrival,
+            self.request,
             self.spread,
         )
         if not (self.batches and self.batches[0] == 0 and ascending and len(self.batches) == len(self.fixed)):
@@ -81,6 +85,7 @@ class StepTime:
             prompt=self.prompt * factor,
             positions=self.positions * factor,
             arrival=self.arrival * factor,
+            request=self.request * factor,
         )
 
     def doubt(self) -> Interval:

@@ -64,6 +64,13 @@ class Numbers(click.ParamType):
     show_default=True,
     help="Tokens of prompts that are timed alone.",
 )
+@click.option(
+    "--clients",
+    type=Numbers(),
+    default="2,8",
+    show_default=True,
+    help="Clients that ask one request after another, for what a request takes beside its steps.",
+)
 @click.option("--tokens", type=click.IntRange(8), default=32, show_default=True, help="Tokens of an answer.")
 @click.option(
     "--rounds",
@@ -101,7 +108,7 @@ def command(
     """
     from freehold.backends.capacity.measuring import MeasurePlan, fit, measure, rules
 
-    sizes = {name: given[name] for name in ("batches", "depths", "prompts", "tokens", "rounds")}
+    sizes = {name: given[name] for name in ("batches", "depths", "prompts", "clients", "tokens", "rounds")}
     beside = tuple(b for b in (2, 8) if b <= max(sizes["batches"], default=0))
     plan = MeasurePlan(**sizes, beside=beside)
     door = _door(settings, target, model)
@@ -172,8 +179,10 @@ def _print(found: EngineModel, out: Path | None) -> None:
     if found.limits.pace:
         click.echo(f"a step with prompts takes {found.limits.pace:.2f} times as long as its answers alone")
     click.echo(
-        f"before the first step: {digits(1e3 * time.arrival)} ms; fitted within {time.spread:.0%} (one deviation)"
+        f"a request: {digits(1e3 * time.arrival)} ms before its first step, and {digits(1e3 * time.request)} ms in "
+        "which all answers wait"
     )
+    click.echo(f"fitted within {time.spread:.0%} (one deviation)")
     if out is not None:
         click.echo(
             f"written to {out}: freehold deploy capacity --steps {out} --rate 1 --input 512 --output 128"
