@@ -4,7 +4,8 @@
 For each load: measures what a step takes (as `freehold deploy bench`), simulates the requests of a real trace at that
 share of the engine's own limit, writes the prediction to a file, and only then sends the same requests open-loop. The
 trace's lengths are divided so that two cores can answer them; its bursts stay. Reports the errors of the medians and of
-the 95th percentiles, also of a fit of the steps alone, and the machine's load: on a busy machine the figures are those of that moment.
+the 95th percentiles, those of a fit of the steps alone beside them, and the machine's load: on a busy machine the
+figures are those of that moment. Samples and times of each request are written too, for another fit without a run.
 Path: predicted.py -> measuring.measure, fit -> simulation.simulate -> DIR -> EngineDoor.ask
 """
 
