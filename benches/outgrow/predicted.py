@@ -160,7 +160,7 @@ async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]
         depths=(32, 384),
         prompts=(16, 128, 512),
         beside=(1, 4),
-        clients=(2, 8),
+        clients=(1, 4, 12),
         tokens=24,
         rounds=args.rounds,
     )

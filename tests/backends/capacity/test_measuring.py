@@ -138,7 +138,7 @@ async def test_an_engine_is_measured_through_its_api():
         assert 1 <= len(answer.pieces) <= 5 and answer.pieces[0] >= answer.sent
         samples = await measure(door, plan)
     assert {b for b, _, _ in samples.steps} == {1, 2} and len(samples.prompts) == 4
-    assert [len(run) for run in samples.runs] == [28]
+    assert [len(run) for run in samples.runs] == [16]
     assert fit(samples, rules("vllm")).time.of_batch(1) > 0
 
 

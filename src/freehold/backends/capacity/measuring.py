@@ -36,7 +36,7 @@ _FEW = 4  # steps that a prompt beside answers was spread over: the engine keeps
 _SAME_DEPTH = 64  # tokens: depths that differ by less are one
 # Times the tokens of an answer that are tried: fast engines end some before others begin.
 _LONGER = (1, 4, 16)
-_TURNOVER = 24  # requests that come and go, and two more of each client
+_TURNOVER = 12  # requests that come and go, and two more of each client
 _LEAST_WINDOW = 3  # tokens of each answer in the time when all of them run
 
 
@@ -48,7 +48,7 @@ class MeasurePlan:
     depths: tuple[int, ...] = (64, 1024)
     prompts: tuple[int, ...] = (16, 256, 1024)  # tokens of prompts that are timed alone
     beside: tuple[int, ...] = (2, 8)  # answers beside which a prompt is timed
-    clients: tuple[int, ...] = (2, 8)  # that ask one request after another
+    clients: tuple[int, ...] = (1, 4, 12)  # that ask one request after another
     tokens: int = 32  # of each answer
     rounds: int = 2
 

@@ -67,7 +67,7 @@ class Numbers(click.ParamType):
 @click.option(
     "--clients",
     type=Numbers(),
-    default="2,8",
+    default="1,4,12",
     show_default=True,
     help="Clients that ask one request after another, for what a request takes beside its steps.",
 )
