@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from freehold.server.console import login, sessions
 from freehold.server.console.sessions import PageSessions
 from freehold.server.core.keys import KeyFile, Ring, hashed, key_of, made
+from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
 
 ANN, BOB, ROOT = "ann-0123456789abcdef", "bob-0123456789abcdef", "root-0123456789abcdef"
@@ -272,3 +275,75 @@ def test_session_is_written_once_a_minute_at_most(tmp_path):
     kept.find(cookie)
     asyncio.run(kept.save())
     assert json.loads(path.read_text())["sessions"][0]["seen"] == clock.at
+
+
+def followed(client: httpx2.Client, path: str) -> Iterator[str]:
+    """Yield the events of a stream, to its end."""
+    with client.stream("GET", path) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                yield line[7:]
+
+
+def run_of(client: httpx2.Client) -> str:
+    """Begin an answer; return where its events are."""
+    chat = client.post("/console/api/chats", json={"model": "fake:1b"}).json()["id"]
+    started = client.post(f"/console/api/chats/{chat}/runs", json={"message": {"content": "x"}}).json()
+    return f"/console/api/runs/{started['run']}/events"
+
+
+@pytest.fixture
+def waiting(serving, tmp_path):
+    """A server with keys in a file, whose answers wait for a gate."""
+    kept = KeyFile(tmp_path / "keys.json")
+    for name, secret in (("ann", ANN), ("bob", BOB), ("root", ROOT)):
+        kept.add(made(name, secret, admin=name == "root", models=(), rate="", tokens=""))
+    gate = threading.Event()
+    yield serving(Script(gate=gate), home=tmp_path, keys=Ring(file=kept))
+    gate.set()
+
+
+@pytest.mark.parametrize("by", ["logout", "login", "revoked"])
+@pytest.mark.parametrize("what", ["run", "live"])
+def test_streams_end_with_their_session_within_a_second(waiting, by, what):
+    client, other = logged_in(waiting), logged_in(waiting)
+    path = run_of(client) if what == "run" else "/console/api/live"
+    mine, its = followed(client, path), followed(other, path)
+    first = next(mine), next(its)
+    cookies = dict(client.cookies)
+    ender = browser(waiting)
+    ender.cookies.update(cookies)
+    began = time.monotonic()
+    if by == "logout":
+        ender.post("/console/logout", json={})
+    elif by == "login":
+        ender.post("/console/login", json={"key": BOB})
+    else:
+        waiting.doors.server.guard.keys.remove("ann")
+    rest = list(mine)
+    assert time.monotonic() - began < 1.5 and set(rest) <= {"state", "ready", "wait"}, first
+    if by != "revoked":  # another session of the same key goes on
+        assert what == "run" or next(its) == "state"
+        assert other.get("/console/api/me").json()["key"] == "ann"
+
+
+def test_an_owner_s_stream_ends_with_its_session_where_no_key_is_needed(serving):
+    server = serving()
+    client = owner_of(server)
+    states = followed(client, "/console/api/live")
+    assert next(states) == "state"
+    began = time.monotonic()
+    client.post("/console/logout", json={})
+    assert set(states) <= {"state"} and time.monotonic() - began < 1.5
+    assert next(followed(client, "/console/api/live")) == "state"  # as any local client
+
+
+def test_an_open_stream_does_not_keep_its_session_from_being_idle():
+    clock = Clock()
+    kept = PageSessions(None, KEYS, now=clock)
+    cookie = kept.begin(key_of("ann", ANN)).partition(b";")[0]
+    clock.at += sessions.IDLE_S - 1
+    assert kept.find(cookie, used=False) is not None
+    clock.at += 2
+    assert kept.find(cookie, used=False) is None

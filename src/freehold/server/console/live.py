@@ -90,8 +90,8 @@ async def live(call: HttpCall) -> None:
                 number = 0
                 while True:
                     number, event = await feed.next(viewer, number)
-                    if call.key is not None and server.guard.keys.of_hash(call.key.sha256) is None:
-                        break  # the key was removed
+                    if not call.admitted():
+                        break
                     await events.send(event)
             await events.send(b"", more=False)
 

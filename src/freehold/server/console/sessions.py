@@ -76,8 +76,11 @@ class PageSessions:
         # A browser takes a cookie of this prefix only with Secure and Path=/, and from no other host of the domain.
         return f"{'__Host-' if self._tls else ''}freehold-{self._server}"
 
-    def find(self, cookies: bytes) -> SessionHolder | None:
-        """Return whom the session in a Cookie header stands for; None if there is none, or it has ended."""
+    def find(self, cookies: bytes, *, used: bool = True) -> SessionHolder | None:
+        """Return whom the session in a Cookie header stands for; None if there is none, or it has ended.
+
+        Not `used`: an open stream asks whether it may go on, which does not keep its session from being idle.
+        """
         session = self._session(cookies)
         if session is None:
             return None
@@ -85,7 +88,7 @@ class PageSessions:
         holder = None if session.ended(now) else self._holder(session)
         if holder is None:
             self._forget(session)
-        elif now - session.seen >= SEEN_S:
+        elif used and now - session.seen >= SEEN_S:
             session.seen, self._unsaved = now, True
         return holder
 

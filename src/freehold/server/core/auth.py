@@ -7,11 +7,11 @@ Path: cli/serve -> check_bind; Gate -> Guard.check -> Key; Endpoint -> Guard.che
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hmac import compare_digest
-from typing import Literal
+from typing import Literal, Protocol
 
 from freehold.errors import UsageError
 from freehold.server.core.keys import Key, Ring, hashed
@@ -34,6 +34,12 @@ class SessionHolder:
     """Whom a session stands for. `key` None: the owner."""
 
     key: Key | None
+
+
+class FindSession(Protocol):
+    """Whom the session in a Cookie header stands for. `used`: a request came with it, so it is not idle."""
+
+    def __call__(self, cookies: bytes, *, used: bool = True) -> SessionHolder | None: ...
 
 
 def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:
@@ -86,9 +92,7 @@ class Guard:
     insecure: bool = False  # other machines reach it without a key
     owner: str = ""  # the hash of the owner's token; "": there is none
     tls: bool = False
-    sessions: Callable[[bytes], SessionHolder | None] | None = (
-        None  # by the Cookie header; None: there are none
-    )
+    sessions: FindSession | None = None  # None: there are none
 
     def owns(self, headers: Headers) -> bool:
         """Return whether the request is the owner's: through the Unix socket, or with the owner's token."""
@@ -113,12 +117,24 @@ class Guard:
             return self._keyed(headers), False
         return (None, False) if holder is None else (holder.key, holder.key is None)
 
-    def _session(self, headers: Headers) -> SessionHolder | None:
+    def admits(self, headers: Headers, key: Key | None, *, owner: bool) -> bool:
+        """Return whether what `check` found still holds: a stream ends with its caller's key or session."""
+        if owner and self.owns(headers):
+            return True
+        if (holder := self._session(headers, used=False)) is not None:
+            return owner == (holder.key is None) and (key and key.sha256) == (
+                holder.key and holder.key.sha256
+            )
+        if key is None:
+            return not owner and not self.keys
+        return bool(_given(headers)) and self.keys.of_hash(key.sha256) is not None
+
+    def _session(self, headers: Headers, *, used: bool = True) -> SessionHolder | None:
         """Return whom the cookie stands for; None without one, and where another page may have sent it."""
         cookie = headers.get(b"cookie", b"")
         if not cookie or self.sessions is None or _given(headers):
             return None
-        return self.sessions(cookie) if from_own_page(headers, tls=self.tls) else None
+        return self.sessions(cookie, used=used) if from_own_page(headers, tls=self.tls) else None
 
     def _check_page(self, headers: Headers, method: str) -> None:
         """Refuse other pages the routes that only our page asks, whatever they bring along."""

@@ -261,6 +261,10 @@ class HttpCall(ServerCall):
             if watcher is not None:
                 watcher.cancel()
 
+    def admitted(self) -> bool:
+        """Return whether the caller may go on: its key was not revoked, nor has its session ended."""
+        return self.server.guard.admits(self.headers, self.key, owner=self.owner)
+
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass

@@ -91,7 +91,7 @@ class EventLog:
         self._firsts: list[int] = []  # their first numbers, for the search
         self._at: dict[TextKind, int] = {"text": 0, "thinking": 0}
         self._newest = (0, b"")  # the newest event alone as it is written: most readers have all before it
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def answer(self) -> None:
         """Let positions begin anew: another answer of the run begins."""
@@ -138,8 +138,11 @@ class EventLog:
         """Wait until there is more than event `number`, or no more will come."""
         while self.last <= number and not self.over:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            await waiter
+            self._waiting.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiting.discard(waiter)
 
     def _add(self, part: _Fact | _Text) -> None:
         self._parts.append(part)

@@ -35,6 +35,7 @@ from freehold.server.core.sse import EventStream
 from freehold.server.core.tools import run_tools, tool_user
 
 MAX_FILES = 64  # of one message
+CHECK_S = 0.25  # while nothing happens, a stream looks so often whether its key or session has ended
 LAST_S = 0.15  # for the last events of a run that was cut, before the connection is
 
 
@@ -149,12 +150,14 @@ async def events(call: HttpCall) -> None:
     async def follow(stream: EventStream) -> None:
         nonlocal at
         while not log.over or log.last > at:
+            if not call.admitted():
+                return
             data, at = log.after(at), log.last
-            if call.key is not None and call.server.guard.keys.of_hash(call.key.sha256) is None:
-                return  # it was revoked
             if data:
                 await stream.send(data)
-            await log.beyond(at)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_S):
+                    await log.beyond(at)
 
     async with EventStream(call) as stream:
         try:
