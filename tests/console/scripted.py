@@ -21,16 +21,24 @@ from freehold.models.tiny.tokens import SPECIAL, UNUSED_BYTES, _spell
 WIDTH, CONTEXT = 256, 262_144
 EOS = "<|im_end|>"
 DEFAULT = "hello"
+NOTHING: Mapping[str, object] = {}
 _NORMAL, _CONTROL = 1, 3  # token types of a GGUF
 
 
 Said = str | Sequence[str]  # a text; or its parts, of which no token spans two
 
 
-def write_scripted(path: Path, scripts: Mapping[str, Said], *, piece: int = 4, preamble: str = "") -> Path:
+def write_scripted(
+    path: Path,
+    scripts: Mapping[str, Said],
+    *,
+    piece: int = 4,
+    preamble: str = "",
+    about: Mapping[str, object] = NOTHING,
+) -> Path:
     """Write a model that answers a question with `scripts[word]` for the first word that it contains.
 
-    `preamble`: what its chat template begins with.
+    `preamble`: what its chat template begins with. `about`: metadata of the file besides its own.
     Its tokens have `piece` characters or a few more. `scripts` must hold DEFAULT, for other questions.
     """
     tokens = [*SPECIAL, *(_spell(b) for b in range(256) if b not in UNUSED_BYTES), "th"]
@@ -55,7 +63,7 @@ def write_scripted(path: Path, scripts: Mapping[str, Said], *, piece: int = 4, p
     for token, before in after.items():
         head[token] = signs[before]
     head[tokens.index(EOS)] = np.sum([signs[end] for end in ends.values()], axis=0)
-    path.write_bytes(containers.gguf_bytes(_keys(tokens, types, starts, preamble), _tensors(signs, head)))
+    path.write_bytes(containers.gguf_bytes({**_keys(tokens, types, starts, preamble), **about}, _tensors(signs, head)))
     return path
 
 

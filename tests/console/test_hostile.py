@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.console.conftest import SCRIPTS
+from tests.console.owner import as_owner
 from tests.console.payloads import EVERYWHERE, LARGE
+from tests.console.scripted import write_scripted
 
 INSPECT = (Path(__file__).parent / "inspect.js").read_text()
 OPEN = """async ([id, title, wanted]) => {
@@ -24,22 +27,34 @@ OPEN = """async ([id, title, wanted]) => {
   location.hash = "#/chat/" + id;
   const log = () => document.querySelector("[role=log]");
   for (let n = 0; n < 200 && !document.querySelector(`[data-id="${title[0]}"]`); n++) await wait(20);
+  const places = new Map(wanted.map(([id], i) => [id, i]));
   const unseen = new Map(wanted);
   const until = performance.now() + 120_000;
-  for (let n = 0; performance.now() < until && unseen.size; n++) {
-    for (const fold of document.querySelectorAll("[role=log] button[aria-expanded=false]")) fold.click();
-    await wait(40);
-    for (const each of document.querySelectorAll("[data-id]")) {
-      const words = unseen.get(each.dataset.id);
-      if (words === undefined) continue;
-      if (each.querySelector("button[aria-expanded=false]")) continue;
-      if (each.querySelector(".loading-lines") || each.querySelector(".math:not(.failed) > .tex")) continue;
-      unseen.delete(each.dataset.id);
-      note(each.dataset.id, inspect(each, words));
+  const ready = (each) => !each.querySelector(".loading-lines, .math:not(.failed) > .tex, button[aria-expanded=false]");
+  while (performance.now() < until && unseen.size) {
+    const drawn = [...log().querySelectorAll("[data-id]")];
+    for (const each of drawn) {
+      if (!unseen.has(each.dataset.id)) continue;
+      for (const fold of each.querySelectorAll("button[aria-expanded=false]")) fold.click();
     }
-    log().scrollTo(0, Math.max(0, log().scrollTop - log().clientHeight * 0.6));
-    await wait(20);
-    if (log().scrollTop === 0 && n % 12 === 11) log().scrollTo(0, log().scrollHeight);
+    await wait(10);
+    const late = [];
+    for (const each of drawn) {
+      const words = unseen.get(each.dataset.id);
+      if (words === undefined || !each.isConnected) continue;
+      if (!ready(each)) late.push(each);
+      else if (unseen.delete(each.dataset.id)) note(each.dataset.id, inspect(each, words));
+    }
+    if (late.length) {
+      late[0].scrollIntoView({ block: "nearest" });
+      continue;
+    }
+    const last = Math.max(...[...unseen.keys()].map((id) => places.get(id))); // the chat opens at its end
+    const now = [...log().querySelectorAll("[data-id]")];
+    if (now.some((each) => places.get(each.dataset.id) === last)) continue;
+    const [first, block] = places.get(now[0].dataset.id) > last ? [now[0], "end"] : [now.at(-1), "start"];
+    first.scrollIntoView({ block });
+    await wait(10);
   }
   if (unseen.size) bad.unseen = [...unseen.keys()];
   note("page", inspect(document.getElementById("app"), title[1]));
@@ -47,6 +62,16 @@ OPEN = """async ([id, title, wanted]) => {
   const over = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
   if (over?.localName !== "textarea") bad.composer = [`covered by ${over?.outerHTML.slice(0, 80)}`];
   return bad;
+}"""
+HIDDEN = """() => {
+  const walk = document.createTreeWalker(document.getElementById("app"), NodeFilter.SHOW_TEXT);
+  const found = [];
+  for (let node = walk.nextNode(); node; node = walk.nextNode())
+    if (/[\\u202a-\\u202e\\u2066-\\u2069\\u200b]/.test(node.data) && !node.parentElement.closest(".revealed"))
+      found.push(`${node.parentElement.outerHTML.slice(0, 120)}`);
+  for (const each of document.querySelectorAll("[title], [aria-label]"))
+    if (/[\\u202a-\\u202e\\u2066-\\u2069\\u200b]/.test(each.title + each.ariaLabel)) found.push(`${each.outerHTML.slice(0, 120)}`);
+  return found;
 }"""
 
 
@@ -131,6 +156,42 @@ def _bad(page: Any, texts: list[str]) -> dict[str, Any]:
 def test_hostile_texts_in_every_field_of_a_chat_stay_text(hostile):
     """A part of them; the next test has all."""
     assert _bad(hostile, EVERYWHERE[::40]) == {}
+
+
+def test_a_model_file_s_name_and_licence_stay_text(serving, tmp_path, page):
+    """A file of a stranger's, pulled or served: its name is a model's in every page, its licence stands in Models."""
+    name = "<img src=x onerror=hit()> \u202etxt\u200b <b>x<b>"
+    licence = " ".join(EVERYWHERE[::6])
+    about = {"general.license": licence, "general.name": name}
+    server = serving(str(write_scripted(tmp_path / f"{name}.gguf", SCRIPTS, about=about)))
+    page.add_init_script("window.hits = 0; window.hit = window.alert = () => { window.hits++; };")
+    page.add_init_script(f"window.inspect = {INSPECT};")
+    as_owner(server, page)
+    shown = ["img", "onerror", "txt"]
+    bad: dict[str, list[str]] = {}
+
+    def look(where: str, words: list[str]) -> None:
+        page.locator("#app").get_by_text("onerror").first.wait_for()
+        found = page.evaluate("(words) => inspect(document.getElementById('app'), words)", words)
+        bad[where] = found + page.evaluate(HIDDEN)
+
+    page.goto(server.url + "/#/models?tab=here")
+    look("models", shown)
+    page.locator(".model-name a").first.click()
+    page.get_by_role("dialog").get_by_text("Licence", exact=True).wait_for()
+    look("why", shown + _words(licence))
+    page.keyboard.press("Escape")
+    page.goto(server.url + "/#/chat")
+    page.get_by_role("textbox", name="Message", exact=True).fill("hello")
+    page.keyboard.press("Enter")
+    page.get_by_role("log").get_by_text("What shall I say?").wait_for()
+    page.get_by_role("button", name="Receipt").click()
+    look("chat", shown)
+    for where in ("engine", "compare", "usage"):
+        page.goto(f"{server.url}/#/{where}")
+        look(where, shown)
+    assert bad == dict.fromkeys(bad, [])
+    assert all(url.startswith((f"{server.url}/", "data:image/")) for url in page.asked), page.asked
 
 
 @pytest.mark.long

@@ -19,12 +19,14 @@ export async function follow(
   let tries = 0;
   while (!signal.aborted) {
     try {
-      for await (const { id, event, data } of events(`/console/api/runs/${run}/events?after=${after}`, signal)) {
+      for await (const come of events(`/console/api/runs/${run}/events?after=${after}`, signal)) {
         connection("open");
         tries = 0;
-        after = id;
-        seen({ t: event, ...parse<object>(data) } as RunEvent, id);
-        if (event === "end") return;
+        for (const { id, event, data } of come) {
+          after = id;
+          seen({ t: event, ...parse<object>(data) } as RunEvent, id);
+          if (event === "end") return;
+        }
       }
     } catch (e) {
       if (signal.aborted) return;
@@ -41,8 +43,8 @@ interface ServerEvent {
   data: string;
 }
 
-/** Read a stream of server-sent events. Throws ApiError for an answer that is none. */
-export async function* events(path: string, signal: AbortSignal): AsyncGenerator<ServerEvent> {
+/** Read a stream of server-sent events, those that come together at once. Throws ApiError for an answer that is none. */
+export async function* events(path: string, signal: AbortSignal): AsyncGenerator<ServerEvent[]> {
   const response = await request(path, { headers: { accept: "text/event-stream" }, signal });
   if (!response.ok || !response.body) throw new ApiError(response.status, `the server answered ${response.status}`);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -51,16 +53,19 @@ export async function* events(path: string, signal: AbortSignal): AsyncGenerator
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    const lines = (rest + value).split("\n");
+    const lines = value.split("\n"); // not of what came before: the line of a long answer comes in many pieces
+    lines[0] = rest + lines[0];
     rest = lines.pop()!;
+    const come: ServerEvent[] = [];
     for (const line of lines) {
       if (line === "") {
-        if (open.data) yield open;
+        if (open.data) come.push(open);
         open = { id: open.id, event: "message", data: "" };
       } else if (line.startsWith("data: ")) open.data += line.slice(6);
       else if (line.startsWith("event: ")) open.event = line.slice(7);
       else if (line.startsWith("id: ")) open.id = Number(line.slice(4));
     }
+    if (come.length) yield come;
   }
 }
 

@@ -4,6 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useId, useRef } from "preact/hooks";
 import { texts } from "../texts";
 import { Button, IconButton } from "./button";
+import { Plain } from "../text";
 
 interface DialogProps {
   title: string;
@@ -37,7 +38,7 @@ export function Dialog({ title, onClose, children, actions, wide }: DialogProps)
     >
       <div class="dialog-box">
         <header>
-          <h2 id={id}>{title}</h2>
+          <h2 id={id}><Plain text={title} /></h2>
           <IconButton icon="close" label={texts.parts.close} onClick={onClose} />
         </header>
         {/* it may scroll, which the keyboard must reach */}

@@ -2,7 +2,7 @@
 // Knows offsets into the text and drawn views; which block is what, lexing.ts and views.ts know.
 import { type AnyToken, Blocks, LINE } from "./lexing";
 import { el } from "./dom";
-import { breath } from "./later";
+import { breath, hurry } from "./later";
 import { finished } from "./unfinished";
 import { blockViews, codeView, type Part, plainView, type View } from "./views";
 
@@ -12,13 +12,15 @@ const LINE_LEAST = 40; // characters that a line counts for at least: a line is 
 const LONG = 8000; // text from which blocks out of sight are left out of layout while more arrives
 const PART = 24; // blocks that are laid out, or left out, together
 const SLICE_MS = 10;
-// While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most, and fewer
-// where text comes faster than anyone reads, since a frame costs more than what is new in it.
+// While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most. Text
+// that comes faster than anyone reads is drawn less often the faster it comes, since a frame costs more than what is new
+// in it: 100 tokens a second wait 40 ms, 2,000 wait 800.
 const SHARE = 12;
 const LEAST_MS = 33;
-const FAST_MS = 400;
-const FAST = 1.5; // characters a millisecond
 const MOST_MS = 500;
+const PER_RATE = 100; // ms for a character a millisecond
+const FASTEST_MS = 800;
+const GROWTH = 3; // one quick burst is no stream
 
 interface Shown {
   view: View;
@@ -36,6 +38,7 @@ interface Raw {
 }
 
 export class Flow {
+  private given = ""; // the newest text; what of it is taken in, `text` is
   private text = "";
   private open = false;
   private at = 0; // text before it is drawn for good
@@ -45,7 +48,7 @@ export class Flow {
   private busy = false;
   private ended = false;
   private next = 0; // when it may be drawn again while it is open
-  private last: [number, number] = [0, 0]; // characters and time of the last drawing
+  private last: [number, number] | null = null; // characters and time of the last drawing
   private timer = 0;
 
   private part = el("div", "part"); // the newest blocks
@@ -56,9 +59,7 @@ export class Flow {
 
   /** Show `text`; `open`: more may come. What fits a slice is drawn now, the rest in later tasks. */
   set(text: string, open: boolean): void {
-    const now = text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text;
-    if (!now.startsWith(this.text)) this.clear();
-    this.text = now;
+    this.given = text;
     this.open = open;
     const wait = open ? this.next - performance.now() : 0;
     if (this.busy || (this.timer && wait > 0)) return;
@@ -73,6 +74,13 @@ export class Flow {
     clearTimeout(this.timer);
   }
 
+  /** Take the newest text in, once a drawing: a long text is compared with what it was. */
+  private take(): void {
+    const now = this.given.includes("\r") ? this.given.replace(/\r\n?/g, "\n") : this.given;
+    if (!now.startsWith(this.text)) this.clear();
+    this.text = now;
+  }
+
   private clear(): void {
     this.root.replaceChildren((this.part = el("div", "part")));
     this.at = 0;
@@ -85,11 +93,14 @@ export class Flow {
     this.busy = true;
     this.timer = 0;
     let since = performance.now();
+    this.take();
     while (!this.ended && this.step()) {
       if (performance.now() < since + SLICE_MS) continue;
       await breath();
       since = performance.now();
+      this.take();
     }
+    hurry(since + 2 * SLICE_MS);
     this.root.classList.toggle("growing", this.open && this.at > LONG);
     this.next = since + this.pause(since);
     this.busy = false;
@@ -97,10 +108,12 @@ export class Flow {
 
   /** How long to wait before the next drawing, by the time that this one took and by how fast text comes. */
   private pause(since: number): number {
-    const [length, when] = this.last;
+    const [length, when] = this.last ?? [this.text.length, 0]; // what was there at first did not come fast
     this.last = [this.text.length, since];
-    const least = this.text.length - length > FAST * (since - when) ? FAST_MS : LEAST_MS;
-    return Math.min(MOST_MS, Math.max(least, SHARE * (performance.now() - since)));
+    const passed = Math.max(1, since - when);
+    const rate = (this.text.length - length) / passed;
+    const spent = Math.min(MOST_MS, SHARE * (performance.now() - since));
+    return Math.max(LEAST_MS, spent, Math.min(FASTEST_MS, PER_RATE * rate, GROWTH * passed));
   }
 
   /** Draw the next piece; false when everything is drawn. */

@@ -9,9 +9,10 @@ import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
 import { composer } from "./composer";
 import { escaped, isObject, pretty } from "./json";
-import { approve, type Live } from "./runs";
+import type { Live } from "./lives";
+import { approve } from "./runs";
 import { Verbatim } from "../../text";
-import { shown } from "./shown";
+import { shown } from "../../text/shown";
 
 const words = texts.chat;
 type Verdict = "deny" | "once" | "chat" | "always";

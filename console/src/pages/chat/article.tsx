@@ -6,6 +6,7 @@ import type { Message } from "../../api/types";
 import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { Plain, Text, Verbatim } from "../../text";
+import { shown } from "../../text/shown";
 import { texts } from "../../texts";
 import { Actions } from "./actions";
 import { Approval } from "./approval";
@@ -13,7 +14,7 @@ import { Attachments, Calls, Thinking, ToolResult } from "./body";
 import { type Chat, messageOf } from "./opened";
 import { ReceiptPanel } from "./receipt";
 import { RequestDialog } from "./request";
-import { epilogues, type Live, liveOf } from "./runs";
+import { epilogues, type Live, liveOf } from "./lives";
 import { editing, type Pending, regenerate, takeBack } from "./sending";
 
 const words = texts.chat;
@@ -73,7 +74,7 @@ function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) 
     <article
       class={`message ${role}${edited ? " edited" : ""}`}
       data-id={id}
-      aria-label={name}
+      aria-label={shown(name)}
       aria-busy={busy || loading || undefined}
       tabIndex={-1}
     >

@@ -6,9 +6,9 @@ import type { AttachedFile, Message, ToolCall } from "../../api/types";
 import { Icon, type IconName } from "../../parts/icons";
 import { Text, Verbatim } from "../../text";
 import { pretty } from "./json";
-import { shown } from "./shown";
+import { shown } from "../../text/shown";
 import { texts } from "../../texts";
-import { type Live, thoughtSeconds } from "./runs";
+import { type Live, thoughtSeconds } from "./lives";
 
 const words = texts.chat;
 const PICTURE = /^data:image\/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+$/;

@@ -7,7 +7,7 @@ import { Icon } from "../../parts/icons";
 import { texts } from "../../texts";
 import { countTokens } from "./models";
 import { opened } from "./opened";
-import { shown } from "./shown";
+import { shown } from "../../text/shown";
 import { box, other, setFiles } from "./sending";
 
 const words = texts.chat;
@@ -19,8 +19,8 @@ export function Chips() {
   return (
     <ul class="chips" aria-label={words.attached}>
       {model && (
-        <Chip label={words.answeredBy(model)} remove={() => (other.value = null)}>
-          <span>{words.answeredBy(model)}</span>
+        <Chip label={words.answeredBy(shown(model))} remove={() => (other.value = null)}>
+          <span>{words.answeredBy(shown(model))}</span>
         </Chip>
       )}
       {images.map((image, i) => (

@@ -10,7 +10,8 @@ import { Chips } from "./chips";
 import { kept } from "./kept";
 import { Mention } from "./mention";
 import { type Chat, messageOf } from "./opened";
-import { lives, stop } from "./runs";
+import { lives } from "./lives";
+import { stop } from "./runs";
 import { beginEdit, box, editing, endEdit, other, pending, send, typed } from "./sending";
 
 const words = texts.chat;

@@ -22,9 +22,10 @@ import { models, preferred, readModels } from "./models";
 import { type Chat as Opened, fresh, open, opened, refresh, stateOf } from "./opened";
 import { Panel } from "./panel";
 import { Picker } from "./picker";
-import { attachAll, follows, leaveOthers, spoken, tabs } from "./runs";
+import { spoken } from "./lives";
+import { attachAll, follows, leaveOthers, tabs } from "./runs";
 import { pending, readDraft } from "./sending";
-import { shown } from "./shown";
+import { shown } from "../../text/shown";
 
 const words = texts.chat;
 const LOOK_MS = 2000;

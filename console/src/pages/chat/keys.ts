@@ -8,7 +8,8 @@ import { composer } from "./composer";
 import { finder } from "./list";
 import { scroller } from "./log";
 import { type Chat, messageOf } from "./opened";
-import { lives, stop } from "./runs";
+import { lives } from "./lives";
+import { stop } from "./runs";
 import { beginEdit, regenerate } from "./sending";
 import { versions } from "./tree";
 

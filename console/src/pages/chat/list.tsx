@@ -12,7 +12,7 @@ import { Plain } from "../../text";
 import { texts } from "../../texts";
 import { cards, exportAs, importFile, listed, matches, next, pin, query, readMore, remove, rename, search } from "./cards";
 import { groupOf } from "./days";
-import { shown } from "./shown";
+import { shown } from "../../text/shown";
 
 const words = texts.chat;
 const ROW = 36;

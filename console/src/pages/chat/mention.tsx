@@ -4,6 +4,7 @@ import type { RefObject } from "preact";
 import { useEffect } from "preact/hooks";
 import { texts } from "../../texts";
 import { models } from "./models";
+import { Plain } from "../../text";
 
 interface Props {
   typed: string;
@@ -42,7 +43,7 @@ export function Mention({ typed, area, choose, close }: Props) {
           aria-selected={i === at.value}
           onPointerDown={(e) => (e.preventDefault(), choose(model.id))}
         >
-          <span>{model.id}</span>
+          <span><Plain text={model.id} /></span>
           {model.loaded && <small>{texts.chat.inMemory}</small>}
         </li>
       ))}

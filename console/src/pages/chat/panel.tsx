@@ -11,7 +11,7 @@ import { texts } from "../../texts";
 import { keep, kept } from "./kept";
 import { defaultsOf, modelOf } from "./models";
 import { type Chat, edit } from "./opened";
-import { shown } from "./shown";
+import { shown } from "../../text/shown";
 
 const words = texts.chat;
 

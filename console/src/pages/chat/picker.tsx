@@ -8,6 +8,8 @@ import { texts } from "../../texts";
 import { keep } from "./kept";
 import { models, readModels } from "./models";
 import { type Chat, edit } from "./opened";
+import { Plain } from "../../text";
+import { shown } from "../../text/shown";
 
 const words = texts.chat;
 
@@ -39,10 +41,10 @@ export function Picker({ chat }: { chat: Chat }) {
         class="picker-button"
         aria-haspopup="listbox"
         aria-expanded={open.value}
-        aria-label={`${words.model}: ${chat.model.value || words.noModel}`}
+        aria-label={`${words.model}: ${shown(chat.model.value) || words.noModel}`}
         onClick={() => (open.value = !open.value)}
       >
-        <span>{chat.model.value || words.noModel}</span>
+        <span>{chat.model.value ? <Plain text={chat.model.value} /> : words.noModel}</span>
         <Icon name="down" size={16} />
       </button>
       {open.value && <Choices now={chat.model.value} choose={(model) => (choose(chat, model), close())} />}
@@ -93,7 +95,7 @@ function Choices({ now, choose }: { now: string; choose: (model: string) => void
             onPointerMove={() => (at.value = i)}
           >
             <span class="tick">{model.id === now && <Icon name="check" size={16} />}</span>
-            <span class="grow">{model.id}</span>
+            <span class="grow"><Plain text={model.id} /></span>
             {model.loaded && <small class="tag">{words.inMemory}</small>}
             {model.capabilities?.includes("vision") && <small class="tag">{words.sees}</small>}
             {model.bytes !== null && <small class="dim">{bytes(model.bytes)}</small>}

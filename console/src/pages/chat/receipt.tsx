@@ -6,6 +6,7 @@ import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { saying } from "../../parts/notice";
 import { duration, rate, whole } from "../../parts/numbers";
+import { shown } from "../../text/shown";
 import { texts } from "../../texts";
 import type { Chat } from "./opened";
 import { sameBits, type Verdict } from "./runs";
@@ -39,7 +40,7 @@ export function ReceiptPanel({ chat, message }: { chat: Chat; message: Message }
 export function rows(message: Message, receipt: Receipt): [string, string][] {
   const { context, sampling = {}, timings = {}, tokens } = receipt;
   const out: [string, string | null][] = [
-    [words.model, receipt.model ?? message.model],
+    [words.model, shown(receipt.model ?? message.model)],
     [words.tokens, tokens ? words.tokensOf(tokens.prompt, tokens.answer, tokens.thought) : null],
     [words.cached, context?.cached ? words.nTokens(context.cached) : null],
     [words.context, context ? words.ofContext(whole(context.used), whole(context.limit)) : null],

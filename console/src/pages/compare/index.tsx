@@ -11,6 +11,7 @@ import { models, readModels } from "../chat/models";
 import "./compare.css";
 import { RoundView } from "./round";
 import { ask, askAgain, leave, NONE, now, open, running, stop } from "./rounds";
+import { shown } from "../../text/shown";
 
 const words = texts.compare;
 const LEAST = 2;
@@ -141,12 +142,12 @@ function Slots({ all, chosen, onChange, disabled }: SlotsProps) {
           >
             {all.map((id) => (
               <option key={id} value={id}>
-                {id}
+                {shown(id)}
               </option>
             ))}
           </select>
           {chosen.length > LEAST && (
-            <IconButton icon="close" size={16} label={words.remove(model)} disabled={disabled} onClick={() => onChange(chosen.filter((_, j) => j !== i))} />
+            <IconButton icon="close" size={16} label={words.remove(shown(model))} disabled={disabled} onClick={() => onChange(chosen.filter((_, j) => j !== i))} />
           )}
         </div>
       ))}

@@ -5,6 +5,7 @@ import { Plain, Text, Verbatim } from "../../text";
 import { texts } from "../../texts";
 import type { Difference } from "../../api/types";
 import { type Column, differences, pair, type Round } from "./rounds";
+import { shown } from "../../text/shown";
 
 const words = texts.compare;
 const AROUND = 120; // characters shown before and after the first difference, of at most two lines
@@ -40,17 +41,17 @@ interface AnswerProps {
 function Answer({ column, chosen, onFrom }: AnswerProps) {
   const { text, thinking, run, wait } = column;
   return (
-    <article class="answer" aria-label={column.model} aria-busy={Boolean(run)}>
+    <article class="answer" aria-label={shown(column.model)} aria-busy={Boolean(run)}>
       <header>
-        <h2>{column.model}</h2>
+        <h2><Plain text={column.model} /></h2>
         {onFrom && (
           <Button kind="quiet" aria-pressed={chosen} {...(chosen && { icon: "check" as const })} onClick={() => onFrom(column.answer)}>
             {chosen ? words.continues : words.continueFrom}
-            <span class="unseen">{` ${column.model}`}</span>
+            <span class="unseen">{` ${shown(column.model)}`}</span>
           </Button>
         )}
       </header>
-      <div class="answer-body" tabIndex={0} role="region" aria-label={column.model}>
+      <div class="answer-body" tabIndex={0} role="region" aria-label={shown(column.model)}>
         {thinking && (
           <details>
             <summary>{run && !text ? words.thinking : texts.chat.thought(null)}</summary>
@@ -113,11 +114,11 @@ function Verdict({ a, b, found }: { a: Column; b: Column; found: Difference }) {
       </h3>
       {!found.equal && found.at !== undefined && (
         <dl>
-          <dt>{a.model}</dt>
+          <dt><Plain text={a.model} /></dt>
           <dd>
             <Excerpt column={a} at={found.at} token={found.was ?? ""} />
           </dd>
-          <dt>{b.model}</dt>
+          <dt><Plain text={b.model} /></dt>
           <dd>
             <Excerpt column={b} at={found.at} token={found.is ?? ""} />
           </dd>
@@ -129,9 +130,9 @@ function Verdict({ a, b, found }: { a: Column; b: Column; found: Difference }) {
 
 /** "smollm2:135m 42 tok/s, qwen 12 tok/s: smollm2:135m writes 3.5 times as fast" */
 function speeds(a: Column, b: Column, { tok_s: [x, y] }: Difference): string {
-  const both = [x && `${a.model} ${rate(x)}`, y && `${b.model} ${rate(y)}`].filter(Boolean).join(", ");
+  const both = [x && `${shown(a.model)} ${rate(x)}`, y && `${shown(b.model)} ${rate(y)}`].filter(Boolean).join(", ");
   if (!x || !y || a.model === b.model) return both;
-  const [fast, times] = x > y ? [a.model, x / y] : [b.model, y / x];
+  const [fast, times] = x > y ? [shown(a.model), x / y] : [shown(b.model), y / x];
   return times < 1.05 ? both : `${both}: ${words.faster(fast, short(times))}`;
 }
 

@@ -6,6 +6,8 @@ import { Stack, type Part } from "../../parts/meter";
 import { ago, bytes, duration, percent, rate, whole } from "../../parts/numbers";
 import { texts } from "../../texts";
 import { type History, SPAN_S } from "./live";
+import { Plain } from "../../text";
+import { shown } from "../../text/shown";
 
 const words = texts.engine;
 const SPEED: Series[] = [{ label: words.now, tone: "a" }];
@@ -18,9 +20,9 @@ const clock = (at: number) => new Date(at * 1000).toLocaleTimeString("en-GB");
 export function EngineCard({ model, history }: { model: LiveModel; history: History | undefined }) {
   const { full } = model;
   return (
-    <section class="card engine-card" aria-label={model.name}>
+    <section class="card engine-card" aria-label={shown(model.name)}>
       <h2>
-        {model.name}
+        <Plain text={model.name} />
         {full && (
           <small>
             {[full.quantization, words.context(whole(full.context)), words.threads(full.threads)].join(" · ")}

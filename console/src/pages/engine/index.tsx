@@ -9,6 +9,7 @@ import "./engine.css";
 import { useLive } from "./live";
 import { EngineCard } from "./card";
 import { Streams } from "./streams";
+import { shown } from "../../text/shown";
 
 const words = texts.engine;
 
@@ -27,7 +28,7 @@ export default function Engine() {
           {state.loading.map((one) => (
             <section key={one.name} class="card loading-model">
               <p>{words.loading(one.name, bytes(one.done), one.total ? bytes(one.total) : "")}</p>
-              <Progress label={one.name} max={one.total} {...(one.total > 0 && { value: one.done })} />
+              <Progress label={shown(one.name)} max={one.total} {...(one.total > 0 && { value: one.done })} />
             </section>
           ))}
           {state.models.map((model) => (

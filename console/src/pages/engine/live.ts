@@ -43,8 +43,8 @@ export function useLive(): Live {
       const mine = stop;
       while (!mine.signal.aborted && !gone.signal.aborted) {
         try {
-          for await (const event of events("/console/api/live", mine.signal)) {
-            if (event.event === "state") seen(JSON.parse(event.data) as LiveState);
+          for await (const come of events("/console/api/live", mine.signal)) {
+            for (const { event, data } of come) if (event === "state") seen(JSON.parse(data) as LiveState);
           }
         } catch (e) {
           if (e instanceof ApiError && e.status >= 400 && e.status < 500) error.value = e;

@@ -3,6 +3,7 @@ import type { LiveStream } from "../../api/types";
 import { duration, rate, whole } from "../../parts/numbers";
 import { Table, type Column } from "../../parts/table";
 import { texts } from "../../texts";
+import { Plain } from "../../text";
 
 const words = texts.engine;
 const MOST = 50; // rows; the others are counted
@@ -10,7 +11,7 @@ const TONES = { waiting: "warn", prefill: "", decode: "good" } as const;
 
 const COLUMNS: Column<LiveStream>[] = [
   { key: "id", title: words.request, cell: (s) => <code title={s.id}>{s.id.slice(-10)}</code> },
-  { key: "model", title: texts.model, value: (s) => s.model, cell: (s) => s.model },
+  { key: "model", title: texts.model, value: (s) => s.model, cell: (s) => <Plain text={s.model} /> },
   { key: "key", title: texts.key, value: (s) => s.key, cell: (s) => s.key || <span class="dim">{words.noKey}</span> },
   { key: "door", title: words.door, value: (s) => s.door, cell: (s) => s.door },
   {

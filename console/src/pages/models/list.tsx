@@ -11,6 +11,8 @@ import { texts } from "../../texts";
 import { busy, fetchModel, load, remove, unload } from "./actions";
 import { type Pull, pulls } from "./pulls";
 import { fit, size, speed, VERDICT_TONES } from "./rows";
+import { Plain } from "../../text";
+import { shown } from "../../text/shown";
 
 const words = texts.models;
 
@@ -53,7 +55,7 @@ function Name({ row, tab }: { row: ModelRow; tab: string }) {
   const about = [row.lab, row.country, size(row), row.quant].filter(Boolean).join(" · ");
   return (
     <div class="model-name">
-      <a href={`${to("models", row.name)}?tab=${tab}`}>{row.name}</a>
+      <a href={`${to("models", row.name)}?tab=${tab}`}><Plain text={row.name} /></a>
       {row.loaded && <span class="badge good">{words.loaded}</span>}
       {row.held && row.state && row.state !== "ready" && <span class="badge bad">{row.state}</span>}
       <small>{about}</small>
@@ -64,7 +66,7 @@ function Name({ row, tab }: { row: ModelRow; tab: string }) {
 function Fit({ row }: { row: ModelRow }) {
   const { says, tone } = fit(row);
   return (
-    <span class={`badge ${tone}`} title={row.refused || row.reason || undefined}>
+    <span class={`badge ${tone}`} title={shown(row.refused || row.reason) || undefined}>
       {says}
     </span>
   );
@@ -87,7 +89,9 @@ function Licence({ row }: { row: ModelRow }) {
       {row.verdict && (
         <span class={`badge ${VERDICT_TONES[row.verdict.answer]}`}>{words.verdicts[row.verdict.answer]}</span>
       )}
-      <small>{row.licence.replaceAll(/LicenseRef-(scancode-)?/g, "")}</small>
+      <small>
+        <Plain text={row.licence.replaceAll(/LicenseRef-(scancode-)?/g, "")} />
+      </small>
     </span>
   );
 }
@@ -129,7 +133,7 @@ export function ModelActions({ row, full }: { row: ModelRow; full?: boolean }) {
         </Button>
       )}
       {chat && !full && (
-        <IconButton icon="chat" label={words.chatWith(row.name)} onClick={() => go(`${to("chat")}?model=${encodeURIComponent(row.name)}`)} />
+        <IconButton icon="chat" label={words.chatWith(shown(row.name))} onClick={() => go(`${to("chat")}?model=${encodeURIComponent(row.name)}`)} />
       )}
       {working && <span class="dim small">{words.working}</span>}
       {full
@@ -138,7 +142,7 @@ export function ModelActions({ row, full }: { row: ModelRow; full?: boolean }) {
               {item.label}
             </Button>
           ))
-        : items.length > 0 && !working && <Menu label={words.actionsOf(row.name)} items={items} />}
+        : items.length > 0 && !working && <Menu label={words.actionsOf(shown(row.name))} items={items} />}
     </span>
   );
 }
@@ -152,13 +156,13 @@ function Pulling({ name, pull }: { name: string; pull: Pull }) {
   return (
     <div class="pulling">
       <div>
-        <Progress label={words.pulling(name)} max={pull.total} said={says} {...(pull.total > 0 && { value: pull.done })} />
+        <Progress label={words.pulling(shown(name))} max={pull.total} said={says} {...(pull.total > 0 && { value: pull.done })} />
         <small>
           {says}
           {left > 1 && ` · ${words.left(duration(left))}`}
         </small>
       </div>
-      <IconButton icon="close" label={words.cancelPull(name)} onClick={pull.cancel} />
+      <IconButton icon="close" label={words.cancelPull(shown(name))} onClick={pull.cancel} />
     </div>
   );
 }

@@ -7,6 +7,7 @@ import { bytes, range, rate, short, whole } from "../../parts/numbers";
 import { Loaded } from "../../parts/page";
 import { texts } from "../../texts";
 import { VERDICT_TONES } from "./rows";
+import { Plain } from "../../text";
 
 export interface Why {
   model: {
@@ -70,7 +71,7 @@ function Facts({ why }: { why: Why }) {
           <h3>{words.unknown}</h3>
           <ul class="unknowns">
             {why.unknown.map((what) => (
-              <li key={what}>{what}</li>
+              <li key={what}><Plain text={what} /></li>
             ))}
           </ul>
         </section>
@@ -85,14 +86,14 @@ function Here({ here }: { here: Why["here"] }) {
     <section>
       <h3>{words.here}</h3>
       <dl class="facts">
-        {here.reason && <Fact name={words.fits}>{here.reason}</Fact>}
+        {here.reason && <Fact name={words.fits}><Plain text={here.reason} /></Fact>}
         {here.memory !== null && here.context !== null && (
           <Fact name={words.memory}>{words.memoryAt(bytes(here.memory), whole(here.context))}</Fact>
         )}
         {here.longest !== null && <Fact name={words.longest}>{words.tokens(whole(here.longest))}</Fact>}
         {here.decode && <Fact name={words.decode}>{bounded(here.decode, rate)}</Fact>}
         {here.prefill && <Fact name={words.prefill}>{bounded(here.prefill, rate)}</Fact>}
-        {here.basis && <Fact name={words.basis}>{here.basis}</Fact>}
+        {here.basis && <Fact name={words.basis}><Plain text={here.basis} /></Fact>}
       </dl>
     </section>
   );
@@ -148,8 +149,8 @@ function File({ model }: { model: Why["model"] }) {
       <h3>{words.origin}</h3>
       <dl class="facts">
         {catalogue && <Fact name={words.lab}>{`${catalogue.lab} (${catalogue.country})`}</Fact>}
-        {model.licence && <Fact name={words.licence}>{model.licence}</Fact>}
-        {model.source && <Fact name={words.source}>{model.source}</Fact>}
+        {model.licence && <Fact name={words.licence}><Plain text={model.licence} /></Fact>}
+        {model.source && <Fact name={words.source}><Plain text={model.source} /></Fact>}
         {model.bytes ? <Fact name={words.size}>{bytes(model.bytes)}</Fact> : null}
         {model.digest && (
           <Fact name="SHA-256">

@@ -5,6 +5,7 @@ import { useLoaded } from "../../parts/loaded";
 import { duration, money, percent, range, whole } from "../../parts/numbers";
 import { Empty, Loaded, Page } from "../../parts/page";
 import { Table, type Column } from "../../parts/table";
+import { shown } from "../../text/shown";
 import { texts } from "../../texts";
 import { Days } from "./days";
 import "./usage.css";
@@ -56,7 +57,7 @@ function Found({ facts }: { facts: UsageFacts }) {
           <Totals total={ledger.total} />
           <Days rows={ledger.by_day} say={dollars} />
           <Saved savings={facts.savings} error={facts.savings_error} />
-          <Sums title={words.byModel} first={texts.model} name={(row) => row.model ?? ""} rows={ledger.by_model} />
+          <Sums title={words.byModel} first={texts.model} name={(row) => shown(row.model ?? "")} rows={ledger.by_model} />
           <Sums title={words.byKey} first={texts.key} name={(row) => row.key || words.noKey} rows={ledger.by_key} />
           <p class="dim small prices">{words.prices}</p>
         </>

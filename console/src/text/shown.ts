@@ -1,5 +1,5 @@
 // A hostile name as one string, for labels and titles: invisible characters are spelt. Where elements can be, <Plain>.
-import { pieces } from "../../text/invisible";
+import { pieces } from "./invisible";
 
 export function shown(text: string): string {
   return pieces(text)
