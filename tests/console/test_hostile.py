@@ -178,7 +178,7 @@ def test_a_model_file_s_name_and_licence_stay_text(serving, tmp_path, page):
     page.goto(server.url + "/#/models?tab=here")
     look("models", shown)
     page.locator(".model-name a").first.click()
-    page.get_by_role("dialog").get_by_text("Licence", exact=True).wait_for()
+    page.get_by_role("dialog").get_by_text("Licence", exact=True).wait_for(timeout=90_000)
     look("why", shown + _words(licence))
     page.keyboard.press("Escape")
     page.goto(server.url + "/#/chat")

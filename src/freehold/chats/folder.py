@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 
@@ -72,7 +73,7 @@ class ChatFolder:
         wanted, found = text.casefold(), []
         for card in sorted(self._index.having(text), key=lambda card: (card.updated, card.id), reverse=True):
             with suppress(FreeholdError):  # deleted meanwhile
-                found += _matches(self.read(card.id), card, wanted)
+                found += islice(_matches(self.read(card.id), card, wanted), limit - len(found))
             if len(found) >= limit:
                 break
         return found[:limit]
@@ -240,7 +241,7 @@ def _matches(chat: SavedChat, card: ChatCard, wanted: str) -> Iterator[ChatMatch
 
 def _excerpt(text: str, wanted: str, around: int = 30) -> str:
     """Return the line with `wanted`, or what is near it; letters that fold to two may move it by a few."""
-    line = next((line for line in text.splitlines() if wanted in line.casefold()), " ".join(text.split()))
+    line = next((line for line in text.splitlines() if wanted in line.casefold()), "") or " ".join(text.split())
     at = line.casefold().find(wanted)
     begin, end = max(at - around, 0), min(at + len(wanted) + around, len(line))
     return ("…" if begin else "") + line[begin:end].strip() + ("…" if end < len(line) else "")
