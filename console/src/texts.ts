@@ -1,4 +1,5 @@
-// Every word that the page says, so that they can be read together. Names are those that people hear and look for.
+// Every word that the page says, in one place so that they can be read together: what all pages share, then page by page.
+// Names are those that people hear and look for.
 export const texts = {
   name: "Freehold",
   pages: {
@@ -21,8 +22,9 @@ export const texts = {
   logOut: "Log out",
   key: "Key",
   you: "You",
+  model: "Model",
 
-  // --- what pages share --------------------------------------------------------------------------------
+  // --- what pages share -------------------------------------------------------------------------------
   parts: {
     close: "Close",
     cancel: "Cancel",
@@ -37,7 +39,40 @@ export const texts = {
     notLoaded: "The page's files cannot be loaded. The server may have been stopped, or updated since the page opened.",
   },
 
-  // --- chat --------------------------------------------------------------------------------------------
+  // --- logging in -------------------------------------------------------------------------------------
+  login: {
+    wanted: "This server asks for a key.",
+    where: "Its owner makes one with",
+    or: ", and opens this page as the owner with",
+    show: "Show the key",
+    wrong: "This is not a key of this server. Was all of it copied?",
+    noCookie:
+      "The key is right, but this browser does not say which page asks, so the session cannot count. Use an address with https, or 127.0.0.1 on the server's machine.",
+    plain:
+      "This address is not encrypted: a key typed here can be read on its way, and the session will not count. Use an address with https, or 127.0.0.1 on the server's machine.",
+    ended: "Your session has ended",
+    kept: "What you wrote is kept. Log in again, and the page continues where it was.",
+  },
+
+  // --- text, code, links and math ---------------------------------------------------------------------
+  text: {
+    code: "Code",
+    copyCode: "Copy code",
+    copied: "Copied",
+    notCopied: "Not copied",
+    table: "Table",
+    image: "Image (not loaded)",
+    imageNotLoaded: "Pictures in a text are never loaded: whoever owns the address would learn that you read it",
+    done: "done",
+    notDone: "not done",
+    openLink: "Open this address?",
+    openLinkWhy: (host: string) => `It carries data to ${host}. A model or a tool wrote it; look whether it holds something of yours.`,
+    open: "Open",
+    cancel: "Cancel",
+    copyAddress: "Copy address",
+  },
+
+  // --- chat -------------------------------------------------------------------------------------------
   chat: {
     newTitle: "New chat",
     untitled: "Untitled",
@@ -237,25 +272,7 @@ export const texts = {
     },
   },
 
-  // --- text, code, links and math ----------------------------------------------------------------------
-  text: {
-    code: "Code",
-    copyCode: "Copy code",
-    copied: "Copied",
-    notCopied: "Not copied",
-    table: "Table",
-    image: "Image (not loaded)",
-    imageNotLoaded: "Pictures in a text are never loaded: whoever owns the address would learn that you read it",
-    done: "done",
-    notDone: "not done",
-    openLink: "Open this address?",
-    openLinkWhy: (host: string) => `It carries data to ${host}. A model or a tool wrote it; look whether it holds something of yours.`,
-    open: "Open",
-    cancel: "Cancel",
-    copyAddress: "Copy address",
-  },
-
-  // --- compare -----------------------------------------------------------------------------------------
+  // --- compare ----------------------------------------------------------------------------------------
   compare: {
     lead: "One question, one seed, two to four models side by side.",
     column: (n: number) => `Model ${n}`,
@@ -286,8 +303,7 @@ export const texts = {
     yours: "Your question",
   },
 
-  // --- models ------------------------------------------------------------------------------------------
-  model: "Model",
+  // --- models -----------------------------------------------------------------------------------------
   models: {
     lead: "What is on this machine, and what the catalogue knows: whether it fits, how fast it would be, and what its licence allows you.",
     here: "Here",
@@ -375,7 +391,7 @@ export const texts = {
     },
   },
 
-  // --- engine ------------------------------------------------------------------------------------------
+  // --- engine -----------------------------------------------------------------------------------------
   engine: {
     lead: (version: string, up: string) => `Freehold ${version}, up for ${up}. Figures are those of /metrics, twice a second.`,
     live: "Live",
@@ -431,7 +447,7 @@ export const texts = {
     moreStreams: (n: number) => `and ${n} more`,
   },
 
-  // --- usage -------------------------------------------------------------------------------------------
+  // --- usage ------------------------------------------------------------------------------------------
   usage: {
     lead: "What was asked of this server and what it cost, from its ledger.",
     period: "Period",
@@ -468,7 +484,7 @@ export const texts = {
     tokens: "Tokens",
   },
 
-  // --- runs and deployments ----------------------------------------------------------------------------
+  // --- runs -------------------------------------------------------------------------------------------
   runs: {
     lead: "Fine-tunes, alignment, reinforcement, distillation and quantisation on this machine, with what each measured.",
     refresh: "Refresh",
@@ -512,6 +528,8 @@ export const texts = {
     moreRows: (n: number) => `${n} more values are in the receipt below.`,
     raw: "The receipt as JSON",
   },
+
+  // --- deployments ------------------------------------------------------------------------------------
   deployments: {
     lead: "Engines of other programs that this server starts, watches and replaces.",
     owners: "Deployments are shown to the owner",
@@ -560,21 +578,8 @@ export const texts = {
       `${requests} requests: ${resumed} continued by another replica, ${retried} asked again, ${cut} cut`,
   },
 
-  // --- keys, logging in --------------------------------------------------------------------------------
-  login: {
-    wanted: "This server asks for a key.",
-    where: "Its owner makes one with",
-    or: ", and opens this page as the owner with",
-    show: "Show the key",
-    wrong: "This is not a key of this server. Was all of it copied?",
-    noCookie:
-      "The key is right, but this browser does not say which page asks, so the session cannot count. Use an address with https, or 127.0.0.1 on the server's machine.",
-    plain:
-      "This address is not encrypted: a key typed here can be read on its way, and the session will not count. Use an address with https, or 127.0.0.1 on the server's machine.",
-    ended: "Your session has ended",
-    kept: "What you wrote is kept. Log in again, and the page continues where it was.",
-  },
-  keysPage: {
+  // --- keys -------------------------------------------------------------------------------------------
+  keys: {
     lead: "Each person or program has a key of its own: with its own chats, models, rate and budget.",
     make: "Make a key",
     caption: "Keys of this server",
@@ -611,9 +616,7 @@ export const texts = {
     ownersText: "Run this on the server's machine; it opens the page with the owner's rights. An admin key will do too.",
   },
 
-  // --- tools and their approval ------------------------------------------------------------------------
-
-  // --- settings ----------------------------------------------------------------------------------------
+  // --- settings ---------------------------------------------------------------------------------------
   settings: {
     look: "Appearance",
     theme: "Theme",
@@ -647,20 +650,21 @@ export const texts = {
     version: (version: string) => `Freehold ${version}`,
     licences: "Licences of what this page is built with",
     api: "The API, as OpenAPI describes it",
-  },
-  // --- tools, within settings --------------------------------------------------------------------------
-  toolsPart: {
-    title: "Tools",
-    lead: "Programs whose tools a model may call. Each call asks, unless it was allowed for its chat or always.",
-    none: "None is configured. In a terminal of the server's machine:",
-    states: { running: "running", idle: "not running", failed: "failed" },
-    look: (name: string) => `Start ${name} and list its tools`,
-    permissions: "Allowed without asking",
-    server: "Server",
-    tool: "Tool",
-    scope: "Holds",
-    scopes: { chat: "in one chat", always: "always" },
-    since: "Since",
-    revoke: "Ask again",
+
+    // tools of other programs
+    tools: {
+      title: "Tools",
+      lead: "Programs whose tools a model may call. Each call asks, unless it was allowed for its chat or always.",
+      none: "None is configured. In a terminal of the server's machine:",
+      states: { running: "running", idle: "not running", failed: "failed" },
+      look: (name: string) => `Start ${name} and list its tools`,
+      permissions: "Allowed without asking",
+      server: "Server",
+      tool: "Tool",
+      scope: "Holds",
+      scopes: { chat: "in one chat", always: "always" },
+      since: "Since",
+      revoke: "Ask again",
+    },
   },
 } as const;

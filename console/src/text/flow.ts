@@ -11,6 +11,7 @@ const MOST = 32_000; // a block longer than this is cut
 const LINE_LEAST = 40; // characters that a line counts for at least: a line is an element or more
 const LONG = 8000; // text from which blocks out of sight are left out of layout while more arrives
 const PART = 24; // blocks that are laid out, or left out, together
+const FEW = 8; // parts that are laid out in one frame once all text is there
 const SLICE_MS = 10;
 // While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most. Text
 // that comes faster than anyone reads is drawn less often the faster it comes, since a frame costs more than what is new
@@ -101,9 +102,19 @@ export class Flow {
       this.take();
     }
     hurry(since + 2 * SLICE_MS);
-    this.root.classList.toggle("growing", this.open && this.at > LONG);
+    if (this.open && this.at > LONG) this.root.classList.add("growing");
+    else if (!this.open) this.settle();
     this.next = since + this.pause(since);
     this.busy = false;
+  }
+
+  /** Lay out what was left out of layout while text came, a few parts a frame: all at once is one long task. */
+  private settle(): void {
+    if (this.ended || this.open || !this.root.classList.contains("growing")) return;
+    const left = [...this.root.querySelectorAll(":scope > .part:not(.laid)")];
+    for (const part of left.slice(-FEW)) part.classList.add("laid");
+    if (left.length > FEW) requestAnimationFrame(() => this.settle());
+    else this.root.classList.remove("growing");
   }
 
   /** How long to wait before the next drawing, by the time that this one took and by how fast text comes. */

@@ -28,7 +28,7 @@ import { pending, readDraft } from "./sending";
 import { shown } from "../../text/shown";
 
 const words = texts.chat;
-const LOOK_MS = 2000;
+const LOOK_MS = 1500;
 
 export function Chat() {
   const list = useSignal(kept("list", true) && innerWidth > 900);

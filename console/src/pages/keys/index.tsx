@@ -12,7 +12,7 @@ import { Table, type Column } from "../../parts/table";
 import { texts } from "../../texts";
 import { MakeKey } from "./make";
 
-const words = texts.keysPage;
+const words = texts.keys;
 
 export interface KeyRow {
   name: string;

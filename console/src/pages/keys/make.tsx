@@ -11,7 +11,7 @@ import { texts } from "../../texts";
 import type { KeyRow } from "./index";
 import "./keys.css";
 
-const words = texts.keysPage;
+const words = texts.keys;
 
 export function MakeKey({ made, close }: { made: () => void; close: () => void }) {
   const secret = useSignal<(KeyRow & { key: string }) | null>(null);

@@ -12,7 +12,7 @@ import { Table, type Column } from "../../parts/table";
 import { Plain, Verbatim } from "../../text";
 import { texts } from "../../texts";
 
-const words = texts.toolsPart;
+const words = texts.settings.tools;
 
 interface OfferedTool {
   name: string;
