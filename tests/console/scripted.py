@@ -63,7 +63,9 @@ def write_scripted(
     for token, before in after.items():
         head[token] = signs[before]
     head[tokens.index(EOS)] = np.sum([signs[end] for end in ends.values()], axis=0)
-    path.write_bytes(containers.gguf_bytes({**_keys(tokens, types, starts, preamble), **about}, _tensors(signs, head)))
+    path.write_bytes(
+        containers.gguf_bytes({**_keys(tokens, types, starts, preamble), **about}, _tensors(signs, head))
+    )
     return path
 
 

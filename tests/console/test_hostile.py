@@ -64,13 +64,14 @@ OPEN = """async ([id, title, wanted]) => {
   return bad;
 }"""
 HIDDEN = """() => {
+  const hidden = /[\\u202a-\\u202e\\u2066-\\u2069\\u200b]/;
   const walk = document.createTreeWalker(document.getElementById("app"), NodeFilter.SHOW_TEXT);
-  const found = [];
+  const found = [...document.querySelectorAll(".name :not(span)")].map((each) => each.localName);
   for (let node = walk.nextNode(); node; node = walk.nextNode())
-    if (/[\\u202a-\\u202e\\u2066-\\u2069\\u200b]/.test(node.data) && !node.parentElement.closest(".revealed"))
-      found.push(`${node.parentElement.outerHTML.slice(0, 120)}`);
+    if (hidden.test(node.data) && !node.parentElement.closest(".revealed"))
+      found.push(node.parentElement.outerHTML.slice(0, 120));
   for (const each of document.querySelectorAll("[title], [aria-label]"))
-    if (/[\\u202a-\\u202e\\u2066-\\u2069\\u200b]/.test(each.title + each.ariaLabel)) found.push(`${each.outerHTML.slice(0, 120)}`);
+    if (hidden.test(each.title + each.ariaLabel)) found.push(each.outerHTML.slice(0, 120));
   return found;
 }"""
 
@@ -173,7 +174,11 @@ def test_a_model_file_s_name_and_licence_stay_text(serving, tmp_path, page):
     def look(where: str, words: list[str]) -> None:
         page.locator("#app").get_by_text("onerror").first.wait_for(state="attached")
         found = page.evaluate("(words) => inspect(document.getElementById('app'), words)", words)
-        bad[where] = found + page.evaluate(HIDDEN)
+        own = {
+            "an element dialog",
+            "an element figure",
+        }  # of the page; a name holds spans alone, which HIDDEN checks
+        bad[where] = [each for each in found if each not in own] + page.evaluate(HIDDEN)
 
     page.goto(server.url + "/#/models?tab=here")
     look("models", shown)
@@ -190,7 +195,7 @@ def test_a_model_file_s_name_and_licence_stay_text(serving, tmp_path, page):
     for where in ("engine", "compare"):
         page.goto(f"{server.url}/#/{where}")
         look(where, shown)
-    assert bad == dict.fromkeys(bad, [])
+    assert not any(bad.values()), bad
     assert all(url.startswith((f"{server.url}/", "data:image/")) for url in page.asked), page.asked
 
 

@@ -11,7 +11,7 @@ const MOST = 32_000; // a block longer than this is cut
 const LINE_LEAST = 40; // characters that a line counts for at least: a line is an element or more
 const LONG = 8000; // text from which blocks out of sight are left out of layout while more arrives
 const PART = 24; // blocks that are laid out, or left out, together
-const FEW = 8; // parts that are laid out in one frame once all text is there
+const FEW = 24; // parts that are laid out in one frame once all text is there; each frame has a cost of its own
 const SLICE_MS = 10;
 // While text arrives, drawing takes a part of the time in 1 + SHARE at most, and happens 30 times a second at most. Text
 // that comes faster than anyone reads is drawn less often the faster it comes, since a frame costs more than what is new

@@ -241,7 +241,9 @@ def _matches(chat: SavedChat, card: ChatCard, wanted: str) -> Iterator[ChatMatch
 
 def _excerpt(text: str, wanted: str, around: int = 30) -> str:
     """Return the line with `wanted`, or what is near it; letters that fold to two may move it by a few."""
-    line = next((line for line in text.splitlines() if wanted in line.casefold()), "") or " ".join(text.split())
+    line = next((line for line in text.splitlines() if wanted in line.casefold()), "") or " ".join(
+        text.split()
+    )
     at = line.casefold().find(wanted)
     begin, end = max(at - around, 0), min(at + len(wanted) + around, len(line))
     return ("…" if begin else "") + line[begin:end].strip() + ("…" if end < len(line) else "")
