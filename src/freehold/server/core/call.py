@@ -262,7 +262,7 @@ class HttpCall(ServerCall):
                 watcher.cancel()
 
     def admitted(self) -> bool:
-        """Return whether the caller may go on: its key was not revoked, nor has its session ended."""
+        """Return whether the caller may continue: its key was not revoked, nor has its session ended."""
         return self.server.guard.admits(self.headers, self.key, owner=self.owner)
 
     async def _watch(self) -> None:
