@@ -27,9 +27,11 @@ from freehold.backends.contract import (
 )
 from freehold.backends.flags import schema
 from freehold.backends.planning import printed
+from freehold.backends.planning.asked import DeployOptions, planned
 from freehold.backends.planning.facts import nodes_on, of_path, processor
 from freehold.backends.planning.parallel import Wanted, candidates, divides, with_experts
-from freehold.catalog.hardware import Rig
+from freehold.catalog.hardware import Rig, rig
+from freehold.config import load_settings
 from freehold.errors import UsageError
 from tests.backends.plan_cases import plans, synthetic
 from tests.backends.test_facts import write_model
@@ -429,3 +431,14 @@ def test_a_plan_is_made_from_a_folder_alone(tmp_path: Path):
     plan = on_cpu(of_path(write_model(tmp_path)))
     assert plan.argv()[:3] == ("python", "-m", "vllm.entrypoints.openai.api_server")
     assert plan.schema == "vllm 0.32.0" and not wrong(plan)
+
+
+def test_upgrade_is_planned_for_the_memory_before_its_own_engines_and_drains_first_where_they_fill_it(
+    tmp_path: Path,
+) -> None:
+    settings = load_settings({"FREEHOLD_HOME": str(tmp_path)})
+    here = Nodes(rig("2xh100"))
+    asked = DeployOptions(str(write_model(tmp_path / "m")), engine="vllm", replicas=2)
+    plan = planned(settings, asked, here=here)
+    assert plan.nodes == here and plan.replicas == 2
+    assert not plan.room_beside(plan)
