@@ -225,13 +225,13 @@ class OursPage(ChatPage):
         self.page.goto(f"{self.url}/#/open/{self.code()}")
         self.step()
         self.click("Models", role="link")
-        self.page.get_by_role("tab", name="Catalogue").click()
+        self.page.get_by_role("tab", name="Catalogue").click(timeout=LONG_MS)  # the first list takes seconds
         self.page.get_by_role("searchbox", name="Search models").fill(HUB_MODEL)
         self.step(2)
         row = self.page.get_by_role("row").filter(has_text=HUB_MODEL)
-        row.get_by_role("button", name="Pull").click()
+        row.get_by_role("button", name="Pull").click(timeout=LONG_MS)
         self.step()
-        self.page.get_by_text("its digest was verified").wait_for()
+        self.page.get_by_text("its digest was verified").wait_for(timeout=LONG_MS)
 
 
 _AT_EDIT = """user => {

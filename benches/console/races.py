@@ -218,7 +218,9 @@ def attempted(task: str, page: ChatPage) -> Row:
     except NotThere as e:
         return Row(task, page.name, False, 0.0, 0, 0, str(e))
     except Exception as e:  # a selector that never came, or a claim that failed
-        return Row(task, page.name, False, 0.0, page.steps, page.bytes, str(e).splitlines()[0][:200])
+        row = Row(task, page.name, False, 0.0, page.steps, page.bytes, str(e).splitlines()[0][:200])
+        page.fresh()  # the next task begins on a page that works
+        return row
     return Row(task, page.name, True, round(took or time.monotonic() - began, 3), page.steps, page.bytes)
 
 

@@ -32,10 +32,9 @@ LIMIT = 150_000  # bytes a picture
 WRITING_MS = 400_000  # for an answer of a small model on a busy machine
 KEPT = ("models", "packs", "files", "machine.json", "runs.jsonl")  # what the copy of a home needs
 QUESTION = (
-    "Compare bubble sort with merge sort. First a Markdown table with three columns: algorithm, average time, "
-    "extra memory; write the big-O terms as LaTeX between single dollar signs. Then the recurrence of merge sort's "
-    "running time as LaTeX between $$ and $$. Then a Python function merge(a, b) of at most eight lines. "
-    "No other words."
+    "Bubble sort and merge sort. 1. A Markdown table: algorithm, average time, extra memory, with the big-O terms as "
+    "LaTeX in dollar signs. 2. The recurrence of merge sort's time as LaTeX in $$. 3. Python code that merges two "
+    "sorted lists, in six lines. Be short."
 )
 FILESERVER = Path(__file__).resolve().parents[2] / "tests" / "tools" / "fileserver.py"
 GATEWAY = """[providers.openai]
@@ -62,6 +61,7 @@ _CHAT = """async settings => {
     if (content) await post(`/console/api/chats/${chat.id}/runs`, {parent: null, message: {content}});
     return chat.id;
 }"""
+_TO_TOP = "found => found.scrollIntoView({block: 'start'})"
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,17 @@ class Scene:
 
 
 def chat(scene: Scene) -> None:
-    """A conversation with a table, a formula and code."""
+    """A conversation with a table, a formula and code, from the answer's begin."""
     scene.go(f"chat/{scene.chat(max_tokens=400)}")
     scene.ask(QUESTION)
+    scene.answered()
+    scene.page.locator("article").last.evaluate(_TO_TOP)
+
+
+def phone(scene: Scene) -> None:
+    """A short conversation."""
+    scene.go(f"chat/{scene.chat(max_tokens=200)}")
+    scene.ask("Show a Python loop over the lines of a file. Be short.")
     scene.answered()
 
 
@@ -130,13 +138,14 @@ def engine(scene: Scene) -> None:
     scene.go("engine")
     scene.page.locator(".plot canvas").first.wait_for(timeout=30_000)
     scene.page.wait_for_timeout(15_000)  # for curves that can be seen
+    scene.page.get_by_role("region", name=scene.models[-1]).evaluate(_TO_TOP)
 
 
 def compare(scene: Scene) -> None:
     """Two models with one question."""
     scene.go("compare")
     scene.page.get_by_role("textbox", name="Message").wait_for()
-    scene.ask("Name the four largest moons of Jupiter, each with one fact.", "Compare")
+    scene.ask("What is the capital of France? Answer in one sentence.", "Compare")
     scene.page.locator(".verdict").first.wait_for(timeout=WRITING_MS)
 
 
@@ -161,10 +170,10 @@ SHOTS = {
     "dark": Shot(receipt, scheme="dark"),
     "compare": Shot(compare),
     "models": Shot(models),
-    "engine": Shot(engine, height=900),
     "usage": Shot(usage, height=900),
     "tool": Shot(tool),
-    "phone": Shot(chat, width=390, height=844),
+    "phone": Shot(phone, width=390, height=844),
+    "engine": Shot(engine, height=900),  # last: what it asks for is written to its end
 }
 
 
@@ -238,6 +247,16 @@ def taken(browser: Any, server: Served, models: tuple[str, ...], name: str, out:
     path = out / f"console-{name}.png"
     page.screenshot(path=path)
     context.close()
+    return quantised(path)
+
+
+def quantised(path: Path) -> int:
+    """Keep 256 colours of a picture, which a page of few colours does not miss; return its bytes."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
     return path.stat().st_size
 
 
