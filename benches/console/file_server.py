@@ -88,7 +88,7 @@ def run(server: Served, model: str) -> dict[str, Any]:
         assert verb.stdout is not None and verb.stderr is not None
         said = b""
         while part := verb.stderr.read1(4096):
-            if b"always]: " in part:
+            if b"[a]lways: " in part:
                 os.write(keys, b"o\n")
             said += part
         answer = verb.stdout.read().decode()

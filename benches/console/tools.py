@@ -96,7 +96,9 @@ class World:
     def left(self, number: int) -> None:
         """A request whose client goes away in the call."""
         body: dict[str, Any] = {"model": self.model, "tools": [{"type": "mcp", "server_label": "hhang"}]}
-        first = self.talker.http.post("/v1/responses", json={**body, "input": "please"}).json()
+        answer = self.talker.http.post("/v1/responses", json={**body, "input": "please"})
+        assert answer.status_code == 200, answer.text
+        first = answer.json()
         (asked,) = [item for item in first["output"] if item["type"] == "mcp_approval_request"]
         yes = {"type": "mcp_approval_response", "approval_request_id": asked["id"], "approve": True}
         more = {**body, "input": [yes], "previous_response_id": first["id"]}
@@ -137,20 +139,13 @@ def main() -> int:
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory(prefix="freehold-tools-") as folder:
         world = World(Path(folder))
-        before = len(world.below())
-        kinds = [world.whole] * (runs // 2) + [world.cancelled] * (runs // 4)
-        rest = [world.dead, world.left]
-        kinds += [rest[i % 2] for i in range((runs - len(kinds)) * 2 // 3)]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda i: kinds[i](i), range(len(kinds))))
-        for number in range(runs - len(kinds)):  # alone, as another's server could be the one that is killed
-            world.killed(number)
-        until = time.monotonic() + GONE_S
-        while time.monotonic() < until and strays(world):
-            time.sleep(0.2)
-        strange, kept = strays(world), len(world.tools())
-        tree = world.below()
-        world.served.stop()
+        try:
+            before = len(world.below())
+            every(world, runs)
+            strange, kept = strays(world), len(world.tools())
+            tree = world.below()
+        finally:
+            world.served.stop()
         _, left = psutil.wait_procs(tree, GONE_S)
     found = {
         "runs": runs,
@@ -162,6 +157,20 @@ def main() -> int:
     }
     print(json.dumps(found))
     return int(bool(strange or left) or kept > MOST or world.ended.total() != runs)
+
+
+def every(world: World, runs: int) -> None:
+    """Make the runs, and give what ends a while to be gone."""
+    rest = [world.dead, world.left]
+    kinds = [world.whole] * (runs // 2) + [world.cancelled] * (runs // 4)
+    kinds += [rest[i % 2] for i in range((runs - len(kinds)) * 2 // 3)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda i: kinds[i](i), range(len(kinds))))
+    for number in range(runs - len(kinds)):  # alone, as another's server could be the one that is killed
+        world.killed(number)
+    until = time.monotonic() + GONE_S
+    while time.monotonic() < until and strays(world):
+        time.sleep(0.2)
 
 
 def strays(world: World) -> list[str]:

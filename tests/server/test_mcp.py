@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 from freehold.server.core.keys import KeyFile, Ring, made
@@ -16,7 +18,7 @@ from freehold.tools.mcp.permissions import Permissions
 from freehold.tools.mcp.pinning import pinned
 from tests.server.conftest import Running
 from tests.server.fakes import Script
-from tests.tools.world import program
+from tests.tools.world import below, program
 
 pytest.importorskip("mcp")
 CALLS = Script(text="", calls=(("echo", '{"text": "hi"}'),))
@@ -110,6 +112,25 @@ def test_an_approval_is_for_the_tool_as_it_was(tooled, tmp_path: Path):
     second = asked(server.owner, previous_response_id=first.json()["id"], input=[approval(request)])
     (call,) = items(second, "mcp_call")
     assert call["output"] is None and "changed since" in call["error"]
+
+
+def test_a_client_that_leaves_in_a_call_ends_it_and_its_server(tooled):
+    server = tooled(CALLS, "hang")
+    first = asked(server.owner)
+    (request,) = items(first, "mcp_approval_request")
+    with below() as left:
+        body = {"model": "fake:1b", "input": [approval(request)], "previous_response_id": first.json()["id"]}
+        with pytest.raises(httpx2.ReadTimeout):
+            server.owner.post("/v1/responses", json={**body, "tools": [MCP]}, timeout=3)
+        until = time.monotonic() + 30  # half of the time that a call has
+        while hanging() and time.monotonic() < until:
+            time.sleep(0.05)
+    assert left == []
+
+
+def hanging() -> bool:
+    words = [each.cmdline() for each in psutil.Process().children(recursive=True)]
+    return any("hang" in each or "freehold.tools.mcp.guard" in each for each in words)
 
 
 def test_a_stream_announces_the_items_in_order(tooled):

@@ -7,6 +7,7 @@ Path: Gate -> create -> response_job -> Answering -> ResponseShape; retrieve and
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -52,11 +53,7 @@ async def create(call: HttpCall) -> None:
     call.inherited = store.labels(tenant, before, _references(request.input).values())
     own = _own(request.input, store, tenant)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
-    mcp = await McpTools.opened(call, request.tools or ())
-    try:
-        items = await mcp.read([*earlier, *own])
-    finally:
-        await mcp.aclose()
+    mcp, items = await _used(call, request.tools or (), [*earlier, *own])
     pictures, known = Pictures(), max(len(items) - len(own), 0)
     job, offered = response_job(request, items, known, tenant, warnings, pictures, mcp.offered)
 
@@ -71,6 +68,21 @@ async def create(call: HttpCall) -> None:
     keep_alive = seconds(request.keep_alive)
     answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, pictures=pictures)
     await (answering.stream if request.stream else answering.whole)(request.model)
+
+
+async def _used(call: HttpCall, tools: Sequence[Any], items: Sequence[Any]) -> tuple[McpTools, list[Any]]:
+    """Start the servers that a request names and run what it approves, for as long as its client is there."""
+    done: list[tuple[McpTools, list[Any]]] = []
+
+    async def use() -> None:
+        mcp = await McpTools.opened(call, tools)
+        try:
+            done.append((mcp, await mcp.read(items)))
+        finally:
+            await mcp.aclose()
+
+    await call.while_here(use())
+    return done[0]
 
 
 async def retrieve(call: HttpCall) -> None:
