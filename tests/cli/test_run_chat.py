@@ -10,15 +10,18 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from freehold.chats.tools import ToolResult
 from freehold.cli.chat.answer import AnswerSettings
 from freehold.cli.chat.chat import COMMANDS, Chat
 from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.markdown import PlainRenderer
 from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.cli.chat.terminal import LineReader, is_open_block, unquoted
+from freehold.cli.chat.tools import TerminalTools, Tooled
+from freehold.config import load_settings
 from freehold.errors import ContextOverflow, StoreError, UsageError
 from freehold.fake import FakeModel, Reply
-from freehold.types import Chunk, Message
+from freehold.types import Chunk, Message, ToolCall, ToolPiece
 
 
 class Desk:
@@ -522,3 +525,76 @@ def test_a_session_of_the_older_format_is_read_and_continued(home):
     desk = Desk(home, "B").type("/load old", "two")
     assert [m.content for m in desk.model.calls[0].messages] == ["be brief", "one", "A", "two"]
     assert [m.content for m in desk.sessions.load("old").messages] == ["be brief", "one", "A", "two", "B"]
+
+
+class Calling(FakeModel):
+    """Calls two tools in its first answer to a question, and one more in the second."""
+
+    def stream(self, messages, **options):
+        calls = {"user": ("a", "b"), "b": ("c",)}.get(messages[-1].tool_call_id or messages[-1].role, ())
+        yield Chunk(f"after {messages[-1].content}. ")
+        for index, id in enumerate(calls):
+            piece = ToolPiece(index, id, "echo", f'{{"text": "{id}"}}')
+            yield Chunk("", tool_calls=(piece,), finish_reason="tool_calls")
+
+
+class Echoing(TerminalTools):
+    """Runs calls without a program."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(load_settings({"FREEHOLD_HOME": str(home)}), (), "chat")
+        self.fails = ""
+
+    def use(self, call: ToolCall) -> ToolResult:
+        if call.id == self.fails:
+            raise KeyboardInterrupt
+        return ToolResult(content=f"result of {call.id}", server="h")
+
+    def server_of(self, name: str) -> str:
+        return "h"
+
+
+@pytest.fixture
+def echoing(home):
+    tools = Echoing(home)
+    yield tools
+    tools.close()
+
+
+def test_calls_and_results_are_kept_as_the_page_keeps_them(home, echoing):
+    desk = Desk(home, Calling(()), tools=echoing)
+    desk.chat.model = Tooled(desk.model, echoing)
+    desk.type("go", "again")
+    chat = desk.sessions.folder.read(desk.chat.session.id)
+    branch = chat.branch()
+    rounds = ["assistant", "tool", "tool", "assistant", "tool", "assistant"]
+    assert [m.role for m in branch] == ["user", *rounds, "user", *rounds] and len(chat.messages) == len(
+        branch
+    )
+    assert [(m.content, m.call, [(c.id, c.server, c.name) for c in m.calls]) for m in branch[:7]] == [
+        ("go", "", []),
+        ("after go. ", "", [("a", "h", "echo"), ("b", "h", "echo")]),
+        ("result of a", "a", []),
+        ("result of b", "b", []),
+        ("after result of b. ", "", [("c", "h", "echo")]),
+        ("result of c", "c", []),
+        ("after result of c. ", "", []),
+    ]
+    assert all(m.state == "whole" and m.content for m in branch)
+    assert desk.text.count("after") == 6
+    again = desk.sessions.load(desk.chat.session.name)
+    assert [(m.role, m.content, m.tool_calls, m.tool_call_id) for m in again.messages] == [
+        (m.role, m.content, m.tool_calls, m.tool_call_id) for m in desk.chat.messages
+    ]
+
+
+def test_ctrl_c_in_a_tool_takes_the_message_back_and_leaves_its_calls_as_a_branch(home, echoing):
+    desk = Desk(home, Calling(()), tools=echoing)
+    desk.chat.model = Tooled(desk.model, echoing)
+    desk.type("go")
+    echoing.fails = "b"
+    desk.type("again")
+    assert "the message was removed" in desk.said and desk.roles[-1] == "assistant"
+    chat = desk.sessions.folder.read(desk.chat.session.id)
+    assert [m.content for m in chat.branch()][-1] == "after result of c. "
+    assert [m.content for m in chat.messages.values()][-3:] == ["again", "after again. ", "result of a"]

@@ -26,7 +26,7 @@ from freehold.cli.chat.opened import Opened, tell_notes
 from freehold.cli.chat.output import renderer, show, tell, write
 from freehold.cli.chat.prompt import joined, read_stdin, split_words
 from freehold.cli.chat.request import LOADING, RunRequest, check, check_terminal
-from freehold.cli.chat.sessions import ChatSession, Sessions
+from freehold.cli.chat.sessions import ChatSession, Sessions, unknown_server
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.shared import (
     default_model,
@@ -169,9 +169,9 @@ def _run(
         llm.check_think(answers.think)
         notes, crowd = tell_notes(llm), Crowd()
         if talking:
-            status, usages = _talk(opened, settings, request, answers, session)
+            status, usages = _talk(opened, settings, request, answers, session, tools)
         else:
-            status, usages = _answer(llm, settings, request, answers, session, prompt)
+            status, usages = _answer(llm, settings, request, answers, session, prompt, tools)
         _learn(opened.model, settings, request, usages, crowd)
     tell_notes(llm, notes)  # those that came up meanwhile
     return status
@@ -212,6 +212,7 @@ def _answer(
     answers: AnswerSettings,
     session: ChatSession | None,
     prompt: str,
+    tools: TerminalTools | None,
 ) -> tuple[int, list[Usage]]:
     """Print one answer; return 0, or 130 after Ctrl-C, and the usage."""
     if answers.sampling.seed is None:
@@ -241,8 +242,12 @@ def _answer(
     if request.verbose and answer.usage:
         tell(speeds(answer))
     if session is not None and answer.text:
-        said = Message("assistant", answer.text, answer.thinking)
-        Sessions(settings.home).save(replace(session, model=llm.name, messages=(*messages, said)))
+        made, server_of = (tools.made, tools.server_of) if tools else ([], unknown_server)
+        before = "".join(m.content for m in made if m.role == "assistant")
+        thought = "".join(m.thinking for m in made if m.role == "assistant")
+        said = Message("assistant", answer.text[len(before) :], answer.thinking[len(thought) :])
+        session = replace(session, model=llm.name, messages=(*messages, *made, said))
+        Sessions(settings.home).save(session, server_of)
     return (130, []) if answer.stopped else (0, [answer.usage] if answer.usage else [])
 
 
@@ -283,6 +288,7 @@ def _talk(
     request: RunRequest,
     answers: AnswerSettings,
     session: ChatSession | None,
+    tools: TerminalTools | None,
 ) -> tuple[int, list[Usage]]:
     """Chat until the user leaves; return 0 and the usages of the last model's answers."""
     from freehold.cli.chat.terminal import LineReader, PlainReader
@@ -300,6 +306,7 @@ def _talk(
         session=session,
         guard=request.loop_guard,
         switch=opened.switch,
+        tools=tools,
     )
     chat.resumed(lambda message: show(message, request))
     tell("/help lists the commands; Ctrl-D leaves")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from freehold.cli.chat.answer import AnswerSettings, StreamedAnswer, stop
 from freehold.cli.chat.keeping import ChatKeeper, ChatTurn
@@ -16,6 +17,9 @@ from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.sessions import ChatSession, Sessions, with_file
 from freehold.errors import FreeholdError, UsageError
 from freehold.types import ChatModel, Message, Usage
+
+if TYPE_CHECKING:
+    from freehold.cli.chat.tools import TerminalTools
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class ModelFacts:
 class Conversation:
     """A chat with one model: its turns, its session on disk, and the settings of the answers to come.
 
-    `say` receives notes for the user; `renderer` makes what writes one answer.
+    `say` receives notes for the user; `renderer` makes what writes one answer; `tools` are what the model calls.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Conversation:
         system: str = "",
         session: ChatSession | None = None,
         guard: bool = True,
+        tools: TerminalTools | None = None,
     ) -> None:
         self._guard = guard
         self._files: list[tuple[str, str]] = []  # name and text, for the next message
@@ -51,6 +56,10 @@ class Conversation:
         self.answers, self.facts = answers or AnswerSettings(), facts or ModelFacts()
         self._system, self._turns = system, list[ChatTurn]()
         self._keeper = ChatKeeper(sessions, ChatSession(model=model.name), say)
+        self._streamed = StreamedAnswer()  # the answer that comes now
+        if tools is not None:
+            tools.heard = self._heard
+            self._keeper = ChatKeeper(sessions, self._keeper.session, say, tools.server_of)
         if session is not None:
             self._take(session, system)
         self._used, self._speed = 0, 0.0
@@ -101,7 +110,7 @@ class Conversation:
 
     def _answer(self) -> ChatTurn | None:
         """Answer the last message; None where it was stopped before the answer began."""
-        answer = StreamedAnswer(guard=LoopGuard() if self._guard else None)
+        answer = self._streamed = StreamedAnswer(guard=LoopGuard() if self._guard else None)
         self._keeper.begin(self._turns, self._system)
         try:
             self._stream(answer)
@@ -113,6 +122,19 @@ class Conversation:
         finish = "length" if answer.cut else "stop"
         id = self._keeper.end(_said(answer), "stopped" if answer.stopped or answer.looped else finish)
         return None if answer.stopped and not answer.text else ChatTurn(_said(answer), id)
+
+    def _heard(self, turn: Message) -> None:
+        """Take in an answer that called tools, or the result of a call; the answer goes on after the last one."""
+        if turn.role == "assistant":
+            self._turns.append(ChatTurn(turn, self._keeper.end(turn, "tool_calls")))
+            self._streamed.text = self._streamed.thinking = ""
+            return
+        self._turns.append(ChatTurn(turn))
+        asked = next(i for i, t in enumerate(reversed(self._turns)) if t.message.role == "assistant")
+        if asked == len(self._turns[-1 - asked].message.tool_calls):
+            self._keeper.begin(self._turns, self._system)
+        else:
+            self._keeper.add(self._turns, self._system)
 
     def _stream(self, answer: StreamedAnswer) -> None:
         """Show the answer as it comes, and save it; Ctrl-C stops it."""

@@ -16,7 +16,14 @@ from typing import Any
 from freehold.chats.types import ChatChange, ChatFinish, ChatSettings
 from freehold.chats.writer import ChatWriter
 from freehold.cli.chat.answer import StreamedAnswer
-from freehold.cli.chat.sessions import ChatSession, Sessions, check_name
+from freehold.cli.chat.sessions import (
+    ChatSession,
+    ServerOf,
+    Sessions,
+    asked_tools,
+    check_name,
+    unknown_server,
+)
 from freehold.errors import CapacityExceeded, ChatNotFound, FreeholdError, StoreError
 from freehold.types import Message
 
@@ -39,14 +46,23 @@ class _Growing:
     text: int = 0  # characters that are in the file
     thinking: int = 0
     at: float = 0.0
-    last: tuple[str, str, ChatFinish, dict[str, Any] | None] | None = None  # an end that the disk refused
+    last: tuple[Message, ChatFinish, dict[str, Any] | None] | None = None  # an end that the disk refused
 
 
 class ChatKeeper:
-    """The file of a chat. `session` says which one; `say` receives what the user must know."""
+    """The file of a chat. `session` says which one; `say` receives what the user must know.
 
-    def __init__(self, sessions: Sessions, session: ChatSession, say: Callable[[str], None]) -> None:
-        self.session, self._sessions, self._say = session, sessions, say
+    `server_of`: of the tools that its answers call.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        session: ChatSession,
+        say: Callable[[str], None],
+        server_of: ServerOf = unknown_server,
+    ) -> None:
+        self.session, self._sessions, self._say, self._server_of = session, sessions, say, server_of
         self._writer: ChatWriter | None = None
         self._growing: list[_Growing] = []
         self._told = False
@@ -76,9 +92,13 @@ class ChatKeeper:
         if growing is None:
             return ""
         said = {"message": error.message, "hint": error.hint} if error else None
-        growing.last = (message.content, message.thinking, finish, said)
+        growing.last = message, finish, said
         self._tried(self._settle)
         return growing.id
+
+    def add(self, turns: Sequence[ChatTurn], system: str) -> None:
+        """Save turns that are not saved yet, such as the result of a call."""
+        self._tried(lambda: self._bring(turns, system), turns)
 
     def show(self, turns: Sequence[ChatTurn], system: str) -> None:
         """Save turns that are not saved yet, and make their end the branch that is shown."""
@@ -148,7 +168,13 @@ class ChatKeeper:
                 model = self.session.model if turn.message.role == "assistant" else ""
                 m = turn.message
                 turn.id = self._writer.message(
-                    m.role, m.content, parent=parent, thinking=m.thinking, model=model
+                    m.role,
+                    m.content,
+                    parent=parent,
+                    thinking=m.thinking,
+                    model=model,
+                    calls=asked_tools(m, self._server_of),
+                    call=m.tool_call_id,
                 ).id
             parent = turn.id
 
@@ -160,12 +186,13 @@ class ChatKeeper:
         """Write the ends that are not in the file yet."""
         for growing in [g for g in self._growing if g.last is not None]:
             assert self._writer is not None and growing.last is not None
-            text, thinking, finish, error = growing.last
+            message, finish, error = growing.last
             self._writer.end(
                 growing.id,
                 finish,
-                text=text[growing.text :],
-                thinking=thinking[growing.thinking :],
+                text=message.content[growing.text :],
+                thinking=message.thinking[growing.thinking :],
+                calls=asked_tools(message, self._server_of),
                 error=error,
             )
             self._growing.remove(growing)

@@ -6,15 +6,38 @@ no terminal. Path: run --continue/--session/--search, chat.Chat -> Sessions -> C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from freehold.chats.folder import ChatFolder
-from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat, SavedMessage
+from freehold.chats.types import (
+    AskedTool,
+    ChatCard,
+    ChatChange,
+    ChatMatch,
+    ChatSettings,
+    SavedChat,
+    SavedMessage,
+)
 from freehold.config import nearest
 from freehold.errors import ChatNotFound, UsageError
 from freehold.types import Message, ToolCall
+
+ServerOf = Callable[[str], str]  # from a tool's name, as the model sees it; "" where it is not known
+
+
+def unknown_server(_: str) -> str:
+    """Name no server."""
+    return ""
+
+
+def asked_tools(message: Message, server_of: ServerOf) -> tuple[AskedTool, ...]:
+    """Return the calls of an answer as a chat keeps them."""
+    return tuple(
+        AskedTool(id=call.id, server=server_of(call.name), name=call.name, arguments=call.arguments)
+        for call in message.tool_calls
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +73,11 @@ class Sessions:
     def __init__(self, home: Path) -> None:
         self.folder = ChatFolder.of(home)
 
-    def save(self, session: ChatSession) -> ChatSession:
-        """Append what is not saved yet, and return the session as it is saved. Raises StoreError, CapacityExceeded."""
+    def save(self, session: ChatSession, server_of: ServerOf = unknown_server) -> ChatSession:
+        """Append what is not saved yet, and return the session as it is saved. Raises StoreError, CapacityExceeded.
+
+        `server_of`: of the tools that its answers called.
+        """
         system = "".join(m.content for m in session.messages if m.role == "system")
         if not session.id:
             settings = ChatSettings(system=system) if system else None
@@ -72,7 +98,9 @@ class Sessions:
                         message.content,
                         parent=parent,
                         thinking=message.thinking,
-                        model=session.model,
+                        model=session.model if message.role == "assistant" else "",
+                        calls=asked_tools(message, server_of),
+                        call=message.tool_call_id,
                     ).id
                 )
         return replace(session, ids=tuple(ids))

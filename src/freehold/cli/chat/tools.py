@@ -13,7 +13,7 @@ import select
 import sys
 import termios
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -40,8 +40,10 @@ class TerminalTools:
         self._servers = ToolServers(lambda: settings.mcp, settings.home)
         self._names, self._chat = names, chat
         self._desk = TerminalDesk()
-        self._runner = self._made()
+        self._runner = self._new_runner()
         self.offered: list[Tool] = []
+        self.made: list[Message] = []  # turns between the last question and its last answer
+        self.heard: Callable[[Message], None] = lambda _: None  # is given each of them as it is made
 
     def open(self) -> None:
         """Start the servers. Raises FreeholdErrors that name the one at fault."""
@@ -49,8 +51,18 @@ class TerminalTools:
 
     def begin(self) -> None:
         """Begin an answer, which has calls of its own to spend."""
-        self._runner = self._made()
+        self._runner = self._new_runner()
+        self.made = []
         self.open()
+
+    def add(self, turn: Message) -> None:
+        """Keep an answer with calls, or the result of one."""
+        self.made.append(turn)
+        self.heard(turn)
+
+    def server_of(self, name: str) -> str:
+        """Return the server of a tool, by the name that the model sees; "" for another name."""
+        return self._runner.server_of(name)
 
     def use(self, call: ToolCall) -> ToolResult:
         """Ask, and run a call. KeyboardInterrupt ends it."""
@@ -63,7 +75,7 @@ class TerminalTools:
         self._thread.join()
         self._loop.close()
 
-    def _made(self) -> RunTools:
+    def _new_runner(self) -> RunTools:
         return RunTools(self._servers, self._names, key="", chat=self._chat, keep=True)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -146,19 +158,18 @@ class Tooled:
 
     def __init__(self, model: Any, tools: TerminalTools) -> None:
         self._model, self._tools = model, tools
-        self.made: list[Message] = []  # turns between the question and the last answer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def stream(self, messages: Sequence[Message], **options: Any) -> Iterator[Chunk]:
         """Yield the chunks of all answers, up to the first without calls."""
-        self._tools.begin()
-        self.made = []
+        tools = self._tools
+        tools.begin()
         while True:
             said = Message("assistant", "")
             calls: list[ToolCall] = []
-            for chunk in self._model.stream((*messages, *self.made), tools=self._tools.offered, **options):
+            for chunk in self._model.stream((*messages, *tools.made), tools=tools.offered, **options):
                 for piece in chunk.tool_calls:
                     piece.join(calls)
                 said = replace(
@@ -167,9 +178,9 @@ class Tooled:
                 yield replace(chunk, finish_reason=None) if chunk.finish_reason == "tool_calls" else chunk
             if not calls:
                 return
-            self.made.append(replace(said, tool_calls=tuple(calls)))
+            tools.add(replace(said, tool_calls=tuple(calls)))
             for call in calls:
-                self.made.append(self._result(call))
+                tools.add(self._result(call))
 
     def _result(self, call: ToolCall) -> Message:
         got = self._tools.use(call)
