@@ -85,3 +85,20 @@ def test_adoption_can_be_switched_off(env: dict[str, str], tmp_path: Path):
     assert dict(load_settings({**env, "HF_HUB_CACHE": "/c"}).foreign_roots)["hub-cache"] == Path("/c")
     (tmp_path / "config.toml").write_text("adopt = false")
     assert load_settings(env).foreign_roots == ()
+
+
+@pytest.mark.parametrize("said, most", [("250MB", 250_000_000), ("1.5 GB", 1_500_000_000), (None, 10**9)])
+def test_chats_of_a_key_have_a_limit_in_bytes(tmp_path, said, most):
+    text = f'[console]\nchats_per_key = "{said}"\n' if said else ""
+    (tmp_path / "config.toml").write_text(text)
+    assert load_settings({"FREEHOLD_HOME": str(tmp_path)}).chats_per_key == most
+
+
+@pytest.mark.parametrize(
+    "text", ['chats_per_key = "much"', 'chats_per_key = "0GB"', "chats_per_key = 5", 'chats = "1GB"']
+)
+def test_a_limit_that_is_not_one_is_refused_with_the_way_out(tmp_path, text):
+    (tmp_path / "config.toml").write_text(f"[console]\n{text}\n")
+    with pytest.raises(UsageError) as refused:
+        load_settings({"FREEHOLD_HOME": str(tmp_path)})
+    assert "console.chats" in refused.value.message and refused.value.hint

@@ -7,6 +7,7 @@ Path: cli/main.py or freehold.load -> load_settings -> passed on as an argument,
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from freehold.errors import UsageError
 HUB_ENDPOINT = "https://huggingface.co"
 # Beside Ollama's 11434, so that both run on one machine; 8000 and 8080 are often taken.
 PORT = 11435
+CHATS_PER_KEY = "1GB"
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MAX_IN_FLIGHT = 16 << 20  # bytes a killed download may have to fetch again, over all its connections
 # Environment variables that are read, here and where they are used.
 VARIABLES = ("FREEHOLD_HOME", "FREEHOLD_OFFLINE", "FREEHOLD_API_KEY", "FREEHOLD_ISA", "FREEHOLD_DEBUG")
@@ -45,6 +48,7 @@ class Settings:
     key_file: str = ""  # hashes of the API keys of `serve`; empty: keys.json in the home
     api_key: str = field(default="", repr=False)  # one more, from the environment
     gateway: str = ""  # the gateway.toml of `serve`, and of the verbs that read it; empty: none
+    chats_per_key: int = 10**9  # bytes that the chats of one key may have; [console] in the file
     company: Mapping[str, Any] = field(
         default_factory=dict
     )  # your facts for licences: advisor.facts reads them
@@ -86,6 +90,7 @@ _KEYS: dict[str, type] = {
     "keep_alive": str,
     "key_file": str,
     "gateway": str,
+    "console": dict,
     "company": dict,
     "mcp": dict,
 }
@@ -100,6 +105,7 @@ def load_settings(env: Mapping[str, str] | None = None, *, offline: bool = False
     env = os.environ if env is None else env
     home = data_home(env)
     values = _read_file(home / "config.toml")
+    values["chats_per_key"] = _chats_per_key(values.pop("console", {}))
     for name in ("FREEHOLD_OFFLINE", "HF_HUB_OFFLINE"):
         if name in env:
             values["offline"] = bool(values.get("offline")) or _flag(name, env[name])
@@ -195,6 +201,20 @@ def _checked(s: Settings) -> Settings:
     if not 0 <= s.port <= 65535:
         raise UsageError(f"port = {s.port} is not within 0..65535", "0 takes a free one")
     return s
+
+
+def _chats_per_key(table: Mapping[str, Any]) -> int:
+    """Read [console], whose one key says how many bytes a key's chats may have."""
+    for name in table:
+        if name != "chats_per_key":
+            raise UsageError(f"config.toml: unknown key 'console.{name}'", "did you mean chats_per_key?")
+    said = str(table.get("chats_per_key", CHATS_PER_KEY))
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?(kB|MB|GB|TB)", said)
+    if found is None or not float(found[1]):
+        raise UsageError(
+            f"console.chats_per_key = {said!r} is not a number of bytes", 'write it as "500MB" or "2GB"'
+        )
+    return round(float(found[1]) * _UNITS[found[2]])
 
 
 def _flag(name: str, value: str) -> bool:

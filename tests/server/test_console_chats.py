@@ -11,6 +11,7 @@ import pytest
 from freehold.chats import exported as exports
 from freehold.chats import folder as folders
 from freehold.chats.folder import ChatFolder
+from freehold.errors import CapacityExceeded
 from freehold.server.console import chats as handlers
 from freehold.server.core.keys import Ring, made
 from tests.server.conftest import Running
@@ -282,3 +283,37 @@ def test_strangers_of_an_insecure_server_do_not_read_the_user_s_chats(serving, t
     server = serving(home=tmp_path / "mine", insecure=True)
     assert server.client.get(URL).json()["chats"] == []
     assert [c["title"] for c in server.admin.get(URL).json()["chats"]] == ["private"]
+
+
+def test_the_chats_of_a_key_have_a_limit_that_one_s_own_have_not(tmp_path: Path):
+    folder = ChatFolder.of(tmp_path, "ann", 2000)
+    id = talked(folder, "short")
+    with folder.writer(id) as writer:
+        begun = writer.open_answer(parent=None, model="tiny")
+        writer.more(begun.id, text="x" * 3000)
+        with pytest.raises(CapacityExceeded, match=r"and console\.chats_per_key allows 2,000") as refused:
+            writer.message("user", "one more", parent=begun.id)
+        assert "delete some" in refused.value.hint
+        writer.end(begun.id, "stop", text="its end")
+    assert folder.read(id).messages[begun.id].content.endswith("its end")
+    with pytest.raises(CapacityExceeded):
+        folder.create(title="another")
+    folder.delete(id)
+    with pytest.raises(CapacityExceeded):
+        folder.create(title="while it can be restored")
+    for path in (folder.path / ".deleted").iterdir():
+        path.unlink()
+    assert folder.create(title="after that").title == "after that"
+    talked(ChatFolder.of(tmp_path, "", 1), "any", "number")
+
+
+def test_a_full_key_hears_its_limit_and_the_way_out_and_another_goes_on(serving, tmp_path: Path):
+    keys = [made(n, k, admin=False, models=(), rate="", tokens="") for n, k in (("ann", ANN), ("bob", BOB))]
+    server = serving(home=tmp_path / "mine", keys=Ring(keys), chats_per_key=500)
+    full, other = ({"Authorization": f"Bearer {key}"} for key in (ANN, BOB))
+    answers = [server.client.post(URL, json={"title": "x" * 190}, headers=full) for _ in range(4)]
+    assert answers[0].status_code == 201 and answers[-1].status_code == 503
+    said = answers[-1].json()["error"]
+    assert said["code"] == "capacity_exceeded" and "console.chats_per_key allows 500" in said["message"]
+    assert "config.toml" in said["hint"]
+    assert server.client.post(URL, json={"title": "hello"}, headers=other).status_code == 201

@@ -25,22 +25,25 @@ from freehold.chats.index import ChatIndex
 from freehold.chats.lines import VERSION, ChatLine, encoded, replay
 from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat
 from freehold.chats.writer import MAX_CHAT_BYTES, ChatWriter, failures, live, no_chat
-from freehold.errors import FreeholdError, StoreError, UsageError
+from freehold.errors import CapacityExceeded, FreeholdError, StoreError, UsageError
 
 UNDO_S = 600
 CHAT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 class ChatFolder:
-    """The chats of one caller alone. Methods block, and may be called from any thread."""
+    """The chats of one caller alone. Methods block, and may be called from any thread.
 
-    def __init__(self, path: Path, home: Path) -> None:
-        self.path, self._home = path, home
+    `most`: bytes that they may have, those deleted within UNDO_S too; 0: what the disk has.
+    """
+
+    def __init__(self, path: Path, home: Path, most: int = 0) -> None:
+        self.path, self._home, self._most = path, home, most
         self._index = ChatIndex(path, home, self.read)
 
     @classmethod
-    def of(cls, home: Path, key: str = "") -> ChatFolder:
-        """Return the folder of a key, or of the machine's user.
+    def of(cls, home: Path, key: str = "", most: int = 0) -> ChatFolder:
+        """Return the folder of a key, which may have `most` bytes, or of the machine's user, who is not limited.
 
         A key's folder is called by its name as far as that is letters and digits, and by a digest of it, so no name
         leaves the folder and no two share one where letters of both cases are alike.
@@ -50,7 +53,7 @@ class ChatFolder:
             return cls(mine, home)
         plain = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[:40] or "key"
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return cls(mine / "keys" / f"{plain}-{digest}", home)
+        return cls(mine / "keys" / f"{plain}-{digest}", home, most)
 
     def cards(self) -> list[ChatCard]:
         """Return the chats, the one with the newest message first; unreadable ones are left out."""
@@ -96,6 +99,7 @@ class ChatFolder:
 
     def write(self, id: str, model: str, lines: Sequence[ChatLine]) -> ChatCard:
         """Make a chat of these lines, all at once: it is there whole or not at all."""
+        self.check_room()
         created = datetime.now().astimezone().isoformat(timespec="seconds")
         aside = self.path / f".new-{secrets.token_hex(8)}"
         taken = {path.name.partition("~")[2] for _, path in self._deleted()}  # restore wants the name back
@@ -146,7 +150,25 @@ class ChatFolder:
 
     def writer(self, id: str) -> ChatWriter:
         """Open a chat to write to it; ChatNotFound where there is none. Close it, or use it with `with`."""
-        return ChatWriter(self.file(id))
+        return ChatWriter(self.file(id), self.check_room)
+
+    def check_room(self) -> None:
+        """Raise CapacityExceeded where the chats have as many bytes as they may."""
+        if self._most and (used := self._used()) >= self._most:
+            raise CapacityExceeded(
+                f"the chats of this key have {used:,} bytes, and console.chats_per_key allows {self._most:,}",
+                f"delete some (they count for {UNDO_S // 60} minutes more, while that can be undone), "
+                "or have the limit raised in config.toml",
+            )
+
+    def _used(self) -> int:
+        used = 0
+        for folder in (self.path, self.path / ".deleted"):
+            with suppress(FileNotFoundError), os.scandir(folder) as found:
+                for each in found:
+                    with suppress(FileNotFoundError):
+                        used += each.stat(follow_symlinks=False).st_size if each.is_file() else 0
+        return used
 
     def delete(self, id: str) -> None:
         """Delete a chat; for UNDO_S `restore` takes that back."""

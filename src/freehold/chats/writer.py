@@ -15,7 +15,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -43,8 +43,9 @@ class ChatWriter:
     written, and the same call may be made again. One thread at a time.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.chat = path, path.stem
+    def __init__(self, path: Path, check_room: Callable[[], None] = lambda: None) -> None:
+        """Open a chat's file; `check_room` raises where no more messages may begin."""
+        self.path, self.chat, self._check_room = path, path.stem, check_room
         self._answers: dict[str, int] = {}  # id of an open answer -> the descriptor of its lock
         try:
             self._fd = private.opener(str(path), os.O_RDWR | os.O_APPEND)
@@ -74,6 +75,7 @@ class ChatWriter:
         id: str = "",
     ) -> SavedMessage:
         """Append a whole message after `parent` (None: as a root), and return it. `id`: the caller's own, if new."""
+        self._check_room()
         message = SavedMessage(
             id=id or _new_id(),
             parent=parent,
@@ -92,6 +94,7 @@ class ChatWriter:
 
     def open_answer(self, *, parent: str | None, model: str, id: str = "") -> SavedMessage:
         """Begin an answer, empty so far; it counts as being written until `end`, or until this program dies."""
+        self._check_room()
         message = SavedMessage(
             id=id or _new_id(), parent=parent, role="assistant", at=_now(), model=model, state="open"
         )

@@ -77,6 +77,7 @@ class ServerSettings:
     drain_s: float = 30.0
     keep_alive_s: float = 10.0  # of event streams; not of models
     home: Path | None = None  # folder of files, batches and sessions; None: without them
+    chats_per_key: int = 0  # bytes that the chats of one key may have; 0: what the disk has
     console: bool = True  # the page at `/`, and the routes that it asks
 
 
@@ -109,6 +110,7 @@ class Doors:
             store=store,
             console=settings.console,
             home=settings.home,
+            chats_per_key=settings.chats_per_key,
             accounts=Accounts(settings.accounts),
         )
         self._sessions = sessions

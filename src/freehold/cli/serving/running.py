@@ -116,6 +116,7 @@ def _run(
             limits=options.limits,
             drain_s=options.drain_s,
             home=settings.home,
+            chats_per_key=settings.chats_per_key,
             console=options.console,
         ),
         tcp,

@@ -59,8 +59,9 @@ class ChatWindow(Struct, kw_only=True):
 class ChatShelf:
     """The folders of chats of all callers of a server."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, most: int = 0) -> None:
+        """`most`: bytes that the chats of one key may have; 0: what the disk has."""
+        self.home, self._most = home, most
         self._folders: dict[str, ChatFolder] = {}
 
     def folder(self, call: HttpCall) -> ChatFolder:
@@ -72,7 +73,7 @@ class ChatShelf:
         if not key and not call.owner and call.server.guard.insecure:
             key = "anyone at all"  # no key can have a name with spaces
         if key not in self._folders:
-            self._folders[key] = ChatFolder.of(self.home, key)
+            self._folders[key] = ChatFolder.of(self.home, key, self._most)
         return self._folders[key]
 
 
@@ -81,7 +82,7 @@ def folder_of(call: HttpCall) -> ChatFolder:
     server = call.server
     if server.home is None:
         raise Refused(404, "this server has no folder for chats", code="no_route")
-    return server.parts.setdefault(ChatShelf, ChatShelf(server.home)).folder(call)
+    return server.parts.setdefault(ChatShelf, ChatShelf(server.home, server.chats_per_key)).folder(call)
 
 
 async def chats(call: HttpCall) -> None:
