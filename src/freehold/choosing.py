@@ -197,11 +197,14 @@ def _names(given: Sequence[str]) -> Sequence[str]:
     return (given,) if isinstance(given, str) else given
 
 
-def here(settings: Settings) -> Place:
-    """Return this machine with our own engine, which says by its registry what it does not run."""
+def here(settings: Settings, *, measure: bool = True) -> Place:
+    """Return this machine with our own engine, which says by its registry what it does not run.
+
+    `measure`: a machine of which little is measured is measured once more.
+    """
     from freehold.advisor.fit import place_here
 
-    return place_here(settings, refusal)
+    return place_here(settings, refusal, measure=measure)
 
 
 def refusal(asked: Structure) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import threading
 import time
+from dataclasses import replace
 from importlib import import_module
 from urllib.parse import urlencode
 
@@ -164,3 +166,40 @@ def test_two_who_ask_the_same_are_answered_by_one_computation(server):
         thread.join()
     held._answered = whole
     assert made == ["fit"] and len(set(found)) == 1
+
+
+def listed(server, query=""):
+    headers = {"Authorization": f"Bearer {secret('root')}"}
+    return server.client.get(f"/console/api/models{query}", headers=headers).json()
+
+
+def test_a_list_that_is_kept_is_shown_at_once_while_it_is_computed_again(server):
+    held, slow = server.doors.server.part(Questions), threading.Event()
+    listed(server, "?newest=1")
+    whole, made = held._answered, []
+
+    async def counted(verb, words):
+        made.append(verb)
+        while not slow.is_set():
+            await asyncio.sleep(0.01)
+        return await whole(verb, words)
+
+    held._answered = counted
+    for name, kept in held._kept.items():
+        held._kept[name] = replace(kept, until=0.0)
+    first, second = listed(server), listed(server)
+    slow.set()
+    assert first["newer"] and second["newer"] and len(first["models"]) == len(catalog.models())
+    newest = listed(server, "?newest=1")
+    held._answered = whole
+    assert made == ["models"] and not newest["newer"] and not listed(server)["newer"]
+
+
+@pytest.mark.parametrize("name", ["config.toml", "catalogue.toml"])
+def test_a_list_from_before_a_change_of_what_it_hangs_on_is_not_shown(server, name):
+    home = server.store.settings.home
+    listed(server, "?newest=1")
+    text = (home / name).read_text() if (home / name).exists() else ""
+    (home / name).write_text(text.replace("2000", "3000") + "\n")
+    found = listed(server)
+    assert not found["newer"] and len(found["models"]) == len(catalog.models())

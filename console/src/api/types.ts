@@ -269,6 +269,7 @@ export interface ModelList {
   company: boolean; // config.toml has a [company]
   purpose: string; // of [company]; "": no purpose was given, so no verdict can be certain
   models: ModelRow[]; // held ones first
+  newer: boolean; // a newer list is being computed: `newest=1` waits for it
 }
 
 /** Money in nano-dollars, as `freehold ledger --json`. */

@@ -230,7 +230,7 @@ def advise(
     known = [m for m in models if m.params_b]
     task = request.task
     scale = Scale(task, known)
-    quick = scale if task.quick else Scale(task, known, quick=True, ruler=scale.benchmark)
+    quick = scale if task.quick else scale.without_thinking()
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
     able = sorted((j for j in judged if not j.refusals), key=_ordering(task))
     bar = task.bar if scale.benchmark else 0.0

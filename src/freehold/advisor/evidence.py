@@ -152,6 +152,9 @@ class Evidence:
         every = [gap for found in gaps.values() for gap in found]
         self._pooled = _deviation(every)
         self._between = {name: self._shrunk(found) for name, found in gaps.items()}
+        self._known: dict[
+            str, tuple[Model, Mapping[str, Result]]
+        ] = {}  # of each model, as scales ask it again
 
     def between(self, name: str) -> float:
         """Return by how much two sources of one result differ, as a deviation of one on the logits."""
@@ -159,7 +162,11 @@ class Evidence:
 
     def of(self, model: Model) -> Mapping[str, Result]:
         """Return what is published of a model, per measure."""
-        return {key: self._result(key, values) for key, values in figures(model).items()}
+        same, found = self._known.get(model.id, (None, {}))
+        if same is not model:
+            found = {key: self._result(key, values) for key, values in figures(model).items()}
+            self._known[model.id] = model, found
+        return found
 
     def _result(self, key: str, values: tuple[float, ...]) -> Result:
         at = fmean(logit(key, v) for v in values)

@@ -95,23 +95,34 @@ class Scale:
     """One task's ruler: its first benchmark that enough models have a result in."""
 
     def __init__(
-        self, task: Task, models: Iterable[Model], *, quick: bool | None = None, ruler: str = ""
+        self,
+        task: Task,
+        models: Iterable[Model],
+        *,
+        quick: bool | None = None,
+        ruler: str = "",
+        evidence: Evidence | None = None,
     ) -> None:
         """Read the results of all `models` once; an empty `benchmark` says that nothing tells of this task.
 
         `quick`: count no result on the scale that took thinking aloud; None: as the task says. `ruler`: the scale;
-        empty: the task's first benchmark that enough models have a result in.
+        empty: the task's first benchmark that enough models have a result in. `evidence`: that of the same models
+        with results, where another scale has read it.
         """
         self.task = task
         self._quick = task.quick if quick is None else quick
         self._models = [m for m in models if m.scores]
-        self._evidence = Evidence(self._models)
+        self._evidence = evidence or Evidence(self._models)
         self._results = {m.id: self._collapsed(m) for m in self._models}
         counts = {b: sum(b in r for r in self._results.values()) for b in task.benchmarks}
         self.benchmark = ruler or next((b for b in task.benchmarks if counts[b] >= MIN_KNOWN), "")
         self._points = self._published() if self.benchmark else []
         sources = {(key, r[key].aloud) for r in self._results.values() for key in r if self._tells(key)}
         self._lines = {s: line for s in sorted(sources) if (line := self._line(*s)) is not None}
+
+    def without_thinking(self) -> Scale:
+        """Return the same ruler for who has no time for thinking aloud."""
+        return Scale(self.task, self._models, quick=True, ruler=self.benchmark, evidence=self._evidence)
 
     def of(self, model: Model) -> Quality | None:
         """Return how good a model is; None if no published result says so."""

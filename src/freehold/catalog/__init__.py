@@ -10,7 +10,7 @@ from freehold.catalog.entries import Entry, File, default_model, entries, find, 
 from freehold.catalog.hardware import Device, Money, Rig, devices, rig
 from freehold.catalog.licence import Licence, licence, licences
 from freehold.catalog.model import Model, Repo, Score
-from freehold.catalog.models import facts, model, models, of_repository, user_file
+from freehold.catalog.models import facts, model, models, of_repository, stamp, user_file
 
 __all__ = [
     "Device",
@@ -33,6 +33,7 @@ __all__ = [
     "models",
     "of_repository",
     "rig",
+    "stamp",
     "suggestions",
     "user_file",
 ]

@@ -42,6 +42,11 @@ def models(user: Path | None = None) -> tuple[Model, ...]:
     return _all(path, _stamp(path))
 
 
+def stamp() -> object:
+    """Return what is equal for as long as `models()` is the same."""
+    return user_file(), _stamp(user_file())
+
+
 def model(text: str, user: Path | None = None) -> Model:
     """Return the model called `text`: an id, a short name, a repository of its files, an id's last part, or the
     same as people spell it (`Mistral Small 4`).

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 
 from freehold.errors import FreeholdError
 from freehold.sandbox.children import follow_parent
@@ -25,6 +26,8 @@ def main() -> None:
         verb, words = json.loads(line)
         sys.stdout.write(json.dumps(_answered(verb, words)) + "\n")
         sys.stdout.flush()
+        if verb == "models":
+            _measure()  # once more while little is known, with no one waiting for it
 
 
 def _answered(verb: str, words: dict[str, list[str]]) -> list[str]:
@@ -35,6 +38,14 @@ def _answered(verb: str, words: dict[str, list[str]]) -> list[str]:
         return ["", answer(load_settings(), verb, words)]
     except FreeholdError as e:
         return [type(e).__name__, e.message, e.hint]
+
+
+def _measure() -> None:
+    from freehold.choosing import here
+    from freehold.config import load_settings
+
+    with suppress(FreeholdError):
+        here(load_settings())
 
 
 if __name__ == "__main__":

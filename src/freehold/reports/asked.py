@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST = 1e18  # of any number
 Words = Mapping[str, Sequence[str]]
+_ON_ONE_LINE = ("compare", "models")  # as eval prints its own; the other is a million characters long
 Reader = Callable[[str, Sequence[str]], Any]
 
 
@@ -37,7 +38,7 @@ def answer(settings: Settings, verb: str, words: Words) -> str:
                 f"did you mean {near}?" if near else f"it takes {', '.join(known)}",
             )
     made = make(settings, {name: known[name](name, values) for name, values in words.items()})
-    return json.dumps(made, indent=None if verb == "compare" else 1) + "\n"  # as each verb prints
+    return json.dumps(made, indent=None if verb in _ON_ONE_LINE else 1) + "\n"
 
 
 # --- kinds of words -------------------------------------------------------------------------------------

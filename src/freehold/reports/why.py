@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
+from freehold.advisor.evidence import Evidence
 from freehold.advisor.quality import Scale, rounded
 from freehold.choosing import company_facts
 from freehold.config import Settings
@@ -127,7 +128,7 @@ def _quant(settings: Settings, known: Model | None, name: str) -> str:
 def quality_by_task(known: Model | None, quant: str) -> list[tuple[list[str], Quality]]:
     """Return a model's quality in a quantisation by task, tasks with one benchmark together."""
     found: dict[str, tuple[list[str], Quality]] = {}
-    for scales in _scales() if known else ():
+    for scales in _scales(catalog.stamp()) if known else ():
         task = scales[0].task
         quality = next((q for scale in scales if known and (q := scale.of(known))), None)
         if quality and known:
@@ -137,16 +138,15 @@ def quality_by_task(known: Model | None, quant: str) -> list[tuple[list[str], Qu
     return list(found.values())
 
 
-@cache
-def _scales() -> list[tuple[Scale, Scale]]:
-    """Return each task's scale and its quick one; all models are read for them, so once."""
+@lru_cache(maxsize=1)
+def _scales(stamp: object) -> list[tuple[Scale, Scale]]:
+    """Return each task's scale and its quick one; all models are read for them, so once while `stamp` is the same."""
     from freehold.catalog.tasks import tasks
 
-    everything, found = catalog.models(), []
-    for task in tasks():
-        scale = Scale(task, everything)
-        found.append((scale, Scale(task, everything, quick=True, ruler=scale.benchmark)))
-    return found
+    everything = catalog.models()
+    evidence = Evidence(m for m in everything if m.scores)
+    scales = [Scale(task, everything, evidence=evidence) for task in tasks()]
+    return [(scale, scale.without_thinking()) for scale in scales]
 
 
 def _untold(quality: list[tuple[list[str], Quality]]) -> list[str]:

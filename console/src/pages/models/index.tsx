@@ -5,7 +5,7 @@ import { me } from "../../api/me";
 import type { ModelList, ModelRow } from "../../api/types";
 import { Search, Toggle } from "../../parts/field";
 import { Icon } from "../../parts/icons";
-import { type Loading, useKept } from "../../parts/loaded";
+import { type Loading, useKept, useLoaded } from "../../parts/loaded";
 import { Empty, Loaded, Page } from "../../parts/page";
 import { go, place, to } from "../../parts/router";
 import { Tabs } from "../../parts/tabs";
@@ -23,7 +23,8 @@ const AT_ONCE = 60; // rows drawn before more are asked for
 export default function Models() {
   const held = useKept<ModelList>("/console/api/models?held=1", changes.value);
   const all = useKept<ModelList>("/console/api/models", changes.value); // which takes seconds the first time
-  const both = all.value ?? held.value;
+  const newest = useLoaded<ModelList>(all.value?.newer ? "/console/api/models?newest=1" : null, changes.value);
+  const both = (all.value?.newer && newest.value) || all.value || held.value;
   return (
     <Page title={texts.pages.models} lead={words.lead}>
       {both ? <Found list={both} catalogue={all} /> : <Loaded of={held}>{() => null}</Loaded>}

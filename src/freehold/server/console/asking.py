@@ -2,8 +2,9 @@
 
 The process is started at the first question, answers one after the other, and ends when none came for a while or when
 the caller of the question that it works on leaves. Answers are kept by their words for as long as the store,
-config.toml and the day stay as they are: a short time where they speak of this machine's free memory. Knows lines of
-JSON; knows no verb. Path: choose -> Questions.ask -> reports/__main__.py
+config.toml, the catalogue, the measurements and the day stay as they are: a short time where they speak of this
+machine's free memory. What takes long is shown older than that while it is computed again. Knows lines of JSON;
+knows no verb. Path: choose -> Questions.ask, Questions.shown -> reports/__main__.py
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -31,7 +33,20 @@ HERE_S, ELSEWHERE_S = 10.0, 3600.0  # that an answer holds: about this machine, 
 KEPT = 128  # answers
 WAITING = 16  # questions; beyond, 429
 
+TRUE_BY = ("config.toml", "catalogue.toml", "models", "overlays")  # files of the home that answers hang on
+NEW_BY = ("machine.json", "runs.jsonl")  # what was measured: an answer from before is only an older one
+
 Words = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An answer, and what it holds by."""
+
+    until: float
+    true_by: str
+    new_by: str
+    text: str
 
 
 class Questions:
@@ -41,25 +56,38 @@ class Questions:
         self._home = home
         self._turn = asyncio.Lock()
         self._waiting = 0
+        self._again: dict[str, asyncio.Task[str]] = {}  # answers that are shown meanwhile as they were
         self._ends = 0  # processes that close() ended
         self._child: subprocess.Popen[bytes] | None = None
         self._idle: asyncio.TimerHandle | None = None
-        self._kept: OrderedDict[str, tuple[float, str, str]] = OrderedDict()  # until, stamp, text
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+
+    async def shown(self, verb: str, words: Words) -> tuple[str, bool]:
+        """Return an answer at once where one is kept, whatever its age, and whether it is being computed again."""
+        key = _key(verb, words)
+        kept = self._kept.get(key)
+        if kept is None or kept.true_by != self._stamp(TRUE_BY) or self._known(key) is not None:
+            return await self.ask(verb, words), False
+        if key not in self._again:
+            task = self._again[key] = asyncio.create_task(self.ask(verb, words))
+            task.add_done_callback(lambda done: (self._again.pop(key), done.cancelled() or done.exception()))
+        return kept.text, True
 
     async def ask(self, verb: str, words: Words) -> str:
         """Return the text that `freehold VERB --json` prints. Raises what the verb does, and Refused (429, 503)."""
-        key, stamp = json.dumps([verb, words], sort_keys=True), self._stamp()
-        if (found := self._known(key, stamp)) is not None:
+        key = _key(verb, words)
+        if (found := self._known(key)) is not None:
             return found
         if self._waiting >= WAITING:
             raise Refused(429, f"{WAITING} questions wait already; ask again in a moment", code="overloaded")
         self._waiting += 1
         try:
             async with self._turn:
-                if (found := self._known(key, stamp)) is None:  # not asked by the one before
+                if (found := self._known(key)) is None:  # not asked by the one before
+                    stamps = self._stamp(TRUE_BY), self._stamp(NEW_BY)
                     found = await self._answered(verb, words)
                     holds = ELSEWHERE_S if words.get("on") or verb in ("license", "cost") else HERE_S
-                    self._kept[key] = (time.monotonic() + holds, stamp, found)
+                    self._kept[key] = _Kept(time.monotonic() + holds, *stamps, found)
                     while len(self._kept) > KEPT:
                         self._kept.popitem(last=False)
             return found
@@ -80,16 +108,19 @@ class Questions:
                         pipe.close()
             self._child = None
 
-    def _known(self, key: str, stamp: str) -> str | None:
-        until, then, text = self._kept.get(key, (0.0, "", ""))
-        return text if then == stamp and time.monotonic() < until else None
+    def _known(self, key: str) -> str | None:
+        kept = self._kept.get(key)
+        if kept is None or time.monotonic() >= kept.until:
+            return None
+        same = (kept.true_by, kept.new_by) == (self._stamp(TRUE_BY), self._stamp(NEW_BY))
+        return kept.text if same else None
 
-    def _stamp(self) -> str:
-        """Return what answers hang on besides their words; a stat of three files."""
+    def _stamp(self, files: Sequence[str]) -> str:
+        """Return what changes with the day and these files of the home."""
         times = []
-        for name in ("config.toml", "models", "overlays"):
+        for name in files:
             with suppress(OSError):
-                times.append((self._home / name).stat().st_mtime_ns)
+                times.append((name, (self._home / name).stat().st_mtime_ns))
         return f"{date.today()} {times}"
 
     async def _answered(self, verb: str, words: Words) -> str:
@@ -130,3 +161,7 @@ class Questions:
             return child.stdout.readline()
         except (OSError, ValueError):
             return b""
+
+
+def _key(verb: str, words: Words) -> str:
+    return json.dumps([verb, words], sort_keys=True)

@@ -25,13 +25,20 @@ SCOPED = ("fit", "why")  # verbs that speak of one model, which a scoped key may
 
 
 async def models(call: HttpCall) -> None:
-    """List what is in the store and the catalogue's models, each with fit, speed, verdict, quality and origin."""
-    words = words_of(call, ("held",))
+    """List what is in the store and the catalogue's models, each with fit, speed, verdict, quality and origin.
+
+    What is kept is answered at once with `newer`: a newer list is being computed, which `newest` waits for.
+    """
+    words = words_of(call, ("held", "newest"))
+    newest = bool(words.pop("newest", None))
 
     async def work() -> None:
-        text = await questions(call).ask("models", words)
+        held = questions(call)
+        text, newer = (
+            (await held.ask("models", words), False) if newest else await held.shown("models", words)
+        )
         loaded = {each.name for each in call.models.loaded()}
-        await call.answer(await asyncio.to_thread(_seen, text, call.key, loaded))
+        await call.answer(await asyncio.to_thread(_seen, text, call.key, loaded, newer))
 
     await call.while_here(work())
 
@@ -87,13 +94,13 @@ def _check_scope(key: Key, verb: str, words: dict[str, list[str]]) -> None:
             )
 
 
-def _seen(text: str, key: Key | None, loaded: Collection[str]) -> bytes:
+def _seen(text: str, key: Key | None, loaded: Collection[str], newer: bool) -> bytes:
     """Leave the rows that a key may see, and say which are in memory."""
     found: dict[str, Any] = msgspec.json.decode(text)
     rows = [row for row in found["models"] if key is None or key.may_use(row["name"])]
     for row in rows:
         row["loaded"] = row["name"] in loaded
-    return msgspec.json.encode({**found, "models": rows})
+    return msgspec.json.encode({**found, "models": rows, "newer": newer})
 
 
 def questions(call: HttpCall) -> Questions:

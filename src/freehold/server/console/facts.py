@@ -15,7 +15,7 @@ def fact_routes() -> list[Route]:
     """Return the routes that the pages of models, engine, usage and runs ask."""
     return [
         route("GET", "/console/api/live", live, audience="any", answer=["text/event-stream"]),
-        route("GET", "/console/api/models", models, audience="any", query=["held"]),
+        route("GET", "/console/api/models", models, audience="any", query=["held", "newest"]),
         route(
             "GET",
             "/console/api/choose",
