@@ -47,7 +47,7 @@ export function pieces(text: string, prose = false): Piece[] {
   let at = 0;
   for (let n = 0, hit = found.exec(text); hit; hit = found.exec(text), n++) {
     if (n === MARKS) {
-      out.push({ text: text.slice(at).replace(found, (run) => `[${spelt(run)}]`), hidden: false });
+      out.push({ text: allSpelt(text.slice(at), found), hidden: false });
       return out;
     }
     if (hit.index > at) out.push({ text: text.slice(at, hit.index), hidden: false });
@@ -56,6 +56,16 @@ export function pieces(text: string, prose = false): Piece[] {
   }
   if (at < text.length || out.length === 0) out.push({ text: text.slice(at), hidden: false });
   return out;
+}
+
+/** Spell every run of a flood inside the text; each kind of run once, since there may be 300,000. */
+function allSpelt(text: string, found: RegExp): string {
+  const known = new Map<string, string>();
+  return text.replace(found, (run) => {
+    let said = known.get(run);
+    if (said === undefined) known.set(run, (said = `[${spelt(run)}]`));
+    return said;
+  });
 }
 
 /** The text as nodes, each run of hidden characters inside a mark that says which they are. */
