@@ -159,14 +159,25 @@ class Moments:
             while True:
                 file.write(bytes(4096))
         try:
-            if self.saved(page)[1].state == "whole":  # the page was behind an answer that had ended
+            if not self.unsaved(page):  # what was left of the answer found room
                 filler.unlink()
                 return self.full(context)
-            self.hears("full", page, "the disk is full")
         finally:
             filler.unlink(missing_ok=True)
         page.get_by_text("The answer is saved again.").wait_for()
         return self.ends(page)
+
+    def unsaved(self, page: Any) -> bool:
+        """Time until the page says that the disk is full; False if the answer ends and is saved all the same."""
+        began = time.monotonic()
+        while time.monotonic() - began < WAIT_MS / 1000:
+            if page.get_by_text("the disk is full").count():
+                self.said.setdefault("full", []).append(time.monotonic() - began)
+                return True
+            if self.saved(page)[1].state == "whole":
+                return False
+            page.wait_for_timeout(20)
+        raise TimeoutError("neither saved nor said not to be")
 
     def saved(self, page: Any) -> list[Any]:
         """The messages of the chat that is open, as its file has them."""
