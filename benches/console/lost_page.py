@@ -43,6 +43,9 @@ WAIT_MS = 60_000
 SHOWN = "Math.max(-1, ...[...document.querySelectorAll('article:not(.user) .said')].flatMap(e => " + (
     r"[...e.textContent.matchAll(/Line (\d+): /g)].map(m => +m[1])))"
 )
+LISTED = "[...(document.querySelector('article:not(.user) .said')?.textContent ?? '').matchAll(" + (
+    r"/Line (\d+): /g)].map(m => m[1]).join()"
+)
 
 
 class Moments:
@@ -86,18 +89,24 @@ class Moments:
         asked = [m for m in all if m.content == "something long"]
         made = [m for m in all if m.parent == asked[0].id and m.role == "assistant"]
         text = made[0].content if made else ""
-        shown = page.evaluate("document.querySelector('article:not(.user) .said')?.textContent ?? ''")
-        lines = re.findall(r"Line (\d+): ", shown)
+        wanted = len(re.findall("Line ", text))
+        try:  # it reads the chat again after a server's return
+            page.wait_for_function(f"(wanted) => {LISTED} === wanted", arg=",".join(map(str, range(wanted))))
+            same = True
+        except Exception:
+            same = False
         facts = {
             "messages": len(all) == messages and len(asked) == len(made) == 1,
             "state": bool(made) and made[0].state in (state, "whole"),
-            "file": text == TEXT or (state == "lost" and TEXT.startswith(text) and bool(text)),
-            "page": lines == [str(i) for i in range(len(re.findall("Line ", text)))],
+            "file": text == TEXT or (state == "lost" and TEXT.startswith(text)),
+            "page": same,
             "draft": self.box(page).input_value() == DRAFT,
         }
         wrong = [name for name, good in facts.items() if not good]
         if wrong:
-            self.why = f"{wrong}: {len(all)} messages, state {made and made[0].state}, {len(lines)} lines"
+            self.why = (
+                f"{wrong}: {len(all)} messages, state {made and made[0].state}, {wanted} lines in the file"
+            )
         return not wrong
 
     def reload(self, context: Any) -> bool:
