@@ -340,7 +340,7 @@ def _cell(rows: list[Row]) -> str:
     seconds = statistics.median(row.seconds for row in good)
     size = statistics.median(row.bytes for row in good)
     of = "" if len(good) == len(rows) else f", {len(good)} of {len(rows)}"
-    return f"{seconds:.2f} s, {good[0].steps} steps, {size / 1000:,.0f} kB{of}"
+    return f"{seconds:.2f} s, {good[0].steps} step{"s" * (good[0].steps > 1)}, {size / 1000:,.0f} kB{of}"
 
 
 if __name__ == "__main__":
