@@ -340,7 +340,8 @@ def _cell(rows: list[Row]) -> str:
     seconds = statistics.median(row.seconds for row in good)
     size = statistics.median(row.bytes for row in good)
     of = "" if len(good) == len(rows) else f", {len(good)} of {len(rows)}"
-    return f"{seconds:.2f} s, {good[0].steps} step{"s" * (good[0].steps > 1)}, {size / 1000:,.0f} kB{of}"
+    steps = f"{good[0].steps} step{'s' if good[0].steps > 1 else ''}"
+    return f"{seconds:.2f} s, {steps}, {size / 1000:,.0f} kB{of}"
 
 
 if __name__ == "__main__":
