@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from freehold.chats.tools import ToolResult
-from freehold.errors import DeadlineExceeded
+from freehold.errors import DeadlineExceeded, Overloaded
 from freehold.tools.mcp import connection as connections
+from freehold.tools.mcp import pool as pools
 from freehold.tools.mcp.configured import tool_server
 from freehold.tools.mcp.connection import ToolConnection
 from freehold.tools.mcp.pool import MOST
@@ -182,4 +183,30 @@ def test_many_chats_that_start_a_server_at_once_leave_few_processes(tmp_path: Pa
 
     with below() as left:
         assert asyncio.run(run()) <= MOST
+    assert left == []
+
+
+def test_a_server_in_a_call_is_not_ended_to_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pools, "MOST", 2)
+    monkeypatch.setattr(pools, "ROOM_S", 0.2)
+
+    async def run() -> None:
+        servers = pool(tmp_path, h=program(), stuck=program("hang"))
+        try:
+            stuck = [await servers.connected(f"ann/{n}", "stuck") for n in range(2)]
+            calls = [asyncio.create_task(each.call("echo", {"text": "hi"})) for each in stuck]
+            await asyncio.sleep(0.1)
+            with pytest.raises(Overloaded, match="all 2 servers of tools"):
+                await servers.connected("bob/1", "h")
+            assert not any(call.done() for call in calls)
+            calls[0].cancel()
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            assert (await servers.connected("bob/1", "h")).alive and stuck[1].alive
+            calls[1].cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await servers.close()
+
+    with below() as left:
+        asyncio.run(run())
     assert left == []

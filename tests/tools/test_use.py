@@ -178,3 +178,19 @@ def test_a_revoked_permission_asks_again_and_a_damaged_file_allows_nothing(tmp_p
         assert len(desk.asked) == 3
 
     within(tmp_path, {"h": program()}, use)
+
+
+def test_a_run_that_keeps_nothing_ends_its_own_servers_alone(tmp_path: Path):
+    async def run() -> None:
+        servers = pool(tmp_path, h=program())
+        first, other = (RunTools(servers, ["h"], key="ann", chat="") for _ in range(2))
+        try:
+            await first.offer()
+            await other.offer()
+            await first.aclose()
+            assert servers.running() == {"h": 1}
+            assert not (await other.use(CALL, Desk("once"))).failed
+        finally:
+            await servers.close()
+
+    asyncio.run(run())

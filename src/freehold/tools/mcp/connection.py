@@ -40,6 +40,7 @@ class ToolConnection:
     def __init__(self, server: ToolServer) -> None:
         self.server = server
         self.used_at = 0.0  # by the pool
+        self.calls = 0  # in progress
         self._child = ChildServer(server) if server.command else None
         self._session: Any = None
         self._closing = asyncio.Event()
@@ -121,6 +122,7 @@ class ToolConnection:
         work = asyncio.ensure_future(asked)
         if self._child is not None:
             self._child.asked()
+        self.calls += 1
         try:
             await asyncio.wait({work, self._broken}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not self._broken.done():
@@ -137,6 +139,8 @@ class ToolConnection:
             # A closed connection fails the call first; how the server ended is known a moment later.
             await asyncio.wait({self._broken}, timeout=_END_KNOWN_S if self._closed(e) else 0)
             raise (self._broken.result() if self._broken.done() else self._named(e)) from e
+        finally:
+            self.calls -= 1
         name = self.server.name
         await self._abandon(work, f"it did not {what} within {limit_s:g} s")
         raise DeadlineExceeded(

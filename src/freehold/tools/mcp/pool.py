@@ -1,7 +1,7 @@
 """The servers of tools that run for this process, one for each chat that uses it.
 
 Two chats never share a server: its state may hold what one of them sent. One that is idle ends after five minutes, and
-beyond eight the one that was used longest ago. Knows connections; knows no tool.
+beyond eight the one that was used longest ago, unless it is in a call. Knows connections; knows no tool.
 Path: RunTools -> ToolServers.connected -> ToolConnection; serve.py -> ToolServers.close
 """
 
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freehold.errors import FreeholdError, UsageError
+from freehold.errors import FreeholdError, Overloaded, UsageError
 from freehold.tools.mcp.configured import ToolServer, tool_servers
 from freehold.tools.mcp.connection import ToolConnection
 from freehold.tools.mcp.pinning import PinnedTool, pinned
 
 IDLE_S = 300.0
 MOST, STARTING = 8, 4  # processes: that run, and that start beside them
+ROOM_S = 30.0  # a start waits so long for one that is in no call
 _LOOK_S = 20.0
 
 
@@ -114,9 +115,10 @@ class ToolServers:
 
     async def release(self, user: str) -> None:
         """End the servers of a chat."""
-        for key in [key for key in self._running if key[0] == user]:
-            self._starting.pop(key, None)
-            await self._running.pop(key).close()
+        for key in [key for key in self._starting if key[0] == user]:
+            del self._starting[key]
+            if (found := self._running.pop(key, None)) is not None:
+                await found.close()
 
     async def close(self) -> None:
         """End all of them, and wait until they are gone."""
@@ -126,10 +128,21 @@ class ToolServers:
         await asyncio.gather(*(connection.close(now=True) for connection in running), return_exceptions=True)
 
     async def _make_room(self) -> None:
+        """End the one that was used longest ago, once one is in no call. Raises Overloaded after ROOM_S."""
+        until = time.monotonic() + ROOM_S
         while len(self._running) >= MOST:
-            oldest = min(self._running, key=lambda key: self._running[key].used_at)
-            self._starting.pop(oldest, None)
-            await self._running.pop(oldest).close(f"more than {MOST} servers ran", now=True)
+            idle = [key for key, each in self._running.items() if not each.calls]
+            if idle:
+                oldest = min(idle, key=lambda key: self._running[key].used_at)
+                self._starting.pop(oldest, None)
+                await self._running.pop(oldest).close(f"more than {MOST} servers ran", now=True)
+            elif time.monotonic() > until:
+                raise Overloaded(
+                    f"all {MOST} servers of tools that may run at once have been in calls for {ROOM_S:g} s",
+                    "ask again when other answers with tools have ended",
+                )
+            else:
+                await asyncio.sleep(0.05)
 
     def _sweep(self) -> None:
         if self._sweeper is None or self._sweeper.done():

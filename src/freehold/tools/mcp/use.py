@@ -8,6 +8,7 @@ terminal. Path: a run or a verb -> RunTools.offer, use -> ToolDesk.ask -> ToolCo
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,14 +30,15 @@ class RunTools:
     """Implements chats.tools.ToolRunner.
 
     `key` "": the machine's user. `chat`: whose servers these are, beside the key, and for which "chat" allows. `keep`:
-    servers stay for the chat's next run.
+    servers stay for the chat's next run, which they share with others of the chat.
     """
 
     def __init__(
         self, servers: ToolServers, names: Sequence[str], *, key: str, chat: str, keep: bool = False
     ) -> None:
         self._servers, self._names, self._chat, self._keep = servers, tuple(dict.fromkeys(names)), chat, keep
-        self._user = f"{key}/{chat}"
+        # A run that keeps nothing has servers of its own: it ends them, and another may be in the midst of a call.
+        self._user = f"{key}/{chat}" if keep else f"{key}/{chat} {secrets.token_hex(8)}"
         self._permissions = Permissions.of(servers.home, key)
         self._offered: dict[str, tuple[Tool, PinnedTool]] = {}
         self._calls = 0
