@@ -89,7 +89,7 @@ class Moments:
         asked = [m for m in all if m.content == "something long"]
         made = [m for m in all if m.parent == asked[0].id and m.role == "assistant"]
         text = made[0].content if made else ""
-        wanted = len(re.findall("Line ", text))
+        wanted = len(re.findall(r"Line \d+: ", text))
         try:  # it reads the chat again after a server's return
             page.wait_for_function(f"(wanted) => {LISTED} === wanted", arg=",".join(map(str, range(wanted))))
             same = True
