@@ -23,8 +23,9 @@ from urllib.parse import quote
 import msgspec
 
 from freehold import private
-from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.backends.contract import DeployPlan
 from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.rows import DeploymentRow
 from freehold.errors import StoreError
 
 SCHEMA = 1

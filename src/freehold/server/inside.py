@@ -20,9 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.backends.contract import DeployPlan
 from freehold.backends.planning.asked import DeployOptions, planned
 from freehold.backends.replicas.models import DeployedModels
+from freehold.backends.rows import DeploymentRow
 from freehold.config import Settings, load_settings
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel

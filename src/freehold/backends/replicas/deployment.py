@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 from freehold import private
-from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver
+from freehold.backends.contract import DeployPlan, EngineDriver
 from freehold.backends.replicas.affinity import PrefixRing, pick, prefix_key
 from freehold.backends.replicas.answer import DeployedStream
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits
+from freehold.backends.rows import DeploymentRow
 from freehold.errors import EngineClosed, EngineLost, Overloaded, UsageError
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job, Vectors

@@ -15,12 +15,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from freehold import private
-from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver
+from freehold.backends.contract import DeployPlan, EngineDriver
 from freehold.backends.names import named
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.backends.replicas.handle import DeployedHandle, FallbackHandle, info_of, stats_of
 from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
 from freehold.backends.replicas.tables import tables
+from freehold.backends.rows import DeploymentRow
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, UsageError
 from freehold.platforms import SOCKET_PATH_BYTES
 from freehold.providers.hop import Hop

@@ -18,17 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from freehold.backends.contract import (
-    DeployPlan,
-    EngineDeath,
-    EngineDriver,
-    EngineNumbers,
-    LaunchedEngine,
-    ReplicaRow,
-    ReplicaState,
-)
+from freehold.backends.contract import DeployPlan, EngineDeath, EngineDriver, EngineNumbers, LaunchedEngine
 from freehold.backends.replicas.calls import EngineCalls, probe
 from freehold.backends.replicas.tallied import TalliedNumbers
+from freehold.backends.rows import ReplicaRow, ReplicaState
 from freehold.errors import FreeholdError, UsageError
 from freehold.providers.hop import Hop
 

@@ -124,7 +124,7 @@ class Conversation:
         return None if answer.stopped and not answer.text else ChatTurn(_said(answer), id)
 
     def _heard(self, turn: Message) -> None:
-        """Take in an answer that called tools, or the result of a call; the answer goes on after the last one."""
+        """Take in an answer that called tools, or the result of a call; the answer continues after the last one."""
         if turn.role == "assistant":
             self._turns.append(ChatTurn(turn, self._keeper.end(turn, "tool_calls")))
             self._streamed.text = self._streamed.thinking = ""

@@ -121,7 +121,7 @@ def answered(question: ToolQuestion) -> ToolAnswer:
         return ToolAnswer(verdict="deny", word="there is no terminal to ask in")
     for line in _lines(question):
         _tell(line)
-    termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question is no answer to it
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
     print("Allow? [N]o, [o]nce, for this [c]hat, [a]lways: ", end="", file=sys.stderr, flush=True)
     if not select.select([sys.stdin], [], [], ASK_S)[0]:
         _tell(f"\nno answer in {ASK_S / 60:.0f} minutes: no")

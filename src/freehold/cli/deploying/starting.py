@@ -13,8 +13,9 @@ from contextlib import suppress
 
 import click
 
-from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.backends.contract import DeployPlan
 from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.rows import DeploymentRow
 from freehold.cli.deploying.asking import AskedDeployments
 from freehold.cli.deploying.tables import as_json, progress
 from freehold.cli.progress import StatusLine

@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
-from freehold.backends.contract import DeploymentRow, DeployPlan
+from freehold.backends.contract import DeployPlan
 from freehold.backends.kept import KeptDeployment, forget, kept
 from freehold.backends.planning.asked import planned
+from freehold.backends.rows import DeploymentRow
 from freehold.cli.deploying import tables
 from freehold.cli.deploying.asking import AskedDeployments
 from freehold.cli.deploying.options import asked_of, plan_options

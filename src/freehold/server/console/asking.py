@@ -40,7 +40,7 @@ Words = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _HeldAnswer:
     """An answer, and what it holds by."""
 
     until: float
@@ -60,7 +60,7 @@ class Questions:
         self._ends = 0  # processes that close() ended
         self._child: subprocess.Popen[bytes] | None = None
         self._idle: asyncio.TimerHandle | None = None
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, _HeldAnswer] = OrderedDict()
 
     async def shown(self, verb: str, words: Words) -> tuple[str, bool]:
         """Return an answer at once where one is kept, whatever its age, and whether it is being computed again."""
@@ -87,7 +87,7 @@ class Questions:
                     stamps = self._stamp(TRUE_BY), self._stamp(NEW_BY)
                     found = await self._answered(verb, words)
                     holds = ELSEWHERE_S if words.get("on") or verb in ("license", "cost") else HERE_S
-                    self._kept[key] = _Kept(time.monotonic() + holds, *stamps, found)
+                    self._kept[key] = _HeldAnswer(time.monotonic() + holds, *stamps, found)
                     while len(self._kept) > KEPT:
                         self._kept.popitem(last=False)
             return found

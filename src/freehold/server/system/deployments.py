@@ -2,7 +2,7 @@
 
 A plan names the program to be started, so adding and upgrading take the owner's socket or token; an admin's key lists,
 restarts and stops. What is added is kept as a file and forgotten when it is stopped. Knows no engine.
-Path: freehold deploy -> Unix socket -> DeploymentDesk -> backends.contract.Deployments
+Path: freehold deploy -> Unix socket -> DeploymentDesk -> backends.rows.Deployments
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from msgspec import Meta, Struct
 from starlette.routing import Route
 
 from freehold.backends import kept
-from freehold.backends.contract import DeploymentRow, Deployments, DeployPlan
+from freehold.backends.contract import DeployPlan
 from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.rows import DeploymentRow, Deployments
 from freehold.errors import AccessDenied, FreeholdError, ModelNotFound, UsageError
 from freehold.server.core.call import HttpCall, Server, route
 from freehold.server.core.fields import Name
