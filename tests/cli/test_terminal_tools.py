@@ -156,7 +156,7 @@ def test_an_allowed_call_runs_and_its_result_is_before_the_model(typing, tooled)
     seen = typing(b"o\n")
     model = tooled()
     assert said(model) == 'I look. It says {"text": "hi"}'
-    call, result = model.made
+    call, result = model._tools.made
     assert call.tool_calls[0].name == "echo" and (result.tool_call_id, result.failed) == ("c1", False)
     shown = seen.getvalue()
     assert (

@@ -135,6 +135,7 @@ def test_metrics_have_each_replica_and_do_not_shrink_when_one_dies(deploying: De
     )  # each was asked one token to be ready
     before = tokens()
     assert {line.partition('replica="')[2][0] for line in before} == {"0", "1"}
+    deploying.until(lambda: all(each.pid for each in deploying.models.rows()[0].replicas))
     row = deploying.models.rows()[0]
     deploying.driver.engine_of(row.replicas[0].pid).signal(signal.SIGKILL)
     deploying.until(lambda: not deploying.all_ready())
