@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,10 @@ def test_a_client_that_leaves_in_a_call_ends_it_and_its_server(tooled):
 
 
 def hanging() -> bool:
-    words = [each.cmdline() for each in psutil.Process().children(recursive=True)]
+    words = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            words.append(each.cmdline())
     return any("hang" in each or "freehold.tools.mcp.guard" in each for each in words)
 
 
