@@ -1,7 +1,7 @@
 """Prose of the project uses plain technical words: CONTRIBUTING.md lists those that this test refuses.
 
-Checked are comments and strings of Python (in tests, docstrings alone of the strings), comments and strings of C++, and
-pages except the log and the generated reference.
+Checked are comments and strings of Python (in tests, docstrings alone of the strings), comments and strings of C++ and
+TypeScript, and pages except the log and the generated reference.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ REFUSED_IN_PACKAGE = re.compile(  # pages and tests still have them
 ROOMS = (
     "src",
     "csrc",
+    "console/src",
     "docs",
     "benches",
     "examples",
@@ -48,7 +49,7 @@ APART = (
 def files() -> list[str]:
     command = ["git", "-C", str(ROOT), "ls-files", *ROOMS]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    kinds = (".py", ".md", ".cpp", ".h", ".inl")
+    kinds = (".py", ".md", ".cpp", ".h", ".inl", ".ts", ".tsx")
     return [
         f
         for f in found
@@ -71,8 +72,9 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
             ):
                 in_braces = r"\{[^{}\n]*\}" if token.string[0] in "fF" else "$^"
                 yield token.start[0], _unquoted(re.sub(in_braces, "", token.string))
-    elif path.suffix in (".cpp", ".h", ".inl"):
-        for match in re.finditer(r'//.*|"(?:[^"\\\n]|\\.)*"', text):
+    elif path.suffix != ".md":
+        template = "|`[^`]*`" if path.suffix in (".ts", ".tsx") else ""
+        for match in re.finditer(r'//.*|/\*(?:(?!\*/).)*|"(?:[^"\\\n]|\\.)*"' + template, text):
             yield text.count("\n", 0, match.start()) + 1, match[0]
     else:  # CONTRIBUTING.md has the list of words itself, in bold
         yield 1, _unquoted(re.sub(r"\*\*.*?\*\*", "", text) if path.name == "CONTRIBUTING.md" else text)

@@ -62,7 +62,7 @@ export const texts = {
     notCopied: "Not copied",
     table: "Table",
     image: "Image (not loaded)",
-    imageNotLoaded: "Pictures in a text are never loaded: whoever owns the address would learn that you read it",
+    imageNotLoaded: "Pictures in a text are never loaded: the address's owner would learn that you read it",
     done: "done",
     notDone: "not done",
     openLink: "Open this address?",

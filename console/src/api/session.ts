@@ -1,5 +1,5 @@
 // Logging in and out, and requests that outlive a session: one that is refused because the session ended waits for the
-// next login and is sent again, so that nobody above this file notices. A key is never kept here; the cookie stands for it.
+// next login and is sent again, so that no caller above this file notices. A key is never kept here; the cookie stands for it.
 import { signal } from "@preact/signals";
 
 /** The session ended while the page was open: it asks for the key again. */

@@ -30,7 +30,7 @@ function matches(keys: string, e: KeyboardEvent): boolean {
   const command = e.ctrlKey || e.metaKey;
   if (want("Ctrl") !== command || want("Alt") !== e.altKey) return false;
   if (key.length > 1 || command) return want("Shift") === e.shiftKey && e.key.toLowerCase() === key.toLowerCase();
-  return e.key === key && !writes(e); // a bare letter counts only where nobody writes
+  return e.key === key && !writes(e); // a bare letter counts only outside of fields
 }
 
 addEventListener("keydown", (e) => {

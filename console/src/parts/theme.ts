@@ -1,4 +1,4 @@
-// Light or dark: the system's choice unless this browser was told otherwise. Kept in this browser, where it keeps things.
+// Light or dark: the system's choice unless Settings says otherwise. Kept in this browser, where it keeps things.
 import { effect, signal } from "@preact/signals";
 
 export type Theme = "system" | "light" | "dark";

@@ -13,7 +13,7 @@ export interface Chunk {
   from: number;
   to: number;
   box: HTMLElement;
-  coloured: number; // characters that have colours, kept by whoever colours them
+  coloured: number; // characters that have colours, kept by what colours them
 }
 
 /** Text that is appended to, shown inside `host`. */

@@ -21,7 +21,7 @@ export function safeUrl(address: string): URL | null {
   return /^https?:$/.test(url.protocol) && url.hostname && !named ? url : null;
 }
 
-/** Whether the address could carry what someone wrote to whoever owns it. */
+/** Whether the address could carry what someone wrote to its owner. */
 export function carries(url: URL): boolean {
   return url.search.length > 1 || /[=?&%]/.test(url.hash) || url.hash.length > 40 || url.pathname.length > PLAIN_PATH;
 }

@@ -1,6 +1,7 @@
 // A tool's question: what it is, what it wants to do, and the answers. Focus stands on Deny; nothing is approved by a key
 // that was meant for something else. Everything that the tool wrote is shown with its invisible characters.
 import { useSignal } from "@preact/signals";
+import { createElement } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import type { Ask } from "../../api/types";
 import { Button } from "../../parts/button";
@@ -30,7 +31,7 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
   const deny = useRef<HTMLDivElement>(null);
 
   useEffect(() => {
-    // Whoever is writing keeps the focus, so that their Enter sends a message and answers nothing here.
+    // A box that is being written in keeps the focus, so that its Enter sends a message and answers nothing here.
     const at = document.activeElement;
     const writes = (at instanceof HTMLTextAreaElement || at instanceof HTMLInputElement) && at.value !== "";
     if (!writes) deny.current?.querySelector("button")?.focus();
@@ -144,11 +145,7 @@ function Change({ before, after }: { before: string; after: string }) {
       </p>
       <pre class="difference" tabIndex={0}>
         {difference(pretty(before), pretty(after)).map(([sign, line], i) =>
-          sign === " " ? <span key={i}>{`  ${line}\n`}</span> : sign === "-" ? (
-            <del key={i}>{shown(`- ${line}`)}{"\n"}</del>
-          ) : (
-            <ins key={i}>{shown(`+ ${line}`)}{"\n"}</ins>
-          ),
+          createElement(LINES[sign], { key: i }, `${sign} ${shown(line)}\n`),
         )}
       </pre>
     </div>
@@ -156,6 +153,7 @@ function Change({ before, after }: { before: string; after: string }) {
 }
 
 type Line = [" " | "-" | "+", string];
+const LINES = { " ": "span", "-": "del", "+": "ins" } as const;
 const MOST = 400; // lines compared in pairs; longer texts are shown one after the other
 
 /** Lines taken out and put in, by their longest common subsequence. */

@@ -47,7 +47,7 @@ export function Composer({ chat }: { chat: Chat }) {
     return () => removeEventListener("keydown", take);
   }, []);
 
-  /** A letter typed where nobody writes, on the page or its conversation, is the first of a message. */
+  /** A letter typed on the page or its conversation, outside of any field, is the first of a message. */
   function take(e: KeyboardEvent) {
     const command = e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented;
     if (command || e.key.length !== 1 || e.key === " " || document.querySelector("dialog[open], :popover-open")) return;

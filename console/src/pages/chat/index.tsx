@@ -136,7 +136,8 @@ async function enter(id: string | null): Promise<void> {
   const now = opened.peek();
   if (id === null) {
     const sends = now.id === null && pending.peek()?.chat === now;
-    const chat = sends ? now : fresh(kept("model", ""), kept<ChatSettings>("settings", {}));
+    const model = place.peek().query.get("model") ?? kept("model", "");
+    const chat = sends ? now : fresh(model, kept<ChatSettings>("settings", {}));
     leaveOthers(chat);
     return readDraft(chat);
   }

@@ -77,7 +77,7 @@ async function readDefaults(model: string): Promise<Record<string, string>> {
   }
 }
 
-/** How many tokens a text is for a model; null where that cannot be told now. */
+/** How many tokens a text is for a model; null where that is not known now. */
 export async function countTokens(model: string, text: string): Promise<number | null> {
   try {
     return (await post<{ count: number }>("/tokenize", { model, prompt: text, add_special_tokens: false })).count;

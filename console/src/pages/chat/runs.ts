@@ -58,7 +58,7 @@ export async function start(chat: Chat, { parent, message, model, settings }: St
   void attach(chat, run, answer.id);
 }
 
-/** Follow a run until it ends; its text goes into the answer's message. One call a run, whoever asks. */
+/** Follow a run until it ends; its text goes into the answer's message. A run that is followed already is not followed twice. */
 export async function attach(chat: Chat, run: string, answer: string): Promise<void> {
   if (ended.has(run) || [...followers].some((each) => each.id === run && !each.left)) return;
   const follower = new Follower(chat, run, answer);

@@ -25,10 +25,14 @@ export interface Pending {
   chat: Chat;
   draft: Draft;
   parent: string | null;
+  edited: string | null; // the message of which it is another version
   model: string | null;
   held: boolean; // the server is away: it is sent when it is back
 }
 export const pending = signal<Pending | null>(null);
+
+const NOTHING: Draft = { text: "", files: [], images: [] };
+type Unsent = Pick<Draft, "text"> & Pick<Pending, "parent">;
 
 const nameOf = (chat: Chat) => `draft/${chat.id ?? "new"}`;
 const editOf = (chat: Chat) => `edit/${chat.id ?? "new"}`;
@@ -39,13 +43,36 @@ export async function readDraft(chat: Chat): Promise<void> {
   editing.value = other.value = null;
   const edit = kept<{ id: string; text: string } | null>(editOf(chat), null);
   if (edit && chat.tree.peek().nodes.has(edit.id)) return beginEdit(edit.id, edit.text);
-  const unsent = pending.peek() ? null : kept<{ text: string; parent: string | null } | null>(unsentOf(chat), null);
-  const back = unsent && !(await isThere(chat, unsent.parent, unsent.text)) ? unsent.text : "";
-  const text = [back, kept(nameOf(chat), "")].filter(Boolean).join("\n\n");
-  setBox({ text, files: [], images: [] });
+  setBox({ ...NOTHING, text: kept(nameOf(chat), "") });
   const attached = await keptFiles(nameOf(chat));
-  if (opened.peek() === chat && attached.files.length + attached.images.length)
-    setBox({ ...box.peek(), files: attached.files, images: attached.images });
+  if (opened.peek() !== chat) return;
+  if (attached.files.length + attached.images.length) setBox({ ...box.peek(), ...attached });
+  await readUnsent(chat);
+}
+
+/** Put back what a page that ended was sending, unless the server has it. */
+async function readUnsent(chat: Chat): Promise<void> {
+  const name = unsentOf(chat);
+  const sends = () => pending.peek()?.chat.id === chat.id;
+  const unsent = sends() ? null : kept<Unsent | null>(name, null);
+  if (!unsent) return;
+  const there = await isThere(chat, unsent.parent, unsent.text);
+  const attached = await keptFiles(name);
+  if (opened.peek() !== chat || sends()) return;
+  if (!there) putBack({ text: unsent.text, ...attached });
+  forget(name);
+}
+
+/** Put a message before what is in the box. */
+function putBack(draft: Draft): void {
+  const { text, files, images } = box.peek();
+  setBox({
+    text: [draft.text, text].filter(Boolean).join("\n\n"),
+    files: [...draft.files, ...files],
+    images: [...draft.images, ...images],
+  });
+  typed(box.peek().text);
+  setFiles({});
 }
 
 export function setBox(draft: Draft): void {
@@ -88,66 +115,83 @@ export async function send(): Promise<void> {
   if (pending.peek() || (!text.trim() && !files.length && !images.length)) return;
   const edited = editing.peek();
   const parent = edited ? (chat.tree.peek().nodes.get(edited)?.parent ?? null) : chat.leaf.peek();
-  pending.value = { chat, draft: { text, files, images }, parent, model: other.peek(), held: false };
+  const draft = { text, files, images };
+  pending.value = { chat, draft, parent, edited, model: other.peek(), held: false };
   editing.value = other.value = null;
-  keep(editOf(chat), null);
-  setBox({ text: "", files: [], images: [] });
+  keep(unsentOf(chat), { text, parent });
+  void keepFiles(unsentOf(chat), draft);
+  if (edited) {
+    keep(editOf(chat), null);
+    void readDraft(chat); // what was in the box before Edit
+  } else {
+    setBox(NOTHING);
+    forget(nameOf(chat));
+  }
   await deliver();
 }
 
-/** Take back a message that the server does not have. */
+/** Take back a message that the server does not have. One of a chat that is left comes back when that is opened. */
 export function takeBack(): void {
   const now = pending.peek();
   if (!now) return;
   pending.value = null;
-  if (opened.peek() === now.chat) {
-    setBox(now.draft);
-    typed(now.draft.text);
-    setFiles({});
-  }
+  if (opened.peek() !== now.chat) return;
+  if (!box.peek().text) editing.value = now.edited;
+  putBack(now.draft);
+  forget(unsentOf(now.chat));
 }
 
 async function deliver(): Promise<void> {
   const now = pending.peek();
   if (!now) return;
   const { chat, draft, parent, model } = now;
-  const [name, unsent] = [nameOf(chat), unsentOf(chat)];
-  keep(unsent, { text: draft.text, parent });
   try {
     if (chat.id === null) await create(chat);
     await start(chat, { parent, message: draft, model });
-    keep(unsent, null);
-    forget(name, chat);
+    delivered(chat);
   } catch (e) {
     if (e instanceof ApiError && e.status === 0) return void (pending.value = { ...now, held: true });
     takeBack();
-    keep(unsent, null);
     notifyError(e);
   }
 }
 
-function forget(name: string, chat: Chat): void {
+/** The server has the message. */
+function delivered(chat: Chat): void {
   if (pending.peek()?.chat === chat) pending.value = null;
-  for (const each of new Set([name, nameOf(chat)]))
-    if (opened.peek() !== chat || each !== nameOf(chat) || !box.peek().text) {
-      keep(each, null);
-      void keepFiles(each, { files: [], images: [] });
-    }
-  if (opened.peek() === chat && box.peek().text) keep(nameOf(chat), box.peek().text); // typed while it was sent
+  forget(unsentOf(chat));
+}
+
+function forget(name: string): void {
+  keep(name, null);
+  void keepFiles(name, NOTHING);
 }
 
 /** Make the chat on the server, and give the page its address. */
 async function create(chat: Chat): Promise<void> {
   if (!chat.model.peek()) {
-    await readModels(); // somebody typed faster than the list came
+    await readModels(); // the message was typed before the list came
     chat.model.value = preferred();
   }
   const settings = chat.settings.peek();
   const card = await reach(post<Card>("/console/api/chats", { model: chat.model.peek(), settings }));
+  const before = [nameOf(chat), unsentOf(chat)];
   chat.id = card.id;
+  void moved(before[0]!, nameOf(chat));
+  void moved(before[1]!, unsentOf(chat));
   chat.card.value = card;
   changed(card);
   if (opened.peek() === chat) go(to("chat", card.id), true);
+}
+
+/** What was kept of a new chat is kept under its id from now on. */
+async function moved(from: string, to: string): Promise<void> {
+  keep(to, kept(from, null));
+  keep(from, null);
+  const files = await keptFiles(from);
+  if (!files.files.length && !files.images.length) return;
+  await keepFiles(to, files);
+  await keepFiles(from, NOTHING);
 }
 
 /** The server is back: send what waited, unless it had arrived before the connection broke. */
@@ -158,7 +202,7 @@ onReturn(() => {
 
 async function again(now: Pending): Promise<void> {
   try {
-    if (now.chat.id !== null && (await arrived(now))) return void (pending.value = null);
+    if (now.chat.id !== null && (await arrived(now))) return delivered(now.chat);
   } catch {
     return; // away again
   }

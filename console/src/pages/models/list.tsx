@@ -1,4 +1,4 @@
-// A table of models, and what can be done to each by whoever looks at it. Knows rows; asks nothing of the server itself.
+// A table of models, and what the caller may do to each. Knows rows; asks nothing of the server itself.
 import { me } from "../../api/me";
 import type { ModelRow } from "../../api/types";
 import { Button, IconButton } from "../../parts/button";
