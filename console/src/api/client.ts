@@ -31,7 +31,7 @@ export async function api<T>(method: string, path: string, body?: unknown, signa
   return (text ? parse<T>(text) : null) as T; // some routes of /api answer with nothing
 }
 
-/** JSON whose seeds keep all their digits: one of 64 bits is no number of JavaScript, so it becomes a string. */
+/** JSON whose seeds keep all their digits: JavaScript has no number of 64 bits, so such a one becomes a string. */
 export function parse<T>(json: string): T {
   return JSON.parse(json.replace(/"seed": ?(\d{16,})/g, '"seed":"$1"')) as T;
 }

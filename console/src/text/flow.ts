@@ -21,7 +21,7 @@ const LEAST_MS = 33;
 const MOST_MS = 500;
 const PER_RATE = 100; // ms for a character a millisecond
 const FASTEST_MS = 800;
-const GROWTH = 3; // one quick burst is no stream
+const GROWTH = 3; // one quick burst does not make a stream
 
 interface Shown {
   view: View;

@@ -1,4 +1,4 @@
-// Where math begins and ends in markdown: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`. Knows no TeX: an amount of dollars is no math.
+// Where math begins and ends in markdown: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`. Knows no TeX: an amount of dollars is not math.
 
 export interface MathToken {
   type: "math" | "formula";
@@ -57,7 +57,7 @@ export function nextBlockMath(src: string): number | undefined {
   return hit && /[$[]$/.test(hit[0]) ? hit.index : undefined;
 }
 
-/** The text with its math masked: a `*` or `_` in a formula is no emphasis. */
+/** The text with its math masked: a `*` or `_` in a formula is not emphasis. */
 export function maskedMath(src: string): string {
   if (!src.includes("$")) return src;
   return src.replace(/(?<![\w\\$])\$(?![\s$])(?:\\[\s\S]|[^\\$\n]){1,1000}?(?<![\s\\])\$(?![\w$])/g, (math) => "a".repeat(math.length));
