@@ -95,6 +95,20 @@ def test_interrupt_says_that_the_same_command_continues(
     assert status == 130 and "stopped; the same command continues" in err
 
 
+def test_interrupt_before_anything_was_kept_says_that_the_command_begins_anew(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from freehold.adapt.quantize import quantising
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantising, "planned", interrupt)
+    status, _, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--type", "Q8_0")
+    assert status == 130 and "stopped; nothing was kept yet" in err
+    assert not (tmp_path / ".out.part").exists()
+
+
 def test_interrupt_right_after_the_last_rename_says_that_the_result_is_whole(
     run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

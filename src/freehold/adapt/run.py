@@ -107,7 +107,7 @@ class RunFolder:
     @property
     def folder(self) -> Path:
         """Where the work lies until it is finished."""
-        return self.out.with_name(f".{self.out.name}.part")
+        return part_of(self.out)
 
     def path(self, name: str) -> Path:
         """Return the path of a file of the result; what is written there is part of `out` once that is finished."""
@@ -195,6 +195,11 @@ class RunFolder:
             return path.stat().st_size if path.exists() else 0
         os.fsync(self._steps.fileno())
         return self._steps.tell()
+
+
+def part_of(out: Path) -> Path:
+    """Return where the work for a result lies until it is finished."""
+    return out.with_name(f".{out.name}.part")
 
 
 def _difference(before: Any, now: Any, at: str = "") -> tuple[str, str, str] | None:

@@ -46,9 +46,20 @@ def reporter(*, as_json: bool = False) -> Iterator[OnEvent]:
 
 
 def result_of(out: Path) -> Callable[[], str]:
-    """Return what Ctrl-C leaves of a run whose folder gets its name last: a result, or what the next call continues."""
-    whole, part = f"{out} is whole", f"the same command continues; {out} is not there yet"
-    return lambda: whole if os.path.lexists(out) else part
+    """Return what Ctrl-C leaves of a run whose folder gets its name last.
+
+    That is a result, what the next call continues, or nothing where it came before the first state was kept.
+    """
+    from freehold.adapt.run import part_of
+
+    def left() -> str:
+        if os.path.lexists(out):
+            return f"{out} is whole"
+        if os.path.lexists(part_of(out)):
+            return f"the same command continues; {out} is not there yet"
+        return f"nothing was kept yet; the same command begins {out} anew"
+
+    return left
 
 
 class StatusLine:
@@ -85,9 +96,13 @@ class StatusLine:
         sys.stderr.flush()
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a remark that stays."""
+        self.say(f"note: {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line that stays, however soon after another."""
         self.clear()
-        print(f"note: {printable(text)}", file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Take the renewed line away, so that another may be printed."""

@@ -155,7 +155,7 @@ def command(
             facts=company_facts(settings, {}),
             fresh=fresh,
             on_note=line.note,
-            on_step=lambda row: line.show(_step(row, asked.steps)),
+            on_step=lambda row: line.say(_step(row, asked.steps)),
         )
     if as_json:
         click.echo(json.dumps(made))
