@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from freehold import platforms
+from freehold.adapt.teaching import control
 from freehold.models.tiny import make
 
 pytest.importorskip("torch")
@@ -24,6 +25,8 @@ REWARD = (
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a short run on a tiny model."""
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(control, "FACTS", control.FACTS[:2])
+    monkeypatch.setattr(control, "WINDOWS", 2)
     model = make.write_gguf(make.config("qwen2"), tmp_path / "tiny.gguf")
     (tmp_path / "reward.py").write_text(REWARD)
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Say {i}"}}\n' for i in range(8)))
@@ -35,9 +38,18 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_was_learnt_is_on_stdout_and_steps_are_on_stderr(run: Run, given: list[str], tmp_path: Path):
     status, said, err = run("reinforce", *given, "--steps", "2", "--lr", "0")
     assert status == 0, err
-    for part in ("prompts pass greedy", "p = 1", "nat a token", "failures  none", f"{tmp_path}/out"):
+    for part in ("prompts pass greedy", "p = 1", "nat a token", "failures    none", f"{tmp_path}/out"):
         assert part in said
     assert "withstood" in err and "before training" in err and "after training" in err
+    assert "facts" in said and "other text" in said
+
+
+def test_every_step_stays_with_its_mismatch_however_quick(run: Run, given: list[str]):
+    status, _, err = run("reinforce", *given, "--steps", "3")
+    assert status == 0, err
+    steps = [line for line in err.splitlines() if line.startswith("step ")]
+    assert [line.split(":")[0] for line in steps] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    assert all("mismatch" in line for line in steps)
 
 
 def test_json_is_the_receipt(run: Run, given: list[str], tmp_path: Path):

@@ -30,7 +30,7 @@ from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.lines import check_apart, held_out
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import model_digest, receipt, text_digest
+from freehold.adapt.receipt import model_digest, receipt, template_digest
 from freehold.adapt.rows import AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import open_sampling
@@ -190,7 +190,7 @@ def align(
         loop.save()
         parts = {
             "licence": {"base": licence.as_json()},
-            "template": text_digest(trainee.template.source if trainee.template else ""),
+            "template": template_digest(trainee.template),
             "pairs": _counted(course.pairs, trained, tested),
             "first_loss": lines[0]["loss"],
             "before_after": measured(trainee, unseen),

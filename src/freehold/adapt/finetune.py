@@ -21,7 +21,7 @@ from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.lines import DataLines
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import model_digest, receipt, text_digest
+from freehold.adapt.receipt import model_digest, receipt, template_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SamplingModel, open_sampling
@@ -190,7 +190,7 @@ def finetune(
             "finetune",
             inputs,
             licence={"base": licence.as_json()},
-            template=text_digest(trainee.template.source if trainee.template else ""),
+            template=template_digest(trainee.template),
             samples=_counted(room, lessons),
             loss={"first": lines[0]["loss"], "last": lines[-1]["loss"]},
             before_after=_learnt(before, after, lessons),

@@ -19,6 +19,7 @@ from typing import Any
 import freehold
 from freehold import platforms
 from freehold.store.records import ModelRef
+from freehold.tokenizer import ChatTemplate
 
 SCHEMA = 1
 NAME = "receipt.json"
@@ -74,6 +75,11 @@ def model_digest(model: ModelRef) -> str:
     files = model.files or (model.path,)
     found = [file_digest(path) for path in files if path.is_file()]
     return found[0] if len(found) == 1 else text_digest("\n".join(found))
+
+
+def template_digest(template: ChatTemplate | None) -> str:
+    """Return the SHA-256 of a chat template, of an empty text where a model has none."""
+    return text_digest(template.source if template else "")
 
 
 def text_digest(text: str) -> str:

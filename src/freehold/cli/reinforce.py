@@ -17,7 +17,14 @@ from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
-from freehold.cli.training import LINES, adapter_options, chosen_settings, out_option, rate_option
+from freehold.cli.training import (
+    LINES,
+    adapter_options,
+    chosen_settings,
+    out_option,
+    rate_option,
+    still_known_rows,
+)
 from freehold.config import Settings
 
 _ANSWER = 60  # characters of an answer that a row shows
@@ -186,6 +193,7 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("adapter", str(out)),
         *_measured(made.get("before_after")),
+        *still_known_rows(made),
         ("groups", f"{steps['dropped']} of {steps['groups']} were equal, and dropped"),
         ("mismatch", gap),
         ("failures", _counted(steps["failures"]) or "none"),

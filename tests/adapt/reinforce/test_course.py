@@ -17,6 +17,7 @@ import pytest
 
 from freehold import platforms
 from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
+from freehold.adapt.teaching import control
 from freehold.config import Settings
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import open_lora
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is 
 # The answer's share of characters before "n": a random model earns about a half, and attacks earn less than it pays.
 SHARE = "letters = [c for c in answer if c.isalpha()]\n    return sum(c < 'n' for c in letters) / max(len(answer), 8)"
 SMALL = ReinforceSettings(steps=3, prompts=2, group=4, max_tokens=6, rate=1e-2, rank=4, unseen=4, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask less of what is known before and after: a random model knows nothing."""
+    monkeypatch.setattr(control, "FACTS", control.FACTS[:3])
+    monkeypatch.setattr(control, "WINDOWS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,7 @@ def test_a_run_leaves_an_adapter_its_lines_and_a_receipt(model: ModelRef, tmp_pa
     assert json.loads((tmp_path / "out" / "receipt.json").read_text()) == made
     assert made["inputs"]["reward"]["digest"] and made["attacks"]["reward"]["gameable"] is False
     assert made["steps"]["count"] == 3 and made["before_after"]["prompts"] == 4
+    assert (made["control"]["facts"], len(made["template"])) == (3, 64) and made["text_loss"]["before"] > 0
     assert any("withstood" in note for note in notes)
     found = lines(tmp_path / "out")
     assert [line["step"] for line in found] == [1, 2, 3]

@@ -19,7 +19,7 @@ import numpy as np
 from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import cpu_seconds, model_digest, receipt
+from freehold.adapt.receipt import cpu_seconds, model_digest, receipt, template_digest
 from freehold.adapt.reinforce import unseen, watch
 from freehold.adapt.reinforce.account import SHOWN, step_line, summary
 from freehold.adapt.reinforce.attack import AttackResult, attacked, paid_truths
@@ -29,6 +29,7 @@ from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, Pro
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SampledAnswer, open_sampling
 from freehold.adapt.settings import AdapterSettings
+from freehold.adapt.teaching.control import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
 from freehold.advisor.facts import Facts
@@ -38,6 +39,7 @@ from freehold.store import ModelRef
 
 MOST_MISMATCH = 0.15  # nat a token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
 BEFORE, AFTER = "before.json", "after.json"
+ADAPTER = "reinforced"  # its name in the engine that is asked what is still known
 _NAMED = 3  # attacks that a message names
 OnStep = Callable[[Mapping[str, Any]], None]
 OnNote = Callable[[str], None]
@@ -178,31 +180,37 @@ def reinforce(
 
 
 def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -> dict[str, Any]:
-    """Measure, run the steps, write the adapter, measure again; return the receipt's parts."""
+    """Measure, run the steps, write the adapter, measure again; return the receipt's parts.
+
+    What is measured again is the score on unseen prompts, and what the model knew before: a reward asks for neither.
+    """
     before = unseen.kept(run.path(BEFORE))
     if before is None and course.prompts.unseen:
         before = course.measured(trained=False)
         unseen.keep(run.path(BEFORE), before)
     if before is not None:
         on_note(f"{len(before.greedy)} unseen prompts before training: {_rates(before, course.settings)}")
-    optimizer = course.policy.optimizer
+    optimizer, trainee, sampler = course.policy.optimizer, course.policy.trainee, course.policy.sampler
 
     def restore(arrays: Mapping[str, Any]) -> None:
         optimizer.steps = int(arrays["updates"])
 
     loop = TrainingLoop(
         run,
-        course.policy.trainee,
+        trainee,
         optimizer,
         course.settings.steps,
-        arrays=lambda: {
-            "updates": np.array(optimizer.steps)
-        },  # steps whose groups were all dropped made none
+        arrays=lambda: {"updates": np.array(optimizer.steps)},  # none in a step whose groups were all dropped
         restore=restore,
     )
     loop.run(course.step, on_step)
     loop.save()
-    parts = summary(loop.lines())
+    sampler.add_adapter(ADAPTER, run.folder)
+    parts = {
+        "template": template_digest(trainee.template),
+        **summary(loop.lines()),
+        **still_known(sampler, trainee, ADAPTER),
+    }
     if before is not None:
         after = course.measured(trained=True)
         unseen.keep(run.path(AFTER), after)
