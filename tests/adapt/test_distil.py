@@ -79,9 +79,23 @@ def test_a_student_learns_its_teachers_answers(held: Held, prompts: Path, tmp_pa
     rows = lines(tmp_path / "out")
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert made["answers"]["kept"] == 24
+    assert made["mismatch"]["tokens"] > 0 and made["mismatch"]["mean_absolute"] < 0.05
     answers = [json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()]
     assert len(answers) == 24
     assert made["licence"]["teacher"]["may_teach"] is None
+
+
+def test_judges_without_a_prompt_to_measure_with_are_said(held: Held, tmp_path: Path):
+    path = tmp_path / "judged.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"number {i}?", "regex": "."}) for i in range(4)))
+
+    def note(text: str) -> None:
+        if "no judged prompt is set apart" in text:
+            raise KeyboardInterrupt
+
+    watch, settings = DistilWatch(note=note), replace(SETTINGS, test_share=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        distil(held("llama", 1), held("qwen2", 2), path, tmp_path / "out", settings, watch=watch)
 
 
 def test_the_divergence_from_a_teacher_falls_on_the_students_own_answers(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from freehold.adapt.as_served import mismatch, served_log_probs
 from freehold.adapt.distillation.answers import AnswerBook, Taught
 from freehold.adapt.distillation.learning import OnPolicyCourse, PromptRow
 from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
@@ -24,7 +25,7 @@ from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes, teaching
 from freehold.adapt.lines import DataLines, check_apart, held_out
 from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import model_digest, receipt, text_digest
+from freehold.adapt.receipt import model_digest, receipt, template_digest
 from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder
 from freehold.adapt.sampling import SamplingModel, open_sampling
@@ -43,6 +44,7 @@ from freehold.tokenizer import Tokenizer
 
 ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
 ADAPTER = "tuned"  # its name in the engine that measures it
+SERVED_ROWS = 16  # that this engine is asked about
 OnStep = Callable[[Mapping[str, Any]], None]
 OnText = Callable[[str], None]
 
@@ -128,7 +130,7 @@ def distil(
         "settings": asdict(settings),
         "arithmetic": arithmetic(settings.threads),
     }
-    for note in notes({f"{role}'s": one for role, one in licences.items()}):
+    for note in [*notes({f"{role}'s": one for role, one in licences.items()}), *_unmeasured(trained, tested)]:
         watch.note(note)
     with RunFolder.open(out, "distil", inputs, fresh=fresh) as run:
         work = _Work(run, teacher, student, packs, settings, trained, tested, watch)
@@ -171,8 +173,11 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     lines = _loop(work, trainee, optimizer, course.step, order)
     with work.engine(work.student) as student:
         student.add_adapter(ADAPTER, work.run.folder)
+        some = rows[:SERVED_ROWS]
+        served = served_log_probs(student, some, student.adapters.find(ADAPTER))
         return {
             "answers": counted,
+            "mismatch": mismatch(trainee, some, served),
             "before_after": _measured(work, student, passed(unseen)),
             **still_known(student, trainee, ADAPTER),
             **_common(trainee, lines),
@@ -299,6 +304,15 @@ def _split(
     return trained, tested
 
 
+def _unmeasured(trained: Sequence[TeacherPrompt], tested: Sequence[TeacherPrompt]) -> list[str]:
+    """Say that prompts have judges and none of them is left to measure with."""
+    if judged_prompts(tested) or not judged_prompts(trained):
+        return []
+    return [
+        "no judged prompt is set apart: what is learnt is not measured; raise --test-share, or give --test"
+    ]
+
+
 def _order(count: int, settings: DistilSettings) -> Order:
     return Order(count, settings.batch, settings.seed)
 
@@ -359,7 +373,7 @@ def _said(counted: Mapping[str, Any]) -> str:
 
 def _common(trainee: Trainee, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "template": text_digest(trainee.template.source if trainee.template else ""),
+        "template": template_digest(trainee.template),
         "steps": len(lines),
         "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
     }

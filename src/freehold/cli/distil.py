@@ -28,6 +28,7 @@ from freehold.cli.training import (
     out_option,
     rate_option,
     replay_option,
+    served_row,
     still_known_rows,
     time_row,
 )
@@ -142,9 +143,10 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(
             _measured(found)
             if found
-            else [("unseen prompts", "none has a judge: what was learnt is not measured")]
+            else [("unseen prompts", "none with a judge: what was learnt is not measured")]
         ),
         *still_known_rows(made),
+        served_row(made),
         ("teacher", _licence(made["licence"]["teacher"])),
         time_row(made),
         ("receipt", str(out / "receipt.json")),

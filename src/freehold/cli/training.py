@@ -106,6 +106,11 @@ def still_known_rows(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def served_row(made: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how far the engine that serves an adapter is from what trained it."""
+    return "as served", f"the engine is {made['mismatch']['mean_absolute']:.4f} nat a token from the trainer"
+
+
 def time_row(made: Mapping[str, Any]) -> tuple[str, str]:
     """Return the processor time of a training and of its steps."""
     return "time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"
