@@ -23,6 +23,7 @@ from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
 
 pytest.importorskip("torch")
+CONTEXT = 512  # tokens that a tiny llama was made for
 SETTINGS = FinetuneSettings(rate=2e-2, rank=4, batch=4, epochs=3, replay=1, max_tokens=128, threads=1)
 
 
@@ -111,6 +112,28 @@ def test_long_samples_are_refused_or_counted_and_never_cut(model: ModelRef, tmp_
         finetune(model, path, tmp_path / "out", SETTINGS)
     made = finetune(model, path, tmp_path / "out", replace(SETTINGS, skip_long=True))
     assert made["samples"]["skipped"] == 1
+
+
+def test_samples_beyond_the_models_own_context_are_refused(model: ModelRef, tmp_path: Path):
+    """The engine that examines the adapter has no more: a run would end in an error after its last step."""
+    path = written(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b" * CONTEXT}])
+    with pytest.raises(UsageError, match=f"a row may have {CONTEXT:,}"):
+        finetune(model, path, tmp_path / "out", replace(SETTINGS, max_tokens=4 * CONTEXT))
+
+
+def test_a_test_item_without_room_is_named_before_the_first_step(model: ModelRef, data: Path, tmp_path: Path):
+    items = [{"prompt": "a", "completion": "b"}, {"prompt": "a" * 2 * CONTEXT, "completion": "b"}]
+    steps: list[Any] = []
+    with pytest.raises(UsageError, match=r"test item of line 2: .* tokens"):
+        finetune(
+            model,
+            data,
+            tmp_path / "out",
+            SETTINGS,
+            test=written(tmp_path / "t.jsonl", items),
+            on_step=steps.append,
+        )
+    assert not steps and not (tmp_path / ".out.part").exists()
 
 
 @pytest.mark.parametrize(

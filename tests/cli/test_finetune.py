@@ -35,10 +35,19 @@ def data(tmp_path: Path) -> Path:
 def test_preflight_shows_masks_and_leaves_nothing(run: Run, tiny: Path, data: Path, tmp_path: Path):
     before = sorted(tmp_path.iterdir())
     status, said, err = run(
-        "finetune", str(tiny), "--data", str(data), "--preflight", "--max-tokens", "128", "--threads", "1"
+        *("finetune", str(tiny), "--data", str(data), "--test", str(data), "--preflight"),
+        *("--max-tokens", "128", "--threads", "1"),
     )
     assert status == 0, err
-    for part in ("=k!", "first loss", "one batch", "8 answers", "CPU-minutes", "at most"):
+    for part in (
+        "=k!",
+        "first loss",
+        "one batch",
+        "8 answers",
+        "8 of 8 test items",
+        "CPU-minutes",
+        "at most",
+    ):
         assert part in said
     assert [p for p in tmp_path.iterdir() if p not in before and p.name != "home"] == []
 
@@ -62,7 +71,7 @@ def test_preflight_as_json_marks_what_the_loss_counts(run: Run, tiny: Path, data
     prompt, answer = found["masks"][0]
     assert (prompt["counts"], answer["counts"]) == (False, True)
     assert prompt["text"].count("n 0?") == 1 and answer["text"].startswith("=k!") and len(answer["text"]) > 3
-    assert sum(found["lengths"].values()) == 8 and found["steps"] == 1
+    assert sum(found["lengths"].values()) == 8 and found["steps"] == 1 and found["contaminated"] is None
 
 
 def test_a_run_is_summed_up_with_test_and_forgetting(run: Run, tiny: Path, data: Path, tmp_path: Path):
@@ -91,7 +100,8 @@ def test_a_run_is_summed_up_with_test_and_forgetting(run: Run, tiny: Path, data:
         "other text",
     ):
         assert part in said
-    assert "8 of 8 test items are in the data" in err
+    assert "8 of 8 test items are in the data (lines 1, 2, 3, 4, 5, ...)" in err
+    assert err.count(" the loss counts '=k!") == 3
     assert (out / "adapter.gguf").exists() and (out / "receipt.json").exists()
     status, _, err = run("finetune", str(tiny), *given)
     assert status != 0 and "exists already" in err

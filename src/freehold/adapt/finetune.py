@@ -29,6 +29,7 @@ from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.teaching.control import compared_facts, known_facts, text_loss
 from freehold.adapt.teaching.course import TeachingCourse
 from freehold.adapt.teaching.exam import Exam, before_after, read_exam
+from freehold.adapt.teaching.preflight import SHOWN, mask_note, shown
 from freehold.adapt.teaching.replay import written
 from freehold.adapt.teaching.samples import ChatSample, read_samples
 from freehold.adapt.training.order import Order
@@ -81,6 +82,21 @@ class Lessons:
         taught = (message.content for sample in given.items for message in sample.messages)
         return cls(given, exam, tuple(exam.contaminated(taught)) if exam else ())
 
+    @property
+    def tested(self) -> str:
+        """Say what there is to test with, and how much of it the data holds."""
+        if self.exam is None:
+            return "no test items: what is learnt is not measured; give some with --test"
+        count = len(self.exam.items)
+        if not self.contaminated:
+            return f"{count} test items, none of them in the data"
+        lines = ", ".join(str(self.exam.items[i].line) for i in self.contaminated[:_SHOWN])
+        more = ", ..." if len(self.contaminated) > _SHOWN else ""
+        return (
+            f"{len(self.contaminated)} of {count} test items are in the data (lines {lines}{more}): "
+            "the others are scored apart"
+        )
+
     def rows(self, maker: AnswerRows, *, skip_long: bool) -> tuple[list[AnswerRow], int]:
         """Return a row for each assistant turn, and how many were skipped; without `skip_long` these are an error."""
         rows: list[AnswerRow] = []
@@ -116,7 +132,8 @@ class Classroom:
     def of(cls, model: ModelRef, lessons: Lessons, settings: FinetuneSettings) -> Classroom:
         """Bind the model and make all rows. Raises what reading the model raises, UsageError for long samples."""
         trainee = settings.trainee(model.path, min(MOST_ACTIVATIONS, available_bytes() // 4))
-        maker = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, settings.max_tokens)
+        most = min(settings.max_tokens, trainee.source.cfg.context)
+        maker = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
         rows, skipped = lessons.rows(maker, skip_long=settings.skip_long)
         order = Order(len(rows), settings.batch, settings.seed)
         optimizer = settings.optimizer(trainee, settings.epochs * order.steps_an_epoch)
@@ -238,23 +255,16 @@ def _longest_answer(rows: Sequence[AnswerRow]) -> int:
 
 
 def _notes(room: Classroom, lessons: Lessons) -> list[str]:
-    """Return what the user should know before the first step."""
-    rows = room.course.rows
+    """Return what the user should know before the first step, with what the loss counts of three samples."""
+    rows, tokenizer = room.course.rows, room.trainee.tokenizer
     tokens = sum(len(row.answer) for row in rows)
     made = [
-        f"{len(rows):,} answers of {tokens / len(rows):.1f} tokens from {len(lessons.data.items):,} samples"
+        f"{len(rows):,} answers of {tokens / len(rows):.1f} tokens from {len(lessons.data.items):,} samples",
+        *(mask_note(i, shown(tokenizer, row)) for i, row in enumerate(rows[:SHOWN], 1)),
     ]
     if room.skipped:
         made.append(f"{room.skipped:,} answers are longer than --max-tokens and left out")
-    if lessons.exam is None:
-        made.append("no test items: what is learnt is not measured; give some with --test")
-    elif lessons.contaminated:
-        lines = ", ".join(str(lessons.exam.items[i].line) for i in lessons.contaminated[:_SHOWN])
-        made.append(
-            f"{len(lessons.contaminated)} of {len(lessons.exam.items)} test items are in the data (lines {lines}...): "
-            "the others are scored apart"
-        )
-    return made
+    return [*made, lessons.tested]
 
 
 def _counted(room: Classroom, lessons: Lessons) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from freehold.cli.training import (
     max_tokens_option,
     rate_option,
     replay_option,
+    served_row,
     still_known_rows,
     time_row,
 )
@@ -100,7 +101,7 @@ def command(
     ref = store.resolve(model)
     asked = chosen_settings(FinetuneSettings, given)
     if preflight:
-        return _preflight(ref, data, asked, as_json=as_json)
+        return _preflight(ref, data, test, asked, as_json=as_json)
     if out is None:
         raise UsageError("name the folder to make with -o", "or only check with --preflight")
     note(settings.home, "finetune", out)
@@ -125,12 +126,15 @@ def command(
     return None
 
 
-def _preflight(ref: ModelRef, data: Path, asked: FinetuneSettings, *, as_json: bool) -> None:
+def _preflight(
+    ref: ModelRef, data: Path, test: Path | None, asked: FinetuneSettings, *, as_json: bool
+) -> None:
     """Print what a run would see, and what one batch shows."""
     from freehold.adapt.finetune import Classroom, Lessons
     from freehold.adapt.teaching.preflight import SHOWN, LengthHistogram, rehearsal, shown
 
-    room = Classroom.of(ref, Lessons.read(data, None), asked)
+    lessons = Lessons.read(data, test)
+    room = Classroom.of(ref, lessons, asked)
     rows = room.course.rows
     masks = [shown(room.trainee.tokenizer, row) for row in rows[:SHOWN]]
     lengths, found = LengthHistogram.of(rows), rehearsal(room.trainee, room.course)
@@ -139,6 +143,7 @@ def _preflight(ref: ModelRef, data: Path, asked: FinetuneSettings, *, as_json: b
         said = [[{"text": piece.text, "counts": piece.counts} for piece in mask] for mask in masks]
         counts = dict(zip(map(str, lengths.bounds), lengths.counts, strict=True))
         line = {"masks": said, "lengths": counts, "skipped": room.skipped, "steps": steps}
+        line["contaminated"] = list(lessons.contaminated) if lessons.exam else None
         click.echo(json.dumps({**line, **found.as_json()}))
         return
     for mask in masks:
@@ -159,6 +164,7 @@ def _preflight(ref: ModelRef, data: Path, asked: FinetuneSettings, *, as_json: b
                 "one batch",
                 f"learnt to {found.last_loss:.3f}" + ("" if found.sane else ": NOT as it should be"),
             ),
+            ("test", lessons.tested),
             ("time", f"{steps} steps, about {minutes:.0f} CPU-minutes without replay and tests"),
             ("memory", f"{human(found.peak_bytes)} at most"),
         ]
@@ -174,13 +180,12 @@ def _step(row: Mapping[str, Any]) -> str:
 
 def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
-    gap = made["mismatch"]
     return [
         ("adapter", str(out)),
         ("loss", f"{made['loss']['first']:.3f} at the first step, {made['loss']['last']:.3f} at the last"),
         *_exam(made["before_after"]),
         *still_known_rows(made),
-        ("as served", f"the engine is {gap['mean_absolute']:.4f} nat a token from the trainer"),
+        served_row(made),
         time_row(made),
         ("receipt", str(out / "receipt.json")),
     ]

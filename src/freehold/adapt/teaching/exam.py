@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold.adapt.lines import check_keys, conversation, messages_of, read_lines, text_of
-from freehold.errors import UsageError
+from freehold.errors import ContextOverflow, UsageError
 from freehold.evals.contamination import overlaps
 from freehold.evals.judges import JUDGES, Judge, judge
 from freehold.evals.paired import compared
@@ -47,7 +47,10 @@ class Exam:
     digest: str
 
     def marks(self, model: LLM, adapter: str, most: int) -> list[bool]:
-        """Ask all items of the engine that serves, greedily, answers of up to `most` tokens; return which are right."""
+        """Ask all items of the engine that serves, greedily, answers of up to `most` tokens; return which are right.
+
+        Raises UsageError for an item that leaves no room for an answer: before and after it would be wrong alike.
+        """
         greedy = {"temperature": 0.0, "seed": 0}
         jobs = [
             Job(messages=item.messages, max_tokens=most, sampling=greedy, adapter=adapter)
@@ -55,7 +58,12 @@ class Exam:
         ]
         right = [False] * len(jobs)
         for i, answer in model.answer_many(jobs):
-            right[i] = self.items[i].check.mark(getattr(answer, "text", "")).passed
+            if isinstance(answer, ContextOverflow):
+                raise UsageError(
+                    f"test item of line {self.items[i].line}: {answer.message}",
+                    "shorten it, or raise --max-tokens",
+                )
+            right[i] = self.items[i].check.mark(answer.text).passed
         return right
 
     def contaminated(self, taught: Iterable[str]) -> list[int]:

@@ -1,7 +1,7 @@
 """What is checked before hours are spent: what the loss counts, how long samples are, whether one batch can be learnt.
 
 Knows rows and one model; trains nothing that is kept: the pairs are put back as they were.
-Path: finetune -> shown, LengthHistogram, rehearsal -> cli/finetune
+Path: finetune -> mask_note; cli/finetune -> shown, LengthHistogram, rehearsal
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from freehold.tokenizer import Tokenizer
 SHOWN = 3  # samples whose mask is shown
 OVERFIT_STEPS, OVERFIT_LR = 12, 1e-3  # a model that can learn has one batch nearly by heart after these
 LEARNT = 0.5  # of the first loss that may be left then
+_HEAD, _TAIL = 60, 30  # characters of a text's beginning and end in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,14 @@ def shown(tokenizer: Tokenizer, row: AnswerRow) -> list[MaskPiece]:
     """Return a row as the loss sees it: its prompt, then its answer with the token that ends the turn."""
     texts = (tokenizer.decode(ids, special=True) for ids in (row.ids[: row.prompt], row.answer))
     return [MaskPiece(text, counts) for text, counts in zip(texts, (False, True), strict=True)]
+
+
+def mask_note(number: int, pieces: Sequence[MaskPiece]) -> str:
+    """Return a mask as one line: the end of what the loss leaves out, and what it counts, without its middle."""
+    before, answer = (piece.text for piece in pieces)
+    if len(answer) > _HEAD + _TAIL:
+        answer = f"{answer[:_HEAD]} ... {answer[-_TAIL:]}"
+    return f"sample {number}: after {before[-_TAIL:]!r} the loss counts {answer!r}"
 
 
 @dataclass(frozen=True, slots=True)
