@@ -66,8 +66,11 @@ class TrainingLoop:
                 row = compute(step)
                 spent = round(cpu_seconds() - before, 3)
                 line = {"step": step + 1, "steps": self.total, **row, "cpu_seconds": spent}
+                moved = (
+                    self._state()
+                )  # copied first: an interrupt amid it must not find the step's line written
                 self.run_folder.log(line)
-                state, done = self._state(), step + 1
+                state, done = moved, step + 1
                 on_step(line)
                 if time.monotonic() - latest >= KEEP_S or done == self.total:
                     self.run_folder.keep(done, state, {})
