@@ -2,7 +2,7 @@
 
 Knows files, line numbers and conversations; knows no tokenizer and no loss. A prompt is a user's message, or
 `messages` that end with one.
-Path: alignment.pairs -> read_lines, conversation -> Message
+Path: alignment.pairs, quantize.texts -> read_lines, conversation -> Message
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def conversation(table: Mapping[str, Any]) -> tuple[Message, ...]:
     return messages_of(table["messages"], last="user")
 
 
-def messages_of(found: Any, last: Role) -> tuple[Message, ...]:
-    """Return a list of messages whose last is of role `last`. Raises UsageError."""
+def messages_of(found: Any, last: Role | None = None) -> tuple[Message, ...]:
+    """Return a list of messages, with `last` one whose last message is of that role. Raises UsageError."""
     if not isinstance(found, list) or not found:
         raise UsageError("messages is not a list of messages")
     made = []
@@ -128,7 +128,7 @@ def messages_of(found: Any, last: Role) -> tuple[Message, ...]:
         if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
             raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
         made.append(Message(cast(Role, one["role"]), text_of(one, "content")))
-    if made[-1].role != last:
+    if last and made[-1].role != last:
         raise UsageError(f"the last message must be the {last}'s")
     return tuple(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import pytest
@@ -43,8 +44,39 @@ def test_a_file_of_lines_gives_texts_and_names_a_bad_line(tmp_path):
     path.write_text('{"text": "' + "a" * 600 + '"}\n\n{"text": "' + "b" * 600 + '"}\n')
     assert [len(ids) for ids in texts.file_texts(path, LETTERS, None)] == [texts.LENGTH] * 2
     path.write_text('{"text": "' + "a" * 600 + '"}\n{"txt": 1}\n')
-    with pytest.raises(UsageError, match=":2: "):
+    with pytest.raises(UsageError, match="line 2: it has neither text nor messages"):
         texts.file_texts(path, LETTERS, None)
     path.write_text('{"text": "short"}\n')
     with pytest.raises(UsageError, match="too few"):
         texts.file_texts(path, LETTERS, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"messages": [1]}, "line 1: a message has role"),
+        ({"messages": []}, "line 1: messages is not a list"),
+        ({"text": 1}, "line 1: it has neither"),
+        ("[" * 100_000, "line 1: is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_text_and_no_chat_is_named(tmp_path, line, says):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(line if isinstance(line, str) else json.dumps(line))
+    template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    with pytest.raises(UsageError, match=says):
+        texts.file_texts(path, LETTERS, template)
+
+
+def test_a_file_that_is_missing_or_no_text_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.txt: No such file"):
+        texts.file_texts(tmp_path / "none.txt", LETTERS, None)
+    (tmp_path / "raw.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"raw\.txt is not UTF-8 text"):
+        texts.file_texts(tmp_path / "raw.txt", LETTERS, None)
+
+
+def test_a_line_of_a_file_ends_at_a_newline_alone(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"text": "a\u2028" * 400}, ensure_ascii=False), encoding="utf-8")
+    assert texts.file_texts(path, LETTERS, None)

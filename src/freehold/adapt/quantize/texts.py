@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import random
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from freehold.adapt.lines import messages_of, read_lines
 from freehold.errors import UsageError
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import Message
@@ -61,12 +62,12 @@ def default_texts(
 def file_texts(
     path: Path, tokenizer: Tokenizer, template: ChatTemplate | None, tokens: int = TOKENS
 ) -> list[list[int]]:
-    """Cut a user's file: plain text, or JSON lines with `text` or `messages` each."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}", "give a file of UTF-8 text, or of JSON lines") from None
-    found = _lines(path, text, tokenizer, template) if path.suffix == ".jsonl" else [tokenizer.encode(text)]
+    """Cut a user's file: plain text, or JSON lines with `text` or `messages` each. Raises UsageError."""
+    if path.suffix == ".jsonl":
+        read = read_lines(path, lambda _, table: _ids(table, tokenizer, template), '{"text": "..."}')
+        found: Sequence[list[int]] = read.items
+    else:
+        found = [tokenizer.encode(_plain(path))]
     texts = list(_pieces(iter(found)))[: -(-tokens // LENGTH)]
     if not texts:
         raise UsageError(
@@ -149,22 +150,22 @@ def _pieces(texts: Iterator[list[int]]) -> Iterator[list[int]]:
             waiting = waiting[LENGTH:]
 
 
-def _lines(path: Path, text: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:
-    found: list[list[int]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{path}:{number}: {error}") from None
-        if isinstance(value, dict) and isinstance(value.get("text"), str):
-            found.append(tokenizer.encode(value["text"]))
-        elif isinstance(value, dict) and isinstance(value.get("messages"), list) and template is not None:
-            rendered = template.render(value["messages"], add_generation_prompt=False)
-            found.append(tokenizer.encode_rendered(rendered))
-        else:
-            raise UsageError(
-                f"{path}:{number}: the line has neither `text` nor `messages`", 'write {"text": "..."} lines'
-            )
-    return found
+def _plain(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}", "give a file of UTF-8 text, or of JSON lines") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", "give a file of UTF-8 text, or of JSON lines") from None
+
+
+def _ids(table: Mapping[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+    """Return the tokens of a line, a chat's as the model's template renders it."""
+    if isinstance(table.get("text"), str):
+        return tokenizer.encode(table["text"])
+    if "messages" not in table:
+        raise UsageError("it has neither text nor messages")
+    if template is None:
+        raise UsageError("it has messages, and the model has no chat template")
+    rendered = template.render(messages_of(table["messages"]), add_generation_prompt=False)
+    return tokenizer.encode_rendered(rendered)
