@@ -69,6 +69,13 @@ def test_inputs_that_calibration_never_saw_are_still_encoded():
     assert np.isfinite(encode(weights, feedback([h * 0]), 3, native.Threads(1)).values).all()
 
 
+def test_moments_that_are_not_finite_are_named_as_the_models_fault():
+    h = np.eye(64, dtype=F32)
+    h[3, 3] = np.nan
+    with pytest.raises(BadModelFile, match="calibrated on"):
+        feedback([h])
+
+
 def test_a_tensors_bytes_begin_with_its_table():
     made = encode(np.ones((2, 64), F32), None, 2, native.Threads(1))
     assert made.type == "T2" and len(made.raw) == 128 + made.rows.size

@@ -9,11 +9,14 @@ Path: CalibratedLayer.feedback -> feedback -> trellis.encode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from freehold.errors import BadModelFile
 
 F32 = NDArray[np.float32]
 
@@ -35,11 +38,16 @@ def feedback(moments: Sequence[F32], damping: float = DAMPING, block: int = BLOC
     """Factor blocks of moments along a diagonal, each input's own moment grown by `damping` times itself.
 
     So what two inputs have in common counts 1 / (1 + damping) of what calibration saw, whatever their size. Inputs that
-    it never saw are left with a hundredth of the mean.
+    it never saw are left with a hundredth of the mean. Raises BadModelFile for moments that are not finite.
     """
     columns, width = sum(map(len, moments)), len(moments[0])
     push, importance = np.zeros((columns, width), np.float32), np.empty(columns, np.float32)
     mean = sum(float(np.trace(h, dtype=np.float64)) for h in moments) / columns or 1.0
+    if not math.isfinite(mean):
+        raise BadModelFile(
+            "the model computes NaN or infinity for the texts that it is calibrated on",
+            "its weights are damaged: fetch it again",
+        )
     first = 0
     for h in moments:
         part = slice(first, first + len(h))
