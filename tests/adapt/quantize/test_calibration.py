@@ -11,7 +11,7 @@ import pytest
 
 from freehold.adapt.quantize.calibration import Moments, block_width, calibrate
 from freehold.adapt.quantize.streams import LayerStreams
-from freehold.errors import UsageError
+from freehold.errors import StoreError, UsageError
 from freehold.formats import open_model_file
 from freehold.models.binding.bind import Source, read_source
 from freehold.models.oracle.session import Oracle
@@ -33,6 +33,25 @@ def test_streams_end_in_the_oracles_logits(family, tmp_path):
     for text, found in zip([ids, ids[:5]], streams.logits(), strict=True):
         assert np.abs(found - oracle.logits(text)).max() < 1e-4
     streams.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk without room")
+def test_a_full_disk_is_one_line_with_a_way_out(tmp_path):
+    source, ids = source_of("llama", tmp_path)
+    with pytest.raises(StoreError, match="No space left") as told:
+        LayerStreams(source, [ids], Path("/dev/full"))
+    assert "continues" in told.value.hint
+
+
+def test_streams_that_do_not_fit_leave_no_file(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise StoreError("full")
+
+    source, ids = source_of("llama", tmp_path)
+    monkeypatch.setattr(LayerStreams, "_write", full)
+    with pytest.raises(StoreError):
+        next(calibrate(source, [ids], tmp_path / "spool"))
+    assert not (tmp_path / "spool").exists()
 
 
 def test_moments_are_those_of_the_inputs_and_shared_where_the_input_is(tmp_path):

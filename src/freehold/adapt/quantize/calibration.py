@@ -1,9 +1,7 @@
-"""Second moments of what each matrix of a model multiplies, from texts: a layer at a time, so that one layer
-lies in floats.
+"""Second moments of what each matrix of a model multiplies, from texts: a layer at a time, so one layer lies in floats.
 
-A layer's moments come from streams that have passed the layers before it as those now are: quantised, where
-the caller said so.
-Wide inputs get their moments in blocks along the diagonal. Knows texts as ids; knows no quantised type and no
+A layer's moments come from streams that have passed the layers before it as those now are: quantised, where the caller
+said so. Wide inputs get their moments in blocks along the diagonal. Knows texts as ids; knows no quantised type and no
 file but the model.
 Path: adapt.quantize -> calibrate -> LayerStreams.run -> Gathered.add
 """
@@ -12,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -170,13 +169,15 @@ def calibrate(
 
     With `follow`, the streams pass a layer once more when the caller asks for the next, as the caller left it
     (CalibratedLayer.replace); without, later layers see what the model itself makes, in half the time. `spool` is a
-    file for the streams: four bytes for each token and hidden dimension. `held` says which texts
-    are held out of the moments of each `every`-th layer.
-    `rough`: multiply in bfloat16 where the processor does so at speed; errors of encoding are a hundred times larger.
-    `threads`: texts, and blocks of moments, that are computed side by side, which changes no bit.
+    file for the streams: four bytes for each token and hidden dimension. `held` says which texts are held out of the
+    moments of each `every`-th layer. `rough`: multiply in bfloat16 where the processor does so at speed; errors of
+    encoding are a hundred times larger. `threads`: texts, and blocks of moments, that are computed side by side, which
+    changes no bit. Raises StoreError where the disk does not take the streams.
     """
-    streams = LayerStreams(source, texts, spool, rough=rough, threads=threads)
-    try:
+    with ExitStack() as left:
+        left.callback(spool.unlink, missing_ok=True)
+        streams = LayerStreams(source, texts, spool, rough=rough, threads=threads)
+        left.callback(streams.close)
         for number in range(len(source.network.layers)):
             matrices = streams.matrices(number)
             for w in matrices:
@@ -194,6 +195,3 @@ def calibrate(
                 streams.run(number)
             for w in matrices:
                 w.drop()
-    finally:
-        streams.close()
-        spool.unlink(missing_ok=True)

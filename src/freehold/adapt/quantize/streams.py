@@ -1,9 +1,7 @@
-"""Runs texts through a model in floats, a layer at a time: a layer's weights are decoded once for all texts,
-and no other's.
+"""Runs texts through a model in floats, a layer at a time: a layer's weights are decoded once for all texts.
 
-The residual streams lie in a file between two layers. Knows a family's forward pass through NumpyOps, and
-what each matrix
-multiplies; knows no moments and no quantised type.
+The residual streams lie in a file between two layers. Knows a family's forward pass through NumpyOps, and what each
+matrix multiplies; knows no moments and no quantised type.
 Path: calibration.calibrate -> LayerStreams.run -> RecordingOps
 """
 
@@ -19,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.errors import StoreError, UsageError
 from freehold.models.binding.bind import Source, assemble
 from freehold.models.binding.stored import Stored
 from freehold.models.family import NetworkWeights
@@ -29,9 +27,8 @@ from freehold.models.oracle.held import DenseMatrix, KvStore
 from freehold.models.oracle.session import NumpyOps
 
 F32 = NDArray[np.float32]
-Record: TypeAlias = Callable[
-    [tuple[str, ...], F32], None
-]  # names of matrices, rows [T, K] that they multiply
+# Names of matrices, and rows [T, K] that they multiply.
+Record: TypeAlias = Callable[[tuple[str, ...], F32], None]
 
 
 class LayerMatrix(DenseMatrix):
@@ -196,9 +193,16 @@ class LayerStreams:
                     "quantise it to 4 bits or more, without calibration",
                 )
         self._width = begun[0].shape[1]
-        self._file: BinaryIO = spool.open("w+b")
-        for i, x in enumerate(begun):
-            self._write(i, x)
+        self._spool = spool
+        self._file: BinaryIO = spool.open(
+            "w+b", buffering=0
+        )  # a full disk raises where it is written, not on closing
+        try:
+            for i, x in enumerate(begun):
+                self._write(i, x)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the file of streams, and end the threads."""
@@ -257,5 +261,13 @@ class LayerStreams:
         return np.frombuffer(bytearray(got), np.float32).reshape(-1, self._width)
 
     def _write(self, text: int, x: F32) -> None:
-        self._file.seek(int(self._starts[text]) * self._width * 4)
-        self._file.write(np.ascontiguousarray(x, np.float32).tobytes())
+        left = memoryview(np.ascontiguousarray(x, np.float32)).cast("B")
+        try:
+            self._file.seek(int(self._starts[text]) * self._width * 4)
+            while left:  # a disk that fills takes a part and raises at the next
+                left = left[self._file.write(left) :]
+        except OSError as e:
+            raise StoreError(
+                f"{self._spool} cannot be written: {e.strerror}",
+                "free some space; the same command then continues",
+            ) from e
