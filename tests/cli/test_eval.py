@@ -102,6 +102,7 @@ def test_results_of_other_items_are_not_compared(run: Run, path: Path):
         (("MODEL+nowhere", "--data", "own.jsonl"), "there is no adapter at nowhere"),
         (("smollm2:135m+./nowhere", "--data", "own.jsonl"), "there is no adapter at nowhere"),
         (("MODEL", "--compare", "a", "b"), "--compare reads two results and runs no model"),
+        (("--compare", "a", "b", "--limit", "2"), "--compare reads two results and runs no model"),
         (("MODEL", "--data", "own.jsonl", "--data", "deep/own.jsonl"), "two tasks are called own"),
     ],
 )
