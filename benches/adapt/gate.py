@@ -1,16 +1,11 @@
-"""Whether two and three bits through a trellis beat ggml's types of that size: KL divergence of a model from
-itself.
+"""Whether two and three bits through a trellis beat ggml's types of that size: KL divergence of a model from itself.
 
-`python benches/adapt/gate.py MODEL.gguf [--ggml libggml.so] [--type T3 --type Q3_K ...] [--layers 0,6,12]
-[--judge FILE ...]`
-Every matrix of the chosen layers is rounded to each type, by the same calibration texts (ggml's types take
-the diagonal, T types
-the moments), and the logits after tokens of other texts are compared with the float model's: paired, windows
-of 512 tokens, the
-first eight left out. `--ggml`: a library with ggml's quantisers, as the wheel ik-llama-cpp-python has one;
-without it T types alone.
-A GGUF is its own reference, so at four bits a type that meets the source's grid wins for nothing. Ends in one
-JSON line.
+`python benches/adapt/gate.py MODEL.gguf [--ggml libggml.so] [--type T3 --type Q3_K ...] [--layers 0,6] [--judge FILE]`
+Every matrix of the chosen layers is rounded to each type, by the same calibration texts (ggml's types take the
+diagonal, T types the moments), and the logits after tokens of other texts are compared with the float model's: paired,
+windows of 512 tokens, the first eight left out. `--ggml`: a library with ggml's quantisers, as the wheel
+ik-llama-cpp-python has one; without it T types alone. A GGUF is its own reference, so at four bits a type that meets
+the source's grid wins for nothing. Ends in one JSON line.
 Path: gate.py -> calibrate, encode, Ggml.rounded -> LayerStreams.logits
 """
 

@@ -1,9 +1,9 @@
 """What reinforcement learning earns on unseen prompts, and costs: a run, beside one without a rate or without weights.
 
-    python benches/adapt/reinforce.py smollm2:135m names --steps 40 -o /tmp/names
-    python benches/adapt/reinforce.py smollm2:135m names --steps 40 -o /tmp/names-control --lr 0
-    python benches/adapt/reinforce.py smollm2:135m names --steps 40 -o /tmp/names-unweighted --cap 0
-    python benches/adapt/reinforce.py smollm2:135m json --steps 40 -o /tmp/json
+    python benches/adapt/reinforce.py smollm2:135m names --steps 40 -o names
+    python benches/adapt/reinforce.py smollm2:135m names --steps 40 -o names-control --lr 0
+    python benches/adapt/reinforce.py smollm2:135m names --steps 40 -o names-unweighted --cap 0
+    python benches/adapt/reinforce.py smollm2:135m json --steps 40 -o json
 
 `names` is reasoning-gym's needle_haystack with two or three statements, after two solved ones; `json` asks for the
 facts of a sentence as JSON, by a reward of ours. `--stop N` ends after N steps of this process; the same command
