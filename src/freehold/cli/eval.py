@@ -90,7 +90,9 @@ def command(
     settings = with_offline(settings, offline)
     if compare:
         if model or tasks or any((limit, style, judge, fresh, out, context, threads)):
-            raise UsageError("--compare reads two results and runs no model", "leave out MODEL and its options")
+            raise UsageError(
+                "--compare reads two results and runs no model", "leave out MODEL and its options"
+            )
         return _compare(*compare, as_json=as_json)
     if not model or not tasks:
         raise UsageError("name a MODEL and what to score it on", "freehold eval smollm2:135m --data ifeval")
