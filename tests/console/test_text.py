@@ -165,6 +165,14 @@ def test_every_text_of_a_formula_stands_in_an_element_that_is_drawn(text_page):
     assert all(text_page.evaluate(wide, word) for word in ("log", "lim", "sin"))
 
 
+def test_names_of_functions_stand_apart_as_tex_sets_them(text_page):
+    formulas = {r"n \log n": 2, r"\sin(x)": 0, r"2\sin^2 x": 2, r"a + \log b": 1, r"n\,\log n": 1, "n x": 0}
+    text_page.evaluate("(text) => show(text)", "\n\n".join(f"${each}$" for each in formulas))
+    text_page.evaluate(SETTLED, 3)
+    spaces = "() => [...document.querySelectorAll('math')].map((m) => m.querySelectorAll('mspace').length)"
+    assert text_page.evaluate(spaces) == list(formulas.values())
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_text_that_arrives_in_pieces_looks_as_the_whole(text_page, seed):
     text_page.evaluate("(text) => show(text)", DOCUMENT)

@@ -12,6 +12,8 @@ const WORDS = new Set(
     "columnalign rowlines columnlines form movablelimits encoding").split(" "),
 );
 const LENGTHS = new Set("width height depth lspace rspace voffset linethickness minsize maxsize rowspacing columnspacing".split(" "));
+const ROWS = new Set("mrow mstyle mpadded mphantom mtd msqrt menclose".split(" ")); // children stand side by side
+const SCRIPTS = new Set("msub msup msubsup munder mover munderover".split(" "));
 const LONGEST = 4000; // characters of TeX
 const NODES = 4000; // a formula of a page has some hundred
 const DEPTH = 60; // levels of elements: layout takes time by the levels too
@@ -61,7 +63,31 @@ function node(tree: Tree, left: { nodes: number }, depth: number): Node {
     else if (LENGTHS.has(name) && bounded(value)) made.setAttribute(name, value);
     else if (name === "display" && value === "block") made.setAttribute(name, value);
   }
-  for (const child of tree.children) made.append(node(child, left, depth - 1));
+  const row = ROWS.has(tree.type) ? tree.children : [];
+  tree.children.forEach((child, i) => {
+    if (i > 0 && row.length && apart(row[i - 1]!, child)) made.append(thin());
+    made.append(node(child, left, depth - 1));
+  });
+  return made;
+}
+
+/** Whether TeX puts a thin space between two neighbours, one of which is a function's name: MathML has none for it. */
+function apart(a: Tree, b: Tree): boolean {
+  if (a.width !== undefined || b.width !== undefined) return false; // a space is there already
+  const opens = b.type === "mo";
+  const operates = a.type === "mo" && !/^[)\]}|!]$/.test(a.toText?.() ?? "");
+  return isName(a) ? !opens : isName(b) && !operates;
+}
+
+/** `log` with the application after it, also with an index or a power. */
+function isName({ type, children = [] }: Tree): boolean {
+  if (type === undefined || type === "mrow") return children.length === 2 && children[1]!.toText?.() === "\u2061";
+  return SCRIPTS.has(type) && children.length > 0 && isName(children[0]!);
+}
+
+function thin(): Element {
+  const made = document.createElementNS(NS, "mspace");
+  made.setAttribute("width", "0.1667em");
   return made;
 }
 
