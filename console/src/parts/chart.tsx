@@ -105,7 +105,7 @@ function optionsOf(
       y: { range: (_u, low, high) => yRange(low, high) },
     },
     axes: [
-      { ...axis, size: 24, space: 70, ...(props.time && { values: (_u, ticks) => ticks.map(minute) }) },
+      { ...axis, size: 24, space: 70, ...(props.time && { values: (_u, ticks, _axis, _space, s) => ticks.map(clock(s)) }) },
       { ...axis, size: 64, space: 34, values: (_u, ticks) => ticks.map((tick) => props.say(tick)) },
     ],
     series: [
@@ -121,8 +121,8 @@ function optionsOf(
   };
 }
 
-const minute = (at: number) =>
-  new Date(at * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+/** A tick's time; with its seconds where ticks are less than a minute apart. */
+const clock = (apart: number) => (at: number) => new Date(at * 1000).toTimeString().slice(0, apart < 60 ? 8 : 5);
 
 /** From zero, unless a curve lies below it; with a little air above. */
 function yRange(low: number | null, high: number | null): [number, number] {
