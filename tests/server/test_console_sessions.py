@@ -14,6 +14,7 @@ import pytest
 
 from freehold.server.console import login, sessions
 from freehold.server.console.sessions import PageSessions
+from freehold.server.core.auth import Guard
 from freehold.server.core.keys import KeyFile, Ring, hashed, key_of, made
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
@@ -339,7 +340,7 @@ def test_an_owner_s_stream_ends_with_its_session_where_no_key_is_needed(serving)
     assert next(followed(client, "/console/api/live")) == "state"  # as any local client
 
 
-def test_an_open_stream_does_not_keep_its_session_from_being_idle():
+def test_a_stream_that_brings_nothing_does_not_keep_its_session_from_being_idle():
     clock = Clock()
     kept = PageSessions(None, KEYS, now=clock)
     cookie = kept.begin(key_of("ann", ANN)).partition(b";")[0]
@@ -347,3 +348,17 @@ def test_an_open_stream_does_not_keep_its_session_from_being_idle():
     assert kept.find(cookie, used=False) is not None
     clock.at += 2
     assert kept.find(cookie, used=False) is None
+
+
+def test_what_a_stream_brings_keeps_its_session_from_being_idle():
+    clock, ann = Clock(), key_of("ann", ANN)
+    kept = PageSessions(None, KEYS, now=clock)
+    cookie = kept.begin(ann).partition(b";")[0]
+    guard = Guard(KEYS, sessions=kept.find)
+    headers = {b"cookie": cookie, b"sec-fetch-site": b"same-origin"}
+    clock.at += sessions.IDLE_S - 1
+    assert guard.admits(headers, ann, owner=False, used=True)
+    clock.at += sessions.IDLE_S - 1
+    assert guard.admits(headers, ann, owner=False)
+    clock.at += 2
+    assert not guard.admits(headers, ann, owner=False)

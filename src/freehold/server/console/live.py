@@ -90,7 +90,7 @@ async def live(call: HttpCall) -> None:
                 number = 0
                 while True:
                     number, event = await feed.next(viewer, number)
-                    if not call.admitted():
+                    if not call.admitted(used=True):  # a hidden page closes its stream
                         break
                     await events.send(event)
             await events.send(b"", more=False)

@@ -79,7 +79,7 @@ class PageSessions:
     def find(self, cookies: bytes, *, used: bool = True) -> SessionHolder | None:
         """Return whom the session in a Cookie header stands for; None if there is none, or it has ended.
 
-        Not `used`: an open stream asks whether it may continue, which does not keep its session from being idle.
+        Not `used`: a stream that has nothing to bring asks whether it may continue, which leaves its session idle.
         """
         session = self._session(cookies)
         if session is None:

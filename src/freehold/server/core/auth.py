@@ -117,11 +117,14 @@ class Guard:
             return self._keyed(headers), False
         return (None, False) if holder is None else (holder.key, holder.key is None)
 
-    def admits(self, headers: Headers, key: Key | None, *, owner: bool) -> bool:
-        """Return whether what `check` found still holds: a stream ends with its caller's key or session."""
+    def admits(self, headers: Headers, key: Key | None, *, owner: bool, used: bool = False) -> bool:
+        """Return whether what `check` found still holds: a stream ends with its caller's key or session.
+
+        `used`: it brings something, so that its session is not idle.
+        """
         if owner and self.owns(headers):
             return True
-        if (holder := self._session(headers, used=False)) is not None:
+        if (holder := self._session(headers, used=used)) is not None:
             return owner == (holder.key is None) and (key and key.sha256) == (
                 holder.key and holder.key.sha256
             )

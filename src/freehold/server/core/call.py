@@ -262,9 +262,12 @@ class HttpCall(ServerCall):
             if watcher is not None:
                 watcher.cancel()
 
-    def admitted(self) -> bool:
-        """Return whether the caller may continue: its key was not revoked, nor has its session ended."""
-        return self.server.guard.admits(self.headers, self.key, owner=self.owner)
+    def admitted(self, *, used: bool = False) -> bool:
+        """Return whether the caller may continue: its key was not revoked, nor has its session ended.
+
+        `used`: something is sent to it, which keeps its session from being idle.
+        """
+        return self.server.guard.admits(self.headers, self.key, owner=self.owner, used=used)
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -150,7 +150,7 @@ async def events(call: HttpCall) -> None:
     async def follow(stream: EventStream) -> None:
         nonlocal at
         while not log.over or log.last > at:
-            if not call.admitted():
+            if not call.admitted(used=log.last > at):
                 return
             data, at = log.after(at), log.last
             if data:
