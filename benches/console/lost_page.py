@@ -40,12 +40,12 @@ SAID_S = 2.0
 AWAY_S = 20.0
 DRAFT = "a draft that must stay"
 WAIT_MS = 60_000
-SHOWN = "Math.max(-1, ...[...document.querySelectorAll('article:not(.user) .said')].flatMap(e => " + (
-    r"[...e.textContent.matchAll(/Line (\d+): /g)].map(m => +m[1])))"
+_IN_ANSWERS = (  # the numbers of lines that are shown, in order
+    "[...document.querySelectorAll('article:not(.user) .said')].flatMap(e => "
+    r"[...e.textContent.matchAll(/Line (\d+): /g)].map(m => +m[1]))"
 )
-LISTED = "[...(document.querySelector('article:not(.user) .said')?.textContent ?? '').matchAll(" + (
-    r"/Line (\d+): /g)].map(m => m[1]).join()"
-)
+SHOWN = f"Math.max(-1, ...{_IN_ANSWERS})"
+LISTED = f"{_IN_ANSWERS}.join()"
 
 
 class Moments:

@@ -11,13 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from freehold.server.console.page import POLICY
+
 CONSOLE = Path(__file__).parents[3] / "console"
 ORIGIN = "http://127.0.0.1:9"  # nothing listens there: every request is answered by `serve`
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
-)
 SHELL = (
     "<!doctype html><html lang=en><head><meta charset=utf-8><title>text</title>"
     "<link rel=stylesheet href=/entry.css><script type=module src=/entry.js></script></head>"
