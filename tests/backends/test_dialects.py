@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from freehold.serving import Job
 from freehold.types import Format, Message, Tool
 from tests.backends import dialects
 from tests.backends.dialects import ALL
-from tests.backends.engines import chat, expected, joined, read, synchronous, until
+from tests.backends.engines import chat, expected, joined, operated, read, synchronous, until
 from tests.backends.standin import text
 
 SAMPLED = {"temperature": 0.0, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.0}
@@ -131,6 +132,20 @@ async def test_ollama_has_a_store_of_its_own_with_a_link_to_the_file(tmp_path: P
         (blob,) = (tmp_path / "life" / "models" / "blobs").iterdir()
         assert blob.samefile(tmp_path / "tiny.gguf")
         assert replica.said == ""  # what it said before its model was made is over
+
+
+@synchronous
+async def test_ollama_that_is_too_old_is_known_by_what_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program on PATH is not asked for its version before it starts."""
+    driver = drivers.driver("ollama")
+    asked = dialects.request("ollama", tmp_path)
+    plan = driver.plan(replace(asked, engine=replace(asked.engine, version="")))
+    monkeypatch.setattr(driver, "least", "0.36.0", raising=False)
+    async with operated(plan, driver, tmp_path) as replica:
+        await until(lambda: replica.hopeless)
+        assert "Ollama 0.35.0 is older than 0.36.0" in replica.said
 
 
 @synchronous

@@ -203,6 +203,12 @@ def test_ollama_has_no_flags_and_its_settings_are_variables() -> None:
     assert "takes no flags" in refused("ollama", "--port=1")
 
 
+def test_ollama_found_on_path_is_started_as_a_server() -> None:
+    """`ollama` without a word opens a menu and ends."""
+    found = replace(request("ollama"), engine=EngineFacts(command=("/usr/bin/ollama",)))
+    assert drivers.driver("ollama").plan(found).argv() == ("/usr/bin/ollama", "serve")
+
+
 def test_name_that_ollama_would_not_take_is_refused() -> None:
     made = request("ollama")
     with pytest.raises(UsageError, match="not a name that Ollama gives"):

@@ -34,6 +34,7 @@ from freehold.providers.openai.wire import SAMPLING
 MODELS = "models"  # its store, in the replica's folder
 CREATE_S = 600.0  # that it may take to make a model of a file: it reads all of it
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
+UNNUMBERED = "0.0.0"  # what a build of one's own says
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}(?:/[A-Za-z0-9][\w.-]{0,79})?(?::[A-Za-z0-9][\w.-]{0,79})?")
 _PHASES = (
     (r"server config", "reading its configuration"),
@@ -103,7 +104,7 @@ class Ollama(StartedEngine):
             schema="",
             model=model,
             nodes=request.nodes,
-            command=request.engine.command or ("ollama", "serve"),
+            command=_serving(request.engine.command),
             flags=(),
             environment=_environment(given.context, given.streams, request.cache_type),
             secrets=(),
@@ -135,11 +136,17 @@ class Ollama(StartedEngine):
         }
         engine = await super().launch(replace(placed, environment=environment), folder)
         try:
-            await _made(engine, digest)
-        except BaseException:  # cancelled: it was asked to end meanwhile
+            await _made(engine, digest, self.least)
+        except BaseException:  # an old one; cancelled: it was asked to end meanwhile
             engine.kill("it was not needed any more")
+            await engine.ended
             raise
         return engine
+
+
+def _serving(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the words that start its server: the program alone, as it is found on PATH, opens a menu."""
+    return (*command, "serve") if len(command) == 1 else command or ("ollama", "serve")
 
 
 def _environment(context: int, streams: int, cache_type: str) -> dict[str, str]:
@@ -173,17 +180,23 @@ def linked(file: Path, blobs: Path) -> str:
     return f"sha256:{digest}"
 
 
-async def _made(engine: LaunchedEngine, digest: str) -> None:
-    """Wait until it answers, and have the model made; an engine that cannot is ended, and says why."""
+async def _made(engine: LaunchedEngine, digest: str, least: str) -> None:
+    """Wait until it answers, and have the model made; an engine that cannot is ended, and says why.
+
+    Raises UsageError for a version below `least`: the program on PATH was not asked for its own before.
+    """
     name, file = engine.plan.model.name, Path(engine.plan.model.source).name
     async with EngineAsker(engine.url.removesuffix("/v1")) as ask:
+        said = None
         while not engine.ended.done():
             said = await ask.get("/api/version", limit_s=1.0)
             if said is not None and said.status == 200:
                 break
             await asyncio.wait([engine.ended], timeout=0.1)
-        if engine.ended.done():
+        if said is None or engine.ended.done():
             return
+        version = str(said.member("version") or "")
+        refuse_old(Ollama.title, "" if version == UNNUMBERED else version, least)
         body = {"model": name, "files": {file: digest}, "stream": False}
         said = await ask.post("/api/create", body, limit_s=CREATE_S)
         if said is None or said.status != 200:
