@@ -7,7 +7,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -86,7 +86,8 @@ class RunningStandIn:
 
     def signal(self, number: int) -> None:
         if self._process.returncode is None:
-            os.kill(self._process.pid, number)
+            with suppress(ProcessLookupError):  # it has ended, and the loop has not heard of it
+                os.kill(self._process.pid, number)
 
 
 class StandInDriver:

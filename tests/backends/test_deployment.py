@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.contract import DeployPlan, Nodes, ParallelSizes
+from freehold.backends.contract import DeployPlan, Nodes, ParallelSizes, PlannedFlag
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.catalog.hardware import Rig
 from freehold.errors import EngineLost
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
-from freehold.serving import Job
+from freehold.serving import EmbedJob, Job
 from freehold.types import Format
 from tests.backends import engines
 from tests.backends.engines import (
@@ -121,6 +121,28 @@ async def test_request_is_asked_again_elsewhere_before_its_first_token(
         assert stream.begin.replica != victim
         assert len(text.encode(joined(await read(stream)))) == 3
         assert (replicas.retried, replicas.resumed, replicas.cut) == (1, 0, 0)
+
+
+@synchronous
+async def test_model_that_gives_vectors_is_ready_by_a_vector_and_asked_again_where_an_engine_dies(
+    tmp_path: Path,
+) -> None:
+    """vLLM with --runner pooling answers no completion."""
+    plan = engines.plan(tmp_path)
+    embedder = replace(plan.model, anatomy=replace(plan.model.anatomy, role="embedder"))
+    plan = replace(plan, model=embedder, flags=(PlannedFlag("--runner", "pooling", "it gives vectors"),))
+    hop, driver = Hop(), StandInDriver()
+    replicas = ReplicaSet(plan, driver, tmp_path, hop, limits=QUICK)
+    try:
+        replicas.run()
+        await until(lambda: all(replica.ready for replica in replicas))
+        await killed(replicas, 0)
+        for _ in range(4):
+            assert len((await replicas.embed(EmbedJob(("a", "b")), 10.0)).tokens) == 2
+        assert replicas.requests == 4
+    finally:
+        await replicas.stop(0.0)
+        await hop.close()
 
 
 @synchronous

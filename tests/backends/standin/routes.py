@@ -105,6 +105,8 @@ class Doors:
 
     async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body = await request.json()
+        if "--runner" in self.standin.settings.flags:
+            return problem(404, "The model does not support Completions API", "NotFoundError")
         known = {self.standin.settings.model, *self.created}
         if self.standin.settings.dialect in ("vllm", "ollama") and body.get("model") not in known:
             return problem(404, f"The model `{body.get('model')}` does not exist.", "NotFoundError")

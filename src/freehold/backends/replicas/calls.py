@@ -31,6 +31,7 @@ MOST_METRICS = 8 << 20  # bytes of a page: vLLM's has some 100 kB, and as much a
 MOST_SERIES = 512  # of an engine that are shown on our page; the drivers choose some ten
 MOST_ID = (1 << 31) - 1  # of a token
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
+_PROOF = "Hello"  # a prompt that any model takes
 # Flags that name the model for clients, and so for us.
 _NAMES = ("--served-model-name", "--served_model_name", "--alias")
 
@@ -40,6 +41,11 @@ def served_name(plan: DeployPlan) -> str:
     plan = plan.inner or plan
     found = next((flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name)
     return plan.served or found
+
+
+def gives_text(plan: DeployPlan) -> bool:
+    """Return whether a plan's model makes text; others make vectors of texts."""
+    return plan.model.anatomy.role in ("generator", "")
 
 
 def abilities_of(plan: DeployPlan) -> Abilities:
@@ -80,6 +86,7 @@ class EngineCalls:
         self.remote = RemoteModel(
             provider, served_name(plan), context=plan.context, abilities=abilities_of(plan)
         )
+        self._generates = gives_text(plan)
         # Connections of their own: metrics must not wait for the answers that they are to judge.
         self._beside = replace(provider, url=engine.url.removesuffix("/v1"), connections=8)
         self.providers = provider, self._beside
@@ -96,6 +103,19 @@ class EngineCalls:
             stream=not job.whole,
             wire=self.wire,
         )
+
+    async def prove(self, limit_s: float) -> None:
+        """Have one token, or the vector of a model that gives vectors. Raises what upstream.start raises."""
+        if not self._generates:
+            await self.embed(EmbedJob((_PROOF,)), limit_s=limit_s)
+            return
+        job = Job(prompt=_PROOF, max_tokens=1, sampling={"temperature": 0.0})
+        stream = await self.start(job, limit_s=limit_s)
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            await stream.aclose()
 
     async def embed(self, job: EmbedJob, *, limit_s: float) -> Vectors:
         """Return unit vectors of texts."""
@@ -183,8 +203,3 @@ async def _body(reply: HopReply, most: int = MAX_BODY) -> bytes:
         return bytes(body)
     finally:
         reply.close()
-
-
-def probe() -> Job:
-    """Return the job whose one token says that an engine answers: a prompt that any model takes, greedy."""
-    return Job(prompt="Hello", max_tokens=1, sampling={"temperature": 0.0})

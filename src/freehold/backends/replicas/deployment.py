@@ -20,11 +20,12 @@ from typing import Literal
 from freehold import private
 from freehold.backends.contract import DeployPlan, EngineDriver
 from freehold.backends.replicas.affinity import PrefixRing, pick, prefix_key
-from freehold.backends.replicas.answer import DeployedStream
+from freehold.backends.replicas.answer import ITS_OWN, MAX_LOST, DeployedStream
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits
 from freehold.backends.rows import DeploymentRow
 from freehold.errors import EngineClosed, EngineLost, Overloaded, UsageError
+from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job, Vectors
 
@@ -116,17 +117,25 @@ class ReplicaSet:
         return stream
 
     async def embed(self, job: EmbedJob, limit_s: float) -> Vectors:
-        """Return unit vectors, from the least loaded replica."""
+        """Return unit vectors, from the least loaded replica; from another one where that one fails."""
         self.requests += 1
-        replica = await self.take(None, set(), time.monotonic() + limit_s)
-        whole = False
-        try:
-            assert replica.calls is not None
-            vectors = await replica.calls.embed(job, limit_s=limit_s)
-            whole = True
-            return vectors
-        finally:
-            replica.ended(whole=whole)
+        until, lost = time.monotonic() + limit_s, set[EngineCalls]()
+        while True:
+            replica = await self.take(None, lost, until)
+            calls, whole = replica.calls, False
+            assert calls is not None, "a replica that was taken is ready"
+            try:
+                vectors = await calls.embed(job, limit_s=max(until - time.monotonic(), 0.001))
+                whole = True
+                return vectors
+            except UpstreamFault as e:
+                lost.add(calls)
+                if e.cause not in ITS_OWN or len(lost) >= MAX_LOST:
+                    raise
+                replica.faulted()
+                self.retried += 1
+            finally:
+                replica.ended(whole=whole)
 
     async def take(self, key: int | None, lost: set[EngineCalls], until: float) -> Replica:
         """Return a ready replica whose engine is not among the `lost`, with the request counted as its own.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from freehold.backends.replicas.calls import EngineCalls, abilities_of
+from freehold.backends.replicas.calls import EngineCalls, abilities_of, gives_text
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.backends.replicas.tokens import DeployedTokenizer
 from freehold.delegating import DelegatingHandle
@@ -137,7 +137,7 @@ def info_of(replicas: ReplicaSet) -> ModelInfo:
     """Return what a deployment is, by its plan: it can be shown before any replica is ready."""
     plan = replicas.plan
     can, anatomy = abilities_of(plan), plan.model.anatomy
-    encoder = anatomy.role not in ("generator", "")
+    encoder = not gives_text(plan)
     return ModelInfo(
         name=replicas.name,
         quantization=plan.model.quantised or anatomy.quant,

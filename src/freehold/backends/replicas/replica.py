@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from freehold.backends.contract import DeployPlan, EngineDeath, EngineDriver, EngineNumbers, LaunchedEngine
-from freehold.backends.replicas.calls import EngineCalls, probe
+from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.tallied import TalliedNumbers
 from freehold.backends.rows import ReplicaRow, ReplicaState
 from freehold.errors import FreeholdError, UsageError
@@ -297,23 +297,16 @@ class Replica:
         return False
 
     async def _probed(self, calls: EngineCalls) -> bool:
-        """Ask for one token through the road that clients take; return whether it came."""
+        """Ask for one token, or one vector, through the road that clients take; return whether it came."""
         try:
-            stream = await calls.start(probe(), limit_s=self._limits.token_s)
+            await calls.prove(self._limits.token_s)
         except FreeholdError as e:
             loads = getattr(e, "status", 0) == 503  # llama-server takes connections before its model is there
             if getattr(e, "cause", "") != "connect" and not loads:
                 self.said = f"{_REFUSED}: {e.message}"
             return False
-        try:
-            async for _ in stream:
-                pass
-            self.said = "" if self.said.startswith(_REFUSED) else self.said
-            return True
-        except FreeholdError:
-            return False
-        finally:
-            await stream.aclose()
+        self.said = "" if self.said.startswith(_REFUSED) else self.said
+        return True
 
     async def _watch(self, engine: LaunchedEngine, calls: EngineCalls) -> None:
         """Read its counters, and kill it when they stand still while requests run."""
