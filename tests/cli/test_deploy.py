@@ -121,7 +121,9 @@ def test_hardware_that_is_not_here_is_planned_for_and_nothing_is_started(tmp_pat
         (["--python", "/x", "--env", "/y"], "--python and --env name two places of an engine"),
         (["--on", "h100", "--python", "/x"], "leave one of them out"),
         (["--nodes", "2"], "--on 8xh100 --nodes 2"),
-        (["--out", "/tmp"], "--out and images are for --emit"),
+        (["--out", "/tmp"], "--out is for --emit"),
+        (["--namespace", "x"], "--namespace is for --emit k8s"),
+        (["--emit", "systemd", "--claim", "x"], "--emit systemd has no use for it"),
         (["--port", "99999"], "99999"),
     ],
 )
@@ -233,6 +235,15 @@ def test_unit_of_this_machine_starts_the_same_command_line(tmp_path, tiny):
     for word in (f"deploy {tiny}", "--engine=vllm", "--engine-flag=--max-num-seqs=4", "--replicas=2"):
         assert word in line
     assert "--emit" not in line and f"Environment=FREEHOLD_HOME={tmp_path}" in done.out
+
+
+@pytest.mark.parametrize(
+    "words", [["--dry-run"], ["--emit", "k8s"], ["--engine", "vllm"], ["--replicas", "2"]]
+)
+def test_what_to_plan_needs_a_model_and_starts_nothing_that_is_kept(tmp_path, words):
+    done = freehold(tmp_path, "deploy", *words)
+    assert done.status == 2
+    assert f"{words[0]} needs a MODEL" in done.err
 
 
 def test_without_a_model_and_without_kept_ones_the_usage_is_told(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.deploying.options import asked_of, plan_options
+from freehold.cli.deploying.options import asked_of, plan_options, refuse_idle, refuse_without_model
 from freehold.cli.deploying.under import UNDER
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.gatewayfile import gateway_option
@@ -129,12 +129,12 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
         return
     settings = with_offline(ctx.obj, given.pop("offline"))
     if not model and not given["attach"]:
+        refuse_without_model(ctx)
         ctx.exit(_again(settings, given))
     from freehold.backends.planning.asked import DeployOptions, planned
     from freehold.backends.ray.asked import is_ray
 
-    if not given["emit"] and (given["out"] or given["image"] or given["server_image"]):
-        raise UsageError("--out and images are for --emit", "name what to write: --emit k8s")
+    refuse_idle(ctx, given["emit"] or "")
     options = asked_of(given, DeployOptions(model))
     only = bool(given["emit"] or given["dry_run"] or (options.on and not is_ray(options.on)))
     try:

@@ -1,4 +1,4 @@
-"""The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both.
+"""The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both; those that say nothing.
 
 Knows names and help texts; what they mean is backends/planning/asked.py's.
 Path: cli/deploy.py, cli/deploying/verbs.py -> plan_options, asked_of -> DeployOptions
@@ -6,18 +6,29 @@ Path: cli/deploy.py, cli/deploying/verbs.py -> plan_options, asked_of -> DeployO
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from freehold.cli.shared import Amount
+from freehold.errors import UsageError
 
 if TYPE_CHECKING:
     from freehold.backends.planning.asked import DeployOptions
 
 ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold")
+
+# Options about files -> the kinds of --emit that have a use for them; empty: every kind.
+_OF_FILES: dict[str, tuple[str, ...]] = {
+    "out": (),
+    "image": ("compose", "k8s", "skypilot"),
+    "server_image": ("compose", "k8s"),
+    "claim": ("k8s",),
+    "namespace": ("k8s",),
+    "members": ("ray",),
+}
 
 _PLAN = (
     click.option(
@@ -69,3 +80,41 @@ def asked_of(given: Mapping[str, Any], base: DeployOptions) -> DeployOptions:
     """Return `base` with what was given on the command line."""
     names = {f.name for f in fields(base)}
     return replace(base, **{k: v for k, v in given.items() if k in names and v not in (None, ())})
+
+
+def refuse_idle(ctx: click.Context, kind: str) -> None:
+    """Raise UsageError for an option about files that changes nothing of `--emit kind`; "": nothing is emitted."""
+    for option in _on_the_line(ctx, _OF_FILES):
+        kinds = _OF_FILES[option.name or ""]
+        if not kind or (kinds and kind not in kinds):
+            wanted = f"--emit {', '.join(kinds)}" if kinds else "--emit"
+            raise UsageError(
+                f"{option.opts[0]} is for {wanted}",
+                f"--emit {kind} has no use for it: leave it out"
+                if kind
+                else "name what to write: --emit k8s",
+            )
+
+
+def refuse_without_model(ctx: click.Context) -> None:
+    """Raise UsageError for an option that says what to plan or to write: without MODEL, what is kept is started."""
+    from freehold.backends.planning.asked import DeployOptions
+
+    planning = {f.name for f in fields(DeployOptions)} | {"dry_run", "emit", *_OF_FILES}
+    for option in _on_the_line(ctx, planning):
+        raise UsageError(
+            f"{option.opts[0]} needs a MODEL; without one, what was deployed before is started as it was",
+            "name a MODEL; freehold deploy upgrade NAME changes a deployment",
+        )
+
+
+def _on_the_line(ctx: click.Context, names: Collection[str]) -> Iterator[click.Option]:
+    """Yield those options that were given on the command line."""
+    for param in ctx.command.params:
+        source = ctx.get_parameter_source(param.name or "")
+        if (
+            isinstance(param, click.Option)
+            and param.name in names
+            and source is click.core.ParameterSource.COMMANDLINE
+        ):
+            yield param
