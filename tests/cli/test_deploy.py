@@ -237,6 +237,16 @@ def test_unit_of_this_machine_starts_the_same_command_line(tmp_path, tiny):
     assert "--emit" not in line and f"Environment=FREEHOLD_HOME={tmp_path}" in done.out
 
 
+def test_unit_before_an_attached_engine_names_it_and_other_files_have_nothing_to_start(tmp_path):
+    words = ("deploy", "m", "--engine", "vllm", "--attach", "http://127.0.0.1:1")
+    done = freehold(tmp_path, *words, "--emit", "systemd")
+    assert done.status == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("ExecStart=")]
+    assert "deploy m " in line and "--attach=http://127.0.0.1:1" in line
+    refused = freehold(tmp_path, *words, "--emit", "ray")
+    assert refused.status == 2 and "runs already" in refused.err
+
+
 @pytest.mark.parametrize(
     "words", [["--dry-run"], ["--emit", "k8s"], ["--engine", "vllm"], ["--replicas", "2"]]
 )

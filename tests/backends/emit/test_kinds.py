@@ -115,7 +115,7 @@ def test_unit_starts_the_deployment_and_reaches_loopback_alone():
     assert file.name == "freehold-meta-llama-3-1-405b.service"
     assert (
         "ExecStart=/opt/freehold/bin/freehold deploy /srv/models/Llama-3.1-405B --engine vllm --context 32768"
-        in file.text
+        " --name meta/Llama-3.1-405B\n" in file.text
     )
     for line in ("IPAddressDeny=any", "IPAddressAllow=localhost", "Restart=always", "KillMode=mixed"):
         assert f"\n{line}\n" in file.text

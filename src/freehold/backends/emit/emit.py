@@ -35,6 +35,11 @@ def emit(plan: DeployPlan, kind: str, options: EmitOptions | None = None) -> Seq
             f"did you mean {near}?" if near else f"one of {', '.join(KINDS)}",
             "emit",
         )
+    if plan.attached and kind != "systemd":
+        raise UsageError(
+            f"the engine at {plan.attached} runs already: --emit {kind} would have nothing to start",
+            "--emit systemd starts a server of ours in front of it",
+        )
     file = KINDS[kind]
     write: Callable[[DeployPlan, EmitOptions], Sequence[EmittedFile]]
     write = getattr(import_module(f"freehold.backends.emit.{file}"), f"{file}_files")

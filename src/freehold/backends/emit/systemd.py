@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions, EmittedFile, label
+from freehold.backends.flags.check import GIVEN
 from freehold.errors import UsageError
 
 PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
@@ -114,13 +115,13 @@ def unit_text(plan: DeployPlan, options: EmitOptions, name: str) -> str:
 
 def deploy_words(plan: DeployPlan) -> tuple[str, ...]:
     """Return the verb that starts this plan again: what was decided is decided anew, from the same choices."""
-    source, name = plan.model.source, plan.model.name
-    words = ["deploy", source if source.startswith("/") else name, "--engine", plan.engine]
+    words = ["deploy", plan.model.source, "--engine", plan.engine]
     if plan.replicas > 1:
         words += ["--replicas", str(plan.replicas)]
     if plan.context:
         words += ["--context", str(plan.context)]
-    return tuple(words)
+    given = (f"--engine-flag={'='.join(flag.words())}" for flag in plan.flags if flag.reason == GIVEN)
+    return (*words, "--name", plan.model.name, *given)
 
 
 def _reached(words: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.emit import emit
 from freehold.backends.planning.printed import as_dict, text
+from freehold.backends.ray.asked import is_ray
 from freehold.cli.report.terminal import printable
 from freehold.cli.shared import write_beside
 from freehold.errors import UsageError
@@ -25,6 +26,7 @@ from freehold.errors import UsageError
 SCHEMA = 1
 # Options that say what is written, not what is started.
 _EMITS = ("emit", "out", "image", "server_image", "claim", "namespace", "members", "dry_run", "as_json")
+_HARDWARE = ("on", "nodes")  # of the machine that the unit is for: there it is what is found
 
 
 def show_plan(plan: DeployPlan, *, as_json: bool) -> None:
@@ -44,17 +46,20 @@ def show_plan(plan: DeployPlan, *, as_json: bool) -> None:
             click.echo(printable(f"on node {rank}\n  {line}"))
 
 
-def _of_this_machine(options: EmitOptions) -> EmitOptions:
-    """Return what a unit of this machine needs: this program and these options, this data folder, this user."""
+def _unit(options: EmitOptions, *, here: bool) -> EmitOptions:
+    """Return what a unit starts: these options again; `here`: by this program, for this data folder and this user."""
     import getpass
 
+    from freehold.backends.emit.systemd import PROGRAM
     from freehold.cli.serving.service import given_options, own_program
 
     ctx = click.get_current_context()
     model = ctx.params["model"]
     model = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else model
-    words = (*own_program(), "deploy", model, *given_options(ctx, _EMITS))
-    return replace(options, start=words, home=str(ctx.obj.home), user=getpass.getuser())
+    but = _EMITS if here else (*_EMITS, *_HARDWARE)
+    program = own_program() if here else [PROGRAM]
+    options = replace(options, start=(*program, "deploy", *filter(None, [model]), *given_options(ctx, but)))
+    return replace(options, home=str(ctx.obj.home), user=getpass.getuser()) if here else options
 
 
 def emit_plan(plan: DeployPlan, kind: str, out: str | None, given: Mapping[str, Any]) -> None:
@@ -64,8 +69,8 @@ def emit_plan(plan: DeployPlan, kind: str, out: str | None, given: Mapping[str, 
     """
     names = {f.name for f in fields(EmitOptions)}
     options = EmitOptions(**{k: v for k, v in given.items() if k in names and v})
-    if kind == "systemd" and plan.nodes.here:
-        options = _of_this_machine(options)
+    if kind == "systemd":
+        options = _unit(options, here=not given["on"] or is_ray(given["on"]))
     files = emit(plan, kind, options)
     if given["as_json"]:
         said = [{"name": file.name, "text": file.text} for file in files]
