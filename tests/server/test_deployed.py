@@ -155,7 +155,19 @@ def test_deployment_stands_before_a_model_of_ours_until_it_is_stopped(deploying:
         deploying.do(lambda: deploying.models.add(plan))
     reply = deploying.asked("hello", model="fake:1b").json()
     assert reply["choices"][0]["message"]["content"] == expected("hello")
-    deploying.do(lambda: deploying.models.stop("fake:1b", 1.0))
+    with pytest.raises(UsageError, match="--fallback nothing"):
+        deploying.do(lambda: deploying.models.upgrade("fake:1b", plan, fallback="nothing"))
+    deploying.do(lambda: deploying.models.upgrade("fake:1b", plan, fallback="fake:1b"))
+    assert [row.fallback for row in deploying.models.rows() if row.name == "fake:1b"] == ["fake:1b"]
+
+    async def stopped() -> None:
+        stopping = asyncio.create_task(deploying.models.stop("fake:1b", 1.0))
+        await asyncio.sleep(0)
+        with pytest.raises(UsageError, match="being stopped"):  # its folder is in use until it has ended
+            await deploying.models.add(plan)
+        await stopping
+
+    deploying.do(stopped)
     assert "engine" not in deploying.asked("hello", model="fake:1b").json()["freehold"]
 
 

@@ -52,9 +52,11 @@ class Deployed:
             raise self.fail
         self.asked.append(("restart", name, drain_first))
 
-    async def upgrade(self, name: str, plan: DeployPlan, *, drain_first: bool = False) -> None:
+    async def upgrade(
+        self, name: str, plan: DeployPlan, *, fallback: str = "", drain_first: bool = False
+    ) -> None:
         await self.restart(name, drain_first=drain_first)
-        self.held[name] = replace(self.held[name], plan=plan)
+        self.held[name] = replace(self.held[name], plan=plan, fallback=fallback)
 
     async def stop(self, name: str, drain_s: float) -> None:
         if name not in self.held:

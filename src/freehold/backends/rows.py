@@ -81,8 +81,10 @@ class Deployments(Protocol):
         """
         ...
 
-    async def upgrade(self, name: str, plan: DeployPlan, *, drain_first: bool = False) -> None:
-        """Do the same with another plan: another version, other flags, more or fewer replicas."""
+    async def upgrade(
+        self, name: str, plan: DeployPlan, *, fallback: str = "", drain_first: bool = False
+    ) -> None:
+        """Do the same with another plan: another version, other flags, more or fewer replicas; then another fallback."""
         ...
 
     async def stop(self, name: str, drain_s: float) -> None:

@@ -44,21 +44,29 @@ def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> I
     `options`: those of plan_deployment. Raises UsageError for what cannot be planned, and EngineLost with the cause for
     an engine that does not come up. A deployment that clients of a server see is `freehold deploy`.
     """
-    settings = settings or load_settings()
-    return InsideModel(Store(settings), planned(settings, DeployOptions(model, **options), start=True))
+    settings, asked = settings or load_settings(), DeployOptions(model, **options)
+    return InsideModel(Store(settings), planned(settings, asked, start=True), fallback=asked.fallback)
 
 
 class InsideModel(HttpModel):
     """A model in another engine, which ends with it."""
 
     def __init__(
-        self, store: Store, plan: DeployPlan, show: Callable[[DeploymentRow], None] = lambda row: None
+        self,
+        store: Store,
+        plan: DeployPlan,
+        show: Callable[[DeploymentRow], None] = lambda row: None,
+        *,
+        fallback: str = "",
     ) -> None:
-        """Start the engine; `show` gets its state while it starts. Raises EngineLost."""
+        """Start the engine; `show` gets its state while it starts. Raises EngineLost.
+
+        `fallback`: a stored model that answers while the engine does not, once it did.
+        """
         started = time.perf_counter()
         self._inside = InsideServer(store)
         try:
-            info = self._inside.deploy(plan, show)
+            info = self._inside.deploy(plan, show, fallback)
         except BaseException:
             self._inside.close()
             raise
@@ -90,11 +98,11 @@ class InsideServer:
             self.close()
             raise self._failed
 
-    def deploy(self, plan: DeployPlan, show: Callable[[DeploymentRow], None]) -> ModelInfo:
+    def deploy(self, plan: DeployPlan, show: Callable[[DeploymentRow], None], fallback: str) -> ModelInfo:
         """Start a plan and wait until it answers; `show` gets its state meanwhile. Raises EngineLost."""
         assert self._models is not None
         models, name = self._models, plan.model.name
-        asyncio.run_coroutine_threadsafe(models.add(plan), self._loop).result()
+        asyncio.run_coroutine_threadsafe(models.add(plan, fallback=fallback), self._loop).result()
         while not (row := self._row(name)).ready:
             if (why := row.hopeless(first=True)) is not None:
                 raise why

@@ -47,6 +47,9 @@ class DeployedModels:
         self._hop = Hop()
         self._sets: dict[str, ReplicaSet] = {}
         self._fallbacks: dict[str, str] = {}
+        self._ending: set[str] = (
+            set()
+        )  # names whose engines are being ended; their folder is in use until then
         self._closed = False
 
     # --- deployments ------------------------------------------------------------------------------
@@ -62,11 +65,9 @@ class DeployedModels:
             raise UsageError(
                 f"{name} is deployed already", "freehold deploy upgrade changes it; stop ends it"
             )
-        if fallback:
-            try:
-                await self._models.name_of(fallback)
-            except ModelNotFound as e:
-                raise UsageError(f"--fallback {fallback}: {e.message}", e.hint, field="fallback") from e
+        if name in self._ending:
+            raise UsageError(f"{name} is being stopped", "deploy it again when its answers have ended")
+        await self._check_fallback(fallback)
         found = self._sets[name] = ReplicaSet(
             plan, self._drivers, self._folder(name), self._hop, limits=self._limits
         )
@@ -74,6 +75,13 @@ class DeployedModels:
         await self._idle_copy_out(name)
         found.run()
         return found.row(fallback)
+
+    async def _check_fallback(self, fallback: str) -> None:
+        try:
+            if fallback:
+                await self._models.name_of(fallback)
+        except ModelNotFound as e:
+            raise UsageError(f"--fallback {fallback}: {e.message}", e.hint, field="fallback") from e
 
     async def _idle_copy_out(self, name: str) -> None:
         """Unload the stored model of a deployment's name, unless an answer or a fallback needs it."""
@@ -87,17 +95,27 @@ class DeployedModels:
         found = self._set(name)
         await found.roll(found.plan, "restart", drain_first=drain_first)
 
-    async def upgrade(self, name: str, plan: DeployPlan, *, drain_first: bool = False) -> None:
+    async def upgrade(
+        self, name: str, plan: DeployPlan, *, fallback: str = "", drain_first: bool = False
+    ) -> None:
         if plan.model.name != name:
             raise UsageError(
                 f"the plan is for {plan.model.name}, not for {name}", f"plan it with --name {name}"
             )
-        await self._set(name).roll(plan, "upgrade", drain_first=drain_first)
+        found = self._set(name)
+        await self._check_fallback(fallback)
+        await found.roll(plan, "upgrade", drain_first=drain_first)
+        if self._sets.get(name) is found:  # it may have been stopped meanwhile
+            self._fallbacks[name] = fallback
 
     async def stop(self, name: str, drain_s: float) -> None:
         found = self._set(name)
         del self._sets[name], self._fallbacks[name]
-        await found.stop(drain_s)
+        self._ending.add(name)
+        try:
+            await found.stop(drain_s)
+        finally:
+            self._ending.discard(name)
 
     def log(self, name: str, replica: int) -> Sequence[str]:
         return self._set(name).replica(replica).log

@@ -96,7 +96,8 @@ class DeploymentDesk:
         self, name: str, plan: DeployPlan, asked: DeployOptions, *, drain_first: bool = False
     ) -> None:
         """Roll to another plan; it is kept once every replica follows it."""
-        await self._finished(self.deployments.upgrade(name, plan, drain_first=drain_first))
+        work = self.deployments.upgrade(name, plan, fallback=asked.fallback, drain_first=drain_first)
+        await self._finished(work)
         self.keep(plan, asked)
 
     async def restart(self, name: str, *, drain_first: bool = False) -> None:
