@@ -197,6 +197,7 @@ def test_addresses_on_this_machine_and_https_are_taken(address: str, url: str) -
         ("http://u:p@127.0.0.1:1", "has no password"),
         ("http://127.0.0.1:1/?key=x", "has no password and no query"),
         ("http://127.0.0.1:99999", "no valid port"),
+        ("http://[::1", "no valid port or host"),
         ("http://127.0.0.1:1/other", "without a path"),
         ("unix:e.sock", "names no socket"),
     ],

@@ -195,6 +195,16 @@ def test_an_embedder_is_started_as_one(tmp_path, engine, flag):
     assert value(plan, flag) != "absent" and value(plan, "--tool-call-parser") == "absent"
 
 
+@pytest.mark.parametrize("count", ["0", "9" * 400])
+def test_a_count_that_no_device_holds_is_refused(tmp_path, count):
+    request = PlanRequest(
+        of_path(write_model(tmp_path)), nodes_on("h100"), flags=(f"--max-num-seqs={count}",)
+    )
+    with pytest.raises(UsageError, match="not within 1 to") as error:
+        drivers.driver("vllm").plan(request)
+    assert len(error.value.message) < 100
+
+
 def test_a_gguf_names_the_engine_that_loads_it_and_where_its_safetensors_are(tmp_path):
     gguf = replace(of_path(write_model(tmp_path)), files="gguf", name="qwen2.5-coder:0.5b")
     with pytest.raises(UsageError, match="is a GGUF") as error:

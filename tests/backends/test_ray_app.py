@@ -22,6 +22,7 @@ import pytest
 
 from freehold.backends.contract import Listens
 from freehold.backends.planning.asked import SOCKET
+from freehold.backends.process import ring
 from freehold.backends.ray import app, child
 from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, Passage, Passed
 from freehold.backends.ray.plan import app_text
@@ -84,6 +85,22 @@ async def test_a_request_without_the_key_never_reaches_the_engine() -> None:
             assert "authentication_error" in await read(passed)
     finally:
         await engine.close()
+
+
+@synchronous
+async def test_neither_keys_nor_requests_of_an_engine_are_in_its_log(capfd: pytest.CaptureFixture) -> None:
+    """What an engine prints goes to a file of Ray's, which outlives the replica."""
+    words = ["sh", "-c", 'echo "args: key=$VLLM_API_KEY"; echo "ERROR Dumping input data: a prompt"']
+    engine = EngineChild({**settings(), "argv": words})
+    engine.start()
+    with pytest.raises(EngineEnded):
+        await engine.first_token()
+    while len(engine.log) < 2:
+        await asyncio.sleep(0.01)
+    await engine.close()
+    assert [*engine.log] == ["args: key=[secret]", "ERROR [what requests held is left out]"]
+    assert "a prompt" not in capfd.readouterr().err
+    assert child._REQUESTS.pattern == ring._REQUESTS.pattern.decode()
 
 
 CLOSED = (

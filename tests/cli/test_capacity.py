@@ -15,7 +15,7 @@ import pytest
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.cli.deploying import bench, capacity
 from freehold.config import load_settings
-from freehold.errors import UsageError
+from freehold.errors import ServerUnreachable, UsageError
 from freehold.router.ledger.store import Ledger
 from tests.backends.capacity.test_measuring import engine
 from tests.router.ledger.rows import row
@@ -148,6 +148,7 @@ def test_the_ledgers_answered_requests_are_a_trace(invoke, steps, tmp_path):
         ),
         (("--rate", "1", "--steps", "{steps}", "--routing", "random"), "routing"),
         (("--trace", "gone.csv", "--steps", "{steps}"), "gone.csv"),
+        (("--rate", "0.0001", "--seconds", "10s", "--steps", "{steps}"), "no request comes"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(invoke, steps, args, near):
@@ -197,6 +198,12 @@ def test_what_bench_measures_is_what_capacity_reads(invoke, url, tmp_path):
         tmp_path / "steps.json",
     )
     assert "tiny, vllm" in out
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999/v1", "http://[::1/v1", "http://a..b/v1"])
+def test_what_is_no_address_is_refused(invoke, address):
+    with pytest.raises((UsageError, ServerUnreachable)):
+        invoke(bench.command, address)
 
 
 def test_a_model_that_is_not_offered_is_refused_with_those_that_are(invoke, url):

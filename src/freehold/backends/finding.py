@@ -185,7 +185,12 @@ def _llama(program: Path) -> EngineAtHand:
 
     try:
         told = subprocess.run(
-            [str(program), "--list-devices"], capture_output=True, text=True, timeout=ASKED_S, check=False
+            [str(program), "--list-devices"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ASKED_S,
+            check=False,
         )
     except OSError as e:
         return EngineAtHand("llamacpp", program, note=f"{program} --list-devices: {e.strerror}")

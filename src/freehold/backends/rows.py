@@ -84,7 +84,7 @@ class Deployments(Protocol):
     async def upgrade(
         self, name: str, plan: DeployPlan, *, fallback: str = "", drain_first: bool = False
     ) -> None:
-        """Do the same with another plan: another version, other flags, more or fewer replicas; then another fallback."""
+        """Do the same with another plan: other flags, another version, more or fewer replicas; then with `fallback`."""
         ...
 
     async def stop(self, name: str, drain_s: float) -> None:

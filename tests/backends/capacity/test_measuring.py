@@ -58,6 +58,12 @@ def test_noise_becomes_spread_and_no_term_falls_below_zero():
     assert min(time.depth, time.prompt, time.positions, time.arrival) >= 0
 
 
+@pytest.mark.parametrize("limits", [{"chunk": "x"}, {"room": -1}, {"streams": 1.5}, {"pace": float("nan")}])
+def test_limits_that_bound_nothing_are_refused(limits: dict):
+    with pytest.raises(UsageError):
+        EngineLimits(**limits)
+
+
 def test_too_little_is_refused():
     with pytest.raises(UsageError, match="too little"):
         fit(StepSamples(prompts=[(10, 0.1), (20, 0.2)]), rules("vllm"))

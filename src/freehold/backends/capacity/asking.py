@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from freehold.errors import ServerUnreachable, UpstreamFailed, UsageError
 
@@ -73,12 +73,21 @@ class EngineDoor:
                 f"{self.url} lists no models: {call.answer.error or e}", "is it an OpenAI API with /v1?"
             ) from e
 
+    def _address(self) -> tuple[SplitResult, int]:
+        """Return the parts of its address, and its port. Raises UsageError."""
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            if parts.scheme in ("http", "https") and parts.hostname:
+                return parts, port
+        except ValueError:
+            pass
+        raise UsageError(
+            f"{self.url} is not a valid address of a server", "for example http://127.0.0.1:8000/v1"
+        )
+
     async def _call(self, method: str, path: str, body: Any, limit_s: float) -> _TimedCall:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(
-                f"{self.url} is not a valid address of a server", "for example http://127.0.0.1:8000/v1"
-            )
+        parts, port = self._address()
         raw = b"" if body is None else json.dumps(body).encode()
         lines = [
             f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1",
@@ -92,12 +101,11 @@ class EngineDoor:
             if self.socket is not None:
                 _, call = await loop.create_unix_connection(lambda: _TimedCall(request), str(self.socket))
             else:
-                port = parts.port or (443 if parts.scheme == "https" else 80)
                 tls = parts.scheme == "https" or None
                 _, call = await loop.create_connection(
                     lambda: _TimedCall(request), parts.hostname, port, ssl=tls
                 )
-        except OSError as e:
+        except (OSError, UnicodeError) as e:  # the second: a name that no resolver takes
             raise ServerUnreachable(
                 f"no server answers at {self.socket or self.url}: {e}", "is it running?"
             ) from e

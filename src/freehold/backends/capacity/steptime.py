@@ -108,6 +108,16 @@ class EngineLimits:
     alone_s: float = 0.0
     shortest: bool = False  # prompts with the least left to read go first, not the oldest
 
+    def __post_init__(self) -> None:
+        counts = self.streams, self.room, self.chunk
+        seconds = self.pace, self.floor_s, self.burst_s, self.alone_s
+        if not all(isinstance(n, int) and n >= 0 for n in counts):
+            raise UsageError(
+                f"limits of {counts} streams, tokens of cache and tokens of a step are no counts"
+            )
+        if not all(math.isfinite(n) and n >= 0 for n in seconds):
+            raise UsageError("an engine's limits are not finite, or below 0")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineModel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -101,6 +102,11 @@ def steady(
         read = 1 + int(dice.expovariate(1 / prompt)) if vary else prompt
         written = 1 + int(dice.expovariate(1 / answer)) if vary else answer
         made.append(TracedRequest(at, read, written))
+    if not made:
+        raise UsageError(
+            f"no request comes within {seconds:g} s at {rate:g} a second",
+            "--seconds for longer, or a higher --rate",
+        )
     lengths = "exponential lengths around" if vary else "each of"
     paced = f"{rate:g} {'request' if rate == 1 else 'requests'} a second"
     source = f"{paced} for {seconds:g} s, {lengths} {prompt:,} + {answer:,} tokens"
@@ -144,7 +150,7 @@ def _read(path: Path, lines: Iterator[_Parsed], most: int) -> list[TracedRequest
             break
         try:
             made.append(_checked(parse()))
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, OverflowError) as e:
             bad.append(f"line {number}: {e}")
     if bad:
         more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
@@ -153,6 +159,8 @@ def _read(path: Path, lines: Iterator[_Parsed], most: int) -> list[TracedRequest
 
 
 def _checked(request: TracedRequest) -> TracedRequest:
+    if not math.isfinite(request.at):
+        raise ValueError(f"a request at {request.at:g} s")
     for what, tokens in (("reads", request.prompt), ("writes", request.answer)):
         if not 0 <= tokens <= MOST_TOKENS:
             raise ValueError(f"a request that {what} {tokens:,} tokens")

@@ -90,11 +90,11 @@ def target(text: str, *, key_env: str = "", cleartext: bool = False) -> AttachTa
         if not path.is_absolute():
             raise UsageError(f"{text!r} names no socket", "write unix:/path/to/engine.sock")
         return AttachTarget("http://engine", path, key_env)
-    parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port
     except ValueError:
-        raise UsageError(f"{text!r} has no valid port", "write http://127.0.0.1:8000") from None
+        raise UsageError(f"{text!r} has no valid port or host", "write http://127.0.0.1:8000") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{text!r} is not an engine's address", "write http://127.0.0.1:8000")
     if parts.username or parts.password or parts.query:

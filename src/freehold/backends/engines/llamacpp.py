@@ -194,7 +194,9 @@ def fitted(plan: DeployPlan, printed: str) -> DeployPlan:
 def _printed(program: str, option: str) -> str:
     """Return what a build prints; "" where it prints nothing: its start will say why."""
     try:
-        done = subprocess.run([program, option], capture_output=True, text=True, timeout=HELP_S, check=False)
+        done = subprocess.run(
+            [program, option], capture_output=True, text=True, errors="replace", timeout=HELP_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout + done.stderr

@@ -28,6 +28,9 @@ GUESSED = "by its family {family}: a name's plain meaning; the model's card deci
 _UNITS = {unit: 1000**n for n, unit in enumerate("kmgt", 1)} | {
     unit: 1 << 10 * n for n, unit in enumerate("KMGT", 1)
 }
+MOST = (
+    1 << 48
+)  # of a count that a flag gives: bytes of a cache are the largest, and 256 TiB beyond any device's
 DRAIN_S = 60  # an engine waits this long for its answers: twice our server's own drain
 
 
@@ -60,9 +63,11 @@ class Wording:
         if said in ("", "auto", "-1", "None"):
             return 0
         found = _count(said)
-        if found < 1:
-            raise UsageError(f"{name} {said}: at least 1", "leave it out for the plan's own choice")
-        return found
+        if not 1 <= found <= MOST:
+            raise UsageError(
+                f"{name} {said[:40]}: not within 1 to {MOST:,}", "leave it out for the plan's own choice"
+            )
+        return int(found)
 
     def off(self, name: str) -> bool | None:
         """Return whether an on-off flag was given, and how; None: it was not."""
@@ -231,7 +236,7 @@ def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) 
     return request.model.source
 
 
-def _count(said: str) -> int:
-    """Return a number as engines write it: 4096, 4k (thousands), 4K (1024s)."""
+def _count(said: str) -> float:
+    """Return a number as engines write it: 4096, 4k (thousands), 4K (1024s); inf for one that no float holds."""
     scale = _UNITS.get(said[-1], 1)
-    return int(float(said[:-1] if said[-1] in _UNITS else said) * scale)
+    return float(said[:-1] if said[-1] in _UNITS else said) * scale

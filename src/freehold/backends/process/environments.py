@@ -141,7 +141,12 @@ def _site_packages(python: Path) -> list[str]:
     asked = "import json, sys; print(json.dumps(sys.path))"
     try:
         note = subprocess.run(
-            [str(python), "-I", "-c", asked], capture_output=True, text=True, timeout=_ASKED_S, check=True
+            [str(python), "-I", "-c", asked],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_ASKED_S,
+            check=True,
         )
         return [path for path in json.loads(note.stdout) if path]
     except (OSError, ValueError, subprocess.SubprocessError) as e:
@@ -298,12 +303,15 @@ def _asked(
             input=json.dumps([*arguments]),
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_VERIFIED_S,
             check=False,
             env={**_environ(), **PRIVATE, "VLLM_NO_USAGE_STATS": "1"},
         )
     except subprocess.TimeoutExpired as e:
         raise DownloadFailed(f"{found.python} did not answer in {_VERIFIED_S:.0f} s", "try again") from e
+    except OSError as e:
+        raise UsageError(f"{found.python} does not run: {e}", "name the interpreter of an environment") from e
 
 
 def _last(said: str) -> str:
@@ -318,7 +326,12 @@ def _run(command: Sequence[str], note: Callable[[str], object], failed: str) -> 
     last: deque[str] = deque(maxlen=_TOLD)
     try:
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environ()
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=_environ(),
         ) as child:
             assert child.stdout is not None
             for line in child.stdout:

@@ -35,6 +35,8 @@ MOST_BODY = 64 << 20  # bytes
 ENDED_S = 15.0  # a replica that reported nothing for so long has ended, or hangs
 MOST_REPLICAS = 200  # whose metrics are kept
 _SERIES = re.compile(r"(?m)^([a-zA-Z_:][\w:]*)(\{.*\})? (\S+)")
+# An engine that dies prints the requests it computed; SGLang prints its keys. As process/ring.py has it.
+_REQUESTS = re.compile(r"Dumping |[Ss]ampling_?[Pp]arams|prompt_token_ids=|scheduled_new_reqs")
 _COUNTERS = ("_total", "_sum", "_count", "_bucket")  # how names of what only grows end
 # Ends the engine, all below it and its folder when its stdin ends: when the replica ends, however that happened. It
 # adopts what loses its parent (36), so its own children are all that is left in the end; the kernel ends the engine
@@ -105,8 +107,16 @@ class EngineChild:
     def _keep_log(self, output: Any) -> None:
         with output:
             for line in output:
-                self.log.append(line.decode(errors="replace").rstrip()[:500])
-                sys.stderr.write(self.log[-1] + "\n")  # to Ray's log of this replica
+                self.log.append(self._clean(line.decode(errors="replace"))[:500])
+                sys.stderr.write(self.log[-1] + "\n")  # to Ray's log of this replica, a file
+
+    def _clean(self, line: str) -> str:
+        """Return a line without keys and requests."""
+        if found := _REQUESTS.search(line):
+            line = line[: found.start()] + "[what requests held is left out]"
+        for key in self._keys.values():
+            line = line.replace(key, "[secret]")
+        return line.rstrip()
 
     def check(self) -> None:
         """Raise EngineEnded, with the last lines of its log, once the process has ended."""

@@ -11,6 +11,7 @@ Path: drivers.driver_of -> RayDriver.launch -> head.py; replica.py -> SessionWir
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,14 @@ class RayDriver(StartedEngine):
         (folder / "app.py").unlink(missing_ok=True)
         with open(folder / "app.py", "w", encoding="utf-8", opener=private.opener) as file:
             file.write(text_for(plan))
-        return await super().launch(_in_folder(plan, folder), folder)
+        short = _short_enough(folder)
+        try:
+            engine = await super().launch(_in_folder(plan, folder, short), folder)
+        except BaseException:
+            _removed(short, folder)
+            raise
+        engine.ended.add_done_callback(lambda _: _removed(short, folder))
+        return engine
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Add up what all replicas tell; their series have a label `ray_replica`. `before` is not needed."""
@@ -103,17 +111,26 @@ class SessionWire:
         return replace(sent, headers={**sent.headers, SESSION: f"{key:016x}"})
 
 
-def _in_folder(plan: DeployPlan, folder: Path) -> DeployPlan:
-    """Return a plan whose places are in `folder`; Ray's own elsewhere where its sockets' paths would be too long."""
+def _short_enough(folder: Path) -> Path:
+    """Return where Ray's own folder is made: elsewhere where its sockets' paths would be too long in `folder`."""
     from freehold.platforms import SOCKET_PATH_BYTES
 
-    short = str(folder)
-    if len(short) + len("/ray") + _SOCKET_BYTES > SOCKET_PATH_BYTES:
-        short = tempfile.mkdtemp(prefix="fhr-")
+    if len(str(folder)) + len("/ray") + _SOCKET_BYTES <= SOCKET_PATH_BYTES:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="fhr-"))
+
+
+def _removed(short: Path, folder: Path) -> None:
+    if short != folder:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def _in_folder(plan: DeployPlan, folder: Path, short: Path) -> DeployPlan:
+    """Return a plan whose places are in `folder`; Ray's own are in `short`."""
 
     def placed(flag: PlannedFlag) -> PlannedFlag:
-        at = short if flag.name == "--temp-dir" else str(folder)
-        return replace(flag, value=flag.value and flag.value.replace("{folder}", at))
+        at = short if flag.name == "--temp-dir" else folder
+        return replace(flag, value=flag.value and flag.value.replace("{folder}", str(at)))
 
     socket = Path(str(plan.listens.socket).replace("{folder}", str(folder)))
     return replace(plan, flags=tuple(map(placed, plan.flags)), listens=replace(plan.listens, socket=socket))
