@@ -7,6 +7,7 @@ import { Button } from "../../parts/button";
 import { Dialog } from "../../parts/dialog";
 import { texts } from "../../texts";
 import { copy } from "./actions";
+import { escaped } from "./json";
 import { type Chat, load, messageOf } from "./opened";
 import { branchOf } from "./tree";
 
@@ -53,7 +54,7 @@ export function RequestDialog({ chat, message, close }: Props) {
 type Body = Record<string, unknown>;
 
 export function bodyOf(chat: Chat, message: Message, before: string[]): Body {
-  const settings = chat.settings.peek();
+  const settings = message.receipt?.bits?.settings ?? chat.settings.peek();
   const said = before.map((id) => messageOf(chat, id).peek()).filter((each): each is Message => each !== null);
   const sampling = message.receipt?.sampling ?? settings.sampling ?? {};
   const kept = Object.entries(sampling).filter(([name, value]) => typeof value === "number" || name === "seed");
@@ -62,21 +63,25 @@ export function bodyOf(chat: Chat, message: Message, before: string[]): Body {
     model: message.model,
     messages: [
       ...(settings.system ? [{ role: "system", content: settings.system }] : []),
-      ...said.map((each) => ({ role: each.role, content: contentOf(each), ...callsOf(each) })),
+      ...said.map((each) => ({ role: each.role, content: contentOf(each), ...thoughtOf(each), ...callsOf(each) })),
     ],
+    ...(settings.think != null && { think: settings.think }),
     ...Object.fromEntries(kept),
     ...(max && { max_tokens: max }),
     stream: true,
   };
 }
 
+/** Files before the text, in the words in which the server puts them there. */
 function contentOf(message: Message): unknown {
-  const files = (message.files ?? []).map((file) => `${file.name}:\n\`\`\`\n${file.text}\n\`\`\``);
+  const files = (message.files ?? []).map((file) => `File ${file.name}:\n\`\`\`\n${file.text.trimEnd()}\n\`\`\``);
   const text = [...files, message.content].join("\n\n");
   if (!message.images?.length) return text;
   const images = message.images.map((url) => ({ type: "image_url", image_url: { url } }));
   return [...images, { type: "text", text }];
 }
+
+const thoughtOf = ({ thinking }: Message): Body => (thinking ? { reasoning_content: thinking } : {});
 
 function callsOf(message: Message): Body {
   if (message.role === "tool") return { tool_call_id: message.call };
@@ -89,9 +94,10 @@ function callsOf(message: Message): Body {
   return { tool_calls: calls };
 }
 
-/** JSON with the seed as the number that it is, however many digits it has. */
+/** JSON with the seed as the number that it is, however many digits it has, and nothing invisible. */
 function written(body: Body, indent = 0): string {
-  return JSON.stringify(body, null, indent).replace(/^( *"seed": ?)"(\d+)"/m, "$1$2").replace(/,"seed":"(\d+)"/, ',"seed":$1');
+  const json = JSON.stringify(body, null, indent).replace(/^( *"seed": ?)"(\d+)"/m, "$1$2");
+  return escaped(json.replace(/,"seed":"(\d+)"/, ',"seed":$1'));
 }
 
 function curl(body: Body): string {
