@@ -130,11 +130,7 @@ export const texts = {
     trouble: "What happened",
     loadingModel: (share: number | null) =>
       share === null ? "Loading the model" : `Loading the model, ${Math.round(share * 100)} %`,
-    queued: (before: number, s: number | null) =>
-      (before === 0
-        ? "Waiting for the first word"
-        : `Waiting for ${before === 1 ? "one other answer" : `${before} other answers`}`) +
-      (s === null ? "" : `, about ${Math.max(1, Math.round(s))} s`),
+    queued: (s: number | null) => `Waiting for the first word${s === null ? "" : `, about ${Math.max(1, Math.round(s))} s`}`,
     engineAgain: "The engine is being started again; the answer continues",
     notSent: "The server cannot be reached. This message is sent when it is back.",
     takeBack: "Take back",

@@ -122,6 +122,7 @@ def test_an_answer_comes_as_events_and_lies_in_the_chat(chats):
     assert "".join(data["text"] for data in seen.of("thinking")) == "hm well"
     answer = mine.message(started["answer"]["id"])
     assert (answer.content, answer.thinking, answer.state) == (TEXT, "hm well", "whole")
+    assert seen.end["receipt"]["thinking_s"] >= 0, "a page that is opened later says how long it thought"
     assert mine.message(started["user"]["id"]).content == "hi"
     job = mine.server.models.served["fake:1b"].jobs[-1]
     assert [m.content for m in job.messages] == ["be brief", "hi"]

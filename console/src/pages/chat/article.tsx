@@ -93,7 +93,7 @@ function Progress({ live, empty }: { live: Live; empty: boolean }) {
     : wait?.why === "load"
       ? words.loadingModel(wait.done && wait.of ? wait.done / wait.of : null)
       : wait?.why === "queue"
-        ? words.queued(wait.position ?? 0, wait.expected_s ?? null)
+        ? words.queued(wait.expected_s ?? null)
         : wait?.why === "engine"
           ? words.engineAgain
           : null;

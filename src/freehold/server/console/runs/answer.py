@@ -40,6 +40,7 @@ class RunAnswer:
         self._units = 0
         self._began = time.monotonic()
         self._first = self._last = self._thought = 0.0  # seconds from the begin
+        self._thinking_s = 0.0
         self._begin: Begin | None = None
 
     @property
@@ -76,8 +77,9 @@ class RunAnswer:
         self._run.came()
         if thinking:
             self._thought = self._thought or now
+            self._thinking_s = now - self._thought
             self._thinking.append(thinking)
-            self._run.events.text("thinking", thinking, now - self._thought)
+            self._run.events.text("thinking", thinking, self._thinking_s)
         if text:
             self._text.append(text)
             self._run.events.text("text", text)
@@ -106,6 +108,7 @@ class RunAnswer:
             **receipt,
             "tokens": {"prompt": tally.prompt_tokens, "answer": made, "thought": tally.thought_tokens},
             "first_s": round(self._first, 4),
+            **({"thinking_s": round(self._thinking_s, 2)} if self._thinking else {}),
             "tok_s": round((made - 1) / spent, 2) if made > 1 and spent > 0 else None,
             "bits": self._bits(begin, settings, identity),
         }
