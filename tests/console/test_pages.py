@@ -172,3 +172,26 @@ def test_one_model_with_itself_and_one_seed_is_equal(standing, page):
     page.reload()
     page.get_by_text("Equal: all").wait_for()
     assert page.get_by_role("article", name="scripted").get_by_role("table").count() == 2
+
+
+def test_a_model_that_is_refused_leaves_the_others_and_a_lost_server_is_said(standing, page):
+    page.goto(standing.url + "/#/compare")
+    page.get_by_role("textbox", name="Message").fill("something long")
+    asked = []
+
+    def refuse_the_second(route: Any) -> None:
+        asked.append(route)
+        if len(asked) == 2:
+            return route.fulfill(status=429, json={"error": {"message": "too many answers are being made"}})
+        return route.continue_()
+
+    page.route("**/console/api/chats/*/runs", refuse_the_second)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_text("too many answers are being made").wait_for()
+    page.context.set_offline(True)
+    page.get_by_text("The server does not answer.").wait_for()
+    page.context.set_offline(False)
+    page.get_by_text("The server does not answer.").wait_for(state="detached")
+    page.get_by_text("Line 399 of").wait_for()
+    assert page.get_by_role("article").count() == 1
+    page.errors.clear()

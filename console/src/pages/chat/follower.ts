@@ -2,10 +2,10 @@
 // nothing: events continue after the last one seen. Knows what events say; knows no element and starts no run.
 import { type Signal, signal } from "@preact/signals";
 import { ApiError } from "../../api/client";
-import { follow } from "../../api/events";
+import { type Connection, follow } from "../../api/events";
 import type { Message, RunEvent } from "../../api/types";
 import { texts } from "../../texts";
-import { found, lost, onReturn } from "./link";
+import { connected, onReturn } from "./link";
 import { begun, epilogues, type Live, lives, spoken, thoughtSeconds } from "./lives";
 import { add, type Chat, messageOf, put, refresh } from "./opened";
 
@@ -109,9 +109,8 @@ export class Follower {
     }
   };
 
-  private connection = (state: "open" | "waiting") => {
-    if (state === "waiting") lost();
-    else found();
+  private connection = (state: Connection) => {
+    connected(state);
     if (this.live.peek().away !== (state === "waiting")) this.say({ away: state === "waiting" });
   };
 

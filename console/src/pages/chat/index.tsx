@@ -2,12 +2,12 @@
 import { useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { IconButton } from "../../parts/button";
-import { Icon } from "../../parts/icons";
 import { Failed } from "../../parts/page";
 import { place, to } from "../../parts/router";
 import { me } from "../../api/me";
 import type { ChatSettings } from "../../api/types";
 import { texts } from "../../texts";
+import { Away } from "./away";
 import { cards, look, readCards } from "./cards";
 import "./chat.css";
 import { Composer } from "./composer";
@@ -15,7 +15,7 @@ import { ContextMeter } from "./context";
 import { Find, finding } from "./find";
 import { keep, kept } from "./kept";
 import { useChatKeys } from "./keys";
-import { downSince, isDown, onReturn } from "./link";
+import { isDown, onReturn } from "./link";
 import { List } from "./list";
 import { Log, scroller } from "./log";
 import { models, preferred, readModels } from "./models";
@@ -202,17 +202,3 @@ function Spoken() {
     </div>
   );
 }
-
-/** What happened while the server cannot be reached, and what to do. */
-function Away() {
-  if (downSince.value === null) return null;
-  return (
-    <div class="away" role="status">
-      <Icon name="warning" size={18} />
-      <p>
-        <b>{words.away}</b> {words.awayHint}
-      </p>
-    </div>
-  );
-}
-

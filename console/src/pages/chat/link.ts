@@ -1,6 +1,7 @@
 // Whether the server answers. One look a second while it does not; pages wait for its return here.
 import { computed, signal } from "@preact/signals";
 import { api, ApiError } from "../../api/client";
+import type { Connection } from "../../api/events";
 
 const PROBE_MS = 1000;
 
@@ -22,6 +23,9 @@ export function found(): void {
   downSince.value = null;
   for (const each of [...waiting]) each();
 }
+
+/** Note how a run's connection stands. */
+export const connected = (state: Connection) => (state === "waiting" ? lost() : found());
 
 /** Call `run` each time the server is back; returns what ends that. */
 export function onReturn(run: () => void): () => void {

@@ -6,6 +6,7 @@ import { notifyError } from "../../parts/notice";
 import { Empty, Failed, Page, Waiting } from "../../parts/page";
 import { go, place, to } from "../../parts/router";
 import { texts } from "../../texts";
+import { Away } from "../chat/away";
 import { keep, kept } from "../chat/kept";
 import { models, readModels } from "../chat/models";
 import "./compare.css";
@@ -97,6 +98,7 @@ function Bench() {
           })}
         />
       ))}
+      <Away />
       <Slots all={all} chosen={chosen.value} onChange={(next) => (chosen.value = next)} disabled={writing} />
       <Composer
         seed={seed.value}

@@ -4,6 +4,8 @@ import { batch, signal } from "@preact/signals";
 import { ApiError, get, post } from "../../api/client";
 import { follow } from "../../api/events";
 import type { Card, Difference, Leaf, Message, OpenedChat, Receipt, RunEvent, StartedRun } from "../../api/types";
+import { notifyError } from "../../parts/notice";
+import { connected, reach } from "../chat/link";
 
 export interface Column {
   answer: string; // id of its message
@@ -40,26 +42,33 @@ export const running = (round: Round | undefined) => Boolean(round?.columns.some
 
 /** Ask all models one question, each with the same context and seed. `parent`: the answer it continues. */
 export async function ask(models: string[], seed: number, content: string, parent: string | null): Promise<string> {
-  const chat = now.value.chat || (await create(models[0]!, content));
-  const settings = { sampling: { seed } };
-  const path = `/console/api/chats/${chat}/runs`;
-  const first = await post<StartedRun>(path, { parent, message: { content }, model: models[0], settings });
-  const started = [first];
-  for (const model of models.slice(1)) started.push(await post<StartedRun>(path, { parent: first.user!.id, model, settings }));
-  begin(chat, seed, { user: first.user!, columns: started.map(({ run, answer }) => column(answer, run)) });
+  const chat = now.value.chat || (await create(models[0]!, content, seed));
+  const asked = { parent, message: { content }, model: models[0], settings: { sampling: { seed } } };
+  const { user, answer, run } = await reach(post<StartedRun>(`/console/api/chats/${chat}/runs`, asked));
+  const others = await answersTo(user!.id, chat, models.slice(1), seed);
+  begin(chat, seed, { user: user!, columns: [column(answer, run), ...others] });
   return chat;
 }
 
 /** Ask them a question that the chat has already: another answer to it from each. */
 export async function askAgain(models: string[], seed: number, user: Message): Promise<void> {
   const { chat } = now.value;
-  const path = `/console/api/chats/${chat}/runs`;
+  const columns = await answersTo(user.id, chat, models, seed);
+  if (columns.length) begin(chat, seed, { user, columns });
+}
+
+/** Have each model answer a message of the chat. One that the server refuses is said and left out: the others run. */
+async function answersTo(parent: string, chat: string, models: string[], seed: number): Promise<Column[]> {
   const columns: Column[] = [];
-  for (const model of models) {
-    const { run, answer } = await post<StartedRun>(path, { parent: user.id, model, settings: { sampling: { seed } } });
-    columns.push(column(answer, run));
-  }
-  begin(chat, seed, { user, columns });
+  for (const model of models)
+    try {
+      const asked = { parent, model, settings: { sampling: { seed } } };
+      const { run, answer } = await reach(post<StartedRun>(`/console/api/chats/${chat}/runs`, asked));
+      columns.push(column(answer, run));
+    } catch (e) {
+      notifyError(e);
+    }
+  return columns;
 }
 
 function begin(chat: string, seed: number, round: Round): void {
@@ -68,9 +77,11 @@ function begin(chat: string, seed: number, round: Round): void {
   for (const each of round.columns) void attend(each);
 }
 
-async function create(model: string, content: string): Promise<string> {
+async function create(model: string, content: string, seed: number): Promise<string> {
   const title = content.trim().replace(/\s+/g, " ").slice(0, 60);
-  return (await post<Card>("/console/api/chats", { model, title })).id;
+  const { id } = await post<Card>("/console/api/chats", { model, title });
+  now.value = { ...now.value, chat: id, seed }; // a question that is refused is asked again in the same chat
+  return id;
 }
 
 export async function stop(round: Round): Promise<void> {
@@ -137,12 +148,12 @@ async function attendUnknown(run: string): Promise<void> {
       if (known) change(known.answer, { run });
     }
     if (known) take(known.answer, event);
-  }, () => {}, signal).catch(() => {});
+  }, connected, signal).catch(() => {});
 }
 
 async function attend(one: Column): Promise<void> {
   try {
-    await follow(one.run, 0, (event) => take(one.answer, event), () => {}, over.signal);
+    await follow(one.run, 0, (event) => take(one.answer, event), connected, over.signal);
   } catch (e) {
     if (!(e instanceof ApiError)) throw e;
     change(one.answer, { run: "", state: "lost", error: e.message });
