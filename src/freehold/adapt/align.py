@@ -26,6 +26,7 @@ from freehold.adapt.alignment.batches import (
 from freehold.adapt.alignment.losses import preference_loss
 from freehold.adapt.alignment.pairs import Pair, contradictions, read_pairs
 from freehold.adapt.as_served import mismatch, served_log_probs
+from freehold.adapt.base import check_base
 from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.lines import check_apart, held_out
@@ -147,6 +148,7 @@ def align(
     `test`: pairs to measure with; None: a share of `pairs`, taken by prompts. An interrupted run with the same
     arguments continues. Raises UsageError with the numbers, and what reading the model raises.
     """
+    check_base(model)
     given = read_pairs(pairs)
     tested_file = read_pairs(test) if test else None
     trained, tested = list(given.items), list(tested_file.items) if tested_file else []

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.as_served import mismatch, served_log_probs
+from freehold.adapt.base import check_base
 from freehold.adapt.distillation.answers import AnswerBook, Taught
 from freehold.adapt.distillation.learning import OnPolicyCourse, PromptRow
 from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
@@ -114,6 +115,8 @@ def distil(
     `test`: prompts to measure with; None: a share of `prompts`. `accepted`: see licences.teaching. An interrupted run
     with the same arguments continues. Raises UsageError with the numbers, and what reading the models raises.
     """
+    check_base(teacher)
+    check_base(student)
     watch = watch or DistilWatch()
     licences = {
         "base": base_licence(student, facts or Facts()),

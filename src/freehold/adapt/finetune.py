@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.as_served import mismatch, served_log_probs
+from freehold.adapt.base import check_base
 from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.lines import DataLines
@@ -175,6 +176,7 @@ def finetune(
     `gguf`: llama.cpp's file beside PEFT's two. An interrupted run with the same arguments continues, to the same bits.
     Raises UsageError with the numbers, and what reading the model raises.
     """
+    check_base(model)
     lessons = Lessons.read(data, test)
     licence = base_licence(model, facts or Facts())
     inputs = {

@@ -130,9 +130,11 @@ def _preflight(
     ref: ModelRef, data: Path, test: Path | None, asked: FinetuneSettings, *, as_json: bool
 ) -> None:
     """Print what a run would see, and what one batch shows."""
+    from freehold.adapt.base import check_base
     from freehold.adapt.finetune import Classroom, Lessons
     from freehold.adapt.teaching.preflight import SHOWN, LengthHistogram, rehearsal, shown
 
+    check_base(ref)
     lessons = Lessons.read(data, test)
     room = Classroom.of(ref, lessons, asked)
     rows = room.course.rows

@@ -16,6 +16,7 @@ from typing import Any
 
 import freehold
 from freehold import _native as native
+from freehold.adapt.base import check_base
 from freehold.adapt.licences import base_licence
 from freehold.adapt.quantize.calibrated import CalibratedEncoder
 from freehold.adapt.quantize.mix import OnGroup
@@ -69,6 +70,7 @@ def quantise(
     CapacityExceeded and StoreError.
     """
     request.check()
+    check_base(ref)
     if not ref.source.startswith("file:"):  # a file's name says nothing of what is in it
         request = replace(request, base=ref.name)
     watching = watching or Watching()

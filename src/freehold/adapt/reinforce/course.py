@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from freehold.adapt.base import check_base
 from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, notes
 from freehold.adapt.loop import TrainingLoop
@@ -156,6 +157,7 @@ def reinforce(
     An interrupted run with the same arguments continues. Raises UsageError for a verifier that pays for what solves
     nothing, and for a sampler that is further from the trainer than the bound; and what reading the model raises.
     """
+    check_base(model)
     licence = base_licence(model, facts or Facts())
     check_trainable(model.path)
     with ExitStack() as open_:
