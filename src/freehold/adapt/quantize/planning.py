@@ -24,7 +24,7 @@ from freehold.adapt.quantize.recipes import (
     in_layer_order,
     quantisable,
 )
-from freehold.adapt.quantize.texts import TOKENS, default_texts, file_texts
+from freehold.adapt.quantize.texts import TOKENS, default_texts, file_texts, held_out
 from freehold.adapt.quantize.writing import plans_of, quantised_keys
 from freehold.advisor.facts import Facts
 from freehold.errors import UsageError
@@ -170,8 +170,9 @@ def _with_default(request: QuantizeRequest) -> QuantizeRequest:
 
 
 def _measured_on(texts: Sequence[Sequence[int]]) -> list[int]:
-    """Join the beginnings of three texts, which are of several kinds."""
-    return [token for text in texts[:3] for token in text[: MEASURED_ON // 3]]
+    """Join the beginnings of three texts, which are of several kinds: of those that are held out, where any are."""
+    apart = [text for text, out in zip(texts, held_out(texts), strict=True) if out] or texts
+    return [token for text in apart[:3] for token in text[: MEASURED_ON // 3]]
 
 
 def _mix_plan(
