@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from freehold.adapt.rows import AnswerRow
+from freehold.adapt.teaching.nearness import BaseActivations
 from freehold.adapt.teaching.replay import ReplayRow, group
 from freehold.adapt.training.head import divergence
 from freehold.adapt.training.order import PASS_TOKENS, Order, parts
@@ -33,16 +34,17 @@ class TeachingCourse:
     replay: Sequence[ReplayRow] = ()
     rehearsed: int = 0
     weight: float = 0.0
-    _base: dict[int, torch.Tensor] = field(
-        default_factory=dict
-    )  # the base's last activations on a group of rows
+    _base: BaseActivations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._base = BaseActivations(self.trainee)
 
     def step(self, step: int) -> dict[str, Any]:
         """Learn from one batch; return its line."""
         batch = [self.rows[i] for i in self.order.of(step)]
         if self.rehearsed and self.replay:
             number, replay = group(self.replay, self.rehearsed, step)
-            line = self.learn(batch, replay, self._of_base(number, replay))
+            line = self.learn(batch, replay, self._base.of(number, replay))
         else:
             line = self.learn(batch)
         rate = self.optimizer.rate
@@ -71,10 +73,3 @@ class TeachingCourse:
             loss.backward()
         line = {"loss": total, "tokens": tokens}
         return line if drift is None else {**line, "drift": drift}
-
-    def _of_base(self, number: int, replay: Sequence[ReplayRow]) -> torch.Tensor:
-        """Return the base's last activations on a group, computed once, by itself: the same bits in a resumed run."""
-        if number not in self._base:
-            ids, wanted = [row.ids for row in replay], [row.wanted for row in replay]
-            self._base[number] = self.trainee.states(ids, wanted=wanted, adapter=False).rows
-        return self._base[number]

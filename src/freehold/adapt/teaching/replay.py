@@ -4,7 +4,7 @@ The base writes it once, before the first step, by our engine at temperature 1: 
 text after a few words. So no data set is needed, and what is rehearsed is what the base believes. At each step the
 tuned model's distribution over some of these rows is compared with the base's, over the whole vocabulary.
 Knows prompts and token rows; knows no loss and no optimiser.
-Path: finetune -> written -> ReplayRow -> Trainee.kl
+Path: finetune, align, distil -> written -> ReplayRow -> TeachingCourse.step, Nearness.mean
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ReplayRow:
 
     @property
     def wanted(self) -> list[bool]:
-        """For each token after the first whether it counts, as Trainee.kl takes it."""
+        """For each token after the first whether it counts, as Trainee.states takes it."""
         return [i >= self.first for i in range(1, len(self.ids))]
 
 
