@@ -44,10 +44,8 @@ from freehold.store import ModelRef
 
 MOST_ACTIVATIONS = 1 << 30  # bytes of layers' activations; fewer where less memory is free, for the same bits
 SERVED_ROWS = 16  # that the engine is asked about
-LEAST_ANSWER, MOST_ANSWER = (
-    16,
-    512,
-)  # tokens of an answer to a test item; twice the longest that was taught, within these
+# Tokens of an answer to a test item: twice the longest that was taught, within these.
+LEAST_ANSWER, MOST_ANSWER = 16, 512
 ADAPTER = "finetuned"  # its name in the engine that examines it
 _SHOWN = 5  # samples that an error names
 OnStep = Callable[[Mapping[str, Any]], None]

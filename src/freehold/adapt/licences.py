@@ -31,9 +31,7 @@ class LicenceVerdict:
     answer: str
     licences: tuple[str, ...]
     reasons: tuple[Reason, ...]  # those that make the answer what it is
-    may_teach: bool | None = (
-        None  # as the gateway's ledger has it; None: unknown, on conditions, or not asked
-    )
+    may_teach: bool | None = None  # as the gateway has it; None: unknown, on conditions, or not asked
     accepted: str = ""  # the user's statement of rights beside the licence
 
     @property

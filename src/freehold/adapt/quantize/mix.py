@@ -46,9 +46,8 @@ PROBES = (T.Q3_K, T.Q4_0)  # coarse enough that a group's divergence exceeds the
 SAMPLE = 1 << 16  # weights of a tensor whose error is taken
 REFERENCE_BYTES = 1 << 27  # of logits that are held
 ALIGNMENT = 32
-FED_BACK = (
-    0.55  # of a trellis type's plain error, once errors are fed back: 0.5 to 0.6 on layers of two models
-)
+# Of a trellis type's plain error, once errors are fed back: 0.5 to 0.6 on layers of two models.
+FED_BACK = 0.55
 _ENDS = "ends"
 
 OnGroup = Callable[[int, int, str], None]  # groups done, in all, the one that follows

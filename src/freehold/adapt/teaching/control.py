@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from freehold.adapt.training.trainee import Trainee
     from freehold.local import LLM
 
-WINDOW, WINDOWS = (
-    192,
-    8,
-)  # tokens of the text a window, and how many: a standard error near 0.06 nat, paired far less
+# Tokens of the text a window, and how many: a standard error near 0.06 nat, paired far less.
+WINDOW, WINDOWS = 192, 8
 ANSWER = 24  # tokens of an answer
 
 

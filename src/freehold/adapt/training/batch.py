@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = Sequence[Sequence[int]]
-Wanted = Sequence[
-    Sequence[bool]
-]  # of each row, for ids[1:]: whether that token's log-probability is computed
+# Of each row, for ids[1:]: whether that token's log-probability is computed.
+Wanted = Sequence[Sequence[bool]]
 
 I64 = NDArray[np.int64]
 
@@ -107,9 +106,8 @@ class RowBatch:
 def _parted(inputs: Sequence[I64]) -> list[tuple[int, int, int]]:
     """Cut rows into trees of neighbours, (first row, row after the last, shared tokens), at the least cost."""
     alike = [_common(a, b) for a, b in pairwise(inputs)]
-    best: list[tuple[float, int, int]] = [
-        (0.0, 0, 0)
-    ]  # up to each row: cost, where its tree begins, what it shares
+    # Up to each row: cost, where its tree begins, what it shares.
+    best: list[tuple[float, int, int]] = [(0.0, 0, 0)]
     for end in range(1, len(inputs) + 1):
         choices = []
         shared, total = len(inputs[end - 1]), 0

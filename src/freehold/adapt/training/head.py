@@ -2,7 +2,7 @@
 
 Knows rows of last activations and the head's matrix; knows no layer and no loss. Logits exist for one slice of the
 vocabulary at a time, forward and backward: nothing as large as tokens times vocabulary is kept.
-Path: trainee.Trainee.log_probs, kl -> Head -> packed.PackedMatrix.unpack
+Path: trainee.Trainee.states -> Head.log_probs, divergence -> packed.PackedMatrix.unpack
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A model that learns: its file bound, matrices packed, low-rank pairs in float32, log-probabilities with gradients.
 
-Knows a model file and what one forward pass over token rows gives; knows no data, no loss and no optimiser. SFT, DPO,
-GRPO and distillation are weightings of what `log_probs` and `kl` return.
+Knows a model file and what one forward pass over token rows gives; knows no data, no loss and no optimiser. SFT, DPO
+and GRPO are weightings of what `log_probs` returns; rehearsal and distillation are divergences of what `states` does.
 Path: finetune, align, reinforce, distil -> Trainee.log_probs -> Network.forward(graph.TorchOps) -> head.Head
 """
 
@@ -20,7 +20,7 @@ from freehold import _native as native
 from freehold.adapt.extra import load_torch
 from freehold.adapt.training.batch import RowBatch, Rows, Wanted
 from freehold.adapt.training.graph import TorchOps
-from freehold.adapt.training.head import Head, divergence
+from freehold.adapt.training.head import Head
 from freehold.adapt.training.lora import AdaptedMatrix, AdapterPair, new_pair, places
 from freehold.adapt.training.packed import PackedMatrix
 from freehold.adapt.training.save import GGUF, SavedPair, write_gguf_adapter, write_peft
@@ -39,9 +39,8 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 RANK, ALPHA = 16, 32.0
-ACTIVATIONS = (
-    320 << 20
-)  # bytes: half of the layers for 256 tokens of a 0.5b; more costs memory, less a second forward pass
+# Bytes: half of the layers for 256 tokens of a 0.5b; more costs memory, less a second forward pass.
+ACTIVATIONS = 320 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,25 +181,6 @@ class Trainee:
         """
         found = self.states(rows, wanted=wanted, adapter=adapter)
         return list(found.log_probs().split(found.counts))
-
-    def kl(
-        self,
-        rows: Rows,
-        *,
-        wanted: Wanted | None = None,
-        teacher: States | None = None,
-        reverse: bool = False,
-    ) -> list[torch.Tensor]:
-        """Return KL(teacher || tuned), or with `reverse` KL(tuned || teacher), at each row's wanted tokens.
-
-        Over the whole vocabulary, in slices: float32 [wanted tokens] for each row. `teacher`: `states` of another
-        Trainee for the same rows and wanted tokens, with as many rows in its head; None: this model without its
-        adapter. Differentiable in the pairs.
-        """
-        found = self.states(rows, wanted=wanted)
-        other = teacher or self.states(rows, wanted=wanted, adapter=False)
-        kl = divergence(found.rows, found.head, other.rows, other.head, reverse=reverse)
-        return list(kl.split(found.counts))
 
     # --- the pairs' values -------------------------------------------------------------------------
 

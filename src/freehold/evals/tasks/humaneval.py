@@ -20,13 +20,8 @@ from freehold.sandbox.code import failure
 from freehold.store.events import OnEvent
 from freehold.types import Message
 
-STOPS = (
-    "\nclass",
-    "\ndef",
-    "\n#",
-    "\nif",
-    "\nprint",
-)  # a line that begins at the margin is no longer the body
+# A line that begins at the margin is no longer the body.
+STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MOST_TOKENS = 1024
 STYLES = ("completion", "chat")
 _ASK = "Complete this Python function. Reply with one code block that holds the whole function.\n\n```python\n{}\n```"
