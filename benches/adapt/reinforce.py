@@ -8,7 +8,7 @@
 `names` is reasoning-gym's needle_haystack with two or three statements, after two solved ones; `json` asks for the
 facts of a sentence as JSON, by a reward of ours. `--stop N` ends after N steps of this process; the same command
 continues. Prints a line a step, and ends in one JSON line: pass rates before and after, mismatch, shares of
-CPU-seconds of sampling and training.
+CPU-seconds of sampling and training, and what was forgotten.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> int:
         "version": version(),
         "load_average": round(os.getloadavg()[0], 2),
         **{name: getattr(asked, name) for name in ("steps", "prompts", "group", "rate", "cap", "half")},
-        **{name: made[name] for name in ("before_after", "mismatch", "speed")},
+        **{name: made[name] for name in ("before_after", "mismatch", "speed", "control", "text_loss")},
     }
     print(json.dumps(facts))
     return 0
