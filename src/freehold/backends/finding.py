@@ -109,8 +109,6 @@ class EngineChoice:
 
     engine: EngineName
     reason: str
-    at_hand: EngineAtHand | None = None
-    rig: Rig | None = None
     advice: str = ""
     speeds: dict[str, float] = field(default_factory=dict)  # predicted, tokens a second of one answer
 
@@ -172,6 +170,12 @@ def at_hand(home: Path, *, ask: bool) -> Iterable[EngineAtHand]:
                 yield _llama(Path(found))
             else:
                 yield EngineAtHand(name, Path(found))
+
+
+def named(home: Path, name: EngineName) -> EngineAtHand | None:
+    """Return the engine of a name at hand here; of several builds one that uses an accelerator, if there is one."""
+    found = [each for each in at_hand(home, ask=name == "llamacpp" and driven()) if each.name == name]
+    return next((each for each in found if not each.note), found[0] if found else None)
 
 
 def environment_folders(home: Path) -> list[Path]:
@@ -244,13 +248,13 @@ def choose(
         if engine.note or ADVISED[engine.name][1] != files:
             useless += [engine.note] if engine.note else []
             continue
-        told, rig, why = _on(anatomy, engine.name, found, context)
+        told, why = _on(anatomy, engine.name, found, context)
         if told is None:
             useless.append(why)
             continue
         speeds[engine.name] = told
         if best is None or told > speeds[best.engine]:
-            best = EngineChoice(engine.name, why, engine, rig)
+            best = EngineChoice(engine.name, why)
     if best is None:
         advice = "" if useless else _would_help(anatomy, files, found, context)
         reason = useless[0] if useless else f"{found.title} is here and no engine for it"
@@ -263,7 +267,7 @@ def choose(
         return EngineChoice("freehold", reason, speeds=speeds)
     against = f", {own:.0f} on the processor" if own else ", and the processor's memory does not hold it"
     reason = f"{known:.0f} tokens/s predicted on {found.title}{against}" if known else best.reason
-    return EngineChoice(best.engine, reason, best.at_hand, best.rig, speeds=speeds)
+    return EngineChoice(best.engine, reason, speeds=speeds)
 
 
 def _speed(anatomy: Anatomy, place: Place, context: int | None) -> float:
@@ -276,8 +280,8 @@ def _speed(anatomy: Anatomy, place: Place, context: int | None) -> float:
 
 def _on(
     anatomy: Anatomy, engine: EngineName, found: EnginesHere, context: int | None
-) -> tuple[float | None, Rig | None, str]:
-    """Return the speed on the accelerators found (0: not known), the hardware, and a reason; None: it does not fit."""
+) -> tuple[float | None, str]:
+    """Return the speed on the accelerators found (0: not known), and a reason; None: it does not fit."""
     from freehold.advisor.fit import Fit, fit, place_on
     from freehold.machine import show_bytes
 
@@ -285,13 +289,13 @@ def _on(
         if rig is None:
             if anatomy.weight_bytes <= free * _FITS:
                 why = f"the catalogue has no figures of {found.title}; its {show_bytes(free)} free hold the model"
-                return 0.0, None, why
+                return 0.0, why
             continue
         told = fit(anatomy, place_on(rig, ADVISED[engine][0]), context)
         if isinstance(told, Fit) and told.memory.weights + sum(told.memory.cache.values()) <= free * _FITS:
-            return told.decode.mid, rig, ""
+            return told.decode.mid, ""
     free = max((free for _, free in rigs(found)), default=0)
-    return None, None, f"{found.title} with {show_bytes(free)} free does not hold {anatomy.name}"
+    return None, f"{found.title} with {show_bytes(free)} free does not hold {anatomy.name}"
 
 
 def rigs(found: EnginesHere) -> Sequence[tuple[Rig | None, int]]:
@@ -315,7 +319,7 @@ def rigs(found: EnginesHere) -> Sequence[tuple[Rig | None, int]]:
 def _would_help(anatomy: Anatomy, files: str, found: EnginesHere, context: int | None) -> str:
     """Say which engine would use the accelerator, with its predicted speed."""
     wanted: EngineName = "llamacpp" if files == "gguf" else "mlx" if found.mac else "vllm"
-    told, _, _ = _on(anatomy, wanted, found, context)
+    told, _ = _on(anatomy, wanted, found, context)
     if told is None:
         return ""
     cure = _CURES["mlx" if wanted == "mlx" else files]

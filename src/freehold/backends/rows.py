@@ -50,13 +50,16 @@ class DeploymentRow:
     fallback: str = ""  # the model of ours that answers while no replica is ready
     gap_s: float = 0.0  # that no replica was ready in its latest roll
 
-    def hopeless(self, *, first: bool = False) -> EngineLost | None:
-        """Return why no replica will answer; None while one may. `first`: at a first start one death each is enough."""
+    def answers(self, *, first: bool = False) -> bool:
+        """Return whether a replica answers. `first`: at a first start one death of each replica is enough.
+
+        Raises EngineLost with the cause where none will answer any more.
+        """
         lost = [each.state == "failed" or (first and bool(each.said)) for each in self.replicas]
-        if self.ready or not lost or not all(lost):
-            return None
-        said = next((each.said for each in self.replicas if each.said), "no replica could be started")
-        return EngineLost(f"{self.name}: {said}", "freehold deploy MODEL --dry-run shows the command")
+        if not self.ready and lost and all(lost):
+            said = next((each.said for each in self.replicas if each.said), "no replica could be started")
+            raise EngineLost(f"{self.name}: {said}", "freehold deploy MODEL --dry-run shows the command")
+        return self.ready
 
 
 class Deployments(Protocol):

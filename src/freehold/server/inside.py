@@ -103,9 +103,7 @@ class InsideServer:
         assert self._models is not None
         models, name = self._models, plan.model.name
         asyncio.run_coroutine_threadsafe(models.add(plan, fallback=fallback), self._loop).result()
-        while not (row := self._row(name)).ready:
-            if (why := row.hopeless(first=True)) is not None:
-                raise why
+        while not (row := self._row(name)).answers(first=True):
             show(row)
             time.sleep(LOOKED_S)
         return next(each.info for each in models.loaded() if each.name == name)

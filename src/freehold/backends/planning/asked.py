@@ -236,9 +236,9 @@ class _EngineSearch:
 
     def _at_hand(self, name: EngineName) -> EngineFacts:
         """Return an engine that is found here; without a command where none is."""
-        from freehold.backends.finding import at_hand
+        from freehold.backends.finding import named
 
-        found = next((e for e in at_hand(self.settings.home, ask=False) if e.name == name), None)
+        found = named(self.settings.home, name)
         if found is not None and name in ("vllm", "sglang") and found.python is not None:
             return _of_python(found.python, name)[1]
         if found is not None:

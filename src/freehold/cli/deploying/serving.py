@@ -76,9 +76,7 @@ class StartedDeployments:
             tell(each)
 
     async def _followed(self, desk: DeploymentDesk, name: str, line: StatusLine) -> DeploymentRow:
-        while not (row := desk.row(name)).ready:
-            if (why := row.hopeless(first=not self._again)) is not None:
-                raise why
+        while not (row := desk.row(name)).answers(first=not self._again):
             line.show(progress(row))
             await asyncio.sleep(LOOKED_S)
         return row

@@ -1,7 +1,7 @@
 """Starting a deployment on the running server, and following it until it answers.
 
 Knows the owner's routes and words for people; what is to be started is a plan.
-Path: cli/deploy.py -> start_on -> AskedDeployments.add -> followed -> stdout
+Path: cli/deploy.py -> start_on -> AskedDeployments.add -> stdout
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def start_on(
     name = asked.add(plan, options).name
     try:
         with StatusLine(f"{name} was not deployed") as status:
-            row = followed(asked, name, status.show, first=not again)
+            while not (row := asked.row(name)).answers(first=not again):
+                status.show(progress(row))
+                time.sleep(LOOKED_S)
     except (KeyboardInterrupt, EngineLost) as e:
         if isinstance(e, EngineLost):
             for line in last_words(asked.log, name):
@@ -51,20 +53,6 @@ def start_on(
         return
     for line in ready(row, asked.url, time.monotonic() - started):
         click.echo(line, err=True)
-
-
-def followed(
-    asked: AskedDeployments, name: str, show: Callable[[str], None], *, first: bool
-) -> DeploymentRow:
-    """Wait until a replica answers; `show` gets how far the start is. Raises EngineLost."""
-    while True:
-        row = asked.row(name)
-        if row.ready:
-            return row
-        if (why := row.hopeless(first=first)) is not None:
-            raise why
-        show(progress(row))
-        time.sleep(LOOKED_S)
 
 
 def ready(row: DeploymentRow, url: str, seconds: float) -> list[str]:
