@@ -1,4 +1,4 @@
-"""Appends rows to benches/results/<cpu>.csv, a file for each kind of machine and what was raced on it.
+"""Appends rows to benches/results/<cpu>.csv, a file for each kind of machine and what was raced; percentiles.
 
 Path: peers.py, race.py -> append
 """
@@ -6,7 +6,9 @@ Path: peers.py, race.py -> append
 from __future__ import annotations
 
 import csv
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +36,9 @@ def append(
             writer.writeheader()
         writer.writerows(made)
     return path
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """Return the least value that `percent` of all do not exceed; 0 of none."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(percent / 100 * len(ordered)) - 1, 0)] if ordered else 0.0

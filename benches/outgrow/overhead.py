@@ -27,7 +27,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benches.outgrow.rig import NAME, events, percentile, planned, serving
+from benches.lib.results import percentile
+from benches.outgrow.rig import NAME, events, planned, serving
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ async def _in_turn(args: argparse.Namespace, roads: dict[str, Any], stream: bool
 
     await asyncio.gather(*(client(i) for i in range(args.clients)))
     figures = {
-        name: {"p50": round(percentile(t, 0.5), 2), "p99": round(percentile(t, 0.99), 2)}
+        name: {"p50": round(percentile(t, 50), 2), "p99": round(percentile(t, 99), 2)}
         for name, t in took.items()
     }
     added = {p: round(figures["through"][p] - figures["direct"][p], 2) for p in ("p50", "p99")}

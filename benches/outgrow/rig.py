@@ -203,9 +203,3 @@ def _take(answer: Answer, data: str) -> None:
         answer.text += choice["delta"].get("content") or ""
         answer.first = answer.first or time.monotonic()
         answer.reason = choice.get("finish_reason") or answer.reason
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Return the value below which `share` of the values lie."""
-    ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0

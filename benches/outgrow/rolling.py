@@ -22,7 +22,8 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benches.outgrow.rig import NAME, Answer, Serving, arguments, ask, percentile, planned, serving
+from benches.lib.results import percentile
+from benches.outgrow.rig import NAME, Answer, Serving, arguments, ask, planned, serving
 
 
 def main() -> None:
@@ -83,10 +84,10 @@ async def roll(args: argparse.Namespace, server: Serving) -> dict[str, object]:
         "took_s": took,
         "engines_replaced": len({r.pid for rows in pids for r in rows}) - len(pids[0]),
         "first_token_ms": {
-            name: {"n": len(some), "p50": ms(some, 0.5), "p99": ms(some, 0.99)}
+            name: {"n": len(some), "p50": ms(some, 50), "p99": ms(some, 99)}
             for name, some in (("before", before), ("during", during), ("after", after))
         },
-        "p99_ratio": round(percentile(during, 0.99) / (percentile(before, 0.99) or 1.0), 2),
+        "p99_ratio": round(percentile(during, 99) / (percentile(before, 99) or 1.0), 2),
     }
 
 
@@ -104,9 +105,9 @@ def first_tokens(answers: list[Answer], since: float, until: float) -> list[floa
     return [a.first - a.began for a in answers if since <= a.began < until and a.first]
 
 
-def ms(values: list[float], share: float) -> float:
+def ms(values: list[float], percent: float) -> float:
     """Return a percentile in milliseconds."""
-    return round(1000 * percentile(values, share), 1)
+    return round(1000 * percentile(values, percent), 1)
 
 
 if __name__ == "__main__":

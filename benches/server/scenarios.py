@@ -15,11 +15,12 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
 from benches.lib.load_text import Prompts
+from benches.lib.results import percentile
 from benches.server import load
 from benches.server.load import Answer, Call, ask, completion
 from benches.server.servers import Room, Server, get
@@ -132,12 +133,6 @@ def model_name(port: int) -> str:
     if status != 200:
         raise RuntimeError(f"/v1/models answers {status}")
     return json.loads(body)["data"][0]["id"]
-
-
-def percentile(values: Iterable[float], percent: float) -> float:
-    """Give the least value that `percent` of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(percent / 100 * len(ordered)) - 1, 0)]
 
 
 async def closed_loop(client: Client, prompts: list[str], clients: int, output: int) -> list[Answer]:

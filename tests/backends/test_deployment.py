@@ -13,7 +13,7 @@ from freehold.backends.contract import DeployPlan, Nodes, ParallelSizes, Planned
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.catalog.hardware import Rig
-from freehold.errors import EngineLost
+from freehold.errors import EngineClosed, EngineLost
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job
@@ -154,6 +154,23 @@ async def test_request_that_ends_whatever_computes_it_ends_three_engines_and_no_
             await replicas.start(chat("hello"))
         assert "head_dim=16" in replicas.replica(0).said
         assert replicas.replica(0).state == "failed"
+
+
+@synchronous
+async def test_stop_in_the_middle_of_a_roll_starts_no_further_engine(tmp_path: Path) -> None:
+    driver = StandInDriver(token_s=0.02)
+    async with deployed(tmp_path, driver) as replicas:
+        streams = [await replicas.start(chat(f"long {i}", max_tokens=40)) for i in range(2)]
+        rolling = asyncio.create_task(replicas.roll(replicas.plan, "restart", drain_first=True))
+        await until(lambda: any(replica.state == "draining" for replica in replicas))
+        stopping = asyncio.create_task(replicas.stop(10.0))
+        assert [joined(await read(stream)) for stream in streams] == [
+            expected(f"long {i}", 40) for i in range(2)
+        ]
+        await stopping
+        with pytest.raises(EngineClosed, match="being stopped"):
+            await rolling
+        assert len(driver.engines) == 2
 
 
 @synchronous

@@ -60,8 +60,9 @@ def test_a_cluster_that_runs_is_used_and_never_started():
     assert "unshare" not in made.argv() and "--port" not in made.argv()
     assert made.secrets[1].source == "env:RAY_AUTH_TOKEN"
     assert not made.nodes.here
-    with pytest.raises(UsageError, match="not the address of a Ray cluster"):
-        over(inner(), RAY, address="http://head:8265")
+    for wrong in ("http://head:8265", "ray://[::1", "ray://", "ray://head:99999"):
+        with pytest.raises(UsageError, match="not the address of a Ray cluster"):
+            over(inner(), RAY, address=wrong)
 
 
 def test_old_ray_and_engines_that_cannot_be_replicas_are_refused():

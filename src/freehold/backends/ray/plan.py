@@ -132,8 +132,7 @@ def over(
             f"Ray {ray.version} is older than {LEAST}, whose dashboard others can delete from",
             'pip install "ray[serve]"',
         )
-    if address and urlsplit(address).scheme != "ray":
-        raise UsageError(f"{address!r} is not the address of a Ray cluster", "ray://HOST:10001")
+    _check_address(address)
     settings_of(inner)
     python = ray.command or ("python3",)
     ports = doors.named_ports(base)
@@ -179,6 +178,17 @@ def over(
         ),
         inner=inner,
     )
+
+
+def _check_address(address: str) -> None:
+    """Raise UsageError for an address that is not a cluster's; "" is none."""
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme == "ray" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if address and not good:
+        raise UsageError(f"{address!r} is not the address of a Ray cluster", "ray://HOST:10001")
 
 
 def text_for(plan: DeployPlan) -> str:

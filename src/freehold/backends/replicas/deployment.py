@@ -206,6 +206,8 @@ class ReplicaSet:
         self._ring = PrefixRing(self._replicas)
 
     def _new(self, number: int, plan: DeployPlan) -> Replica:
+        if self._closed:  # a roll goes from one replica to the next while it is stopped
+            raise EngineClosed(f"{self.name} is being stopped", "deploy it again when it has ended")
         folder = self._folder / str(next(self._engines))
         private.folder(folder)
         replica = Replica(
