@@ -395,8 +395,9 @@ def eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
 def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
     home = tmp_path / "home"
     with deployed(home, str(tiny), *vllm()) as server:
-        added = server.run("deploy", str(tiny), *vllm(), "--name", "second")
+        added = server.run("deploy", str(tiny), *vllm(), "--name", "second", "--port", "0")
         assert added.status == 0, added.err
+        assert "note: --port is for a server that this command starts; one runs already" in added.err
         assert "second answers after" in added.err
         assert server.url in added.err
         before = pids(server, "second")

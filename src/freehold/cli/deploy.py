@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.deploying.options import asked_of, plan_options, refuse_idle, refuse_without_model
+from freehold.cli.deploying.options import (
+    asked_of,
+    given_of_a_server,
+    plan_options,
+    refuse_idle,
+    refuse_without_model,
+)
 from freehold.cli.deploying.under import UNDER
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.gatewayfile import gateway_option
@@ -192,6 +198,8 @@ def _start(
         from freehold.cli.deploying.asking import AskedDeployments
         from freehold.cli.deploying.starting import start_on
 
+        for option in given_of_a_server(click.get_current_context()):
+            click.echo(f"note: {option} is for a server that this command starts; one runs already", err=True)
         with server:
             for plan, options in plans:
                 start_on(AskedDeployments(server), plan, options, printed=given["as_json"], again=again)

@@ -96,12 +96,22 @@ def refuse_idle(ctx: click.Context, kind: str) -> None:
             )
 
 
-def refuse_without_model(ctx: click.Context) -> None:
-    """Raise UsageError for an option that says what to plan or to write: without MODEL, what is kept is started."""
+def _planning() -> set[str]:
+    """Return the options that say what to plan or to write."""
     from freehold.backends.planning.asked import DeployOptions
 
-    planning = {f.name for f in fields(DeployOptions)} | {"dry_run", "emit", *_OF_FILES}
-    for option in _on_the_line(ctx, planning):
+    return {f.name for f in fields(DeployOptions)} | {"dry_run", "emit", *_OF_FILES}
+
+
+def given_of_a_server(ctx: click.Context) -> list[str]:
+    """Return the options of this command line that a server is started with."""
+    others = {param.name or "" for param in ctx.command.params} - _planning() - {"as_json", "offline"}
+    return [option.opts[0] for option in _on_the_line(ctx, others)]
+
+
+def refuse_without_model(ctx: click.Context) -> None:
+    """Raise UsageError for an option that says what to plan or to write: without MODEL, what is kept is started."""
+    for option in _on_the_line(ctx, _planning()):
         raise UsageError(
             f"{option.opts[0]} needs a MODEL; without one, what was deployed before is started as it was",
             "name a MODEL; freehold deploy upgrade NAME changes a deployment",
