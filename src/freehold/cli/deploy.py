@@ -144,7 +144,7 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
     options = asked_of(given, DeployOptions(model))
     only = bool(given["emit"] or given["dry_run"] or (options.on and not is_ray(options.on)))
     try:
-        with StatusLine("the environment is not finished; the same command continues") as line:
+        with StatusLine("nothing was started") as line:
             plan = planned(settings, options, start=not only, show=line.show)
     except ModelNotFound as e:
         raise ModelNotFound(e.message, _verb(ctx) or e.hint) from e

@@ -218,12 +218,14 @@ class _EngineSearch:
         from freehold.backends.process import environments
 
         python = environments.in_folder(folder)
-        if python.exists():
+        unfinished = environments.is_unfinished(folder)
+        if python.exists() and not unfinished:
             return *_of_python(python, self.asked.engine), ()
         wanted = "vllm" if self.asked.engine == "auto" else self.asked.engine
         driver = drivers.driver(wanted)
         if not self.start:
-            return driver.name, EngineFacts(), (f"{folder} does not exist yet: a start makes it",)
+            what = "is not finished" if unfinished else "does not exist yet"
+            return driver.name, EngineFacts(), (f"{folder} {what}: a start makes it",)
         made = environments.make(
             folder,
             driver.name,

@@ -213,8 +213,8 @@ def make(
     try:
         for command in _steps(folder, python, wanted):
             _run(command, note, f"{package.title} could not be installed into {folder}")
-        with open(folder / OURS, "w", encoding="utf-8", opener=private.opener) as file:
-            json.dump({"engine": engine, "asked": wanted}, file)
+            _mark(folder, engine, wanted, whole=False)
+        _mark(folder, engine, wanted, whole=True)
         found = cured(read(python, engine), note)
         verify(found)
     except BaseException:  # Ctrl-C too: a half of an environment would be taken for one
@@ -222,6 +222,21 @@ def make(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return found
+
+
+def _mark(folder: Path, engine: str, wanted: str, *, whole: bool) -> None:
+    """Note in a folder that it is ours, and whether its engine was installed."""
+    if folder.is_dir():
+        with open(folder / OURS, "w", encoding="utf-8", opener=private.opener) as file:
+            json.dump({"engine": engine, "asked": wanted, "whole": whole}, file)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether an environment of ours was left while it was made, as by kill -9: `make` finishes it."""
+    try:
+        return json.loads((folder / OURS).read_text(encoding="utf-8"))["whole"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _steps(folder: Path, python: Path, wanted: str) -> Iterator[list[str]]:
