@@ -261,7 +261,7 @@ class LayerStreams:
         return np.frombuffer(bytearray(got), np.float32).reshape(-1, self._width)
 
     def _write(self, text: int, x: F32) -> None:
-        left = memoryview(np.ascontiguousarray(x, np.float32)).cast("B")
+        left = memoryview(np.ascontiguousarray(x, np.float32).tobytes())
         try:
             self._file.seek(int(self._starts[text]) * self._width * 4)
             while left:  # a disk that fills takes a part and raises at the next
