@@ -70,6 +70,7 @@ def test_result_runs_shows_and_is_referenced_by_its_folder(run: Run, tiny: Path,
         (["--type", "Q9"], "Q9 is not a type that is written"),
         (["--type", "Q8_0", "--text", "pyproject.toml"], "--text is for a report"),
         (["--bits", "7"], "7 is not in the range"),
+        (["--target-bytes", "0"], "'0' is not a size"),
     ],
 )
 def test_wrong_options_are_refused(run: Run, tiny: Path, tmp_path: Path, given: list[str], says: str):

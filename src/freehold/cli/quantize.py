@@ -38,9 +38,10 @@ class FileSize(click.ParamType):
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", str(value).strip().upper())
-        if found is None:
+        size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+        if not size:
             self.fail(f"{value!r} is not a size; write 400MB, 1.2GB or 900MiB", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2] or ""])
+        return size
 
 
 @click.command("quantize")
