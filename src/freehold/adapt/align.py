@@ -69,6 +69,28 @@ class AlignSettings(AdapterSettings):
     max_tokens: int = 1024  # of a prompt and its answer
 
 
+@dataclass(frozen=True, slots=True)
+class _PairData:
+    """Pairs to train on and pairs to test with, and the digests of their files."""
+
+    trained: Sequence[Pair]
+    tested: Sequence[Pair]
+    digest: str
+    test_digest: str | None
+
+    @classmethod
+    def read(cls, pairs: Path, test: Path | None, settings: AlignSettings) -> _PairData:
+        """Read both files, or split the one by prompts. Raises UsageError, for a prompt on both sides too."""
+        given, apart = read_pairs(pairs), read_pairs(test) if test else None
+        trained, tested = list(given.items), list(apart.items) if apart else []
+        if apart is None:
+            trained, tested = held_out(trained, settings.test_share, settings.seed, lambda p: p.prompt)
+        if not trained:
+            raise UsageError(f"{pairs} leaves no pair to train on", "lower --test-share, or add pairs")
+        check_apart(trained, tested, lambda p: p.prompt, lambda p: p.line)
+        return cls(trained, tested, given.digest, apart.digest if apart else None)
+
+
 @dataclass(slots=True)
 class _Course:
     """What the steps of one run share."""
@@ -149,20 +171,13 @@ def align(
     arguments continues. Raises UsageError with the numbers, and what reading the model raises.
     """
     check_base(model)
-    given = read_pairs(pairs)
-    tested_file = read_pairs(test) if test else None
-    trained, tested = list(given.items), list(tested_file.items) if tested_file else []
-    if tested_file is None:
-        trained, tested = held_out(trained, settings.test_share, settings.seed, lambda p: p.prompt)
-    if not trained:
-        raise UsageError(f"{pairs} leaves no pair to train on", "lower --test-share, or add pairs")
-    check_apart(trained, tested, lambda p: p.prompt, lambda p: p.line)
+    data = _PairData.read(pairs, test, settings)
     licence = base_licence(model, facts or Facts())
     inputs = {
         "model": model.name,
         "base": model_digest(model),
-        "pairs": given.digest,
-        "test": tested_file.digest if tested_file else None,
+        "pairs": data.digest,
+        "test": data.test_digest,
         "settings": asdict(settings),
         "arithmetic": arithmetic(settings.threads),
     }
@@ -170,9 +185,9 @@ def align(
         trainee = settings.trainee(model.path)
         most = min(settings.max_tokens, trainee.source.cfg.context)
         rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
-        course = _course(trainee, pair_rows(rows, trained), settings)
-        unseen = pair_rows(rows, tested)
-        for note in [*notes({"base's": licence}), *_notes(course.pairs, trained, tested)]:
+        course = _course(trainee, pair_rows(rows, data.trained), settings)
+        unseen = pair_rows(rows, data.tested)
+        for note in [*notes({"base's": licence}), *_notes(course.pairs, data)]:
             on_note(note)
         if settings.replay:
             with open_sampling(
@@ -188,18 +203,19 @@ def align(
             restore=lambda arrays: np.copyto(course.reference.values, arrays["reference"]),
         )
         loop.run(course.step, on_step)
-        lines = loop.lines()
         loop.save()
-        parts = {
-            "licence": {"base": licence.as_json()},
-            "template": template_digest(trainee.template),
-            "pairs": _counted(course.pairs, trained, tested),
-            "first_loss": lines[0]["loss"],
-            "before_after": measured(trainee, unseen),
+        lines = loop.lines()
+        made = receipt(
+            "align",
+            inputs,
+            licence={"base": licence.as_json()},
+            template=template_digest(trainee.template),
+            pairs=_counted(course.pairs, data),
+            first_loss=lines[0]["loss"],
+            before_after=measured(trainee, unseen),
             **served(model, packs, trainee, unseen, run.folder, settings),
-            "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
-        }
-        made = receipt("align", inputs, **parts)
+            speed={"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
+        )
         run.finish(made)
     return made
 
@@ -262,11 +278,11 @@ def _course(trainee: Trainee, pairs: Sequence[PairRow], settings: AlignSettings)
     return _Course(trainee, optimizer, pairs, PairReference(len(pairs)), settings, order)
 
 
-def _notes(rows: Sequence[PairRow], trained: Sequence[Pair], tested: Sequence[Pair]) -> list[str]:
+def _notes(rows: Sequence[PairRow], data: _PairData) -> list[str]:
     """Return what the user should know before the first step."""
     found = lengths(rows)
     made = [
-        f"{len(trained):,} pairs to train on, {len(tested):,} to test with; "
+        f"{len(data.trained):,} pairs to train on, {len(data.tested):,} to test with; "
         f"answers of {found.chosen:.1f} tokens chosen, {found.rejected:.1f} rejected (ratio {found.ratio:.2f})"
     ]
     if not 1 / UNEVEN <= found.ratio <= UNEVEN:
@@ -274,24 +290,24 @@ def _notes(rows: Sequence[PairRow], trained: Sequence[Pair], tested: Sequence[Pa
         made.append(
             f"chosen answers are {longer} by {abs(found.ratio - 1):.0%}: the model will learn that too"
         )
-    if opposite := contradictions([*trained, *tested]):
+    if opposite := contradictions([*data.trained, *data.tested]):
         first = f"lines {opposite[0][0]} and {opposite[0][1]}"
         made.append(
             f"{len(opposite)} pairs choose what another rejects ({first}): --smoothing is for labels that may be wrong"
         )
-    if not tested:
+    if not data.tested:
         made.append("no pair is left to test with: what was learnt is not measured")
     return made
 
 
-def _counted(rows: Sequence[PairRow], trained: Sequence[Pair], tested: Sequence[Pair]) -> dict[str, Any]:
+def _counted(rows: Sequence[PairRow], data: _PairData) -> dict[str, Any]:
     """Return the receipt's part about the data."""
     found = lengths(rows)
     return {
-        "trained": len(trained),
-        "tested": len(tested),
+        "trained": len(data.trained),
+        "tested": len(data.tested),
         "chosen_tokens": found.chosen,
         "rejected_tokens": found.rejected,
         "length_ratio": found.ratio,
-        "contradictions": len(contradictions([*trained, *tested])),
+        "contradictions": len(contradictions([*data.trained, *data.tested])),
     }

@@ -199,10 +199,7 @@ def finetune(
         lines = loop.lines()
         with _engine(model, packs, room, settings) as engine:
             engine.add_adapter(ADAPTER, run.folder)
-            after = ExamResult.of(engine, lessons, ADAPTER, most)
-            sample = course.rows[:SERVED_ROWS]
-            served = served_log_probs(engine, sample, engine.adapters.find(ADAPTER))
-        losses = [text_loss(trainee, adapter=adapter) for adapter in (False, True)]
+            found = _examined(engine, room, lessons, before, most)
         made = receipt(
             "finetune",
             inputs,
@@ -210,15 +207,28 @@ def finetune(
             template=template_digest(trainee.template),
             samples=_counted(room, lessons),
             loss={"first": lines[0]["loss"], "last": lines[-1]["loss"]},
-            before_after=_learnt(before, after, lessons),
-            control=compared_facts(before.facts, after.facts),
-            text_loss={"before": losses[0], "after": losses[1], "rise": losses[1] - losses[0]},
-            mismatch=mismatch(trainee, sample, served),
+            **found,
             speed={"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
             files=["adapter_model.safetensors", "adapter_config.json", *([GGUF] if gguf else [])],
         )
         run.finish(made)
     return made
+
+
+def _examined(
+    engine: SamplingModel, room: Classroom, lessons: Lessons, before: ExamResult, most: int
+) -> dict[str, Any]:
+    """Ask the engine that has the adapter; return what was learnt and forgotten, and how far the trainer is from it."""
+    trainee, sample = room.trainee, room.course.rows[:SERVED_ROWS]
+    after = ExamResult.of(engine, lessons, ADAPTER, most)
+    served = served_log_probs(engine, sample, engine.adapters.find(ADAPTER))
+    losses = [text_loss(trainee, adapter=adapter) for adapter in (False, True)]
+    return {
+        "before_after": _learnt(before, after, lessons),
+        "control": compared_facts(before.facts, after.facts),
+        "text_loss": {"before": losses[0], "after": losses[1], "rise": losses[1] - losses[0]},
+        "mismatch": mismatch(trainee, sample, served),
+    }
 
 
 @contextmanager
