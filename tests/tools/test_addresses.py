@@ -21,7 +21,11 @@ FORBIDDEN = [
     *("100.64.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "192.0.0.8", "198.18.0.1"),
     *("::", "::1", "fe80::1", "fc00::1", "fd12::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:a9fe:a9fe"),
     *("::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1", "2002:a9fe:a9fe::1", "2002:7f00:1::"),
-    *("::127.0.0.1", "::169.254.169.254", "2001:0:a9fe:a9fe::1"),
+    *("::127.0.0.1", "::169.254.169.254", "2001:0:a9fe:a9fe::1", "64:ff9b:1::5db8:d822"),
+]
+OWN_NAT64 = [  # 169.254.169.254 behind 48, 56, 64 and 96 bits
+    *("64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:a9:fe:a9fe::", "64:ff9b:1:0:a9:fea9:fe00:0"),
+    "64:ff9b:1::a9fe:a9fe",
 ]
 
 
@@ -45,6 +49,12 @@ def test_private_opens_private_networks_and_neither_the_link_nor_this_machine():
     assert not any(
         map(opened, ("169.254.169.254", "127.0.0.1", "::1", "fe80::1", "0.0.0.0", "::ffff:a9fe:a9fe"))
     )
+
+
+@pytest.mark.parametrize("address", OWN_NAT64)
+def test_an_address_within_one_of_a_network_s_own_translation_is_found_at_each_place(address: str):
+    assert "clouds" in refusal(ipaddress.ip_address(address), local=False, private=True)
+    assert not refusal(ipaddress.ip_address("64:ff9b:1::5db8:d822"), local=False, private=True)
 
 
 @pytest.mark.parametrize(

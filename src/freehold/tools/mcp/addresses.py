@@ -16,8 +16,9 @@ from freehold.errors import UpstreamFailed, UsageError
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # behind a provider's or a VPN's translation
 _ASSIGNED = ipaddress.ip_network("192.0.0.0/24")  # of protocols; Python calls some of it global
-# IPv6 networks in which an IPv4 address is written: NAT64 (RFC 6052, RFC 8215) with its last 32 bits.
-_TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+# IPv6 networks in which an IPv4 address is written: NAT64 for all (RFC 6052), with its last 32 bits; NAT64 of a network
+# of one's own (RFC 8215), at any of four places.
+_TRANSLATED, _OWN_TRANSLATED = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -59,19 +60,19 @@ def refusal(address: Address, *, local: bool, private: bool) -> str:
                 return "is not this machine, which its url names"
         elif each.is_loopback or each.is_unspecified:
             return "is this machine; write localhost if that is meant"
-        elif each.is_link_local or each.is_multicast or (each.is_reserved and not _translated(each)):
+        elif (
+            each.is_link_local
+            or each.is_multicast
+            or (each.is_reserved and each not in _TRANSLATED and each not in _OWN_TRANSLATED)
+        ):
             return "is an address of the link or a reserved one, where clouds keep their keys"
         elif each in _ASSIGNED:
             return "is reserved for protocols"
-        elif not each.is_global and not private and not _translated(each):
+        elif not each.is_global and not private and each not in _TRANSLATED:
             return "is in a private network; private = true allows that"
-        elif each in _SHARED and not private:
+        elif (each in _SHARED or each in _OWN_TRANSLATED) and not private:
             return "is in a shared network; private = true allows that"
     return ""
-
-
-def _translated(address: Address) -> bool:
-    return address.version == 6 and any(address in network for network in _TRANSLATED)
 
 
 def _meant(address: Address) -> list[Address]:
@@ -85,9 +86,22 @@ def _meant(address: Address) -> list[Address]:
         within.append(address.sixtofour)
     if address.teredo is not None:
         within += address.teredo
-    if _translated(address) or (address in _COMPATIBLE and int(address) > 1):
-        within.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    bits = int(address)
+    if address in _TRANSLATED or (address in _COMPATIBLE and bits > 1):
+        within.append(ipaddress.IPv4Address(bits & 0xFFFFFFFF))
+    if address in _OWN_TRANSLATED:
+        within += [ipaddress.IPv4Address(each) for each in _places(bits) if each >> 24]
     return within
+
+
+def _places(bits: int) -> list[int]:
+    """Return what stands where RFC 6052 writes an IPv4 address: behind 48, 56, 64 and 96 bits, around bits 64 to 71."""
+    return [
+        (bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF,
+        (bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF,
+        bits >> 24 & 0xFFFFFFFF,
+        bits & 0xFFFFFFFF,
+    ]
 
 
 async def resolved(host: str, port: int, *, local: bool, private: bool) -> str:
