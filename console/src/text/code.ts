@@ -5,7 +5,7 @@ import { type Chunk, Chunks } from "./chunks";
 import { button, el } from "./dom";
 import type { Coloured } from "./highlight";
 import { revealed } from "./invisible";
-import { later } from "./later";
+import { later, laterAt } from "./later";
 
 const MOST = 200_000; // characters that are coloured; more stay plain
 const LONGEST_LINE = 1000; // some grammars take time by the square of a line
@@ -30,6 +30,7 @@ export class CodeBox {
   private readonly lines: Chunks;
   private readonly language: string;
   private waiting = false;
+  private open = false;
 
   constructor(label: string, caption = texts.text.code) {
     const name = label.trim().split(/\s+/)[0]!.toLowerCase();
@@ -49,33 +50,34 @@ export class CodeBox {
 
   set(text: string, open: boolean): void {
     this.lines.set(text);
-    if (this.waiting || !KNOWN.has(this.language) || text.length > MOST || !this.pale(open)) return;
+    this.open = open;
+    if (this.waiting || !KNOWN.has(this.language) || text.length > MOST || !this.pale()) return;
     this.waiting = true;
-    later(() => this.colour(open));
+    laterAt(this.box, () => this.colour());
   }
 
   /** The first box that wants colours: any of a whole text, and one that has grown enough of an open one. */
-  private pale(open: boolean): Chunk | undefined {
+  private pale(): Chunk | undefined {
     const { list } = this.lines;
     return list.find(({ from, to, coloured }, i) => {
-      const growing = open && i === list.length - 1;
+      const growing = this.open && i === list.length - 1;
       return growing ? to - from > coloured * GROWTH : coloured < to - from;
     });
   }
 
   /** Colour one box a task, each as if its text began there: a box ends where a definition does, so that is rarely seen. */
-  private async colour(open: boolean): Promise<void> {
+  private async colour(): Promise<void> {
     colour ??= (await import("./highlight")).coloured;
     this.waiting = false;
-    const chunk = this.pale(open);
+    const chunk = this.pale();
     if (!chunk) return;
     chunk.coloured = chunk.to - chunk.from;
     const text = this.lines.text.slice(chunk.from, chunk.to);
     const found = hasLongLine(text) ? null : colour(text, this.language);
     if (found) chunk.box.replaceChildren(...found.flatMap(([kind, part]) => piece(kind, part)));
-    if (!this.pale(open)) return;
+    if (!this.pale()) return;
     this.waiting = true;
-    later(() => this.colour(open));
+    later(() => this.colour());
   }
 
   private async copy(pressed: HTMLButtonElement): Promise<void> {
