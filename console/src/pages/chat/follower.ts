@@ -167,7 +167,7 @@ export class Follower {
       const kept = this.content.length || state !== "open" ? this.content : held.content;
       put(this.chat, { ...held, content: kept, thinking: this.thinking || held.thinking, state, receipt, calls }, true);
     };
-    if (now) write();
+    if (now || this.last[1] === 0) write(); // the first token waits for no frame
     else if (this.drawn) {
       this.drawn = false;
       const wait = document.hidden ? HIDDEN_MS : this.isFast() ? FAST_MS : 0;
