@@ -49,7 +49,10 @@ def note(home: Path, verb: str, out: Path) -> None:
 
 
 def noted(home: Path) -> list[NotedRun]:
-    """Return the folders, the newest first, each once; damaged lines are left out."""
+    """Return the folders, the newest first, each once; damaged lines are left out.
+
+    A command that is refused because another process works on the folder has a line too: the one that works counts.
+    """
     try:
         with (home / FILE).open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - MOST_BYTES, 0))
@@ -60,8 +63,8 @@ def noted(home: Path) -> list[NotedRun]:
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             one = _read(json.loads(line))
-            found.pop(one.out, None)
-            found[one.out] = one
+            before = found.pop(one.out, None)
+            found[one.out] = before if before and before.running and not one.running else one
     return list(reversed(found.values()))[:KEPT]
 
 
