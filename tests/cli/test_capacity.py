@@ -148,6 +148,8 @@ def test_the_ledgers_answered_requests_are_a_trace(invoke, steps, tmp_path):
         ),
         (("--rate", "1", "--steps", "{steps}", "--routing", "random"), "routing"),
         (("--trace", "gone.csv", "--steps", "{steps}"), "gone.csv"),
+        (("--rate", "1", "--steps", "{steps}", "--rent", "nan"), "not a price"),
+        (("--rate", "1", "--steps", "{steps}", "--rent", "-4"), "not a price"),
         (("--rate", "0.0001", "--seconds", "10s", "--steps", "{steps}"), "no request comes"),
     ],
 )

@@ -133,25 +133,7 @@ def over(
             'pip install "ray[serve]"',
         )
     _check_address(address)
-    settings_of(inner)
     python = ray.command or ("python3",)
-    ports = doors.named_ports(base)
-    flags = [
-        PlannedFlag("--socket", str(_DOOR), "the one way in, in a folder of ours"),
-        PlannedFlag("--ingress-port", str(ports["ingress"]), "named; Serve's token does not cover it"),
-    ]
-    if address:
-        flags.append(PlannedFlag("--address", address, "a cluster that runs"))
-    else:
-        flags.append(PlannedFlag("--gcs-port", str(ports["--port"]), "open: Ray has started"))
-        if fenced:
-            flags.append(PlannedFlag("--fenced", None, "nothing listens outside its network namespace"))
-        machines = max(most, inner.replicas)
-        wanted = {"cpus": float(machines), "gpus": settings_of(inner)["gpus"] * machines}
-        flags += [
-            PlannedFlag("--", None, "for ray start"),
-            *doors.start_flags(base, **wanted, folder=RAY_FOLDER),
-        ]
     return DeployPlan(
         engine="ray",
         version=ray.version,
@@ -159,7 +141,7 @@ def over(
         model=inner.model,
         nodes=replace(inner.nodes, here=not address),
         command=(*(doors.FENCE if fenced and not address else ()), *python, "-u", str(_HEAD)),
-        flags=tuple(flags),
+        flags=_flags(inner, address, fenced, base, max(most, inner.replicas)),
         environment={**doors.environment(base, alone=not address), MOST: str(max(most, inner.replicas))},
         secrets=(SecretRef(INGRESS_KEY), _token(address)),
         listens=Listens(socket=_DOOR),
@@ -178,6 +160,27 @@ def over(
         ),
         inner=inner,
     )
+
+
+def _flags(
+    inner: DeployPlan, address: str, fenced: bool, base: int, machines: int
+) -> tuple[PlannedFlag, ...]:
+    """Return the head's flags. `machines`: replicas at most, for which Ray is told to have processors and devices.
+
+    Raises UsageError for an engine that cannot be a replica.
+    """
+    gpus, ports = settings_of(inner)["gpus"], doors.named_ports(base)
+    flags = [
+        PlannedFlag("--socket", str(_DOOR), "the one way in, in a folder of ours"),
+        PlannedFlag("--ingress-port", str(ports["ingress"]), "named; Serve's token does not cover it"),
+    ]
+    if address:
+        return (*flags, PlannedFlag("--address", address, "a cluster that runs"))
+    flags.append(PlannedFlag("--gcs-port", str(ports["--port"]), "open: Ray has started"))
+    if fenced:
+        flags.append(PlannedFlag("--fenced", None, "nothing listens outside its network namespace"))
+    started = doors.start_flags(base, cpus=float(machines), gpus=gpus * machines, folder=RAY_FOLDER)
+    return (*flags, PlannedFlag("--", None, "for ray start"), *started)
 
 
 def _check_address(address: str) -> None:

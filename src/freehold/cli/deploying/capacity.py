@@ -7,6 +7,7 @@ Path: deploy -> capacity -> trace.from_file, EngineModel.load or predicting.pred
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -236,6 +237,8 @@ def _engine(
             "freehold deploy bench -o FILE measures a running engine",
         )
     rent: Money | float | None = given["rent"]
+    if given["rent"] is not None and not 0 <= given["rent"] < math.inf:
+        raise UsageError(f"--rent {given['rent']:g} is not a price", "give dollars an hour, such as 2.50")
     if given["steps"]:
         found = EngineModel.load(given["steps"])
     else:
