@@ -165,7 +165,7 @@ def over(
 def _flags(
     inner: DeployPlan, address: str, fenced: bool, base: int, machines: int
 ) -> tuple[PlannedFlag, ...]:
-    """Return the head's flags. `machines`: replicas at most, for which Ray is told to have processors and devices.
+    """Return the head's flags. `machines`: replicas at most, for which Ray gets processors and devices.
 
     Raises UsageError for an engine that cannot be a replica.
     """
