@@ -436,7 +436,7 @@ def test_an_exported_chat_comes_back(chat, tmp_path: Path):
 
 
 def test_a_model_named_with_an_at_answers_this_message(chat):
-    box(chat).press_sequentially("hello @scr")
+    box(chat).press_sequentially("hello @SCR")
     chat.get_by_role("option", name=re.compile("^scripted")).wait_for()
     box(chat).press("Enter")
     assert box(chat).input_value() == "hello "

@@ -14,7 +14,7 @@ interface Props {
 }
 
 export function Mention({ typed, area, choose, close }: Props) {
-  const found = (models.value ?? []).filter((model) => model.id.includes(typed.toLowerCase())).slice(0, 8);
+  const found = (models.value ?? []).filter((model) => model.id.toLowerCase().includes(typed.toLowerCase())).slice(0, 8);
   const at = useSignal(0);
   useEffect(() => void (at.value = 0), [typed]);
   useEffect(() => {
@@ -31,7 +31,12 @@ export function Mention({ typed, area, choose, close }: Props) {
     };
     node.addEventListener("keydown", key);
     node.setAttribute("aria-controls", "mention");
-    return () => (node.removeEventListener("keydown", key), node.removeAttribute("aria-controls"));
+    node.setAttribute("aria-activedescendant", `mention-${at.value}`);
+    return () => {
+      node.removeEventListener("keydown", key);
+      node.removeAttribute("aria-controls");
+      node.removeAttribute("aria-activedescendant");
+    };
   });
   if (!found.length) return null;
   return (
@@ -39,6 +44,7 @@ export function Mention({ typed, area, choose, close }: Props) {
       {found.map((model, i) => (
         <li
           key={model.id}
+          id={`mention-${i}`}
           role="option"
           aria-selected={i === at.value}
           onPointerDown={(e) => (e.preventDefault(), choose(model.id))}
