@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.console.conftest import Served
 from tests.console.owner import as_owner
+from tests.console.talking import Talker
 
 
 def asked(server: Served, path: str) -> Any:
@@ -186,12 +187,25 @@ def test_a_model_that_is_refused_leaves_the_others_and_a_lost_server_is_said(sta
         return route.continue_()
 
     page.route("**/console/api/chats/*/runs", refuse_the_second)
+    page.route("**/events?*", lambda route: route.abort())
     page.get_by_role("button", name="Compare", exact=True).click()
     page.get_by_text("too many answers are being made").wait_for()
-    page.context.set_offline(True)
     page.get_by_text("The server does not answer.").wait_for()
-    page.context.set_offline(False)
-    page.get_by_text("The server does not answer.").wait_for(state="detached")
+    page.unroute("**/events?*")
     page.get_by_text("Line 399 of").wait_for()
+    page.get_by_text("The server does not answer.").wait_for(state="detached")
     assert page.get_by_role("article").count() == 1
     page.errors.clear()
+
+
+def test_chat_that_is_deleted_elsewhere_leaves_the_list(standing, page):
+    talker = Talker(standing.url)
+    gone, stays = (talker.json("POST", "chats", {"title": title}, 201)["id"] for title in ("Gone", "Stays"))
+    page.goto(standing.url)
+    chats = page.get_by_role("navigation", name="Chats")
+    chats.get_by_role("link", name="Gone").wait_for()
+    talker.json("DELETE", f"chats/{gone}")
+    chats.get_by_role("link", name="Gone").wait_for(state="detached")
+    assert chats.get_by_role("link", name="Stays").count() == 1
+    talker.json("DELETE", f"chats/{stays}")
+    talker.http.close()

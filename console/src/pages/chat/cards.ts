@@ -53,15 +53,23 @@ export async function readMore(): Promise<void> {
 
 /** Look whether chats changed elsewhere; returns the newest cards. */
 export async function look(): Promise<Card[]> {
-  const { chats } = await reach(
-    get<Page>(`/console/api/chats?limit=${NEWEST}`, AbortSignal.timeout(LOOK_MS)),
-  );
+  const before = cards.peek();
+  const page = await reach(get<Page>(`/console/api/chats?limit=${NEWEST}`, AbortSignal.timeout(LOOK_MS)));
   const held = new Map(cards.peek().map((card) => [card.id, card]));
-  if (chats.some((card) => !same(held.get(card.id), card))) {
-    for (const card of chats) held.set(card.id, card);
+  const deleted = missing(before, page).filter((card) => held.get(card.id) === card);
+  if (deleted.length || page.chats.some((card) => !same(held.get(card.id), card))) {
+    for (const card of deleted) held.delete(card.id);
+    for (const card of page.chats) held.set(card.id, card);
     cards.value = sorted([...held.values()]);
   }
-  return chats;
+  return page.chats;
+}
+
+/** Cards that would be on a first page and are not: another browser or a program deleted their chats. */
+function missing(before: readonly Card[], { chats, next }: Page): Card[] {
+  const there = new Set(chats.map((card) => card.id));
+  const last = chats.at(-1);
+  return before.filter((card) => !there.has(card.id) && (next === null || (last && order(card, last) < 0)));
 }
 
 const same = (a: Card | undefined, b: Card) =>
@@ -74,8 +82,10 @@ const same = (a: Card | undefined, b: Card) =>
 
 /** Pinned ones first, then the newest. */
 function sorted(all: Card[]): Card[] {
-  return all.sort((a, b) => Number(b.pinned) - Number(a.pinned) || b.updated - a.updated);
+  return all.sort(order);
 }
+
+const order = (a: Card, b: Card) => Number(b.pinned) - Number(a.pinned) || b.updated - a.updated;
 
 /** Take a card that a route has answered with. */
 export function changed(card: Card): void {
