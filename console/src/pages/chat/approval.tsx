@@ -1,6 +1,6 @@
 // A tool's question: what it is, what it wants to do, and the answers. Focus stands on Deny; nothing is approved by a key
 // that was meant for something else. Everything that the tool wrote is shown with its invisible characters.
-import { useSignal } from "@preact/signals";
+import { type Signal, useSignal } from "@preact/signals";
 import { createElement } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import type { Ask } from "../../api/types";
@@ -69,29 +69,7 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
         <Icon name="tool" size={18} /> {words.wantsTo(shown(ask.tool), shown(ask.server))}
       </h3>
       {ask.changed && <Change before={ask.changed.before} after={ask.changed.after} />}
-      <h4>{words.arguments}</h4>
-      {edited.value === null ? (
-        <>
-          <div tabIndex={0} role="group" aria-label={words.arguments}>
-            <Verbatim text={asked} code />
-          </div>
-          <Button kind="quiet" icon="edit" onClick={() => (edited.value = editable)}>
-            {words.editArguments}
-          </Button>
-        </>
-      ) : (
-        <label class="edit-arguments">
-          <span class="unseen">{words.arguments}</span>
-          <textarea
-            spellcheck={false}
-            rows={Math.min(16, edited.value.split("\n").length + 1)}
-            value={edited.value}
-            aria-invalid={wrong || undefined}
-            onInput={(e) => (edited.value = e.currentTarget.value)}
-          />
-          {wrong && <small class="bad">{words.notObject}</small>}
-        </label>
-      )}
+      <Arguments asked={asked} editable={editable} edited={edited} wrong={wrong} />
       <Claims ask={ask} />
       <label class="deny-word">
         <span>{words.denyWord}</span>
@@ -118,6 +96,43 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
         <small class="dim">{words.noAnswer(left.value)}</small>
       </div>
     </section>
+  );
+}
+
+interface ArgumentsProps {
+  asked: string;
+  editable: string; // the same with its invisible characters as escapes
+  edited: Signal<string | null>;
+  wrong: boolean;
+}
+
+function Arguments({ asked, editable, edited, wrong }: ArgumentsProps) {
+  return (
+    <>
+      <h4>{words.arguments}</h4>
+      {edited.value === null ? (
+        <>
+          <div tabIndex={0} role="group" aria-label={words.arguments}>
+            <Verbatim text={asked} code />
+          </div>
+          <Button kind="quiet" icon="edit" onClick={() => (edited.value = editable)}>
+            {words.editArguments}
+          </Button>
+        </>
+      ) : (
+        <label class="edit-arguments">
+          <span class="unseen">{words.arguments}</span>
+          <textarea
+            spellcheck={false}
+            rows={Math.min(16, edited.value.split("\n").length + 1)}
+            value={edited.value}
+            aria-invalid={wrong || undefined}
+            onInput={(e) => (edited.value = e.currentTarget.value)}
+          />
+          {wrong && <small class="bad">{words.notObject}</small>}
+        </label>
+      )}
+    </>
   );
 }
 

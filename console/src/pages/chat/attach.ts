@@ -14,14 +14,14 @@ const PICTURES = /^image\/(png|jpeg|gif|webp)$/;
 const words = texts.chat;
 
 /** Whether pasted text is too long for the box. Counts lines only until there are enough. */
-export function isLong(text: string): boolean {
+function isLong(text: string): boolean {
   if (text.length > LONG_CHARS) return true;
   let lines = 0;
   for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) if (++lines >= LONG_LINES) return true;
   return false;
 }
 
-export function attachText(text: string): void {
+function attachText(text: string): void {
   const names = new Set(box.peek().files.map((file) => file.name));
   let n = 1;
   while (names.has(words.pasted(n))) n++;
@@ -30,6 +30,25 @@ export function attachText(text: string): void {
 
 function attach(files: AttachedFile[]): void {
   setFiles({ files: [...box.peek().files, ...files] });
+}
+
+/** Take files of the clipboard, and text that is too long for the box. */
+export function takePaste(e: ClipboardEvent): void {
+  const files = [...(e.clipboardData?.files ?? [])];
+  const text = e.clipboardData?.getData("text/plain") ?? "";
+  if (files.length && !text) {
+    e.preventDefault();
+    void attachFiles(files);
+  } else if (isLong(text)) {
+    e.preventDefault();
+    attachText(text);
+  }
+}
+
+export function takeDrop(e: DragEvent): void {
+  if (!e.dataTransfer?.files.length) return;
+  e.preventDefault();
+  void attachFiles([...e.dataTransfer.files]);
 }
 
 /** Take in files from a button, a drop or a paste. */

@@ -1,16 +1,17 @@
 // The box that messages are written in: it grows, keeps what is written, takes files, and names the model that answers.
 // A key typed changes one signal and one entry of storage; nothing else of the page is drawn again.
-import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import { type Signal, useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import type { RefObject } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { Button, IconButton } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { texts } from "../../texts";
-import { attachFiles, attachText, isLong } from "./attach";
+import { attachFiles, takeDrop, takePaste } from "./attach";
 import { Chips } from "./chips";
-import { kept } from "./kept";
+import { sends } from "./kept";
 import { Mention } from "./mention";
 import { type Chat, messageOf } from "./opened";
-import { lives } from "./lives";
+import { type Live, lives } from "./lives";
 import { stop } from "./runs";
 import { beginEdit, box, editing, endEdit, other, pending, send, typed } from "./sending";
 
@@ -18,6 +19,7 @@ const words = texts.chat;
 const TOUCH = matchMedia("(pointer: coarse)"); // focus opens a keyboard over the page. Without a mouse there is no pointer
 const GROWS = CSS.supports("field-sizing", "content");
 
+type Area = RefObject<HTMLTextAreaElement | null>;
 export const composer: { focus: () => void } = { focus: () => {} };
 
 export function Composer({ chat }: { chat: Chat }) {
@@ -42,17 +44,7 @@ export function Composer({ chat }: { chat: Chat }) {
   useSignalEffect(() => {
     if (editing.value !== null) area.current?.focus(); // Edit was pressed: what is edited is here
   });
-  useEffect(() => {
-    addEventListener("keydown", take);
-    return () => removeEventListener("keydown", take);
-  }, []);
-
-  /** A letter typed on the page or its conversation, outside of any field, is the first of a message. */
-  function take(e: KeyboardEvent) {
-    const command = e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented;
-    if (command || e.key.length !== 1 || e.key === " " || document.querySelector("dialog[open], :popover-open")) return;
-    if ((e.target as Element).matches("body, main, .log")) area.current?.focus();
-  }
+  useFirstLetter(area);
 
   function input(node: HTMLTextAreaElement) {
     typed(node.value);
@@ -65,8 +57,7 @@ export function Composer({ chat }: { chat: Chat }) {
     if (e.isComposing || e.keyCode === 229) return; // the Enter that ends a word of an input method
     if (document.getElementById("mention") && ["ArrowDown", "ArrowUp", "Enter", "Tab", "Escape"].includes(e.key)) return;
     const node = area.current!;
-    const enterSends = kept("enter-sends", true);
-    if (e.key === "Enter" && (enterSends ? !e.shiftKey && !e.altKey : e.ctrlKey || e.metaKey)) {
+    if (sends(e)) {
       e.preventDefault();
       submit();
     } else if (e.key === "ArrowUp" && node.value === "" && editing.peek() === null && !e.shiftKey && !e.altKey) {
@@ -78,36 +69,12 @@ export function Composer({ chat }: { chat: Chat }) {
     } else if (e.key === "Escape" && (editing.peek() !== null || running.peek())) {
       e.preventDefault();
       if (editing.peek() !== null) endEdit();
-      else if (running.peek()) void stop(running.peek()!.peek());
+      else void stop(running.peek()!.peek());
     }
-  }
-
-  function stopNow() {
-    void stop(running.peek()!.peek());
-    if (!TOUCH.matches) area.current!.focus(); // for the button goes away with the answer
   }
 
   function submit() {
     if (!running.peek() && !empty.peek()) void send();
-  }
-
-  function paste(e: ClipboardEvent) {
-    const files = [...(e.clipboardData?.files ?? [])];
-    const text = e.clipboardData?.getData("text/plain") ?? "";
-    if (files.length && !text) {
-      e.preventDefault();
-      void attachFiles(files);
-    } else if (isLong(text)) {
-      e.preventDefault();
-      attachText(text);
-    }
-  }
-
-  function dropped(e: DragEvent) {
-    dropping.value = false;
-    if (!e.dataTransfer?.files.length) return;
-    e.preventDefault();
-    void attachFiles([...e.dataTransfer.files]);
   }
 
   function mentioned(model: string) {
@@ -128,16 +95,9 @@ export function Composer({ chat }: { chat: Chat }) {
       onSubmit={(e) => (e.preventDefault(), submit())}
       onDragOver={(e) => e.dataTransfer?.types.includes("Files") && (e.preventDefault(), (dropping.value = true))}
       onDragLeave={() => (dropping.value = false)}
-      onDrop={dropped}
+      onDrop={(e) => ((dropping.value = false), takeDrop(e))}
     >
-      {editing.value !== null && (
-        <div class="editing">
-          <Icon name="edit" size={16} /> <span>{words.editing}</span>
-          <Button kind="quiet" onClick={endEdit}>
-            {texts.parts.cancel}
-          </Button>
-        </div>
-      )}
+      {editing.value !== null && <Editing />}
       {mention.value !== null && (
         <Mention typed={mention.value} area={area} choose={mentioned} close={() => (mention.value = null)} />
       )}
@@ -149,23 +109,63 @@ export function Composer({ chat }: { chat: Chat }) {
         placeholder={words.placeholder}
         onInput={(e) => input(e.currentTarget)}
         onKeyDown={key}
-        onPaste={paste}
+        onPaste={takePaste}
         onBlur={() => setTimeout(() => (mention.value = null), 150)}
       />
-      <div class="composer-foot">
-        <AttachButton />
-        <span class="grow" />
-        {running.value ? (
-          <Button kind="primary" icon="stop" busy={running.value.value.stopping} onClick={stopNow}>
-            {texts.stop}
-          </Button>
-        ) : (
-          <Button kind="primary" icon="send" type="submit" disabled={empty.value || pending.value !== null}>
-            {texts.send}
-          </Button>
-        )}
-      </div>
+      <Foot running={running.value} empty={empty.value} area={area} />
     </form>
+  );
+}
+
+/** A letter typed on the page or its conversation, outside of any field, is the first of a message. */
+function useFirstLetter(area: Area): void {
+  useEffect(() => {
+    const take = (e: KeyboardEvent) => {
+      const command = e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented;
+      if (command || e.key.length !== 1 || e.key === " " || document.querySelector("dialog[open], :popover-open")) return;
+      if ((e.target as Element).matches("body, main, .log")) area.current?.focus();
+    };
+    addEventListener("keydown", take);
+    return () => removeEventListener("keydown", take);
+  }, []);
+}
+
+function Editing() {
+  return (
+    <div class="editing">
+      <Icon name="edit" size={16} /> <span>{words.editing}</span>
+      <Button kind="quiet" onClick={endEdit}>
+        {texts.parts.cancel}
+      </Button>
+    </div>
+  );
+}
+
+interface FootProps {
+  running: Signal<Live> | undefined;
+  empty: boolean;
+  area: Area;
+}
+
+function Foot({ running, empty, area }: FootProps) {
+  const stopNow = () => {
+    void stop(running!.peek());
+    if (!TOUCH.matches) area.current!.focus(); // for the button goes away with the answer
+  };
+  return (
+    <div class="composer-foot">
+      <AttachButton />
+      <span class="grow" />
+      {running ? (
+        <Button kind="primary" icon="stop" busy={running.value.stopping} onClick={stopNow}>
+          {texts.stop}
+        </Button>
+      ) : (
+        <Button kind="primary" icon="send" type="submit" disabled={empty || pending.value !== null}>
+          {texts.send}
+        </Button>
+      )}
+    </div>
   );
 }
 

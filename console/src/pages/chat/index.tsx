@@ -94,19 +94,16 @@ export function Chat() {
         </div>
       )}
       <section class={empty ? "conversation blank" : "conversation"}>
-        <header class="chat-head">
-          <IconButton icon="menu" label={words.showList} aria-expanded={list.value || drawer.value} onClick={toggleList} />
-          <h1>{shown(chat.card.value?.title || (chat.id ? words.untitled : words.newTitle))}</h1>
-          <ContextMeter chat={chat} />
-          <Picker chat={chat} />
-          <IconButton icon="search" label={words.find} onClick={() => (find.value = !find.value)} />
-          <IconButton
-            icon="settings"
-            label={words.settings}
-            aria-expanded={panel.value}
-            onClick={() => (panel.value = !panel.value)}
-          />
-        </header>
+        <Head
+          chat={chat}
+          listed={list.value || drawer.value}
+          panel={panel.value}
+          toggle={{
+            list: toggleList,
+            find: () => (find.value = !find.value),
+            panel: () => (panel.value = !panel.value),
+          }}
+        />
         {find.value && <Find key={chat.serial} chat={chat} close={() => ((find.value = false), scroller.now?.element.focus())} />}
         {trouble ? (
           <Failed error={trouble} again={() => void enter(id)} />
@@ -128,6 +125,26 @@ export function Chat() {
       {panel.value && <Panel key={chat.serial} chat={chat} close={() => (panel.value = false)} />}
       <Spoken />
     </div>
+  );
+}
+
+interface HeadProps {
+  chat: Opened;
+  listed: boolean;
+  panel: boolean;
+  toggle: Record<"list" | "find" | "panel", () => void>;
+}
+
+function Head({ chat, listed, panel, toggle }: HeadProps) {
+  return (
+    <header class="chat-head">
+      <IconButton icon="menu" label={words.showList} aria-expanded={listed} onClick={toggle.list} />
+      <h1>{shown(chat.card.value?.title || (chat.id ? words.untitled : words.newTitle))}</h1>
+      <ContextMeter chat={chat} />
+      <Picker chat={chat} />
+      <IconButton icon="search" label={words.find} onClick={toggle.find} />
+      <IconButton icon="settings" label={words.settings} aria-expanded={panel} onClick={toggle.panel} />
+    </header>
   );
 }
 

@@ -23,6 +23,12 @@ export function keep(name: string, value: unknown): void {
   }
 }
 
+/** Whether a key sends what is written, as Settings says. Not the Enter that ends a word of an input method. */
+export function sends(e: KeyboardEvent): boolean {
+  if (e.key !== "Enter" || e.isComposing || e.keyCode === 229) return false;
+  return kept("enter-sends", true) ? !e.shiftKey && !e.altKey : e.ctrlKey || e.metaKey;
+}
+
 let database: Promise<IDBDatabase> | null = null;
 
 function opened(): Promise<IDBDatabase> {

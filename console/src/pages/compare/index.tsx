@@ -7,7 +7,7 @@ import { Empty, Failed, Page, Waiting } from "../../parts/page";
 import { go, place, to } from "../../parts/router";
 import { texts } from "../../texts";
 import { Away } from "../chat/away";
-import { keep, kept } from "../chat/kept";
+import { keep, kept, sends } from "../chat/kept";
 import { models, readModels } from "../chat/models";
 import "./compare.css";
 import { RoundView } from "./round";
@@ -190,7 +190,7 @@ function Composer({ seed, onSeed, writing, onSend, onStop, children }: ComposerP
     sending.value = false;
   };
   const key = (e: KeyboardEvent) => {
-    if (e.key !== "Enter" || e.shiftKey || e.isComposing) return;
+    if (!sends(e)) return;
     e.preventDefault();
     void send();
   };
