@@ -131,6 +131,7 @@ export const texts = {
     loadingModel: (share: number | null) =>
       share === null ? "Loading the model" : `Loading the model, ${Math.round(share * 100)} %`,
     queued: (s: number | null) => `Waiting for the first word${s === null ? "" : `, about ${Math.max(1, Math.round(s))} s`}`,
+    startingTools: "Starting its tools",
     engineAgain: "The engine is being started again; the answer continues",
     notSent: "The server cannot be reached. This message is sent when it is back.",
     takeBack: "Take back",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -19,6 +20,7 @@ from freehold.chats.types import ChatSettings, SavedMessage
 from freehold.chats.writer import ChatWriter
 from freehold.errors import CapacityExceeded, EngineLost
 from freehold.server.console.runs import chatrun, handlers, registry, saver
+from freehold.server.console.runs import run as console_run
 from freehold.server.console.runs.bits import Bits, compared
 from freehold.server.console.runs.events import EventLog
 from freehold.types import Tool, ToolCall
@@ -530,8 +532,10 @@ class Tools:
         self._mine, self._after = mine, after
         self.answers: list[ToolAnswer] = []
         self.closed = False
+        self.starts_s = 0.0
 
     async def offer(self) -> list[Tool]:
+        await asyncio.sleep(self.starts_s)
         return [Tool("echo", "Echoes.", {"type": "object"})]
 
     def server_of(self, name: str) -> str:
@@ -575,6 +579,16 @@ def branch(mine: Chats, leaf: str | None = None) -> list[SavedMessage]:
     saved = mine.folder.read(mine.id)
     assert saved.leaf is not None
     return list(saved.branch(leaf or saved.leaf))
+
+
+def test_a_run_says_that_it_waits_for_its_tools(tooled, monkeypatch):
+    monkeypatch.setattr(console_run, "TICK_S", 0.02)
+    mine, tools = tooled(None, Script(text="No call."))
+    tools.starts_s = 0.5
+    run = mine.run("look", settings={"tools": ["files"]})["run"]
+    with mine.following(run) as events:
+        assert next(data for _, kind, data in events if kind == "wait") == {"why": "tools"}
+    assert mine.follow(run).end["finish"] == "stop"
 
 
 def test_a_round_of_tools_waits_for_each_answer_and_is_in_the_chat_and_before_the_model(tooled):

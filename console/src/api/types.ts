@@ -109,7 +109,7 @@ export type RunEvent =
   | { t: "ready"; model: string; context: Partial<Receipt["context"]>; sampling: object; max_tokens: number }
   | { t: "text"; at: number; text: string }
   | { t: "thinking"; at: number; text: string; s: number }
-  | { t: "wait"; why: "queue" | "load" | "engine"; expected_s?: number; done?: number; of?: number }
+  | { t: "wait"; why: "queue" | "load" | "engine" | "tools"; expected_s?: number; done?: number; of?: number }
   | Ask
   | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
   | { t: "calls"; answer: string; calls: ToolCall[]; receipt: Receipt | null }

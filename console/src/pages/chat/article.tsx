@@ -14,7 +14,7 @@ import { Attachments, Calls, Thinking, ToolResult } from "./body";
 import { type Chat, messageOf } from "./opened";
 import { ReceiptPanel } from "./receipt";
 import { RequestDialog } from "./request";
-import { epilogues, type Live, liveOf } from "./lives";
+import { epilogues, type Live, liveOf, type Wait } from "./lives";
 import { editing, type Pending, regenerate, takeBack } from "./sending";
 
 const words = texts.chat;
@@ -88,15 +88,7 @@ function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) 
 function Progress({ live, empty }: { live: Live; empty: boolean }) {
   if (live.away) return null; // the page's notice says it
   const wait = live.asks.length ? null : live.wait; // a question waits for the reader
-  const said = live.stopping
-    ? words.stopping
-    : wait?.why === "load"
-      ? words.loadingModel(wait.done && wait.of ? wait.done / wait.of : null)
-      : wait?.why === "queue"
-        ? words.queued(wait.expected_s ?? null)
-        : wait?.why === "engine"
-          ? words.engineAgain
-          : null;
+  const said = live.stopping ? words.stopping : wait && waitsFor(wait);
   return (
     <>
       {live.notes.map((note) => (
@@ -111,6 +103,12 @@ function Progress({ live, empty }: { live: Live; empty: boolean }) {
       )}
     </>
   );
+}
+
+function waitsFor({ why, done, of, expected_s }: Wait): string {
+  if (why === "load") return words.loadingModel(done && of ? done / of : null);
+  if (why === "queue") return words.queued(expected_s ?? null);
+  return why === "tools" ? words.startingTools : words.engineAgain;
 }
 
 /** How an answer ended, where that is not by itself; and the way on. */

@@ -54,6 +54,7 @@ class ChatRun(ConsoleRun):
         self._saver = RunSaver(writer, self._disk)
         self._answer = RunAnswer(self, answer.id, self._saver)
         self._parent = answer.parent
+        self._offering = False  # its servers of tools are being started
         self._asked: dict[str, tuple[asyncio.Future[ToolAnswer], str]] = {}  # with the tool's digest
 
     @property
@@ -66,7 +67,7 @@ class ChatRun(ConsoleRun):
 
     async def compute(self) -> None:
         self._begin()
-        tools = await self._tools.offer() if self._tools is not None else ()
+        tools = await self._offered()
         for _ in range(MAX_ROUNDS):
             await self._round(tools)
             calls = self._answer.calls
@@ -79,6 +80,18 @@ class ChatRun(ConsoleRun):
         raise Refused(
             400, f"this answer called tools in {MAX_ROUNDS} rounds, the limit", code="too_many_calls"
         )
+
+    async def _offered(self) -> Sequence[Tool]:
+        if self._tools is None:
+            return ()
+        self._offering = True
+        try:
+            return await self._tools.offer()
+        finally:
+            self._offering = False
+
+    def why(self) -> dict[str, Any] | None:
+        return {"why": "tools"} if self._offering else super().why()
 
     def _begin(self) -> None:
         begin = {"run": self.id, "chat": self.chat, "answer": self._answer.id, "parent": self._parent}

@@ -126,7 +126,7 @@ class ConsoleRun(ServerCall):
         while True:
             await asyncio.sleep(TICK_S)
             self._note_deaths()
-            if self._came == self._seen and (why := self._why()):
+            if self._came == self._seen and (why := self.why()):
                 self.events.fact("wait", why, brief=True)
             self._seen = self._came
 
@@ -141,7 +141,7 @@ class ConsoleRun(ServerCall):
         base = self.model.partition("+")[0]
         return sum(each.restarts for each in self.models.loaded() if each.name in (self.model, base))
 
-    def _why(self) -> dict[str, Any] | None:
+    def why(self) -> dict[str, Any] | None:
         """Say what the run waits for; None where it waits for the model alone."""
         base = self.model.partition("+")[0]
         if (progress := self.loading(base)) is not None:
