@@ -24,7 +24,7 @@ WORKERS ?= 2
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
-.PHONY: help run test check lint bench native console test-console docs site wheels lock sbom sanitize cross arm64 fuzz clean
+.PHONY: help run test test-all check lint bench native console test-console docs site wheels lock sbom sanitize cross arm64 fuzz clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,13 +32,16 @@ help: ## Show these targets
 run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast it answered
 	$(BIN)/freehold run qwen2.5-coder:0.5b "$(QUESTION)" --temperature 0 --seed 1 --max-tokens 250 --verbose
 
-test: check ## Lint, types, and every test, those that need weights included
+test: check ## Lint, types, and the tests, those that need weights included
 	for model in $(MODELS); do $(BIN)/freehold pull $$model || exit; done
-	$(BIN)/python -m pytest -m "model or not model" -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m "not big" -n $(WORKERS) --dist worksteal
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py --short
 	$(ARM64) test
 	$(BIN)/python tools/cross.py macos-arm64
+
+test-all: $(VENV)/.tested ## Every test, those marked big too
+	$(BIN)/python -m pytest -m "big or not big" -n $(WORKERS) --dist worksteal
 
 check: lint ## Lint and types only
 	$(BIN)/pyright --pythonplatform Linux

@@ -17,7 +17,8 @@ import freehold
 
 VECTORS = Path(__file__).parent / "vectors" / "greedy"
 MARGIN = 0.5
-MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma3-270m"]
+CODER = pytest.param("qwen2.5-coder-1.5b", marks=pytest.mark.big)
+MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", CODER, "gemma3-270m"]
 
 
 @pytest.mark.model

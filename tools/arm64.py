@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,28 +54,27 @@ MASK = "ffffffffffffff00fffffffffffffffffeffffff"  # ... as this mask leaves it
 # Plain loops take longest in emulation and every other machine tests them; a cache of floats differs from one of halves
 # by its loads.
 TABLES = {"max": ["i8mm", "neon", "scalar"], "neoverse-n1": ["neon", "scalar"], "cortex-a72": ["scalar"]}
+
+
+def _files(rooms: Sequence[str]) -> list[str]:
+    return [f"tests/csrc/test_{room}.py" for room in rooms]
+
+
+# Each is one run of pytest, which starts in some seconds; as many run at a time as this machine has processors.
 ROOMS = (
-    "matmul",
-    "trellis",
-    "head",
-    "kernels",
-    "attention",
-    "kv",
-    "encoder",
-    "delta",
-    "mamba",
-    "short_conv",
-    "latent",
+    ("matmul",),
+    ("attention", "kv", "encoder"),
+    ("trellis", "head", "kernels"),
+    ("delta", "mamba", "short_conv", "latent"),
 )
-TESTS = {
-    "max": [*(f"tests/csrc/test_{room}.py" for room in ROOMS), "-k", "not neon and not scalar and not -f32-"],
-    "neoverse-n1": [
-        *(f"tests/csrc/test_{room}.py" for room in ("matmul", "trellis", "head", "attention")),
-        *("-k", "not scalar and not -f32- and not -f16-"),
-    ],
-    "cortex-a72": ["tests/csrc/test_matmul.py", "-k", "scalar and products"],
-}
-BITS = ["tests/engine/test_bits.py::test_sixteen_greedy_streams_are_what_each_is_alone"]
+BITS = "tests/engine/test_bits.py::test_sixteen_greedy_streams_are_what_each_is_alone"
+RUNS = [
+    *(("max", *_files(rooms), "-k", "not neon and not scalar and not -f32-") for rooms in ROOMS),
+    ("neoverse-n1", *_files(("matmul", "attention")), "-k", "not scalar and not -f32- and not -f16-"),
+    ("neoverse-n1", *_files(("trellis", "head")), "-k", "not scalar and not -f32- and not -f16-"),
+    ("cortex-a72", "tests/csrc/test_matmul.py", "-k", "scalar and products"),
+    ("max", BITS),
+]
 ANSWER = ("max", "neoverse-n1")  # processors that answer: by i8mm and by neon
 SURE = 0.5  # a lead in logits that no two tables' arithmetic takes back
 
@@ -309,13 +309,19 @@ def test(extra: list[str]) -> int:
         if found != tables:
             print(f"error: {cpu} runs {found}, not {tables}", file=sys.stderr)
             return 1
-        chosen = [*TESTS[cpu], *(BITS if cpu == "max" else [])]
         print(f"{cpu}: {', '.join(tables)}", flush=True)
-        if status := run(
-            cpu, ["python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen, *extra]
-        ):
-            return status
-    return compare_answers()
+    failed = 0
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for done in pool.map(lambda each: tested(each[0], [*each[1:], *extra]), RUNS):
+            print(done.stdout + done.stderr, end="", flush=True)
+            failed = failed or done.returncode
+    return failed or compare_answers()
+
+
+def tested(cpu: str, chosen: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run pytest on an emulated processor."""
+    asked = command(["python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen])
+    return subprocess.run(asked, cwd=ROOT, env=environment(cpu), capture_output=True, text=True)
 
 
 def compare_answers() -> int:

@@ -120,7 +120,7 @@ def test_what_cannot_be_counted_is_refused_by_name(config: dict[str, Any], said:
     [
         ("smollm2:135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ("qwen2.5-coder:0.5b", "Qwen/Qwen2.5-0.5B-Instruct"),
-        ("qwen2.5-coder:1.5b", "Qwen/Qwen2.5-1.5B-Instruct"),
+        pytest.param("qwen2.5-coder:1.5b", "Qwen/Qwen2.5-1.5B-Instruct", marks=pytest.mark.big),
         ("gemma3:270m", "google/gemma-3-270m"),
     ],
 )

@@ -35,7 +35,8 @@ def path(tmp_path: Path) -> str:
     program = folder / "llama-server"
     speaks = shlex.join(standin.command("llamacpp"))
     program.write_text(
-        f'#!/bin/sh\ncase "$*" in *--list-devices*) cat <<\'E\'\n{LISTED}E\nexit;; esac\nexec {speaks} "$@"\n',
+        f"#!/bin/sh\ncase \"$*\" in *--list-devices*) cat <<'E'\n{LISTED}E\nexit;;\n"
+        f'--version) echo "version: 10434 (0123abcd)" >&2; exit;; esac\nexec {speaks} "$@"\n',
         encoding="utf-8",
     )
     program.chmod(0o755)

@@ -95,7 +95,7 @@ def settled(home: Path) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.big) for seed in range(2, 6))])
 def test_a_killed_server_loses_no_row_of_an_answer_that_a_client_saw(
     tmp_path: Path, standin: StandIn, seed: int
 ):

@@ -85,6 +85,9 @@ def test_five_kills_cost_no_more_than_the_ranges_in_flight(tmp_path: Path, stand
 
 
 @pytest.mark.model
-def test_twenty_kills_of_a_large_pull_cost_sixteen_megabytes_each_at_most(tmp_path: Path, standin: Standin):
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.big)])
+def test_kills_of_a_large_pull_cost_sixteen_megabytes_each_at_most(
+    tmp_path: Path, standin: Standin, kills: int
+):
     standin.throttle_s = 0.001
-    survive(tmp_path, standin, 300_000_001, 20, MAX_IN_FLIGHT, step=24 << 20)
+    survive(tmp_path, standin, 300_000_001, kills, MAX_IN_FLIGHT, step=24 << 20)

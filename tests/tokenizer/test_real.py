@@ -15,7 +15,8 @@ from freehold.tokenizer import chat_template_from_gguf, tokenizer_from_gguf
 from freehold.types import Message
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tokens"
-MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma3-270m"]
+CODER = pytest.param("qwen2.5-coder-1.5b", marks=pytest.mark.big)
+MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", CODER, "gemma3-270m"]
 
 pytestmark = pytest.mark.model
 
