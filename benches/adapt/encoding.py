@@ -16,9 +16,9 @@ import os
 import resource
 from typing import NamedTuple
 
-import numpy as np
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the verb has it; read when NumPy is imported
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the verb has it
+import numpy as np
 
 from freehold import _native as native
 from freehold.adapt.quantize.calibration import Moments
