@@ -19,11 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benches.console.serving import TEXT, started
+from benches.console.serving import TEXT, engine_of, started
 from tests.console.conftest import Served
 from tests.console.talking import Heard, Talker
 
@@ -53,9 +51,7 @@ class Rounds:
 
     def engine(self) -> bool:
         chat, made, heard = self.begin()
-        assert self.server.process is not None
-        children = psutil.Process(self.server.process.pid).children(recursive=True)
-        max(children, key=lambda each: each.memory_info().rss).kill()
+        engine_of(self.server).kill()
         heard = self.talker.follow(made["run"], heard)
         noted = [note["code"] for note in heard.data.get("note", [])]
         saved = self.talker.message(chat, made["answer"]["id"])

@@ -25,10 +25,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benches.console.serving import engine_of
 from freehold.chats.folder import ChatFolder
 from tests.console.conftest import CHROMIUM, Served
 from tests.console.scripted import write_scripted
@@ -139,9 +138,7 @@ class Moments:
 
     def engine(self, context: Any) -> bool:
         page = self.begin(context)
-        assert self.server.process is not None
-        children = psutil.Process(self.server.process.pid).children(recursive=True)
-        max(children, key=lambda each: each.memory_info().rss).kill()
+        engine_of(self.server).kill()
         self.hears("engine", page, "The engine is being started again")
         return self.ends(page)
 

@@ -14,11 +14,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+import psutil  # noqa: E402
+
 from tests.console.conftest import Served  # noqa: E402
 from tests.console.scripted import write_scripted  # noqa: E402
 from tests.console.talking import Talker  # noqa: E402
 
 TEXT = "".join(f"Line {i}: {i * 7919 % 10007} and {i * 104729 % 1000003}.\n\n" for i in range(1200))
+
+
+def engine_of(served: Served) -> psutil.Process:
+    """Return the process that holds the model, of all that a server has started."""
+    assert served.process is not None
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    return next(each for each in children if "freehold.worker.process" in each.cmdline())
 
 
 @contextmanager
