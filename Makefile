@@ -38,10 +38,11 @@ test: check ## Lint, types, and the tests, those that need weights included
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py --short
 	$(ARM64) test
-	$(BIN)/python tools/cross.py macos-arm64
 
-test-all: $(VENV)/.tested ## Every test, those marked big too
+test-all: $(VENV)/.tested ## Every test, those marked big too, and csrc compiled for macOS
 	$(BIN)/python -m pytest -m "big or not big" -n $(WORKERS) --dist worksteal
+	$(PIP) --requirement requirements/build.in "ziglang>=0.15"
+	$(BIN)/python tools/cross.py
 
 check: lint ## Lint and types only
 	$(BIN)/pyright --pythonplatform Linux
