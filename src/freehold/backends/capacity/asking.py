@@ -73,13 +73,13 @@ class EngineDoor:
                 f"{self.url} lists no models: {call.answer.error or e}", "is it an OpenAI API with /v1?"
             ) from e
 
-    def _address(self) -> tuple[SplitResult, int]:
-        """Return the parts of its address, and its port. Raises UsageError."""
+    def _address(self) -> tuple[SplitResult, str, int]:
+        """Return the parts of its address, its host and its port. Raises UsageError."""
         try:
             parts = urlsplit(self.url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
             if parts.scheme in ("http", "https") and parts.hostname:
-                return parts, port
+                return parts, parts.hostname, port
         except ValueError:
             pass
         raise UsageError(
@@ -87,7 +87,7 @@ class EngineDoor:
         )
 
     async def _call(self, method: str, path: str, body: Any, limit_s: float) -> _TimedCall:
-        parts, port = self._address()
+        parts, host, port = self._address()
         raw = b"" if body is None else json.dumps(body).encode()
         lines = [
             f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1",
@@ -102,9 +102,7 @@ class EngineDoor:
                 _, call = await loop.create_unix_connection(lambda: _TimedCall(request), str(self.socket))
             else:
                 tls = parts.scheme == "https" or None
-                _, call = await loop.create_connection(
-                    lambda: _TimedCall(request), parts.hostname, port, ssl=tls
-                )
+                _, call = await loop.create_connection(lambda: _TimedCall(request), host, port, ssl=tls)
         except (OSError, UnicodeError) as e:  # the second: a name that no resolver takes
             raise ServerUnreachable(
                 f"no server answers at {self.socket or self.url}: {e}", "is it running?"
