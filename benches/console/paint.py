@@ -1,6 +1,7 @@
-"""From the first token's arrival in the page to its paint: `python benches/console/paint.py [--rounds 30]`.
+"""From the first token's arrival in the page to its paint: `python benches/console/paint.py [MODEL --home H]`.
 
-A scripted model answers in Chromium, each time in a new chat. The clock begins when the bytes of the first `text` event
+A model answers in Chromium, each time in a new chat: MODEL of a home, or a scripted one, whose first token comes with
+the answer's beginning, so that the page draws both at once. The clock begins when the bytes of the first `text` event
 come out of the network in the page, and ends in the first task after the frame that shows them. `--busy` processes
 compute meanwhile. Prints median and worst beside the limit of 50 ms, and ends in one JSON line; exit 1 where the median
 is above it. Path: paint.main -> a `freehold serve` of its own -> the page
@@ -72,12 +73,14 @@ def painted(browser: Any, url: str) -> float:
 def main() -> int:
     """Measure, print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="")
+    parser.add_argument("--home", type=Path)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--busy", type=int, default=0)
     args = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    with started(None, "") as (server, _, _), sync_playwright() as playwright:
+    with started(args.home, args.model) as (server, _, _), sync_playwright() as playwright:
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
         try:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
@@ -89,7 +92,11 @@ def main() -> int:
     median, worst = statistics.median(times), max(times)
     print(f"first token to paint: median {median:.1f} ms, worst {worst:.1f} ms, limit {LIMIT_MS:.0f} ms")
     found = {"median_ms": round(median, 1), "worst_ms": round(worst, 1), "limit_ms": LIMIT_MS}
-    print(json.dumps({"bench": "console/paint", "rounds": args.rounds, "busy": args.busy, **found}))
+    print(
+        json.dumps(
+            {"bench": "console/paint", "model": args.model, "rounds": args.rounds, "busy": args.busy, **found}
+        )
+    )
     return int(median > LIMIT_MS)
 
 
