@@ -173,34 +173,6 @@ def test_names_of_functions_stand_apart_as_tex_sets_them(text_page):
     assert text_page.evaluate(spaces) == list(formulas.values())
 
 
-def test_what_text_rushes_past_is_set_and_coloured_once_it_is_scrolled_to(text_page):
-    blocks = [
-        f"## Part {i}\n\n$$x_{{{i}}} = \\frac{{a}}{{b}}$$\n\n```py\nx = {i}  # one\n```\n\n"
-        for i in range(120)
-    ]
-    text_page.evaluate("() => document.getElementById('app').style.setProperty('overflow-y', 'auto')")
-    text_page.evaluate("() => document.getElementById('app').style.setProperty('height', '700px')")
-    feed = """async (text) => {
-      const root = document.getElementById("app");
-      for (let n = 0; n < text.length; n += 400) {
-        show(text.slice(0, n), true);
-        root.scrollTo(0, 1e9);
-        await new Promise((go) => setTimeout(go, 30));
-      }
-      show(text);
-    }"""
-    text_page.evaluate(feed, "".join(blocks))
-    text_page.wait_for_timeout(1500)
-    unset = "() => document.querySelectorAll('.math > .tex').length"
-    assert text_page.evaluate(unset) > 60
-    text_page.evaluate("() => document.getElementById('app').scrollTo(0, 0)")
-    seen = """() => {
-      const math = document.querySelector('.math math'), code = document.querySelector('.codebox .hl-c');
-      return math && code && math.getBoundingClientRect().top < 700 && code.getBoundingClientRect().top < 700;
-    }"""
-    text_page.wait_for_function(seen)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_text_that_arrives_in_pieces_looks_as_the_whole(text_page, seed):
     text_page.evaluate("(text) => show(text)", DOCUMENT)

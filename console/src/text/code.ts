@@ -5,7 +5,7 @@ import { type Chunk, Chunks } from "./chunks";
 import { button, el } from "./dom";
 import type { Coloured } from "./highlight";
 import { revealed } from "./invisible";
-import { later, laterAt } from "./later";
+import { later } from "./later";
 
 const MOST = 200_000; // characters that are coloured; more stay plain
 const LONGEST_LINE = 1000; // some grammars take time by the square of a line
@@ -30,7 +30,6 @@ export class CodeBox {
   private readonly lines: Chunks;
   private readonly language: string;
   private waiting = false;
-  private open = false;
 
   constructor(label: string, caption = texts.text.code) {
     const name = label.trim().split(/\s+/)[0]!.toLowerCase();
@@ -50,34 +49,33 @@ export class CodeBox {
 
   set(text: string, open: boolean): void {
     this.lines.set(text);
-    this.open = open;
-    if (this.waiting || !KNOWN.has(this.language) || text.length > MOST || !this.pale()) return;
+    if (this.waiting || !KNOWN.has(this.language) || text.length > MOST || !this.pale(open)) return;
     this.waiting = true;
-    laterAt(this.box, () => this.colour());
+    later(() => this.colour(open));
   }
 
   /** The first box that wants colours: any of a whole text, and one that has grown enough of an open one. */
-  private pale(): Chunk | undefined {
+  private pale(open: boolean): Chunk | undefined {
     const { list } = this.lines;
     return list.find(({ from, to, coloured }, i) => {
-      const growing = this.open && i === list.length - 1;
+      const growing = open && i === list.length - 1;
       return growing ? to - from > coloured * GROWTH : coloured < to - from;
     });
   }
 
   /** Colour one box a task, each as if its text began there: a box ends where a definition does, so that is rarely seen. */
-  private async colour(): Promise<void> {
+  private async colour(open: boolean): Promise<void> {
     colour ??= (await import("./highlight")).coloured;
     this.waiting = false;
-    const chunk = this.pale();
+    const chunk = this.pale(open);
     if (!chunk) return;
     chunk.coloured = chunk.to - chunk.from;
     const text = this.lines.text.slice(chunk.from, chunk.to);
     const found = hasLongLine(text) ? null : colour(text, this.language);
     if (found) chunk.box.replaceChildren(...found.flatMap(([kind, part]) => piece(kind, part)));
-    if (!this.pale()) return;
+    if (!this.pale(open)) return;
     this.waiting = true;
-    later(() => this.colour());
+    later(() => this.colour(open));
   }
 
   private async copy(pressed: HTMLButtonElement): Promise<void> {

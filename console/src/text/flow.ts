@@ -2,7 +2,7 @@
 // Knows offsets into the text and drawn views; which block is what, lexing.ts and views.ts know.
 import { type AnyToken, Blocks, LINE } from "./lexing";
 import { el } from "./dom";
-import { breath, hurry, rush } from "./later";
+import { breath, hurry } from "./later";
 import { finished } from "./unfinished";
 import { blockViews, codeView, type Part, plainView, type View } from "./views";
 
@@ -21,7 +21,6 @@ const LEAST_MS = 33;
 const MOST_MS = 500;
 const PER_RATE = 100; // ms for a character a millisecond
 const FASTEST_MS = 800;
-const RUSH = 3; // characters a millisecond, from which code has no colours and math is not set while it passes by
 const GROWTH = 3; // one quick burst does not make a stream
 
 interface Shown {
@@ -124,7 +123,6 @@ export class Flow {
     this.last = [this.text.length, since];
     const passed = Math.max(1, since - when);
     const rate = (this.text.length - length) / passed;
-    if (rate > RUSH) rush();
     const spent = Math.min(MOST_MS, SHARE * (performance.now() - since));
     return Math.max(LEAST_MS, spent, Math.min(FASTEST_MS, PER_RATE * rate, GROWTH * passed));
   }

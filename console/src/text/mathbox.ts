@@ -1,7 +1,7 @@
 // A formula: its source at once, its MathML when KaTeX has come. Knows when to typeset, not how.
 import { el } from "./dom";
 import { revealed } from "./invisible";
-import { laterAt } from "./later";
+import { later } from "./later";
 import type { MathToken } from "./mathmarks";
 
 type Typeset = (tex: string, display: boolean) => Element | null;
@@ -27,7 +27,7 @@ export class MathBox {
   private show(raw: string, open: boolean): void {
     this.raw = raw;
     this.box.replaceChildren(el("code", "tex", ...revealed(raw.trim())));
-    if (!open) laterAt(this.box, () => this.draw(raw));
+    if (!open) later(() => this.draw(raw));
   }
 
   private async draw(raw: string): Promise<void> {
