@@ -68,7 +68,7 @@ class TrainingLoop:
                 line = {"step": step + 1, "steps": self.total, **row, "cpu_seconds": spent}
                 moved = (
                     self._state()
-                )  # copied first: an interrupt amid it must not find the step's line written
+                )  # first: an interrupt amid the copy must not find the step's line written
                 self.run_folder.log(line)
                 state, done = moved, step + 1
                 on_step(line)

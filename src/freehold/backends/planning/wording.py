@@ -28,9 +28,8 @@ GUESSED = "by its family {family}: a name's plain meaning; the model's card deci
 _UNITS = {unit: 1000**n for n, unit in enumerate("kmgt", 1)} | {
     unit: 1 << 10 * n for n, unit in enumerate("KMGT", 1)
 }
-MOST = (
-    1 << 48
-)  # of a count that a flag gives: bytes of a cache are the largest, and 256 TiB beyond any device's
+# Of a count that a flag gives: bytes of a cache are the largest, and 256 TiB beyond any device's.
+MOST = 1 << 48
 DRAIN_S = 60  # an engine waits this long for its answers: twice our server's own drain
 
 

@@ -47,9 +47,8 @@ class DeployedModels:
         self._hop = Hop()
         self._sets: dict[str, ReplicaSet] = {}
         self._fallbacks: dict[str, str] = {}
-        self._ending: set[str] = (
-            set()
-        )  # names whose engines are being ended; their folder is in use until then
+        # Names whose engines are being ended; their folder is in use until then.
+        self._ending: set[str] = set()
         self._closed = False
 
     # --- deployments ------------------------------------------------------------------------------
