@@ -168,10 +168,12 @@ class Soak:
 
     async def _sample(self) -> None:
         """Note the memory of the HTTP process, and of an engine from when its pool has touched all its blocks."""
+        known = set[int]()  # an engine that was just replaced still shows the numbers of the one before
         while True:
-            warm = {self.server.process.pid} | {
-                row["pid"] for row in await rows_of(self.server) if _full(row)
-            }
+            rows = await rows_of(self.server)
+            full = {row["pid"] for row in rows if _full(row) and row["pid"] in known}
+            known = {row["pid"] for row in rows}
+            warm = {self.server.process.pid} | full
             for pid in warm | self.memory.keys():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self.memory.setdefault(pid, []).append(psutil.Process(pid).memory_info().rss / 1e6)
