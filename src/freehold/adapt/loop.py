@@ -66,9 +66,8 @@ class TrainingLoop:
                 row = compute(step)
                 spent = round(cpu_seconds() - before, 3)
                 line = {"step": step + 1, "steps": self.total, **row, "cpu_seconds": spent}
-                moved = (
-                    self._state()
-                )  # first: an interrupt amid the copy must not find the step's line written
+                # Copied first: an interrupt amid it must not find the step's line written.
+                moved = self._state()
                 self.run_folder.log(line)
                 state, done = moved, step + 1
                 on_step(line)

@@ -194,9 +194,8 @@ class LayerStreams:
                 )
         self._width = begun[0].shape[1]
         self._spool = spool
-        self._file: BinaryIO = spool.open(
-            "w+b", buffering=0
-        )  # a full disk raises where it is written, not on closing
+        # Without a buffer a full disk raises where it is written, not on closing.
+        self._file: BinaryIO = spool.open("w+b", buffering=0)
         try:
             for i, x in enumerate(begun):
                 self._write(i, x)
