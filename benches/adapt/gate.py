@@ -137,7 +137,7 @@ def main() -> None:
     ggml = Ggml(args.ggml) if args.ggml else None
     count = len(source.network.layers)
     chosen = set(map(int, args.layers.split(","))) if args.layers else set(range(count))
-    threads = native.Threads(1)
+    threads, begun = native.Threads(1), time.monotonic()
     with tempfile.TemporaryDirectory() as named:
         folder = Path(named)
         base = LayerStreams(source, judged, folder / "float")
@@ -161,6 +161,8 @@ def main() -> None:
                     own.drop()
             for w in matrices:
                 w.drop()
+            took = f"{time.monotonic() - begun:.0f} s, {time.process_time():.0f} of processor"
+            print(f"layer {number + 1} of {count}, {took}", file=sys.stderr, flush=True)
         compare(base, candidates)
     report = [one.figures() for one in candidates]
     for row in report:

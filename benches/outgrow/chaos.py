@@ -1,10 +1,11 @@
 """Kill engines of two vLLM replicas under load, and count what clients see of it.
 
 `python -m benches.outgrow.chaos --python /path/to/vllm-env/bin/python --model FOLDER [--kills 30] [--every 20]`
-Greedy chats of --clients clients; every --every seconds a process of a busy replica is ended by SIGKILL: the API
-server, the engine core or a worker in turn, of whatever replica is busy. Then --hangs times one is stopped by SIGSTOP,
-and the seconds until it is found are measured. Every answer is compared with the undisturbed one, asked for alone
-before; how many are equal under load without a death says how deterministic the engine is. Ends in one JSON line.
+Greedy chats of --clients clients, who pause for --pause seconds in between; every --every seconds a process of a busy
+replica is ended by SIGKILL: the API server, the engine core or a worker in turn, of whatever replica is busy. Then
+--hangs times one is stopped by SIGSTOP, and the seconds until it is found are measured. Every answer is compared with
+the undisturbed one, asked for alone before; how many are equal under load without a death says how deterministic the
+engine is. A replica starts again on the same processors, so pauses shorten the run. Ends in one JSON line.
 Path: chaos.py -> rig.serving -> DeployedModels -> vLLM
 """
 
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--quiet", type=float, default=20.0, help="seconds of load without a death, before")
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds between a client's requests, on average"
+    )
     parser.add_argument("--most", type=float, default=540.0, help="seconds in all after the engines are up")
     args = parser.parse_args()
     with serving(planned(args)) as server:
@@ -95,6 +99,7 @@ class Chaos:
             if answer.error:
                 print(f"error: {answer.error}", flush=True)
                 await asyncio.sleep(0.2)
+            await asyncio.sleep(self.draw.uniform(0, 2 * self.args.pause))
 
     # --- deaths -----------------------------------------------------------------------------------
 
@@ -155,6 +160,7 @@ class Chaos:
         return {
             "bench": "chaos",
             "clients": self.args.clients,
+            "pause_s": self.args.pause,
             "replicas": self.args.replicas,
             "kills": dict(Counter(kind for _, kind, _ in self.ends)),
             "without_such_a_process": dict(missing),
