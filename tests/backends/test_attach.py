@@ -21,11 +21,15 @@ from freehold.backends.engines.survey import attached_plan
 from freehold.backends.planning import asked as asking
 from freehold.backends.planning import printed
 from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.replicas.deployment import ReplicaSet
+from freehold.backends.replicas.handle import info_of
 from freehold.backends.replicas.replica import Replica
 from freehold.config import load_settings
 from freehold.errors import EngineLost, UsageError
+from freehold.providers.hop import Hop
+from freehold.serving import EmbedJob
 from tests.backends import standin
-from tests.backends.engines import chat, expected, joined, operated, read, synchronous, until
+from tests.backends.engines import QUICK, chat, expected, joined, operated, read, synchronous, until
 
 FOUND = {
     "vllm": ("vllm", "0.32.0"),
@@ -39,11 +43,11 @@ FOUND = {
 class Elsewhere:
     """An engine on a socket, started by other means."""
 
-    def __init__(self, folder: Path, dialect: str, **options: object) -> None:
+    def __init__(self, folder: Path, dialect: str, *flags: str, **options: object) -> None:
         self.socket = folder / "x.sock"
         where = ("--host" if dialect == "llamacpp" else "--uds", str(self.socket))
         model = "default_model" if dialect == "mlx" else "m"
-        self.words = (*standin.command(dialect, **options), *where, "--served-model-name", model)
+        self.words = (*standin.command(dialect, **options), *where, "--served-model-name", model, *flags)
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -92,6 +96,41 @@ async def test_engine_is_known_by_its_answers_and_runs_on_after_we_let_go(
             assert replica.row().pid == 0
         assert elsewhere.process is not None and elsewhere.process.returncode is None
     finally:
+        await elsewhere.end()
+
+
+@pytest.mark.parametrize(
+    "dialect, flag, embeds",
+    [
+        ("vllm", "--runner=pooling", True),
+        ("llamacpp", "--embedding", True),
+        ("mlx", "--chats-only", False),
+    ],
+)
+@synchronous
+async def test_engine_is_ready_by_what_it_gives_and_shown_as_that(
+    dialect: str, flag: str, embeds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say whether it was started for text or for vectors."""
+    monkeypatch.setenv("THEIR_KEY", "k1")
+    elsewhere = Elsewhere(tmp_path, dialect, flag)
+    await elsewhere.start()
+    hop = Hop()
+    try:
+        plan = await planned(elsewhere, key_env="THEIR_KEY")
+        replicas = ReplicaSet(plan, drivers.driver_of, tmp_path, hop, limits=QUICK)
+        assert info_of(replicas).can_chat
+        try:
+            replicas.run()
+            await until(lambda: replicas.ready)
+            info = info_of(replicas)
+            assert (info.embeds_only, info.can_chat) == (embeds, not embeds)
+            if embeds:
+                assert len((await replicas.embed(EmbedJob(("a", "b")), 10.0)).tokens) == 2
+        finally:
+            await replicas.stop(0.0)
+    finally:
+        await hop.close()
         await elsewhere.end()
 
 

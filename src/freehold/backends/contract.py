@@ -57,6 +57,11 @@ class DeployedModel:
     here: bool = True  # its files are on this machine
     blocks: int = 0  # quantised blocks along the width that a tensor group slices; 0: none, or not known
 
+    @property
+    def gives_text(self) -> bool:
+        """Whether it makes text, as far as is known; others make vectors of texts."""
+        return self.anatomy.role in ("generator", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Nodes:

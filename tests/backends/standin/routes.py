@@ -105,8 +105,8 @@ class Doors:
 
     async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body = await request.json()
-        if "--runner" in self.standin.settings.flags:
-            return problem(404, "The model does not support Completions API", "NotFoundError")
+        if refusal := self._refusal(chat=chat):
+            return refusal
         known = {self.standin.settings.model, *self.created}
         if self.standin.settings.dialect in ("vllm", "ollama") and body.get("model") not in known:
             return problem(404, f"The model `{body.get('model')}` does not exist.", "NotFoundError")
@@ -133,6 +133,17 @@ class Doors:
             )
             return problem(400, f"{message} input tokens.", "BadRequestError")
         return await (answer.stream(request) if body.get("stream") else answer.whole())
+
+    def _refusal(self, *, chat: bool) -> web.Response | None:
+        """Refuse, as an engine that was started for vectors does."""
+        s = self.standin.settings
+        if "--embedding" in s.flags and s.dialect == "llamacpp":
+            return problem(501, "This server does not support completions.", "not_supported_error")
+        if "--runner" in s.flags:
+            return problem(501, "The model does not support Completions API", "NotImplementedError")
+        if "--chats-only" in s.flags and not chat:  # a server without that route
+            return problem(404, "Not Found", "not_found")
+        return None
 
     async def embed(self, request: web.Request) -> web.Response:
         body = await request.json()

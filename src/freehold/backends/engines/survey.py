@@ -89,7 +89,10 @@ def attached_plan(
     at = attach.target(address, key_env=key_env, cleartext=cleartext)
     found = asyncio.run(_survey(at, engine, model))
     served = _served(at, found, model)
-    anatomy = Anatomy(name=served, quant="", architecture="", parts=(), layers=(), context=found.context)
+    # Whether it gives text or vectors shows when it is asked for one of them: its start is its proof.
+    anatomy = Anatomy(
+        name=served, quant="", architecture="", parts=(), layers=(), context=found.context, role=""
+    )
     files = "gguf" if found.engine in ("llamacpp", "ollama") else "safetensors"
     return DeployPlan(
         engine=found.engine,

@@ -7,7 +7,7 @@ Path: replica.py -> EngineCalls.start -> upstream.start -> hop.py -> the engine'
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,12 @@ from freehold.backends.engines.wire import TokenRoutes
 from freehold.errors import UnsupportedModel
 from freehold.providers import upstream
 from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Abilities, Outgoing, Provider, RemoteModel, Secret
+from freehold.providers.contract import Abilities, Outgoing, Provider, RemoteModel, Secret, UpstreamFault
 from freehold.providers.faults import decoded, invalid
 from freehold.providers.hop import MAX_BODY, Hop, HopReply
 from freehold.providers.upstream import UpstreamStream, WholeStream
 from freehold.serving import EmbedJob, Job, Vectors
+from freehold.types import Message
 
 CONNECTIONS = 4096  # of one engine: the server's own limit of requests is below
 ASIDE_S = 5.0  # what metrics and a tokenizer may take
@@ -32,6 +33,7 @@ MOST_SERIES = 512  # of an engine that are shown on our page; the drivers choose
 MOST_ID = (1 << 31) - 1  # of a token
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _PROOF = "Hello"  # a prompt that any model takes
+_NOT_ITS_OWN = (401, 403, 408, 429)  # statuses that refuse a request for other reasons than what it asks for
 # Flags that name the model for clients, and so for us.
 _NAMES = ("--served-model-name", "--served_model_name", "--alias")
 
@@ -41,11 +43,6 @@ def served_name(plan: DeployPlan) -> str:
     plan = plan.inner or plan
     found = next((flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name)
     return plan.served or found
-
-
-def gives_text(plan: DeployPlan) -> bool:
-    """Return whether a plan's model makes text; others make vectors of texts."""
-    return plan.model.anatomy.role in ("generator", "")
 
 
 def abilities_of(plan: DeployPlan) -> Abilities:
@@ -86,7 +83,12 @@ class EngineCalls:
         self.remote = RemoteModel(
             provider, served_name(plan), context=plan.context, abilities=abilities_of(plan)
         )
-        self._generates = gives_text(plan)
+        # What proves that it is ready: the first that it does not refuse, and from then on that one alone.
+        self._proofs: tuple[Callable[[float], Awaitable[None]], ...] = (self._one_token,)
+        if not plan.model.gives_text:
+            self._proofs = (self._one_vector,)
+        elif not plan.model.anatomy.role:
+            self._proofs = (self._one_token, self._one_answer, self._one_vector)
         # Connections of their own: metrics must not wait for the answers that they are to judge.
         self._beside = replace(provider, url=engine.url.removesuffix("/v1"), connections=8)
         self.providers = provider, self._beside
@@ -105,11 +107,41 @@ class EngineCalls:
         )
 
     async def prove(self, limit_s: float) -> None:
-        """Have one token, or the vector of a model that gives vectors. Raises what upstream.start raises."""
-        if not self._generates:
-            await self.embed(EmbedJob((_PROOF,)), limit_s=limit_s)
-            return
-        job = Job(prompt=_PROOF, max_tokens=1, sampling={"temperature": 0.0})
+        """Have one token, or the vector of a model that gives vectors. Raises what upstream.start raises.
+
+        A model of which that is not known is asked for both: an attached engine does not say what it was started for.
+        """
+        refused: UpstreamFault | None = None
+        for proof in self._proofs:
+            try:
+                await proof(limit_s)
+            except UpstreamFault as e:
+                refused = refused or e
+                if not _refuses(e):
+                    break
+            else:
+                self._proofs = (proof,)
+                return
+        assert refused is not None, "there is a proof to try"
+        raise refused
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives vectors alone, by its plan or by what it has answered."""
+        return self._proofs == (self._one_vector,)
+
+    async def _one_token(self, limit_s: float) -> None:
+        await self._answered(Job(prompt=_PROOF, max_tokens=1, sampling={"temperature": 0.0}), limit_s)
+
+    async def _one_answer(self, limit_s: float) -> None:
+        """Have a token of a chat: a server may have no other route."""
+        said = (Message("user", _PROOF),)
+        await self._answered(Job(messages=said, max_tokens=1, sampling={"temperature": 0.0}), limit_s)
+
+    async def _one_vector(self, limit_s: float) -> None:
+        await self.embed(EmbedJob((_PROOF,)), limit_s=limit_s)
+
+    async def _answered(self, job: Job, limit_s: float) -> None:
         stream = await self.start(job, limit_s=limit_s)
         try:
             async for _ in stream:
@@ -171,6 +203,11 @@ class EngineCalls:
 
     def _cleared(self, work: Any) -> Cleared[Any]:
         return Cleared(work, frozenset({self.remote.provider.name}))
+
+
+def _refuses(fault: UpstreamFault) -> bool:
+    """Return whether an engine answered that it does not do what was asked: no such route, or not with its model."""
+    return fault.status == 501 or (400 <= fault.status < 500 and fault.status not in _NOT_ITS_OWN)
 
 
 def _ids(said: dict[str, Any]) -> list[int]:

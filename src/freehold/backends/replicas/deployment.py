@@ -79,6 +79,11 @@ class ReplicaSet:
         return any(replica.ready for replica in self._replicas.values())
 
     @property
+    def embeds(self) -> bool:
+        """Whether it gives vectors and no text: by its plan, else by what its replicas were ready by."""
+        return not self.plan.model.gives_text or any(replica.embeds for replica in self._replicas.values())
+
+    @property
     def in_flight(self) -> int:
         """Requests that a replica has."""
         return sum(replica.in_flight for replica in self.replicas)

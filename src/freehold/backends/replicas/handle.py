@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from freehold.backends.replicas.calls import EngineCalls, abilities_of, gives_text
+from freehold.backends.replicas.calls import EngineCalls, abilities_of
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.backends.replicas.tokens import DeployedTokenizer
 from freehold.delegating import DelegatingHandle
@@ -134,10 +134,9 @@ class _Told:
 
 
 def info_of(replicas: ReplicaSet) -> ModelInfo:
-    """Return what a deployment is, by its plan: it can be shown before any replica is ready."""
+    """Return what a deployment is, mostly by its plan: it can be shown before any replica is ready."""
     plan = replicas.plan
     can, anatomy = abilities_of(plan), plan.model.anatomy
-    encoder = not gives_text(plan)
     return ModelInfo(
         name=replicas.name,
         quantization=plan.model.quantised or anatomy.quant,
@@ -148,7 +147,7 @@ def info_of(replicas: ReplicaSet) -> ModelInfo:
         load_s=max((r.load_s for r in replicas), default=0.0),
         memory_bytes=plan.memory_bytes * plan.replicas,
         vocab=anatomy.vocab,
-        can_chat=not encoder,
+        can_chat=not replicas.embeds,
         can_fill=False,
         default_sampling=SamplingParams(),
         can_see=can.images,
@@ -158,7 +157,7 @@ def info_of(replicas: ReplicaSet) -> ModelInfo:
             f"{plan.engine} {plan.version}: {sum(r.ready for r in replicas)} of {plan.replicas} replicas ready",
         ),
         width=anatomy.hidden,
-        embeds_only=encoder,
+        embeds_only=replicas.embeds,
     )
 
 

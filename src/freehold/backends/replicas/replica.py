@@ -3,8 +3,9 @@
     starting -> probing -> ready -> (death) waiting -> starting ...       failed: it is not started again
                              `-> draining -> stopped                      when that was asked for
 
-Ready is one token through the road that clients take. Any end that was not asked for is a death, whatever its status.
-An engine whose counters stand still while requests run is hung, and killed. Knows no other replica, and no text.
+Ready is one token, or one vector, through the road that clients take. Any end that was not asked for is a death,
+whatever its status. An engine whose counters stand still while requests run is hung, and killed. Knows no other
+replica, and no text.
 Path: deployment.py -> Replica.run -> EngineDriver.launch -> LaunchedEngine; answer.py -> Replica.calls
 """
 
@@ -93,6 +94,7 @@ class Replica:
         self.answered = 0  # of the engine that runs now
         self.in_flight = 0
         self.load_s = 0.0  # of its latest start
+        self.embeds = False  # its latest engine was ready by a vector
         self.calls: EngineCalls | None = None
         self._engine: LaunchedEngine | None = None
         self._last_log: tuple[str, ...] = ()
@@ -257,7 +259,7 @@ class Replica:
         try:
             if await self._answers(engine, calls):
                 self.calls, self.answered, self.load_s = calls, 0, time.monotonic() - began
-                self._faults = 0
+                self._faults, self.embeds = 0, calls.embeds
                 self._moved_at = time.monotonic()
                 self._is("ready")
                 watching = asyncio.create_task(self._watch(engine, calls))
