@@ -14,6 +14,7 @@ from freehold.backends.planning import parsers
 from freehold.backends.planning.facts import deployed, nodes_on, of_path, quantisation
 from freehold.config import load_settings
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
+from tests.formats.gguf_writer import SMALL_METADATA, SMALL_TENSORS, Value, write_gguf
 
 
 def write_model(
@@ -196,3 +197,14 @@ def test_what_no_model_has_is_refused_before_it_is_read_whole(tmp_path):
     os.mkfifo(template)
     with pytest.raises(BadModelFile, match="is not a file"):
         of_path(folder)
+
+
+@pytest.mark.parametrize(
+    "pooling, role",
+    [(None, "generator"), (0, "generator"), (1, "embedder"), (3, "embedder"), (4, "reranker")],
+)
+def test_a_gguf_that_pools_gives_vectors_or_scores(tmp_path, pooling, role):
+    pools = {} if pooling is None else {"llama.pooling_type": Value(4, pooling)}
+    file = write_gguf(tmp_path / "m.gguf", SMALL_METADATA | pools, SMALL_TENSORS)
+    model = of_path(file)
+    assert model.anatomy.role == role and model.gives_text == (role == "generator")

@@ -98,6 +98,17 @@ def test_llama_server_listens_on_a_socket_with_its_doors_closed(tmp_path: Path) 
     assert "LLAMA_API_KEY=$LLAMA_API_KEY" in plan.shell()
 
 
+def test_model_that_gives_vectors_is_started_for_them_and_one_that_gives_scores_is_refused() -> None:
+    """Without the flag llama-server has no route of vectors; a text longer than a batch is refused by most of them."""
+    made = request("llamacpp").model
+    embedder = replace(made, anatomy=replace(made.anatomy, role="embedder"))
+    flags = flags_of("llamacpp", model=embedder, context=2048, streams=3)
+    assert "--embedding" in flags and flags["--batch-size"] == flags["--ubatch-size"] == "2048"
+    assert "--embedding" not in flags_of("llamacpp")
+    ranker = replace(made, anatomy=replace(made.anatomy, role="reranker"))
+    assert "take a model that gives vectors" in refused("llamacpp", model=ranker)
+
+
 def test_llama_server_without_a_socket_has_a_free_port_of_loopback() -> None:
     flags = flags_of("llamacpp")
     assert (flags["--host"], flags["--port"]) == ("127.0.0.1", "{port}")

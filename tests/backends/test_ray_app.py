@@ -25,7 +25,7 @@ from freehold.backends.planning.asked import SOCKET
 from freehold.backends.process import ring
 from freehold.backends.ray import app, child
 from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, Passage, Passed
-from freehold.backends.ray.plan import app_text
+from freehold.backends.ray.plan import app_text, settings_of
 from tests.backends import standin
 from tests.backends.engines import synchronous
 from tests.backends.plans import plan
@@ -145,6 +145,17 @@ async def test_an_engine_that_its_first_token_ends_is_never_ready() -> None:
     try:
         with pytest.raises(EngineEnded, match="Unsupported CPU attention configuration: head_dim=16"):
             await engine.first_token()
+    finally:
+        await engine.close()
+
+
+@synchronous
+async def test_an_engine_that_gives_vectors_is_ready_by_a_vector() -> None:
+    """vLLM with --runner pooling answers no completion."""
+    engine = EngineChild({**settings("--runner=pooling"), "vectors": True})
+    engine.start()
+    try:
+        await engine.first_token()
     finally:
         await engine.close()
 
@@ -315,6 +326,13 @@ def test_the_app_is_one_file_that_imports_nothing_of_ours(tmp_path: Path) -> Non
     assert (told["replicas"], told["gpus"], told["streams"]) == (2, 2.0, 64)
     assert told["keys"] == [("VLLM_API_KEY", "")]
     assert told.keys() >= app.SETTINGS.keys()
+
+
+@pytest.mark.parametrize("role, vectors", [("generator", False), ("", False), ("embedder", True)])
+def test_the_app_knows_whether_its_model_gives_vectors(role: str, vectors: bool) -> None:
+    made = inner()
+    model = replace(made.model, anatomy=replace(made.model.anatomy, role=role))
+    assert settings_of(replace(made, model=model))["vectors"] is vectors
 
 
 def test_replicas_follow_the_queue_where_more_are_allowed() -> None:

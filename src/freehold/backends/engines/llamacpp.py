@@ -107,6 +107,11 @@ class LlamaCpp(StartedEngine):
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server for one GGUF file. Raises UsageError."""
         words = opened(request, self.name, self.title, self.least, files="gguf")
+        if request.model.anatomy.role == "reranker":
+            raise UsageError(
+                f"{request.model.name} scores pairs of texts, and a deployment gives text or vectors",
+                "take a model that gives vectors",
+            )
         streams = words.number("--parallel")
         whole = words.number("--ctx-size")
         layout = room(request, self.title, "llama.cpp", whole // (streams or request.streams or 1), streams)
@@ -161,6 +166,10 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     add("--cors-origins", "localhost", "by default any web page may read its answers")
     add("--sse-ping-interval", 1, "a stream whose server ends is noticed by its next ping")
     words.listens(listens, "--host")
+    if request.model.anatomy.role == "embedder":
+        add("--embedding", True, "it gives vectors, not text")
+        for batch in ("--batch-size", "--ubatch-size"):
+            add(batch, layout.context, "a text whose tokens all see each other is computed in one batch")
     if request.cache_type:
         _cache(words, request.cache_type)
 

@@ -37,6 +37,8 @@ MOST_NODES = 64
 _MOST_CONFIGS = 64  # of a folder; Qwen3-VL has five
 _MOST_DEEP = 100  # of JSON; real configurations are less than ten deep
 _SEVERAL = re.compile(r"(\d{1,3})\s*[x×*]\s*(\d{1,4}\s*[x×*].+)")
+# llama_pooling_type of llama.h: 0 makes no vector of a text, 4 a score of a pair; the others make vectors.
+_POOLED = {0: "generator", 4: "reranker"}
 _PACKED = ("I32", "U8")  # of safetensors: types whose values hold several weights of four bits
 
 
@@ -134,12 +136,13 @@ def _of_gguf(path: Path, name: str) -> DeployedModel:
         heads = max(meta.each("attention.head_count"), default=0)
         kv_heads = max(meta.each("attention.head_count_kv"), default=heads)
         experts = meta.number("expert_count")
+        role = _POOLED.get(meta.number("pooling_type"), "embedder")
         template = opened.metadata.get_str("tokenizer.chat_template", "")
     return DeployedModel(
         name=name or path.stem,
         source=str(path.resolve()),
         files="gguf",
-        anatomy=anatomy,
+        anatomy=replace(anatomy, role=role),
         family=parsers.family((name, path.stem, anatomy.name), "", anatomy.architecture),
         heads=heads,
         kv_heads=kv_heads,

@@ -25,6 +25,7 @@ from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, 
 SETTINGS: dict[str, Any] = {
     "name": "freehold",  # of the app
     "model": "",  # as the engine knows it
+    "vectors": False,  # it gives vectors, not text
     "argv": [],  # {folder}, {socket}, {port} are filled in by each replica
     "environment": {},
     "links": {},  # names in {folder} for files: an engine that calls a model as its file is called

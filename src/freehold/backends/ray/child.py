@@ -127,13 +127,13 @@ class EngineChild:
             )
 
     async def first_token(self) -> None:
-        """Wait until the engine answers one real token; its own word that it is ready is not asked."""
+        """Wait until the engine answers one real token, or one vector; its own word that it is ready is not asked."""
         said, seen, seen_at = "nothing", (0.0, ""), time.monotonic()
         while time.monotonic() - seen_at < self.settings["still_s"]:
             self.check()
             try:
                 async with asyncio.timeout(60):
-                    status, said = await self._one_token()
+                    status, said = await self._proof()
             except (OSError, TimeoutError, aiohttp.ClientError) as e:
                 status, said = 0, str(e) or type(e).__name__
             if status == 200:
@@ -146,11 +146,17 @@ class EngineChild:
             await asyncio.sleep(0.3)
         raise EngineEnded(f"the engine's start stood still; its last answer: {said[:300]}")
 
-    async def _one_token(self) -> tuple[int, str]:
-        body = {"model": self.settings["model"], "prompt": "1 2 3", "max_tokens": 1, "temperature": 0}
-        async with self.request("POST", "/v1/completions", json.dumps(body).encode()) as reply:
+    async def _proof(self) -> tuple[int, str]:
+        """Ask for what the model gives; return the status and the body of the answer, an empty one as a failure."""
+        if self.settings["vectors"]:
+            path, member, asked = "/v1/embeddings", '"embedding"', {"input": "1 2 3"}
+        else:
+            path, member = "/v1/completions", '"choices"'
+            asked = {"prompt": "1 2 3", "max_tokens": 1, "temperature": 0}
+        body = json.dumps({"model": self.settings["model"], **asked}).encode()
+        async with self.request("POST", path, body) as reply:
             text = (await reply.read()).decode(errors="replace")
-            return (reply.status, text) if '"choices"' in text else (reply.status or 500, text)
+            return (reply.status, text) if member in text else (reply.status or 500, text)
 
     def request(self, method: str, path: str, body: bytes = b"", query: str = "") -> Any:
         """Return an aiohttp request to the engine, as a context."""

@@ -49,6 +49,7 @@ def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = 
     return {
         "name": app_name(inner.model.name),
         "model": called(inner),
+        "vectors": not inner.model.gives_text,
         "argv": list(inner.argv()),
         "environment": dict(inner.environment),
         "links": {file_name(inner.model.name): inner.model.source} if inner.engine == "freehold" else {},
