@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,13 @@ async def started(**options: object) -> EngineChild:
 
 async def asked(engine: EngineChild, path: str, key: str = KEY, method: str = "POST", **body: Any) -> Passed:
     given = json.dumps({"model": "m", "temperature": 0, **body}).encode() if method == "POST" else b""
-    return await Passage(engine, DIGEST, no_metrics).answer(method, path, "", f"Bearer {key}", given)
+    passage = Passage(engine, DIGEST, no_metrics)
+    return await passage.answer(method, path, "", f"Bearer {key}", coming(given))
+
+
+async def coming(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 async def read(passed: Passed) -> str:
@@ -85,6 +92,46 @@ async def test_a_request_without_the_key_never_reaches_the_engine() -> None:
             assert "authentication_error" in await read(passed)
     finally:
         await engine.close()
+
+
+@synchronous
+async def test_a_body_is_read_after_its_key_and_no_further_than_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child, "MOST_BODY", 100)
+    engine = EngineChild(settings())
+    passage, body = Passage(engine, DIGEST, no_metrics), coming(*[b"x" * 60] * 9)
+    for path, key in (("/v1/completions", "x" * 64), ("/sleep", KEY)):
+        assert (await passage.answer("POST", path, "", f"Bearer {key}", body)).status in (401, 404)
+    assert (await passage.answer("POST", "/v1/completions", "", f"Bearer {KEY}", body)).status == 413
+    assert len([part async for part in body]) == 7  # two of nine were read
+    os.rmdir(engine.folder)
+
+
+@synchronous
+async def test_the_app_itself_reads_no_body_of_a_request() -> None:
+    """It would be held before its key is checked."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    engine = EngineChild(settings())
+    given: Any = SimpleNamespace(
+        method="POST",
+        url=SimpleNamespace(path="/v1/completions", query=""),
+        headers={"authorization": "Bearer wrong"},
+        stream=parts,
+        body=lambda: anext(parts()),
+    )
+    replica: Any = SimpleNamespace(passage=Passage(engine, DIGEST, no_metrics))
+    starlette = ModuleType("starlette.responses")
+    starlette.StreamingResponse = lambda parts, status, headers: status  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "starlette", ModuleType("starlette"))
+        patch.setitem(sys.modules, "starlette.responses", starlette)
+        assert await app.EngineReplica.__call__(replica, given) == 401
+    os.rmdir(engine.folder)
 
 
 @synchronous

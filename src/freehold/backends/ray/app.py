@@ -125,9 +125,8 @@ class EngineReplica:
     async def __call__(self, request: Any) -> Any:
         from starlette.responses import StreamingResponse
 
-        url, headers, body = request.url, request.headers, await request.body()
-        given = headers.get("authorization", "")
-        passed = await self.passage.answer(request.method, url.path, url.query, given, body)
+        url, given = request.url, request.headers.get("authorization", "")
+        passed = await self.passage.answer(request.method, url.path, url.query, given, request.stream())
         return StreamingResponse(passed.parts, passed.status, {"content-type": passed.media_type})
 
     async def __del__(self) -> None:

@@ -226,8 +226,13 @@ class Passage:
         """`digest`: SHA-256 of the key, in hex. `metrics`: of all replicas."""
         self.engine, self._digest, self._metrics = engine, digest, metrics
 
-    async def answer(self, method: str, path: str, query: str, authorization: str, body: bytes) -> Passed:
-        """Return the engine's answer, or a refusal of this replica's own."""
+    async def answer(
+        self, method: str, path: str, query: str, authorization: str, coming: AsyncIterator[bytes]
+    ) -> Passed:
+        """Return the engine's answer, or a refusal of this replica's own.
+
+        `coming`: the request's body. It is read once the key is right, and no further than MOST_BODY.
+        """
         given = authorization.removeprefix("Bearer ").encode()
         if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), self._digest):
             return _refused(401, "this app needs its key", "authentication_error")
@@ -235,8 +240,9 @@ class Passage:
             return _refused(404, f"{method} {path[:80]} is not a route of this app", "not_found_error")
         if path == "/metrics":
             return Passed(200, "text/plain; version=0.0.4", _whole((await self._metrics()).encode()))
-        if len(body) > MOST_BODY:
-            return _refused(413, f"the request has {len(body)} bytes; the limit is {MOST_BODY}")
+        body = await _read(coming)
+        if body is None:
+            return _refused(413, f"the request has more than {MOST_BODY} bytes")
         try:
             self.engine.check()
             context = self.engine.request(method, path, body, query)
@@ -264,6 +270,16 @@ class Passage:
 
 async def _whole(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+async def _read(coming: AsyncIterator[bytes]) -> bytes | None:
+    """Return a request's body; None for one of more than MOST_BODY bytes, whose rest stays unread."""
+    body = bytearray()
+    async for part in coming:
+        body += part
+        if len(body) > MOST_BODY:
+            return None
+    return bytes(body)
 
 
 def _refused(status: int, message: str, kind: str = "invalid_request_error") -> Passed:
