@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from freehold.backends.contract import DeployPlan
+from freehold.backends.planning.asked import DeployOptions, planned
+from freehold.backends.planning.facts import nodes_on
 from freehold.backends.process import environments
 from freehold.backends.process.environments import cured, last_word, make, read
+from freehold.config import load_settings
 from freehold.errors import DownloadFailed, Offline, UsageError
+from tests.backends.test_facts import write_model
 
 # What its parser is to this package: refuses one flag, as argparse does.
 PARSER = """
@@ -216,3 +222,34 @@ def test_an_environment_of_ours_is_cured(tmp_path, monkeypatch):
     assert found.ours and found.troubles
     assert cured(found).troubles == ()
     assert said.read_text().strip() == f"pip uninstall --python {python} torchaudio"
+
+
+# --- found on PATH ------------------------------------------------------------------------------------
+
+
+def on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str, python: Path) -> Path:
+    """Put the script of a package where PATH alone finds it, as containers have it: not beside its interpreter."""
+    folder.mkdir()
+    script = folder / program
+    script.write_text(f"#!{python}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return script
+
+
+def at_hand(tmp_path: Path) -> DeployPlan:
+    here = replace(nodes_on("h100"), here=True)
+    asked = DeployOptions(str(write_model(tmp_path / "model")), engine="trtllm")
+    return planned(load_settings({"FREEHOLD_HOME": str(tmp_path / "home")}), asked, here=here)
+
+
+def test_the_version_of_trtllm_serve_on_path_is_known_and_an_old_one_refused(tmp_path, monkeypatch):
+    python = environment(tmp_path / "new", tensorrt_llm="1.2.1")
+    program = on_path(tmp_path / "bin", monkeypatch, "trtllm-serve", python)
+    plan = at_hand(tmp_path)
+    assert plan.version == "1.2.1" and plan.command[0] == str(program)
+    program.write_text(f"#!{environment(tmp_path / 'old', tensorrt_llm='1.0.0')}\n")
+    with pytest.raises(UsageError, match=r"TensorRT-LLM 1\.0\.0 is older than 1\.2\.1"):
+        at_hand(tmp_path)
+    program.write_text("#!/bin/sh\n")
+    assert at_hand(tmp_path).version == ""

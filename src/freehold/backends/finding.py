@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +68,10 @@ class EngineAtHand:
 
     @property
     def python(self) -> Path | None:
-        """The interpreter beside its program; None where it is not a package of Python."""
-        beside = self.program.resolve().parent
-        return next((p for p in (beside / "python", beside / "python3") if p.exists()), None)
+        """The interpreter beside its program, or in its first line; None where it is not a package of Python."""
+        program = self.program.resolve()
+        beside = (program.parent / "python", program.parent / "python3")
+        return next((p for p in (*beside, *_interpreter(program)) if p.exists()), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,18 @@ def named(home: Path, name: EngineName) -> EngineAtHand | None:
 def environment_folders(home: Path) -> list[Path]:
     """Return the folders with programs of environments that `deploy --env` made in the data folder."""
     return sorted((home / "environments").glob("*/bin"))
+
+
+def _interpreter(script: Path) -> Iterator[Path]:
+    """Yield the Python that a script's first line names: containers have the two in different folders."""
+    try:
+        with script.open("rb") as file:
+            start = file.readline(4096)
+    except OSError:
+        return
+    words = start[2:].decode(errors="replace").split() if start.startswith(b"#!") else []
+    if words and Path(words[0]).name.startswith("python"):
+        yield Path(words[0])
 
 
 def _llama(program: Path) -> EngineAtHand:

@@ -243,9 +243,11 @@ class _EngineSearch:
         found = named(self.settings.home, name)
         if found is not None and name in ("vllm", "sglang") and found.python is not None:
             return _of_python(found.python, name)[1]
-        if found is not None:
-            return EngineFacts(command=(str(found.program),))
-        return EngineFacts()
+        if found is None:
+            return EngineFacts()
+        # llama.cpp and Ollama are no packages of Python: they are asked when they start.
+        version = _version_in(found.python, name) if found.python is not None else ""
+        return EngineFacts(version, (str(found.program),))
 
     def _chosen(self) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
         """Choose among the engines at hand here, by prediction where an accelerator is found."""
@@ -295,6 +297,16 @@ def _of_python(python: Path, wanted: str) -> tuple[EngineName, EngineFacts]:
     for trouble in found.troubles:
         raise UsageError(trouble.message, trouble.cure)
     return found.engine, found.facts
+
+
+def _version_in(python: Path, name: EngineName) -> str:
+    """Return the version of a program's package; "" where its interpreter has none: it is taken as it is."""
+    from freehold.backends.process import environments
+
+    try:
+        return environments.read(python, name).version if name in environments.PACKAGES else ""
+    except UsageError:
+        return ""
 
 
 def _fastest(
