@@ -183,6 +183,17 @@ async def test_engine_that_hangs_is_given_up_and_not_touched(tmp_path: Path) -> 
 
 
 @synchronous
+async def test_engine_is_planned_for_from_a_coroutine_too(tmp_path: Path) -> None:
+    """A notebook's cells run inside an event loop."""
+    elsewhere = Elsewhere(tmp_path, "llamacpp")
+    await elsewhere.start()
+    try:
+        assert attached_plan(f"unix:{elsewhere.socket}").engine == "llamacpp"
+    finally:
+        await elsewhere.end()
+
+
+@synchronous
 async def test_wrong_key_unknown_model_and_silence_are_told(tmp_path: Path) -> None:
     elsewhere = Elsewhere(tmp_path, "vllm")
     with pytest.raises(EngineLost, match="nothing answers at"):

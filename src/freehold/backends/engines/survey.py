@@ -9,6 +9,8 @@ Judged by who its models are owned by and by routes that one engine alone has; n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -84,10 +86,11 @@ def attached_plan(
 ) -> DeployPlan:
     """Plan for an engine that runs. `model`: what it calls the model; `name`: what clients here call it.
 
-    `engine`: what it is, where that is known: it need not answer now then. Raises UsageError, EngineLost.
+    `engine`: what it is, where that is known: it need not answer now then. Blocks until it has answered, an event loop
+    too where it is called inside one. Raises UsageError, EngineLost.
     """
     at = attach.target(address, key_env=key_env, cleartext=cleartext)
-    found = asyncio.run(_survey(at, engine, model))
+    found = _completed(lambda: _survey(at, engine, model))
     served = _served(at, found, model)
     # Whether it gives text or vectors shows when it is asked for one of them: its start is its proof.
     anatomy = Anatomy(
@@ -113,6 +116,16 @@ def attached_plan(
         attached=at.shown,
         served=served,
     )
+
+
+def _completed(survey: Callable[[], Coroutine[Any, Any, EngineSurvey]]) -> EngineSurvey:
+    """Run a survey to its end; in a thread of its own where this one's event loop runs, which takes no second one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(survey())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(survey())).result()
 
 
 async def _survey(at: AttachTarget, engine: str, model: str) -> EngineSurvey:
