@@ -27,7 +27,6 @@ def predicted(
 
     `width`: bytes of a cached value. Raises UsageError where it does not fit or its speed is not known.
     """
-    depth = max(prompt + answer // 2, 1)
     placed = roofline.place(work, rig, engine, prompt + answer, width)
     if not placed.fits:
         raise UsageError(
@@ -39,6 +38,20 @@ def predicted(
             f"no operations a second are published for {rig.device.title}",
             "measure an engine there: freehold deploy bench",
         )
+    tokens = max(placed.sequence - work.state_bytes, 1) / (prompt + answer)
+    large = _large_step(rig.device)
+    limits = EngineLimits(
+        streams=engine.streams if large or engine.name != "vllm" else min(engine.streams, 256),
+        room=int(placed.room / tokens),
+        chunk=large or 2048,
+    )
+    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
+    return EngineModel(_step_time(work, rig, engine, prompt, answer), limits, about)
+
+
+def _step_time(work: Work, rig: Rig, engine: UpstreamEngine, prompt: int, answer: int) -> StepTime:
+    """Fit the line over batches and depths, and the curve over prompts, through the roofline's seconds."""
+    depth = max(prompt + answer // 2, 1)
     pace = speed(engine, rig.device)
 
     def seconds(batch: int, tokens: int) -> float:
@@ -52,7 +65,7 @@ def predicted(
     # prompt_s is linear in the tokens but for attention, which grows with their square.
     curve = max(all_of - max(prompt, 2) * one, 0.0) / (max(prompt, 2) * (max(prompt, 2) - 1) / 2)
     spread = pace.spread.get("tpot") or pace.spread.get("answer")
-    time = StepTime(
+    return StepTime(
         batches=(0, *batches),
         fixed=(fixed[0], *fixed),
         depth=max(slope, 0.0),
@@ -64,15 +77,6 @@ def predicted(
         else math.log(2) / 1.2816,
         basis=f"predicted: {engine.title}, published figures of {rig.device.title}, and rows measured by others",
     )
-    tokens = max(placed.sequence - work.state_bytes, 1) / (prompt + answer)
-    large = _large_step(rig.device)
-    limits = EngineLimits(
-        streams=engine.streams if large or engine.name != "vllm" else min(engine.streams, 256),
-        room=int(placed.room / tokens),
-        chunk=large or 2048,
-    )
-    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
-    return EngineModel(time, limits, about)
 
 
 def _large_step(device: Device) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serving.hybrid import HybridStart
-    from freehold.server.serve import Doors
+    from freehold.server.serve import Doors, ServerSettings
     from freehold.serving import ModelManager
 
 
@@ -80,7 +80,6 @@ def _run(
 ) -> int:
     from freehold.backends.replicas.models import DeployedModels
     from freehold.server import serve as doors
-    from freehold.server.core.owner import owner_token
     from freehold.server.system.deployments import DeploymentDesk
     from freehold.store.judging import Judgements
     from freehold.worker.models import EngineModels
@@ -101,24 +100,10 @@ def _run(
         if deployments is not None:
             deployments.begin(desk, doors.url, announcer.arrived)
 
-    token = owner_token(settings.owner_token)
     announcer = Announcer(settings, store, names, options, judgements, hybrid, deployments)
     whole = doors.run(
         open_models,
-        doors.ServerSettings(
-            keys=options.keys,
-            owner=token,
-            insecure=options.insecure,
-            hosts=options.hosts,
-            origins=options.origins,
-            tls=options.tls,
-            accounts=settings.accounts,
-            limits=options.limits,
-            drain_s=options.drain_s,
-            home=settings.home,
-            chats_per_key=settings.chats_per_key,
-            console=options.console,
-        ),
+        _server_settings(settings, options),
         tcp,
         unix,
         preload=names,
@@ -129,6 +114,27 @@ def _run(
     if not whole:
         tell("note: running answers were cut off")
     return 1 if announcer.useless else 0
+
+
+def _server_settings(settings: Settings, options: ServeOptions) -> ServerSettings:
+    """Return what a server takes of its options and of this home, whose owner's token is made where there is none."""
+    from freehold.server.core.owner import owner_token
+    from freehold.server.serve import ServerSettings
+
+    return ServerSettings(
+        keys=options.keys,
+        owner=owner_token(settings.owner_token),
+        insecure=options.insecure,
+        hosts=options.hosts,
+        origins=options.origins,
+        tls=options.tls,
+        accounts=settings.accounts,
+        limits=options.limits,
+        drain_s=options.drain_s,
+        home=settings.home,
+        chats_per_key=settings.chats_per_key,
+        console=options.console,
+    )
 
 
 def _hybrid(settings: Settings, store: Store, path: Path | None, models: Sequence[str]) -> HybridStart | None:
