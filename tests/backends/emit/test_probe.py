@@ -38,8 +38,10 @@ def running(*words: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def standin(port: int, dialect: str = "vllm", **options: object) -> Iterator[subprocess.Popen[str]]:
-    words = (*command(dialect, **options), "--port", str(port), "--served-model-name", NAME)
+def standin(
+    port: int, dialect: str = "vllm", *flags: str, **options: object
+) -> Iterator[subprocess.Popen[str]]:
+    words = (*command(dialect, **options), "--port", str(port), "--served-model-name", NAME, *flags)
     with running(*words, VLLM_API_KEY=KEY) as process:
         until = time.monotonic() + 20
         while time.monotonic() < until:
@@ -83,6 +85,12 @@ def test_engine_is_ready_by_a_token_and_stays_so_by_its_health(probe):
             probe("ready", port, "VLLM_API_KEY", key="wrong").returncode == 0
         )  # no second token is asked for
     assert probe("ready", port, "VLLM_API_KEY").returncode == 1
+
+
+def test_engine_that_gives_vectors_is_ready_by_one(probe):
+    port = free_port()
+    with standin(port, "vllm", "--runner=pooling"):
+        assert probe("ready", port, "VLLM_API_KEY").returncode == 0
 
 
 def test_engine_whose_first_request_ends_it_is_never_ready(probe):

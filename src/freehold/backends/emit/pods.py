@@ -135,7 +135,7 @@ def probe(words: Sequence[str], *, period: int, timeout: int, failures: int) -> 
 
 
 def server_pod(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> Doc:
-    """Return the template of our server: ready by one real token through its own road."""
+    """Return the template of our server: ready by one real token or vector through its own road."""
     name = label(plan.model.name)
     env: list[Doc] = [{"name": "FREEHOLD_HOME", "value": "/var/lib/freehold"}]
     env.append(secret("FREEHOLD_API_KEY", f"{name}-keys", "server"))

@@ -2,8 +2,8 @@
 
 KEY: the variable or the file that has it. COUNTERS: prefix of the engine's series at /metrics.
 
-`ready`: health is 200, and one real token has come since this container started. The token is asked for until the first
-one came, then health alone: a full engine must not leave its Service because a probe waits in its queue.
+`ready`: health is 200, and one real token, or one vector, has come since this container started. It is asked for until
+the first one came, then health alone: a full engine must not leave its Service because a probe waits in its queue.
 `alive`: health is 200, and requests that run move a counter at least every 300 s. A core that hangs passes health.
 Its text is shipped in a ConfigMap and run by the engine's Python, so it imports the standard library alone.
 Path: gateway.probe_text -> kubernetes.documents; in a container: main
@@ -21,6 +21,7 @@ from pathlib import Path
 
 STILL_S = 300.0  # requests that run and no counter that moves for so long: hung
 TOKEN_S = 25.0
+REFUSED = (400, 404, 405, 501)  # no such route, or not for this model
 MARK = Path(os.environ.get("PROBE_FOLDER", "/tmp"))  # may outlive a container of its pod
 FIRST, LAST = MARK / "freehold-first-token", MARK / "freehold-last-count"
 
@@ -33,17 +34,25 @@ def _asked(url: str, key: str, body: dict | None = None, seconds: float = 5.0) -
         return answer.read().decode()
 
 
-def _one_token(url: str, model: str, key: str) -> bool:
-    """Ask for a token in a chat; a model without a chat template is asked to continue a text."""
-    limits = {"model": model, "max_tokens": 1, "temperature": 0}
-    chat = {**limits, "messages": [{"role": "user", "content": "1"}]}
-    try:
-        said = _asked(f"{url}/v1/chat/completions", key, chat, TOKEN_S)
-    except urllib.error.HTTPError as e:
-        if e.code != 400:
-            raise
-        said = _asked(f"{url}/v1/completions", key, {**limits, "prompt": "1"}, TOKEN_S)
-    return json.loads(said).get("usage", {}).get("completion_tokens", 0) >= 1
+def _gives(url: str, model: str, key: str) -> bool:
+    """Ask for a token of a chat, else of a continued text, else for a vector: a model refuses what it is not for."""
+    limits = {"max_tokens": 1, "temperature": 0}
+    asked = {
+        "chat/completions": {**limits, "messages": [{"role": "user", "content": "1"}]},
+        "completions": {**limits, "prompt": "1"},
+        "embeddings": {"input": "1"},
+    }
+    for route, body in asked.items():
+        try:
+            said = json.loads(_asked(f"{url}/v1/{route}", key, {"model": model, **body}, TOKEN_S))
+        except urllib.error.HTTPError as e:
+            if e.code not in REFUSED:
+                raise
+            continue
+        if route == "embeddings":
+            return bool(said.get("data"))
+        return said.get("usage", {}).get("completion_tokens", 0) >= 1
+    return False
 
 
 def _counts(text: str, prefix: str) -> tuple[float, float]:
@@ -91,7 +100,7 @@ def _had_token(url: str, model: str, key: str) -> bool:
     began = _began()
     if FIRST.exists() and FIRST.read_text() == began:
         return True
-    if fine := _one_token(url, model, key):
+    if fine := _gives(url, model, key):
         FIRST.write_text(began)
     return fine
 
@@ -111,7 +120,9 @@ def main(words: list[str]) -> int:
         return 1
     if not fine:
         sys.stderr.write(
-            "ready: no token came\n" if verb == "ready" else f"alive: no token for {STILL_S:g} s\n"
+            "ready: neither a token nor a vector came\n"
+            if verb == "ready"
+            else f"alive: no token for {STILL_S:g} s\n"
         )
     return 0 if fine else 1
 
