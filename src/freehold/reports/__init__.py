@@ -1,1 +1,4 @@
-"""What `advise`, `fit`, `license`, `why` and `cost` find, as plain values: one maker for --json and the page."""
+"""What `advise`, `fit`, `license`, `why`, `cost` and `deploy capacity` find, as plain values.
+
+One maker for --json, the page and Python.
+"""

@@ -1,7 +1,7 @@
 """Objectives in words (ttft-p95=2s), and the fewest replicas that meet them.
 
 The search is made with the step times as they are, and again at both ends of their doubt: the number has a range.
-Path: cli/deploying/capacity.py -> parse, least -> simulation.simulate -> ReplicaSearch
+Path: reports/capacity.py -> parse, least -> simulation.simulate -> ReplicaSearch
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def parse(text: str) -> tuple[Aim, ...]:
 class ReplicaSearch:
     """The fewest replicas: with the step times as they are, and at the ends of their doubt. None: not within `most`."""
 
+    aims: tuple[Aim, ...]
     replicas: int | None
     fewest: int | None  # where steps take as little as they may
     most_needed: int | None  # where they take as long as they may
@@ -93,7 +94,8 @@ def least(
         bounds.append(found if factor == 1.0 else search.least(start=found or most))
     run = middle.runs[found if found is not None else most]
     missed = tuple(aim for aim in aims if not aim.met(run))
-    return ReplicaSearch(found, bounds[0], bounds[1], run, missed, tuple(sorted(middle.runs.items())))
+    tried = tuple(sorted(middle.runs.items()))
+    return ReplicaSearch(tuple(aims), found, bounds[0], bounds[1], run, missed, tried)
 
 
 class _Search:

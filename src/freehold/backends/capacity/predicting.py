@@ -1,7 +1,7 @@
 """Step times and memory of hardware that is not here: from roofline's terms, as `freehold fit --on` has them.
 
 Knows a model's sizes, a rig and an engine's published speeds; measures nothing.
-Path: cli/deploying/capacity.py -> predicted -> roofline.step -> EngineModel
+Path: reports/capacity.py -> predicted -> roofline.step -> EngineModel
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plays a trace against replicas of a simulated engine, with a routing policy, and autoscaling if that is asked.
 
 Knows arrivals and replicas; what a step takes is the engine's. Deterministic: the same trace gives the same figures.
-Path: objective.least, cli/deploying/capacity.py -> simulate -> SimulatedRun
+Path: objective.least, reports/capacity.py -> simulate -> SimulatedRun
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from freehold.errors import UsageError
 MOST_REPLICAS = 4096
 WINDOWS = 20  # pieces of the trace that are drawn again for a figure's bounds
 DRAWS = 200
+# Times the p95 of the first quarter of answers, and of the whole time: a last answer that is later than both after the
+# last arrival says that the replicas did not keep up.
+_LATE, _SHARE = 3.0, 0.05
 _EVERY = 500  # requests between two calls of `on_progress`
 
 
@@ -47,7 +50,8 @@ class SimulatedRun:
     busy_s: float  # of all replicas together
     replica_s: float  # seconds that replicas were paid for
     late_s: float  # from the last arrival to the last token: far more than one answer takes means overload
-    counts: tuple[tuple[float, int], ...] = ()  # of autoscaling: moment, and replicas paid for from then on
+    scaling: Autoscaling | None = None
+    counts: tuple[tuple[float, int], ...] = ()  # of `scaling`: moment, and replicas paid for from then on
 
     def values(self, what: str) -> np.ndarray:
         """Return the figures of one kind: ttft, tpot, latency."""
@@ -82,6 +86,13 @@ class SimulatedRun:
     def utilisation(self) -> float:
         """The busy part of the replicas' time."""
         return self.busy_s / self.replica_s if self.replica_s else 0.0
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether work was left over: the last answer ends far later than those took that came first."""
+        early = self.latency[: max(len(self.latency) // 4, 1)]
+        slow = max(_LATE * float(np.percentile(early, 95)), _SHARE * self.span_s) if len(early) else math.inf
+        return self.late_s > slow
 
 
 @dataclass
@@ -141,14 +152,14 @@ class _Look:
     """Autoscaling's looks at the fleet, one after another."""
 
     def __init__(self, scaling: Autoscaling, fleet: _Fleet) -> None:
-        self._scaling, self._fleet = scaling, fleet
+        self.scaling, self._fleet = scaling, fleet
         self._wanted: deque[tuple[float, int]] = deque()
         self._busy = 0.0
         self.next = scaling.every_s
         self.counts = [(0.0, fleet.paid)]
 
     def take(self) -> None:
-        now, fleet, scaling = self.next, self._fleet, self._scaling
+        now, fleet, scaling = self.next, self._fleet, self.scaling
         self.next += scaling.every_s
         fleet.wake(now)
         fleet.settle(now)
@@ -256,5 +267,6 @@ def _run(
         busy_s=sum(e.busy_s for e in engines),
         replica_s=paid,
         late_s=max(end - last, 0.0),
+        scaling=look.scaling if look else None,
         counts=tuple(look.counts) if look else (),
     )

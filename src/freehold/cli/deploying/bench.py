@@ -1,12 +1,11 @@
 """`freehold deploy bench`: measures what the steps of a running engine take, for `freehold deploy capacity`.
 
-Knows options and words; the measuring is backends/capacity/measuring.py's.
-Path: deploy -> bench -> EngineDoor.models, measure -> fit -> EngineModel
+Knows options and words; the measuring is backends/capacity/'s.
+Path: deploy -> bench -> benching.deploy_bench -> EngineModel
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -18,10 +17,8 @@ from freehold.advisor.interval import digits
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import json_option, table, write_beside
 from freehold.config import Settings
-from freehold.errors import ServerUnreachable, UsageError
 
 if TYPE_CHECKING:
-    from freehold.backends.capacity.asking import EngineDoor
     from freehold.backends.capacity.steptime import EngineModel
 
 EXAMPLE = "freehold deploy bench http://127.0.0.1:8000/v1 -o steps.json"
@@ -106,27 +103,13 @@ def command(
 
     With --json: {"schema": 1, "about": {...}, "time": {...}, "limits": {...}}; times are in seconds.
     """
-    from freehold.backends.capacity.measuring import MeasurePlan, fit, measure, rules
+    from freehold.backends.capacity.benching import deploy_bench
 
-    sizes = {name: given[name] for name in ("batches", "depths", "prompts", "clients", "tokens", "rounds")}
-    beside = tuple(b for b in (2, 8) if b <= max(sizes["batches"], default=0))
-    plan = MeasurePlan(**sizes, beside=beside)
-    door = _door(settings, target, model)
+    key = os.environ.get("FREEHOLD_BENCH_KEY", "")
     with StatusLine("nothing was written") as status:
-
-        async def measured() -> EngineModel:
-            offered = await door.models()
-            chosen, engine = _chosen(door, offered)
-            samples = await measure(chosen, plan, status.show)
-            load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-            about = {"model": chosen.model, "engine": engine, "at": chosen.url, "load_average": load}
-            return fit(samples, rules(engine), about)
-
-        from dataclasses import replace
-
-        found = asyncio.run(measured())
-        limits = {name: given[name] for name in ("streams", "room") if given[name]}
-        found = replace(found, limits=replace(found.limits, **limits))
+        found = deploy_bench(
+            target, model=model, key=key, **given, settings=settings, on_progress=status.show
+        )
     text = json.dumps(found.as_json(), indent=1)
     if out is not None:
         write_beside(out, text + "\n")
@@ -134,36 +117,6 @@ def command(
         click.echo(text)
     else:
         _print(found, out)
-
-
-def _door(settings: Settings, target: str, model: str) -> EngineDoor:
-    """Return where to ask: a URL, or this home's server by its owner's socket."""
-    from freehold.backends.capacity.asking import EngineDoor
-
-    if target.startswith(("http://", "https://")):
-        return EngineDoor(target.rstrip("/"), model, os.environ.get("FREEHOLD_BENCH_KEY", ""))
-    if model:
-        raise UsageError("--model goes with a URL", f"write freehold deploy bench {model}")
-    if not settings.socket.exists():
-        raise ServerUnreachable(
-            "no server of this home runs", f"freehold serve {target} starts one, or give a URL"
-        )
-    return EngineDoor("http://freehold/v1", target, socket=settings.socket)
-
-
-def _chosen(door: EngineDoor, offered: dict[str, str]) -> tuple[EngineDoor, str]:
-    """Return the door with a model that is there, and its engine as far as the server names it."""
-    from dataclasses import replace
-
-    from freehold.config import nearest
-
-    if not door.model and len(offered) == 1:
-        door = replace(door, model=next(iter(offered)))
-    if door.model not in offered:
-        near = nearest(door.model, [*offered]) if door.model else ""
-        hint = f"did you mean {near}?" if near else f"it offers {', '.join(offered) or 'none'}"
-        raise UsageError(f"{door.url} has no model {door.model!r}" if door.model else "which model?", hint)
-    return door, offered[door.model]
 
 
 def _print(found: EngineModel, out: Path | None) -> None:

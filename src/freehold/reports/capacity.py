@@ -1,0 +1,313 @@
+"""How many replicas a load takes: requests, an engine's step times, and the simulated runs that were asked for.
+
+    found = deploy_capacity("qwen3:8b", on="h100", rate=20, objective="ttft-p95=2s,tpot-p95=50ms")
+    found.least[0].replicas, found.runs[0].percentile("ttft", 95), found.as_json()
+
+Knows where requests and step times come from; the simulation is backends/capacity/. Prints nothing.
+Path: freehold.deploy_capacity, cli/deploying/capacity.py -> simulated -> least, simulate -> Capacity
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from freehold import catalog
+from freehold.advisor import engines
+from freehold.advisor.anatomy import from_catalogue
+from freehold.advisor.interval import Interval
+from freehold.advisor.places import quants_of
+from freehold.advisor.roofline import Work
+from freehold.backends.capacity import trace as traces
+from freehold.backends.capacity.objective import FIGURES, ReplicaSearch, least, parse
+from freehold.backends.capacity.predicting import predicted
+from freehold.backends.capacity.routing import POLICIES, policy
+from freehold.backends.capacity.scaling import Autoscaling
+from freehold.backends.capacity.simulation import SimulatedRun, simulate
+from freehold.backends.capacity.steptime import EngineModel
+from freehold.backends.capacity.trace import RequestTrace
+from freehold.backends.planning.asked import advised
+from freehold.backends.planning.facts import deployed
+from freehold.catalog.hardware import Money, Rig
+from freehold.config import Settings, load_settings
+from freehold.errors import ModelNotFound, UsageError
+from freehold.reports.gateway_file import ledger_file
+
+SCHEMA = 1
+PERCENTS = (50, 95, 99)
+WEEK_S = 7 * 86400.0
+_RUN = (
+    *("replicas", "routing", "hit_rate", "utilisation", "refused", "preempted", "steps"),
+    *("span_s", "replica_s", "late_s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityOptions:
+    """What `freehold deploy capacity` was asked for. None, 0 and "" are choices left to it."""
+
+    model: str = ""  # of the catalogue, the store, or a folder: with `on`
+    trace: RequestTrace | Path | str | None = None  # requests, or a file of them
+    ledger: bool = False  # requests of this home's gateway
+    ledger_file: Path | str | None = None  # requests of this ledger
+    since: float = WEEK_S  # s back, of a ledger
+    rate: float = 0.0  # requests a second, arriving independently
+    input: int = 1024  # tokens of a prompt, with `rate`
+    output: int = 256  # tokens of an answer, with `rate`
+    vary: bool = False  # exponential lengths around these means
+    seconds: float | None = None  # length of the trace: 600 with `rate`; of a file its beginning
+    faster: float = 1.0  # times the trace's rate
+    steps: EngineModel | Path | str | None = None  # what deploy_bench measured, or its file
+    on: str = ""  # hardware of one replica, whose steps are predicted
+    engine: str = ""
+    quant: str = ""
+    replicas: int | str = ""  # 4, or "1..8"
+    objective: str = ""
+    routing: str = "least-loaded"  # several with commas, or "all"
+    autoscale: str = ""  # "queue=16" or "utilisation=0.7"
+    start_time: float = 120.0  # s until a new replica answers, with `autoscale`
+    streams: int | None = None  # answers at a time of one replica
+    room: int | None = None  # tokens of KV cache of one replica
+    chunk: int | None = None  # tokens that a step computes at most
+    rent: float | None = None  # dollars an hour of a replica; with `on` the catalogue's
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What was simulated."""
+
+    trace: RequestTrace
+    engine: EngineModel  # one replica
+    rent: Money | float | None  # dollars an hour of a replica; None: not known
+    runs: tuple[SimulatedRun, ...]  # those next to each answer, then those of `replicas`
+    least: tuple[ReplicaSearch, ...]  # with an objective: the fewest replicas, for each routing policy
+
+    def hourly(self, run: SimulatedRun) -> Interval | None:
+        """Return what a run's replicas cost, in dollars an hour at its mean; None where the rent is not known."""
+        if self.rent is None or not run.span_s:
+            return None
+        rent = self.rent
+        one = Interval(rent.low, rent.mid, rent.high) if isinstance(rent, Money) else Interval.exactly(rent)
+        return one.times(run.replica_s / run.span_s)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `freehold deploy capacity --json` prints; times are in seconds."""
+        trace = self.trace
+        means = {"requests": len(trace.requests), "span_s": trace.span_s, "rate": trace.rate}
+        means |= {"prompt_mean": trace.prompt_mean, "answer_mean": trace.answer_mean}
+        return {
+            "schema": SCHEMA,
+            "trace": {"source": trace.source, **means},
+            "engine": self.engine.as_json(),
+            "runs": [self._run_json(run) for run in self.runs],
+            "least": [_least_json(sizes) for sizes in self.least],
+        }
+
+    def _run_json(self, run: SimulatedRun) -> dict[str, Any]:
+        figures = {what: {f"p{p}": run.bounded(what, p).as_json() for p in PERCENTS} for what in FIGURES}
+        cost = self.hourly(run)
+        return {
+            **{name: getattr(run, name) for name in _RUN},
+            **figures,
+            "answered": len(run.ttft),
+            "overloaded": run.overloaded,
+            "usd_an_hour": cost.as_json() if cost else None,
+            "autoscaling": asdict(run.scaling) | {"counts": [*run.counts]} if run.scaling else None,
+        }
+
+
+def _least_json(sizes: ReplicaSearch) -> dict[str, Any]:
+    return {
+        "routing": sizes.run.routing,
+        "objective": [str(a) for a in sizes.aims],
+        "replicas": sizes.replicas,
+        "fewest": sizes.fewest,
+        "most_needed": sizes.most_needed,
+        "missed": [str(a) for a in sizes.missed],
+    }
+
+
+def deploy_capacity(
+    model: str = "",
+    *,
+    settings: Settings | None = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Capacity:
+    """Simulate replicas of an engine under a load: first tokens, pace, cache hits, cost. Starts nothing.
+
+    `options` are those of `freehold deploy capacity`. Requests come from one of `trace` (a CSV or JSON-lines file),
+    `ledger=True` or `ledger_file`, and `rate` (a second, with `input` and `output` tokens, for `seconds`). What a step
+    takes comes from `steps` (what deploy_bench returned, or a file of it), or is predicted for `model` `on` hardware
+    such as "4xh100", with `engine` and `quant`. Then `objective="ttft-p95=2s,tpot-p95=50ms"` finds the fewest
+    replicas, and `replicas=4` or "1..8" plays each; `routing`, `autoscale="queue=16"`, `start_time` (s), `faster`,
+    `rent` (dollars an hour), `streams`, `room` and `chunk` (tokens).
+    Raises UsageError for what cannot be simulated and for a model that does not fit; ModelNotFound.
+    """
+    return simulated(settings or load_settings(), CapacityOptions(model, **options), on_progress)
+
+
+def simulated(settings: Settings, asked: CapacityOptions, show: Callable[[str], None]) -> Capacity:
+    """Simulate what was asked for; `show` gets lines of progress."""
+    aims = parse(asked.objective) if asked.objective else ()
+    routings, scaling = _routings(asked.routing), _scaling(asked)
+    trace = _requests_of(settings, asked)
+    engine, rent = _engine_of(settings, asked, trace)
+    first, last = _range(asked.replicas) if asked.replicas else (1, 0 if aims else 1)
+    runs: list[SimulatedRun] = []
+    searches: list[ReplicaSearch] = []
+    for routing in routings:
+
+        def part(share: float, routing: str = routing) -> None:
+            show(f"{routing}: {share:.0%} of the trace")
+
+        if scaling is not None:
+            runs.append(simulate(trace, engine, routing=routing, scaling=scaling, on_progress=part))
+            continue
+        if aims:
+            found = least(trace, engine, aims, routing=routing, on_progress=show)
+            searches.append(found)
+            runs += [run for count, run in found.tried if 0 <= found.run.replicas - count <= 1]
+        runs += [
+            simulate(trace, engine, count, routing=routing, on_progress=part)
+            for count in range(first, last + 1)
+        ]
+    return Capacity(trace, engine, rent, tuple(runs), tuple(searches))
+
+
+# --- the requests --------------------------------------------------------------------------------------------
+
+
+def _requests_of(settings: Settings, asked: CapacityOptions) -> RequestTrace:
+    """Return the requests of the one place that was named. Raises UsageError."""
+    places = {"--trace": asked.trace, "--ledger": asked.ledger or asked.ledger_file, "--rate": asked.rate}
+    given = [place for place, value in places.items() if value]
+    if len(given) != 1:
+        raise UsageError(
+            f"requests come from one place, not from {' and '.join(given)}" if given else "which requests?",
+            "give --trace FILE, --ledger, or --rate 2 --input 1024 --output 256",
+        )
+    if asked.rate:
+        sizes = asked.rate, asked.input, asked.output
+        found = traces.steady(*sizes, seconds=asked.seconds or 600.0, vary=asked.vary)
+    else:
+        found = _stated(settings, asked)
+        found = found.first(asked.seconds) if asked.seconds else found
+    return found if asked.faster == 1 else found.faster(asked.faster)
+
+
+def _stated(settings: Settings, asked: CapacityOptions) -> RequestTrace:
+    """Return the requests of a trace, or those of a ledger that read a prompt and were answered."""
+    if isinstance(asked.trace, RequestTrace):
+        return asked.trace
+    if asked.trace:
+        return traces.from_file(Path(asked.trace))
+    from freehold.router.ledger.queries import rows_in
+
+    path = ledger_file(settings, Path(asked.ledger_file) if asked.ledger_file else None)
+    now = time.time()
+    rows = (
+        (row.at, row.usage.prompt_tokens, row.usage.completion_tokens)
+        for row in rows_in(path, now - asked.since, now)
+        if row.usage.completion_tokens and not row.parent
+    )
+    return traces.from_rows(rows, f"ledger {path.name}")
+
+
+# --- the engine ----------------------------------------------------------------------------------------------
+
+
+def _engine_of(
+    settings: Settings, asked: CapacityOptions, trace: RequestTrace
+) -> tuple[EngineModel, Money | float | None]:
+    """Return an engine's step times and limits, and what a replica costs an hour. Raises UsageError."""
+    if bool(asked.steps) == bool(asked.on):
+        raise UsageError(
+            "what a step takes comes from one place: --steps FILE, or MODEL --on HARDWARE",
+            "freehold deploy bench -o FILE measures a running engine",
+        )
+    rent: Money | float | None = asked.rent
+    if asked.rent is not None and not 0 <= asked.rent < math.inf:
+        raise UsageError(f"--rent {asked.rent:g} is not a price", "give dollars an hour, such as 2.50")
+    if isinstance(asked.steps, EngineModel):
+        found = asked.steps
+    elif asked.steps:
+        found = EngineModel.load(Path(asked.steps))
+    else:
+        if not asked.model:
+            raise UsageError(
+                "--on needs a MODEL", "such as freehold deploy capacity qwen3:32b --on 4xh100 --rate 2"
+            )
+        rig = catalog.rig(asked.on)
+        found = _predicted(settings, asked, rig, trace)
+        rent = rig.rent if rent is None else rent
+    given = {"streams": asked.streams, "room": asked.room, "chunk": asked.chunk}
+    limits = {name: value for name, value in given.items() if value}
+    return replace(found, limits=replace(found.limits, **limits)), rent
+
+
+def _predicted(settings: Settings, asked: CapacityOptions, rig: Rig, trace: RequestTrace) -> EngineModel:
+    """Predict with the named engine and quantisation, or the first that run there."""
+    works = [*_works(settings, asked.model, asked.quant)]
+    able = (
+        [engines.engine(advised(asked.engine))]
+        if asked.engine
+        else [e for e in engines.engines() if e.runs_on(rig.device)]
+    )
+    prompt, answer = round(trace.prompt_mean), round(trace.answer_mean)
+    why = None
+    for runs in able:
+        for work in works:
+            try:
+                return predicted(work, rig, runs, prompt=prompt, answer=answer)
+            except UsageError as e:
+                why = why or e  # of the first engine with the model as it was published
+    raise why or UsageError(f"no engine runs on {rig.device.title}", "name other hardware")
+
+
+def _works(settings: Settings, name: str, quant: str) -> Iterator[Work]:
+    """Yield a catalogue's model in its quantisations, or what is held here under this name or path."""
+    try:
+        facts = catalog.model(name)
+    except ModelNotFound:
+        yield deployed(settings, name, quant=quant).anatomy
+    else:
+        yield from (from_catalogue(facts, kind) for kind in ((quant,) if quant else quants_of(facts)))
+
+
+# --- what is played ------------------------------------------------------------------------------------------
+
+
+def _routings(text: str) -> list[str]:
+    names = [*POLICIES] if text == "all" else [n.strip() for n in text.split(",") if n.strip()]
+    for name in names:
+        policy(name)
+    return names or ["least-loaded"]
+
+
+def _range(replicas: int | str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", str(replicas).strip())
+    first = int(found[1]) if found else 0
+    last = int(found[2] or first) if found else 0
+    if not 1 <= first <= last <= 1024:
+        raise UsageError(f"--replicas {replicas} is not within 1..1,024", "write 4, or 1..8 for a range")
+    return first, last
+
+
+def _scaling(asked: CapacityOptions) -> Autoscaling | None:
+    if not asked.autoscale:
+        return None
+    if asked.objective:
+        raise UsageError("--autoscale and --objective are two questions", "leave out one of them")
+    found = re.fullmatch(r"(queue|utilisation)=(\d+(?:\.\d+)?)", asked.autoscale.strip())
+    if found is None:
+        raise UsageError(
+            f"--autoscale {asked.autoscale} is not a policy", "write queue=16 or utilisation=0.7"
+        )
+    first, last = _range(asked.replicas or "1..8")
+    return Autoscaling(first, last, **{found[1]: float(found[2])}, start_s=asked.start_time)
