@@ -138,13 +138,34 @@ def test_serve_by_llama_server_answers_under_the_model_s_own_name(tmp_path, tiny
 def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
     import freehold as package
     from freehold.config import load_settings
-    from freehold.server.inside import deploy
     from freehold.types import Message
 
     monkeypatch.setenv("PATH", path)
     settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
-    with deploy(tiny, engine="llamacpp", settings=settings) as llm:
+    with package.deploy(tiny, engine="llamacpp", settings=settings) as llm:
         assert "".join(c.text for c in llm.stream([Message("user", "Hi")], max_tokens=4))
         assert llm.info.context > 0
     plan = package.plan_deployment("qwen3:32b", on="2xh100", engine="vllm", settings=settings)
     assert plan.engine == "vllm"
+
+
+def test_python_looks_after_an_engine_as_the_verbs_do(tmp_path, tiny, path, monkeypatch):
+    import freehold as package
+    from freehold.config import load_settings
+    from freehold.errors import EngineClosed, UsageError
+
+    monkeypatch.setenv("PATH", path)
+    settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
+    with package.deploy(tiny, name="mine", engine="llamacpp", settings=settings) as llm:
+        (first,) = llm.status().replicas
+        assert first.state == "ready" and first.pid and llm.logs()
+        (second,) = llm.restart(drain_first=True).replicas
+        assert second.state == "ready" and second.pid != first.pid
+        row = llm.upgrade(context=256, drain_first=True)
+        assert (row.name, row.plan.context, llm.info.context) == ("mine", 256, 256)
+        with pytest.raises(UsageError, match="--no-such-flag"):
+            llm.upgrade(flags=("--no-such-flag=1",))
+        assert llm.status().ready
+        llm.stop(drain_s=5)
+        with pytest.raises(EngineClosed, match="was stopped"):
+            llm.status()

@@ -1,11 +1,12 @@
 """A model in another engine, for as long as this process wants it: a server in a thread, on a socket of its own.
 
-    with deploy("./Qwen3-8B", engine="vllm", python="env/bin/python") as llm:
+    with freehold.deploy("./Qwen3-8B", engine="vllm", python="env/bin/python") as llm:
         for chunk in llm.stream([Message("user", "Hi")]): ...
+        llm.upgrade(replicas=2)
 
 Answers come through the server's own code, so fields, sampling and receipts are those of `freehold serve`; only this
 user opens the Unix socket, and there is no port. Knows a thread and its event loop; what is deployed is a plan.
-Path: deploy, cli/chat/engines.py -> InsideModel -> InsideServer.deploy -> serve.Doors, DeployedModels -> Api
+Path: freehold.deploy, cli/chat/engines.py -> DeployedLLM -> InsideServer.deploy -> serve.Doors, DeployedModels -> Api
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from freehold.backends.planning.asked import DeployOptions, planned
 from freehold.backends.replicas.models import DeployedModels
 from freehold.backends.rows import DeploymentRow
 from freehold.config import Settings, load_settings
+from freehold.errors import EngineClosed
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
 from freehold.serving import ModelInfo
@@ -36,47 +38,90 @@ if TYPE_CHECKING:
 
 LOOKED_S = 0.1
 END_S = 30.0  # for its engines to end
+DRAIN_S = 30.0  # for answers, before a stop ends their engine
 
 
-def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> InsideModel:
-    """Start another engine with `model`, and return it as a ChatModel; closing that ends the engine.
+def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> DeployedLLM:
+    """Start another engine with `model`, and return it as a ChatModel with status, logs, restart, upgrade and stop.
 
-    `options`: those of plan_deployment. Raises UsageError for what cannot be planned, and EngineLost with the cause for
-    an engine that does not come up. A deployment that clients of a server see is `freehold deploy`.
+    The engine ends with it. `options`: those of plan_deployment, and `fallback`: a stored model that answers while no
+    replica can, once one did. Raises UsageError for what cannot be planned, and EngineLost with the cause for an
+    engine that does not come up. A deployment that clients of a server see is `freehold deploy`.
     """
     settings, asked = settings or load_settings(), DeployOptions(model, **options)
-    return InsideModel(Store(settings), planned(settings, asked, start=True), fallback=asked.fallback)
+    return DeployedLLM(settings, asked, planned(settings, asked, start=True))
 
 
-class InsideModel(HttpModel):
-    """A model in another engine, which ends with it."""
+class DeployedLLM(HttpModel):
+    """A model in another engine, which ends with it: a ChatModel with the verbs of `freehold deploy`.
+
+    `stop` and `close` end it; the verbs raise EngineClosed from then on.
+    """
 
     def __init__(
         self,
-        store: Store,
+        settings: Settings,
+        asked: DeployOptions,
         plan: DeployPlan,
-        show: Callable[[DeploymentRow], None] = lambda row: None,
-        *,
-        fallback: str = "",
+        show: Callable[[DeploymentRow], None] | None = None,
     ) -> None:
-        """Start the engine; `show` gets its state while it starts. Raises EngineLost.
-
-        `fallback`: a stored model that answers while the engine does not, once it did.
-        """
+        """Start the engine; `show` gets its state while it starts. Raises EngineLost."""
         started = time.perf_counter()
-        self._inside = InsideServer(store)
+        self._settings, self._options = settings, asked
+        self._inside = InsideServer(Store(settings))
         try:
-            info = self._inside.deploy(plan, show, fallback)
+            info = self._inside.deploy(plan, show or (lambda row: None), asked.fallback)
         except BaseException:
             self._inside.close()
             raise
         info = replace(info, load_s=time.perf_counter() - started)
         super().__init__(self._inside.api(), plan.model.name, info)
 
+    def status(self) -> DeploymentRow:
+        """Return its plan, counts of requests, and each replica's state, process, memory (bytes) and latest death."""
+        return self._inside.row(self.name)
+
+    def logs(self, replica: int = 0) -> Sequence[str]:
+        """Return the newest lines that a replica's engine wrote, bounded; no prompt and no answer is in them."""
+        return self._inside.models.log(self.name, replica)
+
+    def restart(self, *, drain_first: bool = False) -> DeploymentRow:
+        """Replace every replica by a new engine, one after the other; return when all are new. No answer is cut.
+
+        `drain_first`: each engine ends before the new one starts, as where the device has no room for both.
+        Raises EngineLost where a new one does not become ready: the old ones stay, or are started again.
+        """
+        self._inside.wait(lambda models: models.restart(self.name, drain_first=drain_first))
+        return self._rolled()
+
+    def upgrade(self, *, drain_first: bool = False, **options: Any) -> DeploymentRow:
+        """Move to another plan, replica by replica: other flags, another environment, more or fewer replicas.
+
+        `options`: those of plan_deployment; what is not given stays as it was deployed. Raises UsageError for what
+        cannot be planned, and EngineLost as `restart` does.
+        """
+        before = self.status().plan.nodes
+        asked = replace(self._options, **{"name": self.name, **options})
+        plan = planned(self._settings, asked, start=True, here=before if before.here else None)
+        rolled = {"fallback": asked.fallback, "drain_first": drain_first}
+        self._inside.wait(lambda models: models.upgrade(self.name, plan, **rolled))
+        self._options = asked
+        return self._rolled()
+
+    def stop(self, drain_s: float = DRAIN_S) -> None:
+        """Let running answers end for up to `drain_s` seconds, then end the engine; `close` ends it at once."""
+        self._inside.wait(lambda models: models.stop(self.name, drain_s))
+        self.close()
+
     def close(self) -> None:
         """End the server inside, and the engine."""
         super().close()
         self._inside.close()
+
+    def _rolled(self) -> DeploymentRow:
+        """Return the row after a roll, whose engines may offer another context."""
+        self._info = replace(self._inside.info(self.name), load_s=self.info.load_s)
+        return self.status()
 
 
 class InsideServer:
@@ -100,13 +145,31 @@ class InsideServer:
 
     def deploy(self, plan: DeployPlan, show: Callable[[DeploymentRow], None], fallback: str) -> ModelInfo:
         """Start a plan and wait until it answers; `show` gets its state meanwhile. Raises EngineLost."""
-        assert self._models is not None
-        models, name = self._models, plan.model.name
-        asyncio.run_coroutine_threadsafe(models.add(plan, fallback=fallback), self._loop).result()
-        while not (row := self._row(name)).answers(first=True):
+        name = plan.model.name
+        self.wait(lambda models: models.add(plan, fallback=fallback))
+        while not (row := self.row(name)).answers(first=True):
             show(row)
             time.sleep(LOOKED_S)
-        return next(each.info for each in models.loaded() if each.name == name)
+        return self.info(name)
+
+    @property
+    def models(self) -> DeployedModels:
+        """What it serves. Raises EngineClosed after its end."""
+        if self._models is None or not self._thread.is_alive():
+            raise EngineClosed("the deployment was stopped", "deploy it again")
+        return self._models
+
+    def wait(self, work: Callable[[DeployedModels], Coroutine[Any, Any, object]]) -> None:
+        """Do something with its models in its own thread, and wait for the end. Raises what it raises."""
+        asyncio.run_coroutine_threadsafe(work(self.models), self._loop).result()
+
+    def row(self, name: str) -> DeploymentRow:
+        """Return a deployment."""
+        return next(row for row in self.models.rows() if row.name == name)
+
+    def info(self, name: str) -> ModelInfo:
+        """Return what a deployment answers with: its context, the engine."""
+        return next(each.info for each in self.models.loaded() if each.name == name)
 
     def api(self) -> Api:
         """Return a connection to it."""
@@ -119,10 +182,6 @@ class InsideServer:
             self._loop.call_soon_threadsafe(lambda: doors.stop(now=True))
         self._thread.join(END_S)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _row(self, name: str) -> DeploymentRow:
-        assert self._models is not None
-        return next(row for row in self._models.rows() if row.name == name)
 
     def _run(self) -> None:
         try:

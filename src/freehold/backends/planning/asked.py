@@ -57,8 +57,8 @@ def plan_deployment(model: str, *, settings: Settings | None = None, **options: 
     flags, name, python, env, command, attach.
 
     Raises UsageError for flags that the engine does not know or that open a door, and for a model that does not fit,
-    with what would; ModelNotFound with the nearest names. `freehold.server.inside.deploy` takes the same, starts the
-    engine and returns it as a ChatModel.
+    with what would; ModelNotFound with the nearest names. `freehold.deploy` takes the same, starts the engine and
+    returns it as a ChatModel.
     """
     return planned(settings or load_settings(), DeployOptions(model, **options))
 

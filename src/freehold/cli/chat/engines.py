@@ -1,7 +1,7 @@
 """A stored model in another engine, for one `freehold run`: started with it, and ended with it.
 
 Knows plans and progress; which engine it is was chosen elsewhere.
-Path: cli/chat/opened.py -> opened -> asked.planned -> server.inside.InsideModel
+Path: cli/chat/opened.py -> opened -> asked.planned -> server.inside.DeployedLLM
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from freehold.cli.deploying.tables import progress
 from freehold.cli.progress import StatusLine
 from freehold.config import Settings
 from freehold.errors import EngineLost
-from freehold.server.inside import InsideModel
-from freehold.store import ModelRef, Store
+from freehold.server.inside import DeployedLLM
+from freehold.store import ModelRef
 
 
-def opened(
-    settings: Settings, store: Store, ref: ModelRef, choice: EngineChoice, context: int | None
-) -> InsideModel:
+def opened(settings: Settings, ref: ModelRef, choice: EngineChoice, context: int | None) -> DeployedLLM:
     """Start another engine with a stored model. Raises EngineLost with the way back to ours."""
     asked = DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0)
     plan = planned(settings, asked, start=True)
     try:
         with StatusLine("the engine has ended") as line:
-            return InsideModel(store, plan, lambda row: line.show(progress(row)))
+            return DeployedLLM(settings, asked, plan, lambda row: line.show(progress(row)))
     except EngineLost as e:
         raise EngineLost(e.message, "--engine freehold computes on the processor") from e

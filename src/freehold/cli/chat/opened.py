@@ -170,7 +170,7 @@ def by_engine(settings: Settings, store: Store, model: str, request: RunRequest)
         tell(line)
     if choice.engine == OURS:
         return None
-    found = opened(settings, store, ref, choice, request.context)
+    found = opened(settings, ref, choice, request.context)
     _tell_facts(found.info, request, f", by {choice.engine}")
     return found
 
