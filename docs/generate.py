@@ -134,6 +134,7 @@ def python_page() -> str:
             "freehold.local.llm",
             "freehold.local.asynchronous",
             "freehold.fake",
+            "freehold.server.inside",
         ):
             for member in _members(value):
                 parts += [

@@ -22,6 +22,7 @@ _check_system()
 
 if TYPE_CHECKING:
     from freehold.advisor.cost import cost
+    from freehold.backends.capacity.benching import deploy_bench
     from freehold.backends.planning.asked import plan_deployment
     from freehold.choosing import advise, fit, license
     from freehold.errors import FreeholdError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from freehold.local import LLM, load
     from freehold.local.asynchronous import AsyncLLM
     from freehold.local.models import list, pull
+    from freehold.reports.capacity import deploy_capacity
+    from freehold.server.inside import DeployedLLM, deploy
     from freehold.store import Listed, ModelRef
     from freehold.types import (
         ChatModel,
@@ -51,6 +54,7 @@ __all__ = [
     "ChatModel",
     "Chunk",
     "Completion",
+    "DeployedLLM",
     "FakeModel",
     "Format",
     "FreeholdError",
@@ -64,6 +68,9 @@ __all__ = [
     "Usage",
     "advise",
     "cost",
+    "deploy",
+    "deploy_bench",
+    "deploy_capacity",
     "fit",
     "license",
     "list",
@@ -76,6 +83,9 @@ _HOMES = {
     "freehold.local": ("LLM", "load"),
     "freehold.local.asynchronous": ("AsyncLLM",),
     "freehold.local.models": ("list", "pull"),
+    "freehold.backends.capacity.benching": ("deploy_bench",),
+    "freehold.reports.capacity": ("deploy_capacity",),
+    "freehold.server.inside": ("DeployedLLM", "deploy"),
     "freehold.store": ("Listed", "ModelRef"),
     "freehold.advisor.cost": ("cost",),
     "freehold.backends.planning.asked": ("plan_deployment",),

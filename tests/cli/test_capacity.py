@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+import freehold
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.cli.deploying import bench, capacity
 from freehold.config import load_settings
@@ -233,3 +234,29 @@ def test_what_does_not_fit_is_told_of_the_model_as_published(invoke):
 def test_prefixes_of_a_trace_without_hashes_are_named(invoke, steps):
     out = invoke(capacity.command, "--rate", 1, "--seconds", "20s", "--steps", steps, "--routing", "all")
     assert "no hashes of blocks" in out
+
+
+def test_python_s_capacity_is_the_command_s(invoke, steps):
+    words = (
+        "--rate 4 --input 200 --output 40 --seconds 60s --replicas 1..2 --rent 2.5 --objective ttft-p95=1s"
+    )
+    out = invoke(capacity.command, *words.split(), "--steps", steps, "--json")
+    sizes = {"rate": 4, "input": 200, "output": 40, "seconds": 60, "replicas": "1..2", "rent": 2.5}
+    for given in (MODEL, steps, str(steps)):
+        found = freehold.deploy_capacity(steps=given, objective="ttft-p95=1s", **sizes)
+        assert json.dumps(found.as_json(), indent=1) == out.strip()
+    again = freehold.deploy_capacity(steps=MODEL, trace=found.trace, replicas=2)
+    assert (len(again.runs), again.runs[0].replicas, again.least) == (1, 2, ())
+    with pytest.raises(UsageError, match="one place"):
+        freehold.deploy_capacity(steps=MODEL, trace=found.trace, rate=2)
+
+
+def test_python_s_bench_gives_capacity_its_steps(url, tmp_path):
+    found = freehold.deploy_bench(
+        url, model="tiny", batches=(1, 2), depths=(16,), prompts=(8, 64), clients=(1,), tokens=8, rounds=1, streams=4
+    )  # fmt: skip
+    assert (found.limits.streams, found.about["model"]) == (4, "tiny")
+    run = freehold.deploy_capacity(steps=found, rate=2, input=50, output=10, seconds=30).runs[0]
+    assert run.percentile("ttft", 50) > 0
+    with pytest.raises(ServerUnreachable, match="no server of this home"):
+        freehold.deploy_bench("tiny", settings=load_settings({"FREEHOLD_HOME": str(tmp_path)}))
