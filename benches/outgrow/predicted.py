@@ -36,7 +36,7 @@ from benches.server.servers import free_port
 from freehold.backends.capacity import trace as traces
 from freehold.backends.capacity.asking import EngineDoor, TimedAnswer
 from freehold.backends.capacity.measuring import MeasurePlan, PromptWords, fit, measure, rules
-from freehold.backends.capacity.simulation import simulate
+from freehold.backends.capacity.simulation import SimulatedRun, simulate
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import RequestTrace, TracedRequest
 from freehold.errors import FreeholdError
@@ -45,6 +45,14 @@ TRACE = ROOT / "tests" / "backends" / "capacity" / "azure-conv-1000.csv"
 START_S = 420.0
 PERCENTS = (50, 95)
 LONGEST = 1400  # tokens of a prompt, which leaves room in a context of 2,048
+MEASURED = MeasurePlan(
+    batches=(1, 2, 4, 8, 16),
+    depths=(32, 384),
+    prompts=(16, 128, 512),
+    beside=(1, 4),
+    clients=(1, 4, 12),
+    tokens=24,
+)
 VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -155,69 +163,55 @@ async def answers(door: EngineDoor, process: subprocess.Popen[bytes]) -> bool:
 async def compared(args: argparse.Namespace, door: EngineDoor) -> dict[str, Any]:
     """Measure, predict and replay at each load."""
     whole = shorter(traces.from_file(args.trace), args.shorter)
-    plan = MeasurePlan(
-        batches=(1, 2, 4, 8, 16),
-        depths=(32, 384),
-        prompts=(16, 128, 512),
-        beside=(1, 4),
-        clients=(1, 4, 12),
-        tokens=24,
-        rounds=args.rounds,
-    )
     rows, limit = [], 0.0
     for number, load in enumerate(float(x) for x in args.loads.split(",")):
         begun = time.monotonic()
-        samples = await measure(door, plan, say, seed=number)
+        samples = await measure(door, replace(MEASURED, rounds=args.rounds), say, seed=number)
         model = fit(samples, rules(args.engine), {"engine": args.engine})
         steps_alone = fit(replace(samples, runs=[]), rules(args.engine))
-        path = args.out / f"{args.engine}-{load:g}-samples.json"
-        path.write_text(json.dumps(asdict(samples)) + "\n", encoding="utf-8")
+        written(args, load, "-samples", asdict(samples))
         measured_s = time.monotonic() - begun
         limit = saturation(whole, model)
         trace = part(whole, load * limit, args.seconds, number)
         run, alone = simulate(trace, model), simulate(trace, steps_alone)
-        named = {
-            "engine": args.engine,
-            "model": args.model,
-            "load": load,
-            "at": time.time(),
-            "rate": round(trace.rate, 3),
-        }
-        predicted = {
-            **named,
-            **model.as_json(),
-            **percentiles(run.ttft, run.tpot),
-            "utilisation": run.utilisation,
-            "steps_alone": percentiles(alone.ttft, alone.tpot),
-        }
-        path = args.out / f"{args.engine}-{load:g}.json"
-        path.write_text(json.dumps(predicted, indent=1) + "\n", encoding="utf-8")
+        named = {"engine": args.engine, "model": args.model, "load": load, "at": time.time()}
+        named["rate"] = round(trace.rate, 3)
+        told = {**percentiles(run.ttft, run.tpot), "utilisation": run.utilisation}
+        told["steps_alone"] = percentiles(alone.ttft, alone.tpot)
+        path = written(args, load, "", {**named, **model.as_json(), **told})
         say(f"load {load:g}: {len(trace.requests)} requests at {trace.rate:.2f}/s; predicted in {path}")
         found, failed = await replay(door, trace, number)
-        ttft = np.array([a.ttft if a else np.nan for a in found])
-        tpot = np.array([a.tpot if a and len(a.pieces) > 1 else np.nan for a in found])
-        figures = percentiles(ttft, tpot)
         row = {**named, "requests": len(found), "failed": failed, "measure_s": round(measured_s, 1)}
-        row |= {"load_average": round(os.getloadavg()[0], 2), "utilisation": round(run.utilisation, 3)}
-        for name, value in percentiles(run.ttft, run.tpot).items():
-            row[f"{name}_ms"] = [round(1e3 * value, 1), round(1e3 * figures[name], 1)]
-            row[f"{name}_error"] = round(value / figures[name] - 1, 3)
-            row[f"{name}_error_steps_alone"] = round(predicted["steps_alone"][name] / figures[name] - 1, 3)
-        row["request_error"] = {
-            "ttft": round(float(np.nanmedian(np.abs(run.ttft / ttft - 1))), 3),
-            "tpot": round(float(np.nanmedian(np.abs(run.tpot / tpot - 1))), 3),
-        }
+        row |= errors(run, alone, found)
         say(json.dumps(row))
-        (args.out / f"{args.engine}-{load:g}-measured.json").write_text(
-            json.dumps(row | {"each": each_of(trace, found)}) + "\n", encoding="utf-8"
-        )
+        written(args, load, "-measured", row | {"each": each_of(trace, found)})
         rows.append(row)
-    return {
-        "engine": args.engine,
-        "limit_per_s": round(limit, 3),
-        **summary(rows),
-        "loads": rows,
+    return {"engine": args.engine, "limit_per_s": round(limit, 3), **summary(rows), "loads": rows}
+
+
+def written(args: argparse.Namespace, load: float, what: str, value: dict[str, Any]) -> Path:
+    """Write a file of a load and return its path; the prediction's for people too."""
+    path = args.out / f"{args.engine}-{load:g}{what}.json"
+    path.write_text(json.dumps(value, indent=None if what else 1) + "\n", encoding="utf-8")
+    return path
+
+
+def errors(run: SimulatedRun, alone: SimulatedRun, found: list[TimedAnswer | None]) -> dict[str, Any]:
+    """Return both figures' percentiles, predicted and measured, and the errors of `run` and of `alone`."""
+    ttft = np.array([a.ttft if a else np.nan for a in found])
+    tpot = np.array([a.tpot if a and len(a.pieces) > 1 else np.nan for a in found])
+    figures, by_steps = percentiles(ttft, tpot), percentiles(alone.ttft, alone.tpot)
+    row: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2)}
+    row["utilisation"] = round(run.utilisation, 3)
+    for name, value in percentiles(run.ttft, run.tpot).items():
+        row[f"{name}_ms"] = [round(1e3 * value, 1), round(1e3 * figures[name], 1)]
+        row[f"{name}_error"] = round(value / figures[name] - 1, 3)
+        row[f"{name}_error_steps_alone"] = round(by_steps[name] / figures[name] - 1, 3)
+    row["request_error"] = {
+        "ttft": round(float(np.nanmedian(np.abs(run.ttft / ttft - 1))), 3),
+        "tpot": round(float(np.nanmedian(np.abs(run.tpot / tpot - 1))), 3),
     }
+    return row
 
 
 def shorter(trace: RequestTrace, factor: float) -> RequestTrace:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from freehold.advisor import roofline
-from freehold.advisor.engines import UpstreamEngine, speed
-from freehold.advisor.roofline import Work
+from freehold.advisor.engines import Speed, UpstreamEngine, speed
+from freehold.advisor.roofline import RigPlacement, Work
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
@@ -27,7 +27,16 @@ def predicted(
 
     `width`: bytes of a cached value. Raises UsageError where it does not fit or its speed is not known.
     """
-    placed = roofline.place(work, rig, engine, prompt + answer, width)
+    usual = prompt + answer
+    placed = roofline.place(work, rig, engine, usual, width)
+    _check(placed, work, rig, engine)
+    time = _step_time(work, rig, engine, max(prompt, 2), max(prompt + answer // 2, 1))
+    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
+    return EngineModel(time, _limits(placed, work, rig.device, usual), about)
+
+
+def _check(placed: RigPlacement, work: Work, rig: Rig, engine: UpstreamEngine) -> None:
+    """Raise UsageError where it does not fit or its speed is not known."""
     if not placed.fits:
         raise UsageError(
             f"{work.name} in {work.quant} on {rig.name}: {placed.why}",
@@ -38,20 +47,10 @@ def predicted(
             f"no operations a second are published for {rig.device.title}",
             "measure an engine there: freehold deploy bench",
         )
-    tokens = max(placed.sequence - work.state_bytes, 1) / (prompt + answer)
-    large = _large_step(rig.device)
-    limits = EngineLimits(
-        streams=engine.streams if large or engine.name != "vllm" else min(engine.streams, 256),
-        room=int(placed.room / tokens),
-        chunk=large or 2048,
-    )
-    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
-    return EngineModel(_step_time(work, rig, engine, prompt, answer), limits, about)
 
 
-def _step_time(work: Work, rig: Rig, engine: UpstreamEngine, prompt: int, answer: int) -> StepTime:
-    """Fit the line over batches and depths, and the curve over prompts, through the roofline's seconds."""
-    depth = max(prompt + answer // 2, 1)
+def _step_time(work: Work, rig: Rig, engine: UpstreamEngine, prompt: int, depth: int) -> StepTime:
+    """Return a step's terms. `prompt`, `depth`: tokens, at which the curve of prompts and the line are exact."""
     pace = speed(engine, rig.device)
 
     def seconds(batch: int, tokens: int) -> float:
@@ -61,10 +60,9 @@ def _step_time(work: Work, rig: Rig, engine: UpstreamEngine, prompt: int, answer
     fixed = [seconds(b, 0) for b in batches]
     slope = (seconds(1, depth) - seconds(1, 0)) / depth
     factor = pace.factors.get("prompts", 1.0)
-    one, all_of = (factor * roofline.prompt_s(work, rig, engine, n) for n in (1, max(prompt, 2)))
+    one, all_of = (factor * roofline.prompt_s(work, rig, engine, n) for n in (1, prompt))
     # prompt_s is linear in the tokens but for attention, which grows with their square.
-    curve = max(all_of - max(prompt, 2) * one, 0.0) / (max(prompt, 2) * (max(prompt, 2) - 1) / 2)
-    spread = pace.spread.get("tpot") or pace.spread.get("answer")
+    curve = max(all_of - prompt * one, 0.0) / (prompt * (prompt - 1) / 2)
     return StepTime(
         batches=(0, *batches),
         fixed=(fixed[0], *fixed),
@@ -72,10 +70,26 @@ def _step_time(work: Work, rig: Rig, engine: UpstreamEngine, prompt: int, answer
         prompt=one,
         positions=curve,
         arrival=pace.factors.get("arrival", 0.0),
-        spread=math.log(spread.high / spread.low) / _WIDTH
-        if spread and spread.low > 0
-        else math.log(2) / 1.2816,
+        spread=_spread(pace),
         basis=f"predicted: {engine.title}, published figures of {rig.device.title}, and rows measured by others",
+    )
+
+
+def _spread(pace: Speed) -> float:
+    """Return the deviation of the logarithm of a step's seconds; a factor of two in 80 % where none is known."""
+    found = pace.spread.get("tpot") or pace.spread.get("answer")
+    return math.log(found.high / found.low) / _WIDTH if found and found.low > 0 else 2 * math.log(2) / _WIDTH
+
+
+def _limits(placed: RigPlacement, work: Work, device: Device, usual: int) -> EngineLimits:
+    """Return answers, cached tokens and tokens of a step; `usual`: tokens of a whole request."""
+    engine = placed.engine
+    tokens = max(placed.sequence - work.state_bytes, 1) / usual
+    large = _large_step(device)
+    return EngineLimits(
+        streams=engine.streams if large or engine.name != "vllm" else min(engine.streams, 256),
+        room=int(placed.room / tokens),
+        chunk=large or 2048,
     )
 
 
