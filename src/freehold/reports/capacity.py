@@ -136,7 +136,7 @@ def deploy_capacity(
     model: str = "",
     *,
     settings: Settings | None = None,
-    on_progress: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Capacity:
     """Simulate replicas of an engine under a load: first tokens, pace, cache hits, cost. Starts nothing.
@@ -147,9 +147,12 @@ def deploy_capacity(
     such as "4xh100", with `engine` and `quant`. Then `objective="ttft-p95=2s,tpot-p95=50ms"` finds the fewest
     replicas, and `replicas=4` or "1..8" plays each; `routing`, `autoscale="queue=16"`, `start_time` (s), `faster`,
     `rent` (dollars an hour), `streams`, `room` and `chunk` (tokens).
+    The answer has `runs` (percentiles in seconds), `least` (replicas, and their range), and `as_json`.
     Raises UsageError for what cannot be simulated and for a model that does not fit; ModelNotFound.
     """
-    return simulated(settings or load_settings(), CapacityOptions(model, **options), on_progress)
+    return simulated(
+        settings or load_settings(), CapacityOptions(model, **options), on_progress or (lambda line: None)
+    )
 
 
 def simulated(settings: Settings, asked: CapacityOptions, show: Callable[[str], None]) -> Capacity:
