@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from freehold.platforms import check_system as _check_system
+from freehold.version import __version__ as __version__
 
 _check_system()
 
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
         ToolCall,
         Usage,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LLM",

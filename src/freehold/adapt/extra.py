@@ -11,8 +11,8 @@ import importlib.metadata
 import os
 from typing import Any
 
-import freehold
 from freehold.errors import UsageError
+from freehold.version import __version__
 
 INSTALL = 'pip install "freehold[adapt]"'
 
@@ -45,7 +45,7 @@ def arithmetic(threads: int | None) -> dict[str, Any]:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:  # load_torch says so
         torch = ""
-    return {"freehold": freehold.__version__, "torch": torch, "threads": threads or default_threads()}
+    return {"freehold": __version__, "torch": torch, "threads": threads or default_threads()}
 
 
 def half_helps() -> bool:

@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import freehold
 from freehold import platforms
 from freehold.store.records import ModelRef
 from freehold.tokenizer import ChatTemplate
+from freehold.version import __version__
 
 SCHEMA = 1
 NAME = "receipt.json"
@@ -35,7 +35,7 @@ def receipt(verb: str, inputs: Mapping[str, Any], **parts: Any) -> dict[str, Any
     return {
         "schema": SCHEMA,
         "verb": verb,
-        "freehold": freehold.__version__,
+        "freehold": __version__,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "system": {
             "system": platforms.SYSTEM,

@@ -216,15 +216,13 @@ def _summary(name: str, rates: list[float]) -> dict[str, float]:
 
 def version() -> str:
     """Return the release, and in a checkout the commit."""
-    import freehold
+    from freehold.version import __version__
 
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     if (ROOT / ".git").exists():
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return (
-            f"{freehold.__version__}+{done.stdout.strip()}" if done.returncode == 0 else freehold.__version__
-        )
-    return freehold.__version__
+        return f"{__version__}+{done.stdout.strip()}" if done.returncode == 0 else __version__
+    return __version__
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from freehold import __version__
 from freehold.cli.report.terminal import printable
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
@@ -27,6 +26,7 @@ from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.store import ModelRef, Store
 from freehold.store.records import digest
+from freehold.version import __version__
 
 if TYPE_CHECKING:
     from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult

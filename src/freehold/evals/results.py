@@ -18,12 +18,12 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from freehold import __version__
 from freehold.advisor.interval import Interval
 from freehold.errors import StoreError
 from freehold.evals.evaluate import ItemResult, TaskResult
 from freehold.evals.items import Metric, digest
 from freehold.evals.paired import wilson
+from freehold.version import __version__
 
 LEVEL = 0.95
 

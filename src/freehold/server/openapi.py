@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-import freehold
 from freehold.server.core.call import Endpoint, endpoint_of
+from freehold.version import __version__
 
 VERSION = "3.1.0"
 _REFUSALS = {
@@ -46,7 +46,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "openapi": VERSION,
         "info": {
             "title": "Freehold",
-            "version": freehold.__version__,
+            "version": __version__,
             "description": "Language models of this machine. Errors are worded by the protocol that was spoken.",
         },
         "paths": paths,

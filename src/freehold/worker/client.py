@@ -18,11 +18,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from freehold import __version__
 from freehold.errors import EngineLost
 from freehold.machine import memory_kills
 from freehold.sandbox.children import spawn
 from freehold.serving import ModelInfo
+from freehold.version import __version__
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from freehold import __version__
 from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
 from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
@@ -23,6 +22,7 @@ from freehold.store.judging import Judgements
 from freehold.store.overlays import Overlay
 from freehold.store.refs import parse_ref
 from freehold.types import ServedModelOptions
+from freehold.version import __version__
 from freehold.worker.adapted import AdaptedHandle
 from freehold.worker.handle import EngineHandle
 from freehold.worker.memory import EngineMemory

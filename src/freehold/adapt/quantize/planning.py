@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import freehold
 from freehold import _native as native
 from freehold.adapt.quantize.mix import GGML_TYPES, OnGroup, mixed
 from freehold.adapt.quantize.recipes import (
@@ -35,6 +34,7 @@ from freehold.formats.trellis import REQUIRES
 from freehold.formats.weight_types import TABLE_TYPES
 from freehold.local.opening import text_side
 from freehold.store.space import human
+from freehold.version import __version__
 
 BITS = {2: "T2", 3: "T3", 4: "Q4_K_M"}
 DEFAULT_TEXTS = "default"
@@ -193,7 +193,7 @@ def _mix_plan(
 def _keys(
     source: GGUFFile, request: QuantizeRequest, name: str, type_id: int, choices: Sequence[TensorChoice]
 ) -> dict[str, Value]:
-    ours: dict[str, Value] = {"freehold.quantized_as": name, "freehold.version": freehold.__version__}
+    ours: dict[str, Value] = {"freehold.quantized_as": name, "freehold.version": __version__}
     if request.base:
         ours["freehold.base"] = request.base
     if any(c.type in TABLE_TYPES for c in choices):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import freehold
 from freehold import _native as native
 from freehold.adapt.base import check_base
 from freehold.adapt.licences import base_licence
@@ -42,6 +41,7 @@ from freehold.formats.trellis import BITS
 from freehold.machine import default_threads
 from freehold.models.binding.bind import Source, read_source
 from freehold.store import ModelRef
+from freehold.version import __version__
 
 SPOOL = "streams.tmp"  # what texts have become on their way through the layers
 
@@ -131,7 +131,7 @@ def _inputs(ref: ModelRef, request: QuantizeRequest, texts: Sequence[Sequence[in
             "tokens": sum(map(len, texts)),
             "sha256": texts_hash(texts) if texts else "",
         },
-        "code": freehold.__version__,
+        "code": __version__,
     }
 
 

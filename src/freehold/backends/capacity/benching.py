@@ -43,7 +43,7 @@ def deploy_bench(
 
     `target`: a deployment or another model of this home's running server, or the URL of an engine of yours that speaks
     OpenAI's protocol, with its `key` and the `model` there. Measured are `batches` of answers of `tokens` tokens at
-    `depths` tokens of context, `prompts` of so many tokens alone, and `clients` that ask one request after another;
+    `depths` tokens of context, prompts of `prompts` tokens alone, and `clients` that ask one request after another;
     all of it `rounds` times. `streams` (answers at a time) and `room` (tokens of KV cache) are the engine's limits,
     where they are known. Its `as_json` is what `freehold deploy bench --json` prints.
     Raises ServerUnreachable, UpstreamFailed where an answer fails, UsageError where too little could be measured, and

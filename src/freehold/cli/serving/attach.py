@@ -14,12 +14,12 @@ from typing import Any, Self
 
 import msgspec
 
-import freehold
 from freehold.cli.serving.lock import holder
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UpstreamFailed
 from freehold.remote.http import ADMIN_PROTOCOL, Api
 from freehold.serving import EngineStats, ModelInfo
+from freehold.version import __version__
 
 GREETING_S = 10.0  # a server answers in milliseconds; on a machine that swaps, in seconds
 WAY_OUT = "stop it (freehold serve printed its pid) and start it again"
@@ -92,7 +92,7 @@ class RunningServer:
     @property
     def note(self) -> str:
         """The difference of versions between the server and this command; "" if there is none."""
-        theirs, ours = self.greeting.version, freehold.__version__
+        theirs, ours = self.greeting.version, __version__
         return "" if theirs == ours else f"the server is freehold {theirs}, this command is {ours}"
 
     def names(self) -> set[str]:
@@ -191,7 +191,7 @@ def _greeted(api: Api) -> Greeting:
     if greeting.protocol != ADMIN_PROTOCOL:
         raise ServerUnreachable(
             f"the server (freehold {greeting.version}, pid {greeting.pid}) uses protocol {greeting.protocol}, "
-            f"this command (freehold {freehold.__version__}) protocol {ADMIN_PROTOCOL}",
+            f"this command (freehold {__version__}) protocol {ADMIN_PROTOCOL}",
             f"stop it with its own freehold stop or kill {greeting.pid}, then start freehold serve again",
         )
     return greeting

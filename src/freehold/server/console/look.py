@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import freehold
 from freehold._native import BLOCK_TOKENS
 from freehold.machine import available_bytes
 from freehold.server.core.call import Server
 from freehold.server.core.metrics import Histogram
 from freehold.serving import LoadedInfo
+from freehold.version import __version__
 
 RECENT_S = 60.0
 QUANTILES = (0.5, 0.9, 0.99)
@@ -77,7 +77,7 @@ class Looks:
         self._counts = {each.name: self._counted(each, now) for each in loaded}
         head = {
             "at": time.time(),
-            "version": freehold.__version__,
+            "version": __version__,
             "started_at": server.started_at,
             "loading": [{"name": n, "done": d, "total": t} for n, (d, t) in server.models.loading().items()],
             "troubles": server.troubles(),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import freehold
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
 from freehold.server.core.tools import may_use_tools
+from freehold.version import __version__
 
 STORE = ("pull", "delete", "load")  # what the owner and admin keys do to models
 
@@ -38,7 +38,7 @@ def described(server: Server, key: Key | None, *, owner: bool) -> dict[str, Any]
     chat = not stranger and (key is None or key.kind == "client")
     tools = ["tools"] if may_use_tools(server, key, owner=owner) else []
     return {
-        "version": freehold.__version__,
+        "version": __version__,
         "key": key.name if key else None,
         "owner": owner,
         "keyed": keyed,

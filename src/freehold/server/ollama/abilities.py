@@ -16,9 +16,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from freehold import __version__, private
+from freehold import private
 from freehold.store.manifest import write_json
 from freehold.tokenizer.template import ChatTemplate
+from freehold.version import __version__
 
 MAX_KEPT = 2048  # records of 40 bytes; as many as other programs' folders may hold models
 NAMES = ("tools", "thinking")

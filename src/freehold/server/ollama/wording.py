@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import msgspec
 
-import freehold
 from freehold.errors import ModelNotFound, Overloaded
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Problem, Refused, problem
+from freehold.version import __version__
 
 NDJSON = b"application/x-ndjson"
 # Clients compare it with the first version that had what they need: VS Code wants 0.6.4 or later, and digits only.
@@ -55,4 +55,4 @@ async def greeting(call: HttpCall) -> None:
 
 async def version(call: HttpCall) -> None:
     """Say which version of Ollama's protocol is spoken here."""
-    await call.answer({"version": COMPATIBLE, "freehold": freehold.__version__})
+    await call.answer({"version": COMPATIBLE, "freehold": __version__})

@@ -13,15 +13,15 @@ from typing import Any
 
 import msgspec
 
-import freehold
 from freehold.server.core import sse
 from freehold.server.core.answering import Choice
 from freehold.server.core.problems import Problem, openai_error
 from freehold.server.core.receipt import Tally, context
 from freehold.serving import Begin, ModelHandle
 from freehold.types import Chunk
+from freehold.version import __version__
 
-FINGERPRINT = f"freehold-{freehold.__version__}"
+FINGERPRINT = f"freehold-{__version__}"
 DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.encode
 

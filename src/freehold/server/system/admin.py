@@ -14,12 +14,12 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.routing import Route
 
-import freehold
 from freehold.remote.http import ADMIN_PROTOCOL
 from freehold.server.core.call import HttpCall, route
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.serving import LoadedInfo
+from freehold.version import __version__
 
 
 class ModelRequest(Struct, kw_only=True):
@@ -67,7 +67,7 @@ async def hello(call: HttpCall) -> None:
     door = call.server.door
     await call.answer(
         {
-            "version": freehold.__version__,
+            "version": __version__,
             "protocol": ADMIN_PROTOCOL,
             "pid": os.getpid(),
             "url": door.url if door else "",

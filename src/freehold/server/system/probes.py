@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import freehold
 from freehold.server.core.call import HttpCall
 from freehold.server.core.reply import WireReply
+from freehold.version import __version__
 
 _EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
 
@@ -57,4 +57,4 @@ async def metrics(call: HttpCall) -> None:
 
 async def version(call: HttpCall) -> None:
     """Say which version this is."""
-    await call.answer({"version": freehold.__version__})
+    await call.answer({"version": __version__})

@@ -85,9 +85,9 @@ class ToolConnection:
         from mcp import ClientSession
         from mcp_types import Implementation
 
-        import freehold
+        from freehold.version import __version__
 
-        about = Implementation(name="freehold", version=freehold.__version__)
+        about = Implementation(name="freehold", version=__version__)
         try:
             if self._child is not None:
                 await self._child.start()

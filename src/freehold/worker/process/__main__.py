@@ -21,10 +21,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from freehold import __version__
 from freehold.errors import EngineClosed, EngineLost, UsageError
 from freehold.platforms import prefer_killed
 from freehold.sandbox.children import follow_parent
+from freehold.version import __version__
 from freehold.worker.process.channel import Channel
 from freehold.worker.process.contract import HostedModel
 from freehold.worker.process.intake import Intake

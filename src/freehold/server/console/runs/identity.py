@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import freehold
 from freehold.errors import FreeholdError
 from freehold.serving import ModelDirectory
+from freehold.version import __version__
 
 
 async def identity_of(models: ModelDirectory, model: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ async def identity_of(models: ModelDirectory, model: str) -> dict[str, Any]:
         stamp = await models.stamp_of(model)
     except FreeholdError as e:  # such as a file that was replaced: the answer itself needs none of this
         stamp = f"none: {e.message}"
-    return {"model": model, "digest": stamp, "engine": f"freehold {freehold.__version__}"}
+    return {"model": model, "digest": stamp, "engine": f"freehold {__version__}"}
 
 
 def changed(bits: Mapping[str, Any], now: Mapping[str, Any]) -> str:
