@@ -37,7 +37,7 @@ MOST_NODES = 64
 _MOST_CONFIGS = 64  # of a folder; Qwen3-VL has five
 _MOST_DEEP = 100  # of JSON; real configurations are less than ten deep
 _SEVERAL = re.compile(r"(\d{1,3})\s*[x×*]\s*(\d{1,4}\s*[x×*].+)")
-# llama_pooling_type of llama.h: 0 makes no vector of a text, 4 a score of a pair; the others make vectors.
+# llama_pooling_type of llama.cpp: 0 makes no vector of a text, 4 a score of a pair; the others make vectors.
 _POOLED = {0: "generator", 4: "reranker"}
 _PACKED = ("I32", "U8")  # of safetensors: types whose values hold several weights of four bits
 
