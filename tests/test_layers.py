@@ -224,7 +224,7 @@ make_app(Doors(None, ServerSettings(home=Path(sys.argv[1]))).server)
 print(*(name for name in sys.modules if name.startswith("freehold.")))
 """
 # Of the page, what a server needs before anything is asked of it: sessions, the page's files, counts of runs.
-AT_START = ("page", "sessions", "login", "me", "asking", "runs", "runs.registry")
+AT_START = ("page", "sessions", "login", "me", "questions", "runs", "runs.registry")
 
 
 def test_a_server_starts_without_the_routes_of_its_page_its_chats_and_tools(tmp_path: Path):

@@ -30,7 +30,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freehold.backends.planning.asked import DeployOptions, planned
+from freehold.backends.planning.options import DeployOptions, planned
 from freehold.backends.process.blanks import free_port
 from freehold.backends.ray.child import EngineChild
 from freehold.backends.ray.plan import settings_of

@@ -34,7 +34,7 @@ from benches.lib.machine import say
 from benches.outgrow.guard import deploy
 from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan, Listens, PlannedFlag
-from freehold.backends.planning.asked import plan_deployment
+from freehold.backends.planning.options import plan_deployment
 from freehold.backends.replicas.replica import Replica, ReplicaLimits
 from freehold.errors import UsageError
 from freehold.providers.hop import Hop

@@ -24,7 +24,7 @@ _check_system()
 if TYPE_CHECKING:
     from freehold.advisor.cost import cost
     from freehold.backends.capacity.benching import deploy_bench
-    from freehold.backends.planning.asked import plan_deployment
+    from freehold.backends.planning.options import plan_deployment
     from freehold.choosing import advise, fit, license
     from freehold.errors import FreeholdError
     from freehold.fake import FakeModel
@@ -87,7 +87,7 @@ _HOMES = {
     "freehold.server.inside": ("DeployedLLM", "deploy"),
     "freehold.store": ("Listed", "ModelRef"),
     "freehold.advisor.cost": ("cost",),
-    "freehold.backends.planning.asked": ("plan_deployment",),
+    "freehold.backends.planning.options": ("plan_deployment",),
     "freehold.choosing": ("advise", "fit", "license"),
     "freehold.errors": ("FreeholdError",),
     "freehold.fake": ("FakeModel",),

@@ -62,7 +62,7 @@ def advise(
     """
     from freehold.advisor.advice import AdviceRequest
     from freehold.advisor.advice import advise as answered
-    from freehold.advisor.asking import join
+    from freehold.advisor.conditions import join
     from freehold.advisor.places import Load
     from freehold.catalog.questions import question
 

@@ -15,12 +15,12 @@ import pytest
 from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan
 from freehold.backends.engines import attach, survey
-from freehold.backends.engines.asker import EngineSaid
 from freehold.backends.engines.attach import target
+from freehold.backends.engines.client import EngineReply
 from freehold.backends.engines.survey import attached_plan
-from freehold.backends.planning import asked as asking
+from freehold.backends.planning import options as planning
 from freehold.backends.planning import printed
-from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.planning.options import DeployOptions
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.backends.replicas.handle import info_of
 from freehold.backends.replicas.replica import Replica
@@ -305,7 +305,7 @@ async def test_deploy_plans_for_an_address(tmp_path: Path) -> None:
     await elsewhere.start()
     try:
         asked = DeployOptions("m", name="ours", attach=f"unix:{elsewhere.socket}")
-        plan = await asyncio.to_thread(asking.planned, load_settings(), asked)
+        plan = await asyncio.to_thread(planning.planned, load_settings(), asked)
         assert (plan.engine, plan.model.name, plan.served) == ("llamacpp", "ours", "m")
         said = printed.text(plan)
         assert said.startswith(f"ours at unix:{elsewhere.socket}: llamacpp b10434-7e4c0a9, which calls it m")
@@ -314,7 +314,7 @@ async def test_deploy_plans_for_an_address(tmp_path: Path) -> None:
         await elsewhere.end()
     for wrong in ({"replicas": 2}, {"flags": ("--x",)}, {"on": "h100"}, {"python": "/p"}):
         with pytest.raises(UsageError):
-            asking.planned(load_settings(), DeployOptions("m", attach="127.0.0.1:1", **wrong))  # type: ignore[arg-type]
+            planning.planned(load_settings(), DeployOptions("m", attach="127.0.0.1:1", **wrong))  # type: ignore[arg-type]
 
 
 class Said:
@@ -323,9 +323,9 @@ class Said:
     def __init__(self, **bodies: bytes) -> None:
         self._bodies = bodies
 
-    async def get(self, path: str) -> EngineSaid | None:
+    async def get(self, path: str) -> EngineReply | None:
         body = self._bodies.get(path.rpartition("/")[2])
-        return None if body is None else EngineSaid(200, {}, body)
+        return None if body is None else EngineReply(200, {}, body)
 
 
 @pytest.mark.parametrize("said", ['"many"', "1e400", "[1]", "-5", "true", "null", "9" * 30])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.planning.asked import DeployOptions, planned
 from freehold.backends.planning.facts import nodes_on
+from freehold.backends.planning.options import DeployOptions, planned
 from freehold.backends.process import environments
 from freehold.backends.process.environments import cured, last_word, make, read
 from freehold.config import load_settings

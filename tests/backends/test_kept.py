@@ -10,7 +10,7 @@ import pytest
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.kept import KeptDeployment, as_json, folder, forget, keep, kept, of_json
-from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.planning.options import DeployOptions
 from freehold.errors import StoreError
 from tests.backends.plans import plan
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from freehold.backends.contract import Listens
-from freehold.backends.planning.asked import SOCKET
+from freehold.backends.planning.options import SOCKET
 from freehold.backends.process import ring
 from freehold.backends.ray import app, child
 from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, Passage, Passed

@@ -16,11 +16,11 @@ from freehold.backends.contract import DeployPlan, EngineFacts, EngineNumbers, L
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.emit import emit
 from freehold.backends.engines.own import OwnEngine
-from freehold.backends.planning.asked import SOCKET
+from freehold.backends.planning.options import SOCKET
 from freehold.backends.ray import doors
-from freehold.backends.ray.asked import is_ray, over_ray
 from freehold.backends.ray.driver import SESSION, RayDriver
 from freehold.backends.ray.plan import app_text, moved, over, text_for
+from freehold.backends.ray.target import is_ray, over_ray
 from freehold.errors import UsageError
 from freehold.providers.contract import Provider, RemoteModel
 from freehold.serving import Job

@@ -19,7 +19,7 @@ import pytest
 
 from freehold.backends import drivers, kept
 from freehold.backends.emit.emit import KINDS
-from freehold.backends.planning.asked import environment_folder
+from freehold.backends.planning.options import environment_folder
 from freehold.cli.complete import deployable
 from freehold.cli.deploy import EMITTED
 from freehold.cli.deploying.options import ENGINES

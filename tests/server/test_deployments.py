@@ -12,7 +12,7 @@ import pytest
 
 from freehold.backends import kept
 from freehold.backends.contract import DeployPlan, EngineNumbers
-from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.planning.options import DeployOptions
 from freehold.backends.rows import DeploymentRow, ReplicaRow
 from freehold.errors import EngineLost, ModelNotFound, UsageError
 from freehold.server.core.keys import KeyFile, made

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from freehold.advisor import finders, language_evidence
-from freehold.advisor.asking import Conditions
+from freehold.advisor.conditions import Conditions
 from freehold.advisor.facts import Facts
 from freehold.advisor.finders import Beside
 from freehold.advisor.interval import Interval

@@ -24,7 +24,7 @@ import msgspec
 
 from freehold import private
 from freehold.backends.contract import DeployPlan
-from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.planning.options import DeployOptions
 from freehold.backends.rows import DeploymentRow
 from freehold.errors import StoreError
 

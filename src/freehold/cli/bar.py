@@ -226,7 +226,7 @@ def _opening(
 ) -> Iterator[Open]:
     """Give a function that opens the models: in this process, or through the gateway."""
     if path is not None:
-        from freehold.cli.serving.asking import gateway_models
+        from freehold.cli.serving.gateway_models import gateway_models
 
         with gateway_models(settings, store, path, labels, key) as opened:
             yield opened

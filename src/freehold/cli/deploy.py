@@ -2,7 +2,7 @@
 
 Knows options and the order of starting: the running server of this home is asked to add the deployment; where none
 runs, this command becomes the server.
-Path: main -> deploy -> planning.asked.planned -> deploying/starting.py, or serving/running.py
+Path: main -> deploy -> planning.options.planned -> deploying/starting.py, or serving/running.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from freehold.backends.contract import DeployPlan
-    from freehold.backends.planning.asked import DeployOptions
+    from freehold.backends.planning.options import DeployOptions
 
 EMITTED = ("systemd", "compose", "k8s", "skypilot", "ray")
 
@@ -137,8 +137,8 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
     if not model and not given["attach"]:
         refuse_without_model(ctx)
         ctx.exit(_again(settings, given))
-    from freehold.backends.planning.asked import DeployOptions, planned
-    from freehold.backends.ray.asked import is_ray
+    from freehold.backends.planning.options import DeployOptions, planned
+    from freehold.backends.ray.target import is_ray
 
     refuse_idle(ctx, given["emit"] or "")
     options = asked_of(given, DeployOptions(model))
@@ -166,7 +166,7 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
 def _again(settings: Settings, given: Mapping[str, Any]) -> int:
     """Start what is kept and does not run."""
     from freehold.backends.kept import kept
-    from freehold.cli.deploying.asking import AskedDeployments
+    from freehold.cli.deploying.running import RunningDeployments
     from freehold.cli.serving.attach import running
 
     held, damaged = kept(settings.home)
@@ -176,7 +176,7 @@ def _again(settings: Settings, given: Mapping[str, Any]) -> int:
     names: set[str] = set()
     if server is not None:
         with server:
-            names = {row.name for row in AskedDeployments(server).rows()}
+            names = {row.name for row in RunningDeployments(server).rows()}
     plans = [(each.plan, each.asked) for each in held if each.name not in names]
     if not plans:
         raise UsageError("there is no deployment to start again", "name a MODEL: freehold deploy MODEL")
@@ -195,14 +195,14 @@ def _start(
 
     server = running(settings)
     if server is not None:
-        from freehold.cli.deploying.asking import AskedDeployments
+        from freehold.cli.deploying.running import RunningDeployments
         from freehold.cli.deploying.starting import start_on
 
         for option in given_of_a_server(click.get_current_context()):
             click.echo(f"note: {option} is for a server that this command starts; one runs already", err=True)
         with server:
             for plan, options in plans:
-                start_on(AskedDeployments(server), plan, options, printed=given["as_json"], again=again)
+                start_on(RunningDeployments(server), plan, options, printed=given["as_json"], again=again)
         return 0
     from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serve import command as serve

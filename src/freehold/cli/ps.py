@@ -36,12 +36,12 @@ def command(settings: Settings, as_json: bool) -> None:
     With --json, prints {"schema": 1, "server": ..., "models": [...], "deployments": [...]}.
     """
     from freehold.cli.deploying import tables
-    from freehold.cli.deploying.asking import AskedDeployments
+    from freehold.cli.deploying.running import RunningDeployments
 
     with found(settings) as server:
         models, rates = _sampled(server)
         try:
-            deployments = AskedDeployments(server).rows()
+            deployments = RunningDeployments(server).rows()
         except ServerUnreachable:  # of an earlier version, which deploys nothing
             deployments = []
     if as_json:

@@ -2,7 +2,7 @@
 
 A line of JSON a question, [verb, words], and a line an answer: ["", text] or [error's class, message, hint]. It reads
 config.toml anew for each, and takes processor time only where answers leave some.
-Path: server/console/asking -> main -> asked.answer
+Path: server/console/questions -> main -> answer.answer
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
 
 def _answered(verb: str, words: dict[str, list[str]]) -> list[str]:
     from freehold.config import load_settings
-    from freehold.reports.asked import answer
+    from freehold.reports.answer import answer
 
     try:
         return ["", answer(load_settings(), verb, words)]

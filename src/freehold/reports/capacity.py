@@ -31,8 +31,8 @@ from freehold.backends.capacity.scaling import Autoscaling
 from freehold.backends.capacity.simulation import SimulatedRun, simulate
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import RequestTrace
-from freehold.backends.planning.asked import advised
 from freehold.backends.planning.facts import deployed
+from freehold.backends.planning.options import advised
 from freehold.catalog.hardware import Money, Rig
 from freehold.config import Settings, load_settings
 from freehold.errors import ModelNotFound, UsageError

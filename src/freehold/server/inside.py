@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.planning.asked import DeployOptions, planned
+from freehold.backends.planning.options import DeployOptions, planned
 from freehold.backends.replicas.models import DeployedModels
 from freehold.backends.rows import DeploymentRow
 from freehold.config import Settings, load_settings

@@ -27,8 +27,8 @@ from freehold.platforms import open_files
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
-from freehold.server.console.asking import Questions
 from freehold.server.console.login import Login
+from freehold.server.console.questions import Questions
 from freehold.server.console.runs.registry import Runs
 from freehold.server.console.sessions import PageSessions
 from freehold.server.core.accepting import Acceptor

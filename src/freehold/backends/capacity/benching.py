@@ -14,9 +14,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from freehold.backends.capacity.asking import EngineDoor
 from freehold.backends.capacity.measuring import MeasurePlan, fit, measure, rules
 from freehold.backends.capacity.steptime import EngineModel
+from freehold.backends.capacity.timed_client import EngineDoor
 from freehold.config import Settings, load_settings, nearest
 from freehold.errors import ServerUnreachable, UsageError
 

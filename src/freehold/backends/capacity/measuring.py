@@ -21,8 +21,8 @@ from typing import Self
 
 import numpy as np
 
-from freehold.backends.capacity.asking import EngineDoor, TimedAnswer
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.backends.capacity.timed_client import EngineDoor, TimedAnswer
 from freehold.backends.capacity.turnover import TimedRequest, TurnoverPlan, fitted, turnover
 from freehold.errors import UpstreamFailed, UsageError
 

@@ -18,9 +18,9 @@ from typing import Protocol
 
 import numpy as np
 
-from freehold.backends.capacity.asking import EngineDoor, TimedAnswer
 from freehold.backends.capacity.simulation import simulate
 from freehold.backends.capacity.steptime import EngineModel
+from freehold.backends.capacity.timed_client import EngineDoor, TimedAnswer
 from freehold.backends.capacity.trace import RequestTrace, TracedRequest
 
 _FINEST = 0.01  # the last step of the search, of each term's logarithm

@@ -31,7 +31,7 @@ from freehold.backends.contract import (
     SecretRef,
     StartProgress,
 )
-from freehold.backends.engines.asker import EngineAsker
+from freehold.backends.engines.client import EngineClient
 from freehold.errors import UsageError
 
 HERE = ("127.0.0.1", "localhost", "::1")
@@ -78,9 +78,9 @@ class AttachTarget:
             )
         return value
 
-    def asker(self) -> EngineAsker:
+    def asker(self) -> EngineClient:
         """Return a way to ask its routes."""
-        return EngineAsker(self.url, socket=self.socket, key=self.key)
+        return EngineClient(self.url, socket=self.socket, key=self.key)
 
 
 def target(text: str, *, key_env: str = "", cleartext: bool = False) -> AttachTarget:

@@ -7,7 +7,7 @@ Read in its repository, tested against a stand-in; no Ollama has run here.
   folder under its digest, and made a model by /api/create: nothing is pulled, and the user's own store is not touched.
 - It has no metrics: a hang is found by answers that stand still.
 - SIGTERM ends it and its runners at once: a replica is emptied first.
-Path: drivers.py -> Ollama.plan -> room -> DeployPlan; Ollama.launch -> launch -> EngineAsker
+Path: drivers.py -> Ollama.plan -> room -> DeployPlan; Ollama.launch -> launch -> EngineClient
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from freehold import private
 from freehold.backends.contract import DeployPlan, EngineName, LaunchedEngine, Listens, PlanRequest
-from freehold.backends.engines.asker import EngineAsker
+from freehold.backends.engines.client import EngineClient
 from freehold.backends.engines.one_box import room
 from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire
@@ -186,7 +186,7 @@ async def _made(engine: LaunchedEngine, digest: str, least: str) -> None:
     Raises UsageError for a version below `least`: the program on PATH was not asked for its own before.
     """
     name, file = engine.plan.model.name, Path(engine.plan.model.source).name
-    async with EngineAsker(engine.url.removesuffix("/v1")) as ask:
+    async with EngineClient(engine.url.removesuffix("/v1")) as ask:
         said = None
         while not engine.ended.done():
             said = await ask.get("/api/version", limit_s=1.0)

@@ -18,8 +18,8 @@ from typing import Any
 from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import DeployedModel, DeployPlan, EngineName, Listens, Nodes, ParallelSizes
 from freehold.backends.engines import attach
-from freehold.backends.engines.asker import EngineAsker
 from freehold.backends.engines.attach import AttachTarget
+from freehold.backends.engines.client import EngineClient
 from freehold.backends.names import named
 from freehold.catalog.hardware import Device, Rig
 from freehold.config import nearest
@@ -141,7 +141,7 @@ async def _survey(at: AttachTarget, engine: str, model: str) -> EngineSurvey:
     )
 
 
-async def surveyed(ask: EngineAsker, engine: str = "") -> EngineSurvey | None:
+async def surveyed(ask: EngineClient, engine: str = "") -> EngineSurvey | None:
     """Ask an engine what it is; None where nothing answers. Raises UsageError for a key that it refuses."""
     listed = await ask.get("/v1/models")
     if listed is None:
@@ -168,7 +168,7 @@ async def surveyed(ask: EngineAsker, engine: str = "") -> EngineSurvey | None:
     return EngineSurvey(known, shown[:64], tuple(row["id"] for row in rows), context, streams)  # type: ignore[arg-type]
 
 
-async def _engine(ask: EngineAsker, server: str, rows: list[dict[str, Any]]) -> str:
+async def _engine(ask: EngineClient, server: str, rows: list[dict[str, Any]]) -> str:
     owners = {str(row.get("owned_by", "")) for row in rows}
     found = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), None)
     if found is not None:
@@ -179,7 +179,7 @@ async def _engine(ask: EngineAsker, server: str, rows: list[dict[str, Any]]) -> 
     return "ollama" if said is not None and said.status == 200 and said.member("version") else "compatible"
 
 
-async def _sizes(ask: EngineAsker, engine: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
+async def _sizes(ask: EngineClient, engine: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
     """Return the context of an answer and the answers at a time, as far as it tells."""
     context = next((n for row in rows if (n := _count(row.get("max_model_len")))), 0)
     if engine != "llamacpp":

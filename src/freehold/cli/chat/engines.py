@@ -1,13 +1,13 @@
 """A stored model in another engine, for one `freehold run`: started with it, and ended with it.
 
 Knows plans and progress; which engine it is was chosen elsewhere.
-Path: cli/chat/opened.py -> opened -> asked.planned -> server.inside.DeployedLLM
+Path: cli/chat/opened.py -> opened -> options.planned -> server.inside.DeployedLLM
 """
 
 from __future__ import annotations
 
 from freehold.backends.finding import EngineChoice
-from freehold.backends.planning.asked import DeployOptions, planned
+from freehold.backends.planning.options import DeployOptions, planned
 from freehold.cli.deploying.tables import progress
 from freehold.cli.progress import StatusLine
 from freehold.config import Settings

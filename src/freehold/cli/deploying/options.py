@@ -1,6 +1,6 @@
 """The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both; those that say nothing.
 
-Knows names and help texts; what they mean is backends/planning/asked.py's.
+Knows names and help texts; what they mean is backends/planning/options.py's.
 Path: cli/deploy.py, cli/deploying/verbs.py -> plan_options, asked_of -> DeployOptions
 """
 
@@ -16,7 +16,7 @@ from freehold.cli.shared import Amount
 from freehold.errors import UsageError
 
 if TYPE_CHECKING:
-    from freehold.backends.planning.asked import DeployOptions
+    from freehold.backends.planning.options import DeployOptions
 
 ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold")
 
@@ -98,7 +98,7 @@ def refuse_idle(ctx: click.Context, kind: str) -> None:
 
 def _planning() -> set[str]:
     """Return the options that say what to plan or to write."""
-    from freehold.backends.planning.asked import DeployOptions
+    from freehold.backends.planning.options import DeployOptions
 
     return {f.name for f in fields(DeployOptions)} | {"dry_run", "emit", *_OF_FILES}
 

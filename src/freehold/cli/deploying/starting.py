@@ -1,7 +1,7 @@
 """Starting a deployment on the running server, and following it until it answers.
 
 Knows the owner's routes and words for people; what is to be started is a plan.
-Path: cli/deploy.py -> start_on -> AskedDeployments.add -> stdout
+Path: cli/deploy.py -> start_on -> RunningDeployments.add -> stdout
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import suppress
 import click
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.planning.options import DeployOptions
 from freehold.backends.rows import DeploymentRow
-from freehold.cli.deploying.asking import AskedDeployments
+from freehold.cli.deploying.running import RunningDeployments
 from freehold.cli.deploying.tables import as_json, progress
 from freehold.cli.progress import StatusLine
 from freehold.cli.report.terminal import printable
@@ -28,7 +28,7 @@ LAST_LINES = 8  # of a dead engine's log
 
 
 def start_on(
-    asked: AskedDeployments, plan: DeployPlan, options: DeployOptions, *, printed: bool, again: bool = False
+    asked: RunningDeployments, plan: DeployPlan, options: DeployOptions, *, printed: bool, again: bool = False
 ) -> None:
     """Start a plan, and print how to ask it once it is ready. Ctrl-C, and a start that fails, leave nothing.
 
@@ -76,6 +76,6 @@ def last_words(log: Callable[[str, int], Sequence[str]], name: str) -> list[str]
         return []
 
 
-def _undone(asked: AskedDeployments, name: str) -> None:
+def _undone(asked: RunningDeployments, name: str) -> None:
     with suppress(ModelNotFound):
         asked.stop(name, 0.0)

@@ -2,7 +2,7 @@
 
 Knows options and words; the server does it, through its owner's socket. Without a server, `status` lists what is kept,
 and `stop` forgets it.
-Path: deploy -> AskedDeployments -> stdout
+Path: deploy -> RunningDeployments -> stdout
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import click
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.kept import KeptDeployment, forget, kept
-from freehold.backends.planning.asked import planned
+from freehold.backends.planning.options import planned
 from freehold.backends.rows import DeploymentRow
 from freehold.cli.deploying import tables
-from freehold.cli.deploying.asking import AskedDeployments
 from freehold.cli.deploying.options import asked_of, plan_options
+from freehold.cli.deploying.running import RunningDeployments
 from freehold.cli.deploying.starting import LOOKED_S
 from freehold.cli.progress import StatusLine
 from freehold.cli.report.terminal import printable
@@ -53,7 +53,7 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
         _tell_kept([each for each in held if name in ("", each)], as_json=as_json)
         return
     with server:
-        asked = AskedDeployments(server)
+        asked = RunningDeployments(server)
         every = asked.rows()
         shown = [asked.row(name)] if name else every
     idle = [each for each in held if each not in {row.name for row in every}]
@@ -91,7 +91,7 @@ def restart(settings: Settings, name: str, drain_first: bool, as_json: bool) -> 
     again. Ctrl-C leaves the server to finish.
     """
     with found(settings) as server:
-        asked = AskedDeployments(server)
+        asked = RunningDeployments(server)
         row = asked.row(name)
         _tell_gap(row, row.plan, drain_first)
         row = _rolled(asked, name, lambda: asked.restart(name, drain_first=drain_first))
@@ -125,7 +125,7 @@ def upgrade(
         show_plan(plan, as_json=as_json)
         return
     with found(settings) as server:
-        asked = AskedDeployments(server)
+        asked = RunningDeployments(server)
         _tell_gap(asked.row(name), plan, drain_first)
         row = _rolled(asked, name, lambda: asked.upgrade(name, plan, options, drain_first=drain_first))
     _told(row, "upgraded", as_json=as_json)
@@ -152,7 +152,7 @@ def stop(settings: Settings, name: str, drain: float, as_json: bool) -> None:
         click.echo(f"{name} is forgotten; no server ran it", err=True)
     else:
         with server:
-            AskedDeployments(server).stop(name, drain)
+            RunningDeployments(server).stop(name, drain)
         click.echo(f"{name} has ended", err=True)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "name": name, "stopped": True}))
@@ -170,7 +170,7 @@ def logs(settings: Settings, name: str, replica: int, lines: int | None, follow:
     if follow and as_json:
         raise UsageError("--follow prints lines, --json one object", "leave one of them out")
     with found(settings) as server:
-        asked = AskedDeployments(server)
+        asked = RunningDeployments(server)
         last = list(asked.log(name, replica))
         shown = last[-lines:] if lines else last
         if as_json:
@@ -196,7 +196,7 @@ def news(before: list[str], now: list[str]) -> list[str]:
     return now
 
 
-def _rolled(asked: AskedDeployments, name: str, roll: Callable[[], DeploymentRow]) -> DeploymentRow:
+def _rolled(asked: RunningDeployments, name: str, roll: Callable[[], DeploymentRow]) -> DeploymentRow:
     """Run a roll in a thread, and show meanwhile how far it is. Raises what the server raised."""
     came: list[DeploymentRow | BaseException] = []
 

@@ -74,7 +74,7 @@ def deployments_of(
     settings: Settings, store: Store, names: Sequence[str], wish: EngineWish
 ) -> tuple[list[str], StartedDeployments | None]:
     """Share the models that a server is started for: those of our engine, and those that another one computes."""
-    from freehold.backends.planning.asked import DeployOptions, planned
+    from freehold.backends.planning.options import DeployOptions, planned
     from freehold.cli.deploying.serving import StartedDeployments
 
     ours, plans = [], []

@@ -1,6 +1,6 @@
 """What the Models page shows, and every question of choosing: answers are those that the command line prints.
 
-Knows who may ask about what; knows no figure. Path: route -> models, choose -> asking.Questions
+Knows who may ask about what; knows no figure. Path: route -> models, choose -> questions.Questions
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from freehold.server.console.asking import Questions
+from freehold.server.console.questions import Questions
 from freehold.server.core.call import HttpCall
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused, without_paths

@@ -2,7 +2,7 @@
 
 Sums are those of `freehold ledger --json`, savings those of `freehold cost --from-ledger --json`. Where there is no
 ledger, or no key, there is null, not zero. Knows who may see whose; knows no price.
-Path: route -> usage -> router/ledger/queries.py, accounts.py, asking.Questions
+Path: route -> usage -> router/ledger/queries.py, accounts.py, questions.Questions
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from freehold.errors import FreeholdError, ModelNotFound
-from freehold.server.console.asking import Questions
 from freehold.server.console.choose import questions, words_of
+from freehold.server.console.questions import Questions
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.problems import Refused, problem
 

@@ -1,11 +1,11 @@
 """Asks an engine's own routes, beside the requests that clients make: what it is, whether it answers, what it loads.
 
-    async with EngineAsker("http://127.0.0.1:8000", key="...") as ask:
+    async with EngineClient("http://127.0.0.1:8000", key="...") as ask:
         said = await ask.get("/version")       # None where nothing answers
         said.status, said.member("version")
 
 No prompt is ever sent here. Follows no redirect, uses no proxy, reads little. Knows no engine.
-Path: attach.py, ollama.py -> EngineAsker.get -> aiohttp
+Path: attach.py, ollama.py -> EngineClient.get -> aiohttp
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASKED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSaid:
+class EngineReply:
     """An answer of one of its routes."""
 
     status: int
@@ -45,7 +45,7 @@ class EngineSaid:
         return found
 
 
-class EngineAsker:
+class EngineClient:
     """Connections to one engine, for its own routes."""
 
     def __init__(self, url: str, *, socket: Path | None = None, key: str = "") -> None:
@@ -69,15 +69,15 @@ class EngineAsker:
         """Close its connections."""
         await self._session.close()
 
-    async def get(self, path: str, *, limit_s: float = ASKED_S) -> EngineSaid | None:
+    async def get(self, path: str, *, limit_s: float = ASKED_S) -> EngineReply | None:
         """Return what a route says; None where nothing answers in time."""
         return await self._asked("GET", path, None, limit_s)
 
-    async def post(self, path: str, body: Any, *, limit_s: float = ASKED_S) -> EngineSaid | None:
+    async def post(self, path: str, body: Any, *, limit_s: float = ASKED_S) -> EngineReply | None:
         """Return what a route says to a JSON body; None where nothing answers in time."""
         return await self._asked("POST", path, body, limit_s)
 
-    async def _asked(self, method: str, path: str, body: Any, limit_s: float) -> EngineSaid | None:
+    async def _asked(self, method: str, path: str, body: Any, limit_s: float) -> EngineReply | None:
         aiohttp = http_client()
         try:
             async with self._session.request(
@@ -92,6 +92,6 @@ class EngineAsker:
                     said += part
                     if len(said) > MOST:
                         break
-                return EngineSaid(reply.status, dict(reply.headers), bytes(said[:MOST]))
+                return EngineReply(reply.status, dict(reply.headers), bytes(said[:MOST]))
         except self._faults:
             return None

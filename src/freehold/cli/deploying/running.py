@@ -1,7 +1,7 @@
 """The deployments of this home's running server, asked through its owner's socket.
 
 Knows the routes of server/system/deployments.py and their JSON; prints nothing.
-Path: cli/deploy.py, cli/deploying/verbs.py -> AskedDeployments -> Unix socket -> server/system/deployments.py
+Path: cli/deploy.py, cli/deploying/verbs.py -> RunningDeployments -> Unix socket -> server/system/deployments.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 from freehold.backends import kept
 from freehold.backends.contract import DeployPlan
-from freehold.backends.planning.asked import DeployOptions
+from freehold.backends.planning.options import DeployOptions
 from freehold.backends.rows import DeploymentRow
 from freehold.cli.serving.attach import RunningServer
 from freehold.errors import ModelNotFound, ServerUnreachable, UpstreamFailed
@@ -30,7 +30,7 @@ class _Lines(msgspec.Struct):
     lines: list[str]
 
 
-class AskedDeployments:
+class RunningDeployments:
     """What a running server has deployed."""
 
     def __init__(self, server: RunningServer) -> None:

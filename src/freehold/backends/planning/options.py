@@ -77,7 +77,7 @@ def planned(
     gets the installer's lines then. Without it nothing is installed. `here`: this machine as it was before the engines
     that the plan replaces took its memory.
     """
-    from freehold.backends.ray.asked import is_ray, over_ray
+    from freehold.backends.ray.target import is_ray, over_ray
 
     if is_ray(asked.on):
         return over_ray(_planned(settings, replace(asked, on=""), start, show, here), asked.on, start=start)

@@ -5,7 +5,7 @@
     --on ray://HOST:10001         an app on a cluster that runs; RAY_AUTH_TOKEN has its token
 
 Finds programs and reads their metadata; starts nothing.
-Path: planning.asked.planned -> over_ray -> ray.plan.over
+Path: planning.options.planned -> over_ray -> ray.plan.over
 """
 
 from __future__ import annotations
