@@ -1,8 +1,7 @@
 """ggml's own quantisers by ctypes: a matrix to one of its types and back to floats.
 
-Takes a libggml.so that has them (ik_llama.cpp's knows more types than the mainline's) and the header beside
-it, whose numbers of
-types it reads. Rows that a type's blocks of 256 do not divide are joined, which no file allows: good for
+Takes a libggml.so that has them (ik_llama.cpp's knows more types than the mainline's) and the header beside it, which
+has the types' numbers. Rows that blocks of 256 do not divide are joined, which no file allows: that is good for
 comparisons alone.
 Knows no model. Path: benches/adapt/gate.py -> Ggml.rounded
 """
@@ -49,9 +48,7 @@ class Ggml:
         self._lib.ggml_quantize_chunk.restype = ctypes.c_size_t
 
     def rounded(self, name: str, weights: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return what float32 [N, K] becomes in a type, with `importance` [K] of its inputs, and the bits a
-        weight.
-        """
+        """Return what float32 [N, K] becomes in a type, with `importance` [K] of its inputs, and its bits a weight."""
         n, k = weights.shape
         joined = next(m for m in range(1, _BLOCK + 1) if k * m % _BLOCK == 0)
         rows = np.ascontiguousarray(weights, np.float32).reshape(n // joined, k * joined)

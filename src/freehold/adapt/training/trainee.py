@@ -128,9 +128,9 @@ class Trainee:
         """Compute the last activations before each wanted token; differentiable in the pairs.
 
         `rows`: token ids, two or more each; they are computed together and never see each other. Neighbours that begin
-        alike, as answers to one prompt do, share what they begin with. `wanted`: for each
-        row, whether the log-probability of ids[1], ids[2], ... is wanted; None: of all. The head costs time for
-        wanted tokens alone. `adapter` False: the model itself, without a gradient.
+        alike, as answers to one prompt do, share what they begin with. `wanted`: for each row, whether the
+        log-probability of ids[1], ids[2], ... is wanted; None: of all. The head costs time for wanted tokens alone.
+        `adapter` False: the model itself, without a gradient.
         """
         import torch
 
