@@ -186,6 +186,7 @@ def align(
         most = min(settings.max_tokens, trainee.source.cfg.context)
         rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
         course = _course(trainee, pair_rows(rows, data.trained), settings)
+        steps = settings.epochs * course.order.steps_an_epoch
         unseen = pair_rows(rows, data.tested)
         for note in [*notes({"base's": licence}), *_notes(course.pairs, data)]:
             on_note(note)
@@ -193,12 +194,13 @@ def align(
             with open_sampling(
                 model, packs, many=True, context=MIN_CONTEXT, threads=settings.threads
             ) as base:
-                course.nearness = Nearness(trainee, written(base, settings.seed), settings.replay)
+                own = written(base, settings.seed, steps * settings.replay)
+                course.nearness = Nearness(trainee, own, settings.replay)
         loop = TrainingLoop(
             run,
             trainee,
             course.optimizer,
-            settings.epochs * course.order.steps_an_epoch,
+            steps,
             arrays=lambda: {"reference": course.reference.values.copy()},
             restore=lambda arrays: np.copyto(course.reference.values, arrays["reference"]),
         )

@@ -172,7 +172,8 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     if given.replay:
         work.watch.doing(f"{work.student.name} writes what it rehearses")
         with work.engine(work.student) as student:
-            course.replay = written(student, given.seed)
+            steps = given.epochs * order.steps_an_epoch
+            course.replay = written(student, given.seed, steps * given.replay)
     lines = _loop(work, trainee, optimizer, course.step, order)
     with work.engine(work.student) as student:
         student.add_adapter(ADAPTER, work.run.folder)

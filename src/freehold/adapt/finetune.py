@@ -185,15 +185,16 @@ def finetune(
         "arithmetic": arithmetic(settings.threads),
     }
     room = Classroom.of(model, lessons, settings)  # a refusal leaves no folder
-    most = _longest_answer(room.course.rows)
+    most, steps = _longest_answer(room.course.rows), settings.epochs * room.course.order.steps_an_epoch
     with RunFolder.open(out, "finetune", inputs, fresh=fresh) as run:
         with _engine(model, packs, room, settings) as engine:
-            room.course.replay = written(engine, settings.seed) if settings.replay else []
+            if settings.replay:
+                room.course.replay = written(engine, settings.seed, steps * settings.replay)
             before = ExamResult.of(engine, lessons, "", most)
         trainee, course = room.trainee, room.course
         for note in [*notes({"base's": licence}), *_notes(room, lessons)]:
             on_note(note)
-        loop = TrainingLoop(run, trainee, course.optimizer, settings.epochs * course.order.steps_an_epoch)
+        loop = TrainingLoop(run, trainee, course.optimizer, steps)
         loop.run(course.step, _watched(trainee, on_step, on_note))
         loop.save(gguf=gguf)
         lines = loop.lines()

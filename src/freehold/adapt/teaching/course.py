@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from freehold.adapt.rows import AnswerRow
 from freehold.adapt.teaching.nearness import BaseActivations
-from freehold.adapt.teaching.replay import ReplayRow, group
+from freehold.adapt.teaching.replay import ReplayRow
 from freehold.adapt.training.head import divergence
 from freehold.adapt.training.order import PASS_TOKENS, Order, parts
 from freehold.adapt.training.steps import Optimizer
@@ -43,8 +43,7 @@ class TeachingCourse:
         """Learn from one batch; return its line."""
         batch = [self.rows[i] for i in self.order.of(step)]
         if self.rehearsed and self.replay:
-            number, replay = group(self.replay, self.rehearsed, step)
-            line = self.learn(batch, replay, self._base.of(number, replay))
+            line = self.learn(batch, *self._base.of(self.replay, self.rehearsed, step))
         else:
             line = self.learn(batch)
         rate = self.optimizer.rate

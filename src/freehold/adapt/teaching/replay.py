@@ -54,36 +54,38 @@ QUESTIONS = (
     "What is inflation?",
 )
 OPENINGS = (
-    *(
-        "The history of the town begins",
-        "In mathematics, a",
-        "She opened the door and",
-        "To install the program,",
-    ),
-    *(
-        "The capital city of",
-        "Scientists have found that",
-        "def main():\n",
-        "Dear Sir or Madam,",
-        "The recipe needs",
-    ),
-    *(
-        "According to the report,",
-        "The first chapter",
-        "Water is",
-        "The company announced",
-        "A long time ago,",
-    ),
-    *(
-        "The patient was",
-        "import numpy as np\n",
-        "The answer to the question",
-        "During the war,",
-        "The river flows",
-    ),
-    *("If you want to", "The following table", "Children learn", "The law states that", "In the morning,"),
-    *("The largest", "It is important to", "The author of", "One day, the", "The engine", "Many animals"),
-    *("The average temperature", "Music is"),
+    "The history of the town begins",
+    "In mathematics, a",
+    "She opened the door and",
+    "To install the program,",
+    "The capital city of",
+    "Scientists have found that",
+    "def main():\n",
+    "Dear Sir or Madam,",
+    "The recipe needs",
+    "According to the report,",
+    "The first chapter",
+    "Water is",
+    "The company announced",
+    "A long time ago,",
+    "The patient was",
+    "import numpy as np\n",
+    "The answer to the question",
+    "During the war,",
+    "The river flows",
+    "If you want to",
+    "The following table",
+    "Children learn",
+    "The law states that",
+    "In the morning,",
+    "The largest",
+    "It is important to",
+    "The author of",
+    "One day, the",
+    "The engine",
+    "Many animals",
+    "The average temperature",
+    "Music is",
 )
 ANSWER, PLAIN = 40, 48  # tokens of each
 
@@ -101,19 +103,21 @@ class ReplayRow:
         return [i >= self.first for i in range(1, len(self.ids))]
 
 
-def written(model: SamplingModel, seed: int) -> list[ReplayRow]:
+def written(model: SamplingModel, seed: int, most: int) -> list[ReplayRow]:
     """Have the base write: questions' answers (where it chats) and openings' continuations, in turn.
 
-    The same model and seed give the same rows.
+    `most`: rows that the run rehearses; a short run needs no others. The same model and seed give the same rows,
+    and fewer are the first of them.
     """
-    encode = model.tokenizer.encode
-    plain = [encode(text) for text in OPENINGS]
-    chats = [model.render([Message("user", text)]) for text in QUESTIONS] if model.info.can_chat else []
+    kinds = 2 if model.info.can_chat else 1
+    count = -(-most // kinds)
+    plain = [model.tokenizer.encode(text) for text in OPENINGS[:count]]
     rows = _sampled(model, plain, seed, PLAIN, 1)
-    answered = _sampled(model, chats, seed + len(plain), ANSWER, 0)
-    if not answered:
+    if kinds == 1:
         return rows
-    return [row for both in zip(answered, rows, strict=True) for row in both]
+    chats = [model.render([Message("user", text)]) for text in QUESTIONS[:count]]
+    answered = _sampled(model, chats, seed + len(OPENINGS), ANSWER, 0)
+    return [row for both in zip(answered, rows, strict=True) for row in both][:most]
 
 
 def _sampled(
