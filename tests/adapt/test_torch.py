@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import freehold
+from freehold.adapt.extra import half_helps
+from freehold.machine.processor import Processor
 from freehold.models.tiny import make
 
 PACKAGE = Path(freehold.__file__).parent
@@ -92,3 +94,19 @@ def test_finetune_without_torch_names_the_extra(tiny: Path, tmp_path: Path):
     made = without_torch(tmp_path, "finetune", str(tiny), "--data", "data.jsonl", "-o", "out")
     assert made.returncode != 0 and 'pip install "freehold[adapt]"' in made.stderr
     assert "Traceback" not in made.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "helps"),
+    [
+        ("AMD EPYC 9755", ("avx512f", "avx512_bf16"), True),
+        ("AMD EPYC 7763", ("avx2",), False),
+        ("Intel(R) Xeon(R) Processor", ("avx512_bf16", "amx_bf16"), True),
+        ("Intel(R) Xeon(R) Processor", ("avx512_bf16",), False),
+    ],
+)
+def test_bfloat16_is_the_default_where_it_is_the_faster(
+    name: str, features: tuple[str, ...], helps: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("freehold.machine.processor", lambda: Processor(name, "", (), features))
+    assert half_helps() is helps
