@@ -2,7 +2,6 @@
 
 A fenced block of `sh` or `python` runs with a fresh home, unless the line after (or before) it says why not:
 `<!-- not run: REASON -->`, or `<!-- model -->` for one that needs real weights and runs under `-m model`, or
-`<!-- model, minutes -->` for one of those that `make test-all` alone runs, or
 `<!-- server -->` for one that asks a server at ADDRESS: it runs under `-m model` beside one that holds MODEL.
 """
 
@@ -67,7 +66,6 @@ ALL = blocks()
 FAST = [b for b in ALL if b.language in RUN and not b.mark]
 WITH_SERVER = [b for b in ALL if b.language in RUN and b.mark == "<!-- server -->"]
 WITH_MODEL = [b for b in ALL if b.language in RUN and b.mark == "<!-- model -->"]
-MINUTES = [b for b in ALL if b.language in RUN and b.mark == "<!-- model, minutes -->"]
 
 
 def run(block: Block, env: dict[str, str], folder: Path) -> None:
@@ -120,9 +118,7 @@ def at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(
-    "block", [*WITH_MODEL, *(pytest.param(b, marks=pytest.mark.big) for b in MINUTES)], ids=str
-)
+@pytest.mark.parametrize("block", WITH_MODEL, ids=str)
 def test_documented_block_runs_with_real_weights(block: Block, at_home: None, tmp_path: Path):
     run(block, {}, tmp_path)
 
@@ -156,7 +152,7 @@ def test_documented_block_runs_beside_a_server(block: Block, url: str, tmp_path:
 def test_every_block_runs_or_says_why_not(block: Block):
     assert block.language in (*RUN, *SHOWN), f"{block}: language {block.language!r} is neither run nor shown"
     if block.mark:
-        known = block.mark in ("<!-- model -->", "<!-- model, minutes -->", "<!-- server -->")
+        known = block.mark in ("<!-- model -->", "<!-- server -->")
         assert known or NOT_RUN.fullmatch(block.mark), f"{block}: {block.mark}"
 
 
