@@ -8,12 +8,15 @@ import shlex
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from freehold.advisor.machine import Gpu
 from freehold.backends import finding
 from tests.backends import standin
 from tests.cli.test_serve import freehold, started
+from tests.formats.gguf_writer import SMALL_METADATA, SMALL_TENSORS, Value
+from tests.formats.gguf_writer import write_gguf as small_gguf
 from tests.vectors.files import write_gguf
 
 GIB = 1 << 30
@@ -147,6 +150,26 @@ def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
         assert llm.info.context > 0
     plan = package.plan_deployment("qwen3:32b", on="2xh100", engine="vllm", settings=settings)
     assert plan.engine == "vllm"
+
+
+def test_python_takes_vectors_from_an_engine(tmp_path, path, monkeypatch):
+    import freehold as package
+    from freehold.config import load_settings
+    from freehold.errors import UpstreamFailed, UsageError
+
+    monkeypatch.setenv("PATH", path)
+    settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
+    pools = SMALL_METADATA | {"llama.pooling_type": Value(4, 3)}
+    model = str(small_gguf(tmp_path / "vectors.gguf", pools, SMALL_TENSORS))
+    with package.deploy(model, engine="llamacpp", settings=settings) as llm:
+        found, alone = llm.embed(["a cat", "a dog"]), llm.embed("a dog")
+        assert found.vectors.shape == (2, 8) and len(found.tokens) == 2
+        assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1)
+        assert np.array_equal(found.vectors[1:], alone.vectors)
+        with pytest.raises(UsageError, match="0 texts"):
+            llm.embed([])
+        with pytest.raises(UpstreamFailed):
+            next(llm.stream([package.Message("user", "Hi")]))
 
 
 def test_python_looks_after_an_engine_as_the_verbs_do(tmp_path, tiny, path, monkeypatch):

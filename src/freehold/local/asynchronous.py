@@ -18,11 +18,12 @@ from freehold.engine import Engine
 from freehold.local.answering import LocalJob
 from freehold.local.chat import Chat
 from freehold.local.completion import Prompts, completion, is_batch
-from freehold.local.embedding import Embeddings, Text
+from freehold.local.embedding import Text
 from freehold.local.keywords import ChatOptions, GenerateOptions, LoadOptions, keywords
 from freehold.local.llm import LLM
 from freehold.local.opening import load
 from freehold.local.together import prepared
+from freehold.serving import Embeddings
 from freehold.types import Chunk, Completion
 
 # A pause of the stepping thread with nothing to compute: other threads may be computing the steps of its requests.

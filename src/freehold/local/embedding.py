@@ -7,7 +7,6 @@ Path: LLM.embed -> Embedder.embed -> Encoder.embed or scoring.embed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +17,12 @@ from freehold.engine.scoring import embed
 from freehold.errors import BadPrompt, ContextOverflow, UsageError
 from freehold.local.jobs import most_chars
 from freehold.models.lora import Adapter
-from freehold.serving import MAX_TEXTS, EmbedJob
+from freehold.serving import MAX_TEXTS, Embeddings, EmbedJob
 from freehold.stopping import check_stopped
 from freehold.tokenizer import Tokenizer
 
 F32 = NDArray[np.float32]
 Text = str | Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """Vectors of unit length, and the tokens computed for them."""
-
-    vectors: F32  # [texts, width]
-    tokens: tuple[int, ...]  # of each text
-    cut: tuple[int, ...] = ()  # indices of the texts that were truncated
 
 
 class Embedder:

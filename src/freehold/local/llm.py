@@ -27,13 +27,13 @@ from freehold.local.answering import LocalJob
 from freehold.local.chat import Chat, as_messages
 from freehold.local.completion import Prompts, complete, is_batch
 from freehold.local.constraints import ConstraintBuilder
-from freehold.local.embedding import Embedder, Embeddings, Text
+from freehold.local.embedding import Embedder, Text
 from freehold.local.jobs import check_request
 from freehold.local.keywords import ChatOptions, GenerateOptions, keywords
 from freehold.local.prompt import Prompter
 from freehold.local.requests import chat_job, sampling_of, seeded, text_job
 from freehold.local.together import all_together, as_they_end
-from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.serving import Begin, Embeddings, EmbedJob, EngineStats, Job, ModelInfo
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import (

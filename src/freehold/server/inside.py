@@ -18,24 +18,26 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.planning.options import DeployOptions, planned
 from freehold.backends.replicas.models import DeployedModels
 from freehold.backends.rows import DeploymentRow
 from freehold.config import Settings, load_settings
-from freehold.errors import EngineClosed
+from freehold.errors import EngineClosed, UsageError
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
-from freehold.serving import ModelInfo
+from freehold.serving import MAX_TEXTS, Embeddings, EmbedJob, ModelInfo, Vectors
 from freehold.store import Store
 from freehold.worker.models import EngineModels
 
 if TYPE_CHECKING:
     from freehold.server.core.call import ServerHandle
 
+T = TypeVar("T")
 LOOKED_S = 0.1
 END_S = 30.0  # for its engines to end
 DRAIN_S = 30.0  # for answers, before a stop ends their engine
@@ -76,6 +78,24 @@ class DeployedLLM(HttpModel):
             raise
         info = replace(info, load_s=time.perf_counter() - started)
         super().__init__(self._inside.api(), plan.model.name, info)
+
+    def embed(self, texts: str | Sequence[str], *, dimensions: int | None = None) -> Embeddings:
+        """Return a vector of unit length for each text, from a model that gives vectors.
+
+        `dimensions`: keep this many of a vector's numbers, at unit length again, which is for models that were trained
+        for it. Raises UsageError for too many texts, and UpstreamFailed where the engine refuses one: an empty text,
+        one that is longer than the context, or any, where the model gives text alone.
+        """
+        import numpy as np
+
+        listed = (texts,) if isinstance(texts, str) else tuple(texts)
+        if not 1 <= len(listed) <= MAX_TEXTS:
+            raise UsageError(f"there are {len(listed):,} texts; expected 1 to {MAX_TEXTS:,}")
+        found = self._inside.wait(
+            partial(_embedded, name=self.name, job=EmbedJob(listed, dimensions=dimensions))
+        )
+        rows = np.frombuffer(found.data, "<f4").reshape(-1, found.width)
+        return Embeddings(rows, found.tokens, found.cut)
 
     def status(self) -> DeploymentRow:
         """Return its plan, counts of requests, and each replica's state, process, memory (bytes) and latest death."""
@@ -159,9 +179,9 @@ class InsideServer:
             raise EngineClosed("the deployment was stopped", "deploy it again")
         return self._models
 
-    def wait(self, work: Callable[[DeployedModels], Coroutine[Any, Any, object]]) -> None:
-        """Do something with its models in its own thread, and wait for the end. Raises what it raises."""
-        asyncio.run_coroutine_threadsafe(work(self.models), self._loop).result()
+    def wait(self, work: Callable[[DeployedModels], Coroutine[Any, Any, T]]) -> T:
+        """Do something with its models in its own thread, and wait for its end. Raises what it raises."""
+        return asyncio.run_coroutine_threadsafe(work(self.models), self._loop).result()
 
     def row(self, name: str) -> DeploymentRow:
         """Return a deployment."""
@@ -199,3 +219,7 @@ class InsideServer:
         models = self._models = DeployedModels(EngineModels(self._store), self._folder)
         doors = self._doors = Doors(models, ServerSettings(drain_s=0.0))
         await doors.open([], bind_unix(self._socket), self._up.set)
+
+
+async def _embedded(models: DeployedModels, name: str, job: EmbedJob) -> Vectors:
+    return await (await models.use(name)).embed(job)
