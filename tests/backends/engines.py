@@ -54,6 +54,7 @@ class RunningStandIn:
         self.ended: asyncio.Future[EngineDeath | None] = asyncio.get_running_loop().create_future()
         self.log: deque[str] = deque(maxlen=100)
         self.key, self.url, self.socket = KEY, "http://engine/v1", plan.listens.socket
+        self.cpu_s = lambda: 1.0  # seconds of processor, as it tells them
         self._why = ""
         self._asked = False
         self._watching = asyncio.create_task(self._watch())
@@ -73,7 +74,7 @@ class RunningStandIn:
         )
 
     def progress(self) -> StartProgress:
-        return StartProgress("loading weights", 1.0, 1 << 20, len(self.log), 0.0)
+        return StartProgress("loading weights", self.cpu_s(), 1 << 20, len(self.log), 0.0)
 
     async def stop(self, drain_s: float) -> None:
         self._asked = True
@@ -100,6 +101,7 @@ class StandInDriver:
     wire = StandInWire()
     metrics_path = "/metrics"
     drains = True
+    polls = True
 
     def __init__(self, **options: object) -> None:
         self.options_now = options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from freehold.advisor.interval import Interval
-from freehold.backends.contract import EngineNumbers
+from freehold.backends.contract import EngineNumbers, Nodes
+from freehold.backends.planning.facts import processor
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits, hung_after
 from freehold.backends.replicas.tallied import TalliedNumbers
+from freehold.catalog.hardware import Rig
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
 from tests.backends import engines
@@ -113,6 +116,23 @@ async def test_hung_engine_is_killed_and_an_idle_one_is_not(tmp_path: Path) -> N
         await until(lambda: replica.restarts == 1)
         assert replica.said.endswith("it hung")
         await stream.aclose()
+
+
+@synchronous
+async def test_engine_that_computes_one_long_step_is_not_hung(tmp_path: Path) -> None:
+    """Of llama.cpp a text of thousands of tokens may be one step, in which no counter moves."""
+    driver = StandInDriver()
+    driver.polls = False
+    plan = replace(engines.plan(tmp_path, 1), nodes=Nodes(Rig(processor("", 2, 8 << 30, 20.0))))
+    async with operated(plan, driver, tmp_path, replace(HANGING, busy_s=4.0)) as replica:
+        await until(lambda: replica.ready)
+        driver.engines[0].cpu_s = time.monotonic  # a processor's time, all of it
+        driver.engines[0].signal(signal.SIGSTOP)
+        replica.began()
+        await asyncio.sleep(1.5 * HANGING.hung_s)
+        assert replica.ready and len(driver.engines) == 1
+        await until(lambda: replica.restarts == 1)  # but not for ever
+        assert replica.said.endswith("it hung")
 
 
 @synchronous

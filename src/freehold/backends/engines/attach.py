@@ -117,6 +117,7 @@ class AttachDriver:
     """Implements contract.EngineDriver for an attached engine; all but its life is the engine's own."""
 
     drains = False
+    polls = True
 
     def __init__(self, driver: EngineDriver) -> None:
         self._driver = driver

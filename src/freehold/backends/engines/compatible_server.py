@@ -42,6 +42,7 @@ class CompatibleServer:
     wire = CompatibleServerWire()
     metrics_path = ""
     drains = False
+    polls = True
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Refuse."""

@@ -41,6 +41,7 @@ class OwnEngine:
     least = "0.1.0"
     metrics_path = "/metrics"
     drains = True
+    polls = True
     wire = OwnWire()
 
     def plan(self, request: PlanRequest) -> DeployPlan:

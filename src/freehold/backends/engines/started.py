@@ -18,6 +18,7 @@ class StartedEngine:
 
     title: str
     phases: Phases
+    polls = True
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it. Raises UsageError, EngineLost."""

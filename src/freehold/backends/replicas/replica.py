@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class ReplicaLimits:
     watch_s: float = 2.0  # between two looks at its counters
     quiet_s: float = 5.0  # without a moved counter while requests run: others are asked first
     hung_s: float = 20.0  # the same: it is killed
+    busy_s: float = 900.0  # instead of `hung_s` where its processors compute: a long text in one step
     faults: int = 3  # requests in a row that it failed: it is asked for a token, and killed if none comes
 
 
@@ -100,6 +102,7 @@ class Replica:
         self._last_log: tuple[str, ...] = ()
         self._numbers = TalliedNumbers()
         self._hung_s = hung_after(plan, limits)
+        self._shows_work = not driver.polls and plan.nodes.rig.device.kind == "cpu"
         self._since = self._moved_at = self._busy_at = time.monotonic()
         self._faults, self._fault_at = 0, 0.0  # in a row; the latest
         self._useless = 0
@@ -311,14 +314,17 @@ class Replica:
         return True
 
     async def _watch(self, engine: LaunchedEngine, calls: EngineCalls) -> None:
-        """Read its counters, and kill it when they stand still while requests run."""
+        """Read its counters, and kill it when they stand still while requests run and it computes nothing."""
+        used = math.inf  # seconds of processor
         while True:
             await asyncio.sleep(self._limits.watch_s)
             numbers = await calls.numbers(self._numbers.now, self._hung_s / 8)
             if numbers is not None and self._numbers.update(numbers):
                 self.moved()
             still = self._still_s()
-            if self.in_flight and still > self._hung_s:
+            before, used = used, engine.progress().cpu_s if self._shows_work else 0.0
+            limit = self._limits.busy_s if used - before > self._limits.watch_s / 2 else self._hung_s
+            if self.in_flight and still > limit:
                 why = f"no counter moved for {still:.0f} s while {self.in_flight} requests ran: it hung"
                 return engine.kill(why)
             if self._faults >= self._limits.faults and not await self._still_answers(calls):
