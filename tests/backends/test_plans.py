@@ -452,3 +452,9 @@ def test_upgrade_is_planned_for_the_memory_before_its_own_engines_and_drains_fir
     plan = planned(settings, asked, here=here)
     assert plan.nodes == here and plan.replicas == 2
     assert not plan.room_beside(plan)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "auto"])
+def test_a_start_is_never_planned_for_hardware_that_may_be_elsewhere(engine: str) -> None:
+    with pytest.raises(UsageError, match="a start is on this machine"):
+        planned(load_settings(), DeployOptions("qwen3:8b", engine=engine, on="h100"), start=True)

@@ -81,6 +81,11 @@ def planned(
 
     if is_ray(asked.on):
         return over_ray(_planned(settings, replace(asked, on=""), start, show, here), asked.on, start=start)
+    if start and asked.on:
+        raise UsageError(
+            f"--on {asked.on} plans for hardware that may be elsewhere, and a start is on this machine",
+            "leave it out, or plan alone: freehold.plan_deployment, or --dry-run",
+        )
     if asked.engine == "freehold":
         raise UsageError(
             "Freehold's own engine runs in freehold serve on this machine", "--on ray starts it on others"
@@ -119,7 +124,7 @@ def _planned(
         flags=asked.flags,
     )
     plan = drivers.driver(engine).plan(request)
-    if start and not (found.command or asked.on):
+    if start and not found.command:
         raise UsageError(
             f"{engine} is not at hand here: not on PATH, and in no environment of the data folder",
             "freehold deploy takes --python PATH, --env DIR or --command WORDS; its --dry-run needs no engine",
