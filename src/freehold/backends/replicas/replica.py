@@ -54,6 +54,8 @@ class ReplicaLimits:
 
 DEFAULTS = ReplicaLimits()
 _REFUSED = "its first token failed"
+# Seconds of processor from one mark to the next: an engine beside 20 others has as many within `hung_s`.
+_COMPUTES_CPU_S = 1.0
 _STEP_TOKENS = 4096  # that an engine computes in one step, before any counter moves
 
 
@@ -315,15 +317,20 @@ class Replica:
 
     async def _watch(self, engine: LaunchedEngine, calls: EngineCalls) -> None:
         """Read its counters, and kill it when they stand still while requests run and it computes nothing."""
-        used = math.inf  # seconds of processor
+        used, computed_at = math.inf, -math.inf  # seconds of processor at the latest mark, its time
         while True:
             await asyncio.sleep(self._limits.watch_s)
             numbers = await calls.numbers(self._numbers.now, self._hung_s / 8)
             if numbers is not None and self._numbers.update(numbers):
                 self.moved()
             still = self._still_s()
-            before, used = used, engine.progress().cpu_s if self._shows_work else 0.0
-            limit = self._limits.busy_s if used - before > self._limits.watch_s / 2 else self._hung_s
+            if self._shows_work:
+                now, cpu_s = time.monotonic(), engine.progress().cpu_s
+                if cpu_s - used >= _COMPUTES_CPU_S:
+                    used, computed_at = cpu_s, now
+                used = min(used, cpu_s)  # of the first look, and after a process of it has ended
+            computes = time.monotonic() - computed_at < self._hung_s
+            limit = self._limits.busy_s if computes else self._hung_s
             if self.in_flight and still > limit:
                 why = f"no counter moved for {still:.0f} s while {self.in_flight} requests ran: it hung"
                 return engine.kill(why)
