@@ -184,12 +184,12 @@ class InsideServer:
         return asyncio.run_coroutine_threadsafe(work(self.models), self._loop).result()
 
     def row(self, name: str) -> DeploymentRow:
-        """Return a deployment."""
-        return next(row for row in self.models.rows() if row.name == name)
+        """Return a deployment. Raises EngineClosed for one that is being stopped."""
+        return self.wait(lambda models: _row(models, name))
 
     def info(self, name: str) -> ModelInfo:
-        """Return what a deployment answers with: its context, the engine."""
-        return next(each.info for each in self.models.loaded() if each.name == name)
+        """Return what a deployment answers with: its context, the engine. Raises EngineClosed as `row` does."""
+        return self.wait(lambda models: _info(models, name))
 
     def api(self) -> Api:
         """Return a connection to it."""
@@ -219,6 +219,20 @@ class InsideServer:
         models = self._models = DeployedModels(EngineModels(self._store), self._folder)
         doors = self._doors = Doors(models, ServerSettings(drain_s=0.0))
         await doors.open([], bind_unix(self._socket), self._up.set)
+
+
+async def _row(models: DeployedModels, name: str) -> DeploymentRow:
+    for row in models.rows():
+        if row.name == name:
+            return row
+    raise EngineClosed("the deployment is being stopped", "deploy it again when it has ended")
+
+
+async def _info(models: DeployedModels, name: str) -> ModelInfo:
+    for each in models.loaded():
+        if each.name == name:
+            return each.info
+    raise EngineClosed("the deployment is being stopped", "deploy it again when it has ended")
 
 
 async def _embedded(models: DeployedModels, name: str, job: EmbedJob) -> Vectors:
