@@ -42,17 +42,20 @@ def _gives(url: str, model: str, key: str) -> bool:
         "completions": {**limits, "prompt": "1"},
         "embeddings": {"input": "1"},
     }
+    refused: urllib.error.HTTPError | None = None
     for route, body in asked.items():
         try:
             said = json.loads(_asked(f"{url}/v1/{route}", key, {"model": model, **body}, TOKEN_S))
         except urllib.error.HTTPError as e:
             if e.code not in REFUSED:
                 raise
+            refused = refused or e
             continue
         if route == "embeddings":
             return bool(said.get("data"))
         return said.get("usage", {}).get("completion_tokens", 0) >= 1
-    return False
+    assert refused is not None, "each route was refused"
+    raise refused
 
 
 def _counts(text: str, prefix: str) -> tuple[float, float]:

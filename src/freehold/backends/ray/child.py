@@ -156,7 +156,8 @@ class EngineChild:
         body = json.dumps({"model": self.settings["model"], **asked}).encode()
         async with self.request("POST", path, body) as reply:
             text = (await reply.read()).decode(errors="replace")
-            return (reply.status, text) if member in text else (reply.status or 500, text)
+            empty = reply.status == 200 and member not in text
+            return (500 if empty else reply.status, text)
 
     def request(self, method: str, path: str, body: bytes = b"", query: str = "") -> Any:
         """Return an aiohttp request to the engine, as a context."""

@@ -110,15 +110,16 @@ class EngineCalls:
         """Have one token, or the vector of a model that gives vectors. Raises what upstream.start raises.
 
         A model of which that is not known is asked for both: an attached engine does not say what it was started for.
+        Where it refuses all of them, its first refusal is raised.
         """
         refused: UpstreamFault | None = None
         for proof in self._proofs:
             try:
                 await proof(limit_s)
             except UpstreamFault as e:
-                refused = refused or e
                 if not _refuses(e):
-                    break
+                    raise
+                refused = refused or e
             else:
                 self._proofs = (proof,)
                 return
