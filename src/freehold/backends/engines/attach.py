@@ -78,7 +78,7 @@ class AttachTarget:
             )
         return value
 
-    def asker(self) -> EngineClient:
+    def client(self) -> EngineClient:
         """Return a way to ask its routes."""
         return EngineClient(self.url, socket=self.socket, key=self.key)
 
@@ -203,7 +203,7 @@ class AttachedEngine:
     async def _watch(self) -> None:
         path = _LIVES.get(self.plan.engine, "/v1/models")
         heard = time.monotonic()
-        async with self._at.asker() as ask:
+        async with self._at.client() as ask:
             while not self.ended.done():
                 said = await ask.get(path)
                 now = time.monotonic()

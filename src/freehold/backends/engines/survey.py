@@ -129,7 +129,7 @@ def _completed(survey: Callable[[], Coroutine[Any, Any, EngineSurvey]]) -> Engin
 
 
 async def _survey(at: AttachTarget, engine: str, model: str) -> EngineSurvey:
-    async with at.asker() as ask:
+    async with at.client() as ask:
         found = await surveyed(ask, engine)
     if found is not None:
         return found

@@ -120,7 +120,7 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
     What a step takes is measured (--steps, by freehold deploy bench) or predicted for MODEL --on HARDWARE. With
     --objective, finds the fewest replicas; the range beside it is what the doubt about steps makes of it.
 
-    With --json: {"schema": 1, "trace": {...}, "engine": {...}, "runs": [...], "least": {...}}; times are in seconds.
+    With --json: {"schema": 1, "trace": {...}, "engine": {...}, "runs": [...], "least": [...]}; times are in seconds.
     """
     from freehold.cli.deploying.figures import lines
     from freehold.reports.capacity import CapacityOptions, simulated

@@ -30,7 +30,7 @@ def gateway_models(
     """Give a function from a name to a model of the gateway, asked with these labels as this key."""
     start = HybridStart(settings, store, path)
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="freehold-asking", daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name="freehold-gateway", daemon=True)
     thread.start()
 
     async def opened() -> ServedGateway:
