@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,15 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
 
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return found[0] if found else ""
+
+
+def check_names(given: Mapping[str, object], known: Sequence[str]) -> None:
+    """Raise UsageError for a keyword that is not known, with the nearest one that is."""
+    for name in given:
+        if name not in known:
+            near = nearest(name, [*known])
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"unknown option {name!r}", hint)
 
 
 def foreign_roots(env: Mapping[str, str]) -> tuple[tuple[str, Path], ...]:

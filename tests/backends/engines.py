@@ -101,7 +101,7 @@ class StandInDriver:
     wire = StandInWire()
     metrics_path = "/metrics"
     drains = True
-    polls = True
+    busy_waits = True
 
     def __init__(self, **options: object) -> None:
         self.options_now = options

@@ -14,6 +14,7 @@ import pytest
 from freehold.advisor.interval import Interval
 from freehold.backends.contract import EngineNumbers, Nodes
 from freehold.backends.planning.facts import processor
+from freehold.backends.ray.app import SETTINGS
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits, hung_after
 from freehold.backends.replicas.tallied import TalliedNumbers
@@ -122,7 +123,7 @@ async def test_hung_engine_is_killed_and_an_idle_one_is_not(tmp_path: Path) -> N
 async def test_engine_that_computes_one_long_step_is_not_hung(tmp_path: Path) -> None:
     """Of llama.cpp a text of thousands of tokens may be one step, in which no counter moves."""
     driver = StandInDriver()
-    driver.polls = False
+    driver.busy_waits = False
     plan = replace(engines.plan(tmp_path, 1), nodes=Nodes(Rig(processor("", 2, 8 << 30, 20.0))))
     async with operated(plan, driver, tmp_path, replace(HANGING, busy_s=4.0)) as replica:
         await until(lambda: replica.ready)
@@ -195,6 +196,7 @@ def test_engine_with_long_steps_has_longer_before_it_counts_as_hung(tmp_path: Pa
     assert hung_after(plan, DEFAULTS) == 20.0
     assert hung_after(replace(plan, prefill=Interval(5000.0, 6000.0, 7000.0)), DEFAULTS) == 20.0
     assert hung_after(replace(plan, prefill=Interval(100.0, 200.0, 300.0)), DEFAULTS) == 81.92
+    assert hung_after(replace(plan, engine="ray"), DEFAULTS) > SETTINGS["stall_s"]
 
 
 def test_counters_outlive_the_engine_and_gauges_do_not() -> None:

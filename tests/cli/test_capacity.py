@@ -142,6 +142,7 @@ def test_the_ledgers_answered_requests_are_a_trace(invoke, steps, tmp_path):
         (("--rate", "1"), "what a step takes"),
         (("--rate", "1", "--on", "h100"), "MODEL"),
         (("--rate", "1", "--steps", "{steps}", "--replicas", "x"), "--replicas"),
+        (("--rate", "1", "--steps", "{steps}", "--quant", "fp8"), "its own model"),
         (("--rate", "1", "--steps", "{steps}", "--autoscale", "cpu=3"), "--autoscale"),
         (
             ("--rate", "1", "--steps", "{steps}", "--autoscale", "queue=3", "--objective", "ttft-p95=1s"),

@@ -141,6 +141,7 @@ def test_serve_by_llama_server_answers_under_the_model_s_own_name(tmp_path, tiny
 def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
     import freehold as package
     from freehold.config import load_settings
+    from freehold.errors import UsageError
     from freehold.types import Message
 
     monkeypatch.setenv("PATH", path)
@@ -148,6 +149,9 @@ def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
     with package.deploy(tiny, engine="llamacpp", settings=settings) as llm:
         assert "".join(c.text for c in llm.stream([Message("user", "Hi")], max_tokens=4))
         assert llm.info.context > 0
+    for deploy in (package.deploy, package.plan_deployment):
+        with pytest.raises(UsageError, match="'replica'"):
+            deploy(tiny, replica=2, settings=settings)
     plan = package.plan_deployment("qwen3:32b", on="2xh100", engine="vllm", settings=settings)
     assert plan.engine == "vllm"
 

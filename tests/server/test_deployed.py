@@ -181,6 +181,8 @@ def test_model_of_ours_answers_while_no_replica_is_ready_and_the_receipt_says_so
         said = made.asked("hello").json()
         assert said["freehold"]["model"] == "fake:1b"
         assert said["freehold"]["warnings"] == ["no replica of m was ready: fake:1b answered"]
+        refused = made.client.post("/v1/embeddings", json={"model": "m", "input": "hello"})
+        assert refused.status_code == 502 and "cannot be compared" in refused.text
     finally:
         made.running.end()
     assert all(engine.ended.done() for engine in made.driver.engines)

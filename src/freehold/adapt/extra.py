@@ -51,8 +51,8 @@ def arithmetic(threads: int | None) -> dict[str, Any]:
 def half_helps() -> bool:
     """Say whether this processor multiplies bfloat16 faster than float32.
 
-    Tiles do, and AMD's vectors: an instruction has twice a float32 one's products. Intel's vectors have as many, and
-    their conversions made torch's passes 1.4 times as long (Emerald Rapids, without its tiles).
+    Intel's tiles (AMX) and AMD's AVX512_BF16 compute at least twice the products of float32. Intel's AVX512_BF16
+    computes as many, and the conversions made torch's passes 1.4 times as long (Emerald Rapids, without its tiles).
     """
     from freehold.machine import processor
 

@@ -309,7 +309,7 @@ class EngineDriver(Protocol):
     least: str  # the oldest version that is driven: below it are holes that a gateway cannot close
     metrics_path: str  # "" : it has none
     drains: bool  # ends its answers when it is asked to end
-    polls: bool  # its processes use a processor while they wait too, or nothing is known of it
+    busy_waits: bool  # its processes use a processor while they wait too, or nothing is known of it
 
     @property
     def wire(self) -> EngineWire: ...  # how jobs are said to it

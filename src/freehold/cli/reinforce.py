@@ -117,7 +117,8 @@ _ANSWER = 60  # characters of an answer that a row shows
 @click.option(
     "--half",
     is_flag=True,
-    help="Multiply in bfloat16, which some processors do twice as fast; trainer and sampler are then further apart.",
+    help="Multiply in bfloat16, which processors with AMX, and AMD's with AVX512_BF16, do faster; trainer and "
+    "sampler are then further apart.",
 )
 @adapter_options
 @json_option

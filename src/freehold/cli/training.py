@@ -26,7 +26,7 @@ max_tokens_option = click.option(
 half_option = click.option(
     "--half/--no-half",
     default=None,
-    help="Multiply in bfloat16, which some processors do twice as fast; default: on those.",
+    help="Multiply in bfloat16, which processors with AMX, and AMD's with AVX512_BF16, do faster; default: on those.",
 )
 _ALWAYS = (
     click.option(

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-from freehold.config import nearest
-from freehold.errors import UsageError
 from freehold.local.chat import Tools
 from freehold.store.progress import ProgressLike
 from freehold.types import FormatLike, ModelOptions, Overflow, SamplingParams
@@ -112,12 +110,3 @@ def _parameters(options: type) -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(
             "options", inspect.Parameter.VAR_KEYWORD, annotation="Unpack[SamplingOptions]"
         )
-
-
-def check_names(given: Mapping[str, object], known: Sequence[str]) -> None:
-    """Raise UsageError for a keyword that is not known, with the nearest one that is."""
-    for name in given:
-        if name not in known:
-            near = nearest(name, [*known])
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
-            raise UsageError(f"unknown option {name!r}", hint)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 from freehold import _native as native
-from freehold.config import load_settings
+from freehold.config import check_names, load_settings
 from freehold.engine import Encoder, Engine
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.cache.capacity import MIN_CONTEXT, CacheBytes, bytes_per_block
@@ -23,7 +23,7 @@ from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.formats.filetype import quantization_of
-from freehold.local.keywords import LoadOptions, check_names, keywords
+from freehold.local.keywords import LoadOptions, keywords
 from freehold.local.llm import LLM
 from freehold.local.runnable import check_architecture, check_fetch
 from freehold.local.served import ServedModel

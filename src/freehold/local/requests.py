@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from freehold.config import check_names
 from freehold.local.chat import Chat, as_choice, as_messages, as_tools
 from freehold.local.jobs import check_request
-from freehold.local.keywords import CALLS, KNOWN, ChatOptions, GenerateOptions, check_names
+from freehold.local.keywords import CALLS, KNOWN, ChatOptions, GenerateOptions
 from freehold.serving import Job
 from freehold.types import SamplingParams, as_format
 

@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from freehold.backends.capacity.trace import RequestTrace
 from freehold.backends.planning.facts import deployed
 from freehold.backends.planning.options import advised
 from freehold.catalog.hardware import Money, Rig
-from freehold.config import Settings, load_settings
+from freehold.config import Settings, check_names, load_settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.reports.gateway_file import ledger_file
 
@@ -84,7 +84,7 @@ class Capacity:
     trace: RequestTrace
     engine: EngineModel  # one replica
     rent: Money | float | None  # dollars an hour of a replica; None: not known
-    runs: tuple[SimulatedRun, ...]  # those next to each answer, then those of `replicas`
+    runs: tuple[SimulatedRun, ...]  # for each policy: those next to its answer, then those of `replicas`
     least: tuple[ReplicaSearch, ...]  # with an objective: the fewest replicas, for each routing policy
 
     def hourly(self, run: SimulatedRun) -> Interval | None:
@@ -150,6 +150,7 @@ def deploy_capacity(
     The answer has `runs` (percentiles in seconds), `least` (replicas, and their range), and `as_json`.
     Raises UsageError for what cannot be simulated and for a model that does not fit; ModelNotFound.
     """
+    check_names(options, [each.name for each in fields(CapacityOptions) if each.name != "model"])
     return simulated(
         settings or load_settings(), CapacityOptions(model, **options), on_progress or (lambda line: None)
     )
@@ -237,6 +238,10 @@ def _engine_of(
     rent: Money | float | None = asked.rent
     if asked.rent is not None and not 0 <= asked.rent < math.inf:
         raise UsageError(f"--rent {asked.rent:g} is not a price", "give dollars an hour, such as 2.50")
+    if asked.steps and (asked.model or asked.engine or asked.quant):
+        raise UsageError(
+            "--steps has its own model, engine and quantisation", "leave out MODEL, --engine and --quant"
+        )
     if isinstance(asked.steps, EngineModel):
         found = asked.steps
     elif asked.steps:

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.planning.options import DeployOptions, planned
+from freehold.backends.planning.options import OPTIONS, DeployOptions, planned
 from freehold.backends.replicas.models import DeployedModels
 from freehold.backends.rows import DeploymentRow
-from freehold.config import Settings, load_settings
+from freehold.config import Settings, check_names, load_settings
 from freehold.errors import EngineClosed, UsageError
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
@@ -46,10 +46,12 @@ DRAIN_S = 30.0  # for answers, before a stop ends their engine
 def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> DeployedLLM:
     """Start another engine with `model`, and return it as a ChatModel with status, logs, restart, upgrade and stop.
 
-    The engine ends with it. `options`: those of plan_deployment, and `fallback`: a stored model that answers while no
-    replica can, once one did. Raises UsageError for what cannot be planned, and EngineLost with the cause for an
-    engine that does not come up. A deployment that clients of a server see is `freehold deploy`.
+    The engine ends with it. `options`: those of plan_deployment, but for `on` other hardware, and `fallback`: a stored
+    model that answers chats and texts while no replica is ready, after the first start has succeeded. Raises UsageError
+    for what cannot be planned, and EngineLost with the cause for an engine that does not come up. A deployment that
+    clients of a server see is `freehold deploy`.
     """
+    check_names(options, OPTIONS)
     settings, asked = settings or load_settings(), DeployOptions(model, **options)
     return DeployedLLM(settings, asked, planned(settings, asked, start=True))
 
@@ -117,9 +119,10 @@ class DeployedLLM(HttpModel):
     def upgrade(self, *, drain_first: bool = False, **options: Any) -> DeploymentRow:
         """Move to another plan, replica by replica: other flags, another environment, more or fewer replicas.
 
-        `options`: those of plan_deployment; what is not given stays as it was deployed. Raises UsageError for what
-        cannot be planned, and EngineLost as `restart` does.
+        `options`: those of plan_deployment; what is not given stays as it was asked for at the start. Raises
+        UsageError for what cannot be planned, and EngineLost as `restart` does.
         """
+        check_names(options, OPTIONS)
         before = self.status().plan.nodes
         asked = replace(self._options, **{"name": self.name, **options})
         plan = planned(self._settings, asked, start=True, here=before if before.here else None)

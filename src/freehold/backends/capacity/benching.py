@@ -74,6 +74,8 @@ def _door(settings: Settings, target: str, model: str, key: str) -> EngineDoor:
         return EngineDoor(target.rstrip("/"), model, key)
     if model:
         raise UsageError("--model goes with a URL", f"write freehold deploy bench {model}")
+    if key:
+        raise UsageError("a key goes with a URL", "this home's server is asked by its owner's socket")
     if not settings.socket.exists():
         raise ServerUnreachable(
             "no server of this home runs", f"freehold serve {target} starts one, or give a URL"

@@ -117,7 +117,7 @@ class AttachDriver:
     """Implements contract.EngineDriver for an attached engine; all but its life is the engine's own."""
 
     drains = False
-    polls = True
+    busy_waits = True
 
     def __init__(self, driver: EngineDriver) -> None:
         self._driver = driver

@@ -42,7 +42,7 @@ class CompatibleServer:
     wire = CompatibleServerWire()
     metrics_path = ""
     drains = False
-    polls = True
+    busy_waits = True
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Refuse."""

@@ -103,7 +103,7 @@ class LlamaCpp(StartedEngine):
     wire = LlamaCppWire()
     metrics_path = "/metrics"
     drains = False
-    polls = False
+    busy_waits = False
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server for one GGUF file. Raises UsageError."""

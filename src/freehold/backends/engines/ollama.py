@@ -75,7 +75,7 @@ class Ollama(StartedEngine):
     wire = OllamaWire()
     metrics_path = ""
     drains = False
-    polls = False
+    busy_waits = False
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server for one GGUF file. Raises UsageError."""

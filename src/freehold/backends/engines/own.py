@@ -41,7 +41,7 @@ class OwnEngine:
     least = "0.1.0"
     metrics_path = "/metrics"
     drains = True
-    polls = True
+    busy_waits = True
     wire = OwnWire()
 
     def plan(self, request: PlanRequest) -> DeployPlan:

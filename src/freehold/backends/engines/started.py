@@ -18,7 +18,7 @@ class StartedEngine:
 
     title: str
     phases: Phases
-    polls = True
+    busy_waits = True
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it. Raises UsageError, EngineLost."""

@@ -86,8 +86,8 @@ def attached_plan(
 ) -> DeployPlan:
     """Plan for an engine that runs. `model`: what it calls the model; `name`: what clients here call it.
 
-    `engine`: what it is, where that is known: it need not answer now then. Blocks until it has answered, an event loop
-    too where it is called inside one. Raises UsageError, EngineLost.
+    `engine`: what it is, where that is known: it need not answer now then. Blocks the calling thread, and a running
+    event loop with it, until the engine has answered. Raises UsageError, EngineLost.
     """
     at = attach.target(address, key_env=key_env, cleartext=cleartext)
     found = _completed(lambda: _survey(at, engine, model))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from freehold.backends.contract import (
     Nodes,
     PlanRequest,
 )
-from freehold.config import Settings, load_settings
+from freehold.config import Settings, check_names, load_settings
 from freehold.errors import UsageError
 
 SOCKET = Path("{folder}/s.sock")  # each replica's own: its folder is made at its start
@@ -52,14 +52,18 @@ class DeployOptions:
     fallback: str = ""  # a model of our own engine that answers while no replica can
 
 
+OPTIONS = tuple(each.name for each in fields(DeployOptions) if each.name != "model")
+
+
 def plan_deployment(model: str, *, settings: Settings | None = None, **options: Any) -> DeployPlan:
     """Plan an engine for `model` with the options of `freehold deploy`: engine, on, nodes, replicas, context, streams,
     flags, name, python, env, command, attach.
 
     Raises UsageError for flags that the engine does not know or that open a door, and for a model that does not fit,
-    with what would; ModelNotFound with the nearest names. `freehold.deploy` takes the same, starts the engine and
-    returns it as a ChatModel.
+    with what would; ModelNotFound with the nearest names. `freehold.deploy` takes the same, but for `on` other
+    hardware, starts the engine and returns it as a ChatModel.
     """
+    check_names(options, OPTIONS)
     return planned(settings or load_settings(), DeployOptions(model, **options))
 
 

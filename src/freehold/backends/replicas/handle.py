@@ -112,6 +112,15 @@ class FallbackHandle(DelegatingHandle):
         told = replace(begin, model=self.handle.name, warnings=(*begin.warnings, warning))
         return _Told(stream, told)
 
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """Refuse: a store of vectors would hold those of two models from then on."""
+        raise EngineLost(
+            f"no replica of {self._name} is ready",
+            "vectors of its fallback cannot be compared with its own: ask again later",
+        )
+
 
 class _Told:
     """A stream with another begin."""

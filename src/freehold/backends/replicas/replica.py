@@ -56,11 +56,17 @@ DEFAULTS = ReplicaLimits()
 _REFUSED = "its first token failed"
 # Seconds of processor from one mark to the next: an engine beside 20 others has as many within `hung_s`.
 _COMPUTES_CPU_S = 1.0
+_RAY_S = 150.0  # 120 until a replica calls itself hung (ray/app.py), and Ray's next look at it
 _STEP_TOKENS = 4096  # that an engine computes in one step, before any counter moves
 
 
 def hung_after(plan: DeployPlan, limits: ReplicaLimits) -> float:
-    """Return the seconds after which an engine counts as hung: two of its slowest steps, where they are predicted."""
+    """Return the seconds after which an engine counts as hung: two of its slowest steps, where they are predicted.
+
+    An app of Ray Serve ends a replica of its own that hangs; it is ended here where none of them moves after that.
+    """
+    if plan.engine == "ray":
+        return max(limits.hung_s, _RAY_S)
     slowest = plan.prefill.low if plan.prefill is not None else 0.0
     return max(limits.hung_s, 2 * _STEP_TOKENS / slowest) if slowest > 0 else limits.hung_s
 
@@ -104,7 +110,7 @@ class Replica:
         self._last_log: tuple[str, ...] = ()
         self._numbers = TalliedNumbers()
         self._hung_s = hung_after(plan, limits)
-        self._shows_work = not driver.polls and plan.nodes.rig.device.kind == "cpu"
+        self._shows_work = not driver.busy_waits and plan.nodes.rig.device.kind == "cpu"
         self._since = self._moved_at = self._busy_at = time.monotonic()
         self._faults, self._fault_at = 0, 0.0  # in a row; the latest
         self._useless = 0
