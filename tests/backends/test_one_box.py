@@ -106,7 +106,8 @@ def test_model_that_gives_vectors_is_started_for_them_and_one_that_gives_scores_
     assert "--embedding" in flags and flags["--batch-size"] == flags["--ubatch-size"] == "2048"
     assert "--embedding" not in flags_of("llamacpp")
     ranker = replace(made, anatomy=replace(made.anatomy, role="reranker"))
-    assert "take a model that gives vectors" in refused("llamacpp", model=ranker)
+    for engine in ("llamacpp", "ollama"):
+        assert "take a model that gives vectors" in refused(engine, model=ranker)
 
 
 def test_llama_server_without_a_socket_has_a_free_port_of_loopback() -> None:

@@ -108,11 +108,6 @@ class LlamaCpp(StartedEngine):
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server for one GGUF file. Raises UsageError."""
         words = opened(request, self.name, self.title, self.least, files="gguf")
-        if request.model.anatomy.role == "reranker":
-            raise UsageError(
-                f"{request.model.name} scores pairs of texts, and a deployment gives text or vectors",
-                "take a model that gives vectors",
-            )
         streams = words.number("--parallel")
         whole = words.number("--ctx-size")
         layout = room(request, self.title, "llama.cpp", whole // (streams or request.streams or 1), streams)

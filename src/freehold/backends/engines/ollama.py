@@ -26,7 +26,7 @@ from freehold.backends.engines.client import EngineClient
 from freehold.backends.engines.one_box import room
 from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire
-from freehold.backends.planning.wording import refuse_old
+from freehold.backends.planning.wording import refuse_old, refuse_scores
 from freehold.backends.process.blanks import filled
 from freehold.errors import UsageError
 from freehold.providers.openai.wire import SAMPLING
@@ -86,6 +86,7 @@ class Ollama(StartedEngine):
                 "its settings are variables, which the plan makes of --context, --streams and --cache-type",
             )
         refuse_old(self.title, version, self.least)
+        refuse_scores(model)
         if model.files != "gguf":
             raise UsageError(
                 f"{self.title} loads a GGUF, and {model.name} is a folder of safetensors",

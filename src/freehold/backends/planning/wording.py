@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from freehold.backends.contract import (
+    DeployedModel,
     DeployPlan,
     EngineName,
     Listens,
@@ -171,6 +172,7 @@ def opened(
             f"{model.name} brings Python code of its own ({model.own_code}), which is never run",
             "take a copy without auto_map if the engine knows the architecture",
         )
+    refuse_scores(model)
     if request.nodes.here and not model.here:
         raise UsageError(
             f"{model.source} is not on this machine", f"freehold pull hf://{model.source}, or --on HARDWARE"
@@ -184,6 +186,15 @@ def opened(
         )
     known = schema.nearest(engine, version)
     return Wording(request, known, check.checked(known, request.flags))
+
+
+def refuse_scores(model: DeployedModel) -> None:
+    """Raise UsageError for a reranker, which no deployment would ever find ready."""
+    if model.anatomy.role == "reranker":
+        raise UsageError(
+            f"{model.name} scores pairs of texts, and a deployment gives text or vectors",
+            "take a model that gives vectors: /v1/rerank orders texts by them",
+        )
 
 
 def _at_the_hub(name: str, files: str) -> str:
