@@ -45,8 +45,8 @@ test-all: $(VENV)/.tested ## Every test, those marked big too, and csrc compiled
 	$(BIN)/python tools/cross.py
 
 check: lint ## Lint and types only
-	$(BIN)/pyright --pythonplatform Linux
-	$(BIN)/pyright --pythonplatform Darwin
+	$(BIN)/pyright --threads 2 --pythonplatform Linux
+	$(BIN)/pyright --threads 2 --pythonplatform Darwin
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from freehold.errors import UnsupportedModel
 from freehold.types import (
@@ -30,10 +30,6 @@ from freehold.types import (
     ToolChoice,
     Turn,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # Limits of one job. The server refuses more in its protocol's words; the engine process checks again.
 MAX_STOPS, MAX_STOP_CHARS = 16, 1024
@@ -114,15 +110,6 @@ class EmbedJob:
     priority: Priority = "interactive"
     first: int = 0
     adapter: str = ""  # by name, of those the model was opened with
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """Vectors of unit length, and the tokens computed for them."""
-
-    vectors: NDArray[np.float32]  # [texts, width]
-    tokens: tuple[int, ...]  # of each text
-    cut: tuple[int, ...] = ()  # indices of the texts that were truncated
 
 
 @dataclass(frozen=True, slots=True)

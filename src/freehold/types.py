@@ -9,9 +9,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 # content_filter and refusal come from rented models: a provider's filter ended the answer, or the model declined.
@@ -267,6 +271,15 @@ class Chunk:
     stop: str = ""  # with finish_reason "stop": the stop string that ended the answer, if it was one
     refusal: str = ""  # text with which the model declines, where its provider tells it apart
     signed: tuple[SignedThinking, ...] = ()  # blocks of reasoning that this chunk ends
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of unit length, and the tokens computed for them."""
+
+    vectors: NDArray[np.float32]  # [texts, width]
+    tokens: tuple[int, ...]  # of each text
+    cut: tuple[int, ...] = ()  # indices of the texts that were truncated
 
 
 @dataclass(frozen=True, slots=True)

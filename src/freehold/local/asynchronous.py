@@ -23,8 +23,7 @@ from freehold.local.keywords import ChatOptions, GenerateOptions, LoadOptions, k
 from freehold.local.llm import LLM
 from freehold.local.opening import load
 from freehold.local.together import prepared
-from freehold.serving import Embeddings
-from freehold.types import Chunk, Completion
+from freehold.types import Chunk, Completion, Embeddings
 
 # A pause of the stepping thread with nothing to compute: other threads may be computing the steps of its requests.
 WAIT_S = 0.05

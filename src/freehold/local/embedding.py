@@ -17,9 +17,10 @@ from freehold.engine.scoring import embed
 from freehold.errors import BadPrompt, ContextOverflow, UsageError
 from freehold.local.jobs import most_chars
 from freehold.models.lora import Adapter
-from freehold.serving import MAX_TEXTS, Embeddings, EmbedJob
+from freehold.serving import MAX_TEXTS, EmbedJob
 from freehold.stopping import check_stopped
 from freehold.tokenizer import Tokenizer
+from freehold.types import Embeddings
 
 F32 = NDArray[np.float32]
 Text = str | Sequence[int]

@@ -33,16 +33,10 @@ from freehold.local.keywords import ChatOptions, GenerateOptions, keywords
 from freehold.local.prompt import Prompter
 from freehold.local.requests import chat_job, sampling_of, seeded, text_job
 from freehold.local.together import all_together, as_they_end
-from freehold.serving import Begin, Embeddings, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
-from freehold.types import (
-    Chunk,
-    Completion,
-    Message,
-    SamplingParams,
-    Turn,
-)
+from freehold.types import Chunk, Completion, Embeddings, Message, SamplingParams, Turn
 
 F32 = npt.NDArray[np.float32]
 

@@ -15,9 +15,9 @@ from freehold.local.answering import LocalJob
 from freehold.local.jobs import check_chars, check_job
 from freehold.local.llm import LLM
 from freehold.local.requests import seeded
-from freehold.serving import Embeddings, EmbedJob, Job
+from freehold.serving import EmbedJob, Job
 from freehold.store.overlays import overlaid
-from freehold.types import Message, Turn
+from freehold.types import Embeddings, Message, Turn
 
 MAX_LISTED = 1 << 20  # ids of one reply: more would block the server's loop while it writes them out
 

@@ -30,8 +30,9 @@ from freehold.config import Settings, check_names, load_settings
 from freehold.errors import EngineClosed, UsageError
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
-from freehold.serving import MAX_TEXTS, Embeddings, EmbedJob, ModelInfo, Vectors
+from freehold.serving import MAX_TEXTS, EmbedJob, ModelInfo, Vectors
 from freehold.store import Store
+from freehold.types import Embeddings
 from freehold.worker.models import EngineModels
 
 if TYPE_CHECKING:
