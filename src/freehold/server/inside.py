@@ -30,7 +30,7 @@ from freehold.config import Settings, check_names, load_settings
 from freehold.errors import EngineClosed, UsageError
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
-from freehold.serving import MAX_TEXTS, EmbedJob, ModelInfo, Vectors
+from freehold.serving import MAX_TEXTS, EmbedJob, LoadedInfo, ModelInfo, Vectors
 from freehold.store import Store
 from freehold.types import Embeddings
 from freehold.worker.models import EngineModels
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from freehold.server.core.call import ServerHandle
 
 T = TypeVar("T")
+N = TypeVar("N", DeploymentRow, LoadedInfo)
 LOOKED_S = 0.1
 END_S = 30.0  # for its engines to end
 DRAIN_S = 30.0  # for answers, before a stop ends their engine
@@ -226,16 +227,17 @@ class InsideServer:
 
 
 async def _row(models: DeployedModels, name: str) -> DeploymentRow:
-    for row in models.rows():
-        if row.name == name:
-            return row
-    raise EngineClosed("the deployment is being stopped", "deploy it again when it has ended")
+    return _named(models.rows(), name)
 
 
 async def _info(models: DeployedModels, name: str) -> ModelInfo:
-    for each in models.loaded():
+    return _named(models.loaded(), name).info
+
+
+def _named(listed: Sequence[N], name: str) -> N:
+    for each in listed:
         if each.name == name:
-            return each.info
+            return each
     raise EngineClosed("the deployment is being stopped", "deploy it again when it has ended")
 
 

@@ -105,7 +105,9 @@ def command(
     """
     from freehold.backends.capacity.benching import deploy_bench
 
-    key = os.environ.get("FREEHOLD_BENCH_KEY", "")
+    key = (
+        os.environ.get("FREEHOLD_BENCH_KEY", "") if "://" in target else ""
+    )  # it may be set for another engine
     with StatusLine("nothing was written") as status:
         found = deploy_bench(
             target, model=model, key=key, **given, settings=settings, on_progress=status.show
