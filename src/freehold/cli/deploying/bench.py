@@ -105,9 +105,8 @@ def command(
     """
     from freehold.backends.capacity.benching import deploy_bench
 
-    key = (
-        os.environ.get("FREEHOLD_BENCH_KEY", "") if "://" in target else ""
-    )  # it may be set for another engine
+    # The variable may be set for another engine: a model by name is asked by this home's own socket.
+    key = os.environ.get("FREEHOLD_BENCH_KEY", "") if "://" in target else ""
     with StatusLine("nothing was written") as status:
         found = deploy_bench(
             target, model=model, key=key, **given, settings=settings, on_progress=status.show
