@@ -266,8 +266,8 @@ def stage() -> Path:
 
 
 def environment(cpu: str) -> dict[str, str]:
-    """Return the variables under which programs of the root find their libraries and the built package."""
-    paths = [stage(), make_site(), ROOT]
+    """Return the variables under which programs of the root find their libraries and the staged package."""
+    paths = [BUILD / "site", make_site(), ROOT]
     named = {
         "QEMU_LD_PREFIX": str(make_root()),
         "QEMU_CPU": cpu,
@@ -285,12 +285,13 @@ def command(program: list[str]) -> list[str]:
 
 
 def run(cpu: str, program: list[str]) -> int:
-    """Run a program on an emulated processor; return its status."""
+    """Run a program on an emulated processor, with the sources as they are; return its status."""
+    stage()
     return subprocess.run(command(program), cwd=ROOT, env=environment(cpu)).returncode
 
 
 def output(cpu: str, program: list[str]) -> str:
-    """Run a program on an emulated processor; return what it prints."""
+    """Run a program on an emulated processor, the package staged; return what it prints."""
     done = subprocess.run(command(program), cwd=ROOT, env=environment(cpu), stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"error: {' '.join(program)} ended with {done.returncode} on {cpu}")
@@ -302,7 +303,7 @@ def output(cpu: str, program: list[str]) -> str:
 
 def test(extra: list[str]) -> int:
     """Test the kernels on each emulated processor, the promise about bits, and one answer against this machine's."""
-    build()
+    build()  # and stages, once: the runs below share the folder
     for cpu, tables in TABLES.items():
         code = "from freehold import _native as native; print(*native.isas())"
         found = output(cpu, ["python", "-c", code]).split()

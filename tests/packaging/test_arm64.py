@@ -57,3 +57,21 @@ def test_answers_may_part_only_where_no_token_leads(capsys: pytest.CaptureFixtur
     assert arm64.parted(here, here | {"tokens": [1, 3]}) == 0
     assert "part at token 1, where avx2's leads by 0.1" in capsys.readouterr().out
     assert arm64.parted(here, here | {"tokens": [2, 2]}) == 1
+
+
+def test_what_runs_at_a_time_shares_one_staged_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that laid the links anew would pull them from under the one beside it."""
+
+    def refuse() -> Path:
+        raise AssertionError("staged again")
+
+    ended = subprocess.CompletedProcess[str]([], 0, "", "")
+    monkeypatch.setattr(arm64, "stage", refuse)
+    monkeypatch.setattr(arm64, "make_root", lambda: tmp_path)
+    monkeypatch.setattr(arm64, "make_site", lambda: tmp_path)
+    monkeypatch.setattr(arm64, "emulator", lambda: "qemu-aarch64")
+    monkeypatch.setattr(arm64, "register", lambda _: None)
+    monkeypatch.setattr(arm64.subprocess, "run", lambda *_, **__: ended)
+    assert arm64.tested("max", ["tests/csrc"]) is ended
