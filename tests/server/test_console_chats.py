@@ -317,3 +317,20 @@ def test_a_full_key_hears_its_limit_and_the_way_out_and_another_goes_on(serving,
     assert said["code"] == "capacity_exceeded" and "console.chats_per_key allows 500" in said["message"]
     assert "config.toml" in said["hint"]
     assert server.client.post(URL, json={"title": "hello"}, headers=other).status_code == 201
+
+
+def test_changes_fill_no_more_than_a_key_s_limit_and_a_tenth(serving, tmp_path: Path):
+    keys = [made("ann", ANN, admin=False, models=(), rate="", tokens="")]
+    server = serving(home=tmp_path / "mine", keys=Ring(keys), chats_per_key=20_000)
+    ann = {"Authorization": f"Bearer {ANN}"}
+    id = server.client.post(URL, json={"title": "small"}, headers=ann).json()["id"]
+
+    def change(**fields: object) -> int:
+        return server.client.patch(f"{URL}/{id}", json=fields, headers=ann).status_code
+
+    assert [change(settings={"system": "x" * 10_100}) for _ in range(3)] == [200, 200, 503]
+    assert change(pinned=True) == 200  # and what is there can be set in order
+    assert change(model="x" * 9_000) == 400
+    pins = [change(pinned=True) for _ in range(100)]
+    assert pins[-1] == 503
+    assert ChatFolder.of(tmp_path / "mine", "ann").file(id).stat().st_size < 22_200

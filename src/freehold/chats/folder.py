@@ -152,9 +152,14 @@ class ChatFolder:
         """Open a chat to write to it; ChatNotFound where there is none. Close it, or use it with `with`."""
         return ChatWriter(self.file(id), self.check_room)
 
-    def check_room(self) -> None:
-        """Raise CapacityExceeded where the chats have as many bytes as they may."""
-        if self._most and (used := self._used()) >= self._most:
+    def check_room(self, *, small: bool = False) -> None:
+        """Raise CapacityExceeded where the chats have as many bytes as they may.
+
+        `small`: for a line of some hundred bytes, such as a pin or another branch. A tenth more is left for these, so
+        that full chats can still be looked through and set in order.
+        """
+        most = self._most + self._most // 10 if small else self._most
+        if most and (used := self._used()) >= most:
             raise CapacityExceeded(
                 f"the chats of this key have {used:,} bytes, and console.chats_per_key allows {self._most:,}",
                 f"delete some (they count for {UNDO_S // 60} minutes more, while that can be undone), "

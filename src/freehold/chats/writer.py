@@ -15,10 +15,12 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
+
+from msgspec import UNSET
 
 from freehold import private
 from freehold.chats import locks
@@ -36,6 +38,16 @@ def live(path: Path, message: str) -> Path:
     return path.parent / ".live" / f"{path.stem}~{message}"
 
 
+class CheckRoom(Protocol):
+    """Raises CapacityExceeded where the chats of the caller are full. `small`: for a line of some hundred bytes."""
+
+    def __call__(self, *, small: bool = False) -> None: ...
+
+
+def _unlimited(*, small: bool = False) -> None:
+    """Let everything begin."""
+
+
 class ChatWriter:
     """The end of one chat's file. Every method writes one line, and returns once it is there.
 
@@ -43,7 +55,7 @@ class ChatWriter:
     written, and the same call may be made again. One thread at a time.
     """
 
-    def __init__(self, path: Path, check_room: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, path: Path, check_room: CheckRoom = _unlimited) -> None:
         """Open a chat's file; `check_room` raises where no more messages may begin."""
         self.path, self.chat, self._check_room = path, path.stem, check_room
         self._answers: dict[str, int] = {}  # id of an open answer -> the descriptor of its lock
@@ -136,6 +148,7 @@ class ChatWriter:
 
     def set(self, change: ChatChange) -> None:
         """Change what stands beside the messages: title, pin, the branch that is shown, model, settings."""
+        self._check_room(small=change.settings is UNSET)  # a system prompt may be as long as a request
         self._append(ChatLine(set=change), MAX_CHAT_BYTES - FOR_ENDS)
 
     def close(self) -> None:

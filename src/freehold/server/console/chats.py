@@ -27,6 +27,7 @@ from freehold.server.core.problems import Refused
 
 MAX_LIST, MAX_MATCHES, MAX_IDS = 500, 100, 200
 MAX_QUERY = 200  # characters of a text that is searched for
+MAX_MODEL = 256  # characters of a model's name
 LAST = 50  # messages of a window, unless it says
 
 
@@ -129,6 +130,8 @@ async def change(call: HttpCall) -> None:
     asked, _ = await call.struct(ChatChange)
     if asked.title is not UNSET:
         asked.title = check_title(asked.title)
+    if asked.model is not UNSET and len(asked.model) > MAX_MODEL:
+        raise UsageError(f"model has {len(asked.model):,} characters; at most {MAX_MODEL}", field="model")
     await call.answer(await asyncio.to_thread(_changed, folder_of(call), _id(call), asked))
 
 
