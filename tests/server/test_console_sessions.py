@@ -93,6 +93,16 @@ def test_cookie_under_tls_is_bound_to_this_host():
     assert cookie.startswith("__Host-freehold-") and cookie.endswith("; Secure")
 
 
+def test_cookie_behind_a_proxy_with_tls_is_sent_to_no_plain_address(keyed):
+    """The proxy hands on Host as it came; what it was asked by is in the Origin, which no page can change."""
+    host = keyed.url.partition("://")[2]
+    for scheme, secure in (("https", True), ("http", False)):
+        client = browser(keyed, Origin=f"{scheme}://{host}")
+        answer = client.post("/console/login", json={"key": ANN})
+        assert answer.status_code == 200
+        assert answer.headers["set-cookie"].endswith("; Secure") == secure
+
+
 def test_two_servers_of_a_host_do_not_log_each_other_out(serving, keyed):
     other = serving(keys=KEYS, drain_s=0.4)
     client = browser(keyed)

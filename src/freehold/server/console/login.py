@@ -136,7 +136,8 @@ async def _begin(call: HttpCall, known: Login, key: Key | None) -> None:
     """Answer as `me` does, with a new session; the one that the browser had ends."""
     sessions = known.sessions
     sessions.end(call.headers.get(b"cookie", b""))
-    cookie = sessions.begin(key)
+    # Behind a proxy that ends TLS the browser's page alone knows of it.
+    cookie = sessions.begin(key, encrypted=call.headers.get(b"origin", b"").lower().startswith(b"https://"))
     await sessions.save()
     said = described(call.server, key, owner=key is None)
     await call.answer(said, 200, [(b"set-cookie", cookie), NO_STORE])

@@ -92,8 +92,11 @@ class PageSessions:
             session.seen, self._unsaved = now, True
         return holder
 
-    def begin(self, key: Key | None) -> bytes:
-        """Begin a session of a key, None for the owner's; return the Set-Cookie header that carries it."""
+    def begin(self, key: Key | None, *, encrypted: bool = False) -> bytes:
+        """Begin a session of a key, None for the owner's; return the Set-Cookie header that carries it.
+
+        `encrypted`: the browser speaks TLS, with us or with a proxy; it then sends the cookie to no plain address.
+        """
         stands_for = self._owner if key is None else key.sha256
         token, known, now = secrets.token_urlsafe(32), self._known(), self._now()
         mine = sorted((s for s in known.values() if s.stands_for == stands_for), key=lambda s: s.seen)
@@ -101,7 +104,7 @@ class PageSessions:
             self._forget(each)
         session = _Session(hashed(token.encode()), stands_for, now, now)
         known[session.sha256], self._unsaved = session, True
-        return self._written(token, int(LIFE_S))
+        return self._written(token, int(LIFE_S), encrypted=encrypted)
 
     def end(self, cookies: bytes) -> bytes:
         """End the session in a Cookie header; return the Set-Cookie header that takes the cookie away."""
@@ -150,8 +153,8 @@ class PageSessions:
     def _forget(self, session: _Session) -> None:
         self._unsaved = self._known().pop(session.sha256, None) is not None or self._unsaved
 
-    def _written(self, token: str, seconds: int) -> bytes:
-        secure = "; Secure" if self._tls else ""
+    def _written(self, token: str, seconds: int, *, encrypted: bool = False) -> bytes:
+        secure = "; Secure" if self._tls or encrypted else ""
         return f"{self.cookie}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}".encode()
 
     def _known(self) -> dict[str, _Session]:
