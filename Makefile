@@ -37,11 +37,13 @@ test: check ## Lint, types, and the tests, those that need weights included
 	$(BIN)/python -m pytest -m "not big" -n $(WORKERS) --dist worksteal
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py --short
-	$(ARM64) test
+	$(ARM64) test --every=7
 
-test-all: $(VENV)/.tested ## Every test, those marked big too, and csrc compiled for macOS
+test-all: $(VENV)/.tested ## Every test and every case, csrc under the sanitizers, for ARM and for macOS too
 	$(BIN)/python -m pytest -m "big or not big" -n $(WORKERS) --dist worksteal
 	$(PIP) --requirement requirements/build.in "ziglang>=0.15"
+	$(BIN)/python tools/sanitize.py
+	$(BIN)/python tools/arm64.py test
 	$(BIN)/python tools/cross.py
 
 check: lint ## Lint and types only
