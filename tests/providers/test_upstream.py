@@ -264,12 +264,13 @@ def test_a_connection_is_used_again_and_a_broken_one_is_not(standin: StandIn, ho
             await chunks(hop, remote(standin), stream=False)
             await settled()
         assert standin.connections == 1
-        standin.say.append(Fault("cut", at=900, answer=LONG))
-        with pytest.raises(UpstreamFault):
+        for used, fault in enumerate((Fault("cut", at=900, answer=LONG), Fault("endless", answer=LONG)), 2):
+            standin.say.append(fault)
+            with pytest.raises(UpstreamFault):
+                await chunks(hop, remote(standin))
+            await settled()
             await chunks(hop, remote(standin))
-        await settled()
-        await chunks(hop, remote(standin))
-        assert standin.connections == 2
+            assert standin.connections == used
 
     hopping(several)
 

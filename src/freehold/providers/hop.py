@@ -216,6 +216,8 @@ class HopReply:
     def __init__(self, response: aiohttp.ClientResponse, place: str, channel: _Channel) -> None:
         self._response, self._place, self._channel = response, place, channel
         self._content = response.content
+        connection = response.connection  # none left where the whole body came with the head
+        self._protocol = connection.protocol if connection else None
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
         self._expired = False
@@ -277,10 +279,16 @@ class HopReply:
             self._channel.drain(self._response)
 
     def close(self) -> None:
-        """Close the connection at once, so that the provider stops; harmless after the end."""
+        """Close the connection at once, so that the provider stops; harmless after the end.
+
+        One whose body ended before its answer is free again by then. Its provider often closes it next, under the
+        request that would follow: it takes none.
+        """
         if self._open:
             self._end()
             self._response.close()
+            if self._protocol is not None:
+                self._protocol.force_close()
 
     def _end(self) -> None:
         self._open = False
