@@ -10,7 +10,7 @@ import pytest
 from benches.server.chaos import chaos
 from benches.server.soak import soak
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.big]
 
 
 def test_everything_clients_do_leaves_a_server_as_it_was(model_path: Callable[[str], Path]):
