@@ -153,6 +153,7 @@ def test_the_ledgers_answered_requests_are_a_trace(invoke, steps, tmp_path):
         (("--rate", "1", "--steps", "{steps}", "--rent", "nan"), "not a price"),
         (("--rate", "1", "--steps", "{steps}", "--rent", "-4"), "not a price"),
         (("--rate", "0.0001", "--seconds", "10s", "--steps", "{steps}"), "no request comes"),
+        (("--rate", "1", "--seconds", "0", "--steps", "{steps}"), "for 0 s cannot be simulated"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(invoke, steps, args, near):

@@ -41,6 +41,7 @@ from freehold.reports.gateway_file import ledger_file
 SCHEMA = 1
 PERCENTS = (50, 95, 99)
 WEEK_S = 7 * 86400.0
+STEADY_S = 600.0  # of requests at a rate
 _RUN = (
     *("replicas", "routing", "hit_rate", "utilisation", "refused", "preempted", "steps"),
     *("span_s", "replica_s", "late_s"),
@@ -198,10 +199,12 @@ def _requests_of(settings: Settings, asked: CapacityOptions) -> RequestTrace:
         )
     if asked.rate:
         sizes = asked.rate, asked.input, asked.output
-        found = traces.steady(*sizes, seconds=asked.seconds or 600.0, vary=asked.vary)
+        found = traces.steady(
+            *sizes, seconds=STEADY_S if asked.seconds is None else asked.seconds, vary=asked.vary
+        )
     else:
         found = _stated(settings, asked)
-        found = found.first(asked.seconds) if asked.seconds else found
+        found = found if asked.seconds is None else found.first(asked.seconds)
     return found if asked.faster == 1 else found.faster(asked.faster)
 
 

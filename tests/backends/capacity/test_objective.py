@@ -23,7 +23,7 @@ TRACE = steady(12, 400, 60, seconds=120, vary=True)
 
 def test_objectives_are_read_and_wrong_ones_refused_with_the_way_out():
     assert parse("ttft-p95=2s, tpot-p50=50ms") == (Aim("ttft", 95, 2.0), Aim("tpot", 50, 0.05))
-    for wrong in ("", "ttft=2s", "ttft-p95", "tftt-p95=2s", "ttft-p95=2h", "ttft-p100=1s"):
+    for wrong in ("", "ttft=2s", "ttft-p95", "tftt-p95=2s", "ttft-p95=2h", "ttft-p100=1s", "ttft-p95=0s"):
         with pytest.raises(UsageError):
             parse(wrong)
     with pytest.raises(UsageError) as refused:

@@ -53,7 +53,12 @@ def test_columns_of_other_names_and_plain_seconds_are_read_and_sorted(tmp_path: 
         ("time,input,output\ninf,2,3\n", "line 2: a request at inf s"),
         ('{"timestamp": NaN, "input_length": 5, "output_length": 1}\n', "line 1: a request at nan s"),
         ('{"timestamp": 0, "input_length": Infinity, "output_length": 1}\n', "line 1"),
-        ('{"timestamp": 0, "input_length": 5}\n', "line 1"),
+        ('{"timestamp": 0, "input_length": 5}\n', "line 1: it has no output_length"),
+        ('{"timestamp": 0, "input_length": "5", "output_length": 1}\n', "line 1: its input_length is not"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": "abc"}\n', "its hash_ids"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 1}\n[1]\n', "line 2: not a JSON object"),
+        ('{"x": ' + "[" * 100_000 + "\n", "line 1"),
+        ("time,input,output\n1790000000000,2,3\n", "line 2: a request at 1.79e+12 s"),
         ('{"timestamp": 0, "input_length": 5, "output_length": 1}\nnot json\n', "line 2"),
         ("", "no column"),
     ],
@@ -63,6 +68,13 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, told: str):
     with pytest.raises(UsageError) as refused:
         trace.from_file(tmp_path / "a")
     assert told in refused.value.message
+
+
+def test_lines_of_mooncake_s_form_without_hashes_are_read(tmp_path: Path):
+    row = '{"timestamp": 27000, "input_length": 1024, "output_length": 2'
+    (tmp_path / "a").write_text(f'{row}}}\n{row}, "hash_ids": null}}\n{row}, "hash_ids": [7]}}\n')
+    found = trace.from_file(tmp_path / "a")
+    assert [r.blocks for r in found.requests] == [(), (), (7,)] and found.block == 512
 
 
 def test_what_is_no_file_or_no_text_is_refused(tmp_path: Path):
@@ -89,8 +101,9 @@ def test_a_trace_can_be_cut_and_sped_up():
     found = trace.steady(5, 200, 50, seconds=100)
     assert found.faster(2).rate == pytest.approx(2 * found.rate)
     assert found.first(10).requests[-1].at <= 10
-    with pytest.raises(UsageError):
-        found.faster(0)
+    for wrong in (0, float("inf"), float("nan"), 1e-300):
+        with pytest.raises(UsageError):
+            found.faster(wrong)
 
 
 def test_rows_of_a_ledger_become_a_trace():

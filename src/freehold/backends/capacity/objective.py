@@ -55,6 +55,10 @@ def parse(text: str) -> tuple[Aim, ...]:
                 f"did you mean {near}?" if near else f"known: {', '.join(FIGURES)}",
             )
         seconds = float(found[3]) * (1e-3 if found[4] == "ms" else 1.0)
+        if not seconds:
+            raise UsageError(
+                f"{part!r}: no engine takes no time", "write a time above 0, such as ttft-p95=2s"
+            )
         aims.append(Aim(found[1], float(found[2]), seconds))
     if not aims:
         raise UsageError("the objective is empty", "write ttft-p95=2s,tpot-p95=50ms")

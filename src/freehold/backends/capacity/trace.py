@@ -12,16 +12,19 @@ import gzip
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from freehold.errors import UsageError
 
 MOONCAKE_BLOCK = 512  # tokens under one hash id
 MOST_REQUESTS = 5_000_000
 MOST_TOKENS = 10_000_000  # of one request
+MOST_SECONDS = 1e11  # of a moment: since 1970 until the year 5138; in milliseconds today has 1.8e12
 _SHOWN = 3  # bad lines that an error names
 # Columns by what they may be called; the first is Azure's public traces', the last our own.
 _TIMES = ("TIMESTAMP", "timestamp", "time", "at")
@@ -69,7 +72,7 @@ class RequestTrace:
 
     def faster(self, factor: float) -> RequestTrace:
         """Return the same requests at `factor` times the rate."""
-        if not factor > 0:
+        if not (factor > 0 and math.isfinite(factor) and self.span_s / factor <= MOST_SECONDS):
             raise UsageError(f"{factor:g} times the rate is not a load", "give a factor above 0, such as 2")
         sped = tuple(replace(r, at=r.at / factor) for r in self.requests)
         return replace(self, requests=sped, source=f"{self.source}, at {factor:g} times its rate")
@@ -150,7 +153,7 @@ def _read(path: Path, lines: Iterator[_Parsed], most: int) -> list[TracedRequest
             break
         try:
             made.append(_checked(parse()))
-        except (ValueError, KeyError, TypeError, OverflowError) as e:
+        except (ValueError, TypeError, OverflowError, RecursionError) as e:
             bad.append(f"line {number}: {e}")
     if bad:
         more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
@@ -159,7 +162,7 @@ def _read(path: Path, lines: Iterator[_Parsed], most: int) -> list[TracedRequest
 
 
 def _checked(request: TracedRequest) -> TracedRequest:
-    if not math.isfinite(request.at):
+    if not abs(request.at) <= MOST_SECONDS:
         raise ValueError(f"a request at {request.at:g} s")
     for what, tokens in (("reads", request.prompt), ("writes", request.answer)):
         if not 0 <= tokens <= MOST_TOKENS:
@@ -172,16 +175,29 @@ def _checked(request: TracedRequest) -> TracedRequest:
 
 
 def _json_lines(head: str, lines: Iterable[str]) -> Iterator[_Parsed]:
-    def parse(text: str) -> TracedRequest:
-        row = json.loads(text)
-        prompt = int(row["input_length"])
-        # Only whole blocks are shared by engines; the last id of a prompt mostly stands for a part of one.
-        blocks = tuple(int(i) for i in row.get("hash_ids", ())[: prompt // MOONCAKE_BLOCK])
-        return TracedRequest(float(row["timestamp"]) / 1000, prompt, int(row["output_length"]), blocks)
-
-    for number, text in enumerate((head, *lines), 1):
+    for number, text in enumerate(chain((head,), lines), 1):
         if text.strip():
-            yield number, lambda text=text: parse(text)
+            yield number, lambda text=text: _of_json(text)
+
+
+def _of_json(text: str) -> TracedRequest:
+    """Read one line in Mooncake's form. Raises ValueError."""
+    row = json.loads(text)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    at, prompt, answer = (_number(row, name) for name in ("timestamp", "input_length", "output_length"))
+    ids = row.get("hash_ids") or []
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise ValueError("its hash_ids are not a list of numbers")
+    # Only whole blocks are shared by engines; the last id of a prompt mostly stands for a part of one.
+    blocks = tuple(ids[: int(prompt) // MOONCAKE_BLOCK])
+    return TracedRequest(at / 1000, int(prompt), int(answer), blocks)
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    if type(found := row.get(name)) in (int, float):
+        return found
+    raise ValueError(f"its {name} is not a number" if name in row else f"it has no {name}")
 
 
 def _csv_lines(path: Path, head: str, lines: Iterable[str]) -> Iterator[_Parsed]:

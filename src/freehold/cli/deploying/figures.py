@@ -21,7 +21,7 @@ def lines(found: Capacity) -> Iterator[str]:
     """Yield the lines of the page."""
     trace, engine = found.trace, found.engine
     yield (
-        f"{trace.source}: {len(trace.requests):,} requests in {_time(trace.span_s)}, {digits(trace.rate)}/s, "
+        f"{trace.source}: {_count(len(trace.requests), 'request')} in {_time(trace.span_s)}, {digits(trace.rate)}/s, "
         f"{trace.prompt_mean:,.0f} + {trace.answer_mean:,.0f} tokens"
     )
     about = ", ".join(str(v) for v in map(engine.about.get, _ABOUT) if v)
