@@ -273,6 +273,7 @@ def test_the_script_reads_a_reference_of_stability():
         ("vllm", "--spec-method=custom_class"),
         ("vllm", "--spec-model=evil.Proposer"),
         ("vllm", '--mm-processor-kwargs=[{"a": [{"trust_remote_code": true}]}]'),
+        ("vllm", "--log-error-stack"),  # pydantic's message has the request that it refuses
         ("sglang", "--hicache-storage-backend=dynamic"),
         ("sglang", '--hicache-storage-backend-extra-config={"module_path": "evil", "class_name": "X"}'),
         ("sglang", "--speculative-draft-load-format=pt"),

@@ -332,6 +332,3 @@ class EngineDriver(Protocol):
         Raises ValueError for a body that is not this engine's.
         """
         ...
-
-
-# --- what operates them -------------------------------------------------------------------------------

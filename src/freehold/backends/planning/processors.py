@@ -120,7 +120,7 @@ def _why(
         "streams": "asked for" if more else "as many as processors advance together usefully",
         "cache": f"{fits} conversations of {context:,} tokens; without it a share of all memory is taken",
         "tensor": f"shares out {heads} heads over {sizes.tensor} sockets",
-        "pipeline": "asked for; vLLM's CPU build starts with it and cannot run",
+        "pipeline": "asked for: each rank takes a part of the layers",
         "data": "copies inside one engine: they end together; replicas do not",
         "expert": "each rank holds whole experts",
     }
