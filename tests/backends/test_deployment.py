@@ -91,17 +91,25 @@ async def test_answer_in_a_format_is_computed_again_and_what_was_sent_is_left_ou
 
 
 @synchronous
-async def test_sampled_answer_without_a_seed_ends_with_an_error_and_a_seeded_one_continues(
-    tmp_path: Path,
-) -> None:
+async def test_sampled_answer_without_a_seed_ends_with_an_error(tmp_path: Path) -> None:
     async with deployed(tmp_path, StandInDriver()) as replicas:
         stream = await replicas.start(chat("any [[cut 3]]", sampling={}))
         with pytest.raises(EngineLost, match="not greedy"):
             await read(stream)
         assert replicas.cut == 1
-        await until(lambda: all(replica.ready for replica in replicas))
-        stream = await replicas.start(chat("any [[cut 3]]", sampling={"seed": 7}))
-        assert len(text.encode(joined(await read(stream)))) == 12
+
+
+@synchronous
+async def test_seeded_answer_is_computed_again_since_its_draws_begin_with_it(tmp_path: Path) -> None:
+    async with deployed(tmp_path, StandInDriver(token_s=0.02)) as replicas:
+        stream = await replicas.start(chat("any", sampling={"seed": 7}))
+        chunks = [chunk for _, chunk in [await anext(stream) for _ in range(3)]]
+        await killed(replicas, stream.begin.replica)
+        chunks += await read(stream)
+        said = text.rendered([{"role": "user", "content": "any"}], open_end=False)
+        assert joined(chunks) == text.answer(said, 12, salt="7")
+        usage = chunks[-1].usage
+        assert usage is not None and usage.completion_tokens == 12 and usage.resumed_tokens >= 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

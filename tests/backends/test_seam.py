@@ -96,6 +96,8 @@ def test_what_depends_on_where_the_answer_began_is_computed_again() -> None:
     assert not takes_prefix(replace(GREEDY, format=Format("json")), sent)
     assert not takes_prefix(replace(GREEDY, tools=(Tool("add"),)), sent)
     assert not takes_prefix(replace(GREEDY, sampling={"temperature": 0, "presence_penalty": 1.0}), sent)
+    assert not takes_prefix(replace(GREEDY, sampling={"temperature": 0.7, "seed": 7}), sent)
+    assert not takes_prefix(replace(GREEDY, sampling={"seed": 7}), sent)
     assert not takes_prefix(GREEDY, log([Chunk(thinking="hm", token_ids=(1,))]))
     assert takes_prefix(GREEDY, log([Chunk(thinking="hm", token_ids=(1,)), Chunk("a", token_ids=(2,))]))
     assert not takes_prefix(GREEDY, SentLog())

@@ -70,14 +70,16 @@ class SentLog:
 def takes_prefix(job: Job, sent: SentLog) -> bool:
     """Whether an answer can be continued from its ids: nothing about it depends on where it began.
 
-    A grammar and a parser of calls begin at the answer's start; so do penalties on what it has said. A thought that is
-    not over is taken out of the text by the engine's parser, which the rest of it would not pass again.
+    A grammar and a parser of calls begin at the answer's start; so do penalties on what it has said, and the draws of
+    a seed: vLLM's generator is of the request, and would draw again what it drew for the first tokens. A thought that
+    is not over is taken out of the text by the engine's parser, which the rest of it would not pass again.
     """
     sampling = job.sampling
+    draws = sampling.get("temperature") != 0
     counted = sampling.get("presence_penalty") or sampling.get("frequency_penalty")
     thinks = bool(sent.thinking) and not sent.text
     asked = job.tools or job.format is not None or job.suffix is not None or job.template
-    return bool(sent.ids and sent.prompt_ids) and not (counted or thinks or asked)
+    return bool(sent.ids and sent.prompt_ids) and not (draws or counted or thinks or asked)
 
 
 async def kept(job: Job, sent: SentLog, detokenize: Detokenize | None) -> tuple[int, int] | None:
