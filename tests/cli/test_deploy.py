@@ -11,21 +11,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import httpx2
 import pytest
 
 from freehold.backends import drivers, kept
+from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.emit import KINDS
-from freehold.backends.planning.options import environment_folder
+from freehold.backends.planning.options import DeployOptions, environment_folder
+from freehold.backends.rows import DeploymentRow, ReplicaRow
 from freehold.cli.complete import deployable
 from freehold.cli.deploy import EMITTED
 from freehold.cli.deploying.options import ENGINES
+from freehold.cli.deploying.running import RunningDeployments
+from freehold.cli.deploying.starting import start_all
 from freehold.cli.deploying.verbs import news
 from freehold.config import load_settings
-from tests.backends import standin
+from freehold.errors import EngineLost
+from tests.backends import plans, standin
 from tests.cli.test_serve import Done, environment, freehold, started
 from tests.vectors.files import write_gguf, write_safetensors
 
@@ -125,6 +131,8 @@ def test_hardware_that_is_not_here_is_planned_for_and_nothing_is_started(tmp_pat
         (["--namespace", "x"], "--namespace is for --emit k8s"),
         (["--emit", "systemd", "--claim", "x"], "--emit systemd has no use for it"),
         (["--port", "99999"], "99999"),
+        (["--python", ""], "--python is empty"),
+        (["--on", ""], "--on is empty"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_starts(tmp_path, tiny, args, told):
@@ -260,6 +268,49 @@ def test_without_a_model_and_without_kept_ones_the_usage_is_told(tmp_path):
     done = freehold(tmp_path, "deploy")
     assert done.status == 2
     assert "freehold deploy MODEL" in done.err
+
+
+def test_model_that_is_empty_does_not_start_what_is_kept(tmp_path):
+    done = freehold(tmp_path, "deploy", "")
+    assert done.status == 2 and "MODEL is empty" in done.err
+
+
+def plan_of(name: str) -> DeployPlan:
+    found = plans.plan()
+    return replace(found, model=replace(found.model, name=name))
+
+
+class FakeServer:
+    """A running server, asked as RunningDeployments asks: a model called `lost` has no engine that starts."""
+
+    url = "http://127.0.0.1:1"
+
+    def __init__(self) -> None:
+        self.added: list[str] = []
+
+    def add(self, plan: DeployPlan, options: DeployOptions) -> DeploymentRow:
+        self.added.append(plan.model.name)
+        return self.row(plan.model.name)
+
+    def row(self, name: str) -> DeploymentRow:
+        lost = ReplicaRow(0, "failed", "1", said="its file is missing")
+        replica = lost if name == "lost" else ReplicaRow(0, "ready", "1")
+        return DeploymentRow(name, plan_of(name), (replica,), ready=name != "lost")
+
+    def log(self, name: str, replica: int) -> list[str]:
+        return []
+
+
+def test_one_of_the_kept_deployments_that_is_lost_does_not_keep_the_others_down(capsys):
+    server, options = FakeServer(), DeployOptions("m")
+    kept_ones = [(plan_of(name), options) for name in ("lost", "second")]
+    asked = cast("RunningDeployments", server)
+    assert start_all(asked, kept_ones, printed=False, again=True) == 1
+    told = capsys.readouterr().err
+    assert server.added == ["lost", "second"]
+    assert "error: lost: its file is missing" in told and "second answers after" in told
+    with pytest.raises(EngineLost):
+        start_all(asked, kept_ones[:1], printed=False, again=True)
 
 
 def test_host_beyond_loopback_needs_a_key(tmp_path, tiny):

@@ -156,6 +156,27 @@ def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
     assert plan.engine == "vllm"
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"streams": -1},
+        {"replicas": -1},
+        {"streams": 2.5},
+        {"streams": 10**20},
+        {"nodes": "2"},
+        {"flags": "--max-num-seqs=64"},
+    ],
+)
+def test_python_refuses_what_is_not_a_count_and_a_text_for_a_list(tmp_path, option):
+    import freehold as package
+    from freehold.config import load_settings
+    from freehold.errors import UsageError
+
+    settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
+    with pytest.raises(UsageError, match=next(iter(option))):
+        package.plan_deployment("qwen3:32b", on="2xh100", engine="vllm", settings=settings, **option)
+
+
 def test_python_takes_vectors_from_an_engine(tmp_path, path, monkeypatch):
     import freehold as package
     from freehold.config import load_settings

@@ -16,6 +16,7 @@ from freehold.cli.deploying.options import (
     asked_of,
     given_of_a_server,
     plan_options,
+    refuse_empty,
     refuse_idle,
     refuse_without_model,
 )
@@ -134,6 +135,7 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
     settings = with_offline(ctx.obj, given.pop("offline"))
+    refuse_empty(ctx)
     if not model and not given["attach"]:
         refuse_without_model(ctx)
         ctx.exit(_again(settings, given))
@@ -196,14 +198,12 @@ def _start(
     server = running(settings)
     if server is not None:
         from freehold.cli.deploying.running import RunningDeployments
-        from freehold.cli.deploying.starting import start_on
+        from freehold.cli.deploying.starting import start_all
 
         for option in given_of_a_server(click.get_current_context()):
             click.echo(f"note: {option} is for a server that this command starts; one runs already", err=True)
         with server:
-            for plan, options in plans:
-                start_on(RunningDeployments(server), plan, options, printed=given["as_json"], again=again)
-        return 0
+            return start_all(RunningDeployments(server), plans, printed=given["as_json"], again=again)
     from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serve import command as serve
     from freehold.cli.serving.running import serve_models

@@ -27,6 +27,7 @@ from freehold.backends.contract import (
 from freehold.config import Settings, check_names, load_settings
 from freehold.errors import UsageError
 
+_MOST = 1 << 30  # of what is counted: tokens of a context are the most
 SOCKET = Path("{folder}/s.sock")  # each replica's own: its folder is made at its start
 
 
@@ -166,7 +167,13 @@ def _attached(asked: DeployOptions) -> DeployPlan:
 
 
 def check(asked: DeployOptions) -> None:
-    """Raise UsageError for options that contradict each other."""
+    """Raise UsageError for options that contradict each other, and for counts that cannot be."""
+    for option in ("nodes", "replicas", "context", "streams"):
+        value = getattr(asked, option)
+        if type(value) is not int or not 0 <= value <= _MOST:
+            raise UsageError(f"{option} is {value!r}", f"give a whole number from 1 to {_MOST:,}")
+    if isinstance(asked.flags, str):
+        raise UsageError(f"flags is the text {asked.flags[:60]!r}", "give a list of flags: [...]")
     places = {
         "--python": asked.python,
         "--env": asked.env,

@@ -150,7 +150,12 @@ def _site_packages(python: Path) -> list[str]:
         )
         return [path for path in json.loads(note.stdout) if path]
     except (OSError, ValueError, subprocess.SubprocessError) as e:
-        raise UsageError(f"{python} does not run: {e}", "name the interpreter of an environment") from e
+        why = (
+            e.strerror
+            if isinstance(e, OSError)
+            else f"it does not answer as Python does ({type(e).__name__})"
+        )
+        raise UsageError(f"{python} does not run: {why}", "name the interpreter of an environment") from e
 
 
 def _distribution(name: str, places: Sequence[str]) -> Distribution | None:

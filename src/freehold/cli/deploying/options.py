@@ -82,6 +82,14 @@ def asked_of(given: Mapping[str, Any], base: DeployOptions) -> DeployOptions:
     return replace(base, **{k: v for k, v in given.items() if k in names and v not in (None, ())})
 
 
+def refuse_empty(ctx: click.Context) -> None:
+    """Raise UsageError for an empty value, as of a script's variable that is not set: it would count as not given."""
+    for param in ctx.command.params:
+        if ctx.params.get(param.name or "") == "" and _is_given(ctx, param):
+            named = param.opts[0] if isinstance(param, click.Option) else "MODEL"
+            raise UsageError(f"{named} is empty", "give a value, or leave it out")
+
+
 def refuse_idle(ctx: click.Context, kind: str) -> None:
     """Raise UsageError for an option about files that changes nothing of `--emit kind`; "": nothing is emitted."""
     for option in _on_the_line(ctx, _OF_FILES):
@@ -121,10 +129,10 @@ def refuse_without_model(ctx: click.Context) -> None:
 def _on_the_line(ctx: click.Context, names: Collection[str]) -> Iterator[click.Option]:
     """Yield those options that were given on the command line."""
     for param in ctx.command.params:
-        source = ctx.get_parameter_source(param.name or "")
-        if (
-            isinstance(param, click.Option)
-            and param.name in names
-            and source is click.core.ParameterSource.COMMANDLINE
-        ):
+        if isinstance(param, click.Option) and param.name in names and _is_given(ctx, param):
             yield param
+
+
+def _is_given(ctx: click.Context, param: click.Parameter) -> bool:
+    """Return whether a parameter was given on the command line."""
+    return ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE

@@ -1,7 +1,7 @@
 """Starting a deployment on the running server, and following it until it answers.
 
 Knows the owner's routes and words for people; what is to be started is a plan.
-Path: cli/deploy.py -> start_on -> RunningDeployments.add -> stdout
+Path: cli/deploy.py -> start_all -> RunningDeployments.add -> stdout
 """
 
 from __future__ import annotations
@@ -25,6 +25,31 @@ from freehold.errors import EngineLost, FreeholdError, ModelNotFound
 SCHEMA = 1
 LOOKED_S = 0.3  # between two looks at a start
 LAST_LINES = 8  # of a dead engine's log
+
+
+def start_all(
+    asked: RunningDeployments,
+    plans: Sequence[tuple[DeployPlan, DeployOptions]],
+    *,
+    printed: bool,
+    again: bool = False,
+) -> int:
+    """Start plans, one after the other; the failure of one of several is printed, and the next one is started.
+
+    Return the status of the command. Raises what the start of a single one raises.
+    """
+    failed = 0
+    for plan, options in plans:
+        try:
+            start_on(asked, plan, options, printed=printed, again=again)
+        except FreeholdError as e:
+            if len(plans) == 1:
+                raise
+            from freehold.cli.main import complain
+
+            complain(e.message, e.hint)
+            failed = 1
+    return failed
 
 
 def start_on(
