@@ -252,35 +252,43 @@ def choose(
     if not found.accelerated:
         return EngineChoice("freehold", "no GPU was found")
     own = _speed(anatomy, place, context)
-    speeds = {"freehold": own} if own else {}
-    best: EngineChoice | None = None
+    able, useless = _able(anatomy, files, found, context)
+    speeds = ({"freehold": own} if own else {}) | {name: speed for name, speed, _ in able}
+    if not able:
+        advice = "" if useless else _would_help(anatomy, files, found, context)
+        reason = useless[0] if useless else f"{found.title} is here and no engine for it"
+        return EngineChoice("freehold", reason, advice, speeds)
+    best, known, why = max(able, key=lambda each: each[1])
+    if known and own > known:
+        why = f"{own:.0f} tokens/s predicted on the processor, {known:.0f} by {best} on {found.title}"
+        return EngineChoice("freehold", why, speeds=speeds)
+    if known:
+        beside = f"{own:.0f} on the processor" if own else "and the processor's memory does not hold it"
+        why = f"{known:.0f} tokens/s predicted on {found.title}, {beside}"
+    return EngineChoice(best, why, speeds=speeds)
+
+
+def _able(
+    anatomy: Anatomy, files: str, found: EnginesHere, context: int | None
+) -> tuple[list[tuple[EngineName, float, str]], list[str]]:
+    """Return the engines at hand that hold the model on an accelerator, each with its speed (0: not known) and why.
+
+    Also return why others do not: a build without a device, memory.
+    """
+    able: list[tuple[EngineName, float, str]] = []
     useless: list[str] = []
     for engine in found.engines:
         if engine.name not in ADVISED:
             continue
-        if engine.note or ADVISED[engine.name][1] != files:
-            useless += [engine.note] if engine.note else []
-            continue
-        told, why = _on(anatomy, engine.name, found, context)
-        if told is None:
-            useless.append(why)
-            continue
-        speeds[engine.name] = told
-        if best is None or told > speeds[best.engine]:
-            best = EngineChoice(engine.name, why)
-    if best is None:
-        advice = "" if useless else _would_help(anatomy, files, found, context)
-        reason = useless[0] if useless else f"{found.title} is here and no engine for it"
-        return EngineChoice("freehold", reason, advice=advice, speeds=speeds)
-    known = speeds[best.engine]
-    if known and own > known:
-        reason = (
-            f"{own:.0f} tokens/s predicted on the processor, {known:.0f} by {best.engine} on {found.title}"
-        )
-        return EngineChoice("freehold", reason, speeds=speeds)
-    against = f", {own:.0f} on the processor" if own else ", and the processor's memory does not hold it"
-    reason = f"{known:.0f} tokens/s predicted on {found.title}{against}" if known else best.reason
-    return EngineChoice(best.engine, reason, speeds=speeds)
+        if engine.note:
+            useless.append(engine.note)
+        elif ADVISED[engine.name][1] == files:
+            speed, why = _on(anatomy, engine.name, found, context)
+            if speed is None:
+                useless.append(why)
+            else:
+                able.append((engine.name, speed, why))
+    return able, useless
 
 
 def _speed(anatomy: Anatomy, place: Place, context: int | None) -> float:

@@ -8,7 +8,15 @@ Path: emit.emit -> compose_files -> compose_document -> compose_check.compose_fa
 from __future__ import annotations
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import MODEL, SGLANG_START, carried, engine_words, group, model_folder
+from freehold.backends.emit.command import (
+    MODEL,
+    SGLANG_START,
+    NodeGroup,
+    carried,
+    engine_words,
+    group,
+    model_folder,
+)
 from freehold.backends.emit.compose_check import compose_faults
 from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, EmittedFile, heading, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
@@ -33,23 +41,8 @@ def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
     engine = container_engine(plan.engine, "compose")
     pinned("--image", options.image, engine.example)
     pinned("--server-image", options.server_image, "registry.example/freehold")
-    nodes, count = group(plan), plan.nodes.rig.count
-    if nodes.nodes > 1:
-        raise UsageError(
-            f"compose starts one machine, and a replica of this plan takes {nodes.nodes}",
-            "--emit k8s or skypilot",
-        )
-    if plan.nodes.rig.device.kind == "gpu" and plan.replicas * nodes.devices > count:
-        raise UsageError(
-            f"{plan.replicas} replicas of {nodes.devices} devices need {plan.replicas * nodes.devices}; "
-            f"this machine has {count}",
-            "plan fewer replicas, or --emit k8s",
-        )
-    if plan.nodes.rig.device.kind == "gpu" and plan.nodes.rig.device.vendor != "NVIDIA":
-        raise UsageError(
-            f"compose files reserve NVIDIA's devices, and this plan is for {plan.nodes.rig.device.title}",
-            "--emit k8s or systemd",
-        )
+    nodes = group(plan)
+    _check_machine(plan, nodes)
     engines = {
         f"engine-{number}": _engine(plan, engine, options, number, nodes.devices)
         for number in range(plan.replicas)
@@ -69,6 +62,29 @@ def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
             "probe": {"content": _literal(probe_text())},
         },
     }
+
+
+def _check_machine(plan: DeployPlan, nodes: NodeGroup) -> None:
+    """Raise UsageError for a plan that one machine cannot start: several nodes, more devices than it has, no NVIDIA."""
+    rig = plan.nodes.rig
+    if nodes.nodes > 1:
+        raise UsageError(
+            f"compose starts one machine, and a replica of this plan takes {nodes.nodes}",
+            "--emit k8s or skypilot",
+        )
+    if rig.device.kind != "gpu":
+        return
+    if plan.replicas * nodes.devices > rig.count:
+        raise UsageError(
+            f"{plan.replicas} replicas of {nodes.devices} devices need {plan.replicas * nodes.devices}; "
+            f"this machine has {rig.count}",
+            "plan fewer replicas, or --emit k8s",
+        )
+    if rig.device.vendor != "NVIDIA":
+        raise UsageError(
+            f"compose files reserve NVIDIA's devices, and this plan is for {rig.device.title}",
+            "--emit k8s or systemd",
+        )
 
 
 def _engine(

@@ -79,32 +79,13 @@ class Ollama(StartedEngine):
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server for one GGUF file. Raises UsageError."""
-        model, version = request.model, request.engine.version
-        if request.flags:
-            raise UsageError(
-                f"{request.flags[0].partition('=')[0]}: ollama serve takes no flags",
-                "its settings are variables, which the plan makes of --context, --streams and --cache-type",
-            )
-        refuse_old(self.title, version, self.least)
-        refuse_scores(model)
-        if model.files != "gguf":
-            raise UsageError(
-                f"{self.title} loads a GGUF, and {model.name} is a folder of safetensors",
-                "--engine vllm loads it; or take a GGUF of the same model",
-            )
-        if request.nodes.here and not model.here:
-            raise UsageError(f"{model.source} is not on this machine", "freehold pull it, or --on HARDWARE")
-        if not _NAME.fullmatch(model.name):
-            raise UsageError(
-                f"{model.name!r} is not a name that Ollama gives a model",
-                "say one with --name, such as qwen3:4b",
-            )
+        _check(request)
         given = room(request, self.title, "llama.cpp")
         return DeployPlan(
             engine=self.name,
-            version=version,
+            version=request.engine.version,
             schema="",
-            model=model,
+            model=request.model,
             nodes=request.nodes,
             command=_serving(request.engine.command),
             flags=(),
@@ -144,6 +125,30 @@ class Ollama(StartedEngine):
             await engine.ended
             raise
         return engine
+
+
+def _check(request: PlanRequest) -> None:
+    """Raise UsageError for flags, an old Ollama, and a model that it does not load or name."""
+    model = request.model
+    if request.flags:
+        raise UsageError(
+            f"{request.flags[0].partition('=')[0]}: ollama serve takes no flags",
+            "its settings are variables, which the plan makes of --context and --streams",
+        )
+    refuse_old(Ollama.title, request.engine.version, Ollama.least)
+    refuse_scores(model)
+    if model.files != "gguf":
+        raise UsageError(
+            f"{Ollama.title} loads a GGUF, and {model.name} is a folder of safetensors",
+            "--engine vllm loads it; or take a GGUF of the same model",
+        )
+    if request.nodes.here and not model.here:
+        raise UsageError(f"{model.source} is not on this machine", "freehold pull it, or --on HARDWARE")
+    if not _NAME.fullmatch(model.name):
+        raise UsageError(
+            f"{model.name!r} is not a name that Ollama gives a model",
+            "say one with --name, such as qwen3:4b",
+        )
 
 
 def _serving(command: tuple[str, ...]) -> tuple[str, ...]:
