@@ -195,7 +195,8 @@ def _of_json(text: str) -> TracedRequest:
 
 
 def _number(row: Mapping[str, Any], name: str) -> float:
-    if type(found := row.get(name)) in (int, float):
+    found = row.get(name)
+    if isinstance(found, int | float) and not isinstance(found, bool):
         return found
     raise ValueError(f"its {name} is not a number" if name in row else f"it has no {name}")
 
