@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,3 +85,22 @@ def test_file_that_others_may_write_to_starts_nothing(tmp_path: Path, mode: int)
     keep(tmp_path, KeptDeployment("qwen", plan(), ASKED)).chmod(mode)
     found, damaged = kept(tmp_path)
     assert not found and "others than you may write to it" in damaged[0]
+
+
+def test_copy_under_another_name_and_a_name_that_does_not_print_start_nothing(tmp_path: Path) -> None:
+    path = keep(tmp_path, KeptDeployment("qwen", plan(), ASKED))
+    (folder(tmp_path) / "copy.json").write_bytes(path.read_bytes())
+    (folder(tmp_path) / "copy.json").chmod(0o600)
+    keep(tmp_path, KeptDeployment("a\x1b]0;b", plan(), ASKED))
+    found, damaged = kept(tmp_path)
+    assert [each.name for each in found] == ["qwen"]
+    assert "whose file is qwen.json" in damaged[1] and "do not print" in damaged[0]
+
+
+def test_what_is_not_a_file_is_not_read(tmp_path: Path) -> None:
+    keep(tmp_path, KeptDeployment("qwen", plan(), ASKED))
+    os.mkfifo(folder(tmp_path) / "pipe.json", 0o600)
+    (folder(tmp_path) / "folder.json").mkdir(mode=0o700)
+    found, damaged = kept(tmp_path)
+    assert [each.name for each in found] == ["qwen"] and len(damaged) == 2
+    assert all("it is not a file of at most" in each for each in damaged)

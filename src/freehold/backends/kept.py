@@ -12,6 +12,7 @@ Path: server/system/deployments.py -> keep, forget -> home/deployments/NAME.json
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,11 +25,13 @@ import msgspec
 
 from freehold import private
 from freehold.backends.contract import DeployPlan
+from freehold.backends.names import named
 from freehold.backends.planning.options import DeployOptions
 from freehold.backends.rows import DeploymentRow
-from freehold.errors import StoreError
+from freehold.errors import StoreError, UsageError
 
 SCHEMA = 1
+MOST_BYTES = 4 << 20  # of a file: a plan has some 10 kB
 _T = TypeVar("_T", DeployPlan, DeploymentRow, DeployOptions)
 
 
@@ -81,8 +84,10 @@ def kept(home: Path) -> tuple[list[KeptDeployment], list[str]]:
     for path in sorted(folder(home).glob("[!.]*.json")):
         try:
             _check_ours(path)
-            found.append(decoded(path.read_bytes()))
-        except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as e:
+            held = decoded(path.read_bytes())
+            _check_name(held, path)
+            found.append(held)
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError, UsageError) as e:
             why = e.strerror if isinstance(e, OSError) else str(e)
             damaged.append(f"{path} is not a deployment of this version: {why}; remove it, or deploy again")
     return found, damaged
@@ -91,10 +96,19 @@ def kept(home: Path) -> tuple[list[KeptDeployment], list[str]]:
 def _check_ours(path: Path) -> None:
     """Raise ValueError for a file that others may have written: it names programs, which run as us."""
     said = path.stat()
+    if not stat.S_ISREG(said.st_mode) or said.st_size > MOST_BYTES:
+        raise ValueError(f"it is not a file of at most {MOST_BYTES:,} bytes")
     if said.st_uid not in (os.geteuid(), 0) or said.st_mode & 0o022:
         raise ValueError(
             f"others than you may write to it (mode {said.st_mode & 0o777:o}, user {said.st_uid})"
         )
+
+
+def _check_name(held: KeptDeployment, path: Path) -> None:
+    """Raise ValueError, UsageError for a copy under another file's name: the same deployment would be started twice."""
+    expected = _file_name(named(held.name))
+    if path.name != expected:
+        raise ValueError(f"it is of {held.name}, whose file is {expected}")
 
 
 def encoded(deployment: KeptDeployment) -> bytes:
@@ -121,7 +135,11 @@ def as_json(what: DeployPlan | DeploymentRow | DeployOptions) -> dict[str, Any]:
 
 
 def _path(home: Path, name: str) -> Path:
-    return folder(home) / f"{quote(name, safe='+:@ ').replace('.', '%2E')}.json"
+    return folder(home) / _file_name(name)
+
+
+def _file_name(name: str) -> str:
+    return f"{quote(name, safe='+:@ ').replace('.', '%2E')}.json"
 
 
 def _plain(value: Any) -> Any:
