@@ -37,7 +37,7 @@ test: check ## Lint, types, and the tests, those that need weights included
 	$(BIN)/python -m pytest -m "not big" -n $(WORKERS) --dist worksteal
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py --short
-	$(ARM64) test --every=7
+	$(ARM64) test --every=3
 
 test-all: $(VENV)/.tested ## Every test and every case, csrc under the sanitizers, for ARM and for macOS too
 	$(BIN)/python -m pytest -m "big or not big" -n $(WORKERS) --dist worksteal
