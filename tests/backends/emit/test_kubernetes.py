@@ -317,6 +317,23 @@ def test_log_of_sglang_that_would_hold_its_keys_is_found():
 
 
 @pytest.mark.parametrize(
+    "wrong",
+    [
+        {"namespace": "a b;reboot"},
+        {"namespace": "A"},
+        {"namespace": "a.b"},
+        {"namespace": "a" * 64},
+        {"claim": "../x"},
+        {"claim": "-x"},
+    ],
+)
+def test_names_that_no_cluster_has_are_refused(wrong):
+    with pytest.raises(UsageError, match="is not a name of Kubernetes"):
+        kubernetes_files(plan("vllm"), replace(OPTIONS, **wrong))
+    assert kubernetes_files(plan("vllm"), replace(OPTIONS, namespace="team-a", claim="weights.v1"))
+
+
+@pytest.mark.parametrize(
     "image", ["", "vllm/vllm-openai", "vllm/vllm-openai:latest", "vllm/vllm-openai:v0.32.0"]
 )
 def test_image_without_a_digest_is_refused(image):

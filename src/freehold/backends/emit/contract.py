@@ -17,6 +17,8 @@ SERVER_PORT = 11435  # of our server, in containers too
 Doc = dict[str, Any]  # an object of a YAML file
 DIGEST = re.compile(r"[a-z0-9][\w./:-]*@sha256:[0-9a-f]{64}")
 _LABEL = re.compile(r"[^a-z0-9]+")
+_OBJECT = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")  # RFC 1123's subdomain; a namespace has no dots
+_MOST_NAMESPACE, _MOST_OBJECT = 63, 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,20 @@ def label(name: str) -> str:
     """Return a model's name as a DNS label of at most 40 characters, so that suffixes fit."""
     found = _LABEL.sub("-", name.lower()).strip("-")[:40].strip("-")
     return found if found[:1].isalpha() else f"m-{found}".rstrip("-")
+
+
+def check_objects(options: EmitOptions) -> None:
+    """Raise UsageError for a namespace or a claim that no cluster has: they stand in lines for a shell besides."""
+    space, claim = options.namespace, options.claim
+    if not _OBJECT.fullmatch(space) or "." in space or len(space) > _MOST_NAMESPACE:
+        raise UsageError(
+            f"--namespace {space[:80]!r} is not a name of Kubernetes", "lower-case letters, digits and dashes"
+        )
+    if claim and (not _OBJECT.fullmatch(claim) or len(claim) > _MOST_OBJECT):
+        raise UsageError(
+            f"--claim {claim[:80]!r} is not a name of Kubernetes",
+            "lower-case letters, digits, dashes and dots",
+        )
 
 
 def comment(lines: Iterable[str]) -> str:

@@ -11,7 +11,15 @@ from freehold.backends.contract import DeployPlan
 from freehold.backends.emit import gateway, mpi, network, pods
 from freehold.backends.emit.check import faults
 from freehold.backends.emit.command import SGLANG_START, NodeGroup, NodePlace, engine_words, group
-from freehold.backends.emit.contract import Doc, EmitOptions, EmittedFile, heading, label, pinned
+from freehold.backends.emit.contract import (
+    Doc,
+    EmitOptions,
+    EmittedFile,
+    check_objects,
+    heading,
+    label,
+    pinned,
+)
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.yaml_text import yaml_text
 
@@ -28,8 +36,9 @@ def kubernetes_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile
 
 
 def documents(plan: DeployPlan, options: EmitOptions) -> list[Doc]:
-    """Return the objects. Raises UsageError for images without a digest and for what clusters cannot run."""
+    """Return the objects. Raises UsageError for images without a digest, names, and what clusters cannot run."""
     engine = container_engine(plan.engine, "Kubernetes")
+    check_objects(options)
     pinned("--image", options.image, engine.example)
     pinned("--server-image", options.server_image, "registry.example/freehold")
     nodes = group(plan)
