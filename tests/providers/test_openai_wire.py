@@ -13,7 +13,7 @@ from freehold.providers.contract import Abilities, Kind, Provider, RemoteModel, 
 from freehold.providers.wires import wire_of
 from freehold.serving import EmbedJob, Job
 from freehold.types import Format, Image, Message, Tool, ToolCall
-from tests.providers.asking import ALL, FAMILY, HELLO, calls, chunks, joined, remote
+from tests.providers.sending import ALL, FAMILY, HELLO, calls, chunks, joined, remote
 from tests.providers.standin import Answer, Call, StandIn, Tokens
 
 USER = Message("user", "Hello")

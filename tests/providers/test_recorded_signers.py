@@ -24,7 +24,7 @@ from freehold.providers.sse import EventSplitter
 from freehold.providers.wires import wire_of
 from freehold.serving import Job
 from freehold.types import Chunk, Message, SignedThinking, ToolCall, Usage
-from tests.providers.asking import calls, joined
+from tests.providers.sending import calls, joined
 from tests.providers.standin.anthropic import AnthropicStandIn
 from tests.providers.standin.gemini import GeminiStandIn
 

@@ -25,7 +25,7 @@ from freehold.providers.sse import EventSplitter
 from freehold.providers.wires import wire_of
 from freehold.serving import Job
 from freehold.types import Chunk, ToolCall, Usage
-from tests.providers.asking import calls, joined
+from tests.providers.sending import calls, joined
 
 FOLDER = Path(__file__).parent / "recordings"
 KINDS: dict[str, Kind] = {

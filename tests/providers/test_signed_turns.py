@@ -16,7 +16,7 @@ from freehold.providers.hop import Hop
 from freehold.providers.signatures import Signatures
 from freehold.serving import Job
 from freehold.types import Chunk, Message, Tool, ToolCall
-from tests.providers.asking import calls, cleared, joined, remote
+from tests.providers.sending import calls, cleared, joined, remote
 from tests.providers.standin import Answer, StandIn, Tokens
 from tests.providers.standin.anthropic import AnthropicStandIn
 from tests.providers.standin.gemini import GeminiStandIn

@@ -15,7 +15,7 @@ from freehold.providers.compatible import CompatibleWire
 from freehold.providers.contract import Provider, RemoteModel, Secret
 from freehold.providers.demands import Demands
 from freehold.providers.hop import Hop
-from tests.providers.asking import cleared, joined
+from tests.providers.sending import cleared, joined
 
 EVENTS = [
     {"choices": [{"index": 0, "delta": {"content": "over a socket"}}]},

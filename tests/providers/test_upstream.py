@@ -15,7 +15,7 @@ from freehold.providers.contract import Cause, Provider, RemoteModel, UpstreamFa
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job
 from freehold.types import Message
-from tests.providers.asking import (
+from tests.providers.sending import (
     FAMILY,
     HELLO,
     KEY,

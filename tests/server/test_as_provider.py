@@ -16,7 +16,7 @@ from freehold.providers.contract import Abilities, Provider, RemoteModel, Upstre
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job
 from freehold.types import Chunk, Format, Message, Tool
-from tests.providers.asking import calls, joined
+from tests.providers.sending import calls, joined
 from tests.server.conftest import Running
 from tests.server.fakes import Script
 

@@ -1,4 +1,4 @@
-"""How tests ask a stand-in through the hop."""
+"""Sends jobs to a stand-in through the hop, for tests; reads what comes back."""
 
 from __future__ import annotations
 
