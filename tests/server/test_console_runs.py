@@ -333,6 +333,7 @@ def test_settings_are_asked_for_and_a_seed_is_drawn_that_a_page_can_hold(chats):
         ({"message": {"content": "hi"}, "settings": {"tools": ["files"]}}, 403, "not_permitted"),
         ({"message": {"content": 5}}, 400, "invalid_value"),
         ({"message": {"content": "hi", "images": ["data:text/html,x"]}}, 400, "unsupported_content"),
+        ({"message": {"content": "hi", "images": ["http://169.254.169.254/x"]}}, 400, None),
     ],
 )
 def test_a_wrong_start_is_refused_and_writes_nothing(chats, body, status, code):

@@ -112,6 +112,8 @@ def _check_tree(chat: ExportedChat) -> None:
             raise UsageError(f"message {n + 1}: its parent {message.parent[:80]!r} does not come before it")
         if not 0 <= message.at < MAX_AT:
             raise UsageError(f"message {n + 1}: at is {message.at:g}; expected seconds since 1970")
+        if address := next((url for url in message.images if not url.startswith("data:")), ""):
+            raise UsageError(f"message {n + 1}: the picture {address[:80]!r} is not a data: URL")
         seen.add(message.id)
     if chat.leaf is not None and chat.leaf not in seen:
         raise UsageError(f"the leaf {chat.leaf[:80]!r} is none of its messages")

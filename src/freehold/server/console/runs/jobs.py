@@ -102,9 +102,17 @@ def _message(m: SavedMessage, place: int, names: dict[str, str], pictures: Pictu
         return Message("tool", m.content, tool_call_id=m.call, name=names.get(m.call, ""))
     text = with_files(m)
     seen: list[str | Image] = [
-        pictures.at_url(url, f"messages[{place}].images[{i}]", "image") for i, url in enumerate(m.images)
+        pictures.at_url(_within(url), f"messages[{place}].images[{i}]", "image")
+        for i, url in enumerate(m.images)
     ]
     return Message(m.role, text, parts=parts_of([*seen, text]))
+
+
+def _within(url: str) -> str:
+    """Refuse the address of a picture: an engine would fetch what no page shows, at the wish of who wrote the chat."""
+    if not url.startswith("data:"):
+        raise Refused(400, f"the picture {url[:80]!r} is an address; a chat has data: URLs", param="images")
+    return url
 
 
 def with_files(m: SavedMessage) -> str:
