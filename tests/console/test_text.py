@@ -151,6 +151,43 @@ def _drawn(page: Any) -> str:
     return page.evaluate("() => document.getElementById('app').innerHTML")
 
 
+HOSTS = {  # markdown -> the host that stands beside the link; None where its words are its address already
+    "https://example.org/a": None,
+    "<https://EXAMPLE.org>": None,
+    "[https://example.org/](https://example.org/)": None,
+    "[https://bank.example\u2044in.evil.example/](https://bank.example\u2044in.evil.example/)": "evil.example)",
+    "<https://bank.example\u2215in.evil.example/>": "evil.example)",
+    "<https://\u0430pple.com/>": "(xn--pple-43d.com)",
+    "[https:///evil.example/](https:///evil.example/)": "(evil.example)",
+}
+
+
+def test_a_link_s_host_is_in_sight_whatever_its_words_look_like(text_page):
+    for source, host in HOSTS.items():
+        text_page.evaluate("(text) => show(text)", source)
+        text_page.evaluate(SETTLED, 3)
+        assert text_page.locator("a").count() == 1, source
+        beside = text_page.locator(".host").all_inner_texts()
+        assert (beside == []) if host is None else beside[0].endswith(host), source
+
+
+@pytest.mark.parametrize(
+    "text, marks",
+    [
+        ("[ba\u200bnk](https://bank.example)", 1),
+        ("ba\u200bnk", 0),  # prose: scripts of the world need some of these
+        ("`a\ufff0b`", 1),
+        ("`1\ufe0f0`", 1),
+        ("`\U0001bca0`", 1),
+        ("`1\ufe0f\u20e3 \u2764\ufe0f \U0001f468\u200d\U0001f469`", 0),  # emoji are seen
+    ],
+)
+def test_what_shows_nothing_has_a_mark_in_code_and_links(text_page, text, marks):
+    text_page.evaluate("(text) => show(text)", text)
+    text_page.evaluate(SETTLED, 3)
+    assert text_page.locator(".revealed").count() == marks
+
+
 def test_every_text_of_a_formula_stands_in_an_element_that_is_drawn(text_page):
     text_page.evaluate(
         "(text) => show(text)", r"$n \log n + \lim_{x \to 0} \sin x \bmod 2 + \text{for all } y \not= z$"

@@ -2,12 +2,13 @@
 import { el } from "./dom";
 
 // Bidi controls (061C, 200E/F, 202A-E, 2066-9), zero width and filling characters, invisible operators, controls but for
-// tab and newline, tag characters and variation selectors (which can carry a hidden message). Those that make an emoji
-// (a selector or a joiner between two pictures) are seen already.
+// tab and newline, tag characters and variation selectors (which can carry a hidden message), and what Unicode asks to
+// draw as nothing besides. Those that make an emoji (a selector behind a picture or below a keycap, a joiner between two
+// pictures) are seen already.
 const HIDDEN =
-  /(?:[\0-\x08\x0B-\x1F\x7F-\x9F\u00AD\u034F\u061C\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B\u200C\u200E\u200F\u2028-\u202E\u2060-\u206F\u3164\uFE00-\uFE0D\uFEFF\uFFA0\uFFF9-\uFFFB\u{1D173}-\u{1D17A}\u{E0000}-\u{E0FFF}]|(?<!\p{Emoji})[\uFE0E\uFE0F]|(?<![\p{Extended_Pictographic}\uFE0F\u{1F3FB}-\u{1F3FF}])\u200D|\u200D(?!\p{Extended_Pictographic}))+/gu;
+  /(?:[\0-\x08\x0B-\x1F\x7F-\x9F\u00AD\u034F\u061C\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B\u200C\u200E\u200F\u2028-\u202E\u2060-\u206F\u3164\uFE00-\uFE0D\uFEFF\uFFA0\uFFF0-\uFFFB\u{13430}-\u{1343F}\u{1BCA0}-\u{1BCA3}\u{1D173}-\u{1D17A}\u{E0000}-\u{E0FFF}]|(?<!\p{Extended_Pictographic})[\uFE0E\uFE0F](?!\u20E3)|(?<![\p{Extended_Pictographic}\uFE0F\u{1F3FB}-\u{1F3FF}])\u200D|\u200D(?!\p{Extended_Pictographic}))+/gu;
 // In prose, joiners and marks of direction belong to Persian, Hindi and Hebrew; what overrides or smuggles does not.
-const IN_PROSE = /[\0-\x08\x0B-\x1F\x7F-\x9F\u202A-\u202E\u2060-\u206F\uFFF9-\uFFFB\u{E0000}-\u{E0FFF}]+/gu;
+const IN_PROSE = /[\0-\x08\x0B-\x1F\x7F-\x9F\u202A-\u202E\u2060-\u206F\uFFF0-\uFFFB\u{E0000}-\u{E0FFF}]+/gu;
 const MARKS = 50; // elements for one text; a flood of marks is spelt inside the text instead
 
 const NAMES: Record<number, string> = {

@@ -21,6 +21,12 @@ export function safeUrl(address: string): URL | null {
   return /^https?:$/.test(url.protocol) && url.hostname && !named ? url : null;
 }
 
+/** Whether an address reads as the host that it leads to: letters that only look like a slash or an `a` are part of one. */
+export function names(address: string, url: URL): boolean {
+  const host = address.slice(url.protocol.length + 2, url.protocol.length + 2 + url.host.length);
+  return host.toLowerCase() === url.host && /^(?:[/?#]|$)/.test(address.slice(url.protocol.length + 2 + url.host.length));
+}
+
 /** Whether the address could carry what someone wrote to its owner. */
 export function carries(url: URL): boolean {
   return url.search.length > 1 || /[=?&%]/.test(url.hash) || url.hash.length > 40 || url.pathname.length > PLAIN_PATH;

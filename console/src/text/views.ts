@@ -8,7 +8,7 @@ import { decoded } from "./entities";
 import { pieces, mark, revealed } from "./invisible";
 import type { AnyToken, Blocks, PlainToken } from "./lexing";
 import { Chunks } from "./chunks";
-import { anchor, safeUrl } from "./links";
+import { anchor, names, safeUrl } from "./links";
 import type { MathToken } from "./mathmarks";
 import { MathBox } from "./mathbox";
 
@@ -136,13 +136,14 @@ export function plainView(text: string): View {
   };
 }
 
-function inlineViews(lexer: Blocks, tokens: readonly AnyToken[]): View[] {
-  return tokens.flatMap((token) => inlineView(lexer, token));
+/** `prose` false: within a link, whose words may not hide anything. */
+function inlineViews(lexer: Blocks, tokens: readonly AnyToken[], prose = true): View[] {
+  return tokens.flatMap((token) => inlineView(lexer, token, prose));
 }
 
-function inlineView(lexer: Blocks, token: AnyToken): View[] {
+function inlineView(lexer: Blocks, token: AnyToken, prose: boolean): View[] {
   const t = token as Tokens.Generic;
-  const kids = () => inlineViews(lexer, t.tokens ?? []);
+  const kids = () => inlineViews(lexer, t.tokens ?? [], prose);
   switch (token.type) {
     case "strong":
     case "em":
@@ -153,24 +154,24 @@ function inlineView(lexer: Blocks, token: AnyToken): View[] {
     case "br":
       return [box("br", "br", "")];
     case "escape":
-      return textViews(t.text);
+      return textViews(t.text, prose);
     case "formula":
       return [mathView(t as MathToken, "span")];
     case "checkbox":
       return [checkbox(t as Tokens.Checkbox)];
     case "link":
-      return linkViews(t as Tokens.Link, kids);
+      return linkViews(t as Tokens.Link, () => inlineViews(lexer, t.tokens ?? [], false));
     case "image":
       return [imageView(t as Tokens.Image)];
     case "html":
-      return textViews(t.raw);
+      return textViews(t.raw, prose);
     default:
-      return t.tokens?.length ? kids() : textViews(decoded(t.raw));
+      return t.tokens?.length ? kids() : textViews(decoded(t.raw), prose);
   }
 }
 
-function textViews(text: string): View[] {
-  return pieces(text, true).map((piece) =>
+function textViews(text: string, prose: boolean): View[] {
+  return pieces(text, prose).map((piece) =>
     piece.hidden
       ? { ...view("mark", piece.text), make: () => ({ node: mark(piece.text) }) }
       : {
@@ -183,12 +184,13 @@ function textViews(text: string): View[] {
   );
 }
 
-/** A link, and its host beside it unless its words are its whole address. An address that may not be one is text. */
+/** A link, and its host beside it unless its words are its whole address with that host. What may not be one is text. */
 function linkViews(link: Tokens.Link, kids: () => View[]): View[] {
   const address = link.autolink ? link.href : decoded(link.href);
   const url = safeUrl(address);
-  if (!url) return link.autolink ? textViews(link.raw) : [...kids(), note(` (${[address, link.title].filter(Boolean).join(" ")})`)];
-  const bare = link.text === address || (link.autolink && link.text === link.href);
+  if (!url) return link.autolink ? textViews(link.raw, false) : [...kids(), note(` (${[address, link.title].filter(Boolean).join(" ")})`)];
+  const whole = link.text === address || (link.autolink && link.text === link.href);
+  const bare = whole && names(address, url);
   const shown: View = {
     ...view("link" + url.href, link.raw),
     make: () => {
