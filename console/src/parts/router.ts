@@ -25,6 +25,9 @@ function decodePart(part: string): string {
 export const place = signal(read());
 addEventListener("hashchange", () => (place.value = read()));
 
+/** Whether an address may name a chat so: an id becomes a part of routes, and `..` in it would lead to others. */
+export const isId = (text: string) => /^[A-Za-z0-9][\w.-]{0,79}$/.test(text);
+
 /** The address of a page, for links. */
 export function to(page: string, ...rest: string[]): string {
   return "#/" + [page, ...rest].map(encodeURIComponent).join("/");

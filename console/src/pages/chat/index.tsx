@@ -3,7 +3,7 @@ import { useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { IconButton } from "../../parts/button";
 import { Failed } from "../../parts/page";
-import { place, to } from "../../parts/router";
+import { isId, place, to } from "../../parts/router";
 import { me } from "../../api/me";
 import type { ChatSettings } from "../../api/types";
 import { texts } from "../../texts";
@@ -35,7 +35,8 @@ export function Chat() {
   const drawer = useSignal(false); // the list over the page, where it is narrow
   const panel = useSignal(false);
   const find = useSignal(false);
-  const id = place.value.page === "chat" ? (place.value.rest[0] ?? null) : null;
+  const named = place.value.page === "chat" ? (place.value.rest[0] ?? "") : "";
+  const id = isId(named) ? named : null;
   const chat = opened.value;
   const who = me.value?.key ?? null;
 

@@ -4,7 +4,7 @@ import { useEffect } from "preact/hooks";
 import { Button, IconButton } from "../../parts/button";
 import { notifyError } from "../../parts/notice";
 import { Empty, Failed, Page, Waiting } from "../../parts/page";
-import { go, place, to } from "../../parts/router";
+import { go, isId, place, to } from "../../parts/router";
 import { texts } from "../../texts";
 import { Away } from "../chat/away";
 import { keep, kept, sends } from "../chat/kept";
@@ -20,7 +20,8 @@ const MOST = 4;
 
 export default function Compare() {
   const error = useSignal<unknown>(null);
-  const chat = place.value.rest[0] ?? "";
+  const named = place.value.rest[0] ?? "";
+  const chat = isId(named) ? named : "";
   useEffect(() => {
     readModels().catch((e) => (error.value = e));
     return leave;
