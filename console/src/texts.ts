@@ -49,7 +49,7 @@ export const texts = {
     noCookie:
       "The key is right, but this browser does not say which page asks, so the session cannot count. Use an address with https, or 127.0.0.1 on the server's machine.",
     plain:
-      "This address is not encrypted: a key typed here can be read on its way, and the session will not count. Use an address with https, or 127.0.0.1 on the server's machine.",
+      "This address is not encrypted: a key could be read on its way, and the session would not count, so no key is sent from here. Use an address with https, or 127.0.0.1 on the server's machine.",
     ended: "Your session has ended",
     kept: "What you wrote is kept. Log in again, and the page continues where it was.",
   },

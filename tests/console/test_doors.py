@@ -65,6 +65,28 @@ def test_key_opens_the_page_and_no_script_sees_it(keyed, page):
     page.get_by_label("Key", exact=True).wait_for()
 
 
+def test_no_key_is_sent_from_an_address_without_encryption(keyed, page):
+    """No session would count there: a browser says which page asks to encrypted addresses and to this machine alone."""
+    server, ann, _ = keyed
+    page.add_init_script("Object.defineProperty(window, 'isSecureContext', { get: () => false })")
+    page.goto(server.url)
+    page.get_by_text("no key is sent from here").wait_for()
+    page.get_by_label("Key", exact=True).fill(ann)
+    page.get_by_label("Key", exact=True).press("Enter")
+    assert page.get_by_role("button", name="Log in").is_disabled()
+    page.wait_for_timeout(200)
+    assert not [url for url in page.asked if url.endswith("/console/login")]
+
+
+@pytest.mark.parametrize("id", ["..%2F..%2F..%2Fv1%2Fmodels%3F", "..", "%2E%2E%2Fkeys%3F", "a%2Fb"])
+@pytest.mark.parametrize("where", ["chat", "compare"])
+def test_an_address_that_names_no_chat_leads_to_no_other_route(standing, page, where, id):
+    page.goto(f"{standing.url}/#/{where}/{id}")
+    page.locator("main h1").wait_for()
+    page.wait_for_timeout(100)
+    assert not [url for url in page.asked if "last=" in url]
+
+
 def test_session_that_ends_keeps_the_draft_and_what_was_under_way(keyed, page):
     server, ann, _ = keyed
     page.goto(server.url)

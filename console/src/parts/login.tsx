@@ -52,7 +52,7 @@ function LoginForm() {
   async function submit(e: Event) {
     e.preventDefault();
     const key = input.current!.value.trim();
-    if (!key || busy.value) return;
+    if (!key || busy.value || !isSecureContext) return; // the key would be read on its way, for a session that does not count
     busy.value = true;
     error.value = "";
     try {
@@ -94,7 +94,7 @@ function LoginForm() {
       <p id="login-error" class="field-error" role="alert">
         {error.value}
       </p>
-      <Button kind="primary" type="submit" busy={busy.value}>
+      <Button kind="primary" type="submit" busy={busy.value} disabled={!isSecureContext}>
         {texts.logIn}
       </Button>
     </form>
