@@ -3,6 +3,7 @@
 import { batch, computed, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import { ApiError, get, patch } from "../../api/client";
 import type { Card, ChatSettings, Message, OpenedChat } from "../../api/types";
+import { notifyError } from "../../parts/notice";
 import { changed } from "./cards";
 import { reach } from "./link";
 import { branchOf, EMPTY, endBelow, grown, type Tree, treeOf } from "./tree";
@@ -145,7 +146,7 @@ export function show(chat: Chat, id: string): void {
   const end = endBelow(chat.tree.peek(), id);
   chat.leaf.value = end;
   void load(chat, chat.branch.peek().slice(-60));
-  if (chat.id) void edit(chat, { leaf: end });
+  edit(chat, { leaf: end }).catch(notifyError);
 }
 
 /** Change what the server keeps of a chat. */

@@ -2,6 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { Icon } from "../../parts/icons";
+import { notifyError } from "../../parts/notice";
 import { bytes } from "../../parts/numbers";
 import { to } from "../../parts/router";
 import { texts } from "../../texts";
@@ -17,7 +18,7 @@ const words = texts.chat;
 function choose(chat: Chat, model: string): void {
   chat.model.value = model;
   keep("model", model);
-  void edit(chat, { model });
+  edit(chat, { model }).catch(notifyError);
 }
 
 export function Picker({ chat }: { chat: Chat }) {
