@@ -5,6 +5,7 @@ Path: a real server; requests fail on their way in the browser
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -88,6 +89,34 @@ def test_message_whose_answer_was_not_heard_is_sent_once_and_leaves_no_draft(cha
     assert written(standing, chat) == ["hello first", "hello unheard"]
 
 
+@pytest.mark.parametrize("reload", [False, True])
+def test_new_chat_whose_beginning_was_not_heard_is_begun_once(standing, page, reload):
+    """Also where the page is loaded again before the server is back."""
+    away = []
+
+    def unheard(route: Any) -> None:
+        if not away:
+            route.fetch()
+        away.append(route.request.url)
+        route.abort()
+
+    before = {card.id for card in ChatFolder.of(standing.home).cards()}
+    page.route("**/console/api/chats", unheard)  # not the list, which has a query
+    page.goto(standing.url)
+    say(page, "hello begun")
+    page.get_by_text("This message is sent when it is back").first.wait_for()
+    if reload:
+        page.reload()
+        expect(box(page)).to_have_value("hello begun")
+    page.unroute("**/console/api/chats")
+    if reload:
+        page.get_by_role("button", name="Send", exact=True).click()
+    heard(page, 1)
+    made = [card for card in ChatFolder.of(standing.home).cards() if card.id not in before]
+    assert [card.messages for card in made] == [2] and written(standing, page) == ["hello begun"]
+    page.errors.clear()
+
+
 def test_refused_message_comes_back_before_what_was_typed_meanwhile(chat):
     held = []
 
@@ -115,6 +144,17 @@ def test_draft_is_in_the_box_again_after_an_edit_was_sent(chat, standing):
     chat.reload()
     expect(box(chat)).to_have_value("a draft")
     assert written(standing, chat) == ["hello first", "hello edited"]
+
+
+def test_model_that_cannot_be_kept_for_the_chat_is_said(chat):
+    def fail(route: Any) -> None:
+        route.abort() if route.request.method == "PATCH" else route.continue_()
+
+    chat.route("**/console/api/chats/*", fail)
+    chat.get_by_role("button", name=re.compile("^Model: ")).click()
+    chat.get_by_role("option").first.click()
+    chat.get_by_text("the server cannot be reached").first.wait_for()
+    assert all("Failed to load" in said for said in chat.errors), chat.errors
 
 
 def test_model_that_an_address_names_is_the_one_asked(standing, page):

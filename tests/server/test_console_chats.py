@@ -53,6 +53,17 @@ def test_a_chat_of_the_page_is_the_terminal_s_and_the_other_way_round(server, mi
     assert {c["id"] for c in server.client.get(URL).json()["chats"]} == {id, other}
 
 
+def test_a_chat_that_is_begun_again_with_its_word_is_the_same_as_it_is_asked_for_now(server, mine):
+    id = begin(server, once="w", model="tiny")
+    assert begin(server, once="w", model="other", settings={"system": "Be brief."}) == id
+    saved = mine.read(id)
+    assert (saved.card.model, saved.settings.system, len(mine.cards())) == ("other", "Be brief.", 1)
+    assert begin(server, once="v") != id and begin(server) != begin(server)
+    server.client.delete(f"{URL}/{id}", headers={"Content-Type": "application/json"})
+    assert begin(server, once="w") != id
+    assert server.client.post(URL, json={"once": "w" * 65}).status_code == 400
+
+
 def test_a_list_is_read_in_pages_pinned_ones_first_and_then_the_newest(server, mine):
     ids = [talked(mine, f"chat {n}") for n in range(7)]
     server.client.patch(f"{URL}/{ids[2]}", json={"pinned": True})
@@ -199,6 +210,7 @@ def message(id: str = "a", parent: str | None = None, **more: object) -> dict:
         ({"messages": [message()], "leaf": "z"}, "is none of its messages"),
         ({"messages": [message()], "title": "x" * 201}, "at most 200"),
         ({"messages": [message()], "format": "other"}, "expected 'freehold-chat'"),
+        ({"messages": [message(images=["https://evil.example/a.png"])]}, "is not a data: URL"),
         ({"messages": [message(content=7)]}, "Expected `str`"),
         ({"messages": 7}, "Expected `array`"),
     ],

@@ -13,6 +13,7 @@ const WINDOW = 100; // messages asked for at once; 200 is the route's limit
 export interface Chat {
   serial: number; // tells apart what the page opened, before there is an id too
   id: string | null; // null: a new chat, which the server does not know yet
+  once: string; // the word with which it is begun, so that a second try begins no second chat
   card: Signal<Card | null>;
   settings: Signal<ChatSettings>;
   model: Signal<string>;
@@ -36,6 +37,7 @@ function blank(id: string | null): Chat {
   return {
     serial: ++serials,
     id,
+    once: `${Date.now()}-${Math.random()}`,
     card: signal<Card | null>(null),
     settings: signal<ChatSettings>({}),
     model: signal(""),

@@ -32,7 +32,7 @@ export interface Pending {
 export const pending = signal<Pending | null>(null);
 
 const NOTHING: Draft = { text: "", files: [], images: [] };
-type Unsent = Pick<Draft, "text"> & Pick<Pending, "parent">;
+type Unsent = Pick<Draft, "text"> & Pick<Pending, "parent"> & Pick<Chat, "once">;
 
 const nameOf = (chat: Chat) => `draft/${chat.id ?? "new"}`;
 const editOf = (chat: Chat) => `edit/${chat.id ?? "new"}`;
@@ -56,6 +56,7 @@ async function readUnsent(chat: Chat): Promise<void> {
   const sends = () => pending.peek()?.chat.id === chat.id;
   const unsent = sends() ? null : kept<Unsent | null>(name, null);
   if (!unsent) return;
+  if (unsent.once) chat.once = unsent.once; // the server may have begun the chat
   const there = await isThere(chat, unsent.parent, unsent.text);
   const attached = await keptFiles(name);
   if (opened.peek() !== chat || sends()) return;
@@ -118,7 +119,7 @@ export async function send(): Promise<void> {
   const draft = { text, files, images };
   pending.value = { chat, draft, parent, edited, model: other.peek(), held: false };
   editing.value = other.value = null;
-  keep(unsentOf(chat), { text, parent });
+  keep(unsentOf(chat), { text, parent, once: chat.once } satisfies Unsent);
   void keepFiles(unsentOf(chat), draft);
   if (edited) {
     keep(editOf(chat), null);
@@ -174,7 +175,7 @@ async function create(chat: Chat): Promise<void> {
     chat.model.value = preferred();
   }
   const settings = chat.settings.peek();
-  const card = await reach(post<Card>("/console/api/chats", { model: chat.model.peek(), settings }));
+  const card = await reach(post<Card>("/console/api/chats", { once: chat.once, model: chat.model.peek(), settings }));
   const before = [nameOf(chat), unsentOf(chat)];
   chat.id = card.id;
   void moved(before[0]!, nameOf(chat));

@@ -7,18 +7,19 @@ Knows folders and JSON; knows no model and no run. Path: Gate -> a handler -> Ch
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Meta, Struct
 
 from freehold.chats.exported import check_title, exported, markdown, taken
 from freehold.chats.folder import UNDO_S, ChatFolder
 from freehold.chats.types import ChatCard, ChatChange, ChatSettings, SavedMessage
 from freehold.chats.writer import no_chat
-from freehold.errors import UsageError
+from freehold.errors import ChatNotFound, UsageError
 from freehold.server.console.login import NothingAsked
 from freehold.server.console.runs.bits import without_ids
 from freehold.server.console.runs.registry import Runs
@@ -28,12 +29,14 @@ from freehold.server.core.problems import Refused
 MAX_LIST, MAX_MATCHES, MAX_IDS = 500, 100, 200
 MAX_QUERY = 200  # characters of a text that is searched for
 MAX_MODEL = 256  # characters of a model's name
+MOST_BEGUN = 1000  # words of beginnings, which are asked again within seconds
 LAST = 50  # messages of a window, unless it says
 
 
 class NewChat(Struct, kw_only=True):
-    """A chat to begin."""
+    """A chat to begin. `once`: a word of the caller's, by which asking again begins no second chat."""
 
+    once: Annotated[str, Meta(max_length=64)] = ""
     model: str = ""
     title: str = ""
     settings: ChatSettings | None = None
@@ -64,6 +67,17 @@ class ChatShelf:
         """`most`: bytes that the chats of one key may have; 0: what the disk has."""
         self.home, self._most = home, most
         self._folders: dict[str, ChatFolder] = {}
+        self._begun: dict[tuple[Path, str], str] = {}  # folder and word -> the chat
+
+    def begun(self, folder: ChatFolder, once: str) -> str:
+        """Return the chat that was begun with a word; "" for none."""
+        return self._begun.get((folder.path, once), "")
+
+    def note(self, folder: ChatFolder, once: str, id: str) -> None:
+        """Remember which chat was begun with a word; the oldest is forgotten."""
+        self._begun[folder.path, once] = id
+        if len(self._begun) > MOST_BEGUN:
+            del self._begun[next(iter(self._begun))]
 
     def folder(self, call: HttpCall) -> ChatFolder:
         """Return the chats of who asks: of its key, or of this machine's user where no key is needed.
@@ -103,9 +117,11 @@ async def chats(call: HttpCall) -> None:
 async def begin(call: HttpCall) -> None:
     """Make an empty chat."""
     asked, _ = await call.struct(NewChat)
-    made = await asyncio.to_thread(
-        folder_of(call).create, model=asked.model, title=check_title(asked.title), settings=asked.settings
-    )
+    mine, asked.title = folder_of(call), check_title(asked.title)
+    shelf = call.server.parts[ChatShelf]
+    made = await asyncio.to_thread(_begun, mine, asked, shelf.begun(mine, asked.once))
+    if asked.once:
+        shelf.note(mine, asked.once, made.id)
     await call.answer(made, 201)
 
 
@@ -199,6 +215,15 @@ def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> bytes:
         skipped=saved.skipped,
     )
     return msgspec.json.encode(window)
+
+
+def _begun(mine: ChatFolder, asked: NewChat, known: str) -> ChatCard:
+    """Make a chat, or give the one that is `known` what is asked for now; one that was deleted since is made anew."""
+    settings = UNSET if asked.settings is None else asked.settings
+    with suppress(ChatNotFound):
+        if known:
+            return _changed(mine, known, ChatChange(title=asked.title, model=asked.model, settings=settings))
+    return mine.create(model=asked.model, title=asked.title, settings=asked.settings)
 
 
 def _changed(mine: ChatFolder, id: str, asked: ChatChange) -> ChatCard:
