@@ -82,26 +82,37 @@ export function Menu({ label, items, icon = "more", children, kind, tabIndex }: 
             item === "line" ? (
               <hr key={i} />
             ) : (
-              <button
-                key={i}
-                type="button"
-                role={choices ? "menuitemradio" : "menuitem"}
-                aria-checked={choices ? Boolean(item.checked) : undefined}
-                aria-disabled={item.disabled || undefined}
-                tabIndex={-1}
-                class={item.danger ? "danger" : ""}
-                onClick={() => !item.disabled && select(item)}
-              >
-                {choices ? <Tick on={Boolean(item.checked)} /> : item.icon && <Icon name={item.icon} size={18} />}
-                <span>
-                  {item.label}
-                  {item.note && <small>{item.note}</small>}
-                </span>
-              </button>
+              <Entry key={i} item={item} choices={choices} select={select} />
             ),
           )}
       </div>
     </>
+  );
+}
+
+interface EntryProps {
+  item: MenuItem;
+  choices: boolean;
+  select: (item: MenuItem) => void;
+}
+
+function Entry({ item, choices, select }: EntryProps) {
+  return (
+    <button
+      type="button"
+      role={choices ? "menuitemradio" : "menuitem"}
+      aria-checked={choices ? Boolean(item.checked) : undefined}
+      aria-disabled={item.disabled || undefined}
+      tabIndex={-1}
+      class={item.danger ? "danger" : ""}
+      onClick={() => !item.disabled && select(item)}
+    >
+      {choices ? <Tick on={Boolean(item.checked)} /> : item.icon && <Icon name={item.icon} size={18} />}
+      <span>
+        {item.label}
+        {item.note && <small>{item.note}</small>}
+      </span>
+    </button>
   );
 }
 

@@ -1,6 +1,6 @@
 // Find in the whole chat: Ctrl-F opens this bar, because the browser's own search sees only the messages that are drawn.
 // A second Ctrl-F gives the browser's. Hits are painted with the browser's highlights, which add no element.
-import { useComputed, useSignal } from "@preact/signals";
+import { type ReadonlySignal, type Signal, useComputed, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { IconButton } from "../../parts/button";
 import { texts } from "../../texts";
@@ -14,36 +14,13 @@ export const finding = { focus: () => {} };
 
 export function Find({ chat, close, first = "" }: { chat: Chat; close: () => void; first?: string }) {
   const query = useSignal(first);
-  const loaded = useSignal(false);
   const at = useSignal(-1);
   const input = useRef<HTMLInputElement>(null);
-  const found = useComputed(() => {
-    const sought = query.value.toLowerCase();
-    if (!sought || !loaded.value) return [];
-    return chat.branch.value.filter((id) => {
-      const message = messageOf(chat, id).value;
-      return message !== null && textOf(message).toLowerCase().includes(sought);
-    });
-  });
+  const loaded = useWhole(chat);
+  const found = useHits(chat, query, loaded);
+  usePaint(query.value.toLowerCase(), found, at);
   finding.focus = () => input.current?.select();
-
-  useEffect(() => {
-    input.current!.select();
-    void load(chat, chat.branch.peek()).then(() => (loaded.value = true)).catch(() => {});
-    return unpaint;
-  }, [chat]);
-  useEffect(() => {
-    const sought = query.value.toLowerCase();
-    const watch = new MutationObserver(() => later());
-    let timer = 0;
-    const later = () => {
-      clearTimeout(timer);
-      timer = window.setTimeout(() => paint(sought, found.peek()[at.peek()] ?? null), PAINT_MS);
-    };
-    later();
-    if (scroller.now) watch.observe(scroller.now.element, { childList: true, subtree: true, characterData: true });
-    return () => (clearTimeout(timer), watch.disconnect());
-  }, [query.value, at.value, found.value]);
+  useEffect(() => finding.focus(), [chat]);
 
   function step(by: number) {
     const all = found.peek();
@@ -51,6 +28,15 @@ export function Find({ chat, close, first = "" }: { chat: Chat; close: () => voi
     const from = at.peek() < 0 ? (by > 0 ? 0 : all.length - 1) : (at.peek() + by + all.length) % all.length;
     at.value = from;
     scroller.now?.toMessage(all[from]!);
+  }
+
+  function key(e: KeyboardEvent) {
+    if (e.isComposing) return;
+    if (e.key === "Enter") step(e.shiftKey ? 1 : -1);
+    else if (e.key === "Escape") close();
+    else return;
+    e.preventDefault();
+    e.stopPropagation();
   }
 
   const count = found.value.length;
@@ -66,14 +52,7 @@ export function Find({ chat, close, first = "" }: { chat: Chat; close: () => voi
           query.value = e.currentTarget.value;
           at.value = -1;
         }}
-        onKeyDown={(e) => {
-          if (e.isComposing) return;
-          if (e.key === "Enter") step(e.shiftKey ? 1 : -1);
-          else if (e.key === "Escape") close();
-          else return;
-          e.preventDefault();
-          e.stopPropagation();
-        }}
+        onKeyDown={key}
       />
       <span role="status">{said}</span>
       <IconButton icon="up" label={words.earlierHit} disabled={!count} onClick={() => step(-1)} />
@@ -81,6 +60,43 @@ export function Find({ chat, close, first = "" }: { chat: Chat; close: () => voi
       <IconButton icon="close" label={words.closeFind} onClick={close} />
     </div>
   );
+}
+
+/** Load all messages of the branch; whether they are here. */
+function useWhole(chat: Chat): Signal<boolean> {
+  const loaded = useSignal(false);
+  useEffect(() => {
+    void load(chat, chat.branch.peek()).then(() => (loaded.value = true)).catch(() => {});
+  }, [chat]);
+  return loaded;
+}
+
+/** The messages that hold what is sought, from the oldest on. */
+function useHits(chat: Chat, query: Signal<string>, loaded: Signal<boolean>): ReadonlySignal<string[]> {
+  return useComputed(() => {
+    const sought = query.value.toLowerCase();
+    if (!sought || !loaded.value) return [];
+    return chat.branch.value.filter((id) => {
+      const message = messageOf(chat, id).value;
+      return message !== null && textOf(message).toLowerCase().includes(sought);
+    });
+  });
+}
+
+/** Paint the hits, and again when other messages are drawn. */
+function usePaint(sought: string, found: ReadonlySignal<string[]>, at: Signal<number>): void {
+  useEffect(() => {
+    const watch = new MutationObserver(() => later());
+    let timer = 0;
+    const later = () => {
+      clearTimeout(timer);
+      timer = window.setTimeout(() => paint(sought, found.peek()[at.peek()] ?? null), PAINT_MS);
+    };
+    later();
+    if (scroller.now) watch.observe(scroller.now.element, { childList: true, subtree: true, characterData: true });
+    return () => (clearTimeout(timer), watch.disconnect());
+  }, [sought, at.value, found.value]);
+  useEffect(() => unpaint, []);
 }
 
 function textOf(message: { content: string; thinking: string; files?: { name: string; text: string }[] }): string {

@@ -1,5 +1,6 @@
 // The chat page's keys, all in one place; `?` lists them.
 import { useRef } from "preact/hooks";
+import type { Role } from "../../api/types";
 import { useKeys } from "../../parts/keys";
 import { go, to } from "../../parts/router";
 import { texts } from "../../texts";
@@ -25,81 +26,87 @@ interface Asks {
 export function useChatKeys(chat: Chat, asks: Asks): void {
   const now = useRef({ chat, asks });
   now.current = { chat, asks };
-  const article = () => document.activeElement?.closest<HTMLElement>("article[data-id]") ?? null;
-  const at = () => article()?.dataset["id"] ?? null;
-  const button = (name: string) => {
-    article()?.querySelector<HTMLElement>(`button[aria-label="${CSS.escape(name)}"]`)?.click();
-  };
-
-  function move(by: number): void {
-    const branch = now.current.chat.branch.peek();
-    const from = at();
-    const index = from ? branch.indexOf(from) + by : branch.length - 1;
-    const id = branch[Math.min(branch.length - 1, Math.max(0, index))];
-    if (!id) return;
-    const drawn = () => document.querySelector<HTMLElement>(`[data-id="${CSS.escape(id)}"]`);
-    if (!drawn()) scroller.now?.toMessage(id);
-    requestAnimationFrame(() => requestAnimationFrame(() => {
-      drawn()?.focus({ preventScroll: true });
-      drawn()?.scrollIntoView({ block: "nearest" });
-    }));
-  }
-
-  function version(by: number): boolean {
-    const id = at();
-    if (!id) return false;
-    const all = versions(now.current.chat.tree.peek(), id);
-    step(now.current.chat, all, all.indexOf(id) + by);
-    return true;
-  }
-
+  const on = () => now.current.chat;
+  const ask = () => now.current.asks;
   useKeys([
     { keys: "Enter", says: words.send },
     { keys: "Shift Enter", says: words.newLine },
     { keys: "ArrowUp", says: words.editLast },
-    { keys: "Escape", says: words.stop, run: stopNow },
+    { keys: "Escape", says: words.stop, run: () => ask().leave() || stopNow(on()) },
     { keys: "@", says: words.mention },
     { keys: "/", says: words.message, run: () => composer.focus() },
     { keys: "Ctrl Shift O", says: words.newChat, run: () => go(to("chat")) },
-    { keys: "Ctrl K", says: words.searchChats, run: searchChats },
-    { keys: "Ctrl F", says: words.find, run: () => now.current.asks.find() },
-    { keys: "Ctrl B", says: words.list, run: () => now.current.asks.list() },
-    { keys: "Ctrl ,", says: words.panel, run: () => now.current.asks.panel() },
-    { keys: "Alt ArrowUp", says: words.previous, run: () => move(-1) },
-    { keys: "Alt ArrowDown", says: words.next, run: () => move(1) },
-    { keys: "c", says: words.copy, run: copyNow },
-    { keys: "e", says: words.edit, run: () => onMessage((id) => void beginEdit(id), "user") },
-    { keys: "r", says: words.regenerate, run: () => onMessage((id) => void regenerate(id), "assistant") },
-    { keys: "i", says: words.receipt, run: () => onMessage(() => button(texts.chat.receipt), "assistant") },
-    { keys: "ArrowLeft", says: words.previousVersion, run: (e) => e.target === article() && version(-1) },
-    { keys: "ArrowRight", says: words.nextVersion, run: (e) => e.target === article() && version(1) },
+    { keys: "Ctrl K", says: words.searchChats, run: () => searchChats(ask()) },
+    { keys: "Ctrl F", says: words.find, run: () => ask().find() },
+    { keys: "Ctrl B", says: words.list, run: () => ask().list() },
+    { keys: "Ctrl ,", says: words.panel, run: () => ask().panel() },
+    { keys: "Alt ArrowUp", says: words.previous, run: () => move(on(), -1) },
+    { keys: "Alt ArrowDown", says: words.next, run: () => move(on(), 1) },
+    { keys: "c", says: words.copy, run: () => copyNow(on()) },
+    { keys: "e", says: words.edit, run: () => onMessage(on(), "user", (id) => void beginEdit(id)) },
+    { keys: "r", says: words.regenerate, run: () => onMessage(on(), "assistant", (id) => void regenerate(id)) },
+    { keys: "i", says: words.receipt, run: () => onMessage(on(), "assistant", () => press(texts.chat.receipt)) },
+    { keys: "ArrowLeft", says: words.previousVersion, run: (e) => e.target === article() && version(on(), -1) },
+    { keys: "ArrowRight", says: words.nextVersion, run: (e) => e.target === article() && version(on(), 1) },
   ]);
+}
 
-  function searchChats(): void {
-    if (!document.querySelector("nav.chats")) now.current.asks.list();
-    requestAnimationFrame(() => finder.focus());
-  }
+/** The message that has the focus, or holds what has it. */
+const article = () => document.activeElement?.closest<HTMLElement>("article[data-id]") ?? null;
+const at = () => article()?.dataset["id"] ?? null;
 
-  function stopNow(): boolean {
-    if (now.current.asks.leave()) return true;
-    const branch = now.current.chat.branch.peek();
-    const live = [...lives.peek().values()].find((each) => branch.includes(each.peek().answer));
-    if (live) void stop(live.peek());
-    return Boolean(live);
-  }
+/** Press a button of the message at hand. */
+function press(name: string): void {
+  article()?.querySelector<HTMLElement>(`button[aria-label="${CSS.escape(name)}"]`)?.click();
+}
 
-  function copyNow(): boolean {
-    const id = at();
-    const message = id ? messageOf(now.current.chat, id).peek() : null;
-    if (message) void copy(message.content);
-    return Boolean(message);
-  }
+/** Put the focus on the message before or after the one at hand, at first on the last. */
+function move(chat: Chat, by: number): void {
+  const branch = chat.branch.peek();
+  const from = at();
+  const index = from ? branch.indexOf(from) + by : branch.length - 1;
+  const id = branch[Math.min(branch.length - 1, Math.max(0, index))];
+  if (!id) return;
+  const drawn = () => document.querySelector<HTMLElement>(`[data-id="${CSS.escape(id)}"]`);
+  if (!drawn()) scroller.now?.toMessage(id);
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    drawn()?.focus({ preventScroll: true });
+    drawn()?.scrollIntoView({ block: "nearest" });
+  }));
+}
 
-  function onMessage(run: (id: string) => void, role: string): boolean {
-    const id = at();
-    if (!id || now.current.chat.tree.peek().nodes.get(id)?.role !== role) return false;
-    run(id);
-    if (role === "user") composer.focus();
-    return true;
-  }
+function version(chat: Chat, by: number): boolean {
+  const id = at();
+  if (!id) return false;
+  const all = versions(chat.tree.peek(), id);
+  step(chat, all, all.indexOf(id) + by);
+  return true;
+}
+
+function searchChats(asks: Asks): void {
+  if (!document.querySelector("nav.chats")) asks.list();
+  requestAnimationFrame(() => finder.focus());
+}
+
+function stopNow(chat: Chat): boolean {
+  const branch = chat.branch.peek();
+  const live = [...lives.peek().values()].find((each) => branch.includes(each.peek().answer));
+  if (live) void stop(live.peek());
+  return Boolean(live);
+}
+
+function copyNow(chat: Chat): boolean {
+  const id = at();
+  const message = id ? messageOf(chat, id).peek() : null;
+  if (message) void copy(message.content);
+  return Boolean(message);
+}
+
+/** Do something with the message at hand, if it is of this role. */
+function onMessage(chat: Chat, role: Role, run: (id: string) => void): boolean {
+  const id = at();
+  if (!id || chat.tree.peek().nodes.get(id)?.role !== role) return false;
+  run(id);
+  if (role === "user") composer.focus();
+  return true;
 }
