@@ -1,5 +1,6 @@
 // Requests to our own server: JSON in both directions, and one error class. Knows no page and no route.
 
+import { texts } from "../texts";
 import { request } from "./session";
 
 /** What the server refused, in its own words. `status` 0: it was not reached. */
@@ -24,7 +25,7 @@ export async function api<T>(method: string, path: string, body?: unknown, signa
     response = await request(path, { method, headers, body: data, ...(signal && { signal }) });
   } catch (e) {
     if (signal?.aborted) throw e;
-    throw new ApiError(0, "the server cannot be reached", "unreachable");
+    throw new ApiError(0, texts.parts.unreachable, "unreachable");
   }
   if (!response.ok) throw await refusal(response);
   const text = await response.text();
@@ -42,7 +43,7 @@ async function refusal(response: Response): Promise<ApiError> {
     if (typeof error === "string") return new ApiError(response.status, error); // as routes of /api word it
     return new ApiError(response.status, error.message, error.code ?? "", error.hint ?? "");
   } catch {
-    return new ApiError(response.status, `the server answered ${response.status}`);
+    return new ApiError(response.status, texts.parts.answered(response.status));
   }
 }
 

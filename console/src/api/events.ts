@@ -1,4 +1,5 @@
 // A run's events, from a position on, over any number of connections. Knows SSE's lines and a run's numbers.
+import { texts } from "../texts";
 import { ApiError, parse } from "./client";
 import { request } from "./session";
 import type { RunEvent } from "./types";
@@ -46,7 +47,7 @@ interface ServerEvent {
 /** Read a stream of server-sent events, those that come together at once. Throws ApiError for an answer that is none. */
 export async function* events(path: string, signal: AbortSignal): AsyncGenerator<ServerEvent[]> {
   const response = await request(path, { headers: { accept: "text/event-stream" }, signal });
-  if (!response.ok || !response.body) throw new ApiError(response.status, `the server answered ${response.status}`);
+  if (!response.ok || !response.body) throw new ApiError(response.status, texts.parts.answered(response.status));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let open: ServerEvent = { id: 0, event: "message", data: "" };

@@ -1,4 +1,6 @@
 // Numbers as people read them. One rule for each kind, so that no two pages write the same amount differently.
+import { texts } from "../texts";
+
 const THIN = "\u202f"; // a space that does not break a line between a number and its unit
 
 /** 1,234 */
@@ -66,9 +68,9 @@ export const percent = (share: number) => `${short(share * 100)}${THIN}%`;
 /** "just now", "5 min ago", "3 h ago", then the day. `at` in seconds since 1970. */
 export function ago(at: number, now = Date.now() / 1000): string {
   const s = Math.max(0, now - at);
-  if (s < 45) return "just now";
-  if (s < 3600) return `${Math.max(1, Math.round(s / 60))} min ago`;
-  if (s < 86_400) return `${Math.round(s / 3600)} h ago`;
+  if (s < 45) return texts.parts.justNow;
+  if (s < 3600) return texts.parts.minutesAgo(Math.max(1, Math.round(s / 60)));
+  if (s < 86_400) return texts.parts.hoursAgo(Math.round(s / 3600));
   return day(at);
 }
 
