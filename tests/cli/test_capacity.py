@@ -238,6 +238,14 @@ def test_prefixes_of_a_trace_without_hashes_are_named(invoke, steps):
     assert "no hashes of blocks" in out
 
 
+def test_a_file_of_steps_controls_no_terminal(invoke, steps, tmp_path):
+    told = json.loads(Path(steps).read_text(encoding="utf-8"))
+    told["about"]["model"] = "tiny\x1b]52;c;eA==\x07"
+    (tmp_path / "evil.json").write_text(json.dumps(told), encoding="utf-8")
+    out = invoke(capacity.command, "--rate", "1", "--steps", tmp_path / "evil.json")
+    assert "\x1b" not in out and r"tiny\x1b]52" in out
+
+
 def test_python_s_capacity_is_the_command_s(invoke, steps):
     words = (
         "--rate 4 --input 200 --output 40 --seconds 60s --replicas 1..2 --rent 2.5 --objective ttft-p95=1s"

@@ -71,6 +71,9 @@ def test_too_little_is_refused():
         MeasurePlan(batches=())
     with pytest.raises(UsageError):
         MeasurePlan(tokens=2)
+    for wrong in ({"batches": (10**9,)}, {"clients": (0,)}, {"depths": (10**9,)}):
+        with pytest.raises(UsageError, match="cannot be measured"):
+            MeasurePlan(**wrong)
 
 
 def test_a_model_of_an_engine_survives_its_file_and_a_wrong_file_is_named(tmp_path: Path):
@@ -82,6 +85,7 @@ def test_a_model_of_an_engine_survives_its_file_and_a_wrong_file_is_named(tmp_pa
         "[]",
         "{}",
         '{"schema": 9}',
+        '{"a": ' + "[" * 100_000,
         '{"schema": 1, "time": {"batches": [0], "fixed": [1]}, "limits": {"x": 1}}',
     ):
         (tmp_path / "b.json").write_text(text)
@@ -97,6 +101,8 @@ def test_step_times_that_cannot_be_are_refused():
         ((0, 4, 2), (1.0, 1.0, 1.0)),
         ((0,), (0.0,)),
         ((0, 1), (1.0, -1.0)),
+        ((0, 1), (1.0, 1e300)),
+        ((0, 1), (1.0, float("nan"))),
     ):
         with pytest.raises(UsageError):
             StepTime(batches, fixed)

@@ -38,6 +38,12 @@ _SAME_DEPTH = 64  # tokens: depths that differ by less are one
 _LONGER = (1, 4, 16)
 _TURNOVER = 12  # requests that come and go, and two more of each client
 _LEAST_WINDOW = 3  # tokens of each answer in the time when all of them run
+_SIDE_BY_SIDE, _LONG = (1, 4096), (8, 10_000_000)  # requests; tokens of context
+_BOUNDS = {
+    **dict.fromkeys(("batches", "beside", "clients"), _SIDE_BY_SIDE),
+    **dict.fromkeys(("depths", "prompts"), _LONG),
+}
+_NEEDED = ("batches", "depths", "prompts")  # the others may be left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +59,13 @@ class MeasurePlan:
     rounds: int = 2
 
     def __post_init__(self) -> None:
-        for what, least in (("batches", 1), ("depths", 8), ("prompts", 8), ("beside", 1), ("clients", 1)):
+        for what, (least, most) in _BOUNDS.items():
             values = getattr(self, what)
-            if any(v < least for v in values) or (not values and what not in ("beside", "clients")):
-                raise UsageError(f"{what} of {', '.join(map(str, values)) or 'nothing'} cannot be measured")
+            if any(not least <= v <= most for v in values) or (not values and what in _NEEDED):
+                raise UsageError(
+                    f"{what} of {', '.join(map(str, values)) or 'nothing'} cannot be measured",
+                    f"give numbers from {least} to {most:,}",
+                )
         if self.tokens < 8 or self.rounds < 1:
             raise UsageError("answers have 8 tokens or more, and there is one round or more")
 

@@ -18,6 +18,7 @@ from freehold.advisor.interval import Interval
 from freehold.errors import UsageError
 
 SCHEMA = 1
+MOST_SECONDS = 86_400.0  # of a step: beyond any engine's
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class StepTime:
             raise UsageError(
                 f"batches of {list(self.batches)} with {len(self.fixed)} times are no step times"
             )
-        if not all(math.isfinite(n) and n >= 0 for n in numbers) or max(self.fixed) <= 0:
-            raise UsageError("a step's seconds are not finite, or below 0")
+        if not all(0 <= n <= MOST_SECONDS for n in numbers) or max(self.fixed) <= 0:
+            raise UsageError(f"a step's seconds are not within 0 to {MOST_SECONDS:,.0f}")
 
     def of_batch(self, batch: int) -> float:
         """Return the seconds of a step of `batch` answers at no depth."""
@@ -141,7 +142,7 @@ class EngineModel:
         """Read what `freehold deploy bench -o FILE` wrote. Raises UsageError."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise UsageError(
                 f"{path} cannot be read: {e}", "--steps takes a file of freehold deploy bench -o FILE"
             ) from e

@@ -15,6 +15,7 @@ import click
 
 from freehold.advisor.interval import digits
 from freehold.cli.progress import StatusLine
+from freehold.cli.report.terminal import printable
 from freehold.cli.shared import json_option, table, write_beside
 from freehold.config import Settings
 
@@ -122,8 +123,9 @@ def command(
 
 def _print(found: EngineModel, out: Path | None) -> None:
     time = found.time
+    about = found.about
     click.echo(
-        f"{found.about.get('model')} at {found.about.get('at')}, load average {found.about.get('load_average')}"
+        printable(f"{about.get('model')} at {about.get('at')}, load average {about.get('load_average')}")
     )
     rows = [(f"{b}", f"{1e3 * s:.2f} ms") for b, s in zip(time.batches, time.fixed, strict=True)]
     table(("ANSWERS", "A STEP TAKES"), rows, right=(0, 1))

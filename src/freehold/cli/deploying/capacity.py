@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from freehold.cli.progress import StatusLine
+from freehold.cli.report.terminal import printable
 from freehold.cli.shared import Amount, Seconds, json_option
 from freehold.config import Settings
 
@@ -131,4 +132,4 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
         click.echo(json.dumps(found.as_json(), indent=1))
     else:
         for line in lines(found):
-            click.echo(line)
+            click.echo(printable(line))  # names of a trace, and of a file of steps
