@@ -99,10 +99,11 @@ async def test_sampled_answer_without_a_seed_ends_with_an_error(tmp_path: Path) 
         assert replicas.cut == 1
 
 
+@pytest.mark.parametrize("stop", [(), ("never said",)], ids=["from its ids", "computed again"])
 @synchronous
-async def test_seeded_answer_is_computed_again_since_its_draws_begin_with_it(tmp_path: Path) -> None:
+async def test_seeded_answer_continues(tmp_path: Path, stop: tuple[str, ...]) -> None:
     async with deployed(tmp_path, StandInDriver(token_s=0.02)) as replicas:
-        stream = await replicas.start(chat("any", sampling={"seed": 7}))
+        stream = await replicas.start(chat("any", sampling={"seed": 7}, stop=stop))
         chunks = [chunk for _, chunk in [await anext(stream) for _ in range(3)]]
         await killed(replicas, stream.begin.replica)
         chunks += await read(stream)

@@ -70,26 +70,26 @@ class SentLog:
 def takes_prefix(job: Job, sent: SentLog) -> bool:
     """Whether an answer can be continued from its ids: nothing about it depends on where it began.
 
-    A grammar and a parser of calls begin at the answer's start; so do penalties on what it has said, and the draws of
-    a seed: vLLM's generator is of the request, and would draw again what it drew for the first tokens. A thought that
-    is not over is taken out of the text by the engine's parser, which the rest of it would not pass again.
+    A grammar and a parser of calls begin at the answer's start; so do penalties on what it has said. A thought that is
+    not over is taken out of the text by the engine's parser, which the rest of it would not pass again.
     """
     sampling = job.sampling
-    draws = sampling.get("temperature") != 0
     counted = sampling.get("presence_penalty") or sampling.get("frequency_penalty")
     thinks = bool(sent.thinking) and not sent.text
     asked = job.tools or job.format is not None or job.suffix is not None or job.template
-    return bool(sent.ids and sent.prompt_ids) and not (draws or counted or thinks or asked)
+    return bool(sent.ids and sent.prompt_ids) and not (counted or thinks or asked)
 
 
 async def kept(job: Job, sent: SentLog, detokenize: Detokenize | None) -> tuple[int, int] | None:
     """Return how many of the ids the next engine is given, and how many characters it will send again.
 
-    None where that is not known: the answer is then computed again.
+    None where that is not known: the answer is then computed again. So it is where tokens would be drawn again: vLLM's
+    draws are of the request and begin anew with it, so a seed gives other tokens than those that the client has.
     """
     if sent.complete and not job.stop:
         return len(sent.ids), 0
-    if detokenize is None or sent.thinking:
+    draws = job.sampling.get("temperature") != 0
+    if detokenize is None or sent.thinking or draws:
         return None
     before = list(sent.prompt_ids[-CONTEXT_IDS:])
     lead = await detokenize(before)
