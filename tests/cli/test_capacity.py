@@ -205,10 +205,21 @@ def test_what_bench_measures_is_what_capacity_reads(invoke, url, tmp_path):
     assert "tiny, vllm" in out
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:99999/v1", "http://[::1/v1", "http://a..b/v1"])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:99999/v1", "http://[::1/v1", "http://a..b/v1", "ftp://127.0.0.1/v1"]
+)
 def test_what_is_no_address_is_refused(invoke, address):
     with pytest.raises((UsageError, ServerUnreachable)):
         invoke(bench.command, address)
+
+
+def test_a_key_is_not_sent_in_the_clear_to_another_machine(invoke, monkeypatch):
+    monkeypatch.setenv("FREEHOLD_BENCH_KEY", "k" * 32)
+    with pytest.raises(UsageError, match="not this machine, and http shows the key") as refused:
+        invoke(bench.command, "http://10.0.0.1:8000/v1")
+    assert "k" * 32 not in str(refused.value)
+    with pytest.raises(ServerUnreachable):
+        invoke(bench.command, "http://127.0.0.1:1/v1")
 
 
 def test_a_model_that_is_not_offered_is_refused_with_those_that_are(invoke, url):

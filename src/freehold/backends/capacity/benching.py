@@ -13,10 +13,12 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from freehold.backends.capacity.measuring import MeasurePlan, fit, measure, rules
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.timed_client import EngineDoor
+from freehold.backends.engines.attach import HERE
 from freehold.config import Settings, load_settings, nearest
 from freehold.errors import ServerUnreachable, UsageError
 
@@ -69,9 +71,12 @@ async def _measured(
 
 
 def _door(settings: Settings, target: str, model: str, key: str) -> EngineDoor:
-    """Return where to ask: a URL, or this home's server by its owner's socket."""
+    """Return where to ask: a URL, or this home's server by its owner's socket. Raises UsageError."""
     if target.startswith(("http://", "https://")):
+        _check_key(target, key)
         return EngineDoor(target.rstrip("/"), model, key)
+    if "://" in target:
+        raise UsageError(f"{target[:80]!r} is not an engine's address", "write http://127.0.0.1:8000/v1")
     if model:
         raise UsageError("--model goes with a URL", f"write freehold deploy bench {model}")
     if key:
@@ -81,6 +86,21 @@ def _door(settings: Settings, target: str, model: str, key: str) -> EngineDoor:
             "no server of this home runs", f"freehold serve {target} starts one, or give a URL"
         )
     return EngineDoor("http://freehold/v1", target, socket=settings.socket)
+
+
+def _check_key(url: str, key: str) -> None:
+    """Raise UsageError for a key that would be sent in the clear to another machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UsageError(
+            f"{url[:80]!r} is not an engine's address", "write http://127.0.0.1:8000/v1"
+        ) from None
+    if key and parts.scheme == "http" and parts.hostname not in HERE:
+        raise UsageError(
+            f"{parts.hostname} is not this machine, and http shows the key on the way",
+            "use https, a tunnel to a port of this machine, or no key",
+        )
 
 
 def _chosen(door: EngineDoor, offered: dict[str, str]) -> tuple[EngineDoor, str]:
