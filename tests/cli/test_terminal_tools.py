@@ -18,6 +18,7 @@ from freehold.chats.tools import ToolQuestion
 from freehold.cli.chat import tools as terminal
 from freehold.cli.chat.tools import Tooled, answered
 from freehold.config import Settings
+from freehold.errors import UsageError
 from freehold.types import Chunk, Message, ToolPiece
 from tests.tools.world import below, program
 
@@ -175,6 +176,25 @@ def test_what_is_allowed_for_the_chat_is_asked_about_once(typing, tooled):
     model = tooled()
     assert said(model) == said(model)
     assert seen.getvalue().count("Allow?") == 1
+
+
+class Repeater(Caller):
+    """A model that calls `echo` again after each result, as small ones do."""
+
+    def stream(self, messages: tuple[Message, ...], *, tools: list[Any], **_: Any) -> Iterator[Chunk]:
+        yield from super().stream(messages[:1], tools=tools)
+
+
+def test_a_model_that_never_stops_calling_is_ended_after_its_rounds(
+    typing, tooled, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(terminal, "MAX_ROUNDS", 3)
+    typing(b"c\n")
+    model = tooled()
+    model._model = Repeater()
+    with pytest.raises(UsageError, match="in 3 rounds"):
+        said(model)
+    assert [turn.role for turn in model._tools.made] == ["assistant", "tool"] * 3
 
 
 def test_ctrl_c_ends_the_call_and_its_server(typing, tooled, monkeypatch: pytest.MonkeyPatch):

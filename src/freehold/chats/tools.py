@@ -17,6 +17,7 @@ from freehold.types import Tool, ToolCall
 ToolVerdict = Literal["deny", "once", "chat", "always"]
 ToolState = Literal["running", "done", "denied", "failed"]
 ASK_S = 600.0  # without an answer in so long a tool is denied
+MAX_ROUNDS = 16  # of calls in one answer; a model that repeats a call whose result it has would not end
 
 
 class ToolQuestion(Struct, kw_only=True, omit_defaults=True):

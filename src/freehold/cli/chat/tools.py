@@ -18,8 +18,17 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from freehold.chats.tools import ASK_S, ToolAnswer, ToolQuestion, ToolResult, ToolStep, ToolVerdict
+from freehold.chats.tools import (
+    ASK_S,
+    MAX_ROUNDS,
+    ToolAnswer,
+    ToolQuestion,
+    ToolResult,
+    ToolStep,
+    ToolVerdict,
+)
 from freehold.config import Settings
+from freehold.errors import UsageError
 from freehold.tools.mcp.pool import ToolServers
 from freehold.tools.mcp.use import RunTools
 from freehold.tools.mcp.visible import visible, visible_json
@@ -163,10 +172,10 @@ class Tooled:
         return getattr(self._model, name)
 
     def stream(self, messages: Sequence[Message], **options: Any) -> Iterator[Chunk]:
-        """Yield the chunks of all answers, up to the first without calls."""
+        """Yield the chunks of all answers, up to the first without calls. Raises UsageError after MAX_ROUNDS."""
         tools = self._tools
         tools.begin()
-        while True:
+        for _ in range(MAX_ROUNDS):
             said = Message("assistant", "")
             calls: list[ToolCall] = []
             for chunk in self._model.stream((*messages, *tools.made), tools=tools.offered, **options):
@@ -181,6 +190,10 @@ class Tooled:
             tools.add(replace(said, tool_calls=tuple(calls)))
             for call in calls:
                 tools.add(self._result(call))
+        raise UsageError(
+            f"this answer called tools in {MAX_ROUNDS} rounds, the limit",
+            "ask for one thing at a time, or use a larger model",
+        )
 
     def _result(self, call: ToolCall) -> Message:
         got = self._tools.use(call)

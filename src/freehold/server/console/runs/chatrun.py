@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from freehold.chats.folder import ChatFolder
-from freehold.chats.tools import ASK_S, ToolAnswer, ToolQuestion, ToolResult, ToolRunner, ToolStep
+from freehold.chats.tools import ASK_S, MAX_ROUNDS, ToolAnswer, ToolQuestion, ToolResult, ToolRunner, ToolStep
 from freehold.chats.types import AskedTool, ChatFinish, SavedMessage
 from freehold.chats.writer import ChatWriter
 from freehold.errors import FreeholdError
@@ -30,7 +30,6 @@ from freehold.server.core.computing import Computing
 from freehold.server.core.problems import Refused
 from freehold.types import Message, Tool, ToolCall
 
-MAX_ROUNDS = 16  # of tools in one run
 UNFINISHED = "The answer was stopped before this call had a result."
 
 
