@@ -1,10 +1,11 @@
 """A real model and a file server made with the SDK, by the three ways to use tools: page, terminal, /v1/responses.
 
-`python benches/console/file_server.py --home FOLDER [--model qwen2.5-coder:1.5b] [--ways page,run,responses]`: the
-model of that data folder is asked what a file says, its calls are allowed, and its answer is searched for what only the
-file says. The page is Debian's Chromium with approvals clicked, `freehold run --mcp` a terminal of its own with `o`
-typed, and /v1/responses the openai package with approval items. Prints each way's calls and answer, and one JSON line;
-exit 1 where a way gave no call, or none that ran.
+`python benches/console/file_server.py --home FOLDER [--model qwen2.5-coder:1.5b] [--ways page,run,responses]
+[--server "npx -y @modelcontextprotocol/server-filesystem"]`: the model of that data folder is asked what a file says,
+its calls are allowed, and its answer is searched for what only the file says. The server is ours, or the given command
+with the folder behind it. The page is Debian's Chromium with approvals clicked, `freehold run --mcp` a terminal of its
+own with `o` typed, and /v1/responses the openai package with approval items. Prints each way's calls and answer, and
+one JSON line; exit 1 where a way gave no call, or none that ran.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -133,11 +135,12 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--model", default="qwen2.5-coder:1.5b")
     parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--server", default=shlex.join([sys.executable, str(FILESERVER)]))
     given = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="freehold-files-") as folder:
         (Path(folder) / "notes.txt").write_text(NOTES)
-        mcp(given.home, "add", "files", "--", sys.executable, str(FILESERVER), folder)
+        mcp(given.home, "add", "files", "--", *shlex.split(given.server), folder)
         server = Served(given.home, (given.model,))
         try:
             server.start()

@@ -90,6 +90,17 @@ def test_a_call_waits_for_its_approval_and_runs_before_the_next_words(tooled):
     assert len(server.models.served["fake:1b"].jobs[-1].messages) == 5
 
 
+def test_a_call_made_again_with_the_same_result_says_so_to_the_model_within_one_answer(tooled):
+    server, outputs = tooled(), []
+    answer = asked(server.owner)
+    for said in (CALLS, CALLS, Script("It says hi."), CALLS, Script("It still does.")):
+        given: Any = [approval(request) for request in items(answer, "mcp_approval_request")]
+        server.models.play(said)
+        answer = asked(server.owner, previous_response_id=answer.json()["id"], input=given or "and now?")
+        outputs += [call["output"] for call in items(answer, "mcp_call")]
+    assert ["made before" in output for output in outputs] == [False, True, True, False]
+
+
 def test_a_denial_reaches_the_model_with_its_reason_and_runs_nothing(tooled):
     server = tooled(CALLS, "die")
     first = asked(server.owner)

@@ -139,6 +139,25 @@ def test_edited_arguments_are_used_and_said_to_the_model(tmp_path: Path):
     assert desk.steps[-1].arguments == '{"text": "other"}'
 
 
+def test_a_call_that_repeats_itself_with_the_same_result_says_so_to_the_model(tmp_path: Path):
+    desk = Desk("once")
+    calls = [CALL, ToolCall("c2", "echo", '{"text": "ho"}'), ToolCall("c3", "echo", '{ "text":"hi" }'), CALL]
+
+    async def use(tools: RunTools) -> None:
+        said = [(await tools.use(call, desk)).content for call in calls]
+        assert said[:2] == ['{"text": "hi"}', '{"text": "ho"}']
+        assert said[2] == said[3] and said[2].startswith(said[0]) and "made before in this answer" in said[2]
+
+    within(tmp_path, {"h": program()}, use)
+    assert len(desk.asked) == 4  # it is asked about and runs, as a tool that is polled must
+
+
+def test_a_call_that_repeats_itself_with_another_result_is_left_alone(tmp_path: Path):
+    tools = RunTools(pool(tmp_path), [], key="", chat="c")
+    states = ["pending", "done", "pending"]
+    assert [tools.noted(CALL, state) for state in states] == states
+
+
 def test_three_servers_with_one_tool_name_keep_apart(tmp_path: Path):
     desk = Desk("once")
 

@@ -24,6 +24,11 @@ MAX_CALLS = 16  # of one answer
 MAX_WORD = 4000  # bytes of what a user says with a denial
 _ASKS = 3  # of one call, whose tool changes while the question is open
 _EDITED = "[The user changed the arguments of this call to {arguments}]\n"
+# Small models repeat a call whose result they have, without end; where the result says so, they answer.
+_AGAIN = (
+    "\n[The same call was made before in this answer, with the same result. "
+    "Answer the user's question in words now.]"
+)
 
 
 class RunTools:
@@ -42,6 +47,7 @@ class RunTools:
         self._permissions = Permissions.of(servers.home, key)
         self._offered: dict[str, tuple[Tool, PinnedTool]] = {}
         self._calls = 0
+        self._results: dict[str, str] = {}  # of this answer's calls, by tool and arguments
 
     async def offer(self) -> Sequence[Tool]:
         """Start the servers and return their tools. Raises FreeholdErrors that name the server at fault."""
@@ -78,6 +84,20 @@ class RunTools:
             step.end("failed", f"The call failed: {e.message}")
         return ToolResult(content=step.result, server=tool.server, failed=step.state != "done")
 
+    def recall(self, call: ToolCall, result: str) -> None:
+        """Take in a call that this answer made before, in another request."""
+        self._results[_made(call)] = result.removesuffix(_AGAIN)
+
+    def forget(self) -> None:
+        """Begin another answer, whose calls repeat none of those before."""
+        self._results = {}
+
+    def noted(self, call: ToolCall, result: str) -> str:
+        """Return a result, with a word to the model where the same call of this answer had the same; and keep it."""
+        before = self._results.get(_made(call))
+        self._results[_made(call)] = result
+        return result + _AGAIN if before == result else result
+
     async def aclose(self) -> None:
         """End the servers, unless the chat keeps them; the pool ends those that are idle."""
         if not self._keep:
@@ -103,7 +123,8 @@ class RunTools:
         step.say("running")
         connection = await self._servers.connected(self._user, step.tool.server)
         result = await connection.call(step.tool.name, arguments)
-        return step.end("failed" if result.failed else "done", said + result.text)
+        made = ToolCall(step.id, step.name, json.dumps(arguments))
+        return step.end("failed" if result.failed else "done", said + self.noted(made, result.text))
 
     async def _approved(self, step: _ToolStep) -> ToolAnswer:
         """Return the answer for the tool as it is now; a question whose tool changed meanwhile is asked again."""
@@ -138,7 +159,8 @@ class _ToolStep:
     """One call on its way, and what the desk sees of it."""
 
     def __init__(self, call: ToolCall, tool: PinnedTool, desk: ToolDesk) -> None:
-        self.id, self.arguments, self.tool, self.desk = call.id, call.arguments, tool, desk
+        self.id, self.name, self.arguments = call.id, call.name, call.arguments
+        self.tool, self.desk = tool, desk
         self.state: ToolState = "failed"
         self.result = ""
 
@@ -171,6 +193,11 @@ class _ToolStep:
     def end(self, state: ToolState, result: str) -> None:
         self.state, self.result = state, result
         self.say(state, result)
+
+
+def _made(call: ToolCall) -> str:
+    """Return what two calls of one tool with the same arguments have in common."""
+    return json.dumps([call.name, _object(call.arguments)], sort_keys=True)
 
 
 def _object(text: str) -> dict[str, Any] | None:

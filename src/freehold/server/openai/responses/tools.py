@@ -112,6 +112,8 @@ class McpTools:
             self.first += self._listed()
         out: list[Any] = []
         for item in items:
+            if self._runner is not None and isinstance(item, dict) and item.get("role") == "user":
+                self._runner.forget()
             if _is(item, "mcp_approval_response"):
                 id = str(item.get("approval_request_id"))
                 if id in done:
@@ -126,10 +128,16 @@ class McpTools:
                 done.add(id)
                 out += self._chat(await self._answered(asked[id], item))
             elif _is(item, "mcp_call"):
+                self._recall(item)
                 out += self._chat(item)
             elif not (_is(item, "mcp_approval_request") or _is(item, "mcp_list_tools")):
                 out.append(item)
         return out
+
+    def _recall(self, item: Mapping[str, Any]) -> None:
+        if self._runner is not None and isinstance(said := item.get("output"), str):
+            call = ToolCall(str(item.get("id")), self.name_of(item), str(item.get("arguments")))
+            self._runner.recall(call, said)
 
     def _offer(self, tools: Iterable[Tool], pinned: Mapping[str, PinnedTool]) -> None:
         for tool in tools:
