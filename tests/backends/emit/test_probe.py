@@ -106,28 +106,51 @@ def test_key_may_be_a_file(probe, tmp_path):
         assert probe("ready", port, str(path)).returncode == 0
 
 
+@contextmanager
+def asking(port: int, prompt: str, tokens: int) -> Iterator[None]:
+    """Have a request under way."""
+    asked = json.dumps({"model": NAME, "prompt": prompt, "max_tokens": tokens})
+    asks = (
+        "import sys, urllib.request as r\n"
+        "head = {'Authorization': sys.argv[3], 'Content-Type': 'application/json'}\n"
+        "r.urlopen(r.Request(sys.argv[1], sys.argv[2].encode(), head))"
+    )
+    words = (f"http://127.0.0.1:{port}/v1/completions", asked, f"Bearer {KEY}")
+    waits = subprocess.Popen([sys.executable, "-c", asks, *words], stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        waits.kill()
+        waits.wait()
+
+
 def test_engine_that_hangs_with_a_request_is_not_alive(probe, tmp_path):
-    port, asked = free_port(), json.dumps({"model": NAME, "prompt": "[[hang 2]]", "max_tokens": 9})
+    port = free_port()
     with standin(port):
         assert probe("alive", port, "VLLM_API_KEY", "vllm:").returncode == 0
-        asks = (
-            "import sys, urllib.request as r\n"
-            "head = {'Authorization': sys.argv[3], 'Content-Type': 'application/json'}\n"
-            "r.urlopen(r.Request(sys.argv[1], sys.argv[2].encode(), head))"
-        )
-        words = (f"http://127.0.0.1:{port}/v1/completions", asked, f"Bearer {KEY}")
-        waits = subprocess.Popen([sys.executable, "-c", asks, *words], stderr=subprocess.DEVNULL)
-        try:
-            time.sleep(0.5)
+        with asking(port, "[[hang 2]]", 9):
             assert probe("alive", port, "VLLM_API_KEY", "vllm:").returncode == 0  # it may still be at work
             last = tmp_path / "freehold-last-count"
             since, tokens = last.read_text().split()
             last.write_text(f"{float(since) - STILL_S - 60} {tokens}")
             died = probe("alive", port, "VLLM_API_KEY", "vllm:")
             assert (died.returncode, "no token for 300 s" in died.stderr) == (1, True)
-        finally:
-            waits.kill()
-            waits.wait()
+
+
+def test_sglang_is_alive_during_an_answer_of_which_it_counts_the_tokens_at_its_end(probe, tmp_path):
+    port, key = free_port(), tmp_path / "key"
+    key.write_text(KEY)
+    with (
+        standin(port, "sglang", f"--api-key={KEY}", "--enable-metrics", token_s=0.05),
+        asking(port, "long", 100),
+    ):
+        assert probe("alive", port, str(key), "sglang:").returncode == 0
+        last = tmp_path / "freehold-last-count"
+        since, tokens = last.read_text().split()
+        last.write_text(f"{float(since) - STILL_S - 60} {tokens}")
+        time.sleep(0.2)
+        assert probe("alive", port, str(key), "sglang:").returncode == 0
 
 
 def test_quiet_engine_is_alive_however_long_it_is_quiet(probe, tmp_path):

@@ -23,6 +23,9 @@ STILL_S = 300.0  # requests that run and no counter that moves for so long: hung
 TOKEN_S = 25.0
 REFUSED = (400, 404, 405, 501)  # no such route, or not for this model
 MARK = Path(os.environ.get("PROBE_FOLDER", "/tmp"))  # may outlive a container of its pod
+# Of requests that run, and of tokens; SGLang counts those of an answer at its end, and as they come in the last one.
+RUNNING = ("num_requests_running", "num_running_reqs")
+TOKENS = ("generation_tokens_total", "prompt_tokens_total", "realtime_tokens_total")
 FIRST, LAST = MARK / "freehold-first-token", MARK / "freehold-last-count"
 
 
@@ -66,9 +69,9 @@ def _counts(text: str, prefix: str) -> tuple[float, float]:
         if not line.startswith(prefix):
             continue
         value = float(line.rsplit(" ", 1)[1])
-        if name in (f"{prefix}num_requests_running", f"{prefix}num_running_reqs"):
+        if name.removeprefix(prefix) in RUNNING:
             running += value
-        elif name in (f"{prefix}generation_tokens_total", f"{prefix}prompt_tokens_total"):
+        elif name.removeprefix(prefix) in TOKENS:
             tokens += value
     return running, tokens
 
