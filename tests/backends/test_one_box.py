@@ -13,7 +13,7 @@ from freehold.backends.contract import EngineFacts, PlanRequest
 from freehold.backends.engines.llamacpp import build_of, fitted
 from freehold.backends.flags import help_text
 from freehold.backends.flags.schema import nearest
-from freehold.catalog.hardware import rig
+from freehold.catalog.hardware import Rig, rig
 from freehold.errors import UsageError
 from tests.backends import dialects
 from tests.backends.engines import synchronous
@@ -108,6 +108,21 @@ def test_model_that_gives_vectors_is_started_for_them_and_one_that_gives_scores_
     ranker = replace(made, anatomy=replace(made.anatomy, role="reranker"))
     for engine in ("llamacpp", "ollama"):
         assert "take a model that gives vectors" in refused(engine, model=ranker)
+
+
+def test_memory_of_vectors_has_the_buffer_of_a_batch_as_long_as_the_context() -> None:
+    made = request("llamacpp").model
+    driver, nodes = drivers.driver("llamacpp"), replace(dialects.request("llamacpp").nodes, rig=Rig(CPU))
+
+    def memory(*own: str, role: str = "embedder", architecture: str = "qwen2") -> int:
+        anatomy = replace(made.anatomy, role=role, architecture=architecture)
+        given = request("llamacpp", *own, model=replace(made, anatomy=anatomy), context=2048, nodes=nodes)
+        return driver.plan(given).memory_bytes
+
+    batch = 2048 * (4 * made.anatomy.vocab + 16 * made.anatomy.hidden + 2 * 2048)
+    assert memory() - memory(role="generator") == batch
+    assert memory() - memory(architecture="nomic-bert") == 2048 * 4 * made.anatomy.vocab
+    assert memory("--ubatch-size=512") == memory(role="generator")
 
 
 def test_llama_server_without_a_socket_has_a_free_port_of_loopback() -> None:

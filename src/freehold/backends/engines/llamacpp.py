@@ -110,7 +110,9 @@ class LlamaCpp(StartedEngine):
         words = opened(request, self.name, self.title, self.least, files="gguf")
         streams = words.number("--parallel")
         whole = words.number("--ctx-size")
-        layout = room(request, self.title, "llama.cpp", whole // (streams or request.streams or 1), streams)
+        context = whole // (streams or request.streams or 1)
+        in_one = _embeds(request) and not words.number("--ubatch-size")
+        layout = room(request, self.title, "llama.cpp", context, streams, whole=in_one)
         listens = Listens(request.socket) if request.socket is not None else Listens(port=request.port)
         _flags(words, layout, listens)
         return words.plan(
@@ -146,6 +148,11 @@ class LlamaCpp(StartedEngine):
         )
 
 
+def _embeds(request: PlanRequest) -> bool:
+    """Return whether the model gives vectors."""
+    return request.model.anatomy.role == "embedder"
+
+
 def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     request, add = words.request, words.add
     rig, whole = request.nodes.rig, layout.context * layout.streams
@@ -162,7 +169,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     add("--cors-origins", "localhost", "by default any web page may read its answers")
     add("--sse-ping-interval", 1, "a stream whose server ends is noticed by its next ping")
     words.listens(listens, "--host")
-    if request.model.anatomy.role == "embedder":
+    if _embeds(request):
         add("--embedding", True, "it gives vectors, not text")
         for batch in ("--batch-size", "--ubatch-size"):
             add(batch, layout.context, "a text whose tokens all see each other is computed in one batch")
