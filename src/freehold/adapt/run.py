@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,41 +68,21 @@ class RunFolder:
         Raises UsageError where `out` exists, where the folder holds a run with other inputs, or one that still
         runs; StoreError where it cannot be read or written.
         """
-        from filelock import FileLock, Timeout
-
         run = cls(Path(out))
         if os.path.lexists(run.out):  # a link to nothing too: no folder could take its name
             raise UsageError(f"{run.out} exists already", "name another folder with -o, or remove it first")
         if run.out.name in ("", ".."):
             raise UsageError(f"{run.out} names no new folder", "name one with -o")
-        with _on_disk(run.folder):
+        with on_disk(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             _check_ours(run.folder)
-            if os.path.islink(run.folder / _LOCK):
-                os.unlink(run.folder / _LOCK)
-        lock = FileLock(run.folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(
-                f"another process works on {run.out}", "wait for it, or name another folder"
-            ) from None
-        except OSError as e:
-            raise StoreError(f"{run.folder} cannot be locked: {e.strerror}", "check its permissions") from e
-        try:
-            with _on_disk(run.folder):
-                run._begin({"verb": verb, "inputs": json.loads(json.dumps(inputs))}, fresh)
-            yield run
-        finally:
-            if run._steps is not None:
-                run._steps.close()
-            if (
-                not run.folder.exists() and run.out.is_dir()
-            ):  # it has its name, and an interrupt came right after
-                run._tidy()
-            if not run._holds_work():
-                shutil.rmtree(run.folder, ignore_errors=True)  # under the lock: no other process begins in it
-            lock.release()
+        with _locked(run.folder / _LOCK, run.out):
+            try:
+                with on_disk(run.folder):
+                    run._begin({"verb": verb, "inputs": json.loads(json.dumps(inputs))}, fresh)
+                yield run
+            finally:
+                run._leave()
 
     @property
     def folder(self) -> Path:
@@ -118,16 +98,16 @@ class RunFolder:
 
         Raises StoreError on a full disk, and leaves the checkpoint before in place.
         """
-        with _on_disk(self.folder):
+        with on_disk(self.folder):
             at = self._flushed()
-            told = json.dumps({"step": step, "lines": at, "state": dict(state)}, allow_nan=False)
-            held = {_STATE: np.frombuffer(told.encode(), np.uint8), **arrays}
-            _beside(self.folder / _CHECKPOINT, lambda file: np.savez(file, **cast("dict[str, Any]", held)))
+            text = json.dumps({"step": step, "lines": at, "state": dict(state)}, allow_nan=False)
+            members = cast("dict[str, Any]", {_STATE: np.frombuffer(text.encode(), np.uint8), **arrays})
+            write_whole(self.folder / _CHECKPOINT, lambda file: np.savez(file, **members))
         self.kept = Checkpoint(step, arrays, state)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Add a line to steps.jsonl. Lines after the newest checkpoint are dropped when the run is resumed."""
-        with _on_disk(self.folder):
+        with on_disk(self.folder):
             if self._steps is None:
                 self._steps = (self.folder / _STEPS).open("ab")
             self._steps.write((json.dumps(row, allow_nan=False) + "\n").encode())
@@ -135,13 +115,24 @@ class RunFolder:
 
     def finish(self, receipt: Mapping[str, Any]) -> None:
         """Write the receipt and give the folder its name: the result is there from now on."""
-        with _on_disk(self.folder):
+        with on_disk(self.folder):
             self._flushed()
-            _beside(self.folder / RECEIPT, lambda file: file.write(as_json(receipt).encode()))
+            write_whole(self.folder / RECEIPT, lambda file: file.write(as_json(receipt).encode()))
             # Renamed first: an interrupt between two of these calls leaves a run to resume or a whole result.
             os.rename(self.folder, self.out)
             self._tidy()
             _sync(self.out.parent)
+
+    def _leave(self) -> None:
+        """Close what is open, and remove a folder that holds no work; under the lock, so no other run begins in it."""
+        if self._steps is not None:
+            self._steps.close()
+        if (
+            not self.folder.exists() and self.out.is_dir()
+        ):  # renamed, and an interrupt came before it was tidied
+            self._tidy()
+        if not self._holds_work():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _tidy(self) -> None:
         for name in (_CHECKPOINT, _WHAT, _LOCK):
@@ -155,7 +146,7 @@ class RunFolder:
         _check_files(self.folder)
         path = self.folder / _WHAT
         if not path.exists():
-            _beside(path, lambda file: file.write(json.dumps(what, indent=1).encode()))
+            write_whole(path, lambda file: file.write(json.dumps(what, indent=1).encode()))
             return
         try:
             old = json.loads(path.read_bytes())
@@ -221,17 +212,15 @@ def _read(path: Path) -> tuple[Checkpoint | None, int]:
         return None, 0
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    told = json.loads(arrays.pop(_STATE).tobytes())
-    step, lines = told["step"], told["lines"]
-    if not (
-        isinstance(step, int) and isinstance(lines, int) and lines >= 0 and isinstance(told["state"], dict)
-    ):
+    found = json.loads(arrays.pop(_STATE).tobytes())
+    step, lines, state = found["step"], found["lines"], found["state"]
+    if not (isinstance(step, int) and isinstance(lines, int) and lines >= 0 and isinstance(state, dict)):
         raise ValueError("its checkpoint has no step, lines and state")
-    return Checkpoint(step, arrays, told["state"]), lines
+    return Checkpoint(step, arrays, state), lines
 
 
-def _beside(path: Path, write: Any) -> None:
-    """Have `write` fill a file beside `path`, and give it its name once it is on disk."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a file beside `path`, and give it its name once it is on disk. Raises OSError."""
     aside = path.with_name(path.name + _ASIDE)
     aside.unlink(missing_ok=True)
     with aside.open("xb") as file:
@@ -274,7 +263,29 @@ def _check_files(folder: Path) -> None:
 
 
 @contextmanager
-def _on_disk(folder: Path) -> Iterator[None]:
+def _locked(lock_file: Path, out: Path) -> Iterator[None]:
+    """Hold the lock of the work on `out`. Raises UsageError where another process does, StoreError where none can."""
+    from filelock import FileLock, Timeout
+
+    with on_disk(lock_file.parent):
+        if lock_file.is_symlink():
+            lock_file.unlink()
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"another process works on {out}", "wait for it, or name another folder") from None
+    except OSError as e:
+        raise StoreError(f"{lock_file.parent} cannot be locked: {e.strerror}", "check its permissions") from e
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Raise StoreError for an OSError inside: `path` cannot be written, and what to do."""
     try:
         yield
     except OSError as e:
@@ -284,4 +295,4 @@ def _on_disk(folder: Path) -> Iterator[None]:
             if e.errno in _FULL
             else "check its permissions"
         )
-        raise StoreError(f"{folder} cannot be written: {why}", hint) from e
+        raise StoreError(f"{path} cannot be written: {why}", hint) from e

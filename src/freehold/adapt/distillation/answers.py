@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from freehold.adapt.distillation.prompts import TeacherPrompt
+from freehold.adapt.run import on_disk
 from freehold.adapt.sampling import GREEDY, SampledAnswer
 from freehold.errors import StoreError
 from freehold.tokenizer import Tokenizer
@@ -145,16 +146,10 @@ class AnswerBook:
 
     def _add(self, answers: Sequence[Taught]) -> None:
         """Bring a batch to disk, then count it as held. Raises StoreError on a full disk."""
-        try:
-            with self._path.open("ab") as file:
-                file.write("".join(json.dumps(asdict(each)) + "\n" for each in answers).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as e:
-            raise StoreError(
-                f"{self._path} cannot be written: {e.strerror}",
-                "free some space; the same command then continues",
-            ) from e
+        with on_disk(self._path), self._path.open("ab") as file:
+            file.write("".join(json.dumps(asdict(each)) + "\n" for each in answers).encode())
+            file.flush()
+            os.fsync(file.fileno())
         self.held |= {each.line: each for each in answers}
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.errors import StoreError, UsageError
+from freehold.adapt.run import on_disk
+from freehold.errors import UsageError
 from freehold.models.binding.bind import Source, assemble
 from freehold.models.binding.stored import Stored
 from freehold.models.family import NetworkWeights
@@ -261,12 +262,7 @@ class LayerStreams:
 
     def _write(self, text: int, x: F32) -> None:
         left = memoryview(np.ascontiguousarray(x, np.float32).tobytes())
-        try:
+        with on_disk(self._spool):
             self._file.seek(int(self._starts[text]) * self._width * 4)
             while left:  # a disk that fills takes a part and raises at the next
                 left = left[self._file.write(left) :]
-        except OSError as e:
-            raise StoreError(
-                f"{self._spool} cannot be written: {e.strerror}",
-                "free some space; the same command then continues",
-            ) from e

@@ -9,7 +9,6 @@ Path: adapt/reinforce/course.py -> measured, change -> evals.paired.compared
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from freehold.adapt.reinforce.policy import seeds_of
 from freehold.adapt.reinforce.prompts import PromptItem
+from freehold.adapt.run import on_disk, write_whole
 from freehold.adapt.sampling import AS_IT_IS, GREEDY, SamplingModel
 from freehold.errors import StoreError
 from freehold.evals.paired import compared
@@ -114,12 +114,7 @@ def kept(path: Path) -> UnseenScore | None:
 
 
 def keep(path: Path, score: UnseenScore) -> None:
-    """Write a score beside `path`, and give it the name once it is whole."""
-    aside = path.with_name(path.name + ".new")
-    try:
-        aside.write_text(json.dumps(asdict(score), indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as e:
-        raise StoreError(
-            f"{path} cannot be written: {e.strerror}", "free some space; the same command then continues"
-        ) from e
+    """Write a score; the file is there whole or not at all. Raises StoreError."""
+    text = json.dumps(asdict(score), indent=1) + "\n"
+    with on_disk(path):
+        write_whole(path, lambda file: file.write(text.encode()))
