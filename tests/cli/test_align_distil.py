@@ -66,6 +66,15 @@ def test_bad_pairs_are_two_lines(home: Path, run: Run):
     assert len(err.splitlines()) == 2
 
 
+def test_a_pair_that_is_too_long_is_named_with_its_file(home: Path, run: Run):
+    Path("test.jsonl").write_text(json.dumps({"prompt": "p" * 99, "chosen": "c", "rejected": "r"}))
+    status, _, err = run(
+        *("align", "tiny.gguf", "--pairs", "pairs.jsonl", "--test", "test.jsonl", "-o", "tuned"),
+        *("--threads", "1", "--rank", "2", "--max-tokens", "64"),
+    )
+    assert status == 2 and "test.jsonl: line 1: " in err and "--max-tokens" in err
+
+
 def test_distil_says_that_no_answer_was_kept(home: Path, run: Run):
     """A random model hardly ends an answer of eight tokens: all are cut, and none is learnt."""
     status, _, err = run(

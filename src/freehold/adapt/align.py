@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freehold.adapt.alignment.batches import (
     PairReference,
@@ -71,10 +72,12 @@ class AlignSettings(AdapterSettings):
 
 @dataclass(frozen=True, slots=True)
 class _PairData:
-    """Pairs to train on and pairs to test with, and the digests of their files."""
+    """Pairs to train on and pairs to test with, and their files, which may be one, with their digests."""
 
     trained: Sequence[Pair]
     tested: Sequence[Pair]
+    path: Path
+    test_path: Path
     digest: str
     test_digest: str | None
 
@@ -88,7 +91,7 @@ class _PairData:
         if not trained:
             raise UsageError(f"{pairs} leaves no pair to train on", "lower --test-share, or add pairs")
         check_apart(trained, tested, lambda p: p.prompt, lambda p: p.line)
-        return cls(trained, tested, given.digest, apart.digest if apart else None)
+        return cls(trained, tested, pairs, test or pairs, given.digest, apart.digest if apart else None)
 
 
 @dataclass(slots=True)
@@ -105,51 +108,57 @@ class _Course:
 
     def step(self, step: int) -> dict[str, Any]:
         """Learn from one batch; return its line."""
-        given, indices = self.settings, self.order.of(step)
-        batch = [self.pairs[i] for i in indices]
+        line = self._learn(self.order.of(step))
+        if self.nearness is not None:
+            drift = self.nearness.mean(step)
+            (self.settings.replay_weight * drift).backward()
+            line["drift"] = float(drift.detach())
+        rate = self.optimizer.rate
+        return {**line, "gradient": self.optimizer.step(), "rate": rate}
+
+    def _learn(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """Add the gradients of these pairs, in passes that memory holds; return the means over them."""
+        given, batch = self.settings, [self.pairs[i] for i in indices]
         tokens = sum(len(pair.chosen.answer) for pair in batch)
         preference, nll, done = 0.0, 0.0, 0
         margins: list[float] = []
-        moved = np.zeros(2)
+        moved = np.zeros(2)  # from the reference's log-probabilities, chosen and rejected
+        weights = {"beta": given.beta, "smoothing": given.smoothing, "nll": given.nll}
         for part in passes(batch):
-            held = indices[done : done + len(part)]
-            done += len(part)
-            reference = self.reference.of(self.trainee, held, part)
-            chosen, rejected = sums(self.trainee, part)
-            found = preference_loss(
-                chosen,
-                rejected,
-                reference[:, 0],
-                reference[:, 1],
-                beta=given.beta,
-                smoothing=given.smoothing,
-                nll=given.nll,
-                pairs=len(batch),
-                tokens=tokens,
-            )
+            reference = self.reference.of(self.trainee, indices[done : done + len(part)], part)
+            now = sums(self.trainee, part)
+            found = preference_loss(*now, *reference.T, **weights, pairs=len(batch), tokens=tokens)
             found.loss.backward()
-            preference, nll = preference + found.preference, nll + found.nll
+            preference, nll, done = preference + found.preference, nll + found.nll, done + len(part)
             margins += found.margins.tolist()
-            for i, now in enumerate((chosen, rejected)):
-                moved[i] += float((now.detach() - reference[:, i]).sum())
-        drift = {}
-        if self.nearness is not None:
-            mean = self.nearness.mean(step)
-            (given.replay_weight * mean).backward()
-            drift = {"drift": float(mean.detach())}
-        rate = self.optimizer.rate
-        norm = self.optimizer.step()
+            moved += [
+                float((own.detach() - theirs).sum()) for own, theirs in zip(now, reference.T, strict=True)
+            ]
         return {
-            **drift,
             "loss": preference / len(batch),
             "nll": nll / tokens,
             "margin": float(np.mean(margins)),
             "preferred": float(np.mean(np.array(margins) > 0)),
             "chosen": moved[0] / len(batch),
             "rejected": moved[1] / len(batch),
-            "gradient": norm,
-            "rate": rate,
         }
+
+    def loop(self, run: RunFolder) -> TrainingLoop:
+        """Return the loop over all steps; the reference's sums are kept with its states."""
+        values = self.reference.values
+        return TrainingLoop(
+            run,
+            self.trainee,
+            self.optimizer,
+            self.steps,
+            arrays=lambda: {"reference": values.copy()},
+            restore=lambda arrays: np.copyto(values, arrays["reference"]),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.settings.epochs * self.order.steps_an_epoch
 
 
 def align(
@@ -182,41 +191,25 @@ def align(
         "arithmetic": arithmetic(settings.threads),
     }
     with RunFolder.open(out, "align", inputs, fresh=fresh) as run:
-        trainee = settings.trainee(model.path)
-        most = min(settings.max_tokens, trainee.source.cfg.context)
-        rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
-        course = _course(trainee, pair_rows(rows, data.trained), settings)
-        steps = settings.epochs * course.order.steps_an_epoch
-        unseen = pair_rows(rows, data.tested)
+        course, unseen = _prepared(model, data, settings)
         for note in [*notes({"base's": licence}), *_notes(course.pairs, data)]:
             on_note(note)
         if settings.replay:
-            with open_sampling(
-                model, packs, many=True, context=MIN_CONTEXT, threads=settings.threads
-            ) as base:
-                own = written(base, settings.seed, steps * settings.replay)
-                course.nearness = Nearness(trainee, own, settings.replay)
-        loop = TrainingLoop(
-            run,
-            trainee,
-            course.optimizer,
-            steps,
-            arrays=lambda: {"reference": course.reference.values.copy()},
-            restore=lambda arrays: np.copyto(course.reference.values, arrays["reference"]),
-        )
+            course.nearness = _rehearsed(model, packs, course)
+        loop = course.loop(run)
         loop.run(course.step, on_step)
         loop.save()
-        lines = loop.lines()
         made = receipt(
             "align",
             inputs,
             licence={"base": licence.as_json()},
-            template=template_digest(trainee.template),
+            template=template_digest(course.trainee.template),
             pairs=_counted(course.pairs, data),
-            first_loss=lines[0]["loss"],
-            before_after=measured(trainee, unseen),
-            **served(model, packs, trainee, unseen, run.folder, settings),
-            speed={"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
+            first_loss=loop.lines()[0]["loss"],
+            before_after=measured(course.trainee, unseen),
+            **served(model, packs, course.trainee, unseen, run.folder, settings),
+            speed=loop.speed(),
+            cpu_seconds=loop.cpu_seconds,
         )
         run.finish(made)
     return made
@@ -274,10 +267,24 @@ def served(
     }
 
 
-def _course(trainee: Trainee, pairs: Sequence[PairRow], settings: AlignSettings) -> _Course:
+def _prepared(model: ModelRef, data: _PairData, settings: AlignSettings) -> tuple[_Course, list[PairRow]]:
+    """Bind the model and make all rows: those of the steps, and the unseen pairs'."""
+    trainee = settings.trainee(model.path)
+    most = min(settings.max_tokens, trainee.source.cfg.context)
+    rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
+    pairs = pair_rows(rows, data.trained, data.path)
     order = Order(len(pairs), settings.batch, settings.seed)
     optimizer = settings.optimizer(trainee, settings.epochs * order.steps_an_epoch)
-    return _Course(trainee, optimizer, pairs, PairReference(len(pairs)), settings, order)
+    course = _Course(trainee, optimizer, pairs, PairReference(len(pairs)), settings, order)
+    return course, pair_rows(rows, data.tested, data.test_path)
+
+
+def _rehearsed(model: ModelRef, packs: Path | None, course: _Course) -> Nearness:
+    """Have the model itself write what the steps rehearse."""
+    given = course.settings
+    with open_sampling(model, packs, many=True, context=MIN_CONTEXT, threads=given.threads) as base:
+        own = written(base, given.seed, course.steps * given.replay)
+    return Nearness(course.trainee, own, given.replay)
 
 
 def _notes(rows: Sequence[PairRow], data: _PairData) -> list[str]:

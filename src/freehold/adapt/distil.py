@@ -174,7 +174,7 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
         with work.engine(work.student) as student:
             steps = given.epochs * order.steps_an_epoch
             course.replay = written(student, given.seed, steps * given.replay)
-    lines = _loop(work, trainee, optimizer, course.step, order)
+    loop = _trained(work, trainee, optimizer, course.step, order)
     with work.engine(work.student) as student:
         student.add_adapter(ADAPTER, work.run.folder)
         some = rows[:SERVED_ROWS]
@@ -184,7 +184,7 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
             "mismatch": mismatch(trainee, some, served),
             "before_after": _measured(work, student, passed(unseen)),
             **still_known(student, trainee, ADAPTER),
-            **_common(trainee, lines),
+            **_common(loop),
         }
 
 
@@ -238,7 +238,8 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             order,
             given.max_answer,
         )
-        lines = _loop(work, trainee, course.optimizer, course.step, order)
+        loop = _trained(work, trainee, course.optimizer, course.step, order)
+        lines = loop.lines()
         student.add_adapter(ADAPTER, work.run.folder)
         unseen = _asked(work, teacher, UNSEEN, judged_prompts(work.tested), 1)
         return {
@@ -247,7 +248,7 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             "mismatch": {"mean_absolute": float(np.mean([line["mismatch"] for line in lines]))},
             "before_after": _measured(work, student, passed(unseen)),
             **still_known(student, trainee, ADAPTER),
-            **_common(trainee, lines),
+            **_common(loop),
         }
 
 
@@ -325,18 +326,18 @@ def _optimizer(trainee: Trainee, count: int, settings: DistilSettings) -> Optimi
     return settings.optimizer(trainee, settings.epochs * _order(count, settings).steps_an_epoch)
 
 
-def _loop(
+def _trained(
     work: _Work,
     trainee: Trainee,
     optimizer: Optimizer,
     compute: Callable[[int], Mapping[str, Any]],
     order: Order,
-) -> list[dict[str, Any]]:
-    """Run all steps and save the adapter; return the steps' lines."""
+) -> TrainingLoop:
+    """Run all steps and save the adapter; return the loop, which knows the steps' lines."""
     loop = TrainingLoop(work.run, trainee, optimizer, work.settings.epochs * order.steps_an_epoch)
     loop.run(compute, work.watch.step)
     loop.save()
-    return loop.lines()
+    return loop
 
 
 def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[AnswerRow]:
@@ -375,9 +376,10 @@ def _said(counted: Mapping[str, Any]) -> str:
     return f"{counted['kept']} answers kept" + (f"; rejected: {faults}" if faults else "")
 
 
-def _common(trainee: Trainee, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _common(loop: TrainingLoop) -> dict[str, Any]:
     return {
-        "template": template_digest(trainee.template),
-        "steps": len(lines),
-        "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
+        "template": template_digest(loop.trainee.template),
+        "steps": loop.total,
+        "speed": loop.speed(),
+        "cpu_seconds": loop.cpu_seconds,
     }

@@ -209,7 +209,8 @@ def finetune(
             samples=_counted(room, lessons),
             loss={"first": lines[0]["loss"], "last": lines[-1]["loss"]},
             **found,
-            speed={"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in lines]))},
+            speed=loop.speed(),
+            cpu_seconds=loop.cpu_seconds,
             files=["adapter_model.safetensors", "adapter_config.json", *([GGUF] if gguf else [])],
         )
         run.finish(made)

@@ -1,13 +1,15 @@
 """The loop of a run that trains: steps, a line for each, and states to resume from.
 
 What a step computes is the verb's; it must follow from the step's number, the seed and the trainee's state alone, so
-that a resumed run has the same bits. After Ctrl-C the state of the last whole step is kept. Knows no loss and no data.
+that a resumed run has the same bits. After Ctrl-C the state of the last whole step is kept; a run that computes NaN or
+infinity ends there, with the state before. Knows no loss and no data.
 Path: finetune, align, distil, reinforce.course -> TrainingLoop.run -> RunFolder.keep, log
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.adapt.receipt import cpu_seconds
-from freehold.adapt.run import RunFolder
+from freehold.adapt.run import RunFolder, on_disk
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
-from freehold.errors import StoreError
+from freehold.errors import UsageError
 
 KEEP_S = 30.0  # between two states on disk: what a kill costs at most, and half a second of writing in thirty
 STEPS = "steps.jsonl"
 _PARTS = ("trainee", "optimizer", "verb")
+_CPU = "cpu_seconds"  # in the state that a checkpoint holds
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -40,6 +43,7 @@ class TrainingLoop:
     arrays: Callable[[], Arrays] = dict
     restore: Callable[[Arrays], None] = lambda arrays: None
     start: int = field(default=0, init=False)  # the first step that this process computes
+    _earlier_cpu: float = field(default=0.0, init=False)  # seconds of the processes before it, as far as kept
 
     def __post_init__(self) -> None:
         kept = self.run_folder.kept
@@ -53,11 +57,20 @@ class TrainingLoop:
         self.optimizer.restore(parts["optimizer"], kept.step)
         self.restore(parts["verb"])
         self.start = kept.step
+        self._earlier_cpu = float(kept.state.get(_CPU, 0.0))
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor seconds of the run: of this process, and of those before it up to their last checkpoint."""
+        return round(self._earlier_cpu + cpu_seconds(), 2)
 
     def run(
         self, compute: Callable[[int], Mapping[str, Any]], on_step: Callable[[Mapping[str, Any]], None]
     ) -> None:
-        """Compute the steps that are left. `compute(step)` moves the trainee and returns the step's line."""
+        """Compute the steps that are left. `compute(step)` moves the trainee and returns the step's line.
+
+        Raises UsageError for a step whose line holds NaN or infinity.
+        """
         latest = time.monotonic()
         state, done = self._state(), self.start
         try:
@@ -66,17 +79,18 @@ class TrainingLoop:
                 row = compute(step)
                 spent = round(cpu_seconds() - before, 3)
                 line = {"step": step + 1, "steps": self.total, **row, "cpu_seconds": spent}
+                _check_finite(line)
                 # Copied first: an interrupt amid it must not find the step's line written.
                 moved = self._state()
                 self.run_folder.log(line)
                 state, done = moved, step + 1
                 on_step(line)
                 if time.monotonic() - latest >= KEEP_S or done == self.total:
-                    self.run_folder.keep(done, state, {})
+                    self._keep(done, state)
                     latest = time.monotonic()
         except KeyboardInterrupt:
             if done > self.start:
-                self.run_folder.keep(done, state, {})
+                self._keep(done, state)
             raise
 
     def lines(self) -> list[dict[str, Any]]:
@@ -84,18 +98,20 @@ class TrainingLoop:
         text = self.run_folder.path(STEPS).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
+    def speed(self) -> dict[str, float]:
+        """Return a receipt's part on speed: the processor seconds of a step, the median of all."""
+        return {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in self.lines()]))}
+
     def save(self, *, gguf: bool = False) -> None:
         """Write the adapter into the result, with `gguf` as llama.cpp's file too.
 
         Raises StoreError where the disk does not take it.
         """
-        try:
+        with on_disk(self.run_folder.folder):
             self.trainee.save(self.run_folder.folder, gguf=gguf)
-        except OSError as e:
-            raise StoreError(
-                f"{self.run_folder.folder} cannot be written: {e.strerror or e}",
-                "free some space; the same command then continues",
-            ) from e
+
+    def _keep(self, done: int, state: Arrays) -> None:
+        self.run_folder.keep(done, state, {_CPU: self.cpu_seconds})
 
     def _state(self) -> dict[str, NDArray[Any]]:
         """Return a copy of all that a step changes."""
@@ -105,3 +121,12 @@ class TrainingLoop:
             for part, each in zip(_PARTS, parts, strict=True)
             for name, values in each.items()
         }
+
+
+def _check_finite(line: Mapping[str, Any]) -> None:
+    for name, value in line.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(
+                f"step {line['step']} of {line['steps']}: {name} is {value:g}, so the run has diverged",
+                "lower --lr, and start anew with --fresh",
+            )

@@ -30,7 +30,7 @@ def receipt(verb: str, inputs: Mapping[str, Any], **parts: Any) -> dict[str, Any
     """Return a receipt: who made it, `inputs` (hashes, settings, seeds), and a verb's own parts.
 
     Parts that several verbs have keep one name: `licence`, `before_after`, `control`, `text_loss`, `mismatch`,
-    `divergence`, `speed`.
+    `divergence`, `speed`. `cpu_seconds` are this process's, unless a part says those of interrupted ones too.
     """
     return {
         "schema": SCHEMA,

@@ -16,7 +16,7 @@ import click
 from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import json_option, pairs
+from freehold.cli.shared import FiniteRange, json_option, pairs
 from freehold.cli.training import (
     LINES,
     adapter_options,
@@ -57,7 +57,7 @@ _ANSWER = 60  # characters of an answer that a row shows
 @click.option(
     "--pass-at",
     "passes_at",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     help="The score from which an answer passes.",
@@ -101,14 +101,14 @@ _ANSWER = 60  # characters of an answer that a row shows
 )
 @click.option(
     "--cap",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=2.0,
     show_default=True,
     help="The most that a token weighs, by trainer over sampler; 0: every token weighs 1.",
 )
 @click.option(
     "--most-mismatch",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=0.15,
     show_default=True,
     help="Stop where trainer and sampler are further apart, in nat a token.",
@@ -202,7 +202,8 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
     if steps["parted"] is not None:
         rows.append(("check", f"parts from the reward in {steps['parted']:.1%} of the answers"))
         rows += [("", _parted(each)) for each in steps["parted_shown"]]
-    time = f"{made['cpu_seconds']:.0f} CPU-s in this process; {speed['sampling_share']:.0%} of the steps' is sampling"
+    sampling = f"{speed['sampling_share']:.0%} of the steps' is sampling"
+    time = f"{made['cpu_seconds']:.0f} CPU-s, the reward's not counted; {sampling}"
     return [*rows, ("time", time), ("receipt", str(out / "receipt.json"))]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,8 +56,8 @@ class PairLengths:
         return self.chosen / self.rejected
 
 
-def pair_rows(rows: AnswerRows, pairs: Sequence[Pair]) -> list[PairRow]:
-    """Encode pairs. Raises UsageError naming the lines that are too long."""
+def pair_rows(rows: AnswerRows, pairs: Sequence[Pair], path: Path) -> list[PairRow]:
+    """Encode pairs of the file at `path`. Raises UsageError naming the lines that are too long."""
     found: list[PairRow] = []
     bad: list[str] = []
     for pair in pairs:
@@ -67,7 +68,9 @@ def pair_rows(rows: AnswerRows, pairs: Sequence[Pair]) -> list[PairRow]:
             bad.append(f"line {pair.line}: {e.message}")
     if bad:
         more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
-        raise UsageError("; ".join(bad[:_SHOWN]) + more, "shorten these pairs, or raise --max-tokens")
+        raise UsageError(
+            f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "shorten these pairs, or raise --max-tokens"
+        )
     return found
 
 

@@ -218,7 +218,7 @@ def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -
         unseen.keep(run.path(AFTER), after)
         on_note(f"{len(after.greedy)} unseen prompts after training: {_rates(after, course.settings)}")
         parts["before_after"] = unseen.change(before, after, course.settings.passes_at)
-    return parts
+    return {**parts, "cpu_seconds": loop.cpu_seconds}
 
 
 def _rates(score: unseen.UnseenScore, settings: ReinforceSettings) -> str:
