@@ -9,7 +9,7 @@ import torch
 from freehold.adapt.training.head import divergence
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
-from freehold.errors import UnsupportedModel
+from freehold.errors import CapacityExceeded, UnsupportedModel
 from freehold.models.oracle.session import Oracle
 from tests.adapt.training.conftest import Made
 
@@ -161,6 +161,15 @@ def test_layers_that_are_computed_again_give_the_same_bits(tiny: Made):
 def test_a_model_without_gradients_is_refused_by_name(name: str, why: str, tiny: Made):
     with pytest.raises(UnsupportedModel, match=why):
         Trainee.open(tiny(name))
+
+
+def test_pairs_that_memory_does_not_hold_are_refused_before_they_are_drawn(
+    tiny: Made, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("freehold.adapt.training.trainee.available_bytes", lambda: 3_000_000)
+    assert Trainee.open(tiny("qwen2"), rank=2).rank == 2
+    with pytest.raises(CapacityExceeded, match=r"pairs of rank 512 take .*; 3.0 MB are free"):
+        Trainee.open(tiny("qwen2"), rank=512)
 
 
 def test_steps_that_continue_are_the_same_bits(tiny: Made):

@@ -24,14 +24,15 @@ from freehold.adapt.training.head import Head
 from freehold.adapt.training.lora import AdaptedMatrix, AdapterPair, new_pair, places
 from freehold.adapt.training.packed import PackedMatrix
 from freehold.adapt.training.save import GGUF, SavedPair, write_gguf_adapter, write_peft
-from freehold.errors import UnsupportedModel
+from freehold.errors import CapacityExceeded, UnsupportedModel
 from freehold.formats import ModelFile, open_model_file
 from freehold.local.opening import text_side
-from freehold.machine import default_threads
+from freehold.machine import available_bytes, default_threads
 from freehold.models.binding.bind import Source, assemble, read_source
 from freehold.models.binding.stored import Stored
 from freehold.models.family import NetworkWeights
 from freehold.models.ops import Ops
+from freehold.store.space import human
 from freehold.tokenizer import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ F32 = NDArray[np.float32]
 RANK, ALPHA = 16, 32.0
 # Bytes: half of the layers for 256 tokens of a 0.5b; more costs memory, less a second forward pass.
 ACTIVATIONS = 320 << 20
+# Of a pair's values while it trains: themselves, the gradient, two moments, and the states before and after a step that
+# loop.TrainingLoop holds, of three each.
+COPIES = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,6 +246,7 @@ class Trainee:
         found = list(places(self.source))
         if not found:
             raise UnsupportedModel(f"{self.name} has no matrix that an adapter can change")
+        _check_room(self.rank, self.rank * sum(sum(place.spec.shape) for place in found))
         return tuple(new_pair(p, i, self.rank, self.alpha, self.seed) for i, p in enumerate(found))
 
     def _bound(self) -> NetworkWeights:
@@ -278,6 +283,16 @@ def check_trainable(model: Path) -> None:
     load_torch(default_threads())
     with closing(open_model_file(model)) as opened:
         _refuse_experts(_source(opened))
+
+
+def _check_room(rank: int, values: int) -> None:
+    """Raise CapacityExceeded where pairs of this many values do not fit into memory while they train."""
+    needed, free = COPIES * 4 * values, available_bytes()
+    if needed > free:
+        raise CapacityExceeded(
+            f"pairs of rank {rank} take {human(needed)} while they are trained; {human(free)} are free",
+            "lower --rank, or free memory",
+        )
 
 
 def _refuse_experts(source: Source) -> None:
