@@ -197,41 +197,42 @@ def _receipt(
     found: Measurement | None,
     request: QuantizeRequest,
 ) -> dict[str, Any]:
-    bits = weight_bits(plan.choices)
-    weights = sum(math.prod(c.tensor.shape) for c in plan.choices)
+    result = _result(source, plan, path)
     layers = weight_bits(c for c in plan.choices if layer_of(c.tensor.name) >= 0)
-    coarse = coarse_note(layers, weights, found.divergence if found else None)
-    mix = (
-        {}
-        if plan.predicted is None
-        else {
-            "mix": {
-                "predicted_divergence": plan.predicted,
-                "sensitivity": dict(plan.sensitivity),
-                "types": {c.tensor.name: c.type.name for c in plan.choices if c.changes},
-            }
-        }
-    )
+    coarse = coarse_note(layers, result["weights"], found.divergence if found else None)
     return receipt(
         "quantize",
         inputs,
-        result={
-            "file": MODEL,
-            "sha256": file_digest(path),
-            "bytes": path.stat().st_size,
-            "source_bytes": _source_bytes(source),
-            "type": plan.name,
-            "bits_a_weight": None if math.isnan(bits) else round(bits, 4),
-            "weights": weights,
-            "bytes_by_type": by_type(plan.choices),
-            "fell_back": {
-                c.tensor.name: {"wanted": c.wanted.name, "given": c.type.name}
-                for c in plan.choices
-                if c.fell_back
-            },
-        },
+        result=result,
         licence=base_licence(ref, request.facts).as_json(),
-        notes=[note for note in (coarse,) if note],
-        **mix,
+        notes=[coarse] if coarse else [],
+        **({} if plan.predicted is None else {"mix": _mix(plan, plan.predicted)}),
         **(found.as_json() if found else {}),
     )
+
+
+def _result(source: GGUFFile, plan: QuantizationPlan, path: Path) -> dict[str, Any]:
+    bits = weight_bits(plan.choices)
+    return {
+        "file": MODEL,
+        "sha256": file_digest(path),
+        "bytes": path.stat().st_size,
+        "source_bytes": _source_bytes(source),
+        "type": plan.name,
+        "bits_a_weight": None if math.isnan(bits) else round(bits, 4),
+        "weights": sum(math.prod(c.tensor.shape) for c in plan.choices),
+        "bytes_by_type": by_type(plan.choices),
+        "fell_back": {
+            c.tensor.name: {"wanted": c.wanted.name, "given": c.type.name}
+            for c in plan.choices
+            if c.fell_back
+        },
+    }
+
+
+def _mix(plan: QuantizationPlan, predicted: float) -> dict[str, Any]:
+    return {
+        "predicted_divergence": predicted,
+        "sensitivity": dict(plan.sensitivity),
+        "types": {c.tensor.name: c.type.name for c in plan.choices if c.changes},
+    }
