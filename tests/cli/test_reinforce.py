@@ -85,6 +85,8 @@ def test_a_reward_that_pays_for_anything_is_refused_in_two_lines(run: Run, given
         (["--steps", "0"], "0 is not in the range"),
         (["--group", "1"], "1 is not in the range"),
         (["--loss", "ppo"], "'ppo' is not one of"),
+        (["--lr", "nan"], "'nan' is not a finite number"),
+        (["--cap", "inf"], "'inf' is not a finite number"),
         (["--shots", "2"], "0 lines with an answer"),
     ],
 )

@@ -64,7 +64,10 @@ def read_lines(
             bad.append(f"line {number}: {e.message}" + (f" ({e.hint})" if e.hint else ""))
     if bad:
         more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
-        raise UsageError(f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "mend or remove these lines")
+        raise UsageError(
+            f"{path}: {'; '.join(bad[:_SHOWN])}{more}",
+            f"mend or remove these lines; a right one is {example}",
+        )
     if not items:
         raise UsageError(f"{path} has no line", f"write one JSON object a line: {example}")
     return DataLines(path, tuple(items), hashlib.sha256(raw).hexdigest())

@@ -16,7 +16,7 @@ import click
 from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import json_option, pairs
+from freehold.cli.shared import FiniteRange, json_option, pairs
 from freehold.cli.training import (
     LINES,
     adapter_options,
@@ -43,21 +43,21 @@ from freehold.config import Settings
 @click.option("--test", type=LINES, help="Pairs to measure with; default: a share of --pairs.")
 @click.option(
     "--test-share",
-    type=click.FloatRange(0, 0.9),
+    type=FiniteRange(0, 0.9),
     default=0.1,
     show_default=True,
     help="Share of prompts that is not trained on, where --test is not given.",
 )
 @click.option(
     "--beta",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=0.1,
     show_default=True,
     help="How much a margin counts; less lets the model move further.",
 )
 @click.option(
     "--nll",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=0.1,
     show_default=True,
     help="Weight of the likelihood of chosen answers; 0 is plain DPO.",
@@ -65,7 +65,7 @@ from freehold.config import Settings
 @replay_option()
 @click.option(
     "--smoothing",
-    type=click.FloatRange(0, 0.5, max_open=True),
+    type=FiniteRange(0, 0.5, max_open=True),
     default=0.0,
     show_default=True,
     help="Share of pairs taken to be labelled the wrong way round.",

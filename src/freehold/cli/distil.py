@@ -16,7 +16,7 @@ import click
 from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import json_option, pairs
+from freehold.cli.shared import FiniteRange, json_option, pairs
 from freehold.cli.training import (
     LINES,
     adapter_options,
@@ -48,7 +48,7 @@ from freehold.config import Settings
 @click.option("--test", type=LINES, help="Judged prompts to measure with; default: a share of --prompts.")
 @click.option(
     "--test-share",
-    type=click.FloatRange(0, 0.9),
+    type=FiniteRange(0, 0.9),
     default=0.1,
     show_default=True,
     help="Share of prompts that is not trained on, where they have judges and --test is not given.",
@@ -93,8 +93,8 @@ def command(
 ) -> None:
     """Teach MODEL to answer certain prompts as TEACHER does; write an adapter and receipt.json to the folder OUT.
 
-    A line of --prompts: {"prompt": "..."}, or `messages`; with one of exact, contains, regex, json_schema or tests the
-    answer is judged: TEACHER's faulty ones are left out, and MODEL is measured on prompts it was not trained on.
+    A line of --prompts: {"prompt": "..."}, or `messages`; with exact, contains, regex, json, json_schema or tests
+    the answer is judged: TEACHER's faulty ones are left out, and MODEL is measured on prompts it was not trained on.
     The answers stay in OUT/answers.jsonl. After Ctrl-C or a crash the same command continues, to the same bits. Use the
     result with: freehold run MODEL --adapter OUT
 

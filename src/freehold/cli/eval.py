@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,8 +30,8 @@ from freehold.version import __version__
 
 if TYPE_CHECKING:
     from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult
+    from freehold.evals.items import EvalTask
     from freehold.evals.results import Report
-    from freehold.evals.tasks.open_task import TaskMaker
 
 
 @click.command("eval")
@@ -158,7 +158,7 @@ def _evaluated(
     named = _named(store, model)
     results: list[TaskResult] = []
     with _opened(store, named, context, threads) as subject:
-        for task in _tasks(makers, subject):
+        for task in _named_once(make(subject.model.info.can_call) for make in makers):
             found = evaluate(task, subject, settings.home, fresh=fresh, on_item=TrialProgress())
             results.append(found)
         if grader:
@@ -176,15 +176,14 @@ def _evaluated(
         )
 
 
-def _tasks(makers: Sequence[TaskMaker], subject: EvalSubject) -> Iterator:
-    """Yield the tasks; a name that occurs twice would overwrite the other's results."""
-    seen: set[str] = set()
-    for make in makers:
-        task = make(subject.model.info.can_call)
-        if task.name in seen:
+def _named_once(tasks: Iterable[EvalTask]) -> list[EvalTask]:
+    """Return the tasks. Raises UsageError for a name that occurs twice: one would overwrite the other's results."""
+    found: dict[str, EvalTask] = {}
+    for task in tasks:
+        if task.name in found:
             raise UsageError(f"two tasks are called {task.name}", "rename one of the files")
-        seen.add(task.name)
-        yield task
+        found[task.name] = task
+    return list(found.values())
 
 
 def _named(store: Store, model: str) -> _Named:

@@ -18,7 +18,7 @@ from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.report.terminal import printable
-from freehold.cli.shared import json_option, pairs
+from freehold.cli.shared import FiniteRange, json_option, pairs
 from freehold.cli.training import (
     FOLDER,
     LINES,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @replay_option("0 is a plain run")
 @click.option(
     "--replay-weight",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=1.0,
     show_default=True,
     help="How much the divergence on them counts beside the loss.",

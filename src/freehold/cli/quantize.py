@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import json_option, pairs
+from freehold.cli.shared import FiniteRange, json_option, pairs
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store.space import human
@@ -75,10 +75,8 @@ class FileSize(click.ParamType):
 )
 @click.option(
     "--until",
-    type=click.FloatRange(0, 1),
-    default=0.05,
-    show_default=True,
-    help="Stop --report when the mean is known to this share; 0 reads all of the text.",
+    type=FiniteRange(0, 1),
+    help="Stop --report when the mean is known to this share, 0.05 unless given; 0 reads all of the text.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
 @click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
@@ -96,7 +94,7 @@ def command(
     tokens: int | None,
     report: bool,
     text: Path | None,
-    until: float,
+    until: float | None,
     threads: int | None,
     fresh: bool,
     as_json: bool,
@@ -115,10 +113,12 @@ def command(
     from freehold.adapt.quantize.texts import TOKENS
     from freehold.adapt.registry import note
     from freehold.choosing import company_facts
+    from freehold.evals.divergence import UNTIL
     from freehold.store import Store
 
-    if text is not None and not report:
-        raise UsageError("--text is for a report", "add --report, or leave out --text")
+    for option, given in (("--text", text), ("--until", until)):
+        if given is not None and not report:
+            raise UsageError(f"{option} is for a report", f"add --report, or leave out {option}")
     if out.suffix == ".gguf":
         raise UsageError(
             f"-o {out} is to be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf"
@@ -132,11 +132,16 @@ def command(
         tokens=tokens or TOKENS,
         report=report,
         text=text,
-        until=until,
+        until=UNTIL if until is None else until,
         threads=threads or 0,
         fresh=fresh,
         facts=company_facts(settings, {}),
     )
+    if tokens and not asked.texts:
+        raise UsageError(
+            f"{asked.name or 'a portable mix'} is written without calibration, which --tokens bounds",
+            "add --calibrate default, or leave out --tokens",
+        )
     ref = Store(settings).resolve(model)
     note(settings.home, "quantize", out)
     with StatusLine(result_of(out)) as line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,17 @@ drain_option = click.option(
     metavar="TIME",
     help="At shutdown, wait this long for running answers.",
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN and infinity: click finds NaN within every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 class Amount(click.ParamType):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from freehold.cli.options import MAX_SEED
+from freehold.cli.shared import FiniteRange
 
 LINES = click.Path(path_type=Path, exists=True, dir_okay=False)  # a file of JSON lines
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -52,7 +53,7 @@ def rate_option(default: float, *, zero: str = "") -> Callable[[Command], Comman
     return click.option(
         "--lr",
         "rate",
-        type=click.FloatRange(0, 1, min_open=not zero),
+        type=FiniteRange(0, 1, min_open=not zero),
         default=default,
         show_default=True,
         help="Learning rate" + (f"; {zero}." if zero else "."),

@@ -202,10 +202,10 @@ def _file_job(path: Path) -> tuple[dict[str, Any], str]:
         source = raw.decode()
     except OSError as e:
         raise UsageError(
-            f"{path}: {e.strerror}", "--reward takes a Python file, or rg:DATASET of reasoning-gym"
+            f"{path}: {e.strerror}", "a verifier is a Python file, or rg:DATASET of reasoning-gym"
         ) from e
     except UnicodeDecodeError as e:
-        raise UsageError(f"{path} is not UTF-8 text", "--reward takes a Python file") from e
+        raise UsageError(f"{path} is not UTF-8 text", "a verifier is a Python file") from e
     if len(raw) > MOST_SOURCE:
         raise UsageError(f"{path} has {len(raw):,} bytes; a reward has at most {MOST_SOURCE:,}")
     return {"kind": "file", "name": path.name, "source": source}, hashlib.sha256(raw).hexdigest()
