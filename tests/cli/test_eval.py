@@ -96,6 +96,8 @@ def test_results_of_other_items_are_not_compared(run: Run, path: Path):
         (("MODEL",), "name a MODEL and what to score it on"),
         (("MODEL", "--data", "nothing.jsonl"), "--data nothing.jsonl is neither a file nor a task"),
         (("MODEL", "--data", "humanevl"), "did you mean humaneval?"),
+        (("MODEL", "--data", "bfcl"), "did you mean bfcl:simple_python?"),
+        (("MODEL", "--data", "rg:"), "did you mean rg:chain_sum?"),
         (("MODEL", "--data", "bfcl:simple_java"), "bfcl:simple_java is not a category"),
         (("MODEL", "--data", "humaneval", "--offline"), "offline mode forbids fetching it"),
         (("MODEL", "--data", "own.jsonl", "--style", "tools"), "own.jsonl has no style 'tools'"),

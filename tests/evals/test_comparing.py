@@ -82,6 +82,15 @@ def test_results_without_a_common_task_samples_or_file_are_refused(tmp_path: Pat
         compare(a, a)
 
 
+def test_a_folder_with_results_of_several_models_is_refused_and_one_of_them_is_named(tmp_path: Path):
+    """The newest of them would be compared, whatever the user meant."""
+    for name in "ab":
+        write(tmp_path / "results" / name, [1, 0])
+    with pytest.raises(UsageError, match="results has results in 2 folders") as e:
+        compare(tmp_path / "results", tmp_path / "results")
+    assert str(tmp_path / "results" / "a") in e.value.hint
+
+
 def test_lines_are_parted_by_newlines_alone(tmp_path: Path):
     """JSON may hold U+2028 and U+0085 as they are, and an answer half a pair of surrogates."""
     folders = [write(tmp_path / name, [1]) for name in "ab"]

@@ -162,13 +162,18 @@ def _number(row: dict[str, Any], metric: str, results: _Results) -> float:
 
 
 def _results(given: Path) -> _Results:
-    """Find the newest results file at or below a path."""
+    """Find the newest results file at or below a path. Raises UsageError where several folders have one."""
     if given.is_file():
         found = [given]
     else:
         found = sorted(given.rglob("results_*.json"), key=lambda p: p.name)
     if not found:
         raise UsageError(f"{given} has no results_*.json", "name a folder that eval -o wrote, or such a file")
+    folders = sorted({str(path.parent) for path in found})
+    if len(folders) > 1:
+        raise UsageError(
+            f"{given} has results in {len(folders)} folders", f"name one of them, such as {folders[0]}"
+        )
     return _Results(found[-1], _object(_text(found[-1]), found[-1]))
 
 

@@ -108,7 +108,7 @@ def _lines(path: Path) -> list[tuple[int, bytes]]:
                 size = max(len(raw), os.fstat(file.fileno()).st_size)
                 raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take fewer cases")
     except OSError as e:
-        raise UsageError(f"{path}: {e.strerror}", "--try takes a file of JSON lines") from e
+        raise UsageError(f"{path}: {e.strerror}", "name a file of JSON lines") from e
     found = [(i, line) for i, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
     if len(found) > MOST_CASES:
         raise UsageError(f"{path} has {len(found):,} cases, more than {MOST_CASES:,}", "take a part of them")
@@ -120,7 +120,9 @@ def _case(number: int, line: bytes, by: str) -> Case:
     for key in table:
         if key not in _KEYS:
             near = nearest(key, list(_KEYS))
-            raise UsageError(f"unknown key {key!r}", f"did you mean {near}?" if near else "")
+            raise UsageError(
+                f"unknown key {key!r}", f"did you mean {near}?" if near else f"known: {', '.join(_KEYS)}"
+            )
     messages = _messages(table)
     tokens = table.get("max_tokens", USUAL_TOKENS)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:

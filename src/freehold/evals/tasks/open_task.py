@@ -16,7 +16,8 @@ from freehold.errors import UsageError
 from freehold.evals.items import EvalTask
 from freehold.store.events import OnEvent, ignore
 
-KNOWN = ("humaneval", "ifeval", "bfcl:", "rg:")
+KNOWN = ("humaneval", "ifeval", "bfcl", "rg")
+_EXAMPLES = {"bfcl": "bfcl:simple_python", "rg": "rg:chain_sum"}  # of tasks that need a name after a colon
 
 # From whether the model's template can offer tools to the task.
 TaskMaker = Callable[[bool], EvalTask]
@@ -73,12 +74,12 @@ def _file(spec: str, options: TaskOptions) -> TaskMaker:
 
     path = Path(spec).expanduser()
     if not path.is_file():
-        near = nearest(spec, [k.rstrip(":") for k in KNOWN])
-        known = "humaneval, ifeval, bfcl:simple_python, rg:DATASET"
-        raise UsageError(
-            f"--data {spec} is neither a file nor a task",
-            f"did you mean {near}?" if near else f"tasks: {known}",
-        )
+        near = nearest(spec.rstrip(":"), list(KNOWN))
+        if near:
+            hint = f"did you mean {_EXAMPLES.get(near, near)}?"
+        else:
+            hint = "tasks: humaneval, ifeval, bfcl:simple_python, rg:DATASET"
+        raise UsageError(f"--data {spec} is neither a file nor a task", hint)
     _style(spec, options.style, ("chat",))
     task = own(path, options.judge)
     return lambda tools: task
