@@ -89,7 +89,7 @@ def main() -> int:
         "version": version(),
         "load_average": round(os.getloadavg()[0], 2),
         **{name: getattr(asked, name) for name in ("steps", "prompts", "group", "rate", "cap", "half")},
-        **{name: made[name] for name in ("before_after", "mismatch", "speed", "control", "text_loss")},
+        **{name: made.get(name) for name in ("before_after", "mismatch", "speed", "control", "text_loss")},
     }
     print(json.dumps(facts))
     return 0
