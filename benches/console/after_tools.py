@@ -51,10 +51,7 @@ TWO = (
     Tool("list_files", "List the names of the files.", {"type": "object", "properties": {}}),
     Tool("read_file", "Read the file of this name and return its text.", NAME),
 )
-WORD = (
-    "\n[The same call was made before in this answer, with the same result. "
-    "Answer the user's question in words now.]"
-)
+WORD = "\n[This result is the same as before. Answer the user's question with it, in words.]"
 CALLED = re.compile(r'"name"\s*:\s*"(\w+)"')
 
 

@@ -98,7 +98,7 @@ def test_a_call_made_again_with_the_same_result_says_so_to_the_model_within_one_
         server.models.play(said)
         answer = asked(server.owner, previous_response_id=answer.json()["id"], input=given or "and now?")
         outputs += [call["output"] for call in items(answer, "mcp_call")]
-    assert ["made before" in output for output in outputs] == [False, True, True, False]
+    assert ["same as before" in output for output in outputs] == [False, True, True, False]
 
 
 def test_a_denial_reaches_the_model_with_its_reason_and_runs_nothing(tooled):

@@ -146,7 +146,7 @@ def test_a_call_that_repeats_itself_with_the_same_result_says_so_to_the_model(tm
     async def use(tools: RunTools) -> None:
         said = [(await tools.use(call, desk)).content for call in calls]
         assert said[:2] == ['{"text": "hi"}', '{"text": "ho"}']
-        assert said[2] == said[3] and said[2].startswith(said[0]) and "made before in this answer" in said[2]
+        assert said[2] == said[3] and said[2].startswith(said[0]) and "same as before" in said[2]
 
     within(tmp_path, {"h": program()}, use)
     assert len(desk.asked) == 4  # it is asked about and runs, as a tool that is polled must

@@ -25,10 +25,7 @@ MAX_WORD = 4000  # bytes of what a user says with a denial
 _ASKS = 3  # of one call, whose tool changes while the question is open
 _EDITED = "[The user changed the arguments of this call to {arguments}]\n"
 # Small models repeat a call whose result they have, without end; where the result says so, they answer.
-_AGAIN = (
-    "\n[The same call was made before in this answer, with the same result. "
-    "Answer the user's question in words now.]"
-)
+_AGAIN = "\n[This result is the same as before. Answer the user's question with it, in words.]"
 
 
 class RunTools:
