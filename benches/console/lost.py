@@ -25,6 +25,7 @@ from benches.console.serving import TEXT, engine_of, started
 from tests.console.conftest import Served
 from tests.console.talking import Heard, Talker
 
+KINDS = ("reload", "engine", "killed", "terminated", "stopped")  # methods of Rounds
 STOP_S = 0.3  # from a stop to an idle engine, at most
 
 
@@ -97,20 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", action="append", choices=KINDS)
     args = parser.parse_args()
     good: dict[str, int] = {}
     with started() as (server, talker, name):
         rounds = Rounds(server, talker, name, random.Random(args.seed))
-        kinds: list[Callable[[], bool]] = [
-            rounds.reload,
-            rounds.engine,
-            rounds.killed,
-            rounds.terminated,
-            rounds.stopped,
-        ]
-        for kind in kinds:
-            good[kind.__name__] = sum(kind() for _ in range(args.rounds))
-            print(f"{kind.__name__:12} {good[kind.__name__]}/{args.rounds}", file=sys.stderr)
+        for kind in args.only or KINDS:
+            disturb: Callable[[], bool] = getattr(rounds, kind)
+            good[kind] = sum(disturb() for _ in range(args.rounds))
+            print(f"{kind:12} {good[kind]}/{args.rounds}", file=sys.stderr)
     stops = sorted(rounds.stops)
     result = {
         "bench": "console/lost",
@@ -120,7 +116,9 @@ def main() -> None:
             "median": round(statistics.median(stops), 4),
             "most": round(stops[-1], 4),
             "ceiling": STOP_S,
-        },
+        }
+        if stops
+        else None,
     }
     print(json.dumps(result))
     sys.exit(any(count != args.rounds for count in good.values()))
