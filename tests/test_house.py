@@ -22,7 +22,7 @@ from tests.test_layers import LEVELS
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "freehold"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LINES = 400
+LINES = 700
 # Names of Path lines that lie outside the package: of a program, a protocol or a library.
 OUTSIDE = {"Starlette", "True", "Unix"}
 CODE = (".py", ".cpp", ".h", ".inl")
