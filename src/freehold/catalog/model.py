@@ -43,6 +43,20 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """How a lab says that its model reads beyond `Model.context`: its config.json does not, so engines need flags."""
+
+    kind: str  # yarn: of rope scaling, as config.json and engines call it
+    factor: float
+    original: int  # tokens that are stretched: original_max_position_embeddings
+
+    @property
+    def context(self) -> int:
+        """Tokens that it reaches."""
+        return int(self.original * self.factor)
+
+
+@dataclass(frozen=True, slots=True)
 class Repo:
     """Where the weights lie: a hub repository, the file kind, and the quantisations known to be there."""
 
@@ -77,7 +91,8 @@ class Model:
     role: str = "generator"  # what it returns: text, vectors (embedder), or a score of a pair (reranker)
     dimensions: int = 0  # of an embedder's vectors
     architecture: str = ""  # GGUF's name for it; config.json's model_type where GGUF has one name for several
-    context: int = 0
+    context: int = 0  # max_position_embeddings of config.json: more than that is refused by engines
+    stretch: Stretch | None = None  # beyond it, as its card tells
     modalities: tuple[str, ...] = ("text",)  # what it reads
     languages: tuple[str, ...] = ()  # ISO 639 codes of those that its card or its lab names
     languages_stated: int = 0  # how many they claim, where they name fewer

@@ -18,7 +18,7 @@ from typing import Any
 
 from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.languages import CODE, sets
-from freehold.catalog.model import ROLES, THINKING, Model, Score
+from freehold.catalog.model import ROLES, THINKING, Model, Score, Stretch
 from freehold.config import nearest
 from freehold.errors import StoreError
 from freehold.layers import KINDS, LayerSpec
@@ -30,6 +30,7 @@ _RELEASED = re.compile(r"20\d\d-(0[1-9]|1[0-2])(-([0-2]\d|3[01]))?")
 _LICENCE = re.compile(r"[A-Za-z0-9.+-]+( (AND|OR|WITH) [A-Za-z0-9.+-]+)*")
 _LAYER = {f.name for f in fields(LayerSpec)}
 _SCORE = {f.name for f in fields(Score)}
+_STRETCH = {f.name for f in fields(Stretch)}
 _NUMBER = (int, float)
 # key -> the TOML type it has
 KEYS: dict[str, type | tuple[type, ...]] = {
@@ -54,6 +55,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "dimensions": int,
     "architecture": str,
     "context": int,
+    "stretch": dict,
     "modalities": list,
     "languages": list,
     "languages_stated": int,
@@ -149,6 +151,8 @@ def build(tables: list[StatedFacts]) -> Model:
             plain[key] = tuple(plain[key])
     missing = {k: v for f in tables for k, v in f.values.get("not_published", {}).items() if k not in merged}
     plain["not_published"] = tuple(missing.items())
+    if "stretch" in plain:
+        plain["stretch"] = Stretch(**plain["stretch"])
     plain["layers"] = tuple(LayerSpec(**g) for g in plain.get("layers", ()))
     plain["scores"] = tuple(scores.values())
     if plain.get("kind", "dense") == "dense":
@@ -195,6 +199,8 @@ def _parts(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     for key, source in table.get("not_published", {}).items():
         if key not in KEYS or not isinstance(source, str) or not source:
             return "not_published", f"not_published: {key} needs to be a fact with a source", ""
+    if fault := _stretch_fault(table.get("stretch")):
+        return "stretch", fault, ""
     for parent in table.get("base", ()):
         if not _ID.fullmatch(parent):
             return "base", f"base names {parent!r}, which is not org/repo", ""
@@ -230,6 +236,17 @@ def _layers_fault(group: Any) -> str:
     for key in ("count", *_SIZES[group["kind"]]):
         if not sizes.get(key):
             return f"{group['kind']} layers need {key}"
+    return ""
+
+
+def _stretch_fault(stretch: Any) -> str:
+    if stretch is None:
+        return ""
+    if set(stretch) != _STRETCH or stretch["kind"] != "yarn":
+        return f"a stretch has {', '.join(sorted(_STRETCH))}, and its kind is yarn"
+    factor, original = stretch["factor"], stretch["original"]
+    if type(factor) not in _NUMBER or type(original) is not int or not (1 < factor <= 1000 and original > 0):
+        return f"a stretch of {original!r} tokens by {factor!r} is none"
     return ""
 
 
