@@ -56,7 +56,7 @@ export function App() {
         {texts.skip}
       </a>
       <Navigation page={page} />
-      <main id="main" tabIndex={-1}>
+      <main id="main" class={`page-${page}`} tabIndex={-1}>
         <Boundary key={page}>{page === "chat" ? <Chat /> : <Later page={page} />}</Boundary>
       </main>
       <Notices />
