@@ -198,7 +198,7 @@ def test_the_users_own_models_and_newer_facts_are_read_with_ours(user: Path):
 
 def test_an_older_fact_of_the_user_does_not_win(user: Path):
     user.write_text(OWN.replace("2027-01-25", "2026-11-01"), encoding="utf-8")
-    assert catalog.model("Qwen/Qwen3-8B", user).context == 131072
+    assert catalog.model("Qwen/Qwen3-8B", user).context == 40960
 
 
 def test_scores_of_dated_tables_add_up_and_the_newer_replaces_its_own_setting(user: Path):

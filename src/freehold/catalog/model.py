@@ -46,7 +46,7 @@ class Score:
 class Stretch:
     """How a lab says that its model reads beyond `Model.context`: its config.json does not, so engines need flags."""
 
-    kind: str  # yarn: of rope scaling, as config.json and engines call it
+    kind: str  # yarn: of rope scaling, as config.json calls it; none: it has no rope, and no scaling is needed
     factor: float
     original: int  # tokens that are stretched: original_max_position_embeddings
 
