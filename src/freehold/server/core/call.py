@@ -230,12 +230,15 @@ class HttpCall(ServerCall):
         named = (label for value in given for label in labels_in(value))
         return tuple(dict.fromkeys((*self.inherited, *named)))
 
-    async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:
-        """Read the body; return it as `kind`, which the route must have declared, and as it came."""
+    async def struct(self, kind: type[T], limits: ServerLimits | None = None) -> tuple[T, dict[str, Any]]:
+        """Read the body; return it as `kind`, which the route must have declared, and as it came.
+
+        `limits`: of this route, where the server's are not the ones.
+        """
         assert kind is self.request, f"{self.route} declares {self.request}, and reads {kind}"
-        server = self.server
-        self._holding = Holding(server.bodies, self.caller, server.limits)
-        return await json_body(self._receive, self.headers, server.limits, self._holding, kind)
+        limits = limits or self.server.limits
+        self._holding = Holding(self.server.bodies, self.caller, limits)
+        return await json_body(self._receive, self.headers, limits, self._holding, kind)
 
     def pieces(self, most: int | None = None) -> AsyncIterator[bytes]:
         """Give the body as it comes, for an upload; `most`: bytes, where the usual limit is not the one."""
