@@ -247,6 +247,11 @@ def _active_weights(model: Model, total: float) -> float:
     return total if whole or not model.active_b else model.active_b * 1e9
 
 
+def expert_width(model: Model) -> int:
+    """Return how wide a model's experts are; 0: it has none, or its counts of weights do not tell."""
+    return _expert_width(model, list(_published(model))) if model.experts else 0
+
+
 def _expert_width(model: Model, roles: Iterable[tuple[str, float, float]]) -> int:
     """Return how wide experts of three matrices in every layer are; 0 where the counts of weights give no whole number.
 

@@ -56,6 +56,7 @@ class DeployedModel:
     mistral: bool = False  # has Mistral's own tokenizer, tekken.json
     here: bool = True  # its files are on this machine
     blocks: int = 0  # quantised blocks along the width that a tensor group slices; 0: none, or not known
+    base: str = ""  # the catalogue's id, of a model that is not here
 
     @property
     def gives_text(self) -> bool:

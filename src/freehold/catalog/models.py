@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from freehold.catalog import boards, schema
+from freehold.catalog import boards, copies, schema
 from freehold.catalog.entries import Entry, entries, find
 from freehold.catalog.languages import spelled as languages_spelled
 from freehold.catalog.model import Model, Repo
@@ -97,6 +97,8 @@ def of_repository(repo: str, user: Path | None = None) -> Model | None:
 
 def _copied(name: str, everything: tuple[Model, ...]) -> Model | None:
     """Return the model that a repository only packs otherwise; None where its owner may have changed it."""
+    if base := copies.base_of(name):
+        return next((m for m in everything if m.id == base), None)
     owner, tail = name.partition("/")[0], _bare(repacked(name))
     found = [m for m in everything if tail and _bare(m.id.rpartition("/")[2]) == tail]
     return next((m for m in found if repacks(owner, m.id.partition("/")[0])), None)

@@ -22,8 +22,9 @@ _TYPE = r"(?:ud-)?(?:i?q\d(?:_[a-z0-9]+)*|tq\d_\d|fp?16|fp?32|bf16|mxfp[48]|nvfp
 _PACKED_TAG = re.compile(rf"[-:]{_TYPE}$", re.IGNORECASE)
 _PACKED_FILE = re.compile(rf":{_TYPE}$", re.IGNORECASE)
 _PACKED_REPO = re.compile(
-    r"-(?:(?:i1-)?gguf|ggml|awq(?:-int4)?|gptq(?:-int[48])?|fp8(?:-dynamic)?|nvfp4|mxfp4|[348]bit|bf16|"
-    r"unsloth-bnb-4bit|bnb-4bit|mlx(?:-[348]bit)?|w4a16|w8a8)$",
+    r"-(?:(?:i1-)?gguf|ggml|awq(?:-int4|-4bit)?|gptq(?:-int[48]|-4bit)?|fp8(?:-dynamic|-block|-kv|-static-pertensor)?|"
+    r"nvfp4|fp4|mxfp4|[348]bit|bf16|unsloth-bnb-4bit|bnb-4bit|mlx(?:-[348]bit)?|(?:quantized\.)?w(?:4a16|8a8|8a16)|"
+    r"int4(?:-autoround)?|autoround)$",
     re.IGNORECASE,
 )
 # who converts and quantises, and trains nothing

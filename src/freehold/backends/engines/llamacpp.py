@@ -35,7 +35,7 @@ from freehold.backends.engines.scrape import series
 from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineWire
 from freehold.backends.planning.layout import Layout
-from freehold.backends.planning.wording import Wording, opened, refuse_old
+from freehold.backends.planning.wording import AT_THE_HUB, Wording, opened, refuse_old
 from freehold.errors import UsageError
 from freehold.providers.compatible import MORE_SAMPLING, CompatibleWire
 from freehold.providers.contract import WholeAnswer
@@ -156,7 +156,11 @@ def _embeds(request: PlanRequest) -> bool:
 def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     request, add = words.request, words.add
     rig, whole = request.nodes.rig, layout.context * layout.streams
-    add("--model", request.model.source, "the file")
+    if request.model.here:
+        add("--model", request.model.source, "the file")
+    else:
+        add("--hf-repo", request.model.source, "the repository, and which of its files")
+        words.notes.append(AT_THE_HUB.format(source=request.model.source))
     add("--alias", request.model.name, "what clients ask for")
     add("--ctx-size", whole, f"{layout.streams} answers of {layout.context:,} tokens: it shares them out")
     add("--parallel", layout.streams, "answers at a time")
@@ -165,7 +169,8 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     add("--metrics", True, "counters, by which a hang is found")
     add("--no-ui", True, "its web page is a door that is not needed")
     add("--no-slots", True, "/slots shows what is asked")
-    add("--offline", True, "it fetches nothing")
+    if request.model.here:
+        add("--offline", True, "it fetches nothing")
     add("--cors-origins", "localhost", "by default any web page may read its answers")
     add("--sse-ping-interval", 1, "a stream whose server ends is noticed by its next ping")
     words.listens(listens, "--host")

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from freehold import catalog
-from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
+from freehold.advisor.anatomy import Anatomy, WeightGroup, expert_width, from_catalogue, in_quant
 from freehold.advisor.file_anatomy import config_layers, from_file
 from freehold.advisor.size_keys import SizeKeys, config_head_dim
 from freehold.advisor.stated_context import config_context
 from freehold.backends.contract import DeployedModel, Nodes
 from freehold.backends.names import named
 from freehold.backends.planning import parsers
-from freehold.catalog import quants
+from freehold.catalog import copies, quants
+from freehold.catalog.copies import Copy
 from freehold.catalog.hardware import Device, Rig, device, rig
 from freehold.catalog.model import Model
 from freehold.config import Settings
@@ -39,6 +40,7 @@ _MOST_DEEP = 100  # of JSON; real configurations are less than ten deep
 _SEVERAL = re.compile(r"(\d{1,3})\s*[x×*]\s*(\d{1,4}\s*[x×*].+)")
 # llama_pooling_type of llama.cpp: 0 makes no vector of a text, 4 a score of a pair; the others make vectors.
 _POOLED = {0: "generator", 4: "reranker"}
+_USUAL_GGUF = "Q4_K_M"
 _PACKED = ("I32", "U8")  # of safetensors: types whose values hold several weights of four bits
 
 
@@ -48,22 +50,36 @@ _PACKED = ("I32", "U8")  # of safetensors: types whose values hold several weigh
 def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") -> DeployedModel:
     """Return what `text` names: a folder, a GGUF, a model of the store, or one of the catalogue that is not here.
 
-    `name`: under which clients ask for it; else the store's or the folder's own. `quant`: of a catalogue's model.
+    `name`: under which clients ask for it; else the store's or the folder's own. `quant`: chooses a published copy of
+    a catalogue's model. A repository that is named is the one that runs.
     Raises ModelNotFound with the nearest names, BadModelFile for files that contradict themselves, and UsageError for
-    a name that no deployment may have.
+    a name that no deployment may have, and for weights that are not published in `quant`.
     """
     from freehold.store import Store
 
     parsed = parse_ref(text)
     if parsed.kind == "path":
         found = of_path(Path(parsed.text))
+        _check_quant(found, quant)
         return replace(found, name=named(name or found.name))
-    try:
-        ref = Store(settings).resolve(text)
-    except ModelNotFound:
-        found = of_catalogue(catalog.model(parsed.repo or text), quant)
-        return replace(found, name=named(name or text))
-    return replace(of_path(ref.path, ref.name), name=named(name or ref.name))
+    if not quant:
+        try:
+            ref = Store(settings).resolve(text)
+        except ModelNotFound:
+            pass
+        else:
+            return replace(of_path(ref.path, ref.name), name=named(name or ref.name))
+    found = at_the_hub(parsed.repo or text, quant or parsed.quant)
+    return replace(found, name=named(name or text))
+
+
+def _check_quant(model: DeployedModel, quant: str) -> None:
+    """Raise UsageError where files have another type of weights than was asked for."""
+    if quant and quants.mix(quant).name != model.anatomy.quant:
+        raise UsageError(
+            f"--quant {quant}: {model.source} is in {model.anatomy.quant}",
+            "leave it out: files are what they are; --quant chooses among copies at the hub",
+        )
 
 
 def of_path(path: Path, name: str = "") -> DeployedModel:
@@ -77,23 +93,66 @@ def of_path(path: Path, name: str = "") -> DeployedModel:
     return _of_gguf(path, name)
 
 
-def of_catalogue(model: Model, quant: str = "") -> DeployedModel:
-    """Return a model of the catalogue by its published sizes; an engine would load it from the hub."""
-    anatomy = from_catalogue(model, quant or model.native or "BF16")
+def at_the_hub(text: str, quant: str = "") -> DeployedModel:
+    """Return a model of the catalogue: the repository that is named, or the published copy in `quant`.
+
+    Raises ModelNotFound, and UsageError where that copy is not published or its weights' type is not known.
+    """
+    model = catalog.model(text)
+    copy = copies.named(text, model)
+    if copy is None and quant and quants.mix(quant).name != (model.native or "BF16"):
+        copy = copies.chosen(model, quant)
+        if copy is None:
+            raise _not_published(model, quant)
+    if copy is not None and not copy.quant:
+        raise UsageError(
+            f"{copy.repository}: its name does not say in which type its weights are",
+            f"fetch it and name the folder: freehold pull hf://{copy.repository}",
+        )
+    if copy is not None and copy.files == "safetensors" and quant and quants.mix(quant).name != copy.quant:
+        raise UsageError(
+            f"--quant {quant}: {copy.repository} is in {copy.quant}", "name the model, or leave it out"
+        )
+    return of_catalogue(model, quant, copy)
+
+
+def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> DeployedModel:
+    """Return a model of the catalogue by its published sizes; an engine would load it, or a copy, from the hub."""
+    gguf = copy is not None and copy.files == "gguf"
+    kind = (quant or _USUAL_GGUF) if gguf else copy.quant if copy else quant or model.native or "BF16"
+    anatomy = from_catalogue(model, kind)
+    source = copy.repository if copy else model.id
     return DeployedModel(
         name=model.name or model.id,
-        source=model.id,
-        files="safetensors",
+        source=f"{source}:{anatomy.quant}" if gguf else source,
+        files="gguf" if gguf else "safetensors",
         anatomy=anatomy,
         family=parsers.family((model.id, model.name), model.family, model.architecture),
         kv_heads=max((g.kv_heads for g in model.layers), default=0),
         head_size=max((g.head_dim for g in model.layers), default=0),
         experts=model.experts,
+        quantised="" if anatomy.quant in ("BF16", "F16", "F32") else anatomy.quant,
         tools=model.tools,
         thinks=None if not model.thinking else model.thinking != "none",
         template=model.instructed,
         here=False,
+        blocks=0 if gguf or (copy and copy.channels) else _published_blocks(model, anatomy.quant),
+        base=model.id,
     )
+
+
+def _not_published(model: Model, quant: str) -> UsageError:
+    known = ", ".join(f"{each.repository} ({each.quant})" for each in copies.copies(model))
+    round_it = "--engine-flag=--quantization=fp8_per_tensor lets vLLM round while it loads"
+    hints = [f"known are {known}" if known else "none is known"]
+    hints += [round_it] if quants.mix(quant).name == "FP8" else []
+    return UsageError(f"no copy of {model.id} in {quant} is known", "; ".join(hints))
+
+
+def _published_blocks(model: Model, quant: str) -> int:
+    """Return the blocks along an expert's width, where its width is known: labs' FP8 has blocks of 128."""
+    width, size = expert_width(model), {"FP8": 128, "INT4": 128, "INT4-32": 32}.get(quant, 0)
+    return width // size if size and width % size == 0 else 0
 
 
 def _of_folder(folder: Path, name: str) -> DeployedModel:

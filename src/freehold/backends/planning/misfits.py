@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from freehold import catalog
 from freehold.advisor import engines, roofline
-from freehold.advisor.anatomy import Anatomy, in_quant
+from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
 from freehold.backends.planning.parallel import tensor_sizes
+from freehold.catalog import copies
 from freehold.catalog.hardware import Rig
 from freehold.errors import UsageError
+from freehold.machine import show_bytes
 
 if TYPE_CHECKING:
     from freehold.backends.contract import DeployedModel, PlanRequest
@@ -60,7 +63,7 @@ def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
         if engine.reads(quant, device) and _holds(
             in_quant(anatomy, quant), request.nodes.rig, traits, context
         ):
-            found.append(f"a copy of the weights in {quant} would fit")
+            found.append(_smaller(request.model, quant))
             break
     if boxes := _boxes(request, anatomy, traits, context) if not more else "":
         found.append(boxes)
@@ -68,6 +71,16 @@ def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
         larger = (_count(request, anatomy, name, traits, context) for name in _LARGER if name != device.name)
         found = [f"--on {first} would hold it" for first in [next(filter(None, larger), "")] if first]
     return found or ["take a smaller model, or --nodes for several machines"]
+
+
+def _smaller(model: DeployedModel, quant: str) -> str:
+    """Name a published copy of the weights in a type that would fit, with its bytes."""
+    known = catalog.model(model.base) if model.base else None
+    copy = copies.chosen(known, quant) if known else None
+    if known is None or copy is None:
+        return f"a copy of the weights in {quant} would fit"
+    size = show_bytes(from_catalogue(known, quant).weight_bytes)
+    return f"{copy.repository} ({quant}, {size}) would fit: --quant {quant}"
 
 
 def _boxes(request: PlanRequest, anatomy: Anatomy, traits: EngineTraits, context: int) -> str:

@@ -43,6 +43,7 @@ class DeployOptions:
     replicas: int = 0
     context: int = 0
     streams: int = 0
+    quant: str = ""  # of a model of the catalogue: which published copy
     flags: tuple[str, ...] = ()
     python: str = ""  # an interpreter whose environment has the engine
     env: str = ""  # an environment's folder; it is made where there is none
@@ -58,7 +59,7 @@ OPTIONS = tuple(each.name for each in fields(DeployOptions) if each.name != "mod
 
 def plan_deployment(model: str, *, settings: Settings | None = None, **options: Any) -> DeployPlan:
     """Plan an engine for `model` with the options of `freehold deploy`: engine, on, nodes, replicas, context, streams,
-    flags, name, python, env, command, attach.
+    quant, flags, name, python, env, command, attach.
 
     Raises UsageError for flags that the engine does not know or that open a door, and for a model that does not fit,
     with what would; ModelNotFound with the nearest names. `freehold.deploy` takes the same, but for `on` other
@@ -111,7 +112,7 @@ def _planned(
     check(asked)
     if asked.attach:
         return _attached(asked)
-    model = facts.deployed(settings, asked.model, name=asked.name)
+    model = facts.deployed(settings, asked.model, name=asked.name, quant=asked.quant)
     if asked.on:
         nodes = facts.nodes_on(asked.on, asked.nodes)
     else:

@@ -37,6 +37,8 @@ def _attached(plan: DeployPlan) -> Iterable[str]:
 
 def _started(plan: DeployPlan) -> Iterable[str]:
     yield f"{plan.model.name} on {where(plan)}: {engine(plan)}"
+    model = plan.model
+    yield f"  weights    {model.source}, {_weights(plan)}, {show_bytes(model.anatomy.weight_bytes)}"
     yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
     length = f"{plan.context:,} tokens of context, " if plan.context else ""
     yield f"  room       {length}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
@@ -67,6 +69,12 @@ def _started(plan: DeployPlan) -> Iterable[str]:
         yield f"  {name}={value}"
     for note in plan.notes:
         yield f"note: {note}"
+
+
+def _weights(plan: DeployPlan) -> str:
+    """Name the type of weights, and into what the engine rounds them."""
+    rounded = next((f.value for f in plan.flags if f.name == "--quantization"), "")
+    return plan.model.anatomy.quant + (f" rounded to {rounded}" if rounded else "")
 
 
 def engine(plan: DeployPlan) -> str:
@@ -126,6 +134,7 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
             "source": plan.model.source,
             "quant": plan.model.anatomy.quant,
             "family": plan.model.family,
+            "base": plan.model.base,
         },
         "hardware": {
             "rig": plan.nodes.rig.name,

@@ -25,6 +25,10 @@ from freehold.backends.planning.parallel import Wanted
 from freehold.backends.planning.parsers import parser_names
 from freehold.errors import FreeholdError, UsageError
 
+AT_THE_HUB = (
+    "{source} comes from the hub: parsers go by its family's name, and code of its own is looked for in files alone; "
+    "a mounted folder tells both and stays offline"
+)
 GUESSED = "by its family {family}: a name's plain meaning; the model's card decides"
 _UNITS = {unit: 1000**n for n, unit in enumerate("kmgt", 1)} | {
     unit: 1 << 10 * n for n, unit in enumerate("KMGT", 1)
@@ -84,17 +88,8 @@ class Wording:
         self.add("--port", found.port or "{port}", "as asked for" if found.port else "free at the start")
 
     def context(self, name: str, layout: Layout) -> None:
-        """Add the context, unless it is a catalogue's figure for all that the model was made for.
-
-        config.json, which is not here, decides that: an engine takes its own figure, and refuses a larger one.
-        """
-        whole = not self.request.model.here and layout.context == self.request.model.anatomy.context
-        if whole and not self.request.context:
-            self.notes.append(
-                f"its context of {layout.context:,} tokens is the catalogue's: config.json decides"
-            )
-        else:
-            self.add(name, layout.context, layout.why["context"])
+        """Add the context."""
+        self.add(name, layout.context, layout.why["context"])
 
     def parsers(self, engine: str, tool: str, reasoning: str, *, switch: str = "") -> None:
         """Add the parsers of the model's family, where its template takes tools and it may think.
@@ -111,7 +106,7 @@ class Wording:
             self.add(tool, names.tool, reason)
         if names.reasoning and model.thinks is not False:
             self.add(reasoning, names.reasoning, reason)
-        if model.family and len(given) < 2 and any(f.reason == reason for f in self.flags):
+        if model.here and model.family and len(given) < 2 and any(f.reason == reason for f in self.flags):
             self.notes.append(f"parsers were chosen {reason}")
         if not model.family and model.tools is not False and not given:
             self.notes.append(f"no tool parser is known for {model.name}: give {tool} if it calls tools")
@@ -241,8 +236,7 @@ def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) 
     if not request.model.here:
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
             environment.pop(name, None)
-        notes.append(f"{request.model.source} comes from the hub: mount a folder to stay offline")
-        notes.append("whether it brings code of its own is not known: auto_map is looked for in files alone")
+        notes.append(AT_THE_HUB.format(source=request.model.source))
     return request.model.source
 
 

@@ -40,6 +40,9 @@ _PLAN = (
     click.option("--context", type=Amount(whole=True), metavar="TOKENS", help="Context of each request."),
     click.option("--streams", type=click.IntRange(1), metavar="N", help="Requests at a time, per replica."),
     click.option(
+        "--quant", metavar="Q", help="Published copy of a catalogue model to take: FP8, INT4, NVFP4, Q4_K_M."
+    ),
+    click.option(
         "--engine-flag",
         "flags",
         multiple=True,
