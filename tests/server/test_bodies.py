@@ -210,7 +210,7 @@ def test_a_caller_holds_a_part_of_what_all_may():
     shared = Bodies()
     ann, again, bob = (Holding(shared, who, limits) for who in ("ann", "ann", "bob"))
     ann.set(150, 10)
-    with pytest.raises(Refused, match="your requests' bodies hold more than 200") as told:
+    with pytest.raises(Refused, match="your requests and their answers hold more than 200") as told:
         again.set(100, 10)
     assert told.value.status == 429
     again.close()

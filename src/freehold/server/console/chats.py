@@ -130,7 +130,7 @@ async def chat(call: HttpCall) -> None:
     last = _count(_query(call), "last", LAST, MAX_IDS)
     mine, id, runs = folder_of(call), _id(call), call.server.part(Runs)
     running = runs.of(mine, id) if runs is not None else []
-    await call.answer_long(await asyncio.to_thread(_window, mine, id, last, running))
+    await call.answer(await asyncio.to_thread(_window, mine, id, last, running))
 
 
 async def messages(call: HttpCall) -> None:
@@ -138,7 +138,7 @@ async def messages(call: HttpCall) -> None:
     ids = [id for id in _query(call).get("ids", "").split(",") if id]
     if len(ids) > MAX_IDS:
         raise UsageError(f"{len(ids):,} ids were asked for; at most {MAX_IDS}", field="ids")
-    await call.answer_long(await asyncio.to_thread(_messages, folder_of(call), _id(call), ids))
+    await call.answer(await asyncio.to_thread(_messages, folder_of(call), _id(call), ids))
 
 
 async def change(call: HttpCall) -> None:
@@ -172,7 +172,7 @@ async def export(call: HttpCall) -> None:
         raise UsageError(f"as={kind[:20]!r} is not a form of a chat; expected json or md", field="as")
     name = (b"content-disposition", b'attachment; filename="%s.%s"' % (_id(call).encode(), kind.encode()))
     media = b"text/markdown; charset=utf-8" if kind == "md" else b"application/json"
-    await call.answer_long(await asyncio.to_thread(_file, folder_of(call), _id(call), kind), [name], media)
+    await call.answer(await asyncio.to_thread(_file, folder_of(call), _id(call), kind), 200, [name], media)
 
 
 async def take(call: HttpCall) -> None:

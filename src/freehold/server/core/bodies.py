@@ -76,9 +76,13 @@ class Holding:
         if size <= small or more <= 0:
             return
         if mine > limits.caller_bytes:
-            raise _no_room(429, f"your requests' bodies hold more than {limits.caller_bytes:,} bytes")
+            raise _no_room(
+                429, f"your requests and their answers hold more than {limits.caller_bytes:,} bytes"
+            )
         if bodies.held > limits.bodies_bytes:
-            raise _no_room(503, f"the bodies on their way hold more than {limits.bodies_bytes:,} bytes")
+            raise _no_room(
+                503, f"all requests and their answers hold more than {limits.bodies_bytes:,} bytes"
+            )
 
     def close(self) -> None:
         """Release all of it."""

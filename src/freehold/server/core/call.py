@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -35,6 +35,7 @@ from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin
 
 if TYPE_CHECKING:
+    from freehold.server.core.connections import Presence
     from freehold.server.core.health import Health
     from freehold.server.core.metrics import Metrics
     from freehold.store import Store
@@ -44,7 +45,7 @@ P = TypeVar("P")
 _log = logging.getLogger("freehold.server")
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
-_PIECE = 256 << 10  # bytes of a long answer that are handed to the connection at once
+_PIECE = 64 << 10  # bytes handed to a connection at once; it holds twice as many at most
 JSON = (b"content-type", b"application/json")
 LABEL_HEADER = b"x-freehold-label"  # names of labels, separated by commas
 
@@ -219,7 +220,9 @@ class HttpCall(ServerCall):
         self.wording: Wording = openai_error
         self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.inherited: tuple[str, ...] = ()  # labels of stored answers that the request continues
-        self._holding: Holding | None = None  # of the body, once it is on its way
+        self._holding: Holding | None = None  # of the body, once it is on its way, and of a long answer
+        self._presence: Presence | None = scope.get("extensions", {}).get("freehold.presence")
+        self.taken_at = self.started  # when the connection took something last
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -248,7 +251,7 @@ class HttpCall(ServerCall):
 
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, but cancel it when the client closes its connection (Gone) or on cut() (EngineClosed)."""
-        presence = self.scope.get("extensions", {}).get("freehold.presence")
+        presence = self._presence
         if presence is not None and presence.lost:
             work.close()
             raise Gone
@@ -288,41 +291,48 @@ class HttpCall(ServerCall):
         all_headers = [*headers, *((name, self.request_id) for name in names)]
         if self.answered_by:
             all_headers.append((MODEL_HEADER, self.answered_by.encode("ascii", "replace")))
-        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+        await self._write({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def body(self, data: bytes, *, more: bool = False) -> None:
-        """Send a part of the body, or with `more` False the last one."""
-        self.complete = not more
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        """Send a part of the body, or with `more` False the last one, no faster than the client takes it.
+
+        Raises Gone for a client that takes nothing for `limits.write_s`.
+        """
+        for at in range(0, len(data) or 1, _PIECE):
+            piece = data if len(data) <= _PIECE else data[at : at + _PIECE]
+            last = not more and at + _PIECE >= len(data)
+            self.complete = last
+            await self._write({"type": "http.response.body", "body": piece, "more_body": not last})
 
     async def answer(
         self, value: object, status: int = 200, headers: RawHeaders = (), kind: bytes = b"application/json"
     ) -> None:
-        """Send a whole answer; what is not bytes is encoded as JSON."""
+        """Send a whole answer; what is not bytes is encoded as JSON.
+
+        A long one counts as a body of the caller's until it is taken, and is refused (429, 503) where there is no
+        room for it: otherwise clients that take nothing would fill the server's memory.
+        """
         data = value if isinstance(value, bytes) else msgspec.json.encode(value)
+        limits = self.server.limits
+        if len(data) > limits.small_bytes:
+            self._holding = self._holding or Holding(self.server.bodies, self.caller, limits)
+            self._holding.set(self._holding.bytes + len(data), limits.small_bytes)
         length = (b"content-length", b"%d" % len(data))
         await self.head(status, [(b"content-type", kind), length, *headers])
         await self.body(data)
 
-    async def answer_long(
-        self, data: bytes, headers: RawHeaders = (), kind: bytes = b"application/json"
-    ) -> None:
-        """Send a whole answer no faster than it is taken; until then it counts as a body of the caller's does.
-
-        Without that a client that takes nothing would leave all of it in the server's memory, on each connection.
-        """
-        server = self.server
-        self._holding = self._holding or Holding(server.bodies, self.caller, server.limits)
-        self._holding.set(self._holding.bytes + len(data), server.limits.small_weight)
-        length = (b"content-length", b"%d" % len(data))
-        await self.head(200, [(b"content-type", kind), length, *headers])
-        for at in range(0, len(data) or 1, _PIECE):
+    async def _write(self, message: MutableMapping[str, Any]) -> None:
+        """Hand a message to the connection once it has room."""
+        if self._presence is not None and not self._presence.full:  # a timer costs more than most messages
+            await self._send(message)
+        else:
             try:
-                async with asyncio.timeout(server.limits.write_s):
-                    await self.body(data[at : at + _PIECE], more=at + _PIECE < len(data))
+                async with asyncio.timeout(self.server.limits.write_s):
+                    await self._send(message)
             except TimeoutError:
                 self.abort()
                 raise Gone from None
+        self.taken_at = time.monotonic()
 
     async def refuse(self, trouble: Problem) -> None:
         """Answer with an error, in the protocol's words."""
@@ -331,7 +341,7 @@ class HttpCall(ServerCall):
         await self.answer(self.wording(trouble), status, trouble.headers)
 
     def close(self) -> None:
-        """Release the memory counted for the body."""
+        """Release the memory counted for the body and the answer."""
         if self._holding is not None:
             self._holding.close()
 

@@ -106,6 +106,11 @@ class Presence:
         self._flow, self.lost = flow, False
         self._told: Callable[[], None] | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether the client has to take something before more is written."""
+        return self._flow.write_paused
+
     def watch(self, told: Callable[[], None] | None) -> None:
         """Call `told` when the client leaves; None: no more. One request of a connection is answered at a time."""
         self._told = told

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from freehold.server.core.call import HttpCall
+from freehold.server.core.limits import Gone
 
 CONTENT_TYPE = b"text/event-stream; charset=utf-8"  # server-sent events
 COMMENT = b": keep-alive\n\n"  # which their readers leave out
@@ -29,8 +31,7 @@ class EventStream:
     ) -> None:
         self._headers, self._beat = [(b"content-type", content_type), *HEADERS], beat
         self._call, self._lock = call, asyncio.Lock()
-        self._every, self._patience = call.server.keep_alive_s, call.server.limits.write_s
-        self._sent_at = time.monotonic()
+        self._every = call.server.keep_alive_s
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> EventStream:
@@ -50,25 +51,26 @@ class EventStream:
         return self._call.status != 0
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
-        """Send whole events; waits while the client's buffers are full."""
+        """Send whole events; waits while the client's buffers are full. Raises Gone for one that takes nothing."""
         async with self._lock:
             if self._call.complete:  # a beat that waited while the last event went out
                 return
             if not self.begun:
                 await self._call.head(200, self._headers)
             await self._call.body(data, more=more)
-            self._sent_at = time.monotonic()
 
     def _tick(self) -> None:
-        """Send a beat if nothing else went out; drop a client that takes nothing."""
-        silent = time.monotonic() - self._sent_at
+        """Send a beat if nothing else went out."""
+        silent = time.monotonic() - self._call.taken_at
         if self._lock.locked():
-            if silent > self._patience:
-                self._call.abort()  # HttpCall.while_here sees the connection go, and ends the work
             wait = 1.0
         elif silent >= self._every:
-            self._beating = self._loop.create_task(self.send(self._beat()))
+            self._beating = self._loop.create_task(self._send_beat())
             wait = self._every
         else:
             wait = self._every - silent
         self._timer = self._loop.call_later(wait, self._tick)
+
+    async def _send_beat(self) -> None:
+        with suppress(Gone):  # HttpCall.while_here sees the connection go, and ends the work
+            await self.send(self._beat())

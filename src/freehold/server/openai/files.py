@@ -77,15 +77,10 @@ async def delete(call: HttpCall) -> None:
 
 
 async def _send(call: HttpCall, source: BinaryIO) -> None:
-    data = source.read(PIECE)
+    data = await asyncio.to_thread(source.read, PIECE)
     while True:
-        following = source.read(PIECE)
-        try:
-            async with asyncio.timeout(call.server.limits.write_s):
-                await call.body(data, more=bool(following))
-        except TimeoutError:
-            call.abort()
-            return
+        following = await asyncio.to_thread(source.read, PIECE)
+        await call.body(data, more=bool(following))
         if not following:
             return
         data = following
