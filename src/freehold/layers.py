@@ -105,9 +105,12 @@ def kept_bytes(layers: Iterable[LayerSpec], tokens: int, width: float = 2) -> in
     return round(width * sum(g.count * g.values_kept(tokens) for g in layers))
 
 
-def recurrent_bytes(layers: Iterable[LayerSpec]) -> int:
-    """Return the bytes that recurrent layers keep of one sequence, whatever its length."""
-    return sum(g.state_bytes for g in layers)
+def recurrent_bytes(layers: Iterable[LayerSpec], conv_width: int = STATE_WIDTH) -> int:
+    """Return the bytes that recurrent layers keep of one sequence, whatever its length.
+
+    `conv_width`: bytes of a value of a convolution's last inputs; our engine keeps them as it keeps states.
+    """
+    return sum(g.count * (g.state * STATE_WIDTH + g.conv * conv_width) for g in layers)
 
 
 def longest_window(layers: Iterable[LayerSpec]) -> int:

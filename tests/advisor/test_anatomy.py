@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.advisor.anatomy import Anatomy, from_catalogue
+from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
 from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.interval import Interval
 from freehold.advisor.ours import packed_bytes
@@ -257,3 +257,19 @@ def test_what_a_token_does_not_read_is_experts_or_tables(name: str, role: str, s
     rest = [p for p in found.parts if p.role == role and p.weights > 1e9]
     assert [p.share for p in rest] == pytest.approx([share], abs=1e-4)
     assert found.token_weights == pytest.approx(read_b * 1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "quant", "gigabytes"),
+    [
+        ("openai/gpt-oss-20b", "Q8_0", 12.1),
+        ("openai/gpt-oss-20b", "Q4_K_M", 11.6),
+        ("openai/gpt-oss-120b", "Q4_K_M", 62.8),
+    ],
+)
+def test_quantised_gpt_oss_keeps_its_experts_as_published(name: str, quant: str, gigabytes: float):
+    anatomy = from_catalogue(catalog.model(name), quant)
+    assert {p.type for p in anatomy.parts if p.role == "experts"} == {"MXFP4"}
+    assert anatomy.weight_bytes / 1e9 == pytest.approx(gigabytes, rel=0.005)
+    again = in_quant(from_catalogue(catalog.model(name), "MXFP4"), quant)  # as fit does from a file
+    assert again.weight_bytes == pytest.approx(anatomy.weight_bytes, rel=0.005)

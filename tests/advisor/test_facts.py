@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
+from importlib import resources
+from pathlib import Path
 
 import click
 import pytest
 
 from freehold import catalog
-from freehold.advisor.facts import QUESTIONS, Facts, behind, from_table, holds, undecided
+from freehold.advisor.facts import COUNTRIES, QUESTIONS, Facts, behind, from_table, holds, undecided
 from freehold.catalog.conditions import AMOUNTS, FLAGS, parse
 from freehold.cli.company import OPTIONS
 from freehold.cli.license import command
@@ -112,3 +115,17 @@ def test_who_offers_this_model_sells_model_services_unless_said_otherwise():
     assert holds(condition, Facts(offers_access=False)) is False
     assert holds(condition, Facts(offers_access=False, model_service=True)) is True
     assert holds(condition, Facts()) is None
+
+
+def test_every_country_of_iso_3166_is_known_and_no_other():
+    """Compared with tzdata's own table, of the system or of the package; the Union has a code and is no country."""
+    tables = [Path("/usr/share/zoneinfo/iso3166.tab")]
+    with suppress(ModuleNotFoundError):
+        tables.append(Path(str(resources.files("tzdata").joinpath("zoneinfo", "iso3166.tab"))))
+    text = next(path for path in tables if path.is_file()).read_text(encoding="utf-8")
+    codes = {line.split("\t")[0] for line in text.splitlines() if line and not line.startswith("#")}
+    assert len(codes) > 240 and {*COUNTRIES} - {"EU"} == codes
+
+
+def test_a_firm_may_sit_in_norway():
+    assert Facts(seat="no").flag("eu") is False

@@ -111,27 +111,27 @@ DELTANET = {
     # attention on every 4th layer; state: value heads x 128 x 128; convolution over q, k (16 heads each) and v
     "Qwen/Qwen3-Next-80B-A3B-Instruct": (
         12 * 2 * 512 * 2,
-        36 * (32 * 128 * 128 * 4 + 3 * (4096 + 32 * 128) * 4),
+        36 * (32 * 128 * 128 * 4 + 3 * (4096 + 32 * 128) * 2),
     ),
-    "Qwen/Qwen3.5-0.8B": (6 * 2 * 512 * 2, 18 * (16 * 128 * 128 * 4 + 3 * (4096 + 16 * 128) * 4)),
-    "Qwen/Qwen3.5-27B": (16 * 4 * 512 * 2, 48 * (48 * 128 * 128 * 4 + 3 * (4096 + 48 * 128) * 4)),
-    "Qwen/Qwen3.5-397B-A17B": (15 * 2 * 512 * 2, 45 * (64 * 128 * 128 * 4 + 3 * (4096 + 64 * 128) * 4)),
-    "Qwen/Qwen3.8-Flash-Next": (12 * 2 * 512 * 2, 36 * (48 * 128 * 128 * 4 + 3 * (4096 + 48 * 128) * 4)),
-    "allenai/Olmo-Hybrid-7B": (8 * 30 * 256 * 2, 24 * (30 * 96 * 192 * 4 + 3 * (2 * 30 * 96 + 30 * 192) * 4)),
+    "Qwen/Qwen3.5-0.8B": (6 * 2 * 512 * 2, 18 * (16 * 128 * 128 * 4 + 3 * (4096 + 16 * 128) * 2)),
+    "Qwen/Qwen3.5-27B": (16 * 4 * 512 * 2, 48 * (48 * 128 * 128 * 4 + 3 * (4096 + 48 * 128) * 2)),
+    "Qwen/Qwen3.5-397B-A17B": (15 * 2 * 512 * 2, 45 * (64 * 128 * 128 * 4 + 3 * (4096 + 64 * 128) * 2)),
+    "Qwen/Qwen3.8-Flash-Next": (12 * 2 * 512 * 2, 36 * (48 * 128 * 128 * 4 + 3 * (4096 + 48 * 128) * 2)),
+    "allenai/Olmo-Hybrid-7B": (8 * 30 * 256 * 2, 24 * (30 * 96 * 192 * 4 + 3 * (2 * 30 * 96 + 30 * 192) * 2)),
     # KDA: heads x 128 x 128, three convolutions of heads x 128; MLA on the other layers
     "moonshotai/Kimi-Linear-48B-A3B-Instruct": (
         7 * 576 * 2,
-        20 * (32 * 128 * 128 * 4 + 3 * 3 * 32 * 128 * 4),
+        20 * (32 * 128 * 128 * 4 + 3 * 3 * 32 * 128 * 2),
     ),
-    "moonshotai/Kimi-K3": (24 * 576 * 2, 69 * (96 * 128 * 128 * 4 + 3 * 3 * 96 * 128 * 4)),
-    "zai-org/GLM-5.3-Flash": (11 * (512 + 128 // 16) * 2, 34 * (64 * 128 * 128 * 4 + 3 * 3 * 64 * 128 * 4)),
-    "inclusionAI/Ling-3.0-flash": (7 * 576 * 2, 35 * (32 * 128 * 128 * 4 + 3 * 3 * 32 * 128 * 4)),
+    "moonshotai/Kimi-K3": (24 * 576 * 2, 69 * (96 * 128 * 128 * 4 + 3 * 3 * 96 * 128 * 2)),
+    "zai-org/GLM-5.3-Flash": (11 * (512 + 128 // 16) * 2, 34 * (64 * 128 * 128 * 4 + 3 * 3 * 64 * 128 * 2)),
+    "inclusionAI/Ling-3.0-flash": (7 * 576 * 2, 35 * (32 * 128 * 128 * 4 + 3 * 3 * 32 * 128 * 2)),
     # lightning attention: heads x 128 x 128, no convolution; MLA on every 8th layer
     "inclusionAI/Ling-2.6-1T": (10 * 576 * 2, 70 * 64 * 128 * 128 * 4),
     # gated short convolutions of width 2048 and kernel 3
-    "LiquidAI/LFM2-1.2B": (6 * 8 * 128 * 2, 10 * 2 * 2048 * 4),
-    "LiquidAI/LFM2.5-1.2B-Thinking": (6 * 8 * 128 * 2, 10 * 2 * 2048 * 4),
-    "LiquidAI/LFM2.5-8B-A1B": (6 * 8 * 128 * 2, 18 * 2 * 2048 * 4),
+    "LiquidAI/LFM2-1.2B": (6 * 8 * 128 * 2, 10 * 2 * 2048 * 2),
+    "LiquidAI/LFM2.5-1.2B-Thinking": (6 * 8 * 128 * 2, 10 * 2 * 2048 * 2),
+    "LiquidAI/LFM2.5-8B-A1B": (6 * 8 * 128 * 2, 18 * 2 * 2048 * 2),
 }
 # once its windows of 128 tokens are full: layers whose entries stand for 4 tokens, with an index key; and for 128
 COMPRESSED = {
@@ -140,35 +140,35 @@ COMPRESSED = {
 }
 MAMBA = {
     # Mamba 1: twice the width, 16 values each; the last 3 inputs of its convolution
-    "ai21labs/Jamba-v0.1": (4 * 8 * 256 * 2, 28 * (8192 * 16 * 4 + 3 * 8192 * 4)),
-    "mistralai/Mamba-Codestral-7B-v0.1": (0, 64 * (128 * 64 * 128 * 4 + 3 * (8192 + 2 * 8 * 128) * 4)),
+    "ai21labs/Jamba-v0.1": (4 * 8 * 256 * 2, 28 * (8192 * 16 * 4 + 3 * 8192 * 2)),
+    "mistralai/Mamba-Codestral-7B-v0.1": (0, 64 * (128 * 64 * 128 * 4 + 3 * (8192 + 2 * 8 * 128) * 2)),
     # lightning attention: 64 heads x 128 x 128, no convolution
     "MiniMaxAI/MiniMax-M1-80k": (10 * 8 * 256 * 2, 70 * 64 * 128 * 128 * 4),
     # state: heads x head size x 128; convolution over x and over B and C of 8 groups
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": (
         4 * 8 * 256 * 2,
-        27 * (128 * 80 * 128 * 4 + 3 * (128 * 80 + 2 * 8 * 128) * 4),
+        27 * (128 * 80 * 128 * 4 + 3 * (128 * 80 + 2 * 8 * 128) * 2),
     ),
     # one group
     "ibm-granite/granite-4.0-h-tiny": (
         4 * 4 * 256 * 2,
-        36 * (48 * 64 * 128 * 4 + 3 * (48 * 64 + 2 * 128) * 4),
+        36 * (48 * 64 * 128 * 4 + 3 * (48 * 64 + 2 * 128) * 2),
     ),
     "ibm-granite/granite-4.0-h-small": (
         4 * 8 * 256 * 2,
-        36 * (128 * 64 * 128 * 4 + 3 * (128 * 64 + 2 * 128) * 4),
+        36 * (128 * 64 * 128 * 4 + 3 * (128 * 64 + 2 * 128) * 2),
     ),
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": (
         6 * 2 * 256 * 2,
-        23 * (64 * 64 * 128 * 4 + 3 * (64 * 64 + 2 * 8 * 128) * 4),
+        23 * (64 * 64 * 128 * 4 + 3 * (64 * 64 + 2 * 8 * 128) * 2),
     ),
     "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16": (
         8 * 2 * 256 * 2,
-        40 * (128 * 64 * 128 * 4 + 3 * (128 * 64 + 2 * 8 * 128) * 4),
+        40 * (128 * 64 * 128 * 4 + 3 * (128 * 64 + 2 * 8 * 128) * 2),
     ),
     "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4": (
         12 * 2 * 256 * 2,
-        48 * (256 * 64 * 128 * 4 + 3 * (256 * 64 + 2 * 8 * 128) * 4),
+        48 * (256 * 64 * 128 * 4 + 3 * (256 * 64 + 2 * 8 * 128) * 2),
     ),
 }
 

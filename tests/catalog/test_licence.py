@@ -8,6 +8,8 @@ from datetime import date
 import pytest
 
 from freehold import catalog
+from freehold.advisor.facts import Facts
+from freehold.advisor.verdict import verdict
 from freehold.catalog.conditions import parse
 from freehold.catalog.licence import (
     TOPICS,
@@ -277,3 +279,9 @@ def test_a_condition_that_is_none_is_refused(text: str):
 
 def _term(topic: str, says: str) -> dict[str, str]:
     return {"topic": topic, "effect": "notes", "clause": "1", "says": says}
+
+
+def test_terms_that_were_never_read_grant_nothing():
+    """Solar-Open2's licence is known by a summary alone: with every fact given it is still not allowed."""
+    facts = Facts(purpose="internal", users=10, revenue_year=1e6, modifies=False, distils=False, seat="NO")
+    assert verdict(catalog.model("upstage/Solar-Open2-250B"), facts).answer == "unknown"

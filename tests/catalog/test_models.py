@@ -192,7 +192,7 @@ def test_the_users_own_models_and_newer_facts_are_read_with_ours(user: Path):
     assert catalog.model("me/Tuned-8B", user).base == ("Qwen/Qwen3-8B",)
     newer = catalog.model("Qwen/Qwen3-8B", user)
     assert newer.context == 40960 and newer.checked == date(2027, 1, 25)
-    assert newer.params_b == 8 and newer.name == "qwen3:8b" and newer.sources[-1] == "config.json"
+    assert newer.params_b == 8.19 and newer.name == "qwen3:8b" and newer.sources[-1] == "config.json"
     assert len(catalog.models(user)) == len(MODELS) + 1
 
 

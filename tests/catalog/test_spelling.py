@@ -159,3 +159,14 @@ def test_words_leave_out_accents_dates_and_quantisations():
     assert words("Tülu-3:8b-Q4_K_M") == {"tulu", "3", "8b"}
     assert words("command-a-reasoning-08-2025") == {"command", "a", "reasoning"}
     assert words("Qwen3-30B-A3B-Instruct-2507") == {"qwen", "3", "30b", "a3b", "instruct"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Jamba 1.5", {"ai21labs/AI21-Jamba-Mini-1.5", "ai21labs/AI21-Jamba-Large-1.5"}),
+        ("Vicuna 1.1", {"lmsys/vicuna-7b-v1.1", "lmsys/vicuna-13b-v1.1"}),
+    ],
+)
+def test_a_version_without_a_size_is_every_size_of_it(typed: str, meant: set[str]):
+    assert {m.id for m in spelled(typed, catalog.models())} == meant

@@ -23,6 +23,8 @@ _LATENT_HEAD = (
     80  # inputs for each head of latent attention: 56 of DeepSeek-V3, 112 of Kimi K2, 128 of V2-Lite
 )
 _TIED = ("Gemma", "Command", "SmolLM")
+# llama.cpp does not round weights again that are in this type: every GGUF of gpt-oss has its experts as published.
+_KEPT = "MXFP4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,9 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
         name=model.name or model.id,
         quant=found.name,
         architecture=model.architecture,
-        parts=tuple(_mixed(roles, found, model.hidden, _expert_width(model, roles))),
+        parts=tuple(
+            _mixed(roles, found, model.hidden, _expert_width(model, roles), kept=model.native == _KEPT)
+        ),
         layers=model.layers,
         context=model.context,
         index_topk=model.index_topk,
@@ -208,7 +212,9 @@ def in_quant(anatomy: Anatomy, quant: str) -> Anatomy:
     sums: dict[tuple[str, float], float] = {}
     for part in anatomy.parts:
         sums[part.role, part.share] = sums.get((part.role, part.share), 0.0) + part.weights
-    parts = _mixed(((role, n, share) for (role, share), n in sums.items()), found, anatomy.hidden)
+    kept = any(part.role == "experts" and part.type == _KEPT for part in anatomy.parts)
+    roles = ((role, n, share) for (role, share), n in sums.items())
+    parts = _mixed(roles, found, anatomy.hidden, kept=kept)
     return replace(anatomy, quant=found.name, parts=tuple(parts), exact=False, path=None)
 
 
@@ -264,14 +270,23 @@ def _expert_width(model: Model, roles: Iterable[tuple[str, float, float]]) -> in
 
 
 def _mixed(
-    roles: Iterable[tuple[str, float, float]], mix: quants.Mix, hidden: int, width: int = 0
+    roles: Iterable[tuple[str, float, float]],
+    mix: quants.Mix,
+    hidden: int,
+    width: int = 0,
+    *,
+    kept: bool = False,
 ) -> Iterable[WeightGroup]:
-    """Yield the parts of roles in a mix's types, experts `width` wide; norms and towers stay what they are."""
+    """Yield the parts of roles in a mix's types, experts `width` wide; norms and towers stay what they are.
+
+    `kept`: the experts are published in MXFP4, which a GGUF of any mix keeps.
+    """
     roles = list(roles)
     body = mix.body_of(hidden)
     moe = any(role == "experts" for role, _, _ in roles)
     whole = {"head": mix.head, "embed": mix.embed, "towers": "BF16"} | ({"body": mix.shared} if moe else {})
-    types = {"norms": {"F32": 1.0}, "experts": mix.body_of(hidden, width)} | {
+    experts = {_KEPT: 1.0} if kept and mix.file_type >= 0 else mix.body_of(hidden, width)
+    types = {"norms": {"F32": 1.0}, "experts": experts} | {
         role: {mix.stored(kind, hidden): 1.0} for role, kind in whole.items() if kind
     }
     for role, weights, share in roles:

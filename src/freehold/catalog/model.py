@@ -46,7 +46,9 @@ class Score:
 class Stretch:
     """How a lab says that its model reads beyond `Model.context`: its config.json does not, so engines need flags."""
 
-    kind: str  # yarn: of rope scaling, as config.json calls it; none: it has no rope, and no scaling is needed
+    kind: (
+        str  # yarn: of rope scaling, as config.json calls it; none: it has no rope, and no scaling is needed
+    )
     factor: float
     original: int  # tokens that are stretched: original_max_position_embeddings
 
@@ -168,8 +170,11 @@ class Model:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that recurrent layers keep of one sequence, whatever its length."""
-        return recurrent_bytes(self.layers)
+        """Bytes that recurrent layers keep of one sequence, whatever its length, as makers state it.
+
+        States in 32 bits, the last inputs of convolutions in the 16 bits of keys and values.
+        """
+        return recurrent_bytes(self.layers, conv_width=2)
 
     def cache_bytes(self, tokens: int, width: float = 2) -> int:
         """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value.

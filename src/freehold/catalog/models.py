@@ -20,7 +20,7 @@ from freehold.catalog import boards, copies, schema
 from freehold.catalog.entries import Entry, entries, find
 from freehold.catalog.languages import spelled as languages_spelled
 from freehold.catalog.model import Model, Repo
-from freehold.catalog.spelling import spelled
+from freehold.catalog.spelling import reordered, spelled
 from freehold.catalog.tags import plain, repacked, repacks, tagged
 from freehold.config import data_home
 from freehold.errors import ModelNotFound, StoreError
@@ -71,7 +71,7 @@ def model(text: str, user: Path | None = None) -> Model:
         return tails[0]
     if (copied := _copied(name, everything)) is not None:
         return copied
-    meant = spelled(name, everything)
+    meant = spelled(name, everything) or reordered(name, everything)
     if len(meant) == 1:
         return meant[0]
     if meant:

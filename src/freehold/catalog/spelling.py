@@ -53,12 +53,26 @@ def spelled(text: str, models: Iterable[Model]) -> list[Model]:
         return []
     dated = [m for m in models if dates <= _dates(m.id) and (not asked & _UNTUNED or _continues(m))]
     fits = [(cost, m) for m in dated if (cost := _left_out(asked, m)) is not None]
+    if (
+        not fits
+    ):  # `jamba 1.5`: Mini or Large; a word for a size may be left open, but one model alone is a guess
+        sized = [m for m in dated if any(asked | {word} == _tail(m) - words(m.lab) for word in _SIZE_WORDS)]
+        return sized if len(sized) > 1 else []
     least = min((cost for cost, _ in fits), default=0)
     best = [m for cost, m in fits if cost == least]
     talking = _newest([m for m in best if m.instructed is not False] or best)
     closest = min((_unasked(m, asked) for m in talking), default=(0, 0))
     nearest = [m for m in talking if _unasked(m, asked) == closest]
     return nearest if len(nearest) == 1 else talking
+
+
+def reordered(text: str, models: Iterable[Model]) -> list[Model]:
+    """Return the models of an owner whose name has the words of `owner/name` in another order.
+
+    Repositories are renamed: AI21-Jamba-1.5-Mini became AI21-Jamba-Mini-1.5.
+    """
+    owner, _, tail = text.lower().partition("/")
+    return [m for m in models if tail and m.id.lower().startswith(f"{owner}/") and _tail(m) == words(tail)]
 
 
 def alike(text: str, repositories: Iterable[str]) -> list[str]:
@@ -121,7 +135,7 @@ def _left_out(asked: frozenset[str], model: Model) -> int | None:
         return None
     ignored = _FLUFF | sizes | words(model.lab) | words(model.id.partition("/")[0])
     ignored |= _SIZE_WORDS if sizes - tail else frozenset()
-    missing = {w for w in tail - asked - ignored if not _ACTIVE.fullmatch(w)}
+    missing = {w for w in tail - asked - ignored - {"v"} if not _ACTIVE.fullmatch(w)}
     open_sizes = {w for w in missing if _SIZE.fullmatch(w)}
     if not asked - tail - ignored and missing == open_sizes:
         return len(open_sizes)
