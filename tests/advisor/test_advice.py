@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold import catalog
-from freehold.advisor.advice import RULES, Advice, AdviceRequest, Placement, Refusal, advise
+from freehold.advisor.advice import RULES, Advice, AdviceRequest, Own, Placement, Refusal, advise
 from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
+from freehold.advisor.own_cases import by_own
 from freehold.catalog.model import Model, Score
 from freehold.catalog.tasks import task
 from freehold.errors import UsageError
@@ -193,3 +194,30 @@ def test_what_to_relax_for_a_good_one_counts_those_that_pass_the_bar():
     assert not advice.picks and [j.model.id for j in advice.below] == ["lab/weak"]
     ((option, good),) = advice.relax_to_good
     assert option == "--country-not" and 0 < good < dict(advice.relax)[option] == 20
+
+
+def test_the_best_of_a_tier_follows_the_users_own_cases():
+    first, second = made("first", 80, params_b=8.0), made("second", 70, params_b=7.0)
+    advice = ask([*shelf(), first, second])
+    assert advice.by_tier["small"].model is first
+    own = {m.id: Own(4, passed, Interval(0, 50, 100)) for m, passed in ((first, 1), (second, 4))}
+    tried = by_own(advice, own)
+    assert tried.by_tier["small"].model is second
+    order = [j.model for j in tried.picks if j.model in (first, second)]
+    assert order == [second, first]
+
+
+def test_a_distill_of_r1_is_placed_with_room_for_its_thoughts():
+    rooms: dict[str, int] = {}
+
+    def noted(model: Model, context: int) -> Placement:
+        rooms[model.id] = context
+        return anywhere(model, context)
+
+    distills = [m for m in catalog.models() if "R1-Distill" in m.id]
+    plain = catalog.model("Qwen/Qwen2.5-7B-Instruct")
+    advise(AdviceRequest(task("reasoning")), [*distills, plain], noted)
+    assert len(distills) > 4 and all(rooms[m.id] >= 8000 for m in distills)
+    assert rooms[plain.id] == task("reasoning").min_context
+    advise(AdviceRequest(task("reasoning"), min_context=5000), distills, noted)  # what was asked for counts
+    assert {rooms[m.id] for m in distills} == {5000}

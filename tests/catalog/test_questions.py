@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from freehold.catalog.questions import question
+from freehold.catalog.questions import question, rig
 from freehold.errors import UsageError
 
 
@@ -113,3 +113,32 @@ def test_a_question_is_a_few_words():
 def test_odd_text_is_no_task(text: str):
     with pytest.raises(UsageError):
         _ = question(text).task
+
+
+@pytest.mark.parametrize("said", ["this laptop", "this macbook pro", "this mac", "this machine"])
+def test_this_laptop_is_the_machine_that_is_asked(said: str):
+    asked = question(f"chat on {said}")
+    assert asked.here and not asked.hardware and not asked.ignored
+    assert question("chat on a laptop").hardware == "laptop:16gb"
+    with pytest.raises(UsageError, match="is this machine"):
+        rig(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("macbook pro 16gb", "m4:16gb"),
+        ("16 GB MacBook", "m4:16gb"),
+        ("MacBook Pro 48 GB", "m4-pro:48gb"),
+        ("rtx 4090", "rtx-4090"),
+    ],
+)
+def test_an_option_takes_hardware_in_the_words_of_a_task(words: str, name: str):
+    assert rig(words).name == name
+    assert question(f"chat on a {words}").hardware == name
+
+
+@pytest.mark.parametrize("words", ["gpu", "24gb gpu", "macbook pro 17gb", "german chat", "foo"])
+def test_an_option_takes_no_words_that_leave_the_hardware_open(words: str):
+    with pytest.raises(UsageError):
+        rig(words)

@@ -10,7 +10,7 @@ Path: cli/advise, freehold.advise -> advise(request, models, placer) -> Advice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from freehold.advisor import finders, language_evidence
@@ -46,6 +46,9 @@ _INSTEAD, _TRIED = 3, 12  # models named where nothing here is good enough, and 
 # Tokens a second below which thinking aloud, some 2,400 tokens of it, takes more than a minute: results that took it
 # do not count there, unless the task has the patience.
 THINKING_PACE = 40
+# Tokens of context that a model needs at least which thinks before each answer, where its thinking is what counts:
+# DeepSeek's R1 distills write 2,000 to 8,000 tokens on a problem of AIME or GPQA. A judgement.
+THINKING_ROOM = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +207,23 @@ class Advice:
         """The best model of each size class that only its place excludes, if anything does."""
         best: dict[str, Judged] = {}
         able = [j for j in self.ruled_out if all(r.rule in PLACE_RULES for r in j.refusals)]
-        for judged in sorted((*self.picks, *self.below, *able), key=_ordering(self.request.task)):
+        ranked = sorted((*self.picks, *self.below, *able), key=_ordering(self.request.task))
+        for judged in by_results(ranked, self.own):
             best.setdefault(judged.model.tier, judged)
         return {tier: best[tier] for tier in TIERS if tier in best}
+
+
+def by_results(ranked: Sequence[Judged], own: Mapping[str, Own]) -> list[Judged]:
+    """Return a ranking in which the tried models share out the places they hold by cases passed.
+
+    In a draw the earlier place wins; a model that was not tried keeps its place.
+    """
+    found = list(ranked)
+    places = [i for i, j in enumerate(found) if j.model.id in own]
+    tried = sorted((found[i] for i in places), key=lambda j: -own[j.model.id].passed)
+    for place, judged in zip(places, tried, strict=True):
+        found[place] = judged
+    return found
 
 
 def _ways(ruled_out: Iterable[Judged]) -> tuple[tuple[str, int], ...]:
@@ -312,8 +329,7 @@ def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, pla
         ruled = verdict(model, request.facts)
         if ruled.answer in ("refused", "unknown"):
             refusals.append(Refusal("licence", _because(ruled)))
-    context = min(request.context, model.context) if model.context else request.context
-    placed = placer(model, context)
+    placed = placer(model, _room(model, request))
     if isinstance(placed, Refusal):
         return Judged(model, scale.of(model), ruled, None, (*refusals, placed), known)
     speed = placed.decode.mid if placed.sure else placed.decode.high
@@ -328,6 +344,13 @@ def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, pla
     quality = (None if hurried else scale.of(model)) or quick.of(model)
     quality = quality and rounded(quality, placed.quant, model)
     return Judged(model, quality, ruled, placed, tuple(refusals), known, doubtful)
+
+
+def _room(model: Model, request: AdviceRequest) -> int:
+    """Return the tokens of context to place a model with: those asked for, and room for its thoughts."""
+    thinks = model.thinking == "only" and request.task.patient and not request.min_context
+    wanted = max(request.context, THINKING_ROOM) if thinks else request.context
+    return min(wanted, model.context) if model.context else wanted
 
 
 def _language(denied: LanguageEvidence) -> Refusal:

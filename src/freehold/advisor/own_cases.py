@@ -12,17 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from freehold.advisor.advice import Advice, Own
+from freehold.advisor.advice import Advice, Own, by_results
 
 
 def by_own(advice: Advice, own: Mapping[str, Own]) -> Advice:
     """Return the advice with the tried models, by id, in the order of their own results."""
     apart = [j for j in (*advice.below, *advice.unproven) if j.model.id in own]
-    picks = [*advice.picks, *apart]
-    places = [i for i, j in enumerate(picks) if j.model.id in own]
-    tried = sorted((picks[i] for i in places), key=lambda j: -own[j.model.id].passed)
-    for place, judged in zip(places, tried, strict=True):
-        picks[place] = judged
+    picks = by_results([*advice.picks, *apart], own)
     below = tuple(j for j in advice.below if j not in apart)
     unproven = tuple(j for j in advice.unproven if j not in apart)
     return replace(advice, picks=tuple(picks), below=below, unproven=unproven, own=dict(own))

@@ -146,10 +146,17 @@ def _add_plain(words: Mapping[str, Any], add: Callable[[str, Clause | None], Non
     for phrase, tokens in words["context"].items():
         add(phrase, Clause("context", f"{tokens}", "", f"{tokens:,} tokens"))
     for place in words["hardware"]:
-        for phrase in place["words"]:
-            add(phrase, Clause("hardware", place["on"], "", f"taken as {place['says']}"))
+        _add_hardware(place, add)
     for phrase in words["gpu"]["words"]:
         add(phrase, gpu_part())
+
+
+def _add_hardware(place: Mapping[str, Any], add: Callable[[str, Clause | None], None]) -> None:
+    """Add the words for hardware; "this laptop" is the one that is asked."""
+    for phrase in place["words"]:
+        add(phrase, Clause("hardware", place["on"], "", f"taken as {place['says']}"))
+        if place["on"]:
+            add(f"this {phrase}", Clause("hardware", "", "", "taken as this machine"))
 
 
 _SAYS = {

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from freehold.catalog.hardware import devices
+from freehold.catalog import hardware
+from freehold.catalog.hardware import Rig, devices
 from freehold.catalog.question_words import (
     LONGEST,
     Clause,
@@ -308,11 +309,36 @@ def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[in
 def _resized(part: Clause, gib: float) -> tuple[str, str]:
     """Return a device in general words with the size that was named, and what it is taken as."""
     base = part.value.partition(":")[0]
-    device = next(d for d in devices() if d.name == base)
-    if gib not in device.memories_gib:
+    others = next(
+        (place.get("others", ()) for place in tables()["hardware"] if place["on"] == part.value), ()
+    )
+    known = {d.name: d for d in devices()}
+    device = known[base]
+    sold = next((d for name in (base, *others) if gib in (d := known[name]).memories_gib), None)
+    if sold is None:
         sizes = ", ".join(f"{m:g}" for m in device.memories_gib)
         return part.value, f"{part.says}; {device.title} is sold with {sizes} GB"
-    return f"{base}:{gib:g}gb", f"{device.title}, with {gib:g} GB"
+    return f"{sold.name}:{gib:g}gb", f"{sold.title}, with {gib:g} GB"
+
+
+def rig(text: str) -> Rig:
+    """Return the hardware that `text` names: as hardware.rig has it, or in a question's words: "macbook pro 16gb".
+
+    Raises UsageError with the nearest known names, and for words that name this machine or any GPU.
+    """
+    try:
+        return hardware.rig(text)
+    except UsageError:
+        asked = question(text[:MOST_CHARS])
+        any_gpu = set(tables()["gpu"]["words"]) & set(atoms_of(text))
+        if any_gpu or asked.ignored or [p.what for p in asked.parts] != ["hardware"]:
+            raise
+        if asked.here:
+            raise UsageError(f"{text!r} is this machine", "this machine is the default") from None
+        found, size = hardware.rig(asked.hardware), re.search(r"(\d+)\s*gi?b", text.lower())
+        if size and float(size[1]) != found.device.memory_gib:
+            raise UsageError(f"{text!r}: {asked.parts[0].says}", f"such as {found.name}") from None
+        return found
 
 
 # --- what is settled when all was seen --------------------------------------------------------------
@@ -332,14 +358,14 @@ def _task(parts: list[Clause]) -> Task | None:
 def _settled(parts: list[Clause], found: Task | None) -> Iterator[Clause]:
     """Yield the parts, memory joined with the hardware, and task words by whether they are of the chosen kind."""
     memory = next((float(p.value) for p in parts if p.what == "memory"), 0.0)
-    hardware = [p for p in parts if p.what == "hardware" and p.value]
+    named = [p for p in parts if p.what == "hardware" and p.value]
     for part in parts:
         if part.what in ("task", "hint"):
             yield from _task_word(part, found)
         elif part.what == "hardware" and part.value and memory:
             name, says = _resized(part, memory)
             yield Clause("hardware", name, part.words, says)
-        elif part.what == "memory" and not hardware:
+        elif part.what == "memory" and not named:
             yield Clause("note", part.value, part.words, "memory of what? --on names hardware")
         elif part.what != "memory":
             yield part
