@@ -14,6 +14,7 @@ from freehold.chats.folder import ChatFolder
 from freehold.errors import CapacityExceeded
 from freehold.server.console import chats as handlers
 from freehold.server.core.keys import Ring, made
+from freehold.server.core.limits import ServerLimits
 from tests.server.conftest import Running
 
 URL = "/console/api/chats"
@@ -192,6 +193,64 @@ def test_export_and_import_make_the_same_chat_again(server, mine):
     assert read.headers["content-type"] == "text/markdown; charset=utf-8"
     assert read.text == "# Bread\n\n## You\n\nquestion\n\n## tiny\n\ncut\n"
     assert server.client.get(f"{URL}/{id}/export?as=exe").status_code == 400
+
+
+def test_an_import_drops_tools_and_on_request_the_system_prompt(server, mine):
+    rows = [
+        message("s", role="system", content="Obey."),
+        message("a", "s"),
+        message("b", "a", role="assistant"),
+    ]
+    chat = {
+        "messages": rows,
+        "leaf": "b",
+        "settings": {"system": "You are evil.", "tools": ["files"], "sampling": {"seed": 7}},
+    }
+    kept = server.client.post("/console/api/import", json={"chat": chat}).json()["id"]
+    settings = mine.read(kept).settings
+    assert settings.tools == [] and settings.system == "You are evil." and settings.sampling == {"seed": 7}
+    bare = server.client.post("/console/api/import", json={"chat": chat, "system": False}).json()["id"]
+    saved = mine.read(bare)
+    assert saved.settings.system == "" and saved.settings.tools == []
+    assert [(m.id, m.parent) for m in saved.branch()] == [("a", None), ("b", "a")]
+
+
+def test_an_export_is_no_longer_than_its_chat_s_file_and_an_import_takes_it(serving, tmp_path):
+    limits = ServerLimits(body_bytes=200_000, body_containers=400, body_names=1000)
+    server = serving(home=tmp_path / "mine", limits=limits)
+    mine = ChatFolder.of(tmp_path / "mine")
+    id = mine.create(model="tiny").id
+    with mine.writer(id) as writer:
+        parent = None
+        for n in range(300):
+            user = writer.message("user", f"{n} " + "é" * 300, parent=parent)
+            answer = writer.open_answer(parent=user.id, model="tiny")
+            writer.end(answer.id, "stop", text="an answer", receipt={"tokens": {"prompt": n}, "warnings": []})
+            parent = answer.id
+    data = server.client.get(f"{URL}/{id}/export").content
+    assert limits.body_bytes < len(data) <= mine.file(id).stat().st_size + 1000
+    made = server.client.post(
+        "/console/api/import",
+        content=b'{"chat": %s}' % data,
+        headers={"content-type": "application/json"},
+    )
+    assert made.status_code == 201 and made.json()["messages"] == 600
+
+
+@pytest.mark.parametrize("name, most", [("MAX_MESSAGES", 3), ("MAX_EXPORT_BYTES", 300)])
+def test_what_no_import_takes_is_not_exported_as_json(server, mine, monkeypatch, name, most):
+    id = talked(mine, "one", "two", "three", "four")
+    monkeypatch.setattr(exports, name, most)
+    refused = server.client.get(f"{URL}/{id}/export")
+    assert refused.status_code == 400 and "Markdown" in refused.json()["error"]["message"]
+    assert server.client.get(f"{URL}/{id}/export?as=md").status_code == 200
+
+
+def test_an_import_of_more_than_a_chat_holds_leaves_nothing(server, mine, monkeypatch):
+    monkeypatch.setattr(folders, "MAX_CHAT_BYTES", folders.FOR_ENDS + 50)
+    asked = {"chat": {"messages": [message(content="x" * 100)]}}
+    assert server.client.post("/console/api/import", json=asked).status_code == 400
+    assert mine.cards() == []
 
 
 def message(id: str = "a", parent: str | None = None, **more: object) -> dict:

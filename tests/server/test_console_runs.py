@@ -19,6 +19,7 @@ from freehold.chats.tools import ToolAnswer, ToolDesk, ToolQuestion, ToolResult,
 from freehold.chats.types import ChatSettings, SavedMessage
 from freehold.chats.writer import ChatWriter
 from freehold.errors import CapacityExceeded, EngineLost
+from freehold.providers.demands import NEVER_DROPS
 from freehold.server.console.runs import chatrun, handlers, registry, saver
 from freehold.server.console.runs import run as console_run
 from freehold.server.console.runs.bits import Bits, compared
@@ -317,6 +318,34 @@ def test_settings_are_asked_for_and_a_seed_is_drawn_that_a_page_can_hold(chats):
     assert message.state == "length" and message.receipt["sampling"]["seed"] == job.sampling["seed"]
 
 
+def test_a_full_context_leaves_out_the_oldest_messages_unless_the_chat_forbids_it(chats):
+    mine = chats(Script(text=TEXT, dropped=2))
+    seen = mine.follow(mine.run()["run"])
+    jobs = mine.server.models.served["fake:1b"].jobs
+    assert jobs[-1].overflow == "drop-oldest"
+    assert seen.of("ready")[0]["context"]["dropped_messages"] == 2
+    assert seen.end["receipt"]["context"]["dropped_messages"] == 2
+    run = mine.run(settings={"overflow": "error"})
+    mine.follow(run["run"])
+    assert jobs[-1].overflow == "error"
+    asked = mine.message(run["answer"]["id"]).receipt["bits"]["settings"]
+    assert asked["overflow"] == "error", "the same bits come of the same prompt"
+    assert mine.start(settings={"overflow": "drop-newest"}).status_code == 400
+
+
+def test_an_answer_of_a_provider_does_not_warn_that_it_would_drop_no_message(chats):
+    mine = chats(Script(text=TEXT, warnings=(NEVER_DROPS, "another")))
+    assert mine.follow(mine.run()["run"]).end["receipt"]["warnings"] == ["another"]
+
+
+def test_a_chat_has_no_more_messages_than_an_import_takes(chats, monkeypatch):
+    mine = chats()
+    mine.follow(mine.run()["run"])
+    monkeypatch.setattr(handlers, "MAX_MESSAGES", handlers.FOR_A_RUN + 1)
+    refused = mine.start()
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "chat_too_long"
+
+
 @pytest.mark.parametrize(
     "body, status, code",
     [
@@ -553,7 +582,7 @@ class Tools:
         )
         if self._after is not None:
             self._mine.server.models.served["fake:1b"].script = self._after
-        return ToolResult(content=content, server=where, failed=state != "done")
+        return ToolResult(content=content, server=where, state=state)
 
     async def aclose(self) -> None:
         self.closed = True
@@ -622,6 +651,8 @@ def test_a_round_of_tools_waits_for_each_answer_and_is_in_the_chat_and_before_th
     ]
     assert asking.content == "I look." and [c.arguments for c in asking.calls] == [a for _, a in TWO_CALLS]
     assert [(m.call, m.content) for m in (one, two)] == [("call_0", '{"a": 9}'), ("call_1", "not that one")]
+    assert [m.outcome for m in (one, two)] == ["done", "denied"], "a reload shows which call was denied"
+    assert [r["outcome"] for r in seen.of("result")] == ["done", "denied"]
     assert [(r["message"], r["parent"], r["content"]) for r in seen.of("result")] == [
         (one.id, asking.id, one.content),
         (two.id, one.id, two.content),

@@ -214,10 +214,20 @@ def test_ten_wrong_keys_close_the_login_for_a_minute(serving):
     assert client.post("/console/login", json={"key": ANN}).status_code == 200
 
 
+def test_ten_wrong_codes_lock_codes_alone_and_no_owner_out(serving):
+    server = serving(keys=KEYS)
+    client = browser(server)
+    tries = [client.post("/console/owner", json={"code": f"wrong-{i}"}).status_code for i in range(12)]
+    assert tries == [401] * 10 + [429] * 2
+    assert client.post("/console/login", json={"key": ANN}).status_code == 200
+    code = server.doors.server.part(login.Login).new_code()
+    assert client.post("/console/owner", json={"code": code}).status_code == 200
+
+
 def test_tries_of_many_addresses_take_little_memory():
     kept = login.Login(PageSessions(None, KEYS), Clock())
     for i in range(login.MOST_ADDRESSES + 100):
-        kept.wrong(str(i))
+        kept.wrong("key", str(i))
     assert len(kept._wrong) == login.MOST_ADDRESSES
 
 

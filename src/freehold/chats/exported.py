@@ -14,20 +14,25 @@ import msgspec
 from msgspec import Struct
 
 from freehold.chats.lines import MESSAGE_ID, ChatLine
-from freehold.chats.types import ChatChange, ChatSettings, SavedChat, SavedMessage
-from freehold.chats.writer import line_of
+from freehold.chats.types import ChatChange, ChatSettings, Role, SavedChat, SavedMessage
+from freehold.chats.writer import MAX_CHAT_BYTES, line_of
 from freehold.errors import UsageError
 
 FORMAT = "freehold-chat"
-MAX_MESSAGES = 20_000  # of an imported chat; one of them takes 2,000 hours to read
+MAX_MESSAGES = 20_000  # of a chat that is exported or imported; one of them takes 2,000 hours to read
+MAX_EXPORT_BYTES = MAX_CHAT_BYTES + (64 << 10)  # as JSON: a chat's file has each message longer than this
 MAX_AT = 253_402_300_800.0  # the year 10000: a page can write no later date
 MAX_TITLE = 200  # characters
+
+
+class ExportedMessage(SavedMessage, kw_only=True, omit_defaults=True):
+    """A message of an export, which leaves out what is empty."""
 
 
 class ExportedChat(Struct, kw_only=True):
     """A chat as JSON. Messages in an order in which a parent comes before its children."""
 
-    messages: list[SavedMessage]
+    messages: list[ExportedMessage]
     format: str = FORMAT
     version: int = 2
     title: str = ""
@@ -37,16 +42,34 @@ class ExportedChat(Struct, kw_only=True):
     settings: ChatSettings = msgspec.field(default_factory=ChatSettings)
 
 
-def exported(chat: SavedChat) -> ExportedChat:
-    """Return all of a chat; an answer in progress as far as it came."""
-    return ExportedChat(
-        title=chat.card.title,
-        model=chat.card.model,
-        created=chat.card.created,
-        leaf=chat.leaf,
-        settings=chat.settings,
-        messages=list(chat.messages.values()),
+def exported(chat: SavedChat) -> bytes:
+    """Return all of a chat as JSON; an answer in progress as far as it came.
+
+    Raises UsageError where `taken` would refuse it: a file that no server takes in is not given out.
+    """
+    if len(chat.messages) > MAX_MESSAGES:
+        raise UsageError(
+            f"the chat has {len(chat.messages):,} messages; at most {MAX_MESSAGES:,} can be exported as JSON",
+            "export it as Markdown",
+        )
+    fields = SavedMessage.__struct_fields__
+    messages = [ExportedMessage(**{n: getattr(m, n) for n in fields}) for m in chat.messages.values()]
+    data = msgspec.json.encode(
+        ExportedChat(
+            title=chat.card.title,
+            model=chat.card.model,
+            created=chat.card.created,
+            leaf=chat.leaf,
+            settings=chat.settings,
+            messages=messages,
+        )
     )
+    if len(data) > MAX_EXPORT_BYTES:
+        raise UsageError(
+            f"the chat has {len(data):,} bytes; at most {MAX_EXPORT_BYTES:,} can be exported as JSON",
+            "export it as Markdown",
+        )
+    return data
 
 
 def markdown(chat: SavedChat) -> str:
@@ -71,8 +94,12 @@ def _fenced(text: str) -> str:
     return f"{fence}\n{text.rstrip()}\n{fence}"
 
 
-def taken(raw: Any) -> tuple[str, list[ChatLine]]:
-    """Check an exported chat; return its model and its lines. Raises UsageError, which names what is wrong."""
+def taken(raw: Any, *, system: bool) -> tuple[str, list[ChatLine]]:
+    """Check an exported chat; return its model and its lines. Raises UsageError, which names what is wrong.
+
+    A file may be a stranger's. The tools that it asks for are left out: with a standing permission its first message
+    would run one. `system`: whether it keeps its system prompt and the system messages among the others.
+    """
     try:
         chat = msgspec.convert(raw, ExportedChat)
     except msgspec.ValidationError as e:
@@ -88,7 +115,22 @@ def taken(raw: Any) -> tuple[str, list[ChatLine]]:
             f"the chat has {len(chat.messages):,} messages; at most {MAX_MESSAGES:,} can be imported"
         )
     _check_tree(chat)
+    chat.settings.tools = []
+    if not system:
+        chat.settings.system = ""
+        _leave_out(chat, "system")
     return chat.model, list(_lines(chat))
+
+
+def _leave_out(chat: ExportedChat, role: Role) -> None:
+    """Take the messages of a role out; what followed one follows what was before it."""
+    above: dict[str | None, str | None] = {None: None}
+    for message in chat.messages:
+        before = above[message.parent]
+        above[message.id] = before if message.role == role else message.id
+        message.parent = before
+    chat.messages = [message for message in chat.messages if message.role != role]
+    chat.leaf = above[chat.leaf]
 
 
 def check_title(title: str) -> str:

@@ -24,10 +24,13 @@ from freehold.chats import locks
 from freehold.chats.index import ChatIndex
 from freehold.chats.lines import VERSION, ChatLine, encoded, replay
 from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat
-from freehold.chats.writer import MAX_CHAT_BYTES, ChatWriter, failures, live, no_chat
+from freehold.chats.writer import FOR_ENDS, MAX_CHAT_BYTES, ChatWriter, failures, live, no_chat
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError, UsageError
 
 UNDO_S = 600
+READ_BYTES = (
+    64 << 20
+)  # of a file that is read: chats were written up to this size before MAX_CHAT_BYTES was set
 CHAT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -98,8 +101,17 @@ class ChatFolder:
         return self.write(id, model, lines)
 
     def write(self, id: str, model: str, lines: Sequence[ChatLine]) -> ChatCard:
-        """Make a chat of these lines, all at once: it is there whole or not at all."""
+        """Make a chat of these lines, all at once: it is there whole or not at all.
+
+        Raises UsageError where they are more than a chat holds.
+        """
         self.check_room()
+        data = b"".join(map(encoded, lines))
+        if len(data) > MAX_CHAT_BYTES - FOR_ENDS:
+            most = MAX_CHAT_BYTES - FOR_ENDS
+            raise UsageError(
+                f"the chat has {len(data):,} bytes, and a new chat may have {most:,}", field="chat"
+            )
         created = datetime.now().astimezone().isoformat(timespec="seconds")
         aside = self.path / f".new-{secrets.token_hex(8)}"
         taken = {path.name.partition("~")[2] for _, path in self._deleted()}  # restore wants the name back
@@ -112,7 +124,7 @@ class ChatFolder:
                         ChatLine(chat=name, created=created, version=VERSION, model=model),
                     )
                     with open(aside, "wb", opener=private.opener) as file:
-                        file.write(b"".join(map(encoded, [head, *lines])))
+                        file.write(encoded(head) + data)
                         file.flush()
                         os.fsync(file.fileno())
                     if _linked(aside, path):
@@ -131,9 +143,9 @@ class ChatFolder:
                     raise StoreError(
                         f"{path} is a pipe or a device, and a chat is a file", "move it away to continue"
                     )
-                if status.st_size > MAX_CHAT_BYTES:
-                    raise StoreError(f"{path} is larger than {MAX_CHAT_BYTES >> 20} MiB and not a chat")
-                chat = replay(file.read(MAX_CHAT_BYTES), id)
+                if status.st_size > READ_BYTES:
+                    raise StoreError(f"{path} is larger than {READ_BYTES >> 20} MiB and not a chat")
+                chat = replay(file.read(READ_BYTES), id)
         except FileNotFoundError:
             raise no_chat(id) from None
         except OSError as e:

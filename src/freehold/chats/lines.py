@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from freehold.chats.tools import ToolState
 from freehold.chats.types import (
     AskedTool,
     AttachedFile,
@@ -50,6 +51,7 @@ class ChatLine(Struct, kw_only=True, omit_defaults=True):
     images: tuple[str, ...] = ()
     calls: tuple[AskedTool, ...] = ()
     call: str = ""
+    outcome: ToolState | None = None
     open: bool = False
 
     more: str | None = None
@@ -165,6 +167,7 @@ class _Replay:
             images=line.images,
             calls=line.calls,
             call=line.call,
+            outcome=line.outcome,
             state="open" if line.open else "whole",
         )
         self._last = self._leaf = id

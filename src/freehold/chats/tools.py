@@ -56,7 +56,12 @@ class ToolResult(Struct, kw_only=True, frozen=True):
 
     content: str
     server: str = ""
-    failed: bool = False
+    state: ToolState = "done"
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no result of the tool: it failed, was denied or is unknown."""
+        return self.state != "done"
 
 
 class ToolDesk(Protocol):

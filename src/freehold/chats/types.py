@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from freehold.chats.tools import ToolState
+from freehold.types import Overflow
+
 Role = Literal["system", "user", "assistant", "tool"]
 ChatFinish = Literal["stop", "length", "tool_calls", "stopped", "failed", "lost"]
 ChatState = Literal["whole", "open", "stopped", "length", "failed", "lost"]
@@ -44,7 +47,8 @@ class SavedMessage(Struct, kw_only=True):
     files: tuple[AttachedFile, ...] = ()
     images: tuple[str, ...] = ()  # data URLs
     calls: tuple[AskedTool, ...] = ()
-    call: str = ""  # of a tool's message: the call that it answers
+    call: str = ""  # of a tool's message: the call that it answers,
+    outcome: ToolState | None = None  # and how that ended; None: not known
     state: ChatState = "whole"
     receipt: dict[str, Any] | None = None
     error: dict[str, Any] | None = None  # of a failed answer: message and hint
@@ -58,6 +62,7 @@ class ChatSettings(Struct, kw_only=True, omit_defaults=True):
     max_tokens: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)  # fields of SamplingParams that were given
     tools: list[str] = field(default_factory=list)  # servers of `[mcp]`
+    overflow: Overflow = "drop-oldest"  # where the context is full; "error": the answer fails
 
 
 class ChatChange(Struct, kw_only=True, omit_defaults=True):

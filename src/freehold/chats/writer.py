@@ -25,10 +25,12 @@ from msgspec import UNSET
 from freehold import private
 from freehold.chats import locks
 from freehold.chats.lines import ChatLine, encoded
+from freehold.chats.tools import ToolState
 from freehold.chats.types import AskedTool, AttachedFile, ChatChange, ChatFinish, Role, SavedMessage
 from freehold.errors import CapacityExceeded, ChatNotFound, StoreError
 
-MAX_CHAT_BYTES = 64 << 20  # of a file; read whole in 0.3 s, and far beyond any context
+# Of a file: read whole in 0.2 s, and far beyond any context. Its export has no more, and can be imported.
+MAX_CHAT_BYTES = 32 << 20
 FOR_ENDS = 4 << 20  # of them only for answers that began: they can always be written to their end
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -84,6 +86,7 @@ class ChatWriter:
         images: Sequence[str] = (),
         calls: Sequence[AskedTool] = (),
         call: str = "",
+        outcome: ToolState | None = None,
         id: str = "",
     ) -> SavedMessage:
         """Append a whole message after `parent` (None: as a root), and return it. `id`: the caller's own, if new."""
@@ -100,6 +103,7 @@ class ChatWriter:
             images=tuple(images),
             calls=tuple(calls),
             call=call,
+            outcome=outcome,
         )
         self._append(line_of(message), MAX_CHAT_BYTES - FOR_ENDS)
         return message
@@ -217,6 +221,7 @@ def line_of(message: SavedMessage) -> ChatLine:
         images=message.images,
         calls=message.calls,
         call=message.call,
+        outcome=message.outcome,
         open=message.state != "whole" or bool(message.receipt or message.error),
     )
 

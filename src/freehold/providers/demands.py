@@ -27,6 +27,7 @@ _NEUTRAL: Mapping[str, object] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+NEVER_DROPS = "overflow: a chat longer than the context is refused; only our own engine drops messages"
 _REMINDER = "<system-reminder>\n{}\n</system-reminder>"
 
 
@@ -62,9 +63,7 @@ class Demands:
         if not can.images and any(isinstance(part, Image) for m in job.messages for part in m.parts):
             self.lacks("sees no pictures")
         if job.overflow == "drop-oldest":
-            self.warn(
-                "overflow: a chat longer than the context is refused; only our own engine drops messages"
-            )
+            self.warn(NEVER_DROPS)
         return job.messages
 
     def beyond_abilities(self) -> Sequence[tuple[bool, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -15,7 +16,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
-from freehold.chats.exported import check_title, exported, markdown, taken
+from freehold.chats.exported import MAX_EXPORT_BYTES, check_title, exported, markdown, taken
 from freehold.chats.folder import UNDO_S, ChatFolder
 from freehold.chats.types import ChatCard, ChatChange, ChatSettings, SavedMessage
 from freehold.chats.writer import no_chat
@@ -31,6 +32,14 @@ MAX_QUERY = 200  # characters of a text that is searched for
 MAX_MODEL = 256  # characters of a model's name
 MOST_BEGUN = 1000  # words of beginnings, which are asked again within seconds
 LAST = 50  # messages of a window, unless it says
+# Limits of an import: it takes whatever export gives. An answer with its receipt has ten objects and sixty names.
+IMPORTED = {
+    "body_bytes": MAX_EXPORT_BYTES + (1 << 10),
+    "body_containers": 1 << 19,
+    "body_names": 1 << 22,
+    "body_values": 1 << 22,
+    "caller_bytes": 384 << 20,
+}
 
 
 class NewChat(Struct, kw_only=True):
@@ -43,9 +52,10 @@ class NewChat(Struct, kw_only=True):
 
 
 class ImportedChat(Struct, kw_only=True):
-    """A chat that was exported."""
+    """A chat that was exported. `system`: whether it keeps its system prompt; its tools are never kept."""
 
     chat: dict[str, Any]
+    system: bool = True
 
 
 class ChatWindow(Struct, kw_only=True):
@@ -177,8 +187,8 @@ async def export(call: HttpCall) -> None:
 
 async def take(call: HttpCall) -> None:
     """Make a chat of one that was exported, under an id of its own."""
-    asked, _ = await call.struct(ImportedChat)
-    await call.answer(await asyncio.to_thread(_taken, folder_of(call), asked.chat), 201)
+    asked, _ = await call.struct(ImportedChat, replace(call.server.limits, **IMPORTED))
+    await call.answer(await asyncio.to_thread(_taken, folder_of(call), asked), 201)
 
 
 def _shown(message: SavedMessage) -> SavedMessage:
@@ -200,7 +210,7 @@ def _file(mine: ChatFolder, id: str, kind: str) -> bytes:
     saved = mine.read(id)
     if kind == "md":
         return markdown(saved).encode("utf-8", "replace")
-    return msgspec.json.encode(exported(saved))
+    return exported(saved)
 
 
 def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> bytes:
@@ -234,8 +244,8 @@ def _changed(mine: ChatFolder, id: str, asked: ChatChange) -> ChatCard:
     return mine.read(id).card
 
 
-def _taken(mine: ChatFolder, raw: dict[str, Any]) -> ChatCard:
-    model, lines = taken(raw)
+def _taken(mine: ChatFolder, asked: ImportedChat) -> ChatCard:
+    model, lines = taken(asked.chat, system=asked.system)
     return mine.write("", model, lines)
 
 

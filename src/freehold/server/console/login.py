@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -24,8 +24,9 @@ from freehold.server.core.problems import Refused
 
 CODE_S = 60.0
 MOST_CODES = 16  # of `freehold open`, waiting to be used
-WRONG, WRONG_S = 10, 60.0  # wrong keys of an address, and for how long they count
+WRONG, WRONG_S = 10, 60.0  # wrong keys or codes of an address, and for how long they count
 MOST_ADDRESSES = 4096  # that are remembered
+Tried = Literal["key", "code"]
 NO_STORE = (b"cache-control", b"no-store")
 
 
@@ -51,7 +52,7 @@ class Login:
     def __init__(self, sessions: PageSessions, clock: Callable[[], float] = time.monotonic) -> None:
         self.sessions, self._clock = sessions, clock
         self._codes: dict[str, float] = {}  # hash -> until when
-        self._wrong: dict[str, deque[float]] = {}
+        self._wrong: dict[tuple[Tried, str], deque[float]] = {}
 
     def new_code(self) -> str:
         """Return a code that makes one session of the owner, within CODE_S."""
@@ -66,46 +67,50 @@ class Login:
         """Return whether a code is good, which it is once."""
         return self._codes.pop(hashed(code.encode()), 0.0) > self._clock()
 
-    def check(self, address: str) -> None:
-        """Refuse (429) an address that was wrong too often within a minute, whatever it brings now."""
-        times = self._wrong.get(address)
+    def check(self, tried: Tried, address: str) -> None:
+        """Refuse (429) an address whose keys, or whose codes, were wrong too often within a minute."""
+        times = self._wrong.get((tried, address))
         while times and self._clock() - times[0] >= WRONG_S:
             times.popleft()
         if times and len(times) >= WRONG:
             wait = WRONG_S - (self._clock() - times[0])
             raise Refused(
                 429,
-                f"{WRONG} wrong keys came from this address within a minute; the next try in {wait:.0f} s",
+                f"{WRONG} wrong {tried}s came from this address within a minute; the next try in {wait:.0f} s",
                 code="too_many_tries",
                 headers=((b"retry-after", b"%d" % (wait + 1)),),
             )
 
-    def wrong(self, address: str) -> None:
+    def wrong(self, tried: Tried, address: str) -> None:
         """Count a wrong try."""
-        if len(self._wrong) >= MOST_ADDRESSES and address not in self._wrong:
+        if len(self._wrong) >= MOST_ADDRESSES and (tried, address) not in self._wrong:
             del self._wrong[next(iter(self._wrong))]
-        self._wrong.setdefault(address, deque(maxlen=WRONG)).append(self._clock())
+        self._wrong.setdefault((tried, address), deque(maxlen=WRONG)).append(self._clock())
 
 
 async def login(call: HttpCall) -> None:
     """Change a key for a session; 429 for an address with ten wrong keys in a minute."""
     request, _ = await call.struct(LoginRequest)
     known, address = _login_of(call), _address(call)
-    known.check(address)
+    known.check("key", address)
     key = call.server.guard.keys.find(request.key.strip().encode())
     if key is None:
-        known.wrong(address)
+        known.wrong("key", address)
         raise Refused(401, "the key is not one of this server's", code="invalid_api_key")
     await _begin(call, known, key)
 
 
 async def owner(call: HttpCall) -> None:
-    """Change the one-time code of `freehold open` for a session of the owner."""
+    """Change the one-time code of `freehold open` for a session of the owner.
+
+    A right code opens whatever came before it: it has 192 random bits, and a page on the owner's own machine could
+    otherwise lock the owner out with ten wrong ones.
+    """
     request, _ = await call.struct(OwnerRequest)
     known, address = _login_of(call), _address(call)
-    known.check(address)
     if not known.redeem(request.code):
-        known.wrong(address)
+        known.check("code", address)
+        known.wrong("code", address)
         raise Refused(
             401,
             f"this code was used, or is older than {CODE_S:.0f} seconds; freehold open makes another",

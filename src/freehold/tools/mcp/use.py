@@ -73,13 +73,13 @@ class RunTools:
         """Run a call once it is allowed. What fails, is denied or is unknown is a result too; cancelled, it stops."""
         tool = self._tool(call.name)
         if tool is None:
-            return ToolResult(content=f"There is no tool called {call.name[:100]!r}.", failed=True)
+            return ToolResult(content=f"There is no tool called {call.name[:100]!r}.", state="failed")
         step = _ToolStep(call, tool, desk)
         try:
             await self._use(step)
         except FreeholdError as e:
             step.end("failed", f"The call failed: {e.message}")
-        return ToolResult(content=step.result, server=tool.server, failed=step.state != "done")
+        return ToolResult(content=step.result, server=tool.server, state=step.state)
 
     def recall(self, call: ToolCall, result: str) -> None:
         """Take in a call that this answer made before, in another request."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from freehold.chats.types import ChatFinish, ChatSettings
+from freehold.providers.demands import NEVER_DROPS
 from freehold.server.console.runs.bits import Bits, digest
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally, context
@@ -100,6 +101,7 @@ class RunAnswer:
         tally, begin = self.tally, self._begin
         if tally is None or begin is None:
             return None
+        tally.retract(NEVER_DROPS)  # the chat was not refused
         made = len(self.bits.ids) or tally.completion_tokens
         spent = self._last - self._first
         receipt = tally.receipt()
@@ -121,6 +123,7 @@ class RunAnswer:
             "think": settings.think,
             "max_tokens": settings.max_tokens,
             "tools": settings.tools,
+            "overflow": settings.overflow,
         }
         return {
             "prompt": digest(begin.prompt_ids),

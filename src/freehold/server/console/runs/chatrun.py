@@ -125,7 +125,7 @@ class ChatRun(ConsoleRun):
                 left.pop(0)
         finally:
             for call in left:
-                self._put_result(call, ToolResult(content=UNFINISHED, failed=True))
+                self._put_result(call, ToolResult(content=UNFINISHED, state="failed"))
             self._answer = RunAnswer(self, secrets.token_hex(8), self._saver)
             id, parent, model = self._answer.id, self._parent, self.model
             self._saver.put(lambda writer: writer.open_answer(parent=parent, model=model, id=id))
@@ -138,11 +138,12 @@ class ChatRun(ConsoleRun):
             Message("tool", result.content, tool_call_id=call.id, name=call.name, failed=result.failed)
         )
         self._saver.put(
-            lambda writer: writer.message("tool", result.content, parent=parent, call=call.id, id=id)
+            lambda writer: writer.message(
+                "tool", result.content, parent=parent, call=call.id, outcome=result.state, id=id
+            )
         )
-        self.events.fact(
-            "result", {"message": id, "parent": parent, "call": call.id, "content": result.content}
-        )
+        said = {"message": id, "parent": parent, "call": call.id}
+        self.events.fact("result", {**said, "content": result.content, "outcome": result.state})
 
     # --- the desk of tools -------------------------------------------------------------------------
 

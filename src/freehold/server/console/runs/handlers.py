@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 
 from msgspec import Meta, Struct
 
+from freehold.chats.exported import MAX_MESSAGES
 from freehold.chats.folder import ChatFolder
 from freehold.chats.tools import ToolAnswer, ToolRunner, ToolVerdict
 from freehold.chats.types import AttachedFile, ChatSettings, SavedChat, SavedMessage
@@ -35,6 +36,7 @@ from freehold.server.core.sse import EventStream
 from freehold.server.core.tools import run_tools, tool_user
 
 MAX_FILES = 64  # of one message
+FOR_A_RUN = 200  # messages that one run may add: its answers, and the results of their calls
 CHECK_S = 0.25  # while nothing happens, a stream looks so often whether its key or session has ended
 LAST_S = 0.15  # for the last events of a run that was cut, before the connection is
 
@@ -83,6 +85,13 @@ async def start(call: HttpCall) -> None:
         raise Refused(400, "neither the request nor the chat names a model", param="model")
     await call.models.name_of(model)
     settings = request.settings or chat.settings
+    if len(chat.messages) > MAX_MESSAGES - FOR_A_RUN:
+        most = MAX_MESSAGES - FOR_A_RUN
+        raise Refused(
+            400,
+            f"this chat has {len(chat.messages):,} messages; at most {most:,} are answered: start another chat",
+            code="chat_too_long",
+        )
     parent, said = _said(chat, request)
     plan = RunPlan.of(chat, parent, model, settings)
     tools = _tools(call, chat_id, settings.tools)

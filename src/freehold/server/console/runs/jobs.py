@@ -68,6 +68,7 @@ class RunPlan:
             max_tokens=self.settings.max_tokens,
             sampling=self.sampling,
             think=self.settings.think,
+            overflow=self.settings.overflow,
             tools=tuple(tools),
             tenant=tenant,
         )
@@ -99,7 +100,8 @@ def _message(m: SavedMessage, place: int, names: dict[str, str], pictures: Pictu
         calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in m.calls)
         return Message("assistant", m.content, m.thinking, calls)
     if m.role == "tool":
-        return Message("tool", m.content, tool_call_id=m.call, name=names.get(m.call, ""))
+        failed = m.outcome in ("denied", "failed")
+        return Message("tool", m.content, tool_call_id=m.call, name=names.get(m.call, ""), failed=failed)
     text = with_files(m)
     seen: list[str | Image] = [
         pictures.at_url(_within(url), f"messages[{place}].images[{i}]", "image")
