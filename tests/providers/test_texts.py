@@ -14,7 +14,7 @@ import pytest
 
 from freehold.providers.texts import has_tokens, texts_of
 from freehold.serving import EmbedJob, Job
-from freehold.types import Format, Image, Message, ToolCall
+from freehold.types import Format, Image, Message, Tool, ToolCall
 
 CANARY = "canary-7141"
 # Texts that are one of a few words, or that no wire sends.
@@ -121,11 +121,48 @@ def test_a_text_that_claims_to_be_a_picture_is_read(media: str, way: str):
     assert any(CANARY in text for text in texts_of(Job((Message("user", "", parts=(image,)),))))
 
 
-def test_bitmaps_are_not_read():
-    for begins in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x10\x20"):
-        body = base64.b64encode(begins + b"\0" * 100).decode()
-        parts = Image("image/png", body), Image(url=f"data:image/png;base64,{body}")
-        assert [text for text in texts_of(Job((Message("user", "", parts=parts),))) if len(text) > 30] == []
+PICTURES = {
+    "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0" * 100,
+    "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\1" * 9 + b"\xff\xdb" + b"\0" * 100,
+    "gif": b"GIF89a\2\0\2\0\x80\0\0" + b"\0" * 100,
+    "webp": b"RIFF\x68\0\0\0WEBPVP8 " + b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_bitmaps_are_not_read(kind: str):
+    body = base64.b64encode(PICTURES[kind]).decode()
+    parts = Image("image/png", body), Image(url=f"data:image/png;base64,{body}")
+    assert [text for text in texts_of(Job((Message("user", "", parts=parts),))) if len(text) > 30] == []
+
+
+MAGIC = [
+    b"\x89PNG\r\n\x1a\n",
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"\xff\xd8\xff\xe0",
+    b"GIF89a",
+    b"RIFF\x10\x20\0\0WEBP",
+]
+
+
+@pytest.mark.parametrize("magic", MAGIC)
+def test_a_text_behind_a_pictures_first_bytes_is_read(magic: bytes):
+    body = base64.b64encode(magic + b"my card is 4111 1111 1111 1111, " * 40).decode()
+    for image in (Image("image/png", body), Image(url=f"data:image/png;base64,{body}")):
+        texts = texts_of(Job((Message("user", "", parts=(image,)),)))
+        assert any("4111 1111" in text for text in texts)
+
+
+def test_long_numbers_of_tools_and_formats_are_read():
+    tool = Tool(
+        "pay", "", {"properties": {"card": {"enum": [4539148803436467, 4539148803436467.0, True, 7]}}}
+    )
+    job = Job(
+        (Message("user", ""),), tools=(tool,), format=Format("json_schema", {"const": 4111111111111111})
+    )
+    texts = list(texts_of(job))
+    assert texts.count("4539148803436467") == 2 and "4111111111111111" in texts and "7" not in texts
 
 
 @pytest.mark.parametrize("begins", ["BMW of ", "GIF8 ", "RIFF ", "II*", "12345ftyp"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books, RentedModels
 from freehold.router.counts import CountedBooks
+from freehold.router.detect.apart import LongTexts
 from freehold.router.gateway import Gateway
 from freehold.router.handle import RoutedHandle
 from freehold.router.kept_texts import KeptTexts
@@ -85,14 +86,15 @@ class GatewayModels:
         self.engines, self._current, self._asks = engines, current, asks
         self._books = CountedBooks(books)
         self.parts = GatewayParts(TargetCalls(engines, rented), self._books, bars, texts)
-        self._plan = GatewayPlan(current(), asks)
+        self._long_texts = LongTexts()
+        self._plan = GatewayPlan(current(), asks, self._long_texts)
 
     @property
     def plan(self) -> GatewayPlan:
         """The file in force, resolved."""
         gateway = self._current()
         if gateway is not self._plan.gateway:
-            self._plan = GatewayPlan(gateway, self._asks)
+            self._plan = GatewayPlan(gateway, self._asks, self._long_texts)
             if self.parts.calls.rented is not None:
                 self.parts.calls.rented.keep(gateway.providers.values())
         return self._plan
@@ -141,4 +143,5 @@ class GatewayModels:
         """End the shadows, let rows be written, and close the engines."""
         self.parts.shadows.closed = True
         await self.parts.background.close(SHADOW)
+        self._long_texts.close()
         await self.engines.close(drain_s)

@@ -1,27 +1,35 @@
 """Which labels a request has, what set each, and the places that all of them leave it.
 
 A label is set by the request's key, its header, its route, what a detector finds in its text, or an owned model that
-is asked (opt-in). Labels only add. What cannot be examined (token ids, a classifier that fails) has the label.
+is asked (opt-in). Labels only add. What cannot be examined (token ids, a text with too many candidates, a classifier
+that fails) has the label. A short text is read here; a long one, or one with many candidates, in another process.
 Knows labels and places; knows no provider's address and opens nothing.
 Path: directory.py -> Labeller.clear -> providers/texts.py, detect/, classifier.py -> Cleared -> routing.py
 """
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from freehold.errors import UsageError
 from freehold.providers.cleared import HOUSE, Cleared, SetLabel
-from freehold.providers.texts import has_tokens, texts_of
+from freehold.providers.texts import Packed, has_tokens, parts_of, unpacked
+from freehold.router.detect.apart import LongTexts, NotRead, Sought
+from freehold.router.detect.detector import Finding, TooManyHits
 from freehold.router.detect.sieve import Sieve
 from freehold.router.gateway import Gateway, GatewayRoute, Label
 from freehold.serving import EmbedJob, Job, Origin
 
 HEADER = "X-Freehold-Label"
-IN_LOOP = 1 << 19  # characters, some 2 ms; longer requests are read in a thread
+# What is read on the event loop, at most some 1 ms: characters, of which one that is not ASCII counts as _FOREIGN, a
+# backslash as _ESCAPE and each text as _PART; and units of an Effort.
+IN_LOOP, HITS_IN_LOOP = 1 << 16, 100
+_FOREIGN, _ESCAPE, _PART = 4, 50, 50
+CLASSIFIED = (
+    1 << 17
+)  # characters of a request, from which on a classifier is not asked: it reads half as many
 W = TypeVar("W", Job, EmbedJob)
 
 
@@ -36,21 +44,25 @@ class Asks(Protocol):
 class Labeller:
     """The labels of one gateway.toml: made at start and at every reload."""
 
-    def __init__(self, gateway: Gateway, asks: Asks | None = None) -> None:
+    def __init__(
+        self, gateway: Gateway, asks: Asks | None = None, long_texts: LongTexts | None = None
+    ) -> None:
         self._gateway, self._asks = gateway, asks
+        self._long_texts = long_texts or LongTexts()
         self._reading = tuple(
             label for label in gateway.labels.values() if label.detect or label.patterns or label.classifier
         )
-        patterns = [pattern for label in self._reading for pattern in label.patterns]
-        detects = any(label.detect or label.patterns for label in self._reading)
-        self._sieve = Sieve(patterns) if detects else None
+        patterns = dict.fromkeys(pattern for label in self._reading for pattern in label.patterns)
+        kinds = dict.fromkeys(kind for label in self._reading for kind in label.detect)
+        self._wanted = Sought(tuple(patterns), tuple(kinds))
+        self._sieve = Sieve(patterns, kinds) if patterns or kinds else None
         self._places = {name: self._places_of(label) for name, label in gateway.labels.items()}
 
     async def clear(self, work: W, origin: Origin, route: GatewayRoute | None = None) -> Cleared[W]:
         """Return the request with the places where it may be. Raises UsageError for a label that does not exist."""
         found = self._stated(origin, route)
         if self._reading:
-            found += await self._read(work, {label.name for label in found})
+            found += await self._read(work, origin.key, {label.name for label in found})
         return Cleared(work, self.places(label.name for label in found), tuple(found))
 
     def stated(self, origin: Origin, route: GatewayRoute | None = None) -> tuple[SetLabel, ...]:
@@ -86,26 +98,25 @@ class Labeller:
         known = f"labels here: {', '.join(names)}" if names else "this gateway has no labels"
         return UsageError(f"{HEADER}: there is no label {name!r}", guess + known, field=HEADER)
 
-    async def _read(self, work: Job | EmbedJob, have: set[str]) -> list[SetLabel]:
+    async def _read(self, work: Job | EmbedJob, key: str, have: set[str]) -> list[SetLabel]:
         """Return the labels that reading the texts sets, beside those that the request has already."""
         missing = [label for label in self._reading if label.name not in have]
         if has_tokens(work):
             return [SetLabel(label.name, "token ids, which are not read") for label in missing]
         if not missing:
             return []
-        texts = [text for text in texts_of(work) if text]
-        found = await self._detected(missing, texts)
+        found = await self._detected(missing, work, key)
         left = [label for label in missing if all(label.name != known.name for known in found)]
-        return found + await self._classified(left, texts)
+        return found + await self._classified(left, work)
 
-    async def _detected(self, labels: Iterable[Label], texts: Sequence[str]) -> list[SetLabel]:
+    async def _detected(self, labels: Iterable[Label], work: Job | EmbedJob, key: str) -> list[SetLabel]:
         asked = [label for label in labels if label.detect or label.patterns]
         if not asked or self._sieve is None:
             return []
-        if sum(map(len, texts)) > IN_LOOP:
-            findings = await asyncio.to_thread(self._sieve.find, texts)
-        else:
-            findings = self._sieve.find(texts)
+        try:
+            findings = await self._found(self._sieve, work, key)
+        except NotRead as e:
+            return [SetLabel(label.name, f"a text that was not read: {e}") for label in asked]
         return [
             SetLabel(label.name, str(finding))
             for label in asked
@@ -113,9 +124,52 @@ class Labeller:
             if finding.kind in label.detect or finding.name in label.patterns
         ]
 
-    async def _classified(self, labels: Iterable[Label], texts: Sequence[str]) -> list[SetLabel]:
+    async def _found(self, sieve: Sieve, work: Job | EmbedJob, key: str) -> set[Finding]:
+        """Return what is in a request's texts. Raises NotRead."""
+        texts = _short(work)
+        if texts is not None:
+            try:
+                return sieve.find(texts, HITS_IN_LOOP)
+            except TooManyHits:
+                pass
+        return await self._long_texts.find(self._wanted, work, key)
+
+    async def _classified(self, labels: Sequence[Label], work: Job | EmbedJob) -> list[SetLabel]:
+        asked = [label for label in labels if label.classifier]
+        texts = list(_begin(work)) if asked else []
         found = []
-        for label in labels:
-            if label.classifier and (self._asks is None or await self._asks.says(label, texts)):
+        for label in asked:
+            if self._asks is None or await self._asks.says(label, texts):
                 found.append(SetLabel(label.name, f"classifier {label.classifier}"))
         return found
+
+
+def _short(work: Job | EmbedJob) -> list[str] | None:
+    """Return a request's texts; None where reading them may take longer than a millisecond."""
+    texts: list[str] = []
+    left = IN_LOOP
+    for part in parts_of(work):
+        text = part if isinstance(part, str) else part.body
+        left -= _PART + len(text)
+        if left < 0:
+            return None
+        if not text.isascii():
+            left -= (_FOREIGN - 1) * len(text)
+        if "\\" in text:
+            left -= _ESCAPE * text.count("\\")
+        texts += (each for each in unpacked(part) if each)
+    return texts if left >= 0 else None
+
+
+def _begin(work: Job | EmbedJob) -> Iterator[str]:
+    """Yield a request's texts for a classifier, up to more than it reads."""
+    left = CLASSIFIED
+    for part in parts_of(work):
+        if left < 0:
+            return
+        if isinstance(part, Packed) and len(part.body) > 4 * CLASSIFIED:  # decoding it takes long
+            part = part.body
+        for text in unpacked(part):
+            left -= len(text)
+            if text:
+                yield text

@@ -7,6 +7,7 @@ Path: directory.py -> GatewayPlan.route -> PlannedRoute -> routing.py
 from __future__ import annotations
 
 from freehold.providers.cleared import HOUSE
+from freehold.router.detect.apart import LongTexts
 from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, QualityTask
 from freehold.router.labels import Asks, Labeller
 from freehold.router.routing import PlannedRoute
@@ -16,8 +17,10 @@ from freehold.serving import ModelInfo
 class GatewayPlan:
     """A Gateway with everything resolved that a request would otherwise look up."""
 
-    def __init__(self, gateway: Gateway, asks: Asks | None = None) -> None:
-        self.gateway, self.labeller = gateway, Labeller(gateway, asks)
+    def __init__(
+        self, gateway: Gateway, asks: Asks | None = None, long_texts: LongTexts | None = None
+    ) -> None:
+        self.gateway, self.labeller = gateway, Labeller(gateway, asks, long_texts)
         self._routes = {name: self._planned(route) for name, route in gateway.routes.items()}
         for name, model in gateway.models.items():
             lone = PlannedRoute(GatewayRoute(name, (name,)), (model,), remote=model.remote is not None)

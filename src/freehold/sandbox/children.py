@@ -7,18 +7,20 @@ Knows processes and signals; knows nothing of what a child computes. Two mechani
   - Elsewhere a thread of the child looks once a second whether it has been adopted. It needs the interpreter
     lock, so a child that works on a stranger's file limits its own processor time as well (renderer.py).
 
-Path: worker/client, rendering, trial_compile -> spawn; the child's main -> follow_parent
+Path: worker/client, rendering, trial_compile -> spawn; the child's main -> follow_parent, limited
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from freehold import platforms
@@ -46,6 +48,26 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_S)
     os._exit(1)
+
+
+def may_be_limited() -> None:
+    """Let `limited` end this process, whatever signals its parent ignored or blocked; write no core."""
+    with suppress(AttributeError, ValueError):  # children inherit both
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    platforms.limit("RLIMIT_CORE", 0)
+
+
+@contextmanager
+def limited(seconds: float, memory: int) -> Iterator[None]:
+    """End this process by SIGPROF after `seconds` of processor; fail allocations beyond `memory` bytes."""
+    platforms.limit("RLIMIT_AS", memory)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        platforms.limit("RLIMIT_AS", None)  # the next message may be a long one
 
 
 class _Starter:

@@ -12,18 +12,16 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from freehold.errors import BadTemplate
-from freehold.platforms import limit, peak_bytes
+from freehold.platforms import peak_bytes
 from freehold.sandbox import jinja
-from freehold.sandbox.children import follow_parent
+from freehold.sandbox.children import follow_parent, limited, may_be_limited
 from freehold.sandbox.limits import HINT, TOO_LARGE, allowed_memory
 from freehold.sandbox.wire import receive, send
 
@@ -35,10 +33,7 @@ IDLE_S = 300.0  # without a job the process gives its 20 MB back; the next job s
 def main() -> None:
     """Render what comes through the socket whose number is the first argument."""
     follow_parent(int(sys.argv[2]))
-    with suppress(AttributeError, ValueError):  # a parent may ignore or block it, and children inherit that
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    limit("RLIMIT_CORE", 0)
+    may_be_limited()
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.sendall(b"+")
     while select.select([sock], [], [], IDLE_S)[0]:
@@ -51,18 +46,6 @@ def main() -> None:
             return
 
 
-@contextmanager
-def _within(seconds: float, memory: int) -> Iterator[None]:
-    """End this process by SIGPROF after `seconds` of processor; fail allocations beyond `memory`."""
-    limit("RLIMIT_AS", memory)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        limit("RLIMIT_AS", None)  # the next message may be a long one
-
-
 def _done(asked: bytes) -> dict[str, Any]:
     """Do a job, its decoding included, within limits; `last` says that this process ends.
 
@@ -70,7 +53,7 @@ def _done(asked: bytes) -> dict[str, Any]:
     of addresses. So a process that was once large does no other job.
     """
     job = json.loads(asked.decode("utf-8", "surrogatepass"))
-    with _within(job["seconds"] + GRACE_S, allowed_memory(len(asked))):
+    with limited(job["seconds"] + GRACE_S, allowed_memory(len(asked))):
         try:
             return {**_results(job), "last": peak_bytes() > WORN}
         except MemoryError:

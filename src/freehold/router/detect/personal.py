@@ -196,6 +196,6 @@ PERSONAL = (
         "pii",
         "Dutch BSN",
         rb"\b\d{9}\b[^\d\n]{0,16}(?i:\bbsn\b|burgerservice)",
-        lambda c: _is_bsn(Hit(c.text, c.start, c.start + 9)),
+        lambda c: _is_bsn(c._replace(end=c.start + 9)),
     ),
 )

@@ -8,9 +8,10 @@ Path: sieve.py -> PHONES
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
-from freehold.router.detect.detector import Detector, Hit
+from freehold.router.detect.detector import PARSE, Detector, Hit
 
 # Asked in this order after a word such as "phone".
 _ANY = (
@@ -55,7 +56,8 @@ def valid_phone(regions: tuple[str, ...], hit: Hit) -> bool:
 
     if not regions and text.startswith("00"):
         text = "+" + text[2:]
-    for region in regions or (None,):
+    for region in _possible(regions, text) if regions else (None,):
+        hit.effort.spend(PARSE)
         try:
             number = phonenumbers.parse(text, region)
         except phonenumbers.NumberParseException:
@@ -63,6 +65,54 @@ def valid_phone(regions: tuple[str, ...], hit: Hit) -> bool:
         if phonenumbers.is_valid_number(number):
             return True
     return False
+
+
+def _possible(regions: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Return the regions that may have a number, which saves most parses: 19 of them cost 0.4 ms.
+
+    A number is valid where what a country's prefix leaves of it fits a form of a country with the same code. So a
+    region is possible where digits end so, with at most 6 more before: a prefix, or the code. After what dials
+    another country (00, 010, 011) comes any code.
+    """
+    digits = re.sub(r"\D", "", text)
+    if len(regions) < 2 or _ABROAD.match(digits):
+        return regions
+    return tuple(regions[i] for i in sorted(_forms_of(regions).Match(digits.encode()) or ()))
+
+
+_ABROAD = re.compile(r"0(?:0|1[01])[1-9]")
+_KINDS = (
+    "fixed_line",
+    "mobile",
+    "toll_free",
+    "premium_rate",
+    "shared_cost",
+    "personal_number",
+    "voip",
+    "pager",
+    "uan",
+    "voicemail",
+)
+
+
+@cache
+def _forms_of(regions: tuple[str, ...]) -> Any:
+    """Return what says at once in which of the regions a number may be valid."""
+    import phonenumbers
+    import re2
+
+    found = re2.Set.FullMatchSet()
+    for region in regions:
+        code = phonenumbers.country_code_for_region(region)
+        known = [
+            phonenumbers.PhoneMetadata.metadata_for_region(sharing)
+            for sharing in phonenumbers.COUNTRY_CODE_TO_REGION_CODE[code]
+        ]
+        kinds = [getattr(of, kind) for of in known if of is not None for kind in _KINDS]
+        forms = [kind.national_number_pattern for kind in kinds if kind and kind.national_number_pattern]
+        found.Add(rf"\d{{0,6}}(?:{'|'.join(forms)})".encode())
+    found.Compile()
+    return found
 
 
 def _phone(pattern: bytes, *regions: str) -> Detector:

@@ -1,0 +1,241 @@
+"""Reads long texts outside the server's process, so that no text of one client holds up the others.
+
+A thread would not do: checks are Python and hold the interpreter's lock, and one operation of a string of megabytes
+holds it for long. So a text goes to one of MOST processes in slices, and the event loop has a turn after each. A key
+uses one process at a time; keys that wait take turns. Every failure is a NotRead, which sets the labels.
+Path: labels.py -> LongTexts.find -> reader.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from freehold.providers.texts import Part, parts_of
+from freehold.router.detect.detector import Finding
+from freehold.router.detect.reader import SECONDS, TAGS, TEXT
+from freehold.sandbox.children import spawn
+from freehold.sandbox.wire import LENGTH
+from freehold.serving import EmbedJob, Job
+
+COMMAND = (sys.executable, "-P", "-m", "freehold.router.detect.reader")
+MOST = 2  # processes
+START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
+WALL_S = (
+    5 + 4 * SECONDS
+)  # the child's clock counts processor time; this one ends a child that does not run at all
+SLICE = 1 << 16  # characters that are encoded in one step, some 50 us
+STEPS = 256  # parts in one step, some 0.3 ms
+MOST_REPLY = 1 << 20  # bytes; a finding has some 100, and there are as many as detectors and patterns
+_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by no limit of ours: another try
+_PASSED_ON = (
+    "PYTHON",
+    "LD_",
+    "DYLD_",
+    "LC_",
+    "LANG",
+    "COV_",
+)  # of the environment: what is secret stays here
+
+
+class NotRead(Exception):
+    """A text was not read to its end; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What a sieve looks for."""
+
+    patterns: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+class KeyTurns:
+    """Lets `most` run at a time, one of each key, and keys that wait one after the other."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._running: set[str] = set()
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def of(self, key: str) -> AsyncIterator[None]:
+        """Wait for a turn of `key`, and give it back at the end."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, deque()).append(turn)
+        self._next()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._running.discard(key)
+                self._free += 1
+            self._next()
+
+    def _next(self) -> None:
+        for key in [*self._waiting]:
+            waiting = self._waiting[key]
+            while waiting and waiting[0].done():  # cancelled
+                waiting.popleft()
+            if waiting and self._free and key not in self._running:
+                self._free -= 1
+                self._running.add(key)
+                waiting.popleft().set_result(None)
+                self._waiting.move_to_end(key)
+            if not waiting:
+                del self._waiting[key]
+
+
+class LongTexts:
+    """The reading processes of one event loop; close them when done."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._turns = KeyTurns(most)
+        self._idle: list[_ReadingProcess] = []
+
+    async def find(self, wanted: Sought, work: Job | EmbedJob, key: str) -> set[Finding]:
+        """Return what is in a request's texts, as Sieve.find does; `key`: whose it is. Raises NotRead."""
+        async with self._turns.of(key):
+            reply = await self._tried(wanted, work) or await self._tried(wanted, work)
+        if reply is None:
+            raise NotRead("the process that reads long texts ended twice")
+        if "found" not in reply:
+            raise NotRead(str(reply["unread"]))
+        return {Finding(*each) for each in reply["found"]}
+
+    def close(self) -> None:
+        """End the processes that wait for work; the next text starts another."""
+        while self._idle:
+            self._idle.pop().kill()
+
+    async def _tried(self, wanted: Sought, work: Job | EmbedJob) -> dict[str, Any] | None:
+        """Let a process read; None if it ended for a reason that is not the text's."""
+        try:
+            reader = await self._take()
+        except OSError as e:
+            raise NotRead(f"no process could be started to read it: {e.strerror}") from e
+        try:
+            reply = await reader.read(wanted, parts_of(work))
+        except OSError as e:  # TimeoutError is one
+            code = await asyncio.to_thread(reader.end)
+            if isinstance(e, TimeoutError) or -code == signal.SIGPROF:
+                raise NotRead(f"it takes longer than {SECONDS:g} s to read") from None
+            if reader.greeted and -code not in (0, *_OTHERS):
+                raise NotRead("the process that read it died") from None
+            return None
+        except BaseException:  # cancelled: its next reply would be this one's
+            reader.kill()
+            raise
+        if reply["last"]:
+            reader.kill()
+        else:
+            self._idle.append(reader)
+        return reply
+
+    async def _take(self) -> _ReadingProcess:
+        """Return a process that waits for work, or a new one. Raises OSError."""
+        while self._idle:
+            reader = self._idle.pop()
+            if reader.is_there():
+                return reader
+            reader.kill()
+        return await asyncio.to_thread(_ReadingProcess)
+
+
+class _ReadingProcess:
+    """One process and the socket to it; one request at a time."""
+
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair()
+        self.greeted = False
+        self._sock.setblocking(False)
+        with theirs:
+            try:
+                self._process = spawn(
+                    [*COMMAND, str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
+                )
+            except OSError:
+                self._sock.close()
+                raise
+
+    async def read(self, wanted: Sought, parts: Iterable[Part]) -> dict[str, Any]:
+        """Have it read a request's texts. Raises OSError where it ended, TimeoutError where it does not run."""
+        if not self.greeted:
+            async with asyncio.timeout(START_S):
+                self.greeted = bool(await self._exactly(1))
+        async with asyncio.timeout(WALL_S):
+            await self._send(wanted, parts)
+            size = int.from_bytes(await self._exactly(LENGTH), "little")
+            return json.loads(await self._exactly(min(size, MOST_REPLY)))
+
+    async def _send(self, wanted: Sought, parts: Iterable[Part]) -> None:
+        """Send the texts in steps that are short whatever their number and length."""
+        loop = asyncio.get_running_loop()
+        head = json.dumps({"patterns": wanted.patterns, "kinds": wanted.kinds}).encode()
+        step = bytearray(_framed(head))
+        for number, frame in enumerate(_frames(parts), 1):
+            step += _framed(frame)
+            if len(step) >= SLICE or number % STEPS == 0:
+                await loop.sock_sendall(self._sock, step)
+                await asyncio.sleep(0)  # sock_sendall does not wait where all fits the socket's buffer
+                step = bytearray()
+        await loop.sock_sendall(self._sock, step + _framed(b""))
+
+    async def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            piece = await asyncio.get_running_loop().sock_recv(self._sock, size - len(data))
+            if not piece:
+                raise ConnectionResetError("the reading process ended")
+            data += piece
+        return bytes(data)
+
+    def is_there(self) -> bool:
+        """Tell whether it has not ended."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it, without waiting on the event loop until its memory is given back."""
+        self._process.kill()
+        self._sock.close()
+        threading.Thread(target=self._process.wait, daemon=True).start()
+
+    def end(self) -> int:
+        """Return how it ended; one that still runs is killed."""
+        self._sock.close()
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(0.2)  # one that died may not be taken down yet
+        self._process.kill()
+        return self._process.wait()
+
+
+def _framed(message: bytes) -> bytes:
+    return len(message).to_bytes(LENGTH, "little") + message
+
+
+def _frames(parts: Iterable[Part]) -> Iterator[bytes]:
+    """Yield parts in slices; the tag of a slice is small where the part ends with it."""
+    for part in parts:
+        tag, text = (TEXT, part) if isinstance(part, str) else (TAGS[part.kind], part.body)
+        for start in range(0, max(len(text), 1), SLICE):
+            last = start + SLICE >= len(text)
+            yield (tag if last else tag.upper()) + text[start : start + SLICE].encode(
+                "utf-8", "surrogatepass"
+            )
