@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -12,8 +13,9 @@ from freehold.errors import BadTemplate, ContextOverflow, EngineLost, Overloaded
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
+from freehold.server.openai.responses import routes
 from freehold.server.openai.responses.items import read_items
-from freehold.server.openai.responses.store import Bounds, Responses, StoredResponse
+from freehold.server.openai.responses.store import Bounds, Responses, StoredItem
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
@@ -431,17 +433,51 @@ def test_a_reference_is_replaced_by_the_item_it_names(serving):
     assert job.messages == (Message("assistant", "Yes."), Message("user", "go on"))
 
 
-def test_a_reference_repeated_has_a_bound_and_decodes_its_response_once(serving, monkeypatch):
-    server, decoded = serving(Script(text="Yes.")), []
-    items = StoredResponse.items
-    monkeypatch.setattr(StoredResponse, "items", lambda kept: decoded.append(kept) or items(kept))
+def test_a_reference_repeated_has_a_bound_and_is_parsed_once(serving, monkeypatch):
+    server, parsed = serving(Script(text="Yes.")), []
+    item_of = StoredItem.parsed
+    monkeypatch.setattr(StoredItem, "parsed", lambda item: parsed.append(item) or item_of(item))
     said = whole(server, input="x" * 100_000)
     listed = server.client.get(f"{URL}/{said['id']}/input_items").json()["data"]
+    assert parsed == []
     asked = {"type": "item_reference", "id": listed[0]["id"]}
     assert len(job_of(server, input=[asked] * 100).messages) == 100
-    assert len(decoded) == 1
+    assert len(parsed) == 1
     error = refusal(server, input=[asked] * 200)
     assert error["param"] == "input" and "expected at most 16,777,216" in error["message"]
+
+
+def parts(count: int) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "input_text", "text": ""}] * count}
+
+
+def test_a_chat_that_is_continued_may_hold_what_a_body_may(serving):
+    server = serving(Script(text="Yes."))
+    first = whole(server, input=[parts(1000)] * 40)
+    second = whole(server, input=[parts(1000)] * 26, previous_response_id=first["id"])
+    error = refusal(server, previous_response_id=second["id"])
+    assert error["param"] == "previous_response_id" and error["code"] == "chat_too_long"
+    assert "the chat so far has 66,1" in error["message"] and "expected at most 65,536" in error["message"]
+    item = server.client.get(f"{URL}/{first['id']}/input_items?limit=1").json()["data"][0]
+    again = {"type": "item_reference", "id": item["id"]}
+    error = refusal(server, input=[again] * 66)
+    assert error["param"] == "input" and "lists and objects; expected at most 65,536" in error["message"]
+
+
+def test_a_chat_of_many_parts_is_read_and_kept_beside_the_loop(serving, monkeypatch):
+    server, threads = serving(Script(text="Yes.")), []
+    for owner, name in ((StoredItem, "of"), (StoredItem, "parsed")):
+        inner = getattr(owner, name)
+        seen = lambda *args, inner=inner: threads.append(threading.get_ident()) or inner(*args)  # noqa: E731
+        monkeypatch.setattr(owner, name, seen)
+    read = routes.response_job
+    monkeypatch.setattr(routes, "response_job", lambda *a: threads.append(threading.get_ident()) or read(*a))
+    first = whole(server, input=[parts(1000)] * 4)
+    kept = server.doors.server.part(Responses)
+    monkeypatch.setattr(kept, "keep", lambda *_: "")  # of an answer, which the loop writes as it is
+    threads.clear()
+    whole(server, previous_response_id=first["id"], input="go on")
+    assert len(threads) == 4 + 1 + 1 + 1 and server.thread.ident not in threads
 
 
 def test_ten_thousand_items_of_one_turn_are_joined_once():
@@ -462,14 +498,14 @@ def response(id: str, size: int) -> dict[str, Any]:
 def test_tenants_see_only_their_own_and_the_oldest_goes_first():
     store = Responses(Bounds(one=1000, tenant=2500, everybody=4000))
     for id in ("a", "b"):
-        assert store.keep("ann", response(id, 800), [{"id": f"item-{id}"}], None) == ""
+        item = StoredItem.of({"type": "reasoning", "id": f"item-{id}"})
+        assert store.keep("ann", response(id, 400), [item], None) == ""
     with pytest.raises(Refused, match="no response 'a'"):
         store.get("bob", "a")
-    assert store.named("bob", ["item-a"]) == {} and store.named("ann", ["item-a"]) == {
-        "item-a": {"id": "item-a"}
-    }
+    (found,) = store.named("ann", ["item-a"]).values()
+    assert store.named("bob", ["item-a"]) == {} and found.parsed()["id"] == "item-a"
     store.get("ann", "a")
-    store.keep("ann", response("c", 800), [], None)
+    store.keep("ann", response("c", 900), [], None)
     with pytest.raises(Refused, match="'b'"):
         store.get("ann", "b")
     assert store.named("ann", ["item-b"]) == {} and store.get("ann", "a")

@@ -1,15 +1,16 @@
 """Receives and parses request bodies within memory limits, for each caller and for all together.
 
 A body is charged by its bytes while it comes and by what it becomes once it is whole, until its request is answered.
-Long ones are parsed in a thread apart, one of each caller at a time, so that the loop continues and no caller waits for
-all the bodies of another. Knows bytes, seconds and callers; knows no field of any protocol.
+Beyond LOOP_BYTES it is parsed in a thread apart, one body of each caller at a time, so that the loop continues and no
+caller waits for all the bodies of another; one whose client has left by then is dropped unparsed.
+Knows bytes, seconds and callers; knows no field of any protocol.
 Path: HttpCall.struct -> json_body -> read_body -> structure_of -> limits.parse -> limits.typed
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from freehold.server.core.structure import BodyStructure, structure_of, weight
 
 T = TypeVar("T", bound=msgspec.Struct)
 Headers = Mapping[bytes, bytes]
+LOOP_BYTES = 8 << 10  # of a body that is parsed on the loop: one that is messages of one character takes 1 ms
+SHORT_BYTES = 256 << 10  # those do not wait for longer ones: there is a thread for each
 
 
 @dataclass(slots=True)
@@ -35,26 +38,30 @@ class Bodies:
     _turns: dict[str, tuple[asyncio.Lock, int]] = field(
         default_factory=dict
     )  # caller -> (lock, requests that hold or await it)
-    _pool: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="freehold-bodies")
+    _short: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="freehold-bodies-short")
+    )
+    _long: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="freehold-bodies-long")
     )
 
     @asynccontextmanager
-    async def turn(self, caller: str) -> AsyncIterator[ThreadPoolExecutor]:
-        """Give the thread, once no other body of this caller has it or waits for it."""
+    async def turn(self, caller: str, size: int) -> AsyncIterator[ThreadPoolExecutor]:
+        """Give the thread for `size` bytes, once no other body of this caller has a thread or waits for one."""
         lock, wanted = self._turns.get(caller) or (asyncio.Lock(), 0)
         self._turns[caller] = (lock, wanted + 1)
         try:
             async with lock:
-                yield self._pool
+                yield self._short if size <= SHORT_BYTES else self._long
         finally:
             lock, wanted = self._turns.pop(caller)
             if wanted > 1:
                 self._turns[caller] = (lock, wanted - 1)
 
     def close(self) -> None:
-        """End the thread, after what it is at."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads, after what they are at."""
+        for pool in (self._short, self._long):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Holding:
@@ -96,21 +103,37 @@ class Holding:
 
 
 async def json_body(
-    receive: Receive, headers: Headers, limits: ServerLimits, holding: Holding, kind: type[T]
+    receive: Receive,
+    headers: Headers,
+    limits: ServerLimits,
+    holding: Holding,
+    kind: type[T],
+    gone: Callable[[], bool],
 ) -> tuple[T, dict[str, Any]]:
-    """Return the body as `kind`, and as it came. Raises Refused: 415 for what is not called JSON, 413, 408, 400."""
+    """Return the body as `kind`, and as it came. Raises Refused: 415 for what is not called JSON, 413, 408, 400.
+
+    `gone` tells whether the client has left, after which a body that waited for its turn is not parsed: Gone.
+    """
     _check_kind(headers)
     parts = await read_body(receive, headers, limits, holding)
-    if sum(map(len, parts)) <= limits.small_bytes:
+    size = sum(map(len, parts))
+    if size <= LOOP_BYTES:
         body = b"".join(parts)
         holding.set(weigh(body, limits), limits.small_weight)
         return _read(body, kind)
     loop = asyncio.get_running_loop()
-    async with holding.bodies.turn(holding.caller) as pool:
-        body = await loop.run_in_executor(pool, b"".join, parts)
+    async with holding.bodies.turn(holding.caller, size) as pool:
+        body = await loop.run_in_executor(pool, _joined, parts, gone)
         parts.clear()
         holding.set(await loop.run_in_executor(pool, weigh, body, limits), limits.small_weight)
         return await loop.run_in_executor(pool, _read, body, kind)
+
+
+def _joined(parts: list[bytes], gone: Callable[[], bool]) -> bytes:
+    """Join a body in its turn. Raises Gone where its client did not wait for it."""
+    if gone():
+        raise Gone
+    return b"".join(parts)
 
 
 def weigh(body: bytes, limits: ServerLimits) -> int:

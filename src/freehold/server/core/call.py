@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from freehold.errors import EngineClosed, UsageError
 from freehold.server.core.accounts import Accounts
-from freehold.server.core.auth import Audience, Guard
+from freehold.server.core.auth import CONSOLE, Audience, Guard
 from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, ServerLimits, one_address
@@ -46,6 +46,9 @@ _log = logging.getLogger("freehold.server")
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 _PIECE = 64 << 10  # bytes handed to a connection at once; it holds twice as many at most
+# A request that holds more is worked on apart from the loop: of lists and objects, which cost the most, it has some
+# 500, and reading them takes a millisecond.
+APART = 128 << 10
 JSON = (b"content-type", b"application/json")
 LABEL_HEADER = b"x-freehold-label"  # names of labels, separated by commas
 
@@ -241,7 +244,29 @@ class HttpCall(ServerCall):
         assert kind is self.request, f"{self.route} declares {self.request}, and reads {kind}"
         limits = limits or self.server.limits
         self._holding = Holding(self.server.bodies, self.caller, limits)
-        return await json_body(self._receive, self.headers, limits, self._holding, kind)
+        return await json_body(self._receive, self.headers, limits, self._holding, kind, self._gone)
+
+    def hold(self, more: int) -> None:
+        """Count `more` bytes of memory as the caller's until the request is over. Raises Refused (429, 503)."""
+        limits = self.server.limits
+        self._holding = self._holding or Holding(self.server.bodies, self.caller, limits)
+        self._holding.set(self._holding.bytes + more, limits.small_bytes)
+
+    async def apart(self, work: Callable[..., P], *args: Any) -> P:
+        """Run work on what the request holds: here if that is little, else in the bodies' thread, in the caller's turn.
+
+        The loop goes on meanwhile, so `work` changes nothing that other requests see.
+        """
+        if self._holding is None or self._holding.bytes <= APART:
+            return work(*args)
+        async with self.server.bodies.turn(self.caller, self._holding.bytes) as pool:
+            if self._gone():
+                raise Gone
+            return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
+
+    def _gone(self) -> bool:
+        """Return whether the client has left."""
+        return self._presence is not None and self._presence.lost
 
     def pieces(self, most: int | None = None) -> AsyncIterator[bytes]:
         """Give the body as it comes, for an upload; `most`: bytes, where the usual limit is not the one."""
@@ -313,10 +338,8 @@ class HttpCall(ServerCall):
         room for it: otherwise clients that take nothing would fill the server's memory.
         """
         data = value if isinstance(value, bytes) else msgspec.json.encode(value)
-        limits = self.server.limits
-        if len(data) > limits.small_bytes:
-            self._holding = self._holding or Holding(self.server.bodies, self.caller, limits)
-            self._holding.set(self._holding.bytes + len(data), limits.small_bytes)
+        if len(data) > self.server.limits.small_bytes:
+            self.hold(len(data))
         length = (b"content-length", b"%d" % len(data))
         await self.head(status, [(b"content-type", kind), length, *headers])
         await self.body(data)
@@ -371,10 +394,18 @@ class Endpoint:
         call.route, call.request = self.path, self.request
         call.door = call.door or protocol_of(self.path)
         call.server.guard.check_audience(self.audience, call.key, owner=call.owner)
-        # A batch's lines have no method and take no part in the rate: they wait for idle capacity as it is.
-        if call.key is not None and self.audience == "client" and scope.get("method") == "POST":
+        if call.key is not None and self.audience == "client" and _takes_part(scope):
             call.server.accounts.admit(call.key)
         await self.handle(call)
+
+
+def _takes_part(scope: Scope) -> bool:
+    """Return whether a request counts against its key's rate.
+
+    A batch's lines, which have no method, wait for idle capacity as it is. What the page reads is its own matter.
+    """
+    method = scope.get("method")
+    return method == "POST" or (method is not None and not scope["path"].startswith(CONSOLE))
 
 
 def route(

@@ -51,6 +51,19 @@ def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
     return found if found.within(most) else _exact(body, most)
 
 
+def structure_of_value(value: object) -> BodyStructure:
+    """Count a value that is parsed, exactly."""
+    containers = names = values = 0
+    waiting = [value] if isinstance(value, dict | list) else []
+    while waiting:
+        each = waiting.pop()
+        containers, values = containers + 1, values + len(each)
+        names += len(each) if isinstance(each, dict) else 0
+        inner = each.values() if isinstance(each, dict) else each
+        waiting += [one for one in inner if isinstance(one, dict | list)]
+    return BodyStructure(containers, names, values)
+
+
 def weight(body: bytes, found: BodyStructure) -> int:
     """Return about how many bytes of memory `body` takes once it is parsed, itself included."""
     pieces = range(0, len(body), PIECE)

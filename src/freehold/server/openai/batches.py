@@ -5,11 +5,12 @@ Knows OpenAI's fields; the work is server/batches/desk.py's. Path: Gate -> creat
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from freehold.server.batches.desk import Desk, NewBatch
+from freehold.server.batches.record import Batch
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.problems import Refused
@@ -61,8 +62,7 @@ async def create(call: HttpCall) -> None:
 
 async def batches(call: HttpCall) -> None:
     """List batches, the newest first."""
-    shown: list[dict[str, Any]] = [batch.shown() for batch in _desk(call).all(call.tenant)]
-    await call.answer(page(shown, query(call)))
+    await call.answer(page(_desk(call).all(call.tenant), query(call), Batch.shown))
 
 
 async def batch(call: HttpCall) -> None:

@@ -11,7 +11,7 @@ import os
 from typing import BinaryIO
 
 from freehold.server.batches.desk import Desk
-from freehold.server.batches.filestore import Files
+from freehold.server.batches.filestore import FileRecord, Files
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 from freehold.server.openai.pages import page, query
@@ -48,7 +48,7 @@ async def files(call: HttpCall) -> None:
         found = [f for f in found if f.purpose == asked["purpose"]]
     if asked.get("order") == "asc":
         found.reverse()
-    await call.answer(page([f.shown() for f in found], asked, most=MAX_PAGE))
+    await call.answer(page(found, asked, FileRecord.shown, most=MAX_PAGE))
 
 
 async def file(call: HttpCall) -> None:

@@ -5,8 +5,8 @@ Knows query strings; knows no route. Path: a route that lists -> query, page -> 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 from freehold.server.core.call import HttpCall
@@ -21,21 +21,36 @@ def query(call: HttpCall) -> dict[str, str]:
         raise Refused(400, f"the query is malformed: {e}", code="invalid_value") from None
 
 
-def page(entries: Sequence[dict[str, Any]], asked: Mapping[str, str], *, most: int = 100) -> dict[str, Any]:
-    """Return `limit` of the entries after the one named `after`. 400 for a limit beyond `most`, and for no entry."""
+class Entry(Protocol):
+    """What a list is made of."""
+
+    @property
+    def id(self) -> str: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
+def page(
+    entries: Sequence[E], asked: Mapping[str, str], shown: Callable[[E], object], *, most: int = 100
+) -> dict[str, Any]:
+    """Return `limit` of the entries after the one named `after`. 400 for a limit beyond `most`, and for no entry.
+
+    `shown` makes what is sent of an entry, of those alone that are sent.
+    """
     limit = asked.get("limit", str(min(most, 20)))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
         raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {most:,}", param="limit")
     after, begin = asked.get("after"), 0
     if after:
-        begin = next((i for i, entry in enumerate(entries, 1) if entry["id"] == after), 0)
+        begin = next((i for i, entry in enumerate(entries, 1) if entry.id == after), 0)
         if not begin:  # an empty page would end a client's walk as if it had seen all
             raise Refused(400, f"after is {after[:80]!r}, which is not an entry of this list", param="after")
-    shown = entries[begin : begin + int(limit)]
+    part = entries[begin : begin + int(limit)]
     return {
         "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
+        "data": [shown(entry) for entry in part],
+        "first_id": part[0].id if part else None,
+        "last_id": part[-1].id if part else None,
         "has_more": begin + int(limit) < len(entries),
     }

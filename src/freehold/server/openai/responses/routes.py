@@ -7,7 +7,8 @@ Path: Gate -> create -> response_job -> Answering -> ResponseShape; retrieve and
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from freehold.server.core.answering import Answering
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.structured import format_field
@@ -29,10 +31,10 @@ from freehold.server.openai.responses.fields import (
 )
 from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.shape import ResponseShape
-from freehold.server.openai.responses.store import Responses
-from freehold.server.openai.responses.tools import McpTools
+from freehold.server.openai.responses.store import Extent, Responses, StoredItem, StoredResponse
+from freehold.server.openai.responses.tools import McpTools, wanted
 
-MAX_REFERRED = 16 << 20  # bytes of the items that references stand for: each may name the same one again
+_INSTEAD = "send the items that the answer needs, without previous_response_id"
 _PREFIXES = {
     "reasoning": "rs",
     "function_call": "fc",
@@ -43,22 +45,38 @@ _PREFIXES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks, with the chat before it."""
+
+    items: list[Any]  # all of the chat
+    own: int  # how many of them, at the end, are the request's
+    stored: tuple[StoredItem, ...]  # its own as they are kept; none where they are not
+    named: tuple[str, ...]  # ids of the stored items that it refers to
+    mcp: bool  # whether one of them is of MCP's
+
+
 async def create(call: HttpCall) -> None:
     """Answer items with items."""
     request, raw = await call.struct(ResponseRequest)
     refuse_unsupported(request, raw)
     warnings = unknown_fields(raw, ResponseRequest)
     store, tenant, before = _store(call), call.tenant, request.previous_response_id
-    earlier = store.chat(tenant, before)
-    call.inherited = store.labels(tenant, before, _references(request.input).values())
-    own = _own(request.input, store, tenant)
+    history, limits = store.chat(tenant, before), call.server.limits
+    extent = sum((kept.extent for kept in history), Extent())
+    extent.check(limits, "the chat so far has", _INSTEAD, "previous_response_id", "chat_too_long")
+    call.hold(extent.weight)
+    asked = await call.apart(_read, request, history, lambda ids: store.named(tenant, ids), limits)
+    call.inherited = store.labels(tenant, before, asked.named)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
-    mcp, items = await _used(call, request.tools or (), [*earlier, *own])
-    pictures, known = Pictures(), max(len(items) - len(own), 0)
-    job, offered = response_job(request, items, known, tenant, warnings, pictures, mcp.offered)
+    mcp, items = await _used(call, request.tools or (), asked)
+    pictures, known = Pictures(), max(len(items) - asked.own, 0)
+    job, offered = await call.apart(
+        response_job, request, items, known, tenant, warnings, pictures, mcp.offered
+    )
 
     def keep(response: dict[str, Any], labels: tuple[str, ...]) -> str:
-        return store.keep(tenant, response, _named(own), before, labels)
+        return store.keep(tenant, response, asked.stored, before, labels)
 
     shape = ResponseShape(
         echo(request, raw),
@@ -70,14 +88,16 @@ async def create(call: HttpCall) -> None:
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
-async def _used(call: HttpCall, tools: Sequence[Any], items: Sequence[Any]) -> tuple[McpTools, list[Any]]:
+async def _used(call: HttpCall, tools: Sequence[Any], asked: Asked) -> tuple[McpTools, list[Any]]:
     """Start the servers that a request names and run what it approves, for as long as its client is there."""
+    if not (asked.mcp or wanted(tools)):
+        return McpTools(None, {}), asked.items
     done: list[tuple[McpTools, list[Any]]] = []
 
     async def use() -> None:
         mcp = await McpTools.opened(call, tools)
         try:
-            done.append((mcp, await mcp.read(items)))
+            done.append((mcp, await mcp.read(asked.items)))
         finally:
             await mcp.aclose()
 
@@ -112,19 +132,42 @@ async def input_items(call: HttpCall) -> None:
     """List the items that a stored response answered, those of earlier responses included."""
     store, asked = _store(call), query(call)
     kept = store.get(call.tenant, _id(call))
-    items = [_listed(item) for item in store.chat(call.tenant, kept.previous) + kept.questions()]
+    earlier = (item for each in store.chat(call.tenant, kept.previous) for item in each.items)
+    items = [*earlier, *kept.asked]
     if asked.get("order", "desc") != "asc":
         items.reverse()
-    await call.answer(page(items, asked))
+    await call.answer(page(items, asked, lambda item: msgspec.Raw(item.data)))
 
 
-def _own(given: str | list[Any], store: Responses, tenant: str) -> list[Any]:
-    """Return the request's own items, references replaced by what they name."""
+def _read(
+    request: ResponseRequest,
+    history: Sequence[StoredResponse],
+    named: Callable[[Iterable[str]], dict[str, StoredItem]],
+    limits: ServerLimits,
+) -> Asked:
+    """Return the chat's items, stored ones parsed and references replaced by what they name."""
+    given = request.input
     if isinstance(given, str):
-        return [{"type": "message", "role": "user", "content": given}]
-    ids = _references(given)
-    found = store.named(tenant, ids.values())
-    for i, id in ids.items():
+        given = [{"type": "message", "role": "user", "content": given}]
+    references = _references(given)
+    found = _found(references, named, limits)
+    parsed = {id: item.parsed() for id, item in found.items()}
+    own = [parsed[references[i]] if i in references else item for i, item in enumerate(given)]
+    items = [item.parsed() for kept in history for item in kept.items] + own
+    stored: tuple[StoredItem, ...] = ()
+    if request.store is not False:
+        stored = tuple(found[references[i]] if i in references else _stored(own[i]) for i in range(len(own)))
+    return Asked(items, len(own), stored, tuple(found), any(_is_mcp(item) for item in items))
+
+
+def _found(
+    references: dict[int, str],
+    named: Callable[[Iterable[str]], dict[str, StoredItem]],
+    limits: ServerLimits,
+) -> dict[str, StoredItem]:
+    """Return by their ids the items that are named; 400 where one is gone, or together they hold too much."""
+    found = named(references.values())
+    for i, id in references.items():
         if id not in found:
             raise Refused(
                 400,
@@ -132,20 +175,20 @@ def _own(given: str | list[Any], store: Responses, tenant: str) -> list[Any]:
                 param=f"input[{i}].id",
                 code="item_not_found",
             )
-    sizes = {id: len(msgspec.json.encode(item)) for id, item in found.items()}
-    if (size := sum(sizes[id] for id in ids.values())) > MAX_REFERRED:
-        raise Refused(
-            400,
-            f"input refers to items of {size:,} bytes; expected at most {MAX_REFERRED:,}",
-            param="input",
-        )
-    return [found[ids[i]] if i in ids else item for i, item in enumerate(given)]
+    extent = Extent.of([found[id] for id in references.values()])  # each time that one is named
+    extent.check(limits, "the items that input refers to have", "refer to fewer", "input", None)
+    return found
 
 
-def _references(given: str | list[Any]) -> dict[int, str]:
+def _stored(item: Any) -> StoredItem:
+    """Return an item of the request as it is kept, with an id."""
+    if not isinstance(item, dict):  # it will be refused
+        item = {"content": item}
+    return StoredItem.of(item if isinstance(item.get("id"), str) else {**item, "id": _new_id(item)})
+
+
+def _references(given: list[Any]) -> dict[int, str]:
     """Return the ids of the items that are named, by their place."""
-    if isinstance(given, str):
-        return {}
     return {i: str(item.get("id")) for i, item in enumerate(given) if _is_reference(item)}
 
 
@@ -154,25 +197,14 @@ def _is_reference(item: Any) -> bool:
     return isinstance(item, dict) and (item.get("type") == "item_reference" or item.keys() == {"id"})
 
 
-def _named(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give an id to each item that came without one."""
-    return [item if isinstance(item.get("id"), str) else {**item, "id": _new_id(item)} for item in items]
-
-
 def _new_id(item: dict[str, Any]) -> str:
     kind = str(item.get("type", "message"))  # of an item that is only kept, it may be anything
     return f"{_PREFIXES.get(kind, 'msg')}_{secrets.token_hex(12)}"
 
 
-def _listed(item: dict[str, Any]) -> dict[str, Any]:
-    """Return an item as lists have it: a message's text in parts."""
-    if item.get("type", "message") != "message":
-        return item
-    content = item.get("content")
-    if isinstance(content, str):
-        kind = "output_text" if item.get("role") == "assistant" else "input_text"
-        content = [{"type": kind, "text": content}]
-    return {"type": "message", "status": "completed", **item, "content": content}
+def _is_mcp(item: Any) -> bool:
+    """Tell whether an item is for tools.py to read."""
+    return isinstance(item, dict) and str(item.get("type")).startswith("mcp_")
 
 
 def _store(call: HttpCall) -> Responses:

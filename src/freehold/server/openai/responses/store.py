@@ -1,28 +1,34 @@
 """Stored responses that clients may continue: in memory, in bounds, separate for each tenant.
 
-A response is kept as JSON with the items that asked for it; the chat it belongs to is found through the response
-before it. What continues an answer has the labels of the answer's request. The least recently used goes first: of the
-tenant, and beyond the sum of the tenant with the most bytes.
+A response is kept as the JSON of its items, its own and those that asked for it, in the form that lists show; the chat
+it belongs to is found through the response before it. Nothing is parsed to keep, list or give it again. A chat that is
+continued may hold what a body may. What continues an answer has the labels of the answer's request. The least recently
+used goes first: of the tenant, and beyond the sum of the tenant with the most bytes.
 Nothing outlives the server. Knows tenants and ids; knows no request. Path: routes.py -> Responses
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
+from freehold.server.core.structure import NOTHING, BodyStructure, structure_of_value, weight
+from freehold.serving import MAX_MESSAGES
 
 MAX_CHAIN = 1000  # responses that one chat may go back
+ITEM_BYTES = 400  # of memory that an item takes beside its JSON: its id, its counts, and where it is found
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bytes of JSON."""
+    """Bytes of JSON, and ITEM_BYTES for each item."""
 
     one: int = 8 << 20
     tenant: int = 32 << 20
@@ -30,26 +36,97 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredResponse:
-    """One response. `asked`: the items of its own request, each with an id."""
+class StoredItem:
+    """One item as JSON, as lists show it. `weight`: bytes of memory that it takes once it is parsed."""
 
-    response: bytes
-    asked: bytes
-    ids: tuple[str, ...]  # of all its items
+    id: str
+    data: bytes
+    holds: BodyStructure
+    weight: int
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any]) -> StoredItem:
+        """Encode an item, which has an id."""
+        listed = _listed(item)
+        data, holds = msgspec.json.encode(listed), structure_of_value(listed)
+        return cls(item["id"], data, holds, weight(data, holds))
+
+    def parsed(self) -> dict[str, Any]:
+        """Return the item."""
+        return msgspec.json.decode(self.data)
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """One response. `asked`: the items of its own request; `head`: the response without its output."""
+
+    head: bytes
+    asked: tuple[StoredItem, ...]
+    output: tuple[StoredItem, ...]
     previous: str | None
     labels: tuple[str, ...] = ()  # of its request: those of earlier responses are among them
 
     @property
+    def items(self) -> tuple[StoredItem, ...]:
+        """What was asked, then what was answered."""
+        return self.asked + self.output
+
+    @property
+    def response(self) -> bytes:
+        """The response as it was answered."""
+        return b'%b,"output":[%b]}' % (self.head[:-1], b",".join(item.data for item in self.output))
+
+    @cached_property
     def bytes(self) -> int:
-        return len(self.response) + len(self.asked)
+        """Bytes of memory, as Bounds count them."""
+        return len(self.head) + sum(len(item.data) + ITEM_BYTES for item in self.items)
 
-    def questions(self) -> list[dict[str, Any]]:
-        """Return the items of its own request."""
-        return msgspec.json.decode(self.asked)
+    @cached_property
+    def extent(self) -> Extent:
+        """What its items hold."""
+        return Extent.of(self.items)
 
-    def items(self) -> list[dict[str, Any]]:
-        """Return what was asked, then what was answered."""
-        return self.questions() + msgspec.json.decode(self.response)["output"]
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What items hold together, once they are parsed."""
+
+    items: int = 0
+    bytes: int = 0
+    holds: BodyStructure = NOTHING
+    weight: int = 0
+
+    @classmethod
+    def of(cls, items: Sequence[StoredItem]) -> Extent:
+        """Add up items."""
+        holds = BodyStructure(
+            sum(item.holds.containers for item in items),
+            sum(item.holds.names for item in items),
+            sum(item.holds.values for item in items),
+        )
+        size = sum(len(item.data) for item in items)
+        return cls(len(items), size, holds, sum(item.weight for item in items))
+
+    def __add__(self, other: Extent) -> Extent:
+        return Extent(
+            self.items + other.items,
+            self.bytes + other.bytes,
+            self.holds + other.holds,
+            self.weight + other.weight,
+        )
+
+    def check(self, limits: ServerLimits, what: str, instead: str, param: str, code: str | None) -> None:
+        """Raise Refused (400) for more than a body may hold, before any of it is parsed."""
+        for has, most, of in (
+            (self.items, MAX_MESSAGES, "items"),
+            (self.bytes, limits.body_bytes, "bytes"),
+            (self.holds.containers, limits.body_containers, "lists and objects"),
+            (self.holds.names, limits.body_names, "names in objects"),
+            (self.holds.values, limits.body_values, "values in lists and objects"),
+        ):
+            if has > most:
+                message = f"{what} {has:,} {of}; expected at most {most:,}: {instead}"
+                raise Refused(400, message, param=param, code=code)
 
 
 class _Shelf:
@@ -58,19 +135,19 @@ class _Shelf:
     def __init__(self) -> None:
         self.kept: OrderedDict[str, StoredResponse] = OrderedDict()
         self.bytes = 0
-        self.where: dict[str, str] = {}  # item -> response
+        self.where: dict[str, tuple[str, StoredItem]] = {}  # item -> its response, and itself
 
     def put(self, id: str, kept: StoredResponse) -> None:
         self.kept[id] = kept
         self.bytes += kept.bytes
-        self.where |= dict.fromkeys(kept.ids, id)
+        self.where |= {item.id: (id, item) for item in kept.items}
 
     def drop(self, id: str) -> None:
         kept = self.kept.pop(id)
         self.bytes -= kept.bytes
-        for item in kept.ids:
-            if self.where.get(item) == id:
-                del self.where[item]
+        for item in kept.items:
+            if (found := self.where.get(item.id)) is not None and found[0] == id:
+                del self.where[item.id]
 
     def drop_oldest(self) -> None:
         self.drop(next(iter(self.kept)))
@@ -91,15 +168,15 @@ class Responses:
     def keep(
         self,
         tenant: str,
-        response: dict[str, Any],
-        asked: Sequence[dict[str, Any]],
+        response: Mapping[str, Any],
+        asked: Sequence[StoredItem],
         previous: str | None,
         labels: tuple[str, ...] = (),
     ) -> str:
         """Keep a response; return why not, or ""."""
-        encoded, items = msgspec.json.encode(response), msgspec.json.encode(asked)
-        ids = tuple(item["id"] for item in [*asked, *response["output"]])
-        kept = StoredResponse(encoded, items, ids, previous, labels)
+        head = msgspec.json.encode({name: value for name, value in response.items() if name != "output"})
+        output = tuple(StoredItem.of(item) for item in response["output"])
+        kept = StoredResponse(head, tuple(asked), output, previous, labels)
         if kept.bytes > self._bounds.one:
             return f"the response was not stored: it has {kept.bytes:,} bytes, more than {self._bounds.one:,}"
         shelf = self._shelves.setdefault(tenant, _Shelf())
@@ -134,8 +211,8 @@ class Responses:
         self.get(tenant, id)
         self._shelves[tenant].drop(id)
 
-    def chat(self, tenant: str, id: str | None) -> list[dict[str, Any]]:
-        """Return all items up to a response's own, oldest first; 400 where one of the responses is gone."""
+    def chat(self, tenant: str, id: str | None) -> list[StoredResponse]:
+        """Return all responses up to this one, oldest first; 400 where one of them is gone."""
         chain: list[StoredResponse] = []
         while id is not None:
             kept = self._find(tenant, id)
@@ -149,27 +226,34 @@ class Responses:
             if len(chain) > MAX_CHAIN:
                 message = f"the chat goes back more than {MAX_CHAIN:,} responses; send its items instead"
                 raise _broken(message, "chat_too_long")
-        return [item for kept in reversed(chain) for item in kept.items()]
+        return chain[::-1]
 
     def labels(self, tenant: str, id: str | None, items: Iterable[str]) -> tuple[str, ...]:
         """Return the labels of a response, if it is kept, and of those that have the items of these ids."""
         shelf = self._shelves.get(tenant)
         if shelf is None:
             return ()
-        owners = [id, *(shelf.where.get(item) for item in items)]
+        found = (shelf.where.get(item) for item in items)
+        owners = dict.fromkeys([id, *(each[0] for each in found if each is not None)])
         kept = (shelf.kept[owner] for owner in owners if owner in shelf.kept)
         return tuple(dict.fromkeys(label for each in kept for label in each.labels))
 
-    def named(self, tenant: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return by their ids those items that kept responses have; each response is decoded once."""
+    def named(self, tenant: str, ids: Iterable[str]) -> dict[str, StoredItem]:
+        """Return by their ids those items that kept responses have. Safe in any thread."""
         shelf = self._shelves.get(tenant)
-        where = {id: shelf.where[id] for id in ids if id in shelf.where} if shelf else {}
-        return {
-            item["id"]: item
-            for owner in dict.fromkeys(where.values())
-            for item in self.get(tenant, owner).items()
-            if where.get(item["id"]) == owner
-        }
+        found = ((id, shelf.where.get(id)) for id in ids) if shelf else ()
+        return {id: each[1] for id, each in found if each is not None}
+
+
+def _listed(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an item as lists have it: a message's text in parts."""
+    if item.get("type", "message") != "message":
+        return item
+    content = item.get("content")
+    if isinstance(content, str):
+        kind = "output_text" if item.get("role") == "assistant" else "input_text"
+        content = [{"type": kind, "text": content}]
+    return {"type": "message", "status": "completed", **item, "content": content}
 
 
 def _broken(message: str, code: str) -> Refused:
