@@ -255,3 +255,20 @@ def test_a_shape_is_weighed_as_its_file_is(tmp_path: Path):
     assert weighed.layers == held.layers and weighed.queries == held.queries
     assert weighed.token_weights == pytest.approx(held.token_weights, rel=0.01)
     assert ours.packed_bytes(weighed) == pytest.approx(ours.packed_bytes(held), rel=0.01)
+
+
+def test_fit_says_of_each_model_which_runs_here_were_timed():
+    """`why` counts the same runs: those of this model, with those under other load apart."""
+    one = observed(SMALL, here(), "decode", 4096, 20.0, "2026-11-25")
+    other, loaded = replace(one, model="another"), replace(one, load=9.0)
+
+    def basis(history: History) -> str:
+        found = fits.fit(SMALL, here(history=history), 4096)
+        assert isinstance(found, Fit)
+        return found.basis
+
+    assert basis(History(RATES, (one,))).endswith("; 1 run of this model here, too few to correct by")
+    assert basis(History(RATES, (other,) * 3)).endswith("; none of this model")
+    assert basis(History(RATES, (), 0, (loaded, loaded))).endswith(
+        "; no other run here; 2 of this model under other load are left out"
+    )

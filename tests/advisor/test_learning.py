@@ -57,6 +57,6 @@ def test_runs_beside_others_are_kept_and_do_not_count(tmp_path: Path):
     machine.keep(tmp_path, key, RATES)
     learn(tmp_path, path, [PLAIN], load=1.5)
     found = calibration.read(tmp_path, key, RATES)
-    assert (found.runs, found.crowded, found.damaged) == ((), 2, 0)
+    assert (found.runs, len(found.crowded), found.damaged) == ((), 2, 0)
     learn(tmp_path, path, [PLAIN], load=0.1)
     assert len(calibration.read(tmp_path, key, RATES).runs) == 2

@@ -83,3 +83,17 @@ def test_no_dense_text_model_has_a_label_for_its_total():
 
 def test_nemotron_3_nano_keeps_49082368_bytes_of_state():
     assert catalog.model("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", NOWHERE).state_bytes == 49_082_368
+
+
+@pytest.mark.parametrize(
+    ("model_id", "billions"),
+    [
+        ("Qwen/Qwen3-8B", 8),
+        ("Qwen/Qwen3-30B-A3B", 30),
+        ("allenai/OLMoE-1B-7B-0924-Instruct", 7),
+        ("microsoft/phi-4", 14.66),
+    ],
+)
+def test_a_model_is_found_by_the_size_in_its_name(model_id: str, billions: float):
+    """`--max-size 8b` means Qwen3-8B too, whose total is 8.19."""
+    assert catalog.model(model_id, NOWHERE).called_b == billions

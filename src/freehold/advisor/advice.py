@@ -379,7 +379,7 @@ def _facts_against(model: Model, request: AdviceRequest) -> Iterable[Refusal]:
     if model.context < request.context and (model.context or request.min_context):
         said = f"its context is {model.context:,} tokens" if model.context else "its context is not known"
         yield Refusal("context", said)
-    if request.max_params and model.params_b > request.max_params:
+    if request.max_params and min(model.params_b, model.called_b) > request.max_params:
         yield Refusal("size", f"{model.params_b:g} billion parameters")
     if request.held is not None and model.id not in request.held:
         yield Refusal("held", "not on this machine")

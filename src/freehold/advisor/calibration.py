@@ -88,13 +88,17 @@ class Correction:
 class History:
     """The runs of one machine, oldest first. `damaged`: lines of the file that could not be read.
 
-    `crowded`: runs beside others' load, which are left out.
+    `crowded`: runs beside others' load, which correct nothing.
     """
 
     rates: Rates  # the machine's, for runs without their own
     runs: tuple[Run, ...] = ()
     damaged: int = 0
-    crowded: int = 0
+    crowded: tuple[Run, ...] = ()
+
+    def timed(self, model: str) -> tuple[int, int]:
+        """Return how many runs of a model here count, and how many were timed beside others' load."""
+        return sum(r.model == model for r in self.runs), sum(r.model == model for r in self.crowded)
 
     def correction(self, kind: str, model: str, make: str = "dense") -> Correction:
         """Return what runs here say of predictions for a model of such a make."""
@@ -143,9 +147,9 @@ def read(home: Path, machine: str, rates: Rates) -> History:
     runs = [_parsed(line) for line in text.splitlines() if line.strip()]
     found = tuple(r for r in runs if r is not None)
     mine = [r for r in found if r.machine == machine]
-    quiet = tuple(r for r in mine if r.load <= CROWDED)
-    counted = tuple(r for r in quiet if r.costs == COSTS)
-    return History(rates, counted, len(runs) - len(found), len(mine) - len(quiet))
+    counted = tuple(r for r in mine if r.load <= CROWDED and r.costs == COSTS)
+    crowded = tuple(r for r in mine if r.load > CROWDED)
+    return History(rates, counted, len(runs) - len(found), crowded)
 
 
 def record(home: Path, runs: Iterable[Run]) -> None:

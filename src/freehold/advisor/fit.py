@@ -168,7 +168,7 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
         load_s=Interval.within(ours.load_s(anatomy, machine.threads, packed), _LOAD_SPREAD),
         prefill=_told(prefill, prompt, context, machine),
         decode=_told(decode, one, 1, machine),
-        basis=_basis(decode, machine),
+        basis=f"{_basis(decode, machine)}{_timed(history, model_key(anatomy), decode)}",
         sure=machine.rates.measured and not machine.rates.busy,
     )
 
@@ -238,10 +238,28 @@ def _basis(correction: Correction, machine: Machine) -> str:
     how = "measured while others computed: see fit --measure" if machine.rates.busy else how
     measured = f"{machine.rates.read_gb_s:.0f} GB/s and {machine.rates.int8_gops:,.0f} int8 GOPS, {how}"
     if not correction.runs:
-        return f"{measured}; no run here yet"
+        return measured
     made = f"models of {correction.make}" if correction.make not in ("", "dense") else "models"
     of = "this model" if correction.own else made
     return f"{measured}; last {correction.runs} runs of {of} here: median error {correction.error:.0%}"
+
+
+def _timed(history: History, model: str, correction: Correction) -> str:
+    """Say how many runs of this model the speeds rest on, where the correction does not; `why` counts the same."""
+    counted, crowded = history.timed(model)
+    loaded = f"; {left_out(crowded)}" if crowded else ""
+    if correction.own:
+        return loaded
+    none = (
+        "none of this model" if correction.runs else "no run here yet" if not crowded else "no other run here"
+    )
+    few = f"{counted} {'run' if counted == 1 else 'runs'} of this model here, too few to correct by"
+    return f"; {few if counted else none}{loaded}"
+
+
+def left_out(crowded: int) -> str:
+    """Return in words that runs were timed beside others' load, which correct nothing."""
+    return f"{crowded} of this model under other load {'is' if crowded == 1 else 'are'} left out"
 
 
 def _beyond_picked(anatomy: Anatomy, context: int, longest: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ Path: catalog.model -> models.py (files) -> schema.py (TOML -> Model) -> Model.c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import date
 
@@ -17,6 +18,9 @@ ROLES = ("generator", "embedder", "reranker")
 # The smallest billions of parameters of each tier. A bound is the geometric mean of the sizes that the
 # tiers beside it name (1.5 and 3, 4 and 7, 8 and 14, 32 and 100); xl begins at 200 as its row says.
 TIERS = {"nano": 0.0, "micro": 2.1, "small": 5.3, "medium": 10.6, "large": 56.6, "xl": 200.0}
+# A size in a name, as 8B or 270M, and how far from the total it may be: Ministral-3-8B has 8.92.
+_CALLED = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z0-9])")
+_CALLED_OFF = 0.12
 STALE_DAYS = 180  # a fact older than this is shown with its age: half a year is two model generations
 MULTILINGUAL = 10  # languages from which a model counts as multilingual
 _VARIETIES = {"no": ("nb", "nn"), "nb": ("no",), "nn": ("no",), "fil": ("tl",), "tl": ("fil",)}
@@ -51,6 +55,7 @@ class Stretch:
     )
     factor: float
     original: int  # tokens that are stretched: original_max_position_embeddings
+    theta: float = 0.0  # rope_theta of config.json, which engines want beside what they override; 0: no rope
 
     @property
     def context(self) -> int:
@@ -128,6 +133,15 @@ class Model:
         """
         told = self.parameters or self.params_b * 1e9
         return not told or not weights or told / 16 < weights < told * 16
+
+    @property
+    def called_b(self) -> float:
+        """Billions of parameters as its name rounds them, 8 of Qwen3-8B's 8.19; its total where the name has none."""
+        for number, unit in _CALLED.findall(self.id.rpartition("/")[2]):
+            said = float(number) * (1e-3 if unit in "mM" else 1.0)
+            if self.params_b and abs(said / self.params_b - 1) <= _CALLED_OFF:
+                return said
+        return self.params_b
 
     @property
     def tier(self) -> str:

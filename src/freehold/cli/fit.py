@@ -137,8 +137,6 @@ def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[s
         yield f"this machine has {gpu.title}: {hint}"
     if machine and machine.device:
         yield f"other engines use this machine's GPU: --on {machine.device} predicts for them"
-    if place.history and place.history.crowded:
-        yield f"note: {place.history.crowded} runs under other load are left out"
     if place.history and place.history.damaged:
         yield f"note: {place.history.damaged} damaged lines of runs.jsonl were left out"
 

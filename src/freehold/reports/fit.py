@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold import catalog
@@ -70,7 +70,23 @@ def fit_report(
     place = _place(settings, on, engine, measure=measure)
     asked = _anatomies(held, known, quant, place)
     rows = [fits.fit(a, place, context, kv_type=kv_type, packed=packed and a is held) for a in asked]
-    return FitReport(model, place, tuple(rows), held, known)
+    return FitReport(model, place, tuple(rows if place.rig else _by_size(rows)), held, known)
+
+
+def _by_size(rows: list[Fit | Misfit]) -> list[Fit | Misfit]:
+    """Order rows by what their weights take in memory, and name the largest that fits to those that do not.
+
+    A type without a kernel is converted at load: Q3_K_M takes more memory here than Q4_K_M.
+    """
+    ordered = sorted(rows, key=lambda row: row.memory.weights if row.memory else row.anatomy.weight_bytes)
+    fitting = [row.anatomy.quant for row in ordered if isinstance(row, Fit)]
+    return [_pointed(row, fitting[-1]) if fitting and isinstance(row, Misfit) else row for row in ordered]
+
+
+def _pointed(row: Misfit, fitting: str) -> Misfit:
+    """Return a row whose way out is the quantisation that fits, instead of any smaller one."""
+    shorter = f"--context {row.longest} fits; " if row.longest else ""
+    return replace(row, hint=f"{shorter}{fitting} fits, or --on larger hardware")
 
 
 def _find(settings: Settings, text: str) -> tuple[Anatomy | None, Model | None, bool]:

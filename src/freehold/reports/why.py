@@ -37,6 +37,7 @@ class SpeedHere:
 
     foreseen: Fit | Misfit | None
     measured: tuple[Run, ...]
+    crowded: int = 0  # runs timed beside others' load, which are left out
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -165,6 +166,8 @@ def _unknown(
     own: list[Kept],
 ) -> list[str]:
     """Return the facts that no source states."""
+    from freehold.advisor.fit import left_out
+
     gaps = []
     if known is None:
         gaps.append("lab, lineage and published results: it is not in the catalogue")
@@ -179,7 +182,8 @@ def _unknown(
     elif known and known.role == "generator" and (untold := _untold(quality)):
         gaps.append(f"its quality for {', '.join(untold)}: no published result")
     if not here.measured:
-        gaps.append("its measured speed here: no answer was timed yet")
+        why = left_out(here.crowded) if here.crowded else "no answer was timed yet"
+        gaps.append(f"its measured speed here: {why}")
     if not own:
         gaps.append("its quality on your own work: freehold advise --try samples.jsonl measures that")
     return gaps
@@ -210,8 +214,8 @@ def _speed_here(settings: Settings, card: dict[str, Any]) -> SpeedHere:
     try:
         anatomy, place = weighed(settings, card["name"]), this_machine(settings)
         most = min(_CONTEXT, anatomy.context or _CONTEXT)
-        past = place.history.runs if place.history else ()
-        mine = tuple(r for r in past if r.model == model_key(anatomy))
-        return SpeedHere(fit(anatomy, place, most), mine)
+        past, key = place.history, model_key(anatomy)
+        mine = tuple(r for r in past.runs if r.model == key) if past else ()
+        return SpeedHere(fit(anatomy, place, most), mine, past.timed(key)[1] if past else 0)
     except FreeholdError:
         return SpeedHere(None, ())
