@@ -5,15 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from freehold import catalog
 from freehold.catalog.model import Structure
 from freehold.errors import UnsupportedModel
-from freehold.models.binding.bind import check_structure, refusal
+from freehold.formats import open_model_file
+from freehold.formats.metadata import Metadata
+from freehold.models.binding.bind import check_structure, read_source, refusal
 from freehold.models.binding.unsupported import missing_part
 from freehold.models.families import naming, registered
+from tests.models.golden import write_model
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 
@@ -131,3 +135,12 @@ def test_one_architecture_leaves_other_families_unimported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < len(registered()) / 3
+
+
+def test_a_family_under_anothers_architecture_is_refused_by_its_own_name_before_its_keys(tmp_path: Path):
+    """llama.cpp writes SolarOpen as glm4moe without a width for dense layers: it is no damaged file."""
+    opened: Any = open_model_file(write_model("glm4_moe", "gguf", tmp_path))
+    keys = {k: v for k, v in opened.metadata.items() if k != "glm4moe.feed_forward_length"}
+    opened.metadata = Metadata({**keys, "tokenizer.ggml.pre": "solar-open"}, "model.gguf")
+    with pytest.raises(UnsupportedModel, match="architecture 'solar_open' is not supported"):
+        read_source(opened)

@@ -27,7 +27,7 @@ from freehold.models.binding.left_out import leave_out, text_half
 from freehold.models.binding.mistral_names import from_mistral, is_mistral
 from freehold.models.binding.mxfp4 import is_microscaled, join_blocks
 from freehold.models.binding.stored import Held, Stored
-from freehold.models.binding.unsupported import NEUTRAL, missing_part
+from freehold.models.binding.unsupported import NEUTRAL, missing_part, true_architecture
 from freehold.models.config.mixtures import MAX_EXPERTS
 from freehold.models.config.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.families import naming, registered
@@ -155,7 +155,10 @@ def _without_drafts(
 
 def gguf_family(meta: Mapping[str, Any]) -> tuple[Family, Fields]:
     """Return the family of a GGUF with this metadata, and the keys under its architecture's prefix."""
-    architecture = Fields(meta).text("general.architecture")
+    stated = Fields(meta).text("general.architecture")
+    architecture = true_architecture(stated, meta.get("tokenizer.ggml.pre"))
+    if architecture != stated:
+        raise _unknown_architecture(architecture)
     keys = Fields(meta, f"{architecture}.")
     mixture = keys.integer("expert_count", 0, MAX_EXPERTS, 0) > 0
     named = [f for f in naming(architecture) if f.gguf_architecture == architecture]

@@ -4,7 +4,7 @@ Knows names as both file formats write them, what sets each architecture apart, 
 families do not have; knows no family that is computed.
 A name that a family registers wins over one that stands here. Sources: the architectures' classes in transformers 5.24
 and their loaders in llama.cpp, read 2026-11.
-Path: bind.read_source, bind.refusal -> missing_part; bind.read_source -> NEUTRAL
+Path: bind.read_source, bind.refusal -> missing_part; bind.read_source -> NEUTRAL, true_architecture
 """
 
 from __future__ import annotations
@@ -112,8 +112,18 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
     ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
     ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
+    ("experts in every layer, judged by a reference", ("solar_open", "SolarOpenForCausalLM")),
+    (f"{_KDA} beside attention without positions", ("solar_open2", "SolarOpen2ForCausalLM")),
 )
+# Families whose GGUFs have another one's architecture and other keys, by the tokenizer that they name (its `pre`):
+# llama.cpp writes SolarOpen as glm4moe, without a width for dense layers.
+_BORROWED = {"solar-open": "solar_open"}
 _BY_NAME = {name: lack for lack, names in LACKS for name in names}
+
+
+def true_architecture(stated: str, tokenizer: object) -> str:
+    """Return the architecture of a GGUF that states one and names a tokenizer, where the stated is another family's."""
+    return _BORROWED.get(tokenizer, stated) if isinstance(tokenizer, str) else stated
 
 
 def missing_part(architecture: str) -> str:
