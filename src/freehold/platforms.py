@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -179,8 +180,7 @@ _ALLOWED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "faccessat2": (439, 439),
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, <linux/audit.h>
-_OPEN, _OPENAT, _CLONE, _CLONE3 = (2, None), (257, 56), (56, 220), (435, 435)
-_CLONE_THREAD = 0x10000
+_OPEN, _OPENAT, _CLONE3 = (2, None), (257, 56), (435, 435)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Calls that are allowed for some commands only, their second argument. With fcntl's others the kernel sends any signal
 # to any process of the user (F_SETOWN, F_SETSIG, O_ASYNC); ioctl's type into a terminal or change a file's attributes.
@@ -194,8 +194,12 @@ _COMMANDS: dict[tuple[int, int], tuple[int, ...]] = {
         0x5451,
     ),  # ioctl: TCGETS, TIOCGWINSZ, FIONREAD, FIONCLEX, FIOCLEX
 }
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # on all machines
-_LANDLOCK_WRITE_FILE = 1 << 1  # <linux/landlock.h>
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446  # on all machines
+_LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1  # <linux/landlock.h>: a flag, a kind of rule
+_LANDLOCK_ALL = (
+    1 << 13
+) - 1  # every right over files of Landlock's first version: no rule gives most of them
+_LANDLOCK_READ_FILE, _LANDLOCK_READ_DIR = 1 << 2, 1 << 3
 _CAPABILITIES, _CAP_DAC_READ_SEARCH = (
     0x20080522,
     1 << 2,
@@ -212,8 +216,13 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
 
 def can_confine() -> bool:
-    """Return whether `confine` knows this system."""
-    return SYSTEM == "linux" and os.uname().machine in _ARCHITECTURES
+    """Return whether `confine` knows this system: Linux with Landlock (5.13), which a kernel may be built without."""
+    if SYSTEM != "linux" or os.uname().machine not in _ARCHITECTURES:
+        return False
+    import ctypes
+
+    version = ctypes.CDLL(None).syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    return version >= 1
 
 
 def fork() -> int:
@@ -221,8 +230,12 @@ def fork() -> int:
     return os.fork()
 
 
-def confine() -> bool:
-    """Leave this process, for good, the system calls of a computation that reads files; False where that fails."""
+def confine(readable: Iterable[str]) -> bool:
+    """Leave this process, for good, the system calls of a computation that reads files; False where that fails.
+
+    It can start neither processes nor threads. `readable`: the files and folders whose contents it may still read;
+    those that are missing are left out. Of other paths it can tell whether they exist, and their size and owner.
+    """
     if not can_confine():
         return False
     import ctypes
@@ -234,24 +247,47 @@ def confine() -> bool:
     kept = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(kept))
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 or not _read_only(libc, readable):
         return False
-    _leave_other_processes(libc)
+    _drop_capabilities(libc)
     return libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.create_string_buffer(header), 0, 0) == 0
 
 
-def _leave_other_processes(libc: Any) -> None:
-    """Let /proc show this process no other's environment or memory, where the kernel has Landlock (5.13).
+def _read_only(libc: Any, readable: Iterable[str]) -> bool:
+    """Take every right over files but that of reading `readable`, by Landlock; False where the kernel refuses.
 
-    Root's rights over processes go with it; of them all, reading files remains.
+    A process in such a domain cannot look into others through /proc either.
     """
     import ctypes
+    import stat
+    import struct
 
-    attributes = ctypes.c_uint64(_LANDLOCK_WRITE_FILE)  # no rule allows it: no file may be written
+    attributes = ctypes.c_uint64(_LANDLOCK_ALL)
     ruleset = libc.syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(8), 0)
-    if ruleset >= 0:
-        libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    if ruleset < 0:
+        return False
+    try:
+        for path in readable:
+            try:
+                fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except OSError:
+                continue
+            folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+            rights = _LANDLOCK_READ_FILE | (_LANDLOCK_READ_DIR if folder else 0)
+            rule = struct.pack("=Qi", rights, fd)
+            done = libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+            os.close(fd)
+            if done != 0:
+                return False
+        return libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0
+    finally:
         os.close(ruleset)
+
+
+def _drop_capabilities(libc: Any) -> None:
+    """Give up root's rights over processes; of them all, reading files remains, within Landlock's rules."""
+    import ctypes
+
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits of each
     if libc.capget(header, sets) == 0:
@@ -264,21 +300,19 @@ def _filter(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
     fail, allow = (_RETURN, 0, 0, _FAIL | _EPERM), (_RETURN, 0, 0, _ALLOW)
     made = [(_LOAD, 0, 0, _ARCHITECTURE), (_JUMP_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     made += [(_LOAD, 0, 0, _NUMBER), (_JUMP_LEAST, 0, 1, 0x40000000), fail]  # x32's numbers
-    for numbers, argument, bits, if_set in (
-        (_OPEN, 1, _WRITES, False),
-        (_OPENAT, 2, _WRITES, False),
-        (_CLONE, 0, _CLONE_THREAD, True),
-    ):
+    for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
         if (number := numbers[column]) is not None:
-            yes, no = (allow, fail) if if_set else (fail, allow)
             made += [(_JUMP_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)]
-            made += [(_JUMP_SET, 0, 1, bits), yes, no]
+            made += [(_JUMP_SET, 0, 1, _WRITES), fail, allow]
     for numbers, commands in _COMMANDS.items():
         made += [(_JUMP_EQUAL, 0, 2 + 2 * len(commands), numbers[column]), (_LOAD, 0, 0, _ARGUMENTS + 8)]
         for command in commands:
             made += [(_JUMP_EQUAL, 0, 1, command), allow]
         made.append(fail)
-    made += [(_JUMP_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _FAIL | _ENOSYS)]  # glibc then uses clone
+    made += [
+        (_JUMP_EQUAL, 0, 1, _CLONE3[column]),
+        (_RETURN, 0, 0, _FAIL | _ENOSYS),
+    ]  # glibc tries clone then
     for numbers in _ALLOWED_CALLS.values():
         if (number := numbers[column]) is not None:
             made += [(_JUMP_EQUAL, 0, 1, number), allow]

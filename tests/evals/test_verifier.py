@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 from pathlib import Path
@@ -182,7 +181,9 @@ def test_a_reward_has_the_kernel_send_no_signal_and_type_nothing(tmp_path: Path)
     ]
     path = tmp_path / "reward.py"
     path.write_text(
-        "PIPES = (min(int(n) for n in __import__('os').listdir('/proc/self/fd') if int(n) > 2), 0)\n"
+        "import os, stat\n"
+        "def pipe(n):\n    try: return stat.S_ISFIFO(os.fstat(n).st_mode)\n    except OSError: return False\n"
+        "PIPES = (next(n for n in range(3, 64) if pipe(n)), 0)\n"
         "def reward(prompt, answer, item):\n    exec(answer, {'PIPES': PIPES})\n    return 1\n"
     )
     found = scored(str(path), *acts, "open('/dev/null').close()")
@@ -190,19 +191,18 @@ def test_a_reward_has_the_kernel_send_no_signal_and_type_nothing(tmp_path: Path)
     assert all("PermissionError" in each.why for each in found[: len(acts)])
 
 
-def _landlock() -> bool:
-    libc = ctypes.CDLL(None)
-    return libc.syscall(444, None, ctypes.c_size_t(0), 1) > 0
-
-
-@pytest.mark.skipif(not _landlock(), reason="this kernel has no Landlock")
-def test_a_reward_sees_no_other_processs_environment(tmp_path: Path):
-    body = f"return 1 if open('/proc/{os.getpid()}/' + answer, 'rb').read(1) else 0"
-    assert [each.failed for each in scored(written(tmp_path, body), "environ", "mem", "status")] == [
-        "exception",
-        "exception",
-        "",
+def test_a_reward_sees_no_process_no_device_and_starts_no_thread(tmp_path: Path):
+    acts = [
+        *(f"open('/proc/{os.getpid()}/{name}', 'rb')" for name in ("environ", "mem", "cmdline", "status")),
+        "open('/proc/self/environ')",
+        "import os; os.listdir('/proc')",
+        "open('/dev/zero')",
+        "open('/sys/kernel/uevent_seqnum')",
+        "import threading; threading.Thread(target=print).start()",
+        "open('/dev/urandom', 'rb').read(1)",
     ]
+    found = scored(written(tmp_path, "exec(answer)\nreturn 1"), *acts)
+    assert [each.failed for each in found] == ["exception"] * (len(acts) - 1) + [""]
 
 
 def test_a_reward_reads_files_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -210,8 +210,7 @@ def test_a_reward_reads_files_and_no_secret(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "words").write_text("four")
     body = (
         "import os\n"
-        "told = open('/proc/self/environ').read()\n"
-        f"return open({str(tmp_path / 'words')!r}).read() == answer and not os.environ and 'secret' not in told"
+        f"return open({str(tmp_path / 'words')!r}).read() == answer and 'OPENAI_API_KEY' not in os.environ"
     )
     assert scored(written(tmp_path, body), "four") == [RewardScore(1.0)]
 

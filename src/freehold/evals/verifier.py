@@ -73,7 +73,7 @@ class Verifier:
         """
         if not can_confine():
             raise UsageError(
-                "verifiers run on Linux only, where a process can be confined",
+                "verifiers run on Linux only, with a kernel that confines processes (Landlock, Linux 5.13)",
                 "use Linux for this, a container will do",
             )
         self.spec = spec

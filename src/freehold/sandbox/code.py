@@ -1,8 +1,8 @@
-"""Runs Python that a model wrote, and then a test, in a process that can neither write, connect nor start others.
+"""Runs Python that a model wrote, and then a test, in processes that can neither write, connect nor start others.
 
-The child (confined.py) closes itself in before it runs the code: memory, processor time, and the system calls that
-are left to it. Linux alone has the means; elsewhere such code is not run. It may read files: what it learns goes
-nowhere but into a word or two beside "failed". Knows no model and no case.
+Linux alone has the means to confine a process (platforms.confine); where it lacks them, such code is not run. Code and
+test are two processes (confined.py): what passes is decided by one whose memory the code cannot reach. What the code
+learns goes nowhere but into a few words beside "failed". Knows no model and no case.
 Path: evals/judges.py -> failure -> confined.py
 """
 
@@ -10,59 +10,146 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+import select
+import socket
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.platforms import can_confine
 from freehold.sandbox.children import spawn
+from freehold.sandbox.confined import PASSED, REFUSED
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.confined")
-SECONDS = 10  # of processor
+SECONDS = 10  # of processor, for the code, and as much for the test
 WALL_S = 60  # on the clock: a busy machine may take longer
-MEMORY = 1 << 30
+MEMORY = 1 << 30  # bytes, for each of the two
+_MOST_SAID = 1024  # bytes of a verdict
+_END_S = 10.0  # for two processes to be killed
 _PASSED_ON = ("PYTHON", "LD_", "LC_", "LANG")  # of the environment: what is secret stays here
-REFUSED = 77  # of confined.py: it could not confine itself
+_FIXED = {"PYTHONHASHSEED": "0"}  # the same code passes or fails each time
 
 
 def failure(code: str, test: str) -> str:
     """Run `code`, then `test`; return in a few words why they failed, or "" where both ended without an error.
 
-    Raises UsageError where this system cannot confine a process, CapacityExceeded where none can be started.
+    The test sees the code's names; its values are copies, its other objects act there (sandbox/apart.py). Raises
+    UsageError where this system cannot confine a process, CapacityExceeded where none can be started.
     """
     if not can_confine():
         raise UsageError(
-            "tests of code run on Linux only, where a process can be confined", "use another judge here"
+            "tests of code run on Linux only, with a kernel that confines processes (Landlock, Linux 5.13)",
+            "use another judge here",
         )
-    token = secrets.token_hex(16)
-    job = json.dumps({"code": code, "test": test, "token": token, "seconds": SECONDS, "memory": MEMORY})
-    kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    source, tested = (text.encode("utf-8", "surrogatepass") for text in (code, test))
     try:
-        child = spawn(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=kept,
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError as e:
-        raise CapacityExceeded(f"no process can be started for the tests: {e.strerror}") from e
-    with child:
+        said = _verdict(source, tested)
+    except (OSError, EOFError):  # the process was idle for long, or the kernel ended it
         try:
-            said, _ = child.communicate(job.encode("utf-8", "surrogatepass"), timeout=WALL_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            return f"ran longer than {WALL_S} s"
-        except BaseException:
-            child.kill()
-            raise
-    if child.returncode == REFUSED:
+            said = _verdict(source, tested)
+        except (OSError, EOFError) as e:
+            raise CapacityExceeded(f"no process can be started for the tests: {e}") from e
+    if said[:1] == REFUSED:
         raise UsageError("this kernel lets no process confine itself", "use another judge here")
-    if said.endswith(token.encode()):
+    if said == PASSED:
         return ""
-    if child.returncode < 0:
-        return f"was ended: over {SECONDS} s or {MEMORY >> 20:,} MiB"
-    return said.decode("utf-8", "replace").strip()[-160:] or "ended before its test"
+    return (
+        said[1:].decode("utf-8", "replace").strip() or "the test ended early: it took too much time or memory"
+    )
+
+
+def _verdict(code: bytes, test: bytes) -> bytes:
+    with _lock:
+        runner = _idle.pop() if _idle else _Runner()
+    try:
+        said = runner.verdict(code, test)
+    except BaseException:
+        runner.close()
+        raise
+    _idle.append(runner)
+    return said
+
+
+class _Runner:
+    """The process that stays, and the socket to it."""
+
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair()
+        kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        with theirs:
+            self._process: subprocess.Popen[bytes] = spawn(
+                [*COMMAND, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**kept, **_FIXED},
+                cwd="/",
+                start_new_session=True,
+            )
+
+    def verdict(self, code: bytes, test: bytes) -> bytes:
+        """Return what the test's process says. Raises OSError or EOFError where the process has ended."""
+        pairs = [os.pipe() for _ in range(3)]
+        theirs = [pairs[0][0], pairs[1][0], pairs[2][1]]
+        mine = {pairs[0][1]: code, pairs[1][1]: test}
+        heard = pairs[2][0]
+        try:
+            limits = json.dumps({"seconds": SECONDS, "memory": MEMORY}).encode()
+            try:
+                socket.send_fds(self._sock, [limits], theirs)
+            finally:
+                for fd in theirs:
+                    os.close(fd)
+            said = _exchanged(mine, heard)
+            self._sock.sendall(b"e")
+            self._sock.settimeout(_END_S)
+            if not self._sock.recv(1):
+                raise EOFError("it ended by itself")
+            return said
+        finally:
+            for fd in (*mine, heard):
+                os.close(fd)
+
+    def close(self) -> None:
+        """End the process; those that it started end with it."""
+        self._sock.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _exchanged(sent: dict[int, bytes], heard: int) -> bytes:
+    """Write to pipes until each has its text, and return what another one says until it is closed.
+
+    Closes those that were written. Stops after WALL_S and after _MOST_SAID bytes.
+    """
+    said, until = b"", time.monotonic() + WALL_S
+    for fd in sent:
+        os.set_blocking(fd, False)
+    while len(said) <= _MOST_SAID:
+        left = until - time.monotonic()
+        readable, writable, _ = select.select([heard], list(sent), [], max(left, 0))
+        if left <= 0:
+            return b"f" + f"ran longer than {WALL_S} s".encode()
+        for fd in writable:
+            with suppress(BlockingIOError):
+                try:
+                    sent[fd] = sent[fd][os.write(fd, sent[fd]) :]
+                except BrokenPipeError:
+                    sent[fd] = b""
+            if not sent[fd]:
+                os.close(fd)
+                del sent[fd]
+        if readable:
+            piece = os.read(heard, _MOST_SAID)
+            if not piece:
+                break
+            said += piece
+    return said
+
+
+_idle: list[_Runner] = []  # each runs one test at a time
+_lock = threading.Lock()

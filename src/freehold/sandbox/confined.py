@@ -1,52 +1,174 @@
-"""The child that runs a model's code: it gives up what it could do harm with, then runs code and test.
+"""The processes that run a model's code and its test: one that stays, and two confined ones for each test.
 
-Started as `python -m freehold.sandbox.confined PARENT` by code.py; the job comes on stdin as JSON. What is left of the
-system calls is a list (seccomp): memory, clocks, threads, and files that are opened to be read. Everything else,
-sockets and new processes among it, fails with EPERM. The token that says "passed" is written after the test, so that
-code that exits early has not passed; code that searches the interpreter for it could still cheat.
-Path: code.py -> main
+Started as `python -m freehold.sandbox.confined FD PARENT` by code.py. The first process runs no line of either. For
+each test it forks two, hands them the pipes that the parent made for them, and kills both when the parent has its
+verdict. Both close themselves in (closing_in.py) before they read anything. One runs the code and answers what the
+other asks (apart.py). The other runs the test and alone can write the verdict: the code's process holds neither that
+pipe nor the test, so that nothing it does to itself is a pass.
+Path: code.py -> main -> _run_code, _run_test
 """
 
 from __future__ import annotations
 
+import builtins
+import gc
 import json
 import os
-import resource
+import select
+import signal
+import socket
 import sys
+from collections.abc import Iterator
+from types import CodeType, ModuleType
+from typing import Any, NoReturn
 
 from freehold import platforms
+from freehold.sandbox.apart import BrokenPeer, Peer
 from freehold.sandbox.children import follow_parent
+from freehold.sandbox.closing_in import close_in, runtime_files
 
-REFUSED = 77
+PASSED, FAILED, REFUSED = b"p", b"f", b"r"  # a verdict's first byte; after FAILED comes why
+IDLE_S = 300.0  # without a test the process ends; the next test starts another
+_WHY = 160  # characters of a reason
+_CODE, _TEST = "answer", "test"  # the modules that their classes say they are of
+_ENDED = "the code's process ended before the test did: it exited, or took too much time or memory"
+# Imported once, before the first fork: most code asks for them.
+_USUAL = (
+    *(
+        "traceback",
+        "math",
+        "collections",
+        "itertools",
+        "re",
+        "typing",
+        "functools",
+        "string",
+        "heapq",
+        "bisect",
+    ),
+    *("copy", "datetime", "decimal", "fractions", "dataclasses", "enum", "random", "ctypes"),
+)
 
 
 def main() -> None:
-    """Read the job, confine this process, run it, and write the token or the reason."""
-    follow_parent(int(sys.argv.pop()))
-    job = json.loads(sys.stdin.buffer.read())
-    out = os.dup(1)
-    for name in ("traceback", "math", "collections", "itertools", "re", "typing", "functools", "string"):
+    """Run the tests that the parent sends through the socket whose number is the first argument."""
+    follow_parent(int(sys.argv[2]))
+    platforms.limit("RLIMIT_CORE", 0)
+    for name in _USUAL:
         __import__(name)
-    limits = ((resource.RLIMIT_CPU, job["seconds"]), (resource.RLIMIT_AS, job["memory"]))
-    for kind, most in (*limits, (resource.RLIMIT_FSIZE, 1 << 16), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(kind, (most, most))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if not platforms.confine():
-        os._exit(REFUSED)
-    names = {"__name__": "answer", "__builtins__": __builtins__}
+    readable = runtime_files()
+    gc.collect()
+    gc.freeze()
+    with socket.socket(fileno=int(sys.argv[1])) as sock:
+        while select.select([sock], [], [], IDLE_S)[0]:
+            asked, pipes, _, _ = socket.recv_fds(sock, 1024, 3)
+            if not asked:
+                return
+            _test(sock, json.loads(asked), pipes, readable)
+
+
+def _test(sock: socket.socket, limits: dict[str, int], pipes: list[int], readable: list[str]) -> None:
+    """Start both processes, and end them when the parent says so."""
+    code, test, verdict = pipes
+    asked, asks = os.pipe()
+    answered, answers = os.pipe()
+    pids = []
+    for work, kept in ((_run_code, (code, asked, answers)), (_run_test, (test, answered, asks, verdict))):
+        pids.append(platforms.fork())
+        if pids[-1] == 0:
+            try:
+                follow_parent(os.getppid())
+                work(close_in(kept, readable=readable, **limits), *kept)
+            finally:
+                os._exit(1)
+    for fd in (*pipes, asked, asks, answered, answers):
+        os.close(fd)
+    sock.recv(1)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
+        os.waitpid(pid, 0)
+    sock.sendall(b"+")
+
+
+def _run_code(confined: bool, code: int, reads: int, writes: int) -> None:
+    """Run the code, then answer the test."""
+    if not confined:
+        return
+    source = _all_of(code)
+    sys.modules[_CODE] = module = ModuleType(_CODE)
+    names = module.__dict__
+    peer = Peer(reads, writes, names)
     try:
-        exec(compile(job.pop("code"), "answer", "exec"), names)
-        exec(compile(job.pop("test"), "test", "exec"), names)
-    except SystemExit:
-        _say(out, "exited")
+        exec(compile(source, _CODE, "exec", dont_inherit=True), names)
     except BaseException as e:
-        _say(out, f"{type(e).__name__}: {e}"[:160])
-    _say(out, job["token"])
+        peer.tell_raised(e)
+        return
+    defined = [name for name, value in names.items() if getattr(value, "__module__", _CODE) == _CODE]
+    peer.tell([name for name in defined if not name.startswith("__")])
+    peer.serve()
 
 
-def _say(out: int, text: str) -> None:
-    os.write(out, text.encode("utf-8", "replace"))
-    os._exit(0)
+def _run_test(confined: bool, test: int, reads: int, writes: int, verdict: int) -> None:
+    """Run the test, and write the verdict."""
+
+    def end(why: str | None, kind: bytes = FAILED) -> NoReturn:
+        said = PASSED if why is None else kind + why[:_WHY].encode("utf-8", "replace")
+        os.write(verdict, said)
+        os._exit(0)
+
+    if not confined:
+        end("", REFUSED)
+    source = _all_of(test)
+    sys.modules[_TEST] = ModuleType(_TEST)  # dataclasses look for it
+    peer = Peer(reads, writes, lends=_is_of_test, broken=lambda: end(_ENDED))
+    try:
+        own = peer.start()
+        compiled = compile(source, _TEST, "exec", dont_inherit=True)
+        hidden = sorted(set(_names_in(compiled)) & set(own) & set(dir(builtins)))
+        if hidden:
+            end(f"the code defines {hidden[0]}, a name of Python's own that the test uses")
+        exec(compiled, _TestNames(peer))
+    except SystemExit:
+        end("exited")
+    except BrokenPeer:
+        end(_ENDED)
+    except BaseException as e:
+        end(f"{type(e).__name__}: {e}")
+    end(None)
+
+
+class _TestNames(dict[str, Any]):
+    """The test's names; what it does not define is the code's."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__({"__name__": _TEST, "__builtins__": builtins})
+        self._peer = peer
+
+    def __missing__(self, name: str) -> Any:
+        if not hasattr(builtins, name):
+            known, value = self._peer.ask("name", name)
+            if known is True:
+                return value
+        raise KeyError(name)
+
+
+def _is_of_test(value: Any) -> bool:
+    """Return whether the code may read attributes of a value that the test passed to it."""
+    kind = value if isinstance(value, type) else type(value)
+    return kind.__module__ == _TEST
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Yield every global name that a piece of code uses."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _all_of(fd: int) -> bytes:
+    with open(fd, "rb") as file:
+        return file.read()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The processes that run a reward: one that stays, and confined children of it that score answers.
 
 The first process imports what the reward needs, and runs no line of it. For each batch it forks a child, which closes
-every descriptor but two pipes, limits its memory, gives up all system calls but those of a computation (platforms),
-and only then runs the reward: a file's `reward(prompt, answer, item)`, or the verifier of a reasoning-gym data set.
-The first process watches the child's processor time, kills it when an answer takes too long, and forks another one
-for the next answer. A score counts only in a message that carries the answer's own token; what is printed goes
-nowhere. Code that searches the interpreter for the token could cheat, but may return any score anyway.
+itself in (closing_in.py: two pipes, a limit of memory, the system calls of a computation that reads files), and only
+then runs the reward: a file's `reward(prompt, answer, item)`, or the verifier of a reasoning-gym data set. The first
+process watches the child's processor time, kills it when an answer takes too long, and forks another one for the next
+answer. A score counts only in a message that carries the answer's own token; what is printed goes nowhere. Code that
+searches the interpreter for the token could cheat, but may return any score anyway.
 Path: evals/verifier.py -> spawn -> main -> _Scorer -> _work
 """
 
@@ -28,6 +28,7 @@ from typing import Any
 
 from freehold import platforms
 from freehold.sandbox.children import follow_parent
+from freehold.sandbox.closing_in import all_files, close_in
 from freehold.sandbox.wire import receive, send
 
 REFUSED = "refused"  # this kernel lets no process confine itself
@@ -194,7 +195,9 @@ def _work(job: Reply, calls: int, tasks: int, results: int) -> None:
     """Confine this process, load the reward, answer the tasks; never return."""
     try:
         follow_parent(os.getppid())
-        if not _confine(job, calls, tasks, results):
+        # of processor in all: the first process looks at every answer's
+        seconds = math.ceil(job["load_s"] + calls * job["seconds"]) + 1
+        if not close_in((tasks, results), seconds=seconds, memory=job["memory"], readable=all_files()):
             _write(results, {**_failed(REFUSED, ""), "token": ""})
             os._exit(1)
         try:
@@ -210,28 +213,6 @@ def _work(job: Reply, calls: int, tasks: int, results: int) -> None:
             _write(results, {**_called(work, task), "token": token})
     finally:
         os._exit(1)
-
-
-def _confine(job: Reply, calls: int, tasks: int, results: int) -> bool:
-    import resource
-
-    null = os.open(os.devnull, os.O_RDWR)
-    kept = {tasks, results}
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
-            with suppress(OSError):
-                os.close(int(name))
-    os.environ.clear()
-    cpu = math.ceil(job["load_s"] + calls * job["seconds"]) + 1  # the first process looks at every answer's
-    for kind, most in (
-        (resource.RLIMIT_AS, job["memory"]),
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
-        resource.setrlimit(kind, (most, most))
-    return platforms.confine()
 
 
 def _loaded(job: Reply) -> Callable[[Reply], Reply]:
