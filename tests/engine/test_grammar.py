@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -149,22 +150,48 @@ def test_compilation_that_gets_no_processor_for_a_while_is_not_ended(monkeypatch
     )
 
 
-def test_mask_that_takes_too_long_ends_the_answer(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(grammar_module, "MASK_S", 0.0)
-    monkeypatch.setattr(grammar_module, "SPARE_S", 0.0)
-    with pytest.raises(UsageError, match=r"the limit is 0\.0 s"):
-        grammars.grammar(Format("json")).matcher().mask()
+# A text of n letters is read in as many ways as there are binary and ternary trees over them.
+AMBIGUOUS = 'start: e\ne: e e | "a" | e e e | ""\n'
 
 
-def test_one_slow_mask_is_spared_and_the_next_ends_the_answer(
+def test_sum_of_an_answers_parser_calls_has_a_limit(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grammar_module.time, "thread_time", count(0.0, 0.3).__next__)
+    matcher = grammars.grammar(Format("json")).matcher()
+    matcher.mask()
+    matcher.advance(ord("{"))
+    matcher.forced()
+    with pytest.raises(
+        UsageError, match=r"took 1\.20 s of processor for 1 tokens; the limit is 1 s and 2 ms a"
+    ):
+        matcher.count_valid([ord("}")])
+
+
+def test_answer_whose_tokens_are_cheap_may_be_of_any_length(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ):
-    clock = iter([0.0, 1.0, 1.0, 2.0])
-    monkeypatch.setattr(grammar_module.time, "thread_time", lambda: next(clock))
-    matcher = grammars.grammar(Format("json")).matcher()
-    assert matcher.mask().any()
-    with pytest.raises(UsageError, match=r"took 1\.00 s; the limit is 0\.25 s"):
+    monkeypatch.setattr(grammar_module.time, "thread_time", count(0.0, 0.0009).__next__)
+    matcher = grammars.grammar(Format("regex", "a*")).matcher()
+    for _ in range(3000):
         matcher.mask()
+        matcher.advance(ord("a"))
+
+
+def test_grammar_with_many_readings_is_ended_while_its_calls_are_short(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(grammar_module, "SPARE_S", 1e9)  # by the parser's own limits, whatever the machine
+    matcher = grammars.grammar(Format("lark", AMBIGUOUS)).matcher()
+    with pytest.raises(UsageError, match="Current row has") as e:
+        for _ in range(110):
+            matcher.mask()
+            matcher.advance(ord("a"))
+    assert "repeat to the left" in e.value.hint
+
+
+def test_choice_of_thousands_of_texts_is_taken(grammars: Grammars, tokenizer: Tokenizer):
+    texts = [f"option {i}" for i in range(10_000)]
+    grammar = grammars.grammar(Format("choice", json.dumps(texts)))
+    assert takes(grammar, tokenizer, "option 9876") and not takes(grammar, tokenizer, "option 98765")
 
 
 def test_panic_of_the_parser_is_an_error_of_the_format():

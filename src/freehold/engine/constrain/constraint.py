@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from freehold.engine.constrain.grammar import Grammar, GrammarMatcher, Mask
+from freehold.engine.constrain.grammar import Grammar, GrammarMatcher, Mask, ParserTime
 from freehold.errors import UsageError
 from freehold.tokenizer import Tokenizer
 
@@ -62,7 +62,14 @@ class ConstraintMatcher:
         self._size = constraint.tokenizer.vocab_size
         self._stop_ids = [id for id in stop_ids if id < self._size]
         self._whole = constraint.grammar is not None  # the grammar is of the whole text
-        self._grammar: GrammarMatcher | None = constraint.grammar.matcher() if constraint.grammar else None
+        self._spent = ParserTime()
+        self._charged_s = 0.0
+        self.token_s = (
+            0.0  # of processor that the latest token took in the parser: about what the next one takes
+        )
+        self._grammar: GrammarMatcher | None = None
+        if constraint.grammar:
+            self._grammar = constraint.grammar.matcher(self._spent)
         self._tail = _LINE  # of the thinking, or of free text
         self._close = constraint.tags[1].encode() if constraint.tags else b""
         self._opener = _opener(constraint)
@@ -83,6 +90,12 @@ class ConstraintMatcher:
         """Tell whether every token may come next."""
         constrained = self._phase == "closing" or (self._phase != "thinking" and self._grammar is not None)
         return not constrained and not self._whole
+
+    def take_seconds(self) -> float:
+        """Return the seconds of processor that the parser took since the last call, as the cost of a token."""
+        self.token_s = self._spent.seconds - self._charged_s
+        self._charged_s = self._spent.seconds
+        return self.token_s
 
     def mask(self) -> Mask | None:
         """Return which tokens may come next; None: every one may. Raises UsageError where that costs too much."""
@@ -185,7 +198,7 @@ class ConstraintMatcher:
 
     def _follow(self, trigger: Trigger, rest: bytes) -> None:
         """Begin a trigger's grammar; `rest` was written after the trigger already."""
-        self._grammar, self._phase, self._tail = trigger.grammar.matcher(), "text", b""
+        self._grammar, self._phase, self._tail = trigger.grammar.matcher(self._spent), "text", b""
         try:
             self._advance_by(rest)
         except UsageError:  # the grammar does not allow what was written, so it stays free text

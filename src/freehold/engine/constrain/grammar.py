@@ -22,7 +22,7 @@ from freehold.engine.constrain.trial_compile import try_compile
 from freehold.errors import FreeholdError, UsageError
 from freehold.tokenizer import Tokenizer, TokenKind
 from freehold.tokenizer.dialects.schema import BLANKS
-from freehold.types import MAX_FORMAT_CHARS, Format
+from freehold.types import MAX_CHOICES, MAX_FORMAT_CHARS, Format
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -34,20 +34,21 @@ _T = TypeVar("_T")
 MAX_DEPTH = 100  # arrays and objects within each other in a schema; the parser itself ends at 127
 MAX_REGEX_CHARS = 16 << 10  # the time of a mask grows with the square of it: 20 ms for a row of 2,000 options
 MAX_LARK_CHARS = 64 << 10
-MAX_CHOICES = 10_000
-# llguidance's own limits: for one grammar at most half a second of compiling, 15 ms a mask, some 100 MB of states.
+# llguidance's own limits, which bound a single call: it cannot be interrupted, and all calls but the mask hold the
+# interpreter. With these the worst grammars known take 20 to 40 ms a call for 118,000 tokens, and 10 ms for most;
+# with rows of 2,000 and 50,000 items a step they took 800. Schemas and choices use a tenth of any of them.
 LIMITS: dict[str, Any] = {
-    "max_items_in_row": 2000,
+    "max_items_in_row": 500,
     "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 10_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
 }
-MASK_S = 0.25  # of processor for one mask: other answers wait no longer than that for it
-# What all masks of one answer may take beyond that. A virtual machine counts as its own what its host gives to others:
-# a mask of 2 ms was once measured at 0.9 s.
-SPARE_S = 1.0
+# Seconds of processor that all calls of one answer may take: so much, and so much more a token. Schemas take 0.03 ms
+# a token at the median and 0.5 at the 99th percentile. The spare second is also for a virtual machine, which counts
+# as its own what its host gives to others: a mask of 2 ms was once measured at 0.9 s.
+SPARE_S, TOKEN_S = 1.0, 0.002
 SHORT = 4 << 10  # characters; the smallest source that ends a process has 20 KB
 STACK = 16 << 20  # bytes, for what recurses by the depth of a grammar
 KEPT = 16  # grammars compiled latest
@@ -145,51 +146,70 @@ class Grammar:
     tokens: TokenTable
     _first: LLMatcher
 
-    def matcher(self) -> GrammarMatcher:
-        """Return the state before the first token."""
-        return GrammarMatcher(self.tokens, _guarded(self._first.deep_copy))
+    def matcher(self, spent: ParserTime | None = None) -> GrammarMatcher:
+        """Return the state before the first token; `spent`: of the answer's calls so far."""
+        return GrammarMatcher(self.tokens, _guarded(self._first.deep_copy), spent or ParserTime())
+
+
+@dataclass(slots=True)
+class ParserTime:
+    """What the parser's calls of one answer took, whichever of its grammars they were for."""
+
+    seconds: float = 0.0  # of processor
+    tokens: int = 0  # taken in
+
+    def add(self, seconds: float) -> None:
+        """Count a call. Raises UsageError once all took more than SPARE_S and TOKEN_S a token."""
+        self.seconds += seconds
+        if self.seconds > SPARE_S + TOKEN_S * self.tokens:
+            raise _error(
+                f"finding the tokens that may come next took {self.seconds:.2f} s of processor for "
+                f"{self.tokens:,} tokens; the limit is {SPARE_S:g} s and {TOKEN_S * 1e3:g} ms a token"
+            )
 
 
 class GrammarMatcher:
-    """How far one answer has come in its grammar. One thread at a time."""
+    """How far one answer has come in its grammar. One thread at a time.
 
-    def __init__(self, tokens: TokenTable, state: LLMatcher) -> None:
-        self.tokens, self._state = tokens, state
-        self._over_s = 0.0
+    Every call of the parser is timed; each may raise UsageError, see ParserTime.
+    """
+
+    def __init__(self, tokens: TokenTable, state: LLMatcher, spent: ParserTime) -> None:
+        self.tokens, self._state, self._spent = tokens, state, spent
         self._bits = np.zeros((tokens.size + 31) // 32, np.uint32)
 
     def mask(self) -> Mask:
-        """Return which tokens may come next; the model's stop tokens may where the text is complete.
-
-        Raises UsageError where computing that takes too long.
-        """
-        bits, began = self._bits, time.thread_time()
-        _guarded(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
+        """Return which tokens may come next; the model's stop tokens may where the text is complete."""
+        bits = self._bits
+        self._timed(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
         self._check()
-        took = time.thread_time() - began
-        self._over_s += max(took - MASK_S, 0.0)
-        if self._over_s > SPARE_S:
-            raise _error(f"finding the tokens that may come next took {took:.2f} s; the limit is {MASK_S} s")
         return np.unpackbits(bits.view(np.uint8), count=self.tokens.size, bitorder="little").view(np.bool_)
 
     def advance(self, id: int) -> None:
         """Take in a token. Raises UsageError for one that is not valid here."""
-        if not _guarded(lambda: self._state.consume_token(id)):
+        self._spent.tokens += 1
+        if not self._timed(lambda: self._state.consume_token(id)):
             self._check()
             raise _error(f"token {id} is not valid here")
 
     @property
     def is_complete(self) -> bool:
         """Whether the text is complete and nothing can follow it."""
-        return _guarded(self._state.is_stopped)
+        return self._timed(self._state.is_stopped)
 
     def forced(self) -> list[int]:
         """Return tokens that must come next, if some must."""
-        return _guarded(self._state.compute_ff_tokens)
+        return self._timed(self._state.compute_ff_tokens)
 
     def count_valid(self, ids: Sequence[int]) -> int:
         """Return how many of `ids`, from the first, could come next."""
-        return _guarded(lambda: self._state.validate_tokens(list(ids)))
+        return self._timed(lambda: self._state.validate_tokens(list(ids)))
+
+    def _timed(self, call: Callable[[], _T]) -> _T:
+        began = time.thread_time()
+        result = _guarded(call)
+        self._spent.add(time.thread_time() - began)
+        return result
 
     def _check(self) -> None:
         if self._state.is_error():
@@ -238,7 +258,8 @@ def _choice_text(texts: object) -> str:
     if len(texts) > MAX_CHOICES:
         raise _error(f"a choice has {len(texts):,} texts; the limit is {MAX_CHOICES:,}")
     _as_json(texts, "the choice")
-    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    # A terminal, which the lexer takes as one item: as rules, 500 texts would fill a row of the parser.
+    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 def _any_object(_: str) -> str:
@@ -366,7 +387,13 @@ def _error(what: str) -> UsageError:
     return UsageError(f"format: {what}", hint, field="format")
 
 
+_AMBIGUOUS = (
+    "write rules that read a text in one way only, and that repeat to the left: list: item | list item"
+)
 _HINTS = {
+    "finding the tokens": _AMBIGUOUS,
+    "Current row has": _AMBIGUOUS,
+    "Too many items": _AMBIGUOUS,
     "Unimplemented keys": 'leave them out, or let them be ignored: "x-guidance": {"lenient": true}',
     "Unknown format": 'leave it out, or let it be ignored: "x-guidance": {"lenient": true}',
     "oneOf": 'use anyOf, or have it treated as that: "x-guidance": {"coerce_one_of": true}',
