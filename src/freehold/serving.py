@@ -321,6 +321,7 @@ class StoredModel:
     places: tuple[str, ...] = ()  # where a gateway's name may be answered; empty: on this machine
 
 
+    path: Path | None = None  # of a model that was named by its path; None: it is in the store
 @dataclass(frozen=True, slots=True)
 class PastDeath:
     """An engine process that ended by itself."""

@@ -276,7 +276,19 @@ def test_ps_lists_what_is_loaded(home: Path, tiny: str, real: str):
     assert (model["name"], model["restarts"]) == ("tiny", 0)
     assert model["stats"]["generated_tokens"] > 0 and model["tok_s"] == 0
     lines = freehold(home, "ps").out.splitlines()
-    assert len(lines) == 2 and lines[1].startswith("tiny") and "idle" in lines[1] and "min" in lines[1]
+    assert len(lines) == 3 and lines[1].startswith("tiny") and "idle" in lines[1] and "min" in lines[1]
+    assert lines[0].split()[2:4] == ["RESIDENT", "RESERVED"] and "SIZE" not in lines[0]
+    assert 0 < model["resident_bytes"] != model["memory_bytes"]
+
+
+def test_ps_fit_and_the_page_say_what_a_model_needs_in_one_sentence(home: Path, tiny: str, real: str):
+    freehold(home, "run", tiny, *ASKED)
+    (row,) = [r for r in json.loads(freehold(home, "fit", tiny, "--json").out)["fits"] if r["held"]]
+    assert row["needs"].startswith("needs ") and row["needs"].endswith(" tokens of context")
+    rows = httpx2.get(f"{real}/console/api/models?held=1").json()["models"]
+    assert [r["needs"] for r in rows if r["name"] == "tiny"] == [row["needs"]]
+    assert freehold(home, "ps").out.splitlines()[-1] == f"tiny {row['needs']}"
+    assert f"{row['quant']} {row['needs']}" in freehold(home, "fit", tiny).out
 
 
 def test_ps_shows_a_model_on_its_way(scripted: Path):

@@ -311,7 +311,7 @@ def test_requests_for_one_loading_model_share_the_load(serve, tiny):
 
 
 def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "_resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(memory, "resident_bytes", lambda pid: 0)
     monkeypatch.setattr(memory, "HEADROOM", 0)
 
     async def body(models: EngineModels) -> None:
@@ -345,7 +345,7 @@ def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, t
 
 
 def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, monkeypatch):
-    monkeypatch.setattr(memory, "_resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(memory, "resident_bytes", lambda pid: 0)
     monkeypatch.setattr(memory, "HEADROOM", 0)
 
     async def body(models: EngineModels) -> None:

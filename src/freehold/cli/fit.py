@@ -21,6 +21,7 @@ from freehold.cli.shared import Amount, json_option, kv_option, table
 from freehold.config import Settings
 from freehold.machine import show_bytes
 from freehold.reports.fit import fit_report, run_command
+from freehold.reports.memory import needs
 
 HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")
 _WIDER = 1.15  # times the file's bytes that weights may take here without a note
@@ -85,6 +86,9 @@ def _print(place: Place, rows: list[Fit | Misfit], held: Anatomy | None, known: 
         click.echo(f"  {hint}")
     for line in _notes(place, fitting, held):
         click.echo(line)
+    if fitting:
+        best = _best(fitting, held)
+        click.echo(f"{best.anatomy.quant} {needs(best)}")
     if fitting and (run := run_command(_best(fitting, held), known, held)):
         click.echo(f"to run it: {run}")
 

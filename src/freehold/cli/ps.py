@@ -21,7 +21,18 @@ from freehold.store.space import human
 
 SCHEMA = 1
 SAMPLE_S = 0.5
-HEAD = ("NAME", "QUANT", "SIZE", "CONTEXT", "STREAMS", "TOK/S", "CACHE", "UNLOADS", "RESTARTS")
+HEAD = (
+    "NAME",
+    "QUANT",
+    "RESIDENT",
+    "RESERVED",
+    "CONTEXT",
+    "STREAMS",
+    "TOK/S",
+    "CACHE",
+    "UNLOADS",
+    "RESTARTS",
+)
 
 
 @click.command("ps")
@@ -29,6 +40,9 @@ HEAD = ("NAME", "QUANT", "SIZE", "CONTEXT", "STREAMS", "TOK/S", "CACHE", "UNLOAD
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """List the models in the running server's memory, and the replicas of what is deployed.
+
+    RESIDENT is what the engine's process holds in memory; RESERVED what it may hold: weights and the caches of all
+    streams at the whole context. A line under the table says what one conversation needs, as `fit` does.
 
     TOK/S is the rate of all streams together, measured over half a second. CACHE: the share in use by running
     streams, and the share that keeps earlier prompts.
@@ -40,12 +54,14 @@ def command(settings: Settings, as_json: bool) -> None:
 
     with found(settings) as server:
         models, rates = _sampled(server)
+        needs = server.needs() if models else {}
         try:
             deployments = RunningDeployments(server).rows()
         except ServerUnreachable:  # of an earlier version, which deploys nothing
             deployments = []
     if as_json:
-        rows = [{**m.plain, "tok_s": rates.get(m.name, 0.0)} for m in models]
+        figures = [{"tok_s": rates.get(m.name, 0.0), "needs": needs.get(m.name, "")} for m in models]
+        rows = [{**m.plain, **each} for m, each in zip(models, figures, strict=True)]
         said = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}
         more = [tables.as_json(each) for each in deployments]
         click.echo(json.dumps({**said, "deployments": more}, indent=1))
@@ -54,7 +70,9 @@ def command(settings: Settings, as_json: bool) -> None:
         click.echo(f"note: {server.note}", err=True)
     beyond = {each.name for each in deployments}
     if own := [m for m in models if m.name not in beyond]:
-        table(HEAD, [_row(m, rates.get(m.name, 0.0)) for m in own], right=(2, 3, 5, 8))
+        table(HEAD, [_row(m, rates.get(m.name, 0.0)) for m in own], right=(2, 3, 4, 6, 9))
+        for line in [f"{m.name} {needs[m.name]}" for m in own if m.name in needs]:
+            click.echo(printable(line))
     if deployments:
         table(tables.HEAD, tables.rows(deployments), right=tables.RIGHT)
         for line in tables.deaths(deployments):
@@ -81,10 +99,11 @@ def _sampled(server: RunningServer) -> tuple[list[Loaded], dict[str, float]]:
 
 def _row(m: Loaded, rate: float) -> tuple[str, ...]:
     if m.info is None:
-        return m.name, "", "", "", f"loading, {m.loading:.0%}", "", "", "", str(m.restarts)
+        return m.name, "", "", "", "", f"loading, {m.loading:.0%}", "", "", "", str(m.restarts)
     return (
         m.name,
         m.info.quantization,
+        human(resident) if (resident := m.plain.get("resident_bytes", 0)) else "",
         human(m.info.memory_bytes),
         f"{m.info.context:,}",
         _streams(m.stats),

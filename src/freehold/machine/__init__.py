@@ -7,6 +7,7 @@ Path: loader (may the weights be packed?), engine.capacity (how long a context f
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "default_threads",
     "memory_kills",
     "processor",
+    "resident_bytes",
     "show_bytes",
     "usable_cores",
 ]
@@ -65,6 +67,16 @@ def _busy_seconds() -> float:
     """Return the seconds that all processors together have computed, a host's share taken from a guest included."""
     t = psutil.cpu_times()
     return sum(getattr(t, name, 0.0) for name in ("user", "system", "nice", "irq", "softirq", "steal"))
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the bytes that another process holds in memory; 0 for one that is gone, and for this one."""
+    if not pid or pid == os.getpid():
+        return 0
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def show_bytes(count: float) -> str:

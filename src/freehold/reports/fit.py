@@ -22,6 +22,7 @@ from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
+from freehold.reports.memory import needs
 from freehold.types import KvType
 
 SCHEMA = 1
@@ -194,6 +195,7 @@ def _row_json(row: Fit | Misfit, held: Anatomy | None, known: Model | None) -> d
         "fits": isinstance(row, Fit),
         "engine": row.engine,
         "memory": parts,
+        "needs": needs(row),
         "longest_context": row.longest or None,
     }
     if isinstance(row, Misfit):

@@ -7,13 +7,10 @@ Path: EngineModels._admit -> EngineMemory.reserve -> EngineHandle.unload
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
 
-import psutil
-
 from freehold.errors import CapacityExceeded
-from freehold.machine import show_bytes
+from freehold.machine import resident_bytes, show_bytes
 from freehold.worker.handle import EngineHandle
 from freehold.worker.options import EngineOptions
 
@@ -52,7 +49,7 @@ class EngineMemory:
     def loaded_names(self) -> str:
         """Say which models are loaded, with their sizes; empty for none."""
         shown = [
-            f"{each.name} ({show_bytes(each.info.memory_bytes)}, {each.in_flight} running)"
+            f"{each.name} ({show_bytes(each.info.memory_bytes)} reserved, {each.in_flight} running)"
             for each in self._handles.values()
             if each.loaded
         ]
@@ -100,7 +97,7 @@ class EngineMemory:
 
     def _untouched(self, handle: EngineHandle) -> int:
         promised = handle.info.memory_bytes if handle.loaded else self._needs.get(handle.name, 0)
-        return max(promised - _resident_bytes(handle.pid), 0)
+        return max(promised - resident_bytes(handle.pid), 0)
 
     def _no_room(self, handle: EngineHandle, need: int, free: int) -> CapacityExceeded:
         if self._too_many(handle):
@@ -115,13 +112,3 @@ class EngineMemory:
         return CapacityExceeded(
             message, f"{busy}; ask again when one is idle, or unload one: freehold stop MODEL"
         )
-
-
-def _resident_bytes(pid: int) -> int:
-    """Return what a process holds in memory; 0 for one that is gone."""
-    if not pid or pid == os.getpid():
-        return 0
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0

@@ -125,7 +125,7 @@ class Announcer:
                 i = model.info
                 tell(
                     f"loaded {name} {i.quantization} in {i.load_s:.2f} s: context {i.context:,} tokens, "
-                    f"{human(i.memory_bytes)}, {i.threads} threads"
+                    f"{human(i.memory_bytes)} reserved, {i.threads} threads"
                 )
                 for adapter in i.adapters:
                     tell(

@@ -8,6 +8,7 @@ Path: cli/run, ps, stop -> running -> GET /admin/hello -> RunningServer
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ import msgspec
 
 from freehold.cli.serving.lock import holder
 from freehold.config import Settings
-from freehold.errors import ServerUnreachable, UpstreamFailed
+from freehold.errors import FreeholdError, ServerUnreachable, UpstreamFailed
 from freehold.remote.http import ADMIN_PROTOCOL, Api
 from freehold.serving import EngineStats, ModelInfo
 from freehold.version import __version__
@@ -63,6 +64,15 @@ class _Names(msgspec.Struct):
     data: list[_Name]
 
 
+class _Need(msgspec.Struct):
+    name: str
+    needs: str
+
+
+class _Needs(msgspec.Struct):
+    models: list[_Need]
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model in the server's memory, or being loaded: then `info` is None. `plain`: the whole JSON object."""
@@ -105,6 +115,13 @@ class RunningServer:
         here = [self._loaded(row) for row in listing.models]
         known = {model.name for model in here}
         return here + [_coming(name, p) for name, p in listing.loading.items() if name not in known]
+
+    def needs(self) -> dict[str, str]:
+        """Return what models here need in memory, as the page's list says; nothing from a server without a page."""
+        with suppress(FreeholdError):
+            rows = self.api.call("GET", "/console/api/models?held=1", as_=_Needs).models
+            return {row.name: row.needs for row in rows if row.needs}
+        return {}
 
     def load(self, name: str) -> Loaded:
         """Load a model, without a time limit. Raises what loading raised."""

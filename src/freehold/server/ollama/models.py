@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from freehold.errors import ModelNotFound
+from freehold.machine import resident_bytes
 from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
@@ -144,7 +145,7 @@ def _loaded(each: LoadedInfo, held: StoredModel | None, card: Card) -> dict[str,
     return {
         "name": name,
         "model": name,
-        "size": each.info.memory_bytes,
+        "size": resident_bytes(each.pid) or each.info.memory_bytes,
         "size_vram": 0,
         "digest": _digest(held) if held else "",
         "details": {**details(card, ""), "quantization_level": quantization},

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.routing import Route
 
+from freehold.machine import resident_bytes
 from freehold.remote.http import ADMIN_PROTOCOL
 from freehold.server.core.call import HttpCall, route
 from freehold.server.core.fields import Name
@@ -147,5 +148,6 @@ def row(each: LoadedInfo) -> dict[str, Any]:
         "restarts": each.restarts,
         "slow_readers": each.slow_readers,
         "pid": each.pid,
+        "resident_bytes": resident_bytes(each.pid),
         "expires_at": each.expires_at,
     }
