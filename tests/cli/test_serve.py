@@ -181,6 +181,9 @@ def test_run_names_an_adapter_of_the_server(home: Path, tiny: str, real: str, lo
     plain, there = (freehold(home, "run", each, "Hi", *asked) for each in (name, f"{name}+style"))
     here = freehold(home, "run", name, "Hi", *asked, "--adapter", lora)
     assert there.status == here.status == 0 and there.out == here.out != plain.out, there.err + here.err
+    for one in ((f"{name}+{lora}",), (name, "--adapter", "style"), (f"{name}+style={lora}",)):  # one meaning
+        model, *option = one
+        assert freehold(home, "run", model, "Hi", *asked, *option).out == here.out, one
     wrong, alone = (
         freehold(home, "run", f"{name}{end}", "Hi", *local)
         for end, *local in (("+no",), ("+style", "--local"))

@@ -23,8 +23,9 @@ from freehold.cli.report.terminal import printable
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
 from freehold.config import Settings
-from freehold.errors import ModelNotFound, UsageError
+from freehold.errors import UsageError
 from freehold.store import ModelRef, Store
+from freehold.store.naming import parted
 from freehold.store.records import digest
 from freehold.version import __version__
 
@@ -188,20 +189,14 @@ def _named_once(tasks: Iterable[EvalTask]) -> list[EvalTask]:
 
 def _named(store: Store, model: str) -> _Named:
     """Find MODEL[+ADAPTER]; a stored model whose name has a plus is itself."""
-    base, plus, adapter = model.rpartition("+")
-    path = Path(adapter).expanduser()
-    if plus and base and path.exists():
-        return _Named(
-            held_or_fetched(store, base), path.absolute(), f"{base}+{path.name or path.resolve().name}"
-        )
-    if not (plus and base):
-        return _Named(held_or_fetched(store, model), None, model)
-    try:
-        return _Named(store.resolve(model), None, model)
-    except (ModelNotFound, UsageError):  # an adapter with a slash is not a name either
+    named = parted(store, model)
+    if named.adapter and not named.path:
         raise UsageError(
-            f"{model}: there is no adapter at {path}", "name a PEFT folder or a GGUF adapter after the +"
-        ) from None
+            f"{model}: there is no adapter at {named.adapter}",
+            "name a PEFT folder or a GGUF adapter after the +",
+        )
+    beside = f"+{named.adapter}" if named.adapter else ""
+    return _Named(held_or_fetched(store, named.model), named.path, f"{named.model}{beside}")
 
 
 @contextmanager

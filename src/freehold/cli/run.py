@@ -82,7 +82,11 @@ if TYPE_CHECKING:
 @draft_option
 @speculate_option
 @paging_option
-@click.option("--adapter", metavar="[NAME=]PATH", help="Use a LoRA adapter: a PEFT folder or a GGUF file.")
+@click.option(
+    "--adapter",
+    metavar="[NAME=]PATH",
+    help="Use a LoRA adapter: a PEFT folder, a GGUF file, or the name of one on the server; as MODEL+ADAPTER.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
 @click.option(
     "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself endlessly."
@@ -111,7 +115,8 @@ def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
     """Answer PROMPT, or start a chat in the terminal if there is none.
 
     The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL; otherwise it begins the
-    prompt for the default model. A model that is not in the store is fetched first.
+    prompt for the default model. A model that is not in the store is fetched first. MODEL+ADAPTER is the model with a
+    LoRA adapter, as in every verb: its path, or the name of one that the running server has.
 
     Text from stdin goes before the prompt, with a blank line between. stdout carries the answer only.
 

@@ -13,6 +13,7 @@ import click
 from freehold.cli.report.terminal import printable
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
+from freehold.store.naming import NamedModel, adapter_of, parted
 
 if TYPE_CHECKING:
     from freehold.store import ModelRef, Store
@@ -53,17 +54,15 @@ engine_option = click.option(
 )
 
 
-def named_adapter(given: str) -> tuple[str, str, Path]:
-    """Split [MODEL+]NAME=PATH; without NAME the file or folder gives it. Raises UsageError."""
-    from freehold.formats.adapter_names import check_adapter_name
-
-    name, equals, path = given.rpartition("=")
-    found = Path(path).expanduser()
-    model, _, name = (name if equals else found.stem).rpartition("+")
-    check_adapter_name(name)
-    if not found.exists():
-        raise UsageError(f"--adapter {given}: {found} does not exist", "name a PEFT folder or a GGUF adapter")
-    return model, name, found.absolute()
+def named_adapter(store: Store, given: str) -> tuple[str, str, Path]:
+    """Split [MODEL+][NAME=]PATH; without NAME the file or folder gives it. Raises UsageError."""
+    found = parted(store, given)
+    if found.path is None:
+        name, path = adapter_of(given)
+        found = NamedModel("", name, path)
+    if found.path is None:
+        raise UsageError(f"--adapter {given}: {given} does not exist", "name a PEFT folder or a GGUF adapter")
+    return found.model, found.adapter, found.path
 
 
 class Seconds(click.ParamType):
@@ -152,7 +151,11 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
 
     try:
         return store.resolve(model)
-    except ModelNotFound:
+    except (ModelNotFound, UsageError):
+        if parted(store, model).path is not None:
+            raise UsageError(
+                f"{model} names an adapter, and this takes a model alone", "leave it out"
+            ) from None
         if parse_ref(model).kind == "path":
             raise
         check_runs(model)

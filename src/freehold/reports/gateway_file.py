@@ -100,7 +100,7 @@ def _holds(store: Store, coming: Collection[str]) -> Callable[[str], bool]:
         if name in coming:
             return True
         try:
-            store.resolve(parted(store, name)[0])
+            store.resolve(parted(store, name).model)
         except FreeholdError:
             return False
         return True

@@ -16,12 +16,12 @@ from freehold.backends.finding import driven
 from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.output import tell
 from freehold.cli.chat.request import RunRequest
-from freehold.cli.shared import held_or_fetched, named_adapter
+from freehold.cli.shared import held_or_fetched
 from freehold.config import Settings
-from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable
+from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
 from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
-from freehold.store.naming import parted
+from freehold.store.naming import NamedModel, adapter_of, parted
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools
@@ -73,10 +73,11 @@ class Opened:
         return ModelFacts(self.model.info.quantization, self.model.info.context)
 
     def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
+        named = with_adapter(self._store, name, request.adapter)
         found = (
-            attached(self._settings, self._store, name, request)
-            or by_engine(self._settings, self._store, name, request)
-            or open_llm(self._store, name, request)
+            attached(self._settings, self._store, named, request)
+            or by_engine(self._settings, self._store, named, request)
+            or open_llm(self._store, named, request)
         )
         if self._tools is None:
             return found
@@ -85,7 +86,18 @@ class Opened:
         return cast("LLM", Tooled(found, self._tools))
 
 
-def attached(settings: Settings, store: Store, model: str, request: RunRequest) -> HttpModel | None:
+def with_adapter(store: Store, model: str, adapter: str | None) -> NamedModel:
+    """Return MODEL[+ADAPTER] and --adapter as one; both mean the same. Raises UsageError where both name one."""
+    named = parted(store, model)
+    if adapter is None:
+        return named
+    if named.adapter:
+        raise UsageError(f"{model} and --adapter {adapter} name two adapters", "give one of them")
+    name, path = adapter_of(adapter)
+    return NamedModel(named.model, name, path)
+
+
+def attached(settings: Settings, store: Store, named: NamedModel, request: RunRequest) -> HttpModel | None:
     """Return the model on this home's running server; None if it must be loaded here."""
     if request.local or not settings.socket.exists():
         return None
@@ -100,24 +112,25 @@ def attached(settings: Settings, store: Store, model: str, request: RunRequest) 
         return None
     found = None
     try:
-        if request.own:
-            tell(f"note: {request.own[0]} needs a model in this process; the running server is not used")
+        own = [option for option in request.own if option != "--adapter"]
+        own += ["an adapter's path"] if named.path else []
+        if own:
+            tell(f"note: {own[0]} needs a model in this process; the running server is not used")
         else:
-            found = _served(server, store, model, request)
+            found = _served(server, store, named, request)
         return found
     finally:
         if found is None:
             server.api.close()
 
 
-def _served(server: RunningServer, store: Store, model: str, request: RunRequest) -> HttpModel | None:
+def _served(server: RunningServer, store: Store, named: NamedModel, request: RunRequest) -> HttpModel | None:
     """Load a model on the server; None if it does not have the model, or is stopping."""
     from freehold.formats.adapter_names import unknown_adapter
     from freehold.remote.openai import HttpModel
 
     started = time.perf_counter()
-    base, adapter = parted(store, model)
-    ref = held_or_fetched(store, base)
+    adapter, ref = named.adapter, held_or_fetched(store, named.model)
     if adapter and f"{ref.name}+{adapter}" not in (names := server.names()):
         beside = f"{ref.name}+"
         raise unknown_adapter(
@@ -153,18 +166,18 @@ def _is_server_s(server: RunningServer, store: Store, ref: ModelRef) -> bool:
         return False
 
 
-def by_engine(settings: Settings, store: Store, model: str, request: RunRequest) -> HttpModel | None:
+def by_engine(settings: Settings, store: Store, named: NamedModel, request: RunRequest) -> HttpModel | None:
     """Start another engine with MODEL, if one was asked for or is predicted to be faster; None: ours computes."""
     if request.engine == "freehold" or (request.engine == "auto" and not driven()):
         return None
     from freehold.cli.chat.engines import opened
     from freehold.cli.serving.engines import OURS, EngineWish, engine_for, told
 
-    base, beside = parted(store, model)
-    if beside:
+    if named.adapter and not named.path:
         return None
     own = next((o for o in request.own if o not in ("--engine", "--context")), "")
-    ref = held_or_fetched(store, base)
+    own = own or ("--adapter" if named.path else "")
+    ref = held_or_fetched(store, named.model)
     choice = engine_for(settings, ref, EngineWish(request.engine, request.context, own))
     for line in told(choice, request.engine):
         tell(line)
@@ -175,18 +188,17 @@ def by_engine(settings: Settings, store: Store, model: str, request: RunRequest)
     return found
 
 
-def open_llm(store: Store, model: str, request: RunRequest) -> LLM:
+def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
     """Load MODEL in this process; fetch it first if necessary."""
     from freehold.local import open_model
 
-    _, name, path = named_adapter(request.adapter) if request.adapter else ("", "", None)
-    base, beside = parted(store, model)
-    if beside:
+    base, name, path = named.model, named.adapter, named.path
+    if name and not path:
         raise ModelNotFound(
-            f"{model} names an adapter of a running server, and the model is loaded in this process",
-            f"freehold run {base} --adapter PATH; or freehold serve {base} --adapter {beside}=PATH first",
+            f"there is no adapter at {name}, and the model is loaded in this process",
+            f"freehold run {base}+PATH, or --adapter PATH; freehold serve {base} --adapter {name}=PATH keeps one",
         )
-    ref = held_or_fetched(store, model)
+    ref = held_or_fetched(store, base)
     shown = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     llm = open_model(
         ref,

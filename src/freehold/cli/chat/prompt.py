@@ -30,7 +30,7 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
     if not words:
         return default, ""
     first, rest = words[0], " ".join(words[1:])
-    missing = _missing(parted(store, first)[0], store)
+    missing = _missing(parted(store, first).model, store)
     if missing is None:
         return first, rest
     if len(first.split()) != 1:

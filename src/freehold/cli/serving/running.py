@@ -26,6 +26,7 @@ from freehold.cli.shared import held_or_fetched, named_adapter
 from freehold.config import Settings
 from freehold.errors import AddressTaken, ServerUnreachable, UsageError
 from freehold.store import Store
+from freehold.store.naming import parted
 from freehold.store.refs import parse_ref
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def serve_models(
     """Serve `models` and `deployments` until a signal or `freehold stop`; return the exit status."""
     from freehold.server.core.sockets import bind_unix
 
+    asked = [parted(store, model) for model in models]
+    models = [each.model for each in asked]
+    beside = tuple(f"{each.model}+{each.adapter}={each.path}" for each in asked if each.path)
     hybrid = _hybrid(settings, store, options.gateway, models)
     with ExitStack() as held:
         held.enter_context(_only_server(settings))
@@ -60,7 +64,8 @@ def serve_models(
             wish = EngineWish(options.computes, options.engine.context, options.own)
             names, deployments = deployments_of(settings, store, names, wish)
         options = replace(
-            options, engine=replace(options.engine, adapters=_adapters(store, names, options.adapters))
+            options,
+            engine=replace(options.engine, adapters=_adapters(store, names, (*beside, *options.adapters))),
         )
         unix = held.enter_context(closing(bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
@@ -150,7 +155,7 @@ def _adapters(store: Store, names: Sequence[str], given: Sequence[str]) -> dict[
     """Group --adapter by model; one without a model belongs to the first."""
     out: dict[str, dict[str, Path]] = {}
     for each in given:
-        model, name, path = named_adapter(each)
+        model, name, path = named_adapter(store, each)
         if not (model or names):
             raise UsageError(f"--adapter {each} names no model", "give MODEL, or MODEL+NAME=PATH")
         beside = out.setdefault(named(store, model) if model else names[0], {})
