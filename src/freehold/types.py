@@ -26,6 +26,7 @@ ToolChoice = Literal["auto", "none", "required"]
 Turn = Literal["new", "continue", "none"]  # how the prompt of a chat ends; see Job.turn
 KvType = Literal["f16", "q8", "f32"]  # of cached keys and values
 MAX_FORMAT_CHARS = 1 << 18  # of a schema, a grammar, a regular expression, or of a tool's parameters
+MAX_CHOICES = 10_000  # texts of a choice
 FormatKind = Literal["json", "json_schema", "regex", "lark", "choice"]
 
 

@@ -180,7 +180,7 @@ def test_one_body_of_a_caller_is_parsed_at_a_time():
         shared, order = Bodies(), []
 
         async def take(caller: str, name: str, gate: asyncio.Event) -> None:
-            async with shared.turn(caller):
+            async with shared.turn(caller, 1):
                 order.append(name)
                 await gate.wait()
 

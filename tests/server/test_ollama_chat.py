@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold import errors
-from freehold.server.ollama.fields import MAX_UNANSWERED, _CallIds
+from freehold.server.ollama.fields import MAX_UNANSWERED, CallIds
 from freehold.store.parameters import HONOURED
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import JSON
@@ -214,7 +214,7 @@ def test_results_and_calls_stand_where_they_like_as_in_ollama(serving, id):
 
 
 def test_a_result_without_an_id_is_looked_for_among_the_latest_calls():
-    ids = _CallIds()
+    ids = CallIds()
     for i in range(MAX_UNANSWERED + 1):
         ids.called("old" if i == 0 else "new", f"call {i}")
     assert ids.answered("old", None) == ("", "old")
@@ -228,7 +228,7 @@ ids, names = st.sampled_from([None, "", "x", "y"]), st.sampled_from(["a", "b"])
 @given(st.lists(st.tuples(st.booleans(), names | st.just(""), ids), max_size=30))
 @settings(max_examples=200, deadline=None)
 def test_any_results_answer_the_open_calls_in_their_order_each_once(turns):
-    known, waiting = _CallIds(), []
+    known, waiting = CallIds(), []
     for is_call, name, id in turns:
         if is_call:
             waiting.append((name, known.called(name, id)))

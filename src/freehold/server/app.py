@@ -6,7 +6,9 @@ Knows every handler and no protocol. Path: serve.py -> make_app -> Gate -> Starl
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -205,7 +207,12 @@ async def root(call: HttpCall) -> None:
 async def openapi(call: HttpCall) -> None:
     """Describe every route to programs (OpenAPI 3.1)."""
     server = call.server
-    await call.answer(document(routes(store=server.store is not None, console=server.console)))
+    await call.answer(await asyncio.to_thread(_described, server.store is not None, server.console))
+
+
+@cache
+def _described(store: bool, console: bool) -> bytes:
+    return msgspec.json.encode(document(routes(store=store, console=console)))
 
 
 async def _http_error(request: Request, e: Exception) -> Response:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -263,23 +263,27 @@ def read(value: object, kind: Any) -> Any:
         raise UsageError(f"not a request: {e}") from e
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form on the wire")
+
+
+_MEASURE = msgspec.msgpack.Encoder(enc_hook=_plain)
+
+
 def size(value: object) -> int:
-    """Return how much text and how many ids a call's arguments hold, in characters, bytes and ids together."""
+    """Return how much text and how many ids a call's arguments hold, in characters, bytes and ids together.
+
+    A job counts as what it takes on the wire: to visit ten thousand messages takes 50 times as long.
+    """
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, Mapping):
         return sum(map(size, value.values()))
     if isinstance(value, list | tuple):
         return len(value) if value and isinstance(value[0], int) else sum(map(size, value))
-    if is_dataclass(value):
-        return sum(size(getattr(value, field.name)) for field in fields(value))
-    return 0
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no form on the wire")
+    return len(_MEASURE.encode(value)) if is_dataclass(value) else 0
 
 
 def _rich(kind: type, value: object) -> object:

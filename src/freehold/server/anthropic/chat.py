@@ -30,6 +30,7 @@ from freehold.server.anthropic.fields import (
     TextBlock,
     ToolParam,
 )
+from freehold.server.core.fields import MAX_WARNINGS
 from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
 from freehold.server.core.upstreams import is_stamped
@@ -57,9 +58,11 @@ class Turn:
     cache: CacheTime = ""
     results: list[Message] = field(default_factory=list)
     spoke: bool = False  # it has a text that is its own, not a system message's
+    chars: int = 0  # of its own texts
 
     def say(self, text: str) -> None:
         """Add a text of its own."""
+        self.chars += len(text)
         self.pieces.append(text)
         self.spoke = True
 
@@ -258,7 +261,7 @@ class _TurnReader:
         )
 
     def _warn(self, warning: str) -> None:
-        if warning not in self._warnings:
+        if len(self._warnings) < MAX_WARNINGS and warning not in self._warnings:
             self._warnings.append(warning)
 
 
@@ -277,7 +280,7 @@ def cached(*blocks: TextBlock | Block | ResultPart | ToolParam | CountRequest) -
 
 def _placed(block: SignedThinking, turn: Turn) -> SignedThinking:
     """Return a block with its place in the answer so far."""
-    return replace(block, text_before=sum(map(len, turn.texts)), calls_before=len(turn.calls))
+    return replace(block, text_before=turn.chars, calls_before=len(turn.calls))
 
 
 def _check_order(turns: Sequence[Turn]) -> None:

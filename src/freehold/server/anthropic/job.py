@@ -223,7 +223,7 @@ def unknown_fields(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
             raise Refused(
                 400, f"{name} is not supported by this server", param=name, code="unsupported_parameter"
             )
-        if value is not None and name not in _REFUSED:
+        if value is not None and name not in _REFUSED and len(warnings) < MAX_WARNINGS:
             warnings[unknown(name, kind.__struct_fields__)] = None
     for place, name in _within(raw):
         warnings[ignored(name, place)] = None

@@ -16,16 +16,20 @@ from freehold.server.core.durations import seconds
 from freehold.server.core.fields import ESTIMATED
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.receipt import Tally
-from freehold.serving import EstimatedCount
+from freehold.serving import EstimatedCount, Job
 
 
 async def messages(call: HttpCall) -> None:
     """Answer a chat, as Anthropic does."""
     call.statuses = STATUSES
     request, raw = await call.struct(MessagesRequest)
-    warnings = unknown_fields(raw, MessagesRequest)
-    pictures = Pictures()
-    job = message_job(request, call.tenant, warnings, pictures)
+    pictures, warnings = Pictures(), list[str]()
+
+    def read() -> Job:
+        warnings.extend(unknown_fields(raw, MessagesRequest))
+        return message_job(request, call.tenant, warnings, pictures)
+
+    job = await call.apart(read)
     hidden = request.thinking is not None and request.thinking.display == "omitted"
     shape = MessageShape(call.request_id, request.max_tokens, show_thinking=not hidden)
     keep_alive = seconds(request.keep_alive)
@@ -39,9 +43,13 @@ async def count_tokens(call: HttpCall) -> None:
     """Count the tokens of a chat with its tools, also of one that is too long to be answered."""
     call.statuses = STATUSES
     request, raw = await call.struct(CountRequest)
-    warnings = unknown_fields(raw, CountRequest)
-    pictures = Pictures()
-    job = counted_job(request, warnings, pictures)
+    pictures, warnings = Pictures(), list[str]()
+
+    def read() -> Job:
+        warnings.extend(unknown_fields(raw, CountRequest))
+        return counted_job(request, warnings, pictures)
+
+    job = await call.apart(read)
     tally = Tally([job], call.started, warnings)
     call.work.model = request.model
 

@@ -252,14 +252,16 @@ class HttpCall(ServerCall):
         self._holding = self._holding or Holding(self.server.bodies, self.caller, limits)
         self._holding.set(self._holding.bytes + more, limits.small_bytes)
 
-    async def apart(self, work: Callable[..., P], *args: Any) -> P:
+    async def apart(self, work: Callable[..., P], *args: Any, size: int = 0) -> P:
         """Run work on what the request holds: here if that is little, else in the bodies' thread, in the caller's turn.
 
-        The loop goes on meanwhile, so `work` changes nothing that other requests see.
+        The loop goes on meanwhile, so `work` changes nothing that other requests see. `size`: bytes that it makes,
+        where those may be more than what came.
         """
-        if self._holding is None or self._holding.bytes <= APART:
+        size = max(size, self._holding.bytes if self._holding else 0)
+        if size <= APART:
             return work(*args)
-        async with self.server.bodies.turn(self.caller, self._holding.bytes) as pool:
+        async with self.server.bodies.turn(self.caller, size) as pool:
             if self._gone():
                 raise Gone
             return await asyncio.get_running_loop().run_in_executor(pool, work, *args)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+import msgspec
+
 from freehold.server.core.problems import Refused
 from freehold.serving import MAX_TEXTS, Vectors
 
 MAX_DIMENSIONS = 1 << 16
+NUMBER = 21  # bytes of a float32 as JSON, with its comma
 
 
 def check_count(name: str, texts: Sequence[object]) -> None:
@@ -28,6 +31,12 @@ def cut_warnings(vectors: Vectors) -> list[str]:
     return [f"{len(vectors.cut)} texts were cut to the context, as asked: {shown}"]
 
 
-def as_numbers(vectors: Vectors) -> list[tuple[float, ...]]:
-    """Return the vectors as floats."""
-    return list(struct.iter_unpack(f"<{vectors.width}f", vectors.data))
+def as_numbers(vectors: Vectors) -> list[msgspec.Raw]:
+    """Return each vector as JSON numbers: one call for all of them would hold the interpreter for long."""
+    rows = struct.iter_unpack(f"<{vectors.width}f", vectors.data)
+    return [msgspec.Raw(msgspec.json.encode(row)) for row in rows]
+
+
+def json_size(vectors: Vectors) -> int:
+    """Return about how many bytes the vectors take as JSON."""
+    return NUMBER * (len(vectors.data) // 4)

@@ -16,7 +16,7 @@ async def chat(call: HttpCall) -> None:
     """Answer a chat; without messages load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(OllamaChatRequest)
     pictures = Pictures()
-    asked = chat_job(request, raw, call.tenant, pictures)
+    asked = await call.apart(chat_job, request, raw, call.tenant, pictures)
     if is_empty(request):
         await load_only(call, request, {"message": {"role": "assistant", "content": ""}})
         return

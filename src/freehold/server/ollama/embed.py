@@ -10,12 +10,13 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import Name
-from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
+from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings, json_size
 from freehold.server.ollama.fields import Options, unknown_fields
 from freehold.server.ollama.generating import let_go, worded
 from freehold.server.ollama.shape import ns
@@ -68,14 +69,20 @@ async def embed(call: HttpCall) -> None:
 
     async def work() -> None:
         load_s, vectors = await _made(call, request, job)
-        body = {
-            "model": request.model,
-            "embeddings": as_numbers(vectors) if vectors else [],
-            "total_duration": ns(_passed_s(call)),
-            "load_duration": ns(load_s),
-            "prompt_eval_count": sum(vectors.tokens) if vectors else 0,
-        }
-        await call.answer({**body, "freehold": {"warnings": _with_cuts(warnings, vectors)}})
+        durations = {"total_duration": ns(_passed_s(call)), "load_duration": ns(load_s)}
+
+        def body() -> bytes:
+            return msgspec.json.encode(
+                {
+                    "model": request.model,
+                    "embeddings": as_numbers(vectors) if vectors else [],
+                    **durations,
+                    "prompt_eval_count": sum(vectors.tokens) if vectors else 0,
+                    "freehold": {"warnings": _with_cuts(warnings, vectors)},
+                }
+            )
+
+        await call.answer(await call.apart(body, size=json_size(vectors) if vectors else 0))
 
     await worded(request.model, lambda: call.while_here(work()))
 

@@ -7,7 +7,7 @@ Path: HttpCall.struct -> OllamaChatRequest or GenerateRequest -> chat_job, text_
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -173,7 +173,7 @@ def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str, pictures
     """Return the job of a chat."""
     warnings = unknown_fields(raw, OllamaChatRequest) + _unknown_message_fields(raw.get("messages") or [])
     job, given = _shared(r, tenant, warnings)
-    ids = _CallIds()
+    ids = CallIds()
     messages = [_message(m, i, ids, pictures) for i, m in enumerate(r.messages or [])]
     turn: Turn = "new"
     if messages and messages[-1].role == "assistant" and not messages[-1].tool_calls:
@@ -208,11 +208,11 @@ def unknown_fields(raw: Mapping[str, Any], kind: type[Struct]) -> list[str]:
     """Return a warning for each field that `kind` lacks."""
     warnings = []
     for name in sorted(raw.keys() - set(kind.__struct_encode_fields__)):
-        if raw[name] is None:
+        if raw[name] is None or len(warnings) == MAX_WARNINGS:
             continue
         near = f"options.{name}" if name in parameters.HONOURED else ""
         warnings.append(unknown(name, kind.__struct_encode_fields__, near))
-    return warnings[:MAX_WARNINGS]
+    return warnings
 
 
 def is_empty(r: OllamaChatRequest | GenerateRequest) -> bool:
@@ -267,31 +267,51 @@ def _tools(given: Sequence[ToolGiven]) -> tuple[Tool, ...]:
     return tuple(Tool(f.name, f.description or "", f.parameters or {}) for f in functions)
 
 
-class _CallIds:
-    """Gives calls that came without an id one, and finds the call that a tool's result without one answers."""
+class CallIds:
+    """Gives calls that came without an id one, and finds the call that a tool's result without one answers.
+
+    Each call enters and leaves a queue of its name and one of its id once, so a chat is read in linear time.
+    """
 
     def __init__(self) -> None:
-        self._open = deque[tuple[str, str]](
-            maxlen=MAX_UNANSWERED
-        )  # (tool's name, id) of calls not answered yet
+        self._open: dict[int, tuple[str, str]] = {}  # number -> (tool's name, id) of calls not answered yet
+        self._of_name = defaultdict[str, deque[int]](deque)  # numbers, some of calls that were answered since
+        self._of_id = defaultdict[str, deque[int]](deque)
         self._made = 0
 
     def called(self, name: str, id: str | None) -> str:
         """Note a call; return its id."""
         self._made += 1
-        self._open.append((name, id or f"call_{self._made}"))
-        return self._open[-1][1]
+        id = id or f"call_{self._made}"
+        self._open[self._made] = (name, id)
+        self._of_name[name].append(self._made)
+        self._of_id[id].append(self._made)
+        if len(self._open) > MAX_UNANSWERED:
+            del self._open[next(iter(self._open))]
+        return id
 
     def answered(self, name: str, id: str | None) -> tuple[str, str]:
         """Return (id, name) of the call that a result answers; results come in the order of calls."""
-        for i, (tool, known) in enumerate(self._open):
-            if (id == known) if id else (not name or name == tool):
-                del self._open[i]
-                return known, name or tool
-        return id or "", name
+        number: int | None
+        if id:
+            number = self._first(self._of_id.get(id))
+        else:
+            number = self._first(self._of_name.get(name)) if name else next(iter(self._open), None)
+        if number is None:
+            return id or "", name
+        tool, known = self._open.pop(number)
+        return known, name or tool
+
+    def _first(self, numbers: deque[int] | None) -> int | None:
+        """Return the oldest of these calls that is open; those before it are forgotten."""
+        while numbers:
+            number = numbers.popleft()
+            if number in self._open:
+                return number
+        return None
 
 
-def _message(m: OllamaMessage, i: int, ids: _CallIds, pictures: Pictures) -> Message:
+def _message(m: OllamaMessage, i: int, ids: CallIds, pictures: Pictures) -> Message:
     parts = _pictured(m.content or "", m.images, f"messages[{i}].images", pictures)
     content, thinking = m.content or "", m.thinking or ""
     if m.role == "tool":
@@ -317,7 +337,7 @@ _MESSAGE_FIELDS = frozenset(OllamaMessage.__struct_fields__)
 
 def _unknown_message_fields(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {name for message in messages for name in message.keys() - _MESSAGE_FIELDS if message[name]}
-    return [ignored(name, "messages") for name in sorted(names)][:MAX_WARNINGS]
+    return [ignored(name, "messages") for name in sorted(names)[:MAX_WARNINGS]]
 
 
 def _refuse_text_fields(r: GenerateRequest) -> None:

@@ -20,7 +20,7 @@ async def generate(call: HttpCall) -> None:
     """Answer a prompt; without one load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(GenerateRequest)
     pictures = Pictures()
-    asked = text_job(request, raw, call.tenant, pictures)
+    asked = await call.apart(text_job, request, raw, call.tenant, pictures)
     if is_empty(request):
         await load_only(call, request, {"response": ""})
         return

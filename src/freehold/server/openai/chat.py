@@ -15,23 +15,28 @@ from freehold.server.core.durations import seconds
 from freehold.server.core.fields import finite
 from freehold.server.core.pictures import Pictures
 from freehold.server.openai.fields.chat import ChatRequest, chat_job
-from freehold.server.openai.fields.offers import input_of
+from freehold.server.openai.fields.offers import Offered, input_of
 from freehold.server.openai.fields.structured import format_field
 from freehold.server.openai.fields.tools import unknown_tool_fields
 from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
 from freehold.server.openai.shape import OpenAIShape, encode
-from freehold.serving import Begin
+from freehold.serving import Begin, Job
 from freehold.types import Chunk, TokenLogprob, ToolCall, ToolPiece
 
 
 async def chat(call: HttpCall) -> None:
     """Answer a chat."""
     request, raw = await call.struct(ChatRequest)
-    warnings = unknown_fields(raw, ChatRequest) + unknown_message_fields(raw["messages"])
-    warnings += unknown_tool_fields(raw.get("tools") or ())
     call.fields = {"format": format_field(request), "tools": "tools"}
-    pictures = Pictures()
-    job, offered = chat_job(request, call.tenant, warnings, pictures)
+    pictures, warnings = Pictures(), list[str]()
+
+    def read() -> tuple[Job, Offered]:
+        warnings.extend(unknown_fields(raw, ChatRequest))
+        warnings.extend(unknown_message_fields(raw["messages"]))
+        warnings.extend(unknown_tool_fields(raw.get("tools") or ()))
+        return chat_job(request, call.tenant, warnings, pictures)
+
+    job, offered = await call.apart(read)
     options = request.stream_options
     shape = ChatShape(
         bool(options and options.include_usage),

@@ -29,9 +29,9 @@ _REASONS = {"refusal": "content_filter"}  # this protocol has no refusals
 async def completions(call: HttpCall) -> None:
     """Continue one or many prompts."""
     request, raw = await call.struct(CompletionRequest)
-    warnings = unknown_fields(raw, CompletionRequest)
     call.fields = {"format": format_field(request)}
-    jobs = completion_jobs(request, call.tenant)
+    warnings = await call.apart(unknown_fields, raw, CompletionRequest)
+    jobs = await call.apart(completion_jobs, request, call.tenant)
     options = request.stream_options
     shape = TextShape(
         bool(options and options.include_usage),

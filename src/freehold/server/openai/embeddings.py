@@ -10,13 +10,14 @@ import base64
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import Name, Rank, TokenId, priority
 from freehold.server.core.problems import Refused
-from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
+from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings, json_size
 from freehold.server.openai.fields.unknown import unknown_fields
 from freehold.serving import MAX_TEXTS, EmbedJob, Vectors
 
@@ -69,7 +70,7 @@ async def embeddings(call: HttpCall) -> None:
     """Turn texts into vectors."""
     request, raw = await call.struct(EmbeddingRequest)
     warnings = unknown_fields(raw, EmbeddingRequest)
-    texts = listed(request.input)
+    texts = await call.apart(listed, request.input)
 
     async def work() -> None:
         call.work.model = request.model
@@ -85,7 +86,12 @@ async def embeddings(call: HttpCall) -> None:
         vectors = await served.embed(job, seconds(request.keep_alive))
         call.work.prompt_tokens = sum(vectors.tokens)
         show = in_base64 if request.encoding_format == "base64" else as_numbers
-        await call.answer(_body(request.model, show(vectors), vectors, [*warnings, *cut_warnings(vectors)]))
+        said = [*warnings, *cut_warnings(vectors)]
+
+        def body() -> bytes:
+            return msgspec.json.encode(_body(request.model, show(vectors), vectors, said))
+
+        await call.answer(await call.apart(body, size=json_size(vectors)))
 
     await call.while_here(work())
 
@@ -93,11 +99,12 @@ async def embeddings(call: HttpCall) -> None:
 def listed(given: str | list[Any]) -> Texts:
     """Return the texts of an `input`: one, or many, as text or as ids; 400 for none, for too many and for a mixture."""
     parts: list[Any] = [given] if isinstance(given, str) else given
+    if not parts or not isinstance(parts[0], int):
+        check_count("input", parts)
     numbers = sum(isinstance(part, int) for part in parts)
     if numbers not in (0, len(parts)):
         raise Refused(400, "input mixes token ids with texts", param="input")
     texts = [parts] if numbers else parts
-    check_count("input", texts)
     return tuple(text if isinstance(text, str) else tuple(text) for text in texts)
 
 

@@ -56,15 +56,16 @@ async def rerank(call: HttpCall) -> None:
     """Order documents."""
     request, raw = await call.struct(RerankRequest)
     warnings = unknown_fields(raw, RerankRequest)
+    check_count("documents", [*request.documents, ""] if request.documents else [])
     texts = [d if isinstance(d, str) else d.text for d in request.documents]
-    check_count("documents", [*texts, ""] if texts else [])
     shown = request.return_documents
     if shown is None:
         shown = call.route != "/v2/rerank"
 
     async def work() -> None:
         vectors = await _vectors(call, request, [request.query, *texts])
-        scores = cosines(vectors, [0] * len(texts), range(1, len(texts) + 1))
+        rows = range(1, len(texts) + 1)
+        scores = await call.apart(cosines, vectors, [0] * len(texts), rows, size=len(vectors.data))
         order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[: request.top_n]
         results: list[dict[str, Any]] = [{"index": i, "relevance_score": scores[i]} for i in order]
         if shown:
@@ -100,7 +101,8 @@ async def score(call: HttpCall) -> None:
     async def work() -> None:
         vectors = await _vectors(call, request, [*first, *second])
         left = range(len(first)) if len(first) == len(second) else [0] * len(second)
-        scores = cosines(vectors, left, range(len(first), len(first) + len(second)))
+        rows = range(len(first), len(first) + len(second))
+        scores = await call.apart(cosines, vectors, left, rows, size=len(vectors.data))
         total = sum(vectors.tokens)
         await call.answer(
             {

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
+import msgspec
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import ESTIMATED, Name, TokenId
+from freehold.server.core.longjson import long_list
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_message, turn_of
@@ -19,6 +21,7 @@ from freehold.server.openai.fields.unknown import unknown_fields, unknown_messag
 from freehold.serving import MAX_MESSAGES, EstimatedCount, Job, ModelHandle, tokenizer_of
 
 MAX_IDS = 1 << 20  # longer than any context; the model's own is the limit
+TOKEN = 32  # bytes of an answer for each token: its id, and perhaps its text
 
 
 class TokenizeRequest(Struct, kw_only=True):
@@ -61,13 +64,15 @@ async def tokenize(call: HttpCall) -> None:
     request, raw = await call.struct(TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise Refused(400, "give either prompt or messages", param="prompt")
-    warnings = unknown_fields(raw, TokenizeRequest) + unknown_message_fields(raw.get("messages") or [])
+    warnings = unknown_fields(raw, TokenizeRequest)
+    warnings += await call.apart(unknown_message_fields, raw.get("messages") or [])
     await call.while_here(_tokenize(call, request, warnings))
 
 
 async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str]) -> None:
     served, pictures = await _model(call, request.model), Pictures()
-    chat = [read_message(m, i, pictures) for i, m in enumerate(request.messages or ())]
+    given = request.messages or ()
+    chat = await call.apart(lambda: [read_message(m, i, pictures) for i, m in enumerate(given)])
     pictures.check(served.info)
     if served.tokenizer is None and not request.return_token_strs:
         job = Job(messages=tuple(chat)) if chat else Job(prompt=request.prompt)
@@ -82,11 +87,15 @@ async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str
             request.prompt or "", request.add_special_tokens is not False
         )
     call.work.prompt_tokens = len(ids)
-    texts: list[str] | None = None
-    if request.return_token_strs:
-        texts = [t.decode("utf-8", "replace") for t in await tokenizer_of(served).token_texts(ids)]
-    out = {"count": len(ids), "max_model_len": served.info.context, "tokens": ids, "token_strs": texts}
-    await call.answer({**out, "freehold": {"warnings": warnings}})
+    written = await tokenizer_of(served).token_texts(ids) if request.return_token_strs else None
+    more = {"max_model_len": served.info.context, "freehold": {"warnings": warnings}}
+
+    def body() -> bytes:
+        texts = written and long_list([t.decode("utf-8", "replace") for t in written])
+        out = {"count": len(ids), **more, "tokens": long_list(ids), "token_strs": texts}
+        return msgspec.json.encode(out)
+
+    await call.answer(await call.apart(body, size=TOKEN * len(ids)))
 
 
 async def _counted(call: HttpCall, served: ModelHandle, job: Job, warnings: list[str]) -> None:

@@ -83,14 +83,14 @@ def _check_order(messages: Sequence[Message]) -> None:
 
     Ids may be left out, as many clients of other servers do: a result without one is the next call's.
     """
-    asked: list[str] = []  # ids of the calls that results may answer here
+    asked: set[str] = set()  # ids of the calls that results may answer here
     due: list[str] = []  # of those, what has no result yet
     for i, message in enumerate(messages):
         if message.role != "tool":
             _check_answered(due, i)
-            asked = [call.id for call in message.tool_calls]
-            due = [*asked]
-        elif not asked or (message.tool_call_id and not {message.tool_call_id, ""} & {*asked}):
+            due = [call.id for call in message.tool_calls]
+            asked = {*due}
+        elif not asked or (message.tool_call_id and message.tool_call_id not in asked and "" not in asked):
             raise Refused(
                 400,
                 f"messages[{i}] answers the call {message.tool_call_id[:60]!r}, which the turn before it does not make",

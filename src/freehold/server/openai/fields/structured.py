@@ -13,9 +13,10 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.formats import bounded, schema_format
 from freehold.server.core.problems import Refused
-from freehold.types import MAX_FORMAT_CHARS, Format
+from freehold.types import MAX_CHOICES, MAX_FORMAT_CHARS, Format
 
 Text = Annotated[str, Meta(max_length=MAX_FORMAT_CHARS)]
+Texts = Annotated[list[str], Meta(max_length=MAX_CHOICES)]
 Schema = dict[str, Any] | bool
 GBNF = "::="  # what every rule of llama.cpp's grammars has, and no line of Lark outside a string
 
@@ -43,7 +44,7 @@ class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
     json: Schema | Text | None = None
     json_object: bool | None = None
     regex: Text | None = None
-    choice: list[str] | None = None
+    choice: Texts | None = None
     grammar: Text | None = None
 
 
@@ -66,7 +67,7 @@ class Structured(Struct, kw_only=True):
         Schema | Text | None, Meta(description="vLLM's older `structured_outputs.json`.")
     ] = None
     guided_regex: Annotated[Text | None, Meta(description="And `.regex`.")] = None
-    guided_choice: Annotated[list[str] | None, Meta(description="And `.choice`.")] = None
+    guided_choice: Annotated[Texts | None, Meta(description="And `.choice`.")] = None
     guided_grammar: Annotated[Text | None, Meta(description="And `.grammar`.")] = None
     json_schema: Annotated[Schema | None, Meta(description="llama.cpp's: a JSON schema.")] = None
     grammar: Annotated[

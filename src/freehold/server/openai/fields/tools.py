@@ -138,4 +138,6 @@ def unknown_tool_fields(tools: Sequence[Any]) -> list[str]:
         within = [name for kind in known for name in (tool.get(kind) or {}).keys() - known[kind]]
         for name in [*(tool.keys() - set(ToolOffer.__struct_fields__)), *within]:
             found[ignored(name, "tools")] = None
+        if len(found) >= MAX_WARNINGS:
+            break
     return list(found)[:MAX_WARNINGS]

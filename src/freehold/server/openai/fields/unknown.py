@@ -7,6 +7,7 @@ Path: a route's handler -> unknown_fields, unknown_message_fields -> warnings
 from __future__ import annotations
 
 from functools import cache
+from heapq import nsmallest
 from typing import Any
 
 from msgspec import Struct
@@ -62,7 +63,7 @@ def unknown_fields(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
     if options and not raw.get("stream"):
         warnings.append("field 'stream_options' was ignored: stream is not true")
     elif options:
-        lost = sorted(options.keys() - set(StreamOptions.__struct_fields__))
+        lost = nsmallest(MAX_WARNINGS, options.keys() - set(StreamOptions.__struct_fields__))
         warnings += [ignored(name, "stream_options") for name in lost]
     for name in sorted(raw.keys() - _fields_of(kind)):
         value = raw[name]
@@ -78,7 +79,7 @@ def unknown_fields(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
         elif name in _UNUSED:
             if value is not None and value not in _UNUSED[name]:
                 warnings.append(f"field {name!r} was ignored: this server does not use it")
-        elif value is not None:
+        elif value is not None and len(warnings) < MAX_WARNINGS:  # each looks for the nearest known name
             warnings.append(unknown(name, kind.__struct_fields__, _ALIASES.get(name, "")))
     return warnings[:MAX_WARNINGS]
 
@@ -108,5 +109,6 @@ def unknown_message_fields(messages: list[dict[str, Any]]) -> list[str]:
                     param=where,
                     code="unsupported_parameter",
                 )
-            warnings[ignored(name, "messages")] = None
-    return list(warnings)[:MAX_WARNINGS]
+            if len(warnings) < MAX_WARNINGS:
+                warnings[ignored(name, "messages")] = None
+    return list(warnings)

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from freehold.server.core.fields import MAX_WARNINGS
 from freehold.server.core.limits import typed
 from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.messages import Content, ContentPart, pieces_of, text_of
 from freehold.server.openai.fields.offers import as_arguments
 from freehold.server.openai.responses.sealed import opened
-from freehold.serving import MAX_MESSAGES
+from freehold.serving import MAX_MESSAGES, MAX_TOOLS
 from freehold.types import Message, SignedThinking, ToolCall
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -81,6 +82,7 @@ class Reading:
         self._thinking: list[str] = []  # that leads to the next turn of the assistant
         self._names: dict[str, str] = {}  # of calls, by their ids
         self._due: dict[str, None] = {}  # ids of calls without an output so far
+        self._calls: list[ToolCall] = []  # of the last message, which chat() or the next message gives it
 
     def chat(self) -> tuple[Message, ...]:
         """Return the turns. Raises Refused for a call without an output, after which OpenAI accepts no turn."""
@@ -92,6 +94,7 @@ class Reading:
                 param="input",
                 code="invalid_value",
             )
+        self._close()
         rules = (Message("system", "\n\n".join(self._rules)),) if self._rules else ()
         return (*rules, *self.messages)
 
@@ -120,7 +123,7 @@ class Reading:
             self._rules.append(content)
             return
         message = Message(role, content, parts=parts_of(pieces))
-        self.messages.append(self._thought(message) if role == "assistant" else message)
+        self._add(self._thought(message) if role == "assistant" else message)
 
     def reasoning(self, item: ReasoningItem, at: str) -> None:
         said = "".join(part.text or "" for part in item.content or item.summary)
@@ -147,7 +150,7 @@ class Reading:
         self._due.pop(item.call_id, None)
         pieces = pieces_of(item.output, f"{at}.output", self._pictures)
         message = Message("tool", text_of(pieces), tool_call_id=item.call_id, name=name)
-        self.messages.append(replace(message, parts=parts_of(pieces)))
+        self._add(replace(message, parts=parts_of(pieces)))
 
     def _called(self, call: ToolCall, at: str) -> None:
         if call.id in self._names:
@@ -157,10 +160,23 @@ class Reading:
         self._names[call.id] = call.name
         self._due[call.id] = None
         last = self.messages[-1] if self.messages else None
-        if last is not None and last.role == "assistant" and not (self._thinking or self._signed):
-            self.messages[-1] = replace(last, tool_calls=(*last.tool_calls, call))
-        else:
-            self.messages.append(self._thought(Message("assistant", "", tool_calls=(call,))))
+        if last is None or last.role != "assistant" or self._thinking or self._signed:
+            self._add(self._thought(Message("assistant", "")))
+        if len(self._calls) == MAX_TOOLS:
+            raise Refused(
+                400, f"{at} is call {MAX_TOOLS + 1} of a turn; expected at most {MAX_TOOLS}", param=at
+            )
+        self._calls.append(call)
+
+    def _add(self, message: Message) -> None:
+        self._close()
+        self.messages.append(message)
+
+    def _close(self) -> None:
+        """Give the last message its calls, all at once: one after the other each would copy those before it."""
+        if self._calls:
+            self.messages[-1] = replace(self.messages[-1], tool_calls=tuple(self._calls))
+            self._calls = []
 
     def _thought(self, message: Message) -> Message:
         """Return a message of the assistant with the reasoning that led to it."""
@@ -169,7 +185,7 @@ class Reading:
 
     def _note_strangers(self, item: dict[str, Any], kind: type[Struct]) -> None:
         for name in item.keys() - set(kind.__struct_fields__) - _KNOWN:
-            if item[name] is not None:
+            if item[name] is not None and len(self.warnings) < MAX_WARNINGS:
                 self.warnings[f"field {name[:60]!r} of items was ignored"] = None
 
 
@@ -206,5 +222,5 @@ def read_items(
     reading = Reading(instructions, pictures)
     for i, item in enumerate(items):
         reading.add(item, f"input[{i - known}]" if i >= known else "previous_response_id")
-    warnings += [*reading.warnings][:20]
+    warnings += reading.warnings
     return reading.chat()
