@@ -1,7 +1,8 @@
 """Judges of answers: a text, a pattern, JSON or its schema, tests of the code in it, or a model with a rubric.
 
-Patterns and schemas run in Rust with automata, in time linear in the answer: neither a user's pattern nor a model's
-answer can make them run away. No schema fetches another. Tests run in a confined process (sandbox/code.py). Knows no
+Neither a user's pattern or schema nor a model's answer can make a judge run away. Texts and fences are read in time
+linear in the answer. Patterns run in Rust with automata; they and schemas are checked in a process that is killed after
+two seconds (sandbox/schemas.py). Tests and the code they are for run in confined processes (sandbox/code.py). Knows no
 file.
 Path: samples.read -> judge -> Judge.mark
 """
@@ -9,21 +10,19 @@ Path: samples.read -> judge -> Judge.mark
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from freehold.errors import UsageError
+from freehold.evals.fences import first_fenced, only_fenced
 from freehold.sandbox.code import failure
+from freehold.sandbox.schemas import BadSchema, SchemaChecks
 from freehold.types import ChatModel, Message, SamplingParams
 
 JUDGES = ("exact", "contains", "regex", "json", "json_schema", "tests", "judge")
 MOST_CHARS = 16_384  # of a text, pattern, schema or rubric
-_PATTERN_BYTES = 1 << 20  # of a compiled pattern
 _MOST_SCHEMA_DEPTH = 64
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n\s*```\s*\Z", re.DOTALL)
-_CODE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 _MOST_TESTS = 20  # each is a process
 _VERDICT = {"type": "object", "properties": {"pass": {"type": "boolean"}}, "required": ["pass"]}
 _ASK = (
@@ -95,8 +94,8 @@ def _contains(value: Any, by: str) -> Callable[[str], Mark]:
 
 def _regex(value: Any, by: str) -> Callable[[str], Mark]:
     pattern = _text(value, "regex")
-    valid = _validator({"type": "string", "pattern": pattern}, f"regex {pattern[:60]!r}")
-    return lambda answer: _said(valid(answer.strip()) is None, f"does not match {pattern[:60]!r}")
+    fault = _validator({"type": "string", "pattern": pattern}, f"regex {pattern[:60]!r}")
+    return lambda answer: _said(fault(json.dumps(answer.strip())) is None, f"does not match {pattern[:60]!r}")
 
 
 def _json(value: Any, by: str) -> Callable[[str], Mark]:
@@ -106,7 +105,7 @@ def _json(value: Any, by: str) -> Callable[[str], Mark]:
 
     def mark(answer: str) -> Mark:
         try:
-            found = _loaded(answer)
+            found = json.loads(_json_text(answer))
         except (ValueError, RecursionError):
             return Mark(False, "is not JSON")
         return _said(same_json(found, value), f"is not {wanted[:60]}")
@@ -126,23 +125,19 @@ def same_json(one: Any, other: Any) -> bool:
 def _json_schema(value: Any, by: str) -> Callable[[str], Mark]:
     if not isinstance(value, dict):
         raise UsageError("json_schema is not a JSON object")
-    valid = _validator(value, "json_schema")
+    fault = _validator(value, "json_schema")
 
     def mark(answer: str) -> Mark:
-        try:
-            found = _loaded(answer)
-        except (ValueError, RecursionError):
-            return Mark(False, "is not JSON")
-        why = valid(found)
+        why = fault(_json_text(answer))
         return Mark(why is None, why or "")
 
     return mark
 
 
-def _loaded(answer: str) -> Any:
-    """Parse an answer that is JSON, or one fenced block of it. Raises ValueError, RecursionError."""
-    fenced = _FENCE.match(answer)
-    return json.loads(fenced[1] if fenced else answer)
+def _json_text(answer: str) -> str:
+    """Return the JSON of an answer that is JSON, or one fenced block of it."""
+    fenced = only_fenced(answer)
+    return answer if fenced is None else fenced
 
 
 def _tests(value: Any, by: str) -> Callable[[str], Mark]:
@@ -165,8 +160,8 @@ def _tests(value: Any, by: str) -> Callable[[str], Mark]:
 
 def code_in(answer: str) -> str:
     """Return the first fenced block of an answer, or all of it."""
-    found = _CODE.search(answer)
-    return found[1] if found else answer
+    fenced = first_fenced(answer)
+    return answer if fenced is None else fenced
 
 
 def _rubric(value: Any, by: str) -> Callable[[str], Mark]:
@@ -195,34 +190,21 @@ def _said(passed: bool, why: str) -> Mark:
     return Mark(passed, "" if passed else why)
 
 
-def _validator(schema: dict[str, Any], what: str) -> Callable[[Any], str | None]:
-    """Return a function from a value to what is wrong with it, or None."""
-    import jsonschema_rs as rust
+_CHECKS = SchemaChecks()
 
+
+def _validator(schema: dict[str, Any], what: str) -> Callable[[str], str | None]:
+    """Return a function from a value's JSON to what is wrong with it, or None."""
     if len(json.dumps(schema)) > MOST_CHARS or _depth(schema) > _MOST_SCHEMA_DEPTH:
         raise UsageError(
             f"{what} is over {MOST_CHARS:,} characters or {_MOST_SCHEMA_DEPTH} levels", "make it smaller"
         )
-    options = rust.RegexOptions(size_limit=_PATTERN_BYTES)
     try:
-        made = rust.validator_for(schema, pattern_options=options, retriever=_refuse)
-    except (ValueError, rust.ReferencingError) as e:
-        first = str(e).splitlines()[0][:160]
-        hint = "without look-around and back-references" if "regex" in first else ""
-        raise UsageError(f"{what} cannot be used: {first}", hint) from None
-
-    def wrong(value: Any) -> str | None:
-        try:
-            made.validate(value)
-        except ValueError as e:
-            return str(getattr(e, "message", e)).splitlines()[0][:160]
-        return None
-
-    return wrong
-
-
-def _refuse(uri: str) -> Any:
-    raise ValueError(f"{uri} is not fetched: schemas are whole")
+        _CHECKS.check_schema(schema)
+    except BadSchema as e:
+        hint = "without look-around and back-references" if e.is_pattern else ""
+        raise UsageError(f"{what} cannot be used: {e}", hint) from None
+    return lambda text: _CHECKS.fault(schema, text)
 
 
 def _depth(value: Any) -> int:

@@ -149,7 +149,7 @@ def check_spelled(value: Any) -> Any:
 
 def check_format(text: str, arguments: Iterable[Any]) -> None:
     """Refuse widths that blow a string up: long numbers, and widths taken from arguments."""
-    if LONG_NUMBER.search(text) or "*" in text or re.search(r"\{[^{}]*:[^{}]*\{", text):
+    if LONG_NUMBER.search(text) or "*" in text or re.search(r"\{[^{}:]*+:[^{}]*+\{", text):
         raise BadTemplate("the chat template formats text with a width that is too large or computed")
     for value in arguments:
         if isinstance(value, str):

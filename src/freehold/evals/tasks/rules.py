@@ -1,7 +1,8 @@
 """Twenty-five rules that a text obeys or does not, each with the sentence that asks for it.
 
-Pure functions of a text: no model judges. An empty text obeys none. The idea is IFEval's (Zhou et al. 2023): requests
-whose fulfilment a program can verify; rules, wording and prompts are our own.
+Pure functions of a text, in time linear in it: no pattern backtracks over more than a word. No model judges. An empty
+text obeys none. The idea is IFEval's (Zhou et al. 2023): requests whose fulfilment a program can verify; rules, wording
+and prompts are our own.
 Path: instructions -> RULES -> Rule.asks, obeys
 """
 
@@ -12,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from freehold.evals.fences import only_fenced
 
 Options = Mapping[str, Any]
 
@@ -47,7 +50,7 @@ def _words(text: str) -> list[str]:
 
 
 def _sentences(text: str) -> int:
-    return len([s for s in re.split(r"[.!?]+(?:\s+|$)", text) if _words(s)])
+    return len([s for s in re.split(r"(?<![.!?])[.!?]++(?:\s+|$)", text) if _words(s)])
 
 
 def _paragraphs(text: str) -> int:
@@ -63,9 +66,9 @@ def _count(text: str, word: str) -> int:
 
 
 def _is_json(text: str) -> bool:
-    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n\s*```", text, re.DOTALL)
+    fenced = only_fenced(text)
     try:
-        json.loads(fenced[1] if fenced else text)
+        json.loads(text if fenced is None else fenced)
     except (ValueError, RecursionError):
         return False
     return True
@@ -77,8 +80,11 @@ def _two(text: str) -> bool:
 
 
 def _sections(text: str, n: int) -> bool:
-    found = [int(number) for number in re.findall(r"^\W*Section (\d+)\b", text, re.MULTILINE)]
-    return found == list(range(1, n + 1))
+    return _counts_to(n, re.findall(r"^[^\w\n]*Section (\d+)\b", text, re.MULTILINE))
+
+
+def _counts_to(n: int, numbers: list[str]) -> bool:
+    return all(len(each) < 10 for each in numbers) and [int(each) for each in numbers] == [*range(1, n + 1)]
 
 
 def _without_end(text: str) -> str:
@@ -94,11 +100,11 @@ RULES: dict[str, Rule] = {
     ),
     "bullets": Rule(
         'Include exactly {n} bullet points that begin with "- ".',
-        lambda t, o: _lines(t, r"^\s*[-*] +\S") == o["n"],
+        lambda t, o: _lines(t, r"^[^\S\n]*[-*] +\S") == o["n"],
     ),
     "numbered": Rule(
         'Include a list of exactly {n} items numbered "1.", "2." and so on.',
-        lambda t, o: [int(i) for i in re.findall(r"^\s*(\d+)\. +\S", t, re.M)] == [*range(1, o["n"] + 1)],
+        lambda t, o: _counts_to(o["n"], re.findall(r"^[^\S\n]*(\d+)\. +\S", t, re.M)),
     ),
     "lowercase": Rule("Write in lower case only.", lambda t, o: t == t.lower()),
     "uppercase": Rule("WRITE IN CAPITAL LETTERS ONLY.", lambda t, o: t == t.upper()),
@@ -112,7 +118,7 @@ RULES: dict[str, Rule] = {
     ),
     "title": Rule(
         "Give it a title in double angle brackets such as <<a title>>.",
-        lambda t, o: bool(re.search(r"<<[^<>\n]*\w[^<>\n]*>>", t)),
+        lambda t, o: bool(re.search(r"<<[^<>\n\w]*+\w[^<>\n]*+>>", t)),
     ),
     "quoted": Rule(
         "Put the whole reply in double quotation marks.",
@@ -121,15 +127,15 @@ RULES: dict[str, Rule] = {
     "json": Rule("Reply with valid JSON and nothing else.", lambda t, o: _is_json(t)),
     "highlights": Rule(
         "Highlight at least {n} parts with asterisks such as *this part*.",
-        lambda t, o: len(re.findall(r"\*{1,2}[^*\n]*\w[^*\n]*\*{1,2}", t)) >= o["n"],
+        lambda t, o: len(re.findall(r"\*{1,2}[^*\n\w]*+\w[^*\n]*+\*{1,2}", t)) >= o["n"],
     ),
     "placeholders": Rule(
         "Include at least {n} placeholders in square brackets such as [name].",
-        lambda t, o: len(re.findall(r"\[[^\[\]\n]*\w[^\[\]\n]*\]", t)) >= o["n"],
+        lambda t, o: len(re.findall(r"\[[^\[\]\n\w]*+\w[^\[\]\n]*+\]", t)) >= o["n"],
     ),
     "postscript": Rule(
         'Add a postscript at the end that begins with "P.S."',
-        lambda t, o: bool(re.search(r"^\W*P\. ?S\.\s*\S", t, re.M)),
+        lambda t, o: bool(re.search(r"^[^\w\n]*P\. ?S\.\s*\S", t, re.M)),
     ),
     "letter": Rule(
         'Use the letter "{letter}" at least {n} times.', lambda t, o: t.lower().count(o["letter"]) >= o["n"]

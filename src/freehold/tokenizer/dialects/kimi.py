@@ -10,7 +10,7 @@ from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
 
 OPEN, CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL, ARGUMENTS, CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
-_ID = re.compile(r"\s*(?:functions\.)?(.+?)(?::\d+)?\s*")
+_NUMBER = re.compile(r":\d+\Z")
 
 
 def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
@@ -21,15 +21,15 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
         if not (yield from source.literal(CALL)):
             break
         header, mark = yield from source.until(ARGUMENTS, CALL_END, "\n")
-        named = _ID.fullmatch(header)
-        if mark != ARGUMENTS or named is None or not is_name(named[1]):
+        name = _NUMBER.sub("", header.strip().removeprefix("functions."))
+        if mark != ARGUMENTS or not is_name(name):
             return None
         yield from source.space()
         raw = yield from source.json("{")
         arguments = loaded(raw)
         if arguments is None:
             return None
-        calls.append(Call(named[1], arguments_text(arguments, raw)))
+        calls.append(Call(name, arguments_text(arguments, raw)))
         yield from source.optional(CALL_END)
     if calls:
         yield from source.optional(CLOSE)
