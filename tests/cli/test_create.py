@@ -47,3 +47,30 @@ def test_a_file_that_is_no_modelfile_is_named(home, capsys):
     (home / "bad").write_text("FROM tiny\nWHAT x\n")
     assert main.run(["create", "x", "-f", str(home / "bad")]) == 2
     assert "line 2" in capsys.readouterr().err
+
+
+def test_show_of_a_created_model_says_its_own_parameters_and_system_text(home, capsys):
+    file = home / "Modelfile"
+    file.write_text(
+        "FROM ./tiny.gguf\nPARAMETER temperature 0.25\nPARAMETER num_predict 3\nPARAMETER stop END\n"
+        'SYSTEM """Be brief.\nBe kind."""\nMESSAGE user hi\nLICENSE MIT\n'
+    )
+    assert main.run(["create", "brief", "-f", str(file)]) == 0
+    capsys.readouterr()
+    assert main.run(["show", "brief", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)["model"]
+    own = "PARAMETER of brief"
+    assert card["sampling"]["temperature"] == {"value": 0.25, "origin": own}
+    assert card["sampling"]["max_tokens"] == {"value": 3, "origin": own}
+    assert card["sampling"]["top_p"]["origin"] != own
+    assert (card["system"], card["stop"], card["messages"], card["licence"]) == (
+        "Be brief.\nBe kind.",
+        ["END"],
+        1,
+        "MIT",
+    )
+    assert main.run(["show", "brief"]) == 0
+    out = capsys.readouterr().out
+    assert "temperature 0.25 (PARAMETER of brief)" in out and "Be brief." in out and "Be kind." in out
+    assert main.run(["show", "tiny", "--json"]) == 0
+    assert "system" not in json.loads(capsys.readouterr().out)["model"]

@@ -17,6 +17,7 @@ from freehold.store import Planned, Progress
 from freehold.store.progress import Lines, ProgressBar
 from tests.store.conftest import UNIT, noise
 from tests.store.standin import Standin, serving
+from tests.vectors.files import write_gguf
 
 SOURCES = str(Path(__file__).parents[2] / "src")
 LISTED = {
@@ -88,8 +89,7 @@ def test_list_shows_name_size_owner_state(run: Run):
 def test_rm_says_what_it_freed_and_what_it_only_forgot(run: Run, tmp_path: Path):
     run("pull", "org/m")
     assert run("rm", "org/m")[2] == "org/m:Q4_K_M: deleted, 2.6 MB freed\n"
-    mine = tmp_path / "mine.gguf"
-    mine.write_bytes(noise(100))
+    mine = write_gguf("llama", tmp_path / "mine.gguf")
     run("pull", str(mine))
     assert run("rm", "mine")[2] == f"mine: forgotten; {mine} belongs to user and stays\n"
     assert run("rm", "mine")[0] == 1
@@ -162,3 +162,13 @@ def test_the_bar_survives_untold_totals(capsys):
     bar(Progress("m", "m.gguf", 10, 0))
     bar.close()
     assert "size unknown" in capsys.readouterr().err
+
+
+def test_pull_refuses_a_file_that_is_no_model(run: Run, tmp_path: Path):
+    text, short = tmp_path / "notes.gguf", tmp_path / "short.gguf"
+    text.write_text("shopping list\n")
+    short.write_bytes(write_gguf("llama", tmp_path / "whole.gguf").read_bytes()[:400])
+    for path in (text, short):
+        status, out, err = run("pull", str(path))
+        assert status == 1 and not out and str(path) in err and "error: " in err
+    assert "notes" not in run("list")[1] and "short" not in run("list")[1]

@@ -31,6 +31,7 @@ _OUTPUT = "output.weight"  # the head of a GGUF file
 def command(settings: Settings, model: str, as_json: bool) -> None:
     """Show MODEL's file, digest, quantisation, context, licence, template and sampling defaults.
 
+    Of a model made by `freehold create` its own parameters, system text and template too, over its base's.
     Then the catalogue's facts: lab, sizes, lineage, layers, cache, published scores, each with its source.
 
     With --json, prints {"schema": 1, "model": {..., "catalogue": {...}}}.
@@ -65,6 +66,10 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("source", card["source"]),
         ("", card.get("detail", "")),
         ("template", card.get("template", "")),
+        *(("system" if not i else "", line) for i, line in enumerate(card.get("system", "").splitlines())),
+        ("messages", f"{card['messages']} before each chat" if card.get("messages") else ""),
+        ("adapter", card.get("adapter", "")),
+        ("stop", ", ".join(map(repr, card.get("stop", ())))),
     ]
     sampling = card.get("sampling", {}).items()
     rows += [

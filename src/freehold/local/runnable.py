@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 
 
 def check_fetch(store: Store, model: str) -> None:
-    """Raise what check_runs raises for a model that is not here; one that is here needs no fetching."""
+    """Raise what check_runs raises for a model that is not here; one that is here needs no fetching.
+
+    A file of the user's own is read as far as loading reads it before its weights: BadModelFile and UnsupportedModel
+    say what it is instead of a model.
+    """
+    if parse_ref(model).kind == "path":
+        return _check_file(store.resolve(model).path)
     try:
         store.resolve(model)
     except ModelNotFound:
         check_runs(model)
     except FreeholdError:  # its file vanished: fetching brings it back
-        return
+        return None
 
 
 def check_runs(model: str) -> None:
@@ -56,6 +62,15 @@ def _of_name(ref: Ref) -> Model | None:
         if known.architecture:
             _check(known)
         raise ModelNotFound(missing.message, f"{known.id} has no short name: write the whole id") from None
+
+
+def _check_file(path: Path) -> None:
+    from freehold.formats import open_model_file
+    from freehold.models.binding.bind import read_source
+
+    with open_model_file(path) as opened:
+        check_architecture(opened)
+        read_source(opened)
 
 
 def _check(known: Model) -> None:

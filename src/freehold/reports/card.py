@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from freehold.errors import FreeholdError, ModelNotFound
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.reports.model_facts import facts_json
 from freehold.store import Listed, Store
+from freehold.store.overlays import Overlay
 from freehold.store.sampling import sampling_defaults
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def describe(store: Store, model: str) -> dict[str, Any]:
         listed = store.show(model)
     except ModelNotFound:
         return _from_catalogue(model)
+    overlay = store.overlays.find(listed.name) if listed.base else None
     card = {**listed.as_json(), **_known(listed)}
     if listed.state in ("ready", "changed"):
         with open_model_file(listed.path) as file:
@@ -42,7 +45,29 @@ def describe(store: Store, model: str) -> dict[str, Any]:
                 card |= {"model": "", "note": "", "catalogue": None}
             if not card["licence"] and isinstance(file, GGUFFile):
                 card["licence"] = file.metadata.get_str("general.license", "")
-    return card
+    return card | _own(card, overlay) if overlay else card
+
+
+def _own(card: Mapping[str, Any], overlay: Overlay) -> dict[str, Any]:
+    """Return what a model made from another says itself, over its base's card."""
+    read = overlay.read
+    origin = f"PARAMETER of {overlay.name}"
+    given = {name: {"value": value, "origin": origin} for name, value in read.sampling.items()}
+    limit = {} if read.max_tokens is None else {"max_tokens": {"value": read.max_tokens, "origin": origin}}
+    own: dict[str, Any] = {
+        "system": overlay.system,
+        "messages": len(overlay.messages),
+        "adapter": overlay.adapter_name,
+        "sampling": {**card.get("sampling", {}), **given, **limit},
+        "notes": [*card.get("notes", ()), *overlay.notes],
+    }
+    if read.stop:
+        own["stop"] = list(read.stop)
+    if overlay.template:
+        own["template"] = f"TEMPLATE of {overlay.name}"
+    if overlay.licence:
+        own["licence"] = "; ".join(text.strip().partition("\n")[0] for text in overlay.licence)
+    return own
 
 
 def file_facts(file: ModelFile) -> dict[str, Any]:
