@@ -86,6 +86,7 @@ export const texts = {
     conversation: "Conversation",
     model: "Model",
     noModel: "Choose a model",
+    noModelToSend: "There is no model to answer: fetch one on the page Models, then send again.",
     noModels: "There is no model on this machine yet. Fetch one in",
     moreModels: "More models",
     searchModels: "Search models",
@@ -105,6 +106,11 @@ export const texts = {
     moreChats: "More for the list of chats",
     moreOf: (title: string) => `More for ${title}`,
     import: "Import a chat",
+    importTitle: (name: string) => `Import ${name}?`,
+    importDo: "Import",
+    importSystem: "This file brings a system prompt, which would steer every answer of the chat:",
+    importKeep: "Keep this system prompt",
+    importTools: (names: string) => `Its tools (${names}) are left out. Chat settings has those of this server.`,
     exportMd: "Export as Markdown",
     exportJson: "Export as JSON",
     rename: "Rename",
@@ -130,7 +136,20 @@ export const texts = {
     asks: (tool: string, server: string) => `The tool ${tool} of ${server} asks for approval.`,
     stopping: "Stopping",
     stopped: "You stopped this answer.",
-    cutOff: "Cut off: the answer reached its limit of tokens. Settings has the limit.",
+    cutByLimit: (n: number | null) =>
+      `Cut off: the answer reached its limit of ${n === null ? "" : `${n.toLocaleString("en-US")} `}tokens. Chat settings has the limit.`,
+    cutByContext: (n: number, forbidden: boolean) =>
+      `Cut off: the model's context of ${n.toLocaleString("en-US")} tokens is full. ` +
+      (forbidden
+        ? "Chat settings can let the chat continue without its oldest messages."
+        : "The chat continues without its oldest messages."),
+    leftOut: (n: number, limit: number) =>
+      `The model's context${limit ? ` of ${limit.toLocaleString("en-US")} tokens` : ""} is full: ` +
+      (n === 1 ? "the oldest message was left out." : `the ${n.toLocaleString("en-US")} oldest messages were left out.`),
+    contextHint: (forbidden: boolean) =>
+      forbidden
+        ? "Chat settings can have the oldest messages left out. Or choose a model with a longer context."
+        : "The message alone is too long: shorten it, attach less, or choose a model with a longer context.",
     lost: "The server ended while it wrote this answer. What had come is kept; Regenerate asks again.",
     trouble: "What happened",
     loadingModel: (share: number | null) =>
@@ -218,6 +237,11 @@ export const texts = {
     noLimit: "none",
     think: "Thinking",
     asModel: "As the model does",
+    overflow: "When the context is full",
+    dropOldest: "Leave out the oldest messages",
+    dropNothing: "Stop with an error",
+    steering: "What steers this chat's answers",
+    toolsSet: (names: string) => `Tools: ${names}`,
     tools: "Tools",
     nTools: (n: number) => (n === 1 ? "1 tool" : `${n} tools`),
     preset: "Preset",
@@ -330,7 +354,6 @@ export const texts = {
     fitTitle: "Fits here",
     fit: {
       yes: "fits",
-      yesIn: (memory: string) => `fits in ${memory}`,
       no: "too large",
       unknown: "not known",
       refused: "not supported",
@@ -372,7 +395,6 @@ export const texts = {
       here: "On this machine",
       fits: "Fits",
       memory: "Memory",
-      memoryAt: (memory: string, context: string) => `${memory} at ${context} tokens of context`,
       longest: "Longest context",
       tokens: (n: string) => `${n} tokens`,
       decode: "Writing",
@@ -402,6 +424,7 @@ export const texts = {
     noneText: "One is loaded when a chat or a request names it, or with Load on the page Models.",
     loading: (name: string, done: string, total: string) => `Loading ${name}: ${done}${total && ` of ${total}`}`,
     memory: "Memory",
+    reserved: (size: string) => `${size} reserved for weights and the caches of all streams`,
     memoryUsed: (used: string, of: string) => `${used} of ${of} in use`,
     context: (tokens: string) => `${tokens} tokens of context`,
     threads: (n: number) => (n === 1 ? "1 thread" : `${n} threads`),

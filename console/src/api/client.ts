@@ -15,6 +15,12 @@ export class ApiError extends Error {
   }
 }
 
+/** What an error says, once: the server repeats its hint at the end of the message, for clients that show that alone. */
+export function told<T extends { message: string; hint?: string }>(error: T): T {
+  const again = `; ${error.hint}`;
+  return error.hint && error.message.endsWith(again) ? { ...error, message: error.message.slice(0, -again.length) } : error;
+}
+
 /** Send a request; return the JSON of its answer. Throws ApiError. */
 export async function api<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
   const headers: Record<string, string> = { accept: "application/json" };
@@ -41,7 +47,8 @@ async function refusal(response: Response): Promise<ApiError> {
   try {
     const { error } = (await response.json()) as { error: string | { message: string; code?: string; hint?: string } };
     if (typeof error === "string") return new ApiError(response.status, error); // as routes of /api word it
-    return new ApiError(response.status, error.message, error.code ?? "", error.hint ?? "");
+    const { message, code = "", hint = "" } = told(error);
+    return new ApiError(response.status, message, code, hint);
   } catch {
     return new ApiError(response.status, texts.parts.answered(response.status));
   }

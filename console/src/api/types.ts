@@ -41,7 +41,8 @@ export interface Message {
   call: string; // of a tool's message: the call it answers
   state: MessageState;
   receipt: Receipt | null;
-  error?: { message: string; hint?: string } | null; // of a failed answer
+  outcome?: ToolState | null; // of a tool's message: how its call ended; null: not known
+  error?: { message: string; code?: string; hint?: string } | null; // of a failed answer
 }
 
 export interface Receipt {
@@ -65,6 +66,7 @@ export interface ChatSettings {
   max_tokens?: number;
   sampling?: Record<string, unknown>;
   tools?: string[];
+  overflow?: "drop-oldest" | "error"; // where the context is full; left out: the first
 }
 
 /** One message of the tree without its text: id, parent, role, characters. */
@@ -113,7 +115,7 @@ export type RunEvent =
   | Ask
   | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
   | { t: "calls"; answer: string; calls: ToolCall[]; receipt: Receipt | null }
-  | { t: "result"; message: string; parent: string; call: string; content: string }
+  | { t: "result"; message: string; parent: string; call: string; content: string; outcome: ToolState }
   | { t: "note"; text: string; code: string }
   | { t: "again"; equal: boolean; tokens: number; first?: number; was?: string; is?: string; changed?: string }
   | { t: "end"; finish: string; receipt: Receipt | null; error?: { message: string; code: string; hint?: string } };
@@ -235,6 +237,7 @@ export interface ModelRow {
   name: string; // what to ask for, and to pull
   id: string; // the catalogue's; "" where it does not know the model
   held: boolean;
+  served: boolean; // from a path that was named to the server; the store knows nothing of it
   state: string; // of the store: ready, incomplete, changed, vanished; "" where it is not held
   loaded: boolean;
   pull: string | null; // the name to pull; null: held, or no known source
@@ -254,6 +257,7 @@ export interface ModelRow {
   fits: boolean | null; // here; null: not known
   reason: string; // why it does not fit
   memory: number | null; // bytes at `at_context` tokens
+  needs: string; // the same as a sentence, which Engine, `fit` and `ps` say too; "": not known
   at_context: number | null;
   longest: number | null; // tokens that fit
   decode: Range | null; // tokens a second

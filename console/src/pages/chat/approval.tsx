@@ -8,6 +8,7 @@ import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
+import { Fold } from "./body";
 import { composer } from "./composer";
 import { escaped, isObject, pretty } from "./json";
 import type { Live } from "./lives";
@@ -17,6 +18,8 @@ import { shown } from "../../text/shown";
 
 const words = texts.chat;
 type Verdict = "deny" | "once" | "chat" | "always";
+const SHORT = 300; // characters of a claim, and its lines, that are shown at once
+const LINES_SHOWN = 4;
 const EARLY_MS = 700; // a double click on one question must not allow the next
 
 export function Approval({ ask, live }: { ask: Ask; live: Live }) {
@@ -69,8 +72,8 @@ export function Approval({ ask, live }: { ask: Ask; live: Live }) {
         <Icon name="tool" size={18} /> {words.wantsTo(shown(ask.tool), shown(ask.server))}
       </h3>
       {ask.changed && <Change before={ask.changed.before} after={ask.changed.after} />}
-      <Arguments asked={asked} editable={editable} edited={edited} wrong={wrong} />
       <Claims ask={ask} />
+      <Arguments asked={asked} editable={editable} edited={edited} wrong={wrong} />
       <label class="deny-word">
         <span>{words.denyWord}</span>
         <input
@@ -136,18 +139,29 @@ function Arguments({ asked, editable, edited, wrong }: ArgumentsProps) {
   );
 }
 
-/** What the tool says of itself: its own words, no fact. */
+/** What the tool says of itself: its own words, no fact. A long text folds, so that it moves nothing out of sight. */
 function Claims({ ask }: { ask: Ask }) {
   const { description, annotations } = ask.claims ?? { description: "", annotations: {} };
   const hints = Object.entries(annotations ?? {}).map(([name, value]) => `${name}: ${JSON.stringify(value)}`);
-  if (!description && !hints.length) return null;
+  const claim = [description, ...hints].filter(Boolean).join("\n");
+  if (!claim) return null;
+  const said = () => (
+    <blockquote>
+      <Verbatim text={claim} code />
+    </blockquote>
+  );
+  if (claim.length > SHORT || claim.split("\n").length > LINES_SHOWN)
+    return (
+      <div class="claims">
+        <Fold title={words.claims} note={words.characters(claim.length)}>
+          {said}
+        </Fold>
+      </div>
+    );
   return (
     <div class="claims">
       <h4>{words.claims}</h4>
-      <blockquote>
-        {description && <Verbatim text={description} code />}
-        {hints.length > 0 && <Verbatim text={hints.join("\n")} code />}
-      </blockquote>
+      {said()}
     </div>
   );
 }

@@ -2,7 +2,8 @@
 // Its text is hostile: it reaches the page only through <Text>. Redrawn by signals, never by the log.
 import { useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import type { Message } from "../../api/types";
+import { told } from "../../api/client";
+import type { ChatSettings, Message, Receipt } from "../../api/types";
 import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { Plain, Text, Verbatim } from "../../text";
@@ -33,25 +34,27 @@ export function Article({ chat, id }: { chat: Chat; id: string }) {
       </div>
     );
   const mine = message.role === "user";
+  const system = message.role === "system";
   return (
     <Frame
       id={id}
       role={message.role}
-      name={mine ? texts.you : message.model || words.model}
+      name={mine ? texts.you : system ? words.system : message.model || words.model}
       edited={editing.value === id}
       busy={message.state === "open"}
     >
+      <LeftOut context={message.receipt?.context ?? live?.context} />
       <Thinking message={message} live={live} />
       {message.content && (
         <div class={mine ? "bubble" : "said"}>
-          {mine ? <Verbatim text={message.content} /> : <Text source={message.content} open={message.state === "open"} />}
+          {mine || system ? <Verbatim text={message.content} /> : <Text source={message.content} open={message.state === "open"} />}
         </div>
       )}
       <Attachments files={message.files ?? []} images={message.images ?? []} />
       <Calls message={message} live={live} />
       {live && <Progress live={live} empty={!message.content} />}
       {live?.asks.map((ask) => <Approval key={ask.call + ask.digest} ask={ask} live={live} />)}
-      <Ending message={message} />
+      <Ending message={message} settings={chat.settings.value} />
       <Actions chat={chat} message={message} open={open} />
       {open.value === "receipt" && <ReceiptPanel chat={chat} message={message} />}
       {open.value === "request" && <RequestDialog chat={chat} message={message} close={() => (open.value = null)} />}
@@ -84,6 +87,16 @@ function Frame({ id, role, name, edited, busy, loading, children }: FrameProps) 
   );
 }
 
+/** That the model did not read all of the chat, and how much of it. */
+function LeftOut({ context }: { context: Partial<Receipt["context"]> | null | undefined }) {
+  if (!context?.dropped_messages) return null;
+  return (
+    <p class="remark left-out">
+      <Icon name="info" size={16} /> {words.leftOut(context.dropped_messages, context.limit ?? 0)}
+    </p>
+  );
+}
+
 /** What is going on while nothing, or no more, is to be read. */
 function Progress({ live, empty }: { live: Live; empty: boolean }) {
   if (live.away) return null; // the page's notice says it
@@ -112,10 +125,13 @@ function waitsFor({ why, done, of, expected_s }: Wait): string {
 }
 
 /** How an answer ended, where that is not by itself; and the way on. */
-function Ending({ message }: { message: Message }) {
+function Ending({ message, settings }: { message: Message; settings: ChatSettings }) {
   const epilogue = epilogues.value.get(message.id);
   const { state } = message;
-  const error = epilogue?.error ?? message.error;
+  const found = epilogue?.error ?? message.error;
+  const error = found && told(found);
+  const full = error?.code === "context_length_exceeded"; // the page has its own way out of this one
+  const hint = full ? words.contextHint(settings.overflow === "error") : error?.hint;
   const again = (
     <Button icon="again" onClick={() => void regenerate(message.id)}>
       {words.regenerate}
@@ -129,19 +145,26 @@ function Ending({ message }: { message: Message }) {
         </p>
       ))}
       {state === "stopped" && <p class="remark">{words.stopped}</p>}
-      {state === "length" && <p class="remark">{words.cutOff}</p>}
+      {state === "length" && <p class="remark">{cutOff(message, settings)}</p>}
       {(state === "failed" || state === "lost") && message.role !== "user" && (
         <div class="trouble" role="group" aria-label={words.trouble}>
           <Icon name="warning" size={18} />
           <div>
             <p>{state === "lost" ? words.lost : (error?.message ?? words.failed)}</p>
-            {error?.hint && <p class="dim">{error.hint}</p>}
+            {hint && <p class="dim">{hint}</p>}
           </div>
           {again}
         </div>
       )}
     </>
   );
+}
+
+/** Which limit ended an answer: its own of tokens, or the model's context. */
+function cutOff({ receipt }: Message, { overflow }: ChatSettings): string {
+  const { used = 0, limit = 0 } = receipt?.context ?? {};
+  if (limit && used >= limit) return words.cutByContext(limit, overflow === "error");
+  return words.cutByLimit(receipt?.max_tokens || null);
 }
 
 /** The call that a tool's message answers. */

@@ -94,8 +94,10 @@ export function Calls({ message, live }: { message: Message; live: Live | null }
 
 export function ToolResult({ message, call }: { message: Message; call: ToolCall | null }) {
   const title = call ? words.result(shown(call.server), shown(call.name)) : words.resultOf;
+  const { outcome } = message;
+  const unlike = outcome === "denied" || outcome === "failed";
   return (
-    <Fold icon="tool" title={title} note={words.characters(message.content.length)}>
+    <Fold icon="tool" title={title} note={unlike ? words.toolStates[outcome] : words.characters(message.content.length)}>
       {() => <Both arguments={call?.arguments} result={message.content} />}
     </Fold>
   );

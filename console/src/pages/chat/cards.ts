@@ -134,18 +134,6 @@ async function restore(card: Card): Promise<void> {
   }
 }
 
-/** Take in a chat that was exported. */
-export async function importFile(file: File): Promise<void> {
-  try {
-    const card = await reach(post<Card>("/console/api/import", { chat: JSON.parse(await file.text()) as unknown }));
-    changed(card);
-    go(to("chat", card.id));
-  } catch (e) {
-    if (e instanceof SyntaxError) notify({ kind: "error", text: texts.chat.notJson(file.name) });
-    else notifyError(e);
-  }
-}
-
 /** Save a chat as a file. */
 export function exportAs(card: Card, kind: "md" | "json"): void {
   const link = document.createElement("a");

@@ -1,7 +1,7 @@
 // One run's events, taken into the answer that it writes. A run belongs to the server, so that losing the connection loses
 // nothing: events continue after the last one seen. Knows what events say; knows no element and starts no run.
 import { type Signal, signal } from "@preact/signals";
-import { ApiError } from "../../api/client";
+import { ApiError, told } from "../../api/client";
 import { type Connection, follow } from "../../api/events";
 import type { Message, RunEvent } from "../../api/types";
 import { texts } from "../../texts";
@@ -66,6 +66,9 @@ export class Follower {
       case "begin":
         if (event.answer !== this.answer) this.next(event.answer, event.parent, event.model);
         break;
+      case "ready":
+        this.say({ context: event.context });
+        break;
       case "text":
         if (event.at > this.content.length) return this.restart();
         this.content = this.content.slice(0, event.at) + event.text;
@@ -102,7 +105,12 @@ export class Follower {
         break;
       case "result":
         this.say({ tools: live.tools.filter((tool) => tool.call !== event.call) });
-        this.add(event.message, event.parent, { role: "tool", content: event.content, call: event.call });
+        this.add(event.message, event.parent, {
+          role: "tool",
+          content: event.content,
+          call: event.call,
+          outcome: event.outcome,
+        });
         break;
       case "end":
         this.finish(event);
@@ -125,7 +133,7 @@ export class Follower {
     this.content = this.thinking = "";
     this.answer = answer;
     this.name(answer);
-    this.say({ answer, phase: "waiting", tools: [], asks: [], notes: [] });
+    this.say({ answer, phase: "waiting", context: null, tools: [], asks: [], notes: [] });
     this.add(answer, parent, { role: "assistant", model, state: "open" });
   }
 
@@ -142,7 +150,7 @@ export class Follower {
     this.draw(true, states[event.finish] ?? (event.finish as Message["state"]), event.receipt);
     this.finished = event;
     this.leaveWords();
-    spoken.value = event.error ? `${texts.chat.failed} ${event.error.message}` : this.content.slice(0, 5000);
+    spoken.value = event.error ? `${texts.chat.failed} ${told(event.error).message}` : this.content.slice(0, 5000);
   }
 
   private leaveWords(): void {

@@ -1,7 +1,6 @@
 // The chat page: which chat is open, what is beside it, its keys, and what is said when the server is away.
 import { useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { IconButton } from "../../parts/button";
 import { Failed } from "../../parts/page";
 import { isId, place, to } from "../../parts/router";
 import { me } from "../../api/me";
@@ -11,8 +10,8 @@ import { Away } from "./away";
 import { cards, look, readCards } from "./cards";
 import "./chat.css";
 import { Composer } from "./composer";
-import { ContextMeter } from "./context";
 import { Find, finding } from "./find";
+import { Head } from "./head";
 import { keep, kept } from "./kept";
 import { useChatKeys } from "./keys";
 import { isDown, onReturn } from "./link";
@@ -21,7 +20,6 @@ import { Log, scroller } from "./log";
 import { models, preferred, readModels } from "./models";
 import { type Chat as Opened, fresh, open, opened, refresh, stateOf } from "./opened";
 import { Panel } from "./panel";
-import { Picker } from "./picker";
 import { spoken } from "./lives";
 import { attachAll, follows, leaveOthers, tabs } from "./runs";
 import { pending, readDraft } from "./sending";
@@ -126,26 +124,6 @@ export function Chat() {
       {panel.value && <Panel key={chat.serial} chat={chat} close={() => (panel.value = false)} />}
       <Spoken />
     </div>
-  );
-}
-
-interface HeadProps {
-  chat: Opened;
-  listed: boolean;
-  panel: boolean;
-  toggle: Record<"list" | "find" | "panel", () => void>;
-}
-
-function Head({ chat, listed, panel, toggle }: HeadProps) {
-  return (
-    <header class="chat-head">
-      <IconButton icon="menu" label={words.showList} aria-expanded={listed} onClick={toggle.list} />
-      <h1>{shown(chat.card.value?.title || (chat.id ? words.untitled : words.newTitle))}</h1>
-      <ContextMeter chat={chat} />
-      <Picker chat={chat} />
-      <IconButton icon="search" label={words.find} onClick={toggle.find} />
-      <IconButton icon="settings" label={words.settings} aria-expanded={panel} onClick={toggle.panel} />
-    </header>
   );
 }
 

@@ -10,8 +10,9 @@ import { notifyError } from "../../parts/notice";
 import { go, to } from "../../parts/router";
 import { Plain } from "../../text";
 import { texts } from "../../texts";
-import { cards, exportAs, importFile, listed, matches, next, pin, query, readMore, remove, rename, search } from "./cards";
+import { cards, exportAs, listed, matches, next, pin, query, readMore, remove, rename, search } from "./cards";
 import { groupOf } from "./days";
+import { importFile } from "./import";
 import { shown } from "../../text/shown";
 
 const words = texts.chat;

@@ -17,13 +17,14 @@ export interface Live {
   notes: string[];
   asks: Ask[];
   tools: Tool[];
+  context: Extract<RunEvent, { t: "ready" }>["context"] | null; // null: the engine has not taken it yet
   away: boolean; // the connection is lost, and tried again
   stopping: boolean;
 }
 
 interface Epilogue {
   notes: string[];
-  error?: { message: string; hint?: string };
+  error?: { message: string; code?: string; hint?: string };
 }
 
 /** Runs in progress, by the answer they write. */
@@ -37,7 +38,7 @@ export const spoken = signal("");
 export const liveOf = (answer: string) => lives.value.get(answer)?.value ?? null;
 
 export function begun(run: string, answer: string): Live {
-  const nothing = { notes: [], asks: [], tools: [], wait: null, away: false, stopping: false };
+  const nothing = { notes: [], asks: [], tools: [], wait: null, context: null, away: false, stopping: false };
   return { run, answer, began: Date.now(), phase: "waiting", seconds: 0, ...nothing };
 }
 

@@ -113,12 +113,13 @@ export function Panel({ chat, close }: { chat: Chat; close: () => void }) {
         />
       </div>
       {thinks && <Think settings={settings} change={change} />}
+      <Overflow settings={settings} change={change} />
       <Tools settings={settings} change={change} />
     </aside>
   );
 }
 
-const BLANK = { system: undefined, think: undefined, max_tokens: undefined, sampling: undefined } as unknown as ChatSettings;
+const BLANK = { system: undefined, think: undefined, max_tokens: undefined, sampling: undefined, overflow: undefined } as unknown as ChatSettings;
 
 interface NumberProps extends Field {
   value: number | undefined;
@@ -168,6 +169,25 @@ function Think({ settings, change }: Changing) {
         <option value="">{words.asModel}</option>
         <option value="true">{words.on}</option>
         <option value="false">{words.off}</option>
+      </select>
+    </label>
+  );
+}
+
+/** Whether a chat that outgrows the model's context continues without its oldest messages. */
+function Overflow({ settings, change }: Changing) {
+  return (
+    <label class="field inline">
+      <span>{words.overflow}</span>
+      <select
+        value={settings.overflow ?? "drop-oldest"}
+        onChange={(e) => {
+          const { value } = e.currentTarget;
+          change({ overflow: value === "error" ? value : undefined } as Partial<ChatSettings>);
+        }}
+      >
+        <option value="drop-oldest">{words.dropOldest}</option>
+        <option value="error">{words.dropNothing}</option>
       </select>
     </label>
   );

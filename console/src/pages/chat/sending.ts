@@ -5,11 +5,12 @@ import { ApiError, post } from "../../api/client";
 import type { Card } from "../../api/types";
 import { notifyError } from "../../parts/notice";
 import { go, to } from "../../parts/router";
+import { texts } from "../../texts";
 import { changed } from "./cards";
 import { keep, keepFiles, kept, keptFiles } from "./kept";
 import { isDown, onReturn, reach } from "./link";
 import { preferred, readModels } from "./models";
-import { type Chat, load, messageOf, opened, refresh } from "./opened";
+import { type Chat, edit, load, messageOf, opened, refresh } from "./opened";
 import { type Draft, start } from "./runs";
 import { branchOf } from "./tree";
 
@@ -147,6 +148,7 @@ async function deliver(): Promise<void> {
   if (!now) return;
   const { chat, draft, parent, model } = now;
   try {
+    if (!model) await choose(chat);
     if (chat.id === null) await create(chat);
     await start(chat, { parent, message: draft, model });
     delivered(chat);
@@ -168,12 +170,17 @@ function forget(name: string): void {
   void keepFiles(name, NOTHING);
 }
 
+/** Give a chat without a model one, before anything of it is made; throws where there is none to choose. */
+async function choose(chat: Chat): Promise<void> {
+  if (chat.model.peek()) return;
+  await readModels(); // the message was typed before the list came
+  chat.model.value = preferred();
+  if (!chat.model.peek()) throw new Error(texts.chat.noModelToSend);
+  if (chat.id !== null) await edit(chat, { model: chat.model.peek() });
+}
+
 /** Make the chat on the server, and give the page its address. */
 async function create(chat: Chat): Promise<void> {
-  if (!chat.model.peek()) {
-    await readModels(); // the message was typed before the list came
-    chat.model.value = preferred();
-  }
   const settings = chat.settings.peek();
   const card = await reach(post<Card>("/console/api/chats", { once: chat.once, model: chat.model.peek(), settings }));
   const before = [nameOf(chat), unsentOf(chat)];

@@ -17,7 +17,13 @@ const WAITS: Series[] = [
 ];
 const clock = (at: number) => new Date(at * 1000).toLocaleTimeString("en-GB");
 
-export function EngineCard({ model, history }: { model: LiveModel; history: History | undefined }) {
+interface CardProps {
+  model: LiveModel;
+  history: History | undefined;
+  needs: string; // its sentence on memory, as Models says it
+}
+
+export function EngineCard({ model, history, needs }: CardProps) {
   const { full } = model;
   return (
     <section class="card engine-card" aria-label={shown(model.name)}>
@@ -70,7 +76,7 @@ export function EngineCard({ model, history }: { model: LiveModel; history: Hist
           />
         </div>
       )}
-      {full && <Memory engine={full} />}
+      {full && <Memory engine={full} needs={needs} />}
       {full && <Life engine={full} />}
     </section>
   );
@@ -101,7 +107,7 @@ function Latency({ name, of }: { name: string; of: { all: Percentiles; recent: P
   );
 }
 
-function Memory({ engine }: { engine: LiveEngine }) {
+function Memory({ engine, needs }: { engine: LiveEngine; needs: string }) {
   const { cache } = engine;
   const found = cache.hit_tokens + cache.disk_tokens;
   const asked = found + cache.computed_tokens;
@@ -131,7 +137,7 @@ function Memory({ engine }: { engine: LiveEngine }) {
       </div>
       <div>
         <h3>
-          {words.memory} <small>{bytes(engine.memory_bytes)}</small>
+          {words.memory} <small>{words.reserved(bytes(engine.memory_bytes))}</small>
         </h3>
         {kinds.length > 0 && (
           <Stack
@@ -141,6 +147,7 @@ function Memory({ engine }: { engine: LiveEngine }) {
             say={bytes}
           />
         )}
+        {needs && <p class="dim small">{needs}</p>}
       </div>
     </div>
   );

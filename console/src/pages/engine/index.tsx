@@ -1,8 +1,9 @@
 // The engine at work: streams, queue, latencies, cache, memory and processes, as /metrics counts them. Knows no chat.
-import type { LiveState } from "../../api/types";
+import type { LiveState, ModelList } from "../../api/types";
 import { Icon } from "../../parts/icons";
 import { Meter, Progress } from "../../parts/meter";
 import { bytes, duration } from "../../parts/numbers";
+import { useKept } from "../../parts/loaded";
 import { Empty, Failed, Page, Waiting } from "../../parts/page";
 import { texts } from "../../texts";
 import "./engine.css";
@@ -15,6 +16,8 @@ const words = texts.engine;
 
 export default function Engine() {
   const { state, connected, error, history } = useLive();
+  const list = useKept<ModelList>("/console/api/models?held=1", state?.models.length ?? 0);
+  const needs = new Map(list.value?.models.map((row) => [row.name, row.needs]));
   return (
     <Page
       title={texts.pages.engine}
@@ -32,7 +35,7 @@ export default function Engine() {
             </section>
           ))}
           {state.models.map((model) => (
-            <EngineCard key={model.name} model={model} history={history.get(model.name)} />
+            <EngineCard key={model.name} model={model} history={history.get(model.name)} needs={needs.get(model.name) ?? ""} />
           ))}
           {state.models.length === 0 && state.loading.length === 0 && (
             <Empty icon="engine" title={words.none}>

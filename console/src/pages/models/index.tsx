@@ -78,7 +78,7 @@ function Found({ list, catalogue }: { list: ModelList; catalogue: Loading<ModelL
         )}
       </Tabs>
       {open && (
-        <WhyDialog name={open.name} onClose={() => go(address)} actions={<ModelActions row={open} full />} />
+        <WhyDialog name={open.name} needs={open.needs} onClose={() => go(address)} actions={<ModelActions row={open} full />} />
       )}
     </>
   );

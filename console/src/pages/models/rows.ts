@@ -1,6 +1,6 @@
 // Which models a search and its filters leave, and how a row's facts read. Knows rows; draws nothing.
 import type { ModelRow, Verdict } from "../../api/types";
-import { bytes, range, rate } from "../../parts/numbers";
+import { range, rate } from "../../parts/numbers";
 import { texts } from "../../texts";
 
 export interface Filters {
@@ -46,7 +46,7 @@ export function fit(row: ModelRow): { says: string; tone: Tone } {
   if (!row.runs) return { says: words.refused, tone: "" };
   if (row.fits === null) return { says: words.unknown, tone: "" };
   if (!row.fits) return { says: words.no, tone: "" };
-  return { says: row.memory === null ? words.yes : words.yesIn(bytes(row.memory)), tone: "good" };
+  return { says: words.yes, tone: "good" };
 }
 
 export const VERDICT_TONES: Record<Verdict["answer"], Tone> = {

@@ -29,8 +29,6 @@ export interface Why {
   here: {
     fits: boolean | null;
     reason: string;
-    context: number | null;
-    memory: number | null;
     longest: number | null;
     basis: string;
     decode: Range | null;
@@ -50,19 +48,26 @@ interface Reason {
 
 const words = texts.models.why;
 
-export function WhyDialog({ name, onClose, actions }: { name: string; onClose: () => void; actions: ComponentChildren }) {
+interface WhyProps {
+  name: string;
+  needs: string; // the row's sentence on memory
+  onClose: () => void;
+  actions: ComponentChildren;
+}
+
+export function WhyDialog({ name, needs, onClose, actions }: WhyProps) {
   const why = useLoaded<Why>(`/console/api/choose?verb=why&model=${encodeURIComponent(name)}`);
   return (
     <Dialog title={name} onClose={onClose} wide actions={actions}>
-      <Loaded of={why}>{(value) => <Facts why={value} />}</Loaded>
+      <Loaded of={why}>{(value) => <Facts why={value} needs={needs} />}</Loaded>
     </Dialog>
   );
 }
 
-function Facts({ why }: { why: Why }) {
+function Facts({ why, needs }: { why: Why; needs: string }) {
   return (
     <div class="why">
-      <Here here={why.here} />
+      <Here here={why.here} needs={needs} />
       <Licence licence={why.licence} />
       <Quality why={why} />
       <File model={why.model} />
@@ -80,16 +85,14 @@ function Facts({ why }: { why: Why }) {
   );
 }
 
-function Here({ here }: { here: Why["here"] }) {
+function Here({ here, needs }: { here: Why["here"]; needs: string }) {
   if (!here) return null;
   return (
     <section>
       <h3>{words.here}</h3>
       <dl class="facts">
         {here.reason && <Fact name={words.fits}><Plain text={here.reason} /></Fact>}
-        {here.memory !== null && here.context !== null && (
-          <Fact name={words.memory}>{words.memoryAt(bytes(here.memory), whole(here.context))}</Fact>
-        )}
+        {needs && <Fact name={words.memory}>{needs}</Fact>}
         {here.longest !== null && <Fact name={words.longest}>{words.tokens(whole(here.longest))}</Fact>}
         {here.decode && <Fact name={words.decode}>{bounded(here.decode, rate)}</Fact>}
         {here.prefill && <Fact name={words.prefill}>{bounded(here.prefill, rate)}</Fact>}

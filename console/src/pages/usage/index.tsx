@@ -113,7 +113,7 @@ function Saved({ savings, error }: { savings: Savings | null; error: UsageFacts[
   return (
     <section>
       <h2>{words.savings}</h2>
-      {error && <p class="dim small">{`${error.message}. ${error.hint}`}</p>}
+      {error && <p class="dim small">{error.message}</p>}
       {savings && (
         <>
           <Table caption={words.savings} columns={AGAINST} rows={savings.against} rowKey={(row) => row.name} />
