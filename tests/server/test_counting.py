@@ -47,14 +47,14 @@ def test_counted_tokens_cost_a_hundredth_of_a_budget(serving, route):
     ],
 )
 def test_clients_that_leave_are_booked(serving, path, body):
-    server = serving(Script(count_delay=30), keys=Ring([key("ann", tokens="3/day")]))
+    server = serving(Script(count_delay=30), keys=Ring([key("ann", tokens="1k/day")]))
     header = f"Authorization: {bearer('ann')['Authorization']}\r\n"
     with connect(server) as sock:
         sock.sendall(request(path, {"model": "fake:1b", **body}, header))
         assert eventually(lambda: bool(server.doors.server.calls))
     assert eventually(lambda: not server.doors.server.calls)
-    again = server.client.post("/tokenize", json={"model": "fake:1b", "prompt": "a"}, headers=bearer("ann"))
-    assert again.status_code == 429 and "insufficient_quota" in again.text
+    account = server.doors.server.accounts
+    assert account.spent("ann") >= 3 and not account._reserved
 
 
 def test_one_key_counts_so_much_at_a_time_and_keeps_no_other_waiting(serving):
@@ -68,7 +68,7 @@ def test_one_key_counts_so_much_at_a_time_and_keeps_no_other_waiting(serving):
     with ThreadPoolExecutor(MAX_COUNTING + 5) as pool:
         asked = [pool.submit(ask, name) for name in ["ann"] * (MAX_COUNTING + 4) + ["bob"]]
         assert eventually(lambda: sum(each.done() for each in asked) == 4)
-        script.gate.set()
+        script.gate.set()  # type: ignore[union-attr]
         answers = [each.result() for each in asked]
     assert [a.status_code for a in answers].count(429) == 4 and answers[-1].status_code == 200
     refused = next(a for a in answers if a.status_code == 429)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -98,6 +100,14 @@ def test_a_rate_is_kept_by_the_key_and_says_when_to_ask_again(serving):
     assert server.client.post(URL, json=CHAT, headers=bearer("bob")).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/responses/resp_x", "/v1/responses/resp_x/input_items", "/v1/files"])
+def test_reads_of_what_is_kept_count_against_the_rate(serving, path):
+    server = serving(keys=Ring([key("ann", rate="2/h")]))
+    seen = [server.client.get(path, headers=bearer("ann")).status_code for _ in range(3)]
+    assert 429 not in seen[:2] and seen[2] == 429
+    assert server.client.get("/console/api/chats", headers=bearer("ann")).status_code != 429
+
+
 def test_a_bucket_fills_at_its_rate():
     now = [0.0]
     accounts, ann = Accounts(clock=lambda: now[0]), key("ann", rate="60/min")
@@ -113,16 +123,16 @@ def test_a_bucket_fills_at_its_rate():
 
 
 def test_a_budget_counts_prompt_and_answer_and_a_restart_remembers(serving, tmp_path):
-    keys = Ring([key("ann", tokens="5/day"), key("bob")])
+    used = serving(Script(text="one two three")).client.post(URL, json=CHAT).json()["usage"]["total_tokens"]
+    keys = Ring([key("ann", tokens=f"{used}/day"), key("bob")])
     first = serving(Script(text="one two three"), keys=keys, accounts=tmp_path / "spent")
-    used = first.client.post(URL, json=CHAT, headers=bearer("ann")).json()["usage"]["total_tokens"]
-    assert used >= 5
+    assert first.client.post(URL, json=CHAT, headers=bearer("ann")).json()["usage"]["total_tokens"] == used
     first.end()
     again = serving(Script(text="one two three"), keys=keys, accounts=tmp_path / "spent")
     for stream in (False, True):
         refused = again.client.post(URL, json={**CHAT, "stream": stream}, headers=bearer("ann"))
         message = refused.json()["error"]["message"]
-        assert refused.status_code == 429 and f"spent {used} tokens today, its budget is 5" in message
+        assert refused.status_code == 429 and f"spent {used} tokens today, its budget is {used}" in message
         assert refused.headers["x-should-retry"] == "false" or int(refused.headers["retry-after"]) < 60
     assert again.client.post(URL, json=CHAT, headers=bearer("bob")).status_code == 200
 
@@ -141,11 +151,59 @@ def test_tokens_of_an_answer_that_nobody_waited_for_are_counted_too(serving):
     assert eventually(lambda: bool(seen)) and prompt < seen[0] < prompt + 2000
 
 
+def test_requests_at_once_cost_no_more_than_a_budget(serving):
+    gate = threading.Event()
+    server = serving(Script(text="word " * 200, gate=gate), keys=Ring([key("ann", tokens="1000/day")]))
+    body = {**CHAT, "max_tokens": 250}
+
+    def ask(_: int):
+        return server.client.post(URL, json=body, headers=bearer("ann"))
+
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask, i) for i in range(12)]
+        assert eventually(lambda: server.models.in_flight >= 3)
+        gate.set()
+        answers = [each.result() for each in asked]
+    served = [a.json()["usage"]["total_tokens"] for a in answers if a.status_code == 200]
+    assert len(served) >= 4 and sum(served) <= 1000
+    refused = [a.json()["error"] for a in answers if a.status_code == 429]
+    assert refused and {e["code"] for e in refused} <= {"insufficient_quota", "budget_in_use"}
+    assert not server.doors.server.accounts._reserved
+
+
+def test_an_answer_is_cut_where_its_budget_ends_and_says_so(serving):
+    server = serving(Script(text="word " * 40), keys=Ring([key("ann", tokens="20/day"), key("bob")]))
+    for more in ({}, {"max_tokens": 30}):
+        server = serving(Script(text="word " * 40), keys=Ring([key("ann", tokens="20/day"), key("bob")]))
+        body = server.client.post(URL, json={**CHAT, **more}, headers=bearer("ann")).json()
+        assert body["usage"]["total_tokens"] == 20 and body["choices"][0]["finish_reason"] == "length"
+        limit = body["usage"]["completion_tokens"]
+        assert f"max_tokens was set to {limit}: the key's token budget" in body["freehold"]["warnings"][0]
+        whole = server.client.post(URL, json={**CHAT, **more}, headers=bearer("bob")).json()
+        assert whole["freehold"]["warnings"] == []
+
+
+def test_a_request_waits_for_tokens_that_others_give_back(serving):
+    gate = threading.Event()
+    server = serving(Script(text="a b", gate=gate), keys=Ring([key("ann", tokens="400/day")]))
+    body = {**CHAT, "max_tokens": 250}
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(server.client.post, URL, json=body, headers=bearer("ann")) for _ in range(2)]
+        assert eventually(lambda: bool(server.doors.server.accounts._given_back))
+        assert server.models.in_flight == 1
+        gate.set()
+        assert [each.result().status_code for each in asked] == [200, 200]
+
+
 def test_embeddings_are_booked_too(serving):
-    server = serving(keys=Ring([key("ann", tokens="3/day")]))
-    body = {"model": "fake:1b", "input": ["one two three", "four"]}
+    server = serving(keys=Ring([key("ann", tokens="9/day")]))
+    body = {
+        "model": "fake:1b",
+        "input": ["one two three", "four"],
+    }  # four tokens, and two more around each text
     assert server.client.post("/v1/embeddings", json=body, headers=bearer("ann")).status_code == 200
-    assert server.client.post("/v1/embeddings", json=body, headers=bearer("ann")).status_code == 429
+    refused = server.client.post("/v1/embeddings", json=body, headers=bearer("ann"))
+    assert refused.status_code == 429 and "has 5 tokens left today" in refused.json()["error"]["message"]
 
 
 def test_a_day_begins_anew_and_old_days_are_forgotten(tmp_path):
@@ -153,9 +211,9 @@ def test_a_day_begins_anew_and_old_days_are_forgotten(tmp_path):
     accounts, ann = Accounts(tmp_path / "spent", now=lambda: now[0]), key("ann", tokens="10/day")
     accounts.spend("ann", 10)
     with pytest.raises(Refused, match=r"24\.0 h"):
-        accounts.check(ann)
+        accounts.left(ann)
     now[0] += 86400
-    accounts.check(ann)
+    accounts.left(ann)
     accounts.spend("ann", 3)
     accounts.spend("ann", 4)
     assert accounts.today() == {"ann": 7}

@@ -1,9 +1,10 @@
 """Usage of each key: a token bucket for requests, and a daily token budget that survives restarts.
 
 Counts tokens of prompts and answers by the day (UTC) in memory, and keeps them in a folder, a file a day, written
-behind: a server that is killed forgets SAVE_S of them, one whose disk is full continues and catches up. Knows keys'
-names; knows no protocol and no model.
-Path: Endpoint -> Accounts.admit; scope.MeteredHandle -> Accounts.check, Accounts.spend; Doors -> Accounts.save
+behind: a server that is killed forgets SAVE_S of them, one whose disk is full continues and catches up. What requests
+in flight may still cost is reserved, so that no number of them at once exceeds a budget. Knows keys' names; knows no
+protocol and no model.
+Path: Endpoint -> Accounts.admit; scope.MeteredHandle -> Accounts.reserve -> Reserved.spend; Doors -> Accounts.save
 """
 
 from __future__ import annotations
@@ -45,6 +46,28 @@ class Bucket:
     since: float
 
 
+class Reserved:
+    """Tokens of a key's budget that one request may still cost."""
+
+    def __init__(self, accounts: Accounts, name: str, tokens: int) -> None:
+        self._accounts, self._name, self.tokens = accounts, name, 0
+        self.keep(tokens)
+
+    def keep(self, tokens: int) -> None:
+        """Set aside this many instead."""
+        self._accounts.set_aside(self._name, tokens - self.tokens)
+        self.tokens = tokens
+
+    def spend(self, tokens: int) -> None:
+        """Book tokens; they are set aside no more."""
+        self._accounts.spend(self._name, tokens)
+        self.keep(max(self.tokens - tokens, 0))
+
+    def close(self) -> None:
+        """Give back what is set aside."""
+        self.keep(0)
+
+
 class Accounts:
     """The account of every key. `folder` None: forgotten with the process."""
 
@@ -58,6 +81,8 @@ class Accounts:
         self._folder, self._clock, self._now = folder, clock, now
         self._buckets: dict[str, Bucket] = {}
         self._counting: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()
+        self._given_back: dict[str, asyncio.Event] = {}  # name -> set when some of its reserved tokens are
         self._spent = {
             self._day(): self._read(self._day())
         }  # day -> name -> tokens; more than one while unsaved
@@ -143,19 +168,52 @@ class Accounts:
                 wait,
             )
 
-    def check(self, key: Key) -> None:
-        """Refuse (429) a key whose day's budget is spent; running requests complete."""
-        if not key.tokens:
-            return
-        most, spent = quota(key.tokens).amount, self.spent(key.name)
+    def left(self, key: Key) -> int:
+        """Return how much of the day's budget is not spent, what is reserved included.
+
+        Raises Refused (429) where nothing is left.
+        """
+        most, spent = int(quota(key.tokens).amount), self.spent(key.name)
         if spent >= most:
-            wait = DAY_S - self._now() % DAY_S
-            raise _too_many(
-                f"the key {key.name} has spent {spent:,} tokens today, its budget is {most:,.0f}; "
-                f"the next day (UTC) begins in {wait / 3600:.1f} h",
-                "insufficient_quota",
-                wait,
-            )
+            raise self.too_little(key, f"has spent {spent:,} tokens today, its budget is {most:,}")
+        return most - spent
+
+    def too_little(self, key: Key, why: str) -> Refused:
+        """Return the refusal (429) of what the day's budget does not cover."""
+        wait = DAY_S - self._now() % DAY_S
+        return _too_many(
+            f"the key {key.name} {why}; the next day (UTC) begins in {wait / 3600:.1f} h",
+            "insufficient_quota",
+            wait,
+        )
+
+    def reserve(self, key: Key, tokens: int) -> Reserved | None:
+        """Set aside what a request may cost; None where that is more than the budget has beside other requests'."""
+        if self._reserved[key.name] + tokens > self.left(key):
+            return None
+        return Reserved(self, key.name, tokens)
+
+    def set_aside(self, name: str, more: int) -> None:
+        """Reserve more tokens, or fewer."""
+        self._reserved[name] += more
+        if not self._reserved[name]:
+            del self._reserved[name]
+        if more < 0 and (given_back := self._given_back.pop(name, None)) is not None:
+            given_back.set()
+
+    async def given_back(self, key: Key) -> None:
+        """Wait until reserved tokens of a key are given back; not at all where none is reserved."""
+        if self._reserved[key.name]:
+            await self._given_back.setdefault(key.name, asyncio.Event()).wait()
+
+    def in_use(self, key: Key, tokens: int) -> Refused:
+        """Return the refusal (429) of a request whose tokens those in flight do not give back."""
+        return _too_many(
+            f"requests of the key {key.name} in progress may cost {self._reserved[key.name]:,} tokens, and its "
+            f"budget for today has no room for {tokens:,} more; ask again when one has ended, or for fewer",
+            "budget_in_use",
+            1.0,
+        )
 
     @contextmanager
     def counting(self, key: Key, size: int) -> Iterator[None]:
@@ -163,7 +221,8 @@ class Accounts:
 
         Booked by size, four characters a token, so that a client that hangs up is booked too.
         """
-        self.check(key)
+        if key.tokens:
+            self.left(key)
         if self._counting[key.name] >= MAX_COUNTING:
             raise _too_many(
                 f"the key {key.name} has {MAX_COUNTING} requests that count tokens, as many as it may",
@@ -202,8 +261,16 @@ class Accounts:
     def _today(self) -> dict[str, int]:
         day = self._day()
         if day not in self._spent:
-            self._spent[day] = {}  # no earlier server wrote of a day that begins now
+            self._spent[day] = self._read_again(day)
         return self._spent[day]
+
+    def _read_again(self, day: int) -> dict[str, int]:
+        """Return what is kept of a day that begins now: nothing, unless the clock was set back to it."""
+        try:
+            return self._read(day)
+        except StoreError as e:
+            _log.error("%s", e)
+            return {}
 
     def _day(self) -> int:
         return int(self._now() // DAY_S)

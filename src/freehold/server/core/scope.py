@@ -1,20 +1,24 @@
 """The models as one key sees them: those of its scope, each of which counts the tokens it answers with.
 
-Every protocol asks through this view (HttpCall.models), so that none of them can skip a scope or a budget.
+Every protocol asks through this view (HttpCall.models), so that none of them can skip a scope or a budget. A request
+starts once all that it may cost is reserved, and gets fewer tokens where its key has no more.
 Knows keys, accounts and the contract of serving.py; knows no protocol.
-Path: HttpCall.models -> ScopedDirectory.use -> MeteredHandle.start -> MeteredStream -> Accounts.spend
+Path: HttpCall.models -> ScopedDirectory.use -> MeteredHandle.start -> MeteredStream -> Reserved.spend
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from freehold.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.errors import ModelNotFound
-from freehold.server.core.accounts import Accounts
+from freehold.router.tokens import PromptSize, prompt_size
+from freehold.server.core.accounts import Accounts, Reserved
 from freehold.server.core.keys import Key
 from freehold.serving import (
-    Begin,
     EmbedJob,
     Job,
     LoadedInfo,
@@ -26,6 +30,14 @@ from freehold.serving import (
     Vectors,
 )
 from freehold.types import Chunk, Message, Turn
+
+ROOM_WAIT_S = 10.0  # for requests in flight that end, and give back what they did not cost
+ANSWER_TOKENS = (
+    8192  # of an answer whose request names no limit, at most, where the budget has not four times as many
+)
+ENDS = 2  # tokens that a model writes around a text it embeds, at most
+MANY = 500  # messages or texts; measuring as many takes a millisecond
+W = TypeVar("W", Job, EmbedJob)
 
 
 class ScopedDirectory:
@@ -73,19 +85,77 @@ class MeteredHandle(DelegatingHandle):
         return None if inner is None else MeteredTokenizer(inner, self._key, self._accounts)
 
     async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
-        self._accounts.check(self._key)
-        return MeteredStream(await self.handle.start(job, keep_alive), self._key.name, self._accounts)
+        bounded, reserved = await self._reserve(job, self._bounded)
+        try:
+            stream = await self.handle.start(bounded, keep_alive)
+        except BaseException:
+            reserved.close()
+            raise
+        begin = stream.begin
+        if begin.prompt_ids:  # they are counted now
+            reserved.keep(min(len(begin.prompt_ids) + job.n * begin.max_tokens, reserved.tokens))
+        return MeteredStream(stream, reserved, job.max_tokens, bounded.max_tokens)
 
     async def embed(
         self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
     ) -> Vectors:
         def spend(tokens: int) -> None:
-            self._accounts.spend(self._key.name, tokens)
+            reserved.spend(tokens)
             if computed is not None:
                 computed(tokens)
 
-        self._accounts.check(self._key)
-        return await self.handle.embed(job, keep_alive, spend)
+        job, reserved = await self._reserve(job, self._sized)
+        try:
+            return await self.handle.embed(job, keep_alive, spend)
+        finally:
+            reserved.close()
+
+    async def _reserve(
+        self, work: W, bounded: Callable[[W, int], Awaitable[tuple[W, int]]]
+    ) -> tuple[W, Reserved]:
+        """Return the work as the budget allows it, and its reservation, waiting a while for requests in flight."""
+        accounts, key, tokens = self._accounts, self._key, 0
+        if not key.tokens:
+            return work, Reserved(accounts, key.name, 0)
+        try:
+            async with asyncio.timeout(ROOM_WAIT_S):
+                while True:
+                    job, tokens = await bounded(work, accounts.left(key))
+                    if (reserved := accounts.reserve(key, tokens)) is not None:
+                        return job, reserved
+                    await accounts.given_back(key)
+        except TimeoutError:
+            raise accounts.in_use(key, tokens) from None
+
+    async def _bounded(self, job: Job, left: int) -> tuple[Job, int]:
+        """Return the job with a limit that `left` tokens cover, and the most that it costs then."""
+        context = self.handle.info.context
+        # An answer without a limit leaves the key's other requests something.
+        wanted = max(left // 4, ANSWER_TOKENS) if job.max_tokens is None else job.max_tokens
+        wanted = min(wanted, context)
+        prompt = (await _size(job)).most
+        if prompt + job.n * wanted > left:
+            prompt = await self.handle.count(job)
+            least = prompt + min(job.n, job.n * wanted)
+            if least > left:
+                raise self._accounts.too_little(
+                    self._key, f"has {left:,} tokens left today, and this request costs {least:,} at least"
+                )
+            wanted = min(wanted, (left - prompt) // job.n)
+        limit = wanted if wanted < context or job.max_tokens is not None else None
+        return replace(job, max_tokens=limit), prompt + job.n * wanted
+
+    async def _sized(self, job: EmbedJob, left: int) -> tuple[EmbedJob, int]:
+        """Return the job, and the most that it costs."""
+        most, tokenizer = (await _size(job)).most, self.handle.tokenizer
+        if most > left and tokenizer is not None:
+            counts = [len(await tokenizer.tokenize(t) if isinstance(t, str) else t) for t in job.texts]
+            most = sum(counts) + ENDS * len(counts)
+        if most > left:
+            raise self._accounts.too_little(
+                self._key, f"has {left:,} tokens left today, and these texts may cost {most:,}"
+            )
+        return job, most
 
     async def count(self, job: Job) -> int:
         with self._accounts.counting(self._key, chars_of(job.messages or ())):
@@ -121,18 +191,25 @@ def chars_of(messages: Sequence[Message]) -> int:
     )
 
 
+async def _size(work: Job | EmbedJob) -> PromptSize:
+    """Measure a prompt, one of many texts beside the loop."""
+    texts = work.texts if isinstance(work, EmbedJob) else work.messages or ()
+    return prompt_size(work) if len(texts) <= MANY else await asyncio.to_thread(prompt_size, work)
+
+
 class MeteredStream:
     """A stream that books its tokens when it is closed, whole or cut off."""
 
-    def __init__(self, stream: Stream, name: str, accounts: Accounts) -> None:
-        self._stream, self._name, self._accounts = stream, name, accounts
+    def __init__(self, stream: Stream, reserved: Reserved, wanted: int | None, limit: int | None) -> None:
+        """`wanted`: tokens of an answer that the request asked for; `limit`: that it gets."""
+        self._stream, self._reserved = stream, reserved
         self._prompt = len(stream.begin.prompt_ids)  # where ids are not reported, the usage counts them
         self._made: dict[int, int] = {}  # answer -> its tokens
         self._booked = False
-
-    @property
-    def begin(self) -> Begin:
-        return self._stream.begin
+        self.begin = stream.begin
+        if limit is not None and limit != wanted and self.begin.max_tokens >= limit:
+            warning = f"max_tokens was set to {limit:,}: the key's token budget for today covers no more"
+            self.begin = replace(self.begin, warnings=(*self.begin.warnings, warning))
 
     @property
     def more(self) -> bool:
@@ -156,4 +233,5 @@ class MeteredStream:
         finally:
             if not self._booked:
                 self._booked = True
-                self._accounts.spend(self._name, self._prompt + sum(self._made.values()))
+                self._reserved.spend(self._prompt + sum(self._made.values()))
+                self._reserved.close()
