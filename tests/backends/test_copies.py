@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from freehold import catalog
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeployPlan, ParallelSizes
 from freehold.backends.planning import printed
+from freehold.backends.planning.facts import nodes_on
 from freehold.backends.planning.options import DeployOptions, planned
 from freehold.catalog import copies, quants
 from freehold.config import Settings, load_settings
@@ -88,3 +91,121 @@ def test_every_listed_copy_leads_to_its_base_in_a_type_that_is_known():
         for copy in copies.copies(model):
             assert catalog.model(copy.repository).id == model.id, copy
             assert copy.quant == copies.GGUF or quants.mix(copy.quant).name == copy.quant
+
+
+# --- contexts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "engine, flag", [("vllm", "--hf-overrides"), ("sglang", "--json-model-override-args")]
+)
+def test_a_stretched_context_is_planned_with_its_rope_flags(settings, engine, flag):
+    plain = planned(settings, DeployOptions("qwen3:8b", on="h100", engine=engine))
+    assert plain.context == 40960 and value(plain, flag) == "absent"
+    plan = planned(settings, DeployOptions("qwen3:8b", on="h100", engine=engine, context=100_000))
+    said = json.loads(value(plan, flag) or "")
+    assert said["rope_parameters"] == {
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+    }
+    assert said["max_position_embeddings"] == 131072 and any("YaRN" in note for note in plan.notes)
+    with pytest.raises(UsageError, match="stretches that to 131,072"):
+        planned(settings, DeployOptions("qwen3:8b", on="h100", engine=engine, context=200_000))
+
+
+def test_what_has_no_rope_needs_no_scaling_and_what_takes_no_flag_is_refused(settings):
+    name = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+    plan = planned(settings, DeployOptions(name, on="2xh100", engine="vllm", context=500_000))
+    assert json.loads(value(plan, "--hf-overrides") or "") == {"max_position_embeddings": 1 << 20}
+    with pytest.raises(UsageError, match="no flag that stretches"):
+        planned(settings, DeployOptions("qwen3:8b", on="h100", engine="trtllm", context=100_000))
+    with pytest.raises(UsageError, match=r"was made for 131,072$"):
+        planned(settings, DeployOptions("openai/gpt-oss-20b", on="h100", engine="vllm", context=200_000))
+    gguf = planned(
+        settings, DeployOptions("Qwen/Qwen3-8B-GGUF", on="h100", engine="llamacpp", context=100_000)
+    )
+    assert (value(gguf, "--rope-scaling"), value(gguf, "--rope-scale")) == ("yarn", "4")
+    assert value(gguf, "--yarn-orig-ctx") == "32768"
+
+
+# --- what stands in for what does not fit -----------------------------------------------------------
+
+
+def test_one_desktop_gpu_takes_a_gguf_where_its_memory_holds_nothing_else(settings):
+    plan = planned(settings, DeployOptions("qwen3:32b", on="rtx-4090"))
+    assert plan.engine == "llamacpp" and value(plan, "--hf-repo") == "ggml-org/Qwen3-32B-GGUF:Q4_K_M"
+    assert plan.model.name == "qwen3:32b" and "does not fit rtx-4090" in plan.notes[0]
+    assert planned(settings, DeployOptions("qwen3:8b", on="rtx-4090")).model.source == "Qwen/Qwen3-8B"
+    with pytest.raises(UsageError, match="does not fit"):  # a named copy is not exchanged
+        planned(settings, DeployOptions("Qwen/Qwen3-32B-FP8", on="rtx-4090"))
+
+
+def test_auto_stays_with_the_usual_engine_inside_the_error_of_a_prediction(settings):
+    for model, on in (("qwen3:32b", "2xh100"), ("qwen3:8b", "h100"), ("openai/gpt-oss-120b", "h200")):
+        plan = planned(settings, DeployOptions(model, on=on))
+        assert plan.engine == "vllm" and "beyond the prediction's error" in plan.notes[0]
+
+
+def test_notes_of_a_hub_plan_are_one_and_a_plan_of_little_use_says_so_first(settings):
+    plan = planned(settings, DeployOptions("qwen3:8b", on="h100", engine="vllm"))
+    assert len(plan.notes) == 1 and "comes from the hub" in plan.notes[0]
+    little = planned(
+        settings, DeployOptions("meta-llama/Llama-3.3-70B-Instruct", on="4xa100-40gb", engine="vllm")
+    )
+    assert little.notes[0].startswith("its cache holds 2 conversations of 4,096 tokens")
+
+
+# --- several devices, several boxes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "engine, flags",
+    [
+        ("vllm", ("--data-parallel-size=8", "--enable-expert-parallel")),
+        ("sglang", ("--tp-size=8", "--dp-size=8", "--enable-dp-attention")),
+        ("trtllm", ("--tp_size=8", "--enable_attention_dp")),
+    ],
+)
+def test_attention_apart_with_whole_experts_is_planned_as_it_is_asked_for(settings, engine, flags):
+    plan = planned(settings, DeployOptions("deepseek-v3", on="8xh200", engine=engine, flags=flags))
+    assert plan.sizes == ParallelSizes(tensor=1, data=8, expert=8) and plan.replicas == 1
+    names = [flag.name for flag in plan.flags]
+    assert all(names.count(name) <= 1 for name in names)
+
+
+def test_latents_and_experts_are_spread_as_their_makers_advise(settings):
+    words = {
+        "vllm": {
+            "--data-parallel-size": "8",
+            "--enable-expert-parallel": None,
+            "--tensor-parallel-size": "absent",
+        },
+        "sglang": {"--tp-size": "8", "--dp-size": "8", "--enable-dp-attention": None, "--ep-size": "8"},
+    }
+    for engine, wanted in words.items():
+        plan = planned(settings, DeployOptions("deepseek-v3", on="8xh200", engine=engine))
+        assert plan.sizes == ParallelSizes(tensor=1, data=8, expert=8)
+        assert {name: value(plan, name) for name in wanted} == wanted
+
+
+def test_groups_that_cannot_share_the_devices_out_are_refused(settings):
+    flags = ("--tp-size=8", "--dp-size=3", "--enable-dp-attention")
+    with pytest.raises(UsageError, match="3 groups cannot share 8 devices"):
+        planned(settings, DeployOptions("deepseek-v3", on="8xh200", engine="sglang", flags=flags))
+
+
+def test_more_gpus_than_a_box_has_are_several_boxes():
+    two = nodes_on("16xh100")
+    assert (two.count, two.rig.name) == (2, "8xh100") and two == nodes_on("2x8xh100")
+    assert (nodes_on("8xh100").count, nodes_on("72xgb200").count) == (1, 1)
+    assert (nodes_on("16xh100", 1).count, nodes_on("16xh100", 1).rig.count) == (1, 16)  # as it is said
+    with pytest.raises(UsageError, match="fill none evenly") as refused:
+        nodes_on("12xh100")
+    assert "--on 16xh100" in refused.value.hint
+
+
+def test_a_plan_of_sixteen_gpus_meets_across_two_boxes(settings):
+    plan = planned(settings, DeployOptions("deepseek-v3", on="16xh100", engine="vllm"))
+    assert plan.across == 2 and plan.sizes.tensor <= 8 and value(plan, "--nnodes") == "2"

@@ -147,16 +147,16 @@ def test_heads_of_keys_and_values_are_copied_evenly_or_not_at_all():
 
 def test_experts_that_do_not_divide_stay_sliced():
     sizes = ParallelSizes(tensor=8)
-    assert with_experts(sizes, model_of(64, 8, experts=128), Wanted(), 0).expert == 8
-    assert with_experts(sizes, model_of(64, 8, experts=60), Wanted(), 0).expert == 1
-    assert with_experts(sizes, model_of(64, 8, experts=128), Wanted(expert=False), 0).expert == 1
+    assert with_experts(sizes, model_of(64, 8, experts=128), Wanted()).expert == 8
+    assert with_experts(sizes, model_of(64, 8, experts=60), Wanted()).expert == 1
+    assert with_experts(sizes, model_of(64, 8, experts=128), Wanted(expert=False)).expert == 1
 
 
 def test_quantised_blocks_are_sliced_whole_or_experts_are_spread():
     assert not divides(model_of(64, 8, blocks=20), 8) and divides(model_of(64, 8, blocks=20), 4)
     moe = model_of(64, 8, experts=128, blocks=12)
-    assert divides(moe, 8) and with_experts(ParallelSizes(tensor=8), moe, Wanted(expert=False), 0).expert == 8
-    assert with_experts(ParallelSizes(tensor=4), moe, Wanted(), 0).expert == 1
+    assert divides(moe, 8) and with_experts(ParallelSizes(tensor=8), moe, Wanted(expert=False)).expert == 8
+    assert with_experts(ParallelSizes(tensor=4), moe, Wanted()).expert == 1
 
 
 def test_replicas_share_nodes_evenly(tmp_path):
@@ -421,7 +421,11 @@ def test_weights_are_rounded_only_where_the_device_has_kernels_and_sixteen_bits_
     def rounded(engine: str, rig: str) -> str | None:
         return value(drivers.driver(engine).plan(PlanRequest(wide, nodes_on(rig))), "--quantization")
 
-    assert rounded("vllm", "h100") == rounded("sglang", "h100") == "fp8"
+    assert (rounded("vllm", "h100"), rounded("sglang", "h100")) == ("fp8_per_tensor", "fp8")
+    assert (
+        value(drivers.driver("sglang").plan(PlanRequest(wide, nodes_on("h100"))), "--load-format")
+        == "layered"
+    )
     assert rounded("vllm", "b200") == "absent" == rounded("vllm", "2xh100")
     with pytest.raises(UsageError, match="80 GB have") as error:
         drivers.driver("trtllm").plan(PlanRequest(wide, nodes_on("h100")))

@@ -42,7 +42,7 @@ def test_a_stretch_already_in_the_configuration_is_no_second_one():
 @pytest.mark.parametrize(
     "stretch",
     ['{ kind = "yarn" }', '{ kind = "linear", factor = 4.0, original = 8 }',
-     '{ kind = "yarn", factor = 0.5, original = 8 }'],
+     '{ kind = "yarn", factor = 0.5, original = 8, theta = 1e6 }', '{ kind = "none", factor = 2.0 }'],
 )  # fmt: skip
 def test_a_stretch_that_is_none_is_named_with_its_line(stretch: str):
     text = f'[[model]]\nid = "a/b"\nsources = ["x"]\nchecked = 2026-12-01\nstretch = {stretch}\n'

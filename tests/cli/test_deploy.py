@@ -112,7 +112,7 @@ def test_hardware_that_is_not_here_is_planned_for_and_nothing_is_started(tmp_pat
     done = freehold(tmp_path, "deploy", "qwen3:32b", "--on", "2xh100")
     assert done.status == 0, done.err
     assert "2xh100" in done.out
-    assert "the fastest by prediction on 2xh100" in done.out
+    assert "vllm is taken: no engine is faster beyond the prediction's error on 2xh100" in done.out
     assert "nothing was started" in done.err
 
 
@@ -176,7 +176,7 @@ def test_nodes_have_a_line_each_and_only_others_are_headless(tmp_path):
 
 
 def test_no_engine_has_room_on_named_hardware_and_what_has_is_named(tmp_path):
-    done = freehold(tmp_path, "deploy", "qwen3:32b", "--on", "rtx-4090", "--dry-run")
+    done = freehold(tmp_path, "deploy", "qwen3:32b", "--engine", "vllm", "--on", "rtx-4090", "--dry-run")
     assert done.status == 2
     assert "--on 4xrtx-4090 would hold it" in done.err
 

@@ -132,14 +132,18 @@ def place(work: Work, rig: Rig, engine: UpstreamEngine, context: int, width: flo
     )
 
 
-def single_stream(work: Work, rig: Rig, engine: UpstreamEngine, context: int, prompt: int = 512) -> Single:
+def single_stream(
+    work: Work, rig: Rig, engine: UpstreamEngine, context: int, prompt: int = 512, apart: int = 1
+) -> Single:
     """Predict one user's tokens a second: answers after `context` tokens, and reading a prompt of `prompt`.
 
+    `apart`: as `step` has it.
     Raises UsageError where the engine does not run on the device.
     """
     pace = speed(engine, rig.device)
     answer = _around(
-        1 / step(work, rig, engine, 1, context).seconds(pace), _spread(pace, rig.device, "answer")
+        1 / step(work, rig, engine, 1, context, apart=apart).seconds(pace),
+        _spread(pace, rig.device, "answer"),
     )
     if math.isinf(rate(work, rig.device, engine)):
         return Single(answer, None)
@@ -193,11 +197,19 @@ def candidates(
 
 
 def step(
-    work: Work, rig: Rig, engine: UpstreamEngine, batch: int, tokens: int, prompt: int = 0, answer: int = 1
+    work: Work,
+    rig: Rig,
+    engine: UpstreamEngine,
+    batch: float,
+    tokens: int,
+    prompt: int = 0,
+    answer: int = 1,
+    apart: int = 1,
 ) -> Terms:
     """Return the terms of one step: `batch` sequences of `tokens` each advance by one.
 
-    Meanwhile prompts are read, one of `prompt` tokens for every `answer` tokens of each sequence.
+    Meanwhile prompts are read, one of `prompt` tokens for every `answer` tokens of each sequence. `apart`: groups of
+    devices that each attend to sequences of their own, with all weights but the experts' (data parallel attention).
     """
     devices = rig.count if engine.split == "tensors" else 1
     reads = devices * rig.device.bandwidth_gb_s * 1e9
@@ -207,13 +219,13 @@ def step(
     unpacked = sum(_touched(p, batch) * p.weights / p.bytes for p in parts)
     sparse = any(p.role == "experts" for p in parts)
     depth = _depth(work)
-    cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices) + work.state_bytes
+    cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices // apart) + work.state_bytes
     return Terms(
-        weights=sum(_touched(p, batch) for p in parts if p.role != "experts") / reads,
+        weights=apart * sum(_touched(p, batch) for p in parts if p.role != "experts") / reads,
         unpack=max(unpacked * engine.unpack_ops / plain - read / reads, 0.0),
         experts=sum(_touched(p, batch) for p in parts if p.role == "experts") / reads,
         cache=batch * cached / reads,
-        compute=(batch - 1) * 2 * work.token_weights / (devices * rate(work, rig.device, engine)),
+        compute=max(batch - 1, 0) * 2 * work.token_weights / (devices * rate(work, rig.device, engine)),
         prompts=batch * prompt_s(work, rig, engine, prompt) / answer,
         layers=depth,
         sparse=depth if sparse else 0,
@@ -273,7 +285,7 @@ def first_s(work: Work, rig: Rig, engine: UpstreamEngine, pace: Speed, prompt: i
     return pace.factors["arrival"] + waits + steps * step(work, rig, engine, together, prompt).seconds(pace)
 
 
-def _touched(part: WeightGroup, batch: int) -> float:
+def _touched(part: WeightGroup, batch: float) -> float:
     """Return the bytes of a part that a step reads, if its tokens choose independently and all alike."""
     return part.bytes * (1 - (1 - part.share) ** batch)
 

@@ -170,6 +170,12 @@ class DeployPlan:
     streams: int  # at a time, of one replica
     replicas: int
     memory_bytes: int = 0  # expected of one replica, on all its devices; 0: not predicted
+    cache_bytes: int = 0  # of keys and values, on each device; 0: not planned
+    cache_tokens: int = (
+        0  # that a replica's cache holds, in conversations of the usual length; 0: not planned
+    )
+    cache_type: str = ""  # of it; "": as the model
+    quantise: str = ""  # what the engine rounds weights of 16 bits to while it loads; "": nothing
     decode: Interval | None = None  # tokens a second of one answer
     prefill: Interval | None = None
     basis: str = ""  # what memory and speeds rest on

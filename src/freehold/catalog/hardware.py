@@ -65,6 +65,7 @@ class Device:
     link_gb_s: float = 0.0
     capability: float = 0.0  # CUDA's compute capability, which kernels are written for; 0: no CUDA
     cores: int = 0
+    box: int = 8  # devices of one machine: of a rack whose links span it, all of the rack
     memories_gib: tuple[float, ...] = ()  # the sizes it is sold with; `memory_gib` is the largest
     aliases: tuple[str, ...] = ()
     note: str = ""

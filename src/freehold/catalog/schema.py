@@ -242,8 +242,9 @@ def _layers_fault(group: Any) -> str:
 def _stretch_fault(stretch: Any) -> str:
     if stretch is None:
         return ""
-    if set(stretch) != _STRETCH or stretch["kind"] not in ("yarn", "none"):
-        return f"a stretch has {', '.join(sorted(_STRETCH))}, and its kind is yarn or none"
+    wanted = _STRETCH if stretch.get("kind") == "yarn" else _STRETCH - {"theta"}
+    if set(stretch) != wanted or stretch["kind"] not in ("yarn", "none"):
+        return f"a stretch has {', '.join(sorted(wanted))}, and its kind is yarn or none"
     factor, original = stretch["factor"], stretch["original"]
     if type(factor) not in _NUMBER or type(original) is not int or not (1 < factor <= 1000 and original > 0):
         return f"a stretch of {original!r} tokens by {factor!r} is none"

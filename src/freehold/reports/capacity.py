@@ -12,30 +12,26 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from freehold import catalog
-from freehold.advisor import engines
-from freehold.advisor.anatomy import from_catalogue
 from freehold.advisor.interval import Interval
-from freehold.advisor.places import quants_of
-from freehold.advisor.roofline import Work
 from freehold.backends.capacity import trace as traces
 from freehold.backends.capacity.objective import FIGURES, ReplicaSearch, least, parse
-from freehold.backends.capacity.predicting import predicted
+from freehold.backends.capacity.predicting import of_plan
 from freehold.backends.capacity.routing import POLICIES, policy
 from freehold.backends.capacity.scaling import Autoscaling
 from freehold.backends.capacity.simulation import SimulatedRun, simulate
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import RequestTrace
-from freehold.backends.planning.facts import deployed
-from freehold.backends.planning.options import advised
+from freehold.backends.contract import DeployPlan
+from freehold.backends.planning.options import DeployOptions, planned
+from freehold.backends.planning.printed import as_dict
 from freehold.catalog.hardware import Money, Rig
 from freehold.config import Settings, check_names, load_settings
-from freehold.errors import ModelNotFound, UsageError
+from freehold.errors import UsageError
 from freehold.reports.gateway_file import ledger_file
 
 SCHEMA = 1
@@ -66,7 +62,7 @@ class CapacityOptions:
     steps: EngineModel | Path | str | None = None  # what deploy_bench measured, or its file
     on: str = ""  # hardware of one replica, whose steps are predicted
     engine: str = ""
-    quant: str = ""
+    quant: str = ""  # which published copy, as `freehold deploy` has it
     replicas: int | str = ""  # 4, or "1..8"
     objective: str = ""
     routing: str = "least-loaded"  # several with commas, or "all"
@@ -87,6 +83,7 @@ class Capacity:
     rent: Money | float | None  # dollars an hour of a replica; None: not known
     runs: tuple[SimulatedRun, ...]  # for each policy: those next to its answer, then those of `replicas`
     least: tuple[ReplicaSearch, ...]  # with an objective: the fewest replicas, for each routing policy
+    plan: DeployPlan | None = None  # of one replica, where its steps are predicted
 
     def hourly(self, run: SimulatedRun) -> Interval | None:
         """Return what a run's replicas cost, in dollars an hour at its mean; None where the rent is not known."""
@@ -105,6 +102,7 @@ class Capacity:
             "schema": SCHEMA,
             "trace": {"source": trace.source, **means},
             "engine": self.engine.as_json(),
+            "plan": as_dict(self.plan) if self.plan else None,
             "runs": [self._run_json(run) for run in self.runs],
             "least": [_least_json(sizes) for sizes in self.least],
         }
@@ -162,7 +160,7 @@ def simulated(settings: Settings, asked: CapacityOptions, show: Callable[[str], 
     aims = parse(asked.objective) if asked.objective else ()
     routings, scaling = _routings(asked.routing), _scaling(asked)
     trace = _requests_of(settings, asked)
-    engine, rent = _engine_of(settings, asked, trace)
+    engine, rent, plan = _engine_of(settings, asked, trace)
     first, last = _range(asked.replicas) if asked.replicas else (1, 0 if aims else 1)
     runs: list[SimulatedRun] = []
     searches: list[ReplicaSearch] = []
@@ -182,7 +180,7 @@ def simulated(settings: Settings, asked: CapacityOptions, show: Callable[[str], 
             simulate(trace, engine, count, routing=routing, on_progress=part)
             for count in range(first, last + 1)
         ]
-    return Capacity(trace, engine, rent, tuple(runs), tuple(searches))
+    return Capacity(trace, engine, rent, tuple(runs), tuple(searches), plan)
 
 
 # --- the requests --------------------------------------------------------------------------------------------
@@ -231,8 +229,8 @@ def _stated(settings: Settings, asked: CapacityOptions) -> RequestTrace:
 
 def _engine_of(
     settings: Settings, asked: CapacityOptions, trace: RequestTrace
-) -> tuple[EngineModel, Money | float | None]:
-    """Return an engine's step times and limits, and what a replica costs an hour. Raises UsageError."""
+) -> tuple[EngineModel, Money | float | None, DeployPlan | None]:
+    """Return an engine's step times and limits, what a replica costs an hour, and its plan. Raises UsageError."""
     if bool(asked.steps) == bool(asked.on):
         raise UsageError(
             "what a step takes comes from one place: --steps FILE, or MODEL --on HARDWARE",
@@ -245,6 +243,7 @@ def _engine_of(
         raise UsageError(
             "--steps has its own model, engine and quantisation", "leave out MODEL, --engine and --quant"
         )
+    plan: DeployPlan | None = None
     if isinstance(asked.steps, EngineModel):
         found = asked.steps
     elif asked.steps:
@@ -254,41 +253,27 @@ def _engine_of(
             raise UsageError(
                 "--on needs a MODEL", "such as freehold deploy capacity qwen3:32b --on 4xh100 --rate 2"
             )
-        rig = catalog.rig(asked.on)
-        found = _predicted(settings, asked, rig, trace)
-        rent = rig.rent if rent is None else rent
+        plan = _plan(settings, asked)
+        prompt, answer = round(trace.prompt_mean), round(trace.answer_mean)
+        found = of_plan(plan, prompt=prompt, answer=answer)
+        rented = Rig(plan.nodes.rig.device, plan.nodes.rig.count * plan.nodes.count).rent
+        rent = rented if rent is None else rent
     given = {"streams": asked.streams, "room": asked.room, "chunk": asked.chunk}
     limits = {name: value for name, value in given.items() if value}
-    return replace(found, limits=replace(found.limits, **limits)), rent
+    return replace(found, limits=replace(found.limits, **limits)), rent, plan
 
 
-def _predicted(settings: Settings, asked: CapacityOptions, rig: Rig, trace: RequestTrace) -> EngineModel:
-    """Predict with the named engine and quantisation, or the first that run there."""
-    works = [*_works(settings, asked.model, asked.quant)]
-    able = (
-        [engines.engine(advised(asked.engine))]
-        if asked.engine
-        else [e for e in engines.engines() if e.runs_on(rig.device)]
+def _plan(settings: Settings, asked: CapacityOptions) -> DeployPlan:
+    """Return what `freehold deploy` would start on this hardware as one replica: its cache and streams are played."""
+    wanted = DeployOptions(
+        asked.model,
+        on=asked.on,
+        engine=asked.engine or "auto",
+        quant=asked.quant,
+        streams=asked.streams or 0,
+        replicas=1,
     )
-    prompt, answer = round(trace.prompt_mean), round(trace.answer_mean)
-    why = None
-    for runs in able:
-        for work in works:
-            try:
-                return predicted(work, rig, runs, prompt=prompt, answer=answer)
-            except UsageError as e:
-                why = why or e  # of the first engine with the model as it was published
-    raise why or UsageError(f"no engine runs on {rig.device.title}", "name other hardware")
-
-
-def _works(settings: Settings, name: str, quant: str) -> Iterator[Work]:
-    """Yield a catalogue's model in its quantisations, or what is held here under this name or path."""
-    try:
-        facts = catalog.model(name)
-    except ModelNotFound:
-        yield deployed(settings, name, quant=quant).anatomy
-    else:
-        yield from (from_catalogue(facts, kind) for kind in ((quant,) if quant else quants_of(facts)))
+    return planned(settings, wanted)
 
 
 # --- what is played ------------------------------------------------------------------------------------------

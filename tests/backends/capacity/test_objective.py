@@ -6,11 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.anatomy import from_catalogue
-from freehold.advisor.engines import engine
 from freehold.backends.capacity.objective import Aim, least, parse
-from freehold.backends.capacity.predicting import predicted
 from freehold.backends.capacity.simulation import simulate
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.backends.capacity.trace import steady
@@ -52,21 +48,3 @@ def test_an_exact_step_gives_an_exact_number():
     exact = replace(MODEL, time=replace(TIME, spread=0.0))
     found = least(TRACE, exact, parse("ttft-p95=500ms"))
     assert found.fewest == found.replicas == found.most_needed
-
-
-def test_hardware_that_is_not_here_is_predicted_by_the_terms_of_fit():
-    work = from_catalogue(catalog.model("qwen3:8b"), "BF16")
-    one = predicted(work, catalog.rig("h100"), engine("vllm"), prompt=1024, answer=256)
-    two = predicted(work, catalog.rig("2xh100"), engine("vllm"), prompt=1024, answer=256)
-    assert one.limits.chunk == 8192 and one.limits.streams == 1024
-    assert two.time.of_batch(64) < one.time.of_batch(64) and two.limits.room > 2 * one.limits.room
-    assert 0.003 < one.time.of_batch(1) < 0.02  # 16 GB of weights at 3.35 TB/s
-    assert one.time.spread > 0
-    a100 = predicted(work, catalog.rig("a100"), engine("vllm"), prompt=1024, answer=256)
-    assert (a100.limits.chunk, a100.limits.streams) == (2048, 256)
-
-
-def test_a_model_that_does_not_fit_is_refused():
-    work = from_catalogue(catalog.model("qwen3:32b"), "BF16")
-    with pytest.raises(UsageError, match="needs"):
-        predicted(work, catalog.rig("rtx-4090"), engine("vllm"), prompt=1024, answer=256)

@@ -1,65 +1,124 @@
 """Step times and memory of hardware that is not here: from roofline's terms, as `freehold fit --on` has them.
 
+    of_plan(plan, prompt=1024, answer=256)        # one replica, by the plan's own sizes, streams and cache
+
 Knows a model's sizes, a rig and an engine's published speeds; measures nothing.
-Path: reports/capacity.py -> predicted -> roofline.step -> EngineModel
+Path: reports/capacity.py -> of_plan -> predicted -> roofline.step -> EngineModel; planning/load.py -> predicted
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from freehold.advisor import roofline
+from freehold.advisor import engines, roofline
+from freehold.advisor.anatomy import in_quant
 from freehold.advisor.engines import Speed, UpstreamEngine, speed
-from freehold.advisor.roofline import RigPlacement, Work
+from freehold.advisor.roofline import Work
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.backends.contract import DeployedModel, DeployPlan, ParallelSizes
+from freehold.backends.finding import ADVISED
+from freehold.backends.planning.layout import large_step
+from freehold.backends.planning.parallel import attention, sequence_bytes, value_width
 from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
 
 _WIDTH = 2 * 1.2816  # standard deviations between the bounds that hold 80 %
-_GIB = 1 << 30
 _GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
-def predicted(
-    work: Work, rig: Rig, engine: UpstreamEngine, *, prompt: int, answer: int, width: float = 0
-) -> EngineModel:
-    """Return one replica on `rig`. `prompt`, `answer`: usual lengths, at which the line over depths is exact.
+def of_plan(plan: DeployPlan, *, prompt: int, answer: int) -> EngineModel:
+    """Return one replica of a plan. `prompt`, `answer`: usual lengths, at which the line over depths is exact.
 
-    `width`: bytes of a cached value. Raises UsageError where it does not fit or its speed is not known.
+    Raises UsageError where no speed of it is known.
     """
-    usual = prompt + answer
-    placed = roofline.place(work, rig, engine, usual, width)
-    _check(placed, work, rig, engine)
-    time = _step_time(work, rig, engine, max(prompt, 2), max(prompt + answer // 2, 1))
-    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
-    return EngineModel(time, _limits(placed, work, rig.device, usual), about)
-
-
-def _check(placed: RigPlacement, work: Work, rig: Rig, engine: UpstreamEngine) -> None:
-    """Raise UsageError where it does not fit or its speed is not known."""
-    if not placed.fits:
+    name = ADVISED.get(plan.engine, (plan.engine, ""))[0]
+    engine, rig = engines.engine(name), plan.nodes.rig
+    if not engine.runs_on(rig.device):
         raise UsageError(
-            f"{work.name} in {work.quant} on {rig.name}: {placed.why}",
-            f"--on larger hardware: freehold hardware {work.name} finds some",
+            f"the speed of {engine.title} on {rig.device.title} is not known",
+            "measure a running engine: freehold deploy bench -o FILE, then capacity --steps FILE",
         )
-    if math.isinf(roofline.rate(work, rig.device, engine)):
+    work = in_quant(plan.model.anatomy, "FP8") if plan.quantise else plan.model.anatomy
+    shape = _Shape.of(plan.sizes, rig, engine)
+    limits = EngineLimits(
+        streams=plan.streams,
+        room=_room(plan, engine, prompt + answer),
+        chunk=_flag(plan, "--max-num-batched-tokens", "--chunked-prefill-size", "--max_num_tokens")
+        or large_step(rig.device)
+        or 2048,
+    )
+    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
+    return predicted(work, shape, engine, limits, prompt=prompt, answer=answer, about=about)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The devices that compute a layer together, groups that attend apart, and copies that work beside each other."""
+
+    rig: Rig
+    apart: int = 1
+    copies: int = 1  # stages of a pipeline, and engines in an engine: each has its part of the answers
+
+    @staticmethod
+    def of(sizes: ParallelSizes, rig: Rig, engine: UpstreamEngine) -> _Shape:
+        if engine.split != "tensors":
+            return _Shape(rig)
+        apart = attention(sizes)
+        return _Shape(Rig(rig.device, sizes.tensor * apart), apart, sizes.pipeline * sizes.data // apart)
+
+
+def replica(
+    model: DeployedModel,
+    work: Work,
+    sizes: ParallelSizes,
+    device: Device,
+    engine: UpstreamEngine,
+    limits: EngineLimits,
+    *,
+    prompt: int,
+    answer: int,
+) -> EngineModel:
+    """Return a replica of certain sizes, as a layout is chosen by. Raises UsageError."""
+    shape = _Shape.of(sizes, Rig(device, sizes.devices), engine)
+    return predicted(work, shape, engine, limits, prompt=prompt, answer=answer, about={"model": model.name})
+
+
+def predicted(
+    work: Work,
+    shape: _Shape,
+    engine: UpstreamEngine,
+    limits: EngineLimits,
+    *,
+    prompt: int,
+    answer: int,
+    about: dict[str, str],
+) -> EngineModel:
+    """Return one replica. Raises UsageError where its speed is not known."""
+    if math.isinf(roofline.rate(work, shape.rig.device, engine)):
         raise UsageError(
-            f"no operations a second are published for {rig.device.title}",
+            f"no operations a second are published for {shape.rig.device.title}",
             "measure an engine there: freehold deploy bench",
         )
+    time = _step_time(work, shape, engine, max(prompt, 2), max(prompt + answer // 2, 1), limits.streams)
+    return EngineModel(time, limits, dict(about))
 
 
-def _step_time(work: Work, rig: Rig, engine: UpstreamEngine, prompt: int, depth: int) -> StepTime:
+def _step_time(
+    work: Work, shape: _Shape, engine: UpstreamEngine, prompt: int, depth: int, streams: int
+) -> StepTime:
     """Return a step's terms. `prompt`, `depth`: tokens, at which the curve of prompts and the line are exact."""
+    rig, copies = shape.rig, shape.copies
     pace = speed(engine, rig.device)
 
-    def seconds(batch: int, tokens: int) -> float:
-        return roofline.step(work, rig, engine, batch, tokens).seconds(pace)
+    def seconds(batch: float, tokens: int) -> float:
+        share = max(batch / copies, 1)
+        return roofline.step(work, rig, engine, share, tokens, apart=shape.apart).seconds(pace)
 
-    batches = [b for b in _GRID if b <= max(engine.streams, 1)]
+    batches = [b for b in _GRID if b <= max(streams, 1)]
     fixed = [seconds(b, 0) for b in batches]
-    slope = (seconds(1, depth) - seconds(1, 0)) / depth
-    factor = pace.factors.get("prompts", 1.0)
+    slope = (seconds(copies, depth) - seconds(copies, 0)) / depth / copies
+    factor = pace.factors.get("prompts", 1.0) / copies
     one, all_of = (factor * roofline.prompt_s(work, rig, engine, n) for n in (1, prompt))
     # prompt_s is linear in the tokens but for attention, which grows with their square.
     curve = max(all_of - prompt * one, 0.0) / (prompt * (prompt - 1) / 2)
@@ -81,24 +140,22 @@ def _spread(pace: Speed) -> float:
     return math.log(found.high / found.low) / _WIDTH if found and found.low > 0 else 2 * math.log(2) / _WIDTH
 
 
-def _limits(placed: RigPlacement, work: Work, device: Device, usual: int) -> EngineLimits:
-    """Return answers, cached tokens and tokens of a step; `usual`: tokens of a whole request."""
-    engine = placed.engine
-    tokens = max(placed.sequence - work.state_bytes, 1) / usual
-    large = _large_step(device)
-    return EngineLimits(
-        streams=engine.streams if large or engine.name != "vllm" else min(engine.streams, 256),
-        room=int(placed.room / tokens),
-        chunk=large or 2048,
-    )
+def _room(plan: DeployPlan, engine: UpstreamEngine, usual: int) -> int:
+    """Return the tokens of a replica's cache, in requests of `usual` tokens."""
+    if engine.split != "tensors":
+        return plan.context * plan.streams
+    return cache_tokens(plan.model, plan.sizes, plan.cache_bytes, usual, plan.cache_type)
 
 
-def _large_step(device: Device) -> int:
-    """Return the tokens of a step by default where a device is large, else 0.
+def cache_tokens(
+    model: DeployedModel, sizes: ParallelSizes, cache_bytes: float, usual: int, cache_type: str
+) -> int:
+    """Return the tokens that `cache_bytes` on each device hold, in requests of `usual` tokens; 0: no limit is known."""
+    each = sequence_bytes(model, sizes, usual, value_width(cache_type))
+    return int(cache_bytes / each * usual) * sizes.data if each else 0
 
-    vLLM 0.32.0's get_batch_defaults: 16,384 from 160 GiB on, 8,192 from 70 GiB on except for A100, else 2,048 and 256
-    answers. Other servers are taken to have the same.
-    """
-    if device.kind != "gpu" or device.name.startswith("a100"):
-        return 0
-    return 16384 if device.memory_bytes >= 160 * _GIB else 8192 if device.memory_bytes >= 70 * _GIB else 0
+
+def _flag(plan: DeployPlan, *names: str) -> int:
+    """Return a number that a flag of the plan has; 0 where none of them is there."""
+    said = next((flag.value for flag in plan.flags if flag.name in names), None) or ""
+    return int(said) if said.isdigit() else 0

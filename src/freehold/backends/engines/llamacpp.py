@@ -35,7 +35,7 @@ from freehold.backends.engines.scrape import series
 from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineWire
 from freehold.backends.planning.layout import Layout
-from freehold.backends.planning.wording import AT_THE_HUB, Wording, opened, refuse_old
+from freehold.backends.planning.wording import Wording, opened, refuse_old
 from freehold.errors import UsageError
 from freehold.providers.compatible import MORE_SAMPLING, CompatibleWire
 from freehold.providers.contract import WholeAnswer
@@ -160,9 +160,13 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
         add("--model", request.model.source, "the file")
     else:
         add("--hf-repo", request.model.source, "the repository, and which of its files")
-        words.notes.append(AT_THE_HUB.format(source=request.model.source))
+        words.notes.append(f"{request.model.source} comes from the hub: a file here stays offline")
     add("--alias", request.model.name, "what clients ask for")
     add("--ctx-size", whole, f"{layout.streams} answers of {layout.context:,} tokens: it shares them out")
+    if (found := words.stretched(layout)) and found.kind == "yarn":
+        add("--rope-scaling", found.kind, "stretches the context, as its card says")
+        add("--rope-scale", f"{found.factor:g}", "how far")
+        add("--yarn-orig-ctx", found.original, "what is stretched")
     add("--parallel", layout.streams, "answers at a time")
     add("--gpu-layers", "0" if rig.device.kind == "cpu" else "all", f"it runs on {rig.name}")
     add("--jinja", True, "the model's own chat template, and its tools")

@@ -11,6 +11,7 @@ from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.fit import Misfit, fit, place_on
 from freehold.backends.contract import ParallelSizes, PlanRequest
 from freehold.backends.planning.layout import Layout
+from freehold.backends.planning.misfits import check_context, stretch_of
 from freehold.errors import UsageError
 from freehold.machine import show_bytes
 
@@ -37,11 +38,9 @@ def room(
             f"plan one, with --replicas {nodes.count}",
         )
     context = context or request.context or min(USUAL_CONTEXT, anatomy.context or USUAL_CONTEXT)
-    if anatomy.context and context > anatomy.context:
-        raise UsageError(
-            f"a context of {context:,} tokens: {anatomy.name} was made for {anatomy.context:,}",
-            f"--context {anatomy.context}",
-        )
+    check_context(request.model, context)
+    if found := stretch_of(request.model, context):
+        anatomy = replace(anatomy, context=found.context)
     streams = streams or request.streams
     if not 0 <= streams <= MOST_STREAMS:
         raise UsageError(f"{streams} streams are not within 1..{MOST_STREAMS}")

@@ -7,13 +7,16 @@ Path: drivers.driver -> Sglang.plan -> planning.laid_out, Wording -> DeployPlan
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest, SecretRef
 from freehold.backends.engines.sglang_dialect import SGLangServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
-from freehold.backends.planning.parallel import attention
+from freehold.backends.planning.parallel import Wanted, attention
 from freehold.backends.planning.planning import laid_out
 from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
 from freehold.backends.process.surroundings import PRIVATE
+from freehold.errors import UsageError
 
 TRAITS = EngineTraits("sglang", "SGLang", cpu=False, fp8_while_loading=True)
 COMMAND = ("python", "-m", "sglang.launch_server")
@@ -49,6 +52,8 @@ class Sglang(SGLangServer):
 def _wishes(words: Wording) -> Wishes:
     expert = words.number("--ep-size")
     sizes = wanted(words, "--tp-size", "--pp-size", "--dp-size", expert > 1 if expert else None)
+    if words.off("--enable-dp-attention"):  # its tensor size counts every device, those of all groups
+        sizes = _apart(sizes)
     return Wishes(
         sizes=sizes,
         context=words.number("--context-length"),
@@ -59,6 +64,17 @@ def _wishes(words: Wording) -> Wishes:
     )
 
 
+def _apart(sizes: Wanted) -> Wanted:
+    """Return sizes of groups that attend apart. Raises UsageError where the devices do not divide among them."""
+    groups = max(sizes.data, 1)
+    if sizes.tensor % groups:
+        raise UsageError(
+            f"--enable-dp-attention: {groups} groups cannot share {sizes.tensor} devices out",
+            f"give a --tp-size that {groups} divides",
+        )
+    return replace(sizes, tensor=sizes.tensor // groups, expert=True)
+
+
 def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None:
     request, why, add = words.request, layout.why, words.add
     add("--model-path", loads, "what it loads")
@@ -67,6 +83,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
     add("--config", "{folder}/" + KEYS, "its key and its admin key, in a folder that only you may enter")
     _parallel(words, layout)
     words.context("--context-length", layout)
+    words.override("--json-model-override-args", layout)
     add("--max-running-requests", layout.streams, why["streams"])
     add("--mem-fraction-static", f"{layout.memory_share:g}", "of each device, for weights and cache")
     if layout.cache_type:
@@ -77,7 +94,10 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         )
     if layout.quantise:
         add("--quantization", layout.quantise, why["quantise"])
-    add("--load-format", "safetensors", "never a pickle")
+    if layout.quantise:  # else all weights in 16 bits are on the device before the first is rounded
+        add("--load-format", "layered", "rounds layer by layer: the weights fit only then")
+    else:
+        add("--load-format", "safetensors", "never a pickle")
     if request.model.anatomy.role == "generator":
         words.parsers("sglang", "--tool-call-parser", "--reasoning-parser")
     else:
@@ -93,10 +113,10 @@ def _parallel(words: Wording, layout: Layout) -> None:
     apart = attention(sizes)
     if sizes.tensor * apart > 1:
         add("--tp-size", sizes.tensor * apart, why["tensor"])
-    if apart > 1:
-        add("--attn-dp-size", apart, why["data"])
-    elif sizes.data > 1:
+    if sizes.data > 1:
         add("--dp-size", sizes.data, why["data"])
+    if apart > 1 and not words.value("--dp-size"):
+        add("--enable-dp-attention", True, why["data"])
     if sizes.pipeline > 1:
         add("--pp-size", sizes.pipeline, why["pipeline"])
     if sizes.expert > 1:

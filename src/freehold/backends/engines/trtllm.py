@@ -7,13 +7,17 @@ Path: drivers.driver -> Trtllm.plan -> planning.laid_out, Wording -> DeployPlan
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest
 from freehold.backends.engines.trtllm_dialect import TrtllmServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
+from freehold.backends.planning.misfits import stretch_of
 from freehold.backends.planning.parallel import attention
 from freehold.backends.planning.planning import laid_out
 from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
 from freehold.backends.process.surroundings import PRIVATE
+from freehold.errors import UsageError
 
 TRAITS = EngineTraits("tensorrt-llm", "TensorRT-LLM", cpu=False, fp8_while_loading=False)
 COMMAND = ("trtllm-serve",)
@@ -46,8 +50,11 @@ class Trtllm(TrtllmServer):
 
 def _wishes(words: Wording) -> Wishes:
     expert = words.number("--ep_size")
+    sizes = wanted(words, "--tp_size", "--pp_size", "", expert > 1 if expert else None)
+    if words.off("--enable_attention_dp"):  # each of its devices attends to sequences of its own
+        sizes = replace(sizes, tensor=1, data=sizes.tensor, expert=True)
     return Wishes(
-        sizes=wanted(words, "--tp_size", "--pp_size", "", expert > 1 if expert else None),
+        sizes=sizes,
         context=words.number("--max_seq_len"),
         streams=words.number("--max_batch_size"),
         cache_type=narrow(words.value("--kv_cache_dtype")),
@@ -61,6 +68,11 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     words.listens(listens)
     _parallel(words, layout)
     words.context("--max_seq_len", layout)
+    if stretch_of(words.request.model, layout.context):
+        raise UsageError(
+            f"a context of {layout.context:,} tokens: trtllm-serve has no flag that stretches one",
+            f"--context {words.request.model.anatomy.context}, or --engine vllm",
+        )
     add("--max_batch_size", -(-layout.streams // layout.sizes.data), why["streams"])
     add("--free_gpu_memory_fraction", f"{layout.memory_share:g}", "of what weights leave, for the cache")
     if layout.cache_type:

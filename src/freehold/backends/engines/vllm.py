@@ -100,6 +100,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     words.listens(listens, "--uds")
     _parallel(words, layout)
     words.context("--max-model-len", layout)
+    words.override("--hf-overrides", layout)
     add("--max-num-seqs", -(-layout.streams // layout.sizes.data), why["streams"])
     if layout.on_cpu:
         add("--kv-cache-memory-bytes", layout.cache_bytes, why["cache"])
@@ -108,7 +109,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     if layout.cache_type:
         add("--kv-cache-dtype", layout.cache_type, why.get("cache_type", "asked for"))
     if layout.quantise:
-        add("--quantization", layout.quantise, why["quantise"])
+        add("--quantization", "fp8_per_tensor", why["quantise"])
     add("--load-format", "safetensors", "never a pickle")
     if request.model.mistral:
         add("--tokenizer-mode", "mistral", "its own tokenizer lies in tekken.json")

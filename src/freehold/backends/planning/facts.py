@@ -40,7 +40,7 @@ _MOST_DEEP = 100  # of JSON; real configurations are less than ten deep
 _SEVERAL = re.compile(r"(\d{1,3})\s*[x×*]\s*(\d{1,4}\s*[x×*].+)")
 # llama_pooling_type of llama.cpp: 0 makes no vector of a text, 4 a score of a pair; the others make vectors.
 _POOLED = {0: "generator", 4: "reranker"}
-_USUAL_GGUF = "Q4_K_M"
+USUAL_GGUF = "Q4_K_M"
 _PACKED = ("I32", "U8")  # of safetensors: types whose values hold several weights of four bits
 
 
@@ -119,7 +119,7 @@ def at_the_hub(text: str, quant: str = "") -> DeployedModel:
 def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> DeployedModel:
     """Return a model of the catalogue by its published sizes; an engine would load it, or a copy, from the hub."""
     gguf = copy is not None and copy.files == "gguf"
-    kind = (quant or _USUAL_GGUF) if gguf else copy.quant if copy else quant or model.native or "BF16"
+    kind = (quant or USUAL_GGUF) if gguf else copy.quant if copy else quant or model.native or "BF16"
     anatomy = from_catalogue(model, kind)
     source = copy.repository if copy else model.id
     return DeployedModel(
@@ -413,13 +413,30 @@ def processor(title: str, threads: int, free: int, read_gb_s: float) -> Device:
 def nodes_on(text: str, count: int = 0) -> Nodes:
     """Return named hardware: "8xh100", or with its boxes "2x8xh100"; `count` boxes where the text says none.
 
+    More GPUs than a box has are boxes of as many as it has: 16xh100 is two of eight.
     Raises UsageError for what names no hardware, and where text and `count` differ.
     """
     found = _SEVERAL.fullmatch(text.strip())
     said = int(found[1]) if found else 0
     if said and count and said != count:
         raise UsageError(f"{text!r} has {said} boxes, and {count} are asked for", "say it once")
-    boxes = said or count or 1
+    made = rig(found[2] if found else text)
+    boxes = said or count
+    if not boxes:
+        boxes, made = _boxes(made, text)
     if not 1 <= boxes <= MOST_NODES:
         raise UsageError(f"{boxes} boxes are not within 1..{MOST_NODES}", "2x8xh100 is two boxes of eight")
-    return Nodes(rig(found[2] if found else text), boxes, here=False)
+    return Nodes(made, boxes, here=False)
+
+
+def _boxes(made: Rig, text: str) -> tuple[int, Rig]:
+    """Return the boxes that a number of devices fills, and one of them. Raises UsageError for one that is not full."""
+    most = made.device.box
+    if made.count <= most:
+        return 1, made
+    if made.count % most:
+        raise UsageError(
+            f"{text!r}: a box has {most} of {made.device.title}, and {made.count} fill none evenly",
+            f"--on {most * -(-made.count // most)}x{made.device.name}, or --on {made.count % most}x{made.device.name}",
+        )
+    return made.count // most, Rig(made.device, most)

@@ -14,6 +14,7 @@ from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
 from freehold.backends.planning.parallel import tensor_sizes
 from freehold.catalog import copies
 from freehold.catalog.hardware import Rig
+from freehold.catalog.model import Stretch
 from freehold.errors import UsageError
 from freehold.machine import show_bytes
 
@@ -38,13 +39,22 @@ def misfit(request: PlanRequest, traits: EngineTraits, why: str, *hints: str) ->
     )
 
 
+def stretch_of(model: DeployedModel, context: int) -> Stretch | None:
+    """Return how a model's card stretches its context, where `context` needs that; else None."""
+    if not (model.base and model.anatomy.context and context > model.anatomy.context):
+        return None
+    return catalog.model(model.base).stretch
+
+
 def check_context(model: DeployedModel, context: int) -> None:
-    """Raise UsageError for a context beyond what a model was made for; 0 is a choice left."""
-    most = model.anatomy.context
-    if context < 0 or (most and context > most):
-        raise UsageError(
-            f"a context of {context:,} tokens: {model.name} was made for {most:,}", f"--context {most}"
-        )
+    """Raise UsageError for a context beyond what a model was made for, and its card stretches; 0 is a choice left."""
+    most, stretch = model.anatomy.context, stretch_of(model, context)
+    if context >= 0 and (not most or context <= (stretch.context if stretch else most)):
+        return
+    beyond = f", and its card stretches that to {stretch.context:,}" if stretch else ""
+    raise UsageError(
+        f"a context of {context:,} tokens: {model.name} was made for {most:,}{beyond}", f"--context {most}"
+    )
 
 
 def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:

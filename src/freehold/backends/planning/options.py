@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold.backends.contract import (
     DeployedModel,
@@ -27,6 +27,10 @@ from freehold.backends.contract import (
 from freehold.config import Settings, check_names, load_settings
 from freehold.errors import UsageError
 
+if TYPE_CHECKING:
+    from freehold.advisor.fit import Fit
+
+_DESKTOP_GIB = 32  # of a GPU that people have in a machine of their own, at most
 _MOST = 1 << 30  # of what is counted: tokens of a context are the most
 SOCKET = Path("{folder}/s.sock")  # each replica's own: its folder is made at its start
 
@@ -117,8 +121,12 @@ def _planned(
         nodes = facts.nodes_on(asked.on, asked.nodes)
     else:
         nodes = here or facts.nodes_here(settings.home)
+    copied = ""
+    if asked.on and asked.engine == "auto" and not asked.quant:
+        model, copied = _for_one_gpu(model, nodes, asked.context or None)
     search = _EngineSearch(settings, asked, model, nodes, start, show)
     engine, found, notes = search.engine()
+    notes = (copied, *notes) if copied else notes
     request = PlanRequest(
         socket=None if asked.on else SOCKET,
         model=model,
@@ -326,33 +334,71 @@ def _version_in(python: Path, name: EngineName) -> str:
         return ""
 
 
+def _fits(model: DeployedModel, nodes: Nodes, context: int | None) -> dict[EngineName, Fit]:
+    """Return by prediction what the engines that load its files give on named hardware, the usual one first."""
+    from freehold.advisor.fit import Fit, fit, place_on
+    from freehold.backends.finding import ADVISED
+    from freehold.catalog.hardware import Rig
+
+    rig = Rig(nodes.rig.device, nodes.rig.count * nodes.count)
+    found: dict[EngineName, Fit] = {}
+    for name, (known, files) in ADVISED.items():
+        if (files == "gguf") == (model.files == "gguf"):
+            told = fit(model.anatomy, place_on(rig, known), context)
+            if isinstance(told, Fit):
+                found[name] = told
+    return found
+
+
 def _fastest(
     model: DeployedModel, nodes: Nodes, context: int | None
 ) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
     """Choose by prediction among the engines that load its files and run on named hardware.
 
-    Where none has room, the one that is usual there plans, and says what would fit.
+    The usual one is taken unless another is faster by more than the prediction's own error. Where none has room, the
+    one that is usual there plans, and says what would fit.
     """
-    from freehold.advisor.fit import Fit, Misfit, fit, place_on
-    from freehold.backends.finding import ADVISED
     from freehold.catalog.hardware import Rig
 
     rig = Rig(nodes.rig.device, nodes.rig.count * nodes.count)
-    found: dict[EngineName, Fit | Misfit] = {
-        name: fit(model.anatomy, place_on(rig, advised), context)
-        for name, (advised, files) in ADVISED.items()
-        if (files == "gguf") == (model.files == "gguf")
-    }
-    fitting: dict[EngineName, Fit] = {name: each for name, each in found.items() if isinstance(each, Fit)}
+    fitting = _fits(model, nodes, context)
     if not fitting:
         usual: EngineName = "mlx" if rig.device.kind == "mac" else "vllm"
         return "llamacpp" if model.files == "gguf" else usual, EngineFacts(), ()
-    best, *others = sorted(fitting, key=lambda name: -fitting[name].decode.mid)
+    first = next(iter(fitting))
+    beyond = [name for name, each in fitting.items() if each.decode.mid > fitting[first].decode.high]
+    best = max(beyond, key=lambda name: fitting[name].decode.mid, default=first)
     speeds = [f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"]
-    speeds += [f"{fitting[name].decode.mid:.0f} by {name}" for name in others]
+    speeds += [f"{each.decode.mid:.0f} by {name}" for name, each in fitting.items() if name != best]
     over = f" over all {rig.count} devices" if rig.count > 1 else ""
-    why = f"{best} is the fastest by prediction on {rig.name}: {', '.join(speeds)}{over}"
+    how = (
+        "is the fastest by prediction"
+        if beyond
+        else "is taken: no engine is faster beyond the prediction's error"
+    )
+    why = f"{best} {how} on {rig.name}: {', '.join(speeds)}{over}"
     return best, EngineFacts(), (why,)
+
+
+def _for_one_gpu(model: DeployedModel, nodes: Nodes, context: int | None) -> tuple[DeployedModel, str]:
+    """Return a GGUF copy where one GPU of a desktop does not hold a model's own weights, and a note; else the model."""
+    from freehold import catalog
+    from freehold.backends.planning import facts
+    from freehold.catalog import copies
+
+    rig = nodes.rig
+    desktop = rig.device.kind == "gpu" and rig.device.memory_gib <= _DESKTOP_GIB
+    own = model.base and model.source == model.base
+    if not (desktop and own and rig.count * nodes.count == 1) or _fits(model, nodes, context):
+        return model, ""
+    known = catalog.model(model.base)
+    copy = copies.chosen(known, facts.USUAL_GGUF)
+    found = facts.of_catalogue(known, facts.USUAL_GGUF, copy) if copy else None
+    if copy is None or found is None or not _fits(found, nodes, context):
+        return model, ""
+    quant = found.anatomy.quant
+    note = f"{model.source} in {model.anatomy.quant} does not fit {rig.name}: this is {copy.repository} in {quant}"
+    return replace(found, name=model.name), note
 
 
 def _serve(asked: DeployOptions) -> str:

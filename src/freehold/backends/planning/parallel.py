@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from freehold.advisor.anatomy import WeightGroup
 from freehold.backends.contract import DeployedModel, ParallelSizes
 from freehold.errors import UsageError
 
 EXPERTS_FROM = 8  # devices of a tensor group from which each holds whole experts: their slices get too narrow
-# Streams from which latents, which no device can share out, are kept once instead of on each.
-ATTENTION_FROM = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,8 @@ def candidates(
     """Return the ways to spread one replica over `nodes` of `devices` each, those of fewer devices first.
 
     Among as many devices, the larger tensor group first: its devices compute at once, a pipeline's after each other.
+    Latents, which no device can share out, may also be kept once: each device of a group then attends to sequences of
+    its own (data parallel attention), and holds whole experts for all.
     Raises UsageError where the user's own sizes do not divide.
     """
     if wanted.tensor and not divides(model, wanted.tensor, copies=copies):
@@ -73,11 +74,17 @@ def candidates(
     tensors = (wanted.tensor,) if wanted.tensor else tensor_sizes(model, devices, copies=copies)
     depth = model.anatomy.depth or 1
     found = {
-        ParallelSizes(tensor=t, pipeline=p, data=max(wanted.data, 1))
+        with_experts(ParallelSizes(tensor=t, pipeline=p, data=max(wanted.data, 1)), model, wanted)
         for t in tensors
         for p in _pipelines(t, devices, nodes, wanted)
         if p <= depth
     }
+    if any(g.kind == "latent" for g in model.anatomy.layers) and not wanted.any:
+        found |= {
+            ParallelSizes(tensor=1, data=s.tensor, expert=s.tensor)
+            for s in found
+            if s.pipeline == 1 and s.expert == s.tensor > 1
+        }
     return tuple(sorted(found, key=lambda s: (s.devices, -s.tensor)))
 
 
@@ -91,25 +98,41 @@ def _pipelines(tensor: int, devices: int, nodes: int, wanted: Wanted) -> Iterabl
 
 
 def attention(sizes: ParallelSizes) -> int:
-    """Return the devices of a tensor group that each attend to their own sequences: data parallel attention; else 1."""
-    return sizes.data if sizes.expert > 1 and sizes.tensor == 1 else 1
+    """Return the groups that each attend to their own sequences while all share experts; else 1."""
+    return sizes.data if sizes.expert > 1 else 1
 
 
-def with_experts(sizes: ParallelSizes, model: DeployedModel, wanted: Wanted, streams: int) -> ParallelSizes:
-    """Return the sizes with experts spread whole, where there are enough devices and the experts divide.
-
-    Attention by latents keeps all of them on each device of a tensor group; for many streams each device then takes
-    its own sequences instead (data parallel attention), and the experts of all.
-    """
+def with_experts(sizes: ParallelSizes, model: DeployedModel, wanted: Wanted) -> ParallelSizes:
+    """Return the sizes with experts spread whole, where there are enough devices and the experts divide."""
     group = sizes.tensor * sizes.data
     spread = bool(model.experts) and model.experts % group == 0 and group > 1
     if not spread or (wanted.expert is False and slices(model, sizes.tensor)):
         return sizes
-    latent = any(g.kind == "latent" for g in model.anatomy.layers)
-    if latent and streams >= ATTENTION_FROM and not wanted.any and sizes.tensor >= EXPERTS_FROM:
-        return ParallelSizes(tensor=1, pipeline=sizes.pipeline, data=sizes.tensor, expert=group)
     whole = wanted.expert or group >= EXPERTS_FROM or not slices(model, sizes.tensor)
     return replace(sizes, expert=group) if whole else sizes
+
+
+def weight_bytes(parts: Iterable[WeightGroup], sizes: ParallelSizes) -> float:
+    """Return the bytes of weights on each device; groups that attend apart each have all but the experts."""
+    parts = tuple(parts)
+    experts = sum(p.bytes for p in parts if p.role == "experts")
+    rest = sum(p.bytes for p in parts) - experts
+    group = sizes.tensor * sizes.pipeline
+    return rest / group + experts / (group * attention(sizes))
+
+
+def sequence_bytes(model: DeployedModel, sizes: ParallelSizes, tokens: int, width: float) -> float:
+    """Return the bytes of a sequence on each device: heads are shared out, latents are not. `width`: of a value."""
+    anatomy = model.anatomy
+    latent = any(g.kind == "latent" for g in anatomy.layers)
+    group = 1 if latent else min(sizes.tensor, model.kv_heads or sizes.tensor)
+    cached = anatomy.cache_bytes(tokens, width)
+    return cached / group / sizes.pipeline + anatomy.state_bytes / sizes.tensor / sizes.pipeline
+
+
+def value_width(cache_type: str) -> float:
+    """Return the bytes of a cached value."""
+    return 1.0 if "8" in cache_type else 0.5 if "4" in cache_type else 2.0
 
 
 def _does_not_divide(model: DeployedModel, tensor: int, devices: int, copies: bool) -> UsageError:

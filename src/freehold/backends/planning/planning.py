@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from freehold.advisor import engines, roofline
 from freehold.advisor.anatomy import Anatomy, in_quant
 from freehold.advisor.engines import UpstreamEngine
+from freehold.backends.capacity.predicting import cache_tokens
 from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
-from freehold.backends.planning import parallel
+from freehold.backends.planning import load, parallel
 from freehold.backends.planning.layout import (
     GIB,
-    MOST_STREAMS,
     USUAL,
     WANTED_STREAMS,
     EngineTraits,
     Layout,
     Wishes,
+    usual_streams,
 )
 from freehold.backends.planning.misfits import check_context, misfit
 from freehold.backends.planning.processors import on_processors
@@ -32,6 +33,8 @@ from freehold.errors import UsageError
 
 _FP8 = 8.9  # of CUDA: the compute capability from which devices multiply FP8
 _HALVE = ("vllm", "sglang")  # load F32 as F16 unless --dtype says otherwise
+_BLOCK = 16  # tokens of a page of the cache
+_FEW = 4  # conversations of the usual length: fewer serve hardly anyone
 _SPARE = 0.02  # of a device's memory, left alone beside what other programs have taken
 
 
@@ -54,7 +57,7 @@ def laid_out(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layo
     for cache_type in _cache_types(request, wishes):
         for quantise, anatomy in _weights(model.anatomy, traits, wishes, engine, device):
             found = _Space(request, traits, wishes, engine, anatomy, quantise, cache_type)
-            if sizes := found.smallest():
+            if sizes := found.best():
                 return found.layout(sizes)
     raise misfit(
         request, traits, _why_not(request, engine, context), *_shorter(request, traits, wishes, engine)
@@ -109,7 +112,7 @@ def _shorter(
         request.model.anatomy, traits, wishes, engine, request.nodes.rig.device
     ):
         space = _Space(free, traits, replace(wishes, context=0, streams=0), engine, anatomy, quantise, "")
-        if sizes := space.smallest():
+        if sizes := space.best():
             return (f"--context {space.longest(sizes)} fits",)
     return ()
 
@@ -153,11 +156,6 @@ class _Space:
         return self.wishes.streams or self.request.streams
 
     @property
-    def width(self) -> float:
-        """Bytes of a cached value."""
-        return 1.0 if "8" in self.cache_type else 0.5 if "4" in self.cache_type else 2.0
-
-    @property
     def share(self) -> float:
         """Share of a device that the engine may take: less where others have taken some."""
         nodes = self.request.nodes
@@ -166,8 +164,8 @@ class _Space:
         )
         return self.wishes.memory_share or max(round(usual, 2), 0.0)
 
-    def smallest(self) -> ParallelSizes | None:
-        """Return the sizes to take: for a fixed number of replicas the most devices, else the fewest that suffice."""
+    def best(self) -> ParallelSizes | None:
+        """Return the sizes to take: of those with room for several conversations the ones that serve a load soonest."""
         if not self.engine.reads(self.anatomy.quant, self.request.nodes.rig.device):
             return None
         devices, across = self._share_of_a_replica()
@@ -180,11 +178,45 @@ class _Space:
         fitting = comfortable or [w for w in ways if self.streams_of(w) >= 1]
         if not fitting:
             return None
-        if self.request.replicas and not wanted.any:
-            within = [w for w in fitting if w.pipeline == 1] or fitting[:1]
-            fitting = [max(within, key=lambda w: w.tensor)]
-        sizes = parallel.with_experts(fitting[0], self.request.model, wanted, self.asked_streams)
-        return sizes if self.streams_of(sizes) >= 1 else fitting[0]
+        if wanted.any:
+            return fitting[0]
+        # A pipeline's stages wait for each other, and another node is slower to reach.
+        return self._soonest([w for w in fitting if w.pipeline == 1] or fitting[:1])
+
+    def _soonest(self, ways: list[ParallelSizes]) -> ParallelSizes:
+        """Return the way on which all replicas answer a simulated load first; by sizes where no speed is known."""
+        if len(ways) == 1:
+            return ways[0]
+        took = {w: self._seconds(w) for w in ways}
+        known = {w: s for w, s in took.items() if s is not None}
+        if len(known) < len(ways) or self.anatomy.role not in ("generator", ""):
+            return max(ways, key=lambda w: w.tensor) if self.request.replicas else ways[0]
+        near = [w for w, s in known.items() if s <= load.NEAR * min(known.values())]
+        return min(near, key=lambda w: (w.devices, known[w]))
+
+    def _seconds(self, sizes: ParallelSizes) -> float | None:
+        nodes = self.request.nodes
+        share = load.REQUESTS * nodes.rig.count * nodes.count // self._replicas(sizes)
+        streams = self.streams(sizes)
+        return load.seconds(
+            self.request.model,
+            self.anatomy,
+            sizes,
+            nodes.rig.device,
+            self.engine,
+            requests=min(share, self.asked_streams or share),
+            streams=streams,
+            cache_bytes=self.room(sizes),
+            cache_type=self.cache_type,
+            context=self.asked_context or self.longest(sizes),
+        )
+
+    def _replicas(self, sizes: ParallelSizes) -> int:
+        """Return the replicas of these sizes: as asked, else as many as the hardware holds."""
+        nodes = self.request.nodes
+        across = -(-sizes.devices // nodes.rig.count)
+        most = nodes.count // across if across > 1 else nodes.rig.count // sizes.devices * nodes.count
+        return self.request.replicas or max(most, 1)
 
     def _share_of_a_replica(self) -> tuple[int, int]:
         """Return the devices of a node that a replica may take, and the nodes; several replicas share nodes evenly."""
@@ -196,8 +228,22 @@ class _Space:
     def streams_of(self, sizes: ParallelSizes) -> int:
         """Return how many conversations fit that are as long as was asked for, of the usual length otherwise."""
         tokens = self.asked_context or min(self.anatomy.context or USUAL, USUAL)
+        return self.holds(sizes, tokens)
+
+    def holds(self, sizes: ParallelSizes, tokens: int) -> int:
+        """Return how many conversations of `tokens` fit at a time."""
         each = self.sequence(sizes, tokens)
-        return int(self.room(sizes) // each) * sizes.data if each else self.engine.streams
+        return max(int(self.room(sizes) // each), 0) * sizes.data if each else self.engine.streams
+
+    def streams(self, sizes: ParallelSizes) -> int:
+        """Return the requests at a time: as asked, else the engine's default, each with a block of the cache at least.
+
+        Those for which the cache has no room wait for it, however many are let in.
+        """
+        if self.asked_streams:
+            return self.asked_streams
+        usual = usual_streams(self.engine, self.request.nodes.rig.device) * sizes.data
+        return max(min(usual, self.holds(sizes, _BLOCK)), 1)
 
     def room(self, sizes: ParallelSizes) -> float:
         """Return the bytes that weights leave on each device."""
@@ -206,21 +252,13 @@ class _Space:
         return usable - self.held(sizes)
 
     def held(self, sizes: ParallelSizes) -> float:
-        """Return the bytes of weights on each device; data parallel attention has the rest of them on each."""
-        parts = roofline.stored(self.anatomy, self.engine)
-        experts = sum(p.bytes for p in parts if p.role == "experts")
-        rest = sum(p.bytes for p in parts) - experts
-        group = sizes.tensor * sizes.pipeline
-        spread = group * sizes.data if sizes.expert > 1 else group
-        return rest / group + experts / spread
+        """Return the bytes of weights on each device."""
+        return parallel.weight_bytes(roofline.stored(self.anatomy, self.engine), sizes)
 
     def sequence(self, sizes: ParallelSizes, tokens: int) -> float:
-        """Return the bytes that a sequence takes on each device: heads are shared out, latents are not."""
-        cached = self.anatomy.cache_bytes(tokens, self.width)
-        latent = any(g.kind == "latent" for g in self.anatomy.layers)
-        heads = self.request.model.kv_heads or sizes.tensor
-        group = 1 if latent else min(sizes.tensor, heads)
-        return cached / group / sizes.pipeline + self.anatomy.state_bytes / sizes.tensor / sizes.pipeline
+        """Return the bytes that a sequence takes on each device."""
+        width = parallel.value_width(self.cache_type)
+        return parallel.sequence_bytes(self.request.model, sizes, tokens, width)
 
     def longest(self, sizes: ParallelSizes) -> int:
         """Return the longest conversation that fits, up to what the model was made for."""
@@ -237,29 +275,28 @@ class _Space:
         nodes, model = self.request.nodes, self.request.model
         context = self.asked_context or self.longest(sizes)
         room, usual = self.room(sizes), min(context, USUAL)
-        each = self.sequence(sizes, usual)
-        held = int(room // each) * sizes.data if each else MOST_STREAMS
+        held = self.holds(sizes, usual)
         across = -(-sizes.devices // nodes.rig.count)
-        most = nodes.count // across if across > 1 else nodes.rig.count // sizes.devices * nodes.count
         speed = self._speed(sizes, usual)
         unsure = not model.heads and sizes.tensor > max(model.kv_heads, 1)
         note = f"its number of query heads is not published; {sizes.tensor} may not divide it"
         return Layout(
             sizes=sizes,
-            replicas=self.request.replicas or max(most, 1),
+            replicas=self._replicas(sizes),
             across=across,
             context=context,
-            streams=self.asked_streams or max(min(held, MOST_STREAMS), 1),
+            streams=self.streams(sizes),
             memory_share=self.share,
             cache_bytes=int(room),
             cache_type=self.cache_type,
+            cache_tokens=cache_tokens(model, sizes, room, usual, self.cache_type),
             quantise=self.quantise,
             memory_bytes=round(self.share * nodes.rig.device.memory_bytes * sizes.devices),
             decode=speed.answer,
             prefill=speed.prompt,
             basis=f"{self.engine.title}: published figures of {nodes.rig.device.title}, and rows measured by others",
             why={**self._why(context, held, usual), **_why_sizes(sizes, model, across)},
-            notes=(note,) if unsure else (),
+            notes=tuple(filter(None, (_useless(held, usual, self.asked_streams), note if unsure else ""))),
         )
 
     def _why(self, context: int, held: int, usual: int) -> dict[str, str]:
@@ -271,15 +308,30 @@ class _Space:
             "context": "asked for" if self.asked_context else longest,
             "streams": "asked for"
             if self.asked_streams
-            else f"room for {held:,} {'conversation' if held == 1 else 'conversations'} of {usual:,} tokens at a time",
+            else f"the engine's own; its cache holds {_conversations(held, usual)} at a time, and others wait",
             "cache_type": "asked for" if asked else f"16 bits leave no room for {context:,} tokens",
             "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
         }
 
     def _speed(self, sizes: ParallelSizes, context: int) -> roofline.Single:
         """Return one stream's speeds: a pipeline's stages work after each other, data's beside each other."""
-        rig = replace(self.request.nodes.rig, count=sizes.tensor * parallel.attention(sizes))
-        return roofline.single_stream(self.anatomy, rig, self.engine, context)
+        apart = parallel.attention(sizes)
+        rig = replace(self.request.nodes.rig, count=sizes.tensor * apart)
+        return roofline.single_stream(self.anatomy, rig, self.engine, context, apart=apart)
+
+
+def _conversations(count: int, tokens: int) -> str:
+    return f"{count:,} {'conversation' if count == 1 else 'conversations'} of {tokens:,} tokens"
+
+
+def _useless(held: int, tokens: int, asked: int) -> str:
+    """Return a warning where the cache holds so few conversations that hardly anyone is served."""
+    if asked or held >= _FEW:
+        return ""
+    return (
+        f"its cache holds {_conversations(held, tokens)} at a time: more or larger devices, or a smaller copy "
+        "of the weights (--quant), serve more"
+    )
 
 
 def _why_sizes(sizes: ParallelSizes, model: DeployedModel, across: int) -> dict[str, str]:
@@ -294,8 +346,8 @@ def _why_sizes(sizes: ParallelSizes, model: DeployedModel, across: int) -> dict[
             if across > 1
             else "parts of the layers, for memory"
         ),
-        "data": "each device has its own sequences: latents cannot be shared out"
-        if sizes.data > 1 and sizes.tensor == 1
+        "data": "each group attends to its own sequences: its latents are not shared out"
+        if parallel.attention(sizes) > 1
         else "copies inside one engine: they end together; replicas do not",
         "expert": f"each device holds {each} of {model.experts} experts whole",
     }

@@ -41,7 +41,8 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     yield f"  weights    {model.source}, {_weights(plan)}, {show_bytes(model.anatomy.weight_bytes)}"
     yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
     length = f"{plan.context:,} tokens of context, " if plan.context else ""
-    yield f"  room       {length}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
+    cache = f"a cache of {plan.cache_tokens:,} tokens, " if plan.cache_tokens else ""
+    yield f"  room       {length}{cache}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
     if plan.memory_bytes:
         yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"
     if plan.decode:
@@ -165,6 +166,9 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
         "across": plan.across,
         "context": plan.context,
         "streams": plan.streams,
+        "cache_bytes": plan.cache_bytes,
+        "cache_tokens": plan.cache_tokens,
+        "cache_type": plan.cache_type,
         "memory_bytes": plan.memory_bytes,
         "decode": plan.decode.as_json() if plan.decode else None,
         "prefill": plan.prefill.as_json() if plan.prefill else None,

@@ -7,6 +7,7 @@ Path: EngineDriver.plan -> opened, Wording.add, Wording.plan -> DeployPlan
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +22,10 @@ from freehold.backends.contract import (
 )
 from freehold.backends.flags import check, schema
 from freehold.backends.planning.layout import Layout
+from freehold.backends.planning.misfits import stretch_of
 from freehold.backends.planning.parallel import Wanted
 from freehold.backends.planning.parsers import parser_names
+from freehold.catalog.model import Stretch
 from freehold.errors import FreeholdError, UsageError
 
 AT_THE_HUB = (
@@ -91,6 +94,23 @@ class Wording:
         """Add the context."""
         self.add(name, layout.context, layout.why["context"])
 
+    def stretched(self, layout: Layout) -> Stretch | None:
+        """Return how the context is stretched beyond config.json's, with a note; None where it is not."""
+        found = stretch_of(self.request.model, layout.context)
+        if found is not None and found.kind == "yarn":
+            own = self.request.model.anatomy.context
+            self.notes.append(
+                f"YaRN stretches short texts too, which may answer worse: without --context it reads {own:,} tokens"
+            )
+        return found
+
+    def override(self, flag: str, layout: Layout) -> None:
+        """Add a flag that overrides config.json, where the context is stretched."""
+        if found := self.stretched(layout):
+            self.add(
+                flag, json.dumps(_overrides(found)), "its config.json has a shorter context: as its card says"
+            )
+
     def parsers(self, engine: str, tool: str, reasoning: str, *, switch: str = "") -> None:
         """Add the parsers of the model's family, where its template takes tools and it may think.
 
@@ -147,6 +167,10 @@ class Wording:
             streams=layout.streams,
             replicas=layout.replicas,
             memory_bytes=layout.memory_bytes,
+            cache_bytes=layout.cache_bytes,
+            cache_tokens=layout.cache_tokens,
+            cache_type=layout.cache_type,
+            quantise=layout.quantise,
             decode=layout.decode,
             prefill=layout.prefill,
             basis=layout.basis,
@@ -154,6 +178,14 @@ class Wording:
             across=layout.across,
             follower=tuple(follower),
         )
+
+
+def _overrides(found: Stretch) -> dict[str, object]:
+    """Return the keys of config.json that stretch a context."""
+    rope = {"rope_type": found.kind, "rope_theta": found.theta, "factor": found.factor}
+    rope["original_max_position_embeddings"] = found.original
+    scaled = {"rope_parameters": rope} if found.kind != "none" else {}
+    return {**scaled, "max_position_embeddings": found.context}
 
 
 def opened(

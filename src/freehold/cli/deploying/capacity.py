@@ -67,9 +67,12 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     help="Hardware of one replica: h100, 4xh100; predicts its steps.",
 )
 @click.option(
-    "--engine", metavar="NAME", default="", help="With --on: vllm, sglang, trtllm, llamacpp or mlx."
+    "--engine",
+    metavar="NAME",
+    default="",
+    help="With --on: vllm, sglang, trtllm, llamacpp or mlx. Default: what deploy takes.",
 )
-@click.option("--quant", metavar="Q", default="", help="With --on: quantisation, such as FP8 or BF16.")
+@click.option("--quant", metavar="Q", default="", help="With --on: published copy of the model: FP8, INT4.")
 @click.option(
     "--replicas",
     metavar="N|A..B",

@@ -11,6 +11,7 @@ from freehold.advisor.interval import Interval, digits
 from freehold.backends.capacity.objective import ReplicaSearch, shown
 from freehold.backends.capacity.simulation import SimulatedRun
 from freehold.backends.capacity.steptime import EngineModel
+from freehold.backends.planning.printed import sizes
 from freehold.reports.capacity import PERCENTS, Capacity
 
 HEAD = ("REPLICAS", "ROUTING", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99", "HIT", "BUSY", "USD/h")
@@ -26,14 +27,29 @@ def lines(found: Capacity) -> Iterator[str]:
     )
     about = ", ".join(str(v) for v in map(engine.about.get, _ABOUT) if v)
     yield f"{about or 'engine'}: {engine.time.basis}; a step may take {_doubt(engine)}"
+    yield from _plan(found)
     yield from _table([HEAD, *(_row(run, found.hourly(run)) for run in found.runs)])
     for run in found.runs:
         yield from _notes(run)
     by_prefix = any(run.routing == "prefix" for run in found.runs)
     if by_prefix and not any(r.blocks for r in trace.requests):
         yield "prefix: the trace has no hashes of blocks, so no prompt begins as another one"
-    for sizes in found.least:
-        yield from _least(found, sizes)
+    for search in found.least:
+        yield from _least(found, search)
+
+
+def _plan(found: Capacity) -> Iterator[str]:
+    """Say what each replica is, and what prints its flags."""
+    plan, limits = found.plan, found.engine.limits
+    if plan is None:
+        return
+    where = f"{sizes(plan.sizes)}, {limits.streams:,} requests at a time, a cache of {limits.room:,} tokens"
+    model = plan.model.source if plan.model.base else plan.model.name
+    hardware = f"--on {plan.nodes.rig.name}" + (
+        f" --nodes {plan.nodes.count}" if plan.nodes.count > 1 else ""
+    )
+    words = f"freehold deploy {model} {hardware} --engine {plan.engine} --streams {plan.streams} --replicas 1"
+    yield f"a replica: {where}; {words} --dry-run prints its flags"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -45,20 +61,21 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _least(found: Capacity, sizes: ReplicaSearch) -> Iterator[str]:
-    asked, run = ", ".join(map(str, sizes.aims)), sizes.run
-    if sizes.replicas is None:
+def _least(found: Capacity, search: ReplicaSearch) -> Iterator[str]:
+    asked, run = ", ".join(map(str, search.aims)), search.run
+    if search.replicas is None:
         missed = ", ".join(
-            f"{a.figure}-p{a.percent:g} is {shown(run.percentile(a.figure, a.percent))}" for a in sizes.missed
+            f"{a.figure}-p{a.percent:g} is {shown(run.percentile(a.figure, a.percent))}"
+            for a in search.missed
         )
         yield f"{run.routing}: {_count(run.replicas, 'replica')} cannot keep {asked}: {missed}"
         return
-    low, high = sizes.fewest or sizes.replicas, sizes.most_needed
+    low, high = search.fewest or search.replicas, search.most_needed
     bounds = f"{low} to {high if high is not None else 'more than was tried'}"
     bounds = "no other number" if low == high else bounds
-    count = _count(sizes.replicas, "replica")
+    count = _count(search.replicas, "replica")
     yield f"{run.routing}: {count} for {asked} ({bounds} by the doubt about steps)"
-    for aim in sizes.aims:
+    for aim in search.aims:
         value = shown(run.bounded(aim.figure, aim.percent))
         yield f"  {aim.figure}-p{aim.percent:g}: {value}, as far as this trace is like the next"
     if cost := found.hourly(run):
