@@ -20,6 +20,9 @@ TORCH ?= torch>=2.6
 MINUTES ?= 10
 # Processes that run tests at a time; engines in them have threads of their own.
 WORKERS ?= 2
+# Beside each test's first case "make test" runs one quarter of the others, the next one with each commit.
+SHARD ?= $(shell [ "$$(git rev-parse --is-shallow-repository 2>/dev/null)" = false ] && \
+	echo $$(($$(git rev-list --count HEAD) % 4)) || echo 0)
 # At temperature 0 the 0.5b's answer is right; tests/test_showcase.py holds it to that.
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
@@ -34,7 +37,7 @@ run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast i
 
 test: check ## Lint, types, and the tests, those that need weights included
 	for model in $(MODELS); do $(BIN)/freehold pull $$model || exit; done
-	$(BIN)/python -m pytest -m "not big" -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m "not big" -n $(WORKERS) --dist worksteal --shard=$(SHARD)
 
 test-native: $(VENV)/.tested ## csrc under the sanitizers and on emulated ARM in part, types and compilation for macOS
 	$(PIP) --requirement requirements/build.in "ziglang>=0.15"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.sharding import SHARDS, runs
 
 if TYPE_CHECKING:
     from freehold.advisor.machine import Machine
@@ -31,23 +32,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every", type=int, default=1, metavar="N", help="run one case in N of each test, the first too"
     )
+    parser.addoption(
+        "--shard",
+        type=int,
+        metavar="K",
+        choices=range(SHARDS),
+        help="run each test's first case, and one in 4",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which part of the cases ran."""
+    shard = config.getoption("--shard", None)
+    if shard is not None:
+        terminalreporter.write_line(
+            f"shard {shard} of 0 to {SHARDS - 1}: each test's first case, and its share"
+        )
 
 
 @pytest.hookimpl(trylast=True)  # of what -k and -m leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Thin out cases where each is slow: under an emulator or a sanitizer every test still runs.
-
-    A prime N meets all values of each parameter, whatever their number.
-    """
-    every, seen = config.getoption("--every", 1), Counter[str]()
-    kept: list[pytest.Item] = []
-    left: list[pytest.Item] = []
-    for item in items:
-        test = item.nodeid.partition("[")[0]
-        (left if seen[test] % every else kept).append(item)
-        seen[test] += 1
+    """Thin out cases: sharding.py says which."""
+    options = config.getoption("--every", 1), config.getoption("--shard", None)
+    ran = runs((item.nodeid for item in items), *options)
+    left = [item for item, yes in zip(items, ran, strict=True) if not yes]
     if left:
-        items[:] = kept
+        items[:] = [item for item, yes in zip(items, ran, strict=True) if yes]
         config.hook.pytest_deselected(items=left)
 
 
