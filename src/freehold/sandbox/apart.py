@@ -28,6 +28,7 @@ _WORD = 1 << 63  # numbers beyond are written in hexadecimal, which takes linear
 _TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, object)
 # A Remote of a subclass of these has a value.
 _BASES = (int, float, str, bytes, tuple, list, dict, set, frozenset)
+_ADDRESSES = ("__array_interface__", "__array_struct__")  # by which numpy would read any place of memory
 _UNARY = ("neg", "pos", "abs", "invert", "index")
 _BINARY = (
     *("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
@@ -54,6 +55,8 @@ class Remote:
         object.__setattr__(self, "_freehold_value", has_value)
 
     def __getattr__(self, name: str) -> Any:
+        if name in _ADDRESSES:
+            raise AttributeError(name)
         return _asked(self, "attr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -63,6 +66,8 @@ class Remote:
         _asked(self, "op", "delattr", self, name)
 
     def __contains__(self, value: Any) -> bool:
+        if self._freehold_value:
+            return value in _value(self)
         return any(value is each or value == each for each in self)  # not the code's word: it would say yes
 
     def __instancecheck__(self, value: Any) -> bool:
@@ -90,7 +95,10 @@ class RemoteCallable(Remote):
     __slots__ = ()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return _asked(self, "call", self, list(args), options)
+        try:
+            return _asked(self, "call", self, list(args), options)
+        except StopIteration as e:  # it would end a loop of the test's before it compares
+            raise RuntimeError("the code raised StopIteration") from e
 
 
 def _asked(remote: Remote, *request: Any) -> Any:

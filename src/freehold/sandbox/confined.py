@@ -11,6 +11,7 @@ Path: code.py -> main -> _run_code, _run_test
 from __future__ import annotations
 
 import builtins
+import dis
 import gc
 import json
 import os
@@ -124,9 +125,9 @@ def _run_test(confined: bool, test: int, reads: int, writes: int, verdict: int) 
     try:
         own = peer.start()
         compiled = compile(source, _TEST, "exec", dont_inherit=True)
-        hidden = sorted(set(_names_in(compiled)) & set(own) & set(dir(builtins)))
-        if hidden:
-            end(f"the code defines {hidden[0]}, a name of Python's own that the test uses")
+        hidden = set(own) & set(dir(builtins))
+        if used := hidden and hidden & set(_names_in(compiled)):
+            end(f"the code defines {min(used)}, a name of Python's own that the test uses")
         exec(compiled, _TestNames(peer))
     except SystemExit:
         end("exited")
@@ -160,7 +161,9 @@ def _is_of_test(value: Any) -> bool:
 
 def _names_in(code: CodeType) -> Iterator[str]:
     """Yield every global name that a piece of code uses."""
-    yield from code.co_names
+    yield from (
+        each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_NAME", "LOAD_GLOBAL")
+    )
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names_in(constant)
