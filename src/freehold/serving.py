@@ -29,6 +29,7 @@ from freehold.types import (
     Tool,
     ToolChoice,
     Turn,
+    Usage,
 )
 
 # Limits of one job. The server refuses more in its protocol's words; the engine process checks again.
@@ -143,6 +144,7 @@ class Begin:
     labels: tuple[
         str, ...
     ] = ()  # that hold for the request, whatever set them; what continues its answer has them
+    usage: Usage | None = None  # what a provider counted before its first token; None: nothing yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,9 +321,9 @@ class StoredModel:
     digest: str = ""  # sha256 of its file, of its files' digests, or of its record; "": not computed
     parent: str = ""  # of an adapter's name `base+adapter`: the base; "" for a model
     places: tuple[str, ...] = ()  # where a gateway's name may be answered; empty: on this machine
-
-
     path: Path | None = None  # of a model that was named by its path; None: it is in the store
+
+
 @dataclass(frozen=True, slots=True)
 class PastDeath:
     """An engine process that ended by itself."""

@@ -102,6 +102,7 @@ class FakeAnswer:
     def __init__(self, does: Answers, job: Job, ended: Callable[[], None]) -> None:
         self._does, self._job, self._ended = does, job, ended
         self.answer_id = "answer-afar"
+        self.reported: Usage | None = None
         self.begin = Begin(128_000, (), SamplingParams(), job.max_tokens or 4096)
         self._pieces = self._made()
         self._closed = False

@@ -228,21 +228,42 @@ def test_one_request_alone_tries_a_target_after_its_cooldown():
     now = [0.0]
     breakers = Breakers(lambda: now[0])
     limits = BreakerLimits(1, 30.0)
-    breakers.failed("big", limits)
-    assert breakers.why_not("big")[0]
-    now[0] = 31.0
-    assert not breakers.why_not("big")[0]
-    breakers.begin("big")
-    assert breakers.why_not("big")[0], "a second request asked beside the one that tries"
-    breakers.dropped("big")  # its client left: the next one tries
-    assert not breakers.why_not("big")[0]
-    breakers.begin("big")
-    breakers.failed("big", limits)
-    assert breakers.why_not("big")[1] == 30.0
-    now[0] = 62.0
-    breakers.begin("big")
-    breakers.answered("big")
-    assert not breakers.why_not("big")[0]
+
+    async def test() -> None:
+        assert await breakers.turn("big", 60) == ("", 0.0)
+        breakers.begin("big")
+        breakers.failed("big", limits)
+        assert breakers.why_not("big")[0] and (await breakers.turn("big", 60))[1] == 30.0
+        now[0] = 31.0
+        assert await breakers.turn("big", 0) == ("", 0.0)
+        breakers.begin("big")
+        assert (await breakers.turn("big", 0))[1] == 1.0, "a second request asked beside the one that tries"
+        waiting = [asyncio.create_task(turn()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert tries == []
+        breakers.dropped("big")  # its client left: the next one tries
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert tries == [("", 0.0)]
+        breakers.failed("big", limits)
+        await asyncio.gather(*waiting)
+        assert tries[1:] == [(tries[1][0], 30.0)] * 2
+        now[0] = 62.0
+        breakers.begin("big")
+        waiting = [asyncio.create_task(turn()) for _ in range(3)]
+        await asyncio.sleep(0)
+        breakers.good("big")  # its first token: all may ask
+        await asyncio.gather(*waiting)
+        assert tries[3:] == [("", 0.0)] * 3
+
+    tries: list[tuple[str, float]] = []
+
+    async def turn() -> None:
+        tries.append(await breakers.turn("big", 60))
+        if not tries[-1][0]:
+            breakers.begin("big")
+
+    asyncio.run(test())
 
 
 def test_target_that_always_breaks_later_is_left_alone_and_one_that_recovers_is_open_to_all():

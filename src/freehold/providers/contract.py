@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from freehold.errors import UpstreamFailed
 from freehold.serving import EmbedJob, Job, Vectors
-from freehold.types import Chunk
+from freehold.types import Chunk, Usage
 
 Kind = Literal["openai", "anthropic", "gemini", "mistral", "deepseek", "openai-compatible"]
 # Why an attempt failed, which decides what is tried next: `request` is the caller's own fault and is never sent
@@ -30,6 +30,7 @@ Cause = Literal[
     "timeout",  # the first token, or the whole answer, took too long
     "broken",  # the stream ended without its end event, or was cut
     "invalid",  # not what the wire says: HTML, bad UTF-8, wrong JSON
+    "resting",  # nothing was sent: the target failed before, and is left alone for a while
 ]
 
 
@@ -99,7 +100,8 @@ class Outgoing:
 class UpstreamFault(UpstreamFailed):
     """An attempt at a provider that failed. `retry_after_s`: what the provider asked for; None: nothing.
 
-    The message never holds a key: Wire.fault and hop.py pass it through `cleaned`.
+    The message never holds a key: Wire.fault and hop.py pass it through `cleaned`. `reported`: what the provider
+    counted before it failed; None: nothing.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class UpstreamFault(UpstreamFailed):
         super().__init__(message, hint)
         self.cause: Cause = cause
         self.status, self.retry_after_s = status, retry_after_s
+        self.reported: Usage | None = None
 
 
 Piece = tuple[int, Chunk]  # number of the answer, its next chunk
@@ -123,6 +126,11 @@ class EventReader(Protocol):
     """Reads one stream's events."""
 
     answer_id: str  # the provider's, once it has come
+
+    @property
+    def reported(self) -> Usage | None:
+        """Return what the provider has counted so far; None: nothing yet."""
+        ...
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what one server-sent event adds. Raises UpstreamFault for an error event or for nonsense."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from freehold.providers.cleaning import cleaned, quotes, said_in
@@ -29,9 +30,10 @@ from freehold.providers.signatures import carried
 from freehold.providers.sse import EventSplitter
 from freehold.providers.wires import wire_of
 from freehold.serving import Begin, EmbedJob, Job, Vectors
-from freehold.types import SamplingParams
+from freehold.types import SamplingParams, Usage
 
 EVENTS = "text/event-stream"
+IN_LOOP = 200  # messages and tools that are translated on the event loop, in some 2 ms
 
 
 async def start(
@@ -53,7 +55,10 @@ async def start(
     """
     job = carried(cleared.work, remote)
     wire = wire or wire_of(remote.provider.kind)
-    sent = wire.request(remote, job, stream=stream)
+    if len(job.messages or ()) + len(job.tools) > IN_LOOP:
+        sent = await asyncio.to_thread(wire.request, remote, job, stream=stream)
+    else:
+        sent = wire.request(remote, job, stream=stream)
     begin = Begin(
         context=remote.context,
         prompt_ids=(),
@@ -74,7 +79,7 @@ async def start(
                 if reply.media_type not in (EVENTS, ""):
                     raise UpstreamFault("invalid", f"{remote.provider.name} sent no stream", status=200)
                 coming = UpstreamStream(begin, reply, wire.reader(job), asked)
-                await coming.first()
+                await _first(coming)
             except BaseException:
                 reply.close()
                 raise
@@ -84,6 +89,16 @@ async def start(
         raise asked.shown(e) from None
     reply.limit(until - clock())
     return coming
+
+
+async def _first(coming: UpstreamStream) -> None:
+    """Wait for the first piece. A fault in its place carries what was counted by then."""
+    try:
+        await coming.first()
+    except UpstreamFault as e:
+        e.reported = coming.reported
+        raise
+    coming.begin = replace(coming.begin, usage=coming.reported)
 
 
 async def embed(
@@ -179,7 +194,9 @@ class _Asked:
             )
         elif not message.startswith(name):
             message = f"{name}: {message}"
-        return UpstreamFault(e.cause, message, e.hint, status=e.status, retry_after_s=e.retry_after_s)
+        shown = UpstreamFault(e.cause, message, e.hint, status=e.status, retry_after_s=e.retry_after_s)
+        shown.reported = e.reported
+        return shown
 
 
 class UpstreamStream:
@@ -201,6 +218,11 @@ class UpstreamStream:
     def answer_id(self) -> str:
         """The provider's id of the answer; "" before it has come."""
         return self._reader.answer_id
+
+    @property
+    def reported(self) -> Usage | None:
+        """Return what the provider has counted so far."""
+        return self._reader.reported
 
     @property
     def reader(self) -> EventReader:

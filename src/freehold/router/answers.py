@@ -8,6 +8,7 @@ Path: handle.py -> AnswerCache.find -> CachedStream; RoutedStream -> AnswerCache
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,8 +25,6 @@ from freehold.serving import Begin, Job
 
 MEMORY = 64 << 20  # bytes of all kept answers, about
 PIECE_BYTES = 400  # of a chunk's objects beside its text
-# MessagePack keeps bytes and text apart, so that two jobs are equal only where their fields are.
-_encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,10 @@ class KeptAnswer:
 def answer_key(cleared: Cleared[Job], tenant: str, route: str, file: str) -> bytes:
     """Return what two requests have in common whose answers may be exchanged. `file`: digest of gateway.toml."""
     job = replace(cleared.work, tenant=tenant, timeout_s=None, priority="interactive")
-    return hashlib.sha256(_encode((tenant, cleared.label_names, route, file, job))).digest()
+    # JSON by Python's own module: a job may hold what msgspec does not write, such as half of a surrogate pair, an
+    # integer of 100 bits, or NaN. Names of members that are numbers, as logit_bias has, become texts.
+    plain = msgspec.to_builtins(job, str_keys=True, order="deterministic")
+    return hashlib.sha256(json.dumps((tenant, cleared.label_names, route, file, plain)).encode()).digest()
 
 
 class AnswerCache:

@@ -1,8 +1,9 @@
 """Asks targets in their order until one's answer is good: nothing reaches the client before.
 
-An answer is good when its first chunk has come, or where a route escalates, when its first tokens are likely enough.
-Failures before that go to the next target by their cause; the caller's own faults go nowhere. Knows causes, times and
-breakers; knows no wire.
+An answer is good when its first chunk has come; where a route escalates, when its first tokens are likely enough;
+where the client does not stream, when it is whole. Failures before that go to the next target by their cause; the
+caller's own faults go nowhere, and what the caller's own time limit cut says nothing of a target. Knows causes, times
+and breakers; knows no wire.
 Path: handle.py -> Attempts.first_good -> TargetCalls.start, cascade.look -> Started -> stream.py
 """
 
@@ -18,14 +19,15 @@ from freehold.providers.contract import Piece, UpstreamFault
 from freehold.providers.signatures import SignatureWatch
 from freehold.router import causes
 from freehold.router.cascade import can_look, look, with_logprobs
-from freehold.router.gateway import GatewayModel, GatewayRoute
+from freehold.router.gateway import Escalation, GatewayModel, GatewayRoute
 from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
 from freehold.router.routing import PassedOver, TargetChoice
-from freehold.router.tokens import PromptSize
+from freehold.router.tokens import PromptSize, letters_in, used_so_far
 from freehold.serving import Job, Stream
 from freehold.types import Usage
 
+CLOCK_S = 0.01  # by which a timer may be early
 ANSWER_TOKENS = 8192  # most of an answer where neither the request nor the model's entry has a limit
 
 
@@ -88,20 +90,24 @@ class Attempts:
         self._size, self._most = size, most
         self._until = record.started + route.timeout_s
         self._limit_s = route.timeout_s
+        self._callers_limit = False  # the request's own time ends before the route's
         self._keep_alive: float | None = None
         self._errors: dict[str, FreeholdError] = {}
+        self._coming: tuple[Stream, list[Piece]] | None = (
+            None  # of the attempt in progress, from its first piece on
+        )
 
     async def first_good(self, cleared: Cleared[Job], keep_alive: float | None = None) -> Started:
         """Return the first good answer. Raises the request's own fault, or what every target failed with."""
         job = cleared.work
         self._keep_alive = keep_alive
         if job.timeout_s is not None and job.timeout_s < self._limit_s:
-            self._limit_s = job.timeout_s
+            self._limit_s, self._callers_limit = job.timeout_s, True
             self._until = self._record.started + job.timeout_s
         waiting, thrown = list(self._choice.allowed), None
         while waiting:
             target = waiting.pop(0)
-            if not await self._may_ask(target):
+            if not await self._may_ask(target, alone=not waiting):
                 continue
             try:
                 return await self._asked(target, cleared, more=waiting, check=thrown is not target)
@@ -115,11 +121,12 @@ class Attempts:
                     waiting = [each for each in waiting if self._is_larger(each, target)]
         raise self._failure()
 
-    async def _may_ask(self, target: GatewayModel) -> bool:
-        """Set the target's money aside, unless its breaker opened or the budget is spent since it was chosen."""
-        reason, wait = self._breakers.why_not(target.name)
-        if reason:
-            self._choice.drop(target, PassedOver("breaker", reason, wait))
+    async def _may_ask(self, target: GatewayModel, *, alone: bool) -> bool:
+        """Set the target's money aside, unless its breaker opened or the budget is spent since it was chosen.
+
+        `alone`: no other target is left, so that the outcome of a request which tries this one is waited for.
+        """
+        if self._rests(target, *self._breakers.why_not(target.name)):
             return False
         try:
             await self._record.reserve(self._most(target), target)
@@ -129,7 +136,13 @@ class Attempts:
             self._choice.drop(target, PassedOver("budget", e.message))
             self._errors[target.name] = e
             return False
-        return True
+        turn = await self._breakers.turn(target.name, max(self._left, 0.0) if alone else 0.0)
+        return not self._rests(target, *turn)
+
+    def _rests(self, target: GatewayModel, reason: str, wait_s: float) -> bool:
+        if reason:
+            self._choice.drop(target, PassedOver("breaker", reason, wait_s))
+        return bool(reason)
 
     def _note(self, target: GatewayModel, e: FreeholdError) -> None:
         """Remember a failure; raise it where no other target could do better."""
@@ -188,6 +201,7 @@ class Attempts:
         if left <= 0:
             raise UpstreamFault("timeout", f"{self._limit_s:g} s passed before a target answered")
         self._breakers.begin(target.name)
+        self._coming = None
         try:
             started = await self._good(target, cleared, began, left, check=check, alone=alone)
             self._breakers.good(target.name)
@@ -199,7 +213,7 @@ class Attempts:
             raise
         except BaseException:  # the client left, or the server stops
             self._breakers.dropped(target.name)
-            self._record.attempted(target, "left", time.monotonic() - began, nano=self._prompt_cost(target))
+            self._record.attempted(target, "left", time.monotonic() - began, nano=self._cost_so_far(target))
             raise
 
     async def _good(
@@ -221,7 +235,8 @@ class Attempts:
         looks = check and escalate is not None and can_look(target, cleared.work)
         if looks:
             cleared = with_logprobs(cleared)
-        if cleared.work.whole and not alone:  # a stream, so that silence shows early
+        whole = cleared.work.whole and not alone
+        if whole:  # a stream, so that silence shows early
             cleared = cleared.with_work(replace(cleared.work, whole=False))
         cleared = self._parts.signatures.restored(cleared, target.remote)
         watch = None if target.remote is None else self._parts.signatures.watch(cleared, target.remote)
@@ -233,24 +248,32 @@ class Attempts:
             timeout_s=left,
             keep_alive=self._keep_alive,
         )
-        if not looks or escalate is None:
-            return Started(target, stream, [first], began, watch)
+        pieces = [first]
+        self._coming = stream, pieces
         try:
-            async with asyncio.timeout(self._left):
-                looked = await look(stream, first, escalate)
-        except TimeoutError:
-            await stream.aclose()
-            raise UpstreamFault("timeout", f"{target.name} took more than {self._limit_s:g} s") from None
-        except StopAsyncIteration:
-            await stream.aclose()
-            raise UpstreamFault("broken", f"{target.name} ended its answer before its end") from None
+            if looks and escalate is not None:
+                await self._look(target, stream, pieces, escalate)
+            if whole:
+                await _rest(target, stream, pieces, cleared.work.n)
         except BaseException:
             await stream.aclose()
             raise
-        if not looked.escalates(escalate):
-            return Started(target, stream, looked.pieces, began, watch)
-        await self._discard(target, stream, looked.tokens, looked.probability or 0.0)
-        raise Discarded
+        return Started(target, stream, pieces, began, watch)
+
+    async def _look(
+        self, target: GatewayModel, stream: Stream, pieces: list[Piece], escalate: Escalation
+    ) -> None:
+        """Read an answer's first tokens. Raises Discarded where they are not likely enough."""
+        try:
+            async with asyncio.timeout(self._left):
+                looked = await look(stream, pieces, escalate)
+        except TimeoutError:
+            raise UpstreamFault("timeout", f"{target.name} took more than {self._limit_s:g} s") from None
+        except StopAsyncIteration:
+            raise UpstreamFault("broken", f"{target.name} ended its answer before its end") from None
+        if looked.escalates(escalate):
+            await self._discard(target, stream, looked.tokens, looked.probability or 0.0)
+            raise Discarded
 
     async def _discard(self, target: GatewayModel, stream: Stream, tokens: int, probability: float) -> None:
         """End an answer that is not good enough, with a row of its own."""
@@ -275,22 +298,30 @@ class Attempts:
         cause = causes.cause_of(e)
         status = e.status if isinstance(e, UpstreamFault) else 0
         charged = cause in causes.CHARGED
-        nano = self._prompt_cost(target) if charged else 0
+        nano = self._cost_so_far(target, e) if charged else 0
         if charged:  # the answer may have been made whole, and not have arrived
             self._record.risked += max(self._most(target) - nano, 0)
         self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
         self._record.warnings.append(f"{target.name} was passed over: {cause}")
-        if cause in causes.SAYS_NOTHING or (target.remote is None and cause == "rate"):
+        cut = cause == "timeout" and self._callers_limit and self._left <= CLOCK_S
+        if cut or cause in causes.SAYS_NOTHING or (target.remote is None and cause == "rate"):
             self._breakers.dropped(target.name)
         else:
             self._breakers.failed(target.name, self._route.breaker, at_once=cause in causes.BREAKS_AT_ONCE)
 
-    def _prompt_cost(self, target: GatewayModel) -> int:
-        """Return what the prompt alone costs, where a provider may charge for it without an answer."""
+    def _cost_so_far(self, target: GatewayModel, e: FreeholdError | None = None) -> int:
+        """Return what an attempt costs that gave no answer: its prompt, and what came, as counted or estimated."""
         if target.price is None:
             return 0
         self._record.estimated = True
-        return self._record.cost(target, Usage(self._parts.ratio(target).prompt_tokens(self._size), 0))
+        ratio = self._parts.ratio(target)
+        if self._coming is not None:
+            stream, pieces = self._coming
+            length = sum(letters_in(chunk) for _, chunk in pieces)
+            tokens = sum(len(chunk.token_ids) for _, chunk in pieces)
+            return self._record.cost(target, used_so_far(stream, ratio, self._size, length, tokens))
+        reported = e.reported if isinstance(e, UpstreamFault) else None
+        return self._record.cost(target, reported or Usage(ratio.prompt_tokens(self._size), 0))
 
     def _failure(self) -> FreeholdError:
         """Return the error of a request that no target answered."""
@@ -303,6 +334,19 @@ class Attempts:
         if all(causes.cause_of(e) == "context" for e in errors.values()):
             return last
         return _together(self._route.name, errors)
+
+
+async def _rest(target: GatewayModel, stream: Stream, pieces: list[Piece], answers: int) -> None:
+    """Read the rest of an answer that the client gets in one piece: it has seen nothing, so another may answer."""
+    left = answers - sum(chunk.finish_reason is not None for _, chunk in pieces)
+    try:
+        while left:
+            pieces.append(await anext(stream))
+            left -= pieces[-1][1].finish_reason is not None
+    except StopAsyncIteration:
+        raise UpstreamFault("broken", f"{target.name} ended its answer before its end") from None
+    if any(chunk.finish_reason == "cancelled" for _, chunk in pieces):
+        raise UpstreamFault("broken", f"{target.name} cancelled the answer")
 
 
 def _together(route: str, errors: dict[str, FreeholdError]) -> FreeholdError:

@@ -1,12 +1,14 @@
 """Which targets are left alone for a while, because they failed several times in a row.
 
-After the cooldown one request tries such a target, and its outcome decides for all. Knows names and seconds; knows no
-request and no cause. One process's own: two servers learn of a fault separately.
-Path: routing.py -> Breakers.why_not; attempts.py -> Breakers.begin/failed/answered/dropped
+After the cooldown one request tries such a target, and its first token decides for all: those that come meanwhile
+wait for it, where they have no other target. Knows names and seconds; knows no request and no cause. One process's
+own: two servers learn of a fault separately.
+Path: routing.py -> Breakers.why_not; attempts.py -> Breakers.turn/begin/failed/answered/dropped
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,13 @@ class TargetHealth:
 
     failures: int = 0  # in a row
     until: float = 0.0  # it is left alone until then; 0: it is not
-    trying: bool = False  # one request tries it after its cooldown
+    trying: asyncio.Event | None = None  # one request tries it after its cooldown; set once that is decided
+
+    def decided(self) -> None:
+        """Let those that wait for the request which tries the target look again."""
+        if self.trying is not None:
+            self.trying.set()
+            self.trying = None
 
 
 class Breakers:
@@ -38,36 +46,51 @@ class Breakers:
         left = health.until - self._clock()
         if left > 0:
             return f"failed {health.failures} times in a row; it is asked again in {left:.0f} s", left
-        if health.trying:
-            return f"failed {health.failures} times in a row; one request is trying it now", 1.0
         return "", 0.0
+
+    async def turn(self, target: str, wait_s: float) -> tuple[str, float]:
+        """Return why a target is left alone, as `why_not` does, once no other request tries it.
+
+        Waits `wait_s` at most. The caller begins at once: a request between would try the target as well.
+        """
+        until = asyncio.get_running_loop().time() + wait_s
+        while (health := self._targets.get(target)) is not None and (tried := health.trying) is not None:
+            try:
+                async with asyncio.timeout_at(until):
+                    await tried.wait()
+            except TimeoutError:
+                return f"failed {health.failures} times in a row; one request is trying it now", 1.0
+        return self.why_not(target)
 
     def begin(self, target: str) -> None:
         """Note that a request asks the target: the one that tries it, if its cooldown has passed."""
         health = self._targets.get(target)
-        if health is not None and health.until:
-            health.trying = True
+        if health is not None and health.until and health.trying is None:
+            health.trying = asyncio.Event()
 
     def failed(self, target: str, limits: BreakerLimits, *, at_once: bool = False) -> None:
         """Count a failure; `at_once`: the next request would fail too, whatever the count."""
         health = self._targets.setdefault(target, TargetHealth())
         health.failures += 1
-        if at_once or health.trying or health.failures >= limits.failures:
+        if at_once or health.trying is not None or health.failures >= limits.failures:
             health.until = self._clock() + limits.cooldown_s
-        health.trying = False
+        health.decided()
 
     def good(self, target: str) -> None:
         """Note that the request which tries a target has a good answer: others may ask it, too."""
         health = self._targets.get(target)
         if health is not None:
-            health.until, health.trying = 0.0, False
+            health.until = 0.0
+            health.decided()
 
     def answered(self, target: str) -> None:
         """Forget the failures of a target whose answer is whole."""
-        self._targets.pop(target, None)
+        health = self._targets.pop(target, None)
+        if health is not None:
+            health.decided()
 
     def dropped(self, target: str) -> None:
         """Note an attempt that says nothing of the target, such as one whose client left."""
         health = self._targets.get(target)
         if health is not None:
-            health.trying = False
+            health.decided()

@@ -19,9 +19,8 @@ from freehold.serving import Job, Stream
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """The pieces that were read, and what they say. `probability` None: the answer had no log-probabilities."""
+    """What an answer's first pieces say. `probability` None: it had no log-probabilities."""
 
-    pieces: list[Piece]
     probability: float | None
     tokens: int
 
@@ -44,9 +43,11 @@ def with_logprobs(cleared: Cleared[Job]) -> Cleared[Job]:
     return cleared.with_work(replace(cleared.work, logprobs=0))
 
 
-async def look(stream: Stream, first: Piece, limit: Escalation) -> Looked:
-    """Read an answer until `check` tokens have come, or all of it. Raises what the stream raises."""
-    pieces = [first]
+async def look(stream: Stream, pieces: list[Piece], limit: Escalation) -> Looked:
+    """Read an answer until `check` tokens have come, or all of it. Raises what the stream raises.
+
+    `pieces`: its first; those that are read are appended.
+    """
     total, tokens = 0.0, 0
     while True:
         chunk = pieces[-1][1]
@@ -55,5 +56,5 @@ async def look(stream: Stream, first: Piece, limit: Escalation) -> Looked:
         if chunk.finish_reason == "cancelled":
             raise EngineClosed("the answer was cancelled before its end", "ask again")
         if tokens >= limit.check or chunk.finish_reason is not None:
-            return Looked(pieces, math.exp(total / tokens) if tokens else None, tokens)
+            return Looked(math.exp(total / tokens) if tokens else None, tokens)
         pieces.append(await anext(stream))

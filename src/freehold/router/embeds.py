@@ -70,6 +70,11 @@ async def embedded(
             continue
         if target.price is not None:
             await record.leaves()
+        alone = target is choice.allowed[-1]
+        reason, wait_s = await breakers.turn(target.name, route.timeout_s if alone else 0.0)
+        if reason:
+            choice.drop(target, PassedOver("breaker", reason, wait_s))
+            continue
         began = time.monotonic()
         breakers.begin(target.name)
         try:

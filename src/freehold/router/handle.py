@@ -114,7 +114,8 @@ class RoutedHandle:
         record.labels = cleared.labels
         key = b""
         if planned.route.cache_s:
-            key = answer_key(cleared, self._origin.key, planned.name, self._plan.gateway.digest)
+            asked = cleared, self._origin.key, planned.name, self._plan.gateway.digest
+            key = await asyncio.to_thread(answer_key, *asked)
             if (kept := parts.cache.find(key)) is not None:
                 return CachedStream(record, kept)
         size = prompt_size(job)
@@ -127,7 +128,7 @@ class RoutedHandle:
         keep = self._keep_alive if keep_alive is None else keep_alive
         started = await attempts.first_good(cleared, keep)
         whole = self._whole(record, cleared, key, started.target, started.stream)
-        stream = RoutedStream(parts, record, started, job, size, planned.route.breaker, whole)
+        stream = RoutedStream(parts, record, started, job, size, planned.route, whole)
         try:
             await record.keep(most(started.target))
         except LedgerUnavailable:

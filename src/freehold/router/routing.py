@@ -85,7 +85,7 @@ class TargetChoice:
         message = f"no target of {self.route} can answer this request: {listed}"
         if "breaker" in kinds:
             waits = [why.wait_s for why in self.passed_over.values() if why.kind == "breaker"]
-            return UpstreamFault("server", message, "ask again then", retry_after_s=min(waits))
+            return UpstreamFault("resting", message, "ask again then", retry_after_s=min(waits))
         if kinds == {"window"}:
             return ContextOverflow(message, "shorten the prompt")
         if kinds == {"ability"}:  # another model could do it

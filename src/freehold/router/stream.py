@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from freehold.errors import FreeholdError, LedgerUnavailable
 from freehold.providers.contract import Piece, UpstreamFault
-from freehold.router.attempts import Started
-from freehold.router.gateway import BreakerLimits
+from freehold.router.attempts import CLOCK_S, Started
+from freehold.router.gateway import GatewayRoute
 from freehold.router.ledger.rows import Outcome
 from freehold.router.parts import GatewayParts
 from freehold.router.record import NOTHING, RequestRecord, added
-from freehold.router.tokens import PromptSize, letters_in
+from freehold.router.tokens import PromptSize, letters_in, used_so_far
 from freehold.serving import Begin, Job
 from freehold.types import Chunk, Usage
 
@@ -38,12 +38,13 @@ class RoutedStream:
         started: Started,
         job: Job,
         size: PromptSize,
-        limits: BreakerLimits,
+        route: GatewayRoute,
         whole: Whole | None = None,
     ) -> None:
         self._record, self._target, self._stream = record, started.target, started.stream
         self._began, self._size, self._ratio = started.began, size, parts.ratio(started.target)
-        self._background, self._breakers, self._limits = parts.background, parts.breakers, limits
+        self._background, self._breakers, self._route = parts.background, parts.breakers, route
+        self._limit_s = job.timeout_s  # the caller's own
         self._watch, self._whole = started.watch, whole
         self._ready: deque[Piece] = deque(started.pieces)
         self._hides = job.logprobs is None  # a cascade asked for them, and the client did not
@@ -53,6 +54,7 @@ class RoutedStream:
         self._kept: list[Piece] | None = [] if whole is not None else None
         self._closed = self._noted = False
         record.first_s = record.passed_s
+        self._asked_at = 0.0  # time.monotonic() when the target's next piece was waited for
         inner = started.stream.begin
         self.begin: Begin = inner
         named = inner.model or (started.target.name if started.target.name != record.asked.name else "")
@@ -73,6 +75,7 @@ class RoutedStream:
         elif not self._left:
             raise StopAsyncIteration
         else:
+            self._asked_at = time.monotonic()
             try:
                 piece = await anext(self._stream)
             except StopAsyncIteration:
@@ -139,10 +142,8 @@ class RoutedStream:
             raise
 
     def _estimate(self) -> Usage:
-        """Return what was used, where no usage came: the prompt, and the text or the tokens that passed."""
-        prompt = len(self._stream.begin.prompt_ids) or self._ratio.prompt_tokens(self._size)
-        made = self._tokens or self._ratio.answer_tokens(self._length)
-        return Usage(prompt, made)
+        """Return what was used, where no usage came at the end."""
+        return used_so_far(self._stream, self._ratio, self._size, self._length, self._tokens)
 
     async def _book(self, outcome: Outcome, usage: Usage, reason: str = "") -> None:
         record, target = self._record, self._target
@@ -156,12 +157,20 @@ class RoutedStream:
 
     async def _broken(self, error: FreeholdError) -> FreeholdError:
         """Book an answer that its target did not finish; return the error that tells the client."""
-        if isinstance(error, UpstreamFault):
-            self._breakers.failed(self._target.name, self._limits)
+        if isinstance(error, UpstreamFault) and not self._cut(error):
+            self._breakers.failed(self._target.name, self._route.breaker)
         else:
             self._breakers.dropped(self._target.name)
         await self._background.shielded(self._over("broken"))
         return error
+
+    def _cut(self, error: UpstreamFault) -> bool:
+        """Return whether a time limit ended an answer that its target was still making: it says nothing of that one."""
+        if error.cause != "timeout":
+            return False
+        if self._limit_s is not None and self._record.passed_s >= self._limit_s - CLOCK_S:
+            return True
+        return time.monotonic() - self._asked_at < self._route.first_token_s
 
     async def _over(self, outcome: Outcome) -> None:
         """End the target's stream, and book what passed with an estimate."""

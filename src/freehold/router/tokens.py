@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
-from freehold.serving import EmbedJob, Job
-from freehold.types import Chunk, Image, Message
+from freehold.serving import EmbedJob, Job, Stream
+from freehold.types import Chunk, Image, Message, Usage
 
 BYTES_A_TOKEN = 4.0  # of English prose, before a target's own counts say better
 PER_MESSAGE = 8  # tokens of a template around a message, at most
@@ -27,6 +27,7 @@ PER_IMAGE_OF = {"gpt-4o-mini": 48_169}
 # some 800).
 PER_REQUEST, PER_TOOLS = 128, 1_024
 LEARN = 0.2  # share of the newest answer in a ratio
+LEAST, MOST = 1.0, 12.0  # bytes a token: of single bytes, and of a language's longest words
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,10 @@ def letters_in(chunk: Chunk) -> int:
 
 
 class TokenRatio:
-    """Bytes a token of one target, of prompts and of answers: learnt from the counts it reports."""
+    """Bytes a token of one target, of prompts and of answers: learnt from the counts it reports.
+
+    A count outside of LEAST to MOST bytes a token is left out: it is a mistake, or of a prompt that the provider cut.
+    """
 
     __slots__ = ("answer", "prompt")
 
@@ -142,7 +146,25 @@ class TokenRatio:
 
     def learn(self, size: PromptSize, prompt_tokens: int, length: int, answer_tokens: int) -> None:
         """Follow a whole answer's counts. Pictures and ids are no text, and teach nothing."""
-        if prompt_tokens and size.bytes and not size.images and not size.ids:
-            self.prompt += LEARN * (size.bytes / prompt_tokens - self.prompt)
-        if length and answer_tokens:
-            self.answer += LEARN * (length / answer_tokens - self.answer)
+        if not size.images and not size.ids:
+            self.prompt = _followed(self.prompt, size.bytes, prompt_tokens)
+        self.answer = _followed(self.answer, length, answer_tokens)
+
+
+def _followed(ratio: float, length: int, tokens: int) -> float:
+    """Return a ratio that has learnt from one more count, unless no text has such a one."""
+    if not length or not tokens or not LEAST <= length / tokens <= MOST:
+        return ratio
+    return ratio + LEARN * (length / tokens - ratio)
+
+
+def used_so_far(stream: Stream, ratio: TokenRatio, size: PromptSize, length: int, tokens: int) -> Usage:
+    """Return what an answer that is not whole has used: what its target counted, and an estimate of the rest.
+
+    `length`: bytes of text that came; `tokens`: ids that came, where they are reported.
+    """
+    reported: Usage | None = getattr(stream, "reported", None)
+    made = tokens or ratio.answer_tokens(length)
+    if reported is None:
+        return Usage(len(stream.begin.prompt_ids) or ratio.prompt_tokens(size), made)
+    return replace(reported, completion_tokens=max(reported.completion_tokens, made))

@@ -11,13 +11,13 @@ from typing import Any
 import phonenumbers
 import pytest
 
-from freehold.router.detect import apart
-from freehold.router.detect.apart import LongTexts, NotRead, KeyTurns, Sought
+from freehold.router.detect.apart import KeyTurns, LongTexts, NotRead, Sought
 from freehold.router.detect.detector import TooManyHits
 from freehold.router.detect.phones import _ANY, _possible
 from freehold.router.detect.sieve import MOST_HITS, Sieve
 from freehold.router.gateway import Gateway, Label
 from freehold.router.labels import IN_LOOP, Labeller
+from freehold.sandbox import loop_child
 from freehold.serving import EmbedJob, Job, Origin
 from freehold.types import Image, Message, ToolCall
 
@@ -149,7 +149,7 @@ def test_a_process_that_something_killed_is_replaced_and_one_at_its_limit_is_not
         reading = asyncio.create_task(long.find(PII, chat("a@b.zz " * 2_000_000), ""))
         while long._idle:
             await asyncio.sleep(0)
-        os.kill(reader._process.pid, signal.SIGPROF)  # as its timer does
+        os.kill(reader.pid, signal.SIGPROF)  # as its timer does
         with pytest.raises(NotRead, match="takes longer"):
             await reading
         long.close()
@@ -179,6 +179,6 @@ def test_where_no_process_starts_the_text_counts_as_personal(monkeypatch: pytest
     def refused(*given: object, **options: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(apart, "spawn", refused)
+    monkeypatch.setattr(loop_child, "spawn", refused)
     (why,) = labels_of(chat("word " * 100_000))
     assert "no process could be started" in why

@@ -8,6 +8,7 @@ Path: hop.py -> MessageReader.push -> Chunk; AnthropicWire.whole -> MessageReade
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -189,6 +190,13 @@ class MessageReader:
         self._chars = 0
         self._usage = ClaudeUsage()
         self._end: EndDelta | None = None
+
+    @property
+    def reported(self) -> Usage | None:
+        """Return the counts so far: those of the prompt come with the first event."""
+        with suppress(UpstreamFault):  # the answer's end says that they are not counts
+            return usage_of(self._usage)
+        return None
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what an event adds; events of unknown names add nothing, as the API's versioning asks."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import msgspec
@@ -188,6 +189,13 @@ class ResponseReader:
         self.ended = False
         self._answers = [_Answer() for _ in range(answers)]
         self._usage: GeminiUsage | None = None
+
+    @property
+    def reported(self) -> Usage | None:
+        """Return the counts so far."""
+        with suppress(UpstreamFault):  # the answer's end says that they are not counts
+            return usage_of(self._usage)
+        return None
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what an event adds."""

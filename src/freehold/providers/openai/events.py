@@ -174,6 +174,11 @@ class CompletionReader:
         self._answers: dict[int, _AnswerSoFar] = {}
         self._usage: Usage | None = None
 
+    @property
+    def reported(self) -> Usage | None:
+        """Return the counts so far; most providers send them at the end alone."""
+        return self._usage
+
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what one event adds. Raises UpstreamFault."""
         if data == b"[DONE]":

@@ -10,43 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from freehold.providers.texts import Part, parts_of
 from freehold.router.detect.detector import Finding
 from freehold.router.detect.reader import SECONDS, TAGS, TEXT
-from freehold.sandbox.children import spawn
-from freehold.sandbox.wire import LENGTH
+from freehold.sandbox.loop_child import LoopChild
 from freehold.serving import EmbedJob, Job
 
-COMMAND = (sys.executable, "-P", "-m", "freehold.router.detect.reader")
+MODULE = "freehold.router.detect.reader"
 MOST = 2  # processes
-START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 WALL_S = (
     5 + 4 * SECONDS
 )  # the child's clock counts processor time; this one ends a child that does not run at all
 SLICE = 1 << 16  # characters that are encoded in one step, some 50 us
-STEPS = 256  # parts in one step, some 0.3 ms
-MOST_REPLY = 1 << 20  # bytes; a finding has some 100, and there are as many as detectors and patterns
-_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by no limit of ours: another try
-_PASSED_ON = (
-    "PYTHON",
-    "LD_",
-    "DYLD_",
-    "LC_",
-    "LANG",
-    "COV_",
-)  # of the environment: what is secret stays here
 
 
 class NotRead(Exception):
@@ -103,7 +85,7 @@ class LongTexts:
 
     def __init__(self, most: int = MOST) -> None:
         self._turns = KeyTurns(most)
-        self._idle: list[_ReadingProcess] = []
+        self._idle: list[LoopChild] = []
 
     async def find(self, wanted: Sought, work: Job | EmbedJob, key: str) -> set[Finding]:
         """Return what is in a request's texts, as Sieve.find does; `key`: whose it is. Raises NotRead."""
@@ -127,12 +109,12 @@ class LongTexts:
         except OSError as e:
             raise NotRead(f"no process could be started to read it: {e.strerror}") from e
         try:
-            reply = await reader.read(wanted, parts_of(work))
+            reply = json.loads(await reader.ask(_frames(wanted, parts_of(work)), WALL_S))
         except OSError as e:  # TimeoutError is one
             code = await asyncio.to_thread(reader.end)
             if isinstance(e, TimeoutError) or -code == signal.SIGPROF:
                 raise NotRead(f"it takes longer than {SECONDS:g} s to read") from None
-            if reader.greeted and -code not in (0, *_OTHERS):
+            if reader.blamed(code):
                 raise NotRead("the process that read it died") from None
             return None
         except BaseException:  # cancelled: its next reply would be this one's
@@ -144,94 +126,19 @@ class LongTexts:
             self._idle.append(reader)
         return reply
 
-    async def _take(self) -> _ReadingProcess:
+    async def _take(self) -> LoopChild:
         """Return a process that waits for work, or a new one. Raises OSError."""
         while self._idle:
             reader = self._idle.pop()
             if reader.is_there():
                 return reader
             reader.kill()
-        return await asyncio.to_thread(_ReadingProcess)
+        return await asyncio.to_thread(LoopChild, MODULE)
 
 
-class _ReadingProcess:
-    """One process and the socket to it; one request at a time."""
-
-    def __init__(self) -> None:
-        self._sock, theirs = socket.socketpair()
-        self.greeted = False
-        self._sock.setblocking(False)
-        with theirs:
-            try:
-                self._process = spawn(
-                    [*COMMAND, str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    start_new_session=True,
-                    env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
-                )
-            except OSError:
-                self._sock.close()
-                raise
-
-    async def read(self, wanted: Sought, parts: Iterable[Part]) -> dict[str, Any]:
-        """Have it read a request's texts. Raises OSError where it ended, TimeoutError where it does not run."""
-        if not self.greeted:
-            async with asyncio.timeout(START_S):
-                self.greeted = bool(await self._exactly(1))
-        async with asyncio.timeout(WALL_S):
-            await self._send(wanted, parts)
-            size = int.from_bytes(await self._exactly(LENGTH), "little")
-            return json.loads(await self._exactly(min(size, MOST_REPLY)))
-
-    async def _send(self, wanted: Sought, parts: Iterable[Part]) -> None:
-        """Send the texts in steps that are short whatever their number and length."""
-        loop = asyncio.get_running_loop()
-        head = json.dumps({"patterns": wanted.patterns, "kinds": wanted.kinds}).encode()
-        step = bytearray(_framed(head))
-        for number, frame in enumerate(_frames(parts), 1):
-            step += _framed(frame)
-            if len(step) >= SLICE or number % STEPS == 0:
-                await loop.sock_sendall(self._sock, step)
-                await asyncio.sleep(0)  # sock_sendall does not wait where all fits the socket's buffer
-                step = bytearray()
-        await loop.sock_sendall(self._sock, step + _framed(b""))
-
-    async def _exactly(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            piece = await asyncio.get_running_loop().sock_recv(self._sock, size - len(data))
-            if not piece:
-                raise ConnectionResetError("the reading process ended")
-            data += piece
-        return bytes(data)
-
-    def is_there(self) -> bool:
-        """Tell whether it has not ended."""
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        """End it, without waiting on the event loop until its memory is given back."""
-        self._process.kill()
-        self._sock.close()
-        threading.Thread(target=self._process.wait, daemon=True).start()
-
-    def end(self) -> int:
-        """Return how it ended; one that still runs is killed."""
-        self._sock.close()
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(0.2)  # one that died may not be taken down yet
-        self._process.kill()
-        return self._process.wait()
-
-
-def _framed(message: bytes) -> bytes:
-    return len(message).to_bytes(LENGTH, "little") + message
-
-
-def _frames(parts: Iterable[Part]) -> Iterator[bytes]:
-    """Yield parts in slices; the tag of a slice is small where the part ends with it."""
+def _frames(wanted: Sought, parts: Iterable[Part]) -> Iterator[bytes]:
+    """Yield what is sought, then parts in slices; the tag of a slice is small where the part ends with it."""
+    yield json.dumps({"patterns": wanted.patterns, "kinds": wanted.kinds}).encode()
     for part in parts:
         tag, text = (TEXT, part) if isinstance(part, str) else (TAGS[part.kind], part.body)
         for start in range(0, max(len(text), 1), SLICE):

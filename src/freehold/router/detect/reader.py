@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import socket
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -20,7 +18,8 @@ from freehold.platforms import peak_bytes
 from freehold.providers.texts import Packed, Part, unpacked
 from freehold.router.detect.detector import TooManyHits
 from freehold.router.detect.sieve import Sieve
-from freehold.sandbox.children import follow_parent, limited, may_be_limited
+from freehold.sandbox.children import limited
+from freehold.sandbox.loop_child import parent_socket
 from freehold.sandbox.wire import receive, send
 
 SECONDS = 4.0  # of processor for one request; 16 MB of prose take 0.1 s
@@ -36,11 +35,8 @@ _KINDS = {tag: kind for kind, tag in TAGS.items()}
 
 
 def main() -> None:
-    """Read what comes through the socket whose number is the first argument."""
-    follow_parent(int(sys.argv[2]))
-    may_be_limited()
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    sock.sendall(b"+")
+    """Read what comes through the socket, one request after the other."""
+    sock = parent_socket()
     while select.select([sock], [], [], IDLE_S)[0]:
         head = receive(sock)
         if not head:

@@ -53,7 +53,10 @@ class MessageShape:
         self._model = begin.model or self._model
 
     def opened(self, choice: int, begin: Begin) -> bytes:
-        usage = _usage(len(begin.prompt_ids))
+        usage, counted = _usage(len(begin.prompt_ids)), begin.usage
+        if counted is not None:
+            written = counted.written_tokens, counted.written_hour_tokens
+            usage = _usage(counted.prompt_tokens, counted.cached_tokens, written, counted.completion_tokens)
         message = {**self._message([], None, usage), "freehold": {"context": context(begin)}}
         return _event({"type": "message_start", "message": message}) + PING
 

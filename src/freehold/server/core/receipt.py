@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -46,7 +47,8 @@ class Tally:
     def begun(self, job: int, begin: Begin) -> None:
         """Note the prompt; warn once if the context has room for fewer tokens than requested."""
         self.begins[job] = begin
-        self._count(job, (len(begin.prompt_ids), 0, 0, 0))
+        counted = begin.usage or Usage(len(begin.prompt_ids), 0)
+        self._count(job, _of_prompt(counted))
         for left in begin.warnings:
             self.warn(left)
         asked = self._jobs[job].max_tokens
@@ -75,8 +77,7 @@ class Tally:
         self._longest[job] = max(self._longest[job], usage.completion_tokens)
         begin = self.begins[job]
         known = len(begin.prompt_ids) if begin is not None else 0
-        cached, written, hour = usage.cached_tokens, usage.written_tokens, usage.written_hour_tokens
-        self._count(job, (known or usage.prompt_tokens, cached, written, hour))
+        self._count(job, _of_prompt(replace(usage, prompt_tokens=known or usage.prompt_tokens)))
 
     def _count(self, job: int, counts: tuple[int, int, int, int]) -> None:
         before = self._prompts[job]
@@ -134,6 +135,10 @@ def _asked(job: Job) -> dict[str, Any]:
         "overflow": job.overflow,
         "think": job.think,
     }
+
+
+def _of_prompt(usage: Usage) -> tuple[int, int, int, int]:
+    return usage.prompt_tokens, usage.cached_tokens, usage.written_tokens, usage.written_hour_tokens
 
 
 def context(begin: Begin) -> dict[str, int]:

@@ -26,6 +26,7 @@ _BY_CAUSE: dict[Cause, tuple[int, str, str, bool]] = {
     "connect": (502, "server_error", "upstream_unreachable", True),
     "broken": (502, "server_error", "upstream_broken", True),
     "invalid": (502, "server_error", "upstream_invalid", True),
+    "resting": (503, "server_error", "upstream_unavailable", True),
 }
 _OURS = "the provider refused the gateway's own key, which its operator has to mend"
 
