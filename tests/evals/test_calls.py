@@ -99,3 +99,12 @@ def test_calls_are_read_from_python_in_a_text():
 def test_text_that_is_no_list_of_calls_is_refused(text: str):
     with pytest.raises(ValueError):
         text_calls(text)
+
+
+@pytest.mark.parametrize(
+    "deep", ["a." * 500 + "x", "-" * 500 + "1", "lambda:" * 500 + "1", "a" + "[0]" * 500]
+)
+def test_an_answer_that_nests_deep_is_no_list_of_calls(deep: str):
+    for text in (f"f(x={deep})", f"{deep}(x=1)"):
+        with pytest.raises(ValueError):
+            text_calls(text)

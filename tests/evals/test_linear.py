@@ -77,7 +77,17 @@ def _calls() -> None:
             text_calls(text)
 
 
-PARTS = {"fences": _fences, "rules": _rules, "calls": _calls}
+def _dialects() -> None:
+    from freehold.tokenizer.dialects import ToolParser, kimi
+    from freehold.types import Tool
+
+    for text in _hostile():
+        parser = ToolParser(kimi.KIMI, [Tool("a", "", {})])
+        list(parser.push(f"{kimi.OPEN}{kimi.CALL}a{text}{kimi.ARGUMENTS}{{}}"))
+        parser.finish()
+
+
+PARTS = {"fences": _fences, "rules": _rules, "calls": _calls, "dialects": _dialects}
 
 
 @pytest.mark.parametrize("part", PARTS)

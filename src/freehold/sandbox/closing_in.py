@@ -21,7 +21,7 @@ DEVICES = ("/dev/null", "/dev/urandom")
 # Where shared libraries and time zones lie.
 _SYSTEM = (
     *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"),
-    *("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"),
+    *("/nix/store", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"),
 )
 _NOT_FILES = {"proc", "sys", "dev", "run"}  # of the root: processes, devices and sockets
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

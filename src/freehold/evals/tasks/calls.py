@@ -121,7 +121,10 @@ def text_calls(text: str) -> list[Call]:
         raise ValueError(f"is not a list of calls: {e}"[:120]) from None
     if not isinstance(tree, ast.List):
         raise ValueError("is not a list of calls")
-    return [_call(node) for node in tree.elts]
+    try:
+        return [_call(node) for node in tree.elts]
+    except RecursionError:
+        raise ValueError("nests too deep") from None
 
 
 def _call(node: ast.expr) -> Call:
