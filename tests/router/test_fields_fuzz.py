@@ -20,9 +20,9 @@ from tests.providers.standin import Answer, StandIn
 from tests.providers.standin.server import Received
 from tests.router.house import House, at_standin, open_house
 
-REQUESTS = int(
-    os.environ.get("FREEHOLD_FUZZ", "500")
-)  # of each run; the whole of every field takes some 12,000
+# FREEHOLD_FUZZ: requests to each kind of provider; every field with every value takes some 12,000.
+REQUESTS = int(os.environ.get("FREEHOLD_FUZZ", "500"))
+KINDS = ["openai", "anthropic", "gemini"] if "FREEHOLD_FUZZ" in os.environ else ["openai"]
 ROUTES = """
 [labels.personal]
 stay = ["far", "box"]
