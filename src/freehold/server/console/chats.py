@@ -38,6 +38,8 @@ IMPORTED = {
     "body_containers": 1 << 19,
     "body_names": 1 << 22,
     "body_values": 1 << 22,
+    "body_numbers": 1 << 22,
+    "body_escapes": MAX_EXPORT_BYTES,
     "caller_bytes": 384 << 20,
 }
 

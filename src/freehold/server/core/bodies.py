@@ -13,15 +13,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Receive
 
 from freehold.server.core.limits import Gone, ServerLimits, parse, typed
+from freehold.server.core.numbers import values_beside
 from freehold.server.core.problems import Refused
-from freehold.server.core.structure import BodyStructure, structure_of, weight
+from freehold.server.core.structure import BodyStructure, escapes, structure_of, weight
 
 T = TypeVar("T", bound=msgspec.Struct)
 Headers = Mapping[bytes, bytes]
@@ -138,12 +139,17 @@ def _joined(parts: list[bytes], gone: Callable[[], bool]) -> bytes:
 
 def weigh(body: bytes, limits: ServerLimits) -> int:
     """Return about what `body` will take of memory; 413 for one that holds more than a limit."""
-    most = BodyStructure(limits.body_containers, limits.body_names, limits.body_values)
+    most = BodyStructure(limits.body_containers, limits.body_names, limits.body_numbers)
     found = structure_of(body, most)
+    beside = found.values
+    if limits.body_values < beside <= limits.body_numbers:
+        beside = values_beside(body, replace(most, values=limits.body_values))
     for has, limit, what in (
         (found.containers, most.containers, "lists and objects"),
         (found.names, most.names, "names in objects"),
         (found.values, most.values, "values in lists and objects"),
+        (beside, limits.body_values, "values beside lists of numbers"),
+        (escapes(body), limits.body_escapes, "backslashes"),
     ):
         if has > limit:
             message = f"the body holds more than {limit:,} {what}; send less at a time"

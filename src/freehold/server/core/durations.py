@@ -11,6 +11,7 @@ import re
 from freehold.server.core.problems import Refused
 
 _FOR_EVER = 100 * 365 * 86400.0  # seconds; what is longer ends on no date that can be written
+MAX_DURATION = 256  # characters: eight numbers with their units, and blanks
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(-?)((?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h)){1,8})")
 _PIECE = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
@@ -21,6 +22,8 @@ def seconds(value: float | str | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, str):
+        if len(value) > MAX_DURATION:
+            raise _bad_duration(value)
         found = _DURATION.fullmatch(value.strip())
         if found is None:
             try:

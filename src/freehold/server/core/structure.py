@@ -43,6 +43,11 @@ class BodyStructure:
 NOTHING = BodyStructure(0, 0, 0)
 
 
+def escapes(body: bytes) -> int:
+    """Count backslashes."""
+    return sum(body.count(b"\\", at, at + PIECE) for at in range(0, len(body), PIECE))
+
+
 def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
     """Count `body`: an upper bound if that is within `most`, else exact up to the first count beyond `most`."""
     found = NOTHING
