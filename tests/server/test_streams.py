@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import cast
 
@@ -159,6 +160,15 @@ def test_pipelined_requests_are_answered_in_order(serving):
         sock.sendall(both)
         data = until(sock, b'"version"')
     assert data.index(b"[DONE]") < data.index(b'"version"')
+
+
+def test_a_connection_has_a_bounded_number_of_requests_ahead_of_their_answers(serving):
+    server = serving(Script(text="a b", gate=(gate := threading.Event())))
+    with connect(server) as sock:
+        sock.sendall(request(URL, CHAT) + b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 5000)
+        with suppress(ConnectionResetError):  # it closes with most of them unread
+            assert b"pipelined_too_many" in until(sock, b"never")
+    assert eventually(lambda: not server.doors.server.requests) and not gate.is_set()
 
 
 def test_many_streams_are_open_at_once(serving):
