@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from freehold.config import Settings
-from freehold.errors import ModelNotFound, Offline, StoreError, UsageError
+from freehold.errors import BadModelFile, ModelNotFound, Offline, StoreError, UsageError
 from freehold.store import Store
+from freehold.store.create import make
 from freehold.store.manifest import read_manifest, safe_relative
+from freehold.store.modelfile import Recipe
 from freehold.store.refs import parse_ref, slug
 from tests.store.conftest import noise
 from tests.store.standin import Standin
@@ -87,6 +90,22 @@ def test_a_pulled_path_is_listed_under_its_stem_and_only_forgotten(store: Store,
     assert path.exists()
     with pytest.raises(ModelNotFound):
         store.resolve("my")
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "text", "empty", "link to a device"])
+def test_what_is_no_model_file_gets_no_name(store: Store, tmp_path: Path, kind: str):
+    path = tmp_path / "x.gguf"
+    if kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("root:x:0:0:root:/root:/bin/bash\n" if kind == "text" else "")
+    with pytest.raises(BadModelFile):
+        make(store, "mine", Recipe(base=str(path)), lambda _: None)
+    assert store.list() == []
 
 
 def test_a_stem_that_is_taken_is_refused(store: Store, tmp_path: Path):

@@ -31,3 +31,10 @@ def open_model_file(path: str | Path) -> ModelFile:
     if is_safetensors(head):
         return open_safetensors(path)
     raise not_a_model(path, head)
+
+
+def check_model_file(path: str | Path) -> None:
+    """Raise BadModelFile for a file that does not start as a model does, and for a device or pipe; reads its head."""
+    head = read_head(path := Path(path))
+    if not (head.startswith(MAGIC) or is_safetensors(head)):
+        raise not_a_model(path, head)

@@ -222,8 +222,15 @@ class Store:
         return replace(model_ref(found, folder), notes=notes)
 
     def _register(self, path: Path) -> Manifest:
-        """Record a file of the user's own under its stem, so that `list` shows it; it stays where it is."""
+        """Record a file of the user's own under its stem, so that `list` shows it; it stays where it is.
+
+        Raises BadModelFile for what does not start as a model does.
+        """
+        from freehold.formats.detect import check_model_file  # NumPy comes with it
+
         manifest, taken = self._own(path)
+        for held in manifest.files:
+            check_model_file(held.path)
         if taken and taken.files[0].path != manifest.files[0].path:
             free = f", or free the name: freehold rm {taken.name}" if taken.owner == "user" else ""
             where = root_of(taken, self._shelf.folder(taken))
