@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.platforms import can_confine
 from freehold.sandbox.children import spawn
-from freehold.sandbox.confined import PASSED, REFUSED
+from freehold.sandbox.confined import FAILED, PASSED, REFUSED
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.confined")
 SECONDS = 10  # of processor, for the code, and as much for the test
@@ -127,28 +126,36 @@ def _exchanged(sent: dict[int, bytes], heard: int) -> bytes:
     Closes those that were written. Stops after WALL_S and after _MOST_SAID bytes.
     """
     said, until = b"", time.monotonic() + WALL_S
-    for fd in sent:
-        os.set_blocking(fd, False)
-    while len(said) <= _MOST_SAID:
-        left = until - time.monotonic()
-        readable, writable, _ = select.select([heard], list(sent), [], max(left, 0))
-        if left <= 0:
-            return b"f" + f"ran longer than {WALL_S} s".encode()
-        for fd in writable:
-            with suppress(BlockingIOError):
-                try:
-                    sent[fd] = sent[fd][os.write(fd, sent[fd]) :]
-                except BrokenPipeError:
-                    sent[fd] = b""
-            if not sent[fd]:
-                os.close(fd)
-                del sent[fd]
-        if readable:
-            piece = os.read(heard, _MOST_SAID)
-            if not piece:
-                break
-            said += piece
+    with selectors.DefaultSelector() as pipes:
+        pipes.register(heard, selectors.EVENT_READ)
+        for fd in sent:
+            os.set_blocking(fd, False)
+            pipes.register(fd, selectors.EVENT_WRITE)
+        while len(said) <= _MOST_SAID:
+            if (left := until - time.monotonic()) <= 0:
+                return FAILED + f"ran longer than {WALL_S} s".encode()
+            for key, _ in pipes.select(left):
+                if key.fd != heard:
+                    sent[key.fd] = _written(key.fd, sent[key.fd])
+                    if not sent[key.fd]:
+                        pipes.unregister(key.fd)
+                        os.close(key.fd)
+                        del sent[key.fd]
+                elif piece := os.read(heard, _MOST_SAID):
+                    said += piece
+                else:
+                    return said
     return said
+
+
+def _written(fd: int, text: bytes) -> bytes:
+    """Write what a pipe takes, and return the rest: none where its reader has ended."""
+    try:
+        return text[os.write(fd, text) :]
+    except BlockingIOError:
+        return text
+    except BrokenPipeError:
+        return b""
 
 
 _idle: list[_Runner] = []  # each runs one test at a time

@@ -15,7 +15,6 @@ import dis
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import sys
@@ -27,6 +26,7 @@ from freehold import platforms
 from freehold.sandbox.apart import BrokenPeer, Peer
 from freehold.sandbox.children import follow_parent
 from freehold.sandbox.closing_in import close_in, runtime_files
+from freehold.sandbox.wire import waits
 
 PASSED, FAILED, REFUSED = b"p", b"f", b"r"  # a verdict's first byte; after FAILED comes why
 IDLE_S = 300.0  # without a test the process ends; the next test starts another
@@ -61,7 +61,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as sock:
-        while select.select([sock], [], [], IDLE_S)[0]:
+        while waits(sock, IDLE_S):
             asked, pipes, _, _ = socket.recv_fds(sock, 1024, 3)
             if not asked:
                 return

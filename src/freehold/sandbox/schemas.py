@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 from freehold import platforms
 from freehold.errors import CapacityExceeded
 from freehold.sandbox.children import follow_parent, spawn
-from freehold.sandbox.wire import receive, send
+from freehold.sandbox.wire import receive, send, waits
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.schemas")
 SECONDS = 2.0  # of processor, a check
@@ -139,7 +138,7 @@ def main() -> None:
     platforms.limit("RLIMIT_AS", MEMORY)
     _validator("true")  # imports
     with socket.socket(fileno=int(sys.argv[1])) as sock:
-        while select.select([sock], [], [], _IDLE_S)[0]:
+        while waits(sock, _IDLE_S):
             asked = receive(sock)
             if not asked:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 
 LENGTH = 4  # bytes before a message
@@ -18,6 +19,13 @@ def receive(sock: socket.socket, most: int = (1 << 32) - 1) -> bytes:
     if size > most:
         raise OSError(f"a message of {size:,} bytes; the limit is {most:,}")
     return _exactly(sock, size)
+
+
+def waits(sock: socket.socket, seconds: float) -> bool:
+    """Return whether something can be read within `seconds`. Not by select: it takes no descriptor over 1,023."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:
