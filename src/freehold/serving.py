@@ -321,7 +321,6 @@ class StoredModel:
     digest: str = ""  # sha256 of its file, of its files' digests, or of its record; "": not computed
     parent: str = ""  # of an adapter's name `base+adapter`: the base; "" for a model
     places: tuple[str, ...] = ()  # where a gateway's name may be answered; empty: on this machine
-    path: Path | None = None  # of a model that was named by its path; None: it is in the store
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,24 @@ def test_models_that_are_here_are_listed_with_what_the_server_says_of_them(stand
         assert ("loaded" in shown.inner_text()) == each["loaded"]
 
 
+def test_a_model_served_by_its_path_is_chatted_with_from_models(standing, page):
+    page.goto(standing.url + "/#/models?tab=here")
+    shown = row(page, "scripted")
+    shown.get_by_role("button", name="Chat with scripted").click()
+    page.get_by_role("button", name="Model: scripted").wait_for()
+
+
+def test_models_and_engine_say_the_same_of_a_model_s_memory(standing, page):
+    (needs,) = [
+        e["needs"] for e in asked(standing, "/console/api/models?held=1")["models"] if e["name"] == "scripted"
+    ]
+    page.goto(standing.url + "/#/models?tab=here")
+    row(page, "scripted").get_by_text(needs, exact=True).wait_for()
+    page.goto(standing.url + "/#/engine")
+    page.get_by_text(needs, exact=True).wait_for()
+    page.get_by_text("reserved for weights and the caches of all streams").wait_for()
+
+
 def test_a_visitor_is_offered_no_pull_and_is_told_how_to_become_the_owner(standing, page):
     page.goto(standing.url + "/#/models?tab=catalogue")
     page.get_by_text("freehold open").wait_for()

@@ -237,7 +237,6 @@ export interface ModelRow {
   name: string; // what to ask for, and to pull
   id: string; // the catalogue's; "" where it does not know the model
   held: boolean;
-  served: boolean; // from a path that was named to the server; the store knows nothing of it
   state: string; // of the store: ready, incomplete, changed, vanished; "" where it is not held
   loaded: boolean;
   pull: string | null; // the name to pull; null: held, or no known source

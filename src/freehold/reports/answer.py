@@ -195,7 +195,7 @@ VERBS: dict[str, tuple[dict[str, Reader], Callable[[Settings, dict[str, Any]], d
         },
         _cost,
     ),
-    "models": ({"held": _flag, "served": _texts}, _models),
+    "models": ({"held": _flag}, _models),
     "savings": ({"days": _whole, **dict.fromkeys(("on", "ledger", "gateway"), _text)}, _savings),
     "compare": (dict.fromkeys(("one", "other"), _text), _compare),
 }

@@ -7,9 +7,7 @@ Path: asked -> models_json -> choosing.here, advisor.fit, advisor.verdict, why.q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
@@ -22,6 +20,7 @@ from freehold.catalog.model import Model
 from freehold.choosing import company_facts, here, refusal
 from freehold.config import Settings
 from freehold.errors import FreeholdError, ModelNotFound
+from freehold.models.families import naming
 from freehold.reports.fit import place_json
 from freehold.reports.memory import needs
 from freehold.reports.why import quality_by_task
@@ -33,21 +32,18 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def models_json(settings: Settings, *, held: bool = False, served: Sequence[str] = ()) -> dict[str, Any]:
+def models_json(settings: Settings, *, held: bool = False) -> dict[str, Any]:
     """Return the rows, those in the store first, and the place and purpose that they are judged for.
 
-    `held`: only those here, which takes a tenth of the time. `served`: names and paths, in turns, of models that are
-    not in the store and that the server has by their path. A machine that was never measured is measured for the
-    whole list alone.
+    `held`: only those in the store, which takes a tenth of the time. A machine that was never measured is measured
+    for the whole list alone.
     """
     place, facts = here(settings, measure=False), company_facts(settings, {})
     if not held and place.machine and not place.machine.rates.measured:
         place = here(settings)
     judged = facts if settings.company else None
-    rows = [_held(each, place, judged) for each in Store(settings).list() if each.name not in served[::2]]
+    rows = [_held(each, place, judged) for each in Store(settings).list()]
     known = {row["id"] for row in rows if row["state"] == "ready"}
-    named = zip(served[::2], served[1::2], strict=True)
-    rows += [_served(name, Path(path), place, judged) for name, path in named]
     if not held:
         rows += [_catalogued(model, place, judged) for model in catalog.models() if model.id not in known]
     return {
@@ -71,24 +67,20 @@ def _held(listed: Listed, place: Place, facts: Facts | None) -> dict[str, Any]:
     row = {
         "name": listed.name,
         "held": True,
-        "served": False,
         "state": listed.state,
         "pull": listed.name if listed.state == "incomplete" else None,
         "bytes": listed.bytes,
         "licence": listed.licence or (known.licence if known else ""),
     }
+    if known is None and sizes is not None:  # a file of one's own
+        row["role"] = _role(sizes)
     return _about(known, facts, sizes.quant if sizes else "") | _placed(sizes, place) | row
 
 
-def _served(name: str, path: Path, place: Place, facts: Facts | None) -> dict[str, Any]:
-    """Return the row of a model that is served from its path: the store knows nothing of it."""
-    sizes = None
-    with suppress(FreeholdError, OSError):
-        sizes = from_file(path)
-    row = {"name": name, "held": True, "served": True, "state": "ready", "pull": None}
-    row |= {"bytes": sizes.weight_bytes if sizes else 0, "licence": ""}
-    about = _about(None, facts, "") | {"role": "generator" if sizes else ""}
-    return about | _placed(sizes, place) | row
+def _role(sizes: Anatomy) -> str:
+    """Return what a file does that the catalogue does not know, by its family here."""
+    encodes = any(family.encoder for family in naming(sizes.architecture))
+    return "embedder" if encodes else "generator"
 
 
 def _catalogued(model: Model, place: Place, facts: Facts | None) -> dict[str, Any]:
@@ -100,7 +92,6 @@ def _catalogued(model: Model, place: Place, facts: Facts | None) -> dict[str, An
     row = {
         "name": model.name or model.id,
         "held": False,
-        "served": False,
         "state": "",
         "pull": (model.name or model.id) if sourced and not refusal(model.structure) else None,
         "bytes": entry.bytes if entry else 0,

@@ -77,7 +77,7 @@ class EngineModels:
         runs = await asyncio.to_thread(self._runnable, listed)
         held = {m.name: StoredModel(m.name, m.bytes, _seconds(m.created), m.digest) for m in reversed(runs)}
         for name, ref in self._paths.items():
-            held[name] = StoredModel(name, ref.bytes, digest=ref.digest, path=ref.path)
+            held[name] = StoredModel(name, ref.bytes, digest=ref.digest)
         for name in self._scripts:
             held[name] = StoredModel(name, 0)
         for model, adapters in self._adapters.items():

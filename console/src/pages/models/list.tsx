@@ -55,13 +55,7 @@ function Name({ row, tab }: { row: ModelRow; tab: string }) {
   const about = [row.lab, row.country, size(row), row.quant].filter(Boolean).join(" · ");
   return (
     <div class="model-name">
-      {row.served ? (
-        <b>
-          <Plain text={row.name} />
-        </b>
-      ) : (
-        <a href={`${to("models", row.name)}?tab=${tab}`}><Plain text={row.name} /></a>
-      )}
+      <a href={`${to("models", row.name)}?tab=${tab}`}><Plain text={row.name} /></a>
       {row.loaded && <span class="badge good">{words.loaded}</span>}
       {row.held && row.state && row.state !== "ready" && <span class="badge bad">{row.state}</span>}
       <small>{about}</small>
@@ -132,7 +126,7 @@ export function ModelActions({ row, full }: { row: ModelRow; full?: boolean }) {
         ? { label: words.unload, icon: "memory", onSelect: () => void unload(row) }
         : { label: words.load, icon: "memory", onSelect: () => void load(row) },
     );
-  if (row.held && !row.served && can.includes("delete"))
+  if (row.held && can.includes("delete"))
     items.push({ label: words.delete, icon: "trash", danger: true, onSelect: () => void remove(row) });
   return (
     <span class="row-actions">

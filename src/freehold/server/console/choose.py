@@ -34,8 +34,6 @@ async def models(call: HttpCall) -> None:
 
     async def work() -> None:
         held = questions(call)
-        if paths := [(each.name, str(each.path)) for each in await call.server.models.names() if each.path]:
-            words["served"] = [word for pair in paths for word in pair]
         text, newer = (
             (await held.ask("models", words), False) if newest else await held.shown("models", words)
         )
