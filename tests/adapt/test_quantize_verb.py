@@ -253,6 +253,58 @@ def test_killed_at_any_tensor_and_started_again_gives_the_same_bytes(
     assert (tmp_path / "cut" / "model.gguf").read_bytes() == (tmp_path / "whole" / "model.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_that_continues_calibrates_no_layer_again_and_makes_the_same_bytes(
+    settings: Settings, tiny: Path, tmp_path: Path, damaged: bool
+):
+    """Cut between tensors of a layer, before a layer, and while texts pass one; a damaged file costs one layer."""
+    text = tmp_path / "text.txt"
+    text.write_text("Some words to calibrate on, and a few more. " * 60)
+    request = QuantizeRequest(bits=3, calibrate=str(text), tokens=1024, threads=1)
+    passed: list[int] = []  # layers, each once a run for its first text
+    begun: list[int] = []  # the tensor that each run begins with
+
+    def work(out: Path, tensor: int = -1, layer: int = -1) -> None:
+        first = True
+
+        def on_tensor(done: int, total: int, choice: object) -> None:
+            nonlocal first
+            if first:
+                begun.append(done)
+            first = False
+            if done == tensor:
+                raise KeyboardInterrupt
+
+        def on_text(number: int, layers: int, done: int, texts: int) -> None:
+            passed.extend([number] if done == 0 else [])
+            if number == layer and done:
+                raise KeyboardInterrupt
+
+        made(settings, tiny, out, request, Watching(on_tensor=on_tensor, on_text=on_text))
+
+    work(tmp_path / "whole")
+    layers = [*passed]
+    assert layers == sorted(set(layers)) and len(layers) > 2
+    passed.clear(), begun.clear()
+    folder, cut = tmp_path / ".cut.part", tmp_path / "cut"
+    for tensor, layer in ((4, -1), (7, -1), (-1, 1), (-1, 1), (17, -1), (24, -1)):
+        with pytest.raises(KeyboardInterrupt):
+            work(cut, tensor, layer)
+        kept = [*folder.glob("passed-*")]
+        assert (
+            sum(p.suffix == ".streams" for p in kept) <= 2 and sum(p.suffix == ".moments" for p in kept) <= 1
+        )
+        if damaged:
+            for path in folder.glob("*.moments"):
+                path.write_bytes(path.read_bytes()[:100])
+    work(cut)
+    assert begun == sorted(begun) and {7, 17} <= {*begun}  # each tensor on disk stays there
+    again = len(passed) - len(layers)
+    assert again <= 2 + 4 * damaged  # layer 1 was cut twice while texts passed it
+    assert (cut / "model.gguf").read_bytes() == (tmp_path / "whole" / "model.gguf").read_bytes()
+    assert sorted(p.name for p in cut.iterdir()) == ["model.gguf", "receipt.json"]
+
+
 def test_an_interrupt_continues_after_the_tensors_on_disk(
     settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

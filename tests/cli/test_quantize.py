@@ -91,7 +91,7 @@ def test_interrupt_says_that_the_same_command_continues(
 ):
     from freehold.adapt.quantize import quantising
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quantising, "write_model", interrupt)
@@ -137,7 +137,8 @@ def test_seconds_of_calibration_are_shown_apart(run: Run, tiny: Path, tmp_path: 
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 80)
     words = ("--bits", "3", "--calibrate", str(text), "--tokens", "512", "--json")
-    status, said, _ = run("quantize", str(tiny), "-o", str(tmp_path / "out"), *words)
+    status, said, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), *words)
+    assert err.startswith("reading tiny\n")  # at once, whatever takes long afterwards
     parts = json.loads(said)["cpu_seconds_by_part"]
     assert status == 0 and set(parts) <= {"mix", "calibration", "encoding"}
     assert parts["calibration"] > 0 and parts["encoding"] > 0

@@ -95,6 +95,11 @@ class StatusLine:
             sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
+    def begin(self, text: str) -> None:
+        """Show at once what is being done first: work that is silent for long begins with it."""
+        self._shown = float("-inf")
+        self.show(text)
+
     def note(self, text: str) -> None:
         """Print a remark that stays."""
         self.say(f"note: {text}")

@@ -146,7 +146,15 @@ def command(
     note(settings.home, "quantize", out)
     with StatusLine(result_of(out)) as line:
         spent = SpentSeconds()
-        watching = Watching(line.note, _groups(line), _tensors(line, spent), _blocks(line), spent)
+        watching = Watching(
+            on_note=line.note,
+            on_group=_groups(line),
+            on_tensor=_tensors(line, spent),
+            on_text=_texts(line, spent),
+            on_block=_blocks(line),
+            spent=spent,
+        )
+        line.begin(f"reading {ref.name}")
         made = quantise(ref, out, asked, settings, watching)
     if as_json:
         click.echo(json.dumps(made))
@@ -165,6 +173,14 @@ def _tensors(line: StatusLine, spent: SpentSeconds) -> Any:
     def show(done: int, total: int, choice: TensorChoice) -> None:
         seconds = _seconds(spent.so_far(), "calibration", "encoding")
         line.show(f"{done} of {total} tensors, now {choice.tensor.name} as {choice.type.name}{seconds}")
+
+    return show
+
+
+def _texts(line: StatusLine, spent: SpentSeconds) -> Any:
+    def show(layer: int, layers: int, done: int, texts: int) -> None:
+        seconds = _seconds(spent.so_far(), "calibration", "encoding")
+        line.show(f"calibrating layer {layer + 1} of {layers}: {done} of {texts} texts{seconds}")
 
     return show
 

@@ -81,7 +81,7 @@ def test_an_error_counts_by_the_stream_that_it_is_added_to(tmp_path):
     streams = LayerStreams(source, [ids], tmp_path / "spool")
     whole = next(calibrate(source, [ids], tmp_path / "other")).moments["blk.0.attn_output.weight"].means()[0]
     embedding = streams._read(0)
-    streams._write(0, embedding * np.float32(1000))
+    streams._write(0, embedding * np.float32(1000), streams._file)
     seen: dict[str, np.ndarray] = {}
     streams.run(0, [lambda names, x: seen.update(dict.fromkeys(names, x))])
     streams.close()

@@ -1,7 +1,7 @@
 """Encodes tensors by what their inputs are like: T2 and T3 so that errors cancel, other types with weighted columns.
 
 Tensors are asked for layer by layer, as the file holds them, so one layer's moments are in memory. A run that
-continues passes the texts through the layers that are already written and encodes none of them again.
+continues takes the newest layer's streams and moments from the folder (kept_layers) and runs no layer again.
 Path: quantising.quantise -> CalibratedEncoder.pieces -> calibration.calibrate, trellis.encode -> GGUFWriter.write
 """
 
@@ -15,10 +15,11 @@ from typing import Self
 import numpy as np
 
 from freehold import _native as native
-from freehold.adapt.quantize.calibration import CalibratedLayer, Moments, calibrate
+from freehold.adapt.quantize.calibration import CalibratedLayer, Moments, OnText, calibrate
 from freehold.adapt.quantize.damping import choose_damping
 from freehold.adapt.quantize.encoding import F32, U8, encoded_pieces
 from freehold.adapt.quantize.feedback import DAMPING
+from freehold.adapt.quantize.kept_layers import KeptLayers
 from freehold.adapt.quantize.recipes import TensorChoice, layer_of
 from freehold.adapt.quantize.spent import SpentSeconds
 from freehold.adapt.quantize.texts import held_out
@@ -34,7 +35,8 @@ class CalibratedEncoder:
     """Gives a tensor's bytes in its chosen type. Use it in a `with` statement: it holds a file of streams.
 
     `bits`: of the trellis type that damping is chosen for, by a third of the texts; 0: none is written. Then that third
-    counts as the others do. `dampings`: what was chosen, by the layer from which on it holds.
+    counts as the others do. `dampings`: what was chosen, by the layer from which on it holds. `kept`: where the newest
+    layer stays for a run that continues; the caller brings a layer's tensors to disk before it asks for the next one's.
     """
 
     def __init__(
@@ -47,10 +49,22 @@ class CalibratedEncoder:
         bits: int = 0,
         dampings: Mapping[int, float] | None = None,
         spent: SpentSeconds | None = None,
+        kept: KeptLayers | None = None,
+        on_text: OnText | None = None,
     ) -> None:
         chooses = bits > 0 and len(texts) >= LEAST_TEXTS
         held = held_out(texts) if chooses else ()
-        passed = calibrate(source, texts, spool, held=held, every=EVERY, rough=True, threads=threads.size)
+        passed = calibrate(
+            source,
+            texts,
+            spool,
+            held=held,
+            every=EVERY,
+            rough=True,
+            threads=threads.size,
+            kept=kept,
+            on_text=on_text,
+        )
         self._layers = passed if texts else iter(())
         self._layer: CalibratedLayer | None = None
         self._threads, self._bits = threads, bits if chooses else 0

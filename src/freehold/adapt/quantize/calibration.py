@@ -15,16 +15,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.adapt.quantize.feedback import DAMPING, Feedback, feedback
+from freehold.adapt.quantize.kept_layers import KeptLayers, KeptMoments
 from freehold.adapt.quantize.streams import LayerMatrix, LayerStreams
 from freehold.models.binding.bind import Source
 
 F32 = NDArray[np.float32]
+# A layer, how many there are, texts that have passed it, and how many there are.
+OnText: TypeAlias = Callable[[int, int, int, int], None]
 
 WIDEST = 2560  # of a block of moments: a wider input's are in several
 _UNIT = 128  # of a block's width, which the encoder's batches have
@@ -164,6 +168,8 @@ def calibrate(
     follow: bool = False,
     rough: bool = False,
     threads: int = 1,
+    kept: KeptLayers | None = None,
+    on_text: OnText | None = None,
 ) -> Iterator[CalibratedLayer]:
     """Yield every layer with its inputs' moments over `texts`, in order.
 
@@ -172,26 +178,71 @@ def calibrate(
     file for the streams: four bytes for each token and hidden dimension. `held` says which texts are held out of the
     moments of each `every`-th layer. `rough`: multiply in bfloat16 where the processor does so at speed; errors of
     encoding are a hundred times larger. `threads`: texts, and blocks of moments, that are computed side by side, which
-    changes no bit. Raises StoreError where the disk does not take the streams.
+    changes no bit. `kept`: where the newest layer's streams and moments stay, and where a run that continues finds
+    them: the layers before the wanted one are not run again. `on_text`: called before each text of a layer. Raises
+    StoreError where the disk does not take the streams.
     """
+    assert not (follow and kept), "streams that follow the caller's changes are not kept"
+    layers = len(source.network.layers)
     with ExitStack() as left:
         left.callback(spool.unlink, missing_ok=True)
         streams = LayerStreams(source, texts, spool, rough=rough, threads=threads)
         left.callback(streams.close)
-        for number in range(len(source.network.layers)):
+        first = 0 if kept is None else kept.start(streams.nbytes)
+        if kept is not None and first > kept.wanted:
+            found = _restored(kept, streams)
+            first = first if found else kept.start(streams.nbytes)  # a damaged file is gone by now
+            if found:
+                yield found
+        if kept is not None and first:
+            streams.take(kept.streams(first - 1))
+        for number in range(first, layers):
+            if kept is not None:
+                kept.forget(number)
             matrices = streams.matrices(number)
             for w in matrices:
                 w.hold()
             gathered, beside = (Gathered(widest, rough, streams.workers.map) for _ in range(2))
             apart = held if number % every == 0 else ()
             records = [(beside if out else gathered).add for out in apart or [False] * len(texts)]
-            streams.run(number, records, advance=not follow)
+            streams.run(
+                number,
+                records,
+                advance=not follow,
+                into=kept.streams(number) if kept else None,
+                on_text=partial(on_text, number, layers) if on_text else None,
+            )
             if not follow:
                 for w in matrices:
                     w.drop()
             named = {w.name: w for w in matrices}
-            yield CalibratedLayer(number, gathered.finish(), beside.finish(), named)
+            made = CalibratedLayer(number, gathered.finish(), beside.finish(), named)
+            if kept is not None:
+                kept.keep(number, [*_shared(made.moments, apart=False), *_shared(made.held, apart=True)])
+            yield made
             if follow:
                 streams.run(number)
             for w in matrices:
                 w.drop()
+
+
+def _shared(moments: Mapping[str, Moments], *, apart: bool) -> Iterator[KeptMoments]:
+    """Yield moments with the matrices that share them."""
+    names: dict[int, list[str]] = {}
+    for name, each in moments.items():
+        names.setdefault(id(each), []).append(name)
+    for each in names.values():
+        found = moments[each[0]]
+        yield KeptMoments(tuple(each), found.count, apart, tuple(found.blocks))
+
+
+def _restored(kept: KeptLayers, streams: LayerStreams) -> CalibratedLayer | None:
+    """Return the wanted layer as it was kept; None for nothing, or for a damaged file."""
+    parts = kept.moments()
+    if parts is None:
+        return None
+    found: tuple[dict[str, Moments], dict[str, Moments]] = ({}, {})
+    for part in parts:
+        found[part.apart].update(dict.fromkeys(part.names, Moments([*part.blocks], part.count)))
+    named = {w.name: w for w in streams.matrices(kept.wanted)}
+    return CalibratedLayer(kept.wanted, *found, named)

@@ -18,6 +18,8 @@ from freehold import _native as native
 from freehold.adapt.base import check_base
 from freehold.adapt.licences import base_licence
 from freehold.adapt.quantize.calibrated import CalibratedEncoder
+from freehold.adapt.quantize.calibration import OnText
+from freehold.adapt.quantize.kept_layers import KeptLayers
 from freehold.adapt.quantize.mix import OnGroup
 from freehold.adapt.quantize.planning import (
     QuantizationPlan,
@@ -53,6 +55,7 @@ class Watching:
     on_note: Callable[[str], None] = lambda _: None
     on_group: OnGroup | None = None
     on_tensor: OnTensor | None = None
+    on_text: OnText | None = None
     on_block: OnBlock | None = None
     spent: SpentSeconds = field(default_factory=SpentSeconds)
 
@@ -147,10 +150,21 @@ def _written(
     bits = max((BITS.get(c.type, 0) for c in plan.choices), default=0)
     dampings = {int(layer): damping for layer, damping in kept.items()}
     spent = watching.spent
+    whole = int(run.kept.state.get("whole", 0)) if run.kept else 0
+    wanted = (layer_of(c.tensor.name) for c in plan.choices[whole:] if c.changes)
+    layers = KeptLayers(run.folder, next((n for n in wanted if n >= 0), 0))
     with CalibratedEncoder(
-        bound, texts, run.path(SPOOL), pool, bits=bits, dampings=dampings, spent=spent
+        bound,
+        texts,
+        run.path(SPOOL),
+        pool,
+        bits=bits,
+        dampings=dampings,
+        spent=spent,
+        kept=layers,
+        on_text=watching.on_text,
     ) as encoder:
-        return write_model(
+        path = write_model(
             run,
             dict(plan.keys),
             plan.choices,
@@ -160,7 +174,11 @@ def _written(
                 "damping": {str(layer): each for layer, each in encoder.dampings.items()},
                 "spent": spent.so_far(),
             },
+            by_layer=bool(texts),
         )
+    layers.clear()
+    run.path(SPOOL).unlink(missing_ok=True)  # of a run that was killed
+    return path
 
 
 def _measured(

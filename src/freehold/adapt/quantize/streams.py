@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.adapt.run import on_disk
+from freehold.adapt.run import on_disk, write_whole
 from freehold.errors import UsageError
 from freehold.models.binding.bind import Source, assemble
 from freehold.models.binding.stored import Stored
@@ -199,7 +199,7 @@ class LayerStreams:
         self._file: BinaryIO = spool.open("w+b", buffering=0)
         try:
             for i, x in enumerate(begun):
-                self._write(i, x)
+                self._write(i, x, self._file)
         except BaseException:
             self.close()
             raise
@@ -213,14 +213,51 @@ class LayerStreams:
         """List a layer's matrices."""
         return [w for w in self._weights.layers[layer].values() if isinstance(w, LayerMatrix)]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all streams."""
+        return int(self._starts[-1]) * self._width * 4
+
+    def take(self, passed: Path) -> None:
+        """Go on from streams that `run` wrote to a file of their own. Raises StoreError where it cannot be read."""
+        with on_disk(passed):
+            opened = passed.open("rb", buffering=0)
+        self._file.close()
+        self._file = opened
+        self._spool.unlink(missing_ok=True)
+
     def run(
-        self, layer: int, records: Sequence[Record | None] | None = None, *, advance: bool = True
+        self,
+        layer: int,
+        records: Sequence[Record | None] | None = None,
+        *,
+        advance: bool = True,
+        into: Path | None = None,
+        on_text: Callable[[int, int], None] | None = None,
     ) -> None:
         """Run a layer over every text, each with its own record; with `advance`, the streams pass it.
 
-        Records are made here, in the texts' order.
+        `into`: a file that the passed streams are written to, beside and renamed, and read from afterwards; None: in
+        place. `on_text`: called with the texts that are done, and how many there are. Records are made here, in the
+        texts' order.
         """
+        if into is None:
+            self._run(layer, records, self._file if advance else None, on_text)
+            return
+        with on_disk(into):
+            write_whole(into, lambda file: self._run(layer, records, file, on_text))
+        self.take(into)
+
+    def _run(
+        self,
+        layer: int,
+        records: Sequence[Record | None] | None,
+        out: BinaryIO | None,
+        on_text: Callable[[int, int], None] | None,
+    ) -> None:
         for first in range(0, len(self._texts), self._threads):
+            if on_text is not None:
+                on_text(first, len(self._texts))
             batch = range(first, min(first + self._threads, len(self._texts)))
             streams = [self._read(i) for i in batch]
             noted = self.workers.map(partial(self._layer, layer, noting=records is not None), batch, streams)
@@ -228,8 +265,8 @@ class LayerStreams:
                 for names, rows in notes:
                     if records and (record := records[i]):
                         record(names, rows)
-                if advance:
-                    self._write(i, x)
+                if out is not None:
+                    self._write(i, x, out)
 
     def logits(self) -> Iterator[F32]:
         """Finish each text: float32 [T, V], one text at a time."""
@@ -260,9 +297,9 @@ class LayerStreams:
         got = self._file.read(int(end - first) * self._width * 4)
         return np.frombuffer(bytearray(got), np.float32).reshape(-1, self._width)
 
-    def _write(self, text: int, x: F32) -> None:
+    def _write(self, text: int, x: F32, file: BinaryIO) -> None:
         left = memoryview(np.ascontiguousarray(x, np.float32).tobytes())
         with on_disk(self._spool):
-            self._file.seek(int(self._starts[text]) * self._width * 4)
+            file.seek(int(self._starts[text]) * self._width * 4)
             while left:  # a disk that fills takes a part and raises at the next
-                left = left[self._file.write(left) :]
+                left = left[file.write(left) :]

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from freehold.adapt.quantize.recipes import TensorChoice
+from freehold.adapt.quantize.recipes import TensorChoice, layer_of
 from freehold.adapt.run import RunFolder
 from freehold.formats import GGUFFile, QuantType
 from freehold.formats.gguf_writer import Bytes, GGUFWriter, TensorPlan, Value, copied_keys, gguf_size
+from freehold.formats.weight_types import TABLE_TYPES
 
 MODEL = "model.gguf"
 KEEP_BYTES = 1 << 24  # written between two checkpoints: seconds of work
@@ -50,22 +51,28 @@ def write_model(
     encode: Encode,
     on_tensor: OnTensor | None = None,
     also: Callable[[], Mapping[str, Any]] = dict,
+    *,
+    by_layer: bool = False,
 ) -> Path:
     """Write the model into the run's folder, from where an interrupted run of the same inputs stopped.
 
-    The run's state keeps what it held, with `whole`, the number of tensors on disk, and what `also` gives then.
+    The run's state keeps what it held, with `whole`, the number of tensors on disk, and what `also` gives then: after
+    some bytes, after each tensor in a type of our own, which takes seconds, and with `by_layer` after each layer.
     """
     path = run.path(MODEL)
     state = dict(run.kept.state) if run.kept else {}
     whole = int(state.get("whole", 0))
     with GGUFWriter(path, keys, plans_of(choices), whole) as writer:
         kept_at = writer.nbytes
+        layers = [layer_of(choice.tensor.name) for choice in choices]
         for done, choice in enumerate(choices[whole:], whole):
             if on_tensor is not None:
                 on_tensor(done, len(choices), choice)
             for piece in encode(choice):
                 writer.write(piece)
-            if writer.nbytes - kept_at >= KEEP_BYTES:
+            ends_layer = by_layer and layers[done] >= 0 and layers[done] not in layers[done + 1 :]
+            slow = choice.changes and choice.type in TABLE_TYPES
+            if writer.nbytes - kept_at >= KEEP_BYTES or ends_layer or slow:
                 kept_at = writer.nbytes
                 run.keep(done + 1, {}, {**state, **also(), "whole": writer.sync()})
         writer.finish()
