@@ -139,3 +139,35 @@ def test_old_error_is_no_cause_of_a_kill():
         "Found ulimit of 1024 ... may lead to `OSError: [Errno 24] Too many open files`. Consider ulimit -n"
     )
     assert causes.death("vLLM", [line], -9).sentence == "vLLM was ended by SIGKILL"
+
+
+# What processes say of each other's end; the cause stands above, and is the only line that helps.
+CHAINS = [
+    [
+        "(EngineCore pid=7) ERROR 12-01 10:00:00 [core.py:9] ValueError: rope_scaling must be a dictionary, got x",
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ],
+    [
+        "(Worker pid=9) ERROR KeyError: 'model.layers.0.mlp.gate'",
+        "(EngineCore pid=7) ERROR Worker proc VllmWorker-0 died unexpectedly (exit code: 1), shutting down executor.",
+        "(EngineCore pid=7) Exception: WorkerProc initialization failed due to an exception in a background process. "
+        "See stack trace for root cause.",
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed, see stack trace above.",
+    ],
+    [
+        "[TP0] Scheduler hit an exception: AssertionError: hidden size 896 is not divisible by 128",
+        "RuntimeError: Rank 0 scheduler is dead. Please check if there are relevant logs. see stack trace above",
+    ],
+]
+
+
+@pytest.mark.parametrize("lines", CHAINS, ids=["core", "worker", "scheduler"])
+def test_the_cause_is_told_and_not_that_it_stands_above(lines: list[str]):
+    died = causes.death("vLLM", lines, 1)
+    cause = lines[0].rpartition("ERROR ")[2].rpartition("] ")[2].rpartition("exception: ")[2]
+    assert died.sentence == f"vLLM ended with status 1: {cause}"
+
+
+def test_what_one_process_says_of_another_is_not_told_as_a_cause():
+    lines = ["RuntimeError: Engine core initialization failed. See root cause above."]
+    assert causes.death("vLLM", lines, 1).sentence == "vLLM ended with status 1"

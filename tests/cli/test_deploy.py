@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -27,10 +29,12 @@ from freehold.cli.complete import deployable
 from freehold.cli.deploy import EMITTED
 from freehold.cli.deploying.options import ENGINES
 from freehold.cli.deploying.running import RunningDeployments
+from freehold.cli.deploying.serving import StartedDeployments
 from freehold.cli.deploying.starting import start_all
 from freehold.cli.deploying.verbs import news
 from freehold.config import load_settings
 from freehold.errors import EngineLost
+from freehold.server.system.deployments import DeploymentDesk
 from tests.backends import plans, standin
 from tests.cli.test_serve import Done, environment, freehold, started
 from tests.vectors.files import write_gguf, write_safetensors
@@ -311,6 +315,43 @@ def test_one_of_the_kept_deployments_that_is_lost_does_not_keep_the_others_down(
     assert "error: lost: its file is missing" in told and "second answers after" in told
     with pytest.raises(EngineLost):
         start_all(asked, kept_ones[:1], printed=False, again=True)
+
+
+class FakeDeployments(FakeServer):
+    """The same as a server has it in itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there: list[str] = []
+
+    async def add(self, plan: DeployPlan, *, fallback: str = "") -> DeploymentRow:  # type: ignore[override]
+        self.there.append(plan.model.name)
+        return self.row(plan.model.name)
+
+    def rows(self) -> list[DeploymentRow]:
+        return [self.row(name) for name in self.there]
+
+    async def stop(self, name: str, drain_s: float) -> None:
+        self.there.remove(name)
+
+
+@pytest.mark.parametrize("names, left", [(("lost",), {"lost"}), (("lost", "second"), set())])
+def test_ready_waits_for_deployments_from_the_first_moment_and_tells_why_they_are_lost(tmp_path, names, left):
+    server = SimpleNamespace(health=SimpleNamespace(preload={}))
+    desk = DeploymentDesk(cast("Any", server), cast("Any", FakeDeployments()), tmp_path)
+
+    async def starts() -> None:
+        done = asyncio.Event()
+        each = [(plan_of(name), DeployOptions(name)) for name in names]
+        StartedDeployments(each, keep=False).begin(desk, "http://127.0.0.1:1", done.set)
+        assert server.health.preload == dict.fromkeys(names, "starting")  # before anything was awaited
+        await done.wait()
+        for task in list(desk._tasks):  # the looks at their starts have ended too
+            await task
+
+    asyncio.run(starts())
+    assert set(server.health.preload) == left
+    assert all("its file is missing" in why for why in server.health.preload.values())
 
 
 def test_host_beyond_loopback_needs_a_key(tmp_path, tiny):

@@ -159,9 +159,10 @@ class Doors:
                     await asyncio.sleep(0.005)
                 gc.collect()
                 gc.freeze()  # what starting made lives as long as the server
+                names = tuple(self.server.health.preload)  # /ready may wait for deployments besides
                 if opened is not None:
                     opened()
-                preload = asyncio.create_task(self._preload(loaded))
+                preload = asyncio.create_task(self._preload(names, loaded))
         finally:
             for task in (watch, keep, sessions, preload, self._batches):
                 if task is not None:
@@ -184,9 +185,9 @@ class Doors:
         if (runs := self.server.part(Runs)) is not None:
             await runs.close()
 
-    async def _preload(self, loaded: Loaded | None) -> None:
+    async def _preload(self, names: Sequence[str], loaded: Loaded | None) -> None:
         waiting = self.server.health.preload
-        for name in list(waiting):
+        for name in names:
             error = None
             try:
                 await self.server.models.use(name)

@@ -196,7 +196,12 @@ LATER: tuple[CauseRule, ...] = (
 )
 # Lines before an end that are looked at: tracebacks of some processes; older errors ended nothing.
 _TOLD = 600
-_ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception)): (.+)")
+_ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception)|Exception): (.+)")
+# What processes say of the end of another, whose own error stands before it.
+_FOLLOWS = re.compile(
+    r"[Ss]ee (?:the )?(?:root cause|stack ?trace|trace|error|log|logs|above)|background process|initialization failed|"
+    r"EngineDeadError|EngineCore (?:failed|encountered)|died unexpectedly|Received sigquit|was killed|SystemExit"
+)
 
 
 def death(
@@ -217,13 +222,19 @@ def death(
     found = find(lines, where)
     if memory_kill and not asked and (found is None or found[0] in LATER):
         return EngineDeath(f"{how}: {_NO_MEMORY}, the system ended a process of it", "memory", status)
-    if found is not None:
+    own = _own_error(lines) if found is None or found[0] in LATER[1:] else ""
+    if found is not None and not own:
         rule, sentence = found
         return EngineDeath(f"{how}: {sentence}", rule.name, status, rule.fatal and not asked)
     if asked or status == -signal.SIGKILL:  # it had no time to write why: an older error says nothing of it
         return EngineDeath(how, "", status)
-    last = next((m for line in reversed(lines) if (m := _ERROR.search(line))), None)
-    return EngineDeath(f"{how}: {last[0]}" if last else how, "", status)
+    return EngineDeath(f"{how}: {own}" if own else how, "", status)
+
+
+def _own_error(lines: Sequence[str]) -> str:
+    """Return the latest error that is not what one process says of the end of another; "" for none."""
+    said = [m[0] for line in reversed(lines[-_TOLD:]) if (m := _ERROR.search(line))]
+    return next((each for each in said if not _FOLLOWS.search(each)), "")
 
 
 def find(lines: Sequence[str], where: str = "an address of it") -> tuple[CauseRule, str] | None:

@@ -28,6 +28,7 @@ import psutil
 from freehold.backends.contract import DeployPlan, EngineDeath, StartProgress
 from freehold.backends.process import causes
 from freehold.backends.process.blanks import filled, write_keys
+from freehold.backends.process.leftovers import OWNER, owner
 from freehold.backends.process.ring import LogRing
 from freehold.backends.process.surroundings import engine_environment, values_of
 from freehold.errors import EngineLost, UsageError
@@ -112,7 +113,7 @@ class OwnProcess:
         assert child.stdout is not None and child.stderr is not None
         await loop.connect_read_pipe(lambda: self.log, child.stderr)
         await loop.connect_read_pipe(lambda: _Reports(self._reports), child.stdout)
-        environment = engine_environment(self.plan, self._held)
+        environment = {**engine_environment(self.plan, self._held), OWNER: owner(folder)}
         self._order({"argv": self.plan.argv(), "env": environment, "cwd": str(folder)})
         try:
             first = await asyncio.wait_for(self._reports.get(), START_S)

@@ -27,10 +27,11 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from freehold import platforms
-from freehold.backends.process.leftovers import SharedMemoryWatch
+from freehold.backends.process.leftovers import NOTED, TEMPORARY, SharedMemoryWatch
 from freehold.sandbox.tree import descendants, end_all, end_group, reap
 
 _LOOK_S = 0.5  # between looks at what may be gone later: a listing of one folder, some 50 us
@@ -52,10 +53,11 @@ class _Tree:
         self.status: int | None = None
         # Of the engine alone: its sockets there outlive a kill, and lie open to others in the system's own folder. A
         # short name, as a socket's path is limited.
-        self.temporary = tempfile.mkdtemp(prefix="fhe-")
+        self.temporary = tempfile.mkdtemp(prefix=TEMPORARY)
 
     def start(self, job: dict[str, Any]) -> None:
         """Start the engine in a session of its own: no key pressed in a terminal reaches it. Raises OSError."""
+        self.shared.noted = Path(job["cwd"]) / NOTED
         self.engine = subprocess.Popen(
             job["argv"],
             env={**job["env"], **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self.temporary)},

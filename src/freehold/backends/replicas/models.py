@@ -17,6 +17,7 @@ from urllib.parse import quote
 from freehold import private
 from freehold.backends.contract import DeployPlan, EngineDriver
 from freehold.backends.names import named
+from freehold.backends.process.leftovers import end_left, temporary_prefix
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.backends.replicas.handle import DeployedHandle, FallbackHandle, info_of, stats_of
 from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
@@ -50,11 +51,18 @@ class DeployedModels:
         # Names whose engines are being ended; their folder is in use until then.
         self._ending: set[str] = set()
         self._closed = False
+        self._sweeping: asyncio.Task[int] | None = None
 
     # --- deployments ------------------------------------------------------------------------------
 
     def rows(self) -> list[DeploymentRow]:
         return [each.row(self._fallbacks[name]) for name, each in sorted(self._sets.items())]
+
+    def sweep(self) -> asyncio.Task[int]:
+        """Begin to end, once, the engines that an earlier server of this data folder left when it was killed."""
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(asyncio.to_thread(end_left, self._home))
+        return self._sweeping
 
     async def add(self, plan: DeployPlan, *, fallback: str = "") -> DeploymentRow:
         name = named(plan.model.name)
@@ -67,6 +75,7 @@ class DeployedModels:
         if name in self._ending:
             raise UsageError(f"{name} is being stopped", "deploy it again when its answers have ended")
         await self._check_fallback(fallback)
+        await asyncio.shield(self.sweep())  # its engines may hold the devices
         found = self._sets[name] = ReplicaSet(
             plan, self._drivers, self._folder(name), self._hop, limits=self._limits
         )
@@ -130,7 +139,7 @@ class DeployedModels:
         """Return an empty 0700 folder whose sockets have paths that are short enough to bind."""
         folder = self._home / "engines" / quote(name, safe="+@ ").replace(".", "%2E")
         if len(str(folder / _SOCKET).encode()) > SOCKET_PATH_BYTES:
-            return Path(tempfile.mkdtemp(prefix="fh-"))
+            return Path(tempfile.mkdtemp(prefix=temporary_prefix(self._home)))
         shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed
         return private.folder(folder, self._home)
 

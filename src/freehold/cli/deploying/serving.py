@@ -44,12 +44,15 @@ class StartedDeployments:
         return len(self._plans)
 
     def begin(self, desk: DeploymentDesk, url: str, done: Callable[[], None]) -> None:
-        """Start every plan, in the server's event loop."""
+        """Start every plan, in the server's event loop. /ready waits for them from now on."""
+        desk.awaits([plan.model.name for plan, _ in self._plans])
         self._task = asyncio.get_running_loop().create_task(self._all(desk, url, done))
 
     async def _all(self, desk: DeploymentDesk, url: str, done: Callable[[], None]) -> None:
         with StatusLine("its engines end with the server") as line:
             await asyncio.gather(*(self._one(desk, url, line, *each) for each in self._plans))
+        if self.failed < self.count:
+            desk.goes_on()
         done()
 
     async def _one(
@@ -63,6 +66,7 @@ class StartedDeployments:
                 desk.keep(plan, asked)
         except FreeholdError as e:
             self.failed += 1
+            desk.lost(plan.model.name, e.message)
             line.clear()
             if isinstance(e, EngineLost):
                 for each in last_words(desk.deployments.log, plan.model.name):

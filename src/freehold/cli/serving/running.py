@@ -96,6 +96,8 @@ def _run(
     async def open_models() -> ModelManager:
         engines = EngineModels(store, options.engine, judgements=judgements)
         made.append(DeployedModels(engines, settings.home))
+        if (settings.home / "engines").exists():  # of an earlier server, which may have been killed
+            made[0].sweep()
         return made[0] if hybrid is None else await hybrid.open(made[0])
 
     def opened(doors: Doors) -> None:

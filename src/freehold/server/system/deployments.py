@@ -8,7 +8,7 @@ Path: freehold deploy -> Unix socket -> DeploymentDesk -> backends.rows.Deployme
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -75,6 +75,9 @@ class DeploymentDesk:
         self.deployments = deployments
         self._server, self._home = server, home
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop forgets tasks that nothing names
+        self._lost: set[str] = (
+            set()
+        )  # of those that are awaited: /ready tells why until the server ends or goes on
 
     async def add(
         self, plan: DeployPlan, asked: DeployOptions, *, awaited: bool = False, keep: bool = True
@@ -87,6 +90,21 @@ class DeploymentDesk:
             self._server.health.preload[row.name] = "starting"
             self._hold(self._until_ready(row.name))
         return row
+
+    def awaits(self, names: Sequence[str]) -> None:
+        """Let /ready wait for deployments that are about to be added."""
+        self._server.health.preload |= dict.fromkeys(names, "starting")
+
+    def lost(self, name: str, why: str) -> None:
+        """Let /ready tell that the start of an awaited deployment failed, though its engine is gone by now."""
+        self._lost.add(name)
+        self._server.health.preload[name] = without_paths(why)
+
+    def goes_on(self) -> None:
+        """Let /ready forget the lost ones: the server answers without them."""
+        for name in self._lost:
+            self._server.health.preload.pop(name, None)
+        self._lost.clear()
 
     def keep(self, plan: DeployPlan, asked: DeployOptions) -> None:
         """Write a deployment's file."""
@@ -151,7 +169,8 @@ class DeploymentDesk:
             failed = next((r.said for r in row.replicas if r.state == "failed"), "")
             preload[name] = without_paths(failed) if failed else _phase(row)
             await asyncio.sleep(WATCHED_S)
-        preload.pop(name, None)
+        if name not in self._lost:
+            preload.pop(name, None)
 
 
 def _phase(row: DeploymentRow) -> str:
