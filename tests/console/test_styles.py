@@ -76,6 +76,26 @@ def test_chat_looks_the_same_after_every_other_page(standing, page):
         assert walker.moved() <= EDGE, name
 
 
+_GROUNDS = """() => [document.querySelector(".bubble"), document.body].map(
+    each => getComputedStyle(each).backgroundColor)"""
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of `rgb(r, g, b)`, as WCAG 2 defines it."""
+    parts = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme, least", [("light", 1.2), ("dark", 1.5)])
+def test_the_user_s_messages_stand_out_from_the_ground(standing, page, scheme, least):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{standing.url}/#/chat/{a_chat(standing.url)}")
+    page.locator(".bubble").wait_for()
+    low, high = sorted(luminance(each) for each in page.evaluate(_GROUNDS))
+    assert (high + 0.05) / (low + 0.05) >= least
+
+
 def test_chat_looks_the_same_after_random_walks(standing, page):
     walker = Walker(page, standing.url, a_chat(standing.url), random.Random(2))
     for _ in range(WALKS):

@@ -220,6 +220,35 @@ def test_a_tool_that_describes_itself_anew_asks_again_and_shows_both(ask, page, 
     wait_for_answer(page, "It was denied.")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_arguments_stay_beside_the_buttons_whatever_a_tool_claims(ask, page, world, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    world.describe("Safe. " * 500)
+    asked = ask("please")
+    deny = asked.get_by_role("button", name="Deny")
+    expect(deny).to_be_focused(timeout=30_000)
+    shown = asked.get_by_role("group", name="Arguments").bounding_box()
+    button = deny.bounding_box()
+    assert shown["y"] >= 0 and button["y"] + button["height"] <= 800, (shown, button)
+    assert button["y"] - shown["y"] - shown["height"] < 200, (
+        "a word to the model stands between them, and no more"
+    )
+    expect(asked).not_to_contain_text("Safe. Safe.")
+    asked.get_by_role("button", name=re.compile("What the tool says of itself.*3,000 characters")).click()
+    expect(asked).to_contain_text("Safe. Safe.")
+    answer(asked, "Deny")
+    wait_for_answer(page, "It was denied.")
+
+
+def test_a_denied_call_says_so_after_a_reload(ask, page, world):
+    answer(ask("please"), "Deny")
+    wait_for_answer(page, "It was denied.")
+    result = page.get_by_role("button", name=re.compile("Result of h: echo"))
+    expect(result).to_contain_text("denied")
+    page.reload()
+    expect(result).to_contain_text("denied")
+
+
 def test_keys_meant_for_the_message_box_answer_no_question(ask, page, world):
     asked = ask("please")
     asked.wait_for()
