@@ -11,9 +11,7 @@ import pytest
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, Offline, StoreError, UsageError
 from freehold.store import Store
-from freehold.store.create import make
 from freehold.store.manifest import read_manifest, safe_relative
-from freehold.store.modelfile import Recipe
 from freehold.store.refs import parse_ref, slug
 from tests.store.conftest import noise
 from tests.store.standin import Standin
@@ -104,7 +102,7 @@ def test_what_is_no_model_file_gets_no_name(store: Store, tmp_path: Path, kind: 
     else:
         path.write_text("root:x:0:0:root:/root:/bin/bash\n" if kind == "text" else "")
     with pytest.raises(BadModelFile):
-        make(store, "mine", Recipe(base=str(path)), lambda _: None)
+        store.pull(str(path))  # as `freehold create` does with what a Modelfile names
     assert store.list() == []
 
 

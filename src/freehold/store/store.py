@@ -21,7 +21,7 @@ from pathlib import Path
 
 from freehold import catalog, private
 from freehold.config import Settings, nearest
-from freehold.errors import FreeholdError, ModelNotFound, Offline, StoreError, UsageError
+from freehold.errors import FileVanished, FreeholdError, ModelNotFound, Offline, UsageError
 from freehold.store import space
 from freehold.store.changed_files import dated, notes_of, verified
 from freehold.store.contract import Plan, WeightSource, held_bytes
@@ -58,7 +58,7 @@ class Store:
     def resolve(self, ref: str) -> ModelRef:
         """Find a model on this machine by name, path or hub reference, without any network.
 
-        Raises ModelNotFound with the command that would fetch it, StoreError if its file vanished.
+        Raises ModelNotFound with the command that would fetch it, FileVanished if its file is gone or cut off.
         """
         parsed = parse_ref(ref)
         if parsed.kind == "path":
@@ -335,20 +335,20 @@ def _known_digests(parsed: Ref) -> set[str]:
     return {files[0].sha256} if len(files) == 1 else set()
 
 
-def _vanished(manifest: Manifest, folder: Path) -> StoreError:
+def _vanished(manifest: Manifest, folder: Path) -> FileVanished:
     """Name the first file that is missing, or has another size than the record says."""
     hint = f"freehold pull {manifest.name} fetches it again, freehold rm {manifest.name} forgets it"
     for file in manifest.files:
         path = folder / file.path
         if not path.is_file():
-            return StoreError(f"{manifest.name}: file vanished: {path} (owner: {manifest.owner})", hint)
+            return FileVanished(f"{manifest.name}: file vanished: {path} (owner: {manifest.owner})", hint)
         if (size := path.stat().st_size) != file.bytes:
-            return StoreError(
+            return FileVanished(
                 f"{manifest.name}: {path} has {size:,} bytes and not the {file.bytes:,} that came: it was cut off "
                 "or replaced",
                 hint,
             )
-    return StoreError(f"{manifest.name}: its files cannot be read", hint)
+    return FileVanished(f"{manifest.name}: its files cannot be read", hint)
 
 
 def _now() -> str:
