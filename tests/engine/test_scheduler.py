@@ -9,8 +9,8 @@ import pytest
 
 from freehold.engine.schedule.budget import BRIEF_S, BURST_S, ITL_FACTOR, PREFILL_TOKENS, SLOW_STEP_S, STEP_S
 from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.preemption import STALL_S
-from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S
+from freehold.engine.schedule.preemption import BYPASS_S, STALL_S
+from freehold.engine.schedule.scheduler import AGE_S
 from freehold.engine.sequence import Request, TokenOut
 from freehold.types import Priority, SamplingParams
 from tests.engine.world import LOOK_S, TOKEN_S, World
@@ -437,7 +437,7 @@ def test_request_whose_turn_is_first_is_told_no_wait(others: Priority, prompt: i
         world.add(1000, answer=5, priority=others)
     for _ in range(3):
         world.step()
-    asked = Request((1,) * prompt, SamplingParams(), 0, 1, tenant=tenant)
+    asked = Request((1,) * prompt, SamplingParams(), 0, 1, client=tenant)
     assert world.scheduler.wait.seconds(asked) == 0.0 and world.scheduler.wait.seconds() > 5.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.cache.contract import CacheKind
@@ -32,6 +33,17 @@ class Log:
     @property
     def gaps(self) -> list[float]:
         return [b - a for a, b in zip(self.tokens, self.tokens[1:], strict=False)]
+
+
+class SlowGrammar:
+    """A matcher of which nothing counts but its time: so many seconds a token."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self.token_s = seconds, 0.0
+
+    def take_seconds(self) -> float:
+        self.token_s = self._seconds
+        return self.token_s
 
 
 class World:
@@ -74,13 +86,29 @@ class World:
         priority: Priority = "interactive",
         tenant: str = "",
         parent: Sequence | None = None,
+        grammar_s: float = 0.0,
+        embed: bool = False,
     ) -> Sequence:
-        """Let a request come; a number stands for so many tokens that no other prompt has."""
+        """Let a request come; a number stands for so many tokens that no other prompt has.
+
+        `tenant` is its client too. `grammar_s`: seconds of each token in its grammar. `embed`: no answer is made.
+        """
         if isinstance(prompt, int):
             self._token += 1
             prompt = [self._token] * prompt
-        request = Request(tuple(prompt), SamplingParams(), 0, answer, priority=priority, tenant=tenant)
-        seq = Sequence(request, list(prompt), parent)
+        request = Request(
+            tuple(prompt),
+            SamplingParams(),
+            0,
+            answer,
+            sink=(lambda rows: None) if embed else None,
+            hidden=embed,
+            priority=priority,
+            tenant=tenant,
+            client=tenant,
+        )
+        matcher: Any = SlowGrammar(grammar_s) if grammar_s else None
+        seq = Sequence(request, list(prompt), parent, matcher=matcher)
         self.logs[seq] = Log(self.now)
         self.scheduler.add(seq)
         return seq
@@ -137,7 +165,17 @@ class World:
         assert len(seq.block_table) * 32 >= chunk.first + chunk.num_tokens
         self.tokens_computed += chunk.num_tokens
         held = min(self.held, len(chunk.draft))
-        if chunk.last:
+        if chunk.last and seq.matcher is not None:
+            if not self.scheduler.has_grammar_time(seq):
+                self.blocks.publish(seq, max(chunk.first + chunk.count - 1, seq.num_computed_tokens))
+                return
+            seconds = seq.matcher.take_seconds()
+            self.now += seconds
+            self.scheduler.charge_grammar(seq, seconds)
+        if chunk.last and seq.request.sink is not None:
+            seq.done = True
+            log.first = self.now - log.arrived
+        elif chunk.last:
             self._token += 1
             seq.tokens += [*chunk.draft[:held], self._token]
             log.tokens.append(self.now)

@@ -1,5 +1,7 @@
 """Which requests an engine takes in: the limits on its queue, and those that entered since the latest step.
 
+Clients share the queue: one that has no more than its part of it (the limit over the clients that wait) is not refused
+because of what others have there. So the queue may exceed its limit, with n clients at most by the factor 1 + ln n.
 Knows requests, the scheduler's queue and its expected wait; knows no step, no model and no token of an answer.
 Path: Generation.start -> Engine.enter -> Admission.enter -> Engine.step -> Admission.take -> Scheduler.add
 """
@@ -11,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
+from freehold.engine.schedule.live import own_tokens
 from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.errors import DeadlineExceeded, Overloaded
@@ -49,15 +52,16 @@ class Admission:
 
     def _check(self, request: Request) -> None:
         entered = [s for s in list(self._entered) if s.request.priority in ("interactive", request.priority)]
-        count, tokens = self._scheduler.live.queued(request.priority)
-        count, tokens = count + len(entered), tokens + sum(len(s.tokens) for s in entered)
-        limits = self._exceeded(count, tokens, request)
+        waiting = self._scheduler.live.queued(request.priority)
+        waiting += [(s.request.client, 1, own_tokens(s)) for s in entered]
+        limits = self._exceeded(waiting, request)
         if not limits and request.deadline is None:
             return
         wait = self._scheduler.wait.seconds(request, entered)
         if limits:
             raise Overloaded(
-                f"waiting requests: {count:,}, with {tokens:,} tokens; the limit is {' and '.join(limits)}",
+                f"waiting requests: {sum(n for _, n, _ in waiting):,}, with "
+                f"{sum(tokens for _, _, tokens in waiting):,} tokens; the limit is {' and '.join(limits)}",
                 f"the wait would be about {wait:.1f} s; try again later",
                 wait,
             )
@@ -67,12 +71,35 @@ class Admission:
                 "give it more time, or ask later",
             )
 
-    def _exceeded(self, count: int, tokens: int, request: Request) -> list[str]:
-        """List the limits that one more request would exceed; the first to wait exceeds none by its length."""
+    def _exceeded(self, waiting: list[tuple[str, int, int]], request: Request) -> list[str]:
+        """List the limits that a request's answers would exceed, both in all and in its client's part."""
+        if not waiting:  # the first to wait exceeds none by its size
+            return []
+        clients = len({client for client, _, _ in waiting} | {request.client})
+        own = [(count, tokens) for client, count, tokens in waiting if client == request.client]
+        sizes = (
+            (
+                self._max_queued,
+                "requests",
+                request.answers,
+                sum(n for _, n, _ in waiting),
+                [n for n, _ in own],
+            ),
+            (
+                self._max_queued_tokens,
+                "tokens",
+                len(request.prompt),
+                sum(tokens for _, _, tokens in waiting),
+                [tokens for _, tokens in own],
+            ),
+        )
         limits = []
-        if self._max_queued is not None and count >= self._max_queued:
-            limits.append(f"{self._max_queued:,} requests")
-        most = self._max_queued_tokens
-        if most is not None and count and tokens + len(request.prompt) > most:
-            limits.append(f"{most:,} tokens")
+        for most, unit, more, in_all, mine in sizes:
+            if (
+                most is not None
+                and in_all + more > most
+                and (mine or more > most)
+                and sum(mine) + more > most // clients
+            ):
+                limits.append(f"{most:,} {unit}")
         return limits

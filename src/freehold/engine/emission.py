@@ -16,6 +16,7 @@ from freehold.engine.counts import Counts
 from freehold.engine.faults import named, traced
 from freehold.engine.sampler import choose, non_finite
 from freehold.engine.schedule.chunk import ScheduledChunk
+from freehold.engine.schedule.turns import GRAMMAR_S
 from freehold.engine.sequence import Sequence, TokenOut
 from freehold.errors import FreeholdError, NonFiniteLogits
 from freehold.models.load import LoadedModel
@@ -86,6 +87,8 @@ class Emitter:
         for row, token in zip(rows, (*draft, None), strict=True):
             self._append(seq, row)
             if seq.reason is not None or seq.tokens[-1] != token:
+                return
+            if seq.matcher is not None and seq.matcher.untaken_s > GRAMMAR_S:  # the next step has the others
                 return
 
     def _append(self, seq: Sequence, row: F32 | np.int64) -> None:

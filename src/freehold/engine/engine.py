@@ -228,7 +228,7 @@ class Engine:
                 f"n is {n} and {len(resume)} answers are resumed; expected 1 or more, and at most n"
             )
         self._lifetime.check()
-        request = self.requests.answer(prompt_ids, sampling, **options)
+        request = replace(self.requests.answer(prompt_ids, sampling, **options), answers=n)
         made = [*resume, *([()] * (n - len(resume)))]
         first = self.requests.sequence(request, made[0])
         others = [
@@ -367,11 +367,19 @@ class Engine:
     def _postprocess(self, batch: list[ScheduledChunk], results: list[F32 | I64], seconds: float) -> None:
         """Emit what the step computed, share full blocks, and end the sequences that are complete or failed."""
         for chunk, rows in zip(batch, results, strict=True):
+            seq = chunk.seq
+            if seq.matcher is not None and chunk.last and not self._scheduler.has_grammar_time(seq):
+                # Its row is computed again in another step.
+                self._blocks.publish(seq, max(chunk.first + chunk.count - 1, seq.num_computed_tokens))
+                continue
             try:
                 accepted = self._emitter.emit(chunk, rows, seconds)
             except FreeholdError as e:
                 self._end(chunk.seq, e, keep=False)  # its blocks may hold what NaN came from
                 continue
+            finally:
+                if seq.matcher is not None:
+                    self._scheduler.charge_grammar(seq, seq.matcher.take_seconds())
             # Accepted draft tokens are computed; rows after a rejected one are written again.
             self._blocks.publish(chunk.seq, chunk.first + chunk.count + accepted)
             if chunk.seq.reason is not None:

@@ -33,7 +33,8 @@ class Sharing(TypedDict, total=False):
     """How a request shares the engine with others."""
 
     priority: Priority
-    tenant: str  # whose fair share it uses, and whose cached prefixes it may see
+    tenant: str  # whose cached prefixes it may see
+    client: str  # whose share of queue, slots, steps and blocks it uses; the tenant's where none is given
     deadline_s: float | None  # seconds from now to its last token
     admitted: bool  # it continues a request that was admitted before, so no limit applies
     adapter: Adapter | None  # packed for the model
@@ -158,4 +159,5 @@ def _shared(sharing: Sharing) -> dict[str, Any]:
         raise UsageError(f"priority is {priority!r}; expected {' or '.join(get_args(Priority))}")
     if deadline_s is not None and not deadline_s > 0:
         raise UsageError(f"the time limit is {deadline_s} s; expected more than 0")
+    fields["client"] = sharing.get("client") or sharing.get("tenant", "")
     return fields | {"deadline": None if deadline_s is None else time.monotonic() + deadline_s}

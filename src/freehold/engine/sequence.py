@@ -45,7 +45,9 @@ class Request:
     sink: Callable[[F32], None] | None = None
     hidden: bool = False  # the sink receives the last hidden states instead, float32 [rows, width]
     priority: Priority = "interactive"
-    tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
+    tenant: str = ""  # whose cached prefixes it may see
+    client: str = ""  # whose share of queue, slots, steps and blocks it uses
+    answers: int = 1  # to its prompt, which enter together: they take so many places in the queue
     deadline: float | None = None  # on the engine's clock, to the last token
     admitted: bool = (
         False  # it continues a request that was admitted before, so no limit of the queue applies
@@ -94,6 +96,8 @@ class Sequence:
 
     # Written by the scheduler and its parts (schedule/); times are on the engine's clock.
     number: int = 0  # in order of arrival, from 1
+    turn: float = 0.0  # its client's service when it is due: the order where blocks are scarce
+    expected_s: float = 0.0  # what it would take by itself
     arrived_at: float = 0.0
     queue_s: float = 0.0  # from its arrival until it first held blocks
     scheduled_at: float = 0.0  # when a step last computed for it

@@ -91,9 +91,14 @@ class ConstraintMatcher:
         constrained = self._phase == "closing" or (self._phase != "thinking" and self._grammar is not None)
         return not constrained and not self._whole
 
+    @property
+    def untaken_s(self) -> float:
+        """Seconds of processor that the parser took since the last `take_seconds`."""
+        return self._spent.seconds - self._charged_s
+
     def take_seconds(self) -> float:
         """Return the seconds of processor that the parser took since the last call, as the cost of a token."""
-        self.token_s = self._spent.seconds - self._charged_s
+        self.token_s = self.untaken_s
         self._charged_s = self._spent.seconds
         return self.token_s
 

@@ -9,6 +9,7 @@ Path: Scheduler.schedule -> Budget.open, Budget.tokens, Budget.spend; Scheduler.
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 from freehold.engine.schedule.cost import TILE, MixedCost, PrefillCost, StepCost
@@ -76,8 +77,10 @@ class Budget:
         self._has_prefill = False
         self.measuring = False  # what answers take alone, while prompts wait
 
-    def open(self, decodes: int, newcomers: int = 0) -> None:
+    def open(self, decodes: int, newcomers: int = 0, shared_s: float = inf) -> None:
         """Set the room for prefill beside `decodes` answers, while `newcomers` brief prompts wait.
+
+        `shared_s`: the step's limit where several clients share it.
 
         There is none in a step that measures what those answers take alone: it costs no answer anything.
         """
@@ -86,6 +89,8 @@ class Budget:
         if decodes:
             self._decode_s = self.cost.seconds(decodes)
             limit = self.limit(self._decode_s, newcomers)
+            if shared_s < inf and newcomers < 2 and self._target is None:
+                limit = min(max(shared_s, self._decode_s, ITL_FLOOR_S), max(limit, LONGEST_S))
             self.room = limit - self._decode_s
             tiles = -(-(decodes + TILE // 2) // TILE)
             starved = self._mixed.flat(tiles, self._decode_s) > limit
@@ -151,10 +156,10 @@ class Budget:
             return self._decode_s
         return self._mixed.seconds(self.max_num_batched_tokens - self.left, self._attended, self._decode_s)
 
-    def add_decode(self) -> bool:
-        """Let one more answer's newest token into the step if there is room for it."""
+    def add_decode(self, grammar_s: float = 0.0) -> bool:
+        """Let one more answer's newest token into the step if there is room for it and for its grammar's seconds."""
         more = self._decodes + 1
-        extra = max(self.cost.seconds(more) - self._decode_s, 0.0)
+        extra = max(self.cost.seconds(more) - self._decode_s, 0.0) + grammar_s
         if self.left < 1 or extra > self.room:
             return False
         self._decodes, self._decode_s = more, self._decode_s + extra

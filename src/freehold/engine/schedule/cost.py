@@ -71,6 +71,18 @@ class StepCost:
         estimate = self._cost[below] + EXTRA_TOKEN * self._cost[self._sizes[0]] * (tokens - below)
         return estimate if above is None else min(estimate, self._cost[above])
 
+    def between(self, tokens: int) -> float:
+        """Return the cost on a straight line between the nearest sizes measured, however far apart they are.
+
+        For comparing shares of a step: an estimate that is optimistic there would be paid by another client.
+        """
+        at = bisect_left(self._sizes, tokens)
+        if tokens in self._cost or at in (0, len(self._sizes)):
+            return self.seconds(tokens)
+        below, above = self._sizes[at - 1], self._sizes[at]
+        share = (tokens - below) / (above - below)
+        return self._cost[below] * (1 - share) + self._cost[above] * share
+
     def at_most(self, tokens: int) -> float:
         """Return what this many tokens hardly exceed: each costs no more than at the nearest smaller size measured."""
         at = bisect_left(self._sizes, tokens + 1)

@@ -19,10 +19,8 @@ class LiveSequences:
         self._seqs: dict[Sequence, None] = {}
         self._deadlines: dict[Sequence, float] = {}
         self._number = 0
-        self._queues: dict[Priority, list[int]] = {
-            "interactive": [0, 0],
-            "batch": [0, 0],
-        }  # sequences, tokens
+        # By client: sequences that hold no block, and the tokens of their prompts.
+        self._queues: dict[Priority, dict[str, tuple[int, int]]] = {"interactive": {}, "batch": {}}
         self.running = 0  # sequences that hold blocks
         self.promoted: Sequence | None = None  # batch work that counts as interactive to its end
 
@@ -38,12 +36,15 @@ class LiveSequences:
     @property
     def waiting(self) -> int:
         """Sequences that hold no block."""
-        return sum(count for count, _ in self._queues.values())
+        return len(self._seqs) - self.running
 
-    def queued(self, priority: Priority) -> tuple[int, int]:
-        """Return how many sequences wait that may go before one of `priority`, and their tokens."""
+    def queued(self, priority: Priority) -> list[tuple[str, int, int]]:
+        """Return (client, sequences, tokens) of those that wait and may go before one of `priority`.
+
+        A client may occur twice. A sequence that shares another's prompt has no tokens of its own here.
+        """
         queues = [*self._queues.values()] if priority == "batch" else [self._queues[priority]]
-        return sum(count for count, _ in queues), sum(tokens for _, tokens in queues)
+        return [(client, *waiting) for queue in queues for client, waiting in [*queue.items()]]
 
     def add(self, seq: Sequence, now: float) -> None:
         """Add a sequence that arrives `now`."""
@@ -65,9 +66,12 @@ class LiveSequences:
         if seq.block_table:
             self.running += change
         else:
-            queue = self._queues[seq.request.priority]
-            queue[0] += change
-            queue[1] += change * len(seq.tokens)
+            queue, client = self._queues[seq.request.priority], seq.request.client
+            count, tokens = queue.get(client, (0, 0))
+            if count + change:
+                queue[client] = count + change, tokens + change * own_tokens(seq)
+            else:
+                del queue[client]
 
     @property
     def has_deadlines(self) -> bool:
@@ -82,6 +86,11 @@ class LiveSequences:
         """Tell whether interactive work goes before `seq`."""
         return seq.request.priority == "batch" and seq is not self.promoted
 
-    def rank(self, seq: Sequence) -> tuple[bool, int]:
+    def rank(self, seq: Sequence) -> tuple[bool, float, int]:
         """Order sequences by who may take another's blocks: a fixed order, so none takes them back."""
-        return self.is_background(seq), seq.number
+        return self.is_background(seq), seq.turn, seq.number
+
+
+def own_tokens(seq: Sequence) -> int:
+    """Return the tokens that a sequence has to compute when it begins, without a prompt that another computes."""
+    return len(seq.tokens) - (len(seq.request.prompt) if seq.parent is not None else 0)

@@ -1,9 +1,9 @@
 """Decides which tokens of which sequences the next step computes.
 
-Knows sequences, blocks, priorities and tenants; knows no text and no weights. One budget a step, no phases: the
-newest tokens of running answers first, prefill with what is left. Of the prompts those of the tenant with the least
-service go first, of one tenant's the shortest, and a quarter goes to the oldest. Batch work gets what interactive
-work leaves, and a turn now and then.
+Knows sequences, blocks, priorities and clients; knows no text and no weights. One budget a step, no phases: the
+newest tokens of running answers first, prefill with what is left. Clients share steps (turns.py), slots and blocks. Of
+the prompts those of the client with the least service go first, of one client's the shortest, and a quarter goes to
+the oldest. Batch work gets what interactive work leaves, and a turn now and then.
 Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Scheduler.learn -> Emitter.emit
 """
 
@@ -11,35 +11,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 from freehold.engine.cache.blocks import BlockManager, blocks_for
-from freehold.engine.schedule.budget import BRIEF_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
+from freehold.engine.schedule.budget import BRIEF_S, BURST_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import TILE
-from freehold.engine.schedule.live import LiveSequences
-from freehold.engine.schedule.preemption import Preemption
+from freehold.engine.schedule.live import LiveSequences, own_tokens
+from freehold.engine.schedule.preemption import RETRY_S, Preemption
 from freehold.engine.schedule.prefixes import SharedPrefixes
 from freehold.engine.schedule.shares import Shares
+from freehold.engine.schedule.turns import GRAMMAR_S, Turns, grammar_s
 from freehold.engine.schedule.wait import RemainingPrefill, WaitEstimate
 from freehold.engine.sequence import Sequence
 
 OLDEST_SHARE = 0.25  # of a step's room for prefill: the oldest prompt has a quarter of the speed at least
 AGE_S = 1.0  # batch work that was not scheduled for so long goes first for one step,
 PATIENCE_S = 60.0  # and for good after so long, one such sequence at a time
-BYPASS_S = (
-    2.0  # for so long others may pass one that finds no room; then younger sequences are preempted for it
-)
-RETRY_S = 0.25  # until one that found no room is tried again although no block became free
+ANSWER = 256  # tokens that an answer is expected to have at most, whatever its limit
 GROWTH = 1  # blocks that each running sequence is expected to need soon; doubled each time it was preempted
 
 
 @dataclass(slots=True)
 class Runnable:
-    """Sequences that can continue: those that decode, those in prefill, and how many of the latter make a burst."""
+    """Sequences that can continue: those that decode, those in prefill, and brief ones of the latter, by client."""
 
     decodes: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
-    newcomers: int = 0
+    newcomers: dict[str, int] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -60,13 +59,18 @@ class Scheduler:
         self.live = LiveSequences()
         self._batch: dict[Sequence, ScheduledChunk] = {}  # the step under construction
         self.preemption = Preemption(self.live, blocks, self._batch)
+        self._turns = Turns(self._shares.used, self.budget.cost.between)
         self._prefixes = SharedPrefixes(self.live, blocks)
         self.wait = WaitEstimate(self.live, self.budget, self._shares)
         self._now = 0.0  # when the step under construction was begun
         self._background_at = (
             0.0  # when batch work's prefill was last scheduled: those that wait share one turn
         )
-        self._active = 0  # sequences that hold blocks and whose readers keep up
+        self._active = 0  # sequences that hold blocks and whose readers keep up,
+        self._active_of: dict[str, int] = {}  # those of each client,
+        self._slots = 0  # and how many there may be
+        self._grammar_s: dict[str, float] = {}  # what grammars took in this step, by client
+        self._stalled = False  # a sequence that holds blocks waits for its reader
         self._loading = False  # a sequence takes blocks from disk
         self._full = False  # no token of the next prompt fits into the step
         self._owed_s = 0.0  # seconds of prefill that the oldest prompt is owed
@@ -74,13 +78,15 @@ class Scheduler:
     def add(self, seq: Sequence) -> None:
         """Add a sequence; it gets blocks when it is first scheduled."""
         self.live.add(seq, self._clock())
-        self._shares.enter(seq.request.tenant)
+        answer_s = min(seq.left, ANSWER) * self.budget.cost.seconds(1)
+        seq.expected_s = answer_s + self.budget.expected(0, own_tokens(seq), seq.request.all_logits)
+        seq.turn = self._shares.enter(seq.request.client, seq.expected_s)
 
     def remove(self, seq: Sequence, keep: bool = True) -> None:
         """Drop a sequence that ended or was cancelled; `keep`: its full blocks stay cached while there is room."""
         if seq in self.live:
             self.live.remove(seq)
-            self._shares.leave(seq.request.tenant)
+            self._shares.leave(seq.request.client, seq.expected_s)
             (self._blocks.retire if keep else self._blocks.release)(seq)
 
     def expired(self) -> list[Sequence]:
@@ -100,15 +106,17 @@ class Scheduler:
     def _choose(self) -> list[ScheduledChunk]:
         self._now = self._clock()
         self._batch.clear()
+        self._grammar_s.clear()
         self.budget.begin()
         first, background = self._ready()
         if not first.decodes and not first.prompts:
             first, background = background, Runnable()
-        self._decode(first.decodes)
-        self.budget.open(len(self._batch), first.newcomers)
+        burst = self._burst(first)
+        self._decode(first, BURST_S if burst > 1 else 0.0)
+        self.budget.open(len(self._batch), burst, self._turns.limit_s)
         self._prefill(first.prompts)
         for seq in sorted(background.decodes, key=lambda s: s.scheduled_at):
-            if seq.block_table and self._has_blocks(seq) and self.budget.add_decode():
+            if seq.block_table and self._has_blocks(seq) and self.budget.add_decode(grammar_s(seq)):
                 self._take(seq, len(seq.tokens) - 1, 1)
         self._prefill(background.prompts)
         return list(self._batch.values())
@@ -133,24 +141,36 @@ class Scheduler:
         for group, part in ((decodes, share), (chunks, 1.0 - share)):
             tokens = sum(chunk.num_tokens for chunk in group)
             for chunk in group:
-                self._shares.charge(chunk.seq.request.tenant, seconds * part * chunk.num_tokens / tokens)
+                self._shares.charge(chunk.seq.request.client, seconds * part * chunk.num_tokens / tokens)
                 if chunk.last and not chunk.seq.prefilled:
                     chunk.seq.prefilled = True
                     prefilled.append(chunk.seq)
                     self.wait.began()
         return prefilled
 
+    def has_grammar_time(self, seq: Sequence) -> bool:
+        """Tell whether a sequence's grammar may be asked in this step, or those of its client took too long in it."""
+        return self._grammar_s.get(seq.request.client, 0.0) <= GRAMMAR_S
+
+    def charge_grammar(self, seq: Sequence, seconds: float) -> None:
+        """Add what a sequence's grammar took in this step to its client's share."""
+        client = seq.request.client
+        self._grammar_s[client] = self._grammar_s.get(client, 0.0) + seconds
+        self._shares.charge(client, seconds)
+
     def _ready(self) -> tuple[Runnable, Runnable]:
         """Sort the sequences that can continue into those that go first and the others."""
         now, live = self._now, self.live
         first, rest = Runnable(), Runnable()
         ahead: list[RemainingPrefill] = []
-        self._active = 0
+        self._active, self._active_of, self._stalled = 0, {}, False
         background_at = 0.0 if all(map(live.is_background, live)) else self._background_at
         for seq in live:
             if not seq.ready:
+                self._stalled = self._stalled or bool(seq.block_table)
                 continue
-            self._active += bool(seq.block_table)
+            if seq.block_table:
+                self._count_active(seq)
             unscheduled_s = now - seq.scheduled_at
             if unscheduled_s > PATIENCE_S and live.promoted not in live and live.is_background(seq):
                 live.promoted = seq
@@ -163,20 +183,31 @@ class Scheduler:
             turn = rest if background and now - max(seq.scheduled_at, background_at) <= AGE_S else first
             turn.prompts.append(seq)
             ahead.append(self.wait.remaining(seq))
-            turn.newcomers += not seq.prefilled and ahead[-1].seconds <= BRIEF_S
+            if not seq.prefilled and ahead[-1].seconds <= BRIEF_S:
+                client = seq.request.client
+                turn.newcomers[client] = turn.newcomers.get(client, 0) + 1
         decodes = len(first.decodes) + len(rest.decodes)
-        burst = first.newcomers if first.prompts else rest.newcomers
+        burst = self._burst(first if first.prompts else rest)
         self.wait.update(ahead, self.budget.slowdown(decodes, burst))
         return first, rest
 
+    def _burst(self, runnable: Runnable) -> int:
+        """Return how many prompts make a burst: not those of clients with more service than one that only decodes."""
+        newcomers = runnable.newcomers
+        if not newcomers:
+            return 0
+        used = self._shares.used
+        decoding = {seq.request.client for seq in runnable.decodes} - newcomers.keys()
+        least = min(map(used, decoding), default=inf)
+        return sum(count for client, count in newcomers.items() if used(client) <= least)
+
     # --- newest tokens -----------------------------------------------------------------------------
 
-    def _decode(self, decodes: list[Sequence]) -> None:
-        """Take the newest token of every running answer; beyond a step's tokens, of those that waited longest."""
+    def _decode(self, runnable: Runnable, step_s: float) -> None:
+        """Take the newest token of every running answer, or of those whose turn it is."""
+        waiting = {seq.request.client for seq in runnable.prompts}
         most = self.budget.max_num_batched_tokens
-        if len(decodes) > most:
-            decodes = sorted(decodes, key=lambda s: s.scheduled_at)[:most]
-        for seq in decodes:
+        for seq in self._turns.choose(runnable.decodes, most, waiting, step_s):
             if seq.block_table and self._has_blocks(seq):
                 self._take(seq, len(seq.tokens) - 1, 1)
 
@@ -193,10 +224,11 @@ class Scheduler:
         """Give out the step's room for prefill."""
         if not prompts:
             return
+        self._slots = self.budget.max_decodes()
         used = self._shares.used
-        order = sorted(prompts, key=lambda s: (used(s.request.tenant), self._urgency(s), s.number))
-        tenant = order[0].request.tenant
-        oldest = min((s for s in order if s.request.tenant == tenant), key=lambda s: s.number)
+        order = sorted(prompts, key=lambda s: (used(s.request.client), self._urgency(s), s.number))
+        client = order[0].request.client
+        oldest = min((s for s in order if s.request.client == client), key=lambda s: s.number)
         if oldest is not order[0]:
             self._owed_s = min(self._owed_s + OLDEST_SHARE * self.budget.room, self.budget.room)
             tile_s = self.budget.seconds(oldest.num_computed_tokens, TILE)
@@ -239,6 +271,8 @@ class Scheduler:
     def _has_blocks(self, seq: Sequence) -> bool:
         """Make sure all tokens of `seq` have blocks, by preemption if the rules allow it."""
         if not seq.block_table or seq.loading:
+            if not self._may_begin(seq):
+                return False
             self.live.count(seq, -1)
             admitted = self._admit(seq)
             self.live.count(seq, 1)
@@ -247,18 +281,16 @@ class Scheduler:
         if blocks.grow(seq, tokens):
             return True
         need = blocks.missing(seq, tokens)
-        return self.preemption.make_room(seq, need, self._now, younger=True) and blocks.grow(seq, tokens)
+        return self.preemption.make_room(seq, need, self._now, inf) and blocks.grow(seq, tokens)
 
     def _admit(self, seq: Sequence) -> bool:
         """Let a sequence begin if there is room for it and for what the running ones will need soon."""
         blocks = self._blocks
         others = self.live.running  # without `seq`, which is not counted meanwhile
-        if not self._may_retry(seq) or self._active >= self.budget.max_decodes():
-            return False
         if others and not seq.loading and self._prefixes.provider(seq):
             return False
-        younger = self._now - seq.arrived_at > BYPASS_S
-        if not blocks.reserve(seq) and not self.preemption.make_reservable(seq, self._now, younger):
+        waited_s = self._now - seq.arrived_at
+        if not blocks.reserve(seq) and not self.preemption.make_reservable(seq, self._now, waited_s):
             return False
         seq.loading = not self._adopt(seq)
         if seq.loading:  # other sequences' steps continue meanwhile
@@ -266,20 +298,30 @@ class Scheduler:
             return False
         need = blocks.missing(seq, len(seq.tokens))
         spare = GROWTH * others + min(GROWTH << seq.preempted, blocks_for(seq.left)) if others else 0
-        fits = need + spare <= blocks.available or self.preemption.make_room(seq, need, self._now, younger)
+        fits = need + spare <= blocks.available or self.preemption.make_room(seq, need, self._now, waited_s)
         if fits and blocks.grow(seq, len(seq.tokens)):
-            self._active += 1
+            self._count_active(seq)
             seq.queue_s = seq.queue_s if seq.preempted else self._now - seq.arrived_at
             return True
         blocks.release(seq)
         seq.retry_above, seq.retry_at = blocks.available, self._now + RETRY_S
         return False
 
-    def _may_retry(self, seq: Sequence) -> bool:
-        """Tell whether anything can have changed since it found no room: a retry costs a walk of the prefix tree."""
-        if self._blocks.available > seq.retry_above or self._now > seq.retry_at:
-            return True
-        return any(s.pending for s in self.live if s.block_table)
+    def _may_begin(self, seq: Sequence) -> bool:
+        """Tell whether there is a slot for a sequence, in all or in its client's part of them.
+
+        One that found no room is tried again once something can have changed: a retry costs a walk of the prefix tree.
+        """
+        if self._active >= self._slots:
+            part = max(self._slots // self._shares.clients, 1)
+            if self._active_of.get(seq.request.client, 0) >= part:
+                return False
+        return self._blocks.available > seq.retry_above or self._now > seq.retry_at or self._stalled
+
+    def _count_active(self, seq: Sequence) -> None:
+        client = seq.request.client
+        self._active += 1
+        self._active_of[client] = self._active_of.get(client, 0) + 1
 
     def _adopt(self, seq: Sequence) -> bool:
         """Let a sequence begin after its cached prefix; False if the disk has more of it."""

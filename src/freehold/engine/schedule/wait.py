@@ -22,7 +22,7 @@ class RemainingPrefill(NamedTuple):
     """What is left to compute of a prompt, and by what its turn is decided."""
 
     background: bool
-    tenant: str
+    client: str
     tokens: int
     seconds: float
 
@@ -43,7 +43,7 @@ class WaitEstimate:
         """Return what is left of a sequence's prefill, with what it is expected to take."""
         tokens = len(seq.tokens) - seq.num_computed_tokens
         seconds = self._budget.expected(seq.num_computed_tokens, tokens, seq.request.all_logits)
-        return RemainingPrefill(self._live.is_background(seq), seq.request.tenant, tokens, seconds)
+        return RemainingPrefill(self._live.is_background(seq), seq.request.client, tokens, seconds)
 
     def update(self, ahead: list[RemainingPrefill], slowdown: float) -> None:
         """Replace what is to be computed; `slowdown`: how many times longer it takes beside running answers."""
@@ -66,8 +66,8 @@ class WaitEstimate:
         ahead = [*self._ahead, *map(self.remaining, entered)]
         if request is not None:
             used = self._shares.used
-            turn = (request.priority == "batch", used(request.tenant), len(request.prompt))
-            ahead = [each for each in ahead if (each.background, used(each.tenant), each.tokens) <= turn]
+            turn = (request.priority == "batch", used(request.client), len(request.prompt))
+            ahead = [each for each in ahead if (each.background, used(each.client), each.tokens) <= turn]
         pace = (self._queued_s - self._begins[0]) / len(self._begins)
         return max(
             sum(each.seconds for each in ahead) * self._slowdown, min(len(ahead), self._live.waiting) * pace

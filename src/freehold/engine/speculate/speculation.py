@@ -16,6 +16,7 @@ from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import StepCost
 from freehold.engine.schedule.scheduler import Scheduler
+from freehold.engine.schedule.turns import DEAR_S, grammar_s
 from freehold.engine.sequence import Sequence
 from freehold.engine.speculate.draft import (
     FORCED_PRIOR,
@@ -96,7 +97,9 @@ class Speculation:
         for each, chunk in zip(drafts, batch, strict=True):
             most = min(MAX_DRAFT, chunk.seq.left - 1)
             each.match(most)
-            if chunk.seq.matcher is not None:
+            if grammar_s(chunk.seq) > DEAR_S:  # looking ahead would take it several times as long
+                each.draft = None
+            elif chunk.seq.matcher is not None:
                 each.constrain(chunk.seq.matcher, most)
         if self.cost.count(self._plain) < BASE_SAMPLES:  # the cost of plain decoding must be known first
             return batch
