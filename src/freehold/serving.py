@@ -79,7 +79,8 @@ class Job:
     turn: Turn = "new"  # a chat's prompt opens a new answer, leaves its last message open, or does neither
     ignore_eos: bool = False  # continue after the model's own end, to max_tokens: for load generators
     priority: Priority = "interactive"
-    tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
+    tenant: str = ""  # whose cached prefixes it may see
+    client: str = ""  # whose share of the engine it uses; "": the tenant's
     whole: bool = False  # the client does not stream: a provider may send the answer in one piece
     timeout_s: float | None = None  # from its arrival to its last token
     resume: tuple[tuple[int, ...], ...] = ()  # per answer, the tokens that a previous engine process sent
@@ -110,6 +111,7 @@ class EmbedJob:
     tenant: str = ""
     priority: Priority = "interactive"
     first: int = 0
+    client: str = ""  # as a Job's
     adapter: str = ""  # by name, of those the model was opened with
 
 

@@ -87,6 +87,7 @@ class LocalJob:
         return {
             "priority": job.priority,
             "tenant": job.tenant,
+            "client": job.client,
             "deadline_s": job.timeout_s,
             "admitted": admitted,
             "adapter": self._adapter,

@@ -29,6 +29,7 @@ from freehold.types import MAX_FORMAT_CHARS, Tool
 
 MAX_ANSWERS = 128
 MAX_TENANT_CHARS = 256
+MAX_CLIENT_CHARS = MAX_TENANT_CHARS + 16  # a key's name or an address, and which of both it is
 MAX_EFFORT_CHARS = 32
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 # No text up to this for each token of the context is refused by its length; ordinary text has four characters to a
@@ -48,6 +49,7 @@ def check_job(job: Job, context: int, longest: Callable[[], int], *, counted: bo
     _check("number of stop strings", len(job.stop), 0, MAX_STOPS)
     _check("length of a stop string", max(map(len, job.stop), default=1), 1, MAX_STOP_CHARS)
     _check("length of tenant", len(job.tenant), 0, MAX_TENANT_CHARS)
+    _check("length of client", len(job.client), 0, MAX_CLIENT_CHARS)
     _check("number of messages", len(job.messages or ()), 0, MAX_MESSAGES)
     _check("number of answers resumed", len(job.resume), 0, job.n)
     check_request(job)

@@ -40,7 +40,7 @@ class KeptAnswer:
 
 def answer_key(cleared: Cleared[Job], tenant: str, route: str, file: str) -> bytes:
     """Return what two requests have in common whose answers may be exchanged. `file`: digest of gateway.toml."""
-    job = replace(cleared.work, tenant=tenant, timeout_s=None, priority="interactive")
+    job = replace(cleared.work, tenant=tenant, client="", timeout_s=None, priority="interactive")
     # JSON by Python's own module: a job may hold what msgspec does not write, such as half of a surrogate pair, an
     # integer of 100 bits, or NaN. Names of members that are numbers, as logit_bias has, become texts.
     plain = msgspec.to_builtins(job, str_keys=True, order="deterministic")

@@ -45,7 +45,7 @@ class Computing:
         pictures: Pictures | None = None,
     ) -> None:
         """`fit` adapts a job to the loaded model, and warns of what it leaves out; `pictures`: those of the jobs."""
-        self.call, self.jobs = call, jobs
+        self.call, self.jobs = call, [replace(job, client=call.caller) for job in jobs]
         self._keep_alive, self._fit, self._pictures = keep_alive, fit, pictures
         self.tally = Tally(jobs, call.started, warnings)
         self._abreast = asyncio.Semaphore(ABREAST) if len(jobs) > ABREAST else nullcontext()

@@ -65,7 +65,7 @@ async def embed(call: HttpCall) -> None:
     if given:
         check_count("input", given)
     warnings = [*unknown_fields(raw, EmbedRequest), *_idle(request.options)]
-    job = EmbedJob(tuple(given), None, bool(request.truncate), request.dimensions, call.tenant)
+    job = EmbedJob(tuple(given), None, bool(request.truncate), request.dimensions, call.tenant, client=call.caller)
 
     async def work() -> None:
         load_s, vectors = await _made(call, request, job)
@@ -92,7 +92,7 @@ async def embeddings(call: HttpCall) -> None:
     request, raw = await call.struct(EmbeddingsRequest)
     warnings = [*unknown_fields(raw, EmbeddingsRequest), *_idle(request.options)]
     texts = (request.prompt,) if request.prompt else ()
-    job = EmbedJob(texts, truncate=bool(request.truncate), tenant=call.tenant)
+    job = EmbedJob(texts, truncate=bool(request.truncate), tenant=call.tenant, client=call.caller)
 
     async def work() -> None:
         _, vectors = await _made(call, request, job)

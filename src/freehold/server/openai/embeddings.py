@@ -82,6 +82,7 @@ async def embeddings(call: HttpCall) -> None:
             request.dimensions,
             call.tenant,
             priority(request.priority),
+            client=call.caller,
         )
         vectors = await served.embed(job, seconds(request.keep_alive))
         call.work.prompt_tokens = sum(vectors.tokens)

@@ -127,6 +127,7 @@ async def _vectors(call: HttpCall, request: Embedding, texts: list[str]) -> Vect
         request.pooling,
         bool(request.truncate),
         tenant=call.tenant,
+        client=call.caller,
         priority=priority(request.priority),
     )
     vectors = await served.embed(job, seconds(request.keep_alive))
