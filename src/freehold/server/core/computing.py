@@ -45,7 +45,7 @@ class Computing:
         pictures: Pictures | None = None,
     ) -> None:
         """`fit` adapts a job to the loaded model, and warns of what it leaves out; `pictures`: those of the jobs."""
-        self.call, self.jobs = call, [replace(job, client=call.caller) for job in jobs]
+        self.call, self.jobs = call, jobs
         self._keep_alive, self._fit, self._pictures = keep_alive, fit, pictures
         self.tally = Tally(jobs, call.started, warnings)
         self._abreast = asyncio.Semaphore(ABREAST) if len(jobs) > ABREAST else nullcontext()
@@ -95,10 +95,9 @@ class Computing:
             raise DeadlineExceeded(message, "give it more time, or load the model first") from None
 
     def _left(self, job: Job) -> Job:
-        """Return the job with the rest of its time, which counts from the request's arrival."""
-        if job.timeout_s is None:
-            return job
-        return replace(job, timeout_s=max(job.timeout_s - self.tally.passed_s, 0.001))
+        """Return the job with the rest of its time, which counts from the request's arrival, and its client."""
+        left = None if job.timeout_s is None else max(job.timeout_s - self.tally.passed_s, 0.001)
+        return replace(job, timeout_s=left, client=self.call.caller)
 
     async def _follow_in_turn(
         self,
