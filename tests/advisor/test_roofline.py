@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from dataclasses import replace
@@ -299,3 +300,33 @@ def test_unknown_engines_and_pairs_are_refused_with_the_way_out():
     with pytest.raises(UsageError, match="does not run on") as raised:
         speed(engine("mlx"), rig("h100").device)
     assert "vllm" in str(raised.value.hint)
+
+
+# InferenceX's sweep of DeepSeek-R1 in FP8 on 8 H200 by SGLang 0.5.7, tensor parallel, prompts and answers of 1,024
+# tokens (SemiAnalysisAI/InferenceX/issues/870, 2026-03-05), and of gpt-oss-120b on 8 MI300X by vLLM 0.17.0, one user
+# (SemiAnalysisAI/InferenceX/pull/1092, 2026-04-19: about 249 tokens a second). None of them is in a fit.
+UNSEEN_TPOT_MS = {8: 12.8, 16: 17.2, 32: 25.6, 64: 34.6}
+
+
+def test_large_mixtures_on_eight_devices_are_as_fast_as_rows_that_no_fit_has_seen():
+    work = weigh(R1, "FP8")
+    for users, measured in UNSEEN_TPOT_MS.items():
+        told = roofline.serving(work, rig("8xh200"), engine("sglang"), 1024, 1024, users).tpot
+        assert told.low * 1e3 < measured < told.high * 1e3
+        assert measured / 1e3 / told.mid == pytest.approx(1.0, abs=0.15), users
+    oss = weigh("openai/gpt-oss-120b", "MXFP4")
+    one = roofline.single_stream(oss, rig("8xmi300x"), engine("vllm"), 2048).answer
+    assert one.low < 249 < one.high
+
+
+def test_what_no_row_of_an_engine_tells_has_twice_the_doubt():
+    box = rig("8xh200")
+    latent = weigh("deepseek-ai/DeepSeek-V3", "FP8")
+    heads = weigh("openai/gpt-oss-120b", "MXFP4")
+
+    def doubt(work: Anatomy, name: str) -> float:
+        answer = roofline.single_stream(work, box, engine(name), 2048).answer
+        return math.log(answer.high / answer.low)
+
+    assert doubt(latent, "vllm") == pytest.approx(2 * doubt(heads, "vllm"))
+    assert doubt(latent, "sglang") == pytest.approx(doubt(heads, "sglang"))

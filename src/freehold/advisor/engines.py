@@ -41,6 +41,7 @@ class UpstreamEngine:
     checked: date
     capability: float = 0.0  # of CUDA, the least it runs on
     needs: Mapping[str, float] = field(default_factory=dict)  # of CUDA, by weights that need more
+    unmeasured: tuple[str, ...] = ()  # kinds of layers of which no published row of this engine tells
     # By quantisation: the type in which this engine's files hold what is beside the experts, if not as on the hub.
     beside: Mapping[str, str] = field(default_factory=dict)
 
@@ -104,6 +105,7 @@ def engines() -> tuple[UpstreamEngine, ...]:
 
 def _engine(raw: dict[str, Any]) -> UpstreamEngine:
     lists = {key: tuple(raw[key]) for key in ("kinds", "vendors", "quants", "cache_widths")}
+    lists["unmeasured"] = tuple(raw.get("unmeasured", ()))
     return UpstreamEngine(**{**raw, **lists})
 
 

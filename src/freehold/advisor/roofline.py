@@ -143,12 +143,12 @@ def single_stream(
     pace = speed(engine, rig.device)
     answer = _around(
         1 / step(work, rig, engine, 1, context, apart=apart).seconds(pace),
-        _spread(pace, rig.device, "answer"),
+        _spread(pace, rig.device, "answer", work, engine),
     )
     if math.isinf(rate(work, rig.device, engine)):
         return Single(answer, None)
     reads = prompt / first_s(work, rig, engine, pace, prompt, 1)
-    return Single(answer, _around(reads, _spread(pace, rig.device, "prompt")))
+    return Single(answer, _around(reads, _spread(pace, rig.device, "prompt", work, engine)))
 
 
 def serving(work: Work, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, concurrency: int) -> Serving:
@@ -173,13 +173,13 @@ def serving(work: Work, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, co
     tpot = step(work, rig, engine, together, isl + osl // 2, isl, osl).seconds(pace)
     first = first_s(work, rig, engine, pace, isl, together)
     asked = first + tpot * (osl - 1)
-    output = _around(together * osl / asked, _spread(pace, rig.device, "output"))
+    output = _around(together * osl / asked, _spread(pace, rig.device, "output", work, engine))
     queued = first + asked * (concurrency / together - 1)
     return Serving(
         total=output.times((isl + osl) / osl),
         output=output,
-        tpot=_around(tpot, _spread(pace, rig.device, "tpot")),
-        ttft=_around(queued, _spread(pace, rig.device, "ttft")),
+        tpot=_around(tpot, _spread(pace, rig.device, "tpot", work, engine)),
+        ttft=_around(queued, _spread(pace, rig.device, "ttft", work, engine)),
         streams=together,
     )
 
@@ -316,9 +316,10 @@ def _why_not(work: Work, rig: Rig, engine: UpstreamEngine, weights: int, room: i
     return ""
 
 
-def _spread(pace: Speed, device: Device, what: str) -> Spread:
+def _spread(pace: Speed, device: Device, what: str, work: Work, engine: UpstreamEngine) -> Spread:
     """Return the measured spread; twice that of engines that serve many, where no published row covers it."""
-    covered = what in pace.covers and device.vendor in pace.vendors
+    told = not any(g.kind in engine.unmeasured for g in work.layers)
+    covered = told and what in pace.covers and device.vendor in pace.vendors
     return pace.spread[what] if covered else spreads()[what].wider()
 
 

@@ -129,14 +129,16 @@ def _step_time(
         prompt=one,
         positions=curve,
         arrival=pace.factors.get("arrival", 0.0),
-        spread=_spread(pace),
+        spread=_spread(pace, work, engine),
         basis=f"predicted: {engine.title}, published figures of {rig.device.title}, and rows measured by others",
     )
 
 
-def _spread(pace: Speed) -> float:
+def _spread(pace: Speed, work: Work, engine: UpstreamEngine) -> float:
     """Return the deviation of the logarithm of a step's seconds; a factor of two in 80 % where none is known."""
     found = pace.spread.get("tpot") or pace.spread.get("answer")
+    if found and any(group.kind in engine.unmeasured for group in work.layers):
+        found = found.wider()
     return math.log(found.high / found.low) / _WIDTH if found and found.low > 0 else 2 * math.log(2) / _WIDTH
 
 
