@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from freehold.errors import (
     EngineClosed,
     EngineLost,
     FreeholdError,
+    Overloaded,
     SlowReader,
     UsageError,
 )
-from freehold.serving import Job, ModelInfo
+from freehold.serving import Begin, Job, ModelInfo
+from freehold.types import Chunk, SamplingParams
 from freehold.worker import client, quarantine
 from freehold.worker import stream as stream_module
 from freehold.worker.handle import EngineHandle
@@ -218,6 +221,30 @@ def test_hung_engine_is_killed_and_its_streams_go_on(serve):
         assert served.restarts in (1, 2)  # the next one may also stand still, on a machine that is busy
 
     serve(body, EngineOptions(hung_s=3.0), scripts=SCRIPTS)
+
+
+def test_stopped_engine_holds_a_bounded_number_of_bytes_back(serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("freehold.worker.handle.MAX_WAITING", 4 << 20)
+    long = replace(JOB, prompt="a " * 500_000)
+
+    async def leave(served: EngineHandle) -> None:
+        """Ask, and go before the engine has taken the job."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await served.start(long)
+
+    async def body(models: EngineModels) -> None:
+        served, other = await models.use("slow"), await models.use("fast")
+        os.kill(served.pid, signal.SIGSTOP)
+        with pytest.raises(Overloaded, match="wait until the engine takes them; the limit is 4,194,304"):
+            for _ in range(40):
+                await leave(served)
+        await answers(other, JOB)
+        os.kill(served.pid, signal.SIGCONT)
+        await until(lambda: not served._engine._waiting())
+        assert tokens((await answers(served, JOB))[0]) == scripted_tokens(5, 0, 60)
+
+    serve(body, scripts=SCRIPTS)
 
 
 def test_idle_engine_is_not_taken_for_a_hung_one(serve):
@@ -675,3 +702,20 @@ def test_engine_that_speaks_nonsense_is_a_named_error(
 def test_a_kill_is_reported_with_what_is_known_of_it(before: int | None, now: int | None, part: str):
     assert part in client.ended_by(-signal.SIGKILL, before, now)
     assert "memory" not in client.ended_by(-signal.SIGSEGV, before, now)
+
+
+def test_an_answer_does_not_continue_in_other_weights():
+    """The engine died, and the file under its name was replaced before the next engine began."""
+
+    async def body() -> None:
+        begin = Begin(64, (1, 2), SamplingParams(), 8, weights="one")
+        stream = stream_module.EngineStream(1, Job(prompt="Hi"), lambda *_: None)
+        stream.began(begin)
+        stream.gain(0, Chunk("a", token_ids=(3,)))
+        stream.began(replace(begin))  # an engine of the same weights reports the same again
+        assert await anext(stream) == (0, Chunk("a", token_ids=(3,)))
+        stream.began(replace(begin, weights="two"))
+        with pytest.raises(EngineLost, match="file was replaced"):
+            await anext(stream)
+
+    asyncio.run(body())

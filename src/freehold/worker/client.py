@@ -9,6 +9,7 @@ Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; EngineProcess.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from freehold.errors import EngineLost
+from freehold.errors import EngineLost, Overloaded
 from freehold.machine import memory_kills
 from freehold.sandbox.children import spawn
 from freehold.serving import ModelInfo
@@ -44,6 +45,9 @@ KEYS = ("FREEHOLD_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # -P: no module is imported from the folder the server happens to run in.
 COMMAND = [sys.executable, "-P", "-m", "freehold.worker.process"]
 BUFFER = 1 << 20  # bytes of socket buffer, so that a step of 500 streams is sent without waiting for us
+# Bytes of new requests that an engine has not taken yet: one that is stopped, or swaps, takes none, and the messages of
+# clients that left meanwhile wait with the others. The largest frame fits alone.
+MAX_WAITING = 64 << 20
 STOP_S = 12.0  # for a process to end by itself, longer than process.LEAVE_S
 HELLO_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 
@@ -67,7 +71,8 @@ class EngineProcess(asyncio.Protocol):
         self._ready: asyncio.Future[ModelInfo] = self._loop.create_future()
         self.gone: asyncio.Future[str] = self._loop.create_future()
         self._reaping: asyncio.Task[None] | None = None
-        self._out: list[bytes] = []
+        self._out: list[bytes] = []  # frames of this turn of the loop
+        self._out_bytes = 0
         self._fault = ""
         self.heard = self._loop.time()  # when its latest message came
         self._memory_kills = memory_kills()
@@ -104,15 +109,30 @@ class EngineProcess(asyncio.Protocol):
             raise EngineDied(f"it could not be started: {e.strerror}") from e
         await self._loop.create_unix_connection(lambda: self, sock=ours)
 
-    def send(self, message: WireMessage) -> None:
-        """Send a message; those of one turn of the loop go out together. Raises UsageError for one too large."""
+    def send(self, message: WireMessage, most: float = math.inf) -> None:
+        """Send a message; those of one turn of the loop go out together.
+
+        Raises UsageError for one too large, Overloaded where it and what the process has not taken yet are more than
+        `most` bytes.
+        """
         frame = self._writer.frame(message)
+        if (waiting := self._waiting()) and waiting + len(frame) > most:
+            raise Overloaded(
+                f"{waiting:,} bytes of requests wait until the engine takes them; the limit is {most:,}",
+                "ask again in a moment",
+                1.0,
+            )
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(frame)
+        self._out_bytes += len(frame)
+
+    def _waiting(self) -> int:
+        written = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return written + self._out_bytes
 
     def _flush(self) -> None:
-        out, self._out = self._out, []
+        out, self._out, self._out_bytes = self._out, [], 0
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(out))
 

@@ -23,7 +23,7 @@ from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, Freehold
 from freehold.serving import EmbedJob, EngineStats, Job, ModelInfo, PastDeath, Vectors
 from freehold.worker import quarantine
 from freehold.worker.calls import LoadWaiters, PendingCall, check_pending, joined, portions
-from freehold.worker.client import STOP_S, EngineDied, EngineProcess
+from freehold.worker.client import MAX_WAITING, STOP_S, EngineDied, EngineProcess
 from freehold.worker.counters import Counters
 from freehold.worker.keepalive import KEEP_ALIVE_S, KeepAlive
 from freehold.worker.options import HUNG_S
@@ -139,7 +139,7 @@ class EngineHandle:
         self._rest()
 
     async def start(self, job: Job, keep_alive: float | None = None) -> EngineStream:
-        """Submit a job; returns when the engine has accepted it. Raises what it was refused with.
+        """Submit a job; returns when the engine has accepted it. Raises what it was refused with, and Overloaded.
 
         `keep_alive`: seconds the model stays loaded after its last job; 0 not at all, negative for good.
         """
@@ -201,7 +201,7 @@ class EngineHandle:
         elif self._quarantine.hold_others:
             self._quarantine.queue.append(request)
         else:
-            self._engine.send(message)
+            self._engine.send(message, MAX_WAITING)
 
     def _submit(self, request: Request) -> None:
         """Send a request to an engine that takes another's place."""
