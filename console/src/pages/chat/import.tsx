@@ -15,7 +15,8 @@ import { reach } from "./link";
 
 const words = texts.chat;
 
-export async function importFile(file: File): Promise<void> {
+/** Ask about what a file brings along, and make a chat of it; returns whether there is one. */
+export async function importFile(file: File): Promise<boolean> {
   try {
     const chat = JSON.parse(await file.text()) as unknown;
     const prompts = systemOf(chat);
@@ -26,13 +27,15 @@ export async function importFile(file: File): Promise<void> {
       text: <Steered prompts={prompts} tools={tools} keep={keep} />,
       action: words.importDo,
     };
-    if ((prompts.length || tools.length) && !(await ask(question))) return;
+    if ((prompts.length || tools.length) && !(await ask(question))) return false;
     const card = await reach(post<Card>("/console/api/import", { chat, system: keep.value }));
     changed(card);
     go(to("chat", card.id));
+    return true;
   } catch (e) {
     if (e instanceof SyntaxError) notify({ kind: "error", text: words.notJson(file.name) });
     else notifyError(e);
+    return false;
   }
 }
 

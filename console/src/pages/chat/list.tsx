@@ -39,7 +39,7 @@ export function List({ open, close }: { open: string | null; close?: () => void 
         <Button kind="primary" icon="plus" onClick={() => (go(to("chat")), close?.())}>
           {texts.newChat}
         </Button>
-        <More />
+        <More close={close} />
         {close && <IconButton icon="close" label={words.closeList} onClick={close} />}
       </div>
       <div class="search">
@@ -65,7 +65,7 @@ export function List({ open, close }: { open: string | null; close?: () => void 
   );
 }
 
-function More() {
+function More({ close }: { close?: (() => void) | undefined }) {
   const file = useRef<HTMLInputElement>(null);
   return (
     <>
@@ -77,7 +77,7 @@ function More() {
         hidden
         onChange={(e) => {
           const chosen = e.currentTarget.files?.[0];
-          if (chosen) void importFile(chosen);
+          if (chosen) void importFile(chosen).then((made) => made && close?.());
           e.currentTarget.value = "";
         }}
       />

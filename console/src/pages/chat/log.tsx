@@ -55,6 +55,9 @@ export function Log({ chat }: { chat: Chat }) {
     return node;
   });
   const waits = pending.value?.chat === chat ? pending.value : null;
+  useEffect(() => {
+    if (waits) scrolling.toEnd(); // what was just sent is seen
+  }, [waits?.draft]);
 
   return (
     <div class="log-frame">

@@ -12,6 +12,7 @@ export class Scrolling {
   readonly heights = new Heights();
   readonly range = signal<[number, number]>([0, 0]);
   readonly atEnd = signal(true);
+  private last = 0; // where it was scrolled to
   private place: { id: string; at: number } | null = null; // the first message seen, and where in the whole
 
   /** `outer` scrolls; `inner` has the drawn messages as children, and room for the others as its padding. */
@@ -31,7 +32,10 @@ export class Scrolling {
   readonly scrolled = (): void => {
     const box = this.outer.current;
     if (!box) return; // an observer's last word, after the log has gone
-    this.atEnd.value = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR;
+    // Text that came since the scroll moves the end away; only the reader, who goes up, leaves it.
+    const up = box.scrollTop < this.last;
+    this.last = box.scrollTop;
+    this.atEnd.value = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR || (this.atEnd.peek() && !up);
     this.remember();
     this.draw(this.heights.drawn(box.scrollTop, box.clientHeight));
   };
