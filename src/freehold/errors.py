@@ -17,6 +17,7 @@
     │   └── AccessDenied       the source requires a login, a token or an accepted licence
     ├── Offline                a call out was needed and offline mode forbids it
     ├── StoreError             the local store cannot be read or written
+    │   └── FileVanished       a model's file is gone, or another one than was recorded
     ├── Overloaded             the queue is full; it gives the expected wait
     ├── SlowReader             the reader of a stream fell too far behind
     ├── DeadlineExceeded       a request's own time limit passed
@@ -111,6 +112,10 @@ class Offline(FreeholdError):
 
 class StoreError(FreeholdError):
     """The local store cannot be read or written."""
+
+
+class FileVanished(StoreError):
+    """A model's file is gone, or another one than was recorded."""
 
 
 class Overloaded(FreeholdError):

@@ -147,6 +147,7 @@ class Begin:
         str, ...
     ] = ()  # that hold for the request, whatever set them; what continues its answer has them
     usage: Usage | None = None  # what a provider counted before its first token; None: nothing yet
+    weights: str = ""  # ModelInfo.weights of the engine that answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ class ModelInfo:
     width: int = 0  # of an embedding
     embeds_only: bool = False  # an encoder: it makes no text
     cache_bytes: int = 0  # of memory_bytes: blocks and states; 0: the engine does not say
+    weights: str = ""  # digest of its files, or of their sizes and times where none is recorded; empty: not known
 
 
 @dataclass(frozen=True, slots=True)

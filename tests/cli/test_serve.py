@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import httpx2
@@ -630,3 +631,45 @@ def test_words_reach_the_program_as_they_were(word: str, written: str):
     with pytest.raises(UsageError):
         quoted(word + "\n")
     assert f"ExecStart={written} x\n" in unit([word, "x"], Path("/h"), 30)
+
+
+def test_a_file_replaced_under_a_server_is_served_as_what_it_is_and_a_deleted_one_is_named(tmp_path: Path):
+    """After the engine's restart other weights answer under the name: the fingerprint and the receipt say so."""
+    (tmp_path / "config.toml").write_text("adopt = false\n")
+    file = write_gguf("llama", tmp_path / "mine.gguf", dtype="Q8_0")
+
+    def killed(process: subprocess.Popen[str]) -> None:
+        import psutil
+
+        for engine in psutil.Process(process.pid).children():
+            engine.kill()
+            engine.wait()
+
+    def asked(url: str) -> tuple[int, dict[str, Any]]:
+        said = httpx2.post(
+            f"{url}/v1/completions",
+            json={"model": "mine", "prompt": "Hi", "max_tokens": 4, "temperature": 0},
+            timeout=60,
+        )
+        return said.status_code, said.json()
+
+    with server(tmp_path, str(file)) as (process, url):
+        (_, first), (_, same) = asked(url), asked(url)
+        assert first["system_fingerprint"] == same["system_fingerprint"]
+        assert first["system_fingerprint"].endswith(first["freehold"]["weights"][:12])
+        os.replace(write_gguf("llama", tmp_path / "other.gguf", dtype="F16"), file)
+        killed(process)
+        (status, other), (_, again) = asked(url), asked(url)
+        assert status == 200 and other["system_fingerprint"] == again["system_fingerprint"]
+        assert other["system_fingerprint"] != first["system_fingerprint"]
+        assert other["freehold"]["weights"] != first["freehold"]["weights"]
+        killed(process)
+        assert asked(url)[0] == 200
+        file.unlink()
+        killed(process)
+        status, gone = asked(url)
+        assert (status, gone["error"]["code"]) == (503, "file_vanished")
+        assert "mine" in gone["error"]["message"] and gone["error"]["hint"]
+        process.terminate()
+        _, log = process.communicate()
+    assert log.count("was replaced since it was recorded") == 1

@@ -62,15 +62,19 @@ class LLM:
         notes: Sequence[str] = (),
         overlay: Overlay | None = None,
         pooling: Pooling = "last",
+        weights: str = "",
     ) -> None:
-        """`engine` is an Encoder for a model that makes embeddings alone. `pooling`: the model's own."""
+        """`engine` is an Encoder for a model that makes embeddings alone. `pooling`: the model's own.
+
+        `weights` names the files that were loaded.
+        """
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
         self._constraints = ConstraintBuilder(tokenizer, name)
         self.adapters = Adapters(engine.model)
         self._prompter = Prompter(tokenizer, template, name, engine.context)
         self._embedder = Embedder(engine, tokenizer, name, pooling)
         self.name, self.quantization = name, quantization
-        self._overlay = overlay
+        self._overlay, self._weights = overlay, weights
         sampling = overlay.read.sampling if overlay else {}
         self.default_sampling = replace(default_sampling or SamplingParams(), **sampling)  # type: ignore[arg-type]
         self.load_s, self._notes = load_s, list(notes)
@@ -275,6 +279,7 @@ class LLM:
             adapters=self.adapters.infos,
             width=self._embedder.width,
             embeds_only=isinstance(self._engine, Encoder),
+            weights=self._weights,
         )
 
     def add_adapter(self, name: str, path: str | Path) -> ModelInfo:
@@ -351,6 +356,7 @@ class LLM:
             max_tokens=room if job.max_tokens is None else min(job.max_tokens, room),
             dropped_messages=prompt.dropped,
             warnings=(*prompt.warnings, *left),
+            weights=self._weights,
         )
         return LocalJob(engine, self._tokenizer, job, prompt, begin, constraint, adapter)
 

@@ -32,7 +32,14 @@ from freehold.models.binding.bind import read_source
 from freehold.models.load import LoadedModel, load_model
 from freehold.models.packing.pack import Pack
 from freehold.models.packing.packer import Packer, Progress, packed_sizes
-from freehold.models.packing.packs import file_identity, open_pack, pack_path, stream_pack, write_pack
+from freehold.models.packing.packs import (
+    file_facts,
+    file_identity,
+    open_pack,
+    pack_path,
+    stream_pack,
+    write_pack,
+)
 from freehold.models.packing.rounding import Rounding, rounded_types
 from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store
@@ -108,6 +115,7 @@ def open_model(
         load_s=time.perf_counter() - started,
         notes=(*ref.notes, *loaded.notes, *_template_notes(opened.template)),
         overlay=ref.overlay,
+        weights=opened.weights,
         pooling=opened.pooling,
     )
     try:
@@ -178,6 +186,7 @@ class _Opened:
     quantization: str
     sampling: SamplingParams
     pooling: Pooling
+    weights: str  # names its files: ModelInfo.weights
     write: (
         Callable[[], None] | None
     )  # keeps the packed weights for the next load; None: they are there already
@@ -193,6 +202,7 @@ def _opened(
     now = time.time()
     with closing(open_model_file(ref.path)) as opened:
         check_architecture(opened)  # before its tokenizer, which may be as new as it
+        weights = ref.digest or file_facts(opened.paths)
         digest = ref.digest or file_identity(opened.paths, now)
         digest = f"{digest}-{ref.rounding}" if digest and ref.rounding else digest
         pack = pack_path(packs, digest) if packs and digest else None
@@ -226,7 +236,8 @@ def _opened(
     write = None
     if pack is not None and mapped is None:
         write = partial(write_pack, pack, digest, loaded.matrices)
-    return _Opened(loaded, tokenizer, template, quantization, SamplingParams(**defaults), pooling, write)
+    defaulted = SamplingParams(**defaults)
+    return _Opened(loaded, tokenizer, template, quantization, defaulted, pooling, weights, write)
 
 
 def _streamed(

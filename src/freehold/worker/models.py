@@ -65,6 +65,7 @@ class EngineModels:
         self._aliases: dict[str, str] = {}
         self._judgements = judgements or Judgements()
         self._memory = EngineMemory(self._handles, options, available)
+        self._said: set[str] = set()  # notes on files that changed
         self._closed = False
 
     def asked_by(self, origin: Origin) -> EngineModels:
@@ -247,7 +248,9 @@ class EngineModels:
             return Open(PROTOCOL, __version__, None, script=self._scripts[handle.name])
         ref = await self._found(handle.name)
         for note in ref.notes:
-            log.warning("%s", note)
+            if note not in self._said:  # each change once, not at each load
+                self._said.add(note)
+                log.warning("%s", note)
         draft = await self._draft(ref)
         lent = {name: path for name, path in self._lent.get(handle.name, {}).items() if path.exists()}
         adapters = {**self._adapters.get(handle.name, {}), **lent}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
 
-from freehold.errors import DeadlineExceeded, FreeholdError, SlowReader
+from freehold.errors import DeadlineExceeded, EngineLost, FreeholdError, SlowReader
 from freehold.serving import Begin, Job
 from freehold.types import Chunk
 from freehold.worker.wire import Submit, Writer
@@ -102,10 +102,17 @@ class EngineStream:
     # --- the engine's side -------------------------------------------------------------------------
 
     def began(self, begin: Begin) -> None:
-        """Note that the job was accepted; an engine that takes over reports the same again."""
+        """Note that the job was accepted; an engine that takes over reports the same again, of the same weights."""
         if self._begin is None:
             self._begin = begin
             self._wake()
+        elif begin.weights != self._begin.weights:
+            self.fail(
+                EngineLost(
+                    "the engine died, and the model's file was replaced: its answer would end in other weights",
+                    "ask again: the file that is there now answers",
+                )
+            )
 
     def gain(self, index: int, chunk: Chunk) -> None:
         """Add a chunk. What a new engine repeats of a finished answer is not passed on."""

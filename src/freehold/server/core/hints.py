@@ -21,6 +21,7 @@ _WAYS: dict[type[FreeholdError], str] = {
     errors.BadTemplate: "POST /v1/completions takes plain text",
     errors.AccessDenied: "GET /v1/models lists what is here already",
     errors.BadModelFile: "GET /v1/models lists the others; this one is the operator's to repair",
+    errors.FileVanished: "GET /v1/models lists the others; the operator has to bring this one's file back",
     errors.StoreError: "the operator finds the cause in the server's log",
     errors.CapacityExceeded: "ask a model that GET /v1/models shows as loaded, or ask again when others are idle",
     errors.EngineLost: "the operator finds the cause in the server's log",

@@ -40,6 +40,7 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.StepFailed: (500, SERVER, "step_failed"),
     errors.BadModelFile: (500, SERVER, "bad_model_file"),
     errors.DamagedPack: (503, SERVER, "damaged_pack"),
+    errors.FileVanished: (503, SERVER, "file_vanished"),
     errors.StoreError: (500, SERVER, "store_error"),
     errors.EngineLost: (502, SERVER, "engine_lost"),
     errors.CapacityExceeded: (503, SERVER, "capacity_exceeded"),
@@ -53,7 +54,7 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
 # A retry at once fails again; OpenAI's clients obey this header, and would retry twice without it.
 _HOPELESS = (
     *("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits"),
-    *("insufficient_quota", "policy_refused"),
+    *("insufficient_quota", "policy_refused", "file_vanished"),
 )
 _KINDS = {
     401: "authentication_error",

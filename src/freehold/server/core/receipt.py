@@ -101,6 +101,7 @@ class Tally:
         begin = next(b for b in self.begins if b is not None)
         used = max((u.prompt_tokens + u.completion_tokens for u in self.usages), default=0)
         answered: dict[str, Any] = {"model": begin.model} if begin.model else {}
+        answered |= {"weights": begin.weights} if begin.weights else {}
         if begin.engine:
             resumed = [number for usage in self.usages for number in usage.resumed_on]
             answered["engine"] = {"name": begin.engine, "replica": begin.replica, "resumed": resumed}

@@ -55,9 +55,11 @@ class OpenAIShape(ABC):
         self._head = b"data: " + opened + unknown + b',"choices":[{"index":'
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
-        """Name the model that answers, of several prompts the first one's."""
-        if begin.model and job == 0:
-            self._common["model"] = begin.model
+        """Name the model that answers and its weights, of several prompts the first one's."""
+        if job == 0 and (begin.model or begin.weights):
+            self._common["model"] = begin.model or self._common["model"]
+            if begin.weights:
+                self._common["system_fingerprint"] = f"{FINGERPRINT}-{begin.weights[:12]}"
             self._name_head()
 
     def opened(self, choice: int, begin: Begin) -> bytes:
