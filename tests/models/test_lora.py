@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -245,6 +246,13 @@ def test_a_model_is_no_adapter_and_an_adapter_no_other_kind(tmp_path: Path):
     with pytest.raises(BadModelFile, match="is not a model file"):
         (tmp_path / "text").write_text("hello")
         open_lora(tmp_path / "text")
+
+
+def test_a_file_much_longer_than_its_matrices_is_refused_before_it_is_read(tmp_path: Path):
+    path = write_gguf(Case("qwen2"), tmp_path / "long.gguf")
+    os.truncate(path, 1 << 40)  # a terabyte of nothing, of which the digest would be computed
+    with pytest.raises(BadModelFile, match="1,099,511,627,776 bytes, and its matrices"):
+        open_lora(path)
 
 
 def test_native_refuses_pairs_that_do_not_fit():

@@ -30,6 +30,7 @@ MAX_RANK = 512
 MAX_MODULES = 1 << 14  # a thousand layers of seven, twice
 MAX_PATTERNS = MAX_MODULES  # entries of rank_pattern and alpha_pattern
 MAX_ALPHA = 1e6
+MAX_BESIDE = 64 << 20  # bytes of a file beside its matrices: names, metadata, padding
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -234,6 +235,11 @@ def _paired(
         raise BadModelFile(f"{path}: {shown(alone)} has only one of its two matrices")
     if not 1 <= len(sides[0]) <= MAX_MODULES:
         raise BadModelFile(f"{path} changes {len(sides[0]):,} modules; expected 1 to {MAX_MODULES:,}")
+    held, size = sum(tensor.raw.size for tensor in tensors.values()), path.stat().st_size
+    if size > held + MAX_BESIDE:  # all of it is read for the digest
+        raise BadModelFile(
+            f"{path} has {size:,} bytes, and its matrices {held:,}; expected at most {MAX_BESIDE:,} beside them"
+        )
     pairs = {module: (a, sides[1][module]) for module, a in sides[0].items()}
     for module, (a, b) in pairs.items():
         _check_pair(f"{path}: {shown(module)}", a, b)
