@@ -86,7 +86,8 @@ def _contains(value: Any, by: str) -> Callable[[str], Mark]:
         raise UsageError("contains is empty")
 
     def mark(answer: str) -> Mark:
-        missing = [p for p in parts if p.casefold() not in answer.casefold()]
+        folded = answer.casefold()
+        missing = [p for p in parts if p.casefold() not in folded]
         return _said(not missing, f"does not contain {missing[0][:60]!r}" if missing else "")
 
     return mark

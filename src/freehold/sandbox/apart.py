@@ -38,7 +38,7 @@ _DICTS: dict[str, type] = {"dict": dict, "counter": Counter, "ordered": OrderedD
 
 
 class BrokenPeer(BaseException):
-    """The other process has ended, or wrote what is no message: nothing of it can be believed."""
+    """The other process has ended, or wrote something other than a message: nothing it says can be believed."""
 
 
 # --- the code's objects, as the test sees them ---------------------------------------------------------
