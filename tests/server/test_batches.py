@@ -304,7 +304,7 @@ def test_half_a_line_that_a_crash_left_is_cut_off_and_done_again(tmp_path):
     async def main() -> set[str]:
         journal = Journal(tmp_path)
         done = set(journal.done)
-        await asyncio.gather(*(journal.add(n, {"custom_id": n}, failed=False) for n in "cef"))
+        await asyncio.gather(*(journal.add(n, lambda n=n: {"custom_id": n}, failed=False) for n in "cef"))
         await journal.close()
         return done
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from freehold.server.batches.lines import BatchLine
 from freehold.server.core.call import JSON, LABEL_HEADER, Endpoint, HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
@@ -23,9 +24,14 @@ class LineAnswer:
     """The answer to a line."""
 
     status: int
-    body: Any
+    parts: tuple[bytes, ...]  # of its body, JSON of one line
     request_id: str
     headers: Mapping[bytes, bytes]
+
+    @property
+    def body(self) -> msgspec.Raw:
+        """The answer's JSON as it came; joined here, so ask for it in a thread."""
+        return msgspec.Raw(b"".join(self.parts))
 
 
 class Asker:
@@ -34,18 +40,17 @@ class Asker:
     def __init__(self, server: Server, endpoints: Mapping[str, Endpoint]) -> None:
         self.server, self._endpoints = server, endpoints
 
-    async def ask(
-        self, tenant: str, path: str, body: Mapping[str, Any], labels: Sequence[str] = ()
-    ) -> LineAnswer:
+    async def ask(self, tenant: str, path: str, line: BatchLine, labels: Sequence[str] = ()) -> LineAnswer:
         """Request `path` for a tenant, with priority `batch` and the labels of its batch."""
-        exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"}))
+        body, streams = await asyncio.to_thread(line.request)
+        exchange = _Exchange(body)
         headers = [JSON, (LABEL_HEADER, ",".join(labels).encode("latin-1"))] if labels else [JSON]
         scope: dict[str, Any] = {"type": "http", "path": path, "headers": headers, "query_string": b""}
         call = scope["freehold.call"] = HttpCall(self.server, scope, exchange.receive, exchange.send)
         call.door = "batch"
         try:
             call.key = self._key(tenant)
-            if body.get("stream"):
+            if streams:
                 raise Refused(400, "stream is true; a batch has no reader for it", param="stream")
             await self._endpoints[path](scope, exchange.receive, exchange.send)
         except Exception as e:
@@ -83,5 +88,4 @@ class _Exchange:
         self._sent.append(message.get("body", b""))
 
     def answer(self, call: HttpCall) -> LineAnswer:
-        body = msgspec.json.decode(b"".join(self._sent))
-        return LineAnswer(call.status, body, call.request_id.decode(), self._headers)
+        return LineAnswer(call.status, tuple(self._sent), call.request_id.decode(), self._headers)

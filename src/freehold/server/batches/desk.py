@@ -250,7 +250,7 @@ class Desk:
         asked = 0
         while True:
             async with self._abreast:
-                answer = await asker.ask(batch.tenant, batch.endpoint, line.body, batch.labels)
+                answer = await asker.ask(batch.tenant, batch.endpoint, line, batch.labels)
             if asker.server.health.stopping and answer.status >= 500:
                 raise Stopping
             pause = _pause(answer, asked)
@@ -258,7 +258,10 @@ class Desk:
                 break
             asked += 1
             await asyncio.sleep(pause)
-        response = {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
+
+        def response() -> object:
+            return {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
+
         await self._note(batch, journal, line, answer.status != 200, response=response)
 
     async def _expire(self, batch: Batch, journal: Journal) -> None:
@@ -275,11 +278,15 @@ class Desk:
         line: BatchLine,
         failed: bool,
         *,
-        response: object = None,
+        response: Callable[[], object] = lambda: None,
         error: object = None,
     ) -> None:
-        result = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": line.custom_id}
-        await journal.add(line.custom_id, {**result, "response": response, "error": error}, failed=failed)
+        id = f"batch_req_{secrets.token_hex(12)}"
+
+        def result() -> object:
+            return {"id": id, "custom_id": line.custom_id, "response": response(), "error": error}
+
+        await journal.add(line.custom_id, result, failed=failed)
         self._count(batch, journal)
 
     async def _publish(self, batch: Batch, end: Status) -> None:

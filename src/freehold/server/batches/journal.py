@@ -40,14 +40,13 @@ class Journal:
         self.done: set[str] = set()
         self._files = {name: self._opened(folder / name) for name in self.counts}
         self._ends = {name: file.tell() for name, file in self._files.items()}
-        self._waiting: list[tuple[str, str, bytes]] = []
+        self._waiting: list[tuple[str, str, Callable[[], object]]] = []
         self._lock, self._closing = asyncio.Lock(), asyncio.Event()
         self._reported = reported
 
-    async def add(self, custom_id: str, result: dict[str, object], *, failed: bool) -> None:
-        """Write a line's result; returns once it is on the disk."""
-        encoded = msgspec.json.encode(result) + b"\n"
-        self._waiting.append((ERRORS if failed else OUTPUT, custom_id, encoded))
+    async def add(self, custom_id: str, result: Callable[[], object], *, failed: bool) -> None:
+        """Write a line's result, which is made and encoded in a thread; returns once it is on the disk."""
+        self._waiting.append((ERRORS if failed else OUTPUT, custom_id, result))
         # Shielded: a flush that began is finished even if its caller is cancelled.
         await asyncio.shield(self._flush())
 
@@ -82,8 +81,8 @@ class Journal:
         """Write what waits, file by file; what a full disk took of it is taken back."""
         ready = list(self._waiting)
         for name in dict.fromkeys(name for name, _, _ in ready):
-            ids, data = zip(*((id, data) for to, id, data in ready if to == name), strict=True)
-            self._append(name, b"".join(data))
+            ids, results = zip(*((id, result) for to, id, result in ready if to == name), strict=True)
+            self._append(name, b"".join(msgspec.json.encode(result()) + b"\n" for result in results))
             self._waiting = [item for item in self._waiting if item[0] != name or item not in ready]
             self.counts[name] += len(ids)
             self.done.update(ids)
