@@ -85,6 +85,9 @@ class Hop:
             raise EngineClosed("the gateway is closing", "ask again")
         channel = self._channels.get(provider)
         if channel is None:
+            await asyncio.to_thread(_connectors)  # imports aiohttp, and reads the system's certificates
+            channel = self._channels.get(provider)
+        if channel is None:
             channel = self._channels[provider] = _Channel(provider)
         channel.busy += 1
         try:

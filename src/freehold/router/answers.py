@@ -8,11 +8,11 @@ Path: handle.py -> AnswerCache.find -> CachedStream; RoutedStream -> AnswerCache
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -41,10 +41,37 @@ class KeptAnswer:
 def answer_key(cleared: Cleared[Job], tenant: str, route: str, file: str) -> bytes:
     """Return what two requests have in common whose answers may be exchanged. `file`: digest of gateway.toml."""
     job = replace(cleared.work, tenant=tenant, client="", timeout_s=None, priority="interactive")
-    # JSON by Python's own module: a job may hold what msgspec does not write, such as half of a surrogate pair, an
-    # integer of 100 bits, or NaN. Names of members that are numbers, as logit_bias has, become texts.
     plain = msgspec.to_builtins(job, str_keys=True, order="deterministic")
-    return hashlib.sha256(json.dumps((tenant, cleared.label_names, route, file, plain)).encode()).digest()
+    digest = hashlib.sha256()
+    _feed(digest, (tenant, *cleared.label_names, route, file))
+    _feed(digest, plain)
+    return digest.digest()
+
+
+SLICE = 1 << 16  # characters that are encoded at once, while the interpreter's lock is held
+
+
+def _feed(digest: Any, value: object) -> None:
+    """Add a value of a job, each with its kind and length, so that two jobs are equal only where their fields are.
+
+    No encoder of msgspec or json takes all that a job may hold: half of a surrogate pair, an integer of 100 bits, NaN.
+    """
+    if isinstance(value, str):
+        digest.update(b"s%d:" % len(value))
+        for start in range(0, len(value), SLICE):
+            digest.update(value[start : start + SLICE].encode("utf-8", "surrogatepass"))
+    elif isinstance(value, dict):
+        digest.update(b"d%d:" % len(value))
+        for name, member in value.items():
+            _feed(digest, name)
+            _feed(digest, member)
+    elif isinstance(value, list | tuple):
+        digest.update(b"l%d:" % len(value))
+        for member in value:
+            _feed(digest, member)
+    else:
+        shown = f"{value:x}" if type(value) is int else repr(value)
+        digest.update(f"v{shown};".encode())
 
 
 class AnswerCache:

@@ -28,6 +28,7 @@ MEMORY, PER_BYTE = (
     48,
 )  # bytes of addresses, and for each byte of a request: several forms of 1 to 4 bytes
 WORN = 256 << 20  # bytes; a process that had more does no other request
+NICE = 5  # a third of the share of the server and the engines, where the processors do not suffice
 IDLE_S = 300.0  # without a request the process ends; the next one starts another
 TAGS = {"json": b"j", "url": b"u", "base64": b"b"}  # of a Packed part; a capital: more of the part follows
 TEXT = b"t"
@@ -36,6 +37,7 @@ _KINDS = {tag: kind for kind, tag in TAGS.items()}
 
 def main() -> None:
     """Read what comes through the socket, one request after the other."""
+    os.nice(NICE)
     sock = parent_socket()
     while select.select([sock], [], [], IDLE_S)[0]:
         head = receive(sock)

@@ -19,7 +19,7 @@ from freehold.errors import UsageError
 from freehold.router.detect.credentials import CREDENTIALS
 from freehold.router.detect.detector import DetectKind, Detector, Effort, Finding, Hit
 from freehold.router.detect.personal import PERSONAL
-from freehold.router.detect.phones import PHONES
+from freehold.router.detect.phones import PHONES, load_countries
 from freehold.router.toml.outside import EXTRA
 
 DETECTORS: tuple[Detector, ...] = (*CREDENTIALS, *PERSONAL, *PHONES)
@@ -50,6 +50,8 @@ class Sieve:
         self._detectors = [each for each in DETECTORS if each.kind in kinds]
         self._findings = [Finding(each.kind, each.name) for each in self._detectors]
         shapes = [each.pattern for each in self._detectors]
+        if "pii" in kinds:
+            load_countries()
         self._any = _bytes(b"|".join(b"(?:" + shape + b")" for shape in shapes)) if shapes else None
         self._each = [_bytes(shape) for shape in shapes]
         self._which = _set(shapes) if shapes else None
