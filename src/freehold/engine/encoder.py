@@ -2,8 +2,8 @@
 
 Knows ids, steps and pooling; knows no text and no protocol. A caller puts its texts into a queue and computes steps
 until they are done, so texts of many callers share a step; they are concatenated without padding. A text's
-vector is the same bits, whatever shares its step. Batch texts are computed in steps of their own, and only while no
-interactive one waits: in an interactive step they would lengthen it.
+vector is the same bits, whatever shares its step. Clients take equal parts of the tokens computed. Batch texts are
+computed in steps of their own, and only while no interactive one waits: in an interactive step they would lengthen it.
 Path: LLM.embed -> Encoder.embed -> native Plan.run -> Pool
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from typing import Self, get_args
@@ -24,6 +25,7 @@ from freehold.engine.lifetime import Lifetime
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
 from freehold.engine.requests import check_vocabulary
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
+from freehold.engine.schedule.shares import Shares
 from freehold.errors import ContextOverflow, FreeholdError, StepFailed
 from freehold.models.load import LoadedModel
 from freehold.serving import EngineStats
@@ -31,6 +33,46 @@ from freehold.stopping import check_stopped
 from freehold.types import Priority
 
 F32 = NDArray[np.float32]
+
+
+class TextQueue:
+    """Texts of one priority, by client: the next one is of the client with the fewest tokens computed."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[QueuedText]] = {}
+        self._shares = Shares()  # in tokens
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return sum(map(len, [*self._queues.values()]))
+
+    def extend(self, client: str, texts: Iterable[QueuedText]) -> None:
+        """Append a client's texts."""
+        with self._lock:
+            if client not in self._queues:
+                self._queues[client] = deque()
+                self._shares.enter(client)
+            self._queues[client].extend(texts)
+
+    def take(self, most: int) -> list[QueuedText]:
+        """Remove and return the texts of a step of at most this many tokens; those cancelled are dropped."""
+        taken: list[QueuedText] = []
+        with self._lock:
+            while self._queues:
+                client = min(self._queues, key=self._shares.used)
+                queue = self._queues[client]
+                tokens = 0 if queue[0].cancelled else len(queue[0].ids)
+                if tokens > most:
+                    break
+                text = queue.popleft()
+                most -= tokens
+                self._shares.charge(client, tokens)
+                if not text.cancelled:
+                    taken.append(text)
+                if not queue:
+                    del self._queues[client]
+                    self._shares.leave(client)
+        return taken
 
 
 @dataclass(slots=True)
@@ -79,7 +121,7 @@ class Encoder:
         self.threads = model.threads.size
         self._max_tokens = max(max_num_batched_tokens, self.context)
         self._plan = model.build(None, self._max_tokens)
-        self._queues: dict[Priority, deque[QueuedText]] = {each: deque() for each in get_args(Priority)}
+        self._queues: dict[Priority, TextQueue] = {each: TextQueue() for each in get_args(Priority)}
         # Not locked during a step, so that the callers whose texts it finished return at once: a thread that computes
         # one step after another would win a plain lock each time.
         self._idle = threading.Condition()
@@ -126,17 +168,19 @@ class Encoder:
         texts: Ordered[Ordered[int]],
         pooling: Pooling = "mean",
         priority: Priority = "interactive",
+        client: str = "",
     ) -> F32:
         """Return a vector of unit length for each of `texts`: float32 [n, width].
 
-        Each text is 1 to `context` ids. Raises UsageError, ContextOverflow naming the text, EngineClosed.
+        Each text is 1 to `context` ids. `client`: whose part of the steps they use.
+        Raises UsageError, ContextOverflow naming the text, EngineClosed.
         """
         self._lifetime.check()
         pooling = checked_pooling(pooling)
         for i, ids in enumerate(texts):
             self._check(i, ids)
         mine = [QueuedText(ids, pooling) for ids in texts]
-        self._queues[priority].extend(mine)
+        self._queues[priority].extend(client, mine)
         try:
             for text in mine:
                 check_stopped()
@@ -181,15 +225,10 @@ class Encoder:
     def _step(self) -> None:
         """Compute as many texts of one priority as a step holds."""
         queue = self._queues["interactive"] or self._queues["batch"]
-        batch: list[QueuedText] = []
-        rows = 0
-        while queue and rows + len(queue[0].ids) <= self._max_tokens:
-            text = queue.popleft()
-            if not text.cancelled:
-                batch.append(text)
-                rows += len(text.ids)
+        batch = queue.take(self._max_tokens)
         if not batch:
             return
+        rows = sum(len(text.ids) for text in batch)
         try:
             hidden = self._computed(batch, rows)
         except Exception as e:

@@ -49,10 +49,16 @@ class Embedder:
         encoded = [self._ids(f"text {i}", text, job.truncate) for i, text in enumerate(job.texts, job.first)]
         ids = [each for each, _ in encoded]
         if isinstance(self._engine, Encoder):
-            vectors = self._engine.embed(ids, pooling, job.priority)
+            vectors = self._engine.embed(ids, pooling, job.priority, job.client or job.tenant)
         else:
             vectors = embed(
-                self._engine, ids, pooling, priority=job.priority, tenant=job.tenant, adapter=adapter
+                self._engine,
+                ids,
+                pooling,
+                priority=job.priority,
+                tenant=job.tenant,
+                client=job.client,
+                adapter=adapter,
             )
         cut = tuple(i for i, (_, shortened) in enumerate(encoded) if shortened)
         return Embeddings(_first(vectors, job.dimensions), tuple(map(len, ids)), cut)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from freehold.errors import Overloaded
-from freehold.serving import EmbedJob, Vectors
+from freehold.serving import EmbedJob, Job, Vectors
 from freehold.worker.wire import ModelCall, Writer, size
 
 # Pending calls of one model. A call that counts tokens holds its text until its reply, and two threads tokenize a
@@ -32,6 +32,8 @@ class PendingCall:
         self.id, self.call, self.reply, self.deaths = call.id, call, reply, 0
         self.group = _GROUPS.get(call.method, call.method)
         self.size = size(call.args) if self.group in MOST_CALLS else 0
+        asked = call.args[0] if call.args else None
+        self.client = asked.client or asked.tenant if isinstance(asked, Job | EmbedJob) else ""
 
     def message(self, _: Writer) -> ModelCall:
         """Return the message for an engine that takes another's place."""
@@ -44,13 +46,20 @@ class PendingCall:
 
 
 def check_pending(new: PendingCall, pending: Iterable[PendingCall], model: str) -> None:
-    """Raise Overloaded where as many calls of its group are pending as may, or they hold as much as they may."""
-    waiting = [call.size for call in pending if call.group == new.group]
+    """Raise Overloaded where as many calls of its group are pending as may, or they hold as much as they may.
+
+    Clients share both limits: one within its part is not refused because of the calls of others.
+    """
+    group = [call for call in pending if call.group == new.group]
     most = MOST_CALLS.get(new.group)
-    if most is None or not waiting:
+    if most is None or not group:
         return
+    waiting = [call.size for call in group]
+    own = [call.size for call in group if call.client == new.client]
+    parts = len({new.client, *(call.client for call in group)})
     total = sum(waiting)
-    if len(waiting) >= most or total + new.size > MOST_CALLS_SIZE:
+    fits_part = not own or (len(own) < most // parts and sum(own) + new.size <= MOST_CALLS_SIZE // parts)
+    if (len(waiting) >= most or total + new.size > MOST_CALLS_SIZE) and not (parts > 1 and fits_part):
         what = "count tokens" if new.group == "tokens" else "be embedded"
         raise Overloaded(
             f"{len(waiting):,} requests with {total:,} characters wait to {what} by {model}; at most {most:,} "

@@ -1,7 +1,7 @@
 """Prepares what the server sends: jobs and calls, each kind in threads of its own.
 
 Knows messages, threads and which work takes long; knows no step. Jobs are prepared by the reader thread, long ones and
-formats to be compiled in two more, so that a short one need not wait; calls that only count tokens in two of their own,
+formats to be compiled in others, so that a short one need not wait; calls that only count tokens in two of their own,
 one for long texts; embeddings in threads of their own, where they wait for their steps.
 Path: Process._read -> Intake.take -> HostedModel.start -> LiveJobs.enter
 """
@@ -61,9 +61,10 @@ class Intake:
         short: list[Submit] = []
         for message in messages:
             if isinstance(message, ModelCall):
-                self._threads_for(message).put(message.id, message)
-            elif isinstance(message, Submit) and (work := self._work_for(message)):
-                work.put(message.id, message)
+                self._threads_for(message).put(message.id, message, _client_of(message))
+            elif isinstance(message, Submit) and (peek := _peek_long(message)) is not None:
+                work = self._templated if peek.template else self._long_jobs
+                work.put(message.id, message, peek.client or peek.tenant)
             elif isinstance(message, Submit):
                 short.append(message)
         if short:
@@ -83,17 +84,6 @@ class Intake:
             self._batch,
         ):
             work.cancel(id)
-
-    def _work_for(self, message: Submit) -> IntakeQueue[Submit] | None:
-        """Return the queue that prepares a job, or None for one that takes no time."""
-        try:
-            peek = decode(message.job, _Peek)
-        except UsageError:  # it is decoded again, and then refused
-            return None
-        if peek.template:
-            return self._templated
-        is_long = len(memoryview(message.job)) > LONG_JOB or peek.format is not None or bool(peek.tools)
-        return self._long_jobs if is_long else None
 
     def _threads_for(self, call: ModelCall) -> IntakeQueue[ModelCall]:
         match call:
@@ -162,8 +152,28 @@ class Intake:
 
 @dataclass(frozen=True)
 class _Peek:
-    """The fields that decide, beside its size, whether a job takes long to prepare."""
+    """The fields that decide, beside its size, whether a job takes long to prepare; and whose it is."""
 
     format: object = None
     template: str = ""
     tools: tuple[object, ...] = ()
+    tenant: str = ""
+    client: str = ""
+
+
+def _peek_long(message: Submit) -> _Peek | None:
+    """Return the fields that say how a job is prepared, or None for one that takes no time."""
+    try:
+        peek = decode(message.job, _Peek)
+    except UsageError:  # it is decoded again, and then refused
+        return None
+    is_long = len(memoryview(message.job)) > LONG_JOB or peek.format is not None or bool(peek.tools)
+    return peek if is_long or peek.template else None
+
+
+def _client_of(call: ModelCall) -> str:
+    """Return the client whose call it is; "" where the call names none."""
+    match call.args:
+        case [{"client": str(client), "tenant": str(tenant)}]:
+            return client or tenant
+    return ""
