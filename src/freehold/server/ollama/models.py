@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,11 +35,14 @@ from freehold.store.refs import LATEST, parse_ref
 NEVER = "9999-12-31T23:59:59Z"  # clients parse it as a date
 # Continue offers to fill in the middle where a template mentions it.
 _FILLS = "{# .Suffix: text between prompt and suffix is filled in, without this template #}"
-# Of a listing, for templates that are met for the first time: one that never ends takes three, and a folder may hold
-# hundreds. The next listing continues where this one stopped.
-RENDERING_S = 5.0
+# That a listing waits for templates that are met for the first time. One that never ends takes three, and a folder may
+# hold hundreds: they are rendered in a thread of their own, whether or not a listing still waits.
+CHECK_S = 1.0
+KNOWN = -math.inf  # for Cards.of: what is known by now
 _cards = Cards()
 _reader = ThreadPoolExecutor(1, "freehold-cards")
+_checker = ThreadPoolExecutor(1, "freehold-templates")
+_checking: dict[Path, Future[None]] = {}  # file -> the rendering of its template
 
 
 class ShowRequest(Struct, kw_only=True):
@@ -55,7 +60,11 @@ async def tags(call: HttpCall) -> None:
     """List every model."""
     held = await call.models.names()
     cards = await _cards_of(call.server.store)
-    await call.answer({"models": [_tag(each, *cards.get(each.name, (Card(), ""))) for each in held]})
+    rows = [_tag(each, *cards.get(each.name, (Card(), ""))) for each in held]
+    pending = [
+        being_checked(each.name) for each in held if not cards.get(each.name, (Card(), ""))[0].is_whole
+    ]
+    await call.answer({"models": rows, **({"freehold": {"warnings": pending}} if pending else {})})
 
 
 async def ps(call: HttpCall) -> None:
@@ -84,7 +93,12 @@ async def show(call: HttpCall) -> None:
         raise refusal(ModelNotFound(f"there is no model {name[:200]!r} for the key {call.key.name}"), name)
     found = await asyncio.to_thread(look_up, stored(call), name)
     warnings = unknown_fields(raw, ShowRequest)
-    shown = await asyncio.to_thread(_shown, stored(call), found, request.verbose is True)
+    store, verbose = stored(call), request.verbose is True
+    shown, is_whole = await asyncio.to_thread(_shown, store, found, verbose, KNOWN)
+    if not is_whole:
+        await _checked([(found.path, partial(_shown, store, found, verbose, math.inf))])
+        shown, is_whole = await asyncio.to_thread(_shown, store, found, verbose, KNOWN)
+    warnings += [] if is_whole else [being_checked(found.name)]
     await call.answer({**shown, "freehold": {"warnings": warnings}})
 
 
@@ -109,17 +123,45 @@ def shown_name(name: str) -> str:
     return name if ":" in name else name + LATEST
 
 
+def being_checked(name: str) -> str:
+    """Return the warning about a model whose template was not rendered yet."""
+    return f"{name} is being checked: its template was not rendered yet, so capabilities may be missing"
+
+
 async def _cards_of(store: Store | None) -> dict[str, tuple[Card, str]]:
-    """Return card and base of every model in the store. One listing at a time reads; the next finds it done."""
+    """Return card and base of every model in the store, without what is not known within CHECK_S."""
     if store is None:
         return {}
-    return await asyncio.get_running_loop().run_in_executor(_reader, _read_cards, store)
+    loop, home = asyncio.get_running_loop(), store.settings.home
+    cards = await loop.run_in_executor(_reader, _read_cards, store)
+    new = [listed for listed, card in cards if not card.is_whole]
+    if new:
+        await _checked([(each.path, partial(_cards.of, each, home)) for each in new])
+        cards = await loop.run_in_executor(_reader, _read_cards, store)
+    return {listed.name: (card, listed.base) for listed, card in cards}
 
 
-def _read_cards(store: Store) -> dict[str, tuple[Card, str]]:
-    home, until = store.settings.home, time.monotonic() + RENDERING_S
+def _read_cards(store: Store) -> list[tuple[Listed, Card]]:
+    """Return what is known of each model at once. One listing at a time reads; the next finds it done."""
     ready = (m for m in store.list() if m.state in ("ready", "changed"))
-    return {m.name: (_cards.of(m, home, until), m.base) for m in ready}
+    return [(m, _cards.of(m, store.settings.home, KNOWN)) for m in ready]
+
+
+async def _checked(work: Sequence[tuple[Path, Callable[[], object]]]) -> None:
+    """Have templates rendered, each file's once at a time; return when they are, or after CHECK_S."""
+    for path, check in work:
+        if path not in _checking:
+            _checking[path] = _checker.submit(_once, path, check)
+    waiting = [asyncio.wrap_future(_checking[path]) for path, _ in work if path in _checking]
+    if waiting:
+        await asyncio.wait(waiting, timeout=CHECK_S)
+
+
+def _once(path: Path, check: Callable[[], object]) -> None:
+    try:
+        check()
+    finally:
+        _checking.pop(path, None)
 
 
 def _tag(held: StoredModel, card: Card, base: str) -> dict[str, Any]:
@@ -166,13 +208,15 @@ def details(card: Card, base: str) -> dict[str, Any]:
     }
 
 
-def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
+def _shown(store: Store, found: Listed, verbose: bool, until: float) -> tuple[dict[str, Any], bool]:
+    """Return what is told of a model, and whether that is all; `until` as Cards.of has it."""
     home = store.settings.home
-    card = _cards.of(found, home)
+    card = _cards.of(found, home, until)
     overlay = store.overlays.find(found.name) if found.base else None
     template = (overlay.template if overlay else "") or card.template
     if "insert" in card.capabilities:
         template += _FILLS
+    capabilities, is_whole = _capabilities(card, overlay, home, until)
     said = {
         "license": _licence(found, card, overlay),
         "modelfile": modelfile(found, card, overlay),
@@ -180,7 +224,7 @@ def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
         "template": template,
         "details": details(card, found.base),
         "model_info": dict(card.info),
-        "capabilities": _capabilities(card, overlay, home),
+        "capabilities": capabilities,
         "modified_at": found.created or _time(0.0),
     }
     if overlay is not None:
@@ -190,15 +234,17 @@ def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
         }
     if verbose:
         said["tensors"] = [{"name": n, "type": t, "shape": list(s)} for n, t, s in card.tensors]
-    return said
+    return said, is_whole
 
 
-def _capabilities(card: Card, overlay: Overlay | None, home: Path) -> list[str]:
-    """Return the file's, less and more what a template of the owner's changes."""
+def _capabilities(card: Card, overlay: Overlay | None, home: Path, until: float) -> tuple[list[str], bool]:
+    """Return the file's, less and more what a template of the owner's changes, and whether that is all."""
     if overlay is None or not overlay.template:
-        return list(card.capabilities)
-    own = of_template(overlay.template, home) or {}
-    return [*(c for c in card.capabilities if c not in own), *(name for name, has in own.items() if has)]
+        return list(card.capabilities), card.is_whole
+    found = of_template(overlay.template, home, until)
+    own = found or {}
+    named = [*(c for c in card.capabilities if c not in own), *(name for name, has in own.items() if has)]
+    return named, card.is_whole and found is not None
 
 
 def _licence(found: Listed, card: Card, overlay: Overlay | None) -> str:

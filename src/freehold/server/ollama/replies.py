@@ -35,9 +35,10 @@ class Tag(WireReply):
 
 
 class Tags(WireReply):
-    """What /api/tags answers."""
+    """What /api/tags answers; `freehold`, where it is there, has `warnings` about models that are being checked."""
 
     models: list[Tag]
+    freehold: dict[str, list[str]] | None = None
 
 
 class LoadedModelReply(WireReply):
