@@ -16,7 +16,7 @@ export class ApiError extends Error {
 }
 
 /** What an error says, once: the server repeats its hint at the end of the message, for clients that show that alone. */
-export function told<T extends { message: string; hint?: string }>(error: T): T {
+export function hintOnce<T extends { message: string; hint?: string }>(error: T): T {
   const again = `; ${error.hint}`;
   return error.hint && error.message.endsWith(again) ? { ...error, message: error.message.slice(0, -again.length) } : error;
 }
@@ -47,7 +47,7 @@ async function refusal(response: Response): Promise<ApiError> {
   try {
     const { error } = (await response.json()) as { error: string | { message: string; code?: string; hint?: string } };
     if (typeof error === "string") return new ApiError(response.status, error); // as routes of /api word it
-    const { message, code = "", hint = "" } = told(error);
+    const { message, code = "", hint = "" } = hintOnce(error);
     return new ApiError(response.status, message, code, hint);
   } catch {
     return new ApiError(response.status, texts.parts.answered(response.status));

@@ -2,7 +2,7 @@
 // Its text is hostile: it reaches the page only through <Text>. Redrawn by signals, never by the log.
 import { useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { told } from "../../api/client";
+import { hintOnce } from "../../api/client";
 import type { ChatSettings, Message, Receipt } from "../../api/types";
 import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
@@ -129,7 +129,7 @@ function Ending({ message, settings }: { message: Message; settings: ChatSetting
   const epilogue = epilogues.value.get(message.id);
   const { state } = message;
   const found = epilogue?.error ?? message.error;
-  const error = found && told(found);
+  const error = found && hintOnce(found);
   const full = error?.code === "context_length_exceeded"; // the page has its own way out of this one
   const hint = full ? words.contextHint(settings.overflow === "error") : error?.hint;
   const again = (

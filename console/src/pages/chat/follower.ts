@@ -1,7 +1,7 @@
 // One run's events, taken into the answer that it writes. A run belongs to the server, so that losing the connection loses
 // nothing: events continue after the last one seen. Knows what events say; knows no element and starts no run.
 import { type Signal, signal } from "@preact/signals";
-import { ApiError, told } from "../../api/client";
+import { ApiError, hintOnce } from "../../api/client";
 import { type Connection, follow } from "../../api/events";
 import type { Message, RunEvent } from "../../api/types";
 import { texts } from "../../texts";
@@ -150,7 +150,7 @@ export class Follower {
     this.draw(true, states[event.finish] ?? (event.finish as Message["state"]), event.receipt);
     this.finished = event;
     this.leaveWords();
-    spoken.value = event.error ? `${texts.chat.failed} ${told(event.error).message}` : this.content.slice(0, 5000);
+    spoken.value = event.error ? `${texts.chat.failed} ${hintOnce(event.error).message}` : this.content.slice(0, 5000);
   }
 
   private leaveWords(): void {

@@ -1,7 +1,7 @@
 // One question to several models: a chat whose user message has an answer a model, all with one seed. Starts and follows
 // the runs, and asks the server where two answers differ. Draws nothing.
 import { batch, signal } from "@preact/signals";
-import { ApiError, get, post, told } from "../../api/client";
+import { ApiError, get, post, hintOnce } from "../../api/client";
 import { follow } from "../../api/events";
 import type { Card, Difference, Leaf, Message, OpenedChat, Receipt, RunEvent, StartedRun } from "../../api/types";
 import { notifyError } from "../../parts/notice";
@@ -172,7 +172,7 @@ function take(answer: string, event: RunEvent): void {
 function end(answer: string, event: Extract<RunEvent, { t: "end" }>): void {
   const whole = event.finish === "stop" || event.finish === "tool_calls";
   const state = whole ? "whole" : (event.finish as Message["state"]);
-  const said = event.error && told(event.error);
+  const said = event.error && hintOnce(event.error);
   const error = said ? [said.message, said.hint].filter(Boolean).join(". ") : "";
   change(answer, { run: "", state, receipt: event.receipt, wait: "", error });
   const round = now.value.rounds.find((each) => each.columns.some((one) => one.answer === answer));
