@@ -63,6 +63,28 @@ def test_everything_is_found_after_an_escape_of_json_in_a_text(before: str, time
     assert [planted for planted in LIST if '"' not in planted.text and not found(planted)] == []
 
 
+@pytest.mark.parametrize("between", ["\t", "\n", "\r\n", "  ", ".", " \n"])
+@pytest.mark.parametrize(
+    "digits", ["4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "3714 496353 98431"]
+)
+def test_groups_are_found_with_what_a_form_puts_between_them(between: str, digits: str):
+    text = f"the number: {digits.replace(' ', between)} of the customer"
+    name = "IBAN" if digits.startswith("DE") else "card number"
+    assert name in {finding.name for finding in SIEVE.find([text])}
+
+
+@pytest.mark.parametrize(
+    "row", ["4111\t1111\t1111\t1111\t2020", "17\t4111\t1111\t1111\t1111", "1.4111.1111.1111.1111"]
+)
+def test_a_row_of_a_table_is_no_card(row: str):
+    assert not {finding for finding in SIEVE.find([row]) if finding.name == "card number"}
+
+
+@pytest.mark.parametrize("text", ["jane@example.com。", "写信给jane@example.com吧", "jane@example.comи"])
+def test_a_mail_ends_where_another_script_begins(text: str):
+    assert {finding.name for finding in SIEVE.find([text])} == {"mail address"}
+
+
 def test_an_own_pattern_finds_letters_that_json_escaped():
     own = Sieve(["Müller", "\U0001f512"])
     assert len(own.find([json.dumps({"name": "Müller \U0001f512"})])) == 2

@@ -7,6 +7,8 @@ Path: sieve.py -> CREDENTIALS
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 
 from freehold.router.detect.detector import Detector, Hit
@@ -27,6 +29,19 @@ def _is_mixed(hit: Hit) -> bool:
     """A random key of forty characters of base64 has capitals, small letters and digits; a digest has no capitals."""
     value = hit.value[-40:]
     return bool(re.search(rb"[A-Z]", value) and re.search(rb"[a-z]", value) and re.search(rb"\d", value))
+
+
+def _authorizes(hit: Hit) -> bool:
+    """Basic is a name and a password in base64; what Bearer carries has letters and digits, and is no example."""
+    scheme, value = hit.value.rpartition(b" ")[0].lower(), hit.value.split()[-1]
+    if scheme.endswith(b"basic"):
+        try:
+            decoded = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+        except binascii.Error:
+            return False
+        return decoded.isascii() and b":" in decoded[1:-1]
+    mixed = re.search(rb"[A-Za-z]", value) and re.search(rb"\d", value)
+    return bool(mixed and not re.search(rb"(?i)token|your|key|example|xxx|\.\.\.|1234567", value))
 
 
 def _key(name: str, pattern: bytes) -> Detector:
@@ -66,6 +81,17 @@ CREDENTIALS = (
     _key(
         "Azure key",
         rb"\b(?i:AccountKey|SharedAccessKey|SharedSecretKey)=[A-Za-z0-9+/]{42,86}={1,2}|[?&]sig=[A-Za-z0-9%]{43,63}%3[Dd]",
+    ),
+    _key("xAI key", rb"\bxai-[A-Za-z0-9]{40,}"),
+    _key("Groq key", rb"\bgsk_[A-Za-z0-9]{40,}"),
+    _key("Perplexity key", rb"\bpplx-[A-Za-z0-9]{40,}"),
+    _key("Replicate token", rb"\br8_[A-Za-z0-9]{37,}"),
+    Detector(
+        "secrets",
+        "Authorization header",
+        rb"(?i:authorization)[\"']{0,2} ?[:=,] ?[\"']?"
+        rb"(?i:basic +[A-Za-z0-9+/]{8,}={0,2}|bearer +[A-Za-z0-9_\-.+/~]{16,}={0,2})",
+        _authorizes,
     ),
     _key("DigitalOcean token", rb"\bdo[opr]_v1_[a-f0-9]{64}\b"),
     _key("Freehold key", rb"\bfh-[A-Za-z0-9_\-]{32}"),

@@ -32,7 +32,18 @@ def _is_mail(hit: Hit) -> bool:
     top = domain.rpartition(b".")[2].lower()
     if local.lower() in _PROGRAMS or hit.after == b"(" or b".." in domain:
         return False
-    return top in _domains() or (top.startswith(b"xn--") and len(top) > 5)
+    # A letter of another script may belong to the domain, or to the sentence after it.
+    return any(_is_top(each) for each in {top, re.split(rb"[\x80-\xff]", top)[0]}) and not hit.after.isalnum()
+
+
+def _is_top(top: bytes) -> bool:
+    """Return whether a domain may end so; one of another script is compared as its ASCII form."""
+    if not top.isascii():
+        try:
+            top = top.decode().encode("idna")
+        except UnicodeError:
+            return False
+    return top in _domains() or (top.startswith(b"xn--") and len(top) > 5 and top.isascii())
 
 
 # (first digits from, to), the lengths that go with them
@@ -81,16 +92,28 @@ def _lengths(digits: str) -> tuple[int, ...]:
 
 
 def _is_card(hit: Hit) -> bool:
-    """The card may be followed by other digits, such as its date: every whole number of groups is tried."""
-    groups = hit.value.decode("latin-1").replace("-", " ").split()
+    """The card may be followed by other digits, such as its date: every whole number of groups is tried.
+
+    Between groups there is a blank or a hyphen. What a table has as well (a tab, a line break, a dot, two blanks) is
+    taken where the row has these groups alone.
+    """
+    text = hit.value.decode("latin-1")
+    groups, between = re.split(r"\D+", text), re.findall(r"\D+", text)
     digits = printed = ""
     lengths = _lengths((groups[0] + "000")[:4])
-    for group in groups if lengths else ():
+    for number, group in enumerate(groups) if lengths else ():
         digits += group
         printed += f" {len(group)}" if printed else str(len(group))
         if len(digits) in lengths and luhn(digits) and _PRINTED.fullmatch(printed) and len(set(digits)) > 1:
-            return True
+            usual = all(each in (" ", "-") for each in between[:number])
+            return usual or (len(digits) == sum(map(len, groups)) and _stands_alone(hit))
     return False
+
+
+def _stands_alone(hit: Hit) -> bool:
+    """Return whether no other number is in the same row or column."""
+    before, after = hit.text[max(hit.start - 3, 0) : hit.start], hit.text[hit.end : hit.end + 3]
+    return not (re.search(rb"\d[\s.,;|]{1,2}$", before) or re.match(rb"[\s.,;|]{1,2}\d", after))
 
 
 # ISO 13616: the length of an account number by its country, registry of the end of 2024.
@@ -118,6 +141,15 @@ _ACCOUNTS = {
 _COUNTRIES = "|".join(sorted(_ACCOUNTS)).encode()
 
 
+# Groups with what a form, a table or a line's end puts between them. Groups of one length alone: any digits with such
+# signs would be most numbers of a log.
+_SIGNS = rb"[ \-.\t\r\n]{1,2}"
+_ACCOUNT_IN_FORM = rb"(?:" + _SIGNS + rb"[A-Z0-9]{4}){2,7}(?:" + _SIGNS + rb"[A-Z0-9]{1,3})?"
+_CARD_IN_FORM = (
+    rb"\b[2-6]\d{3}(?:" + _SIGNS + rb"\d{4}){3}\b|\b3[47]\d{2}" + _SIGNS + rb"\d{6}" + _SIGNS + rb"\d{5}\b"
+)
+
+
 def mod97(account: str) -> int:
     """Return the remainder of ISO 7064 of an account number: 1 where its check digits are right."""
     return int("".join(str(int(c, 36)) for c in account[4:] + account[:4])) % 97
@@ -129,8 +161,9 @@ def _is_account(hit: Hit) -> bool:
     length = _ACCOUNTS.get(text[:2])
     if length is None:
         return False
-    account = re.sub(r"[ -]", "", text)[:length]
-    ends = {len("".join(groups)) for groups in _prefixes(re.split(r"[ -]", text))}
+    groups = re.split(r"[\s.-]+", text)
+    account = "".join(groups)[:length]
+    ends = {len("".join(begin)) for begin in _prefixes(groups)}
     return len(account) == length and length in ends and mod97(account) == 1
 
 
@@ -168,11 +201,18 @@ PERSONAL = (
     Detector(
         "pii",
         "mail address",
-        rb"[A-Za-z0-9][A-Za-z0-9._%+\-]{0,63}(?:@|%40)(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9\-]{1,23}\b",
+        rb"[A-Za-z0-9\x80-\xff][A-Za-z0-9._%+\-\x80-\xff]{0,63}(?:@|%40)"
+        rb"(?:[A-Za-z0-9\x80-\xff](?:[A-Za-z0-9\-\x80-\xff]{0,62}[A-Za-z0-9\x80-\xff])?\.)+"
+        rb"[A-Za-z\x80-\xff][A-Za-z0-9\-\x80-\xff]{1,47}",
         _is_mail,
     ),
-    Detector("pii", "card number", rb"\b[2-6]\d{2,3}(?:[ \-]?\d){10,16}\b", _is_card),
-    Detector("pii", "IBAN", rb"\b(?i:(?:" + _COUNTRIES + rb")\d{2}(?:[ \-]?[A-Z0-9]){11,29})\b", _is_account),
+    Detector("pii", "card number", rb"\b[2-6]\d{2,3}(?:[ \-]?\d){10,16}\b|" + _CARD_IN_FORM, _is_card),
+    Detector(
+        "pii",
+        "IBAN",
+        rb"\b(?i:(?:" + _COUNTRIES + rb")\d{2}(?:(?:[ \-]?[A-Z0-9]){11,29}|" + _ACCOUNT_IN_FORM + rb"))\b",
+        _is_account,
+    ),
     Detector("pii", "US social security number", rb"\b\d{3}-\d{2}-\d{4}\b", _is_ssn),
     Detector(
         "pii",

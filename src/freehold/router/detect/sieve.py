@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from freehold.errors import UsageError
@@ -31,12 +31,14 @@ _ESCAPED = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|[nrtbf])")  # JSON in JSON has m
 _WORD = re.compile(rb"[A-Za-z0-9]*")
 # Spaces and dashes of typography, each become their ASCII; common in prose, so they are replaced one by one.
 _TYPOGRAPHY = {
-    **dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u205f\u3000", " "),
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
+    **dict.fromkeys("\u00a0\u202f\u205f\u3000\u2028\u2029", " "),
+    **dict.fromkeys(map(chr, range(0x2000, 0x200B)), " "),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
 }
+# Characters without a shape: joiners, marks of direction, variation selectors, tags.
 _INVISIBLE = (
-    "\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f"
-    "\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068\u2069\ufeff"
+    r"\x{ad}\x{34f}\x{61c}\x{180e}\x{200b}-\x{200f}\x{202a}-\x{202e}\x{2060}-\x{2064}\x{2066}-\x{206f}"
+    r"\x{fe00}-\x{fe0f}\x{feff}\x{e0001}\x{e0020}-\x{e007f}\x{e0100}-\x{e01ef}"
 )
 # Letters and digits of other detectors (full-width, small, mathematical, enclosed), and digits of other scripts.
 _ODD = r"\x{2070}-\x{209f}\x{2460}-\x{249b}\x{fe50}-\x{fe6b}\x{ff01}-\x{ff5e}\x{1d400}-\x{1d7ff}"
@@ -125,24 +127,29 @@ def _forms(text: str, typography: Any, odd: Any) -> Iterator[str]:
     yield plain
     if not odd.search(encoded):
         return
-    for invisible in _INVISIBLE:
-        plain = plain.replace(invisible, "")
-    yield plain.translate({ord(c): ascii for c in set(plain) if (ascii := _ascii_of(c))})
+    yield plain.translate({ord(c): ascii for c in set(plain) if (ascii := _ascii_of(c)) is not None})
 
 
 @lru_cache(maxsize=4096)
-def _ascii_of(character: str) -> str:
-    """Return the ASCII that a character looks like, "" where there is none.
+def _ascii_of(character: str) -> str | None:
+    """Return the ASCII that a character looks like, "" for an invisible one, None where there is none.
 
     One by one: normalising a whole text takes time with the square of a run of accents, and may make it 18 times as
     long.
     """
     if character <= "\x7f":
+        return None
+    if _invisible().search(character.encode("utf-8", "replace")):
         return ""
     if character.isdecimal():
         return str(unicodedata.decimal(character))
     plain = unicodedata.normalize("NFKC", character)
-    return plain if plain.isascii() else ""
+    return plain if plain.isascii() else None
+
+
+@cache
+def _invisible() -> Any:
+    return _text(f"[{_INVISIBLE}]")
 
 
 def _end_of_word(text: bytes, start: int) -> int:
