@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,3 +163,22 @@ def test_nothing_is_written_into_another_program_s_store(adopting: Store, roots:
     adopting.pull("tiny:1m")
     adopting.remove("tiny:1m")
     assert {p: p.stat().st_mtime_ns for p in roots["ollama"].rglob("*")} == before
+
+
+@pytest.mark.parametrize("hostile", ["pipe", "device", "deep", "long"])
+@pytest.mark.parametrize("place", ["manifest", "reference"])
+def test_what_would_never_end_in_another_program_s_store_is_passed_over(
+    adopting: Store, roots: dict[str, Path], place: str, hostile: str
+):
+    ollama(roots["ollama"])
+    snapshot = hub_cache(roots["hub-cache"], "org/m", {"m.gguf": BODY})
+    ref = snapshot.parent.parent / "refs" / "main"
+    path = ref if place == "reference" else put(roots["ollama"] / "manifests/x/y/z/1", b"")
+    path.unlink()
+    if hostile == "pipe":
+        os.mkfifo(path)
+    elif hostile == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(b"[" * 200_000 if hostile == "deep" else b" " * (5 << 20))
+    assert {m.name for m in adopting.list()} == {"tiny:1m", "org/m:m.gguf"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,7 +19,7 @@ from freehold.store.manifest import HeldFile, Manifest
 from freehold.store.quants import Variant, gguf_variants, preferred, safetensors_files
 
 MAX_FILES = 20_000  # per store: beyond it a scan would be felt
-_MAX_JSON = 4 << 20
+_MAX_SIDE = 4 << 20  # bytes of a manifest, an index or a reference
 _HEX = re.compile(r"[0-9a-f]{64}")
 _LAYER = "application/vnd.ollama.image."
 _EXTRAS = ("template", "params", "system")
@@ -100,10 +101,7 @@ def _hub_cache(root: Path) -> Iterator[Manifest]:
 
 def _snapshot(folder: Path) -> Path | None:
     """Return the snapshot that `main` names, else the newest."""
-    try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        commit = ""
+    commit = _small(folder / "refs" / "main").decode("utf-8", "replace").strip()
     named = folder / "snapshots" / commit
     if re.fullmatch(r"[0-9a-f]{6,64}", commit) and named.is_dir():
         return named
@@ -148,11 +146,14 @@ def _cache_digest(path: Path) -> str:
 
 
 def _held(path: Path, digest: str) -> HeldFile | None:
+    """Describe a file of weights; None for one that is gone, and for what is not a plain file."""
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return None
-    return HeldFile(str(path), stat.st_size, digest, stat.st_mtime_ns)
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return HeldFile(str(path), found.st_size, digest, found.st_mtime_ns)
 
 
 def _manifest(name: str, kind: str, owner: str, source: str, files: tuple[HeldFile, ...], **more) -> Manifest:
@@ -176,8 +177,16 @@ def _folders(folder: Path) -> list[Path]:
 
 def _json(path: Path) -> object:
     try:
-        if path.stat().st_size > _MAX_JSON:
-            return {}
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return json.loads(_small(path))
+    except (ValueError, RecursionError):
         return {}
+
+
+def _small(path: Path) -> bytes:
+    """Read a short file of another program's; b"" for a long one, and for what would never end: a pipe, a device."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            data = file.read(_MAX_SIDE + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return b""
+    return data if len(data) <= _MAX_SIDE else b""
