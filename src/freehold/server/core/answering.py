@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
+import msgspec
+
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing, Fit
 from freehold.server.core.limits import Gone
@@ -21,6 +23,8 @@ from freehold.server.core.receipt import Tally
 from freehold.server.core.sse import EventStream
 from freehold.serving import Begin, Job, ModelHandle
 from freehold.types import Chunk, TokenLogprob, ToolCall
+
+SCORE = 100  # bytes of a log-probability in an answer, with its token
 
 
 @dataclass(slots=True)
@@ -58,6 +62,7 @@ class AnswerShape(Protocol):
     """How a route writes its answers. Pieces of a stream are bytes, b"" if there is nothing to send."""
 
     content_type: bytes  # of a stream
+    keeps: bool  # whether `whole` stores the answer for later requests
 
     def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         """Take the model's name, the id by which the ledger has the answer, and the counts, first of all.
@@ -136,7 +141,15 @@ class Answering:
                 choices[self._first[job] + index].add(chunk)
 
         await self.call.while_here(self._computing.run(model, opened, keep))
-        await self.call.answer(self.shape.whole([choices[i] for i in sorted(choices)]))
+        ordered = [choices[i] for i in sorted(choices)]
+        if self.shape.keeps:  # what others may ask for from then on
+            await self.call.answer(self.shape.whole(ordered))
+            return
+        size = SCORE * sum(len(c.logprobs) * (1 + len(c.logprobs[0].top)) for c in ordered if c.logprobs)
+        await self.call.answer(await self.call.apart(self._encoded, ordered, size=size))
+
+    def _encoded(self, choices: Sequence[Choice]) -> bytes:
+        return msgspec.json.encode(self.shape.whole(choices))
 
     async def stream(self, model: str) -> None:
         """Stream the answer; the last event always says how it ended."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+SCORES = 128  # tokens whose log-probabilities, with 20 alternatives each, one call writes
 PIECE = 4096  # plain values that one call writes, in less than a millisecond
 
 

@@ -48,6 +48,7 @@ class OllamaShape(ABC):
     """Implements answering.Shape for one answer; a subclass knows where its text goes."""
 
     content_type = NDJSON
+    keeps = False
 
     written_text: bytes  # where a line has a text
 

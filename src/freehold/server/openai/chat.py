@@ -13,6 +13,7 @@ from freehold.server.core.answering import Answering, Choice
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import finite
+from freehold.server.core.longjson import SCORES, long_list
 from freehold.server.core.pictures import Pictures
 from freehold.server.openai.fields.chat import ChatRequest, chat_job
 from freehold.server.openai.fields.offers import Offered, input_of
@@ -119,10 +120,14 @@ class ChatShape(OpenAIShape):
         out = {
             "index": choice.index,
             "message": message,
-            "logprobs": chat_logprobs(choice.logprobs, self._ids) if self._logprobs else None,
+            "logprobs": self._scores(choice) if self._logprobs else None,
             "finish_reason": _reason(choice.reason or "", refusal is not None),
         }
         return {**out, "token_ids": choice.token_ids} if self._ids else out
+
+    def _scores(self, choice: Choice) -> dict[str, Any]:
+        scored = chat_logprobs(choice.logprobs, self._ids)
+        return {**scored, "content": long_list(scored["content"], SCORES)}
 
     def _event(self, choice: int, delta: bytes, reason: bytes, tail: bytes, more: bytes = b"") -> bytes:
         return b'%b%d,"delta":%b,"finish_reason":%b%b}]%b}\n\n' % (

@@ -15,6 +15,7 @@ from freehold.server.core.answering import Answering, Choice
 from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import finite
+from freehold.server.core.longjson import SCORES, long_list
 from freehold.server.openai.chat import chat_logprobs
 from freehold.server.openai.fields.completions import CompletionRequest, completion_jobs
 from freehold.server.openai.fields.structured import format_field
@@ -95,7 +96,8 @@ class TextShape(OpenAIShape):
         if self._logprobs:
             asked = self._prompt_logprobs(choice.index, choice.begin) if self._echo else {}
             made = self._table(choice.index, choice.logprobs)
-            logprobs = {name: asked.get(name, []) + column for name, column in made.items()}
+            table = {name: asked.get(name, []) + column for name, column in made.items()}
+            logprobs = {name: long_list(column, SCORES) for name, column in table.items()}
         out = {"index": choice.index, "text": text, "logprobs": logprobs}
         out["finish_reason"] = _REASONS.get(choice.reason or "", choice.reason)
         return {**out, "token_ids": choice.token_ids} if self._ids else out

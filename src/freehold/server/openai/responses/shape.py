@@ -32,6 +32,7 @@ class ResponseShape:
     """Implements answering.Shape for one answer. `echo`: the fields of the request that its answer repeats."""
 
     content_type = sse.CONTENT_TYPE
+    keeps = True
 
     def __init__(self, echo: dict[str, Any], output: Output, keep: Keep | None) -> None:
         self._echo, self._output, self._keep = echo, output, keep

@@ -1,0 +1,279 @@
+"""What long requests cost stays off the loop: it runs in the bodies' threads, in linear time, after its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+
+from freehold.server import app
+from freehold.server.anthropic import messages as anthropic
+from freehold.server.batches.lines import BatchLine
+from freehold.server.core import bodies, limits, numbers
+from freehold.server.core.answering import Answering
+from freehold.server.core.bodies import LOOP_BYTES
+from freehold.server.core.call import APART
+from freehold.server.core.limits import ServerLimits
+from freehold.server.core.longjson import long_list
+from freehold.server.core.pictures import Pictures
+from freehold.server.core.problems import Refused
+from freehold.server.ollama import abilities
+from freehold.server.ollama import chat as ollama
+from freehold.server.ollama import models as ollama_models
+from freehold.server.ollama.fields import MAX_UNANSWERED, CallIds
+from freehold.server.openai import chat as openai
+from freehold.server.openai import completions, embeddings, tokens
+from freehold.server.openai.fields import structured
+from freehold.server.openai.responses.items import read_items
+from freehold.serving import MAX_TEXTS, MAX_TOOLS
+from freehold.types import MAX_CHOICES
+from tests.server.fakes import Script
+from tests.server.test_streams import eventually
+from tests.vectors.files import write_gguf
+
+MODEL = "fake:1b"
+WORDS = "a" * (APART + 1)
+MOST = ServerLimits()
+
+
+def in_thread(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
+    """Have a function note the name of the thread that calls it."""
+    seen: list[str] = []
+    real = getattr(module, name)
+
+    def noting(*args: Any, **more: Any) -> Any:
+        seen.append(threading.current_thread().name)
+        return real(*args, **more)
+
+    monkeypatch.setattr(module, name, noting)
+    return seen
+
+
+READERS = [
+    (openai, "chat_job", "/v1/chat/completions", {"messages": [{"role": "user", "content": WORDS}]}),
+    (completions, "completion_jobs", "/v1/completions", {"prompt": WORDS}),
+    (
+        anthropic,
+        "message_job",
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 2},
+    ),
+    (
+        anthropic,
+        "counted_job",
+        "/v1/messages/count_tokens",
+        {"messages": [{"role": "user", "content": WORDS}]},
+    ),
+    (ollama, "chat_job", "/api/chat", {"messages": [{"role": "user", "content": WORDS}], "stream": False}),
+    (embeddings, "listed", "/v1/embeddings", {"input": [WORDS]}),
+    (tokens, "unknown_message_fields", "/tokenize", {"messages": [{"role": "user", "content": WORDS}]}),
+]
+
+
+@pytest.mark.parametrize("module, name, path, body", READERS, ids=[path for _, _, path, _ in READERS])
+def test_a_long_request_is_made_into_a_job_off_the_loop(serving, monkeypatch, module, name, path, body):
+    seen = in_thread(monkeypatch, module, name)
+    answer = serving().client.post(path, json={"model": MODEL, **body})
+    assert answer.status_code in (200, 400), answer.text  # of some the scripted model has no room for it
+    assert seen and all(each.startswith("freehold-bodies") for each in seen)
+
+
+def test_a_body_beyond_some_kilobytes_is_parsed_off_the_loop(serving, monkeypatch):
+    seen = in_thread(monkeypatch, bodies, "parse")
+    client = serving().client
+    for length in (10, LOOP_BYTES, bodies.SHORT_BYTES):
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "ignored": "x" * length}
+        assert client.post("/v1/chat/completions", json=chat).status_code == 200
+    loop, short, long = seen
+    assert not loop.startswith("freehold-bodies")
+    assert short.startswith("freehold-bodies-short") and long.startswith("freehold-bodies-long")
+
+
+def test_vectors_are_written_off_the_loop_and_one_at_a_time(serving, monkeypatch):
+    seen = in_thread(monkeypatch, embeddings, "as_numbers")
+    answer = serving().client.post("/v1/embeddings", json={"model": MODEL, "input": ["a b"] * 2000})
+    assert len(answer.json()["data"]) == 2000
+    assert [each.startswith("freehold-bodies") for each in seen] == [True]
+
+
+def test_log_probabilities_of_a_whole_answer_are_written_off_the_loop(serving, monkeypatch):
+    seen = in_thread(monkeypatch, Answering, "_encoded")
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "logprobs": True}
+    running = serving(Script(text="word " * 200))
+    answer = running.client.post("/v1/chat/completions", json={**chat, "top_logprobs": 20}).json()
+    assert len(answer["choices"][0]["logprobs"]["content"]) > 100
+    assert [each.startswith("freehold-bodies") for each in seen] == [True]
+
+
+def test_a_line_of_a_batch_is_encoded_in_a_thread_and_its_answer_is_never_parsed():
+    line = msgspec.json.decode(
+        b'{"custom_id": "1", "method": "POST", "url": "/x", "body": {"a": [1, 2], "priority": "interactive"}}',
+        type=BatchLine,
+    )
+    body, streams = line.request()
+    assert json.loads(body) == {"a": [1, 2], "priority": "batch"} and not streams
+    empty = msgspec.json.decode(
+        b'{"custom_id": "1", "method": "POST", "url": "/x", "body": {}}', type=BatchLine
+    )
+    assert json.loads(empty.request()[0]) == {"priority": "batch"}
+
+
+def test_a_client_that_left_has_its_body_dropped_unparsed(monkeypatch):
+    parsed = in_thread(monkeypatch, bodies, "parse")
+    with pytest.raises(limits.Gone):
+        bodies._joined([b"{}"], lambda: True)
+    assert bodies._joined([b"{", b"}"], lambda: False) == b"{}" and not parsed
+
+
+# --- linear -------------------------------------------------------------------------------------------
+
+
+class _Counted(dict[int, tuple[str, str]]):
+    """Counts how often an entry is looked for."""
+
+    looked = 0
+
+    def __contains__(self, key: object) -> bool:
+        _Counted.looked += 1
+        return super().__contains__(key)
+
+
+def test_results_of_ollamas_calls_are_found_in_linear_time():
+    ids = CallIds()
+    ids._open = _Counted()
+    for i in range(MAX_UNANSWERED):
+        ids.called(f"tool{i % 3}", None)
+    _Counted.looked = 0
+    for _ in range(9_000):
+        assert ids.answered("another", None) == ("", "another")
+    for i in range(MAX_UNANSWERED):
+        id, name = ids.answered(f"tool{i % 3}", None)
+        assert id == f"call_{i + 1}" and name == f"tool{i % 3}"
+    assert _Counted.looked == MAX_UNANSWERED  # each call once, and results that answer none not at all
+
+
+def test_calls_of_a_turn_of_a_response_are_counted_before_they_are_joined():
+    calls = [
+        {"type": "function_call", "call_id": f"c{i}", "name": "f", "arguments": "{}"}
+        for i in range(MAX_TOOLS + 1)
+    ]
+    outs = [{"type": "function_call_output", "call_id": f"c{i}", "output": "x"} for i in range(MAX_TOOLS)]
+    read = read_items([*calls[:-1], *outs], None, 0, [], Pictures())
+    assert len(read[0].tool_calls) == MAX_TOOLS and len(read) == 1 + MAX_TOOLS
+    with pytest.raises(Refused, match=f"call {MAX_TOOLS + 1} of a turn; expected at most {MAX_TOOLS}"):
+        read_items(calls, None, 0, [], Pictures())
+
+
+# --- limits first -------------------------------------------------------------------------------------
+
+
+def test_too_many_choices_are_refused_before_they_are_encoded(serving, monkeypatch):
+    encoded = in_thread(monkeypatch, structured, "bounded")
+    body = {"model": MODEL, "prompt": "a", "guided_choice": ["a"] * (MAX_CHOICES + 1)}
+    answer = serving().client.post("/v1/completions", json=body)
+    assert answer.status_code == 400 and f"{MAX_CHOICES}" in answer.text and not encoded
+
+
+def test_too_many_texts_are_refused_before_they_are_looked_at():
+    class Untouched(list[str]):
+        def __iter__(self) -> Any:
+            raise AssertionError("its texts were looked at")
+
+    with pytest.raises(Refused, match=f"expected 1 to {MAX_TEXTS:,}"):
+        embeddings.listed(Untouched(["a"] * (MAX_TEXTS + 1)))
+
+
+def test_nearest_names_are_looked_for_as_often_as_there_are_warnings(serving, monkeypatch):
+    from freehold.server.core import fields
+
+    looked = in_thread(monkeypatch, fields, "nearest")
+    strange = {f"strange{i}": 1 for i in range(limits.MAX_UNKNOWN)}
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **strange}
+    assert serving().client.post("/v1/chat/completions", json=chat).status_code == 200
+    assert len(looked) == fields.MAX_WARNINGS
+
+
+@pytest.mark.parametrize(
+    "value, what",
+    [
+        (b"[" + b",".join([b'"a"'] * (MOST.body_values + 10)) + b"]", "values beside lists of numbers"),
+        (b"[[" + b",".join([b"1"] * (MOST.body_values + 10)) + b"]]", "values beside lists of numbers"),
+        (b'"' + b"\\n" * (MOST.body_escapes + 1) + b'"', "backslashes"),
+    ],
+)
+def test_what_takes_the_parser_long_is_refused_before_it_is_parsed(value, what):
+    with pytest.raises(Refused, match=what):
+        bodies.weigh(b'{"a": ' + value + b"}", MOST)
+
+
+def test_token_ids_are_parsed_in_pieces_and_are_the_same(monkeypatch):
+    ids = [i * 7 % 150_000 for i in range(1 << 19)]
+    body = msgspec.json.encode({"prompt": ids, "model": "m,[x", "floats": [0.5] * 100_000})
+    calls: list[int] = []
+    real = msgspec.json.decode
+
+    def decode(text: bytes, **more: Any) -> Any:
+        calls.append(len(text))
+        return real(text, **more)
+
+    assert bodies.weigh(body, MOST) > len(body)
+    monkeypatch.setattr(numbers.msgspec.json, "decode", decode)
+    assert numbers.decoded(body) == {"prompt": ids, "model": "m,[x", "floats": [0.5] * 100_000}
+    assert len(calls) > 50 and max(calls) < 2 * numbers.PIECE
+
+
+@pytest.mark.parametrize("end", [b",]", b",,1]", b" 1 2]", b"]]"])
+def test_a_list_of_numbers_that_is_not_json_is_refused(end):
+    body = b'{"a": [' + b"1," * numbers.LONG + b"1" + end + b"}"
+    with pytest.raises(Refused, match="not JSON"):
+        limits.parse(body)
+
+
+def test_a_long_list_is_written_as_the_encoder_writes_it():
+    for values in ([], [1], list(range(10_000)), [0.5, None, "a\n", {"b": [1]}] * 3000):
+        assert bytes(long_list(values)) == msgspec.json.encode(values)
+
+
+# --- what is made once, or elsewhere ------------------------------------------------------------------
+
+
+def test_the_openapi_document_is_made_once(serving, monkeypatch):
+    client = serving().client
+    first = client.get("/openapi.json").content
+    made = in_thread(monkeypatch, app, "document")
+    assert client.get("/openapi.json").content == first and not made
+
+
+def test_lists_and_show_do_not_wait_for_a_template_that_does_not_end(serving, monkeypatch, tmp_path):
+    go_on, begun = threading.Event(), list[str]()
+
+    def endless(source: str) -> dict[str, bool]:
+        begun.append(threading.current_thread().name)
+        assert go_on.wait(60)
+        return {"tools": True, "thinking": False}
+
+    template = f"{{# {tmp_path} #}}{{{{ messages[0].content }}}}"  # that no test before met
+    server = serving(home=tmp_path / "own")
+    keys = {"tokenizer.chat_template": template}
+    server.store.pull(str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0", keys=keys)))
+    monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
+    monkeypatch.setattr(abilities, "_found", endless)
+    said = "tiny is being checked"
+    try:
+        show = server.client.post("/api/show", json={"model": "tiny"}).json()
+        assert said in show["freehold"]["warnings"][0] and show["capabilities"] == ["completion"]
+        tags = asyncio.run_coroutine_threadsafe(ollama_models._cards_of(server.store), server.loop).result(60)
+        assert not tags["tiny"][0].is_whole
+        assert begun == [
+            "freehold-templates_0"
+        ]  # of the two one asked for it, in a thread that no other work needs
+    finally:
+        go_on.set()
+    eventually(
+        lambda: "tools" in server.client.post("/api/show", json={"model": "tiny"}).json()["capabilities"]
+    )
+    assert len(begun) == 1
