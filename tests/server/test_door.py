@@ -220,6 +220,21 @@ def test_a_day_begins_anew_and_old_days_are_forgotten(tmp_path):
     accounts.close()
 
 
+def test_a_clock_that_is_set_back_gives_no_budget_twice(tmp_path):
+    now = [86400.0 * 20000]
+    accounts, ann = Accounts(tmp_path / "spent", now=lambda: now[0]), key("ann", tokens="10/day")
+    accounts.spend("ann", 10)
+    now[0] += 86400
+    accounts.spend("ann", 4)
+    accounts.save()
+    now[0] -= 86400
+    with pytest.raises(Refused, match="has spent 10 tokens today"):
+        accounts.left(ann)
+    accounts.spend("ann", 1)
+    accounts.close()
+    assert Accounts(tmp_path / "spent", now=lambda: now[0]).today() == {"ann": 11}
+
+
 # TLS.
 
 
