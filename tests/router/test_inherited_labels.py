@@ -65,3 +65,30 @@ def test_a_streamed_response_brings_its_labels_too(tmp_path: Path):
         assert left(rented) == ["big"]
     finally:
         house.end()
+
+
+def test_an_item_that_is_repeated_with_its_id_keeps_its_label(tmp_path: Path):
+    rented = FakeRented()
+    house = open_house(tmp_path, ROUTES, rented=rented)
+    try:
+        answer = respond(house, "own", "private", input="mark kq0 is ill")
+        repeated = [*answer["output"], {"role": "user", "content": "go on"}]
+        refused = respond(house, "afar", status=403, input=repeated)
+        assert "label private keeps" in refused["error"]["message"]
+        respond(
+            house, "afar", input=[{"type": "message", "role": "user", "content": "hello", "id": "msg_mine"}]
+        )
+        assert left(rented) == ["big"]
+    finally:
+        house.end()
+
+
+@pytest.mark.parametrize("header", ["", ",", ", ,"])
+def test_an_empty_label_header_is_refused_as_an_unknown_one_is(header: str, tmp_path: Path):
+    house = open_house(tmp_path, ROUTES, rented=FakeRented())
+    try:
+        refused = house.chat("afar", headers={"X-Freehold-Label": header})
+        assert refused.status_code == 400 and "labels here: private" in refused.json()["error"]["message"]
+        assert house.chat("afar", headers={"X-Freehold-Label": "private,"}).status_code == 403
+    finally:
+        house.end()

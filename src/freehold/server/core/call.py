@@ -102,8 +102,8 @@ class Server:
 
 
 def labels_in(given: str) -> tuple[str, ...]:
-    """Return the names in a label header."""
-    return tuple(name for part in given.split(",") if (name := part.strip()))
+    """Return the names in a label header; one without any has the name "", which no label has: it is refused."""
+    return tuple(name for part in given.split(",") if (name := part.strip())) or ("",)
 
 
 class ServerCall:

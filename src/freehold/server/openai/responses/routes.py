@@ -52,7 +52,7 @@ class Asked:
     items: list[Any]  # all of the chat
     own: int  # how many of them, at the end, are the request's
     stored: tuple[StoredItem, ...]  # its own as they are kept; none where they are not
-    named: tuple[str, ...]  # ids of the stored items that it refers to
+    named: tuple[str, ...]  # ids of its items: of stored ones that it refers to, and of those that it repeats
     mcp: bool  # whether one of them is of MCP's
 
 
@@ -157,7 +157,9 @@ def _read(
     stored: tuple[StoredItem, ...] = ()
     if request.store is not False:
         stored = tuple(found[references[i]] if i in references else _stored(own[i]) for i in range(len(own)))
-    return Asked(items, len(own), stored, tuple(found), any(_is_mcp(item) for item in items))
+    ids = (item["id"] for item in given if isinstance(item, dict) and isinstance(item.get("id"), str))
+    named = tuple(dict.fromkeys((*found, *ids)))
+    return Asked(items, len(own), stored, named, any(_is_mcp(item) for item in items))
 
 
 def _found(
