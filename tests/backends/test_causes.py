@@ -145,7 +145,8 @@ def test_old_error_is_no_cause_of_a_kill():
 CHAINS = [
     [
         "(EngineCore pid=7) ERROR 12-01 10:00:00 [core.py:9] ValueError: rope_scaling must be a dictionary, got x",
-        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): "
+        "{}",
     ],
     [
         "(Worker pid=9) ERROR KeyError: 'model.layers.0.mlp.gate'",

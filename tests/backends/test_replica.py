@@ -137,6 +137,20 @@ async def test_engine_that_computes_one_long_step_is_not_hung(tmp_path: Path) ->
 
 
 @synchronous
+async def test_engine_without_counters_that_makes_a_long_answer_is_not_hung(tmp_path: Path) -> None:
+    """As an attached one of another kind: an answer that is not streamed shows nothing until its end."""
+    driver = StandInDriver()
+    driver.metrics_path = ""
+    async with running(tmp_path, driver, replace(HANGING, busy_s=4.0)) as replica:
+        await until(lambda: replica.ready)
+        replica.began()
+        await asyncio.sleep(1.5 * HANGING.hung_s)
+        assert replica.ready and len(driver.engines) == 1
+        await until(lambda: replica.restarts == 1)  # but not for ever
+        assert "nothing of an answer came" in replica.said
+
+
+@synchronous
 async def test_server_that_outlives_its_engine_is_killed(tmp_path: Path) -> None:
     control = tmp_path / "control"
     driver = StandInDriver(control=control, corpse_s=600)

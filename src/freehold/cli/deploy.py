@@ -109,6 +109,13 @@ def _verb(ctx: click.Context) -> str:
 @click.option("--server-image", metavar="NAME@DIGEST", help="With --emit: Freehold's container image.")
 @click.option("--claim", metavar="NAME", help="With --emit k8s: the volume claim that holds the model.")
 @click.option("--namespace", metavar="NAME", help="With --emit k8s: the namespace.")
+@click.option("--monitoring", metavar="NAME", help="With --emit k8s: namespace of the cluster's Prometheus.")
+@click.option("--scale", metavar="A..B", help="With --emit k8s: replicas by the engines' queues, with KEDA.")
+@click.option(
+    "--pool",
+    metavar="GATEWAY",
+    help="With --emit k8s: an InferencePool behind this Gateway keeps prefixes together.",
+)
 @click.option(
     "--member",
     "members",

@@ -18,10 +18,14 @@ import jsonschema
 import pytest
 import yaml
 
+from freehold import catalog
+from freehold.backends import drivers
+from freehold.backends.contract import PlanRequest
 from freehold.backends.emit.compose_check import compose_faults
 from freehold.backends.emit.contract import EmitOptions, label
 from freehold.backends.emit.emit import emit
 from freehold.backends.emit.kubernetes import documents
+from freehold.backends.planning import facts
 from freehold.errors import UsageError
 
 from .plans import OPTIONS, plan
@@ -246,3 +250,15 @@ def test_a_name_of_others_is_no_variable_of_a_pod():
     name = "$(LWS_A)$(VLLM_API_KEY)"
     found = json.dumps(documents(plan("vllm", name=name), OPTIONS))
     assert f'"--served-model-name", "{name.replace("$(", "$$(")}"' in found
+
+
+def test_a_disk_of_skypilot_holds_the_weights():
+    def disk(name: str) -> int:
+        made = drivers.driver("vllm").plan(
+            PlanRequest(facts.of_catalogue(catalog.model(name)), facts.nodes_on("8xh200"), replicas=1)
+        )
+        task = yaml.safe_load(emit(made, "skypilot", OPTIONS)[0].text)
+        return task["resources"]["disk_size"]
+
+    small, large = disk("qwen3:8b"), disk("deepseek-ai/DeepSeek-V3")
+    assert 150 < small < 256 and 900 < large < 1300

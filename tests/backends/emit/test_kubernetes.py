@@ -40,11 +40,18 @@ LWS = jsonschema.Draft202012Validator(
 ENGINES = ("vllm", "sglang", "trtllm")
 
 
+BEYOND = ("monitoring.coreos.com", "keda.sh", "inference.networking.k8s.io", "gateway.networking.k8s.io")
+
+
 def refused(found: list[dict]) -> Iterator[str]:
     """What a cluster's schemas refuse."""
     for document in found:
         if document.get("apiVersion", "").startswith("leaderworkerset"):
             yield from (e.message for e in LWS.iter_errors(document))
+            continue
+        if (
+            document.get("apiVersion", "").partition("/")[0] in BEYOND
+        ):  # definitions that a cluster gets besides
             continue
         try:
             kubernetes_validate.validate(document, "1.37", strict=True)
@@ -375,3 +382,77 @@ def test_entry_of_sglang_writes_its_keys_for_its_user_alone(tmp_path: Path):
     assert ran.stdout == f"x --config {path}\n"
     assert yaml.safe_load(path.read_text()) == {"api-key": "k-1", "admin-api-key": "k-2"}
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_pods_run_on_the_gpus_that_the_plan_is_for():
+    found, _ = emitted("vllm", rig="h100", nodes=1, tensor=1, pipeline=1)
+    pod = next(d for d in found if d["kind"] == "Deployment" and d["metadata"]["name"].endswith("-engine"))
+    terms = pod["spec"]["template"]["spec"]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
+    assert terms[0]["matchExpressions"][0]["values"] == ["NVIDIA-H100-80GB-HBM3"]
+
+
+def test_a_drain_takes_one_replica_at_a_time():
+    found, made = emitted("vllm")
+    (budget,) = [d for d in found if d["kind"] == "PodDisruptionBudget"]
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert budget["spec"]["selector"]["matchLabels"]["leaderworkerset.sigs.k8s.io/worker-index"] == "0"
+    assert list(problems(found, made)) == []
+
+
+def with_extras(engine: str = "vllm", **more: Any) -> tuple[list[dict], DeployPlan]:
+    made = plan(engine, rig="h100", nodes=1, tensor=1, pipeline=1)
+    (file,) = kubernetes_files(made, replace(OPTIONS, **more))
+    return list(yaml.safe_load_all(file.text)), made
+
+
+def test_replicas_follow_the_engines_queues_as_prometheus_has_them():
+    found, made = with_extras(monitoring="observability", scale="1..4")
+    assert list(problems(found, made)) == []
+    by_kind = {d["kind"]: d for d in found}
+    spec = by_kind["ScaledObject"]["spec"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 4)
+    assert spec["scaleTargetRef"]["name"].endswith("-engine")
+    trigger = spec["triggers"][0]["metadata"]
+    assert "vllm:num_requests_waiting" in trigger["query"] and ".observability." in trigger["serverAddress"]
+    assert by_kind["ServiceMonitor"]["spec"]["endpoints"][0]["path"] == "/metrics"
+
+
+def test_a_pool_keeps_prefixes_together_and_our_server_asks_its_gateway():
+    found, made = with_extras(pool="inference")
+    assert list(problems(found, made)) == []
+    by_kind = {d["kind"]: d for d in found}
+    assert by_kind["HTTPRoute"]["spec"]["rules"][0]["backendRefs"][0]["kind"] == "InferencePool"
+    assert "http://inference.default.svc/v1" in by_kind["ConfigMap"]["data"]["gateway.toml"]
+
+
+@pytest.mark.parametrize(
+    "engine, more, told",
+    [
+        ("vllm", {"scale": "1..4"}, "--monitoring NAME"),
+        ("vllm", {"scale": "3..4", "monitoring": "m"}, "no range around the plan's 1 replicas"),
+        ("trtllm", {"monitoring": "m"}, "no counters that Prometheus may read"),
+    ],
+)
+def test_extras_that_cannot_be_are_refused(engine, more, told):
+    with pytest.raises(UsageError) as refused:
+        with_extras(engine, **more)
+    assert told in f"{refused.value.message} {refused.value.hint}"
+
+
+def test_whoever_else_reaches_an_engine_is_a_fault():
+    found, made = with_extras(monitoring="observability")
+    policy = next(
+        d for d in found if d["kind"] == "NetworkPolicy" and d["metadata"]["name"].endswith("-engine")
+    )
+    rule = policy["spec"]["ingress"][2]
+    rule["from"][0]["podSelector"] = {}
+    assert any("beyond the namespace" in fault for fault in faults(found, made))
+
+
+def test_attention_apart_counts_its_devices_once():
+    made = driven("sglang", "deepseek-r1:671b", "8xh200")
+    assert made.sizes.data == 8
+    (file,) = kubernetes_files(made, OPTIONS)
+    assert list(problems(list(yaml.safe_load_all(file.text)), made)) == []

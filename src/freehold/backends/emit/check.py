@@ -203,7 +203,9 @@ def _devices(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
         yield f"{total} devices a replica; the plan spreads over {plan.sizes.devices}"
     words = _command(_leader(documents)["spec"]["containers"][0])
     tensor, pipeline, data = (_value(words, names) for names in (TENSOR, PIPELINE, DATA))
-    planned = plan.sizes.tensor * plan.sizes.data  # data attention shares one tensor group
+    if "--enable-dp-attention" in words:  # its tensor size counts every device
+        data = 1
+    planned = plan.sizes.tensor * plan.sizes.data
     if pipeline != plan.sizes.pipeline or tensor * data != planned:
         yield f"command line: tensor {tensor}, pipeline {pipeline}, data {data}; planned {plan.sizes}"
     engine = container_engine(plan.engine, "Kubernetes")
@@ -254,22 +256,45 @@ def _network(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
         for rule in (*spec["ingress"], *spec["egress"]):
             if not (rule.get("from") or rule.get("to")):
                 yield f"{part}: a rule without a peer"
-    for rule in _one(documents, "NetworkPolicy", "engine")["spec"]["ingress"]:
-        peers = [p.get("podSelector", {}).get("matchLabels", {}) for p in rule["from"]]
-        if any("namespaceSelector" in p or "ipBlock" in p for p in rule["from"]):
-            yield "engine: pods beyond the namespace may reach it"
-        if all(_fits(peer, engines[0]) for peer in peers):
-            continue
-        if not all(_fits(peer, templates["server"]) for peer in peers):
-            yield "engine: others than our server may reach it"
-        if [p.get("port") for p in rule.get("ports", ())] != [port]:
-            yield f"engine: our server may reach more, or less, than port {port}"
+    yield from _reached(documents, templates["server"], engines[0], port)
     if not any(
         _fits(p.get("podSelector", {}).get("matchLabels", {}), templates["server"])
         for rule in _one(documents, "NetworkPolicy", "engine")["spec"]["ingress"]
         for p in rule["from"]
     ):
         yield "engine: our server may not reach it"
+
+
+def _reached(documents: Sequence[Doc], server: Doc, engine: Doc, port: int) -> Iterator[str]:
+    """Only our server, its own group, and what the files themselves add may reach an engine."""
+    pools = _of(documents, "InferencePool")
+    for rule in _one(documents, "NetworkPolicy", "engine")["spec"]["ingress"]:
+        peers = [p.get("podSelector", {}).get("matchLabels", {}) for p in rule["from"]]
+        to_port = [p.get("port") for p in rule.get("ports", ())] == [port]
+        if _of(documents, "ServiceMonitor") and to_port and all(map(_counts, rule["from"])):
+            continue
+        if any("namespaceSelector" in p or "ipBlock" in p for p in rule["from"]):
+            yield "engine: pods beyond the namespace may reach it"
+        if all(_fits(peer, engine) for peer in peers):
+            continue
+        if pools and to_port and all(_routes(peer, pools[0]) for peer in peers):
+            continue
+        if not all(_fits(peer, server) for peer in peers):
+            yield "engine: others than our server may reach it"
+        if [p.get("port") for p in rule.get("ports", ())] != [port]:
+            yield f"engine: our server may reach more, or less, than port {port}"
+
+
+def _counts(peer: Doc) -> bool:
+    """Say whether a peer is a Prometheus of a namespace that is named, and nothing else."""
+    pods, space = (peer.get(k, {}).get("matchLabels", {}) for k in ("podSelector", "namespaceSelector"))
+    return pods == {"app.kubernetes.io/name": "prometheus"} and [*space] == ["kubernetes.io/metadata.name"]
+
+
+def _routes(peer: Doc, pool: Doc) -> bool:
+    """Say whether a peer is the Gateway before a pool, or the pool's picker."""
+    picker = pool["spec"]["endpointPickerRef"]["name"]
+    return peer == {"app": picker} or [*peer] == ["gateway.networking.k8s.io/gateway-name"]
 
 
 def _ways(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
@@ -286,8 +311,12 @@ def _ways(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
             yield f"Service {service['metadata']['name']} leads out of the cluster"
     files = _one(documents, "ConfigMap", "engine")["data"]
     port = engine["spec"]["ports"][0]["port"]
-    if f"http://{engine['metadata']['name']}:{port}/v1" not in files["gateway.toml"]:
-        yield "gateway.toml names another address than the engine's Service"
+    route = _of(documents, "HTTPRoute")
+    asked = f"http://{engine['metadata']['name']}:{port}/v1"
+    if route:
+        asked = f"http://{route[0]['spec']['parentRefs'][0]['name']}."
+    if asked not in files["gateway.toml"]:
+        yield "gateway.toml names another address than the engine's Service, or the Gateway before its pool"
     server = _one(documents, "Deployment", "server")["spec"]["template"]
     if not _fits(_one(documents, "Service", "server")["spec"]["selector"], server):
         yield "our server's Service does not select it"

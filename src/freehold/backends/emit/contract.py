@@ -41,6 +41,11 @@ class EmitOptions:
     home: str = "/var/lib/freehold"  # data folder of a systemd unit
     user: str = "freehold"  # who runs it
     members: tuple[str, ...] = ()  # of a Ray cluster: addresses of its machines and of our server's
+    monitoring: str = ""  # namespace of a cluster's Prometheus, which then reads the engines' counters
+    scale: str = ""  # "1..4": replicas by the engines' queues, by KEDA; needs `monitoring`
+    pool: str = (
+        ""  # a Gateway of Gateway API, before an InferencePool of the engines: prefixes keep their replica
+    )
     drain_s: int = 60  # for running answers, when something is asked to end
 
 

@@ -20,7 +20,8 @@ from freehold.backends.emit.contract import (
     label,
     pinned,
 )
-from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
+from freehold.backends.emit.engines import ContainerEngine, container_engine
+from freehold.backends.emit.extras import extras
 from freehold.backends.emit.yaml_text import yaml_text
 
 # Variables that the controller of LeaderWorkerSet adds to each container, as Kubernetes expands them in a command.
@@ -47,9 +48,7 @@ def documents(plan: DeployPlan, options: EmitOptions) -> list[Doc]:
         raise ValueError(f"{engine.title} does not span nodes")  # its driver plans one node
     make = _groups if several else _one_node
     files = {
-        "gateway.toml": gateway.gateway_toml(
-            plan, engine, f"http://{network.engine_service(plan)}:{PORT}/v1"
-        ),
+        "gateway.toml": gateway.gateway_toml(plan, engine, network.engine_url(plan, options)),
         "probe.py": gateway.probe_text(),
         **(mpi.mpi_files() if several and plan.engine == "trtllm" else {}),
     }
@@ -60,10 +59,11 @@ def documents(plan: DeployPlan, options: EmitOptions) -> list[Doc]:
             "metadata": {"name": f"{label(plan.model.name)}-files", "labels": pods.labels(plan, "engine")},
             "data": files,
         },
-        *network.policies(plan),
+        *network.policies(plan, options),
         *network.services(plan, leaders=several),
         make(plan, engine, options, nodes),
         _deployment(plan, "server", pods.server_pod(plan, engine, options), 1),
+        *extras(plan, engine, options, several=several),
     ]
 
 
@@ -154,6 +154,15 @@ def _head(plan: DeployPlan, options: EmitOptions) -> str:
             f"--namespace {options.namespace} --type=kubernetes.io/ssh-auth --from-file=ssh-privatekey=mpi; "
             "rm mpi mpi.pub",
             "TensorRT-LLM over several pods has not run on a cluster of ours: freehold/backends/emit/mpi.py.",
+        ]
+    if options.monitoring:
+        lines.append(
+            f"Prometheus' operator in {options.monitoring}" + (", and KEDA." if options.scale else ".")
+        )
+    if options.pool:
+        lines += [
+            f"The Gateway {options.pool} with a Service of its name, and the pool's picker {name}-epp:",
+            "     helm install of oci://registry.k8s.io/gateway-api-inference-extension/charts/inferencepool",
         ]
     if plan.engine == "trtllm":
         lines.append("TensorRT-LLM has no key: the network policy alone guards its port.")

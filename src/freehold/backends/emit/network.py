@@ -8,15 +8,26 @@ Path: kubernetes.documents -> policies, services
 from __future__ import annotations
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import SERVER_PORT, Doc, label
+from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, label
 from freehold.backends.emit.engines import PORT
 from freehold.backends.emit.pods import labels
 
+GATEWAY = "gateway.networking.k8s.io/gateway-name"  # label of the pods of a Gateway (GEP-1762)
 LEADER = {"leaderworkerset.sigs.k8s.io/worker-index": "0"}
 
 
-def policies(plan: DeployPlan) -> list[Doc]:
+def policies(plan: DeployPlan, options: EmitOptions) -> list[Doc]:
     """Return the policy of the engine's pods and that of our server's."""
+    more: list[Doc] = []
+    beyond: list[Doc] = []
+    if options.monitoring:
+        more.append({"from": [monitor(options.monitoring)], "ports": [_tcp(PORT)]})
+    if options.pool:
+        front = [_selected({GATEWAY: options.pool})]
+        more.append(
+            {"from": [*front, _selected({"app": f"{label(plan.model.name)}-epp"})], "ports": [_tcp(PORT)]}
+        )
+        beyond.append({"to": front, "ports": [_tcp(80)]})
     engine, server = labels(plan, "engine"), labels(plan, "server")
     every = [_selected(engine)]
     names = {
@@ -27,16 +38,31 @@ def policies(plan: DeployPlan) -> list[Doc]:
         _policy(
             plan,
             "engine",
-            ingress=[{"from": [_selected(server)], "ports": [_tcp(PORT)]}, {"from": every}],
+            ingress=[{"from": [_selected(server)], "ports": [_tcp(PORT)]}, {"from": every}, *more],
             egress=[{"to": every}, names],
         ),
         _policy(
             plan,
             "server",
             ingress=[{"from": [{"podSelector": {}}], "ports": [_tcp(SERVER_PORT)]}],
-            egress=[{"to": every, "ports": [_tcp(PORT)]}, names],
+            egress=[{"to": every, "ports": [_tcp(PORT)]}, names, *beyond],
         ),
     ]
+
+
+def monitor(namespace: str) -> Doc:
+    """Return Prometheus as a peer: its pods alone, in its own namespace."""
+    return {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+    }
+
+
+def engine_url(plan: DeployPlan, options: EmitOptions) -> str:
+    """Return where our server asks: the engine's Service, or the Gateway before a pool of them."""
+    if options.pool:
+        return f"http://{options.pool}.{options.namespace}.svc/v1"
+    return f"http://{engine_service(plan)}:{PORT}/v1"
 
 
 def services(plan: DeployPlan, *, leaders: bool) -> list[Doc]:

@@ -14,6 +14,7 @@ from freehold.backends.emit.command import MODEL, carried
 from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, label
 from freehold.backends.emit.engines import PORT, ContainerEngine
 from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, server_words
+from freehold.backends.emit.products import affinity
 from freehold.errors import UsageError
 
 ENGINE_USER, SERVER_USER = 1000, 11435  # the second is that of packaging/Containerfile
@@ -87,6 +88,7 @@ def engine_pod(
     if devices and plan.nodes.rig.device.kind == "gpu":
         gpu = _gpu(plan)
         pod["tolerations"] = [{"key": gpu, "operator": "Exists", "effect": "NoSchedule"}]
+        pod |= affinity(plan)
     return {"metadata": {"labels": labels(plan, "engine")}, "spec": pod}
 
 

@@ -33,6 +33,8 @@ FREEHOLD = "freehold[gateway]"
 # SkyPilot's names of accelerators, where ours differ by more than case.
 _NAMES = {"a100": "A100-80GB", "a100-40gb": "A100", "rtx-4090": "RTX4090", "rtx-6000-ada": "RTX6000-Ada"}
 
+# Of a disk: an engine's image unpacked with what it compiles; shards that are downloaded beside whole ones.
+_BESIDE_GB, _SPARE, _STEP_GB = 150, 1.2, 64
 # Of its own, so that neither program changes the other's packages.
 _SETUP = """\
 python3 -m venv "$HOME/freehold" || { python3 -m pip install --user virtualenv && \\
@@ -73,7 +75,7 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
         "resources": {
             "accelerators": f"{accelerator}:{nodes.devices}",
             "image_id": f"docker:{options.image}",
-            "disk_size": 512,
+            "disk_size": _disk_gb(plan),
         },
         "file_mounts": {MODEL: "${MODEL_FILES}"},
         "envs": {
@@ -85,6 +87,11 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
         "setup": _SETUP,
         "run": _run(plan, engine, options, nodes.nodes),
     }
+
+
+def _disk_gb(plan: DeployPlan) -> int:
+    """Return the gigabytes of each machine's disk: the weights, which every machine has, and what is beside them."""
+    return -(-round(plan.model.anatomy.weight_bytes * _SPARE / 1e9 + _BESIDE_GB) // _STEP_GB) * _STEP_GB
 
 
 def _run(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, nodes: int) -> str:

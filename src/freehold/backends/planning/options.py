@@ -365,11 +365,16 @@ def _fastest(
     if not fitting:
         usual: EngineName = "mlx" if rig.device.kind == "mac" else "vllm"
         return "llamacpp" if model.files == "gguf" else usual, EngineFacts(), ()
-    first = next(iter(fitting))
-    beyond = [name for name, each in fitting.items() if each.decode.mid > fitting[first].decode.high]
-    best = max(beyond, key=lambda name: fitting[name].decode.mid, default=first)
+    usual_high = next(iter(fitting.values())).decode.high
+
+    def rank(name: EngineName) -> float:  # others keep their places behind it
+        speed = fitting[name].decode.mid
+        return -speed if speed > usual_high else 0.0
+
+    best, *others = sorted(fitting, key=rank)
+    beyond = rank(best) < 0
     speeds = [f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"]
-    speeds += [f"{each.decode.mid:.0f} by {name}" for name, each in fitting.items() if name != best]
+    speeds += [f"{fitting[name].decode.mid:.0f} by {name}" for name in others]
     over = f" over all {rig.count} devices" if rig.count > 1 else ""
     how = (
         "is the fastest by prediction"

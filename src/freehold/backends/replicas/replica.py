@@ -324,9 +324,11 @@ class Replica:
     async def _watch(self, engine: LaunchedEngine, calls: EngineCalls) -> None:
         """Read its counters, and kill it when they stand still while requests run and it computes nothing."""
         used, computed_at = math.inf, -math.inf  # seconds of processor at the latest mark, its time
+        tells = False  # it has counters: without them a long answer in one piece looks like a hang
         while True:
             await asyncio.sleep(self._limits.watch_s)
             numbers = await calls.numbers(self._numbers.now, self._hung_s / 8)
+            tells = tells or numbers is not None
             if numbers is not None and self._numbers.update(numbers):
                 self.moved()
             still = self._still_s()
@@ -336,10 +338,10 @@ class Replica:
                     used, computed_at = cpu_s, now
                 used = min(used, cpu_s)  # of the first look, and after a process of it has ended
             computes = time.monotonic() - computed_at < self._hung_s
-            limit = self._limits.busy_s if computes else self._hung_s
+            limit = self._limits.busy_s if computes or not tells else self._hung_s
             if self.in_flight and still > limit:
-                why = f"no counter moved for {still:.0f} s while {self.in_flight} requests ran: it hung"
-                return engine.kill(why)
+                stood = "no counter moved" if tells else "nothing of an answer came"
+                return engine.kill(f"{stood} for {still:.0f} s while {self.in_flight} requests ran: it hung")
             if self._faults >= self._limits.faults and not await self._still_answers(calls):
                 return engine.kill(f"it failed {self._faults} requests in a row, and then a single token")
 

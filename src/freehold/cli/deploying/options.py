@@ -27,6 +27,9 @@ _OF_FILES: dict[str, tuple[str, ...]] = {
     "server_image": ("compose", "k8s"),
     "claim": ("k8s",),
     "namespace": ("k8s",),
+    "monitoring": ("k8s",),
+    "scale": ("k8s",),
+    "pool": ("k8s",),
     "members": ("ray",),
 }
 

@@ -25,7 +25,10 @@ from freehold.errors import UsageError
 
 SCHEMA = 1
 # Options that say what is written, not what is started.
-_EMITS = ("emit", "out", "image", "server_image", "claim", "namespace", "members", "dry_run", "as_json")
+_EMITS = (
+    *("emit", "out", "image", "server_image", "claim", "namespace", "monitoring", "scale", "pool", "members"),
+    *("dry_run", "as_json"),
+)
 _HARDWARE = ("on", "nodes")  # of the machine that the unit is for: there it is what is found
 
 
