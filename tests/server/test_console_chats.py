@@ -357,12 +357,12 @@ def test_strangers_of_an_insecure_server_do_not_read_the_user_s_chats(serving, t
 
 
 def test_the_chats_of_a_key_have_a_limit_that_one_s_own_have_not(tmp_path: Path):
-    folder = ChatFolder.of(tmp_path, "ann", 2000)
+    folder = ChatFolder.of(tmp_path, "ann", 30_000)
     id = talked(folder, "short")
     with folder.writer(id) as writer:
         begun = writer.open_answer(parent=None, model="tiny")
-        writer.more(begun.id, text="x" * 3000)
-        with pytest.raises(CapacityExceeded, match=r"and console\.chats_per_key allows 2,000") as refused:
+        writer.more(begun.id, text="x" * 31_000)
+        with pytest.raises(CapacityExceeded, match=r"and console\.chats_per_key allows 30,000") as refused:
             writer.message("user", "one more", parent=begun.id)
         assert "delete some" in refused.value.hint
         writer.end(begun.id, "stop", text="its end")
@@ -380,12 +380,12 @@ def test_the_chats_of_a_key_have_a_limit_that_one_s_own_have_not(tmp_path: Path)
 
 def test_a_full_key_hears_its_limit_and_the_way_out_and_another_goes_on(serving, tmp_path: Path):
     keys = [made(n, k, admin=False, models=(), rate="", tokens="") for n, k in (("ann", ANN), ("bob", BOB))]
-    server = serving(home=tmp_path / "mine", keys=Ring(keys), chats_per_key=500)
+    server = serving(home=tmp_path / "mine", keys=Ring(keys), chats_per_key=10_000)
     full, other = ({"Authorization": f"Bearer {key}"} for key in (ANN, BOB))
-    answers = [server.client.post(URL, json={"title": "x" * 190}, headers=full) for _ in range(4)]
+    answers = [server.client.post(URL, json={}, headers=full) for _ in range(4)]  # empty ones count too
     assert answers[0].status_code == 201 and answers[-1].status_code == 503
     said = answers[-1].json()["error"]
-    assert said["code"] == "capacity_exceeded" and "console.chats_per_key allows 500" in said["message"]
+    assert said["code"] == "capacity_exceeded" and "console.chats_per_key allows 10,000" in said["message"]
     assert "config.toml" in said["hint"]
     assert server.client.post(URL, json={"title": "hello"}, headers=other).status_code == 201
 

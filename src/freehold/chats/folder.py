@@ -28,6 +28,9 @@ from freehold.chats.writer import FOR_ENDS, MAX_CHAT_BYTES, ChatWriter, failures
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError, UsageError
 
 UNDO_S = 600
+FILE_BYTES = (
+    4096  # that a file counts at least: an empty chat takes a block of the disk, and a place in each list
+)
 READ_BYTES = (
     64 << 20
 )  # of a file that is read: chats were written up to this size before MAX_CHAT_BYTES was set
@@ -184,7 +187,8 @@ class ChatFolder:
             with suppress(FileNotFoundError), os.scandir(folder) as found:
                 for each in found:
                     with suppress(FileNotFoundError):
-                        used += each.stat(follow_symlinks=False).st_size if each.is_file() else 0
+                        size = each.stat(follow_symlinks=False).st_size if each.is_file() else 0
+                        used += max(size, FILE_BYTES)
         return used
 
     def delete(self, id: str) -> None:
