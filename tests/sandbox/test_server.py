@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import httpx2
 import pytest
 
 from tests.sandbox.bombs import LISTS
-from tests.sandbox.conftest import all_end, write_model
+from tests.sandbox.conftest import GONE_S, all_end, write_model
 from tests.vectors import files
 
 BOMB = LISTS + "{{ n.a == n.b }}"
@@ -37,19 +38,13 @@ def in_ollamas_folder(root: Path, template: str) -> Path:
 
 def test_a_template_that_never_ends_in_another_programs_folder_holds_nobody_up(serve, tmp_path: Path):
     server = serve("--drain", "0", OLLAMA_MODELS=str(in_ollamas_folder(tmp_path / "ollama", BOMB)))
-    listed: list[dict] = []
-    asking = threading.Thread(target=lambda: listed.append(server.client.get("/api/tags").json()))
-    asking.start()
-    healthy = 0
-    while asking.is_alive():
+    [listed] = server.client.get("/api/tags").json()["models"]  # at once: the template is being checked
+    assert (listed["name"], listed["capabilities"]) == ("bomb:1m", ["completion"])
+    until = time.monotonic() + GONE_S
+    while not (kept := [*server.home.glob("templates/*")]) and time.monotonic() < until:
         assert server.client.get("/health", timeout=5).status_code == 200
-        healthy += 1
-        asking.join(0.02)
-    assert healthy > 10
-    found = {m["name"]: m["capabilities"] for m in listed[0]["models"]}
-    assert found == {"bomb:1m": ["completion"]}
-    kept = [json.loads(record.read_bytes()) for record in (server.home / "templates").iterdir()]
-    assert kept == [{"tools": False, "thinking": False}]
+        time.sleep(0.02)
+    assert [json.loads(record.read_bytes()) for record in kept] == [{"tools": False, "thinking": False}]
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(STOP_S)
 
