@@ -119,7 +119,7 @@ def test_an_exact_count_is_that_of_what_is_parsed(monkeypatch, seed, ascii):
     monkeypatch.setattr("freehold.server.core.structure.PIECE", 2 + seed)
     value = made(random.Random(seed), 5)
     body = json.dumps(value, ensure_ascii=ascii).encode()
-    assert structure._exact(body, BodyStructure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)
+    assert structure.exact_structure(body, BodyStructure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)
 
 
 @pytest.mark.parametrize("body", [b'"', b'{"a', b'"' * 1001, b'"\\' * 500, b"\\" * 99, b'["a",\xff"', b""])

@@ -202,6 +202,10 @@ def test_nearest_names_are_looked_for_as_often_as_there_are_warnings(serving, mo
     [
         (b"[" + b",".join([b'"a"'] * (MOST.body_values + 10)) + b"]", "values beside lists of numbers"),
         (b"[[" + b",".join([b"1"] * (MOST.body_values + 10)) + b"]]", "values beside lists of numbers"),
+        (
+            b"{" + b",".join(b'"%d": 1' % i for i in range(17_000)) + b"}",
+            "names beside 8 for each list and object",
+        ),
         (b'"' + b"\\n" * (MOST.body_escapes + 1) + b'"', "backslashes"),
     ],
 )

@@ -22,11 +22,12 @@ from starlette.types import Receive
 from freehold.server.core.limits import Gone, ServerLimits, parse, typed
 from freehold.server.core.numbers import values_beside
 from freehold.server.core.problems import Refused
-from freehold.server.core.structure import BodyStructure, escapes, structure_of, weight
+from freehold.server.core.structure import BodyStructure, escapes, exact_structure, structure_of, weight
 
 T = TypeVar("T", bound=msgspec.Struct)
 Headers = Mapping[bytes, bytes]
 LOOP_BYTES = 8 << 10  # of a body that is parsed on the loop: one that is messages of one character takes 1 ms
+NAMES_EACH = 8  # of a list or object, on the average of a body with many
 SHORT_BYTES = 256 << 10  # those do not wait for longer ones: there is a thread for each
 
 
@@ -144,11 +145,16 @@ def weigh(body: bytes, limits: ServerLimits) -> int:
     beside = found.values
     if limits.body_values < beside <= limits.body_numbers:
         beside = values_beside(body, replace(most, values=limits.body_values))
+    flat = 0
+    if found.names > limits.body_flat_names:  # and not only by the colons in its texts
+        exact = exact_structure(body, most)
+        flat = exact.names - NAMES_EACH * exact.containers
     for has, limit, what in (
         (found.containers, most.containers, "lists and objects"),
         (found.names, most.names, "names in objects"),
         (found.values, most.values, "values in lists and objects"),
         (beside, limits.body_values, "values beside lists of numbers"),
+        (flat, limits.body_flat_names, f"names beside {NAMES_EACH} for each list and object"),
         (escapes(body), limits.body_escapes, "backslashes"),
     ):
         if has > limit:

@@ -53,7 +53,7 @@ def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
     found = NOTHING
     for at in range(0, len(body), PIECE):
         found += _counted(body, at, at + PIECE)
-    return found if found.within(most) else _exact(body, most)
+    return found if found.within(most) else exact_structure(body, most)
 
 
 def structure_of_value(value: object) -> BodyStructure:
@@ -82,7 +82,7 @@ def _counted(text: bytes, start: int = 0, end: int | None = None) -> BodyStructu
     return BodyStructure(containers, text.count(b":", start, end), text.count(b",", start, end) + containers)
 
 
-def _exact(body: bytes, most: BodyStructure) -> BodyStructure:
+def exact_structure(body: bytes, most: BodyStructure) -> BodyStructure:
     """Count outside strings, piece by piece; stop at the first count beyond `most`."""
     found, at = NOTHING, 0
     while at < len(body) and found.within(most):
