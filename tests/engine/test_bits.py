@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.engine import Engine, Generation, TokenOut, scoring
+from freehold.engine import Engine, Generation, TokenOut, emission, scoring
 from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.schedule import preemption as preemption_module
+from freehold.engine.schedule import scheduler, turns
+from freehold.engine.speculate import speculation
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter
 from freehold.types import KvType, SamplingParams
@@ -38,6 +40,14 @@ F16_ONLY = {"kda", "latent"}  # latents have no codes
 CONTEXT = 96
 # A pool too small for all, so that sequences are preempted; one whose window layers have few window blocks.
 BLOCKS = [3, 12]
+
+SLOW_GRAMMARS = [
+    (turns, "DEAR_S"),
+    (turns, "GRAMMAR_S"),
+    (scheduler, "GRAMMAR_S"),
+    (emission, "GRAMMAR_S"),
+    (speculation, "DEAR_S"),
+]
 
 PARAMS = st.builds(
     SamplingParams,
@@ -134,6 +144,9 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_
     died = [data.draw(st.integers(0, len(answer))) for answer in alone]  # tokens an engine before had made
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preemption_module, "STALL_S", 0.0)
+        if data.draw(st.booleans()):  # every grammar is slow: one a step, whose rows are computed again
+            for module, limit in SLOW_GRAMMARS:
+                patch.setattr(module, limit, 0.0)
         eager(patch, data.draw(st.integers(1, 9)))
         shared = Engine(
             model,

@@ -207,6 +207,8 @@ class Scheduler:
         """Take the newest token of every running answer, or of those whose turn it is."""
         waiting = {seq.request.client for seq in runnable.prompts}
         most = self.budget.max_num_batched_tokens
+        if not waiting <= {seq.request.client for seq in runnable.decodes}:  # others' prompts need tokens too
+            most = max(most - max(most // 4, 1), 1)
         for seq in self._turns.choose(runnable.decodes, most, waiting, step_s):
             if seq.block_table and self._has_blocks(seq):
                 self._take(seq, len(seq.tokens) - 1, 1)

@@ -54,7 +54,7 @@ class Turns:
         chosen = self._fill(queues, left if many else inf, most - (dear is not None), dear)
         if dear is not None:
             self._owed_s += part
-            if not many or self._owed_s >= grammar_s(dear):
+            if not many or not chosen or not part or self._owed_s >= grammar_s(dear):
                 self._owed_s = 0.0
                 chosen.append(dear)
         return chosen

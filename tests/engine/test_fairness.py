@@ -1,0 +1,230 @@
+"""Whatever other clients ask, a client waits no longer than its share allows, and is not refused while it is free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freehold.engine.admission import Admission
+from freehold.engine.schedule.budget import LONGEST_S
+from freehold.engine.schedule.turns import GRAMMAR_S
+from freehold.engine.sequence import Request, Sequence
+from freehold.errors import Overloaded
+from freehold.types import Priority, SamplingParams
+from tests.engine.world import LONE_S, World
+
+CHAT, ANSWER = 100, 20  # tokens of the victim's prompts and answers
+# docs/design/scheduler.md states the bound: of n clients each waits FACTOR * n times as long as it does alone, and
+# while the steps that were planned before it came end, STEPS of LONGEST_S.
+FACTOR, STEPS = 3, 1
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a hostile client asks at once: `n` answers, or embeddings, of one prompt each."""
+
+    client: str
+    n: int
+    prompt: int
+    answer: int
+    grammar_s: float
+    embed: bool
+    priority: Priority
+
+    def enter(self, world: World) -> None:
+        parent: Sequence | None = None
+        for _ in range(self.n):
+            seq = world.add(
+                self.prompt if parent is None else list(parent.request.prompt),
+                self.answer,
+                self.priority,
+                self.client,
+                parent,
+                0.0 if self.embed else self.grammar_s,
+                self.embed,
+            )
+            parent = parent or (None if self.embed else seq)
+
+
+asks = st.builds(
+    Ask,
+    client=st.sampled_from(["a", "b", "c"]),
+    n=st.sampled_from([1, 2, 16, 128]),
+    prompt=st.sampled_from([1, 50, 500, 3000]),
+    answer=st.sampled_from([1, 20, 400]),
+    grammar_s=st.sampled_from([0.0, 0.0002, 0.004, 0.02]),
+    embed=st.booleans(),
+    priority=st.sampled_from(["interactive", "interactive", "batch"]),
+)
+
+
+def warm(blocks: int) -> World:
+    world = World(blocks=blocks)
+    for _ in range(4):
+        world.add(200, answer=8)
+    world.finish()
+    return world
+
+
+def chat_s(world: World) -> float:
+    """Return the seconds of a chat of the victim's."""
+    seq = world.add(CHAT, answer=ANSWER, tenant="victim")
+    came = world.now
+    while not seq.done:
+        world.step()
+        assert world.now - came < 60.0
+    return world.now - came
+
+
+ALONE_S = chat_s(warm(blocks=400))
+
+
+@pytest.mark.parametrize("blocks", [2000, 200])
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    first=st.lists(asks, min_size=1, max_size=5),
+    later=st.lists(asks, max_size=3),
+    head_start_s=st.sampled_from([0.0, 0.5, 3.0]),
+)
+def test_no_client_waits_longer_than_its_share_times_the_bound(
+    blocks: int, first: list[Ask], later: list[Ask], head_start_s: float
+):
+    world = warm(blocks)
+    for ask in first:
+        ask.enter(world)
+    world.run(head_start_s)
+    clients = 1 + len({ask.client for ask in (*first, *later)})
+    for more in ([], later, []):
+        for ask in more:
+            ask.enter(world)
+        assert chat_s(world) <= FACTOR * clients * ALONE_S + STEPS * LONGEST_S
+
+
+# --- the queue ---------------------------------------------------------------------------------------
+
+
+def request(client: str, n: int = 1, prompt: int = 10) -> Request:
+    return Request((1,) * prompt, SamplingParams(), 0, 10, client=client, answers=n)
+
+
+def entered(admission: Admission, asked: Request) -> bool:
+    """Let a request's answers into the queue; False if they are refused."""
+    first = Sequence(asked, list(asked.prompt))
+    try:
+        admission.enter(first)
+    except Overloaded:
+        return False
+    for _ in range(asked.answers - 1):
+        admission.enter(Sequence(asked, list(asked.prompt), first))
+    return True
+
+
+def test_answers_to_one_prompt_take_as_many_places_in_the_queue():
+    admission = Admission(World().scheduler, 10, None)
+    assert entered(admission, request("a", n=6))
+    assert not entered(admission, request("a", n=5))
+    assert entered(admission, request("a", n=4))
+
+
+def test_full_queue_of_one_client_refuses_no_other():
+    world = World()
+    admission = Admission(world.scheduler, 512, 4000)
+    while entered(admission, request("hostile", n=128, prompt=100)):
+        pass
+    assert entered(admission, request("victim"))
+    for seq in admission.take():
+        world.scheduler.add(seq)
+    assert entered(admission, request("victim")) and not entered(admission, request("hostile"))
+
+
+@given(
+    st.lists(
+        st.builds(
+            request,
+            client=st.sampled_from("abc"),
+            n=st.sampled_from([1, 3, 16]),
+            prompt=st.sampled_from([1, 30, 200]),
+        ),
+        max_size=60,
+    )
+)
+def test_client_is_refused_only_where_its_part_of_the_queue_is_full(asked: list[Request]):
+    admission = Admission(World().scheduler, 30, 600)
+    places, tokens = dict.fromkeys("abc", 0), dict.fromkeys("abc", 0)
+    for each in asked:
+        client = each.client
+        waiting = {c for c, count in places.items() if count} | {client}
+        if entered(admission, each):
+            places[client] += each.answers
+            tokens[client] += len(each.prompt)
+        else:
+            part = 1 / len(waiting)
+            over = places[client] + each.answers > 30 * part or tokens[client] + len(each.prompt) > 600 * part
+            assert over and places[client]
+    assert sum(places.values()) <= 30 * (1 + 1 / 2 + 1 / 3) + 16
+
+
+# --- slots, steps and blocks -------------------------------------------------------------------------
+
+
+def test_client_gets_a_slot_while_another_holds_all():
+    world = World(max_num_batched_tokens=8)
+    for _ in range(40):
+        world.add(4, answer=400, tenant="hostile")
+    world.run(1.0)
+    chat = world.add(4, answer=4, tenant="victim")
+    while not chat.generated:
+        world.step()
+    hostile = [seq for seq in world.scheduler.live if seq.request.client == "hostile"]
+    assert len(hostile) == 40  # none of them had to end
+
+
+def test_many_answers_of_one_client_slow_another_by_its_share():
+    world = warm(400)
+    alone = world.add(CHAT, answer=400, tenant="victim")
+    world.run(1.0)
+    for _ in range(64):
+        world.add(20, answer=400, tenant="hostile")
+    world.run(1.0)  # their prompts
+    hostile = {seq: seq.generated for seq in world.scheduler.live if seq is not alone}
+    made, began = alone.generated, world.now
+    world.run(4.0)
+    assert (world.now - began) / (alone.generated - made) <= 2.2 * LONE_S
+    more = [seq.generated - before for seq, before in hostile.items()]
+    assert len(more) == 64 and max(more) - min(more) <= 2  # they take turns
+
+
+def test_one_slow_grammar_a_step_and_in_the_long_run_a_share():
+    world = warm(400)
+    for _ in range(16):
+        world.add(20, answer=400, tenant="hostile", grammar_s=0.02)
+    world.run(2.0)
+    chat = world.add(CHAT, answer=100, tenant="victim")
+    while not chat.done:
+        slow = [chunk.seq for chunk in world.step() if chunk.seq.request.client == "hostile"]
+        assert len(slow) <= 1 or not chat.generated
+    gaps = world.logs[chat].gaps
+    assert max(gaps) <= 2 * LONE_S + GRAMMAR_S + 0.02
+    assert sum(gaps) / len(gaps) <= 2.2 * LONE_S
+    assert all(seq.generated for seq in world.logs if seq.request.client == "hostile")
+
+
+def test_answers_with_slow_grammars_alone_continue_before_any_step_was_measured():
+    world = World()
+    seqs = [world.add(4, answer=3, tenant=tenant, grammar_s=0.02) for tenant in "abab"]
+    world.finish(steps=100)
+    assert all(seq.done for seq in seqs)
+
+
+def test_client_with_less_service_gets_blocks_of_another_that_holds_all():
+    world = warm(40)
+    for _ in range(8):
+        world.add(100, answer=2000 // 8, tenant="hostile")
+    world.run(2.0)
+    assert world.blocks.available < 8
+    assert chat_s(world) <= FACTOR * 2 * ALONE_S + STEPS * LONGEST_S
+    world.finish()
+    assert world.blocks.live == 0
