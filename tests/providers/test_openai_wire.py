@@ -209,7 +209,7 @@ def test_an_answer_without_usage_says_that_there_is_none(standin: StandIn, hoppi
     ([b"[DONE]"], "broken"),
     ([event({"content": "a"}, "error")], "server"),
     ([event({}, "insufficient_system_resource")], "server"),
-    ([event({}, "because")], "invalid"),
+    ([event({"content": "a"}, usage={"prompt_tokens": 2.5, "completion_tokens": 1})], "invalid"),
     ([b"{not json"], "invalid"),
     ([b'{"choices": 7}'], "invalid"),
     ([b'{"choices": [{"index": 5, "delta": {"content": "a"}}]}'], "invalid"),
@@ -224,6 +224,47 @@ def test_nonsense_in_a_stream_has_its_cause(events: list[bytes], cause: str):
         for data in events:
             reader.push("", data)
     assert caught.value.cause == cause
+
+
+ODD = {
+    "no [DONE]": [event({"content": "a"}), event({}, "stop")],
+    "an unknown reason": [event({"content": "a"}), event({}, "because"), b"[DONE]"],
+}
+PLAIN = {
+    "eos": [event({"content": "a"}, "eos"), b"[DONE]"],
+    "an empty reason before the end": [event({"content": "a"}, ""), event({}, "stop"), b"[DONE]"],
+    "no choices": [event({"content": "a"}, "stop"), b'{"choices": null, "usage": null}', b"[DONE]"],
+    "counts of null": [
+        event({"content": "a"}, "stop"),
+        b'{"choices": [], "usage": {"prompt_tokens": null, "completion_tokens": null}}',
+        b"[DONE]",
+    ],
+    "counts with a point": [
+        event({"content": "a"}, "stop"),
+        b'{"choices": [], "usage": {"prompt_tokens": 2.0, "completion_tokens": 1.0, "total_tokens": 3.0}}',
+        b"[DONE]",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", [*ODD, *PLAIN])
+def test_an_answer_that_is_whole_in_a_way_of_its_own_is_taken(name: str):
+    reader = wire_of("openai-compatible").reader(HELLO)
+    pieces = [piece for data in (ODD | PLAIN)[name] for piece in reader.push("", data)]
+    pieces += () if reader.ended else reader.closed()
+    got = joined(pieces)
+    assert (got.text, got.finish_reason) == ("a", "stop") and len(reader.oddities) == (name in ODD)
+    assert (got.usage is not None) == (name == "counts with a point")
+
+
+@pytest.mark.parametrize("events", [[], [event({"content": "a"})]])
+def test_a_stream_that_ends_before_its_reason_is_broken(events: list[bytes]):
+    reader = wire_of("openai").reader(HELLO)
+    for data in events:
+        reader.push("", data)
+    with pytest.raises(UpstreamFault) as caught:
+        reader.closed()
+    assert caught.value.cause == "broken"
 
 
 def test_calls_that_share_a_number_or_have_no_id_stay_apart():

@@ -20,6 +20,8 @@ CANARY = "canary-7141"
 # Texts that are one of a few words, or that no wire sends.
 STAYS = {
     "Job.tenant": "the key's name; wires do not know it",
+    "Job.client": "the key's name, as Job.tenant",
+    "EmbedJob.client": "as Job.client",
     "Job.adapter": "a name of our store, checked against it",
     "EmbedJob.tenant": "as Job.tenant",
     "EmbedJob.adapter": "as Job.adapter",

@@ -126,6 +126,14 @@ class EventReader(Protocol):
     """Reads one stream's events."""
 
     answer_id: str  # the provider's, once it has come
+    oddities: list[str]  # what was not as the wire says, in an answer that is whole all the same
+
+    def closed(self) -> Sequence[Piece]:
+        """Return what the end of the body adds, where the wire's own end event is missing and the answer is whole.
+
+        Raises UpstreamFault where it was broken off.
+        """
+        ...
 
     @property
     def reported(self) -> Usage | None:

@@ -8,7 +8,9 @@ Path: router/attempts.py -> start -> wires.py, Hop.post -> EventSplitter, EventR
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +35,9 @@ from freehold.serving import Begin, EmbedJob, Job, Vectors
 from freehold.types import SamplingParams, Usage
 
 EVENTS = "text/event-stream"
+MOST_ODD = 256  # oddities that are logged
+_ODD: set[tuple[str, str]] = set()
+_log = logging.getLogger("freehold.providers")
 IN_LOOP = 200  # messages and tools that are translated on the event loop, in some 2 ms
 
 
@@ -184,6 +189,13 @@ class _Asked:
         except UpstreamFault as e:
             raise self.shown(e) from None
 
+    def warn_of(self, oddities: Iterable[str]) -> None:
+        """Log what a provider's answers do not have as its wire says, each once."""
+        for odd in oddities:
+            if (what := (self._provider.name, odd)) not in _ODD and len(_ODD) < MOST_ODD:
+                _ODD.add(what)
+                _log.warning("%s: %s; its answers are taken as whole", *what)
+
     def shown(self, e: UpstreamFault) -> UpstreamFault:
         """Return a fault as it may be shown: without keys, and without the request's own text."""
         name = self._provider.name
@@ -266,20 +278,26 @@ class UpstreamStream:
         """Read what has come. A fault waits until the pieces before it are given out."""
         try:
             data = await self._reply.some()
-            if not data:
-                raise UpstreamFault("broken", "the stream ended before its answer did", status=200)
             push, ready = self._reader.push, self._ready
+            if not data:
+                ready.extend(self._reader.closed())
+                self._end()
+                return
             for event, payload in self._events.feed(data):
                 ready.extend(push(event, payload))
                 if self._reader.ended:
-                    self._over = True
-                    self._reply.finished()
+                    self._end()
                     return
             if self._events.fault is not None:
                 raise self._events.fault
         except UpstreamFault as e:
             self._fault = self._asked.shown(e)
             self._reply.close()
+
+    def _end(self) -> None:
+        self._over = True
+        self._reply.finished()
+        self._asked.warn_of(self._reader.oddities)
 
 
 class WholeStream:

@@ -72,7 +72,7 @@ FaultKind = Literal[
     "html",  # 200 with a page
     "redirect",  # 307 to `to`
     "wrong_length",  # states 10 bytes more than it sends, and closes
-    "endless",  # a stream ends cleanly without its end event
+    "endless",  # a stream ends cleanly without its end event, and before its reason where that is another event
     "stall",  # sends `at` bytes of the body, then nothing
     "error_event",  # a stream's error after `at` events
     "garbage",  # 200 with bytes that are not HTTP

@@ -274,7 +274,8 @@ class _Sending:
         fault = self._fault
         kind = fault.kind if fault else ""
         if kind == "endless" and asked.stream:
-            frames = frames[:-1]
+            ends = (i for i, frame in enumerate(frames) if b'"finish_reason": "' in frame.data)
+            frames = frames[: next(ends, len(frames) - 1)]  # a reason makes it whole
         if kind == "error_event" and fault is not None and asked.stream:
             frames = [*frames[: fault.at], Frame(wire.error_event(fault.message), 0)]
 

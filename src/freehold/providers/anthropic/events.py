@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import check_counts, decoded, invalid, plain
+from freehold.providers.faults import check_counts, cut_off, decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, SignedThinking, ToolPiece, Usage
 
 _NOTHING: tuple[Piece, ...] = ()
@@ -182,6 +182,7 @@ class MessageReader:
     def __init__(self) -> None:
         self.answer_id = ""
         self.ended = False
+        self.oddities: list[str] = []
         self._open: dict[int, ContentBlock] = {}
         self._gained: list[str] = []  # thinking of the open block
         self._signature: list[str] = []
@@ -190,6 +191,10 @@ class MessageReader:
         self._chars = 0
         self._usage = ClaudeUsage()
         self._end: EndDelta | None = None
+
+    def closed(self) -> Sequence[Piece]:
+        """Raise UpstreamFault: the wire's own end event alone says that an answer is whole."""
+        raise cut_off()
 
     @property
     def reported(self) -> Usage | None:

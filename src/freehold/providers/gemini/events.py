@@ -16,7 +16,7 @@ from dataclasses import replace
 import msgspec
 
 from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import check_counts, decoded, invalid, plain
+from freehold.providers.faults import check_counts, cut_off, decoded, invalid, plain
 from freehold.providers.gemini.chat import MADE
 from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
 
@@ -187,8 +187,13 @@ class ResponseReader:
     def __init__(self, answers: int) -> None:
         self.answer_id = ""
         self.ended = False
+        self.oddities: list[str] = []
         self._answers = [_Answer() for _ in range(answers)]
         self._usage: GeminiUsage | None = None
+
+    def closed(self) -> Sequence[Piece]:
+        """Raise UpstreamFault: the wire's own end event alone says that an answer is whole."""
+        raise cut_off()
 
     @property
     def reported(self) -> Usage | None:

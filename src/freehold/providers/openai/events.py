@@ -1,7 +1,9 @@
 """Reads chat completions: the events of a stream, whole answers, usage, log-probabilities.
 
 Takes what OpenAI documents and what others add to it: reasoning as `reasoning_content`, `reasoning` or parts of the
-content, cached tokens under several names. Knows no request. Path: EventSplitter -> CompletionReader.push -> Chunk
+content, cached tokens under several names. An answer that is whole in a way of its own (no [DONE], a reason of another
+name, counts of null) is taken, and `oddities` says what was odd. Knows no request.
+Path: EventSplitter -> CompletionReader.push -> Chunk
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import inf
 from secrets import token_hex
 from typing import Annotated, Any
 
 import msgspec
 
 from freehold.providers.contract import Piece, UpstreamFault, WholeAnswer
-from freehold.providers.faults import check_counts, decoded, invalid, plain
+from freehold.providers.faults import check_counts, cut_off, decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, TokenLogprob, ToolPiece, Usage
 
 _REASONS: dict[str, FinishReason] = {
@@ -25,6 +28,11 @@ _REASONS: dict[str, FinishReason] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
     "model_length": "length",  # Mistral's: the context is full
+    **dict.fromkeys(
+        ("eos", "eos_token", "end_turn", "stop_sequence"), "stop"
+    ),  # TGI's, and other wires' words
+    "max_tokens": "length",
+    "tool_use": "tool_calls",
 }
 _FAILED = {"error", "abort", "insufficient_system_resource"}  # Mistral's, vLLM's, DeepSeek's
 TokenNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
@@ -91,38 +99,46 @@ class EventChoice(msgspec.Struct, gc=False):
     prompt_token_ids: list[TokenNumber] | None = None  # and of a text completion's prompt
 
 
+# A count as some servers write it: 2.0.
+Count = int | float
+
+
 class _CountDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
 
 
 class UsageCounts(msgspec.Struct, gc=False):
     """Token counts as they are sent."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: Count | None = 0
+    completion_tokens: Count | None = None
+    total_tokens: Count | None = None
     prompt_tokens_details: _CountDetails | None = None
     completion_tokens_details: _CountDetails | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek's
-    num_cached_tokens: int | None = None  # Mistral's
+    prompt_cache_hit_tokens: Count | None = None  # DeepSeek's
+    num_cached_tokens: Count | None = None  # Mistral's
 
-    def usage(self) -> Usage:
+    def usage(self) -> Usage | None:
         """Return the counts as ours, where a prompt's tokens hold the cached and a completion's the thoughts.
 
         The total tells who counts otherwise: what it has beyond the sum is either the cached tokens, left out of the
         prompt's, or thoughts, left out of the completion's and billed as output (Gemini behind OpenAI's wire).
+        None where the prompt's count is null.
         """
-        prompt, made = self.prompt_tokens, self.completion_tokens or 0
+        if self.prompt_tokens is None:
+            return None
+        prompt, made = _whole(self.prompt_tokens), _whole(self.completion_tokens)
         details = self.prompt_tokens_details
         found = (self.prompt_cache_hit_tokens, details and details.cached_tokens, self.num_cached_tokens)
-        cached = next((n for n in found if n), 0)
+        cached = next((_whole(n) for n in found if n), 0)
         of_made = self.completion_tokens_details
-        thought = (of_made.reasoning_tokens if of_made else None) or 0
-        written = (details and details.cache_write_tokens) or 0
-        check_counts(prompt, made, cached, thought, written, max(self.total_tokens or 0, 0))
-        beyond = (self.total_tokens or 0) - prompt - made
+        thought = _whole(of_made.reasoning_tokens if of_made else None)
+        written = _whole(details and details.cache_write_tokens)
+        total = _whole(self.total_tokens)
+        check_counts(prompt, made, cached, thought, written, max(total, 0))
+        beyond = total - prompt - made
         if cached > prompt or (cached and beyond == cached):
             prompt += cached
         elif beyond > 0 and self.completion_tokens is not None:
@@ -137,6 +153,15 @@ class UsageCounts(msgspec.Struct, gc=False):
         )
 
 
+def _whole(count: Count | None) -> int:
+    """Return a count as an integer. Raises UpstreamFault for one with a part of a token."""
+    if count is None:
+        return 0
+    if count != count or count in (inf, -inf) or int(count) != count:
+        raise invalid("a token count that is not a whole number")
+    return int(count)
+
+
 class WireError(msgspec.Struct, gc=False):
     """An error's object."""
 
@@ -149,7 +174,7 @@ class WireError(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     """An event of a stream, or a whole answer."""
 
-    choices: list[EventChoice] = []
+    choices: list[EventChoice] | None = None
     id: str | None = None
     usage: UsageCounts | None = None
     error: WireError | str | None = None
@@ -169,6 +194,7 @@ class CompletionReader:
     def __init__(self, answers: int = 1, *, ids: bool = False) -> None:
         self.answer_id = ""
         self.ended = False
+        self.oddities: list[str] = []
         self.prompt_ids: tuple[int, ...] = ()
         self._expected, self._ids = answers, ids
         self._answers: dict[int, _AnswerSoFar] = {}
@@ -190,6 +216,14 @@ class CompletionReader:
             raise invalid("an event that cannot be read") from None
         return self.add(read)
 
+    def closed(self) -> Sequence[Piece]:
+        """Return the last chunks where the stream ended without [DONE], after every answer's reason."""
+        if len(self._answers) < self._expected or any(a.reason is None for a in self._answers.values()):
+            raise cut_off()
+        self.ended = True
+        self.oddities.append("its stream has no [DONE]")
+        return self._endings()
+
     def add(self, read: Event) -> Sequence[Piece]:
         """Return what a decoded event adds."""
         if read.error is not None:
@@ -201,7 +235,7 @@ class CompletionReader:
         if read.prompt_token_ids and self._ids:
             self.prompt_ids = tuple(read.prompt_token_ids)
         pieces: list[Piece] = []
-        for choice in read.choices:
+        for choice in read.choices or ():
             if choice.prompt_token_ids and self._ids:
                 self.prompt_ids = tuple(choice.prompt_token_ids)
             answer = self._answers.get(choice.index)
@@ -210,6 +244,10 @@ class CompletionReader:
                     raise invalid(f"answer {choice.index} of {self._expected}")
                 answer = self._answers[choice.index] = _AnswerSoFar()
             chunk = answer.add(choice)
+            if choice.finish_reason and choice.finish_reason not in _REASONS:
+                self.oddities.append(
+                    f"the unknown finish_reason {plain(choice.finish_reason)[:40]!r} is taken as stop"
+                )
             if choice.token_ids and self._ids:
                 chunk = replace(chunk or Chunk(), token_ids=tuple(choice.token_ids))
             if chunk is not None:
@@ -258,7 +296,7 @@ class _AnswerSoFar:
             chunk = Chunk(content)  # nearly every event
         elif content or choice.logprobs is not None or _more(said):
             chunk = self._rich(said, content, choice.logprobs)
-        if choice.finish_reason is not None:
+        if choice.finish_reason:
             self._end(choice.finish_reason, choice.stop_reason)
         return chunk
 
@@ -297,9 +335,7 @@ class _AnswerSoFar:
     def _end(self, said: str, stop: str | int | None) -> None:
         if said in _FAILED:
             raise UpstreamFault("server", f"the provider ended its answer by {said}", status=200)
-        reason = _REASONS.get(said)
-        if reason is None:
-            raise invalid(f"the unknown finish_reason {plain(said)[:40]!r}")
+        reason = _REASONS.get(said, "stop")
         if reason == "stop":
             reason = "refusal" if self._refused else "tool_calls" if self._calls else reason
         self.reason = reason
