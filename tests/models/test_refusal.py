@@ -138,7 +138,7 @@ def test_one_architecture_leaves_other_families_unimported():
 
 
 def test_a_family_under_anothers_architecture_is_refused_by_its_own_name_before_its_keys(tmp_path: Path):
-    """llama.cpp writes SolarOpen as glm4moe without a width for dense layers: it is no damaged file."""
+    """llama.cpp writes SolarOpen as glm4moe without a width for dense layers, which looked damaged."""
     opened: Any = open_model_file(write_model("glm4_moe", "gguf", tmp_path))
     keys = {k: v for k, v in opened.metadata.items() if k != "glm4moe.feed_forward_length"}
     opened.metadata = Metadata({**keys, "tokenizer.ggml.pre": "solar-open"}, "model.gguf")

@@ -6,6 +6,7 @@ Path: store.parse_ref -> catalog.find -> Entry -> the store's sources;
       catalog.models -> Model and catalog.licences -> Licence -> advisor.
 """
 
+from freehold.catalog.counts import CatalogueCounts, counts
 from freehold.catalog.entries import Entry, File, default_model, entries, find, suggestions
 from freehold.catalog.hardware import Device, Money, Rig, devices
 from freehold.catalog.licence import Licence, licence, licences
@@ -14,6 +15,7 @@ from freehold.catalog.models import facts, model, models, of_repository, stamp, 
 from freehold.catalog.questions import rig
 
 __all__ = [
+    "CatalogueCounts",
     "Device",
     "Entry",
     "File",
@@ -23,6 +25,7 @@ __all__ = [
     "Repo",
     "Rig",
     "Score",
+    "counts",
     "default_model",
     "devices",
     "entries",

@@ -219,7 +219,7 @@ class LayerStreams:
         return int(self._starts[-1]) * self._width * 4
 
     def take(self, passed: Path) -> None:
-        """Go on from streams that `run` wrote to a file of their own. Raises StoreError where it cannot be read."""
+        """Continue from streams that `run` wrote to a file of their own. Raises StoreError where it cannot be read."""
         with on_disk(passed):
             opened = passed.open("rb", buffering=0)
         self._file.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from freehold import catalog
 from freehold.cli.report.advice import (
     apart,
     beside_lines,
@@ -112,7 +113,8 @@ def _print_ruled_out(advice: Advice, everything: bool) -> None:
         return
     counts = Counter(rule for j in advice.ruled_out for rule in {r.rule for r in j.refusals})
     several = " (some by several rules)" if counts.total() > len(advice.ruled_out) else ""
-    click.echo(f"excluded: {len(advice.ruled_out)} of {advice.considered} models{several}")
+    of = f"{advice.considered} models of this kind, {catalog.counts().models} in the catalogue"
+    click.echo(f"excluded: {len(advice.ruled_out)} of {of}{several}")
     ranked = sorted(advice.ruled_out, key=lambda j: -j.lower_bound)
     for rule in RULES:
         if rule in counts:
