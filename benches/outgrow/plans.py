@@ -1,10 +1,11 @@
 """Check plans against the engines' own parsers, and time a plan in a fresh process.
 
 `python -m benches.outgrow.plans --python /path/to/vllm-env/bin/python [--sglang WHEEL-FOLDER] [--model FOLDER]`
-The random plans are those of tests/backends/plan_cases.py; one process of vLLM's environment parses every command line
-with make_arg_parser, and must refuse a flag that is not there. With --sglang, a folder of its unpacked wheel, its
-parser reads as many in the same environment, keys from a file included, behind tools/engine_schema.py's stand-ins. A
-plan's time is that of a process that imports, reads the folder and plans; best and median of --rounds, wall and CPU.
+The random plans are those of tests/backends/plan_cases.py, and its plans of twenty models of the hub; one process of
+vLLM's environment parses every command line with make_arg_parser, and must refuse a flag that is not there. With
+--sglang, a folder of its unpacked wheel, its parser reads as many in the same environment, keys from a file included,
+behind tools/engine_schema.py's stand-ins. A plan's time is that of a process that imports, reads the folder and plans;
+best and median of --rounds, wall and CPU.
 Ends in one JSON line.
 Path: plans.py -> plan_cases.plans -> vLLM's FlexibleArgumentParser, SGLang's ServerArgs
 """
@@ -23,7 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freehold.backends.contract import DeployPlan
-from tests.backends.plan_cases import plans
+from freehold.config import load_settings
+from tests.backends.plan_cases import hub_plans, plans
 
 PARSE = """
 import json, sys, io, contextlib
@@ -94,12 +96,13 @@ def main() -> None:
     began = time.perf_counter()
     made = drawn("vllm", args.plans, args.seed)
     ms = round(1000 * (time.perf_counter() - began) / len(made), 2)
+    made += hub_plans(load_settings(), ("vllm",))
     lines = [list(p.argv(port=8000)[3:]) for p in made]
     result: dict = {"bench": "plans", "ms_a_plan": ms, "vllm": verdict(lines, [args.python, "-c", PARSE])}
     if args.sglang:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "keys.yaml").write_text("api-key: a\nadmin-api-key: b\n", encoding="utf-8")
-            chosen = drawn("sglang", args.plans, args.seed)
+            chosen = [*drawn("sglang", args.plans, args.seed), *hub_plans(load_settings(), ("sglang",))]
             lines = [list(p.argv(0, "10.0.0.1", folder=folder, port=8000)[3:]) for p in chosen]
             tools = Path(__file__).resolve().parents[2] / "tools"
             command = [args.python, "-c", PARSE_SGLANG, args.sglang, str(tools)]

@@ -16,7 +16,9 @@ from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.backends import drivers
 from freehold.backends.contract import DeployedModel, DeployPlan, EngineFacts, PlanRequest
 from freehold.backends.planning.facts import nodes_on, of_catalogue
+from freehold.backends.planning.options import DeployOptions, planned
 from freehold.catalog.hardware import devices
+from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec
 
@@ -65,6 +67,24 @@ OWN = {
         ("--kv_cache_free_gpu_memory_fraction=0.8",),
     ),
 }  # fmt: skip
+
+
+# Models at the hub on hardware that holds them: dense, experts, latents, windows, states, copies of others and labs.
+HUB = (
+    ("qwen3:8b", "l40s"), ("qwen3:32b", "2xh100"), ("Qwen/Qwen3-32B-FP8", "h100"), ("Qwen/Qwen3-32B-AWQ", "rtx-5090"),
+    ("RedHatAI/Qwen3-32B-FP8-dynamic", "2xl40s"), ("nvidia/Qwen3-32B-NVFP4", "b200"), ("qwen3:14b", "a100"),
+    ("Qwen/Qwen3-30B-A3B", "h100"), ("Qwen/Qwen3-235B-A22B-FP8", "8xh100"), ("Qwen/QwQ-32B", "2xa100"),
+    ("deepseek-ai/DeepSeek-V3", "8xh200"), ("deepseek-ai/DeepSeek-R1", "16xh100"), ("openai/gpt-oss-20b", "l40s"),
+    ("openai/gpt-oss-120b", "h100"), ("meta-llama/Llama-3.3-70B-Instruct", "4xh100"), ("zai-org/GLM-4.6", "8xh200"),
+    ("google/gemma-3-27b-it", "h100"), ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "2xl40s"),
+    ("Qwen/Qwen3-Next-80B-A3B-Instruct", "4xh100"), ("moonshotai/Kimi-K2-Instruct", "8xb200"),
+)  # fmt: skip
+
+
+def hub_plans(settings: Settings, engines: tuple[str, ...] = ("vllm", "sglang")) -> list[DeployPlan]:
+    """Return the plans of `HUB` on each engine, as `freehold deploy` makes them."""
+    asked = (DeployOptions(model, on=on, engine=engine) for model, on in HUB for engine in engines)
+    return [planned(settings, each) for each in asked]
 
 
 def plans(count: int, seed: int, engines: tuple[str, ...] = ENGINES) -> Iterator[DeployPlan | UsageError]:

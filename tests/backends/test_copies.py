@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_auto_stays_with_the_usual_engine_inside_the_error_of_a_prediction(setti
 
 def test_notes_of_a_hub_plan_are_one_and_a_plan_of_little_use_says_so_first(settings):
     plan = planned(settings, DeployOptions("qwen3:8b", on="h100", engine="vllm"))
-    assert len(plan.notes) == 1 and "comes from the hub" in plan.notes[0]
+    assert sum("hub" in note or "parsers" in note or "auto_map" in note for note in plan.notes) == 1
     little = planned(
         settings, DeployOptions("meta-llama/Llama-3.3-70B-Instruct", on="4xa100-40gb", engine="vllm")
     )
@@ -209,3 +210,35 @@ def test_more_gpus_than_a_box_has_are_several_boxes():
 def test_a_plan_of_sixteen_gpus_meets_across_two_boxes(settings):
     plan = planned(settings, DeployOptions("deepseek-v3", on="16xh100", engine="vllm"))
     assert plan.across == 2 and plan.sizes.tensor <= 8 and value(plan, "--nnodes") == "2"
+
+
+# --- choices that a plan states ---------------------------------------------------------------------
+
+
+def test_a_published_draft_and_a_template_for_tools_are_named(settings):
+    eagle = planned(settings, DeployOptions("qwen3:32b", on="2xh100", engine="vllm"))
+    (note,) = [n for n in eagle.notes if "EAGLE-3" in n]
+    assert "RedHatAI/Qwen3-32B-speculator.eagle3" in note
+    flag = shlex.split(
+        note.rpartition(": ")[2] if note.endswith(")") else note[note.index("--engine-flag=") :]
+    )[0]
+    again = planned(
+        settings,
+        DeployOptions("qwen3:32b", on="2xh100", engine="vllm", flags=(flag.removeprefix("--engine-flag="),)),
+    )  # the flag is taken as it is written, and the note is gone
+    assert not [n for n in again.notes if "EAGLE-3" in n]
+    own = planned(settings, DeployOptions("deepseek-v3", on="8xh200", engine="vllm"))
+    assert any("(MTP)" in n and '"method": "mtp"' in n for n in own.notes)
+    assert any("tool_chat_template_deepseekv3.jinja" in n for n in own.notes)
+    with_one = DeployOptions("deepseek-v3", on="8xh200", engine="sglang", flags=("--chat-template=/t.jinja",))
+    assert not any("tool_chat_template" in n for n in planned(settings, with_one).notes)
+
+
+def test_the_type_of_the_cache_is_stated_and_fp8_holds_twice_as_many(settings):
+    wide, narrow = (
+        planned(settings, DeployOptions("qwen3:32b", on="2xh100", engine="vllm", cache_type=kind))
+        for kind in ("", "fp8")
+    )
+    assert "tokens in 16 bits" in printed.text(wide) and "tokens in fp8" in printed.text(narrow)
+    assert narrow.cache_tokens == pytest.approx(2 * wide.cache_tokens, rel=0.01)
+    assert value(narrow, "--kv-cache-dtype") == "fp8" and value(wide, "--kv-cache-dtype") == "absent"

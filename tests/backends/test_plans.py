@@ -33,7 +33,7 @@ from freehold.backends.planning.parallel import Wanted, candidates, divides, wit
 from freehold.catalog.hardware import Rig, rig
 from freehold.config import load_settings
 from freehold.errors import UsageError
-from tests.backends.plan_cases import plans, synthetic
+from tests.backends.plan_cases import hub_plans, plans, synthetic
 from tests.backends.test_facts import write_model
 
 PLANS = 400
@@ -109,6 +109,23 @@ def test_random_plans_have_only_flags_of_their_schema_and_sizes_that_divide():
     assert {e for e, *_ in engines} == {"vllm", "sglang", "trtllm"}
     assert len(engines) > 12  # tensor, pipeline and expert parallel of each were drawn
     assert all(error.hint for error in refused), [e.message for e in refused if not e.hint]
+
+
+def test_forty_plans_of_the_hub_have_flags_of_their_engines_and_contexts_of_their_configurations(tmp_path):
+    """Flags are judged by what each engine's own parser takes (tools/engine_schema.py wrote the data)."""
+    lines = (
+        (Path(__file__).parent.parent / "catalog" / "contexts.tsv").read_text(encoding="utf-8").splitlines()
+    )
+    stated = {
+        name: int(tokens) for name, tokens, _ in (x.split("\t") for x in lines if not x.startswith("#"))
+    }
+    made = hub_plans(load_settings({"FREEHOLD_HOME": str(tmp_path)}))
+    assert len(made) == 40 and sum(plan.model.base in stated for plan in made) >= 30
+    for plan in made:
+        assert not wrong(plan), (wrong(plan), plan.shell())
+        flag = {"vllm": "--max-model-len", "sglang": "--context-length"}[plan.engine]
+        assert int(value(plan, flag) or 0) == plan.context
+        assert plan.context <= stated.get(plan.model.base, plan.model.anatomy.context)
 
 
 def test_random_plans_print_as_text_json_and_shell_without_a_secret():

@@ -13,6 +13,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from freehold.catalog import quants
 from freehold.catalog.model import Model
@@ -71,6 +72,11 @@ def named(text: str, model: Model) -> Copy | None:
     return next(listed, None) or _copy(model.id, name, _said(name, model))
 
 
+def draft_of(model_id: str) -> str:
+    """Return the repository of a published draft model (EAGLE-3); "" where none is known."""
+    return str(_file()["drafts"].get(model_id, ""))
+
+
 def base_of(repository: str) -> str:
     """Return the id of the model of which a repository is a listed copy; "" for none."""
     return _bases().get(repository.lower(), "")
@@ -92,10 +98,14 @@ def _said(name: str, model: Model) -> str:
     return next((kind for pattern, kind in _SAYS if pattern.search(rest)), model.native)
 
 
-@cache
 def _data() -> dict[str, list[list[str]]]:
+    return _file()["copies"]
+
+
+@cache
+def _file() -> dict[str, Any]:
     text = resources.files("freehold.catalog").joinpath("data", "copies.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)["copies"]
+    return tomllib.loads(text)
 
 
 @cache

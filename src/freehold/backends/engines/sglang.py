@@ -100,11 +100,18 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         add("--load-format", "safetensors", "never a pickle")
     if request.model.anatomy.role == "generator":
         words.parsers("sglang", "--tool-call-parser", "--reasoning-parser")
+        words.drafts(_drafting, "--speculative-algorithm")
     else:
         add("--is-embedding", True, "it gives vectors, not text")
     add("--enable-metrics", True, "its counters show that it lives")
     add("--enable-cache-report", True, "tells how much of a prompt was cached")
     add("--enable-priority-scheduling", True, "requests carry the priority of our queue")
+
+
+def _drafting(model: str) -> str:
+    """Return the flags that draft tokens: by a model's own layers, or by a draft model."""
+    flags = ["--speculative-algorithm=EAGLE3", f"--speculative-draft-model-path={model}"] if model else []
+    return " ".join(f"--engine-flag={flag}" for flag in flags or ["--speculative-algorithm=EAGLE"])
 
 
 def _parallel(words: Wording, layout: Layout) -> None:

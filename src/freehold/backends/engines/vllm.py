@@ -9,6 +9,8 @@ Path: drivers.driver -> Vllm.plan -> planning.laid_out, Wording -> DeployPlan
 
 from __future__ import annotations
 
+import json
+
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlannedFlag, PlanRequest, SecretRef
 from freehold.backends.engines.vllm_dialect import VllmServer
 from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
@@ -115,6 +117,8 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
         add("--tokenizer-mode", "mistral", "its own tokenizer lies in tekken.json")
     if request.model.anatomy.role == "generator":
         words.parsers("vllm", "--tool-call-parser", "--reasoning-parser", switch="--enable-auto-tool-choice")
+        if not layout.on_cpu:
+            words.drafts(_drafting, "--speculative-config")
     else:
         add("--runner", "pooling", "it gives vectors, not text")
     if any(part.role == "towers" for part in request.model.anatomy.parts):
@@ -124,6 +128,13 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     add("--shutdown-timeout", DRAIN_S, "its answers end before it does; 0, its default, cuts them")
     add("--disable-fastapi-docs", True, "closes /docs and /openapi.json")
     add("--disable-uvicorn-access-log", True, "a line a request would fill the ring of its log")
+
+
+def _drafting(model: str) -> str:
+    """Return the flag that drafts tokens: a model's own layers one, a draft model three."""
+    wanted = {"method": "eagle3", "model": model} if model else {"method": "mtp"}
+    said = json.dumps({**wanted, "num_speculative_tokens": 3 if model else 1})
+    return f"--engine-flag='--speculative-config={said}'"
 
 
 def _parallel(words: Wording, layout: Layout) -> None:

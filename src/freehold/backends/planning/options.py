@@ -48,6 +48,7 @@ class DeployOptions:
     context: int = 0
     streams: int = 0
     quant: str = ""  # of a model of the catalogue: which published copy
+    cache_type: str = ""  # of keys and values: fp8, or a type of llama.cpp's
     flags: tuple[str, ...] = ()
     python: str = ""  # an interpreter whose environment has the engine
     env: str = ""  # an environment's folder; it is made where there is none
@@ -63,7 +64,7 @@ OPTIONS = tuple(each.name for each in fields(DeployOptions) if each.name != "mod
 
 def plan_deployment(model: str, *, settings: Settings | None = None, **options: Any) -> DeployPlan:
     """Plan an engine for `model` with the options of `freehold deploy`: engine, on, nodes, replicas, context, streams,
-    quant, flags, name, python, env, command, attach.
+    quant, cache_type, flags, name, python, env, command, attach.
 
     Raises UsageError for flags that the engine does not know or that open a door, and for a model that does not fit,
     with what would; ModelNotFound with the nearest names. `freehold.deploy` takes the same, but for `on` other
@@ -135,6 +136,7 @@ def _planned(
         context=asked.context,
         streams=asked.streams,
         replicas=asked.replicas,
+        cache_type=asked.cache_type,
         flags=asked.flags,
     )
     plan = drivers.driver(engine).plan(request)

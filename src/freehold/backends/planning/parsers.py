@@ -21,6 +21,7 @@ class ParserNames:
 
     tool: str = ""
     reasoning: str = ""
+    template: str = ""  # among the engine's examples, where the model's own template has no tools
 
 
 @dataclass(frozen=True, slots=True)

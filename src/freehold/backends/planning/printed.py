@@ -41,7 +41,11 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     yield f"  weights    {model.source}, {_weights(plan)}, {show_bytes(model.anatomy.weight_bytes)}"
     yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
     length = f"{plan.context:,} tokens of context, " if plan.context else ""
-    cache = f"a cache of {plan.cache_tokens:,} tokens, " if plan.cache_tokens else ""
+    cache = (
+        f"a cache of {plan.cache_tokens:,} tokens in {plan.cache_type or '16 bits'}, "
+        if plan.cache_tokens
+        else ""
+    )
     yield f"  room       {length}{cache}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
     if plan.memory_bytes:
         yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"

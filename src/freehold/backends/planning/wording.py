@@ -8,7 +8,7 @@ Path: EngineDriver.plan -> opened, Wording.add, Wording.plan -> DeployPlan
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from freehold.backends.contract import (
@@ -25,6 +25,7 @@ from freehold.backends.planning.layout import Layout
 from freehold.backends.planning.misfits import stretch_of
 from freehold.backends.planning.parallel import Wanted
 from freehold.backends.planning.parsers import parser_names
+from freehold.catalog.copies import draft_of
 from freehold.catalog.model import Stretch
 from freehold.errors import FreeholdError, UsageError
 
@@ -128,8 +129,21 @@ class Wording:
             self.add(reasoning, names.reasoning, reason)
         if model.here and model.family and len(given) < 2 and any(f.reason == reason for f in self.flags):
             self.notes.append(f"parsers were chosen {reason}")
+        if names.template and names.tool and model.tools is not False and not self.value("--chat-template"):
+            self.notes.append(
+                f"tool calls need {names.template} of the engine's files: --engine-flag=--chat-template=FILE"
+            )
         if not model.family and model.tools is not False and not given:
             self.notes.append(f"no tool parser is known for {model.name}: give {tool} if it calls tools")
+
+    def drafts(self, words: Callable[[str], str], given: str) -> None:
+        """Note a draft that is published for the model. `words`: its flags by its repository; "": its own layers."""
+        model = self.request.model
+        own = any(part.role == "drafts" for part in model.anatomy.parts)
+        other = draft_of(model.base) if model.base else ""
+        if (own or other) and not self.value(given):
+            what = "its own layers draft tokens (MTP)" if own else f"{other} drafts tokens for it (EAGLE-3)"
+            self.notes.append(f"{what}, which answers few users sooner: {words('' if own else other)}")
 
     def plan(
         self,

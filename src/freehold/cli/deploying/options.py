@@ -46,6 +46,11 @@ _PLAN = (
         "--quant", metavar="Q", help="Published copy of a catalogue model to take: FP8, INT4, NVFP4, Q4_K_M."
     ),
     click.option(
+        "--cache-type",
+        metavar="TYPE",
+        help="Type of keys and values: fp8 holds twice as many as 16 bits, at a small loss.",
+    ),
+    click.option(
         "--engine-flag",
         "flags",
         multiple=True,
