@@ -13,6 +13,7 @@ import pytest
 import freehold
 from freehold.advisor import calibration
 from freehold.advisor.machine import Rates
+from freehold.machine import show_bytes
 from tests.vectors.files import write_safetensors
 
 Run = Callable[..., tuple[int, str, str]]
@@ -51,9 +52,10 @@ def test_json_has_every_part(run: Run):
     assert told["place"]["read_gb_s"] == 40
     (row,) = told["fits"]
     assert row.keys() == {
-        "quant", "held", "exact", "fits", "engine", "memory", "longest_context", "load_s", "prefill_tok_s",
+        "quant", "held", "exact", "fits", "engine", "memory", "needs", "longest_context", "load_s", "prefill_tok_s",
         "decode_tok_s", "streams", "basis", "command",
     }  # fmt: skip
+    assert row["needs"] == f"needs {show_bytes(row['memory']['total'])} at 4,096 tokens of context"
     assert row["memory"]["cache"] == {"full": 36 * 8 * 256 * 2 * 4096}
     assert row["decode_tok_s"]["low"] < row["decode_tok_s"]["mid"] < row["decode_tok_s"]["high"]
 
