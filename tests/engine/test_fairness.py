@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.engine.admission import Admission
+from freehold.engine.encoder import QueuedText, TextQueue
 from freehold.engine.schedule.budget import LONGEST_S
 from freehold.engine.schedule.turns import GRAMMAR_S
 from freehold.engine.sequence import Request, Sequence
@@ -83,7 +84,7 @@ ALONE_S = chat_s(warm(blocks=400))
 
 
 @pytest.mark.parametrize("blocks", [2000, 200])
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None)
 @given(
     first=st.lists(asks, min_size=1, max_size=5),
     later=st.lists(asks, max_size=3),
@@ -228,3 +229,15 @@ def test_client_with_less_service_gets_blocks_of_another_that_holds_all():
     assert chat_s(world) <= FACTOR * 2 * ALONE_S + STEPS * LONGEST_S
     world.finish()
     assert world.blocks.live == 0
+
+
+# --- an encoder --------------------------------------------------------------------------------------
+
+
+def test_texts_of_one_client_share_an_encoders_steps_with_those_of_another():
+    texts = TextQueue()
+    texts.extend("hostile", [QueuedText([1] * 100, "mean") for _ in range(64)])
+    assert len(texts.take(800)) == 8
+    mine = QueuedText([1] * 100, "mean")
+    texts.extend("victim", [mine])
+    assert mine in texts.take(800) and len(texts) == 64 - 8 - 7
