@@ -84,7 +84,7 @@ def test_shared_memory_goes_with_it_also_where_its_processes_have_ended(tmp_path
             own.kill()
             own.wait()
         assert end_left(tmp_path) == 0  # no process of an engine was left
-        # what a process maps is in use, whoever it is
+        # what any process maps is in use
         assert [name.exists() for name in names] == [runs, runs]
     finally:
         own.kill()

@@ -431,7 +431,7 @@ def test_a_pool_keeps_prefixes_together_and_our_server_asks_its_gateway():
     "engine, more, told",
     [
         ("vllm", {"scale": "1..4"}, "--monitoring NAME"),
-        ("vllm", {"scale": "3..4", "monitoring": "m"}, "no range around the plan's 1 replicas"),
+        ("vllm", {"scale": "3..4", "monitoring": "m"}, "does not contain the plan's 1 replicas"),
         ("trtllm", {"monitoring": "m"}, "no counters that Prometheus may read"),
     ],
 )

@@ -68,7 +68,7 @@ def _scaled(plan: DeployPlan, options: EmitOptions, several: bool) -> Doc:
     least, most = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= least <= plan.replicas <= most:
         raise UsageError(
-            f"--scale {options.scale[:40]!r} is no range around the plan's {plan.replicas} replicas",
+            f"--scale {options.scale[:40]!r} does not contain the plan's {plan.replicas} replicas",
             f"for example --scale {plan.replicas}..{2 * plan.replicas}",
         )
     kind = ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet") if several else ("apps/v1", "Deployment")

@@ -6,7 +6,7 @@ maps it any more; a name alone proves nothing, whatever it begins with. Knows no
 on a disk.
 Where server and supervisor are killed, engines run on. Each has a variable that names its folder and its server, so a
 later server of the same data folder finds and ends them.
-Path: supervisor -> SharedMemoryWatch.look, remove; DeployedModels.swept -> end_left
+Path: supervisor -> SharedMemoryWatch.look, remove; DeployedModels.sweep -> end_left
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class StartedDeployments:
         with StatusLine("its engines end with the server") as line:
             await asyncio.gather(*(self._one(desk, url, line, *each) for each in self._plans))
         if self.failed < self.count:
-            desk.goes_on()
+            desk.forget_lost()
         done()
 
     async def _one(

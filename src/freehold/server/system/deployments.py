@@ -77,7 +77,7 @@ class DeploymentDesk:
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop forgets tasks that nothing names
         self._lost: set[str] = (
             set()
-        )  # of those that are awaited: /ready tells why until the server ends or goes on
+        )  # of those that are awaited: /ready tells why until the server ends or answers without them
 
     async def add(
         self, plan: DeployPlan, asked: DeployOptions, *, awaited: bool = False, keep: bool = True
@@ -100,7 +100,7 @@ class DeploymentDesk:
         self._lost.add(name)
         self._server.health.preload[name] = without_paths(why)
 
-    def goes_on(self) -> None:
+    def forget_lost(self) -> None:
         """Let /ready forget the lost ones: the server answers without them."""
         for name in self._lost:
             self._server.health.preload.pop(name, None)
