@@ -95,6 +95,25 @@ def write_chat(server: Served, count: int) -> str:
     return ChatFolder.of(server.home).write("", "scripted", lines).id
 
 
+_FROM_END = """() => {
+    const log = document.querySelector("[role=log]");
+    return log.scrollHeight - log.scrollTop - log.clientHeight;
+}"""
+
+
+def test_a_fast_answer_is_followed_to_its_end_and_a_sent_message_is_scrolled_to(chat):
+    chat.set_viewport_size({"width": 390, "height": 800})
+    say(chat, "something long")
+    expect(chat.get_by_role("log").get_by_text(f"Line {LINES - 1} of")).to_be_in_viewport(timeout=60_000)
+    chat.get_by_role("button", name="Send", exact=True).wait_for()
+    chat.get_by_role("log").hover()
+    chat.mouse.wheel(0, -3000)
+    chat.get_by_role("button", name="To the end").wait_for()
+    assert chat.evaluate(_FROM_END) > 1000, "the reader who goes up is left there"
+    say(chat, "hello")
+    expect(chat.get_by_role("log").get_by_text("Hello! What shall I say?")).to_be_in_viewport()
+
+
 def test_conversation_is_a_log_of_articles_named_you_and_by_the_model(chat):
     say(chat, "show me a table")
     said(chat).get_by_role("table").wait_for()
