@@ -6,8 +6,9 @@
 local model for labelled requests, two keys. One key sends 200 texts of up to 1.5 MB, made to be expensive: numbers
 that are almost telephones, cards or mails, escapes, accents, typography, arguments of tools, data URLs. The other
 asks /health every 20 ms, and for a short answer of the provider every 100 ms. Inside of the server a task that wants
-to run every millisecond notes how late it was: the time for which something held the loop, of which the processor
-time of the loop's own thread is told apart, as other processes delay the wall clock only.
+to run every millisecond notes how late it was. What of that the loop's thread spent in the queue for a processor is
+taken off, as other processes cause it; the rest is the time for which the loop was held, by its own work or by another
+thread that had the interpreter's lock. `--stacks FILE` writes what all threads did then.
 
 Bounds: the loop held 20 ms at most, /health P99 50 ms. Exits 1 where one is missed.
 """
@@ -218,7 +219,7 @@ def provide(pipe: Any) -> None:
 
 
 def ping(url: str, pipe: Any) -> None:
-    """Ask as another client does, from a process of its own, until told to stop."""
+    """Ask as another client does, from a process of its own, until the parent says stop."""
     headers = {"Authorization": f"Bearer {KEYS['alice']}"}
     body = {"model": "far", "max_tokens": 8, **_chat("What is two and two?")}
     found: dict[str, list[float]] = {"health": [], "chat": []}

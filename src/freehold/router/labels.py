@@ -132,7 +132,7 @@ class Labeller:
                 return sieve.find(texts, HITS_IN_LOOP)
             except TooManyHits:
                 pass
-        return await self._long_texts.find(self._wanted, work, key)
+        return await self._long_texts.find(self._wanted, work, work.client or key)
 
     async def _classified(self, labels: Sequence[Label], work: Job | EmbedJob) -> list[SetLabel]:
         asked = [label for label in labels if label.classifier]

@@ -32,7 +32,7 @@ def _is_mixed(hit: Hit) -> bool:
 
 
 def _authorizes(hit: Hit) -> bool:
-    """Basic is a name and a password in base64; what Bearer carries has letters and digits, and is no example."""
+    """Basic is a name and a password in base64; what Bearer carries has letters and digits, and is not an example."""
     scheme, value = hit.value.rpartition(b" ")[0].lower(), hit.value.split()[-1]
     if scheme.endswith(b"basic"):
         try:
