@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import openai
@@ -13,12 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freehold.server.batches.desk import Desk
 from freehold.server.batches.filestore import FileBounds, Files
 from freehold.server.core.keys import Ring, key_of
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
 from freehold.server.openai.upload import read_form
 from tests.server.conftest import Running
+from tests.server.test_streams import connect, eventually, until
 
 URL = "/v1/files"
 
@@ -139,18 +142,18 @@ def test_bounds_expiry_and_what_a_crash_left(tmp_path):
     files = Files(tmp_path, FileBounds(files=2, bytes=100), now=lambda: clock[0])
 
     def add(content: bytes, seconds: int | None = None):
-        part = files.begin("ann")
+        part = files.begin("ann", len(content))
         part.write_bytes(content)
         return files.add("ann", part, "x", "batch", seconds)
 
     first, second = add(b"x" * 60, 3600), add(b"x" * 40)
     with pytest.raises(Refused, match="2 files"):
-        files.begin("ann")
+        files.begin("ann", 1)
     clock[0] += 3600
     assert [f.id for f in files.all("ann")] == [second.id]
     add(b"x" * 60)
     files.delete("ann", second.id)
-    assert files.begin("ann").name.endswith(".part") and files.begin("bob")
+    assert files.begin("ann", 1).name.endswith(".part") and files.begin("bob", 1)
     folder = next(tmp_path.iterdir())
     for name in ("file-a.part", "file-b.data", ".file-c.json.1.new"):
         (folder / name).write_bytes(b"x")
@@ -162,15 +165,38 @@ def test_bounds_expiry_and_what_a_crash_left(tmp_path):
 
 def test_uploads_that_come_together_share_one_bound(tmp_path):
     files = Files(tmp_path, FileBounds(files=3, bytes=100))
-    first, second, third = (files.begin("ann") for _ in range(3))
-    for part, size in ((first, 60), (second, 60), (third, 40)):
-        part.write_bytes(b"x" * size)
-    files.add("ann", first, "x", "batch")
+    first = files.begin("ann", 60)  # of which nothing has come yet
     with pytest.raises(Refused, match="would hold 120 bytes; expected at most 100"):
+        files.begin("ann", 60)
+    second, third = files.begin("ann", 30), files.begin("ann", 10)
+    with pytest.raises(Refused, match="3 files"):
+        files.begin("ann", 0)
+    for part, size in ((first, 60), (second, 40)):
+        part.write_bytes(b"x" * size)
+        files.add("ann", part, "x", "batch") if part == first else None
+    files.end(third)
+    third = files.begin("ann", 10)
+    with pytest.raises(Refused, match="would hold 110 bytes"):  # it is longer than it said
         files.add("ann", second, "x", "batch")
-    files.add("ann", third, "x", "batch")
-    with pytest.raises(Refused, match="would hold 101 bytes"):
-        files.begin("ann")
+    files.end(third)
+    assert files.begin("ann", 40)
+
+
+def test_uploads_in_progress_count_as_long_as_they_may_be(serving):
+    server = serving()
+    sent = (
+        f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 104857600\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    ).encode()
+    with ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(connect(server)).sendall(sent)
+        files = server.doors.server.part(Desk).files
+        assert eventually(lambda: len(files._coming) == 40)
+        with connect(server) as sock:
+            sock.sendall(sent)
+            assert b"files would hold 4,299,161,600 bytes" in until(sock, b"}}")
+    assert eventually(lambda: not files._coming)
 
 
 def test_a_server_without_a_folder_says_so(serving):

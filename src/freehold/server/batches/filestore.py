@@ -63,6 +63,7 @@ class Files:
     ) -> None:
         self._root, self._bounds, self._now = root, bounds or FileBounds(), now
         self._adding = threading.Lock()  # held while a file finds room, and takes it
+        self._coming: dict[Path, int] = {}  # what is being written, and how many bytes that may be
         private_folder(root)
 
     def sweep(self) -> None:
@@ -75,10 +76,21 @@ class Files:
                 if path.suffix in (".data", ".part", ".new") and path.stem not in records:
                     path.unlink(missing_ok=True)
 
-    def begin(self, tenant: str) -> Path:
-        """Return where a new file's bytes are to be written; 400 where the tenant has too much already."""
-        self._check_room(tenant, 1)
-        return self._folder(tenant) / f"{new_id()}.part"
+    def begin(self, tenant: str, most: int) -> Path:
+        """Return where a new file's bytes are to be written, `most` at most, until `end`.
+
+        400 where the tenant's files and what else is being written for it leave no room for as many.
+        """
+        with self._adding:
+            self._check_room(tenant, most)
+            part = self._folder(tenant) / f"{new_id()}.part"
+            self._coming[part] = most
+        return part
+
+    def end(self, part: Path) -> None:
+        """Remove what `begin` named, if no file was made of it."""
+        part.unlink(missing_ok=True)
+        self._coming.pop(part, None)
 
     def add(
         self,
@@ -91,6 +103,7 @@ class Files:
     ) -> FileRecord:
         """Make a file of what was written to `part`, which `begin` named; 400 where others took the room since."""
         with self._adding:
+            self._coming.pop(part, None)
             self._check_room(tenant, part.stat().st_size)
             return self._record(tenant, part, part.stem, filename, purpose, seconds, labels)
 
@@ -132,10 +145,14 @@ class Files:
         self._remove(tenant, self.get(tenant, id).id)
 
     def _check_room(self, tenant: str, more: int) -> None:
+        folder = self._folder(tenant)
+        coming = [size for part, size in self._coming.items() if part.parent == folder]
         held = self.all(tenant)
-        if len(held) >= self._bounds.files:
-            raise _full(f"there are {len(held):,} files; expected at most {self._bounds.files:,}")
-        size = sum(each.bytes for each in held) + more
+        if len(held) + len(coming) >= self._bounds.files:
+            raise _full(
+                f"there are {len(held) + len(coming):,} files; expected at most {self._bounds.files:,}"
+            )
+        size = sum(each.bytes for each in held) + sum(coming) + more
         if size > self._bounds.bytes:
             raise _full(f"files would hold {size:,} bytes; expected at most {self._bounds.bytes:,}")
 

@@ -26,7 +26,7 @@ _KNOWN = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
 async def upload(call: HttpCall) -> None:
     """Take a file: a form with `file` and `purpose`, which is `batch`."""
     files, tenant = _files(call), call.tenant
-    part = await asyncio.to_thread(files.begin, tenant)
+    part = await asyncio.to_thread(files.begin, tenant, _most_bytes(call))
     try:
         with open(part, "wb", opener=_private) as sink:
             form = await read_form(call.headers.get(b"content-type", b""), call.pieces(), sink)
@@ -36,7 +36,7 @@ async def upload(call: HttpCall) -> None:
             files.add, tenant, part, name, form.fields["purpose"], seconds, call.labels
         )
     finally:
-        part.unlink(missing_ok=True)
+        files.end(part)
     await call.answer(record.shown())
 
 
@@ -84,6 +84,12 @@ async def _send(call: HttpCall, source: BinaryIO) -> None:
         if not following:
             return
         data = following
+
+
+def _most_bytes(call: HttpCall) -> int:
+    """Return how many bytes an upload may have: what its client says, or the limit."""
+    stated, limit = call.headers.get(b"content-length", b""), call.server.limits.upload_bytes
+    return min(int(stated[:20]), limit) if stated.isdigit() else limit
 
 
 def _checked(form: UploadForm) -> int | None:
