@@ -65,7 +65,7 @@ class Attacker:
         self._ids: dict[str, list[str]] = {}
 
     async def run(self) -> None:
-        """Store what cases refer to, then attack as told until stdin ends."""
+        """Store what cases refer to, then attack as stdin says until stdin ends."""
         self._ids = await stored(self._port, self._model)
         print(json.dumps({"stored": self._ids}), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):

@@ -255,7 +255,7 @@ class HttpCall(ServerCall):
     async def apart(self, work: Callable[..., P], *args: Any, size: int = 0) -> P:
         """Run work on what the request holds: here if that is little, else in the bodies' thread, in the caller's turn.
 
-        The loop goes on meanwhile, so `work` changes nothing that other requests see. `size`: bytes that it makes,
+        The loop continues meanwhile, so `work` changes nothing that other requests see. `size`: bytes that it makes,
         where those may be more than what came.
         """
         size = max(size, self._holding.bytes if self._holding else 0)

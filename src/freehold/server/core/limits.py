@@ -44,8 +44,8 @@ class ServerLimits:
     body_bytes: int = 16 << 20  # a 1M-token prompt as ids is 7 MB
     body_containers: int = 1 << 16  # lists and objects; 10,000 messages with pictures and calls have 50,000
     body_names: int = 1 << 17  # of fields: two a list or object,
-    # A call of the parser holds the interpreter to its end: an object of so many names takes 2 ms, of all of them 20;
-    body_flat_names: int = 1 << 14  # beside 8 for each list or object; and so many values take 15 ms:
+    # A call of the parser holds the interpreter to its end: an object of 16,384 names takes 2 ms, of 131,072 20;
+    body_flat_names: int = 1 << 14  # beside 8 for each list or object; and 262,144 values take 15 ms:
     body_values: int = 1 << 18  # beside lists of numbers alone, which are fields of the body,
     body_numbers: int = (1 << 20) + 1024  # and with them: a 1M-token prompt as ids, and the fields beside it
     body_escapes: int = 1 << 21  # backslashes; a megabyte of them takes a parser's call 2 to 9 ms

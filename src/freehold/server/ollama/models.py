@@ -209,7 +209,7 @@ def details(card: Card, base: str) -> dict[str, Any]:
 
 
 def _shown(store: Store, found: Listed, verbose: bool, until: float) -> tuple[dict[str, Any], bool]:
-    """Return what is told of a model, and whether that is all; `until` as Cards.of has it."""
+    """Return the description of a model, and whether that is all; `until` as Cards.of has it."""
     home = store.settings.home
     card = _cards.of(found, home, until)
     overlay = store.overlays.find(found.name) if found.base else None
