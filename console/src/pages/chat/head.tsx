@@ -31,7 +31,7 @@ export function Head({ chat, listed, panel, toggle }: HeadProps) {
   );
 }
 
-/** Chips of a system prompt and of tools, whenever they are set, whoever set them; each opens the settings. */
+/** Chips of a system prompt and of tools whenever they are set; each opens the settings. */
 function Steering({ chat, open }: { chat: Chat; open: () => void }) {
   const { system, tools } = chat.settings.value;
   const chips: [IconName, string, string][] = [];

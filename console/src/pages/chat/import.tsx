@@ -1,5 +1,5 @@
 // Takes in a chat that was exported. A file may be a stranger's: its tools are left out by the server, and a system prompt
-// stays only where it was shown and wished for. Knows the export's fields; writes nothing itself.
+// stays only if it was shown and chosen. Knows the export's fields; writes nothing itself.
 import { type Signal, signal } from "@preact/signals";
 import { post } from "../../api/client";
 import type { Card } from "../../api/types";
@@ -60,7 +60,7 @@ function Steered({ prompts, tools, keep }: { prompts: string[]; tools: string[];
 
 type Loose = { [name: string]: unknown } | null | undefined;
 
-/** The system prompts of an exported chat, those among its messages too. What is no text is refused by the server. */
+/** The system prompts of an exported chat, those among its messages too. The server refuses those of another type than text. */
 function systemOf(chat: unknown): string[] {
   const { settings, messages } = (chat ?? {}) as { settings?: Loose; messages?: unknown };
   const rows = (Array.isArray(messages) ? messages : []) as Loose[];
