@@ -118,7 +118,7 @@ def test_who_offers_this_model_sells_model_services_unless_said_otherwise():
 
 
 def test_every_country_of_iso_3166_is_known_and_no_other():
-    """Compared with tzdata's own table, of the system or of the package; the Union alone has a code without being a country."""
+    """Compared with tzdata, of the system or of the package; the Union has a code without being a country."""
     tables = [Path("/usr/share/zoneinfo/iso3166.tab")]
     with suppress(ModuleNotFoundError):
         tables.append(Path(str(resources.files("tzdata").joinpath("zoneinfo", "iso3166.tab"))))

@@ -53,7 +53,7 @@ def test_json_has_every_part(run: Run):
     (row,) = told["fits"]
     assert row.keys() == {
         "quant", "held", "exact", "fits", "engine", "memory", "needs", "longest_context", "load_s", "prefill_tok_s",
-        "decode_tok_s", "streams", "basis", "command", "needs",
+        "decode_tok_s", "streams", "basis", "command",
     }  # fmt: skip
     assert row["needs"] == f"needs {show_bytes(row['memory']['total'])} at 4,096 tokens of context"
     assert row["memory"]["cache"] == {"full": 36 * 8 * 256 * 2 * 4096}
