@@ -158,7 +158,7 @@ def test_format_that_becomes_too_costly_ends_its_own_answer_only(
     from freehold.engine.constrain import grammar
 
     held, free = llm.start(CHAT), llm.start(replace(CHAT, format=None))
-    monkeypatch.setattr(grammar, "MASK_S", 0.0)
+    monkeypatch.setattr(grammar, "TOKEN_S", 0.0)
     monkeypatch.setattr(grammar, "SPARE_S", 0.0)
     held.enter()
     free.enter()
@@ -170,7 +170,7 @@ def test_format_that_becomes_too_costly_ends_its_own_answer_only(
             held.take()
         except UsageError as e:
             failed = e
-    assert failed is not None and "the limit is 0.0 s" in failed.message
+    assert failed is not None and "the limit is 0 s" in failed.message
     assert got[-1][1].finish_reason in ("stop", "length")
 
 

@@ -47,7 +47,7 @@ class Request:
     priority: Priority = "interactive"
     tenant: str = ""  # whose cached prefixes it may see
     client: str = ""  # whose share of queue, slots, steps and blocks it uses
-    answers: int = 1  # to its prompt, which enter together: they take so many places in the queue
+    answers: int = 1  # to its prompt, which enter together and take a place in the queue each
     deadline: float | None = None  # on the engine's clock, to the last token
     admitted: bool = (
         False  # it continues a request that was admitted before, so no limit of the queue applies

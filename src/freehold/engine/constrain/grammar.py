@@ -36,11 +36,12 @@ MAX_REGEX_CHARS = 16 << 10  # the time of a mask grows with the square of it: 20
 MAX_LARK_CHARS = 64 << 10
 # llguidance's own limits, which bound a single call: it cannot be interrupted, and all calls but the mask hold the
 # interpreter. With these the worst grammars known take 20 to 40 ms a call for 118,000 tokens, and 10 ms for most;
-# with rows of 2,000 and 50,000 items a step they took 800. Schemas and choices use a tenth of any of them.
+# with rows of 2,000 and 50,000 items a step they took 800. Schemas and choices use a tenth of either. Less fuel for the
+# lexer, whose worst known is 90 ms, refuses calls of tools whose arguments are XML.
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 500,
     "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 50_000,
+    "step_lexer_fuel": 200_000,
     "step_max_items": 10_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,

@@ -21,7 +21,7 @@ class Shares:
         self._floor = 0.0  # the least of any active client, as of the latest change
 
     def enter(self, client: str, seconds: float = 0.0) -> float:
-        """Add a sequence that is expected to take so many seconds by itself; return its turn.
+        """Add a sequence that is expected to take these seconds by itself; return its turn.
 
         A client that was away has saved nothing up: it starts at the least of the active ones. The turn is the
         client's counter and what its other sequences are expected to take, as in start-time fair queueing (Goyal et

@@ -1,6 +1,6 @@
 """Whose newest tokens a step computes where it cannot have those of all: clients take equal parts of a step's seconds.
 
-Knows clients, what a step of so many tokens takes and what a sequence's grammar took; knows no block, no prompt and no
+Knows clients, what a step takes by its tokens and what a sequence's grammar took; knows no block, no prompt and no
 clock. The promise: of n clients, none's answers are slower than n times what they would take alone, at the mean over
 steps. So a step of several clients is no longer than n times the tokens of the client with the fewest, each client
 has as many tokens in it as any other while it has some, and its own answers take turns. Beside that a step spends
