@@ -10,6 +10,7 @@ import errno
 import logging
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,10 @@ def test_accounts_that_cannot_be_saved_are_kept_and_told_once(tmp_path, monkeypa
         assert Accounts(tmp_path / "accounts", now=lambda at=at: at).today() == {"ann": want}
 
 
+def _result(custom_id: str) -> object:
+    return {"custom_id": custom_id}
+
+
 async def _journal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], journals.Journal]:
     told: list[Any] = []
     monkeypatch.setattr(journals, "PAUSE_S", 0.01)
@@ -176,7 +181,8 @@ def test_results_a_full_disk_refuses_are_written_whole_when_it_takes_them(tmp_pa
         told, journal = await _journal(tmp_path, monkeypatch)
         monkeypatch.setattr(journals.os, "pwrite", pwrite)
         adding = [
-            asyncio.create_task(journal.add(f"n{i}", {"custom_id": f"n{i}"}, failed=i == 1)) for i in range(3)
+            asyncio.create_task(journal.add(f"n{i}", partial(_result, f"n{i}"), failed=i == 1))
+            for i in range(3)
         ]
         while not told:
             await asyncio.sleep(0.001)
@@ -200,7 +206,7 @@ def test_journal_of_a_full_disk_can_be_closed(tmp_path, monkeypatch):
     async def body() -> None:
         told, journal = await _journal(tmp_path, monkeypatch)
         monkeypatch.setattr(journals.os, "pwrite", full)
-        adding = asyncio.create_task(journal.add("n0", {"custom_id": "n0"}, failed=False))
+        adding = asyncio.create_task(journal.add("n0", partial(_result, "n0"), failed=False))
         while not told:
             await asyncio.sleep(0.001)
         with pytest.raises(OSError, match="No space"):
