@@ -187,7 +187,9 @@ class ModelInfo:
     width: int = 0  # of an embedding
     embeds_only: bool = False  # an encoder: it makes no text
     cache_bytes: int = 0  # of memory_bytes: blocks and states; 0: the engine does not say
-    weights: str = ""  # digest of its files, or of their sizes and times where none is recorded; empty: not known
+    weights: str = (
+        ""  # digest of its files, or of their sizes and times where none is recorded; empty: not known
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,5 +46,5 @@ def test_a_stretch_already_in_the_configuration_is_no_second_one():
 )  # fmt: skip
 def test_a_stretch_that_is_none_is_named_with_its_line(stretch: str):
     text = f'[[model]]\nid = "a/b"\nsources = ["x"]\nchecked = 2026-12-01\nstretch = {stretch}\n'
-    with pytest.raises(StoreError, match="own.toml:5: a/b: a stretch"):
+    with pytest.raises(StoreError, match=r"own\.toml:5: a/b: a stretch"):
         schema.parse("own.toml", text)

@@ -163,7 +163,7 @@ def test_callers_that_leave_take_their_calls_along(serve, monkeypatch):
         served = await models.use("script")
         sent: list[object] = []
         engine = served._engine
-        monkeypatch.setattr(engine, "send", sent.append)
+        monkeypatch.setattr(engine, "send", lambda message, most=0: sent.append(message))
         tasks = [asyncio.create_task(served.tokenizer.tokenize("x")) for _ in range(3)]
         await asyncio.sleep(0.01)
         for task in tasks:
@@ -184,7 +184,7 @@ def test_more_than_may_wait_is_refused_with_a_time(serve, monkeypatch, limit):
 
     async def body(models: EngineModels) -> None:
         model = await models.use("script")
-        monkeypatch.setattr(model._engine, "send", lambda message: None)
+        monkeypatch.setattr(model._engine, "send", lambda message, most=0: None)
         waiting: list[asyncio.Task[Any]] = []
         waiting += [asyncio.create_task(model.tokenizer.tokenize("x" * 1_000_000)) for _ in range(2)]
         await asyncio.sleep(0)

@@ -21,7 +21,7 @@ from freehold.engine.schedule.live import LiveSequences, own_tokens
 from freehold.engine.schedule.preemption import RETRY_S, Preemption
 from freehold.engine.schedule.prefixes import SharedPrefixes
 from freehold.engine.schedule.shares import Shares
-from freehold.engine.schedule.turns import GRAMMAR_S, Turns, grammar_s
+from freehold.engine.schedule.turns import GRAMMAR_S, DecodeTurns, grammar_s
 from freehold.engine.schedule.wait import RemainingPrefill, WaitEstimate
 from freehold.engine.sequence import Sequence
 
@@ -59,7 +59,7 @@ class Scheduler:
         self.live = LiveSequences()
         self._batch: dict[Sequence, ScheduledChunk] = {}  # the step under construction
         self.preemption = Preemption(self.live, blocks, self._batch)
-        self._turns = Turns(self._shares.used, self.budget.cost.between)
+        self._turns = DecodeTurns(self._shares.used, self.budget.cost.between)
         self._prefixes = SharedPrefixes(self.live, blocks)
         self.wait = WaitEstimate(self.live, self.budget, self._shares)
         self._now = 0.0  # when the step under construction was begun

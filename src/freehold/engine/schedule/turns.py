@@ -5,7 +5,7 @@ clock. The promise: of n clients, none's answers are slower than n times what th
 steps. So a step of several clients is no longer than n times the tokens of the client with the fewest, each client
 has as many tokens in it as any other while it has some, and its own answers take turns. Beside that a step spends
 at most GRAMMAR_S on grammars, or one token's where one alone takes more.
-Path: Scheduler.schedule -> Turns.choose -> ScheduledChunk
+Path: Scheduler.schedule -> DecodeTurns.choose -> ScheduledChunk
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GRAMMAR_S = 0.02  # of a step, for the grammars of all its answers: schemas take
 DEAR_S = 0.002
 
 
-class Turns:
+class DecodeTurns:
     """Chooses among running answers; keeps the seconds that dear tokens are owed."""
 
     def __init__(self, used: Callable[[str], float], seconds: Callable[[int], float]) -> None:

@@ -65,7 +65,9 @@ async def embed(call: HttpCall) -> None:
     if given:
         check_count("input", given)
     warnings = [*unknown_fields(raw, EmbedRequest), *_idle(request.options)]
-    job = EmbedJob(tuple(given), None, bool(request.truncate), request.dimensions, call.tenant, client=call.caller)
+    job = EmbedJob(
+        tuple(given), None, bool(request.truncate), request.dimensions, call.tenant, client=call.caller
+    )
 
     async def work() -> None:
         load_s, vectors = await _made(call, request, job)

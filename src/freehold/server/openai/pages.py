@@ -21,14 +21,14 @@ def query(call: HttpCall) -> dict[str, str]:
         raise Refused(400, f"the query is malformed: {e}", code="invalid_value") from None
 
 
-class Entry(Protocol):
+class PageEntry(Protocol):
     """What a list is made of."""
 
     @property
     def id(self) -> str: ...
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=PageEntry)
 
 
 def page(

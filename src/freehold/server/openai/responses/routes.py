@@ -46,7 +46,7 @@ _PREFIXES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChatSoFar:
     """What a request asks, with the chat before it."""
 
     items: list[Any]  # all of the chat
@@ -88,7 +88,7 @@ async def create(call: HttpCall) -> None:
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
-async def _used(call: HttpCall, tools: Sequence[Any], asked: Asked) -> tuple[McpTools, list[Any]]:
+async def _used(call: HttpCall, tools: Sequence[Any], asked: ChatSoFar) -> tuple[McpTools, list[Any]]:
     """Start the servers that a request names and run what it approves, for as long as its client is there."""
     if not (asked.mcp or wanted(tools)):
         return McpTools(None, {}), asked.items
@@ -144,7 +144,7 @@ def _read(
     history: Sequence[StoredResponse],
     named: Callable[[Iterable[str]], dict[str, StoredItem]],
     limits: ServerLimits,
-) -> Asked:
+) -> ChatSoFar:
     """Return the chat's items, stored ones parsed and references replaced by what they name."""
     given = request.input
     if isinstance(given, str):
@@ -159,7 +159,7 @@ def _read(
         stored = tuple(found[references[i]] if i in references else _stored(own[i]) for i in range(len(own)))
     ids = (item["id"] for item in given if isinstance(item, dict) and isinstance(item.get("id"), str))
     named = tuple(dict.fromkeys((*found, *ids)))
-    return Asked(items, len(own), stored, named, any(_is_mcp(item) for item in items))
+    return ChatSoFar(items, len(own), stored, named, any(_is_mcp(item) for item in items))
 
 
 def _found(
