@@ -158,8 +158,8 @@ def _read(
     if request.store is not False:
         stored = tuple(found[references[i]] if i in references else _stored(own[i]) for i in range(len(own)))
     ids = (item["id"] for item in given if isinstance(item, dict) and isinstance(item.get("id"), str))
-    named = tuple(dict.fromkeys((*found, *ids)))
-    return ChatSoFar(items, len(own), stored, named, any(_is_mcp(item) for item in items))
+    mentioned = tuple(dict.fromkeys((*found, *ids)))
+    return ChatSoFar(items, len(own), stored, mentioned, any(_is_mcp(item) for item in items))
 
 
 def _found(
