@@ -358,5 +358,5 @@ def test_protocols_ask_models_through_the_key_s_view_of_them():
 
 
 def test_a_thousand_unknown_fields_are_refused_before_each_is_looked_up(serving):
-    answer = serving().client.post(URL, json={**CHAT, **{f"field{i}": i for i in range(100_000)}})
-    assert answer.status_code == 400 and "100,000 fields are unknown" in answer.json()["error"]["message"]
+    answer = serving().client.post(URL, json={**CHAT, **{f"field{i}": i for i in range(10_000)}})
+    assert answer.status_code == 400 and "10,000 fields are unknown" in answer.json()["error"]["message"]

@@ -55,7 +55,7 @@ def test_options_reach_the_engine(serving):
     server = serving()
     body = ask(server, input=["a long b"], dimensions=2, pooling="mean", truncate=True, keep_alive="5m")
     served = server.models.served["fake:1b"]
-    assert served.embeddings[-1] == EmbedJob(("a long b",), "mean", True, 2)
+    assert served.embeddings[-1] == EmbedJob(("a long b",), "mean", True, 2, client="address 127.0.0.1")
     assert served.keep_alives[-1] == 300
     assert len(body["data"][0]["embedding"]) == body["freehold"]["dimensions"] == 2
     assert body["freehold"]["warnings"] == ["1 texts were cut to the context, as asked: 0"]

@@ -95,13 +95,13 @@ def test_headers_that_do_not_come_close_the_connection(serving, sent):
 
 
 def test_long_bodies_on_their_way_hold_a_bounded_sum_and_short_ones_pass(serving):
-    server = serving(limits=ServerLimits(body_bytes=1000, bodies_bytes=920, small_bytes=500))
-    head = POST + b"Content-Length: 1000\r\n\r\n"
+    server = serving(limits=ServerLimits(body_bytes=4000, bodies_bytes=3700, small_bytes=2000))
+    head = POST + b"Content-Length: 4000\r\n\r\n"
     bodies = server.doors.server.bodies
     with connect(server) as first, connect(server) as second:
-        first.sendall(head + b"x" * 900)
-        assert eventually(lambda: bodies.held == 900)
-        second.sendall(head + b"x" * 900)
+        first.sendall(head + b"x" * 3600)
+        assert eventually(lambda: bodies.held == 3600)
+        second.sendall(head + b"x" * 3600)
         assert b" 503 " in until(second, b"}}")
         assert server.client.post(URL, json=CHAT).status_code == 200
     assert eventually(lambda: bodies.held == 0)

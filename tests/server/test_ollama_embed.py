@@ -38,7 +38,7 @@ def test_dimensions_truncate_and_keep_alive_reach_the_engine(serving):
     server = serving()
     body = ask(server, input=["a long b"], dimensions=2, truncate=True, keep_alive="5m")
     served = server.models.served["fake:1b"]
-    assert served.embeddings[-1] == EmbedJob(("a long b",), None, True, 2)
+    assert served.embeddings[-1] == EmbedJob(("a long b",), None, True, 2, client="address 127.0.0.1")
     assert served.keep_alives[-1] == 300 and len(body["embeddings"][0]) == 2
     assert body["freehold"]["warnings"] == ["1 texts were cut to the context, as asked: 0"]
 
@@ -89,7 +89,7 @@ def test_a_text_too_long_and_an_unknown_model_say_so(serving):
 
 
 def test_a_keys_scope_and_budget_hold(serving):
-    server = serving(keys=Ring([key("ann", models=("org/*",)), key("poor", tokens="1/day")]))
+    server = serving(keys=Ring([key("ann", models=("org/*",)), key("poor", tokens="5/day")]))
     body = {"model": "fake:1b", "input": "a a a"}
     assert server.client.post("/api/embed", json=body, headers=bearer("ann")).status_code == 404
     assert server.client.post("/api/embed", json=body, headers=bearer("poor")).status_code == 200

@@ -203,6 +203,18 @@ class Advice:
         return _ways(j for j in self.ruled_out if j.lower_bound >= self.bar)
 
     @property
+    def stretched(self) -> tuple[Judged, ...]:
+        """Models that only context and place exclude, and whose card stretches the context to the request's; best first."""
+        able = {"context", *PLACE_RULES}
+        found = [
+            j
+            for j in self.ruled_out
+            if j.model.stretch and j.model.context < self.request.context <= j.model.stretch.context
+            if all(r.rule in able for r in j.refusals)
+        ]
+        return tuple(sorted(found, key=lambda j: -j.lower_bound))
+
+    @property
     def by_tier(self) -> dict[str, Judged]:
         """The best model of each size class that only its place excludes, if anything does."""
         best: dict[str, Judged] = {}
@@ -378,7 +390,7 @@ def _facts_against(model: Model, request: AdviceRequest) -> Iterable[Refusal]:
             yield Refusal("country", "where it was made is not known")
     if model.context < request.context and (model.context or request.min_context):
         said = f"its context is {model.context:,} tokens" if model.context else "its context is not known"
-        yield Refusal("context", said)
+        yield Refusal("context", said + (model.stretch.says if model.stretch else ""))
     if request.max_params and min(model.params_b, model.called_b) > request.max_params:
         yield Refusal("size", f"{model.params_b:g} billion parameters")
     if request.held is not None and model.id not in request.held:

@@ -50,6 +50,7 @@ class Anatomy:
     parts: tuple[WeightGroup, ...]
     layers: tuple[LayerSpec, ...]
     context: int  # tokens it was made for; 0: not known
+    stretch: Stretch | None = None  # beyond them, as its card tells; from_catalogue fills it
     index_topk: int = (
         0  # tokens that an indexer picks for attention: beyond, it does not read all; 0: it always does
     )
@@ -173,6 +174,7 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
         ),
         layers=model.layers,
         context=model.context,
+        stretch=model.stretch,
         index_topk=model.index_topk,
         hidden=model.hidden,
         vocab=model.vocab,

@@ -131,7 +131,10 @@ def fit(
         context = min(USUAL_CONTEXT, most, (anatomy.index_topk if place.rig is None else 0) or most)
     if not 1 <= context <= most:
         made = f"{anatomy.name} was made for {most:,}" if anatomy.context else f"at most {most:,} are counted"
-        raise UsageError(f"a context of {context:,} tokens: {made}", f"name 1 to {most}")
+        made, hint = made + (anatomy.stretch.says if anatomy.stretch else ""), f"name 1 to {most}"
+        if anatomy.stretch and most < context <= anatomy.stretch.context:
+            hint += f"; freehold deploy --context {context} plans an engine that stretches it"
+        raise UsageError(f"a context of {context:,} tokens: {made}", hint)
     if place.rig is not None:
         return _on(anatomy, place, place.rig, context)
     return _here(anatomy, place, context, kv_type, packed)

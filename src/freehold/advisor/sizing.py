@@ -95,7 +95,8 @@ def size(
         )
     if model.context and context > model.context:
         raise UsageError(
-            f"a context of {context:,} tokens: {model.id} was made for {model.context:,}",
+            f"a context of {context:,} tokens: {model.id} was made for {model.context:,}"
+            + (model.stretch.says if model.stretch else ""),
             f"--context {model.context}",
         )
     options: list[Option] = []

@@ -179,6 +179,7 @@ class DeployPlan:
     decode: Interval | None = None  # tokens a second of one answer
     prefill: Interval | None = None
     basis: str = ""  # what memory and speeds rest on
+    warning: str = ""  # why the plan serves hardly anyone; "": it serves
     notes: tuple[str, ...] = ()  # what the user should know: nearest schema used, a parser that was guessed
     across: int = 1  # nodes that one replica takes
     follower: tuple[PlannedFlag, ...] = ()  # flags that every node but the first has besides

@@ -62,6 +62,11 @@ class Stretch:
         """Tokens that it reaches."""
         return int(self.original * self.factor)
 
+    @property
+    def says(self) -> str:
+        """How a sentence on the context of config.json goes on."""
+        return f", and its card stretches that to {self.context:,}"
+
 
 @dataclass(frozen=True, slots=True)
 class Repo:

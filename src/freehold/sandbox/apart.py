@@ -14,27 +14,42 @@ from __future__ import annotations
 
 import builtins
 import copy
+import io
 import json
+import math
 import operator
 import os
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable
 from typing import Any
+
+from freehold.sandbox.values import Packer, Reader, deep
 
 _LENGTH = 4  # bytes before a message
 _MOST = 16 << 20  # bytes of a message
-_WORD = 1 << 63  # numbers beyond are written in hexadecimal, which takes linear time
-_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, object)
 # A Remote of a subclass of these has a value.
 _BASES = (int, float, str, bytes, tuple, list, dict, set, frozenset)
 _ADDRESSES = ("__array_interface__", "__array_struct__")  # by which numpy would read any place of memory
-_UNARY = ("neg", "pos", "abs", "invert", "index")
-_BINARY = (
-    *("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
-    *("and_", "or_", "xor", "lshift", "rshift"),
-)
-_DICTS: dict[str, type] = {"dict": dict, "counter": Counter, "ordered": OrderedDict, "default": defaultdict}
+_MOST_PRINTED = 1 << 16  # characters that wait for the next message
+_ENDING = ("next", "send", "throw")  # operations that may end an iteration
+_UNARY = {
+    **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},
+    **{
+        name: getattr(builtins, name)
+        for name in ("len", "next", "repr", "str", "bool", "hash", "int", "float")
+    },
+    **{name: getattr(builtins, name) for name in ("round", "reversed", "format", "complex", "bytes", "dir")},
+    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem")},
+    **{name: getattr(math, name) for name in ("floor", "ceil", "trunc")},
+    **{name: getattr(copy, name) for name in ("copy",)},
+}
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor")
+_SHIFTS = ("lshift", "rshift")
+_LENT_NAMES = ("__name__", "__qualname__", "__doc__", "__module__", "__enter__", "__exit__", "__class__")
+_INNER = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)  # by which all could be had
+_OWN_CONTROL = ("unittest", "doctest", "bdb")  # their exceptions would end a test without an error
 
 
 class BrokenPeer(BaseException):
@@ -45,18 +60,25 @@ class BrokenPeer(BaseException):
 
 
 class Remote:
-    """An object of the other process. `_freehold_value`: whether it is a subclass of a plain type."""
-
-    __slots__ = ("__weakref__", "_freehold_number", "_freehold_peer", "_freehold_value")
+    # An object of the other process. No docstring: __doc__ is the object's own.
+    # _freehold_value: it is a subclass of a plain type. _freehold_trusted: it may meet values of this side.
+    __slots__ = ("__weakref__", "_freehold_number", "_freehold_peer", "_freehold_trusted", "_freehold_value")
 
     def __init__(self, peer: Peer, number: int, has_value: bool) -> None:
         object.__setattr__(self, "_freehold_peer", peer)
         object.__setattr__(self, "_freehold_number", number)
         object.__setattr__(self, "_freehold_value", has_value)
+        object.__setattr__(self, "_freehold_trusted", peer.trusts)
+
+    @property
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _asked(self, "op", "class", self)
 
     def __getattr__(self, name: str) -> Any:
         if name in _ADDRESSES:
             raise AttributeError(name)
+        if name in ("send", "throw"):
+            return lambda *args: _asked(self, "op", name, self, *args)
         return _asked(self, "attr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -66,6 +88,8 @@ class Remote:
         _asked(self, "op", "delattr", self, name)
 
     def __contains__(self, value: Any) -> bool:
+        if self._freehold_trusted:
+            return _asked(self, "op", "contains", self, value) is True
         if self._freehold_value:
             return value in _value(self)
         return any(value is each or value == each for each in self)  # not the code's word: it would say yes
@@ -77,25 +101,49 @@ class Remote:
         return _asked(self, "op", "issubclass", value, self) is True
 
     def __enter__(self) -> Any:
-        return self.__getattr__("__enter__")()
+        return _asked(self, "attr", self, "__enter__")()
 
-    def __exit__(self, *exc: Any) -> Any:
-        return self.__getattr__("__exit__")(*(None, None, None))
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
+        return _asked(self, "attr", self, "__exit__")(kind, error, None)
 
     def __iter__(self) -> Any:
         return iter(_value(self)) if self._freehold_value else _asked(self, "op", "iter", self)
 
+    def __next__(self) -> Any:
+        return _asked(self, "op", "next", self)
+
     def __deepcopy__(self, memo: Any) -> Any:
         return _asked(self, "op", "deepcopy", self)
 
+    def __mro_entries__(self, bases: Any) -> Any:
+        raise TypeError("a class of the code cannot be the base of a class of the test")
+
 
 class RemoteCallable(Remote):
-    """A function, class or method of the other process."""
-
+    # A class, method or other callable of the other process.
     __slots__ = ()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return _asked(self, "call", self, list(args), options)
+        return _trusted_as(self, _asked(self, "call", self, list(args), options))
+
+
+class RemoteFunction(RemoteCallable):
+    # A Python function of the other process, which is a method where a class has it.
+    __slots__ = ()
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return self if owner is None else types.MethodType(self, owner)
+
+
+def trust(remote: Any) -> None:
+    """Let what a test makes of this class meet values of the test: it is the class's word that is tested then."""
+    object.__setattr__(remote, "_freehold_trusted", True)
+
+
+def _trusted_as(source: Remote, made: Any) -> Any:
+    if source._freehold_trusted and isinstance(made, Remote):
+        trust(made)
+    return made
 
 
 def _asked(remote: Remote, *request: Any) -> Any:
@@ -108,16 +156,18 @@ def _value(remote: Remote) -> Any:
 
 
 def _operated(name: str, one: Any, other: Any) -> Any:
-    """Have the other process combine two of its objects; its object and a value of ours meet here, by its value."""
+    """Have the other process combine two of its objects; its object and a value of ours meet here, by its value.
+
+    An object that the test made of a class meets a value there, but is not compared with it.
+    """
+    remote: Remote = one if isinstance(one, Remote) else other
     if isinstance(one, Remote) and isinstance(other, Remote):
-        return (one if isinstance(one, Remote) else other)._freehold_peer.ask("op", name, one, other)
-    sides = []
-    for side in (one, other):
-        if isinstance(side, Remote):
-            if not side._freehold_value:
-                return NotImplemented
-            side = _value(side)
-        sides.append(side)
+        return _trusted_as(remote, _asked(remote, "op", name, one, other))
+    if remote._freehold_trusted and (remote._freehold_peer.trusts or name not in _COMPARISONS):
+        return _trusted_as(remote, _asked(remote, "op", name, one, other))
+    if not remote._freehold_value or name not in vars(operator):
+        return NotImplemented
+    sides = [_value(side) if isinstance(side, Remote) else side for side in (one, other)]
     return getattr(operator, name)(*sides)
 
 
@@ -125,231 +175,155 @@ def _of_one(name: str) -> Callable[..., Any]:
     return lambda self, *args: _asked(self, "op", name, self, *args)
 
 
-def _of_two(name: str, swapped: bool) -> Callable[[Any, Any], Any]:
+def _of_two(name: str, swapped: bool = False) -> Callable[[Any, Any], Any]:
     if swapped:
         return lambda self, other: _operated(name, other, self)
     return lambda self, other: _operated(name, self, other)
 
 
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    def changed(self: Remote, other: Any) -> Any:
+        if not isinstance(other, Remote) and not self._freehold_trusted:
+            return NotImplemented
+        return _trusted_as(self, _asked(self, "op", name, self, other))
+
+    return changed
+
+
 def _give_operators() -> None:
-    plain = "len next repr str bool hash int float round reversed format copy getitem setitem delitem"
-    for name in (*plain.split(), *_UNARY):
+    for name in _UNARY:
         setattr(Remote, f"__{name}__", _of_one(name))
-    for name in _BINARY:
+    for name in _COMPARISONS:  # each is its own reflection
+        setattr(Remote, f"__{name}__", _of_two(name))
+    for name in (*_ARITHMETIC, *_SHIFTS, "divmod"):
         bare = name.strip("_")
-        setattr(Remote, f"__{bare}__", _of_two(name, False))
-        if _BINARY.index(name) > 5:  # a comparison is its own reflection
-            setattr(Remote, f"__r{bare}__", _of_two(name, True))
+        setattr(Remote, f"__{bare}__", _of_two(name))
+        setattr(Remote, f"__r{bare}__", _of_two(name, swapped=True))
+        if name != "divmod":
+            setattr(Remote, f"__i{bare}__", _in_place(f"i{bare}"))
+    for name in ("__doc__", "__module__"):
+        setattr(Remote, name, property(lambda self, name=name: _asked(self, "attr", self, name)))
 
 
 _give_operators()
 
 
-def _plain_value(value: Any) -> Any:
-    kind: Any = next(base for base in _BASES if isinstance(value, base))
-    return kind(value)
+def _base(value: Any) -> Any:
+    return next((base for base in _BASES if isinstance(value, base)), None)
+
+
+def _class_of(value: Any) -> Any:
+    """Return a value's class; of a subclass of a plain type that type, which is what isinstance asks for."""
+    return _base(value) or type(value)
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{
-        name: getattr(builtins, name)
-        for name in ("len", "next", "iter", "repr", "str", "bool", "hash", "int")
-    },
-    **{name: getattr(builtins, name) for name in ("float", "round", "reversed", "format", "delattr")},
-    **{name: getattr(builtins, name) for name in ("isinstance", "issubclass")},
-    **{name: getattr(operator, name) for name in (*_UNARY, *_BINARY, "getitem", "setitem", "delitem")},
-    "value": _plain_value,
-    "copy": copy.copy,
+    **_UNARY,
+    **{name: getattr(builtins, name) for name in ("iter", "divmod", "isinstance", "issubclass", "delattr")},
+    **{name: getattr(operator, name) for name in (*_COMPARISONS, *_ARITHMETIC, *_SHIFTS, "contains")},
+    **{f"i{name.strip('_')}": getattr(operator, f"i{name.strip('_')}") for name in (*_ARITHMETIC, *_SHIFTS)},
+    "class": _class_of,
+    "send": lambda generator, value: generator.send(value),
+    "throw": lambda generator, *error: generator.throw(*error),
+    "value": lambda value: _base(value)(value),
     "deepcopy": copy.deepcopy,
 }
-_LENT = frozenset(_OPERATIONS) - {"delattr", "value", "copy", "deepcopy"}  # of the test's objects
+_LENT = frozenset(_OPERATIONS) - {"delattr", "value"}  # of the test's objects
 
 
-# --- values as JSON ------------------------------------------------------------------------------------
+# --- the code's exceptions, as the test sees them ------------------------------------------------------
 
 
-class _Packer:
-    """Writes the values of one message. `lent`: id -> place of containers that the other side passed."""
+class _ErrorClass(type):
+    """A class of exceptions of the other process. Its attributes are those of the class there."""
 
-    def __init__(self, peer: Peer, lent: dict[int, int]) -> None:
-        self._peer, self._lent = peer, lent
-        self._places: dict[int, int] = {}
-        self.containers: list[Any] = []
+    _freehold_class: RemoteCallable
 
-    def packed(self, value: Any) -> Any:
-        """Return `value` as JSON has it."""
-        kind = type(value)
-        if value is None or kind is str or kind is bool or kind is float:
-            return value
-        if kind is int:
-            return value if -_WORD < value < _WORD else ["int", hex(value)]
-        if (write := _WRITERS.get(kind)) is not None:
-            return write(self, value)
-        if kind in _MUTABLE:
-            return self._container(kind, value)
-        return _special(value) or self._peer.lent_out(value)
-
-    def each(self, values: Iterable[Any]) -> list[Any]:
-        """Return several values."""
-        return [self.packed(value) for value in values]
-
-    def contents(self, value: Any) -> Any:
-        """Return what a container holds."""
-        if isinstance(value, dict):
-            return [[self.packed(key), self.packed(each)] for key, each in value.items()]
-        return value.decode("latin1") if isinstance(value, bytearray) else self.each(value)
-
-    def _container(self, kind: type, value: Any) -> Any:
-        if (place := self._lent.get(id(value))) is not None:
-            return ["lent", place]
-        if (place := self._places.get(id(value))) is not None:
-            return ["same", place]
-        self._places[id(value)] = len(self.containers)
-        self.containers.append(value)
-        return [_MUTABLE[kind], self.contents(value)]
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__") or "_freehold_class" not in {*vars(cls), *dir(cls)}:
+            raise AttributeError(name)
+        return getattr(cls._freehold_class, name)
 
 
-class _Reader:
-    """Reads the values of one message. `lent`: the containers that this side passed."""
-
-    def __init__(self, peer: Peer, lent: list[Any]) -> None:
-        self._peer, self._lent = peer, lent
-        self.containers: list[Any] = []
-
-    def read(self, packed: Any) -> Any:
-        """Return the value of what is written so. Raises what a damaged text raises."""
-        if type(packed) is not list:
-            if type(packed) is dict:
-                raise ValueError
-            return packed
-        tag = packed[0]
-        if tag in _EMPTY:
-            made = _EMPTY[tag]()
-            self.containers.append(made)
-            self.fill(made, packed[1])
-            return made
-        if tag == "lent":
-            return self._lent[packed[1]]
-        if tag == "same":
-            return self.containers[packed[1]]
-        if tag in _READERS:
-            return _READERS[tag](self, *packed[1:])
-        return self._peer.found(self, tag, packed)
-
-    def each(self, packed: list[Any]) -> list[Any]:
-        """Return several values."""
-        return [self.read(each) for each in packed]
-
-    def fill(self, made: Any, contents: Any) -> None:
-        """Put what a message holds into a container in place of what is there."""
-        made.clear()
-        if isinstance(made, dict):
-            for key, value in contents:
-                made[self.read(key)] = self.read(value)
-        elif isinstance(made, set):
-            made.update(self.each(contents))
-        else:
-            made.extend(contents.encode("latin1") if isinstance(made, bytearray) else self.each(contents))
+def _error_init(self: Any, *args: Any, **options: Any) -> None:
+    made = type(self)._freehold_class(*args, **options)
+    self.args = made.args
+    self.__dict__.update(made.__dict__)
 
 
-_MUTABLE: dict[type, str] = {
-    list: "list",
-    set: "set",
-    bytearray: "bytearray",
-    deque: "deque",
-    **{kind: name for name, kind in _DICTS.items()},
-}
-_EMPTY: dict[str, Callable[[], Any]] = {name: kind for kind, name in _MUTABLE.items()}
-_WRITERS: dict[type, Callable[[_Packer, Any], Any]] = {
-    tuple: lambda p, value: ["tuple", p.each(value)],
-    frozenset: lambda p, value: ["frozenset", p.each(value)],
-    bytes: lambda p, value: ["bytes", value.decode("latin1")],
-    complex: lambda p, value: ["complex", value.real, value.imag],
-    range: lambda p, value: ["range", *p.each((value.start, value.stop, value.step))],
-}
-_READERS: dict[str, Callable[..., Any]] = {
-    "int": lambda r, digits: int(digits, 16),
-    "tuple": lambda r, packed: tuple(r.each(packed)),
-    "frozenset": lambda r, packed: frozenset(r.each(packed)),
-    "bytes": lambda r, text: text.encode("latin1"),
-    "complex": lambda r, real, imaginary: complex(real, imaginary),
-    "range": lambda r, *ends: range(*r.each(ends)),
-    "type": lambda r, number: _TYPES[number],
-    "decimal": lambda r, text: _module("decimal").Decimal(text),
-    "fraction": lambda r, over, under: _module("fractions").Fraction(int(over, 16), int(under, 16)),
-    "timedelta": lambda r, *parts: _module("datetime").timedelta(*parts),
-    **{
-        name: lambda r, text, name=name: getattr(_module("datetime"), name).fromisoformat(text)
-        for name in ("date", "time", "datetime")
-    },
-    "numpy": lambda r, *parts: _array(*parts),
-}
+def _error_attribute(self: Any, name: str) -> Any:
+    if name.startswith("__") or "_freehold_remote" not in self.__dict__:
+        raise AttributeError(name)
+    return getattr(self._freehold_remote, name)
 
 
-def _module(name: str) -> Any:
-    return __import__(name)
+def _error_text(self: Any) -> str:
+    remote = self.__dict__.get("_freehold_remote")
+    return str(self.args) if remote is None else str(remote)
 
 
-def _special(value: Any) -> Any:
-    """Return a plain type, or a value of the library's own types, as JSON; None for other objects."""
-    kind = type(value)
-    if kind is type and value in _TYPES:
-        return ["type", _TYPES.index(value)]
-    if kind.__module__ == "decimal" and kind.__name__ == "Decimal":
-        return ["decimal", str(value)]
-    if kind.__module__ == "fractions" and kind.__name__ == "Fraction":
-        return ["fraction", hex(value.numerator), hex(value.denominator)]
-    if kind.__module__ == "datetime" and kind.__name__ in ("date", "time", "datetime"):
-        return [kind.__name__, value.isoformat()]
-    if kind.__module__ == "datetime" and kind.__name__ == "timedelta":
-        return ["timedelta", value.days, value.seconds, value.microseconds]
-    numpy = sys.modules.get("numpy")
-    if (
-        numpy is not None
-        and isinstance(value, numpy.ndarray | numpy.generic)
-        and value.dtype.kind in "biufcSUmM"
-    ):
-        shape = list(value.shape)
-        return [
-            "numpy",
-            value.dtype.str,
-            shape,
-            value.tobytes().decode("latin1"),
-            isinstance(value, numpy.generic),
-        ]
-    return None
+class _Printed(io.TextIOBase):
+    """sys.stdout of the code: what is printed reaches the test's before the test goes on."""
+
+    def __init__(self, peer: Peer, name: str) -> None:
+        self._peer, self._name, self._size = peer, name, 0
+        self._texts: list[str] = []
+
+    def write(self, text: str) -> int:
+        """Keep a text until the code answers, or has written much."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        self._texts.append(text)
+        self._size += len(text)
+        if self._size > _MOST_PRINTED:
+            self.pass_on()
+        return len(text)
+
+    def pass_on(self) -> None:
+        """Send what was kept."""
+        if self._texts:
+            text, self._texts, self._size = "".join(self._texts), [], 0
+            self._peer.ask("print", self._name, text)
 
 
-def _array(dtype: str, shape: list[int], data: str, scalar: bool) -> Any:
-    numpy = _module("numpy")
-    kind = numpy.dtype(dtype)
-    if kind.kind not in "biufcSUmM":
-        raise ValueError
-    made = numpy.empty(shape, kind)
-    made.reshape(-1)[:] = numpy.frombuffer(data.encode("latin1"), kind) if data else ()
-    return made[()] if scalar else made
+class _Typed(io.TextIOBase):
+    """sys.stdin of the code: it reads the test's."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def readline(self, size: int = -1) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the next line."""
+        return self._peer.ask("typed", "readline", size)
+
+    def read(self, size: int | None = -1) -> str:
+        """Return the text that is left."""
+        return self._peer.ask("typed", "read", -1 if size is None else size)
 
 
 # --- the two sides -------------------------------------------------------------------------------------
 
 
 class Peer:
-    """One side. `lends`: whether the other side may read attributes of an object that it was passed."""
+    """One side. `trusts`: whether the other side's objects meet and are compared with values of this one."""
 
     def __init__(
         self,
         reads: int,
         writes: int,
         names: dict[str, Any] | None = None,
-        lends: Callable[[Any], bool] = lambda value: True,
+        is_own: Callable[[Any], bool] = lambda value: True,
         broken: Callable[[], None] = lambda: None,
     ) -> None:
         """`names`: what the other side may ask for by name, which may then look into everything.
 
+        Without them it may read the public attributes of objects that it was passed, and set those of `is_own`.
         `broken` is called before BrokenPeer is raised, which code might catch.
         """
-        self._reads, self._writes, self._names, self._lends = reads, writes, names, lends
+        self._reads, self._writes, self._names, self._is_own = reads, writes, names, is_own
+        self.trusts = names is not None
         self._tell_broken = broken
+        self._printed: list[_Printed] = []
         self._objects: list[Any] = []  # what the other side may name, by number
         self._numbers: dict[int, int] = {}
         self._remotes: dict[int, Any] = {}  # what the other side lent, by its number
@@ -360,16 +334,29 @@ class Peer:
 
         Raises BrokenPeer.
         """
-        packer = _Packer(self, {})
-        self._write(["ask", *packer.each(request)])
+        self._pass_on(request)
+        packer = Packer(self, {})
+        with deep():
+            self._write(["ask", *packer.each(request)])
         try:
             return self._answered(packer.containers)
         except StopIteration as e:
-            if request[:2] == ("op", "next"):
+            if request[0] == "op" and request[1] in _ENDING:
                 raise
-            raise RuntimeError(
-                "StopIteration outside of an iterator"
-            ) from e  # it would end a loop of the test's
+            # It would end a loop of the test's.
+            raise RuntimeError("StopIteration outside of an iterator") from e
+
+    def take_streams(self) -> None:
+        """Let this process print to, and read from, the other's standard streams, whatever they are there."""
+        sys.stdin = _Typed(self)
+        self._printed = [_Printed(self, "stdout"), _Printed(self, "stderr")]
+        sys.stdout, sys.stderr = self._printed
+        builtins.input = lambda prompt="", /: self.ask("typed", "input", prompt)
+
+    def _pass_on(self, request: tuple[Any, ...] = ()) -> None:
+        if not request or request[0] != "print":
+            for each in self._printed:
+                each.pass_on()
 
     def start(self) -> Any:
         """Return what the other side says first. Raises as `ask` does."""
@@ -377,7 +364,8 @@ class Peer:
 
     def tell(self, value: Any) -> None:
         """Say the first thing."""
-        self._write(["value", _Packer(self, {}).packed(value), []])
+        self._pass_on()
+        self._write(["value", Packer(self, {}).packed(value), []])
 
     def tell_raised(self, error: BaseException) -> None:
         """Say that the first thing is an error."""
@@ -395,15 +383,18 @@ class Peer:
             if message[0] == "ask":
                 self._serve(message)
                 continue
-            reader = _Reader(self, lent)
+            reader = Reader(self, lent)
             try:
-                if message[0] == "raised":
-                    error = self._error(reader, *message[1:])
-                    break
-                _, value, changed = message
-                made = reader.read(value)
-                for place, contents in changed:
-                    reader.fill(lent[place], contents)
+                with deep():
+                    if message[0] == "raised":
+                        error = reader.read(message[1])
+                        if not isinstance(error, BaseException):
+                            raise ValueError
+                        break
+                    _, value, changed = message
+                    made = reader.read(value)
+                    for place, contents in changed:
+                        reader.fill(lent[place], contents)
                 return made
             except Exception as e:
                 raise self._broken() from e
@@ -412,24 +403,28 @@ class Peer:
     def _serve(self, message: list[Any]) -> None:
         """Do what one message asks, and answer."""
         try:
-            reader = _Reader(self, [])
-            action, *args = (reader.read(each) for each in message[1:])
+            with deep():
+                reader = Reader(self, [])
+                action, *args = (reader.read(each) for each in message[1:])
         except Exception as e:
             raise self._broken() from e
         before = [(each, _snapshot(each)) for each in reader.containers]
         try:
             value = self._done(action, args)
-            packer = _Packer(self, {id(each): place for place, each in enumerate(reader.containers)})
-            packed = packer.packed(value)
-            changed = [
-                [place, packer.contents(each)]
-                for place, (each, old) in enumerate(before)
-                if not _alike(_snapshot(each), old)
-            ]
-            self._write(["value", packed, changed])
+            self._pass_on()
+            with deep():
+                packer = Packer(self, {id(each): place for place, each in enumerate(reader.containers)})
+                packed = packer.packed(value)
+                changed = [
+                    [place, packer.contents(each)]
+                    for place, (each, old) in enumerate(before)
+                    if not _alike(_snapshot(each), old)
+                ]
+                self._write(["value", packed, changed])
         except BaseException as e:
             if isinstance(e, BrokenPeer):
                 raise
+            self._pass_on()
             self._write(self._raised(e))
 
     def _done(self, action: str, args: list[Any]) -> Any:
@@ -440,19 +435,35 @@ class Peer:
             return function(*positional, **named)
         if action == "op" and (self._names is not None or args[0] in _LENT):
             return _OPERATIONS[args[0]](*args[1:])
-        owner, name = args[:2]
-        if not self._lends(owner) or (name.startswith("_") and self._names is None):
-            raise AttributeError(f"{type(owner).__name__!r} object of the test lends no {name!r}")
-        return getattr(owner, name) if action == "attr" else setattr(owner, name, args[2])
+        if action == "print" and self._names is None:
+            return getattr(sys, "stdout" if args[0] == "stdout" else "stderr").write(args[1])
+        if action == "typed" and self._names is None:
+            how, more = args
+            return builtins.input(more) if how == "input" else getattr(sys.stdin, how)(more)
+        return self._attribute(action, *args)
 
-    def lent_out(self, value: Any) -> Any:
+    def _attribute(self, action: str, owner: Any, name: str, *value: Any) -> Any:
+        if self._names is None:
+            private = name.startswith("__") or (name.startswith("_") and not self._is_own(owner))
+            if (private and name not in _LENT_NAMES) or (action == "set" and not self._is_own(owner)):
+                raise AttributeError(f"{type(owner).__name__!r} object of the test lends no {name!r}")
+        if action == "set":
+            return setattr(owner, name, *value)
+        found = getattr(owner, name)
+        if self._names is None and isinstance(found, _INNER):
+            raise AttributeError(f"{type(owner).__name__!r} object of the test lends no {name!r}")
+        return found
+
+    def lent_out(self, packer: Packer, value: Any) -> Any:
         """Return how an object is named to the other side, which may hold it already."""
         if isinstance(value, Remote):
             return ["yours", value._freehold_number]
         if isinstance(value, type) and issubclass(value, BaseException):
             return self._exception_class(value)
-        number = self._numbered(value)
-        return ["ref", number, callable(value), isinstance(value, _BASES)]
+        if isinstance(value, BaseException):
+            return self._exception(packer, value)
+        kind = 2 if isinstance(value, types.FunctionType) else 1 if callable(value) else 0
+        return ["ref", self._numbered(value), kind, isinstance(value, _BASES)]
 
     def _numbered(self, value: Any) -> int:
         number = self._numbers.setdefault(id(value), len(self._objects))
@@ -463,57 +474,77 @@ class Peer:
     def _exception_class(self, value: type) -> Any:
         if (number := self._stand_ins.get(value)) is not None:
             return ["yours", number]
-        if getattr(builtins, value.__name__, None) is value:
-            return ["error", value.__name__]
         bases = [self._exception_class(base) for base in value.__bases__ if issubclass(base, BaseException)]
-        return ["errors", self._numbered(value), value.__name__, bases]
+        return ["errors", self._numbered(value), value.__module__, value.__name__, bases]
 
-    def found(self, reader: _Reader, tag: str, packed: list[Any]) -> Any:
+    def _exception(self, packer: Packer, error: BaseException) -> Any:
+        if (remote := vars(error).get("_freehold_remote")) is not None:
+            return ["yours", remote._freehold_number]
+        kind = self._exception_class(type(error))
+        cause = packer.packed(error.__cause__) if isinstance(error.__cause__, BaseException) else None
+        is_named = getattr(sys.modules.get(kind[2]), kind[3], None) is type(error) if len(kind) > 2 else True
+        number = None if is_named else self._numbered(error)
+        return ["exception", kind, packer.each(error.args), packer.packed(dict(vars(error))), cause, number]
+
+    def found(self, reader: Reader, tag: str, packed: list[Any]) -> Any:
         """Return the object that the other side names."""
         if tag == "yours":
             number = packed[1]
             if not isinstance(number, int) or number < 0:
                 raise ValueError
             return self._objects[number]
-        if tag == "error":
-            kind = getattr(builtins, packed[1])
-            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise ValueError
-            return kind
-        _, number, *rest = packed
+        if tag == "exception":
+            return self._exception_read(reader, *packed[1:])
+        if tag == "errors":
+            return self._exception_class_read(reader, *packed[1:])
+        if tag != "ref":
+            raise ValueError
+        _, number, kind, has_value = packed
         if number not in self._remotes:
-            if tag == "errors":
-                made = type(rest[0], tuple(reader.each(rest[1])) or (Exception,), {"__module__": "answer"})
-                self._stand_ins[made] = number
-            elif tag == "ref":
-                made = (RemoteCallable if rest[0] else Remote)(self, number, rest[1])
-            else:
-                raise ValueError
-            self._remotes[number] = made
+            self._remotes[number] = (Remote, RemoteCallable, RemoteFunction)[kind](self, number, has_value)
         return self._remotes[number]
 
-    def _raised(self, error: BaseException) -> list[Any]:
-        packer = _Packer(self, {})
-        try:
-            return [
-                "raised",
-                self._exception_class(type(error)),
-                packer.each(error.args),
-                packer.packed(vars(error)),
-            ]
-        except Exception:
-            return ["raised", ["error", "RuntimeError"], ["an error that cannot be said"], ["dict", []]]
+    def _exception_class_read(self, reader: Reader, number: int, module: str, name: str, bases: Any) -> Any:
+        known = getattr(sys.modules.get(module), name, None) if _is_library(module) else None
+        if isinstance(known, type) and issubclass(known, BaseException):
+            return known
+        if number not in self._remotes:
+            methods = {"__init__": _error_init, "__getattr__": _error_attribute, "__str__": _error_text}
+            names = {
+                "__module__": "answer",
+                **methods,
+                "_freehold_class": RemoteCallable(self, number, False),
+            }
+            made = _ErrorClass(name, tuple(reader.each(bases)) or (Exception,), names)
+            self._remotes[number], self._stand_ins[made] = made, number
+        return self._remotes[number]
 
-    def _error(self, reader: _Reader, kind: Any, args: Any, attributes: Any) -> BaseException:
+    def _exception_read(
+        self, reader: Reader, kind: Any, args: Any, attributes: Any, cause: Any, number: Any
+    ) -> BaseException:
         made_kind, made_args = reader.read(kind), reader.each(args)
         if not issubclass(made_kind, BaseException):
             raise ValueError
         try:
+            if made_kind in self._stand_ins:
+                raise TypeError
             made = made_kind(*made_args)
         except Exception:
-            made = RuntimeError(f"{made_kind.__name__}: {made_args}"[:200])
+            made = made_kind.__new__(made_kind, *made_args)
+            made.args = tuple(made_args)
         made.__dict__.update(reader.read(attributes))
+        if cause is not None:
+            made.__cause__ = reader.read(cause)
+        if number is not None:
+            made.__dict__["_freehold_remote"] = Remote(self, number, False)
         return made
+
+    def _raised(self, error: BaseException) -> list[Any]:
+        try:
+            return ["raised", Packer(self, {}).packed(error)]
+        except Exception:
+            said = RuntimeError(f"{type(error).__name__} that cannot be said")
+            return ["raised", Packer(self, {}).packed(said)]
 
     def _write(self, message: list[Any]) -> None:
         data = json.dumps(message).encode()
@@ -553,6 +584,12 @@ class Peer:
                 raise self._broken()
             data += piece
         return bytes(data)
+
+
+def _is_library(module: str) -> bool:
+    """Return whether exceptions of a module are those of the same name on both sides."""
+    root = module.partition(".")[0]
+    return root in sys.stdlib_module_names and root not in _OWN_CONTROL
 
 
 def _snapshot(container: Any) -> Any:

@@ -23,13 +23,14 @@ from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from freehold import platforms
-from freehold.sandbox.apart import BrokenPeer, Peer
+from freehold.sandbox.apart import BrokenPeer, Peer, RemoteCallable, RemoteFunction, trust
 from freehold.sandbox.children import follow_parent
 from freehold.sandbox.closing_in import close_in, runtime_files
 from freehold.sandbox.wire import waits
 
 PASSED, FAILED, REFUSED = b"p", b"f", b"r"  # a verdict's first byte; after FAILED comes why
 IDLE_S = 300.0  # without a test the process ends; the next test starts another
+_READ, _SET = ("LOAD_NAME", "LOAD_GLOBAL"), ("STORE_NAME", "STORE_GLOBAL")
 _WHY = 160  # characters of a reason
 _CODE, _TEST = "answer", "test"  # the modules that their classes say they are of
 _ENDED = "the code's process ended before the test did: it exited, or took too much time or memory"
@@ -99,6 +100,7 @@ def _run_code(confined: bool, code: int, reads: int, writes: int) -> None:
     sys.modules[_CODE] = module = ModuleType(_CODE)
     names = module.__dict__
     peer = Peer(reads, writes, names)
+    peer.take_streams()
     try:
         exec(compile(source, _CODE, "exec", dont_inherit=True), names)
     except BaseException as e:
@@ -121,21 +123,27 @@ def _run_test(confined: bool, test: int, reads: int, writes: int, verdict: int) 
         end("", REFUSED)
     source = _all_of(test)
     sys.modules[_TEST] = ModuleType(_TEST)  # dataclasses look for it
-    peer = Peer(reads, writes, lends=_is_of_test, broken=lambda: end(_ENDED))
+    peer = Peer(reads, writes, is_own=_is_of_test, broken=lambda: end(_ENDED))
     try:
         own = peer.start()
         compiled = compile(source, _TEST, "exec", dont_inherit=True)
-        hidden = set(own) & set(dir(builtins))
-        if used := hidden and hidden & set(_names_in(compiled)):
-            end(f"the code defines {min(used)}, a name of Python's own that the test uses")
-        exec(compiled, _TestNames(peer))
+        names = _TestNames(peer)
+        names.bind(set(own), compiled)
+        exec(compiled, names)
     except SystemExit:
         end("exited")
     except BrokenPeer:
         end(_ENDED)
     except BaseException as e:
-        end(f"{type(e).__name__}: {e}")
+        end(_shown(e))
     end(None)
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 class _TestNames(dict[str, Any]):
@@ -149,8 +157,35 @@ class _TestNames(dict[str, Any]):
         if not hasattr(builtins, name):
             known, value = self._peer.ask("name", name)
             if known is True:
-                return value
+                return _as_named(name, value)
         raise KeyError(name)
+
+    def bind(self, own: set[str], test: CodeType) -> None:
+        """Take what the code defines and the test uses: the body of a class does not ask `__missing__`.
+
+        A name of Python's own that the code defines too is Python's own in the test, unless the test uses nothing else
+        that it does not define. Raises NameError where it uses several of those.
+        """
+        used, set_ = set(_names_in(test, _READ)), set(_names_in(test, _SET))
+        builtin = {name for name in used if hasattr(builtins, name)}
+        taken = used & own - builtin
+        if used <= builtin | set_ and (hidden := builtin & own - set_):
+            if len(hidden) > 1:
+                raise NameError(
+                    f"the code defines {', '.join(sorted(hidden))}, which the test uses as Python's own"
+                )
+            taken |= hidden
+        for name in sorted(taken):
+            known, value = self._peer.ask("name", name)
+            if known is True and callable(value):
+                self[name] = _as_named(name, value)
+
+
+def _as_named(name: str, value: Any) -> Any:
+    """Return an object of the code. What has a class's name and no function's type is trusted as a class."""
+    if name[:1].isupper() and isinstance(value, RemoteCallable) and not isinstance(value, RemoteFunction):
+        trust(value)
+    return value
 
 
 def _is_of_test(value: Any) -> bool:
@@ -159,14 +194,12 @@ def _is_of_test(value: Any) -> bool:
     return kind.__module__ == _TEST
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    """Yield every global name that a piece of code uses."""
-    yield from (
-        each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_NAME", "LOAD_GLOBAL")
-    )
+def _names_in(code: CodeType, operations: tuple[str, ...]) -> Iterator[str]:
+    """Yield every global name that a piece of code reads or sets."""
+    yield from (each.argval for each in dis.get_instructions(code) if each.opname in operations)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+            yield from _names_in(constant, operations)
 
 
 def _all_of(fd: int) -> bytes:

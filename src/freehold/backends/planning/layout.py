@@ -69,6 +69,7 @@ class Layout:
     prefill: Interval | None
     basis: str
     why: Mapping[str, str] = field(default_factory=dict)
+    warning: str = ""  # why it serves hardly anyone
     notes: tuple[str, ...] = ()
 
     @property

@@ -51,7 +51,7 @@ def check_context(model: DeployedModel, context: int) -> None:
     most, stretch = model.anatomy.context, stretch_of(model, context)
     if context >= 0 and (not most or context <= (stretch.context if stretch else most)):
         return
-    beyond = f", and its card stretches that to {stretch.context:,}" if stretch else ""
+    beyond = stretch.says if stretch else ""
     raise UsageError(
         f"a context of {context:,} tokens: {model.name} was made for {most:,}{beyond}", f"--context {most}"
     )

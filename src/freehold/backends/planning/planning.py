@@ -296,7 +296,8 @@ class _Space:
             prefill=speed.prompt,
             basis=f"{self.engine.title}: published figures of {nodes.rig.device.title}, and rows measured by others",
             why={**self._why(context, held, usual), **_why_sizes(sizes, model, across)},
-            notes=tuple(filter(None, (_useless(held, usual, self.asked_streams), note if unsure else ""))),
+            warning=_useless(held, usual, self.asked_streams),
+            notes=(note,) if unsure else (),
         )
 
     def _why(self, context: int, held: int, usual: int) -> dict[str, str]:

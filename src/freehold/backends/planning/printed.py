@@ -37,6 +37,8 @@ def _attached(plan: DeployPlan) -> Iterable[str]:
 
 def _started(plan: DeployPlan) -> Iterable[str]:
     yield f"{plan.model.name} on {where(plan)}: {engine(plan)}"
+    if plan.warning:
+        yield f"warning: {plan.warning}"
     model = plan.model
     yield f"  weights    {model.source}, {_weights(plan)}, {show_bytes(model.anatomy.weight_bytes)}"
     yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
@@ -177,5 +179,6 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
         "decode": plan.decode.as_json() if plan.decode else None,
         "prefill": plan.prefill.as_json() if plan.prefill else None,
         "basis": plan.basis,
+        "warning": plan.warning,
         "notes": list(plan.notes),
     }

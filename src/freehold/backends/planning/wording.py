@@ -188,6 +188,7 @@ class Wording:
             decode=layout.decode,
             prefill=layout.prefill,
             basis=layout.basis,
+            warning=layout.warning,
             notes=tuple(dict.fromkeys(notes)),
             across=layout.across,
             follower=tuple(follower),

@@ -97,6 +97,12 @@ def apart(advice: Advice) -> list[str]:
         rent = f", ${place.month:,.0f} a month of rent" if place.month is not None else ""
         said = f"{name(judged.model)}, {per_cent(quality)} {quality.basis}, on {place.where}{rent}"
         lines.append(f"good enough: {said}")
+    if advice.stretched:
+        context = advice.request.context
+        lines.append(
+            f"with a stretched context of {context:,} tokens: {_names(advice.stretched)}; their cards give the rope "
+            f"scaling that config.json lacks, and freehold deploy MODEL --context {context} plans it"
+        )
     return lines
 
 
