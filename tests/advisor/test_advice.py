@@ -14,8 +14,9 @@ from freehold.advisor.advice import RULES, Advice, AdviceRequest, Own, Placement
 from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
 from freehold.advisor.own_cases import by_own
-from freehold.catalog.model import Model, Score
+from freehold.catalog.model import Model, Score, Stretch
 from freehold.catalog.tasks import task
+from freehold.cli.report.advice import apart
 from freehold.errors import UsageError
 
 
@@ -205,6 +206,20 @@ def test_the_best_of_a_tier_follows_the_users_own_cases():
     assert tried.by_tier["small"].model is second
     order = [j.model for j in tried.picks if j.model in (first, second)]
     assert order == [second, first]
+
+
+def test_models_that_reach_a_context_by_their_cards_scaling_are_named_apart():
+    reaching = Stretch("yarn", 4.0, 32768, 1e6)
+    far, near = made("far", 80, stretch=reaching), made("near", 90)
+    advice = ask([*shelf(), near, far], min_context=100_000)
+    assert not advice.picks and [j.model.id for j in advice.stretched] == [far.id]
+    assert [r.why for r in advice.stretched[0].refusals] == [
+        "its context is 32,768 tokens, and its card stretches that to 131,072"
+    ]
+    (said,) = apart(advice)
+    assert said.startswith("with a stretched context of 100,000 tokens: 1 (far)")
+    assert "freehold deploy MODEL --context 100000" in said
+    assert not ask([far], min_context=200_000).stretched and not ask([far], min_context=30_000).stretched
 
 
 def test_a_distill_of_r1_is_placed_with_room_for_its_thoughts():

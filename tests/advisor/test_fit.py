@@ -115,6 +115,9 @@ def test_context_that_does_not_fit_says_what_would():
 
 
 def test_what_is_asked_has_limits():
+    with pytest.raises(UsageError, match="card stretches that to 131,072") as beyond:
+        fits.fit(from_catalogue(catalog.model("qwen3:8b"), "Q4_K_M"), here(), 100_000)
+    assert "freehold deploy --context 100000" in beyond.value.hint
     with pytest.raises(UsageError, match="made for 32,768"):
         fits.fit(SMALL, here(), 40000)
     with pytest.raises(UsageError, match="0 tokens"):

@@ -156,6 +156,7 @@ def test_notes_of_a_hub_plan_are_one_and_a_plan_of_little_use_says_so_first(sett
         settings, DeployOptions("meta-llama/Llama-3.3-70B-Instruct", on="4xa100-40gb", engine="vllm")
     )
     assert little.warning.startswith("its cache holds 2 conversations of 4,096 tokens")
+    assert printed.text(little).splitlines()[1] == f"warning: {little.warning}"
 
 
 # --- several devices, several boxes -----------------------------------------------------------------

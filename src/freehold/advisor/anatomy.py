@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from freehold.catalog import quants
-from freehold.catalog.model import Model, Structure
+from freehold.catalog.model import Model, Stretch, Structure
 from freehold.errors import UsageError
 from freehold.layers import ATTENTION, LayerSpec, kept_bytes, recurrent_bytes
 
@@ -50,7 +50,6 @@ class Anatomy:
     parts: tuple[WeightGroup, ...]
     layers: tuple[LayerSpec, ...]
     context: int  # tokens it was made for; 0: not known
-    stretch: Stretch | None = None  # beyond them, as its card tells; from_catalogue fills it
     index_topk: int = (
         0  # tokens that an indexer picks for attention: beyond, it does not read all; 0: it always does
     )
@@ -61,6 +60,7 @@ class Anatomy:
     role: str = "generator"  # as the catalogue has it; a file does not say
     exact: bool = False
     path: Path | None = None
+    stretch: Stretch | None = None  # of the context, as its card tells; from_catalogue fills it
 
     @property
     def weight_bytes(self) -> int:

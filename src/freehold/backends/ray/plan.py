@@ -154,6 +154,7 @@ def over(
         decode=inner.decode,
         prefill=inner.prefill,
         basis=inner.basis,
+        warning=inner.warning,
         notes=(
             *inner.notes,
             f"each of {inner.replicas} replicas starts {shlex.join(inner.argv())}",
