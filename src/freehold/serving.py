@@ -136,7 +136,7 @@ class Begin:
     context: int  # tokens there is room for
     prompt_ids: tuple[int, ...]  # empty from an upstream engine that does not report them
     sampling: SamplingParams  # as it is used, defaults and seed filled in
-    max_tokens: int  # most an answer may have, by what was asked and by the context
+    max_tokens: int  # most an answer may have, by what was asked, by the context and by a key's budget
     dropped_messages: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
     warnings: tuple[str, ...] = ()  # what was asked for and is not honoured
@@ -148,6 +148,7 @@ class Begin:
     ] = ()  # that hold for the request, whatever set them; what continues its answer has them
     usage: Usage | None = None  # what a provider counted before its first token; None: nothing yet
     weights: str = ""  # ModelInfo.weights of the engine that answers
+    budgeted: bool = False  # a key's budget, not the context, has room for fewer tokens than were asked for
 
 
 @dataclass(frozen=True, slots=True)

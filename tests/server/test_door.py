@@ -178,9 +178,18 @@ def test_an_answer_is_cut_where_its_budget_ends_and_says_so(serving):
         body = server.client.post(URL, json={**CHAT, **more}, headers=bearer("ann")).json()
         assert body["usage"]["total_tokens"] == 20 and body["choices"][0]["finish_reason"] == "length"
         limit = body["usage"]["completion_tokens"]
-        assert f"max_tokens was set to {limit}: the key's token budget" in body["freehold"]["warnings"][0]
+        (warning,) = body["freehold"]["warnings"]
+        assert warning == f"max_tokens was set to {limit}, by what the key's token budget has left for today"
         whole = server.client.post(URL, json={**CHAT, **more}, headers=bearer("bob")).json()
         assert whole["freehold"]["warnings"] == []
+
+
+def test_an_answer_that_its_budget_cuts_did_not_fill_the_context(serving):
+    server = serving(Script(text="word " * 40), keys=Ring([key("ann", tokens="20/day")]))
+    body = {**CHAT, "max_tokens": 30}
+    answer = server.client.post("/v1/messages", json=body, headers=bearer("ann")).json()
+    assert answer["stop_reason"] == "max_tokens"
+    assert not any("the context" in warning for warning in answer["freehold"]["warnings"])
 
 
 def test_a_request_waits_for_tokens_that_others_give_back(serving):

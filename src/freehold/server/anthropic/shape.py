@@ -43,14 +43,14 @@ class MessageShape:
         self._blocks = Blocks(show_thinking=show_thinking)
         self._stop = ""
         self._refused = False  # it has a refusal's text
-        self._room = asked
+        self._room = asked  # for tokens of the answer, in the context
 
     def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         self._model, self._tally = model, tally
         self._id = f"msg_{answer_id}"
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
-        self._room = begin.max_tokens
+        self._room = self._asked if begin.budgeted else begin.max_tokens
         self._model = begin.model or self._model
 
     def opened(self, choice: int, begin: Begin) -> bytes:

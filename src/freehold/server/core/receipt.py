@@ -52,7 +52,7 @@ class Tally:
         for left in begin.warnings:
             self.warn(left)
         asked = self._jobs[job].max_tokens
-        if begin.context and asked is not None and asked > begin.max_tokens:
+        if begin.context and asked is not None and asked > begin.max_tokens and not begin.budgeted:
             self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
 
     def warn(self, warning: str) -> None:

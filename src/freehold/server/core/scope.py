@@ -208,8 +208,8 @@ class MeteredStream:
         self._booked = False
         self.begin = stream.begin
         if limit is not None and limit != wanted and self.begin.max_tokens >= limit:
-            warning = f"max_tokens was set to {limit:,}: the key's token budget for today covers no more"
-            self.begin = replace(self.begin, warnings=(*self.begin.warnings, warning))
+            warning = f"max_tokens was set to {limit:,}, by what the key's token budget has left for today"
+            self.begin = replace(self.begin, warnings=(*self.begin.warnings, warning), budgeted=True)
 
     @property
     def more(self) -> bool:
