@@ -89,7 +89,7 @@ async def start(
                 reply.close()
                 raise
     except TimeoutError:
-        raise UpstreamFault("timeout", f"{remote.provider.name} sent nothing in {first_s:g} s") from None
+        raise UpstreamFault("timeout", f"{remote.provider.name} sent nothing in {first_s:.3g} s") from None
     except UpstreamFault as e:
         raise asked.shown(e) from None
     reply.limit(until - clock())
@@ -185,7 +185,7 @@ class _Asked:
             async with asyncio.timeout(seconds):
                 return await self.whole(sent)
         except TimeoutError:
-            raise UpstreamFault("timeout", f"{self._provider.name} sent nothing in {seconds:g} s") from None
+            raise UpstreamFault("timeout", f"{self._provider.name} sent nothing in {seconds:.3g} s") from None
         except UpstreamFault as e:
             raise self.shown(e) from None
 

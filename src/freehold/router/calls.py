@@ -51,7 +51,7 @@ class TargetCalls:
                 owned = await self._owned(target, cleared, warnings, timeout_s, keep_alive)
                 return owned, await first_of(owned)
         except TimeoutError:
-            raise UpstreamFault("timeout", f"{target.name} sent nothing for {first_token_s:g} s") from None
+            raise UpstreamFault("timeout", f"{target.name} sent nothing for {first_token_s:.3g} s") from None
 
     async def _owned(
         self,
