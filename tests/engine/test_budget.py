@@ -73,11 +73,22 @@ def test_step_beside_answers_costs_by_its_tiles():
     cost = MixedCost(alone)
     for _ in range(3):
         cost.add(16, 12, 0.0, 0.020, 0.030)
-    assert cost.tokens(4, 0.0, 0, 0.020, 0.031) == 12
-    assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 28  # estimated at 42 ms
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.031, most=100) == 12
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.043, most=100) == 28  # estimated at 42 ms
     cost.add(32, 28, 0.0, 0.020, 0.060)
-    assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 12
-    assert cost.tokens(4, 0.0, 0, 0.020, 0.019) == 0
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.043, most=100) == 12
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.019, most=100) == 0
+
+
+def test_short_prompt_is_priced_by_its_own_tiles(monkeypatch: pytest.MonkeyPatch):
+    alone = PrefillCost()
+    alone.add(256, 0, 0.256)
+    cost = MixedCost(alone)
+    cost.add(16, 12, 0.0, 0.020, 0.030)
+    tiles, flat = [], cost.flat
+    monkeypatch.setattr(cost, "flat", lambda n, decode_s: tiles.append(n) or flat(n, decode_s))
+    assert cost.tokens(4, 0.0, 0, 0.020, 10.0, most=9) == 9
+    assert set(tiles) == {1}  # not all that would fit into ten seconds
 
 
 def test_size_that_was_dear_while_others_had_the_machine_is_tried_again():
@@ -88,9 +99,9 @@ def test_size_that_was_dear_while_others_had_the_machine_is_tried_again():
         cost.add(32, 28, 0.0, 0.020, 0.200)
     for _ in range(FORGET - 1):
         cost.add(16, 12, 0.0, 0.020, 0.030)
-        assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 12
+        assert cost.tokens(4, 0.0, 0, 0.020, 0.043, most=100) == 12
     cost.add(16, 12, 0.0, 0.020, 0.030)
-    assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 28
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.043, most=100) == 28
 
 
 def test_running_answers_leave_prompts_a_multiple_of_what_they_take():

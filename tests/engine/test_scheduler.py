@@ -300,6 +300,33 @@ def test_waiting_for_a_prefix_ends_when_its_reader_goes():
     assert world.logs[second].ended < inf
 
 
+def test_embedding_waits_for_no_prefix_for_it_would_not_take_it_over():
+    world = warm()
+    system = list(range(10_000, 14_000))
+    world.add([*system, 1])
+    world.step()
+    embedding = world.add(system[:3000], embed=True)
+    world.step()
+    assert embedding.block_table
+
+
+def test_prompts_that_wait_for_a_block_are_not_priced_in_each_step(monkeypatch: pytest.MonkeyPatch):
+    world = warm(blocks=20)
+    for _ in range(100):
+        world.add(40, answer=200)
+    world.run(2.0)
+    assert world.scheduler.live.waiting > 80
+    budget, priced = world.scheduler.budget, []
+    tokens = budget.tokens
+    monkeypatch.setattr(budget, "tokens", lambda *args, **more: priced.append(args) or tokens(*args, **more))
+    counts = []
+    for _ in range(5):
+        priced.clear()
+        world.step()
+        counts.append(len(priced))
+    assert min(counts) < 20  # all are tried again in one step of several
+
+
 def test_short_prompt_does_not_wait_for_all_of_a_long_one_it_begins_like():
     world = warm(blocks=4000)
     system = list(range(10_000, 11_000))

@@ -121,13 +121,15 @@ class Budget:
         With `minimum`, the step's first prompt gets some in any case.
         """
         spent = self.max_num_batched_tokens - self.left
+        most = min(left, self.left, self.logits_left if logits else self.left)
         if logits or not self._decodes:
             fit = self._cost_of(logits).tokens(seconds, first)
         else:
-            fit = self._mixed.tokens(spent, self._attended, first, self._decode_s, self._spent_s() + seconds)
+            until = self._spent_s() + seconds
+            fit = self._mixed.tokens(spent, self._attended, first, self._decode_s, until, most)
         if minimum and not self._has_prefill:
             fit = max(fit, self._minimum(self._cost_of(logits), first))
-        fit = min(fit, left, self.left, self.logits_left if logits else self.left)
+        fit = min(fit, most)
         even = (spent + fit) // TILE * TILE - spent
         return fit if fit == left or even <= 0 or self._decodes else even
 

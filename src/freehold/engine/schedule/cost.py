@@ -97,7 +97,6 @@ class StepCost:
             self._sizes.remove(tokens)
 
 
-MAX_STEP_TOKENS = 4096  # no step is larger
 CHUNK_SAMPLES = 8  # chunks, of a depth or of any, that say what a token costs
 DEPTH = 512  # positions that count as one depth: nearer chunks differ by noise more than by depth
 
@@ -202,22 +201,22 @@ class MixedCost:
         more = min(self._samples, default=0)
         return decode_s + ((self.flat(more, decode_s) - decode_s) / more if more else each) * tiles
 
-    def tokens(self, spent: int, attended: float, first: int, decode_s: float, seconds: float) -> int:
-        """Return how many tokens of a prompt from position `first` on fit into a step that may take `seconds`.
+    def tokens(
+        self, spent: int, attended: float, first: int, decode_s: float, seconds: float, most: int
+    ) -> int:
+        """Return how many of a prompt's `most` tokens from position `first` on fit into a step that may take `seconds`.
 
         It has `spent` tokens already, whose prefill attends to `attended` positions.
         """
         best, tiles = 0, -(-(spent + 1) // TILE)
-        while (room := seconds - self.slope * attended - self.flat(tiles, decode_s)) > 0.0:
+        while best < most and (room := seconds - self.slope * attended - self.flat(tiles, decode_s)) > 0.0:
             fit = tiles * TILE - spent
             # tokens * (first + tokens / 2) * slope = room
             if self.slope * fit * (first + fit / 2) > room:
                 root = (first * first + 2 * room / self.slope) ** 0.5
-                return max(best, int(2 * room / self.slope / (first + root)))
+                return min(max(best, int(2 * room / self.slope / (first + root))), most)
             best, tiles = fit, tiles + 1
-            if best > MAX_STEP_TOKENS:
-                break
-        return best
+        return min(best, most)
 
     def seconds(self, tokens: int, attended: float, decode_s: float) -> float:
         """Return what a step of this many tokens takes."""

@@ -250,6 +250,9 @@ class Scheduler:
     def _prefill_some(self, seq: Sequence, seconds: float, minimum: bool = True) -> bool:
         """Take as many tokens of a prompt as fit into this many seconds; False if none."""
         budget, logits = self.budget, seq.request.all_logits
+        # Asked first, for it costs least: hundreds may wait for a slot or a block.
+        if (not seq.block_table or seq.loading) and not self._may_begin(seq):
+            return False
         taken = self._batch.get(seq)
         done = taken.first + taken.count if taken else seq.num_computed_tokens
         left = len(seq.tokens) - done
@@ -273,8 +276,6 @@ class Scheduler:
     def _has_blocks(self, seq: Sequence) -> bool:
         """Make sure all tokens of `seq` have blocks, by preemption if the rules allow it."""
         if not seq.block_table or seq.loading:
-            if not self._may_begin(seq):
-                return False
             self.live.count(seq, -1)
             admitted = self._admit(seq)
             self.live.count(seq, 1)
@@ -289,7 +290,8 @@ class Scheduler:
         """Let a sequence begin if there is room for it and for what the running ones will need soon."""
         blocks = self._blocks
         others = self.live.running  # without `seq`, which is not counted meanwhile
-        if others and not seq.loading and self._prefixes.provider(seq):
+        # A sink takes over no cached prefix, so it waits for none.
+        if others and seq.request.sink is None and not seq.loading and self._prefixes.provider(seq):
             return False
         waited_s = self._now - seq.arrived_at
         if not blocks.reserve(seq) and not self.preemption.make_reservable(seq, self._now, waited_s):
