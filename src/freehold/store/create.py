@@ -56,7 +56,7 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
     if read.context is not None:
         notes = (
             *notes,
-            "num_ctx is kept and changes nothing: a model gets the room that fits, or that it is loaded with",
+            "num_ctx is stored but ignored: the context is what fits in memory, or what --context sets",
         )
     made = store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
     if replaced is not None:

@@ -160,9 +160,11 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
         add("--model", request.model.source, "the file")
     else:
         add("--hf-repo", request.model.source, "the repository, and which of its files")
-        words.notes.append(f"{request.model.source} comes from the hub: a file here stays offline")
+        words.notes.append(
+            f"{request.model.source} comes from the hub; with a local file the engine stays offline"
+        )
     add("--alias", request.model.name, "what clients ask for")
-    add("--ctx-size", whole, f"{layout.streams} answers of {layout.context:,} tokens: it shares them out")
+    add("--ctx-size", whole, f"{layout.streams} x {layout.context:,}: llama.cpp divides it among its answers")
     if (found := words.stretched(layout)) and found.kind == "yarn":
         add("--rope-scaling", found.kind, "stretches the context, as its card says")
         add("--rope-scale", f"{found.factor:g}", "how far")

@@ -309,7 +309,7 @@ class _Space:
             "context": "asked for" if self.asked_context else longest,
             "streams": "asked for"
             if self.asked_streams
-            else f"the engine's own; its cache holds {_conversations(held, usual)} at a time, and others wait",
+            else f"the engine's default; its cache holds {_conversations(held, usual)} at a time, the others wait",
             "cache_type": "asked for" if asked else f"16 bits leave no room for {context:,} tokens",
             "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
         }
@@ -347,7 +347,7 @@ def _why_sizes(sizes: ParallelSizes, model: DeployedModel, across: int) -> dict[
             if across > 1
             else "parts of the layers, for memory"
         ),
-        "data": "each group attends to its own sequences: its latents are not shared out"
+        "data": "attention is data-parallel, each group with its own sequences: latents cannot be split"
         if parallel.attention(sizes) > 1
         else "copies inside one engine: they end together; replicas do not",
         "expert": f"each device holds {each} of {model.experts} experts whole",

@@ -30,8 +30,8 @@ from freehold.catalog.model import Stretch
 from freehold.errors import FreeholdError, UsageError
 
 AT_THE_HUB = (
-    "{source} comes from the hub: parsers go by its family's name, and code of its own is looked for in files alone; "
-    "a mounted folder tells both and stays offline"
+    "{source} comes from the hub: its parsers are guessed from its family's name, and its files are not checked for "
+    "custom code; a local folder settles both, and the engine stays offline"
 )
 GUESSED = "by its family {family}: a name's plain meaning; the model's card decides"
 _UNITS = {unit: 1000**n for n, unit in enumerate("kmgt", 1)} | {
@@ -101,7 +101,7 @@ class Wording:
         if found is not None and found.kind == "yarn":
             own = self.request.model.anatomy.context
             self.notes.append(
-                f"YaRN stretches short texts too, which may answer worse: without --context it reads {own:,} tokens"
+                f"YaRN scales short texts too, which may lower quality; without --context the limit is {own:,} tokens"
             )
         return found
 
@@ -109,7 +109,9 @@ class Wording:
         """Add a flag that overrides config.json, where the context is stretched."""
         if found := self.stretched(layout):
             self.add(
-                flag, json.dumps(_overrides(found)), "its config.json has a shorter context: as its card says"
+                flag,
+                json.dumps(_overrides(found)),
+                "config.json has a shorter context: the scaling is its card's",
             )
 
     def parsers(self, engine: str, tool: str, reasoning: str, *, switch: str = "") -> None:
@@ -142,8 +144,12 @@ class Wording:
         own = any(part.role == "drafts" for part in model.anatomy.parts)
         other = draft_of(model.base) if model.base else ""
         if (own or other) and not self.value(given):
-            what = "its own layers draft tokens (MTP)" if own else f"{other} drafts tokens for it (EAGLE-3)"
-            self.notes.append(f"{what}, which answers few users sooner: {words('' if own else other)}")
+            what = (
+                "its own layers can draft tokens (MTP)"
+                if own
+                else f"{other} can draft tokens for it (EAGLE-3)"
+            )
+            self.notes.append(f"{what}, which is faster for few users: {words('' if own else other)}")
 
     def plan(
         self,
