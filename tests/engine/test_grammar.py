@@ -188,6 +188,21 @@ def test_grammar_with_many_readings_is_ended_while_its_calls_are_short(
     assert "repeat to the left" in e.value.hint
 
 
+def test_form_of_hundreds_of_fields_that_may_be_left_out_is_taken(grammars: Grammars, tokenizer: Tokenizer):
+    form = {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(480)}}
+    grammar = grammars.grammar(Format("json_schema", form))
+    filled = {f"f{i}": "x" for i in range(0, 480, 40)}
+    assert takes(grammar, tokenizer, json.dumps(filled)) and not takes(grammar, tokenizer, '{"f479": 1}')
+
+
+def test_schema_that_names_itself_has_the_rows_of_any_grammar(grammars: Grammars, tokenizer: Tokenizer):
+    itself = {"type": "array", "items": {"$ref": "#/$defs/e"}}
+    schema = {"$defs": {"e": {"anyOf": [itself] * 150}}, "$ref": "#/$defs/e"}
+    with pytest.raises(UsageError, match="Current row has") as e:
+        takes(grammars.grammar(Format("json_schema", schema)), tokenizer, "[[[[[]]]]]")
+    assert "require some of the properties" in e.value.hint
+
+
 def test_choice_of_thousands_of_texts_is_taken(grammars: Grammars, tokenizer: Tokenizer):
     texts = [f"option {i}" for i in range(10_000)]
     grammar = grammars.grammar(Format("choice", json.dumps(texts)))

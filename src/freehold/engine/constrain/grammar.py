@@ -34,6 +34,7 @@ _T = TypeVar("_T")
 MAX_DEPTH = 100  # arrays and objects within each other in a schema; the parser itself ends at 127
 MAX_REGEX_CHARS = 16 << 10  # the time of a mask grows with the square of it: 20 ms for a row of 2,000 options
 MAX_LARK_CHARS = 64 << 10
+_REFERENCE = '"$ref"'  # of a schema as _as_json writes it
 # llguidance's own limits, which bound a single call: it cannot be interrupted, and all calls but the mask hold the
 # interpreter. With these the worst grammars known take 20 to 40 ms a call for 118,000 tokens, and 10 ms for most;
 # with rows of 2,000 and 50,000 items a step they took 800. Schemas and choices use a tenth of either. Less fuel for the
@@ -46,6 +47,9 @@ LIMITS: dict[str, Any] = {
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
 }
+# Of a schema without references, which nests no deeper than it is written. A field that may be left out is four items
+# of a row; 480 of them take 3 ms a call, and the worst known 40. With references 150 lists of each other took 380.
+FORM_LIMITS = {**LIMITS, "max_items_in_row": 2000, "step_max_items": 30_000}
 # Seconds of processor that all calls of one answer may take: so much, and so much more a token. Schemas take 0.03 ms
 # a token at the median and 0.5 at the 99th percentile. The spare second is also for a virtual machine, which counts
 # as its own what its host gives to others: a mask of 2 ms was once measured at 0.9 s.
@@ -78,7 +82,8 @@ class Grammars:
             if found is not None:
                 self._kept.move_to_end((texts, spaced))
                 return found
-        grammar = Grammar(self._tokens(), _compiled(self._tokens(), _source_of(texts, spaced)))
+        source, limits = _source_of(texts, spaced), _limits_of(texts)
+        grammar = Grammar(self._tokens(), _compiled(self._tokens(), source, limits))
         with self._lock:
             self._kept[texts, spaced] = grammar
             if len(self._kept) > KEPT:
@@ -327,13 +332,18 @@ def _check_chars(what: str, source: str, limit: int) -> None:
         raise _error(f"{what} has {len(source):,} characters; the limit is {limit:,}")
 
 
-def _compiled(tokens: TokenTable, source: str) -> LLMatcher:
-    if len(source) > SHORT and (wrong := try_compile(source, LIMITS)):
+def _limits_of(texts: Texts) -> dict[str, Any]:
+    bounded = all(kind == "json_schema" and _REFERENCE not in text for kind, text in texts)
+    return FORM_LIMITS if bounded else LIMITS
+
+
+def _compiled(tokens: TokenTable, source: str, limits: dict[str, Any]) -> LLMatcher:
+    if len(source) > SHORT and (wrong := try_compile(source, limits)):
         raise _error(_one_line(wrong))
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(**LIMITS, verbose_errors=False)
-    matcher = _deep(lambda: LLMatcher(tokens.trie, source, log_level=0, limits=limits))
+    bounds = LLParserLimits(**limits, verbose_errors=False)
+    matcher = _deep(lambda: LLMatcher(tokens.trie, source, log_level=0, limits=bounds))
     if matcher.is_error():
         raise _error(_one_line(matcher.get_error()))
     return matcher
@@ -389,7 +399,8 @@ def _error(what: str) -> UsageError:
 
 
 _AMBIGUOUS = (
-    "write rules that read a text in one way only, and that repeat to the left: list: item | list item"
+    "write rules that read a text in one way only, and that repeat to the left (list: item | list item); "
+    "in a schema require some of the properties, or have fewer of them and of anyOf in one place"
 )
 _HINTS = {
     "finding the tokens": _AMBIGUOUS,
