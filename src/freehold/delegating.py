@@ -61,19 +61,19 @@ class DelegatingTokenizer:
     def __init__(self, tokenizer: TokenizerFace) -> None:
         self.inner = tokenizer
 
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
-        return await self.inner.tokenize(text, special)
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
+        return await self.inner.tokenize(text, special, client)
 
-    async def detokenize(self, ids: Sequence[int]) -> str:
-        return await self.inner.detokenize(ids)
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
+        return await self.inner.detokenize(ids, client)
 
     async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
         return await self.inner.token_texts(ids)
 
     async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
     ) -> list[int]:
-        return await self.inner.render(messages, think, turn)
+        return await self.inner.render(messages, think, turn, client)
 
     async def template(self) -> dict[str, Any]:
         return await self.inner.template()

@@ -232,6 +232,7 @@ class FakeServed:
         self.loaded = FakeLoaded(name, replace(info_of(name), thinking=script.thinks, can_see=script.sees))
         self.jobs: list[Job] = []
         self.counted: list[Job] = []
+        self.counters: list[str] = []  # clients whose tokens were counted
         self.turns: list[Turn] = []
         self.keep_alives: list[float | None] = []
         self.embeddings: list[EmbedJob] = []
@@ -269,24 +270,28 @@ class FakeServed:
     async def _lingers(self) -> None:
         await self.script.pause(self.script.count_delay, self.script.gate)
 
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
+        self.counters.append(client)
         await self._lingers()
         return self.words.encode(text)
 
-    async def detokenize(self, ids: Sequence[int]) -> str:
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
+        self.counters.append(client)
         return self.words.decode(ids)
 
     async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
         return [self.words.bytes_of(i) for i in ids]
 
     async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
     ) -> list[int]:
+        self.counters.append(client)
         self.turns.append(turn)
         return self.words.encode(" ".join(m.content for m in messages))
 
     async def count(self, job: Job) -> int:
         self.counted.append(job)
+        self.counters.append(job.client)
         tokens = len(self.prompt_ids(job))
         return EstimatedCount(tokens) if self.script.remote else tokens
 

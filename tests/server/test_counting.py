@@ -38,6 +38,14 @@ def test_counted_tokens_cost_a_hundredth_of_a_budget(serving, route):
     assert "insufficient_quota" in server.client.post(path, json=body, headers=bearer("ann")).text
 
 
+@pytest.mark.parametrize("route", COUNTING)
+def test_counted_text_comes_with_its_client(serving, route):
+    server = serving(keys=Ring([key("ann")]))
+    body = {"model": "fake:1b", **COUNTING[route]}
+    assert server.client.post(route.split()[0], json=body, headers=bearer("ann")).status_code == 200
+    assert server.models.served["fake:1b"].counters == ["key ann"]
+
+
 @pytest.mark.parametrize(
     "path, body",
     [

@@ -90,6 +90,16 @@ def test_long_texts_keep_no_short_one_waiting():
     intake.take([Cancel(1), Cancel(2)])
 
 
+@pytest.mark.parametrize("text", ["", LONG])
+def test_client_that_counts_waits_for_no_count_of_another(text: str):
+    model, intake, _replied = engine()
+    intake.take([ModelCall(i, "tokenize", [f"xa{text}"], "a") for i in range(24)])
+    assert model.begun.get(timeout=60).startswith("xa")
+    intake.take([ModelCall(99, "tokenize", [f"xb{text}"], "b")])
+    assert model.begun.get(timeout=60).startswith("xb")
+    intake.take([Cancel(i) for i in [*range(24), 99]])
+
+
 def test_cancelled_counts_leave_their_queue_or_stop():
     model, intake, replied = engine()
     intake.take([ModelCall(i, "tokenize", [f"x{i}"]) for i in range(24)])

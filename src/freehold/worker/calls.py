@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from freehold.errors import Overloaded
-from freehold.serving import EmbedJob, Job, Vectors
+from freehold.serving import EmbedJob, Vectors
 from freehold.worker.wire import ModelCall, Writer, size
 
 # Pending calls of one model. A call that counts tokens holds its text until its reply, and two threads tokenize a
@@ -32,8 +32,7 @@ class PendingCall:
         self.id, self.call, self.reply, self.deaths = call.id, call, reply, 0
         self.group = _GROUPS.get(call.method, call.method)
         self.size = size(call.args) if self.group in MOST_CALLS else 0
-        asked = call.args[0] if call.args else None
-        self.client = asked.client or asked.tenant if isinstance(asked, Job | EmbedJob) else ""
+        self.client = call.client
 
     def message(self, _: Writer) -> ModelCall:
         """Return the message for an engine that takes another's place."""

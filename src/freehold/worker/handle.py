@@ -156,7 +156,7 @@ class EngineHandle:
 
     async def count(self, job: Job) -> int:
         """Count the tokens of a job's prompt, whether or not there is room for them."""
-        return await self.call("count", job)
+        return await self.call("count", job, client=job.client or job.tenant)
 
     async def change(self, method: str, *args: str) -> None:
         """Have the engine add or remove an adapter; `info` lists those it has then."""
@@ -171,18 +171,22 @@ class EngineHandle:
         """
         parts: list[Vectors] = []
         for portion in portions(job):
-            reply = await self.call("embed", portion, keep_alive=keep_alive)
+            client = job.client or job.tenant
+            reply = await self.call("embed", portion, keep_alive=keep_alive, client=client)
             part = msgspec.convert(reply, Vectors)
             parts.append(replace(part, cut=tuple(portion.first - job.first + i for i in part.cut)))
             if computed is not None:
                 computed(sum(part.tokens))
         return joined(parts)
 
-    async def call(self, method: str, *args: Any, keep_alive: float | None = None) -> Any:
-        """Call a method of the model in the engine process and return its value; cancelled, it stops there too."""
+    async def call(self, method: str, *args: Any, keep_alive: float | None = None, client: str = "") -> Any:
+        """Call a method of the model in the engine process and return its value; cancelled, it stops there too.
+
+        `client`: whose share of its threads, and of the calls that may wait, it uses.
+        """
         self._used(keep_alive)
         self._ids += 1
-        pending = PendingCall(ModelCall(self._ids, method, list(args)), self._loop.create_future())
+        pending = PendingCall(ModelCall(self._ids, method, list(args), client), self._loop.create_future())
         check_pending(pending, self._calls.values(), self.name)
         self._calls[pending.id] = pending
         try:

@@ -55,6 +55,7 @@ class OverlaidTokenizer(DelegatingTokenizer):
         self._overlay = overlay
 
     async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
     ) -> list[int]:
-        return await self.inner.render(with_messages(tuple(messages), self._overlay), think, turn)
+        begun = with_messages(tuple(messages), self._overlay)
+        return await self.inner.render(begun, think, turn, client)

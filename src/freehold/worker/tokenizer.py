@@ -18,19 +18,20 @@ class EngineTokenizer:
     def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
         self._call = call
 
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
-        return await self._call("tokenize", text, special)
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
+        return await self._call("tokenize", text, special, client=client)
 
-    async def detokenize(self, ids: Sequence[int]) -> str:
-        return await self._call("detokenize", list(ids))
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
+        return await self._call("detokenize", list(ids), client=client)
 
     async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
         return await self._call("token_texts", list(ids))
 
     async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
     ) -> list[int]:
-        return await self._call("render", [(m.role, m.content, m.thinking) for m in messages], think, turn)
+        listed = [(m.role, m.content, m.thinking) for m in messages]
+        return await self._call("render", listed, think, turn, client=client)
 
     async def template(self) -> dict[str, Any]:
         return await self._call("template")

@@ -22,7 +22,7 @@ from freehold.serving import Begin, EngineStats, ModelInfo
 from freehold.store import ModelRef
 from freehold.types import Chunk
 
-PROTOCOL = 3  # raise it when a message changes; both ends must name the same
+PROTOCOL = 4  # raise it when a message changes; both ends must name the same
 HEAD = 4  # bytes of length before a message
 # A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB.
 MAX_FRAME = 64 << 20
@@ -81,6 +81,7 @@ class ModelCall(WireMessage):
     id: int
     method: str
     args: list[Any]
+    client: str = ""  # whose share of the threads it uses
 
 
 # --- from the engine ---------------------------------------------------------------------------------

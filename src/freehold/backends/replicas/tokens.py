@@ -17,15 +17,15 @@ MOST_TEXTS = 4096  # tokens that are asked for one by one
 
 
 class DeployedTokenizer:
-    """Implements serving.TokenizerFace. `calls` returns a replica that answers, or raises."""
+    """Implements serving.TokenizerFace. `calls` returns a replica that answers, or raises; it knows no client."""
 
     def __init__(self, name: str, calls: Callable[[], EngineCalls]) -> None:
         self._name, self._calls = name, calls
 
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
         return await self._calls().tokenize(text, special=special)
 
-    async def detokenize(self, ids: Sequence[int]) -> str:
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
         return await self._calls().detokenize(ids)
 
     async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
@@ -36,7 +36,7 @@ class DeployedTokenizer:
         return [(await self._calls().detokenize([i])).encode() for i in ids]
 
     async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
     ) -> list[int]:
         return await self._calls().render(Job(messages=tuple(messages), think=think, turn=turn))
 

@@ -6,6 +6,8 @@ Path: Gate -> messages -> job.message_job -> Answering -> MessageShape
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from freehold.server.anthropic.errors import STATUSES
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.job import counted_job, fit, message_job, unknown_fields
@@ -56,7 +58,7 @@ async def count_tokens(call: HttpCall) -> None:
     async def work() -> None:
         served = await call.models.use(request.model)
         pictures.check(served.info)
-        tokens = await served.count(fit(job, served.info, tally))
+        tokens = await served.count(replace(fit(job, served.info, tally), client=call.caller))
         if isinstance(tokens, EstimatedCount):
             tally.warn(ESTIMATED)
         tokens = int(tokens)

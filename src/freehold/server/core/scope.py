@@ -149,7 +149,10 @@ class MeteredHandle(DelegatingHandle):
         """Return the job, and the most that it costs."""
         most, tokenizer = (await _size(job)).most, self.handle.tokenizer
         if most > left and tokenizer is not None:
-            counts = [len(await tokenizer.tokenize(t) if isinstance(t, str) else t) for t in job.texts]
+            counts = [
+                len(await tokenizer.tokenize(t, client=job.client) if isinstance(t, str) else t)
+                for t in job.texts
+            ]
             most = sum(counts) + ENDS * len(counts)
         if most > left:
             raise self._accounts.too_little(
@@ -169,19 +172,19 @@ class MeteredTokenizer(DelegatingTokenizer):
         super().__init__(tokenizer)
         self._key, self._accounts = key, accounts
 
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
         with self._accounts.counting(self._key, len(text)):
-            return await self.inner.tokenize(text, special)
+            return await self.inner.tokenize(text, special, client)
 
-    async def detokenize(self, ids: Sequence[int]) -> str:
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
         with self._accounts.counting(self._key, len(ids)):
-            return await self.inner.detokenize(ids)
+            return await self.inner.detokenize(ids, client)
 
     async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
     ) -> list[int]:
         with self._accounts.counting(self._key, chars_of(messages)):
-            return await self.inner.render(messages, think, turn)
+            return await self.inner.render(messages, think, turn, client)
 
 
 def chars_of(messages: Sequence[Message]) -> int:

@@ -38,7 +38,7 @@ async def _behind(call: HttpCall, r: GenerateRequest, job: Job) -> Job:
 
     async def work() -> None:
         served = await call.models.use(r.model)
-        turn.extend(await tokenizer_of(served).render(job.messages or (), job.think))
+        turn.extend(await tokenizer_of(served).render(job.messages or (), job.think, client=call.caller))
 
     await worded(r.model, lambda: call.while_here(work()))
     context = r.context or []

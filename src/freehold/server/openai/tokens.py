@@ -5,6 +5,7 @@ Knows texts and ids; the tokenizer lies in the engine process. Path: Gate -> tok
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
@@ -81,10 +82,12 @@ async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str
     if request.messages is not None:
         options = request.chat_template_kwargs
         turn = turn_of(request.add_generation_prompt, request.continue_final_message)
-        ids = await tokenizer_of(served).render(chat, options.enable_thinking if options else None, turn)
+        ids = await tokenizer_of(served).render(
+            chat, options.enable_thinking if options else None, turn, call.caller
+        )
     else:
         ids = await tokenizer_of(served).tokenize(
-            request.prompt or "", request.add_special_tokens is not False
+            request.prompt or "", request.add_special_tokens is not False, call.caller
         )
     call.work.prompt_tokens = len(ids)
     written = await tokenizer_of(served).token_texts(ids) if request.return_token_strs else None
@@ -100,7 +103,7 @@ async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str
 
 async def _counted(call: HttpCall, served: ModelHandle, job: Job, warnings: list[str]) -> None:
     """Answer with the number alone, of a model whose tokenizer is elsewhere."""
-    count = await served.count(job)
+    count = await served.count(replace(job, client=call.caller))
     call.work.prompt_tokens = int(count)
     said = [*warnings, f"tokens is empty: {served.name} is counted where it runs"]
     if isinstance(count, EstimatedCount):
@@ -116,7 +119,7 @@ async def detokenize(call: HttpCall) -> None:
 
     async def work() -> None:
         served = await _model(call, request.model)
-        text = await tokenizer_of(served).detokenize(request.tokens)
+        text = await tokenizer_of(served).detokenize(request.tokens, call.caller)
         await call.answer({"prompt": text, "freehold": {"warnings": warnings}})
 
     await call.while_here(work())

@@ -61,7 +61,7 @@ class Intake:
         short: list[Submit] = []
         for message in messages:
             if isinstance(message, ModelCall):
-                self._threads_for(message).put(message.id, message, _client_of(message))
+                self._threads_for(message).put(message.id, message, message.client)
             elif isinstance(message, Submit) and (peek := _peek_long(message)) is not None:
                 work = self._templated if peek.template else self._long_jobs
                 work.put(message.id, message, peek.client or peek.tenant)
@@ -169,11 +169,3 @@ def _peek_long(message: Submit) -> _Peek | None:
         return None
     is_long = len(memoryview(message.job)) > LONG_JOB or peek.format is not None or bool(peek.tools)
     return peek if is_long or peek.template else None
-
-
-def _client_of(call: ModelCall) -> str:
-    """Return the client whose call it is; "" where the call names none."""
-    match call.args:
-        case [{"client": str(client), "tenant": str(tenant)}]:
-            return client or tenant
-    return ""
