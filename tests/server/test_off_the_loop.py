@@ -275,9 +275,37 @@ def test_lists_and_show_do_not_wait_for_a_template_that_does_not_end(serving, mo
         assert begun == [
             "freehold-templates_0"
         ]  # of the two one asked for it, in a thread that no other work needs
+        monkeypatch.setattr(ollama_models, "CHECK_S", 600.0)  # a second listing waits no further time
+        asyncio.run_coroutine_threadsafe(ollama_models._cards_of(server.store), server.loop).result(60)
     finally:
         go_on.set()
     eventually(
         lambda: "tools" in server.client.post("/api/show", json={"model": "tiny"}).json()["capabilities"]
     )
+    assert len(begun) == 1
+
+
+def test_a_server_that_ends_waits_for_no_template_that_was_not_begun(serving, monkeypatch, tmp_path):
+    go_on, begun = threading.Event(), list[str]()
+
+    def endless(source: str) -> dict[str, bool]:
+        begun.append(source)
+        assert go_on.wait(60)
+        return {"tools": False, "thinking": False}
+
+    server = serving(home=tmp_path / "own")
+    for name in ("one", "two", "three"):
+        template = f"{{# {tmp_path} {name} #}}{{{{ messages[0].content }}}}"
+        keys = {"tokenizer.chat_template": template}
+        server.store.pull(str(write_gguf("llama", tmp_path / f"{name}.gguf", dtype="Q8_0", keys=keys)))
+    monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
+    monkeypatch.setattr(abilities, "_found", endless)
+    try:
+        asyncio.run_coroutine_threadsafe(ollama_models._cards_of(server.store), server.loop).result(60)
+        assert len(ollama_models._checking) == 3
+        server.stop()
+        eventually(lambda: len(ollama_models._checking) == 1)
+    finally:
+        go_on.set()
+    eventually(lambda: not ollama_models._checking)
     assert len(begun) == 1

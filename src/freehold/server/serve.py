@@ -43,6 +43,7 @@ from freehold.server.core.metrics import Metrics
 from freehold.server.core.problems import without_paths
 from freehold.server.core.sockets import url_of
 from freehold.server.core.tls import Tls
+from freehold.server.ollama.models import drop_checks
 from freehold.server.openai.responses.store import Responses
 from freehold.serving import ModelManager
 from freehold.store import Store
@@ -177,6 +178,7 @@ class Doors:
             if self._sessions is not None:
                 self._sessions.close()
             self.server.bodies.close()
+            drop_checks()
 
     async def _ends(self) -> None:
         """Wait for answers that no connection waits for: to their end, or until _cut ends them."""

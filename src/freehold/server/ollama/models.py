@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,14 +37,22 @@ from freehold.store.refs import LATEST, parse_ref
 NEVER = "9999-12-31T23:59:59Z"  # clients parse it as a date
 # Continue offers to fill in the middle where a template mentions it.
 _FILLS = "{# .Suffix: text between prompt and suffix is filled in, without this template #}"
-# That a listing waits for templates that are met for the first time. One that never ends takes three, and a folder may
-# hold hundreds: they are rendered in a thread of their own, whether or not a listing still waits.
+# Seconds that listings wait for a template from when it was first met. One that never ends takes three, and a folder
+# may hold hundreds: they are rendered in a thread of their own, whether or not a listing still waits.
 CHECK_S = 1.0
 KNOWN = -math.inf  # for Cards.of: what is known by now
 _cards = Cards()
 _reader = ThreadPoolExecutor(1, "freehold-cards")
 _checker = ThreadPoolExecutor(1, "freehold-templates")
-_checking: dict[Path, Future[None]] = {}  # file -> the rendering of its template
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    done: Future[None]
+    until: float  # time.monotonic() to which a listing waits for it
+
+
+_checking: dict[Path, _Check] = {}  # file -> the rendering of its template
 
 
 class ShowRequest(Struct, kw_only=True):
@@ -148,13 +158,22 @@ def _read_cards(store: Store) -> list[tuple[Listed, Card]]:
 
 
 async def _checked(work: Sequence[tuple[Path, Callable[[], object]]]) -> None:
-    """Have templates rendered, each file's once at a time; return when they are, or after CHECK_S."""
+    """Have templates rendered, each file's once at a time; return when they are, or CHECK_S after the last was met."""
+    now = time.monotonic()
     for path, check in work:
         if path not in _checking:
-            _checking[path] = _checker.submit(_once, path, check)
-    waiting = [asyncio.wrap_future(_checking[path]) for path, _ in work if path in _checking]
-    if waiting:
-        await asyncio.wait(waiting, timeout=CHECK_S)
+            _checking[path] = _Check(_checker.submit(_once, path, check), now + CHECK_S)
+    found = [check for path, _ in work if (check := _checking.get(path)) and check.until > now]
+    if found:
+        left = max(check.until for check in found) - now
+        await asyncio.wait([asyncio.wrap_future(check.done) for check in found], timeout=left)
+
+
+def drop_checks() -> None:
+    """Cancel the renderings that have not begun: a server that ends does not wait for them."""
+    for path, check in list(_checking.items()):
+        if check.done.cancel():
+            _checking.pop(path, None)
 
 
 def _once(path: Path, check: Callable[[], object]) -> None:
