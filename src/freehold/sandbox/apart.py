@@ -3,20 +3,18 @@
 The test sees the code's functions, classes and objects as `Remote`s: what it does with one is asked of the other
 process. Numbers, texts, lists, dicts and other plain values are copied; a list that the test passes holds afterwards
 what the code made of it. Only such values and exceptions of known classes cross, as JSON: no code, and nothing that is
-called while it is read. The code never learns what a result is compared with: a `Remote` takes part in no comparison
-and no sum with a value of the test, so an object cannot say that it equals everything.
+called while it is read (values.py). The code never learns what a result is compared with (remote.py). What it prints
+and reads goes to and comes from the test's standard streams.
 
-Knows values and two pipes; knows no limits and no verdict.
-Path: confined -> Peer.ask, Peer.serve -> Remote
+Knows messages and two pipes; knows no limits and no verdict.
+Path: confined -> Peer.ask, Peer.serve -> ValuePacker, Remote
 """
 
 from __future__ import annotations
 
 import builtins
-import copy
 import io
 import json
-import math
 import operator
 import os
 import sys
@@ -24,29 +22,15 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from freehold.sandbox.values import Packer, Reader, deep
+from freehold.sandbox.remote import LENT, OPERATIONS, Remote, RemoteCallable, class_of, described, error_class
+from freehold.sandbox.values import ValuePacker, ValueReader, deep
 
 _LENGTH = 4  # bytes before a message
 _MOST = 16 << 20  # bytes of a message
-# A Remote of a subclass of these has a value.
-_BASES = (int, float, str, bytes, tuple, list, dict, set, frozenset)
-_ADDRESSES = ("__array_interface__", "__array_struct__")  # by which numpy would read any place of memory
 _MOST_PRINTED = 1 << 16  # characters that wait for the next message
+_SEEN = 8  # attributes whose lists and dicts may be changed in place,
+_MOST_SEEN = 1000  # of as many items and containers
 _ENDING = ("next", "send", "throw")  # operations that may end an iteration
-_UNARY = {
-    **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},
-    **{
-        name: getattr(builtins, name)
-        for name in ("len", "next", "repr", "str", "bool", "hash", "int", "float")
-    },
-    **{name: getattr(builtins, name) for name in ("round", "reversed", "format", "complex", "bytes", "dir")},
-    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem")},
-    **{name: getattr(math, name) for name in ("floor", "ceil", "trunc")},
-    **{name: getattr(copy, name) for name in ("copy",)},
-}
-_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor")
-_SHIFTS = ("lshift", "rshift")
 _LENT_NAMES = ("__name__", "__qualname__", "__doc__", "__module__", "__enter__", "__exit__", "__class__")
 _INNER = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)  # by which all could be had
 _OWN_CONTROL = ("unittest", "doctest", "bdb")  # their exceptions would end a test without an error
@@ -56,214 +40,11 @@ class BrokenPeer(BaseException):
     """The other process has ended, or wrote something other than a message: nothing it says can be believed."""
 
 
-# --- the code's objects, as the test sees them ---------------------------------------------------------
+# --- the standard streams of the code ------------------------------------------------------------------
 
 
-class Remote:
-    # An object of the other process. No docstring: __doc__ is the object's own.
-    # _freehold_value: it is a subclass of a plain type. _freehold_trusted: it may meet values of this side.
-    __slots__ = ("__weakref__", "_freehold_number", "_freehold_peer", "_freehold_trusted", "_freehold_value")
-
-    def __init__(self, peer: Peer, number: int, has_value: bool) -> None:
-        object.__setattr__(self, "_freehold_peer", peer)
-        object.__setattr__(self, "_freehold_number", number)
-        object.__setattr__(self, "_freehold_value", has_value)
-        object.__setattr__(self, "_freehold_trusted", peer.trusts)
-
-    @property
-    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _asked(self, "op", "class", self)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _ADDRESSES:
-            raise AttributeError(name)
-        if name in ("send", "throw"):
-            return lambda *args: _asked(self, "op", name, self, *args)
-        return _asked(self, "attr", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        _asked(self, "set", self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        _asked(self, "op", "delattr", self, name)
-
-    def __contains__(self, value: Any) -> bool:
-        if self._freehold_trusted:
-            return _asked(self, "op", "contains", self, value) is True
-        if self._freehold_value:
-            return value in _value(self)
-        return any(value is each or value == each for each in self)  # not the code's word: it would say yes
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return _asked(self, "op", "isinstance", value, self) is True
-
-    def __subclasscheck__(self, value: Any) -> bool:
-        return _asked(self, "op", "issubclass", value, self) is True
-
-    def __enter__(self) -> Any:
-        return _asked(self, "attr", self, "__enter__")()
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
-        return _asked(self, "attr", self, "__exit__")(kind, error, None)
-
-    def __iter__(self) -> Any:
-        return iter(_value(self)) if self._freehold_value else _asked(self, "op", "iter", self)
-
-    def __next__(self) -> Any:
-        return _asked(self, "op", "next", self)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return _asked(self, "op", "deepcopy", self)
-
-    def __mro_entries__(self, bases: Any) -> Any:
-        raise TypeError("a class of the code cannot be the base of a class of the test")
-
-
-class RemoteCallable(Remote):
-    # A class, method or other callable of the other process.
-    __slots__ = ()
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return _trusted_as(self, _asked(self, "call", self, list(args), options))
-
-
-class RemoteFunction(RemoteCallable):
-    # A Python function of the other process, which is a method where a class has it.
-    __slots__ = ()
-
-    def __get__(self, owner: Any, kind: Any = None) -> Any:
-        return self if owner is None else types.MethodType(self, owner)
-
-
-def trust(remote: Any) -> None:
-    """Let what a test makes of this class meet values of the test: it is the class's word that is tested then."""
-    object.__setattr__(remote, "_freehold_trusted", True)
-
-
-def _trusted_as(source: Remote, made: Any) -> Any:
-    if source._freehold_trusted and isinstance(made, Remote):
-        trust(made)
-    return made
-
-
-def _asked(remote: Remote, *request: Any) -> Any:
-    return remote._freehold_peer.ask(*request)
-
-
-def _value(remote: Remote) -> Any:
-    """Return the plain value of an object whose class is a subclass of a plain type."""
-    return _asked(remote, "op", "value", remote)
-
-
-def _operated(name: str, one: Any, other: Any) -> Any:
-    """Have the other process combine two of its objects; its object and a value of ours meet here, by its value.
-
-    An object that the test made of a class meets a value there, but is not compared with it.
-    """
-    remote: Remote = one if isinstance(one, Remote) else other
-    if isinstance(one, Remote) and isinstance(other, Remote):
-        return _trusted_as(remote, _asked(remote, "op", name, one, other))
-    if remote._freehold_trusted and (remote._freehold_peer.trusts or name not in _COMPARISONS):
-        return _trusted_as(remote, _asked(remote, "op", name, one, other))
-    if not remote._freehold_value or name not in vars(operator):
-        return NotImplemented
-    sides = [_value(side) if isinstance(side, Remote) else side for side in (one, other)]
-    return getattr(operator, name)(*sides)
-
-
-def _of_one(name: str) -> Callable[..., Any]:
-    return lambda self, *args: _asked(self, "op", name, self, *args)
-
-
-def _of_two(name: str, swapped: bool = False) -> Callable[[Any, Any], Any]:
-    if swapped:
-        return lambda self, other: _operated(name, other, self)
-    return lambda self, other: _operated(name, self, other)
-
-
-def _in_place(name: str) -> Callable[[Any, Any], Any]:
-    def changed(self: Remote, other: Any) -> Any:
-        if not isinstance(other, Remote) and not self._freehold_trusted:
-            return NotImplemented
-        return _trusted_as(self, _asked(self, "op", name, self, other))
-
-    return changed
-
-
-def _give_operators() -> None:
-    for name in _UNARY:
-        setattr(Remote, f"__{name}__", _of_one(name))
-    for name in _COMPARISONS:  # each is its own reflection
-        setattr(Remote, f"__{name}__", _of_two(name))
-    for name in (*_ARITHMETIC, *_SHIFTS, "divmod"):
-        bare = name.strip("_")
-        setattr(Remote, f"__{bare}__", _of_two(name))
-        setattr(Remote, f"__r{bare}__", _of_two(name, swapped=True))
-        if name != "divmod":
-            setattr(Remote, f"__i{bare}__", _in_place(f"i{bare}"))
-    for name in ("__doc__", "__module__"):
-        setattr(Remote, name, property(lambda self, name=name: _asked(self, "attr", self, name)))
-
-
-_give_operators()
-
-
-def _base(value: Any) -> Any:
-    return next((base for base in _BASES if isinstance(value, base)), None)
-
-
-def _class_of(value: Any) -> Any:
-    """Return a value's class; of a subclass of a plain type that type, which is what isinstance asks for."""
-    return _base(value) or type(value)
-
-
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    **_UNARY,
-    **{name: getattr(builtins, name) for name in ("iter", "divmod", "isinstance", "issubclass", "delattr")},
-    **{name: getattr(operator, name) for name in (*_COMPARISONS, *_ARITHMETIC, *_SHIFTS, "contains")},
-    **{f"i{name.strip('_')}": getattr(operator, f"i{name.strip('_')}") for name in (*_ARITHMETIC, *_SHIFTS)},
-    "class": _class_of,
-    "send": lambda generator, value: generator.send(value),
-    "throw": lambda generator, *error: generator.throw(*error),
-    "value": lambda value: _base(value)(value),
-    "deepcopy": copy.deepcopy,
-}
-_LENT = frozenset(_OPERATIONS) - {"delattr", "value"}  # of the test's objects
-
-
-# --- the code's exceptions, as the test sees them ------------------------------------------------------
-
-
-class _ErrorClass(type):
-    """A class of exceptions of the other process. Its attributes are those of the class there."""
-
-    _freehold_class: RemoteCallable
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__") or "_freehold_class" not in {*vars(cls), *dir(cls)}:
-            raise AttributeError(name)
-        return getattr(cls._freehold_class, name)
-
-
-def _error_init(self: Any, *args: Any, **options: Any) -> None:
-    made = type(self)._freehold_class(*args, **options)
-    self.args = made.args
-    self.__dict__.update(made.__dict__)
-
-
-def _error_attribute(self: Any, name: str) -> Any:
-    if name.startswith("__") or "_freehold_remote" not in self.__dict__:
-        raise AttributeError(name)
-    return getattr(self._freehold_remote, name)
-
-
-def _error_text(self: Any) -> str:
-    remote = self.__dict__.get("_freehold_remote")
-    return str(self.args) if remote is None else str(remote)
-
-
-class _Printed(io.TextIOBase):
-    """sys.stdout of the code: what is printed reaches the test's before the test goes on."""
+class _CodeOutput(io.TextIOBase):
+    """sys.stdout of the code: what is printed reaches the test's before the next answer does."""
 
     def __init__(self, peer: Peer, name: str) -> None:
         self._peer, self._name, self._size = peer, name, 0
@@ -286,7 +67,7 @@ class _Printed(io.TextIOBase):
             self._peer.ask("print", self._name, text)
 
 
-class _Typed(io.TextIOBase):
+class _CodeInput(io.TextIOBase):
     """sys.stdin of the code: it reads the test's."""
 
     def __init__(self, peer: Peer) -> None:
@@ -323,10 +104,12 @@ class Peer:
         self._reads, self._writes, self._names, self._is_own = reads, writes, names, is_own
         self.trusts = names is not None
         self._tell_broken = broken
-        self._printed: list[_Printed] = []
+        self._printed: list[_CodeOutput] = []
+        self._shown, self._seen = _Latest(), _Latest()
         self._objects: list[Any] = []  # what the other side may name, by number
         self._numbers: dict[int, int] = {}
         self._remotes: dict[int, Any] = {}  # what the other side lent, by its number
+        self._classes: dict[Any, Any] = {}  # of Remotes
         self._stand_ins: dict[type, int] = {}  # our classes for its exceptions
 
     def ask(self, *request: Any) -> Any:
@@ -335,7 +118,8 @@ class Peer:
         Raises BrokenPeer.
         """
         self._pass_on(request)
-        packer = Packer(self, {})
+        self._refill()
+        packer = ValuePacker(self, {})
         with deep():
             self._write(["ask", *packer.each(request)])
         try:
@@ -348,8 +132,8 @@ class Peer:
 
     def take_streams(self) -> None:
         """Let this process print to, and read from, the other's standard streams, whatever they are there."""
-        sys.stdin = _Typed(self)
-        self._printed = [_Printed(self, "stdout"), _Printed(self, "stderr")]
+        sys.stdin = _CodeInput(self)
+        self._printed = [_CodeOutput(self, "stdout"), _CodeOutput(self, "stderr")]
         sys.stdout, sys.stderr = self._printed
         builtins.input = lambda prompt="", /: self.ask("typed", "input", prompt)
 
@@ -365,7 +149,7 @@ class Peer:
     def tell(self, value: Any) -> None:
         """Say the first thing."""
         self._pass_on()
-        self._write(["value", Packer(self, {}).packed(value), []])
+        self._write(["value", ValuePacker(self, {}).packed(value), [], False])
 
     def tell_raised(self, error: BaseException) -> None:
         """Say that the first thing is an error."""
@@ -377,13 +161,36 @@ class Peer:
             message = self._read()
             self._serve(message)
 
+    def _refill(self) -> None:
+        """Have the other side's attributes hold what this side made of the lists and dicts that it read from them."""
+        for number, seen in self._seen.items():
+            places = [place for place, each in enumerate(seen) if each.has_changed()]
+            if not places:
+                continue
+            with deep():
+                packer = ValuePacker(self, {id(each.container): place for place, each in enumerate(seen)})
+                contents = [[place, packer.contents(seen[place].container)] for place in places]
+                self._write(["refill", number, contents])
+            for place in places:
+                seen[place] = _Seen(seen[place].container)
+
+    def _refilled(self, number: Any = None, contents: Any = ()) -> None:
+        try:
+            with deep():
+                shown = self._shown[number]
+                reader = ValueReader(self, shown)
+                for place, each in contents:
+                    reader.fill(shown[place], each)
+        except Exception as e:
+            raise self._broken() from e
+
     def _answered(self, lent: list[Any]) -> Any:
         while True:
             message = self._read()
             if message[0] == "ask":
                 self._serve(message)
                 continue
-            reader = Reader(self, lent)
+            reader = ValueReader(self, lent)
             try:
                 with deep():
                     if message[0] == "raised":
@@ -391,10 +198,12 @@ class Peer:
                         if not isinstance(error, BaseException):
                             raise ValueError
                         break
-                    _, value, changed = message
+                    _, value, changed, is_shown = message
                     made = reader.read(value)
                     for place, contents in changed:
                         reader.fill(lent[place], contents)
+                    if is_shown:
+                        self._seen.put([_Seen(each) for each in reader.containers])
                 return made
             except Exception as e:
                 raise self._broken() from e
@@ -404,7 +213,7 @@ class Peer:
         """Do what one message asks, and answer."""
         try:
             with deep():
-                reader = Reader(self, [])
+                reader = ValueReader(self, [])
                 action, *args = (reader.read(each) for each in message[1:])
         except Exception as e:
             raise self._broken() from e
@@ -412,15 +221,20 @@ class Peer:
         try:
             value = self._done(action, args)
             self._pass_on()
+            self._refill()
             with deep():
-                packer = Packer(self, {id(each): place for place, each in enumerate(reader.containers)})
+                packer = ValuePacker(self, {id(each): place for place, each in enumerate(reader.containers)})
                 packed = packer.packed(value)
                 changed = [
                     [place, packer.contents(each)]
                     for place, (each, old) in enumerate(before)
                     if not _alike(_snapshot(each), old)
                 ]
-                self._write(["value", packed, changed])
+                shows = action in ("attr", "name") or (action == "op" and args[0] == "getitem")
+                is_shown = shows and bool(packer.containers)
+                self._write(["value", packed, changed, is_shown])
+                if is_shown:
+                    self._shown.put(packer.containers)
         except BaseException as e:
             if isinstance(e, BrokenPeer):
                 raise
@@ -433,8 +247,8 @@ class Peer:
         if action == "call":
             function, positional, named = args
             return function(*positional, **named)
-        if action == "op" and (self._names is not None or args[0] in _LENT):
-            return _OPERATIONS[args[0]](*args[1:])
+        if action == "op" and (self._names is not None or args[0] in LENT):
+            return OPERATIONS[args[0]](*args[1:])
         if action == "print" and self._names is None:
             return getattr(sys, "stdout" if args[0] == "stdout" else "stderr").write(args[1])
         if action == "typed" and self._names is None:
@@ -454,7 +268,7 @@ class Peer:
             raise AttributeError(f"{type(owner).__name__!r} object of the test lends no {name!r}")
         return found
 
-    def lent_out(self, packer: Packer, value: Any) -> Any:
+    def lent_out(self, packer: ValuePacker, value: Any) -> Any:
         """Return how an object is named to the other side, which may hold it already."""
         if isinstance(value, Remote):
             return ["yours", value._freehold_number]
@@ -462,8 +276,8 @@ class Peer:
             return self._exception_class(value)
         if isinstance(value, BaseException):
             return self._exception(packer, value)
-        kind = 2 if isinstance(value, types.FunctionType) else 1 if callable(value) else 0
-        return ["ref", self._numbered(value), kind, isinstance(value, _BASES)]
+        kind, has_value, shown = described(value)
+        return ["ref", self._numbered(value), kind, has_value, packer.packed(shown), type(value).__name__]
 
     def _numbered(self, value: Any) -> int:
         number = self._numbers.setdefault(id(value), len(self._objects))
@@ -477,16 +291,15 @@ class Peer:
         bases = [self._exception_class(base) for base in value.__bases__ if issubclass(base, BaseException)]
         return ["errors", self._numbered(value), value.__module__, value.__name__, bases]
 
-    def _exception(self, packer: Packer, error: BaseException) -> Any:
+    def _exception(self, packer: ValuePacker, error: BaseException) -> Any:
         if (remote := vars(error).get("_freehold_remote")) is not None:
             return ["yours", remote._freehold_number]
         kind = self._exception_class(type(error))
         cause = packer.packed(error.__cause__) if isinstance(error.__cause__, BaseException) else None
-        is_named = getattr(sys.modules.get(kind[2]), kind[3], None) is type(error) if len(kind) > 2 else True
-        number = None if is_named else self._numbered(error)
+        number = None if kind[0] == "errors" and _is_library(kind[2]) else self._numbered(error)
         return ["exception", kind, packer.each(error.args), packer.packed(dict(vars(error))), cause, number]
 
-    def found(self, reader: Reader, tag: str, packed: list[Any]) -> Any:
+    def found(self, reader: ValueReader, tag: str, packed: list[Any]) -> Any:
         """Return the object that the other side names."""
         if tag == "yours":
             number = packed[1]
@@ -499,28 +312,27 @@ class Peer:
             return self._exception_class_read(reader, *packed[1:])
         if tag != "ref":
             raise ValueError
-        _, number, kind, has_value = packed
+        _, number, kind, has_value, shown, name = packed
         if number not in self._remotes:
-            self._remotes[number] = (Remote, RemoteCallable, RemoteFunction)[kind](self, number, has_value)
+            key = (kind, str(shown), name)
+            if (made := self._classes.get(key)) is None:
+                made = self._classes[key] = class_of(kind, reader.read(shown), name)
+            self._remotes[number] = made(self, number, has_value)
         return self._remotes[number]
 
-    def _exception_class_read(self, reader: Reader, number: int, module: str, name: str, bases: Any) -> Any:
+    def _exception_class_read(
+        self, reader: ValueReader, number: int, module: str, name: str, bases: Any
+    ) -> Any:
         known = getattr(sys.modules.get(module), name, None) if _is_library(module) else None
-        if isinstance(known, type) and issubclass(known, BaseException):
+        if isinstance(known, type) and issubclass(known, BaseException) and _is_library(known.__module__):
             return known
         if number not in self._remotes:
-            methods = {"__init__": _error_init, "__getattr__": _error_attribute, "__str__": _error_text}
-            names = {
-                "__module__": "answer",
-                **methods,
-                "_freehold_class": RemoteCallable(self, number, False),
-            }
-            made = _ErrorClass(name, tuple(reader.each(bases)) or (Exception,), names)
+            made = error_class(name, tuple(reader.each(bases)), RemoteCallable(self, number, False))
             self._remotes[number], self._stand_ins[made] = made, number
         return self._remotes[number]
 
     def _exception_read(
-        self, reader: Reader, kind: Any, args: Any, attributes: Any, cause: Any, number: Any
+        self, reader: ValueReader, kind: Any, args: Any, attributes: Any, cause: Any, number: Any
     ) -> BaseException:
         made_kind, made_args = reader.read(kind), reader.each(args)
         if not issubclass(made_kind, BaseException):
@@ -541,10 +353,10 @@ class Peer:
 
     def _raised(self, error: BaseException) -> list[Any]:
         try:
-            return ["raised", Packer(self, {}).packed(error)]
+            return ["raised", ValuePacker(self, {}).packed(error)]
         except Exception:
             said = RuntimeError(f"{type(error).__name__} that cannot be said")
-            return ["raised", Packer(self, {}).packed(said)]
+            return ["raised", ValuePacker(self, {}).packed(said)]
 
     def _write(self, message: list[Any]) -> None:
         data = json.dumps(message).encode()
@@ -558,12 +370,19 @@ class Peer:
             raise self._broken() from e
 
     def _read(self) -> list[Any]:
+        """Return the next message that wants something of this side's."""
+        while (message := self._message())[0] == "refill":
+            self._refilled(*message[1:3])
+        return message
+
+    def _message(self) -> list[Any]:
         size = int.from_bytes(self._exactly(_LENGTH), "little")
         if size > _MOST:
             raise self._broken()
         try:
-            message = json.loads(self._exactly(size))
-            if message[0] not in ("ask", "value", "raised"):
+            with deep():
+                message = json.loads(self._exactly(size))
+            if message[0] not in ("ask", "value", "raised", "refill"):
                 raise ValueError
         except Exception as e:
             raise self._broken() from e
@@ -584,6 +403,32 @@ class Peer:
                 raise self._broken()
             data += piece
         return bytes(data)
+
+
+class _Latest(dict[int, list[Any]]):
+    """The containers of the last attributes that were read, by number; both sides count alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def put(self, containers: list[Any]) -> None:
+        """Add those of one attribute, and forget the oldest."""
+        self[self._count] = containers if len(containers) <= _MOST_SEEN else []
+        self._count += 1
+        self.pop(self._count - 1 - _SEEN, None)
+
+
+class _Seen:
+    """A container of the other side's, and what it held when it was read."""
+
+    def __init__(self, container: Any) -> None:
+        self.container = container
+        self._before = _snapshot(container) if len(container) <= _MOST_SEEN else None
+
+    def has_changed(self) -> bool:
+        """Return whether it holds something else now; large ones are not looked at."""
+        return self._before is not None and not _alike(_snapshot(self.container), self._before)
 
 
 def _is_library(module: str) -> bool:

@@ -23,9 +23,10 @@ from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from freehold import platforms
-from freehold.sandbox.apart import BrokenPeer, Peer, RemoteCallable, RemoteFunction, trust
+from freehold.sandbox.apart import BrokenPeer, Peer
 from freehold.sandbox.children import follow_parent
 from freehold.sandbox.closing_in import close_in, runtime_files
+from freehold.sandbox.remote import RemoteCallable, RemoteFunction, trust
 from freehold.sandbox.wire import waits
 
 PASSED, FAILED, REFUSED = b"p", b"f", b"r"  # a verdict's first byte; after FAILED comes why
