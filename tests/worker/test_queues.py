@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 
+import pytest
+
 from freehold.worker.process.queues import IntakeQueue
 
 
@@ -35,16 +37,28 @@ def test_client_waits_for_no_message_of_another_that_holds_its_threads():
 
 
 def test_clients_take_turns():
-    held = Held(threads=1)
-    for i in range(4):
-        held.work.put(i, f"a{i}", "a")
-    assert held.begun.get(timeout=60) == "a0"
-    held.work.put(4, "b0", "b")
-    assert held.begun.get(timeout=60) == "b0"
-    held.work.put(5, "b1", "b")
-    held.let_go()
-    order = [held.begun.get(timeout=60) for _ in range(4)]
-    assert order.index("b1") <= 2  # not after all of a's
+    begun, names = queue.SimpleQueue[str](), ["a0", "a1", "a2", "b0", "c0"]
+    over = {name: threading.Event() for name in [*names, "b1"]}
+
+    def run(name: str) -> None:
+        begun.put(name)
+        assert over[name].wait(60)
+
+    work = IntakeQueue[str]("test", 1, run)
+    for number, name in enumerate(names):
+        work.put(number, name, name[0])
+    assert {begun.get(timeout=60) for _ in range(2)} == {"a0", "b0"}
+    over["b0"].set()
+    assert begun.get(timeout=60) == "c0"  # not a1: a has a thread
+    work.put(5, "b1", "b")
+    over["a0"].set()
+    assert begun.get(timeout=60) == "a1"  # it came before b1
+    over["c0"].set()
+    assert begun.get(timeout=60) == "b1"
+    over["a1"].set()
+    assert begun.get(timeout=60) == "a2"
+    for each in over.values():
+        each.set()
 
 
 def test_message_that_fails_leaves_those_that_wait():
@@ -59,3 +73,22 @@ def test_message_that_fails_leaves_those_that_wait():
     for number in range(3):
         work.put(number, number, "a")
     assert [done.get(timeout=60) for _ in range(2)] == [1, 2]
+
+
+def test_message_that_fails_has_left_its_turn_before_those_that_wait_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    looks, failed = queue.SimpleQueue[int](), threading.Event()
+
+    def run(number: int) -> None:
+        if number == 0:
+            assert failed.wait(60)
+            raise RuntimeError
+
+    work = IntakeQueue[int]("test", 1, run)
+    for number in range(2):
+        work.put(number, number, "a")
+    submit = work._pool.submit
+    monkeypatch.setattr(work._pool, "submit", lambda *args: looks.put(work._working["a"]) or submit(*args))
+    failed.set()
+    assert looks.get(timeout=60) == 0

@@ -46,16 +46,19 @@ class IntakeQueue(Generic[T]):
     def _work(self) -> None:
         """Run messages as long as there is one that may run now."""
         while (turn := self._next()) is not None:
-            client, id = turn
             try:
-                self._run_one(id)
+                self._run_turn(*turn)
             except BaseException:
                 self._pool.submit(self._work)  # for those that wait
                 raise
-            finally:
-                with self._lock:
-                    self._working[client] -= 1
-                    self._working += Counter()  # drops those at zero
+
+    def _run_turn(self, client: str, id: int) -> None:
+        try:
+            self._run_one(id)
+        finally:
+            with self._lock:
+                self._working[client] -= 1
+                self._working += Counter()  # drops those at zero
 
     def _next(self) -> tuple[str, int] | None:
         with self._lock:
