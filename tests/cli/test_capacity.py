@@ -110,6 +110,13 @@ def test_hardware_that_is_not_here_is_predicted_with_its_rent(invoke):
     assert "predicted: vLLM" in out and out.splitlines()[3].split()[-1] not in ("-", "0")
 
 
+def test_a_replica_that_leaves_devices_idle_says_so(invoke):
+    asked = ("--engine", "vllm", "--rate", 3, "--seconds", "20s")
+    out = invoke(capacity.command, "qwen3:32b", "--on", "5xh100", *asked)
+    assert "a replica uses 1 of 5 devices and is billed for all: --on h100 fits it" in out
+    assert "billed" not in invoke(capacity.command, "qwen3:32b", "--on", "2xh100", *asked)
+
+
 def test_a_folder_of_weights_is_predicted_by_its_own_sizes(invoke, tmp_path, capsys):
     from freehold.cli.main import run
 

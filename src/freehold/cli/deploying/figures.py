@@ -12,6 +12,7 @@ from freehold.backends.capacity.objective import ReplicaSearch, shown
 from freehold.backends.capacity.simulation import SimulatedRun
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.planning.printed import sizes
+from freehold.catalog.hardware import Rig
 from freehold.reports.capacity import PERCENTS, Capacity
 
 HEAD = ("REPLICAS", "ROUTING", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99", "HIT", "BUSY", "USD/h")
@@ -50,6 +51,10 @@ def _plan(found: Capacity) -> Iterator[str]:
     )
     words = f"freehold deploy {model} {hardware} --engine {plan.engine} --streams {plan.streams} --replicas 1"
     yield f"a replica: {where}; {words} --dry-run prints its flags"
+    used, rented = plan.sizes.devices, plan.nodes.rig.count * plan.nodes.count
+    if used < rented:
+        fitting = Rig(plan.nodes.rig.device, used).name
+        yield f"a replica uses {used} of {rented} devices and is billed for all: --on {fitting} fits it"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
