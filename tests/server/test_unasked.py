@@ -50,3 +50,18 @@ def test_a_json_body_of_another_loopback_origin_is_for_the_browser_to_ask_about(
         },
     )
     assert "access-control-allow-origin" not in asked.headers and asked.status_code >= 400
+
+
+NAMED = sorted({endpoint_of(r).path for r in routes() if "model" in endpoint_of(r).query})
+
+
+@pytest.mark.parametrize("path", NAMED)
+@pytest.mark.parametrize("site", ["same-site", "cross-site"])
+def test_no_picture_of_another_origin_makes_a_server_load_a_model(serving, path, site):
+    running = serving()
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    answer = running.client.get(f"{path}?model=fake:1b", headers=headers)
+    assert answer.status_code in (403, 404) and not running.models.used
+    if path == "/tokenizer_info":  # a program, and what is typed into the address
+        for headers in ({}, {"Sec-Fetch-Site": "none"}):
+            assert running.client.get(f"{path}?model=fake:1b", headers=headers).status_code == 200

@@ -185,6 +185,15 @@ class Guard:
         if origin and not own and origin not in self.origins:
             raise Refused(403, "pages of this origin may not upload to this server", code="foreign_origin")
 
+    def check_asked(self, headers: Headers) -> None:
+        """Raise Refused (403) for a GET that a web page of an origin that is not allowed has sent, as by a picture.
+
+        For those that make the server compute: what they answer no such page can read.
+        """
+        allowed = headers.get(b"origin", b"").decode("latin-1") in self.origins
+        if not allowed and from_another_page(headers, tls=self.tls):
+            raise Refused(403, "pages of this origin may not ask this server", code="foreign_origin")
+
     def _keyed(self, headers: Headers) -> Key:
         given = _given(headers)
         key = self.keys.find(given) if given else None

@@ -127,6 +127,7 @@ async def detokenize(call: HttpCall) -> None:
 
 async def tokenizer_info(call: HttpCall) -> None:
     """Show the template and the special tokens; `?model=` names the model."""
+    call.server.guard.check_asked(call.headers)  # it may load the model
     asked = parse_qs(call.scope["query_string"].decode("latin-1")).get("model", [None])[0]
 
     async def work() -> None:
