@@ -147,4 +147,5 @@ def _server(model: Model, quant: str, engine: str, devices: int, context: int) -
         "tensorrt-llm": (f"trtllm-serve {model.id}", "--tp_size", "--max_seq_len"),
     }[engine]
     parts = [start, f"{several} {devices}" if devices > 1 else "", f"{room} {context}" if context else ""]
-    return Line(" ".join(p for p in (*parts, "--quantization fp8" if rounded else "") if p))
+    rounds = f"--quantization {'fp8_per_tensor' if engine == 'vllm' else 'fp8'}" if rounded else ""
+    return Line(" ".join(p for p in (*parts, rounds) if p))
