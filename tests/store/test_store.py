@@ -58,6 +58,12 @@ def test_what_is_no_model_is_refused(text: str):
         parse_ref(text)
 
 
+def test_adapter_behind_a_model_is_named_where_none_is_taken():
+    with pytest.raises(UsageError) as e:
+        parse_ref("smollm2:135m+./mine")
+    assert "an adapter behind + is for run, eval and serve" in e.value.hint
+
+
 def test_folder_names_differ_for_each_name_and_stay_inside():
     names = ["a:b", "a--b", "a/b", "A:b", "../x", "https://h/x?y", "." * 50, "n" * 500]
     slugs = [slug(n) for n in names]

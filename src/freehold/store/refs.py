@@ -103,8 +103,10 @@ def _hub(text: str, rest: str) -> Ref:
     path, _, quant = rest.partition(":")
     repo, _, revision = path.partition("@")
     if not _REPO.fullmatch(repo) or (revision and not _REVISION.fullmatch(revision)) or ".." in path:
+        adapter = "; an adapter behind + is for run, eval and serve" if "+" in text else ""
         raise UsageError(
-            f"{text!r} is neither a file here nor a hub reference", "write org/repo or org/repo:Q4_K_M"
+            f"{text!r} is neither a file here nor a hub reference",
+            f"write org/repo or org/repo:Q4_K_M{adapter}",
         )
     label = f"{path}:{quant}" if quant else path
     return Ref("hub", label, repo, quant, revision or "main")
