@@ -1,6 +1,7 @@
 """The benchmarks: every mention of one names a file that exists, and every program finds the repository."""
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -31,3 +32,27 @@ def test_every_program_puts_the_repository_on_its_path_before_it_imports_another
         imported = re.search(r"^from (benches|tests)\b", text, re.MULTILINE)
         if imported:
             assert "parents[2]" in text[: imported.start()], path
+
+
+def test_words_are_counted_by_place_and_names_apart():
+    module = runpy.run_path(str(BENCHES / "words.py"))
+
+    def counted(name: str, text: str) -> list[tuple[str, str, int]]:
+        texts, matches = module["texts"], module["matches"]
+        return [(pattern, t.place, line) for t in texts(name, text) for pattern, line, _ in matches(t)]
+
+    code = '"""It goes on."""\nfound = 1  # a door\nraise E(\n    f"{held} is held in a room"\n)\n'
+    assert counted("src/a.py", code) == [
+        ("goes on", "src", 1),
+        ("held", "errors", 4),
+        ("room", "errors", 4),
+    ]
+    page = "A door\n```text\nstands\n```\n`held`\nlies in\n"
+    assert counted("docs/guides/a.md", page) == [("lies", "guides", 6), ("door", "guides", 1)]
+    assert counted("docs/design/a.md", page) == [("lies", "docs", 6)]
+    assert counted("docs/log/a.md", page) == []
+    assert module["names"]("found = _asked = Given = 'said'  # made\n") == {
+        "found": 1,
+        "asked": 1,
+        "given": 1,
+    }
