@@ -22,7 +22,16 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from freehold.sandbox.remote import LENT, OPERATIONS, Remote, RemoteCallable, class_of, described, error_class
+from freehold.sandbox.remote import (
+    LENT,
+    OPERATIONS,
+    Remote,
+    RemoteCallable,
+    awaited,
+    class_of,
+    described,
+    error_class,
+)
 from freehold.sandbox.values import ValuePacker, ValueReader, deep
 
 _LENGTH = 4  # bytes before a message
@@ -31,7 +40,19 @@ _MOST_PRINTED = 1 << 16  # characters that wait for the next message
 _SEEN = 8  # attributes whose lists and dicts may be changed in place,
 _MOST_SEEN = 1000  # of as many items and containers
 _ENDING = ("next", "send", "throw")  # operations that may end an iteration
-_LENT_NAMES = ("__name__", "__qualname__", "__doc__", "__module__", "__enter__", "__exit__", "__class__")
+_LENT_NAMES = (
+    "__aiter__",
+    "__anext__",
+    "__aenter__",
+    "__aexit__",
+    "__name__",
+    "__qualname__",
+    "__doc__",
+    "__module__",
+    "__enter__",
+    "__exit__",
+    "__class__",
+)
 _INNER = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)  # by which all could be had
 _OWN_CONTROL = ("unittest", "doctest", "bdb")  # their exceptions would end a test without an error
 
@@ -276,6 +297,8 @@ class Peer:
             return self._exception_class(value)
         if isinstance(value, BaseException):
             return self._exception(packer, value)
+        if isinstance(value, types.CoroutineType):
+            return ["coroutine", self._numbered(value)]
         kind, has_value, shown = described(value)
         return ["ref", self._numbered(value), kind, has_value, packer.packed(shown), type(value).__name__]
 
@@ -310,6 +333,8 @@ class Peer:
             return self._exception_read(reader, *packed[1:])
         if tag == "errors":
             return self._exception_class_read(reader, *packed[1:])
+        if tag == "coroutine":
+            return awaited(Remote(self, packed[1], False))
         if tag != "ref":
             raise ValueError
         _, number, kind, has_value, shown, name = packed

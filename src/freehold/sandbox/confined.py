@@ -49,7 +49,7 @@ _USUAL = (
         "heapq",
         "bisect",
     ),
-    *("copy", "datetime", "decimal", "fractions", "dataclasses", "enum", "random", "ctypes"),
+    *("copy", "datetime", "decimal", "fractions", "dataclasses", "enum", "random", "ctypes", "asyncio"),
 )
 
 
@@ -59,6 +59,7 @@ def main() -> None:
     platforms.limit("RLIMIT_CORE", 0)
     for name in _USUAL:
         __import__(name)
+    _run_loops_without_sockets()
     readable = runtime_files()
     gc.collect()
     gc.freeze()
@@ -68,6 +69,17 @@ def main() -> None:
             if not asked:
                 return
             _test(sock, json.loads(asked), pipes, readable)
+
+
+def _run_loops_without_sockets() -> None:
+    """Let asyncio do without epoll, and without the sockets by which threads and signals wake it: there are none."""
+    import selectors
+    from asyncio.selector_events import BaseSelectorEventLoop
+
+    selectors.DefaultSelector = selectors.PollSelector  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("_make_self_pipe", "_close_self_pipe", "_write_to_self"):
+        assert hasattr(BaseSelectorEventLoop, name)
+        setattr(BaseSelectorEventLoop, name, lambda self: None)
 
 
 def _test(sock: socket.socket, limits: dict[str, int], pipes: list[int], readable: list[str]) -> None:

@@ -35,6 +35,9 @@ _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul
 _SHIFTS = ("lshift", "rshift")
 
 
+_LOOPS: list[Any] = []  # of asyncio, which do not run
+
+
 class RemoteSide(Protocol):
     """The way to the other process. `trusts`: whether its objects are compared with values of this one."""
 
@@ -93,6 +96,21 @@ class Remote:
 
     def __next__(self) -> Any:
         return _asked(self, "op", "next", self)
+
+    def __await__(self) -> Any:
+        return awaited(self).__await__()
+
+    def __aiter__(self) -> Any:
+        return _asked(self, "attr", self, "__aiter__")()
+
+    def __anext__(self) -> Any:
+        return _asked(self, "attr", self, "__anext__")()
+
+    def __aenter__(self) -> Any:
+        return _asked(self, "attr", self, "__aenter__")()
+
+    def __aexit__(self, kind: Any, error: Any, traceback: Any) -> Any:
+        return _asked(self, "attr", self, "__aexit__")(kind, error, None)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return _asked(self, "op", "deepcopy", self)
@@ -205,6 +223,30 @@ def described(value: Any) -> tuple[int, bool, Any]:
     return kind, base is not None, base or (type(value) if type(value) in _SHOWN else None)
 
 
+async def awaited(remote: Remote) -> Any:
+    """Have the other process run a coroutine, or what it awaits otherwise, to its end."""
+    return _asked(remote, "op", "run", remote)
+
+
+def _run(awaitable: Any) -> Any:
+    """Run to its end what the other process awaits, in a loop of its own: the one that runs may wait for this."""
+    import asyncio
+
+    async def waits() -> Any:
+        return await awaitable
+
+    outer = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        loop = _LOOPS.pop() if _LOOPS else asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(waits())
+        finally:
+            _LOOPS.append(loop)
+    finally:
+        asyncio._set_running_loop(outer)
+
+
 def _base(kind: type) -> Any:
     return next((base for base in _BASES if base in kind.__mro__), None)
 
@@ -218,6 +260,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "throw": lambda generator, *error: generator.throw(*error),
     "value": lambda value: _base(type(value))(value),
     "deepcopy": copy.deepcopy,
+    "run": _run,
 }
 LENT = frozenset(OPERATIONS) - {"delattr", "value"}  # of the test's objects
 
