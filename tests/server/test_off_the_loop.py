@@ -18,7 +18,7 @@ from freehold.server.core.answering import Answering
 from freehold.server.core.bodies import LOOP_BYTES
 from freehold.server.core.call import APART
 from freehold.server.core.limits import ServerLimits
-from freehold.server.core.longjson import long_list
+from freehold.server.core.longjson import in_pieces, long_list
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.ollama import abilities
@@ -28,7 +28,10 @@ from freehold.server.ollama.fields import MAX_UNANSWERED, CallIds
 from freehold.server.openai import chat as openai
 from freehold.server.openai import completions, embeddings, tokens
 from freehold.server.openai.fields import structured
+from freehold.server.openai.responses.fields import LOGPROBS
 from freehold.server.openai.responses.items import read_items
+from freehold.server.openai.responses.output import Output
+from freehold.server.openai.responses.store import Keeping
 from freehold.serving import MAX_TEXTS, MAX_TOOLS
 from freehold.types import MAX_CHOICES
 from tests.server.fakes import Script
@@ -107,6 +110,28 @@ def test_log_probabilities_of_a_whole_answer_are_written_off_the_loop(serving, m
     answer = running.client.post("/v1/chat/completions", json={**chat, "top_logprobs": 20}).json()
     assert len(answer["choices"][0]["logprobs"]["content"]) > 100
     assert [each.startswith("freehold-bodies") for each in seen] == [True]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_a_response_are_written_and_prepared_for_its_store_off_the_loop(
+    serving, monkeypatch, stream: bool
+):
+    written, prepared = in_thread(monkeypatch, Output, "finish"), in_thread(monkeypatch, Keeping, "prepare")
+    put = in_thread(monkeypatch, Keeping, "put")
+    asked = {"model": MODEL, "input": "hi", "include": [LOGPROBS], "top_logprobs": 20, "stream": stream}
+    running = serving(Script(text="word " * 200))
+    answer = running.client.post("/v1/responses", json=asked)
+    lines = answer.text.splitlines()
+    whole = json.loads(lines[-2].removeprefix("data: "))["response"] if stream else answer.json()
+    assert len(whole["output"][0]["content"][0]["logprobs"]) > 100
+    assert [each.startswith("freehold-bodies") for each in written + prepared + put] == [True, True, False]
+    assert running.client.get(f"/v1/responses/{whole['id']}").json()["output"] == whole["output"]
+
+
+def test_long_lists_anywhere_are_written_in_pieces_as_the_encoder_writes_them():
+    value = {"a": [{"b": list(range(300)), "c": "x"}], "d": [], "e": [[i] for i in range(200)]}
+    assert isinstance(in_pieces(value)["e"], msgspec.Raw)
+    assert msgspec.json.encode(in_pieces(value)) == msgspec.json.encode(value)
 
 
 def test_a_line_of_a_batch_is_encoded_in_a_thread_and_its_answer_is_never_parsed():

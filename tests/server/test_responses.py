@@ -15,7 +15,7 @@ from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.responses import routes
 from freehold.server.openai.responses.items import read_items
-from freehold.server.openai.responses.store import Bounds, Responses, StoredItem
+from freehold.server.openai.responses.store import Bounds, Keeping, Responses, StoredItem
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
@@ -473,11 +473,9 @@ def test_a_chat_of_many_parts_is_read_and_kept_beside_the_loop(serving, monkeypa
     read = routes.response_job
     monkeypatch.setattr(routes, "response_job", lambda *a: threads.append(threading.get_ident()) or read(*a))
     first = whole(server, input=[parts(1000)] * 4)
-    kept = server.doors.server.part(Responses)
-    monkeypatch.setattr(kept, "keep", lambda *_: "")  # of an answer, which the loop writes as it is
     threads.clear()
     whole(server, previous_response_id=first["id"], input="go on")
-    assert len(threads) == 4 + 1 + 1 + 1 and server.thread.ident not in threads
+    assert len(threads) == 4 + 1 + 1 + 1 + 1 and server.thread.ident not in threads
 
 
 def test_ten_thousand_items_of_one_turn_are_joined_once():
@@ -495,24 +493,31 @@ def response(id: str, size: int) -> dict[str, Any]:
     return {"id": id, "output": [], "text": "x" * size}
 
 
+def keep(store: Responses, tenant: str, response: dict[str, Any], *asked: StoredItem) -> str:
+    keeping = Keeping(store, tenant, asked, None)
+    why = keeping.prepare(response, ())
+    keeping.put()
+    return why
+
+
 def test_tenants_see_only_their_own_and_the_oldest_goes_first():
     store = Responses(Bounds(one=1000, tenant=2500, everybody=4000))
     for id in ("a", "b"):
         item = StoredItem.of({"type": "reasoning", "id": f"item-{id}"})
-        assert store.keep("ann", response(id, 400), [item], None) == ""
+        assert keep(store, "ann", response(id, 400), item) == ""
     with pytest.raises(Refused, match="no response 'a'"):
         store.get("bob", "a")
     (found,) = store.named("ann", ["item-a"]).values()
     assert store.named("bob", ["item-a"]) == {} and found.parsed()["id"] == "item-a"
     store.get("ann", "a")
-    store.keep("ann", response("c", 900), [], None)
+    keep(store, "ann", response("c", 900))
     with pytest.raises(Refused, match="'b'"):
         store.get("ann", "b")
     assert store.named("ann", ["item-b"]) == {} and store.get("ann", "a")
     for id in ("d", "e"):  # the sum is too large: who has most loses
-        store.keep("bob", response(id, 900), [], None)
+        keep(store, "bob", response(id, 900))
     assert store.bytes <= 4000 and store.get("bob", "e")
-    assert "more than 1,000" in store.keep("bob", response("f", 2000), [], None)
+    assert "more than 1,000" in keep(store, "bob", response("f", 2000))
 
 
 def test_what_is_too_large_to_keep_is_said(serving):

@@ -36,7 +36,7 @@ class MessageShape:
     """Implements answering.Shape for the one answer that a request has. `asked`: its max_tokens."""
 
     content_type = sse.CONTENT_TYPE
-    keeps = False
+    keep = None
 
     def __init__(self, request_id: bytes, asked: int, *, show_thinking: bool) -> None:
         self._request_id, self._asked, self._show = request_id.decode(), asked, show_thinking

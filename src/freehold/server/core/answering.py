@@ -7,14 +7,14 @@ Path: openai/chat.py and its like -> Answering.stream -> Computing.run -> Answer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
 import msgspec
 
-from freehold.server.core.call import HttpCall
+from freehold.server.core.call import APART, HttpCall
 from freehold.server.core.computing import Computing, Fit
 from freehold.server.core.limits import Gone
 from freehold.server.core.pictures import Pictures
@@ -62,7 +62,11 @@ class AnswerShape(Protocol):
     """How a route writes its answers. Pieces of a stream are bytes, b"" if there is nothing to send."""
 
     content_type: bytes  # of a stream
-    keeps: bool  # whether `whole` stores the answer for later requests
+
+    @property
+    def keep(self) -> Callable[[], None] | None:
+        """What keeps the answer for later requests, once it is written; None where it is not kept."""
+        ...
 
     def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         """Take the model's name, the id by which the ledger has the answer, and the counts, first of all.
@@ -142,11 +146,11 @@ class Answering:
 
         await self.call.while_here(self._computing.run(model, opened, keep))
         ordered = [choices[i] for i in sorted(choices)]
-        if self.shape.keeps:  # what others may ask for from then on
-            await self.call.answer(self.shape.whole(ordered))
-            return
-        size = SCORE * sum(len(c.logprobs) * (1 + len(c.logprobs[0].top)) for c in ordered if c.logprobs)
-        await self.call.answer(await self.call.apart(self._encoded, ordered, size=size))
+        size = SCORE * sum(_scores(choice.logprobs) for choice in ordered)
+        data = await self.call.apart(self._encoded, ordered, size=size)
+        if self.shape.keep is not None:
+            self.shape.keep()
+        await self.call.answer(data)
 
     def _encoded(self, choices: Sequence[Choice]) -> bytes:
         return msgspec.json.encode(self.shape.whole(choices))
@@ -157,19 +161,31 @@ class Answering:
         async with EventStream(self.call, self.shape.content_type, self.shape.beat) as events:
             # Sent with the first chunk: clients measure the time to the first event as the time to the first token.
             openings: dict[int, bytes] = {}
+            scores = 0
 
             async def opened(served: ModelHandle, job: int, begin: Begin) -> None:
                 await self.shape.begun(served, job, self._choices(job), begin)
                 openings[job] = b"".join(self.shape.opened(i, begin) for i in self._choices(job))
 
             async def send(job: int, chunks: list[tuple[int, Chunk]]) -> None:
-                data = b"".join(self._pieces(self._first[job] + index, chunk) for index, chunk in chunks)
+                nonlocal scores
+                scores += sum(_scores(chunk.logprobs) for _, chunk in chunks)
+                # An answer that is kept has all its log-probabilities once more at its end.
+                long = self.shape.keep is not None and SCORE * scores > APART
+                if long and any(chunk.finish_reason is not None for _, chunk in chunks):
+                    data = await self.call.apart(self._written, job, chunks, size=SCORE * scores)
+                else:
+                    data = self._written(job, chunks)
                 if data:
                     await events.send(openings.pop(job, b"") + data)
 
             try:
                 await self.call.while_here(self._computing.run(model, opened, send))
-                last = self.shape.closing()
+                if self.shape.keep is None:
+                    last = self.shape.closing()
+                else:
+                    last = await self.call.apart(self.shape.closing, size=SCORE * scores)
+                    self.shape.keep()
             except Gone:
                 raise
             except Exception as e:
@@ -182,6 +198,9 @@ class Answering:
         self.call.work.model = model
         self.shape.bind(model, self.call.answer_id, self._computing.tally)
 
+    def _written(self, job: int, chunks: Sequence[tuple[int, Chunk]]) -> bytes:
+        return b"".join(self._pieces(self._first[job] + index, chunk) for index, chunk in chunks)
+
     def _pieces(self, choice: int, chunk: Chunk) -> bytes:
         data = self.shape.piece(choice, chunk)
         if chunk.finish_reason is not None:
@@ -191,3 +210,8 @@ class Answering:
 
     def _choices(self, job: int) -> range:
         return range(self._first[job], self._first[job + 1])
+
+
+def _scores(logprobs: Sequence[TokenLogprob]) -> int:
+    """Return how many log-probabilities tokens have, with their alternatives."""
+    return len(logprobs) * (1 + len(logprobs[0].top)) if logprobs else 0

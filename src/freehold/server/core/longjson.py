@@ -7,6 +7,7 @@ Path: a handler -> HttpCall.apart -> long_list -> an answer's field
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -18,3 +19,12 @@ def long_list(values: Sequence[object], piece: int = PIECE) -> msgspec.Raw:
     """Return a list as JSON, written `piece` values at a time; what is encoded later copies it."""
     parts = (msgspec.json.encode(values[at : at + piece])[1:-1] for at in range(0, len(values), piece))
     return msgspec.Raw(b"[" + b",".join(parts) + b"]")
+
+
+def in_pieces(value: Any) -> Any:
+    """Return a JSON value whose lists of more than SCORES are written already, piece by piece."""
+    if isinstance(value, dict):
+        return {name: in_pieces(each) for name, each in value.items()}
+    if not isinstance(value, list):
+        return value
+    return long_list(value, SCORES) if len(value) > SCORES else [in_pieces(each) for each in value]

@@ -48,7 +48,7 @@ class OllamaShape(ABC):
     """Implements answering.Shape for one answer; a subclass knows where its text goes."""
 
     content_type = NDJSON
-    keeps = False
+    keep = None
 
     written_text: bytes  # where a line has a text
 

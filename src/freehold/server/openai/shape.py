@@ -33,7 +33,7 @@ class OpenAIShape(ABC):
     event: str  # of an event
     prefix: str  # of the id
     content_type = sse.CONTENT_TYPE
-    keeps = False
+    keep = None
 
     def __init__(self, include_usage: bool) -> None:
         self._include_usage = include_usage

@@ -31,7 +31,7 @@ from freehold.server.openai.responses.fields import (
 )
 from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.shape import ResponseShape
-from freehold.server.openai.responses.store import Extent, Responses, StoredItem, StoredResponse
+from freehold.server.openai.responses.store import Extent, Keeping, Responses, StoredItem, StoredResponse
 from freehold.server.openai.responses.tools import McpTools, wanted
 
 _INSTEAD = "send the items that the answer needs, without previous_response_id"
@@ -75,13 +75,10 @@ async def create(call: HttpCall) -> None:
         response_job, request, items, known, tenant, warnings, pictures, mcp.offered
     )
 
-    def keep(response: dict[str, Any], labels: tuple[str, ...]) -> str:
-        return store.keep(tenant, response, asked.stored, before, labels)
-
     shape = ResponseShape(
         echo(request, raw),
         Output(custom=offered.custom, summarize=summarized(request), mcp=mcp),
-        keep if request.store is not False else None,
+        Keeping(store, tenant, asked.stored, before) if request.store is not False else None,
     )
     keep_alive = seconds(request.keep_alive)
     answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, pictures=pictures)

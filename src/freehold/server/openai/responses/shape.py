@@ -7,35 +7,34 @@ Path: Answering -> ResponseShape -> bytes, and what is to be kept of the answer 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from freehold.server.core import sse
 from freehold.server.core.answering import Choice
+from freehold.server.core.longjson import in_pieces
 from freehold.server.core.problems import Problem
 from freehold.server.core.receipt import Tally, context
 from freehold.server.openai.responses.fields import IN_THE_OPEN
 from freehold.server.openai.responses.output import Event, Output
+from freehold.server.openai.responses.store import Keeping
 from freehold.serving import Begin, ModelHandle
 from freehold.types import Chunk
 
 encode = msgspec.json.encode
 # How an answer ended -> why its response is incomplete; a refusal is whole, and an item of it says so.
 _CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
-# Takes a finished response and its request's labels; returns why it cannot be kept, or "".
-Keep = Callable[[dict[str, Any], tuple[str, ...]], str]
 
 
 class ResponseShape:
     """Implements answering.Shape for one answer. `echo`: the fields of the request that its answer repeats."""
 
     content_type = sse.CONTENT_TYPE
-    keeps = True
 
-    def __init__(self, echo: dict[str, Any], output: Output, keep: Keep | None) -> None:
-        self._echo, self._output, self._keep = echo, output, keep
+    def __init__(self, echo: dict[str, Any], output: Output, keeping: Keeping | None) -> None:
+        self._echo, self._output, self._keeping = echo, output, keeping
         self._begin: Begin | None = None
         self._reason = ""
         self._number = 0  # of the next event
@@ -59,11 +58,15 @@ class ResponseShape:
 
     def end(self, choice: int, reason: str, last: bool) -> bytes:
         self._reason = reason
-        return self._events(self._output.finish(whole=reason not in _CUT))
+        return self._events(map(in_pieces, self._output.finish(whole=reason not in _CUT)))
 
     def closing(self) -> bytes:
-        response = self._ended()
+        response = in_pieces(self._ended())
         return self._events([{"type": f"response.{response['status']}", "response": response}])
+
+    def keep(self) -> None:
+        if self._keeping is not None:
+            self._keeping.put()
 
     def failed(self, trouble: Problem) -> bytes:
         self._output.cut()
@@ -82,10 +85,10 @@ class ResponseShape:
                 pass
         for _ in self._output.finish(whole=self._reason not in _CUT):
             pass
-        return self._ended()
+        return in_pieces(self._ended())
 
     def _ended(self) -> dict[str, Any]:
-        """Return the finished response, kept if that was asked for."""
+        """Return the finished response, prepared to be kept if that was asked for."""
         cut = _CUT.get(self._reason)
         why = {"incomplete_details": {"reason": cut}} if cut else {}
         times = {} if cut else {"completed_at": int(time.time())}
@@ -94,7 +97,7 @@ class ResponseShape:
         more = {**why, **times, "usage": self._usage(), "freehold": self._tally.receipt()}
         response = self._response("incomplete" if cut else "completed", **more)
         labels = self._begin.labels if self._begin is not None else ()
-        lost = self._keep(response, labels) if self._keep else ""
+        lost = self._keeping.prepare(response, labels) if self._keeping else ""
         if lost:
             response["store"] = False
             response["freehold"]["warnings"] = [*response["freehold"]["warnings"], lost]

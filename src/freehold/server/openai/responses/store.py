@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from freehold.server.core.limits import ServerLimits
+from freehold.server.core.longjson import in_pieces
 from freehold.server.core.problems import Refused
 from freehold.server.core.structure import NOTHING, BodyStructure, structure_of_value, weight
 from freehold.serving import MAX_MESSAGES
@@ -48,7 +49,7 @@ class StoredItem:
     def of(cls, item: Mapping[str, Any]) -> StoredItem:
         """Encode an item, which has an id."""
         listed = _listed(item)
-        data, holds = msgspec.json.encode(listed), structure_of_value(listed)
+        data, holds = msgspec.json.encode(in_pieces(listed)), structure_of_value(listed)
         return cls(item["id"], data, holds, weight(data, holds))
 
     def parsed(self) -> dict[str, Any]:
@@ -65,6 +66,19 @@ class StoredResponse:
     output: tuple[StoredItem, ...]
     previous: str | None
     labels: tuple[str, ...] = ()  # of its request: those of earlier responses are among them
+
+    @classmethod
+    def of(
+        cls,
+        response: Mapping[str, Any],
+        asked: Sequence[StoredItem],
+        previous: str | None,
+        labels: tuple[str, ...] = (),
+    ) -> StoredResponse:
+        """Encode a finished response."""
+        head = msgspec.json.encode({name: value for name, value in response.items() if name != "output"})
+        output = tuple(StoredItem.of(item) for item in response["output"])
+        return cls(head, tuple(asked), output, previous, labels)
 
     @property
     def items(self) -> tuple[StoredItem, ...]:
@@ -165,27 +179,20 @@ class Responses:
         """Bytes of all that is kept."""
         return sum(shelf.bytes for shelf in self._shelves.values())
 
-    def keep(
-        self,
-        tenant: str,
-        response: Mapping[str, Any],
-        asked: Sequence[StoredItem],
-        previous: str | None,
-        labels: tuple[str, ...] = (),
-    ) -> str:
-        """Keep a response; return why not, or ""."""
-        head = msgspec.json.encode({name: value for name, value in response.items() if name != "output"})
-        output = tuple(StoredItem.of(item) for item in response["output"])
-        kept = StoredResponse(head, tuple(asked), output, previous, labels)
-        if kept.bytes > self._bounds.one:
-            return f"the response was not stored: it has {kept.bytes:,} bytes, more than {self._bounds.one:,}"
+    def why_not(self, kept: StoredResponse) -> str:
+        """Return why a response cannot be kept, or "". Safe in any thread."""
+        if kept.bytes <= self._bounds.one:
+            return ""
+        return f"the response was not stored: it has {kept.bytes:,} bytes, more than {self._bounds.one:,}"
+
+    def keep(self, tenant: str, id: str, kept: StoredResponse) -> None:
+        """Keep a response that `why_not` has nothing against."""
         shelf = self._shelves.setdefault(tenant, _Shelf())
-        shelf.put(response["id"], kept)
+        shelf.put(id, kept)
         while shelf.bytes > self._bounds.tenant:
             shelf.drop_oldest()
         while self.bytes > self._bounds.everybody:
             max(self._shelves.values(), key=lambda s: s.bytes).drop_oldest()
-        return ""
 
     def get(self, tenant: str, id: str) -> StoredResponse:
         """Return a response, as one just used; 404 if it is not kept for this tenant."""
@@ -243,6 +250,29 @@ class Responses:
         shelf = self._shelves.get(tenant)
         found = ((id, shelf.where.get(id)) for id in ids) if shelf else ()
         return {id: each[1] for id, each in found if each is not None}
+
+
+@dataclass
+class Keeping:
+    """One response on its way into the store: prepared in any thread, and put there on the loop."""
+
+    store: Responses
+    tenant: str
+    asked: Sequence[StoredItem]
+    previous: str | None
+    _made: tuple[str, StoredResponse] | None = None
+
+    def prepare(self, response: Mapping[str, Any], labels: tuple[str, ...]) -> str:
+        """Encode a finished response with its request's labels; return why it cannot be kept, or ""."""
+        made = StoredResponse.of(response, self.asked, self.previous, labels)
+        if not (why := self.store.why_not(made)):
+            self._made = response["id"], made
+        return why
+
+    def put(self) -> None:
+        """Keep what was prepared, if it can be."""
+        if self._made is not None:
+            self.store.keep(self.tenant, *self._made)
 
 
 def _listed(item: Mapping[str, Any]) -> Mapping[str, Any]:
