@@ -64,7 +64,7 @@ class Stretch:
 
     @property
     def says(self) -> str:
-        """How a sentence on the context of config.json goes on."""
+        """What continues a sentence on the context of config.json."""
         return f", and its card stretches that to {self.context:,}"
 
 
