@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -182,6 +183,15 @@ def test_an_answer_is_cut_where_its_budget_ends_and_says_so(serving):
         assert warning == f"max_tokens was set to {limit}, by what the key's token budget has left for today"
         whole = server.client.post(URL, json={**CHAT, **more}, headers=bearer("bob")).json()
         assert whole["freehold"]["warnings"] == []
+
+
+@pytest.mark.parametrize("asked, given", [({"max_tokens": 30}, 30), ({}, 8192)])
+def test_an_engine_that_does_not_say_its_context_gets_a_limit(serving, asked, given):
+    server = serving(Script(text="word"), keys=Ring([key("ann", tokens="1M/day")]))
+    fake = server.models.served["fake:1b"]
+    fake.loaded.info = replace(fake.loaded.info, context=0)
+    assert server.client.post(URL, json={**CHAT, **asked}, headers=bearer("ann")).status_code == 200
+    assert fake.jobs[-1].max_tokens == given
 
 
 def test_an_answer_that_its_budget_cuts_did_not_fill_the_context(serving):

@@ -129,10 +129,12 @@ class MeteredHandle(DelegatingHandle):
 
     async def _bounded(self, job: Job, left: int) -> tuple[Job, int]:
         """Return the job with a limit that `left` tokens cover, and the most that it costs then."""
-        context = self.handle.info.context
-        # An answer without a limit leaves the key's other requests something.
-        wanted = max(left // 4, ANSWER_TOKENS) if job.max_tokens is None else job.max_tokens
-        wanted = min(wanted, context)
+        context = self.handle.info.context  # 0: an adopted engine does not say
+        if job.max_tokens is None:  # leaves the key's other requests something
+            wanted = max(left // 4 if context else 0, ANSWER_TOKENS)
+        else:
+            wanted = job.max_tokens
+        wanted = min(wanted, context or wanted)
         prompt = (await _size(job)).most
         if prompt + job.n * wanted > left:
             prompt = await self.handle.count(job)
@@ -142,7 +144,7 @@ class MeteredHandle(DelegatingHandle):
                     self._key, f"has {left:,} tokens left today, and this request costs {least:,} at least"
                 )
             wanted = min(wanted, (left - prompt) // job.n)
-        limit = wanted if wanted < context or job.max_tokens is not None else None
+        limit = None if job.max_tokens is None and wanted == context else wanted
         return replace(job, max_tokens=limit), prompt + job.n * wanted
 
     async def _sized(self, job: EmbedJob, left: int) -> tuple[EmbedJob, int]:
