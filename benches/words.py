@@ -30,14 +30,14 @@ READ_BY_USERS = ("help", "errors", "guides")
 PATTERNS = {
     "nobody, somebody, whoever": r"(?:no|some|every|any)body|who(?:m)?ever",
     "told": r"told",
-    "held": r"held",
+    "held": r"(?<!those )(?<!ranges )held(?![- ]out\b)",  # predictions hold, and sets are held out
     "is no X": r"(?<!there )is no (?!longer\b|more\b|less\b|such\b|better\b|worse\b|larger\b|slower\b|faster\b)[a-z]+",
     "of this machine": r"of this machine",
     "as there": r"as there(?=[.,;:)]| *$)",
     "begins so": r"begins? so",
     "is the owner's": r"is the owner's",
     "goes on": r"(?:goes|go|going|went) on",
-    "stands": r"stands?(?! for\b)|stood",
+    "stands": r"stands?(?! for\b| in for\b|-ins?\b)|stood",
     "lies": r"lies?(?= (?:in|on|at|beside|where|there|under)\b)",
     "so many": r"so many",
     "under way": r"under way",
