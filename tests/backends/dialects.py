@@ -55,4 +55,4 @@ def replica(engine: str, folder: Path, **options: object) -> AbstractAsyncContex
     made = plan(engine, folder, **options)
     life = folder / "life"
     life.mkdir(mode=0o700)
-    return operated(made, drivers.driver_of(made), life, replace(QUICK, hung_s=1.0))
+    return operated(made, drivers.driver_of(made), life, replace(QUICK, hung_s=1.0, busy_s=1.0))

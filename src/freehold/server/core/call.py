@@ -233,7 +233,7 @@ class HttpCall(ServerCall):
         if LABEL_HEADER not in self.headers:
             return self.inherited
         given = (value.decode("latin-1") for name, value in self.scope["headers"] if name == LABEL_HEADER)
-        named = (label for value in given for label in labels_in(value))
+        named = labels_in(",".join(given))  # a header without any beside one that has some counts for nothing
         return tuple(dict.fromkeys((*self.inherited, *named)))
 
     async def struct(self, kind: type[T], limits: ServerLimits | None = None) -> tuple[T, dict[str, Any]]:
