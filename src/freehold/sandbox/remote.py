@@ -97,20 +97,17 @@ class Remote:
     def __next__(self) -> Any:
         return _asked(self, "op", "next", self)
 
-    def __await__(self) -> Any:
-        return awaited(self).__await__()
-
     def __aiter__(self) -> Any:
         return _asked(self, "attr", self, "__aiter__")()
 
     def __anext__(self) -> Any:
-        return _asked(self, "attr", self, "__anext__")()
+        return _awaitable(_asked(self, "attr", self, "__anext__")())
 
     def __aenter__(self) -> Any:
-        return _asked(self, "attr", self, "__aenter__")()
+        return _awaitable(_asked(self, "attr", self, "__aenter__")())
 
     def __aexit__(self, kind: Any, error: Any, traceback: Any) -> Any:
-        return _asked(self, "attr", self, "__aexit__")(kind, error, None)
+        return _awaitable(_asked(self, "attr", self, "__aexit__")(kind, error, None))
 
     def __deepcopy__(self, memo: Any) -> Any:
         return _asked(self, "op", "deepcopy", self)
@@ -226,6 +223,10 @@ def described(value: Any) -> tuple[int, bool, Any]:
 async def awaited(remote: Remote) -> Any:
     """Have the other process run a coroutine, or what it awaits otherwise, to its end."""
     return _asked(remote, "op", "run", remote)
+
+
+def _awaitable(made: Any) -> Any:
+    return awaited(made) if isinstance(made, Remote) else made
 
 
 def _run(awaitable: Any) -> Any:
