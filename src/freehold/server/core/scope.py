@@ -201,9 +201,8 @@ def chars_of(messages: Sequence[Message]) -> int:
 async def _size(work: Job | EmbedJob) -> PromptSize:
     """Measure a prompt, one of many texts beside the loop."""
     texts = work.texts if isinstance(work, EmbedJob) else work.messages or ()
-    from freehold.router.tokens import (
-        prompt_size,
-    )  # a server without a gateway or a budget needs none of the router
+    # A server without a gateway and without budgets needs nothing of the router.
+    from freehold.router.tokens import prompt_size
 
     return prompt_size(work) if len(texts) <= MANY else await asyncio.to_thread(prompt_size, work)
 
