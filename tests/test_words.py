@@ -39,6 +39,7 @@ ROOMS = (
     "CHANGELOG.md",
     "SECURITY.md",
 )
+LISTS = ("tests/test_words.py", "benches/words.py")  # they have the words themselves
 APART = (
     "docs/log/",
     "docs/reference/",
@@ -54,7 +55,7 @@ def files() -> list[str]:
         f
         for f in found
         if f.endswith(kinds)
-        and f != "tests/test_words.py"
+        and f not in LISTS
         and not f.startswith(APART)
         and (ROOT / f).is_file()
     ]
