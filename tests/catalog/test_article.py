@@ -1,6 +1,6 @@
 """An article of April 2026 on open-weight models, statement by statement, against the dated facts.
 
-A statement holds, or the fact that contradicts it stands beside it. docs/guides/models.md shows the same table.
+A statement holds, or the fact that contradicts it stands beside it. docs/details/models.md shows the same table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from freehold.catalog.model import Model
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 MODELS = catalog.models(NOWHERE)
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "models.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "details" / "models.md"
 Q4 = 4.85 / 8  # bytes a weight of Q4_K_M
 
 
