@@ -56,3 +56,15 @@ def test_words_are_counted_by_place_and_names_apart():
         "asked": 1,
         "given": 1,
     }
+
+
+def test_pages_have_none_of_the_patterns_that_words_counts():
+    module = runpy.run_path(str(BENCHES / "words.py"))
+    counted = {
+        (name, line, words)
+        for name, text in module["files"](None)
+        if name.endswith(".md") and module["page_place"](name) in ("guides", "docs")
+        for piece in module["texts"](name, text)
+        for _, line, words in module["matches"](piece)
+    }
+    assert not counted

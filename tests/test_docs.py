@@ -216,6 +216,15 @@ def test_readme_is_short_and_begins_with_the_two_commands():
     assert {"make run", "make test"} <= {line[:9].strip() for line in text.splitlines()[:12]}
 
 
+def test_a_guide_has_at_most_900_words():
+    """What is longer is a page of docs/details."""
+    long = {
+        p.name: len(p.read_text(encoding="utf-8").split()) for p in (ROOT / "docs" / "guides").rglob("*.md")
+    }
+    assert len(long) > 50
+    assert not {name: words for name, words in long.items() if words > 900}
+
+
 def test_commands_of_the_readme_and_of_ci_are_the_same():
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 

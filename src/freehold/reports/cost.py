@@ -24,7 +24,7 @@ TRAFFIC = {
 
 
 def cost_json(found: Comparison, today: date) -> dict[str, Any]:
-    """Return the answer as documented in docs/guides/cost.md; null for what is infinite."""
+    """Return the answer as documented in docs/details/cost.md; null for what is infinite."""
     from freehold.catalog import prices
 
     sheet, t = prices.table(), found.traffic
