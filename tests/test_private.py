@@ -43,7 +43,7 @@ def use(home: Path, model: Path) -> None:
     bind_unix(settings.socket).close()
     owner_token(settings.owner_token)
     desk = Desk(home)
-    part = desk.files.begin("ann")
+    part = desk.files.begin("ann", 100)
     with open(part, "wb", opener=private.opener) as file:
         file.write(b"{}")
     desk.files.add("ann", part, "x", "batch")

@@ -28,7 +28,7 @@ from freehold.engine.speculate.draft import (
 )
 from freehold.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED, DraftModel
 from freehold.engine.speculate.ngram import MAX_DRAFT, NgramLookup
-from freehold.errors import NonFiniteLogits
+from freehold.errors import NonFiniteLogits, UsageError, UsageError
 
 BASE_SAMPLES = 2  # plain steps that must be measured first
 ALLOWANCE = 1.5  # plain steps an answer may lose by rejected drafts before any was accepted,
@@ -56,12 +56,18 @@ class SequenceDrafts:
         self.draft = None if found is None else Draft.of_match(self.matched, found)
 
     def constrain(self, matcher: ConstraintMatcher, most: int) -> None:
-        """Cut what a grammar forbids; draft what it forces, where the lookup does not say the same."""
-        forced = matcher.forced()[:most]
-        if forced and (self.draft is None or self.draft.tokens[: len(forced)] != forced):
-            self.draft = Draft.of_grammar(self.forced, forced)
-        elif self.draft is not None:
-            self.draft.cut(matcher.count_valid(self.draft.tokens))
+        """Cut what a grammar forbids; draft what it forces, where the lookup does not say the same.
+
+        A parser that fails or has used up its time drafts nothing: the answer's next mask says so, and ends it alone.
+        """
+        try:
+            forced = matcher.forced()[:most]
+            if forced and (self.draft is None or self.draft.tokens[: len(forced)] != forced):
+                self.draft = Draft.of_grammar(self.forced, forced)
+            elif self.draft is not None:
+                self.draft.cut(matcher.count_valid(self.draft.tokens))
+        except UsageError:
+            self.draft = None
 
     @property
     def first_rate(self) -> float:
