@@ -54,10 +54,7 @@ def files() -> list[str]:
     return [
         f
         for f in found
-        if f.endswith(kinds)
-        and f not in LISTS
-        and not f.startswith(APART)
-        and (ROOT / f).is_file()
+        if f.endswith(kinds) and f not in LISTS and not f.startswith(APART) and (ROOT / f).is_file()
     ]
 
 

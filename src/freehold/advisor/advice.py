@@ -204,7 +204,7 @@ class Advice:
 
     @property
     def stretched(self) -> tuple[Judged, ...]:
-        """Models that only context and place exclude, and whose card stretches the context to the request's; best first."""
+        """Models that only context and place exclude, and whose card stretches the context enough; best first."""
         able = {"context", *PLACE_RULES}
         found = [
             j

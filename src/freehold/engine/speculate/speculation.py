@@ -28,7 +28,7 @@ from freehold.engine.speculate.draft import (
 )
 from freehold.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED, DraftModel
 from freehold.engine.speculate.ngram import MAX_DRAFT, NgramLookup
-from freehold.errors import NonFiniteLogits, UsageError, UsageError
+from freehold.errors import NonFiniteLogits, UsageError
 
 BASE_SAMPLES = 2  # plain steps that must be measured first
 ALLOWANCE = 1.5  # plain steps an answer may lose by rejected drafts before any was accepted,
