@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -25,7 +26,17 @@ from typing import Any
 
 from freehold import platforms
 
+START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
+KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # ends by no limit of the child's own
 _LOOK_S = 1.0
+_PASSED_ON = (
+    "PYTHON",
+    "LD_",
+    "DYLD_",
+    "LC_",
+    "LANG",
+    "COV_",
+)  # of the environment: what is secret stays here
 
 
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -34,6 +45,27 @@ def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     `options` are Popen's. Raises OSError.
     """
     return _starter().start([*command, str(os.getpid())], options)
+
+
+def spawn_on_socket(
+    command: Sequence[str], ours: socket.socket, theirs: socket.socket
+) -> subprocess.Popen[bytes]:
+    """Start `command` with the other end of our socket, which it names next, and without secrets of the environment.
+
+    Raises OSError, and closes ours then.
+    """
+    try:
+        return spawn(
+            [*command, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
+        )
+    except OSError:
+        ours.close()
+        raise
 
 
 def follow_parent(parent: int) -> None:
