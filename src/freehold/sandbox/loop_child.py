@@ -7,8 +7,6 @@ Path: router/detect/apart.py -> LoopChild.ask -> the child's main -> parent_sock
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,22 +14,12 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
-from freehold.sandbox.children import follow_parent, may_be_limited, spawn
+from freehold.sandbox.children import KILLED, START_S, follow_parent, may_be_limited, spawn_on_socket
 from freehold.sandbox.wire import LENGTH
 
-START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 PORTION = 1 << 16  # bytes that are sent in one step, some 50 us,
 FRAMES = 256  # of as many frames at most: making them takes some 0.3 ms
 MOST_REPLY = 1 << 20  # bytes
-_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by no limit of the child's own
-_PASSED_ON = (
-    "PYTHON",
-    "LD_",
-    "DYLD_",
-    "LC_",
-    "LANG",
-    "COV_",
-)  # of the environment: what is secret stays here
 
 
 class LoopChild:
@@ -42,18 +30,7 @@ class LoopChild:
         self._sock.setblocking(False)
         self._greeted = False
         with theirs:
-            try:
-                self._process = spawn(
-                    [sys.executable, "-P", "-m", module, str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    start_new_session=True,
-                    env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
-                )
-            except OSError:
-                self._sock.close()
-                raise
+            self._process = spawn_on_socket((sys.executable, "-P", "-m", module), self._sock, theirs)
 
     @property
     def pid(self) -> int:
@@ -112,7 +89,7 @@ class LoopChild:
 
     def blamed(self, code: int) -> bool:
         """Return whether what it was asked ended it, by how it ended: a kill from elsewhere says nothing of that."""
-        return self._greeted and -code not in (0, *_OTHERS)
+        return self._greeted and -code not in (0, *KILLED)
 
 
 def parent_socket() -> socket.socket:

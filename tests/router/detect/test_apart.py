@@ -17,7 +17,7 @@ from freehold.router.detect.phones import _ANY, _possible
 from freehold.router.detect.sieve import MOST_HITS, Sieve
 from freehold.router.gateway import Gateway, Label
 from freehold.router.labels import IN_LOOP, Labeller
-from freehold.sandbox import loop_child
+from freehold.sandbox import children
 from freehold.serving import EmbedJob, Job, Origin
 from freehold.types import Image, Message, ToolCall
 
@@ -179,6 +179,6 @@ def test_where_no_process_starts_the_text_counts_as_personal(monkeypatch: pytest
     def refused(*given: object, **options: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(loop_child, "spawn", refused)
+    monkeypatch.setattr(children, "spawn", refused)
     (why,) = labels_of(chat("word " * 100_000))
     assert "no process could be started" in why
