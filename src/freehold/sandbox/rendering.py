@@ -22,25 +22,15 @@ from datetime import datetime
 from typing import Any
 
 from freehold.errors import BadTemplate, CapacityExceeded
-from freehold.sandbox.children import spawn
+from freehold.sandbox.children import KILLED, START_S, spawn_on_socket
 from freehold.sandbox.limits import HINT, MAX_SECONDS, MAX_SOURCE, MAX_TEXT, TOO_LARGE, allowed_memory
 from freehold.sandbox.watching import watched
 from freehold.sandbox.wire import receive, send
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.renderer")
 MOST = 2  # processes: a long chat, or a template that runs to its limit, holds up none but one
-START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 # The child's clock counts processor time. This one counts all time and only ends a child that does not run at all.
 WALL_FACTOR, WALL_S = 4.0, 5.0
-_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by no limit of ours: another try
-_PASSED_ON = (
-    "PYTHON",
-    "LD_",
-    "DYLD_",
-    "LC_",
-    "LANG",
-    "COV_",
-)  # of the environment: what is secret stays here
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +117,7 @@ class Renderers:
             results = child.answer(job, asked)
         except _Gone as gone:
             code = child.end()
-            if child.greeted and (gone.late or -code not in (0, *_OTHERS)):
+            if child.greeted and (gone.late or -code not in (0, *KILLED)):
                 raise _blamed(code, gone.late, asked) from None
             return None
         except BaseException:  # of ours, or an interrupt: its next answer would be this one's
@@ -167,7 +157,7 @@ class _Child:
         try:
             self._sock, theirs = socket.socketpair()
             with theirs:
-                self._process = _process(self._sock, theirs)
+                self._process = spawn_on_socket(COMMAND, self._sock, theirs)
         except OSError as e:
             raise CapacityExceeded(
                 f"no process could be started to render the chat template: {e.strerror}"
@@ -214,22 +204,6 @@ class _Child:
             return self._process.wait(0.0 if at_once else 0.2)  # one that died may not be taken down yet
         self._process.kill()
         return self._process.wait()
-
-
-def _process(ours: socket.socket, theirs: socket.socket) -> subprocess.Popen[bytes]:
-    """Start a process that has the other end of our socket. Raises OSError, and closes ours then."""
-    try:
-        return spawn(
-            [*COMMAND, str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
-        )
-    except OSError:
-        ours.close()
-        raise
 
 
 def _most_bytes(asked: RenderJob) -> int:
