@@ -31,17 +31,22 @@ def main():
     open("ray.pid", "w").write(str(os.getpid()))
     time.sleep(600)
 """
-# Stands in for the app: notes how it was called, and answers HTTP at the ingress port.
+# Stands in for the app: notes how it was called, and answers HTTP at the ingress port, whose socket its child inherits.
 APP = """
-import os, subprocess, sys, time
+import os, socket, subprocess, sys
 open("calls", "a").write(f"{os.environ['RAY_ADDRESS']} {os.environ['FREEHOLD_REVISION']} {sys.argv[1:]}\\n")
 if os.path.exists("fails"):
     sys.exit("the engine has ended: no such file")
 if not os.path.exists("ingress.pid"):
-    server = "from http.server import *; ThreadingHTTPServer(('127.0.0.1', PORT), SimpleHTTPRequestHandler)"
-    server = server.replace("PORT", open("port").read()) + ".serve_forever()"
+    listening = socket.create_server(("127.0.0.1", int(open("port").read())))
+    server = (
+        "import socket; from http.server import *;"
+        "at = ThreadingHTTPServer(('127.0.0.1', 0), SimpleHTTPRequestHandler, bind_and_activate=False);"
+        f"at.socket.close(); at.socket = socket.socket(fileno={listening.fileno()}); at.serve_forever()"
+    )
     quiet = subprocess.DEVNULL
-    child = subprocess.Popen([sys.executable, "-c", server], stdout=quiet, stderr=quiet)
+    fds = [listening.fileno()]
+    child = subprocess.Popen([sys.executable, "-c", server], stdout=quiet, stderr=quiet, pass_fds=fds)
     open("ingress.pid", "w").write(str(child.pid))
 """
 
@@ -59,17 +64,12 @@ class Started:
             self.said.append(line.decode().strip())
 
     async def status(self) -> int:
-        async with aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self.folder / "s.sock"))
-        ) as asked:
-            for _ in range(100):
-                try:
-                    async with asked.get("http://x/port") as reply:
-                        await reply.read()
-                        return reply.status
-                except (aiohttp.ClientError, OSError):
-                    await asyncio.sleep(0.05)
-        raise AssertionError("the ingress does not answer")
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.folder / "s.sock"))) as asked,
+            asked.get("http://x/port") as reply,
+        ):
+            await reply.read()
+            return reply.status
 
     @property
     def calls(self) -> list[str]:

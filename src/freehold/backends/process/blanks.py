@@ -5,7 +5,9 @@ Knows placeholders; knows no engine. Path: EngineDriver.launch -> launch -> fill
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +16,22 @@ from pathlib import Path
 from freehold.backends.contract import DeployPlan, Listens, PlannedFlag
 from freehold.private import opener
 
+# Below the ports that systems lend to outgoing connections (32768 on for Linux, 49152 on for macOS): an engine that
+# needs a minute to start would else find its port taken by anybody's request.
+_PORTS = range(20_000, 32_768)
+
 
 def free_port() -> int:
-    """Return a port of loopback that was free just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Return a port of loopback that was free just now, and that no outgoing connection is lent meanwhile.
+
+    Raises:
+        OSError: none of 100 ports drawn by chance was free.
+    """
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port of loopback among 100 drawn from {_PORTS.start} to {_PORTS.stop - 1}")
 
 
 def filled(plan: DeployPlan, folder: Path) -> DeployPlan:
