@@ -7,7 +7,9 @@ Path: upstream.py -> Wire.request -> hop.py -> Wire.reader or Wire.whole -> Chun
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -122,32 +124,37 @@ class UpstreamFault(UpstreamFailed):
 Piece = tuple[int, Chunk]  # number of the answer, its next chunk
 
 
-class EventReader(Protocol):
+class EventReader(ABC):
     """Reads one stream's events."""
 
-    answer_id: str  # the provider's, once it has come
-    oddities: list[str]  # what was not as the wire says, in an answer that is whole all the same
+    def __init__(self) -> None:
+        self.answer_id = ""  # the provider's, once it has come
+        self.ended = False  # the wire's own end event has come: a stream without it was broken off
+        self.oddities: list[
+            str
+        ] = []  # what was not as the wire says, in an answer that is whole all the same
+
+    @abstractmethod
+    def push(self, event: str, data: bytes) -> Sequence[Piece]:
+        """Return what one server-sent event adds. Raises UpstreamFault for an error event or for nonsense."""
+
+    @abstractmethod
+    def _counts(self) -> Usage | None:
+        """Return the counts so far. Raises UpstreamFault for numbers that cannot be counts."""
+
+    @property
+    def reported(self) -> Usage | None:
+        """Return what the provider has counted so far; None: nothing yet, or nothing that can be a count."""
+        with suppress(UpstreamFault):  # the answer's end raises it
+            return self._counts()
+        return None
 
     def closed(self) -> Sequence[Piece]:
         """Return what the end of the body adds, where the wire's own end event is missing and the answer is whole.
 
-        Raises UpstreamFault where it was broken off.
+        Raises UpstreamFault where it was broken off: on most wires the end event alone says that it is whole.
         """
-        ...
-
-    @property
-    def reported(self) -> Usage | None:
-        """Return what the provider has counted so far; None: nothing yet."""
-        ...
-
-    def push(self, event: str, data: bytes) -> Sequence[Piece]:
-        """Return what one server-sent event adds. Raises UpstreamFault for an error event or for nonsense."""
-        ...
-
-    @property
-    def ended(self) -> bool:
-        """Return whether the wire's own end event has come: a stream without it was broken off."""
-        ...
+        raise UpstreamFault("broken", "the stream ended before its answer did", status=200)
 
 
 @dataclass(frozen=True, slots=True)

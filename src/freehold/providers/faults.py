@@ -33,11 +33,6 @@ def invalid(what: str) -> UpstreamFault:
     return UpstreamFault("invalid", f"the provider sent {what}", status=200)
 
 
-def cut_off() -> UpstreamFault:
-    """Return the fault of a stream that ended before its answer did."""
-    return UpstreamFault("broken", "the stream ended before its answer did", status=200)
-
-
 def decoded(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
     """Decode JSON. Raises UpstreamFault, which quotes nothing of it."""
     try:

@@ -8,13 +8,12 @@ Path: hop.py -> MessageReader.push -> Chunk; AnthropicWire.whole -> MessageReade
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import check_counts, cut_off, decoded, invalid, plain
+from freehold.providers.contract import Cause, EventReader, Piece, UpstreamFault
+from freehold.providers.faults import check_counts, decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, SignedThinking, ToolPiece, Usage
 
 _NOTHING: tuple[Piece, ...] = ()
@@ -176,13 +175,11 @@ ERROR = msgspec.json.Decoder(ErrorBody)
 BODY = msgspec.json.Decoder(MessageBody)
 
 
-class MessageReader:
+class MessageReader(EventReader):
     """Reads one answer; `answer_id` is the provider's."""
 
     def __init__(self) -> None:
-        self.answer_id = ""
-        self.ended = False
-        self.oddities: list[str] = []
+        super().__init__()
         self._open: dict[int, ContentBlock] = {}
         self._gained: list[str] = []  # thinking of the open block
         self._signature: list[str] = []
@@ -192,16 +189,8 @@ class MessageReader:
         self._usage = ClaudeUsage()
         self._end: EndDelta | None = None
 
-    def closed(self) -> Sequence[Piece]:
-        """Raise UpstreamFault: the wire's own end event alone says that an answer is whole."""
-        raise cut_off()
-
-    @property
-    def reported(self) -> Usage | None:
-        """Return the counts so far: those of the prompt come with the first event."""
-        with suppress(UpstreamFault):  # the answer's end says that they are not counts
-            return usage_of(self._usage)
-        return None
+    def _counts(self) -> Usage | None:
+        return usage_of(self._usage)
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what an event adds; events of unknown names add nothing, as the API's versioning asks."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import msgspec
 
-from freehold.providers.contract import Cause, Piece, UpstreamFault
-from freehold.providers.faults import check_counts, cut_off, decoded, invalid, plain
+from freehold.providers.contract import Cause, EventReader, Piece, UpstreamFault
+from freehold.providers.faults import check_counts, decoded, invalid, plain
 from freehold.providers.gemini.chat import MADE
 from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
 
@@ -181,26 +180,16 @@ class _Answer:
         self.reason: FinishReason | None = None
 
 
-class ResponseReader:
+class ResponseReader(EventReader):
     """Reads `answers` answers; `answer_id` is the provider's."""
 
     def __init__(self, answers: int) -> None:
-        self.answer_id = ""
-        self.ended = False
-        self.oddities: list[str] = []
+        super().__init__()
         self._answers = [_Answer() for _ in range(answers)]
         self._usage: GeminiUsage | None = None
 
-    def closed(self) -> Sequence[Piece]:
-        """Raise UpstreamFault: the wire's own end event alone says that an answer is whole."""
-        raise cut_off()
-
-    @property
-    def reported(self) -> Usage | None:
-        """Return the counts so far."""
-        with suppress(UpstreamFault):  # the answer's end says that they are not counts
-            return usage_of(self._usage)
-        return None
+    def _counts(self) -> Usage | None:
+        return usage_of(self._usage)
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what an event adds."""

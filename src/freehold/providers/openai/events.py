@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from freehold.providers.contract import Piece, UpstreamFault, WholeAnswer
-from freehold.providers.faults import check_counts, cut_off, decoded, invalid, plain
+from freehold.providers.contract import EventReader, Piece, UpstreamFault, WholeAnswer
+from freehold.providers.faults import check_counts, decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, TokenLogprob, ToolPiece, Usage
 
 _REASONS: dict[str, FinishReason] = {
@@ -184,7 +184,7 @@ class Event(msgspec.Struct, gc=False):
 _EVENT = msgspec.json.Decoder(Event)
 
 
-class CompletionReader:
+class CompletionReader(EventReader):
     """Reads the events of one stream; an answer's last chunk comes after [DONE].
 
     `ids`: the engine was asked for token ids; those of a provider's own vocabulary mean nothing here. A chunk may then
@@ -192,17 +192,13 @@ class CompletionReader:
     """
 
     def __init__(self, answers: int = 1, *, ids: bool = False) -> None:
-        self.answer_id = ""
-        self.ended = False
-        self.oddities: list[str] = []
+        super().__init__()
         self.prompt_ids: tuple[int, ...] = ()
         self._expected, self._ids = answers, ids
         self._answers: dict[int, _AnswerSoFar] = {}
         self._usage: Usage | None = None
 
-    @property
-    def reported(self) -> Usage | None:
-        """Return the counts so far; most providers send them at the end alone."""
+    def _counts(self) -> Usage | None:
         return self._usage
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
@@ -219,7 +215,7 @@ class CompletionReader:
     def closed(self) -> Sequence[Piece]:
         """Return the last chunks where the stream ended without [DONE], after every answer's reason."""
         if len(self._answers) < self._expected or any(a.reason is None for a in self._answers.values()):
-            raise cut_off()
+            return super().closed()
         self.ended = True
         self.oddities.append("its stream has no [DONE]")
         return self._endings()
