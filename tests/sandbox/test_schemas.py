@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from freehold.errors import UsageError
@@ -55,6 +56,15 @@ def test_one_process_does_all_checks(checks: SchemaChecks):
     for thread in threads:
         thread.join()
     assert checks._process is first is not None
+
+
+def test_the_process_of_checks_knows_no_secret_of_the_environment(checks: SchemaChecks, monkeypatch):
+    """A stranger's schema keeps it busy; it had the whole environment."""
+    monkeypatch.setenv("FREEHOLD_API_KEY", "secret")
+    checks.fault(NUMBER, "3")
+    assert checks._process is not None
+    environment = psutil.Process(checks._process.pid).environ()
+    assert "FREEHOLD_API_KEY" not in environment and "HOME" not in environment
 
 
 def test_a_process_that_ended_of_idleness_is_replaced(checks: SchemaChecks):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any, Self
 
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.platforms import can_confine
-from freehold.sandbox.children import spawn
+from freehold.sandbox.children import spawn_on_socket
 from freehold.sandbox.verifier import REFUSED
 from freehold.sandbox.wire import receive, send
 
@@ -40,7 +39,6 @@ FAILURES = (
 GYM = "rg:"
 PACKAGE = "reasoning-gym"
 ENDLESS = 1 << 20  # items of a data set: each is made from its number, when it is asked for
-_PASSED_ON = ("PYTHON", "LD_", "LC_", "LANG")  # of the environment: what is secret stays here
 _FIXED = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -145,18 +143,10 @@ class Verifier:
 
     def _started(self) -> dict[str, Any]:
         ours, theirs = socket.socketpair()
-        kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         self._sock = ours
         with theirs:
-            self._process = spawn(
-                [*COMMAND, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**kept, **_FIXED},
-                cwd="/",
+            self._process = spawn_on_socket(
+                COMMAND, ours, theirs, env=_FIXED, stderr=subprocess.DEVNULL, cwd="/"
             )
         send(ours, _encoded({**self._job, **_limits()}))
         reply = receive(ours)

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -29,14 +29,7 @@ from freehold import platforms
 START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # ends by no limit of the child's own
 _LOOK_S = 1.0
-_PASSED_ON = (
-    "PYTHON",
-    "LD_",
-    "DYLD_",
-    "LC_",
-    "LANG",
-    "COV_",
-)  # of the environment: what is secret stays here
+_PASSED_ON = ("PYTHON", "LD_", "DYLD_", "LC_", "LANG", "COV_")
 
 
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -47,12 +40,22 @@ def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     return _starter().start([*command, str(os.getpid())], options)
 
 
-def spawn_on_socket(
-    command: Sequence[str], ours: socket.socket, theirs: socket.socket
-) -> subprocess.Popen[bytes]:
-    """Start `command` with the other end of our socket, which it names next, and without secrets of the environment.
+def passed_on() -> dict[str, str]:
+    """Return what a child that works for a stranger gets of the environment: nothing secret."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
 
-    Raises OSError, and closes ours then.
+
+def spawn_on_socket(
+    command: Sequence[str],
+    ours: socket.socket,
+    theirs: socket.socket,
+    *,
+    env: Mapping[str, str] | None = None,
+    **options: Any,
+) -> subprocess.Popen[bytes]:
+    """Start `command` with the other end of our socket, which it names next, and what `passed_on` returns.
+
+    `env`: what it gets of the environment besides; `options` are Popen's. Raises OSError, and closes ours then.
     """
     try:
         return spawn(
@@ -61,7 +64,8 @@ def spawn_on_socket(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
+            env={**passed_on(), **(env or {})},
+            **options,
         )
     except OSError:
         ours.close()

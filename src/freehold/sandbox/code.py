@@ -19,7 +19,7 @@ import time
 
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.platforms import can_confine
-from freehold.sandbox.children import spawn
+from freehold.sandbox.children import spawn_on_socket
 from freehold.sandbox.confined import FAILED, PASSED, REFUSED
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.confined")
@@ -28,7 +28,6 @@ WALL_S = 60  # on the clock: a busy machine may take longer
 MEMORY = 1 << 30  # bytes, for each of the two
 _MOST_SAID = 1024  # bytes of a verdict
 _END_S = 10.0  # for two processes to be killed
-_PASSED_ON = ("PYTHON", "LD_", "LC_", "LANG")  # of the environment: what is secret stays here
 _FIXED = {"PYTHONHASHSEED": "0"}  # the same code passes or fails each time
 
 
@@ -77,17 +76,9 @@ class _Runner:
 
     def __init__(self) -> None:
         self._sock, theirs = socket.socketpair()
-        kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         with theirs:
-            self._process: subprocess.Popen[bytes] = spawn(
-                [*COMMAND, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**kept, **_FIXED},
-                cwd="/",
-                start_new_session=True,
+            self._process = spawn_on_socket(
+                COMMAND, self._sock, theirs, env=_FIXED, stderr=subprocess.DEVNULL, cwd="/"
             )
 
     def verdict(self, code: bytes, test: bytes) -> bytes:

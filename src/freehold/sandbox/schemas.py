@@ -20,7 +20,7 @@ from typing import Any
 
 from freehold import platforms
 from freehold.errors import CapacityExceeded
-from freehold.sandbox.children import follow_parent, spawn
+from freehold.sandbox.children import follow_parent, spawn_on_socket
 from freehold.sandbox.wire import receive, send, waits
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.schemas")
@@ -117,15 +117,7 @@ class SchemaChecks:
         ours.settimeout(WALL_S)
         self._sock = ours
         with theirs:
-            self._process = spawn(
-                [*COMMAND, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
+            self._process = spawn_on_socket(COMMAND, ours, theirs, stderr=subprocess.DEVNULL, cwd="/")
         return ours
 
 

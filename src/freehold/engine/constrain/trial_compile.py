@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from freehold.platforms import limit
-from freehold.sandbox.children import follow_parent, spawn
+from freehold.sandbox.children import follow_parent, passed_on, spawn
 from freehold.sandbox.watching import watched
 
 COMPILE_S = 3.0  # of processor for the whole process; a schema of 100 KB takes 0.3 s
@@ -35,7 +35,7 @@ def try_compile(source: str, limits: dict[str, Any]) -> str:
     order = json.dumps({"source": source, "limits": limits, "seconds": COMPILE_S})
     late = f"it took more than {COMPILE_S:g} s to compile"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with spawn([sys.executable, "-P", __file__], **pipes) as child:
+    with spawn([sys.executable, "-P", __file__], env=passed_on(), **pipes) as child:
         try:
             with watched(child, MEMORY):
                 message, _ = child.communicate(order.encode(), WALL_S)
