@@ -76,14 +76,14 @@ function Alone({ error, again }: { error: unknown; again: () => void }) {
   );
 }
 
-/** Use the code of `freehold open`, after taking it out of the address and so out of the tab's history. */
+/** Use the code of the link that `freehold serve` or `open` printed, after taking it out of the address and so out of the tab's history. */
 async function takeCode(code: string): Promise<void> {
   go(to("chat"), true);
   try {
     await becomeOwner(code);
   } catch (e) {
-    notifyError(e);
     await readMe().catch(notifyError);
+    if (!me.peek()?.owner) notifyError(e); // the link was used by this browser before
   }
 }
 

@@ -1,15 +1,20 @@
-"""`freehold open`: an address that makes one browser the owner's, once, and `serve --no-console` without any of it."""
+"""`freehold open` and the link of `serve`: an address that makes one browser the owner's, once."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import webbrowser
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.cli.test_serve import freehold, server
+from tests.cli.test_serve import environment, freehold, program, server
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 
@@ -60,3 +65,59 @@ def test_server_without_its_page_says_so(home):
 def test_without_a_server_there_is_nothing_to_open(tmp_path):
     done = freehold(tmp_path, "open")
     assert done.status != 0 and "freehold serve" in done.err
+
+
+@contextmanager
+def on_a_terminal(home: Path, *args: str, **more: str) -> Iterator[Iterator[str]]:
+    """Run `freehold serve` with its messages on a terminal; yields their lines."""
+    ours, theirs = os.openpty()
+    command = program("serve", "--port", "0", *args)
+    process = subprocess.Popen(
+        command, env=environment(home) | more, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    with closing(open(ours, encoding="utf-8", errors="replace")) as screen:
+        try:
+            yield iter(screen.readline, "")
+        finally:
+            process.kill()
+            process.wait(60)
+
+
+def linked(lines: Iterator[str]) -> tuple[str, str]:
+    """Return the address and the code of the line that opens the page."""
+    for line in lines:
+        if found := re.search(r"open the page: (http://\S+)/#/open/(\S+)", line):
+            return found[1], found[2]
+    raise AssertionError("no line opens the page")
+
+
+def test_serve_prints_a_link_on_a_terminal_that_signs_its_browser_in_once(home):
+    with on_a_terminal(home) as lines:
+        url, code = linked(lines)
+        with httpx2.Client(base_url=url, headers=OWN) as client:
+            assert client.post("/console/owner", json={"code": code}).json()["owner"]
+            assert client.get("/admin/ps").status_code == 200
+        with httpx2.Client(base_url=url, headers=OWN) as other:
+            assert other.post("/console/owner", json={"code": code}).status_code == 401
+
+
+def test_serve_opens_the_page_as_the_owner_in_the_browser(home, tmp_path):
+    seen, browser = tmp_path / "seen", tmp_path / "browser"
+    os.mkfifo(seen)
+    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}\n')
+    browser.chmod(0o700)
+    with on_a_terminal(home, "--open", BROWSER=str(browser), DISPLAY=":1") as lines:
+        url, code = linked(lines)
+        opened = seen.read_text().strip()
+        assert opened.startswith(f"{url}/#/open/") and not opened.endswith(code)
+        with httpx2.Client(base_url=url, headers=OWN) as client:
+            opened_code = {"code": opened.rpartition("/")[2]}
+            assert client.post("/console/owner", json=opened_code).json()["owner"]
+
+
+def test_serve_writes_no_code_into_a_file_or_a_journal(home):
+    with server(home) as (process, url):
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+        assert f"the page: {url}/ (freehold open" in said and "#/open/" not in said

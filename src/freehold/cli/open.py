@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from freehold.cli.serving.attach import RunningServer, found
+from freehold.cli.serving.opening import open_browser, owner_address
 from freehold.cli.shared import json_option
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
-from freehold.platforms import has_screen
 
 SCHEMA = 1
 
@@ -34,12 +34,12 @@ def command(settings: Settings, only_print: bool, as_json: bool) -> None:
         if not server.greeting.url:
             raise UsageError("this server has no port, so no page", "start it with freehold serve")
         code = _code(server)
-        address, seconds = f"{server.greeting.url}/#/open/{code['code']}", code["seconds"]
+        address, seconds = owner_address(server.greeting.url, code["code"]), code["seconds"]
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "url": address, "seconds": seconds}))
         return
     click.echo(address)
-    opened = not only_print and has_screen() and _opened(address)
+    opened = not only_print and open_browser(address)
     what = "opened in the browser" if opened else "open it in a browser of this machine"
     click.echo(f"{what}; the code in it works once, within {seconds:.0f} s", err=True)
 
@@ -54,12 +54,3 @@ def _code(server: RunningServer) -> dict[str, Any]:
                 "this server was started without its page", "start it without --no-console"
             ) from e
         raise
-
-
-def _opened(address: str) -> bool:
-    import webbrowser
-
-    try:
-        return webbrowser.open(address)
-    except webbrowser.Error:
-        return False

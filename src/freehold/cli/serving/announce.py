@@ -12,7 +12,7 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from freehold.cli.serving.opening import opening
+from freehold.cli.serving.opening import open_browser, opening, owner_address, page_line
 from freehold.cli.serving.options import ServeOptions
 from freehold.cli.serving.telling import tell
 from freehold.config import Settings
@@ -46,7 +46,8 @@ class Announcer:
         self._left, self.failed = len(names), 0
         self._parts = bool(names) + (deployments is not None)
         self._doors: Doors | None = None
-        self._telling: asyncio.Task[None] | None = None  # held, as a loop forgets tasks that nothing names
+        self._telling: asyncio.Task[None] | None = None  # held, as a loop forgets tasks that nothing names,
+        self._opening: asyncio.Task[None] | None = None  # as is this one
 
     def opened(self, doors: Doors) -> None:
         """Print how to reach the server, and how to stop it."""
@@ -58,7 +59,7 @@ class Announcer:
         if self._options.ollama_port is not None:
             tell(f"serving Ollama's at port {self._options.ollama_port} too")
         if self._options.console:
-            tell(f"the page: {doors.url}/ (freehold open: as the owner)")
+            self._tell_page(doors)
         for line in opening(self._options, doors.url):
             tell(line)
         if self._hybrid is not None:
@@ -73,6 +74,23 @@ class Announcer:
             tell(f"loading {', '.join(self._names)} ...")
         elif self._deployments is None:
             self._ready()
+
+    def _tell_page(self, doors: Doors) -> None:
+        """Print the page's link, and open it in the browser with --open."""
+        from freehold.server.console.login import Login
+
+        login = doors.server.part(Login)
+        if login is None:  # a server without a home keeps no sessions
+            tell(f"the page: {doors.url}/")
+            return
+        tell(page_line(login, doors.url))
+        if self._options.open_page:
+            address = owner_address(doors.url, login.new_code())
+            self._opening = asyncio.get_running_loop().create_task(self._open(address))
+
+    async def _open(self, address: str) -> None:
+        if not await asyncio.to_thread(open_browser, address):
+            tell("warning: --open found no browser on this machine")
 
     @property
     def useless(self) -> bool:

@@ -1,16 +1,53 @@
-"""What a starting server prints about access: reachable addresses, TLS, and the routes that --insecure opens.
+"""What a starting server prints about access: the page's link, reachable addresses, TLS, and what --insecure opens.
 
-Knows addresses of this machine and the route table; opens nothing. Path: Announcer -> opening -> stderr
+Knows addresses of this machine, the route table and the browser. Path: Announcer -> page_line, opening -> stderr
 """
 
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from freehold.cli.serving.options import ServeOptions
+from freehold.platforms import has_screen
+
+if TYPE_CHECKING:
+    from freehold.server.console.login import Login
 
 _SOON_DAYS = 14  # before a certificate expires, with a warning
+
+
+def page_line(login: Login, url: str) -> str:
+    """Return the line that leads to the page.
+
+    On a terminal it is a link that signs its browser in as the owner, once: a file or a journal, which keeps what it
+    is sent, gets no code.
+    """
+    from freehold.server.console.login import START_CODE_S
+
+    if not sys.stderr.isatty():
+        return f"the page: {url}/ (freehold open: as the owner)"
+    link = owner_address(url, login.new_code(START_CODE_S))
+    return f"open the page: {link} (signs you in, once, within an hour; later: freehold open)"
+
+
+def owner_address(url: str, code: str) -> str:
+    """Return the address of the page that signs its browser in as the owner."""
+    return f"{url}/#/open/{code}"
+
+
+def open_browser(address: str) -> bool:
+    """Open an address in this machine's browser; return False where there is none, or no screen."""
+    import webbrowser
+
+    if not has_screen():
+        return False
+    try:
+        return webbrowser.open(address)
+    except webbrowser.Error:
+        return False
 
 
 def opening(options: ServeOptions, url: str) -> Iterator[str]:

@@ -69,6 +69,7 @@ _DOOR = (
         default=True,
         help="Serve the page at / and the routes that only the page asks.",
     ),
+    click.option("--open", "open_page", is_flag=True, help="Open the page in the browser, as its owner."),
     click.option(
         "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Certificate for TLS, in PEM."
     ),
@@ -105,7 +106,8 @@ class ServeOptions:
     log_level: str
     log_format: LogForm
     gateway: Path | None  # gateway.toml
-    console: bool = True  # the page at `/`
+    console: bool = True  # the page at `/`,
+    open_page: bool = False  # which is opened in the browser at the start
     computes: str = "freehold"  # the engine of the models it is started with; auto: by prediction
     own: str = ""  # a given option that our engine alone has
 
@@ -139,6 +141,7 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
         log_format=given["log_format"],
         gateway=gateway_path(settings, given["gateway"]),
         console=given["console"],
+        open_page=given.get("open_page", False),
         computes=given.get("engine") or "freehold",
         own=given.get("own", ""),
     )

@@ -22,7 +22,8 @@ from freehold.server.core.limits import one_address
 from freehold.server.core.ownpage import from_own_page
 from freehold.server.core.problems import Refused
 
-CODE_S = 60.0
+CODE_S = 60.0  # that a code of `freehold open` is good for,
+START_CODE_S = 3600.0  # and the one that `freehold serve` prints at its start
 MOST_CODES = 16  # of `freehold open`, waiting to be used
 WRONG, WRONG_S = 10, 60.0  # wrong keys or codes of an address, and for how long they count
 MOST_ADDRESSES = 4096  # that are remembered
@@ -54,13 +55,13 @@ class Login:
         self._codes: dict[str, float] = {}  # hash -> until when
         self._wrong: dict[tuple[Tried, str], deque[float]] = {}
 
-    def new_code(self) -> str:
-        """Return a code that makes one session of the owner, within CODE_S."""
+    def new_code(self, seconds: float = CODE_S) -> str:
+        """Return a code that makes one session of the owner, within `seconds`."""
         now, code = self._clock(), secrets.token_urlsafe(24)
         self._codes = {each: until for each, until in self._codes.items() if until > now}
         while len(self._codes) >= MOST_CODES:
             del self._codes[next(iter(self._codes))]
-        self._codes[hashed(code.encode())] = now + CODE_S
+        self._codes[hashed(code.encode())] = now + seconds
         return code
 
     def redeem(self, code: str) -> bool:
@@ -101,7 +102,7 @@ async def login(call: HttpCall) -> None:
 
 
 async def owner(call: HttpCall) -> None:
-    """Change the one-time code of `freehold open` for a session of the owner.
+    """Change the one-time code of `freehold open` or `serve` for a session of the owner.
 
     A right code opens whatever came before it: it has 192 random bits, and a page on the owner's own machine could
     otherwise lock the owner out with ten wrong ones.
@@ -113,7 +114,7 @@ async def owner(call: HttpCall) -> None:
         known.wrong("code", address)
         raise Refused(
             401,
-            f"this code was used, or is older than {CODE_S:.0f} seconds; freehold open makes another",
+            "this link was used already, or is too old; freehold open makes another",
             code="invalid_code",
         )
     await _begin(call, known, None)
