@@ -7,7 +7,7 @@ Path: freehold.advise, cli/advise, cli/why -> placer, held -> advisor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from freehold.advisor.fit import Fit, Misfit, Place
     from freehold.advisor.places import Load
     from freehold.advisor.sizing import Sizing
+    from freehold.advisor.starters import Download, Starter
     from freehold.advisor.verdict import Verdict
-    from freehold.catalog.model import Structure
+    from freehold.catalog.model import Model, Structure
 
 
 def advise(
@@ -99,6 +100,48 @@ def advise(
     return replace(found, beside=_beside(found, settings)) if asked.task.finder else found
 
 
+def starters(settings: Settings, count: int = 3) -> tuple[Starter, ...]:
+    """Return up to `count` models to begin with, best first: they chat, run well here and can be fetched here.
+
+    That is what `advise("chat")` ranks at 10 tokens a second or more, of the models that are here, that the package
+    index has, and, where it can be reached, the hub. Where none is so fast, the fastest ones. Empty where none runs at
+    all. Takes a second or two: the machine is measured if it never was, and the hub is waited for two seconds.
+    """
+    from freehold.advisor.starters import PACE
+    from freehold.advisor.starters import starters as chosen
+
+    download = _downloads(settings)
+    if found := chosen(advise("chat", min_speed=PACE, settings=settings), download, count):
+        return found
+    slow = chosen(advise("chat", min_speed=0, settings=settings), download, 1000)
+    return tuple(sorted(slow, key=lambda s: -s.speed.mid)[:count])
+
+
+def _downloads(settings: Settings) -> Callable[[Model], Download | None]:
+    """Return what says of a model of the catalogue where its file can be had from here; None: nowhere."""
+    from importlib.util import find_spec
+
+    from freehold.advisor.anatomy import from_catalogue
+    from freehold.advisor.places import quant_of
+    from freehold.advisor.starters import Download
+    from freehold.store.reach import hub_reachable
+
+    held, hub = files_held(settings), hub_reachable(settings)
+    index = not settings.offline and find_spec("pip") is not None
+
+    def download(model: Model) -> Download | None:
+        if model.id in held:
+            return Download(held[model.id].weight_bytes, "here")
+        with suppress(FreeholdError):
+            entry = catalog.find(model.name)
+            source = "hub" if hub and entry.hub_repo else "package index" if index and entry.packages else ""
+            size = entry.bytes or from_catalogue(model, quant_of(model)).weight_bytes
+            return Download(size, source) if source else None
+        return None
+
+    return download
+
+
 def fit(
     model: str,
     context: int | None = None,
@@ -127,35 +170,35 @@ def hardware(
     users: int = 1,
     context: int | None = None,
     prompt: int = 1000,
-    answer: int = 300,
+    max_tokens: int = 300,
     min_speed: float | None = None,
     quant: str = "",
     engine: str = "",
 ) -> Sizing:
     """Say which hardware a model of the catalogue needs for this many users, and why other hardware does not suffice.
 
-    `context`: tokens of each conversation, 8,192 or the model's own if that is less; `prompt`, `answer`: tokens of a
-    request; `min_speed`: tokens a second of each user. Raises ModelNotFound with the nearest names, UsageError for
-    numbers that cannot be and for an unknown quantisation or engine.
+    `context`: tokens of each conversation, 8,192 or the model's own if that is less; `prompt`, `max_tokens`: tokens
+    of a request and of its answer; `min_speed`: tokens a second of each user. Raises ModelNotFound with the nearest
+    names, UsageError for numbers that cannot be and for an unknown quantisation or engine.
     """
     from freehold.advisor import engines, sizing
     from freehold.advisor.places import Load
     from freehold.catalog import quants
 
-    for what, number in (("users", users), ("prompt", prompt), ("answer", answer)):
+    for what, number in (("users", users), ("prompt", prompt), ("max_tokens", max_tokens)):
         if not 1 <= number <= 10_000_000:
             raise UsageError(f"{what} = {number:,} is not within 1..10,000,000")
     known = catalog.model(model)
-    least = max(USUAL_ROOM, prompt + answer)
+    least = max(USUAL_ROOM, prompt + max_tokens)
     room = context or (min(least, known.context) if known.context else least)
-    if known.role == "generator" and prompt + answer > room:  # of others `size` says why not
+    if known.role == "generator" and prompt + max_tokens > room:  # of others `size` says why not
         raise UsageError(
-            f"{prompt:,} + {answer:,} tokens a request are more than a context of {room:,}",
+            f"{prompt:,} + {max_tokens:,} tokens a request are more than a context of {room:,}",
             "a shorter --prompt, or a longer --context",
         )
     return sizing.size(
         known,
-        Load(users, prompt, answer),
+        Load(users, prompt, max_tokens),
         context=room,
         pace=sizing.PACE if min_speed is None else min_speed,
         quant=quants.mix(quant).name if quant else "",
