@@ -24,13 +24,13 @@ F32 = NDArray[np.float32]
 
 def served_log_probs(model: SamplingModel, rows: Sequence[AnswerRow], adapter: Adapter | None) -> list[F32]:
     """Return the engine's log-probability of each token of each answer."""
-    found = []
+    log_probs = []
     for row in rows:
         logits = model.answer_logits(row.ids[: row.prompt], row.answer, adapter)
         most = logits.max(1, keepdims=True)
         sums = np.log(np.exp(logits - most).sum(1)) + most[:, 0]
-        found.append(logits[np.arange(len(row.answer)), list(row.answer)] - sums)
-    return found
+        log_probs.append(logits[np.arange(len(row.answer)), list(row.answer)] - sums)
+    return log_probs
 
 
 def mismatch(trainee: Trainee, rows: Sequence[AnswerRow], served: Sequence[F32]) -> dict[str, Any]:

@@ -56,5 +56,5 @@ def half_helps() -> bool:
     """
     from freehold.machine import processor
 
-    found = processor()
-    return "amx_bf16" in found.features or ("avx512_bf16" in found.features and "AMD" in found.name)
+    cpu = processor()
+    return "amx_bf16" in cpu.features or ("avx512_bf16" in cpu.features and "AMD" in cpu.name)

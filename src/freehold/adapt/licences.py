@@ -63,8 +63,8 @@ class LicenceVerdict:
 
 def base_licence(base: ModelRef, facts: Facts) -> LicenceVerdict:
     """Return what the licence of a model says to its being changed."""
-    asked = licensed(base)
-    return _of(asked.name, verdict(asked, replace(facts, modifies=True)))
+    base_model = licensed(base)
+    return _of(base_model.name, verdict(base_model, replace(facts, modifies=True)))
 
 
 def teaching(teacher: ModelRef, student: ModelRef, facts: Facts, accepted: str = "") -> LicenceVerdict:
@@ -78,19 +78,19 @@ def teaching(teacher: ModelRef, student: ModelRef, facts: Facts, accepted: str =
             f"--accept-teacher-terms {accepted!r} does not say which rights you have",
             "name the contract or the permission: it is written into the receipt",
         )
-    asked = licensed(teacher)
-    found = verdict(licensed(student), facts, teachers=[asked])
+    teacher_model = licensed(teacher)
+    judgement = verdict(licensed(student), facts, teachers=[teacher_model])
     known, may = terms_of("", teacher.name, False)
-    if not known and asked.expression:
-        may = terms_of("", asked.expression, False)[1]
-    made = _of(asked.name, found, may, accepted.strip())
-    if made.refusal is not None and not accepted:
-        clause = made.refusal
+    if not known and teacher_model.expression:
+        may = terms_of("", teacher_model.expression, False)[1]
+    terms = _of(teacher_model.name, judgement, may, accepted.strip())
+    if terms.refusal is not None and not accepted:
+        clause = terms.refusal
         raise UsageError(
-            f"the licence of {clause.model or asked.name} refuses this: {clause.says} [{clause.clause}]",
+            f"the licence of {clause.model or teacher_model.name} refuses this: {clause.says} [{clause.clause}]",
             "take another teacher, or state the right that you have: --accept-teacher-terms 'contract of ...'",
         )
-    return made
+    return terms
 
 
 def licensed(ref: ModelRef) -> Subject:
@@ -115,20 +115,20 @@ def _written_in(ref: ModelRef) -> tuple[str, str]:
         return keys.get_str("freehold.base", ""), keys.get_str("general.license", "")
 
 
-def notes(found: Mapping[str, LicenceVerdict]) -> list[str]:
+def notes(verdicts: Mapping[str, LicenceVerdict]) -> list[str]:
     """Return a line for each verdict that does not simply allow, by the role of its model."""
-    made = []
-    for role, one in found.items():
+    lines = []
+    for role, one in verdicts.items():
         named = ", ".join(one.licences) or "not known"
         if one.accepted and one.refusal is not None:
-            made.append(
+            lines.append(
                 f"{role} licence {named}: refused by {one.refusal.clause}; used under: {one.accepted}"
             )
         elif one.answer != "allowed":
             first = one.reasons[0]
-            made.append(f"{role} licence {named}: {one.answer}; {first.says} [{first.clause}]")
-    return made
+            lines.append(f"{role} licence {named}: {one.answer}; {first.says} [{first.clause}]")
+    return lines
 
 
-def _of(name: str, found: Verdict, may: bool | None = None, accepted: str = "") -> LicenceVerdict:
-    return LicenceVerdict(name, found.answer, found.licences, found.deciding, may, accepted)
+def _of(name: str, judgement: Verdict, may: bool | None = None, accepted: str = "") -> LicenceVerdict:
+    return LicenceVerdict(name, judgement.answer, judgement.licences, judgement.deciding, may, accepted)

@@ -55,11 +55,11 @@ def read_lines(
         if not line.strip():
             continue
         try:
-            made = parse(number, _table(line))
-            first = seen.setdefault(same(made), number) if same else number
+            item = parse(number, _table(line))
+            first = seen.setdefault(same(item), number) if same else number
             if first != number:
                 raise UsageError(f"the same as line {first}")
-            items.append(made)
+            items.append(item)
         except FreeholdError as e:
             bad.append(f"line {number}: {e.message}" + (f" ({e.hint})" if e.hint else ""))
     if bad:
@@ -122,18 +122,18 @@ def conversation(table: Mapping[str, Any]) -> tuple[Message, ...]:
     return messages_of(table["messages"], last="user")
 
 
-def messages_of(found: Any, last: Role | None = None) -> tuple[Message, ...]:
+def messages_of(turns: Any, last: Role | None = None) -> tuple[Message, ...]:
     """Return a list of messages, with `last` one whose last message is of that role. Raises UsageError."""
-    if not isinstance(found, list) or not found:
+    if not isinstance(turns, list) or not turns:
         raise UsageError("messages is not a list of messages")
-    made = []
-    for one in found:
+    messages = []
+    for one in turns:
         if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
             raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
-        made.append(Message(cast(Role, one["role"]), text_of(one, "content")))
-    if last and made[-1].role != last:
+        messages.append(Message(cast(Role, one["role"]), text_of(one, "content")))
+    if last and messages[-1].role != last:
         raise UsageError(f"the last message must be the {last}'s")
-    return tuple(made)
+    return tuple(messages)
 
 
 def text_of(table: Mapping[str, Any], key: str) -> str:

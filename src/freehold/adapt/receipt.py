@@ -48,9 +48,9 @@ def receipt(verb: str, inputs: Mapping[str, Any], **parts: Any) -> dict[str, Any
     }
 
 
-def as_json(made: Mapping[str, Any]) -> str:
+def as_json(record: Mapping[str, Any]) -> str:
     """Return a receipt's text. Raises ValueError for NaN and infinity, TypeError for what JSON does not hold."""
-    return json.dumps(made, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def cpu_seconds() -> float:
@@ -61,11 +61,11 @@ def cpu_seconds() -> float:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def model_digest(model: ModelRef) -> str:
@@ -73,8 +73,8 @@ def model_digest(model: ModelRef) -> str:
     if model.digest:
         return model.digest
     files = model.files or (model.path,)
-    found = [file_digest(path) for path in files if path.is_file()]
-    return found[0] if len(found) == 1 else text_digest("\n".join(found))
+    digests = [file_digest(path) for path in files if path.is_file()]
+    return digests[0] if len(digests) == 1 else text_digest("\n".join(digests))
 
 
 def template_digest(template: ChatTemplate | None) -> str:

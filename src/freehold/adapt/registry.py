@@ -59,13 +59,13 @@ def noted(home: Path) -> list[NotedRun]:
             lines = file.read().splitlines()
     except OSError:
         return []
-    found: dict[Path, NotedRun] = {}
+    runs: dict[Path, NotedRun] = {}
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             one = _read(json.loads(line))
-            before = found.pop(one.out, None)
-            found[one.out] = before if before and before.running and not one.running else one
-    return list(reversed(found.values()))[:KEPT]
+            before = runs.pop(one.out, None)
+            runs[one.out] = before if before and before.running and not one.running else one
+    return list(reversed(runs.values()))[:KEPT]
 
 
 def _read(row: dict[str, Any]) -> NotedRun:

@@ -61,8 +61,10 @@ class AnswerRows:
         Where a template renders an old answer otherwise than a new one (it leaves out thinking, or what opens it), the
         server's prompt counts, and the answer is encoded by itself.
         """
-        said = (*messages, Message("assistant", answer))
-        whole = self._tokenizer.encode_rendered(self._template.render(said, add_generation_prompt=False))
+        conversation = (*messages, Message("assistant", answer))
+        whole = self._tokenizer.encode_rendered(
+            self._template.render(conversation, add_generation_prompt=False)
+        )
         ends = self._tokenizer.eos_ids
         if whole[: len(before)] == list(before):
             rest = whole[len(before) :]

@@ -199,11 +199,11 @@ def _difference(before: Any, now: Any, at: str = "") -> tuple[str, str, str] | N
         return None
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return at, json.dumps(before)[:_SHOWN], json.dumps(now)[:_SHOWN]
-    found = (
+    differences = (
         _difference(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))
         for key in (*now, *sorted(before.keys() - now.keys()))
     )
-    return next((each for each in found if each), None)
+    return next((each for each in differences if each), None)
 
 
 def _read(path: Path) -> tuple[Checkpoint | None, int]:
@@ -212,8 +212,8 @@ def _read(path: Path) -> tuple[Checkpoint | None, int]:
         return None, 0
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    found = json.loads(arrays.pop(_STATE).tobytes())
-    step, lines, state = found["step"], found["lines"], found["state"]
+    saved = json.loads(arrays.pop(_STATE).tobytes())
+    step, lines, state = saved["step"], saved["lines"], saved["state"]
     if not (isinstance(step, int) and isinstance(lines, int) and lines >= 0 and isinstance(state, dict)):
         raise ValueError("its checkpoint has no step, lines and state")
     return Checkpoint(step, arrays, state), lines
@@ -242,11 +242,11 @@ def _sync(folder: Path) -> None:
 
 def _check_ours(folder: Path) -> None:
     """Raise UsageError unless a folder is one of this user: what lies in another's could be made to order."""
-    found = folder.lstat()
+    status = folder.lstat()
     with TemporaryFile(dir=folder) as own:  # some file systems give every file one owner
         ours = os.fstat(own.fileno()).st_uid
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != ours:
-        why = "a link" if stat.S_ISLNK(found.st_mode) else "another user's"
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != ours:
+        why = "a link" if stat.S_ISLNK(status.st_mode) else "another user's"
         raise UsageError(
             f"{folder} is {why}; work is kept there", "remove it, or name another folder with -o"
         )

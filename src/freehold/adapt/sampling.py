@@ -72,7 +72,7 @@ class SamplingModel(LLM):
         answers: list[SampledAnswer] = []
         step = max(1, AT_ONCE // n)
         for first in range(0, len(prompts), step):
-            made = [
+            generations = [
                 generation
                 for ids, seed in zip(prompts[first : first + step], seeds[first : first + step], strict=True)
                 for generation in self._generating().generate_many(
@@ -85,7 +85,7 @@ class SamplingModel(LLM):
                     adapter=adapter,
                 )
             ]
-            answers += self._finished(made)
+            answers += self._finished(generations)
         return [answers[i : i + n] for i in range(0, len(answers), n)]
 
     def answer_logits(
@@ -99,28 +99,28 @@ class SamplingModel(LLM):
             seen += len(rows)
         return np.concatenate(kept)
 
-    def _finished(self, made: list[Generation]) -> list[SampledAnswer]:
+    def _finished(self, generations: list[Generation]) -> list[SampledAnswer]:
         """Compute running answers to their end; an interrupt ends all of them."""
         engine = self._generating()
-        tokens: list[list[int]] = [[] for _ in made]
-        logprobs: list[list[float]] = [[] for _ in made]
+        tokens: list[list[int]] = [[] for _ in generations]
+        logprobs: list[list[float]] = [[] for _ in generations]
         try:
-            for generation in made:
+            for generation in generations:
                 generation.start()
-            while not all(generation.done for generation in made):
+            while not all(generation.done for generation in generations):
                 engine.drive(DRIVE_S)
-                for generation, ids, logs in zip(made, tokens, logprobs, strict=True):
+                for generation, ids, logs in zip(generations, tokens, logprobs, strict=True):
                     for out in generation.take():
                         ids.append(out.id)
                         logs.append(cast(float, out.logprob))
         finally:
-            for generation in made:
+            for generation in generations:
                 generation.close()
         return [
             SampledAnswer(
                 tuple(ids), np.array(logs, np.float32), cast(FinishReason, generation.finish_reason)
             )
-            for ids, logs, generation in zip(tokens, logprobs, made, strict=True)
+            for ids, logs, generation in zip(tokens, logprobs, generations, strict=True)
         ]
 
 
@@ -132,8 +132,8 @@ def open_sampling(
     `many`: give the cache room for eight whole contexts, so that many answers of a short context are computed
     together. Raises as open_model does.
     """
-    given = cast(ServedModelOptions, {"speculate": False, **options})
+    settings = cast(ServedModelOptions, {"speculate": False, **options})
     if many:
-        given["cache_bytes"] = min(CACHE_BYTES, available_bytes() // 4)
-        given["max_queued_tokens"] = NO_LIMIT
-    return cast(SamplingModel, open_model(ref, packs=packs, kind=SamplingModel, **given))
+        settings["cache_bytes"] = min(CACHE_BYTES, available_bytes() // 4)
+        settings["max_queued_tokens"] = NO_LIMIT
+    return cast(SamplingModel, open_model(ref, packs=packs, kind=SamplingModel, **settings))

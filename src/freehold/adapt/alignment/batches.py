@@ -94,8 +94,8 @@ def sums(
 
     rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
     wanted = [row.wanted for row in rows]
-    found = trainee.log_probs([row.ids for row in rows], wanted=wanted, adapter=adapter)
-    each = torch.stack([one.sum() for one in found])
+    log_probs = trainee.log_probs([row.ids for row in rows], wanted=wanted, adapter=adapter)
+    each = torch.stack([one.sum() for one in log_probs])
     return each[0::2], each[1::2]
 
 
@@ -104,8 +104,8 @@ def all_sums(trainee: Trainee, pairs: Sequence[PairRow], *, adapter: bool = True
     import torch
 
     with torch.no_grad():
-        found = [torch.stack(sums(trainee, part, adapter=adapter), 1) for part in passes(pairs)]
-    return torch.cat(found).numpy()
+        parts = [torch.stack(sums(trainee, part, adapter=adapter), 1) for part in passes(pairs)]
+    return torch.cat(parts).numpy()
 
 
 class PairReference:

@@ -46,13 +46,13 @@ def read_pairs(path: Path) -> DataLines[Pair]:
 def contradictions(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
     """Return the lines of pairs that choose what another rejects, for the same prompt."""
     seen: dict[tuple[str, str, str], int] = {}
-    found: list[tuple[int, int]] = []
+    contradicting: list[tuple[int, int]] = []
     for pair in pairs:
         opposite = seen.get((pair.prompt, pair.rejected, pair.chosen))
         if opposite is not None:
-            found.append((opposite, pair.line))
+            contradicting.append((opposite, pair.line))
         seen[pair.prompt, pair.chosen, pair.rejected] = pair.line
-    return found
+    return contradicting
 
 
 def _pair(number: int, table: Mapping[str, Any]) -> Pair:

@@ -119,30 +119,30 @@ class AnswerBook:
     def _answered(
         self, teacher: Teacher, batch: Sequence[TeacherPrompt], seed: int, max_tokens: int, tries: int
     ) -> list[Taught]:
-        made: dict[int, Taught] = {}
+        taught: dict[int, Taught] = {}
         spent: Counter[int] = Counter()
-        asked = {q.line: teacher.render(q.messages) for q in batch}
+        prompts = {q.line: teacher.render(q.messages) for q in batch}
         waiting: list[TeacherPrompt] = []
         for question in batch:
-            if len(asked[question.line]) < teacher.context:
+            if len(prompts[question.line]) < teacher.context:
                 waiting.append(question)
             else:
-                why = f"long: {len(asked[question.line]):,} tokens of a prompt"
-                made[question.line] = Taught(question.line, "", why, 0, 0)
+                why = f"long: {len(prompts[question.line]):,} tokens of a prompt"
+                taught[question.line] = Taught(question.line, "", why, 0, 0)
         for attempt in range(1, tries + 1):
-            found = teacher.sample(
-                [asked[q.line] for q in waiting],
+            samples = teacher.sample(
+                [prompts[q.line] for q in waiting],
                 seeds=[seed_of(seed, q.line, attempt) for q in waiting],
                 max_tokens=max_tokens,
                 sampling=GREEDY if attempt == 1 else RETRY,
             )
-            for question, [answer] in zip(waiting, found, strict=True):
+            for question, [answer] in zip(waiting, samples, strict=True):
                 spent[question.line] += len(answer.ids)
-                made[question.line] = judged(
+                taught[question.line] = judged(
                     question, answer, teacher.tokenizer, attempt, spent[question.line]
                 )
-            waiting = [q for q in waiting if made[q.line].why]
-        return [made[q.line] for q in batch]
+            waiting = [q for q in waiting if taught[q.line].why]
+        return [taught[q.line] for q in batch]
 
     def _add(self, answers: Sequence[Taught]) -> None:
         """Bring a batch to disk, then count it as held. Raises StoreError on a full disk."""
@@ -164,9 +164,9 @@ def judged(
 
 def loops(ids: Sequence[int]) -> bool:
     """Tell whether a piece of up to 16 tokens follows itself over 48 tokens or more, three times at least."""
-    found = np.asarray(ids, np.int64)
+    tokens = np.asarray(ids, np.int64)
     for piece in range(1, LONGEST_PIECE + 1):
-        same = found[piece:] == found[:-piece]
+        same = tokens[piece:] == tokens[:-piece]
         ends = np.flatnonzero(np.concatenate([[True], ~same, [True]]))  # between two of them all are the same
         if len(same) and np.diff(ends).max() - 1 >= max(LEAST_RUN - piece, 2 * piece):
             return True

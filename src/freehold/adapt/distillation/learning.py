@@ -52,17 +52,17 @@ class OnPolicyCourse:
         """Sample, have the teacher read, learn; return the step's line."""
         import torch
 
-        asked = [self.prompts[i] for i in self.order.of(step)]
+        prompts = [self.prompts[i] for i in self.order.of(step)]
         adapter = self.student.packed(self.trainee.pairs(), self.trainee.scale)
-        seeds = [_seed(self.order.seed, step, one.line) for one in asked]
-        found = self.student.sample(
-            [one.student for one in asked],
+        seeds = [_seed(self.order.seed, step, one.line) for one in prompts]
+        samples = self.student.sample(
+            [one.student for one in prompts],
             self.samples,
             seeds=seeds,
             max_tokens=self.max_tokens,
             adapter=adapter,
         )
-        drawn = [(one, answer) for one, answers in zip(asked, found, strict=True) for answer in answers]
+        drawn = [(one, answer) for one, answers in zip(prompts, samples, strict=True) for answer in answers]
         tokens = sum(len(answer.ids) for _, answer in drawn)
         total, gaps = 0.0, []
         for part in parts(drawn, lambda each: len(each[1].ids), JUDGED_TOKENS):

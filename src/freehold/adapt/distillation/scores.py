@@ -22,12 +22,12 @@ def marked(
     """Return for each judged prompt whether the greedy answer has no fault, as the teacher's are judged."""
     asked = judged_prompts(questions)
     prompts = [model.render(q.messages) for q in asked]
-    found = model.sample(
+    samples = model.sample(
         prompts, seeds=[0] * len(asked), max_tokens=max_tokens, sampling=GREEDY, adapter=adapter
     )
     return [
         not judged(q, answer, model.tokenizer, 1, len(answer.ids)).why
-        for q, [answer] in zip(asked, found, strict=True)
+        for q, [answer] in zip(asked, samples, strict=True)
     ]
 
 

@@ -190,10 +190,10 @@ def calibrate(
         left.callback(streams.close)
         first = 0 if kept is None else kept.start(streams.nbytes)
         if kept is not None and first > kept.wanted:
-            found = _restored(kept, streams)
-            first = first if found else kept.start(streams.nbytes)  # a damaged file is gone by now
-            if found:
-                yield found
+            restored = _restored(kept, streams)
+            first = first if restored else kept.start(streams.nbytes)  # a damaged file is gone by now
+            if restored:
+                yield restored
         if kept is not None and first:
             streams.take(kept.streams(first - 1))
         for number in range(first, layers):
@@ -216,10 +216,10 @@ def calibrate(
                 for w in matrices:
                     w.drop()
             named = {w.name: w for w in matrices}
-            made = CalibratedLayer(number, gathered.finish(), beside.finish(), named)
+            layer = CalibratedLayer(number, gathered.finish(), beside.finish(), named)
             if kept is not None:
-                kept.keep(number, [*_shared(made.moments, apart=False), *_shared(made.held, apart=True)])
-            yield made
+                kept.keep(number, [*_shared(layer.moments, apart=False), *_shared(layer.held, apart=True)])
+            yield layer
             if follow:
                 streams.run(number)
             for w in matrices:
@@ -232,8 +232,8 @@ def _shared(moments: Mapping[str, Moments], *, apart: bool) -> Iterator[KeptMome
     for name, each in moments.items():
         names.setdefault(id(each), []).append(name)
     for each in names.values():
-        found = moments[each[0]]
-        yield KeptMoments(tuple(each), found.count, apart, tuple(found.blocks))
+        gathered = moments[each[0]]
+        yield KeptMoments(tuple(each), gathered.count, apart, tuple(gathered.blocks))
 
 
 def _restored(kept: KeptLayers, streams: LayerStreams) -> CalibratedLayer | None:
@@ -241,8 +241,8 @@ def _restored(kept: KeptLayers, streams: LayerStreams) -> CalibratedLayer | None
     parts = kept.moments()
     if parts is None:
         return None
-    found: tuple[dict[str, Moments], dict[str, Moments]] = ({}, {})
+    moments: tuple[dict[str, Moments], dict[str, Moments]] = ({}, {})
     for part in parts:
-        found[part.apart].update(dict.fromkeys(part.names, Moments([*part.blocks], part.count)))
+        moments[part.apart].update(dict.fromkeys(part.names, Moments([*part.blocks], part.count)))
     named = {w.name: w for w in streams.matrices(kept.wanted)}
-    return CalibratedLayer(kept.wanted, *found, named)
+    return CalibratedLayer(kept.wanted, *moments, named)

@@ -35,8 +35,8 @@ def choose_damping(
         weights = layer.weights(name)
         rows = np.ascontiguousarray(weights[:: max(1, len(weights) // _ROWS)][:_ROWS])
         for damping in tried:
-            made = encode(rows, feedback(moments, damping), bits, threads)
-            errors[damping] += relative_error(made.values, rows, held) / len(firsts)
+            encoded = encode(rows, feedback(moments, damping), bits, threads)
+            errors[damping] += relative_error(encoded.values, rows, held) / len(firsts)
     return errors
 
 

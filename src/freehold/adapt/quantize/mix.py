@@ -105,19 +105,19 @@ def _prices(
     groups: Mapping[str, Sequence[Tensor]], measured: Mapping[str, float], threads: native.Threads
 ) -> dict[str, float]:
     """Return nat a token per squared error, by tensor; a group that was not measured has the others' median."""
-    found = {
+    prices = {
         name: nat / max(sum(sampled_error(t, _probe(t), threads) for t in groups[name]), 1e-30)
         for name, nat in measured.items()
     }
-    usual = float(np.median(list(found.values()))) if found else 0.0
-    return {t.name: found.get(name, usual) for name, group in groups.items() for t in group}
+    usual = float(np.median(list(prices.values()))) if prices else 0.0
+    return {t.name: prices.get(name, usual) for name, group in groups.items() for t in group}
 
 
 def _options(
     tensor: Tensor, types: Sequence[QuantType], price: float, threads: native.Threads
 ) -> list[tuple[QuantType, SizedOption]]:
     """Return the types that a tensor may get with bytes and predicted divergence; its own costs nothing."""
-    found = [
+    options = [
         (
             type,
             SizedOption(
@@ -127,7 +127,7 @@ def _options(
         for type in _fitting(tensor, types)
         if type is not tensor.type
     ]
-    return [*found, (tensor.type, SizedOption(_padded(tensor.nbytes), 0.0))]
+    return [*options, (tensor.type, SizedOption(_padded(tensor.nbytes), 0.0))]
 
 
 def _fitting(tensor: Tensor, types: Sequence[QuantType]) -> list[QuantType]:
@@ -193,13 +193,13 @@ class _Sensitivity:
 
     def measure(self, groups: Mapping[str, Sequence[Tensor]], on_group: OnGroup | None) -> dict[str, float]:
         """Return the divergence in nat a token of each group in its probe type."""
-        found: dict[str, float] = {}
+        divergences: dict[str, float] = {}
         for done, (name, tensors) in enumerate(sorted(groups.items())):
             if on_group is not None:
                 on_group(done, len(groups), name)
             if any(t.name in self._model.matrices for t in tensors):
-                found[name] = self._divergence(tensors)
-        return found
+                divergences[name] = self._divergence(tensors)
+        return divergences
 
     def _divergence(self, tensors: Sequence[Tensor]) -> float:
         coarse = {t.name: self._packed(t) for t in tensors if t.name in self._model.matrices}

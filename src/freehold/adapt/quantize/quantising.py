@@ -98,16 +98,16 @@ def quantise(
                 path = _written(run, plan, bound, texts, pool, watching)
             source.check_whole()
             with spent.on("report"):
-                found = _measured(ref, path, request, settings, threads, watching)
+                measurement = _measured(ref, path, request, settings, threads, watching)
             dampings = run.kept.state["damping"] if run.kept else {}
-            made = _receipt(ref, source, inputs, plan, path, found, request) | {
+            record = _receipt(ref, source, inputs, plan, path, measurement, request) | {
                 "damping": dict(dampings),
                 "cpu_seconds_by_part": spent.so_far(),
             }
-            for note in made["notes"]:
+            for note in record["notes"]:
                 watching.on_note(note)
-            run.finish(made)
-    return made
+            run.finish(record)
+    return record
 
 
 def _opened(ref: ModelRef) -> GGUFFile:
@@ -212,12 +212,12 @@ def _receipt(
     inputs: Mapping[str, Any],
     plan: QuantizationPlan,
     path: Path,
-    found: Measurement | None,
+    measurement: Measurement | None,
     request: QuantizeRequest,
 ) -> dict[str, Any]:
     result = _result(source, plan, path)
     layers = weight_bits(c for c in plan.choices if layer_of(c.tensor.name) >= 0)
-    coarse = coarse_note(layers, result["weights"], found.divergence if found else None)
+    coarse = coarse_note(layers, result["weights"], measurement.divergence if measurement else None)
     return receipt(
         "quantize",
         inputs,
@@ -225,7 +225,7 @@ def _receipt(
         licence=base_licence(ref, request.facts).as_json(),
         notes=[coarse] if coarse else [],
         **({} if plan.predicted is None else {"mix": _mix(plan, plan.predicted)}),
-        **(found.as_json() if found else {}),
+        **(measurement.as_json() if measurement else {}),
     )
 
 

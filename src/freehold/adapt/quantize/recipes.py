@@ -160,8 +160,8 @@ def in_layer_order(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def layer_of(name: str) -> int:
     """Return the layer that a tensor's name states, -1 for none."""
-    found = _LAYER.match(name)
-    return int(found[1]) if found else -1
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1
 
 
 def fitting(tensor: Tensor, wanted: QuantType) -> QuantType:
@@ -229,15 +229,15 @@ class _Rules:
         return self._output() if "attn_output.weight" in name else self.base
 
     def _head(self, tensor: Tensor) -> QuantType:
-        asked = T.Q6_K if self.base in TABLE_TYPES else self.base
-        return T.Q6_K if divides(asked, tensor.shape[-1]) and asked is not T.Q8_0 else T.Q8_0
+        wanted = T.Q6_K if self.base in TABLE_TYPES else self.base
+        return T.Q6_K if divides(wanted, tensor.shape[-1]) and wanted is not T.Q8_0 else T.Q8_0
 
     def _value(self, name: str) -> QuantType:
         if self.model.experts == 8:
             return T.Q8_0
         i, count = self.values.index(name), len(self.values)
         shared = self.model.kv_group >= 4
-        found = {
+        types = {
             "Q2_K": T.Q4_K if shared else T.Q3_K,
             "Q3_K_M": T.Q5_K if i < 2 else T.Q4_K,
             "Q3_K_L": T.Q5_K,
@@ -247,12 +247,12 @@ class _Rules:
             "IQ4_NL": T.Q5_K if shared else T.IQ4_NL,
             "IQ4_XS": T.Q5_K if shared else T.IQ4_XS,
         }.get(self.name, self.base)
-        return T.Q5_K if self.model.large and found in (T.Q3_K, T.Q4_K) else found
+        return T.Q5_K if self.model.large and types in (T.Q3_K, T.Q4_K) else types
 
     def _down(self, i: int) -> QuantType:
         count = self.model.layers
         first = i < count // 8
-        found = {
+        types = {
             "Q2_K": T.Q3_K,
             "Q3_K_M": T.Q5_K if i < count // 16 else T.Q4_K,
             "Q3_K_L": T.Q5_K,
@@ -261,10 +261,10 @@ class _Rules:
             "Q5_K_M": T.Q6_K if _more_bits(i, count) else T.Q5_K,
         }
         if first and self.weighted:
-            found |= {"Q4_0": T.Q4_1, "Q5_0": T.Q5_1}
+            types |= {"Q4_0": T.Q4_1, "Q5_0": T.Q5_1}
         if first and not self.weighted:
-            found |= {"IQ4_NL": T.Q5_K, "IQ4_XS": T.Q5_K}
-        return found.get(self.name, self.base)
+            types |= {"IQ4_NL": T.Q5_K, "IQ4_XS": T.Q5_K}
+        return types.get(self.name, self.base)
 
     def _output(self) -> QuantType:
         if self.model.experts == 8:

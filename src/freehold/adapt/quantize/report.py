@@ -44,7 +44,7 @@ class Measurement:
         """Return it as plain values."""
         return {
             "divergence": self.divergence.as_json() | {"text": self.text, "text_sha256": self.text_sha256},
-            "speed": {name: dict(found) for name, found in self.speed.items()},
+            "speed": {name: dict(rates) for name, rates in self.speed.items()},
         }
 
 
@@ -69,11 +69,11 @@ def measured(
     blocks = windows(tokenizer_of(source), read, limit)
     pool = native.Threads(threads)
     with LogitSource.open(source, pool) as reference, LogitSource.open(result, pool) as other:
-        found = diverge(reference, other, blocks, until=until, on_block=on_block)
+        divergence = diverge(reference, other, blocks, until=until, on_block=on_block)
         rates = _decode_rates({"source": reference.engine, "result": other.engine}, blocks[0][:PROMPT])
     predicted = {"source": predicted_decode(source, settings), "result": predicted_decode(result, settings)}
     return Measurement(
-        found,
+        divergence,
         "held out with the package" if text is None else str(text),
         text_digest(read),
         {name: {**rates[name], **predicted[name]} for name in rates},
@@ -83,12 +83,12 @@ def measured(
 def predicted_decode(path: Path, settings: Settings) -> dict[str, float]:
     """Return the decode speed that `freehold fit` predicts here, with its bounds; nothing where it cannot."""
     try:
-        found = fit(from_file(path), here(settings), PROMPT + TOKENS)
+        prediction = fit(from_file(path), here(settings), PROMPT + TOKENS)
     except FreeholdError:
         return {}
-    if not isinstance(found, Fit):
+    if not isinstance(prediction, Fit):
         return {}
-    bounds = found.decode
+    bounds = prediction.decode
     return {
         "predicted_tok_s": round(bounds.mid, 2),
         "predicted_low_tok_s": round(bounds.low, 2),
@@ -104,10 +104,10 @@ def _decode_rates(engines: Mapping[str, Engine], prompt: Sequence[int]) -> dict[
             rounds[name].append(_decode(engine, prompt))
     return {
         name: {
-            "measured_tok_s": round(statistics.median(rate for rate, _ in found), 2),
-            "cpu_s_a_token": round(statistics.median(cpu for _, cpu in found), 5),
+            "measured_tok_s": round(statistics.median(rate for rate, _ in samples), 2),
+            "cpu_s_a_token": round(statistics.median(cpu for _, cpu in samples), 5),
         }
-        for name, found in rounds.items()
+        for name, samples in rounds.items()
     }
 
 
@@ -120,13 +120,14 @@ def _decode(engine: Engine, prompt: Sequence[int]) -> tuple[float, float]:
     return count / (time.perf_counter() - begun), (time.process_time() - used) / count
 
 
-def coarse_note(bits: float, weights: int, found: TextDivergence | None) -> str:
+def coarse_note(bits: float, weights: int, divergence: TextDivergence | None) -> str:
     """Return a warning for two bits on a small model, with what was measured; empty for others."""
     if bits >= _SURE_BITS or weights >= _SMALL_MODEL:
         return ""
     measured_as = (
-        f"here {found.mean:.2f} nat a token from its source, and the same most probable token in {found.same_top:.0%}"
-        if found is not None
+        f"here {divergence.mean:.2f} nat a token from its source, "
+        f"and the same most probable token in {divergence.same_top:.0%}"
+        if divergence is not None
         else "--report measures how much here"
     )
     return f"two bits on a model below 1B lose much ({measured_as}): for fit tests and speed only"

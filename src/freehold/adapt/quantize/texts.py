@@ -28,7 +28,7 @@ from freehold.types import Message
 LENGTH = 512  # tokens of a text
 TOKENS = 49_152
 
-_ASKED = (
+_QUESTIONS = (
     "What does {module}.{name} do?",
     "Explain `{name}` from the module {module} in a few sentences.",
     "Write {name} in Python: {first}",
@@ -65,13 +65,14 @@ def file_texts(
     """Cut a user's file: plain text, or JSON lines with `text` or `messages` each. Raises UsageError."""
     if path.suffix == ".jsonl":
         read = read_lines(path, lambda _, table: _ids(table, tokenizer, template), '{"text": "..."}')
-        found: Sequence[list[int]] = read.items
+        sequences: Sequence[list[int]] = read.items
     else:
-        found = [tokenizer.encode(_plain(path))]
-    texts = list(_pieces(iter(found)))[: -(-tokens // LENGTH)]
+        sequences = [tokenizer.encode(_plain(path))]
+    texts = list(_pieces(iter(sequences)))[: -(-tokens // LENGTH)]
     if not texts:
         raise UsageError(
-            f"{path}: {sum(map(len, found)):,} tokens are too few to calibrate on", f"give {LENGTH:,} or more"
+            f"{path}: {sum(map(len, sequences)):,} tokens are too few to calibrate on",
+            f"give {LENGTH:,} or more",
         )
     return texts
 
@@ -83,10 +84,10 @@ def held_out(texts: Sequence[Sequence[int]]) -> list[bool]:
 
 def texts_hash(texts: Iterable[Sequence[int]]) -> str:
     """Return the SHA-256 of all ids, texts kept apart."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for ids in texts:
-        found.update(len(ids).to_bytes(8, "little") + np.asarray(ids, "<i8").tobytes())
-    return found.hexdigest()
+        digest.update(len(ids).to_bytes(8, "little") + np.asarray(ids, "<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _library() -> Path:
@@ -112,17 +113,17 @@ def _sources(files: Sequence[Path]) -> Iterator[str]:
 
 
 def _chats(files: Sequence[Path], tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[list[int]]:
-    asked = 0
+    count = 0
     for path in files:
         for source in _sources([path]):
-            for name, said, code in _explained(source):
-                form = _ASKED[asked % len(_ASKED)]
-                question = form.format(module=path.stem, name=name, first=said.split("\n")[0], code=code)
-                answer = f"```python\n{code}\n```" if "Write" in form else said
+            for name, docstring, code in _explained(source):
+                form = _QUESTIONS[count % len(_QUESTIONS)]
+                question = form.format(module=path.stem, name=name, first=docstring.split("\n")[0], code=code)
+                answer = f"```python\n{code}\n```" if "Write" in form else docstring
                 chat = [Message("user", question), Message("assistant", answer)]
                 rendered = template.render(chat, add_generation_prompt=False)
                 yield tokenizer.encode_rendered(rendered)
-                asked += 1
+                count += 1
 
 
 def _explained(source: str) -> Iterator[tuple[str, str, str]]:
@@ -135,9 +136,9 @@ def _explained(source: str) -> Iterator[tuple[str, str, str]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
-        said, code = ast.get_docstring(node), "\n".join(lines[node.lineno - 1 : node.end_lineno])
-        if said and 120 < len(said) < 1500 and len(code) < 3000:
-            yield node.name, said, code
+        docstring, code = ast.get_docstring(node), "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        if docstring and 120 < len(docstring) < 1500 and len(code) < 3000:
+            yield node.name, docstring, code
 
 
 def _pieces(texts: Iterator[list[int]]) -> Iterator[list[int]]:

@@ -89,10 +89,10 @@ def weight_bits(choices: Iterable[TensorChoice]) -> float:
 
 def by_type(choices: Iterable[TensorChoice]) -> dict[str, int]:
     """Return the bytes of each type, the most first."""
-    found: dict[QuantType, int] = {}
+    sizes: dict[QuantType, int] = {}
     for plan in plans_of(list(choices)):
-        found[plan.type] = found.get(plan.type, 0) + plan.nbytes
-    return {t.name: n for t, n in sorted(found.items(), key=lambda item: -item[1])}
+        sizes[plan.type] = sizes.get(plan.type, 0) + plan.nbytes
+    return {t.name: n for t, n in sorted(sizes.items(), key=lambda item: -item[1])}
 
 
 def _elements(choice: TensorChoice) -> int:

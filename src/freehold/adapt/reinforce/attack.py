@@ -36,11 +36,11 @@ class AttackResult:
 def attacked(verifier: Verifier, items: Sequence[PromptItem]) -> list[AttackResult]:
     """Try every attack on up to PROBES of `items`, and return what each earned, the most first."""
     probes = items[:PROBES]
-    found = []
+    findings = []
     for attack, answers in _attacks(probes, items).items():
         tasks = [(each.prompt, text, each.item) for each, text in zip(probes, answers, strict=True)]
-        found.append(_finding(attack, answers, verifier.score(tasks)))
-    return sorted(found, key=lambda each: (each.pays, each.share, each.mean), reverse=True)
+        findings.append(_finding(attack, answers, verifier.score(tasks)))
+    return sorted(findings, key=lambda each: (each.pays, each.share, each.mean), reverse=True)
 
 
 def paid_truths(verifier: Verifier, items: Sequence[PromptItem]) -> float | None:
@@ -53,7 +53,7 @@ def paid_truths(verifier: Verifier, items: Sequence[PromptItem]) -> float | None
 def _attacks(probes: Sequence[PromptItem], items: Sequence[PromptItem]) -> dict[str, list[str]]:
     """Return the answers of each attack, one for each probe."""
     truths = [each.truth for each in items if each.truth]
-    made = {
+    attacks = {
         "empty": [""] * len(probes),
         "blank": ["   \n"] * len(probes),
         "all digits": ["0 1 2 3 4 5 6 7 8 9 0123456789"] * len(probes),
@@ -66,9 +66,9 @@ def _attacks(probes: Sequence[PromptItem], items: Sequence[PromptItem]) -> dict[
     }
     if truths:
         listed = " ".join(list(dict.fromkeys(truths))[:_LISTED])
-        made["every candidate listed"] = [listed] * len(probes)
-        made[_FREQUENT] = [Counter(truths).most_common(1)[0][0]] * len(probes)
-    return made
+        attacks["every candidate listed"] = [listed] * len(probes)
+        attacks[_FREQUENT] = [Counter(truths).most_common(1)[0][0]] * len(probes)
+    return attacks
 
 
 _FREQUENT = "the most frequent answer"

@@ -88,23 +88,23 @@ class Course:
 
     def step(self, number: int) -> dict[str, Any]:
         """Sample, score, learn; return the step's line. `number` counts from 0."""
-        given, sampler = self.settings, self.policy.sampler
+        settings, sampler = self.settings, self.policy.sampler
         items = self.prompts.step(number + 1)
-        seeds = seeds_of(given.seed, number + 1, len(items))
+        seeds = seeds_of(settings.seed, number + 1, len(items))
         start = cpu_seconds()
         prompts = [sampler.render(each.messages) for each in items]
-        groups = self.policy.sample(prompts, given.group, seeds=seeds, max_tokens=given.max_tokens)
+        groups = self.policy.sample(prompts, settings.group, seeds=seeds, max_tokens=settings.max_tokens)
         sampled = cpu_seconds()
         texts = [[unseen.text_of(sampler, a.ids) for a in group] for group in groups]
         scores, parted = self._scored(items, texts)
         scored = cpu_seconds()
-        gained = advantages([[each.value for each in group] for group in scores], given.loss)
+        gained = advantages([[each.value for each in group] for group in scores], settings.loss)
         update = self.policy.update(
             _rows(prompts, groups, gained),
-            answers=len(items) * given.group,
-            max_tokens=given.max_tokens,
-            updates=given.updates,
-            bound=given.most_mismatch,
+            answers=len(items) * settings.group,
+            max_tokens=settings.max_tokens,
+            updates=settings.updates,
+            bound=settings.most_mismatch,
         )
         spent = {"sample": sampled - start, "score": scored - sampled, "train": cpu_seconds() - scored}
         looks = watch.looks(
@@ -112,7 +112,7 @@ class Course:
             [len(a.ids) for group in groups for a in group],
             [a.finish_reason == "length" for group in groups for a in group],
         )
-        line = step_line(scores, given.passes_at, looks, update, gained.count(None), spent)
+        line = step_line(scores, settings.passes_at, looks, update, gained.count(None), spent)
         return {**line, **parted, "seeds": seeds}
 
     def _scored(
@@ -176,9 +176,9 @@ def reinforce(
         policy = Policy(trainee, sampler, Optimizer(trainee.parameters(), settings.rate), objective)
         course = Course(policy, prompts, verifier, check, settings)
         parts = _trained(course, run, on_note, on_step)
-        made = receipt("reinforce", inputs, licence={"base": licence.as_json()}, attacks=attacks, **parts)
-        run.finish(made)
-    return made
+        record = receipt("reinforce", inputs, licence={"base": licence.as_json()}, attacks=attacks, **parts)
+        run.finish(record)
+    return record
 
 
 def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -> dict[str, Any]:
@@ -269,13 +269,13 @@ def _attacked(
     on_note: OnNote,
 ) -> dict[str, Any]:
     """Attack each verifier; return the receipt's part. Raises UsageError for one that pays, unless allowed."""
-    made: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for role, each in (("reward", verifier), ("check", check)):
         if each is None:
             continue
-        found = attacked(each, prompts.probes)
-        paying = [result for result in found if result.pays]
-        made[role] = {"gameable": bool(paying), "attacks": [asdict(result) for result in found]}
+        results = attacked(each, prompts.probes)
+        paying = [result for result in results if result.pays]
+        report[role] = {"gameable": bool(paying), "attacks": [asdict(result) for result in results]}
         if paying and not settings.allow_gameable:
             raise UsageError(
                 f"{each.spec} is gameable: it pays for {_named(paying)}",
@@ -284,12 +284,12 @@ def _attacked(
         on_note(
             f"{each.spec} pays for {_named(paying)}: trained on it all the same"
             if paying
-            else f"{each.spec} withstood {len(found)} attacks on {len(prompts.probes[:PROBES])} prompts"
+            else f"{each.spec} withstood {len(results)} attacks on {len(prompts.probes[:PROBES])} prompts"
         )
         share = paid_truths(each, prompts.probes)
         if share is not None and share < 1:
             on_note(f"{each.spec} pays only {share:.0%} of its prompts' own answers in full")
-    return made
+    return report
 
 
 def _named(paying: Sequence[AttackResult]) -> str:

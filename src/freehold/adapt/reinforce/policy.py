@@ -94,9 +94,9 @@ class Policy:
         """Add the gradients of all rows; return their tokens' log-probabilities, by row."""
         import torch
 
-        found: list[F32] = []
+        collected: list[F32] = []
         for part in _passes(rows):
-            held = None if starts is None else starts[len(found) : len(found) + len(part)]
+            held = None if starts is None else starts[len(collected) : len(collected) + len(part)]
             logprobs = self.trainee.log_probs(
                 [(*row.prompt, *row.answer) for row in part],
                 wanted=[[False] * (len(row.prompt) - 1) + [True] * len(row.answer) for row in part],
@@ -111,8 +111,8 @@ class Policy:
                 for i, (row, now) in enumerate(zip(part, logprobs, strict=True))
             ]
             (torch.stack(losses).sum() / divisor).backward()
-            found += [now.detach().numpy().copy() for now in logprobs]
-        return found
+            collected += [now.detach().numpy().copy() for now in logprobs]
+        return collected
 
     def _capped(self, rows: Sequence[PolicyRow], starts: Sequence[F32]) -> float:
         if not self.objective.cap:

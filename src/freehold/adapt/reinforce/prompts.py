@@ -95,14 +95,16 @@ def _file_prompts(path: Path, unseen: Path | None, plan: PromptPlan) -> PromptSe
     items = [each for each in items if _words(each) not in seen]
     if not items:
         raise UsageError(f"{path} has no line left to train on", "add lines, or set fewer apart: --unseen N")
-    asked = _asker(plan, examples)
-    train = [asked(each) for each in items]
+    to_prompt = _asker(plan, examples)
+    train = [to_prompt(each) for each in items]
 
     def step(number: int) -> list[PromptItem]:
         first = (number - 1) * plan.a_step
         return [train[_place(i, len(train), plan.seed)] for i in range(first, first + plan.a_step)]
 
-    return PromptSet(step, tuple(map(asked, apart)), tuple(train[:_TRUTHS]), _digest(plan, "file", digest))
+    return PromptSet(
+        step, tuple(map(to_prompt, apart)), tuple(train[:_TRUTHS]), _digest(plan, "file", digest)
+    )
 
 
 def _place(number: int, count: int, seed: int) -> int:
@@ -127,7 +129,7 @@ def _parsed(number: int, table: Mapping[str, Any]) -> PromptItem:
 def _gym_prompts(verifier: Verifier, plan: PromptPlan) -> PromptSet:
     """Item numbers: first the examples, then the unseen ones, then each step's."""
     examples = _gym_items(verifier, 0, plan.shots)
-    asked = _asker(plan, examples)
+    to_prompt = _asker(plan, examples)
     apart = list(_distinct(_gym_items(verifier, plan.shots, plan.unseen)))
     taken = {_words(each) for each in (*examples, *apart)}
     base, stride = plan.shots + plan.unseen, plan.a_step * _AHEAD
@@ -144,17 +146,17 @@ def _gym_prompts(verifier: Verifier, plan: PromptPlan) -> PromptSet:
                 f"{verifier.spec} makes too few different items: all of step {number} are among the unseen ones",
                 "set fewer apart: --unseen N, or widen its settings",
             )
-        return [asked(each) for each in fresh[: plan.a_step]]
+        return [to_prompt(each) for each in fresh[: plan.a_step]]
 
-    probes = tuple(map(asked, _gym_items(verifier, base, PROBES)))
-    return PromptSet(step, tuple(map(asked, apart)), probes, _digest(plan, "rg", verifier.digest))
+    probes = tuple(map(to_prompt, _gym_items(verifier, base, PROBES)))
+    return PromptSet(step, tuple(map(to_prompt, apart)), probes, _digest(plan, "rg", verifier.digest))
 
 
 def _gym_items(verifier: Verifier, first: int, count: int) -> list[PromptItem]:
-    made = verifier.items(first, count) if count else []
+    items = verifier.items(first, count) if count else []
     return [
         PromptItem(each.question, {"index": each.index}, each.answer, (Message("user", each.question),))
-        for each in made
+        for each in items
     ]
 
 

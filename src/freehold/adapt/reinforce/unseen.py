@@ -56,14 +56,14 @@ def measured(
     seeds = seeds_of(seed, _STEP, len(items))
 
     def answered(sampling: SamplingParams) -> tuple[tuple[str, ...], tuple[float, ...], float]:
-        found = sampler.sample(
+        samples = sampler.sample(
             prompts, seeds=seeds, max_tokens=max_tokens, sampling=sampling, adapter=adapter
         )
-        texts = [text_of(sampler, each[0].ids) for each in found]
+        texts = [text_of(sampler, each[0].ids) for each in samples]
         scores = verifier.score(
             [(each.prompt, text, each.item) for each, text in zip(items, texts, strict=True)]
         )
-        tokens = sum(len(each[0].ids) for each in found) / len(items)
+        tokens = sum(len(each[0].ids) for each in samples) / len(items)
         return tuple(texts), tuple(each.value for each in scores), tokens
 
     greedy, greedy_scores, tokens = answered(GREEDY)
@@ -78,7 +78,7 @@ def text_of(sampler: SamplingModel, ids: Sequence[int]) -> str:
 
 def change(before: UnseenScore, after: UnseenScore, at: float) -> dict[str, Any]:
     """Return the receipt's part: pass rates and mean scores before and after, and the chance of such a split."""
-    made: dict[str, Any] = {"prompts": len(before.greedy), "passes_at": at}
+    report: dict[str, Any] = {"prompts": len(before.greedy), "passes_at": at}
     for name, sampled in (("greedy", False), ("sampled", True)):
         old, new = (each.passed(at, sampled=sampled) for each in (before, after))
         pairs = compared(new, old)
@@ -88,7 +88,7 @@ def change(before: UnseenScore, after: UnseenScore, at: float) -> dict[str, Any]
                 (each.sampled_scores if sampled else each.greedy_scores) for each in (before, after)
             )
         ]
-        made[name] = {
+        report[name] = {
             "before": sum(old) / len(old),
             "after": sum(new) / len(new),
             "mean_before": means[0],
@@ -97,8 +97,8 @@ def change(before: UnseenScore, after: UnseenScore, at: float) -> dict[str, Any]
             "lost": pairs.losses,
             "p": pairs.p,
         }
-    made["tokens_before"], made["tokens_after"] = before.tokens, after.tokens
-    return made
+    report["tokens_before"], report["tokens_after"] = before.tokens, after.tokens
+    return report
 
 
 def kept(path: Path) -> UnseenScore | None:

@@ -64,9 +64,9 @@ def parted(
     prompts: Sequence[str], texts: Sequence[str], scores: Sequence[RewardScore], check: Sequence[RewardScore]
 ) -> list[Parting]:
     """Return the answers that two verifiers score apart, the widest first."""
-    found = [
+    partings = [
         Parting(prompt, text, one.value, other.value)
         for prompt, text, one, other in zip(prompts, texts, scores, check, strict=True)
         if abs(one.value - other.value) > APART
     ]
-    return sorted(found, key=lambda each: -abs(each.score - each.check))
+    return sorted(partings, key=lambda each: -abs(each.score - each.check))

@@ -109,9 +109,9 @@ def text_loss(trainee: Trainee, *, adapter: bool) -> float:
 
     with torch.no_grad():
         rows = text_rows(trainee)
-        found = [
+        log_probs = [
             each
             for first in range(0, len(rows), TOGETHER)
             for each in trainee.log_probs(rows[first : first + TOGETHER], adapter=adapter)
         ]
-    return -float(torch.cat(found).double().mean())
+    return -float(torch.cat(log_probs).double().mean())

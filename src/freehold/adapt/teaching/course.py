@@ -62,12 +62,12 @@ class TeachingCourse:
         tokens, total, drift = sum(len(row.answer) for row in batch), 0.0, None
         for part in parts(batch, lambda row: len(row.ids), PASS_TOKENS):
             rows = [*part, *replay]
-            found = self.trainee.states([row.ids for row in rows], wanted=[row.wanted for row in rows])
-            taught = sum(found.counts[: len(part)])
-            loss = -found.head.log_probs(found.rows[:taught], found.targets[:taught]).sum() / tokens
+            states = self.trainee.states([row.ids for row in rows], wanted=[row.wanted for row in rows])
+            taught = sum(states.counts[: len(part)])
+            loss = -states.head.log_probs(states.rows[:taught], states.targets[:taught]).sum() / tokens
             total += float(loss.detach())
             if replay and base is not None:
-                mean = divergence(found.rows[taught:], found.head, base, found.head).mean()
+                mean = divergence(states.rows[taught:], states.head, base, states.head).mean()
                 loss, drift, replay = loss + self.weight * mean, float(mean.detach()), ()
             loss.backward()
         line = {"loss": total, "tokens": tokens}

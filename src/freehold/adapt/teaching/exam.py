@@ -69,13 +69,13 @@ class Exam:
     def contaminated(self, taught: Iterable[str]) -> list[int]:
         """Return the items whose question the taught texts hold: equal, or 13 words in a row."""
         questions = [item.messages[-1].content for item in self.items]
-        return [found.test for found in overlaps(taught, questions)]
+        return [overlap.test for overlap in overlaps(taught, questions)]
 
 
 def read_exam(path: Path) -> Exam:
     """Read a file of test items. Raises UsageError naming every bad line."""
-    found = read_lines(path, _item, _EXAMPLE)
-    return Exam(found.items, found.digest)
+    lines = read_lines(path, _item, _EXAMPLE)
+    return Exam(lines.items, lines.digest)
 
 
 def before_after(
@@ -83,10 +83,10 @@ def before_after(
 ) -> dict[str, Any]:
     """Compare marks item by item: of all, and of those that were not taught."""
     clean = [i for i in range(len(before)) if i not in set(contaminated)]
-    made: dict[str, Any] = {"contaminated": list(contaminated), "all": _compared(before, after)}
+    report: dict[str, Any] = {"contaminated": list(contaminated), "all": _compared(before, after)}
     if contaminated and clean:
-        made["clean"] = _compared([before[i] for i in clean], [after[i] for i in clean])
-    return made
+        report["clean"] = _compared([before[i] for i in clean], [after[i] for i in clean])
+    return report
 
 
 def _compared(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def _item(number: int, table: Mapping[str, Any]) -> ExamItem:
     if kinds:
         return ExamItem(number, conversation(table), judge(kinds[0], table[kinds[0]]))
     if "completion" in table:
-        asked = conversation({k: v for k, v in table.items() if k != "completion"})
-        return ExamItem(number, asked, judge("exact", text_of(table, "completion")))
+        question = conversation({k: v for k, v in table.items() if k != "completion"})
+        return ExamItem(number, question, judge("exact", text_of(table, "completion")))
     messages = messages_of(table.get("messages"), last="assistant")
     if len(messages) < 2:
         raise UsageError("a line has a question and the answer to it")

@@ -46,12 +46,12 @@ class BaseActivations:
         first = number - number % together
         # Past the last group the first ones follow again: those belong to another pass.
         near = (group(rows, count, step) for step in range(first, first + together))
-        found = {each: chosen for each, chosen in near if each >= first}
-        all_rows = [row for each in found.values() for row in each]
+        missing = {each: chosen for each, chosen in near if each >= first}
+        all_rows = [row for each in missing.values() for row in each]
         ids, wanted = [row.ids for row in all_rows], [row.wanted for row in all_rows]
         states = self._trainee.states(ids, wanted=wanted, adapter=False).rows
-        sizes = [sum(sum(row.wanted) for row in each) for each in found.values()]
-        self._held |= zip(found, states.split(sizes), strict=True)
+        sizes = [sum(sum(row.wanted) for row in each) for each in missing.values()]
+        self._held |= zip(missing, states.split(sizes), strict=True)
 
 
 class Nearness:
@@ -64,5 +64,5 @@ class Nearness:
     def mean(self, step: int) -> torch.Tensor:
         """Return the mean divergence on the rows of a step; differentiable."""
         rows, base = self._base.of(self._rows, self._count, step)
-        found = self._trainee.states([row.ids for row in rows], wanted=[row.wanted for row in rows])
-        return divergence(found.rows, found.head, base, found.head).mean()
+        states = self._trainee.states([row.ids for row in rows], wanted=[row.wanted for row in rows])
+        return divergence(states.rows, states.head, base, states.head).mean()

@@ -125,10 +125,10 @@ def _sampled(
 ) -> list[ReplayRow]:
     """Continue prompts; `first` 0: what is compared begins with the continuation."""
     seeds = [seed + i for i in range(len(prompts))]
-    made = model.sample(prompts, seeds=seeds, max_tokens=tokens) if prompts else []
+    samples = model.sample(prompts, seeds=seeds, max_tokens=tokens) if prompts else []
     return [
         ReplayRow((*prompt, *answers[0].ids), first or len(prompt))
-        for prompt, answers in zip(prompts, made, strict=True)
+        for prompt, answers in zip(prompts, samples, strict=True)
     ]
 
 

@@ -50,8 +50,8 @@ def read_samples(path: Path) -> DataLines[ChatSample]:
 def _sample(number: int, table: Mapping[str, Any]) -> ChatSample:
     check_keys(table, _KEYS)
     if "messages" not in table:
-        said = text_of(table, "prompt"), text_of(table, "completion")
-        return ChatSample(number, (Message("user", said[0]), Message("assistant", said[1])))
+        texts = text_of(table, "prompt"), text_of(table, "completion")
+        return ChatSample(number, (Message("user", texts[0]), Message("assistant", texts[1])))
     if len(table) > 1:
         raise UsageError("a line has either messages, or prompt and completion")
     messages = messages_of(table["messages"], last="assistant")

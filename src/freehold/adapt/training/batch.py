@@ -119,13 +119,13 @@ def _parted(inputs: Sequence[I64]) -> list[tuple[int, int, int]]:
             if not shared:
                 break
         best.append(min(choices))
-    found: list[tuple[int, int, int]] = []
+    spans: list[tuple[int, int, int]] = []
     end = len(inputs)
     while end:
         _, start, shared = best[end]
-        found.append((start, end, shared))
+        spans.append((start, end, shared))
         end = start
-    return found[::-1]
+    return spans[::-1]
 
 
 def _common(a: I64, b: I64) -> int:

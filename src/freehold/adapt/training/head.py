@@ -108,15 +108,15 @@ def _log_probs() -> Any:
 
         @staticmethod
         def forward(ctx: Any, rows: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
-            total, found = None, rows.new_zeros(len(rows))
+            total, chosen = None, rows.new_zeros(len(rows))
             for part in head.slices() if len(rows) else ():
                 logits = part.logits(rows)
                 total = _log_sum(total, logits)
                 place, column = part.within(targets)
-                found[place] = logits[place, column]
+                chosen[place] = logits[place, column]
             ctx.head = head
             ctx.save_for_backward(rows, targets, total)
-            return found if total is None else found - total
+            return chosen if total is None else chosen - total
 
         @staticmethod
         def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:

@@ -183,8 +183,8 @@ class Trainee:
 
         Arguments as for `states`. Differentiable in the pairs; `backward` on a weighted sum of all rows is one pass.
         """
-        found = self.states(rows, wanted=wanted, adapter=adapter)
-        return list(found.log_probs().split(found.counts))
+        states = self.states(rows, wanted=wanted, adapter=adapter)
+        return list(states.log_probs().split(states.counts))
 
     # --- the pairs' values -------------------------------------------------------------------------
 
@@ -243,11 +243,11 @@ class Trainee:
     # --- opening -----------------------------------------------------------------------------------
 
     def _drawn(self) -> tuple[AdapterPair, ...]:
-        found = list(places(self.source))
-        if not found:
+        targets = list(places(self.source))
+        if not targets:
             raise UnsupportedModel(f"{self.name} has no matrix that an adapter can change")
-        _check_room(self.rank, self.rank * sum(sum(place.spec.shape) for place in found))
-        return tuple(new_pair(p, i, self.rank, self.alpha, self.seed) for i, p in enumerate(found))
+        _check_room(self.rank, self.rank * sum(sum(place.spec.shape) for place in targets))
+        return tuple(new_pair(p, i, self.rank, self.alpha, self.seed) for i, p in enumerate(targets))
 
     def _bound(self) -> NetworkWeights:
         """Bind every matrix once, and put each pair beside its own."""
