@@ -48,6 +48,7 @@ import argparse, contextlib, io, json, sys
 from pathlib import Path
 root, tools = Path(sys.argv[1]).resolve(), sys.argv[2]
 sys.path[:0] = [str(root), tools]
+import torch._dynamo  # looks for optional packages itself, and must not meet their stand-ins
 from engine_schema import StandIns
 sys.meta_path.append(StandIns(root))
 from sglang.srt.server_args import ServerArgs
