@@ -137,7 +137,7 @@ def test_hour_of_a_machine_is_amortisation_power_and_rack_with_sources():
     given |= {
         k: Interval.exactly(v) for k, v in {"overhead": 1, "draw": 1, "pue": 1, "electricity": 1}.items()
     }
-    found = owned_machine("rtx-4090", bought=True, given=given)
+    found = owned_machine("rtx-4090", bought=True, overrides=given)
     watts = found.owned.rig.watts
     assert found.hour.mid == pytest.approx(1000 / (365.25 * 24) + watts / 1000)
     assert found.hour.low == found.hour.high
@@ -145,7 +145,7 @@ def test_hour_of_a_machine_is_amortisation_power_and_rack_with_sources():
     assert whole.hour.low < whole.hour.mid < whole.hour.high
     assert all(a.source and a.checked for a in whole.assumed)
     with pytest.raises(UsageError):
-        owned_machine("rtx-4090", given={"price": Interval.exactly(1)})  # rented: a price says nothing
+        owned_machine("rtx-4090", overrides={"price": Interval.exactly(1)})  # rented: a price says nothing
 
 
 def test_json_has_every_range():

@@ -77,7 +77,8 @@ def from_ledger(
         return task in read.tasks and bars.passes(read.tasks[task], model)[0]
 
     rented = {
-        place: owned_machine(on, bought=bought, share=share, given=given) for place, on in machines.items()
+        place: owned_machine(on, bought=bought, share=share, overrides=given)
+        for place, on in machines.items()
     }
     before = rows_in(path, since - since_s, since)
     found = savings(rows, before, read.models, rented, since_s, passing=passing, hosts=hosts)

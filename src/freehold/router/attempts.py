@@ -56,10 +56,10 @@ class MostCosts:
         self._found: dict[str, int] = {}
 
     def __call__(self, target: GatewayModel) -> int:
-        found = self._found.get(target.name)
-        if found is None:
-            found = self._found[target.name] = most_cost(target, self._job, self._size, self._when)
-        return found
+        cost = self._found.get(target.name)
+        if cost is None:
+            cost = self._found[target.name] = most_cost(target, self._job, self._size, self._when)
+        return cost
 
 
 def most_cost(target: GatewayModel, job: Job, size: PromptSize, when: float) -> int:

@@ -96,8 +96,8 @@ def void(result: BarResult, model: MeasuredModel, now: float) -> str:
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, or "" where it cannot be read; read again only after it was written."""
     try:
-        found = path.stat()
-        return _digest(path, found.st_mtime_ns, found.st_size, found.st_ino)
+        status = path.stat()
+        return _digest(path, status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError:
         return ""
 
@@ -140,8 +140,8 @@ class BarStore:
 
     def all(self) -> list[BarResult]:
         """Return every result, by task and model."""
-        found = [_read(path) for path in self._folder.glob("*.json")]
-        return sorted((r for r in found if r), key=lambda r: (r.task, r.model.name))
+        results = [_read(path) for path in self._folder.glob("*.json")]
+        return sorted((r for r in results if r), key=lambda r: (r.task, r.model.name))
 
 
 def _read(path: Path) -> BarResult | None:

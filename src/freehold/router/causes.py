@@ -44,7 +44,7 @@ def cause_of(error: FreeholdError) -> Cause:
 
 def wait_before_retry(error: FreeholdError, tries: int) -> float:
     """Return the seconds before the same target is asked again: those it asked for, or a growing pause."""
-    asked = error.retry_after_s if isinstance(error, UpstreamFault) else None
+    requested_s = error.retry_after_s if isinstance(error, UpstreamFault) else None
     if isinstance(error, errors.Overloaded):
-        asked = error.wait_s
-    return asked if asked is not None else min(FIRST_WAIT_S * 2 ** (tries - 1), MOST_WAIT_S)
+        requested_s = error.wait_s
+    return requested_s if requested_s is not None else min(FIRST_WAIT_S * 2 ** (tries - 1), MOST_WAIT_S)

@@ -168,7 +168,7 @@ async def counted(
     await record.reserve(0, target)  # of no money: refused where no row could be written
     began = time.monotonic()
     try:
-        found = await parts.calls.rents().count(cleared, target.remote, timeout_s=timeout_s)
+        count = await parts.calls.rents().count(cleared, target.remote, timeout_s=timeout_s)
     except asyncio.CancelledError:
         record.attempted(target, "left", time.monotonic() - began)
         await parts.background.shielded(record.book_quietly("left", target))
@@ -178,9 +178,9 @@ async def counted(
         await record.book("failed", target)
         if e.cause in causes.SAYS_NOTHING:
             raise
-        found = None
-    if found is not None:
+        count = None
+    if count is not None:
         record.attempted(target, "", time.monotonic() - began)
-        await record.book("whole", target, Usage(found, 0))
-        return found
+        await record.book("whole", target, Usage(count, 0))
+        return count
     return EstimatedCount(parts.ratio(target).prompt_tokens(size))

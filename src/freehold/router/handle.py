@@ -72,10 +72,10 @@ class RoutedHandle:
             return self._owned.info
         if not self._planned.remote:
             return info_of(self._planned, self._locals)
-        found = self._plan.infos.get(self.name)
-        if found is None:
-            found = self._plan.infos[self.name] = info_of(self._planned, {})
-        return found
+        info = self._plan.infos.get(self.name)
+        if info is None:
+            info = self._plan.infos[self.name] = info_of(self._planned, {})
+        return info
 
     @property
     def stats(self) -> EngineStats:
@@ -114,8 +114,8 @@ class RoutedHandle:
         record.labels = cleared.labels
         key = b""
         if planned.route.cache_s:
-            asked = cleared, self._origin.key, planned.name, self._plan.gateway.digest
-            key = await asyncio.to_thread(answer_key, *asked)
+            identity = cleared, self._origin.key, planned.name, self._plan.gateway.digest
+            key = await asyncio.to_thread(answer_key, *identity)
             if (kept := parts.cache.find(key)) is not None:
                 return CachedStream(record, kept)
         size = prompt_size(job)
@@ -140,8 +140,8 @@ class RoutedHandle:
 
     def _record(self, *, batch: bool = False) -> RequestRecord:
         limit = self._limit()
-        asked = RequestAbout(self._planned.name, self._planned.route.task, batch)
-        return RequestRecord(self._origin, asked, self._parts.books, limit)
+        about = RequestAbout(self._planned.name, self._planned.route.task, batch)
+        return RequestRecord(self._origin, about, self._parts.books, limit)
 
     def _limit(self) -> SpendLimit | None:
         policy = self._plan.gateway.keys.get(self._origin.key)

@@ -55,8 +55,8 @@ def _settings(overlay: Overlay) -> str:
 
 def _unhashed(path: Path) -> str:
     """Name a file that was never hashed by path, size and time."""
-    found = path.stat()
-    return hashlib.sha256(f"{path}|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()
+    status = path.stat()
+    return hashlib.sha256(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()
 
 
 @lru_cache(maxsize=64)

@@ -57,13 +57,13 @@ _json = msgspec.json.Encoder().encode
 
 def _answers(pieces: list[Piece]) -> list[dict[str, object]]:
     """Return the text, thinking, calls and reason of each answer."""
-    found: dict[int, dict[str, object]] = {}
+    answers: dict[int, dict[str, object]] = {}
     calls: dict[int, list[ToolCall]] = {}
     for index, chunk in pieces:
-        answer = found.setdefault(index, {"text": "", "thinking": "", "refusal": "", "finish_reason": ""})
+        answer = answers.setdefault(index, {"text": "", "thinking": "", "refusal": "", "finish_reason": ""})
         for name in ("text", "thinking", "refusal"):
             answer[name] = f"{answer[name]}{getattr(chunk, name)}"
         for piece in chunk.tool_calls:
             piece.join(calls.setdefault(index, []))
         answer["finish_reason"] = chunk.finish_reason or answer["finish_reason"]
-    return [{**answer, "tool_calls": calls.get(index, [])} for index, answer in sorted(found.items())]
+    return [{**answer, "tool_calls": calls.get(index, [])} for index, answer in sorted(answers.items())]

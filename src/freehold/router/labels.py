@@ -60,10 +60,10 @@ class Labeller:
 
     async def clear(self, work: W, origin: Origin, route: GatewayRoute | None = None) -> Cleared[W]:
         """Return the request with the places where it may be. Raises UsageError for a label that does not exist."""
-        found = self._stated(origin, route)
+        labels = self._stated(origin, route)
         if self._reading:
-            found += await self._read(work, origin.key, {label.name for label in found})
-        return Cleared(work, self.places(label.name for label in found), tuple(found))
+            labels += await self._read(work, origin.key, {label.name for label in labels})
+        return Cleared(work, self.places(label.name for label in labels), tuple(labels))
 
     def stated(self, origin: Origin, route: GatewayRoute | None = None) -> tuple[SetLabel, ...]:
         """Return the labels that key, header and route set, without reading any text."""
@@ -81,15 +81,15 @@ class Labeller:
         return self._gateway.owned_places if label.stay is None else label.stay | {HOUSE}
 
     def _stated(self, origin: Origin, route: GatewayRoute | None) -> list[SetLabel]:
-        found = [SetLabel(name, "header") for name in origin.labels]
-        for label in found:
+        labels = [SetLabel(name, "header") for name in origin.labels]
+        for label in labels:
             if label.name not in self._gateway.labels:
                 raise self._unknown(label.name)
         if policy := self._gateway.keys.get(origin.key):
-            found += [SetLabel(name, f"key {policy.name}") for name in policy.labels]
+            labels += [SetLabel(name, f"key {policy.name}") for name in policy.labels]
         if route is not None:
-            found += [SetLabel(name, f"route {route.name}") for name in route.labels]
-        return found
+            labels += [SetLabel(name, f"route {route.name}") for name in route.labels]
+        return labels
 
     def _unknown(self, name: str) -> UsageError:
         names = sorted(self._gateway.labels)
@@ -105,21 +105,21 @@ class Labeller:
             return [SetLabel(label.name, "token ids, which are not read") for label in missing]
         if not missing:
             return []
-        found = await self._detected(missing, work, key)
-        left = [label for label in missing if all(label.name != known.name for known in found)]
-        return found + await self._classified(left, work)
+        labels = await self._detected(missing, work, key)
+        left = [label for label in missing if all(label.name != known.name for known in labels)]
+        return labels + await self._classified(left, work)
 
     async def _detected(self, labels: Iterable[Label], work: Job | EmbedJob, key: str) -> list[SetLabel]:
-        asked = [label for label in labels if label.detect or label.patterns]
-        if not asked or self._sieve is None:
+        by_detector = [label for label in labels if label.detect or label.patterns]
+        if not by_detector or self._sieve is None:
             return []
         try:
             findings = await self._found(self._sieve, work, key)
         except NotRead as e:
-            return [SetLabel(label.name, f"a text that was not read: {e}") for label in asked]
+            return [SetLabel(label.name, f"a text that was not read: {e}") for label in by_detector]
         return [
             SetLabel(label.name, str(finding))
-            for label in asked
+            for label in by_detector
             for finding in sorted(findings)
             if finding.kind in label.detect or finding.name in label.patterns
         ]
@@ -135,13 +135,13 @@ class Labeller:
         return await self._long_texts.find(self._wanted, work, work.client or key)
 
     async def _classified(self, labels: Sequence[Label], work: Job | EmbedJob) -> list[SetLabel]:
-        asked = [label for label in labels if label.classifier]
-        texts = list(_begin(work)) if asked else []
-        found = []
-        for label in asked:
+        by_classifier = [label for label in labels if label.classifier]
+        texts = list(_begin(work)) if by_classifier else []
+        passed = []
+        for label in by_classifier:
             if self._asks is None or await self._asks.says(label, texts):
-                found.append(SetLabel(label.name, f"classifier {label.classifier}"))
-        return found
+                passed.append(SetLabel(label.name, f"classifier {label.classifier}"))
+        return passed
 
 
 def _short(work: Job | EmbedJob) -> list[str] | None:

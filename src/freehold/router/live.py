@@ -98,7 +98,7 @@ class LiveGateway:
     def _marked(self) -> Mark:
         """Return what changes when the file does; () where there is none."""
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except OSError:
             return ()
-        return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode, found.st_uid
+        return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode, status.st_uid

@@ -49,15 +49,15 @@ def owned_machine(
     *,
     bought: bool = False,
     share: Interval | None = None,
-    given: Mapping[str, Interval] | None = None,
+    overrides: Mapping[str, Interval] | None = None,
 ) -> OwnedMachine:
-    """Return the machine called `on`, such as 2xh100, with `given` assumptions by key in place of ours.
+    """Return the machine called `on`, such as 2xh100, with `overrides` assumptions by key in place of ours.
 
     Raises UsageError for unknown hardware, hardware without a price, and values that cannot be.
     """
     owned = Owned(catalog.rig(on), bought)
     fast = ownership.speed(Interval.exactly(1.0))  # an hour's cost does not hang on it
-    all_of_them = ownership.assumptions(owned, fast, from_figures(), given or {})
+    all_of_them = ownership.assumptions(owned, fast, from_figures(), overrides or {})
     assumed = {key: a for key, a in all_of_them.items() if key in _PARTS}
     hour, _ = ranged(owned.hour, assumed, points(assumed))
     return OwnedMachine(owned, hour, tuple(assumed.values()), share)

@@ -47,24 +47,24 @@ class Price:
 
     def at(self, when: float) -> Price:
         """Return the price that holds at the moment `when`."""
-        found = self
+        current = self
         for start, price in self.later:
             if when >= start:
-                found = price
-        return found
+                current = price
+        return current
 
     def rates_at(self, prompt_tokens: int, when: float, *, batch: bool = False) -> TokenRates:
         """Return the rates of one request; `self` holds at `when` already."""
         if batch and self.batch is not None:
-            found, tiers = self.batch, self.batch_tiers
+            price, tiers = self.batch, self.batch_tiers
         else:
-            found, tiers = self.rates, self.tiers
+            price, tiers = self.rates, self.tiers
             if self.slots:
-                found = self.slots[int(when % DAY_S) * len(self.slots) // DAY_S]
+                price = self.slots[int(when % DAY_S) * len(self.slots) // DAY_S]
         for over, rates in tiers:
             if prompt_tokens > over:
-                found = rates
-        return found
+                price = rates
+        return price
 
     def cost(self, usage: Usage, when: float = 0.0, *, batch: bool = False) -> int:
         """Return nano-dollars for what a request sent at `when` (time.time()) used, rounded half up once, at the end.
@@ -96,5 +96,5 @@ class Price:
         reach = [plain, *(rates for over, rates in tiers if prompt_tokens > over)]
         reach += price.slots
         paid = max(max(r.input, r.cached, r.written, r.written_hour) for r in reach)
-        made = max(max(r.output, r.thought or 0) for r in reach)
-        return (price.fee + prompt_tokens * paid + output_tokens * made + 999) // 1000
+        answer_price = max(max(r.output, r.thought or 0) for r in reach)
+        return (price.fee + prompt_tokens * paid + output_tokens * answer_price + 999) // 1000

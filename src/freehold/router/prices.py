@@ -63,19 +63,19 @@ def price_of(offer: Offer, day: datetime) -> Price:
 
     starts = [datetime.combine(start, time(), UTC) for start in changes(offer, day.date())]
     later = tuple((start.timestamp(), _on(offer, start)) for start in starts)
-    found = _on(offer, day)
-    return replace(found, later=later) if later else found
+    price = _on(offer, day)
+    return replace(price, later=later) if later else price
 
 
 def _on(offer: Offer, day: datetime) -> Price:
     from freehold.catalog.rates import rates_at, tier_starts
 
     def tiers(batch: bool) -> tuple[tuple[int, TokenRates], ...]:
-        found = (
+        tiers_stated = (
             (over, rates_at(offer, over + 1, day, batch=batch))
             for over in tier_starts(offer, day, batch=batch)
         )
-        return tuple((over, _whole(rates)) for over, rates in found if rates is not None)
+        return tuple((over, _whole(rates)) for over, rates in tiers_stated if rates is not None)
 
     plain, batch = rates_at(offer, 0, day), rates_at(offer, 0, day, batch=True)
     assert plain is not None  # without `batch` there is always one

@@ -80,14 +80,14 @@ def _bytes(path: Path) -> bytes:
     """Return what a file holds. Raises BadGateway for one that is missing, too large, or open to other users."""
     try:
         with open(path, "rb") as file:
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise _whole(str(path), "there is no such file", "docs/guides/gateway.md begins with one") from None
     except (OSError, ValueError) as e:
         why = (e.strerror or "").lower() if isinstance(e, OSError) else "its name is none"
         raise _whole(str(path), f"it cannot be read: {why}", "name a file that this user may read") from None
-    if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
+    if status.st_mode & 0o022 or status.st_uid not in (os.geteuid(), 0):
         raise _whole(str(path), "others may write it, and so decide where prompts go", f"chmod go-w {path}")
     return data
 
@@ -113,11 +113,11 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
             name, "arrays or tables are nested too deeply", "nothing here needs three levels"
         ) from None
     except (ValueError, InvalidOperation) as e:
-        said = str(e)
-    place = _PLACE.search(said)
+        error = str(e)
+    place = _PLACE.search(error)
     line = text.count("\n") + 1 if place else 0
     line = int(place[1]) if place and place[1] else line
-    message = said[: place.start()] if place else said
+    message = error[: place.start()] if place else error
     hint = next((way for begins, way in _WAYS_OUT.items() if message.startswith(begins)), "")
     wrong = Mistake(
         line, "", f"not TOML: {message[:1].lower()}{message[1:]}", hint or "https://toml.io shows how"

@@ -38,14 +38,14 @@ class RequestRecord:
     def __init__(
         self,
         origin: Origin,
-        asked: RequestAbout,
+        about: RequestAbout,
         books: Books,
         limit: SpendLimit | None = None,
         parent: str = "",
     ) -> None:
         self.at, self.started = time.time(), time.monotonic()
         self.id = row_id(self.at)
-        self.origin, self.asked, self.parent = origin, asked, parent
+        self.origin, self.asked, self.parent = origin, about, parent
         self.labels: tuple[SetLabel, ...] = ()
         self.choice: TargetChoice | None = None
         self.attempts: list[Attempt] = []

@@ -66,15 +66,15 @@ class TargetChoice:
         self.allowed = [each for each in self.allowed if each is not target]
         self.passed_over[target.name] = why
 
-    def candidates(self, asked: Sequence[str]) -> tuple[Candidate, ...]:
-        """Return every target with its reason; `asked`: names of those that were sent the request."""
-        return tuple(self._candidate(target.name, asked) for target in self.order)
+    def candidates(self, tried: Sequence[str]) -> tuple[Candidate, ...]:
+        """Return every target with its reason; `tried`: names of those that were sent the request."""
+        return tuple(self._candidate(target.name, tried) for target in self.order)
 
-    def _candidate(self, name: str, asked: Sequence[str]) -> Candidate:
+    def _candidate(self, name: str, tried: Sequence[str]) -> Candidate:
         why = self.passed_over.get(name)
-        if name in asked:
+        if name in tried:
             return Candidate(
-                name, True, "first of the route that is allowed" if name == asked[0] else "fallback"
+                name, True, "first of the route that is allowed" if name == tried[0] else "fallback"
             )
         return Candidate(name, False, "not needed" if why is None else why.reason)
 
@@ -138,8 +138,8 @@ def _why_not(
             "window", f"its window of {window:,} tokens is smaller than the prompt of {size.bytes:,} bytes"
         )
     if planned.route.may_teach and not target.may_teach:
-        said = "do not let" if target.may_teach is False else "are not known to let"
-        return PassedOver("licence", f"its terms {said} answers train a model")
+        terms_say = "do not let" if target.may_teach is False else "are not known to let"
+        return PassedOver("licence", f"its terms {terms_say} answers train a model")
     if planned.task is not None and bars is not None:
         passes, figures = bars.passes(planned.task, target)
         if not passes:

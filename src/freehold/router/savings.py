@@ -141,7 +141,7 @@ class _Books:
                 tokens[row.place] += row.usage.completion_tokens
             if row.outcome in _ANSWERED:
                 self.rows.append(row)
-        self.busy = {place: busy_seconds(found) for place, found in spans.items()}
+        self.busy = {place: busy_seconds(row_spans) for place, row_spans in spans.items()}
         # Of a machine's busy time, what a second of one request and what a token of an answer took.
         self._a_second = {place: self.busy[place] / work[place] for place in spans if work[place]}
         self._a_token = {place: self.busy[place] / tokens[place] for place in spans if tokens[place]}
@@ -163,20 +163,20 @@ class _Books:
         else:
             into.add(priced(row, model.price), share)
 
-    def dollars(self, found: _Sum) -> DollarRange:
+    def dollars(self, total_nano: _Sum) -> DollarRange:
         """Return a sum with its machines."""
-        total = DollarRange(found.low / NANO, found.mid / NANO, found.high / NANO)
-        for place, seconds in found.seconds.items():
+        total = DollarRange(total_nano.low / NANO, total_nano.mid / NANO, total_nano.high / NANO)
+        for place, seconds in total_nano.seconds.items():
             if place in self.machines and seconds:
                 total = total.plus(self.machines[place].cost(seconds, max(self.period_s, seconds)))
         return total
 
     def mid_nano(self, row: LedgerRow, model: GatewayModel) -> float:
         """Return a row's middle price at a model, its machine's time included, to choose the cheapest by."""
-        found = _Sum()
-        self.at(row, model, found)
-        hours = {p: self.machines[p].hour.mid for p in found.seconds if p in self.machines}
-        return found.mid + sum(NANO * hours[p] * found.seconds[p] / 3600 for p in hours)
+        total = _Sum()
+        self.at(row, model, total)
+        hours = {p: self.machines[p].hour.mid for p in total.seconds if p in self.machines}
+        return total.mid + sum(NANO * hours[p] * total.seconds[p] / 3600 for p in hours)
 
     def _seconds(self, row: LedgerRow, model: GatewayModel) -> float:
         if row.owned and row.place == model.place:
@@ -216,12 +216,12 @@ def savings(
             owned = owned.plus(machines[place].cost(busy, max(period_s, busy)))
     rented = books.nano / NANO
     cost = owned.plus(DollarRange(rented, rented, rented))
-    found = (_dearest(books), _above_bar(books, passing), _same_weights(books, hosts), _mix(books, before))
+    results = (_dearest(books), _above_bar(books, passing), _same_weights(books, hosts), _mix(books, before))
     against = tuple(
         Counterfactual(
             name, what, dollars, dollars.minus(cost), sum_.requests - sum_.unchanged, sum_.unchanged
         )
-        for name, what, sum_ in found
+        for name, what, sum_ in results
         for dollars in (books.dollars(sum_),)
     )
     notes = [
@@ -230,10 +230,10 @@ def savings(
     return Savings(len(books.rows), rented, owned, cost, books.busy, period_s, against, tuple(notes))
 
 
-_Found = tuple[str, str, _Sum]
+_Counterfactual = tuple[str, str, _Sum]
 
 
-def _dearest(books: _Books) -> _Found:
+def _dearest(books: _Books) -> _Counterfactual:
     """All on the one rented model that would have cost most."""
     sums = {}
     for model in books.models.values():
@@ -249,7 +249,7 @@ def _dearest(books: _Books) -> _Found:
     return "all on the dearest", name, sums[name]
 
 
-def _above_bar(books: _Books, passing: Passing) -> _Found:
+def _above_bar(books: _Books, passing: Passing) -> _Counterfactual:
     """Each task's requests on the cheapest model that reaches its bar."""
     by_task: dict[str, list[LedgerRow]] = defaultdict(list)
     for row in books.rows:
@@ -270,7 +270,7 @@ def _above_bar(books: _Books, passing: Passing) -> _Found:
     return "all on the cheapest above the bar", ", ".join(chosen) or "no task has a model above it", total
 
 
-def _same_weights(books: _Books, hosts: Hosts) -> _Found:
+def _same_weights(books: _Books, hosts: Hosts) -> _Counterfactual:
     """Each answer from the cheapest seller of the same weights."""
     by_target: dict[str, list[LedgerRow]] = defaultdict(list)
     for row in books.rows:
@@ -296,7 +296,7 @@ def _same_weights(books: _Books, hosts: Hosts) -> _Found:
     )
 
 
-def _mix(books: _Books, before: Iterable[LedgerRow]) -> _Found:
+def _mix(books: _Books, before: Iterable[LedgerRow]) -> _Counterfactual:
     """Each request spread over the models that answered the same name in the period before."""
     shares: dict[str, Counter[str]] = defaultdict(Counter)
     for row in before:
@@ -313,8 +313,8 @@ def _mix(books: _Books, before: Iterable[LedgerRow]) -> _Found:
         all_ = known.total()
         for target, count in known.items():
             books.at(row, books.models[target], total, count / all_)
-    asked = "as the period before divided them" if shares else "no request in the period before"
-    return "yesterday's mix", asked, total
+    shares_of = "as the period before divided them" if shares else "no request in the period before"
+    return "yesterday's mix", shares_of, total
 
 
 def _unchanged(books: _Books) -> _Sum:

@@ -44,11 +44,11 @@ def _of(service: str, model: str) -> tuple[str, bool | None]:
     from freehold.advisor.lineage import standing, subject
     from freehold.catalog.licence import licence
 
-    found = subject(licence(service) if service else model)
-    words = [_teaches(each.choices) for each in standing(found)]
+    expression_of = subject(licence(service) if service else model)
+    words = [_teaches(each.choices) for each in standing(expression_of)]
     if False in words:
-        return found.expression, False
-    return found.expression, True if words and None not in words else None
+        return expression_of.expression, False
+    return expression_of.expression, True if words and None not in words else None
 
 
 def _teaches(choices: Sequence[Licence]) -> bool | None:

@@ -117,12 +117,12 @@ def _message(message: Message) -> Iterable[str | Image]:
 
 def letters_in(chunk: Chunk) -> int:
     """Return how many bytes of text a chunk adds to an answer, about."""
-    found = len(chunk.text)
+    letters = len(chunk.text)
     if chunk.thinking or chunk.refusal:
-        found += len(chunk.thinking) + len(chunk.refusal)
+        letters += len(chunk.thinking) + len(chunk.refusal)
     for piece in chunk.tool_calls:
-        found += len(piece.name) + len(piece.arguments)
-    return found
+        letters += len(piece.name) + len(piece.arguments)
+    return letters
 
 
 class TokenRatio:
@@ -164,7 +164,7 @@ def used_so_far(stream: Stream, ratio: TokenRatio, size: PromptSize, length: int
     `length`: bytes of text that came; `tokens`: ids that came, where they are reported.
     """
     reported: Usage | None = getattr(stream, "reported", None)
-    made = tokens or ratio.answer_tokens(length)
+    answer_tokens = tokens or ratio.answer_tokens(length)
     if reported is None:
-        return Usage(len(stream.begin.prompt_ids) or ratio.prompt_tokens(size), made)
-    return replace(reported, completion_tokens=max(reported.completion_tokens, made))
+        return Usage(len(stream.begin.prompt_ids) or ratio.prompt_tokens(size), answer_tokens)
+    return replace(reported, completion_tokens=max(reported.completion_tokens, answer_tokens))

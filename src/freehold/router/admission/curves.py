@@ -86,7 +86,7 @@ def areas(by: np.ndarray, gain: np.ndarray, counts: np.ndarray) -> np.ndarray:
     of c g, the trapezoids add up to sum c (G - c g / 2) / (sum c x sum c g).
     """
     ordered_gain = gain[by].astype(np.float32)
-    found = np.empty(len(counts))
+    area_under = np.empty(len(counts))
     for at in range(0, len(counts), _ROWS):
         c = counts[at : at + _ROWS, by].astype(np.float32)
         cg = c * ordered_gain
@@ -94,8 +94,8 @@ def areas(by: np.ndarray, gain: np.ndarray, counts: np.ndarray) -> np.ndarray:
         total = cg.sum(axis=1, dtype=np.float64)
         area = np.einsum("ij,ij->i", c, reached - cg / 2, dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found[at : at + _ROWS] = np.where(total > 0, area / (c.sum(axis=1) * total), np.nan)
-    return found
+            area_under[at : at + _ROWS] = np.where(total > 0, area / (c.sum(axis=1) * total), np.nan)
+    return area_under
 
 
 def resamples(task: np.ndarray, whole_tasks: bool, rng: np.random.Generator) -> np.ndarray:

@@ -59,8 +59,8 @@ class SparseRows:
         signed = self.values * rng.choice([-1.0, 1.0], self.width)[self.columns]
         n = len(self.starts) - 1
         flat = np.repeat(np.arange(n) * width, np.diff(self.starts)) + bucket[self.columns]
-        made = np.bincount(flat, signed, n * width).reshape(n, width).astype(np.float32)
-        return made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
+        matrix = np.bincount(flat, signed, n * width).reshape(n, width).astype(np.float32)
+        return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,16 +24,16 @@ _STEPS, _MEMORY = 60, 8  # of L-BFGS
 def learned(terms: TermCounts, gain: np.ndarray, weak: np.ndarray, fold: np.ndarray) -> dict[str, np.ndarray]:
     """Return each candidate's scores, every fold by a router trained on the others."""
     n = len(gain)
-    found = {name: np.zeros(n) for name in ("ridge on the gain", "kNN on the gain", "TF-IDF + logistic")}
+    scores = {name: np.zeros(n) for name in ("ridge on the gain", "kNN on the gain", "TF-IDF + logistic")}
     for train in _trains(fold):
         rows = terms.weighed(train)
         dense = rows.dense(WIDTH, seed=0)
         ask = ~train
-        found["ridge on the gain"][ask] = _ridge(dense, gain, train)
-        found["kNN on the gain"][ask] = _nearest(dense, gain, train)
+        scores["ridge on the gain"][ask] = _ridge(dense, gain, train)
+        scores["kNN on the gain"][ask] = _nearest(dense, gain, train)
         weights = _logistic(rows.rows(train), 1.0 - weak[train])
-        found["TF-IDF + logistic"][ask] = rows.rows(ask).times(weights[:-1]) + weights[-1]
-    return found
+        scores["TF-IDF + logistic"][ask] = rows.rows(ask).times(weights[:-1]) + weights[-1]
+    return scores
 
 
 def task_means(gain: np.ndarray, task: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -53,8 +53,8 @@ def few_labels(gain: np.ndarray, task: np.ndarray, labels: int, rng: np.random.G
     for number in range(int(task.max()) + 1):
         of_task = rng.permutation(np.flatnonzero(task == number))
         halves = of_task[: len(of_task) // 2], of_task[len(of_task) // 2 :]
-        for asked, known in (halves, halves[::-1]):
-            score[asked] = gain[known[:labels]].mean() if len(known) else 0.0
+        for half, known in (halves, halves[::-1]):
+            score[half] = gain[known[:labels]].mean() if len(known) else 0.0
     return score
 
 
@@ -78,14 +78,14 @@ def _nearest(dense: np.ndarray, gain: np.ndarray, train: np.ndarray) -> np.ndarr
     at = np.flatnonzero(train)
     if len(at) > _BANK:
         at = np.random.default_rng(0).choice(at, _BANK, replace=False)
-    bank, known, asked = dense[at], gain[at], dense[~train]
+    bank, known, queries = dense[at], gain[at], dense[~train]
     k = min(NEIGHBOURS, len(at))
-    found = np.empty(len(asked))
-    for begin in range(0, len(asked), _BLOCK):
-        like = asked[begin : begin + _BLOCK] @ bank.T
+    means = np.empty(len(queries))
+    for begin in range(0, len(queries), _BLOCK):
+        like = queries[begin : begin + _BLOCK] @ bank.T
         nearest = np.argpartition(like, len(at) - k, axis=1)[:, -k:]
-        found[begin : begin + _BLOCK] = known[nearest].mean(axis=1)
-    return found
+        means[begin : begin + _BLOCK] = known[nearest].mean(axis=1)
+    return means
 
 
 def _logistic(x: SparseRows, y: np.ndarray) -> np.ndarray:

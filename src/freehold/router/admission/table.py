@@ -106,14 +106,14 @@ def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> AnsweredTable:
 
 def _column(path: Path, rows: Sequence[Mapping[str, Any]], name: str) -> Any:
     """Return an optional column: all of it, or None."""
-    found = [row[name] for row in rows if row[name] is not None]
-    if not found:
+    values = [row[name] for row in rows if row[name] is not None]
+    if not values:
         return None
-    if len(found) < len(rows):
+    if len(values) < len(rows):
         raise UsageError(
-            f"{path}: {len(rows) - len(found):,} rows have no {name}", "fill it, or leave it out"
+            f"{path}: {len(rows) - len(values):,} rows have no {name}", "fill it, or leave it out"
         )
-    return np.array(found, dtype=np.float64) if name != "seen" else np.array(found) != 0
+    return np.array(values, dtype=np.float64) if name != "seen" else np.array(values) != 0
 
 
 def _row(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,16 +124,16 @@ def _row(raw: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("weak", "strong"):
         row[name] = _number(raw[name], name, 0.0, 1.0)
     for name, least in (("score", -math.inf), ("seen", 0.0), ("weak_cost", 0.0), ("strong_cost", 0.0)):
-        given = raw.get(name)
-        row[name] = None if given in (None, "") else _number(given, name, least, math.inf)
+        cell = raw.get(name)
+        row[name] = None if cell in (None, "") else _number(cell, name, least, math.inf)
     return row
 
 
-def _number(given: Any, name: str, least: float, most: float) -> float:
+def _number(cell: Any, name: str, least: float, most: float) -> float:
     try:
-        value = float(given)
+        value = float(cell)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} = {str(given)[:40]!r} is not a number") from None
+        raise ValueError(f"{name} = {str(cell)[:40]!r} is not a number") from None
     if not (math.isfinite(value) and least <= value <= most):
         limits = f"within {least:g}..{most:g}" if math.isfinite(most) else "finite and not negative"
         raise ValueError(f"{name} = {value:g} is not {limits if least > -math.inf else 'finite'}")

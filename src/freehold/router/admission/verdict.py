@@ -51,7 +51,7 @@ class RouterFigures:
             "cpt50": round(self.cpt50, 3),
             "cpt80": round(self.cpt80, 3),
             "aiq": round(self.aiq, 5),
-            "over": {name: found.as_json() for name, found in self.over.items()},
+            "over": {name: intervals.as_json() for name, intervals in self.over.items()},
         }
 
 
@@ -121,8 +121,8 @@ def admit(table: AnsweredTable) -> RouterVerdict:
         counts = resamples(task, True, rng)
         held_out = _figures(table, unseen, counts, _held_out(table, terms, draws), (LENGTH, FEW))
     names = [f.name for f in in_domain if f.name not in (RANDOM, LENGTH, TASK, ORACLE)]
-    found = {f.name: f for f in held_out}
-    refused = {name: _why_not(found.get(name), tasks) for name in names}
+    by_name = {f.name: f for f in held_out}
+    refused = {name: _why_not(by_name.get(name), tasks) for name in names}
     return RouterVerdict(*shown, about.gain, "", in_domain, held_out, tasks, refused)
 
 
@@ -219,13 +219,15 @@ def _nothing_to_route(table: AnsweredTable, gain: SampledFigure) -> str:
     return ""
 
 
-def _why_not(found: RouterFigures | None, tasks: int) -> str:
+def _why_not(figures: RouterFigures | None, tasks: int) -> str:
     """Say why a router stays off; empty: it is admitted."""
-    if found is None:
+    if figures is None:
         return f"{tasks} tasks that it has not seen decide nothing; at least {FEWEST_TASKS} are needed"
-    lost = [f"{base} (by {by})" for base, by in found.over.items() if by.low <= 0]
-    if found.apgr.low <= 0.5:
-        lost.insert(0, f"chance (APGR {found.apgr.mid:.3f} [{found.apgr.low:.3f}, {found.apgr.high:.3f}])")
+    lost = [f"{base} (by {by})" for base, by in figures.over.items() if by.low <= 0]
+    if figures.apgr.low <= 0.5:
+        lost.insert(
+            0, f"chance (APGR {figures.apgr.mid:.3f} [{figures.apgr.low:.3f}, {figures.apgr.high:.3f}])"
+        )
     if not lost:
         return ""
     return f"on {tasks} tasks that it has not seen it does not beat {', '.join(lost)}"

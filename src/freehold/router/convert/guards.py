@@ -59,8 +59,8 @@ def _guardrails(
         params = each.get("litellm_params")
         yield str(each.get("guardrail_name", "unnamed")), params if isinstance(params, dict) else {}
     for each in _dicts(settings.get("guardrails")):
-        for name, said in each.items():
-            kinds = said.get("callbacks", []) if isinstance(said, dict) else []
+        for name, guard in each.items():
+            kinds = guard.get("callbacks", []) if isinstance(guard, dict) else []
             for kind in kinds if isinstance(kinds, list) else []:
                 yield str(name), {"guardrail": str(kind)}
 

@@ -136,11 +136,11 @@ def _deployed(draft: GatewayDraft, entry: Mapping[str, Any]) -> Iterator[Deploym
 
 
 def _url(name: str, seller: Seller, params: Mapping[str, Any]) -> str:
-    given = values.text(params.get("api_base") or params.get("base_url")).rstrip("/")
-    if not given.startswith(("http://", "https://")):
+    url = values.text(params.get("api_base") or params.get("base_url")).rstrip("/")
+    if not url.startswith(("http://", "https://")):
         return seller.url
     try:
-        parts = urlsplit(given)
+        parts = urlsplit(url)
         netloc = parts.netloc.rpartition("@")[2]
     except ValueError:
         return seller.url
@@ -155,13 +155,13 @@ def _key(
     draft: GatewayDraft, where: str, name: str, seller: Seller, url: str, params: Mapping[str, Any]
 ) -> str:
     """Return "env:NAME"; a key that the file holds is asked for in a variable instead."""
-    given = params.get("api_key")
-    if given is None:  # LiteLLM would send the seller's key to a machine of the house too
+    key = params.get("api_key")
+    if key is None:  # LiteLLM would send the seller's key to a machine of the house too
         private = is_inside(urlsplit(url).hostname or "seller.example")
         return f"env:{seller.variable}" if seller.variable and not private else ""
-    text = values.text(given)
-    if found := _VARIABLE.fullmatch(text):
-        return f"env:{found[1]}"
+    text = values.text(key)
+    if match := _VARIABLE.fullmatch(text):
+        return f"env:{match[1]}"
     if text.lower() in _ANY_KEY:
         return ""
     variable = seller.variable or f"{re.sub('[^A-Z0-9]', '_', name.upper())}_API_KEY"
@@ -174,13 +174,13 @@ def _provider(draft: GatewayDraft, name: str, seller: Seller, url: str, key: str
     kind = seller.kind
     if kind == "openai" and url and urlsplit(url).hostname != "api.openai.com":
         kind = COMPATIBLE
-    said = {"kind": kind} | ({"url": url} if url else {}) | ({"key": key} if key else {})
+    wanted = {"kind": kind} | ({"url": url} if url else {}) | ({"key": key} if key else {})
     for known, table in draft.sections["providers"].items():
-        if {k: v for k, v in table.values.items() if k != "plain_http"} == said:
+        if {k: v for k, v in table.values.items() if k != "plain_http"} == wanted:
             return known
-    found = draft.free("providers", name.replace("_", "-"))
-    table = draft.table("providers", found)
-    table.values |= said
+    free_name = draft.free("providers", name.replace("_", "-"))
+    table = draft.table("providers", free_name)
+    table.values |= wanted
     parts = urlsplit(url)
     if parts.hostname and is_inside(parts.hostname):
         table.remarks.append(
@@ -191,7 +191,7 @@ def _provider(draft: GatewayDraft, name: str, seller: Seller, url: str, key: str
         table.remarks.append("http beyond a private network: others can read prompts and keys.")
     if name == "azure":
         table.remarks.append("Azure's door for OpenAI's clients; the model is the deployment's name.")
-    return found
+    return free_name
 
 
 def _model(
@@ -227,22 +227,22 @@ def _model(
     return Deployment(group, name, provider, order if isinstance(order, (int, float)) else 0, params)
 
 
-def _price(draft: GatewayDraft, where: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def _price(draft: GatewayDraft, where: str, info: Mapping[str, Any]) -> dict[str, Any]:
     """Return dollars for a million tokens, of LiteLLM's dollars a token."""
-    price = {ours: paid for key, ours in _COSTS.items() if (paid := _million(said.get(key))) is not None}
+    price = {ours: paid for key, ours in _COSTS.items() if (paid := _million(info.get(key))) is not None}
     if not price:
         return {}
     if not {"input", "output"} <= price.keys():
         draft.leave(f"{where}: its price, as input and output are not both there")
         return {}
     above: dict[int, dict[str, Any]] = {}
-    for key, value in said.items():
+    for key, value in info.items():
         if (
-            (found := _ABOVE.fullmatch(str(key)))
-            and found[1] in _COSTS
+            (match := _ABOVE.fullmatch(str(key)))
+            and match[1] in _COSTS
             and (paid := _million(value)) is not None
         ):
-            above.setdefault(int(found[2]) * 1000, {})[_COSTS[found[1]]] = paid
+            above.setdefault(int(match[2]) * 1000, {})[_COSTS[match[1]]] = paid
     if len(above) > 1:
         draft.leave(f"{where}: prices above {', '.join(f'{n:,}' for n in sorted(above)[1:])} tokens")
     if above:
@@ -320,12 +320,12 @@ def _take_routes(draft: GatewayDraft, deployments: Sequence[Deployment], setting
 
 def _fallbacks(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the groups to ask after each; those for a larger window last, as a route finds that by itself."""
-    found: dict[str, list[str]] = {}
+    fallbacks: dict[str, list[str]] = {}
     for key in ("fallbacks", "context_window_fallbacks"):
         for each in values.rows(settings.get(key)):
             for group, names in each.items():
-                found.setdefault(str(group), []).extend(values.texts(names))
-    return found
+                fallbacks.setdefault(str(group), []).extend(values.texts(names))
+    return fallbacks
 
 
 def _route(
@@ -342,14 +342,14 @@ def _route(
         draft.leave(f"the name {group}: here it is {name}")
     route = draft.table("routes", name).values
     route["targets"] = targets
-    said = {**settings, **members[0].params}
-    timeout = values.seconds(said.get("timeout") or settings.get("request_timeout"))
-    first = values.seconds(said.get("stream_timeout"))
+    params = {**settings, **members[0].params}
+    timeout = values.seconds(params.get("timeout") or settings.get("request_timeout"))
+    first = values.seconds(params.get("stream_timeout"))
     if timeout:
         route["timeout"] = values.time(timeout)
     if first or (timeout and timeout < 30):
         route["first_token"] = values.time(min(first or timeout, timeout or first))
-    retries = said.get("max_retries", settings.get("num_retries"))
+    retries = params.get("max_retries", settings.get("num_retries"))
     if isinstance(retries, int) and retries >= 0:
         route["retries"] = min(retries, 10)
     breaker: dict[str, Any] = {}

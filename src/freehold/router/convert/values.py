@@ -24,7 +24,7 @@ def text(value: Any) -> str:
 def texts(value: Any) -> list[str]:
     """Return the texts of a list, or of one value."""
     each: Iterable[Any] = value if isinstance(value, list) else [value]
-    return [found for one in each if (found := text(one))]
+    return [string for one in each if (string := text(one))]
 
 
 def seconds(value: Any) -> float:

@@ -120,10 +120,10 @@ def audit(path: Path, label: str, since: float, until: float) -> LabelAudit:
 
 
 def _labels(db: sqlite3.Connection, first: str, since: float, until: float) -> tuple[str, ...]:
-    found = db.execute(
+    rows = db.execute(
         "SELECT DISTINCT labels FROM requests WHERE id >= ? AND at >= ? AND at < ?", (first, since, until)
     )
-    return tuple(sorted({label for (labels,) in found for label in labels.split(",") if label}))
+    return tuple(sorted({label for (labels,) in rows for label in labels.split(",") if label}))
 
 
 def _places(detail: bytes) -> set[str]:

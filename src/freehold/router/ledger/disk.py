@@ -30,12 +30,12 @@ class LedgerFile:
     def lost(self) -> str:
         """Return what happened to the file under its name; "" while it is the one that was opened."""
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError as e:
             return self._said(f"is gone ({e.strerror})")
-        if not os.path.samestat(found, self._opened):
+        if not os.path.samestat(status, self._opened):
             return self._said("was replaced by another")
-        return "" if found.st_size else self._said("was emptied")
+        return "" if status.st_size else self._said("was emptied")
 
     def _said(self, what: str) -> str:
         return f"the ledger {self._path} {what} while the server runs"

@@ -71,8 +71,8 @@ def sums(
     own, values = ("", ()) if key is None else (" AND key = ?", (key,))
     query = f"SELECT {columns} FROM requests WHERE {_SPAN}{own}{grouped}"
     with reading(path) as db:
-        found = db.execute(query, (*_span(since, until), *values)).fetchall()
-    return tuple(LedgerSum(tuple(row[: len(by)]), *(value or 0 for value in row[len(by) :])) for row in found)
+        rows = db.execute(query, (*_span(since, until), *values)).fetchall()
+    return tuple(LedgerSum(tuple(row[: len(by)]), *(value or 0 for value in row[len(by) :])) for row in rows)
 
 
 def rows_in(path: Path, since: float, until: float) -> Iterator[LedgerRow]:
@@ -92,11 +92,11 @@ def find(path: Path, name: str) -> tuple[LedgerRow, ...]:
     query = f"""SELECT {schema.NAMES} FROM requests WHERE id = ?1 OR request_id IN (?1, ?2) OR answer_id IN (?1, ?2)
       OR upstream_id = ?1 ORDER BY id DESC LIMIT 100"""
     with reading(path) as db:
-        found = [schema.row_of(values) for values in db.execute(query, (name, bare or name))]
+        rows = [schema.row_of(values) for values in db.execute(query, (name, bare or name))]
         beside = f"SELECT {schema.NAMES} FROM requests WHERE parent = ? ORDER BY id DESC LIMIT 100"
-        known = {row.id for row in found}
-        more = [schema.row_of(v) for row in found for v in db.execute(beside, (row.id,))]
-    return (*found, *(row for row in more if row.id not in known))
+        known = {row.id for row in rows}
+        more = [schema.row_of(v) for row in rows for v in db.execute(beside, (row.id,))]
+    return (*rows, *(row for row in more if row.id not in known))
 
 
 def _span(since: float, until: float) -> tuple[object, ...]:

@@ -24,7 +24,7 @@ _intent = msgspec.json.Decoder(Intent).decode
 
 def recover(db: sqlite3.Connection, path: Path, own: str) -> int:
     """Book what dead owners left; return how many rows that made. `own`: this process's owner name."""
-    found = 0
+    count = 0
     known = {name for (name,) in db.execute("SELECT name FROM owners")}
     for name in sorted((known | owners.names(path)) - {own}):
         lock = OwnerLock.of_the_dead(path, name)
@@ -32,11 +32,11 @@ def recover(db: sqlite3.Connection, path: Path, own: str) -> int:
             continue
         forget = False
         try:
-            found += _book(db, name)
+            count += _book(db, name)
             forget = True
         finally:
             lock.release(forget=forget)
-    return found
+    return count
 
 
 def _book(db: sqlite3.Connection, owner: str) -> int:
@@ -44,14 +44,14 @@ def _book(db: sqlite3.Connection, owner: str) -> int:
     with db:
         db.execute("BEGIN IMMEDIATE")
         query = "SELECT id, key, at, nano, sent, about FROM reservations WHERE owner = ?"
-        found = db.execute(query, (owner,)).fetchall()
-        for name, key, at, nano, sent, about in found:
+        rows = db.execute(query, (owner,)).fetchall()
+        for name, key, at, nano, sent, about in rows:
             row = _lost(name, key, at, nano if sent else 0, _intent(about))
             db.execute(schema.INSERT, schema.of_row(row))
         db.execute("DELETE FROM reservations WHERE owner = ?", (owner,))
         db.execute(schema.DIED, (time.time(), owner))
         db.execute("DELETE FROM owners WHERE name = ?", (owner,))
-    return len(found)
+    return len(rows)
 
 
 def _lost(name: str, key: str, at: float, nano: int, about: Intent) -> LedgerRow:

@@ -71,8 +71,8 @@ class Ledger:
             db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None, cached_statements=64)
             try:
                 _prepare(db, path)
-                found = (owner.name, time.time(), os.getpid())
-                db.execute("INSERT INTO owners (name, since, pid) VALUES (?, ?, ?)", found)
+                row = (owner.name, time.time(), os.getpid())
+                db.execute("INSERT INTO owners (name, since, pid) VALUES (?, ?, ?)", row)
                 recover(db, path, owner.name)
                 db.execute("PRAGMA busy_timeout = 0")
             except BaseException:
@@ -161,11 +161,11 @@ class Ledger:
         try:  # once: there was time enough since the trouble began
             self._run("UPDATE owners SET since = since WHERE name = ?", (self._owner.name,))
             self._look_at_disk()
-            said, hint = self._trouble, self._hint
+            trouble, hint = self._trouble, self._hint
         except sqlite3.OperationalError as e:
-            said, hint = f"the ledger cannot be written: {e}", _way_out(e)
-        if said:
-            raise LedgerUnavailable(said, hint)
+            trouble, hint = f"the ledger cannot be written: {e}", _way_out(e)
+        if trouble:
+            raise LedgerUnavailable(trouble, hint)
 
     @property
     def trouble(self) -> str:
@@ -237,8 +237,8 @@ class Ledger:
             if not _busy(e):
                 self._trouble = f"the ledger cannot be written: {e}"
             if time.monotonic() + pause > deadline:
-                said = f"the ledger could not be written for {LOCK_WAIT_S:g} s: {e}"
-                raise LedgerUnavailable(said, _way_out(e)) from None
+                problem = f"the ledger could not be written for {LOCK_WAIT_S:g} s: {e}"
+                raise LedgerUnavailable(problem, _way_out(e)) from None
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
             try:
@@ -255,19 +255,19 @@ class Ledger:
             self._owed.pop(name, None)
 
     def _look_at_disk(self) -> None:
-        said, hint = self._file.trouble(FREE_BYTES)
-        if said and not self._trouble:
-            _log.error("%s; requests are refused", said)
-        self._trouble, self._hint = said, hint
+        trouble, hint = self._file.trouble(FREE_BYTES)
+        if trouble and not self._trouble:
+            _log.error("%s; requests are refused", trouble)
+        self._trouble, self._hint = trouble, hint
 
     async def _spent(self, key: str, span: SpendWindow) -> tuple[int, int]:
         """Return (spent, reserved) of a window; opens it where it is new."""
         find = (key, span.start, span.stop)
-        found = self._db.execute(schema.SPENT, find).fetchone()
-        if found is None:
+        row = self._db.execute(schema.SPENT, find).fetchone()
+        if row is None:
             await asyncio.to_thread(_open_window, self.path, key, span)
-            found = self._db.execute(schema.SPENT, find).fetchone()
-        return found
+            row = self._db.execute(schema.SPENT, find).fetchone()
+        return row
 
     async def _copy_log(self) -> None:
         """Copy the log into the file, in a thread: most of it beside writers, the rest in a moment without any."""
@@ -289,26 +289,26 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA {name}")
     with db:
         db.execute("BEGIN IMMEDIATE")
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found == 0:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
             for statement in _statements(schema.TABLES):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {schema.VERSION}")
-        elif found != schema.VERSION:
+        elif version != schema.VERSION:
             raise StoreError(
-                f"the ledger {path} has version {found}; this Freehold reads version {schema.VERSION}",
+                f"the ledger {path} has version {version}; this Freehold reads version {schema.VERSION}",
                 "use the Freehold that wrote it, or name another file",
             )
 
 
 def _statements(script: str) -> list[str]:
-    found, part = [], ""
+    statements, part = [], ""
     for line in script.splitlines(keepends=True):
         part += line
         if sqlite3.complete_statement(part):
-            found.append(part)
+            statements.append(part)
             part = ""
-    return found
+    return statements
 
 
 def _open_window(path: Path, key: str, span: SpendWindow) -> None:
@@ -359,11 +359,17 @@ def _way_out(e: sqlite3.Error) -> str:
 def _no_money(wanted: Reservation, span: SpendWindow, spent: int, reserved: int) -> BudgetSpent:
     limit = wanted.limit
     held = f", {usd(reserved)} reserved for requests in flight" if reserved else ""
-    said = (
+    message = (
         f"the budget of key {wanted.key} is {usd(limit.nano)} a {limit.per}: {usd(spent)} spent{held}, and this "
         f"request may cost {usd(wanted.nano)}"
     )
     hint = f"it renews at {span.words()}; a smaller max_tokens may fit"
     return BudgetSpent(
-        said, hint, span.stop - wanted.at, spent=spent, reserved=reserved, asked=wanted.nano, limit=limit.nano
+        message,
+        hint,
+        span.stop - wanted.at,
+        spent=spent,
+        reserved=reserved,
+        asked=wanted.nano,
+        limit=limit.nano,
     )

@@ -20,13 +20,13 @@ def sums_json(
 ) -> dict[str, Any]:
     """Return the sums of a span by group, and of all of it; `key`: of that key's requests alone. Raises UsageError."""
     (total,) = sums(path, since, until, key=key)
-    found = [sum_json(by, one) for one in sums(path, since, until, by, key=key)]
+    sums_found = [sum_json(by, one) for one in sums(path, since, until, by, key=key)]
     return {
         "schema": SCHEMA,
         "since": since,
         "until": until,
         "by": list(by),
-        "sums": found,
+        "sums": sums_found,
         "total": sum_json((), total),
     }
 

@@ -24,7 +24,7 @@ MOST_DOLLARS = 1_000_000_000
 
 def read_tasks(top: TomlTable, outside: Outside) -> dict[str, QualityTask]:
     """Return the tasks by name."""
-    found = {}
+    tasks = {}
     for name, table in top.tables("tasks"):
         if not NAME.fullmatch(name):
             table.bad(
@@ -40,14 +40,14 @@ def read_tasks(top: TomlTable, outside: Outside) -> dict[str, QualityTask]:
                 "file", f"there is no file {shown(file)}", f"paths begin at {outside.folder.absolute()}"
             )
         whole = str((outside.folder / file).absolute()) if file else ""
-        found[name] = QualityTask(name, table.share("bar", 0.0), whole)
+        tasks[name] = QualityTask(name, table.share("bar", 0.0), whole)
         table.end()
-    return found
+    return tasks
 
 
 def read_keys(top: TomlTable, labels: Mapping[str, Label]) -> dict[str, KeyPolicy]:
     """Return what the file says of keys, by their names."""
-    found = {}
+    policies = {}
     for name, table in top.tables("keys"):
         if not KEY_NAME.fullmatch(name):
             table.bad(
@@ -55,9 +55,9 @@ def read_keys(top: TomlTable, labels: Mapping[str, Label]) -> dict[str, KeyPolic
                 f"{shown(name)} is not a valid name for a key",
                 "letters, digits and . _ @ + - only, 64 at most, as freehold keys add takes it",
             )
-        found[name] = KeyPolicy(name, _budget(table), read_labels_of(table, labels))
+        policies[name] = KeyPolicy(name, _budget(table), read_labels_of(table, labels))
         table.end()
-    return found
+    return policies
 
 
 def _budget(table: TomlTable) -> SpendLimit | None:
@@ -83,15 +83,15 @@ def _budget(table: TomlTable) -> SpendLimit | None:
 
 def read_ledger(top: TomlTable, outside: Outside) -> str:
     """Return the ledger's file, "" for the one of the data folder."""
-    given = top.text("ledger")
-    if not given:
+    address = top.text("ledger")
+    if not address:
         return ""
-    file = outside.folder.absolute() / given
-    if "://" in given or "\0" in given:
-        shown_or_not = "the address" if "@" in given else shown(given)
+    file = outside.folder.absolute() / address
+    if "://" in address or "\0" in address:
+        shown_or_not = "the address" if "@" in address else shown(address)
         top.bad(
             "ledger", f"{shown_or_not} is not a path", "the ledger is a file: write a path, or leave it out"
         )
     elif not file.parent.is_dir():
-        top.bad("ledger", f"there is no folder for {shown(given)}", "make it first")
+        top.bad("ledger", f"there is no folder for {shown(address)}", "make it first")
     return str(file)

@@ -24,7 +24,7 @@ def read_labels(
     top: TomlTable, providers: Mapping[str, Provider], models: Mapping[str, GatewayModel]
 ) -> dict[str, Label]:
     """Return the labels by name."""
-    found = {}
+    found_labels = {}
     for name, table in top.tables("labels"):
         if not NAME.fullmatch(name):
             table.bad(
@@ -34,7 +34,7 @@ def read_labels(
             )
         if not table.has("stay"):
             table.bad("stay", "the label does not say where its requests may be", 'stay = "owned"')
-        found[name] = Label(
+        found_labels[name] = Label(
             name=name,
             stay=_stay(table, providers, models),
             detect=_detectors(table),
@@ -42,7 +42,7 @@ def read_labels(
             classifier=_classifier(table, models),
         )
         table.end()
-    return found
+    return found_labels
 
 
 def _stay(table: TomlTable, providers: Collection[str], models: Collection[str]) -> frozenset[str] | None:
@@ -78,21 +78,21 @@ def _other_place(place: str, providers: Collection[str], models: Collection[str]
 
 
 def _detectors(table: TomlTable) -> tuple[str, ...]:
-    found = table.placed("detect")
-    for at, name in found:
+    detectors = table.placed("detect")
+    for at, name in detectors:
         if name not in DETECTORS:
             near = nearest(name, DETECTORS)
             hint = f"did you mean {near}?" if near else f"there are: {', '.join(DETECTORS)}"
             table.mistakes.add(at, f"there is no detector {shown(name)}", hint)
-    return tuple(name for _, name in found)
+    return tuple(name for _, name in detectors)
 
 
 def _patterns(table: TomlTable) -> tuple[str, ...]:
-    found = table.placed("patterns")
-    for at, pattern in found:
+    placed = table.placed("patterns")
+    for at, pattern in placed:
         if why := wrong_pattern(pattern):
             table.mistakes.add(at, f"{shown(pattern)}: {why[0]}", why[1])
-    return tuple(pattern for _, pattern in found)
+    return tuple(pattern for _, pattern in placed)
 
 
 def wrong_pattern(pattern: str) -> tuple[str, str] | None:
@@ -108,8 +108,8 @@ def wrong_pattern(pattern: str) -> tuple[str, str] | None:
     try:
         compiled = re2.compile(pattern, options)
     except re2.error as e:
-        said = e.args[0] if e.args else ""
-        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+        detail = e.args[0] if e.args else ""
+        text = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else str(detail)
         return f"is not an expression of RE2: {text}", "RE2 has no look-ahead and no back-reference"
     if compiled.search("") is not None:
         return "matches an empty text, so it would label every request", "ask for a character at least"

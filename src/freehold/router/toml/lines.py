@@ -99,8 +99,8 @@ class _Scan:
             self._at += 1
             self._inside(path, array=opening == "[")
         else:
-            found = _STRING.match(self._text, self._at) or _SCALAR.match(self._text, self._at)
-            self._at = found.end() if found else len(self._text)
+            match = _STRING.match(self._text, self._at) or _SCALAR.match(self._text, self._at)
+            self._at = match.end() if match else len(self._text)
 
     def _inside(self, path: KeyPath, *, array: bool) -> None:
         """Read an array's values or an inline table's pairs, to the bracket that closes it."""
@@ -117,8 +117,8 @@ class _Scan:
         self._at += 1
 
     def _skip(self, what: re.Pattern[str]) -> int:
-        found = what.match(self._text, self._at)
-        self._at = found.end() if found else self._at
+        match = what.match(self._text, self._at)
+        self._at = match.end() if match else self._at
         return self._at
 
     def _note(self, path: KeyPath, start: int) -> None:

@@ -35,7 +35,7 @@ def read_models(
     top: TomlTable, providers: Mapping[str, Provider], outside: Outside
 ) -> dict[str, GatewayModel]:
     """Return the models by name; one with a mistake has what could be read of it."""
-    found = {}
+    models = {}
     for name, table in top.tables("models"):
         if not NAME.fullmatch(name):
             table.bad(
@@ -43,11 +43,11 @@ def read_models(
                 f"{shown(name)} is not a valid name",
                 "letters, digits and . _ : / @ + - only, 128 at most",
             )
-        found[name] = _model(name, table, providers, outside)
-        if found[name].local != name:
+        models[name] = _model(name, table, providers, outside)
+        if models[name].local != name:
             check_hides_nothing(name, table, outside)
         table.end()
-    return found
+    return models
 
 
 def check_hides_nothing(name: str, table: TomlTable, outside: Outside) -> None:
@@ -84,9 +84,9 @@ def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outsi
 
 def _terms(table: TomlTable, local: str, remote: RemoteModel | None) -> tuple[str, bool | None]:
     """Return what the file says of the terms, and of what it leaves open what the catalogue knows."""
-    given, teach = table.text("terms"), table.value("may_teach", bool)
-    if given:
-        return given, teach
+    stated, teach = table.text("terms"), table.value("may_teach", bool)
+    if stated:
+        return stated, teach
     kind, name = ("", local) if remote is None else (remote.provider.kind, remote.model)
     terms, known = (
         terms_of(kind, name, remote is not None and not remote.provider.owned) if name else ("", None)
@@ -130,29 +130,29 @@ def _remote(table: TomlTable, providers: Mapping[str, Provider], seller: str) ->
 
 
 def _abilities(table: TomlTable, kind: str) -> Abilities:
-    found = ABILITIES.get(kind, Abilities())
+    defaults = ABILITIES.get(kind, Abilities())
     can = table.table("can")
     if can is None:
-        return found
-    said = {f.name: can.flag(f.name, getattr(found, f.name)) for f in fields(Abilities)}
+        return defaults
+    flags = {f.name: can.flag(f.name, getattr(defaults, f.name)) for f in fields(Abilities)}
     can.end()
-    return replace(found, **said)
+    return replace(defaults, **flags)
 
 
 def _price(table: TomlTable, remote: RemoteModel | None, outside: Outside) -> Price | None:
     kind = remote.provider.kind if remote is not None else ""
-    given = table.table("price")
-    if given is not None:
-        return stated_price(given, kind)
+    price_table = table.table("price")
+    if price_table is not None:
+        return stated_price(price_table, kind)
     if remote is None or remote.provider.owned or not remote.model or table.has("price"):
         return None
-    found = outside.price_of(remote.provider.kind, remote.model)
+    price = outside.price_of(remote.provider.kind, remote.model)
     own = remote.provider.kind == "openai-compatible"
-    if found is None and remote.provider.kind:
+    if price is None and remote.provider.kind:
         table.bad(
             "model",
             f"no price is known for {shown(remote.model)} at {remote.provider.name}",
             "price = { input = 2.0, output = 12.0 }, in dollars for a million tokens"
             + (", or owned = true of the provider if the machine is yours" if own else ""),
         )
-    return found
+    return price

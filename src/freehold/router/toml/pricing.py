@@ -43,21 +43,21 @@ def stated_price(table: TomlTable, kind: str) -> Price | None:
 
 
 def _rates(table: TomlTable, kind: str) -> TokenRates | None:
-    said = {word: _pico(table, word) for word in _RATES}
+    prices = {word: _pico(table, word) for word in _RATES}
     if missing := [word for word in _BOUND if not table.has(word)]:
         table.bad(
             "", f"the price has no {' and no '.join(missing)}", "input and output are both needed, in dollars"
         )
-    paid, made = said["input"], said["output"]
-    if paid is None or made is None:
+    paid, output = prices["input"], prices["output"]
+    if paid is None or output is None:
         return None
     # Anthropic asks a quarter more for what it writes into its cache for minutes, and twice for an hour.
-    written = said["written"] if table.has("written") else (paid * 5 // 4 if kind == "anthropic" else paid)
-    hour = paid * 2 if kind == "anthropic" and not table.has("written_hour") else said["written_hour"]
-    cached = said["cached"] if table.has("cached") else paid
+    written = prices["written"] if table.has("written") else (paid * 5 // 4 if kind == "anthropic" else paid)
+    hour = paid * 2 if kind == "anthropic" and not table.has("written_hour") else prices["written_hour"]
+    cached = prices["cached"] if table.has("cached") else paid
     if written is None or cached is None:
         return None
-    return TokenRates(paid, made, cached, written, written if hour is None else hour)
+    return TokenRates(paid, output, cached, written, written if hour is None else hour)
 
 
 def _pico(table: TomlTable, word: str) -> int | None:

@@ -44,7 +44,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 def read_providers(top: TomlTable, outside: Outside) -> dict[str, Provider]:
     """Return the sound providers by name."""
-    found = {}
+    providers = {}
     for name, table in top.tables("providers"):
         kind = cast(Kind, table.choice("kind", KINDS))
         if not table.has("kind"):
@@ -63,7 +63,7 @@ def read_providers(top: TomlTable, outside: Outside) -> dict[str, Provider]:
                 f"{host} sells its answers to everyone, so it does not belong to the house",
                 "leave owned out: private requests will not go there",
             )
-        found[name] = Provider(
+        providers[name] = Provider(
             name=name,
             kind=kind,
             url=url,
@@ -74,7 +74,7 @@ def read_providers(top: TomlTable, outside: Outside) -> dict[str, Provider]:
             connect_s=table.seconds("connect", 5.0),
         )
         table.end()
-    return found
+    return providers
 
 
 def _check_name(table: TomlTable, name: str) -> None:
@@ -90,13 +90,13 @@ def _check_name(table: TomlTable, name: str) -> None:
 
 
 def _url(table: TomlTable, kind: str) -> str:
-    given = table.text("url")
+    url = table.text("url")
     plain = table.flag("plain_http")
-    if not given:
+    if not url:
         if kind == "openai-compatible":
             table.bad("url", "openai-compatible has no address of its own", 'url = "http://10.0.0.7:8000/v1"')
         return URLS.get(kind, "")
-    parts = _parsed(table, "url", given)
+    parts = _parsed(table, "url", url)
     if parts is None:
         return ""
     if parts.query or parts.fragment:
@@ -106,39 +106,37 @@ def _url(table: TomlTable, kind: str) -> str:
         table.bad("url", f"the address ends with a route, {end}", "write what stands before it")
     own = urlsplit(URLS.get(kind, ""))
     if kind != "deepseek" and parts.hostname == own.hostname and not parts.path.startswith(own.path):
-        table.bad(
-            "url", f"{shown(given)} lacks {own.path}", f"leave url out: {URLS[kind]} is this kind's own"
-        )
+        table.bad("url", f"{shown(url)} lacks {own.path}", f"leave url out: {URLS[kind]} is this kind's own")
     if parts.scheme == "http" and not plain and not is_inside(parts.hostname or ""):
         table.bad(
             "url",
             f"http to {parts.hostname} lets the network read prompts and keys",
             "write https, or plain_http = true where that network is yours",
         )
-    return given.rstrip("/")
+    return url.rstrip("/")
 
 
 def _proxy(table: TomlTable) -> str:
-    given = table.text("proxy")
-    return given if given and _parsed(table, "proxy", given) else ""
+    proxy = table.text("proxy")
+    return proxy if proxy and _parsed(table, "proxy", proxy) else ""
 
 
-def _parsed(table: TomlTable, key: str, given: str) -> SplitResult | None:
+def _parsed(table: TomlTable, key: str, url: str) -> SplitResult | None:
     """Split an http(s) address without credentials; note what is wrong and return None."""
     try:
-        parts = urlsplit(given)
+        parts = urlsplit(url)
         secret = parts.username is not None or parts.password is not None
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        parts, secret, sound = urlsplit(""), "@" in given, False
-    if secret or ("@" in given and not sound):
+        parts, secret, sound = urlsplit(""), "@" in url, False
+    if secret or ("@" in url and not sound):
         table.bad(
             key,
             "the address holds a user name or password",
             'write it without: the key belongs into key = "env:..."',
         )
-    elif not sound or any(c.isspace() or not c.isprintable() for c in given):
-        table.bad(key, f"{shown(given)} is not an http(s) address", "write https://host/v1")
+    elif not sound or any(c.isspace() or not c.isprintable() for c in url):
+        table.bad(key, f"{shown(url)} is not an http(s) address", "write https://host/v1")
     else:
         return parts
     return None
@@ -158,12 +156,12 @@ def is_inside(host: str) -> bool:
 
 
 def _key(table: TomlTable, url: str, outside: Outside) -> Secret | None:
-    given = table.text("key")
-    if not given:
+    key = table.text("key")
+    if not key:
         if url and SELLERS.fullmatch(urlsplit(url).hostname or ""):
             table.bad("key", "this provider does not answer without a key", 'write key = "env:NAME"')
         return None
-    store, colon, name = given.partition(":")
+    store, colon, name = key.partition(":")
     if store not in ("env", "keyring") or not colon:
         near = nearest(store, ["env", "keyring"]) if colon and len(store) < 10 else ""
         table.bad(

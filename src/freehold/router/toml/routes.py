@@ -54,7 +54,7 @@ class Named:
 
 def read_routes(top: TomlTable, named: Named, outside: Outside) -> dict[str, GatewayRoute]:
     """Return the routes by name."""
-    found = {}
+    routes = {}
     for name, table in top.tables("routes"):
         if not NAME.fullmatch(name):
             table.bad(
@@ -66,9 +66,9 @@ def read_routes(top: TomlTable, named: Named, outside: Outside) -> dict[str, Gat
             table.bad("", f"a model is called {shown(name)} too", "requests name both: choose another")
         else:
             check_hides_nothing(name, table, outside)
-        found[name] = _route(name, table, named, outside)
+        routes[name] = _route(name, table, named, outside)
         table.end()
-    return found
+    return routes
 
 
 def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> GatewayRoute:
@@ -125,18 +125,18 @@ def _check_reachable(table: TomlTable, route: GatewayRoute, named: Named) -> Non
 
 def read_labels_of(table: TomlTable, labels: Mapping[str, Label]) -> tuple[str, ...]:
     """Return the labels that a route or a key sets: `label` or `labels`, one name or several."""
-    found: list[str] = []
+    names: list[str] = []
     for key in ("label", "labels"):
         for at, name in table.placed_or_one(key):
             if name not in labels:
                 near = nearest(name, [*labels])
                 hint = f"did you mean {near}?" if near else f"add a table [labels.{name[:60]}]"
                 table.mistakes.add(at, f"there is no label {shown(name)}", hint)
-            elif name in found:
+            elif name in names:
                 table.mistakes.add(at, f"{shown(name)} is set twice", "write it once")
             else:
-                found.append(name)
-    return tuple(found)
+                names.append(name)
+    return tuple(names)
 
 
 # --- targets -----------------------------------------------------------------------------------------
@@ -153,8 +153,8 @@ def _targets(name: str, table: TomlTable, named: Named, outside: Outside) -> tup
             continue
         if target in named.routes:
             circle = target == name or name in _reached(target, named.routes)
-            said = f"{shown(target)} leads back to this route" if circle else f"{shown(target)} is a route"
-            table.mistakes.add(at, said, "targets are models: name the route's own targets here")
+            problem = f"{shown(target)} leads back to this route" if circle else f"{shown(target)} is a route"
+            table.mistakes.add(at, problem, "targets are models: name the route's own targets here")
         else:
             hint = _other_target(target, named, outside)
             table.mistakes.add(at, f"there is no model {shown(target)}", hint)
@@ -215,7 +215,7 @@ def _escalation(
     inside.choice("when", ("logprob",))
     if not inside.has("below"):
         inside.bad("below", "nothing says from which probability on an answer is good enough", "below = 0.2")
-    found = Escalation(inside.share("below", 0.2, zero=False), inside.whole("check", 64, 1, 4096))
+    escalation = Escalation(inside.share("below", 0.2, zero=False), inside.whole("check", 64, 1, 4096))
     inside.end()
     known = [name for name in targets if name in models]
     if len(targets) == 1:
@@ -226,7 +226,7 @@ def _escalation(
             f"{known[0]} reports no log-probabilities, so its answers cannot be judged",
             f"put an owned model first, or say that it can: can = {{ logprobs = true }} in [models.{known[0]}]",
         )
-    return found
+    return escalation
 
 
 def _tells(model: GatewayModel) -> bool:
@@ -239,13 +239,13 @@ def _shadow(
     inside = table.table("shadow")
     if inside is None:
         return None
-    for said in _shadow_mistakes(inside, targets, labels, named):
-        inside.bad("target", *said)
+    for mistake in _shadow_mistakes(inside, targets, labels, named):
+        inside.bad("target", *mistake)
     if not inside.has("share"):
         inside.bad("share", "nothing says how many requests are asked twice", "share = 0.02")
-    found = Shadow(inside.text("target"), inside.share("share", 0.0, zero=False))
+    shadow = Shadow(inside.text("target"), inside.share("share", 0.0, zero=False))
     inside.end()
-    return found
+    return shadow
 
 
 def _shadow_mistakes(

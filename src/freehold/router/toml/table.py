@@ -122,11 +122,11 @@ class TomlTable:
         value = self.value(key, str, int, Decimal)
         if value is None:
             return default
-        found = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
-        if found is None:
+        match = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None:
             self.bad(key, f"{shown(value)} is not a time", 'write "500ms", "60s", "5m" or "1h"')
             return default
-        seconds = float(found[1]) * _UNITS[found[2]]
+        seconds = float(match[1]) * _UNITS[match[2]]
         if 0 < seconds <= 30 * 86400:
             return seconds
         self.bad(key, f"{shown(value)} is not above zero and at most 30 days", 'write a time such as "60s"')
@@ -149,8 +149,8 @@ class TomlTable:
     def placed_or_one(self, key: str) -> list[tuple[KeyPath, str]]:
         """Return the names of a key that may be one string or an array of them."""
         if isinstance(self._values.get(key), str):
-            found = self.text(key)
-            return [((*self.path, key), found)] if found else []
+            text = self.text(key)
+            return [((*self.path, key), text)] if text else []
         return self.placed(key)
 
     # --- tables ------------------------------------------------------------------------------------
@@ -164,5 +164,5 @@ class TomlTable:
         """Yield the tables by name inside a table of tables."""
         inside = self.table(key)
         for name in inside._values if inside is not None else ():
-            if inside is not None and (found := inside.table(name)) is not None:
-                yield name, found
+            if inside is not None and (table := inside.table(name)) is not None:
+                yield name, table
