@@ -121,8 +121,8 @@ def main() -> int:
     lines = sentences(args.prompts + args.unseen, args.noise, args.seed)
     settings = DistilSettings(
         on_policy=args.on_policy,
-        max_answer=80,
-        max_tokens=512,
+        max_tokens=80,
+        max_length=512,
         epochs=args.epochs,
         rate=args.lr,
         seed=args.seed,

@@ -120,8 +120,8 @@ def _settings(args: argparse.Namespace, side: str) -> DistilSettings:
     return DistilSettings(
         on_policy=side == "on_policy",
         tries=1,
-        max_answer=ANSWER,
-        max_tokens=CONTEXT,
+        max_tokens=ANSWER,
+        max_length=CONTEXT,
         epochs=args.epochs if side == "on_policy" else args.sequence_epochs,
         batch=args.batch,
         replay=0,

@@ -44,7 +44,7 @@ def main() -> None:
         batch=given.batch,
         rank=given.rank,
         alpha=2.0 * given.rank,
-        max_tokens=256,
+        max_length=256,
         half=half_helps(),
     )
     with tempfile.TemporaryDirectory(prefix="notation-") as folder:

@@ -28,7 +28,7 @@ from freehold.store import ModelRef, Store
 
 torch = pytest.importorskip("torch")
 SETTINGS = DistilSettings(
-    rate=2e-2, rank=4, batch=4, epochs=3, threads=1, max_answer=8, max_tokens=120, tries=1
+    rate=2e-2, rank=4, batch=4, epochs=3, threads=1, max_tokens=8, max_length=120, tries=1
 )
 Held = Callable[..., ModelRef]
 

@@ -24,7 +24,7 @@ from freehold.store import ModelRef, Store
 
 pytest.importorskip("torch")
 CONTEXT = 512  # tokens that a tiny llama was made for
-SETTINGS = FinetuneSettings(rate=2e-2, rank=4, batch=4, epochs=3, replay=1, max_tokens=128, threads=1)
+SETTINGS = FinetuneSettings(rate=2e-2, rank=4, batch=4, epochs=3, replay=1, max_length=128, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_samples_beyond_the_models_own_context_are_refused(model: ModelRef, tmp_
     """The engine that examines the adapter has no more: a run would end in an error after its last step."""
     path = written(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b" * CONTEXT}])
     with pytest.raises(UsageError, match=f"a row may have {CONTEXT:,}"):
-        finetune(model, path, tmp_path / "out", replace(SETTINGS, max_tokens=4 * CONTEXT))
+        finetune(model, path, tmp_path / "out", replace(SETTINGS, max_length=4 * CONTEXT))
 
 
 def test_a_test_item_without_room_is_named_before_the_first_step(model: ModelRef, data: Path, tmp_path: Path):

@@ -19,7 +19,7 @@ from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
 
 pytest.importorskip("torch")
-SMALL: dict[str, Any] = {"rank": 2, "batch": 2, "epochs": 1, "threads": 1, "max_tokens": 128, "replay": 1}
+SMALL: dict[str, Any] = {"rank": 2, "batch": 2, "epochs": 1, "threads": 1, "max_length": 128, "replay": 1}
 LINE = {
     "finetune": {"prompt": "a {}", "completion": "b"},
     "align": {"prompt": "a {}", "chosen": "b", "rejected": "c"},
@@ -45,7 +45,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelRef:
         (
             "distil",
             lambda model, data, out: distil(
-                model, model, data, out, DistilSettings(**SMALL, on_policy=True, max_answer=4)
+                model, model, data, out, DistilSettings(**SMALL, on_policy=True, max_tokens=4)
             ),
         ),
     ],

@@ -53,7 +53,7 @@ def made(
 def test_folder_holds_the_model_and_a_receipt_of_it(settings: Settings, tiny: Path, tmp_path: Path):
     notes: list[str] = []
     found = made(
-        settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"), Watching(on_note=notes.append)
+        settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0"), Watching(on_note=notes.append)
     )
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.gguf", "receipt.json"]
     assert json.loads((tmp_path / "out" / "receipt.json").read_text()) == found
@@ -72,7 +72,7 @@ def test_folder_holds_the_model_and_a_receipt_of_it(settings: Settings, tiny: Pa
 def test_the_result_answers(settings: Settings, tiny: Path, tmp_path: Path):
     import freehold
 
-    made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+    made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0"))
     with freehold.load(tmp_path / "out" / "model.gguf") as llm:
         assert llm.generate("abc", max_tokens=4).usage.completion_tokens > 0
 
@@ -80,7 +80,7 @@ def test_the_result_answers(settings: Settings, tiny: Path, tmp_path: Path):
 def test_fall_backs_are_said_with_their_rows_and_number(settings: Settings, tiny: Path, tmp_path: Path):
     notes: list[str] = []
     found = made(
-        settings, tiny, tmp_path / "out", QuantizeRequest(type="Q6_K"), Watching(on_note=notes.append)
+        settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q6_K"), Watching(on_note=notes.append)
     )
     assert any("cannot be Q6_K" in note and "become Q8_0" in note and "rows of 64" in note for note in notes)
     assert found["result"]["fell_back"]["blk.0.attn_q.weight"] == {"wanted": "Q6_K", "given": "Q8_0"}
@@ -89,10 +89,10 @@ def test_fall_backs_are_said_with_their_rows_and_number(settings: Settings, tiny
 def test_a_coarse_source_and_a_larger_result_are_said(settings: Settings, tiny: Path, tmp_path: Path):
     notes: list[str] = []
     watching = Watching(on_note=notes.append)
-    made(settings, tiny, tmp_path / "four", QuantizeRequest(type="Q4_0"), watching)
+    made(settings, tiny, tmp_path / "four", QuantizeRequest(quant="Q4_0"), watching)
     assert not any("source" in note for note in notes)
     notes.clear()
-    made(settings, tmp_path / "four", tmp_path / "eight", QuantizeRequest(type="Q8_0"), watching)
+    made(settings, tmp_path / "four", tmp_path / "eight", QuantizeRequest(quant="Q8_0"), watching)
     assert "source has 4." in notes[0] and "not against the original" in notes[0]
     assert "larger than the source" in notes[1]
 
@@ -189,27 +189,27 @@ def test_a_target_below_the_smallest_mix_names_the_size_that_is_possible(
 
 
 def test_a_type_that_changes_nothing_is_refused(settings: Settings, tiny: Path, tmp_path: Path):
-    made(settings, tiny, tmp_path / "a", QuantizeRequest(type="Q8_0"))
+    made(settings, tiny, tmp_path / "a", QuantizeRequest(quant="Q8_0"))
     with pytest.raises(UsageError, match="nothing would change"):
-        made(settings, tmp_path / "a" / "model.gguf", tmp_path / "b", QuantizeRequest(type="Q8_0"))
+        made(settings, tmp_path / "a" / "model.gguf", tmp_path / "b", QuantizeRequest(quant="Q8_0"))
 
 
 def test_two_wishes_are_refused(settings: Settings, tiny: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="--type and --bits"):
-        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0", bits=4))
+    with pytest.raises(UsageError, match="--quant and --bits"):
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0", bits=4))
 
 
 def test_safetensors_are_refused_by_name_with_a_way_out(settings: Settings, tmp_path: Path):
     folder = make.write_safetensors(make.config("llama"), tmp_path / "st")
     with pytest.raises(UnsupportedModel, match="safetensors") as told:
-        made(settings, folder, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+        made(settings, folder, tmp_path / "out", QuantizeRequest(quant="Q8_0"))
     assert "--quant" in told.value.hint
 
 
 def test_report_is_written_with_both_speeds(settings: Settings, tiny: Path, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("One two three four. " * 120)
-    found = made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0", report=True, text=text))
+    found = made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0", report=True, text=text))
     assert 0 < found["divergence"]["mean"] < 0.02 and found["divergence"]["text"] == str(text)
     assert found["speed"]["source"]["measured_tok_s"] > 0 and found["speed"]["result"]["measured_tok_s"] > 0
 
@@ -239,7 +239,7 @@ def test_killed_at_any_tensor_and_started_again_gives_the_same_bytes(
 ):
     text = tmp_path / "text.txt"
     text.write_text("Some words to calibrate on, and a few more. " * 30)
-    request = {"bits": bits, "calibrate": str(text), "tokens": 512} if bits else {"type": "Q8_0"}
+    request = {"bits": bits, "calibrate": str(text), "tokens": 512} if bits else {"quant": "Q8_0"}
 
     def work(out: Path, die: int) -> int:
         command = [sys.executable, "-c", WORK, str(tiny), str(out), str(die), json.dumps(request)]
@@ -315,13 +315,13 @@ def test_an_interrupt_continues_after_the_tensors_on_disk(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"), Watching(on_tensor=interrupt))
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0"), Watching(on_tensor=interrupt))
     seen: list[int] = []
     made(
         settings,
         tiny,
         tmp_path / "out",
-        QuantizeRequest(type="Q8_0"),
+        QuantizeRequest(quant="Q8_0"),
         Watching(on_tensor=lambda done, total, choice: seen.append(done)),
     )
     assert seen[0] == 9
@@ -334,10 +334,10 @@ def test_another_request_does_not_continue_it(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"), Watching(on_tensor=interrupt))
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0"), Watching(on_tensor=interrupt))
     with pytest.raises(UsageError, match='type "Q8_0"; now it is "F16"'):
-        made(settings, tiny, tmp_path / "out", QuantizeRequest(type="F16"))
-    assert made(settings, tiny, tmp_path / "out", QuantizeRequest(type="F16", fresh=True))
+        made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="F16"))
+    assert made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="F16", fresh=True))
 
 
 def test_full_disk_is_one_line_and_the_same_command_continues(
@@ -350,12 +350,12 @@ def test_full_disk_is_one_line_and_the_same_command_continues(
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
         with pytest.raises((StoreError, Exception)) as told:
-            made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+            made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert "\n" not in str(told.value) and "full" in str(told.value)
-    assert made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0"))["result"]["bytes"] > 60_000
+    assert made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0"))["result"]["bytes"] > 60_000
 
 
 def test_no_network_is_used(settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -363,7 +363,7 @@ def test_no_network_is_used(settings: Settings, tiny: Path, tmp_path: Path, monk
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    made(settings, tiny, tmp_path / "out", QuantizeRequest(type="Q8_0", report=True, until=1.0))
+    made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0", report=True, until=1.0))
 
 
 @pytest.mark.parametrize("type", [T.F32, T.F16, T.BF16])
@@ -394,7 +394,7 @@ def test_a_damaged_source_is_named(settings: Settings, tmp_path: Path):
 
     source = make.write_gguf(config, tmp_path / "bad.gguf", encode=encode)
     with pytest.raises(BadModelFile, match=r"blk\.1\.attn_k\.weight holds NaN"):
-        made(settings, source, tmp_path / "out", QuantizeRequest(type="Q8_0"))
+        made(settings, source, tmp_path / "out", QuantizeRequest(quant="Q8_0"))
 
 
 @pytest.mark.model
@@ -402,5 +402,5 @@ def test_real_model_stays_near_its_source(
     settings: Settings, model_path: Callable[[str], Path], tmp_path: Path
 ):
     source = model_path("smollm2-135m")
-    found = made(settings, source, tmp_path / "out", QuantizeRequest(type="Q8_0", report=True, until=0.2))
+    found = made(settings, source, tmp_path / "out", QuantizeRequest(quant="Q8_0", report=True, until=0.2))
     assert found["divergence"]["mean"] < 0.008 and found["divergence"]["same_top"] > 0.93

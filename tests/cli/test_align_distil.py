@@ -70,16 +70,16 @@ def test_a_pair_that_is_too_long_is_named_with_its_file(home: Path, run: Run):
     Path("test.jsonl").write_text(json.dumps({"prompt": "p" * 99, "chosen": "c", "rejected": "r"}))
     status, _, err = run(
         *("align", "tiny.gguf", "--pairs", "pairs.jsonl", "--test", "test.jsonl", "-o", "tuned"),
-        *("--threads", "1", "--rank", "2", "--max-tokens", "64"),
+        *("--threads", "1", "--rank", "2", "--max-length", "64"),
     )
-    assert status == 2 and "test.jsonl: line 1: " in err and "--max-tokens" in err
+    assert status == 2 and "test.jsonl: line 1: " in err and "--max-length" in err
 
 
 def test_distil_says_that_no_answer_was_kept(home: Path, run: Run):
     """A random model hardly ends an answer of eight tokens: all are cut, and none is learnt."""
     status, _, err = run(
         *("distil", "tiny.gguf", "--into", "tiny.gguf", "--prompts", "prompts.jsonl", "-o", "tuned"),
-        *("--max-answer", "8", "--tries", "1", *QUICK),
+        *("--max-tokens", "8", "--tries", "1", *QUICK),
     )
     assert "answers kept; rejected:" in err
     assert status == 2
@@ -89,7 +89,7 @@ def test_distil_says_that_no_answer_was_kept(home: Path, run: Run):
 def test_distil_on_policy_prints_divergence_and_score(home: Path, run: Run):
     status, out, err = run(
         *("distil", "tiny.gguf", "--into", "tiny.gguf", "--prompts", "prompts.jsonl", "-o", "tuned"),
-        *("--on-policy", "--max-answer", "8", "--epochs", "1", *QUICK),
+        *("--on-policy", "--max-tokens", "8", "--epochs", "1", *QUICK),
     )
     assert status == 0, err
     assert "nat a token from the teacher" in out

@@ -69,7 +69,7 @@ def test_an_objective_gives_the_fewest_replicas_with_a_range_and_cost(invoke, st
 
 def test_json_has_the_trace_the_engine_the_runs_and_the_answer(invoke, steps):
     out = invoke(
-        capacity.command, "--rate", 4, "--input", 200, "--output", 40, "--seconds", "60s", "--steps", steps,
+        capacity.command, "--rate", 4, "--prompt", 200, "--max-tokens", 40, "--seconds", "60s", "--steps", steps,
         "--objective", "ttft-p95=1s", "--replicas", "1..2", "--json",
     )  # fmt: skip
     found = json.loads(out)
@@ -190,7 +190,7 @@ def url() -> Iterator[str]:
 
 def test_what_bench_measures_is_what_capacity_reads(invoke, url, tmp_path):
     out = invoke(
-        bench.command, url, "--batches", "1,2", "--depths", "16", "--prompts", "8,64", "--tokens", 8, "--rounds", 1,
+        bench.command, url, "--batches", "1,2", "--depths", "16", "--prompts", "8,64", "--max-tokens", 8, "--rounds", 1,
         "--room", 5000, "-o", tmp_path / "steps.json",
     )  # fmt: skip
     assert "tiny at" in out and "ANSWERS" in out and f"written to {tmp_path / 'steps.json'}" in out
@@ -200,9 +200,9 @@ def test_what_bench_measures_is_what_capacity_reads(invoke, url, tmp_path):
         capacity.command,
         "--rate",
         2,
-        "--input",
+        "--prompt",
         50,
-        "--output",
+        "--max-tokens",
         10,
         "--seconds",
         30,
@@ -265,11 +265,9 @@ def test_a_file_of_steps_controls_no_terminal(invoke, steps, tmp_path):
 
 
 def test_python_s_capacity_is_the_command_s(invoke, steps):
-    words = (
-        "--rate 4 --input 200 --output 40 --seconds 60s --replicas 1..2 --rent 2.5 --objective ttft-p95=1s"
-    )
+    words = "--rate 4 --prompt 200 --max-tokens 40 --seconds 60s --replicas 1..2 --rent 2.5 --objective ttft-p95=1s"
     out = invoke(capacity.command, *words.split(), "--steps", steps, "--json")
-    sizes = {"rate": 4, "input": 200, "output": 40, "seconds": 60, "replicas": "1..2", "rent": 2.5}
+    sizes = {"rate": 4, "prompt": 200, "max_tokens": 40, "seconds": 60, "replicas": "1..2", "rent": 2.5}
     for given in (MODEL, steps, str(steps)):
         found = freehold.deploy_capacity(steps=given, objective="ttft-p95=1s", **sizes)
         assert json.dumps(found.as_json(), indent=1) == out.strip()
@@ -281,10 +279,11 @@ def test_python_s_capacity_is_the_command_s(invoke, steps):
 
 def test_python_s_bench_gives_capacity_its_steps(url, tmp_path):
     found = freehold.deploy_bench(
-        url, model="tiny", batches=(1, 2), depths=(16,), prompts=(8, 64), clients=(1,), tokens=8, rounds=1, streams=4
+        url, model="tiny", batches=(1, 2), depths=(16,), prompts=(8, 64), clients=(1,), max_tokens=8, rounds=1,
+        streams=4,
     )  # fmt: skip
     assert (found.limits.streams, found.about["model"]) == (4, "tiny")
-    run = freehold.deploy_capacity(steps=found, rate=2, input=50, output=10, seconds=30).runs[0]
+    run = freehold.deploy_capacity(steps=found, rate=2, prompt=50, max_tokens=10, seconds=30).runs[0]
     assert run.percentile("ttft", 50) > 0
     with pytest.raises(ServerUnreachable, match="no server of this home"):
         freehold.deploy_bench("tiny", settings=load_settings({"FREEHOLD_HOME": str(tmp_path)}))

@@ -36,7 +36,7 @@ def test_preflight_shows_masks_and_leaves_nothing(run: Run, tiny: Path, data: Pa
     before = sorted(tmp_path.iterdir())
     status, said, err = run(
         *("finetune", str(tiny), "--data", str(data), "--test", str(data), "--preflight"),
-        *("--max-tokens", "128", "--threads", "1"),
+        *("--max-length", "128", "--threads", "1"),
     )
     assert status == 0, err
     for part in (
@@ -59,7 +59,7 @@ def test_preflight_as_json_marks_what_the_loss_counts(run: Run, tiny: Path, data
         "--data",
         str(data),
         "--preflight",
-        "--max-tokens",
+        "--max-length",
         "128",
         "--threads",
         "1",
@@ -83,7 +83,7 @@ def test_a_run_is_summed_up_with_test_and_forgetting(run: Run, tiny: Path, data:
         str(data),
         "-o",
         str(out),
-        "--max-tokens",
+        "--max-length",
         "128",
         "--threads",
         "1",

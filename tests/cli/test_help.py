@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from freehold.cli import main as cli_main
@@ -109,3 +111,32 @@ def test_bash_accepts_its_script_and_keeps_colons_in_words(capsys):
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ":}" in script
+
+
+def options() -> set[tuple[str, str]]:
+    """Every option of every verb, as (verb, option)."""
+
+    def of(ctx: click.Context, command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+        for param in command.params:
+            yield from ((path, name) for name in param.opts if isinstance(param, click.Option))
+        for name in command.list_commands(ctx) if isinstance(command, click.Group) else ():
+            if found := command.get_command(ctx, name):
+                yield from of(click.Context(found, ctx), found, f"{path} {name}".strip())
+
+    return set(of(click.Context(cli_main.cli), cli_main.cli, ""))
+
+
+def test_one_thing_has_one_spelling():
+    """Quantisation is --quant, a purpose --for, an answer's length --max-tokens, a training's --max-length."""
+    spelled = options()
+    for verb, name in spelled:
+        assert name not in ("--max-answer", "--answer", "--output", "--type", "--quantize", "--purpose"), verb
+    assert {verb for verb, name in spelled if name == "--licence"} == {"models list"}  # an id, not a purpose
+    assert {verb for verb, name in spelled if name == "--max-length"} == {"finetune", "align", "distil"}
+    assert {verb for verb, name in spelled if name == "--quant"} >= {
+        "pull",
+        "fit",
+        "quantize",
+        "deploy",
+        "cost",
+    }

@@ -23,14 +23,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_result_is_summed_up_on_stdout_and_fall_backs_on_stderr(run: Run, tiny: Path, tmp_path: Path):
     out = tmp_path / "out"
-    status, said, err = run("quantize", str(tiny), "-o", str(out), "--type", "Q6_K")
+    status, said, err = run("quantize", str(tiny), "-o", str(out), "--quant", "Q6_K")
     assert status == 0, err
     assert f"file     {out}/model.gguf" in said and "Q8_0" in said and "licence  not known" in said
     assert "cannot be Q6_K and become Q8_0" in err
 
 
 def test_json_is_the_receipt(run: Run, tiny: Path, tmp_path: Path):
-    status, said, _ = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--type", "Q8_0", "--json")
+    status, said, _ = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--quant", "Q8_0", "--json")
     assert status == 0
     assert json.loads(said) == json.loads((tmp_path / "out" / "receipt.json").read_text())
 
@@ -38,7 +38,7 @@ def test_json_is_the_receipt(run: Run, tiny: Path, tmp_path: Path):
 def test_report_prints_divergence_and_speeds(run: Run, tiny: Path, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("One two three four. " * 60)
-    given = ("--type", "Q8_0", "--report", "--text", str(text))
+    given = ("--quant", "Q8_0", "--report", "--text", str(text))
     status, said, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), *given)
     assert status == 0, err
     for part in (
@@ -54,7 +54,7 @@ def test_report_prints_divergence_and_speeds(run: Run, tiny: Path, tmp_path: Pat
 
 def test_result_runs_shows_and_is_referenced_by_its_folder(run: Run, tiny: Path, tmp_path: Path):
     out = tmp_path / "small"
-    assert run("quantize", str(tiny), "-o", str(out), "--type", "Q8_0")[0] == 0
+    assert run("quantize", str(tiny), "-o", str(out), "--quant", "Q8_0")[0] == 0
     for named in (out, out / "model.gguf"):
         status, said, _ = run("show", str(named))
         assert status == 0 and "Q8_0" in said
@@ -67,11 +67,11 @@ def test_result_runs_shows_and_is_referenced_by_its_folder(run: Run, tiny: Path,
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--type", "Q9"], "Q9 is not a type that is written"),
-        (["--type", "Q8_0", "--text", "pyproject.toml"], "--text is for a report"),
-        (["--type", "Q8_0", "--until", "0"], "--until is for a report"),
-        (["--type", "Q8_0", "--report", "--until", "nan"], "'nan' is not a finite number"),
-        (["--type", "Q8_0", "--tokens", "1024"], "Q8_0 is written without calibration"),
+        (["--quant", "Q9"], "Q9 is not a type that is written"),
+        (["--quant", "Q8_0", "--text", "pyproject.toml"], "--text is for a report"),
+        (["--quant", "Q8_0", "--until", "0"], "--until is for a report"),
+        (["--quant", "Q8_0", "--report", "--until", "nan"], "'nan' is not a finite number"),
+        (["--quant", "Q8_0", "--tokens", "1024"], "Q8_0 is written without calibration"),
         (["--bits", "7"], "7 is not in the range"),
         (["--target-bytes", "0"], "'0' is not a size"),
     ],
@@ -95,7 +95,7 @@ def test_interrupt_says_that_the_same_command_continues(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quantising, "write_model", interrupt)
-    status, _, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--type", "Q8_0")
+    status, _, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--quant", "Q8_0")
     assert status == 130 and "stopped; the same command continues" in err
 
 
@@ -108,7 +108,7 @@ def test_interrupt_before_anything_was_kept_says_that_the_command_begins_anew(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quantising, "planned", interrupt)
-    status, _, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--type", "Q8_0")
+    status, _, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--quant", "Q8_0")
     assert status == 130 and "stopped; nothing was kept yet" in err
     assert not (tmp_path / ".out.part").exists()
 
@@ -128,7 +128,7 @@ def test_interrupt_right_after_the_last_rename_says_that_the_result_is_whole(
 
     monkeypatch.setattr(RunFolder, "_tidy", interrupted)
     out = tmp_path / "out"
-    status, _, err = run("quantize", str(tiny), "-o", str(out), "--type", "Q8_0")
+    status, _, err = run("quantize", str(tiny), "-o", str(out), "--quant", "Q8_0")
     assert status == 130 and f"stopped; {out} is whole" in err
     assert sorted(p.name for p in out.iterdir()) == ["model.gguf", "receipt.json"]
 

@@ -67,7 +67,7 @@ class AlignSettings(AdapterSettings):
     replay: int = 2  # rows of the base's own text a step, against forgetting
     replay_weight: float = 1.0
     test_share: float = 0.1
-    max_tokens: int = 1024  # of a prompt and its answer
+    max_length: int = 1024  # of a prompt and its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ def served(
 def _prepared(model: ModelRef, data: _PairData, settings: AlignSettings) -> tuple[_Course, list[PairRow]]:
     """Bind the model and make all rows: those of the steps, and the unseen pairs'."""
     trainee = settings.trainee(model.path)
-    most = min(settings.max_tokens, trainee.source.cfg.context)
+    most = min(settings.max_length, trainee.source.cfg.context)
     rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
     pairs = pair_rows(rows, data.trained, data.path)
     order = Order(len(pairs), settings.batch, settings.seed)

@@ -56,8 +56,8 @@ class DistilSettings(AdapterSettings):
 
     on_policy: bool = False
     tries: int = 2  # of a faulty answer of the teacher's: the first is greedy
-    max_answer: int = 256  # tokens
-    max_tokens: int = 1024  # of a prompt and its answer
+    max_tokens: int = 256  # tokens
+    max_length: int = 1024  # of a prompt and its answer
     epochs: int = 2
     batch: int = 8  # prompts a step
     replay: int = 2  # rows of the student's own text a step, against forgetting; on-policy needs none
@@ -89,7 +89,7 @@ class _Work:
 
     def engine(self, ref: ModelRef) -> SamplingModel:
         """Load a model to sample from, with room for the longest row and for a batch at once."""
-        context, threads = max(self.settings.max_tokens, MIN_CONTEXT), self.settings.threads
+        context, threads = max(self.settings.max_length, MIN_CONTEXT), self.settings.threads
         try:
             return open_sampling(ref, self.packs, many=True, context=context, threads=threads)
         except ContextOverflow:  # it was made for less: its own
@@ -215,7 +215,7 @@ def _asked(
         teacher,
         questions,
         seed=work.settings.seed,
-        max_tokens=work.settings.max_answer,
+        max_tokens=work.settings.max_tokens,
         tries=tries,
         on_batch=lambda done: work.watch.doing(f"{work.teacher.name} answered {done} of {len(questions)}"),
     )
@@ -236,7 +236,7 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             teacher,
             prompts,
             order,
-            given.max_answer,
+            given.max_tokens,
         )
         loop = _trained(work, trainee, course.optimizer, course.step, order)
         lines = loop.lines()
@@ -261,13 +261,13 @@ def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> lis
     fit = [
         row
         for row in rows
-        if len(row.student) + work.settings.max_answer <= student.context
-        and len(row.teacher) + work.settings.max_answer <= teacher.context
+        if len(row.student) + work.settings.max_tokens <= student.context
+        and len(row.teacher) + work.settings.max_tokens <= teacher.context
     ]
     if len(fit) < len(rows):
-        work.watch.note(f"{len(rows) - len(fit)} prompts leave no room for {work.settings.max_answer} tokens")
+        work.watch.note(f"{len(rows) - len(fit)} prompts leave no room for {work.settings.max_tokens} tokens")
     if not fit:
-        raise UsageError("no prompt leaves room for an answer", "raise --max-tokens, or lower --max-answer")
+        raise UsageError("no prompt leaves room for an answer", "raise --max-length, or lower --max-tokens")
     return fit
 
 
@@ -280,7 +280,7 @@ def _measured(work: _Work, student: SamplingModel, teacher: float | None) -> dic
 
     if teacher is None:
         return None
-    limit = work.settings.max_answer
+    limit = work.settings.max_tokens
     work.watch.doing("measuring on prompts that were not trained on")
     tuned = student.adapters.find(ADAPTER)
     was, is_now = (marked(student, work.tested, limit, each) for each in (None, tuned))
@@ -342,7 +342,7 @@ def _trained(
 
 def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[AnswerRow]:
     """Encode kept answers as the student's; those that are too long for it are left out and said."""
-    most = min(work.settings.max_tokens, trainee.source.cfg.context)
+    most = min(work.settings.max_length, trainee.source.cfg.context)
     rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
     found, long = [], 0
     for question, taught in zip(work.trained, answers, strict=True):

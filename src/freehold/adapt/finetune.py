@@ -61,7 +61,7 @@ class FinetuneSettings(AdapterSettings):
     batch: int = 8  # answers a step
     replay: int = 2  # rows of the base's own text a step; 0: nothing is rehearsed
     replay_weight: float = 1.0
-    max_tokens: int = 1024  # of a prompt and its answer
+    max_length: int = 1024  # of a prompt and its answer
     skip_long: bool = False
 
 
@@ -110,11 +110,11 @@ class Lessons:
             more = f"; and {len(long) - _SHOWN:,} more" if len(long) > _SHOWN else ""
             raise UsageError(
                 f"{self.data.path}: {'; '.join(long[:_SHOWN])}{more}",
-                "raise --max-tokens, or leave these out with --skip-long; nothing is cut",
+                "raise --max-length, or leave these out with --skip-long; nothing is cut",
             )
         if not rows:
             raise UsageError(
-                f"{self.data.path}: every sample is longer than {maker.most:,} tokens", "raise --max-tokens"
+                f"{self.data.path}: every sample is longer than {maker.most:,} tokens", "raise --max-length"
             )
         return rows, len(long)
 
@@ -131,7 +131,7 @@ class Classroom:
     def of(cls, model: ModelRef, lessons: Lessons, settings: FinetuneSettings) -> Classroom:
         """Bind the model and make all rows. Raises what reading the model raises, UsageError for long samples."""
         trainee = settings.trainee(model.path, min(MOST_ACTIVATIONS, available_bytes() // 4))
-        most = min(settings.max_tokens, trainee.source.cfg.context)
+        most = min(settings.max_length, trainee.source.cfg.context)
         maker = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
         rows, skipped = lessons.rows(maker, skip_long=settings.skip_long)
         order = Order(len(rows), settings.batch, settings.seed)
@@ -238,7 +238,7 @@ def _engine(
     model: ModelRef, packs: Path | None, room: Classroom, settings: FinetuneSettings
 ) -> Iterator[SamplingModel]:
     """Load the engine that serves, with room for a sample and an answer; the model's own context is the limit."""
-    wanted = max(settings.max_tokens + MOST_ANSWER, MIN_CONTEXT)
+    wanted = max(settings.max_length + MOST_ANSWER, MIN_CONTEXT)
     context = min(wanted, room.trainee.source.cfg.context)
     with open_sampling(model, packs, context=context, threads=settings.threads) as engine:
         yield engine
@@ -275,7 +275,7 @@ def _notes(room: Classroom, lessons: Lessons) -> list[str]:
         *(mask_note(i, shown(tokenizer, row)) for i, row in enumerate(rows[:SHOWN], 1)),
     ]
     if room.skipped:
-        made.append(f"{room.skipped:,} answers are longer than --max-tokens and left out")
+        made.append(f"{room.skipped:,} answers are longer than --max-length and left out")
     return [*made, lessons.tested]
 
 

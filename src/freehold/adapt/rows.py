@@ -51,7 +51,7 @@ class AnswerRows:
         ids = (*before, *self._answer(before, messages, answer))
         if len(ids) > self.most:
             raise ContextOverflow(
-                f"{len(ids):,} tokens; a row may have {self.most:,}", "shorten it, or raise --max-tokens"
+                f"{len(ids):,} tokens; a row may have {self.most:,}", "shorten it, or raise --max-length"
             )
         return AnswerRow(ids, len(before))
 

@@ -28,7 +28,7 @@ from freehold.errors import UsageError
 # rule -> the option that relaxes it; an empty one is the task's own and cannot be relaxed
 RULES = {
     "task": "",
-    "licence": "--licence",
+    "licence": "--for",
     "country": "--country-not",
     "language": "--language",
     "context": "--min-context",

@@ -36,13 +36,6 @@ SHOWN = 8  # models of a ranking
 @click.command("advise")
 @click.argument("task", required=False, metavar="[TASK]")
 @click.option(
-    "--licence",
-    "--license",
-    "licence",
-    metavar="PURPOSE",
-    help="Check the licence for: commercial, internal, evaluation, research.",
-)
-@click.option(
     "--country-not",
     metavar="CC",
     multiple=True,
@@ -179,10 +172,7 @@ def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
     """Return the advice for the task and the options."""
     from freehold.choosing import advise
 
-    purpose, licence = given["purpose"], given["licence"]
-    if purpose and licence and purpose != licence:
-        raise UsageError(f"--licence {licence} and --for {purpose} name two purposes", "give one of them")
-    facts = company_facts(settings, {"purpose": purpose or licence, **{name: given[name] for name in FACTS}})
+    facts = company_facts(settings, {"purpose": given["purpose"], **{name: given[name] for name in FACTS}})
     return advise(
         task,
         facts=facts,

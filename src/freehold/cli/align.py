@@ -24,7 +24,7 @@ from freehold.cli.training import (
     chosen_settings,
     epochs_option,
     half_option,
-    max_tokens_option,
+    max_length_option,
     out_option,
     rate_option,
     replay_option,
@@ -73,7 +73,7 @@ from freehold.config import Settings
 @rate_option(2e-4)
 @epochs_option(1, "the pairs")
 @batch_option("Pairs")
-@max_tokens_option
+@max_length_option
 @half_option
 @adapter_options
 @json_option

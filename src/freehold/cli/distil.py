@@ -24,7 +24,7 @@ from freehold.cli.training import (
     chosen_settings,
     epochs_option,
     half_option,
-    max_tokens_option,
+    max_length_option,
     out_option,
     rate_option,
     replay_option,
@@ -61,9 +61,9 @@ from freehold.config import Settings
     help="How often TEACHER is asked until an answer has no fault; the first is greedy.",
 )
 @click.option(
-    "--max-answer", type=click.IntRange(1), default=256, show_default=True, help="Tokens of an answer."
+    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of an answer."
 )
-@max_tokens_option
+@max_length_option
 @rate_option(2e-4)
 @epochs_option(2, "the prompts")
 @replay_option("not with --on-policy")

@@ -27,7 +27,7 @@ from freehold.cli.training import (
     chosen_settings,
     epochs_option,
     half_option,
-    max_tokens_option,
+    max_length_option,
     rate_option,
     replay_option,
     served_row,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How much the divergence on them counts beside the loss.",
 )
-@max_tokens_option
+@max_length_option
 @click.option("--skip-long", is_flag=True, help="Leave out longer ones, and say how many; nothing is cut.")
 @click.option(
     "--preflight", is_flag=True, help="Only check: mask, lengths, one batch learnt, time and memory."

@@ -30,7 +30,7 @@ _HEAD = ("HARDWARE", "QUANT", "ENGINE", "NEEDS", "OF", "TOK/S EACH", "FIRST s", 
 @click.option("--users", type=click.IntRange(1, 4096), default=1, show_default=True, help="Concurrent users.")
 @click.option("--context", type=Amount(whole=True), help="Context of each user in tokens; default: 8,192.")
 @click.option("--prompt", type=Amount(whole=True), default=1000, help="Tokens of a prompt; default: 1,000.")
-@click.option("--answer", type=Amount(whole=True), default=300, help="Tokens of an answer; default: 300.")
+@click.option("--max-tokens", type=Amount(whole=True), default=300, help="Tokens of an answer; default: 300.")
 @click.option(
     "--min-speed", type=click.FloatRange(0, 1e6), help="Least tokens a second for each user; default: 10."
 )

@@ -54,7 +54,7 @@ class FileSize(click.ParamType):
     type=click.IntRange(2, 4),
     help="Bits a weight: 2 and 3 in Freehold's own types, 4 as Q4_K_M, which is the default.",
 )
-@click.option("--type", "kind", metavar="TYPE", help="llama.cpp's name of a type: Q4_K_M, Q8_0, IQ4_XS, ...")
+@click.option("--quant", metavar="TYPE", help="llama.cpp's name of a type: Q4_K_M, Q8_0, IQ4_XS, ...")
 @click.option(
     "--target-bytes",
     type=FileSize(),
@@ -87,7 +87,7 @@ def command(
     model: str,
     out: Path,
     bits: int | None,
-    kind: str | None,
+    quant: str | None,
     target_bytes: int | None,
     portable: bool,
     calibrate: str | None,
@@ -124,7 +124,7 @@ def command(
             f"-o {out} is to be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf"
         )
     asked = QuantizeRequest(
-        type=kind or "",
+        quant=quant or "",
         bits=bits or 0,
         target_bytes=target_bytes or 0,
         portable=portable,

@@ -17,8 +17,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Made = TypeVar("Made")
 
 out_option = click.option("-o", "--out", required=True, type=FOLDER, help="The folder to make.")
-max_tokens_option = click.option(
-    "--max-tokens",
+max_length_option = click.option(
+    "--max-length",
     type=click.IntRange(8),
     default=1024,
     show_default=True,

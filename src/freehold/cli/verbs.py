@@ -70,7 +70,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "quantize": Verb(
             "Write a model's weights in fewer bits, and measure what that costs.",
-            "freehold quantize qwen2.5-coder:0.5b -o small --type Q4_K_M --report",
+            "freehold quantize qwen2.5-coder:0.5b -o small --quant Q4_K_M --report",
         ),
         "align": Verb(
             "Teach a model which of two answers to prefer.",

@@ -54,8 +54,8 @@ class CapacityOptions:
     ledger_file: Path | str | None = None  # requests of this ledger
     since: float = WEEK_S  # s back, of a ledger
     rate: float = 0.0  # requests a second, arriving independently
-    input: int = 1024  # tokens of a prompt, with `rate`
-    output: int = 256  # tokens of an answer, with `rate`
+    prompt: int = 1024  # tokens of a prompt, with `rate`
+    max_tokens: int = 256  # tokens of an answer, with `rate`
     vary: bool = False  # exponential lengths around these means
     seconds: float | None = None  # length of the trace: 600 with `rate`; of a file its beginning
     faster: float = 1.0  # times the trace's rate
@@ -141,7 +141,7 @@ def deploy_capacity(
     """Simulate replicas of an engine under a load: first tokens, pace, cache hits, cost. Starts nothing.
 
     `options` are those of `freehold deploy capacity`. Requests come from one of `trace` (a CSV or JSON-lines file),
-    `ledger=True` or `ledger_file`, and `rate` (a second, with `input` and `output` tokens, for `seconds`). What a step
+    `ledger=True` or `ledger_file`, and `rate` (a second, with `prompt` and `max_tokens`, for `seconds`). What a step
     takes comes from `steps` (what deploy_bench returned, or a file of it), or is predicted for `model` `on` hardware
     such as "4xh100", with `engine` and `quant`. Then `objective="ttft-p95=2s,tpot-p95=50ms"` finds the fewest
     replicas, and `replicas=4` or "1..8" plays each; `routing`, `autoscale="queue=16"`, `start_time` (s), `faster`,
@@ -193,10 +193,10 @@ def _requests_of(settings: Settings, asked: CapacityOptions) -> RequestTrace:
     if len(given) != 1:
         raise UsageError(
             f"requests come from one place, not from {' and '.join(given)}" if given else "which requests?",
-            "give --trace FILE, --ledger, or --rate 2 --input 1024 --output 256",
+            "give --trace FILE, --ledger, or --rate 2 --prompt 1024 --max-tokens 256",
         )
     if asked.rate:
-        sizes = asked.rate, asked.input, asked.output
+        sizes = asked.rate, asked.prompt, asked.max_tokens
         found = traces.steady(
             *sizes, seconds=STEADY_S if asked.seconds is None else asked.seconds, vary=asked.vary
         )

@@ -69,7 +69,7 @@ def pair_rows(rows: AnswerRows, pairs: Sequence[Pair], path: Path) -> list[PairR
     if bad:
         more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
         raise UsageError(
-            f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "shorten these pairs, or raise --max-tokens"
+            f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "shorten these pairs, or raise --max-length"
         )
     return found
 

@@ -51,9 +51,9 @@ _BASE_TYPE_IDS = {kind.base: kind.id for kind in FILE_TYPES.values()} | {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeRequest:
-    """What to make of a model. One of `type`, `bits` and `target_bytes`, or none for four bits."""
+    """What to make of a model. One of `quant`, `bits` and `target_bytes`, or none for four bits."""
 
-    type: str = ""
+    quant: str = ""  # llama.cpp's name of a type
     bits: int = 0
     target_bytes: int = 0
     portable: bool = False  # with target_bytes: only types that llama.cpp reads
@@ -69,13 +69,13 @@ class QuantizeRequest:
 
     def check(self) -> None:
         """Raise UsageError for wishes that exclude each other."""
-        given = [name for name in ("type", "bits", "target_bytes") if getattr(self, name)]
+        given = [name for name in ("quant", "bits", "target_bytes") if getattr(self, name)]
         if len(given) > 1:
             options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{options} say different things", "give one of them")
         if self.portable and not self.target_bytes:
             raise UsageError(
-                "--portable limits the types of a byte target", "add --target-bytes, or name a --type"
+                "--portable limits the types of a byte target", "add --target-bytes, or name a --quant"
             )
         if self.bits and self.bits not in BITS:
             raise UsageError(f"--bits {self.bits}: one of {', '.join(map(str, BITS))} is written")
@@ -83,7 +83,7 @@ class QuantizeRequest:
     @property
     def name(self) -> str:
         """The file type that is asked for; empty: a byte target chooses."""
-        return "" if self.target_bytes else file_type(self.type or BITS[self.bits or 4])[0]
+        return "" if self.target_bytes else file_type(self.quant or BITS[self.bits or 4])[0]
 
     @property
     def texts(self) -> str:

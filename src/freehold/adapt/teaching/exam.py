@@ -61,7 +61,7 @@ class Exam:
             if isinstance(answer, ContextOverflow):
                 raise UsageError(
                     f"test item of line {self.items[i].line}: {answer.message}",
-                    "shorten it, or raise --max-tokens",
+                    "shorten it, or raise --max-length",
                 )
             right[i] = self.items[i].check.mark(answer.text).passed
         return right

@@ -34,7 +34,7 @@ def deploy_bench(
     depths: Sequence[int] = _PLAN.depths,
     prompts: Sequence[int] = _PLAN.prompts,
     clients: Sequence[int] = _PLAN.clients,
-    tokens: int = _PLAN.tokens,
+    max_tokens: int = _PLAN.tokens,
     rounds: int = _PLAN.rounds,
     streams: int | None = None,
     room: int | None = None,
@@ -44,7 +44,7 @@ def deploy_bench(
     """Measure what the steps of a running engine take, in seconds, for deploy_capacity. Prompts are random words.
 
     `target`: a deployment or another model of this home's running server, or the URL of an engine of yours that speaks
-    OpenAI's protocol, with its `key` and the `model` there. Measured are `batches` of answers of `tokens` tokens at
+    OpenAI's protocol, with its `key` and the `model` there. Measured are `batches` of answers of `max_tokens` tokens at
     `depths` tokens of context, prompts of `prompts` tokens alone, and `clients` that ask one request after another;
     all of it `rounds` times. `streams` (answers at a time) and `room` (tokens of KV cache) are the engine's limits,
     where they are known. Its `as_json` is what `freehold deploy bench --json` prints.
@@ -53,7 +53,7 @@ def deploy_bench(
     """
     beside = tuple(b for b in _PLAN.beside if b <= max(batches, default=0))
     sizes = (tuple(batches), tuple(depths), tuple(prompts))
-    plan = MeasurePlan(*sizes, beside, tuple(clients), tokens, rounds)
+    plan = MeasurePlan(*sizes, beside, tuple(clients), max_tokens, rounds)
     door = _door(settings or load_settings(), target, model, key)
     found = asyncio.run(_measured(door, plan, on_progress))
     limits = {name: value for name, value in (("streams", streams), ("room", room)) if value}

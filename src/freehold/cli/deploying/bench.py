@@ -69,7 +69,9 @@ class Numbers(click.ParamType):
     show_default=True,
     help="Clients that ask one request after another, for what a request takes beside its steps.",
 )
-@click.option("--tokens", type=click.IntRange(8), default=32, show_default=True, help="Tokens of an answer.")
+@click.option(
+    "--max-tokens", type=click.IntRange(8), default=32, show_default=True, help="Tokens of an answer."
+)
 @click.option(
     "--rounds",
     type=click.IntRange(1, 100),
@@ -86,8 +88,7 @@ class Numbers(click.ParamType):
 @click.option("--room", type=click.IntRange(1), default=None, help="Tokens of its KV cache, for the file.")
 @click.option(
     "-o",
-    "--output",
-    "out",
+    "--out",
     type=click.Path(path_type=Path),
     help="Write the step times here, for capacity --steps.",
 )
@@ -141,5 +142,5 @@ def _print(found: EngineModel, out: Path | None) -> None:
     click.echo(f"fitted within {time.spread:.0%} (one deviation)")
     if out is not None:
         click.echo(
-            f"written to {out}: freehold deploy capacity --steps {out} --rate 1 --input 512 --output 128"
+            f"written to {out}: freehold deploy capacity --steps {out} --rate 1 --prompt 512 --max-tokens 128"
         )

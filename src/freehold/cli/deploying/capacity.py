@@ -32,14 +32,14 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
 @click.option("--since", type=Seconds(), default="7d", show_default=True, help="With a ledger: how far back.")
 @click.option("--rate", type=float, help="Requests: this many a second, arriving independently.")
 @click.option(
-    "--input",
+    "--prompt",
     type=Amount(whole=True),
     default=1024,
     show_default=True,
     help="With --rate: tokens of a prompt.",
 )
 @click.option(
-    "--output",
+    "--max-tokens",
     type=Amount(whole=True),
     default=256,
     show_default=True,

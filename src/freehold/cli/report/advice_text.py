@@ -61,7 +61,7 @@ def print_advice(advice: Advice, shown: tuple[Judged, ...], *, everything: bool,
             click.echo(line)
     _print_ruled_out(advice, everything)
     if advice.request.facts is None:
-        click.echo("licences were not checked: --licence commercial does (not legal advice)")
+        click.echo("licences were not checked: --for commercial does (not legal advice)")
 
 
 def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
