@@ -107,14 +107,12 @@ def starters(settings: Settings, count: int = 3) -> tuple[Starter, ...]:
     index has, and, where it can be reached, the hub. Where none is so fast, the fastest ones. Empty where none runs at
     all. Takes a second or two: the machine is measured if it never was, and the hub is waited for two seconds.
     """
-    from freehold.advisor.starters import PACE
     from freehold.advisor.starters import starters as chosen
 
     download = _downloads(settings)
-    if found := chosen(advise("chat", min_speed=PACE, settings=settings), download, count):
-        return found
-    slow = chosen(advise("chat", min_speed=0, settings=settings), download, 1000)
-    return tuple(sorted(slow, key=lambda s: -s.speed.mid)[:count])
+    if not any(download(m) for m in catalog.models() if m.name):
+        return ()
+    return chosen(advise("chat", min_speed=0, settings=settings), download, count)
 
 
 def _downloads(settings: Settings) -> Callable[[Model], Download | None]:

@@ -39,7 +39,7 @@ def test_without_a_hub_the_largest_fast_model_of_the_index_is_the_default(on):
 def test_a_model_below_ten_tokens_a_second_is_no_default(on):
     found = on(12)
     assert found[0].name == "qwen2.5-coder:0.5b"
-    assert all(s.speed.mid >= module.PACE for s in found)
+    assert all(s.pace >= module.PACE for s in found)
 
 
 def test_where_no_model_is_fast_enough_the_fastest_comes_first(on):
@@ -69,7 +69,7 @@ def test_a_starter_says_its_size_disk_and_maker(on):
 
 
 def test_the_hub_is_waited_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    waited: list[float] = []
+    waited: list[float | None] = []
     monkeypatch.setattr(reach, "_known", {})
     monkeypatch.setattr(reach.threading.Thread, "join", lambda self, timeout=None: waited.append(timeout))
     monkeypatch.setattr(reach.threading.Thread, "start", lambda self: None)  # a name look-up that never ends

@@ -34,12 +34,12 @@ def store(tmp_path: Path) -> Store:
     ],
 )
 def test_first_word_is_the_model_if_it_names_one(store, words, model, prompt):
-    assert split_words(words, store, DEFAULT) == (model, prompt)
+    assert split_words(words, store, lambda: DEFAULT) == (model, prompt)
 
 
 def test_bare_word_that_is_no_model_is_never_a_prompt(store):
     with pytest.raises(ModelNotFound, match="'smollm2:135n'") as e:
-        split_words(["smollm2:135n"], store, DEFAULT)
+        split_words(["smollm2:135n"], store, lambda: DEFAULT)
     assert "did you mean" in e.value.hint and "smollm2:135m" in e.value.hint
 
 
@@ -47,20 +47,20 @@ def test_file_whose_name_looks_like_no_path_is_pointed_to(store, tmp_path, monke
     (tmp_path / "model.bin").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFound) as e:
-        split_words(["model.bin", "Hi"], store, DEFAULT)
+        split_words(["model.bin", "Hi"], store, lambda: DEFAULT)
     assert e.value.hint == "for the file of that name, write ./model.bin"
 
 
 @pytest.mark.parametrize("words", [["hello"], ["tell", "me", "a", "joke"], ["Warum?"]])
 def test_words_that_look_like_no_name_ask_the_default_model(store, words: list[str], capsys):
-    assert split_words(words, store, DEFAULT) == (DEFAULT, " ".join(words))
+    assert split_words(words, store, lambda: DEFAULT) == (DEFAULT, " ".join(words))
     assert f"{words[0]!r} is not a model: prompting {DEFAULT}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["smolm2", "my-model", "model:7b", "gpt9"])
 def test_word_that_looks_like_a_name_is_never_a_prompt(store, word: str):
     with pytest.raises(FreeholdError):
-        split_words([word, "Hi"], store, DEFAULT)
+        split_words([word, "Hi"], store, lambda: DEFAULT)
 
 
 @pytest.mark.parametrize(

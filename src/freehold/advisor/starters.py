@@ -39,6 +39,7 @@ class Starter:
     download: Download
     memory: int  # bytes while it runs
     speed: Interval
+    pace: float  # what of `speed` counts: the middle, or the high end where others computed while it was measured
 
     @property
     def held(self) -> bool:
@@ -67,15 +68,15 @@ def starters(
 ) -> tuple[Starter, ...]:
     """Return the best `count` models of an advice for chats that can be had here; `download` None: it cannot be.
 
+    `advice`: for any speed. Models of PACE or more come in its order; where there is none, the fastest come first.
     Left out are base models, which continue a text instead of answering, models that always reason first, and
     downloads above MOST_DOWNLOAD.
     """
     unproven = sorted(advice.unproven, key=lambda j: (-j.model.params_b, j.model.id))
-    found: list[Starter] = []
-    for judged in (*advice.picks, *advice.below, *unproven):
-        if len(found) < count and (made := _starter(judged, download)) is not None:
-            found.append(made)
-    return tuple(found)
+    ranked = (_starter(judged, download) for judged in (*advice.picks, *advice.below, *unproven))
+    able = [s for s in ranked if s is not None]
+    fast = [s for s in able if s.pace >= PACE]
+    return tuple((fast or sorted(able, key=lambda s: -s.pace))[:count])
 
 
 def _starter(judged: Judged, download: Callable[[Model], Download | None]) -> Starter | None:
@@ -85,4 +86,5 @@ def _starter(judged: Judged, download: Callable[[Model], Download | None]) -> St
     fetched = download(model)
     if fetched is None or (fetched.bytes > MOST_DOWNLOAD and fetched.source != "here"):
         return None
-    return Starter(model.name, model, fetched, placed.memory, placed.decode)
+    pace = placed.decode.mid if placed.sure else placed.decode.high
+    return Starter(model.name, model, fetched, placed.memory, placed.decode, pace)

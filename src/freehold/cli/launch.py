@@ -15,9 +15,10 @@ from pathlib import Path
 
 import click
 
+from freehold.cli.chat.starter import default_model
 from freehold.cli.clients.apps import APPS, App, Target
 from freehold.cli.clients.edits import NotUnderstood
-from freehold.cli.shared import default_model, json_option
+from freehold.cli.shared import json_option
 from freehold.config import Settings, nearest
 from freehold.errors import FreeholdError, StoreError, UsageError
 

@@ -127,7 +127,12 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def run(args: list[str]) -> int:
-    """Run one command line; return its exit status. No named failure shows a traceback."""
+    """Run one command line; return its exit status. No named failure shows a traceback.
+
+    Without any word it chats in a terminal, and shows the help elsewhere.
+    """
+    if not args and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+        args = ["run"]
     try:
         return cli.main(args=args, prog_name="freehold", standalone_mode=False) or 0
     except FreeholdError as e:

@@ -27,9 +27,9 @@ from freehold.cli.chat.output import renderer, show, tell, write
 from freehold.cli.chat.prompt import joined, read_stdin, split_words
 from freehold.cli.chat.request import LOADING, RunRequest, check, check_terminal
 from freehold.cli.chat.sessions import ChatSession, Sessions, unknown_server
+from freehold.cli.chat.starter import default_model
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.shared import (
-    default_model,
     draft_option,
     engine_option,
     kv_option,
@@ -156,7 +156,7 @@ def _run(
 ) -> int:
     session = _session(Sessions(settings.home), request)
     store = Store(settings)
-    model, prompt = split_words(words, store, (session and session.model) or default_model(settings))
+    model, prompt = split_words(words, store, lambda: (session and session.model) or default_model(settings))
     from_stdin = read_stdin()
     talking = not (from_stdin or prompt) and sys.stdin is not None and sys.stdin.isatty()
     if talking:

@@ -131,13 +131,6 @@ class Amount(click.ParamType):
         return round(number) if self._whole else number
 
 
-def default_model(settings: Settings) -> str:
-    """Return the model of a command that names none: the setting's, else the catalogue's."""
-    from freehold import catalog
-
-    return settings.default_model or catalog.default_model().name
-
-
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings, with offline mode on if the verb's option is given."""
     return replace(settings, offline=True) if offline else settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,20 +21,20 @@ MAX_STDIN = 64 << 20  # bytes; far beyond any context, small enough to hold
 PATIENCE_S = 3.0  # until a silent pipe is reported
 
 
-def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, str]:
-    """Return (MODEL, prompt). The first word is MODEL if it names one.
+def split_words(words: Sequence[str], store: Store, default: Callable[[], str]) -> tuple[str, str]:
+    """Return (MODEL, prompt). The first word is MODEL if it names one; `default` is called where none is named.
 
     Otherwise it begins the prompt for the default model, if it contains a space, or does not look like a name and is
     not close to one (`hello`).
     """
     if not words:
-        return default, ""
+        return default(), ""
     first, rest = words[0], " ".join(words[1:])
     missing = _missing(parted(store, first).model, store)
     if missing is None:
         return first, rest
     if len(first.split()) != 1:
-        return default, " ".join(words)
+        return default(), " ".join(words)
     if Path(first).exists():
         raise ModelNotFound(missing.message, f"for the file of that name, write ./{first}")
     if "did you mean" in missing.hint or not _is_word(first):
@@ -42,8 +42,9 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
 
         check_runs(first)  # what the catalogue knows without a short name is refused for what it is
         raise ModelNotFound(missing.message, missing.hint)
-    print(f"{first!r} is not a model: prompting {default}", file=sys.stderr)
-    return default, " ".join(words)
+    model = default()
+    print(f"{first!r} is not a model: prompting {model}", file=sys.stderr)
+    return model, " ".join(words)
 
 
 def _is_word(text: str) -> bool:

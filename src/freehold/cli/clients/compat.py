@@ -20,8 +20,9 @@ from importlib import metadata
 
 import click
 
+from freehold.cli.chat.starter import default_model
 from freehold.cli.clients.sdks import CHECKS, CLIENTS, NEEDS, PATIENCE_S, CheckTarget
-from freehold.cli.shared import default_model, json_option
+from freehold.cli.shared import json_option
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UsageError
 from freehold.sandbox.children import spawn

@@ -1,8 +1,8 @@
-"""Adds tables to config.toml and takes them away; every other line stays as it is, comments too.
+"""Adds keys and tables to config.toml and takes tables away; every other line stays as it is, comments too.
 
 A table is written at the file's end and removed from its header to the next one. What would come of an edit is parsed
 before it is written, and an edit that would change anything else is refused. Knows TOML's lines; knows no setting.
-Path: cli/mcp -> add_table, remove_table -> config.toml
+Path: cli/mcp -> add_table, remove_table -> config.toml; cli/chat/starter -> set_key
 """
 
 from __future__ import annotations
@@ -20,6 +20,16 @@ from freehold.errors import StoreError, UsageError
 _HEADER = re.compile(r"\s*\[")
 _NOTHING = re.compile(r"\s*(#|$)")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def set_key(path: Path, home: Path, key: str, value: str) -> None:
+    """Write `key = value` before the tables, in the place of an earlier value. Raises UsageError, StoreError."""
+    lines = _text(path).splitlines(keepends=True)
+    before = tomllib.loads("".join(lines))
+    head = next((i for i, line in enumerate(lines) if _HEADER.match(line)), len(lines))
+    earlier = re.compile(rf"\s*{re.escape(key)}\s*=")
+    kept = [line for i, line in enumerate(lines) if i >= head or not earlier.match(line)]
+    _write(path, home, "".join([f"{key} = {_value(value)}\n", *kept]), {**before, key: value})
 
 
 def add_table(path: Path, home: Path, name: tuple[str, str], values: Mapping[str, Any]) -> None:

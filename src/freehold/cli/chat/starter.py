@@ -1,0 +1,67 @@
+"""The first model of a person who named none: asked once in a terminal, chosen elsewhere, kept in config.toml.
+
+Knows the question and the file; which models run well here is choosing.starters'.
+Path: cli/run -> default_model -> first_model -> choosing.starters -> config.toml
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+import click
+
+from freehold.advisor.starters import Starter
+from freehold.cli.progress import StatusLine
+from freehold.cli.serving.configfile import set_key
+from freehold.config import Settings
+from freehold.errors import FreeholdError
+from freehold.store.space import human
+
+
+def default_model(settings: Settings) -> str:
+    """Return the model of a command that names none: the setting's, else the one chosen now and remembered."""
+    return settings.default_model or first_model(settings)
+
+
+def first_model(settings: Settings) -> str:
+    """Return the model to begin with, and remember it; without any that can be had, the catalogue's default."""
+    from freehold import catalog
+    from freehold.choosing import starters
+
+    asked = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    with StatusLine("no model was chosen yet") as status:
+        if asked:
+            status.begin("looking for models that run well here ...")
+        found = starters(settings)
+    if not found:
+        return catalog.default_model().name
+    chosen = _ask(found) if asked and len(found) > 1 else next(iter(found))
+    if not asked:
+        _say(f"no model was named: taking {described(chosen)}; freehold run MODEL takes another")
+    with suppress(FreeholdError, OSError):  # a home that cannot be written is asked about again
+        set_key(settings.home / "config.toml", settings.home, "default_model", chosen.name)
+    return chosen.name
+
+
+def described(starter: Starter) -> str:
+    """Say a model's name, what it takes and how fast it answers here."""
+    size = human(starter.download.bytes)
+    fetch = "here already" if starter.held else f"{size} to fetch, {human(starter.disk)} on the disk"
+    return f"{starter.name} ({fetch}; about {starter.speed.mid:.0f} tokens a second here)"
+
+
+def _ask(found: tuple[Starter, ...]) -> Starter:
+    count = {2: "Two", 3: "Three"}.get(len(found), str(len(found)))
+    _say(f"{count} models that run well here:")
+    for i, starter in enumerate(found, 1):
+        _say(f"  {i}  {described(starter)}\n     {starter.about}")
+    wanted = click.prompt(
+        "Which one", type=click.IntRange(1, len(found)), default=1, err=True, show_choices=False
+    )
+    _say("kept as default_model in config.toml; freehold run MODEL takes another")
+    return found[wanted - 1]
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
