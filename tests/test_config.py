@@ -95,10 +95,17 @@ def test_chats_of_a_key_have_a_limit_in_bytes(tmp_path, said, most):
 
 
 @pytest.mark.parametrize(
-    "text", ['chats_per_key = "much"', 'chats_per_key = "0GB"', "chats_per_key = 5", 'chats = "1GB"']
+    "text",
+    [
+        'chats_per_key = "much"',
+        'chats_per_key = "0GB"',
+        "chats_per_key = 5",
+        'chats = "1GB"',
+        'titles = "no"',
+    ],
 )
 def test_a_limit_that_is_not_one_is_refused_with_the_way_out(tmp_path, text):
     (tmp_path / "config.toml").write_text(f"[console]\n{text}\n")
     with pytest.raises(UsageError) as refused:
         load_settings({"FREEHOLD_HOME": str(tmp_path)})
-    assert "console.chats" in refused.value.message and refused.value.hint
+    assert "console." in refused.value.message and refused.value.hint

@@ -48,7 +48,8 @@ class Settings:
     key_file: str = ""  # hashes of the API keys of `serve`; empty: keys.json in the home
     api_key: str = field(default="", repr=False)  # one more, from the environment
     gateway: str = ""  # the gateway.toml of `serve`, and of the verbs that read it; empty: none
-    chats_per_key: int = 10**9  # bytes that the chats of one key may have; [console] in the file
+    chats_per_key: int = 10**9  # bytes that the chats of one key may have; [console] in the file,
+    titles: bool = True  # as is this: models write titles for chats, while they have nothing else to do
     company: Mapping[str, Any] = field(
         default_factory=dict
     )  # your facts for licences: advisor.facts reads them
@@ -105,7 +106,7 @@ def load_settings(env: Mapping[str, str] | None = None, *, offline: bool = False
     env = os.environ if env is None else env
     home = data_home(env)
     values = _read_file(home / "config.toml")
-    values["chats_per_key"] = _chats_per_key(values.pop("console", {}))
+    values |= _console(values.pop("console", {}))
     for name in ("FREEHOLD_OFFLINE", "HF_HUB_OFFLINE"):
         if name in env:
             values["offline"] = bool(values.get("offline")) or _flag(name, env[name])
@@ -212,11 +213,20 @@ def _checked(s: Settings) -> Settings:
     return s
 
 
-def _chats_per_key(table: Mapping[str, Any]) -> int:
-    """Read [console], whose one key says how many bytes a key's chats may have."""
+def _console(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Read [console]: how many bytes a key's chats may have, and whether models write their titles."""
+    known = ("chats_per_key", "titles")
     for name in table:
-        if name != "chats_per_key":
-            raise UsageError(f"config.toml: unknown key 'console.{name}'", "did you mean chats_per_key?")
+        if name not in known:
+            hint = f"did you mean {nearest(name, known) or ' or '.join(known)}?"
+            raise UsageError(f"config.toml: unknown key 'console.{name}'", hint)
+    titles = table.get("titles", True)
+    if not isinstance(titles, bool):
+        raise UsageError(f"console.titles = {titles!r} is neither true nor false", "write titles = false")
+    return {"chats_per_key": _chats_per_key(table), "titles": titles}
+
+
+def _chats_per_key(table: Mapping[str, Any]) -> int:
     said = str(table.get("chats_per_key", CHATS_PER_KEY))
     found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?(kB|MB|GB|TB)", said)
     if found is None or not float(found[1]):

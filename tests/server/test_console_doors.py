@@ -267,7 +267,9 @@ def _asked(client: httpx2.Client, method: str, path: str, it: str) -> httpx2.Res
     path = re.sub(r"\{\w+\}", it, path)
     bodies = {
         "runs": {"parent": None, "message": {"content": "x"}},
-        "again": {"message": "m"},
+        **{name: {"message": "m"} for name in ("again", "take-out", "fork")},
+        "put-back": {"messages": ["m"]},
+        "answers": {"message": "m", "content": "x"},
         "approve": {"call": "c", "verdict": "deny"},
     }
     body = {} if method == "GET" else {"json": bodies.get(path.rpartition("/")[2], {})}

@@ -17,7 +17,9 @@ from tests.cli.test_cost_ledger import GATEWAY
 from tests.cli.test_ledger import fill
 from tests.router.ledger.rows import row
 from tests.server.conftest import start
+from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
+from tests.server.test_console_runs import Chats
 from tests.server.test_door import key, secret
 
 URL = "/console/api/usage"
@@ -96,3 +98,38 @@ def test_a_wrong_question_names_what_is_expected(serving, query):
     answer = serving().client.get(URL + query)
     assert answer.status_code == 400 and "expected" in answer.json()["error"]["message"]
     assert page.MOST_DAYS < 99999
+
+
+def test_without_a_ledger_the_receipts_of_the_own_chats_are_summed(tmp_path):
+    running = start(tmp_path, Script(text="one two"), offline=True)
+    try:
+        assert running.client.get("/console/api/me").json()["has"] == []
+        mine = Chats(running)
+        receipts = [mine.follow(mine.run(text)["run"]).end["receipt"] for text in ("hi", "again")]
+        found = running.client.get(URL).json()
+        (model,) = found["chats"]["by_model"]
+        wanted = sum(each["tokens"]["answer"] for each in receipts)
+        assert found["ledger"] is None and (model["model"], model["answers"]) == ("fake:1b", 2)
+        assert model["completion"] == found["chats"]["total"]["completion"] == wanted > 0
+        seconds = sum(each["timings"]["total_s"] for each in receipts)
+        assert found["chats"]["total"]["seconds"] == pytest.approx(seconds, abs=0.01)
+        assert len(found["chats"]["by_day"]) == 1
+        assert running.client.get("/console/api/me").json()["has"] == ["usage"]
+        with mine.folder.writer(mine.id) as writer:  # as an import may bring it
+            odd = writer.open_answer(parent=None, model="odd")
+            writer.end(odd.id, "stop", receipt={"tokens": {"prompt": "many"}, "timings": {}})
+        assert running.client.get(URL).json()["chats"]["total"]["answers"] == 2
+    finally:
+        running.end()
+
+
+def test_pages_are_named_that_have_something_in_them(tmp_path):
+    (tmp_path / "deployments").mkdir()
+    (tmp_path / "deployments" / "one.toml").write_text("")
+    (tmp_path / "trainings.jsonl").write_text("")
+    running = start(tmp_path, offline=True)
+    try:
+        assert running.client.get("/console/api/me").json()["has"] == ["runs"]
+        assert running.owner.get("/console/api/me").json()["has"] == ["runs", "deployments"]
+    finally:
+        running.end()

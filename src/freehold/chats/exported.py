@@ -52,24 +52,34 @@ def exported(chat: SavedChat) -> bytes:
             f"the chat has {len(chat.messages):,} messages; at most {MAX_MESSAGES:,} can be exported as JSON",
             "export it as Markdown",
         )
-    fields = SavedMessage.__struct_fields__
-    messages = [ExportedMessage(**{n: getattr(m, n) for n in fields}) for m in chat.messages.values()]
-    data = msgspec.json.encode(
-        ExportedChat(
-            title=chat.card.title,
-            model=chat.card.model,
-            created=chat.card.created,
-            leaf=chat.leaf,
-            settings=chat.settings,
-            messages=messages,
-        )
-    )
+    data = msgspec.json.encode(_whole(chat))
     if len(data) > MAX_EXPORT_BYTES:
         raise UsageError(
             f"the chat has {len(data):,} bytes; at most {MAX_EXPORT_BYTES:,} can be exported as JSON",
             "export it as Markdown",
         )
     return data
+
+
+def branched(chat: SavedChat, leaf: str) -> list[ChatLine]:
+    """Return the lines of a chat that has the branch up to `leaf` alone, with the settings of `chat`."""
+    whole = _whole(chat)
+    whole.title = whole.title if chat.card.named else ""
+    kept = {message.id for message in chat.branch(leaf)}
+    whole.messages, whole.leaf = [m for m in whole.messages if m.id in kept], leaf
+    return list(_lines(whole))
+
+
+def _whole(chat: SavedChat) -> ExportedChat:
+    fields = SavedMessage.__struct_fields__
+    return ExportedChat(
+        title=chat.card.title,
+        model=chat.card.model,
+        created=chat.card.created,
+        leaf=chat.leaf,
+        settings=chat.settings,
+        messages=[ExportedMessage(**{n: getattr(m, n) for n in fields}) for m in chat.messages.values()],
+    )
 
 
 def markdown(chat: SavedChat) -> str:

@@ -34,7 +34,7 @@ _STATES: dict[ChatFinish, ChatState] = {"stop": "whole", "tool_calls": "whole"} 
 
 
 class ChatLine(Struct, kw_only=True, omit_defaults=True):
-    """Any line. Exactly one of `chat`, `role`, `more`, `end` and `set` says which; other lines are ignored."""
+    """Any line. Exactly one of `chat`, `role`, `more`, `end`, `gone` and `set` says which; others are ignored."""
 
     chat: str | None = None
     created: str = ""
@@ -53,6 +53,7 @@ class ChatLine(Struct, kw_only=True, omit_defaults=True):
     call: str = ""
     outcome: ToolState | None = None
     open: bool = False
+    edited: bool = False
 
     more: str | None = None
     text: str = ""
@@ -61,6 +62,9 @@ class ChatLine(Struct, kw_only=True, omit_defaults=True):
     finish: ChatFinish = "stop"
     receipt: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+
+    gone: tuple[str, ...] = ()  # messages that are taken out,
+    back: bool = False  # or put back
 
     set: ChatChange | None = None
 
@@ -123,6 +127,7 @@ class _Replay:
         self._created = self._model = ""
         self._messages: dict[str, SavedMessage] = {}
         self._grown: dict[str, tuple[list[str], list[str]]] = {}  # id -> pieces of text and thinking
+        self._gone: set[str] = set()
         self._last: str | None = None
         self._leaf: str | None = None
         self._set: dict[str, Any] = {}
@@ -139,6 +144,8 @@ class _Replay:
             self._more(line.more, line)
         elif line.end is not None:
             self._end(line.end, line)
+        elif line.gone:
+            (self._gone.difference_update if line.back else self._gone.update)(line.gone)
         elif line.set is not None:
             self._change(line.set)
         elif line.created:
@@ -169,6 +176,7 @@ class _Replay:
             call=line.call,
             outcome=line.outcome,
             state="open" if line.open else "whole",
+            edited=line.edited,
         )
         self._last = self._leaf = id
         if line.model:
@@ -208,6 +216,7 @@ class _Replay:
             message = self._messages[id]
             message.content += "".join(texts)
             message.thinking += "".join(thoughts)
+        self._take_out()
         title = str(self._set.get("title") or "")
         card = ChatCard(
             id=self._chat,
@@ -227,6 +236,17 @@ class _Replay:
             messages=self._messages,
             skipped=self._skipped,
         )
+
+    def _take_out(self) -> None:
+        """Leave out what is gone; what followed it follows the message before it."""
+        if not self._gone:
+            return
+        above: dict[str | None, str | None] = {None: None}
+        for id, message in self._messages.items():  # parents come first
+            message.parent = above[message.parent]
+            above[id] = message.parent if id in self._gone else id
+        self._leaf = above[self._leaf]
+        self._messages = {id: each for id, each in self._messages.items() if id not in self._gone}
 
     def _first_line(self) -> str:
         for message in self._messages.values():

@@ -52,6 +52,7 @@ class SavedMessage(Struct, kw_only=True):
     state: ChatState = "whole"
     receipt: dict[str, Any] | None = None
     error: dict[str, Any] | None = None  # of a failed answer: message and hint
+    edited: bool = False  # of an answer: the user wrote it, in place of the model's
 
 
 class ChatSettings(Struct, kw_only=True, omit_defaults=True):

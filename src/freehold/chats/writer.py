@@ -87,6 +87,7 @@ class ChatWriter:
         calls: Sequence[AskedTool] = (),
         call: str = "",
         outcome: ToolState | None = None,
+        edited: bool = False,
         id: str = "",
     ) -> SavedMessage:
         """Append a whole message after `parent` (None: as a root), and return it. `id`: the caller's own, if new."""
@@ -104,15 +105,25 @@ class ChatWriter:
             calls=tuple(calls),
             call=call,
             outcome=outcome,
+            edited=edited,
         )
         self._append(line_of(message), MAX_CHAT_BYTES - FOR_ENDS)
         return message
 
-    def open_answer(self, *, parent: str | None, model: str, id: str = "") -> SavedMessage:
-        """Begin an answer, empty so far; it counts as being written until `end`, or until this program dies."""
+    def open_answer(
+        self, *, parent: str | None, model: str, content: str = "", thinking: str = "", id: str = ""
+    ) -> SavedMessage:
+        """Begin an answer, with what it continues; it is being written until `end`, or until this program dies."""
         self._check_room()
         message = SavedMessage(
-            id=id or _new_id(), parent=parent, role="assistant", at=_now(), model=model, state="open"
+            id=id or _new_id(),
+            parent=parent,
+            role="assistant",
+            content=content,
+            thinking=thinking,
+            at=_now(),
+            model=model,
+            state="open",
         )
         path = live(self.path, message.id)
         try:
@@ -149,6 +160,11 @@ class ChatWriter:
         self._append([*last, end], MAX_CHAT_BYTES)
         if (fd := self._answers.pop(id, None)) is not None:
             locks.release(fd, live(self.path, id))
+
+    def take_out(self, ids: Sequence[str], *, back: bool = False) -> None:
+        """Leave messages out of the chat from now on, or put them `back`; the file keeps their lines."""
+        self._check_room(small=True)
+        self._append(ChatLine(gone=tuple(ids), back=back), MAX_CHAT_BYTES - FOR_ENDS)
 
     def set(self, change: ChatChange) -> None:
         """Change what stands beside the messages: title, pin, the branch that is shown, model, settings."""
@@ -223,6 +239,7 @@ def line_of(message: SavedMessage) -> ChatLine:
         call=message.call,
         outcome=message.outcome,
         open=message.state != "whole" or bool(message.receipt or message.error),
+        edited=message.edited,
     )
 
 

@@ -1,7 +1,7 @@
 """A verb and its words, as a query string has them, to the text that the verb's --json prints.
 
 Knows which words each verb takes and of what kind they are; knows no HTTP. A word that no verb has, or that is no
-number where one is due, is a UsageError. Path: __main__ -> answer -> fit, license, why, cost, advice, models
+number where one is due, is a UsageError. Path: __main__ -> answer -> fit, license, why, cost, advice, models, starters
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 MOST = 1e18  # of any number
 Words = Mapping[str, Sequence[str]]
-_ON_ONE_LINE = ("compare", "models")  # as eval prints its own; the other is a million characters long
+_ON_ONE_LINE = (
+    "compare",
+    "models",
+    "starters",
+)  # as eval prints its own; the other is a million characters long
 Reader = Callable[[str, Sequence[str]], Any]
 
 
@@ -145,6 +149,12 @@ def _models(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
     return models_json(settings, **given)
 
 
+def _starters(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+    from freehold.reports.starters import starters_json
+
+    return starters_json(settings)
+
+
 def _savings(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
     from freehold.providers.cleared import HOUSE
     from freehold.reports.savings import from_ledger, savings_json
@@ -196,6 +206,7 @@ VERBS: dict[str, tuple[dict[str, Reader], Callable[[Settings, dict[str, Any]], d
         _cost,
     ),
     "models": ({"held": _flag}, _models),
+    "starters": ({}, _starters),
     "savings": ({"days": _whole, **dict.fromkeys(("on", "ledger", "gateway"), _text)}, _savings),
     "compare": (dict.fromkeys(("one", "other"), _text), _compare),
 }

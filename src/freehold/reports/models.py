@@ -23,6 +23,7 @@ from freehold.errors import FreeholdError, ModelNotFound
 from freehold.models.families import naming
 from freehold.reports.fit import place_json
 from freehold.reports.memory import needs
+from freehold.reports.starters import pace
 from freehold.reports.why import quality_by_task
 from freehold.store import Listed, Store
 
@@ -70,6 +71,7 @@ def _held(listed: Listed, place: Place, facts: Facts | None) -> dict[str, Any]:
         "state": listed.state,
         "pull": listed.name if listed.state == "incomplete" else None,
         "bytes": listed.bytes,
+        "bytes_known": True,
         "licence": listed.licence or (known.licence if known else ""),
     }
     if known is None and sizes is not None:  # a file of one's own
@@ -94,7 +96,8 @@ def _catalogued(model: Model, place: Place, facts: Facts | None) -> dict[str, An
         "held": False,
         "state": "",
         "pull": (model.name or model.id) if sourced and not refusal(model.structure) else None,
-        "bytes": entry.bytes if entry else 0,
+        "bytes": (entry.bytes if entry else 0) or (sizes.weight_bytes if sizes else 0),
+        "bytes_known": bool(entry and entry.bytes),
         "licence": model.licence,
     }
     return _about(model, facts, quant_of(model)) | _placed(sizes, place) | row
@@ -166,6 +169,7 @@ def _placed(sizes: Anatomy | None, place: Place) -> dict[str, Any]:
         "at_context": found.context if found else None,
         "longest": (found.longest or None) if found else None,
         "decode": found.decode.as_json() if isinstance(found, Fit) else None,
+        "pace": pace(found.decode.mid) if isinstance(found, Fit) else "",
         "prefill": found.prefill.as_json() if isinstance(found, Fit) and found.prefill else None,
         "basis": found.basis if isinstance(found, Fit) else "",
     }

@@ -79,6 +79,7 @@ class ServerSettings:
     keep_alive_s: float = 10.0  # of event streams; not of models
     home: Path | None = None  # folder of files, batches and sessions; None: without them
     chats_per_key: int = 0  # bytes that the chats of one key may have; 0: what the disk has
+    titles: bool = False  # whether models write titles for chats, while they have nothing else to do
     console: bool = True  # the page at `/`, and the routes that it asks
 
 
@@ -112,6 +113,7 @@ class Doors:
             console=settings.console,
             home=settings.home,
             chats_per_key=settings.chats_per_key,
+            titles=settings.titles,
             accounts=Accounts(settings.accounts),
         )
         self._sessions = sessions

@@ -140,6 +140,7 @@ def _server_settings(settings: Settings, options: ServeOptions) -> ServerSetting
         drain_s=options.drain_s,
         home=settings.home,
         chats_per_key=settings.chats_per_key,
+        titles=settings.titles,
         console=options.console,
     )
 

@@ -140,7 +140,7 @@ async def begin(call: HttpCall) -> None:
 async def chat(call: HttpCall) -> None:
     """Read a chat: its tree, and the last messages of the branch that is shown."""
     last = _count(_query(call), "last", LAST, MAX_IDS)
-    mine, id, runs = folder_of(call), _id(call), call.server.part(Runs)
+    mine, id, runs = folder_of(call), chat_id(call), call.server.part(Runs)
     running = runs.of(mine, id) if runs is not None else []
     await call.answer(await asyncio.to_thread(_window, mine, id, last, running))
 
@@ -150,7 +150,7 @@ async def messages(call: HttpCall) -> None:
     ids = [id for id in _query(call).get("ids", "").split(",") if id]
     if len(ids) > MAX_IDS:
         raise UsageError(f"{len(ids):,} ids were asked for; at most {MAX_IDS}", field="ids")
-    await call.answer(await asyncio.to_thread(_messages, folder_of(call), _id(call), ids))
+    await call.answer(await asyncio.to_thread(_messages, folder_of(call), chat_id(call), ids))
 
 
 async def change(call: HttpCall) -> None:
@@ -160,13 +160,13 @@ async def change(call: HttpCall) -> None:
         asked.title = check_title(asked.title)
     if asked.model is not UNSET and len(asked.model) > MAX_MODEL:
         raise UsageError(f"model has {len(asked.model):,} characters; at most {MAX_MODEL}", field="model")
-    await call.answer(await asyncio.to_thread(_changed, folder_of(call), _id(call), asked))
+    await call.answer(await asyncio.to_thread(_changed, folder_of(call), chat_id(call), asked))
 
 
 async def delete(call: HttpCall) -> None:
     """Delete a chat; for some minutes it can be restored."""
     mine = folder_of(call)
-    await asyncio.to_thread(mine.delete, _id(call))
+    await asyncio.to_thread(mine.delete, chat_id(call))
     asyncio.get_running_loop().call_later(UNDO_S + 1, mine.purge)
     await call.answer({"undo_s": UNDO_S})
 
@@ -174,7 +174,7 @@ async def delete(call: HttpCall) -> None:
 async def restore(call: HttpCall) -> None:
     """Take the deletion of a chat back."""
     await call.struct(NothingAsked)
-    await call.answer(await asyncio.to_thread(folder_of(call).restore, _id(call)))
+    await call.answer(await asyncio.to_thread(folder_of(call).restore, chat_id(call)))
 
 
 async def export(call: HttpCall) -> None:
@@ -182,9 +182,11 @@ async def export(call: HttpCall) -> None:
     kind = _query(call).get("as", "json")
     if kind not in ("json", "md"):
         raise UsageError(f"as={kind[:20]!r} is not a form of a chat; expected json or md", field="as")
-    name = (b"content-disposition", b'attachment; filename="%s.%s"' % (_id(call).encode(), kind.encode()))
+    name = (b"content-disposition", b'attachment; filename="%s.%s"' % (chat_id(call).encode(), kind.encode()))
     media = b"text/markdown; charset=utf-8" if kind == "md" else b"application/json"
-    await call.answer(await asyncio.to_thread(_file, folder_of(call), _id(call), kind), 200, [name], media)
+    await call.answer(
+        await asyncio.to_thread(_file, folder_of(call), chat_id(call), kind), 200, [name], media
+    )
 
 
 async def take(call: HttpCall) -> None:
@@ -251,7 +253,7 @@ def _taken(mine: ChatFolder, asked: ImportedChat) -> ChatCard:
     return mine.write("", model, lines)
 
 
-def _id(call: HttpCall) -> str:
+def chat_id(call: HttpCall) -> str:
     """Return the id in the path; ChatNotFound for what cannot be one, as for one that is not there."""
     id = call.scope["path_params"]["chat"]
     if not ChatFolder.is_id(id):

@@ -43,6 +43,16 @@ async def models(call: HttpCall) -> None:
     await call.while_here(work())
 
 
+async def starters(call: HttpCall) -> None:
+    """List the models that a person without any begins with: they run well here, and can be fetched here."""
+    words_of(call, ())
+
+    async def work() -> None:
+        await call.answer((await questions(call).ask("starters", {})).encode())
+
+    await call.while_here(work())
+
+
 async def choose(call: HttpCall) -> None:
     """Answer `verb` (advise, fit, license, why, cost) with what `freehold VERB --json` prints, byte for byte."""
     words = words_of(call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from freehold.server.console.choose import choose, models
+from freehold.server.console.choose import choose, models, starters
 from freehold.server.console.live import live
 from freehold.server.console.training import compared, training, trainings
 from freehold.server.console.usage import usage
@@ -16,6 +16,7 @@ def fact_routes() -> list[Route]:
     return [
         route("GET", "/console/api/live", live, audience="any", answer=["text/event-stream"]),
         route("GET", "/console/api/models", models, audience="any", query=["held", "newest"]),
+        route("GET", "/console/api/starters", starters, audience="any"),
         route(
             "GET",
             "/console/api/choose",

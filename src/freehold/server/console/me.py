@@ -1,9 +1,16 @@
-"""Who asks the console, and what it may do. Knows keys and the guard; knows no chat. Path: route -> me"""
+"""Who asks the console, what it may do, and which pages have something to show it.
+
+Knows keys, the guard and where a home keeps what; reads none of it. Path: route -> me
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from freehold.adapt import registry
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
@@ -31,7 +38,10 @@ def description(call: HttpCall) -> dict[str, Any]:
 
 
 def described(server: Server, key: Key | None, *, owner: bool) -> dict[str, Any]:
-    """Describe a caller: version, name of the key, whether it is the owner, whether a key is wanted, what it can."""
+    """Describe a caller: version, name of the key, whether it is the owner, whether a key is wanted, what it can.
+
+    `has`: of the pages that a home begins without, those with something in them.
+    """
     keyed = bool(server.guard.keys)
     stranger = keyed and key is None and not owner
     admin = owner or (key is not None and key.kind == "admin")
@@ -42,6 +52,29 @@ def described(server: Server, key: Key | None, *, owner: bool) -> dict[str, Any]
         "key": key.name if key else None,
         "owner": owner,
         "keyed": keyed,
+        "has": [*_filled(server, key, owner=owner)],
         "can": [*(["chat"] if chat else []), *(STORE if admin else ()), *tools, *(["keys"] if admin else [])],
         "refused": "",
     }
+
+
+def _filled(server: Server, key: Key | None, *, owner: bool) -> Iterator[str]:
+    """Name the pages with something in them; an engine that was deployed is the owner's to see."""
+    keyed = bool(server.guard.keys)
+    operator = owner or (key.kind == "admin" if key else not keyed)
+    if keyed:
+        yield "keys"
+    if (home := server.home) is None:
+        return
+    if keyed or _any(home / "sessions", "*.jsonl") or _any(home, "ledger*"):
+        yield "usage"
+    if operator and (home / registry.FILE).exists():
+        yield "runs"
+    if owner and (_any(home / "deployments", "*") or _any(home / "engines", "*")):
+        yield "deployments"
+
+
+def _any(folder: Path, pattern: str) -> bool:
+    with suppress(OSError):
+        return next(folder.glob(pattern), None) is not None
+    return False

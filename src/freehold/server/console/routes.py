@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from freehold.chats.types import ChatChange
-from freehold.server.console import chats, keys, login, tools
+from freehold.server.console import chats, keys, login, messages, tools
 from freehold.server.console.facts import fact_routes
 from freehold.server.console.me import me
 from freehold.server.console.runs import handlers as runs
@@ -41,6 +41,10 @@ def _chats(at: str) -> list[Route]:
         route("DELETE", one, chats.delete),
         route("POST", f"{one}/restore", chats.restore, login.NothingAsked),
         route("GET", f"{one}/messages", chats.messages, query=["ids"]),
+        route("POST", f"{one}/take-out", messages.take_out, messages.OneMessage),
+        route("POST", f"{one}/put-back", messages.put_back, messages.SomeMessages),
+        route("POST", f"{one}/answers", messages.edit_answer, messages.EditedAnswer, status=[201]),
+        route("POST", f"{one}/fork", messages.fork, messages.OneMessage, status=[201]),
         route("GET", f"{one}/export", chats.export, query=["as"], answer=files),
         route("POST", "/console/api/import", chats.take, chats.ImportedChat, status=[201]),
     ]

@@ -1,7 +1,8 @@
 """What was used, from the gateway's ledger and the keys' accounts: tokens, cost and savings by key, model and day.
 
 Sums are those of `freehold ledger --json`, savings those of `freehold cost --from-ledger --json`. Where there is no
-ledger, or no key, there is null, not zero. Knows who may see whose; knows no price.
+ledger, or no key, there is null, not zero; without a ledger the receipts of the caller's chats are summed. Knows who
+may see whose; knows no price.
 Path: route -> usage -> router/ledger/queries.py, accounts.py, questions.Questions
 """
 
@@ -15,8 +16,10 @@ from typing import Any
 import msgspec
 
 from freehold.errors import FreeholdError, ModelNotFound
+from freehold.server.console.chats import folder_of
 from freehold.server.console.choose import questions, words_of
 from freehold.server.console.questions import Questions
+from freehold.server.console.receipts import ChatUsage
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.problems import Refused, problem
 
@@ -40,6 +43,7 @@ async def usage(call: HttpCall) -> None:
             {
                 "days": days,
                 "ledger": sums,
+                "chats": None if path else await _of_chats(call, days),
                 "accounts": await asyncio.to_thread(_accounts, call.server, days, own),
                 "savings": savings,
                 "savings_error": why_not,
@@ -47,6 +51,14 @@ async def usage(call: HttpCall) -> None:
         )
 
     await call.while_here(work())
+
+
+async def _of_chats(call: HttpCall, days: int) -> dict[str, Any] | None:
+    """Sum the receipts of the caller's own chats; None for a server that keeps none."""
+    if call.server.home is None:
+        return None
+    held = call.server.parts.setdefault(ChatUsage, ChatUsage())
+    return await asyncio.to_thread(held.sums, folder_of(call), days)
 
 
 def _days(text: str) -> int:

@@ -79,6 +79,7 @@ class Server:
     console: bool = True  # the page at `/`, and the routes that it asks
     home: Path | None = None  # folder of chats and of what tools are configured; None: without them
     chats_per_key: int = 0  # bytes that the chats of one key may have; 0: what the disk has
+    titles: bool = False  # whether models write titles for chats, while they have nothing else to do
     chores: int = 0  # downloads and the like that are in progress
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)

@@ -16,7 +16,7 @@ from freehold.server.console.runs.bits import Bits, digest
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally, context
 from freehold.serving import Begin, ModelHandle
-from freehold.types import Chunk, ToolCall
+from freehold.types import Chunk, Message, ToolCall
 
 if TYPE_CHECKING:
     from freehold.server.console.runs.run import ConsoleRun
@@ -27,17 +27,20 @@ _FINISHES: dict[str, ChatFinish] = {"length": "length", "tool_calls": "tool_call
 
 
 class RunAnswer:
-    """The answer `id` of a run. `tally`: of the Computing that makes it."""
+    """The answer `id` of a run. `tally`: of the Computing that makes it; `begun`: the answer that it continues."""
 
-    def __init__(self, run: ConsoleRun, id: str, saver: RunSaver | None) -> None:
+    def __init__(
+        self, run: ConsoleRun, id: str, saver: RunSaver | None, begun: Message | None = None
+    ) -> None:
         self.id = id
         self.calls: list[ToolCall] = []
         self.finish: ChatFinish = "stop"
         self.tally: Tally | None = None
         self.bits = Bits()
         self._run, self._saver = run, saver
-        self._text: list[str] = []
-        self._thinking: list[str] = []
+        self._continues = begun is not None
+        self._text = [begun.content] if begun else []
+        self._thinking = [begun.thinking] if begun else []
         self._units = 0
         self._began = time.monotonic()
         self._first = self._last = self._thought = 0.0  # seconds from the begin
@@ -51,6 +54,13 @@ class RunAnswer:
     @property
     def thinking(self) -> str:
         return "".join(self._thinking)
+
+    def repeat(self) -> None:
+        """Say what the answer began with, to readers that know nothing of it."""
+        if self.thinking:
+            self._run.events.text("thinking", self.thinking, 0.0)
+        if self.text:
+            self._run.events.text("text", self.text)
 
     async def opened(self, served: ModelHandle, job: int, begin: Begin) -> None:
         """Take what the engine says when it has accepted the job."""
@@ -112,7 +122,11 @@ class RunAnswer:
             "first_s": round(self._first, 4),
             **({"thinking_s": round(self._thinking_s, 2)} if self._thinking else {}),
             "tok_s": round((made - 1) / spent, 2) if made > 1 and spent > 0 else None,
-            "bits": self._bits(begin, settings, identity),
+            **(
+                {"continued": True}
+                if self._continues  # its prompt is no chat's: it cannot be made again from the chat
+                else {"bits": self._bits(begin, settings, identity)}
+            ),
         }
 
     def _bits(self, begin: Begin, settings: ChatSettings, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from freehold.server.console.runs.bits import without_ids
 from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.console.runs.saver import RunSaver
+from freehold.server.console.runs.titles import TitleRun, titling
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
 from freehold.server.core.problems import Refused
@@ -51,8 +52,9 @@ class ChatRun(ConsoleRun):
         super().__init__(asked, folder, chat, plan.model)
         self._plan, self._tools, self._identity = plan, tools, identity
         self._saver = RunSaver(writer, self._disk)
-        self._answer = RunAnswer(self, answer.id, self._saver)
+        self._answer = RunAnswer(self, answer.id, self._saver, begun=plan.extends)
         self._parent = answer.parent
+        self._titling: TitleRun | None = None
         self._offering = False  # its servers of tools are being started
         self._asked: dict[str, tuple[asyncio.Future[ToolAnswer], str]] = {}  # with the tool's digest
 
@@ -96,6 +98,7 @@ class ChatRun(ConsoleRun):
         begin = {"run": self.id, "chat": self.chat, "answer": self._answer.id, "parent": self._parent}
         self.events.answer()
         self.events.fact("begin", {**begin, "model": self.model})
+        self._answer.repeat()
 
     async def _round(self, tools: Sequence[Tool]) -> None:
         answer = self._answer
@@ -117,6 +120,7 @@ class ChatRun(ConsoleRun):
         one that some templates refuse.
         """
         said, left = self._answer, list(calls)
+        self._plan.extends = None
         self._plan.messages.append(Message("assistant", said.text, said.thinking, tuple(calls)))
         self._parent = said.id
         try:
@@ -223,6 +227,8 @@ class ChatRun(ConsoleRun):
         self.events.fact("end", end if saved else {**end, "saved": False})
         if saved:
             self.events.close()
+        if finish in ("stop", "length"):
+            self._titling = await titling(self)  # held: a loop forgets tasks that nothing names
 
     def _disk(self, trouble: FreeholdError | None) -> None:
         if trouble is not None:

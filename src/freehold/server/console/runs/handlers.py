@@ -19,9 +19,8 @@ from freehold.chats.exported import MAX_MESSAGES
 from freehold.chats.folder import ChatFolder
 from freehold.chats.tools import ToolAnswer, ToolRunner, ToolVerdict
 from freehold.chats.types import AttachedFile, ChatSettings, SavedChat, SavedMessage
-from freehold.chats.writer import no_chat
 from freehold.errors import EngineClosed
-from freehold.server.console.chats import folder_of
+from freehold.server.console.chats import chat_id, folder_of
 from freehold.server.console.login import NothingAsked
 from freehold.server.console.runs.again import AgainRun, bits_of
 from freehold.server.console.runs.bits import compared
@@ -34,6 +33,7 @@ from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 from freehold.server.core.sse import EventStream
 from freehold.server.core.tools import run_tools, tool_user
+from freehold.types import Message
 
 MAX_FILES = 64  # of one message
 FOR_A_RUN = 200  # messages that one run may add: its answers, and the results of their calls
@@ -50,10 +50,11 @@ class SentMessage(Struct, kw_only=True):
 
 
 class StartRun(Struct, kw_only=True):
-    """A message and where it stands, or a message of the user's that is to be answered once more."""
+    """A message and where it stands; or a message of the user's to answer once more, or an answer to continue."""
 
     parent: str | None = None
     message: SentMessage | None = None
+    extend: str | None = None  # an answer that was cut off or stopped: a version of it is made that continues
     model: str | None = None
     settings: ChatSettings | None = None
 
@@ -77,10 +78,11 @@ class ApproveCall(Struct, kw_only=True):
 async def start(call: HttpCall) -> None:
     """Answer a message in a chat; the answer is made whether or not it is followed."""
     request, _ = await call.struct(StartRun)
-    folder, chat_id = folder_of(call), _chat(call)
+    folder, id = folder_of(call), chat_id(call)
     _runs(call).admit(call.caller)
-    chat = await asyncio.to_thread(folder.read, chat_id)
-    model = request.model or chat.card.model
+    chat = await asyncio.to_thread(folder.read, id)
+    begun = _begun(chat, request.extend) if request.extend is not None else None
+    model = request.model or (begun and begun.model) or chat.card.model
     if not model:
         raise Refused(400, "neither the request nor the chat names a model", param="model")
     await call.models.name_of(model)
@@ -92,15 +94,30 @@ async def start(call: HttpCall) -> None:
             f"this chat has {len(chat.messages):,} messages; at most {most:,} are answered: start another chat",
             code="chat_too_long",
         )
-    parent, said = _said(chat, request)
+    parent, said = (begun.parent or "", None) if begun else _said(chat, request)
     plan = RunPlan.of(chat, parent, model, settings)
-    tools = _tools(call, chat_id, settings.tools)
+    plan.extends = begun and Message("assistant", begun.content, begun.thinking)
+    tools = _tools(call, id, settings.tools)
     with _runs(call).place(call.caller):  # others may have come meanwhile
-        user, answer, writer = await asyncio.to_thread(_written, folder, chat_id, said, parent, model)
+        user, answer, writer = await asyncio.to_thread(_written, folder, id, said, parent, model, plan)
         identity = asyncio.create_task(identity_of(call.models, model))
-        run = ChatRun(call, folder, chat_id, plan, writer, answer, tools, identity)
+        run = ChatRun(call, folder, id, plan, writer, answer, tools, identity)
         _runs(call).start(run)
     await call.answer({"run": run.id, "user": user, "answer": answer}, 201)
+
+
+def _begun(chat: SavedChat, id: str) -> SavedMessage:
+    """Return the answer to continue. Raises Refused for one that is whole, empty, or calls tools."""
+    answer = _answer(chat, id, "extend")
+    if answer.state not in ("stopped", "length", "lost", "failed") or answer.parent is None or answer.calls:
+        raise Refused(
+            400,
+            "only an answer that was cut off or stopped, and calls no tool, can be continued",
+            param="extend",
+        )
+    if not (answer.content or answer.thinking):
+        raise Refused(400, "the answer is empty: ask for another one", param="extend")
+    return answer
 
 
 def _said(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]:
@@ -129,7 +146,7 @@ def _said(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]
 
 
 def _written(
-    folder: ChatFolder, chat: str, said: SavedMessage | None, parent: str, model: str
+    folder: ChatFolder, chat: str, said: SavedMessage | None, parent: str, model: str, plan: RunPlan
 ) -> tuple[SavedMessage | None, SavedMessage, Any]:
     """Write the user's message and the beginning of the answer; nothing is left open where that fails."""
     writer = folder.writer(chat)
@@ -144,7 +161,9 @@ def _written(
                 images=said.images,
                 id=said.id,
             )
-        return user, writer.open_answer(parent=user.id if user else parent, model=model), writer
+        begun = {"content": plan.extends.content, "thinking": plan.extends.thinking} if plan.extends else {}
+        answer = writer.open_answer(parent=user.id if user else parent, model=model, **begun)
+        return user, answer, writer
     except BaseException:
         writer.close()
         raise
@@ -203,13 +222,13 @@ async def approve(call: HttpCall) -> None:
 async def again(call: HttpCall) -> None:
     """Compute an answer again and compare it, token for token."""
     request, _ = await call.struct(ComputeAgain)
-    folder, chat_id = folder_of(call), _chat(call)
+    folder, id = folder_of(call), chat_id(call)
     _runs(call).admit(call.caller)
-    chat = await asyncio.to_thread(folder.read, chat_id)
+    chat = await asyncio.to_thread(folder.read, id)
     message = _answer(chat, request.message, "message")
     kept = await asyncio.to_thread(bits_of, message)
     names = (message.receipt or {})["bits"]["settings"].get("tools") or ()
-    run = AgainRun(call, folder, chat, message, kept, _tools(call, chat_id, names))
+    run = AgainRun(call, folder, chat, message, kept, _tools(call, id, names))
     await call.models.name_of(run.model)
     _runs(call).admit(call.caller)  # others may have come meanwhile
     _runs(call).start(run)
@@ -219,7 +238,7 @@ async def again(call: HttpCall) -> None:
 async def difference(call: HttpCall) -> None:
     """Compare two answers of a chat: equal, or the first token that differs, with both speeds."""
     asked = parse_qs(call.scope["query_string"].decode("latin-1"))
-    chat = await asyncio.to_thread(folder_of(call).read, _chat(call))
+    chat = await asyncio.to_thread(folder_of(call).read, chat_id(call))
     a, b = (_answer(chat, asked.get(name, [""])[0], name) for name in ("a", "b"))
     await call.answer(await asyncio.to_thread(_difference, a, b))
 
@@ -266,11 +285,3 @@ def _runs(call: HttpCall) -> Runs:
 
 def _run(call: HttpCall) -> ConsoleRun:
     return _runs(call).get(call.scope["path_params"]["run"], folder_of(call))
-
-
-def _chat(call: HttpCall) -> str:
-    """Return the id in the path; ChatNotFound for what cannot be one, as for one that is not there."""
-    id = call.scope["path_params"]["chat"]
-    if not ChatFolder.is_id(id):
-        raise no_chat(id)
-    return id

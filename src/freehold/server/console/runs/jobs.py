@@ -49,6 +49,7 @@ class RunPlan:
     settings: ChatSettings
     sampling: dict[str, Any]
     pictures: Pictures = field(default_factory=Pictures)
+    extends: Message | None = None  # an answer that was cut off, which the next one continues
 
     @classmethod
     def of(cls, chat: SavedChat, leaf: str, model: str, settings: ChatSettings) -> RunPlan:
@@ -63,8 +64,10 @@ class RunPlan:
 
     def job(self, tenant: str, tools: Sequence[Tool] = ()) -> Job:
         """Return the job of the next answer."""
+        begun = (self.extends,) if self.extends is not None else ()
         return Job(
-            messages=tuple(self.messages),
+            messages=(*self.messages, *begun),
+            turn="continue" if begun else "new",
             max_tokens=self.settings.max_tokens,
             sampling=self.sampling,
             think=self.settings.think,

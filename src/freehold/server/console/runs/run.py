@@ -32,7 +32,7 @@ class RunStopped(Exception):
 class ConsoleRun(ServerCall):
     """A run of the caller that sent `asked`, on the chat `chat` of `folder`."""
 
-    def __init__(self, asked: HttpCall, folder: ChatFolder, chat: str, model: str) -> None:
+    def __init__(self, asked: HttpCall | ConsoleRun, folder: ChatFolder, chat: str, model: str) -> None:
         super().__init__(asked.server)
         self.key, self.owner, self.address = asked.key, asked.owner, asked.address
         self._labels, self._asked_by = asked.labels, asked.caller
