@@ -148,12 +148,12 @@ def amd(root: Path = Path("/sys/class/drm")) -> Iterable[Gpu]:
     from freehold.advisor.machine import Gpu, gpu_device
 
     for folder in sorted(root.glob("card[0-9]*/device")):
-        if _said(folder / "vendor") != _AMD:
+        if _text_of(folder / "vendor") != _AMD:
             continue
-        total, used = (int(_said(folder / f"mem_info_vram_{what}") or 0) for what in ("total", "used"))
+        total, used = (int(_text_of(folder / f"mem_info_vram_{what}") or 0) for what in ("total", "used"))
         if total < _DISCRETE:
             continue
-        title = _said(folder / "product_name") or "AMD GPU"
+        title = _text_of(folder / "product_name") or "AMD GPU"
         yield Gpu(title, total, total - used, gpu_device(title, total))
 
 
@@ -163,20 +163,20 @@ def at_hand(home: Path, *, ask: bool) -> Iterable[EngineAtHand]:
     places = [None, *(str(each) for each in environment_folders(home))]
     for place in places:
         for name, word in _PROGRAMS.items():
-            found = shutil.which(word, path=place)
-            if found is None or Path(found).resolve() in seen:
+            program = shutil.which(word, path=place)
+            if program is None or Path(program).resolve() in seen:
                 continue
-            seen.add(Path(found).resolve())
+            seen.add(Path(program).resolve())
             if name == "llamacpp" and ask:
-                yield _llama(Path(found))
+                yield _llama(Path(program))
             else:
-                yield EngineAtHand(name, Path(found))
+                yield EngineAtHand(name, Path(program))
 
 
 def named(home: Path, name: EngineName) -> EngineAtHand | None:
     """Return the engine of a name at hand here; of several builds one that uses an accelerator, if there is one."""
-    found = [each for each in at_hand(home, ask=name == "llamacpp" and driven()) if each.name == name]
-    return next((each for each in found if not each.note), found[0] if found else None)
+    matches = [each for each in at_hand(home, ask=name == "llamacpp" and driven()) if each.name == name]
+    return next((each for each in matches if not each.note), matches[0] if matches else None)
 
 
 def environment_folders(home: Path) -> list[Path]:
@@ -224,7 +224,7 @@ def _devices(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.startswith("  ") and ": " in line)
 
 
-def _said(path: Path) -> str:
+def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -242,34 +242,34 @@ def place_of(settings: Settings) -> Place:
 
 
 def choose(
-    anatomy: Anatomy, files: str, found: EnginesHere, place: Place, context: int | None = None
+    anatomy: Anatomy, files: str, here: EnginesHere, place: Place, context: int | None = None
 ) -> EngineChoice:
     """Return the engine with the fastest predicted answer of a model in `files` ("gguf", "safetensors").
 
     `place`: this machine with our own engine. An accelerator that the catalogue does not know has no prediction: it is
     taken where its free memory holds the model.
     """
-    if not found.accelerated:
+    if not here.accelerated:
         return EngineChoice("freehold", "no GPU was found")
     own = _speed(anatomy, place, context)
-    able, useless = _able(anatomy, files, found, context)
+    able, useless = _able(anatomy, files, here, context)
     speeds = ({"freehold": own} if own else {}) | {name: speed for name, speed, _ in able}
     if not able:
-        advice = "" if useless else _would_help(anatomy, files, found, context)
-        reason = useless[0] if useless else f"{found.title} is here and no engine for it"
+        advice = "" if useless else _would_help(anatomy, files, here, context)
+        reason = useless[0] if useless else f"{here.title} is here and no engine for it"
         return EngineChoice("freehold", reason, advice, speeds)
     best, known, why = max(able, key=lambda each: each[1])
     if known and own > known:
-        why = f"{own:.0f} tokens/s predicted on the processor, {known:.0f} by {best} on {found.title}"
+        why = f"{own:.0f} tokens/s predicted on the processor, {known:.0f} by {best} on {here.title}"
         return EngineChoice("freehold", why, speeds=speeds)
     if known:
         beside = f"{own:.0f} on the processor" if own else "and the processor's memory does not hold it"
-        why = f"{known:.0f} tokens/s predicted on {found.title}, {beside}"
+        why = f"{known:.0f} tokens/s predicted on {here.title}, {beside}"
     return EngineChoice(best, why, speeds=speeds)
 
 
 def _able(
-    anatomy: Anatomy, files: str, found: EnginesHere, context: int | None
+    anatomy: Anatomy, files: str, here: EnginesHere, context: int | None
 ) -> tuple[list[tuple[EngineName, float, str]], list[str]]:
     """Return the engines at hand that hold the model on an accelerator, each with its speed (0: not known) and why.
 
@@ -277,13 +277,13 @@ def _able(
     """
     able: list[tuple[EngineName, float, str]] = []
     useless: list[str] = []
-    for engine in found.engines:
+    for engine in here.engines:
         if engine.name not in ADVISED:
             continue
         if engine.note:
             useless.append(engine.note)
         elif ADVISED[engine.name][1] == files:
-            speed, why = _on(anatomy, engine.name, found, context)
+            speed, why = _on(anatomy, engine.name, here, context)
             if speed is None:
                 useless.append(why)
             else:
@@ -300,47 +300,47 @@ def _speed(anatomy: Anatomy, place: Place, context: int | None) -> float:
 
 
 def _on(
-    anatomy: Anatomy, engine: EngineName, found: EnginesHere, context: int | None
+    anatomy: Anatomy, engine: EngineName, here: EnginesHere, context: int | None
 ) -> tuple[float | None, str]:
     """Return the speed on the accelerators found (0: not known), and a reason; None: it does not fit."""
     from freehold.advisor.fit import Fit, fit, place_on
     from freehold.machine import show_bytes
 
-    for rig, free in rigs(found):
+    for rig, free in rigs(here):
         if rig is None:
             if anatomy.weight_bytes <= free * _FITS:
-                why = f"the catalogue has no figures of {found.title}; its {show_bytes(free)} free hold the model"
+                why = f"the catalogue has no figures of {here.title}; its {show_bytes(free)} free hold the model"
                 return 0.0, why
             continue
         told = fit(anatomy, place_on(rig, ADVISED[engine][0]), context)
         if isinstance(told, Fit) and told.memory.weights + sum(told.memory.cache.values()) <= free * _FITS:
             return told.decode.mid, ""
-    free = max((free for _, free in rigs(found)), default=0)
-    return None, f"{found.title} with {show_bytes(free)} free does not hold {anatomy.name}"
+    free = max((free for _, free in rigs(here)), default=0)
+    return None, f"{here.title} with {show_bytes(free)} free does not hold {anatomy.name}"
 
 
-def rigs(found: EnginesHere) -> Sequence[tuple[Rig | None, int]]:
+def rigs(here: EnginesHere) -> Sequence[tuple[Rig | None, int]]:
     """Return the hardware to plan for with its free bytes: one device, then all that are equal; None: unknown."""
     from freehold.catalog.hardware import rig
 
-    if found.mac:
+    if here.mac:
         import psutil
 
-        named = None if " " in found.mac else rig(found.mac)
+        named = None if " " in here.mac else rig(here.mac)
         return [(named, psutil.virtual_memory().available)]
-    if not found.gpus:
+    if not here.gpus:
         return []
-    first = max(found.gpus, key=lambda g: g.free)
-    equal = [g for g in found.gpus if g.title == first.title]
+    first = max(here.gpus, key=lambda g: g.free)
+    equal = [g for g in here.gpus if g.title == first.title]
     counts = [1] if len(equal) == 1 else [1, len(equal)]
     free = sorted((g.free for g in equal), reverse=True)
     return [(rig(f"{n}x{first.device}") if first.device else None, sum(free[:n])) for n in counts]
 
 
-def _would_help(anatomy: Anatomy, files: str, found: EnginesHere, context: int | None) -> str:
+def _would_help(anatomy: Anatomy, files: str, here: EnginesHere, context: int | None) -> str:
     """Say which engine would use the accelerator, with its predicted speed."""
-    wanted: EngineName = "llamacpp" if files == "gguf" else "mlx" if found.mac else "vllm"
-    told, _ = _on(anatomy, wanted, found, context)
+    wanted: EngineName = "llamacpp" if files == "gguf" else "mlx" if here.mac else "vllm"
+    told, _ = _on(anatomy, wanted, here, context)
     if told is None:
         return ""
     cure = _CURES["mlx" if wanted == "mlx" else files]

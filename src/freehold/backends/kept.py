@@ -80,27 +80,27 @@ def forget(home: Path, name: str) -> bool:
 
 def kept(home: Path) -> tuple[list[KeptDeployment], list[str]]:
     """Return the deployments by name, and a sentence for each file that cannot be read."""
-    found, damaged = [], []
+    deployments, damaged = [], []
     for path in sorted(folder(home).glob("[!.]*.json")):
         try:
             _check_ours(path)
             held = decoded(path.read_bytes())
             _check_name(held, path)
-            found.append(held)
+            deployments.append(held)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError, UsageError) as e:
             why = e.strerror if isinstance(e, OSError) else str(e)
             damaged.append(f"{path} is not a deployment of this version: {why}; remove it, or deploy again")
-    return found, damaged
+    return deployments, damaged
 
 
 def _check_ours(path: Path) -> None:
     """Raise ValueError for a file that others may have written: it names programs, which run as us."""
-    said = path.stat()
-    if not stat.S_ISREG(said.st_mode) or said.st_size > MOST_BYTES:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
         raise ValueError(f"it is not a file of at most {MOST_BYTES:,} bytes")
-    if said.st_uid not in (os.geteuid(), 0) or said.st_mode & 0o022:
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
         raise ValueError(
-            f"others than you may write to it (mode {said.st_mode & 0o777:o}, user {said.st_uid})"
+            f"others than you may write to it (mode {status.st_mode & 0o777:o}, user {status.st_uid})"
         )
 
 
@@ -118,10 +118,10 @@ def encoded(deployment: KeptDeployment) -> bytes:
 
 def decoded(body: bytes) -> KeptDeployment:
     """Read a deployment. Raises MsgspecError, and ValueError for a file of another version."""
-    found = msgspec.json.decode(body, type=KeptDeployment, dec_hook=_typed)
-    if found.schema != SCHEMA:
-        raise ValueError(f"it has schema {found.schema}, and this version reads {SCHEMA}")
-    return found
+    deployment = msgspec.json.decode(body, type=KeptDeployment, dec_hook=_typed)
+    if deployment.schema != SCHEMA:
+        raise ValueError(f"it has schema {deployment.schema}, and this version reads {SCHEMA}")
+    return deployment
 
 
 def of_json(plain: Mapping[str, Any], kind: type[_T]) -> _T:

@@ -57,8 +57,8 @@ class DeploymentRow:
         """
         lost = [each.state == "failed" or (first and bool(each.said)) for each in self.replicas]
         if not self.ready and lost and all(lost):
-            said = next((each.said for each in self.replicas if each.said), "no replica could be started")
-            raise EngineLost(f"{self.name}: {said}", "freehold deploy MODEL --dry-run shows the command")
+            death = next((each.said for each in self.replicas if each.said), "no replica could be started")
+            raise EngineLost(f"{self.name}: {death}", "freehold deploy MODEL --dry-run shows the command")
         return self.ready
 
 

@@ -133,8 +133,8 @@ async def measure(
         for clients in plan.clients:
             show(f"{shown}: {clients} clients with one request after another")
             lengths = (min(plan.prompts), max(plan.prompts)), (plan.tokens // 2, 2 * plan.tokens)
-            asked = TurnoverPlan(clients, _TURNOVER + 2 * clients, *lengths)
-            samples.runs.append(await turnover(door, words, asked, seed + number))
+            turnover_plan = TurnoverPlan(clients, _TURNOVER + 2 * clients, *lengths)
+            samples.runs.append(await turnover(door, words, turnover_plan, seed + number))
     return samples
 
 
@@ -150,21 +150,21 @@ def _whole(answer: TimedAnswer) -> TimedAnswer:
 async def _steps(door: EngineDoor, prompts: Sequence[str], tokens: int) -> list[tuple[int, float, float]]:
     """Time answers side by side, in the time when all of them run; they are made longer until there is one."""
     begin = end = mean = 0.0
-    answers, made = [], []
+    answers, generated = [], []
     for longer in _LONGER:
         # More tokens for more answers: they do not begin at one moment.
-        asked = (door.ask(p, longer * (tokens + len(prompts))) for p in prompts)
-        answers = [_whole(a) for a in await asyncio.gather(*asked)]
+        requests = (door.ask(p, longer * (tokens + len(prompts))) for p in prompts)
+        answers = [_whole(a) for a in await asyncio.gather(*requests)]
         begin, end = max(a.pieces[0] for a in answers), min(a.pieces[-1] for a in answers)
-        made = [_between(a, begin, end) for a in answers]
-        mean = sum(made) / len(made)
+        generated = [_between(a, begin, end) for a in answers]
+        mean = sum(generated) / len(generated)
         if mean >= tokens / 2:
             break
     if mean < _LEAST_WINDOW or end <= begin:
         return []
     depth = sum(
         a.prompt_tokens + a.tokens * (1 - m / 2 / max(a.tokens, 1))
-        for a, m in zip(answers, made, strict=True)
+        for a, m in zip(answers, generated, strict=True)
     )
     return [(len(prompts), depth, (end - begin) / mean)]
 
@@ -187,8 +187,8 @@ async def _beside(
         newcomer = _whole(await door.ask(words.draw(prompt), 1))
         answers = [_whole(a) for a in await asyncio.gather(*running)]
         if all(a.pieces[0] < newcomer.sent and a.pieces[-1] > newcomer.pieces[0] for a in answers):
-            made = sum(_between(a, newcomer.sent, newcomer.pieces[0]) for a in answers) / batch
-            return [(batch, newcomer.prompt_tokens, newcomer.ttft, made)]
+            step_s = sum(_between(a, newcomer.sent, newcomer.pieces[0]) for a in answers) / batch
+            return [(batch, newcomer.prompt_tokens, newcomer.ttft, step_s)]
         if length >= 32 * tokens:
             return []
         length *= 2
@@ -230,9 +230,9 @@ def _fit_steps(steps: Sequence[tuple[int, float, float]]) -> tuple[dict[int, flo
     batches = sorted({b for b, _, _ in steps})
     rows = np.array([[*(b == x for x in batches), d] for b, d, _ in steps], dtype=float)
     weights = 1 / np.array([s for _, _, s in steps])
-    found, *_ = np.linalg.lstsq(rows * weights[:, None], np.ones(len(steps)), rcond=None)
+    solution, *_ = np.linalg.lstsq(rows * weights[:, None], np.ones(len(steps)), rcond=None)
     several = any(len({d // _SAME_DEPTH for x, d, _ in steps if x == b}) > 1 for b in batches)
-    slope = max(float(found[-1]), 0.0) if several else 0.0
+    slope = max(float(solution[-1]), 0.0) if several else 0.0
     rest: dict[int, list[float]] = defaultdict(list)
     for b, d, s in steps:
         rest[b].append(max(s - slope * d, s / 10))
@@ -261,9 +261,9 @@ def _fit_prompts(prompts: Sequence[tuple[int, float]]) -> tuple[float, float, fl
     for used in ([0, 1, 2], [0, 1], [1]):
         if len(n) < len(used):
             continue
-        found, *_ = np.linalg.lstsq(terms[:, used] / s[:, None], np.ones(len(n)), rcond=None)
-        if (found > 0).all():
-            told = dict(zip(used, map(float, found), strict=True))
+        solution, *_ = np.linalg.lstsq(terms[:, used] / s[:, None], np.ones(len(n)), rcond=None)
+        if (solution > 0).all():
+            told = dict(zip(used, map(float, solution), strict=True))
             return told.get(0, float(s.min()) / 10), told.get(1, 0.0), told.get(2, 0.0)
     return float(np.median(s)), 0.0, 0.0
 
@@ -271,14 +271,14 @@ def _fit_prompts(prompts: Sequence[tuple[int, float]]) -> tuple[float, float, fl
 def _fit_beside(samples: StepSamples, time: StepTime, limits: EngineLimits) -> tuple[StepTime, EngineLimits]:
     """Fit how an engine shares a step: what a prompt token costs beside answers, and how much longer steps may be."""
     costs, paces = [], []
-    for batch, tokens, seconds, made in samples.beside:
+    for batch, tokens, seconds, steps in samples.beside:
         step = time.of_batch(batch)
         alone = time.seconds(0, 0, tokens) - time.of_batch(0)
-        if made <= 0 or alone <= 0:
+        if steps <= 0 or alone <= 0:
             continue
-        costs.append(max(seconds - time.arrival - made * step, alone / 4) / alone)
-        if made >= _FEW:
-            paces.append((seconds - time.arrival) / made / step)
+        costs.append(max(seconds - time.arrival - steps * step, alone / 4) / alone)
+        if steps >= _FEW:
+            paces.append((seconds - time.arrival) / steps / step)
     if costs:
         time = replace(time, beside=float(min(max(median(costs), 0.25), 8.0)))
     if paces and len(paces) > len(costs) / 2:

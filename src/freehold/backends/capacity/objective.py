@@ -43,23 +43,23 @@ def parse(text: str) -> tuple[Aim, ...]:
     """Read "ttft-p95=2s,tpot-p95=50ms". Raises UsageError."""
     aims = []
     for part in filter(None, (p.strip() for p in text.lower().split(","))):
-        found = _WORDS.fullmatch(part)
-        if found is None:
+        match = _WORDS.fullmatch(part)
+        if match is None:
             raise UsageError(
                 f"{part!r} is not an objective", "write ttft-p95=2s, tpot-p50=40ms or latency-p99=30s"
             )
-        if found[1] not in FIGURES:
-            near = nearest(found[1], FIGURES)
+        if match[1] not in FIGURES:
+            near = nearest(match[1], FIGURES)
             raise UsageError(
-                f"no figure is called {found[1]!r}",
+                f"no figure is called {match[1]!r}",
                 f"did you mean {near}?" if near else f"known: {', '.join(FIGURES)}",
             )
-        seconds = float(found[3]) * (1e-3 if found[4] == "ms" else 1.0)
+        seconds = float(match[3]) * (1e-3 if match[4] == "ms" else 1.0)
         if not seconds:
             raise UsageError(
                 f"{part!r}: no engine takes no time", "write a time above 0, such as ttft-p95=2s"
             )
-        aims.append(Aim(found[1], float(found[2]), seconds))
+        aims.append(Aim(match[1], float(match[2]), seconds))
     if not aims:
         raise UsageError("the objective is empty", "write ttft-p95=2s,tpot-p95=50ms")
     return tuple(aims)
@@ -90,16 +90,16 @@ def least(
     """Find the fewest replicas that meet every aim, by doubling and halving."""
     doubt = model.time.doubt()
     middle = _Search(trace, model, aims, routing, most, on_progress)
-    found = middle.least()
+    rate = middle.least()
     bounds: list[int | None] = []
     for factor in (doubt.low, doubt.high):
         other = EngineModel(model.time.times(factor), model.limits, model.about)
         search = _Search(trace, other, aims, routing, most, on_progress)
-        bounds.append(found if factor == 1.0 else search.least(start=found or most))
-    run = middle.runs[found if found is not None else most]
+        bounds.append(rate if factor == 1.0 else search.least(start=rate or most))
+    run = middle.runs[rate if rate is not None else most]
     missed = tuple(aim for aim in aims if not aim.met(run))
     tried = tuple(sorted(middle.runs.items()))
-    return ReplicaSearch(tuple(aims), found, bounds[0], bounds[1], run, missed, tried)
+    return ReplicaSearch(tuple(aims), rate, bounds[0], bounds[1], run, missed, tried)
 
 
 class _Search:

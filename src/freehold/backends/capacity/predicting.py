@@ -136,10 +136,12 @@ def _step_time(
 
 def _spread(pace: Speed, work: Work, engine: UpstreamEngine) -> float:
     """Return the deviation of the logarithm of a step's seconds; a factor of two in 80 % where none is known."""
-    found = pace.spread.get("tpot") or pace.spread.get("answer")
-    if found and any(group.kind in engine.unmeasured for group in work.layers):
-        found = found.wider()
-    return math.log(found.high / found.low) / _WIDTH if found and found.low > 0 else 2 * math.log(2) / _WIDTH
+    spread = pace.spread.get("tpot") or pace.spread.get("answer")
+    if spread and any(group.kind in engine.unmeasured for group in work.layers):
+        spread = spread.wider()
+    return (
+        math.log(spread.high / spread.low) / _WIDTH if spread and spread.low > 0 else 2 * math.log(2) / _WIDTH
+    )
 
 
 def _room(plan: DeployPlan, engine: UpstreamEngine, usual: int) -> int:
@@ -159,5 +161,5 @@ def cache_tokens(
 
 def _flag(plan: DeployPlan, *names: str) -> int:
     """Return a number that a flag of the plan has; 0 where none of them is there."""
-    said = next((flag.value for flag in plan.flags if flag.name in names), None) or ""
-    return int(said) if said.isdigit() else 0
+    value = next((flag.value for flag in plan.flags if flag.name in names), None) or ""
+    return int(value) if value.isdigit() else 0

@@ -55,13 +55,13 @@ class SimulatedRun:
 
     def values(self, what: str) -> np.ndarray:
         """Return the figures of one kind: ttft, tpot, latency."""
-        found = getattr(self, what)
-        return found[~np.isnan(found)]
+        figures = getattr(self, what)
+        return figures[~np.isnan(figures)]
 
     def percentile(self, what: str, percent: float) -> float:
         """Return a percentile; 0 where there is no figure."""
-        found = self.values(what)
-        return float(np.percentile(found, percent)) if len(found) else 0.0
+        figures = self.values(what)
+        return float(np.percentile(figures, percent)) if len(figures) else 0.0
 
     def bounded(self, what: str, percent: float) -> Interval:
         """Return a percentile with the bounds that another hour of the same traffic may give (a block bootstrap)."""

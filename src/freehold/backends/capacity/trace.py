@@ -97,15 +97,15 @@ def steady(
         )
     if not (1 <= prompt <= MOST_TOKENS and 1 <= answer <= MOST_TOKENS):
         raise UsageError(f"requests of {prompt:,} + {answer:,} tokens cannot be simulated")
-    dice, at, made = random.Random(seed), 0.0, []
+    dice, at, requests = random.Random(seed), 0.0, []
     while True:
         at += dice.expovariate(rate)
         if at > seconds:
             break
         read = 1 + int(dice.expovariate(1 / prompt)) if vary else prompt
         written = 1 + int(dice.expovariate(1 / answer)) if vary else answer
-        made.append(TracedRequest(at, read, written))
-    if not made:
+        requests.append(TracedRequest(at, read, written))
+    if not requests:
         raise UsageError(
             f"no request comes within {seconds:g} s at {rate:g} a second",
             "--seconds for longer, or a higher --rate",
@@ -113,7 +113,7 @@ def steady(
     lengths = "exponential lengths around" if vary else "each of"
     paced = f"{rate:g} {'request' if rate == 1 else 'requests'} a second"
     source = f"{paced} for {seconds:g} s, {lengths} {prompt:,} + {answer:,} tokens"
-    return RequestTrace(tuple(made), source)
+    return RequestTrace(tuple(requests), source)
 
 
 def from_rows(rows: Iterable[tuple[float, int, int]], source: str) -> RequestTrace:
@@ -133,8 +133,8 @@ def from_file(path: Path, most: int = MOST_REQUESTS) -> RequestTrace:
         with opening(path, "rt", encoding="utf-8-sig", newline="") as lines:
             head = lines.readline()
             if head.lstrip().startswith("{"):
-                made = _read(path, _json_lines(head, lines), most)
-                return _trace(made, path.name, MOONCAKE_BLOCK if any(r.blocks for r in made) else 0)
+                requests = _read(path, _json_lines(head, lines), most)
+                return _trace(requests, path.name, MOONCAKE_BLOCK if any(r.blocks for r in requests) else 0)
             return _trace(_read(path, _csv_lines(path, head, lines), most), path.name)
     except FileNotFoundError as e:
         raise UsageError(f"there is no trace {path}", "--trace takes a CSV or JSON-lines file") from e
@@ -146,19 +146,19 @@ _Parsed = tuple[int, Callable[[], TracedRequest]]
 
 
 def _read(path: Path, lines: Iterator[_Parsed], most: int) -> list[TracedRequest]:
-    made: list[TracedRequest] = []
+    requests: list[TracedRequest] = []
     bad: list[str] = []
     for number, parse in lines:
-        if len(made) >= most:
+        if len(requests) >= most:
             break
         try:
-            made.append(_checked(parse()))
+            requests.append(_checked(parse()))
         except (ValueError, TypeError, OverflowError, RecursionError) as e:
             bad.append(f"line {number}: {e}")
     if bad:
         more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
         raise UsageError(f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "mend or remove these lines")
-    return made
+    return requests
 
 
 def _checked(request: TracedRequest) -> TracedRequest:
@@ -195,9 +195,9 @@ def _of_json(text: str) -> TracedRequest:
 
 
 def _number(row: Mapping[str, Any], name: str) -> float:
-    found = row.get(name)
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return found
+    value = row.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
     raise ValueError(f"its {name} is not a number" if name in row else f"it has no {name}")
 
 
@@ -242,9 +242,9 @@ def _seconds(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() + fraction
 
 
-def _trace(made: list[TracedRequest], source: str, block: int = 0) -> RequestTrace:
-    if not made:
+def _trace(requests: list[TracedRequest], source: str, block: int = 0) -> RequestTrace:
+    if not requests:
         raise UsageError(f"{source} has no request", "a trace has a line for each request")
-    made.sort(key=lambda r: r.at)
-    begin = made[0].at
-    return RequestTrace(tuple(replace(r, at=r.at - begin) for r in made), source, block)
+    requests.sort(key=lambda r: r.at)
+    begin = requests[0].at
+    return RequestTrace(tuple(replace(r, at=r.at - begin) for r in requests), source, block)

@@ -57,11 +57,11 @@ class TurnoverPlan:
 async def turnover(door: EngineDoor, words: Words, plan: TurnoverPlan, seed: int) -> list[TimedRequest]:
     """Ask, and return the answers that came whole in the order of their requests."""
     dice, low, high = random.Random(seed), *map(math.log, plan.prompts)
-    asked = [
+    requests = [
         (words.draw(round(math.exp(dice.uniform(low, high)))), dice.randint(*plan.answers))
         for _ in range(plan.requests)
     ]
-    left, answers = iter(asked), list[TimedAnswer]()
+    left, answers = iter(requests), list[TimedAnswer]()
 
     async def client() -> None:
         for prompt, tokens in left:
@@ -92,7 +92,7 @@ def fitted(model: EngineModel, runs: Sequence[Sequence[TimedRequest]]) -> Engine
     step = model.time.of_batch(1)
     terms, width = [0.0, 0.0, 0.0, 0.0], 0.5
 
-    def made(terms: Sequence[float]) -> EngineModel:
+    def times_of(terms: Sequence[float]) -> EngineModel:
         request, before, beside, steps = terms
         time, takes = model.time, math.sinh(request) * step
         time = replace(
@@ -106,17 +106,17 @@ def fitted(model: EngineModel, runs: Sequence[Sequence[TimedRequest]]) -> Engine
         )
         return replace(model, time=time)
 
-    best = distance(made(terms), runs)
+    best = distance(times_of(terms), runs)
     while width > _FINEST:
         before = best
         for i in range(len(terms)):
             for to in (terms[i] + width, terms[i] - width):
                 tried = [*terms[:i], max(to, 0.0) if i == 0 else to, *terms[i + 1 :]]
-                if (found := distance(made(tried), runs)) < best:
-                    best, terms = found, tried
+                if (result := distance(times_of(tried), runs)) < best:
+                    best, terms = result, tried
         width = width / 2 if best >= 0.995 * before else width
-    found = made(terms)
-    return replace(found, time=replace(found.time, spread=max(found.time.spread, _DEVIATION * best)))
+    result = times_of(terms)
+    return replace(result, time=replace(result.time, spread=max(result.time.spread, _DEVIATION * best)))
 
 
 def distance(model: EngineModel, runs: Sequence[Sequence[TimedRequest]]) -> float:

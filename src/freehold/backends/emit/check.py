@@ -26,31 +26,31 @@ _SHARED = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 
 def faults(documents: Sequence[Doc], plan: DeployPlan) -> list[str]:
     """Return what is wrong, one sentence each; an empty list where nothing is."""
-    found: list[str] = []
+    faults_of_plan: list[str] = []
     for rule in _RULES:
         try:
-            found += rule(documents, plan)
+            faults_of_plan += rule(documents, plan)
         except (KeyError, TypeError, ValueError, IndexError, StopIteration, AttributeError) as e:
-            found.append(f"{rule.__name__.strip('_')}: a part is missing or has another form: {e!r}")
-    return found
+            faults_of_plan.append(f"{rule.__name__.strip('_')}: a part is missing or has another form: {e!r}")
+    return faults_of_plan
 
 
 # --- reading ------------------------------------------------------------------------------------------
 
 
 def _of(documents: Sequence[Doc], kind: str, part: str = "") -> list[Doc]:
-    found = [d for d in documents if d["kind"] == kind]
-    return [d for d in found if not part or d["metadata"]["labels"]["app.kubernetes.io/component"] == part]
+    matches = [d for d in documents if d["kind"] == kind]
+    return [d for d in matches if not part or d["metadata"]["labels"]["app.kubernetes.io/component"] == part]
 
 
 def _one(documents: Sequence[Doc], kind: str, part: str) -> Doc:
-    (found,) = _of(documents, kind, part)
-    return found
+    (document,) = _of(documents, kind, part)
+    return document
 
 
 def _workload(documents: Sequence[Doc]) -> Doc:
-    (found,) = [*_of(documents, "LeaderWorkerSet", "engine"), *_of(documents, "Deployment", "engine")]
-    return found
+    (document,) = [*_of(documents, "LeaderWorkerSet", "engine"), *_of(documents, "Deployment", "engine")]
+    return document
 
 
 def _leader(documents: Sequence[Doc]) -> Doc:
@@ -152,8 +152,10 @@ def _probes(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
         start = container["startupProbe"]
         if where != "server" and start["periodSeconds"] * start["failureThreshold"] < 1800:
             yield f"{where}: a start may take longer than its probe waits"
-        asked = container["readinessProbe"].get("exec", {}).get("command", [])
-        token = any(w.endswith("probe.py") for w in asked) and "ready" in asked and plan.model.name in asked
+        command = container["readinessProbe"].get("exec", {}).get("command", [])
+        token = (
+            any(w.endswith("probe.py") for w in command) and "ready" in command and plan.model.name in command
+        )
         if not token and (where == "server" or container_engine(plan.engine, "").python):
             yield f"{where}: ready without a token of {plan.model.name}"
 
@@ -191,11 +193,11 @@ def _devices(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
         if where == "server":
             continue
         resources = template["spec"]["containers"][0]["resources"]
-        asked, limit = (
+        requests, limit = (
             {k: v for k, v in resources.get(n, {}).items() if k.endswith("/gpu")}
             for n in ("requests", "limits")
         )
-        if asked != limit:
+        if requests != limit:
             yield f"{where}: devices asked for and limited differ"
         counts.append(sum(int(v) for v in limit.values()))
     total = counts[0] + (size - 1) * (counts[1] if len(counts) > 1 else 0)
@@ -214,9 +216,9 @@ def _devices(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
 
 
 def _value(words: Sequence[str], names: Sequence[str]) -> int:
-    given = [words[at + 1] for at, word in enumerate(words[:-1]) if word in names]
-    given += [word.partition("=")[2] for word in words if word.partition("=")[0] in names and "=" in word]
-    return int(given[-1]) if given else 1
+    values = [words[at + 1] for at, word in enumerate(words[:-1]) if word in names]
+    values += [word.partition("=")[2] for word in words if word.partition("=")[0] in names and "=" in word]
+    return int(values[-1]) if values else 1
 
 
 def _nodes(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
@@ -312,10 +314,10 @@ def _ways(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
     files = _one(documents, "ConfigMap", "engine")["data"]
     port = engine["spec"]["ports"][0]["port"]
     route = _of(documents, "HTTPRoute")
-    asked = f"http://{engine['metadata']['name']}:{port}/v1"
+    url = f"http://{engine['metadata']['name']}:{port}/v1"
     if route:
-        asked = f"http://{route[0]['spec']['parentRefs'][0]['name']}."
-    if asked not in files["gateway.toml"]:
+        url = f"http://{route[0]['spec']['parentRefs'][0]['name']}."
+    if url not in files["gateway.toml"]:
         yield "gateway.toml names another address than the engine's Service, or the Gateway before its pool"
     server = _one(documents, "Deployment", "server")["spec"]["template"]
     if not _fits(_one(documents, "Service", "server")["spec"]["selector"], server):
@@ -333,8 +335,10 @@ def _quiet(documents: Sequence[Doc], plan: DeployPlan) -> Iterator[str]:
         words = _command(container)
         if engine.quiet and " ".join(engine.quiet) not in " ".join(words):
             yield f"{where}: its log would hold its keys without {' '.join(engine.quiet)}"
-        said = {v["name"]: v.get("value") for v in container["env"]}
-        yield from (f"{where}: {k} is not {v}" for k, v in engine.environment.items() if said.get(k) != v)
+        variables = {v["name"]: v.get("value") for v in container["env"]}
+        yield from (
+            f"{where}: {k} is not {v}" for k, v in engine.environment.items() if variables.get(k) != v
+        )
         mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
         volumes = {v["name"]: v for v in template["spec"]["volumes"]}
         if volumes[mounts["/dev/shm"]["name"]].get("emptyDir", {}).get("medium") != "Memory":

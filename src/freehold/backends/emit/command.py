@@ -76,10 +76,10 @@ def engine_words(
     flags = [_inside(flag, plan) for flag in plan.flags if flag.name not in engine.local]
     leads = place is None or place.leads
     listens = ("--host", "0.0.0.0", "--port", str(PORT)) if leads else ()
-    given = {flag.name for flag in flags}
-    if engine.served not in given:  # else requests would have to name the model's folder
+    names = {flag.name for flag in flags}
+    if engine.served not in names:  # else requests would have to name the model's folder
         listens += (engine.served, plan.model.name)
-    if engine.shutdown and engine.shutdown not in given:
+    if engine.shutdown and engine.shutdown not in names:
         listens += (engine.shutdown, str(drain_s))  # without it running answers are cut at SIGTERM
     words = (*engine.program, *named, *(w for flag in flags for w in flag.words()), *listens, *engine.quiet)
     return (*words, *_node_words(plan.engine, place))

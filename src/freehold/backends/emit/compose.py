@@ -30,10 +30,10 @@ SECRETS = "/run/secrets"
 
 def compose_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
     """Return compose.yaml. Raises UsageError for more than one machine, and for images without a digest."""
-    found = compose_document(plan, options)
-    if wrong := compose_faults(found, plan):
+    document = compose_document(plan, options)
+    if wrong := compose_faults(document, plan):
         raise AssertionError("; ".join(wrong))
-    return [EmittedFile("compose.yaml", yaml_text([found], _head(plan)))]
+    return [EmittedFile("compose.yaml", yaml_text([document], _head(plan)))]
 
 
 def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
@@ -92,7 +92,7 @@ def _engine(
 ) -> Doc:
     folder = _literal(model_folder(plan)) or "${MODEL:?the folder with the model's files}"
     environment = {**carried(plan, address=True), **engine.environment, **NAMED}
-    found: Doc = {
+    service: Doc = {
         "image": options.image,
         "entrypoint": ["/bin/sh", "-c", _literal(_start(plan, engine))],
         "command": [_literal(word) for word in engine_words(plan, engine, options.drain_s)],
@@ -107,17 +107,17 @@ def _engine(
         **_confined(),
     }
     if engine.key:
-        found["secrets"] = ["engine-key", *(["admin-key"] if plan.engine == "sglang" else [])]
+        service["secrets"] = ["engine-key", *(["admin-key"] if plan.engine == "sglang" else [])]
     if engine.python:
-        asked = [engine.python, PROBE, "ready", f"http://127.0.0.1:{PORT}", plan.model.name]
-        found["healthcheck"] = _health(
-            [*asked, *([f"{SECRETS}/engine-key"] if engine.key else [])], STARTUP_S
+        probe = [engine.python, PROBE, "ready", f"http://127.0.0.1:{PORT}", plan.model.name]
+        service["healthcheck"] = _health(
+            [*probe, *([f"{SECRETS}/engine-key"] if engine.key else [])], STARTUP_S
         )
     if plan.nodes.rig.device.kind == "gpu":
         held = [str(at) for at in range(number * devices, (number + 1) * devices)]
         device = {"driver": "nvidia", "device_ids": held, "capabilities": ["gpu"]}
-        found["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
-    return found
+        service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    return service
 
 
 def _start(plan: DeployPlan, engine: ContainerEngine) -> str:
@@ -134,7 +134,7 @@ def _server(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> 
     taken = f'export FREEHOLD_API_KEY="$(cat {SECRETS}/server-key)"; '
     if engine.key:
         taken += f'export {KEY}="$(cat {SECRETS}/engine-key)"; '
-    asked = [
+    probe = [
         "python",
         PROBE,
         "ready",
@@ -155,7 +155,7 @@ def _server(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> 
             {"source": "probe", "target": PROBE},
         ],
         "secrets": ["server-key", *(["engine-key"] if engine.key else [])],
-        "healthcheck": _health(asked, STARTUP_S),
+        "healthcheck": _health(probe, STARTUP_S),
         "read_only": True,
         "tmpfs": [f"{HOME}:uid={SERVER_USER},gid={SERVER_USER},mode=0700", "/tmp:mode=1777"],
         "stop_grace_period": f"{options.drain_s + AWAY_S}s",

@@ -51,8 +51,8 @@ class EmitOptions:
 
 def label(name: str) -> str:
     """Return a model's name as a DNS label of at most 40 characters, so that suffixes fit."""
-    found = _LABEL.sub("-", name.lower()).strip("-")[:40].strip("-")
-    return found if found[:1].isalpha() else f"m-{found}".rstrip("-")
+    text = _LABEL.sub("-", name.lower()).strip("-")[:40].strip("-")
+    return text if text[:1].isalpha() else f"m-{text}".rstrip("-")
 
 
 def check_objects(options: EmitOptions) -> None:
@@ -85,9 +85,9 @@ def pinned(option: str, image: str, example: str) -> str:
     """Return the image. Raises UsageError without a digest: a tag may be another program tomorrow."""
     if DIGEST.fullmatch(image):
         return image
-    said = f"{option} is {image!r}, which has no digest" if image else f"these files need {option}"
+    problem = f"{option} is {image!r}, which has no digest" if image else f"these files need {option}"
     raise UsageError(
-        said,
+        problem,
         f"write {option} {example}@sha256:..., 64 hex digits (docker buildx imagetools inspect {image or example} "
         "prints them)",
         field="image",

@@ -92,10 +92,10 @@ _ENGINES: Mapping[str, ContainerEngine] = {
 
 def container_engine(name: str, kind: str) -> ContainerEngine:
     """Return the engine's facts. Raises UsageError for one that no file of this kind starts."""
-    found = _ENGINES.get(name)
-    if found is None:
+    engine = _ENGINES.get(name)
+    if engine is None:
         raise UsageError(
             f"{kind} files are written for {', '.join(_ENGINES)}, not for {name}",
             "--emit systemd starts any engine of this machine",
         )
-    return found
+    return engine

@@ -25,7 +25,7 @@ _SCALE = re.compile(r"(\d{1,3})\.\.(\d{1,4})")
 
 def extras(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, *, several: bool) -> list[Doc]:
     """Return the objects. Raises UsageError for options that do not go together, or with the engine."""
-    found = [_budget(plan, several)]
+    extra = [_budget(plan, several)]
     if options.scale and not options.monitoring:
         raise UsageError(
             "--scale reads the engines' queues from Prometheus", "name its namespace: --monitoring NAME"
@@ -36,10 +36,10 @@ def extras(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, *, s
                 f"--monitoring: {engine.title} has no counters that Prometheus may read, or no key for the rest",
                 "leave it out, or plan another engine",
             )
-        found.append(_monitor(plan, several))
+        extra.append(_monitor(plan, several))
     if options.scale:
-        found.append(_scaled(plan, options, several))
-    return [*found, *(_pool(plan, options, several) if options.pool else ())]
+        extra.append(_scaled(plan, options, several))
+    return [*extra, *(_pool(plan, options, several) if options.pool else ())]
 
 
 def _selected(plan: DeployPlan, several: bool) -> dict[str, str]:
@@ -64,8 +64,8 @@ def _monitor(plan: DeployPlan, several: bool) -> Doc:
 
 
 def _scaled(plan: DeployPlan, options: EmitOptions, several: bool) -> Doc:
-    found = _SCALE.fullmatch(options.scale)
-    least, most = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = _SCALE.fullmatch(options.scale)
+    least, most = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= least <= plan.replicas <= most:
         raise UsageError(
             f"--scale {options.scale[:40]!r} does not contain the plan's {plan.replicas} replicas",

@@ -30,10 +30,10 @@ SIZE, INDEX, ADDRESS = "$(LWS_GROUP_SIZE)", "$(LWS_WORKER_INDEX)", "$(LWS_LEADER
 
 def kubernetes_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
     """Return the manifests as one file. Raises UsageError."""
-    found = documents(plan, options)
-    if wrong := faults(found, plan):
+    objects = documents(plan, options)
+    if wrong := faults(objects, plan):
         raise AssertionError("; ".join(wrong))
-    return [EmittedFile("kubernetes.yaml", yaml_text(found, _head(plan, options)))]
+    return [EmittedFile("kubernetes.yaml", yaml_text(objects, _head(plan, options)))]
 
 
 def documents(plan: DeployPlan, options: EmitOptions) -> list[Doc]:

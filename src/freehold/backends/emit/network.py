@@ -111,8 +111,8 @@ def _service(plan: DeployPlan, part: str, name: str, selector: dict[str, str], p
     }
 
 
-def _selected(found: dict[str, str]) -> Doc:
-    return {"podSelector": {"matchLabels": found}}
+def _selected(labels: dict[str, str]) -> Doc:
+    return {"podSelector": {"matchLabels": labels}}
 
 
 def _tcp(port: int) -> Doc:

@@ -95,15 +95,17 @@ def engine_pod(
 def engine_environment(plan: DeployPlan, engine: ContainerEngine) -> list[Doc]:
     """Return the variables: the plan's that mean the same elsewhere, the engine's own, its key by reference."""
     fixed = {**carried(plan), **engine.environment, **NAMED}
-    found: list[Doc] = [{"name": name, "value": value.replace("$(", "$$(")} for name, value in fixed.items()]
+    variables: list[Doc] = [
+        {"name": name, "value": value.replace("$(", "$$(")} for name, value in fixed.items()
+    ]
     keys = f"{label(plan.model.name)}-keys"
     if engine.key:
-        found.append(secret(engine.key, keys, "engine"))
+        variables.append(secret(engine.key, keys, "engine"))
     if plan.engine == "sglang":
-        found.append(secret("ADMIN_KEY", keys, "admin"))
+        variables.append(secret("ADMIN_KEY", keys, "admin"))
     if plan.engine == "vllm":  # where its nodes meet: the pod's own address
-        found.append({"name": "VLLM_HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
-    return found
+        variables.append({"name": "VLLM_HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+    return variables
 
 
 def engine_probes(plan: DeployPlan, engine: ContainerEngine) -> Doc:
@@ -143,7 +145,7 @@ def server_pod(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) 
     env.append(secret("FREEHOLD_API_KEY", f"{name}-keys", "server"))
     if engine.key:
         env.append(secret(KEY, f"{name}-keys", "engine"))
-    asked = [f"http://127.0.0.1:{SERVER_PORT}", plan.model.name, "FREEHOLD_API_KEY"]
+    arguments = [f"http://127.0.0.1:{SERVER_PORT}", plan.model.name, "FREEHOLD_API_KEY"]
     container = {
         "name": "server",
         "image": options.server_image,
@@ -155,7 +157,7 @@ def server_pod(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) 
             "periodSeconds": 2,
             "failureThreshold": 60,
         },
-        "readinessProbe": probe(["python", PROBE, "ready", *asked], period=10, timeout=30, failures=2),
+        "readinessProbe": probe(["python", PROBE, "ready", *arguments], period=10, timeout=30, failures=2),
         "livenessProbe": {
             "httpGet": {"path": "/health", "port": "http"},
             "periodSeconds": 15,
@@ -208,16 +210,16 @@ def _confined() -> Doc:
 
 def _resources(plan: DeployPlan, devices: int) -> Doc:
     gpus = {_gpu(plan): str(devices)} if plan.nodes.rig.device.kind == "gpu" else {}
-    asked = {"cpu": str(CORES * max(devices, 1)), "memory": f"{GIB * max(devices, 1)}Gi", **gpus}
-    return {"requests": asked, **({"limits": dict(gpus)} if gpus else {})}
+    requests = {"cpu": str(CORES * max(devices, 1)), "memory": f"{GIB * max(devices, 1)}Gi", **gpus}
+    return {"requests": requests, **({"limits": dict(gpus)} if gpus else {})}
 
 
 def _gpu(plan: DeployPlan) -> str:
     device = plan.nodes.rig.device
-    found = next((name for vendor, name in GPU.items() if vendor.lower() == device.vendor.lower()), "")
-    if not found:
+    resource = next((name for vendor, name in GPU.items() if vendor.lower() == device.vendor.lower()), "")
+    if not resource:
         raise UsageError(
             f"there is no device plugin of Kubernetes for {device.title}",
             f"known: {', '.join(GPU)} and processors",
         )
-    return found
+    return resource

@@ -29,7 +29,7 @@ TOKENS = ("generation_tokens_total", "prompt_tokens_total", "realtime_tokens_tot
 FIRST, LAST = MARK / "freehold-first-token", MARK / "freehold-last-count"
 
 
-def _asked(url: str, key: str, body: dict | None = None, seconds: float = 5.0) -> str:
+def _fetch(url: str, key: str, body: dict | None = None, seconds: float = 5.0) -> str:
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)
@@ -40,23 +40,23 @@ def _asked(url: str, key: str, body: dict | None = None, seconds: float = 5.0) -
 def _gives(url: str, model: str, key: str) -> bool:
     """Ask for a token of a chat, else of a continued text, else for a vector: a model refuses what it is not for."""
     limits = {"max_tokens": 1, "temperature": 0}
-    asked = {
+    bodies = {
         "chat/completions": {**limits, "messages": [{"role": "user", "content": "1"}]},
         "completions": {**limits, "prompt": "1"},
         "embeddings": {"input": "1"},
     }
     refused: urllib.error.HTTPError | None = None
-    for route, body in asked.items():
+    for route, body in bodies.items():
         try:
-            said = json.loads(_asked(f"{url}/v1/{route}", key, {"model": model, **body}, TOKEN_S))
+            response = json.loads(_fetch(f"{url}/v1/{route}", key, {"model": model, **body}, TOKEN_S))
         except urllib.error.HTTPError as e:
             if e.code not in REFUSED:
                 raise
             refused = refused or e
             continue
         if route == "embeddings":
-            return bool(said.get("data"))
-        return said.get("usage", {}).get("completion_tokens", 0) >= 1
+            return bool(response.get("data"))
+        return response.get("usage", {}).get("completion_tokens", 0) >= 1
     assert refused is not None, "each route was refused"
     raise refused
 
@@ -77,7 +77,7 @@ def _counts(text: str, prefix: str) -> tuple[float, float]:
 
 
 def _moves(url: str, key: str, prefix: str) -> bool:
-    running, tokens = _counts(_asked(f"{url}/metrics", key), prefix)
+    running, tokens = _counts(_fetch(f"{url}/metrics", key), prefix)
     now = time.time()
     try:
         since, before = map(float, LAST.read_text().split())
@@ -89,9 +89,9 @@ def _moves(url: str, key: str, prefix: str) -> bool:
     return now - since < STILL_S
 
 
-def _key(given: str) -> str:
+def _key(source: str) -> str:
     """Return a key by the variable or the file that has it."""
-    return Path(given).read_text().strip() if given.startswith("/") else os.environ.get(given, "")
+    return Path(source).read_text().strip() if source.startswith("/") else os.environ.get(source, "")
 
 
 def _began() -> str:
@@ -113,10 +113,10 @@ def _had_token(url: str, model: str, key: str) -> bool:
 
 def main(words: list[str]) -> int:
     """Probe. Says what failed on stderr, never a key."""
-    verb, url, model, given, prefix = (*words, "", "")[:5]
+    verb, url, model, key_source, prefix = (*words, "", "")[:5]
     try:
-        key = _key(given)
-        _asked(f"{url}/health", "")
+        key = _key(key_source)
+        _fetch(f"{url}/health", "")
         if verb == "alive":
             fine = not prefix or _moves(url, key, prefix)
         else:

@@ -120,14 +120,14 @@ def deploy_words(plan: DeployPlan) -> tuple[str, ...]:
         words += ["--replicas", str(plan.replicas)]
     if plan.context:
         words += ["--context", str(plan.context)]
-    given = (f"--engine-flag={'='.join(flag.words())}" for flag in plan.flags if flag.reason == GIVEN)
-    return (*words, "--name", plan.model.name, *given)
+    engine_flags = (f"--engine-flag={'='.join(flag.words())}" for flag in plan.flags if flag.reason == GIVEN)
+    return (*words, "--name", plan.model.name, *engine_flags)
 
 
 def _reached(words: Sequence[str]) -> str:
     """Return the addresses that may be reached, and from which clients come."""
-    given = " ".join(words).replace("--host=", "--host ").partition("--host ")[2]
-    return "localhost" if not given or given.startswith(_LOOPBACK) else _PRIVATE
+    host = " ".join(words).replace("--host=", "--host ").partition("--host ")[2]
+    return "localhost" if not host or host.startswith(_LOOPBACK) else _PRIVATE
 
 
 def _plain(text: str) -> str:

@@ -152,9 +152,9 @@ def target_of(plan: DeployPlan) -> AttachTarget:
     return target(plan.attached, key_env=source.removeprefix("env:"), cleartext=True)
 
 
-def key_of(found: AttachTarget) -> tuple[SecretRef, ...]:
+def key_of(target: AttachTarget) -> tuple[SecretRef, ...]:
     """Return the reference of an engine's key, as a plan has it."""
-    return (SecretRef(KEY, f"env:{found.key_env}"),) if found.key_env else ()
+    return (SecretRef(KEY, f"env:{target.key_env}"),) if target.key_env else ()
 
 
 class AttachedEngine:
@@ -205,15 +205,15 @@ class AttachedEngine:
         heard = time.monotonic()
         async with self._at.client() as ask:
             while not self.ended.done():
-                said = await ask.get(path)
+                response = await ask.get(path)
                 now = time.monotonic()
-                if said is not None and said.status < 500:
+                if response is not None and response.status < 500:
                     heard = now
                     if not self._answered:
                         self._answered = True
                         self.log.append(f"{self.title} at {self._at.shown} answers")
                 elif self._answered and now - heard >= LOST_S:
-                    what = "does not answer" if said is None else f"says {said.status} to {path}"
+                    what = "does not answer" if response is None else f"says {response.status} to {path}"
                     self._end(EngineDeath(f"{self.title} at {self._at.shown} {what} for {now - heard:.0f} s"))
                 await asyncio.wait([self.ended], timeout=LOOK_S)
 

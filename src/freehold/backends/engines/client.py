@@ -39,10 +39,10 @@ class EngineReply:
 
     def member(self, *path: str) -> Any:
         """Return a member of a member of the body; None where there is none."""
-        found = self.json()
+        value = self.json()
         for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
 
 
 class EngineClient:
@@ -71,13 +71,13 @@ class EngineClient:
 
     async def get(self, path: str, *, limit_s: float = ASKED_S) -> EngineReply | None:
         """Return what a route says; None where nothing answers in time."""
-        return await self._asked("GET", path, None, limit_s)
+        return await self._request("GET", path, None, limit_s)
 
     async def post(self, path: str, body: Any, *, limit_s: float = ASKED_S) -> EngineReply | None:
         """Return what a route says to a JSON body; None where nothing answers in time."""
-        return await self._asked("POST", path, body, limit_s)
+        return await self._request("POST", path, body, limit_s)
 
-    async def _asked(self, method: str, path: str, body: Any, limit_s: float) -> EngineReply | None:
+    async def _request(self, method: str, path: str, body: Any, limit_s: float) -> EngineReply | None:
         aiohttp = http_client()
         try:
             async with self._session.request(
@@ -87,11 +87,11 @@ class EngineClient:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=limit_s),
             ) as reply:
-                said = bytearray()
+                received = bytearray()
                 async for part in reply.content.iter_chunked(1 << 16):
-                    said += part
-                    if len(said) > MOST:
+                    received += part
+                    if len(received) > MOST:
                         break
-                return EngineReply(reply.status, dict(reply.headers), bytes(said[:MOST]))
+                return EngineReply(reply.status, dict(reply.headers), bytes(received[:MOST]))
         except self._faults:
             return None

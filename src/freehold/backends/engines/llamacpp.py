@@ -135,16 +135,16 @@ class LlamaCpp(StartedEngine):
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its counters."""
-        found = series(body)
-        cached = found.get("llamacpp:prompt_tokens_cached_total")
+        metrics = series(body)
+        cached = metrics.get("llamacpp:prompt_tokens_cached_total")
         return EngineNumbers(
-            running=int(found.get("llamacpp:requests_processing", 0)),
-            waiting=int(found.get("llamacpp:requests_deferred", 0)),
-            prompt_tokens=int(found.get("llamacpp:prompt_tokens_total", 0) + (cached or 0)),
-            generated_tokens=int(found.get("llamacpp:tokens_predicted_total", 0)),
+            running=int(metrics.get("llamacpp:requests_processing", 0)),
+            waiting=int(metrics.get("llamacpp:requests_deferred", 0)),
+            prompt_tokens=int(metrics.get("llamacpp:prompt_tokens_total", 0) + (cached or 0)),
+            generated_tokens=int(metrics.get("llamacpp:tokens_predicted_total", 0)),
             cached_tokens=None if cached is None else int(cached),
-            steps=int(found.get("llamacpp:n_decode_total", 0)),
-            series={name: v for name, v in found.items() if "_seconds" in name or "busy_slots" in name},
+            steps=int(metrics.get("llamacpp:n_decode_total", 0)),
+            series={name: v for name, v in metrics.items() if "_seconds" in name or "busy_slots" in name},
         )
 
 
@@ -165,10 +165,10 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
         )
     add("--alias", request.model.name, "what clients ask for")
     add("--ctx-size", whole, f"{layout.streams} x {layout.context:,}: llama.cpp divides it among its answers")
-    if (found := words.stretched(layout)) and found.kind == "yarn":
-        add("--rope-scaling", found.kind, "stretches the context, as its card says")
-        add("--rope-scale", f"{found.factor:g}", "how far")
-        add("--yarn-orig-ctx", found.original, "what is stretched")
+    if (stretch := words.stretched(layout)) and stretch.kind == "yarn":
+        add("--rope-scaling", stretch.kind, "stretches the context, as its card says")
+        add("--rope-scale", f"{stretch.factor:g}", "how far")
+        add("--yarn-orig-ctx", stretch.original, "what is stretched")
     add("--parallel", layout.streams, "answers at a time")
     add("--gpu-layers", "0" if rig.device.kind == "cpu" else "all", f"it runs on {rig.name}")
     add("--jinja", True, "the model's own chat template, and its tools")

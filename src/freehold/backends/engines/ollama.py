@@ -80,7 +80,7 @@ class Ollama(StartedEngine):
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server for one GGUF file. Raises UsageError."""
         _check(request)
-        given = room(request, self.title, "llama.cpp")
+        layout = room(request, self.title, "llama.cpp")
         return DeployPlan(
             engine=self.name,
             version=request.engine.version,
@@ -89,17 +89,17 @@ class Ollama(StartedEngine):
             nodes=request.nodes,
             command=_serving(request.engine.command),
             flags=(),
-            environment=_environment(given.context, given.streams, request.cache_type),
+            environment=_environment(layout.context, layout.streams, request.cache_type),
             secrets=(),
             listens=Listens(port=request.port),
-            sizes=given.sizes,
-            context=given.context,
-            streams=given.streams,
-            replicas=given.replicas,
-            memory_bytes=given.memory_bytes,
-            decode=given.decode,
-            prefill=given.prefill,
-            basis=given.basis,
+            sizes=layout.sizes,
+            context=layout.context,
+            streams=layout.streams,
+            replicas=layout.replicas,
+            memory_bytes=layout.memory_bytes,
+            decode=layout.decode,
+            prefill=layout.prefill,
+            basis=layout.basis,
             notes=(
                 "Ollama has no key: every program of this machine that finds its port may ask it. "
                 "--engine llamacpp runs the same file on a socket that is yours alone.",
@@ -119,7 +119,7 @@ class Ollama(StartedEngine):
         }
         engine = await super().launch(replace(placed, environment=environment), folder)
         try:
-            await _made(engine, digest, self.least)
+            await _create_model(engine, digest, self.least)
         except BaseException:  # an old one; cancelled: it was asked to end meanwhile
             engine.kill("it was not needed any more")
             await engine.ended
@@ -187,27 +187,27 @@ def linked(file: Path, blobs: Path) -> str:
     return f"sha256:{digest}"
 
 
-async def _made(engine: LaunchedEngine, digest: str, least: str) -> None:
+async def _create_model(engine: LaunchedEngine, digest: str, least: str) -> None:
     """Wait until it answers, and have the model made; an engine that cannot is ended, and says why.
 
     Raises UsageError for a version below `least`: the program on PATH was not asked for its own before.
     """
     name, file = engine.plan.model.name, Path(engine.plan.model.source).name
     async with EngineClient(engine.url.removesuffix("/v1")) as ask:
-        said = None
+        response = None
         while not engine.ended.done():
-            said = await ask.get("/api/version", limit_s=1.0)
-            if said is not None and said.status == 200:
+            response = await ask.get("/api/version", limit_s=1.0)
+            if response is not None and response.status == 200:
                 break
             await asyncio.wait([engine.ended], timeout=0.1)
-        if said is None or engine.ended.done():
+        if response is None or engine.ended.done():
             return
-        version = str(said.member("version") or "")
+        version = str(response.member("version") or "")
         refuse_old(Ollama.title, "" if version == UNNUMBERED else version, least)
         body = {"model": name, "files": {file: digest}, "stream": False}
-        said = await ask.post("/api/create", body, limit_s=CREATE_S)
-        if said is None or said.status != 200:
-            why = said.member("error") if said is not None else None
+        response = await ask.post("/api/create", body, limit_s=CREATE_S)
+        if response is None or response.status != 200:
+            why = response.member("error") if response is not None else None
             engine.kill(f"it made no model of {file}: {why or 'no answer'}")
 
 

@@ -39,8 +39,8 @@ def room(
         )
     context = context or request.context or min(USUAL_CONTEXT, anatomy.context or USUAL_CONTEXT)
     check_context(request.model, context)
-    if found := stretch_of(request.model, context):
-        anatomy = replace(anatomy, context=found.context)
+    if layout := stretch_of(request.model, context):
+        anatomy = replace(anatomy, context=layout.context)
     streams = streams or request.streams
     if not 0 <= streams <= MOST_STREAMS:
         raise UsageError(f"{streams} streams are not within 1..{MOST_STREAMS}")
@@ -57,8 +57,8 @@ def room(
             f"{streams} answers of {context:,} tokens do not fit {nodes.rig.name}: {told.streams} do",
             f"--streams {told.streams}, or a smaller --context",
         )
-    found = _layout(request, context, streams, whole)
-    return replace(found, decode=told.decode, prefill=told.prefill, basis=told.basis)
+    layout = _layout(request, context, streams, whole)
+    return replace(layout, decode=told.decode, prefill=told.prefill, basis=told.basis)
 
 
 def _processor(request: PlanRequest, title: str, context: int, streams: int, whole: bool) -> Layout:
@@ -71,8 +71,8 @@ def _processor(request: PlanRequest, title: str, context: int, streams: int, who
             f"and {rig.name} has room for {show_bytes(most)}",
             "a smaller --context, fewer --streams, or a smaller quantisation",
         )
-    found = _layout(request, context, streams, whole)
-    return replace(found, basis=f"its sizes; the speed of {title} on a processor is not predicted")
+    layout = _layout(request, context, streams, whole)
+    return replace(layout, basis=f"its sizes; the speed of {title} on a processor is not predicted")
 
 
 def _layout(request: PlanRequest, context: int, streams: int, whole: bool) -> Layout:

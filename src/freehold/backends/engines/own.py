@@ -98,14 +98,14 @@ class OwnEngine:
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its metrics, which have vLLM's names; of all its models together. `before` is not needed."""
-        found = series(body)
+        metrics = series(body)
         return EngineNumbers(
-            running=int(found.get("vllm:num_requests_running", 0)),
-            waiting=int(found.get("vllm:num_requests_waiting", 0)),
-            prompt_tokens=int(found.get("vllm:prompt_tokens_total", 0)),
-            generated_tokens=int(found.get("vllm:generation_tokens_total", 0)),
-            cached_tokens=int(found.get("vllm:prompt_tokens_cached_total", 0)),
-            steps=int(found.get("freehold_engine_steps_total", 0)),
+            running=int(metrics.get("vllm:num_requests_running", 0)),
+            waiting=int(metrics.get("vllm:num_requests_waiting", 0)),
+            prompt_tokens=int(metrics.get("vllm:prompt_tokens_total", 0)),
+            generated_tokens=int(metrics.get("vllm:generation_tokens_total", 0)),
+            cached_tokens=int(metrics.get("vllm:prompt_tokens_cached_total", 0)),
+            steps=int(metrics.get("freehold_engine_steps_total", 0)),
         )
 
 

@@ -18,22 +18,22 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 def series(body: bytes) -> dict[str, float]:
     """Return every series, summed over its labels. Raises ValueError for a body that is no such page."""
-    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for name, _, value in _samples(body):
-        found[name] = min(found.get(name, 0.0) + value, MOST)
-    if not found and body.strip():
+        sums[name] = min(sums.get(name, 0.0) + value, MOST)
+    if not sums and body.strip():
         raise ValueError("the metrics are not in Prometheus' text format")
-    return found
+    return sums
 
 
 def of_label(body: bytes, name: str, label: str) -> dict[str, float]:
     """Return one series by the values of one label."""
-    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for called, labels, value in _samples(body):
         if called == name:
             key = next((v for k, v in _LABEL.findall(labels) if k == label), "")
-            found[key] = found.get(key, 0.0) + value
-    return found
+            sums[key] = sums.get(key, 0.0) + value
+    return sums
 
 
 def _samples(body: bytes) -> Iterator[tuple[str, str, float]]:

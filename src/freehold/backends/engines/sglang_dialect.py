@@ -68,17 +68,17 @@ class SGLangServer(StartedEngine):
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its counters."""
-        found = series(body)
+        metrics = series(body)
         running = of_label(body, "sglang:realtime_tokens_total", "mode")
         return EngineNumbers(
-            running=int(found.get("sglang:num_running_reqs", 0)),
-            waiting=int(found.get("sglang:num_queue_reqs", 0)),
-            prompt_tokens=int(found.get("sglang:prompt_tokens_total", 0)),
-            generated_tokens=int(found.get("sglang:generation_tokens_total", 0)),
-            cached_tokens=int(found.get("sglang:cached_tokens_total", 0)),
+            running=int(metrics.get("sglang:num_running_reqs", 0)),
+            waiting=int(metrics.get("sglang:num_queue_reqs", 0)),
+            prompt_tokens=int(metrics.get("sglang:prompt_tokens_total", 0)),
+            generated_tokens=int(metrics.get("sglang:generation_tokens_total", 0)),
+            cached_tokens=int(metrics.get("sglang:cached_tokens_total", 0)),
             steps=int(sum(running.values())),
-            cache_usage=found.get("sglang:token_usage"),
-            series={name: v for name, v in found.items() if name in _SHOWN},
+            cache_usage=metrics.get("sglang:token_usage"),
+            series={name: v for name, v in metrics.items() if name in _SHOWN},
         )
 
 

@@ -90,16 +90,16 @@ def attached_plan(
     event loop with it, until the engine has answered. Raises UsageError, EngineLost.
     """
     at = attach.target(address, key_env=key_env, cleartext=cleartext)
-    found = _completed(lambda: _survey(at, engine, model))
-    served = _served(at, found, model)
+    survey = _completed(lambda: _survey(at, engine, model))
+    served = _served(at, survey, model)
     # Whether it gives text or vectors shows when it is asked for one of them: its start is its proof.
     anatomy = Anatomy(
-        name=served, quant="", architecture="", parts=(), layers=(), context=found.context, role=""
+        name=served, quant="", architecture="", parts=(), layers=(), context=survey.context, role=""
     )
-    files = "gguf" if found.engine in ("llamacpp", "ollama") else "safetensors"
+    files = "gguf" if survey.engine in ("llamacpp", "ollama") else "safetensors"
     return DeployPlan(
-        engine=found.engine,
-        version=found.version,
+        engine=survey.engine,
+        version=survey.version,
         schema="",
         model=DeployedModel(named(name or served), at.shown, files, anatomy),
         nodes=Nodes(Rig(_ELSEWHERE), here=False),
@@ -109,8 +109,8 @@ def attached_plan(
         secrets=attach.key_of(at),
         listens=Listens(socket=at.socket),
         sizes=ParallelSizes(),
-        context=found.context,
-        streams=found.streams or STREAMS,
+        context=survey.context,
+        streams=survey.streams or STREAMS,
         replicas=1,
         notes=(FOREIGN, BEYOND) if at.beyond else (FOREIGN,),
         attached=at.shown,
@@ -130,9 +130,9 @@ def _completed(survey: Callable[[], Coroutine[Any, Any, EngineSurvey]]) -> Engin
 
 async def _survey(at: AttachTarget, engine: str, model: str) -> EngineSurvey:
     async with at.client() as ask:
-        found = await surveyed(ask, engine)
-    if found is not None:
-        return found
+        survey = await surveyed(ask, engine)
+    if survey is not None:
+        return survey
     if engine and model:
         return EngineSurvey(engine, "", (model,))  # type: ignore[arg-type]  # drivers.driver checks it
     raise EngineLost(
@@ -162,21 +162,25 @@ async def surveyed(ask: EngineClient, engine: str = "") -> EngineSurvey | None:
     known = engine or await _engine(ask, listed.headers.get("Server", ""), rows)
     path, member = _VERSIONS.get(known, ("", ()))
     version = await ask.get(path) if path else None
-    said = version.member(*member) if version is not None and version.status == 200 else None
+    version_text = version.member(*member) if version is not None and version.status == 200 else None
     context, streams = await _sizes(ask, known, rows)
-    shown = said if isinstance(said, str) and said.isprintable() else ""
+    shown = version_text if isinstance(version_text, str) and version_text.isprintable() else ""
     return EngineSurvey(known, shown[:64], tuple(row["id"] for row in rows), context, streams)  # type: ignore[arg-type]
 
 
 async def _engine(ask: EngineClient, server: str, rows: list[dict[str, Any]]) -> str:
     owners = {str(row.get("owned_by", "")) for row in rows}
-    found = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), None)
-    if found is not None:
-        return found
+    owner_engine = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), None)
+    if owner_engine is not None:
+        return owner_engine
     if server == "llama.cpp":
         return "llamacpp"
-    said = await ask.get("/api/version")  # an Ollama without models owns none
-    return "ollama" if said is not None and said.status == 200 and said.member("version") else "compatible"
+    response = await ask.get("/api/version")  # an Ollama without models owns none
+    return (
+        "ollama"
+        if response is not None and response.status == 200 and response.member("version")
+        else "compatible"
+    )
 
 
 async def _sizes(ask: EngineClient, engine: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
@@ -190,23 +194,23 @@ async def _sizes(ask: EngineClient, engine: str, rows: list[dict[str, Any]]) -> 
     return _count(props.member("default_generation_settings", "n_ctx")), _count(props.member("total_slots"))
 
 
-def _count(said: Any) -> int:
+def _count(value: Any) -> int:
     """Return a number that an engine tells; 0 for what cannot be one."""
-    return said if type(said) is int and 0 < said <= MOST else 0
+    return value if type(value) is int and 0 < value <= MOST else 0
 
 
-def _served(at: AttachTarget, found: EngineSurvey, model: str) -> str:
-    if not model and len(found.models) == 1:
-        return found.models[0]
+def _served(at: AttachTarget, survey: EngineSurvey, model: str) -> str:
+    if not model and len(survey.models) == 1:
+        return survey.models[0]
     if not model:
         raise UsageError(
-            f"{at.shown} has {len(found.models)} models: name one",
-            f"it has {', '.join(found.models[:8]) or 'none'}",
+            f"{at.shown} has {len(survey.models)} models: name one",
+            f"it has {', '.join(survey.models[:8]) or 'none'}",
         )
-    if model in found.models or not found.models:
+    if model in survey.models or not survey.models:
         return model
-    near = nearest(model, found.models)
+    near = nearest(model, survey.models)
     raise UsageError(
         f"{at.shown} has no model {model!r}",
-        f"did you mean {near}?" if near else f"it has {', '.join(found.models[:8])}",
+        f"did you mean {near}?" if near else f"it has {', '.join(survey.models[:8])}",
     )

@@ -59,8 +59,8 @@ class _TrtllmAsker(CompatibleWire.asker):
 
     def tools(self) -> dict[str, Any]:
         """Write the tools, and the choice in any case."""
-        found = super().tools()
-        return found | ({"tool_choice": "auto"} if found and "tool_choice" not in found else {})
+        fields = super().tools()
+        return fields | ({"tool_choice": "auto"} if fields and "tool_choice" not in fields else {})
 
 
 class TrtllmWire(EngineWire):

@@ -133,8 +133,8 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
 def _drafting(model: str) -> str:
     """Return the flag that drafts tokens: a model's own layers one, a draft model three."""
     wanted = {"method": "eagle3", "model": model} if model else {"method": "mtp"}
-    said = json.dumps({**wanted, "num_speculative_tokens": 3 if model else 1})
-    return f"--engine-flag='--speculative-config={said}'"
+    settings = json.dumps({**wanted, "num_speculative_tokens": 3 if model else 1})
+    return f"--engine-flag='--speculative-config={settings}'"
 
 
 def _parallel(words: Wording, layout: Layout) -> None:

@@ -77,15 +77,15 @@ class VllmServer(StartedEngine):
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its counters: those of all engines together, and the fullest of their caches."""
-        found = series(body)
+        metrics = series(body)
         caches = of_label(body, "vllm:kv_cache_usage_perc", "engine")
         return EngineNumbers(
-            running=int(found.get("vllm:num_requests_running", 0)),
-            waiting=int(found.get("vllm:num_requests_waiting", 0)),
-            prompt_tokens=int(found.get("vllm:prompt_tokens_total", 0)),
-            generated_tokens=int(found.get("vllm:generation_tokens_total", 0)),
-            cached_tokens=int(found.get("vllm:prompt_tokens_cached_total", 0)),
-            steps=int(found.get("vllm:iteration_tokens_total_count", 0)),
+            running=int(metrics.get("vllm:num_requests_running", 0)),
+            waiting=int(metrics.get("vllm:num_requests_waiting", 0)),
+            prompt_tokens=int(metrics.get("vllm:prompt_tokens_total", 0)),
+            generated_tokens=int(metrics.get("vllm:generation_tokens_total", 0)),
+            cached_tokens=int(metrics.get("vllm:prompt_tokens_cached_total", 0)),
+            steps=int(metrics.get("vllm:iteration_tokens_total_count", 0)),
             cache_usage=max(caches.values(), default=None),
-            series={name: value for name, value in found.items() if name in _SHOWN},
+            series={name: value for name, value in metrics.items() if name in _SHOWN},
         )

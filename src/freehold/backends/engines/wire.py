@@ -61,8 +61,8 @@ class EngineWire(CompatibleWire):
         if job.messages is not None:
             return super().request(model, job, stream=stream)
         demands = self.demands(model, job)
-        for given, why in (*demands.beyond_abilities(), *demands.beyond_dialect()):
-            if given:
+        for wanted, why in (*demands.beyond_abilities(), *demands.beyond_dialect()):
+            if wanted:
                 demands.lacks(why)
         if not isinstance(job.prompt, str) and not self.takes_ids:
             demands.lacks("takes no prompt of token ids", "give it as text")

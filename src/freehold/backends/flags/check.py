@@ -55,13 +55,13 @@ def checked(schema: FlagSchema, flags: Iterable[str]) -> dict[str, PlannedFlag]:
 
     Each is "--name=value", "--name value" or "--name"; short forms, aliases and `--no-` forms are the engine's own.
     """
-    found: dict[str, PlannedFlag] = {}
+    accepted: dict[str, PlannedFlag] = {}
     for text in flags:
         spec, flag = _checked(schema, text.strip())
-        if spec.name in found and not spec.repeats:
+        if spec.name in accepted and not spec.repeats:
             raise UsageError(f"{spec.name} is given twice", "give each flag once")
-        found[spec.name] = flag
-    return found
+        accepted[spec.name] = flag
+    return accepted
 
 
 def refused(schema: FlagSchema, spelling: str, value: str | None) -> FlagRule | None:
@@ -80,11 +80,11 @@ def refused(schema: FlagSchema, spelling: str, value: str | None) -> FlagRule | 
 def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
     spelling, value = _parted(text)
     if door := refused(schema, spelling, value):
-        said = f"{spelling} {value}" if value and not door.secret else spelling
-        raise UsageError(f"{said} is refused: {door.why}", door.hint or "leave it out")
-    if found := _refused_key(spelling, value):
+        shown = f"{spelling} {value}" if value and not door.secret else spelling
+        raise UsageError(f"{shown} is refused: {door.why}", door.hint or "leave it out")
+    if refusal := _refused_key(spelling, value):
         raise UsageError(
-            f"{spelling}: {found[0]} is refused: {found[1].why}", found[1].hint or "leave it out"
+            f"{spelling}: {refusal[0]} is refused: {refusal[1].why}", refusal[1].hint or "leave it out"
         )
     spec = schema.find(spelling) or _within(schema, spelling)
     if spec is None:
@@ -109,9 +109,9 @@ def _refused_key(spelling: str, value: str | None) -> tuple[str, FlagRule] | Non
             pairs += _pairs(json.loads(value))
     for key, held in pairs:
         plain = alike(key)
-        said = None if isinstance(held, dict | list) else held if isinstance(held, str) else json.dumps(held)
+        text = None if isinstance(held, dict | list) else held if isinstance(held, str) else json.dumps(held)
         for rule in _key_doors():
-            if rule.name.fullmatch(plain) and rule.shuts(said):
+            if rule.name.fullmatch(plain) and rule.shuts(text):
                 return key, rule
     return None
 
@@ -132,9 +132,9 @@ def _instead(schema: FlagSchema, spelling: str) -> str:
     """Return what was meant: another engine's name for the same, or the nearest name."""
     for group in _data()["same"]:
         if alike(spelling) in map(alike, group["names"]):
-            found = next((n for n in group["names"] if schema.has(n)), "")
-            if found:
-                return f"{schema.engine} calls it {found}"
+            counterpart = next((n for n in group["names"] if schema.has(n)), "")
+            if counterpart:
+                return f"{schema.engine} calls it {counterpart}"
     near = schema.near(spelling, lambda name: refused(schema, name, None) is None)
     return (
         f"did you mean {near}?" if near else f"freehold knows the {len(schema.flags)} flags of {schema.title}"
@@ -143,8 +143,8 @@ def _instead(schema: FlagSchema, spelling: str) -> str:
 
 def _parted(text: str) -> tuple[str, str | None]:
     """Part a flag from its value, at the first `=` or space."""
-    found = re.fullmatch(r"(--?[A-Za-z][\w.-]*)(?:(?:=|\s+)(.*))?", text, re.DOTALL)
-    if found is None:
+    match = re.fullmatch(r"(--?[A-Za-z][\w.-]*)(?:(?:=|\s+)(.*))?", text, re.DOTALL)
+    if match is None:
         environment = re.match(r"[A-Z][A-Z0-9_]*=", text)
         if environment:
             raise UsageError(
@@ -152,10 +152,10 @@ def _parted(text: str) -> tuple[str, str | None]:
                 "a plan sets the engine's environment: telemetry, hub and development routes are off",
             )
         raise UsageError(f"{text[:60]!r} is not a flag", "write --engine-flag=--name=value")
-    value = found[2]
+    value = match[2]
     if value is not None and "\0" in value:
-        raise UsageError(f"{found[1]}: its value has a zero byte")
-    return found[1], value
+        raise UsageError(f"{match[1]}: its value has a zero byte")
+    return match[1], value
 
 
 def _within(schema: FlagSchema, spelling: str) -> FlagSpec | None:

@@ -71,8 +71,8 @@ def _kind(names: list[str], hint: str, words: str) -> tuple[str, list[str]]:
     if not hint:
         return ("on-off" if any(n.startswith("--no-") for n in names) and len(names) > 1 else "switch"), []
     if hint[0] in "[{<" and hint[-1] in "]}>" and re.fullmatch(r"[\w|,.-]+", hint[1:-1]) and ".." not in hint:
-        found = re.split(r"[|,]", hint[1:-1])
-        return "text", found if len(found) > 1 else []
+        choices = re.split(r"[|,]", hint[1:-1])
+        return "text", choices if len(choices) > 1 else []
     if allowed := _ALLOWED.search(words):
         return "text", [w.strip() for w in allowed[1].split(",") if w.strip()]
     if hint in ("N", "PORT") and (default := _DEFAULT.search(words)) and "'auto'" not in words:

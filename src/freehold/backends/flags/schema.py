@@ -111,14 +111,14 @@ class FlagSchema:
         short = not wanted.startswith("--")
         known = [s for s in self.spellings if s.startswith("--") != short and s == alike(s)]
         for among in ([s for s in known if taken(s)], known):
-            if found := nearest_word(wanted, among) or _by_words(wanted, among):
-                return self._as_spelled(found)
+            if near := nearest_word(wanted, among) or _by_words(wanted, among):
+                return self._as_spelled(near)
         return ""
 
-    def _as_spelled(self, found: str) -> str:
+    def _as_spelled(self, spelling: str) -> str:
         """Return it with the underscores that the engine has in it."""
-        spec = self.flags[self.spellings[found]]
-        return next(s for s in (spec.name, *spec.also) if alike(s) == found)
+        spec = self.flags[self.spellings[spelling]]
+        return next(s for s in (spec.name, *spec.also) if alike(s) == spelling)
 
 
 def _by_words(wanted: str, known: list[str]) -> str:
@@ -163,8 +163,8 @@ def known_engines() -> tuple[str, ...]:
 
 def number(version: str) -> tuple[int, ...]:
     """Return a version as numbers, without the label of a build: 0.32.0 of v0.32.0+cpu; 1.3.0 of 1.3.0rc2."""
-    found = re.match(r"\d+(?:\.\d+)*", version.strip().lstrip("vb"))
-    return tuple(int(n) for n in found[0].split(".")) if found else ()
+    match = re.match(r"\d+(?:\.\d+)*", version.strip().lstrip("vb"))
+    return tuple(int(n) for n in match[0].split(".")) if match else ()
 
 
 @cache
@@ -193,6 +193,6 @@ def schema_of(engine: str, version: str, rows: Iterable[Sequence[Any]]) -> FlagS
 
 
 def _spec(name: str, kind: Kind, more: Mapping[str, Any] | None = None) -> FlagSpec:
-    said = dict(more or {})
-    lists = {key: tuple(said.pop(key, ())) for key in ("also", "choices")}
-    return FlagSpec(name, kind, **lists, **said)
+    fields = dict(more or {})
+    lists = {key: tuple(fields.pop(key, ())) for key in ("also", "choices")}
+    return FlagSpec(name, kind, **lists, **fields)

@@ -59,9 +59,9 @@ def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") 
 
     parsed = parse_ref(text)
     if parsed.kind == "path":
-        found = of_path(Path(parsed.text))
-        _check_quant(found, quant)
-        return replace(found, name=named(name or found.name))
+        deployed_model = of_path(Path(parsed.text))
+        _check_quant(deployed_model, quant)
+        return replace(deployed_model, name=named(name or deployed_model.name))
     if not quant:
         try:
             ref = Store(settings).resolve(text)
@@ -69,8 +69,8 @@ def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") 
             pass
         else:
             return replace(of_path(ref.path, ref.name), name=named(name or ref.name))
-    found = at_the_hub(parsed.repo or text, quant or parsed.quant)
-    return replace(found, name=named(name or text))
+    deployed_model = at_the_hub(parsed.repo or text, quant or parsed.quant)
+    return replace(deployed_model, name=named(name or text))
 
 
 def _check_quant(model: DeployedModel, quant: str) -> None:
@@ -215,15 +215,17 @@ def _of_gguf(path: Path, name: str) -> DeployedModel:
 
 def quantisation(config: Mapping[str, Any]) -> tuple[str, str]:
     """Return how config.json says that its weights are packed: the engine's word, and the catalogue's; or two ""."""
-    said = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(said, Mapping):
+    quantisation_config = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(quantisation_config, Mapping):
         return "", ""
-    method = str(said.get("quant_method") or said.get("quant_algo") or "").lower()
-    return method, _catalogued(method, said)
+    method = str(
+        quantisation_config.get("quant_method") or quantisation_config.get("quant_algo") or ""
+    ).lower()
+    return method, _catalogued(method, quantisation_config)
 
 
-def _catalogued(method: str, said: Mapping[str, Any]) -> str:
-    words = json.dumps(said).lower()
+def _catalogued(method: str, quantisation_config: Mapping[str, Any]) -> str:
+    words = json.dumps(quantisation_config).lower()
     if "nvfp4" in words:
         return "NVFP4"
     if "mxfp4" in words:
@@ -238,10 +240,10 @@ def _catalogued(method: str, said: Mapping[str, Any]) -> str:
 
 def _blocks(config: Mapping[str, Any], keys: SizeKeys) -> int:
     """Return how many blocks of weights that share scales lie along the width of an MLP, or of an expert."""
-    said = json.dumps(config.get("quantization_config") or {})
-    found = re.search(r'"(?:weight_block_size": \[|(?:q_)?group_size": )(\d+)', said)
+    text = json.dumps(config.get("quantization_config") or {})
+    match = re.search(r'"(?:weight_block_size": \[|(?:q_)?group_size": )(\d+)', text)
     width = keys.number("moe_intermediate_size", "intermediate_size")
-    return width // int(found[1]) if found and int(found[1]) and width % int(found[1]) == 0 else 0
+    return width // int(match[1]) if match and int(match[1]) and width % int(match[1]) == 0 else 0
 
 
 def _role(folder: Path) -> str:
@@ -252,14 +254,14 @@ def _role(folder: Path) -> str:
 def _anatomy(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
     """Return a folder's sizes; types that our own readers refuse are counted by the files' bytes alone."""
     try:
-        found = from_file(folder)
+        anatomy = from_file(folder)
     except UnsupportedModel:
-        found = _by_size(folder, keys, quant)
+        anatomy = _by_size(folder, keys, quant)
     except BadModelFile as error:
         raise BadModelFile(error.message, error.hint or "fetch the folder again") from error
     if quant:
-        return replace(found, quant=quant, parts=tuple(_unpacked(p, quant) for p in found.parts))
-    return in_quant(found, "BF16") if found.quant in ("F32", "F64") else found
+        return replace(anatomy, quant=quant, parts=tuple(_unpacked(p, quant) for p in anatomy.parts))
+    return in_quant(anatomy, "BF16") if anatomy.quant in ("F32", "F64") else anatomy
 
 
 def _unpacked(part: WeightGroup, quant: str) -> WeightGroup:
@@ -289,10 +291,10 @@ def _own_code(folder: Path) -> str:
     if len(files) > _MOST_CONFIGS:
         raise BadModelFile(f"{folder} has {len(files):,} configurations, and {_MOST_CONFIGS} are read")
     for path in files:
-        for found in _values_of("auto_map", _parsed(path)):
-            first = next(iter(found.values()), "") if isinstance(found, Mapping) else found
-            said = first[0] if isinstance(first, list) and first else first
-            return f"{path.name}: auto_map" + (f" names {said}" if isinstance(said, str) and said else "")
+        for code in _values_of("auto_map", _parsed(path)):
+            first = next(iter(code.values()), "") if isinstance(code, Mapping) else code
+            name = first[0] if isinstance(first, list) and first else first
+            return f"{path.name}: auto_map" + (f" names {name}" if isinstance(name, str) and name else "")
     return ""
 
 
@@ -313,8 +315,8 @@ def _template(folder: Path) -> str | None:
     """Return the text of a folder's chat templates; None where it has none."""
     files = [folder / "chat_template.jinja", folder / "chat_template.json"]
     texts = [body.decode("utf-8", "replace") for body in map(_small, files) if body is not None]
-    said = _json(folder / "tokenizer_config.json").get("chat_template")
-    texts += [said if isinstance(said, str) else json.dumps(said)] if said else []
+    template = _json(folder / "tokenizer_config.json").get("chat_template")
+    texts += [template if isinstance(template, str) else json.dumps(template)] if template else []
     return "\n".join(texts) if texts else None
 
 
@@ -336,10 +338,10 @@ def _small(path: Path) -> bytes | None:
 
 def _json(path: Path) -> dict[str, Any]:
     """Read a small JSON file; {} where it is not there. Raises BadModelFile for anything but an object."""
-    found = _parsed(path)
-    if not isinstance(found, dict):
+    table = _parsed(path)
+    if not isinstance(table, dict):
         raise BadModelFile(f"{path} holds no JSON object")
-    return found
+    return table
 
 
 def _parsed(path: Path) -> Any:
@@ -348,13 +350,13 @@ def _parsed(path: Path) -> Any:
     if body is None:
         return {}
     try:
-        found = json.loads(body)
-        deep = _depth(found) > _MOST_DEEP
+        value = json.loads(body)
+        deep = _depth(value) > _MOST_DEEP
     except (ValueError, RecursionError) as error:
         raise BadModelFile(f"{path} is not JSON", "fetch the folder again") from error
     if deep:
         raise BadModelFile(f"{path} is nested more than {_MOST_DEEP} deep", "fetch the folder again")
-    return found
+    return value
 
 
 def _depth(value: Any) -> int:
@@ -377,18 +379,18 @@ def nodes_here(home: Path) -> Nodes:
     """Return this machine: its GPUs if the catalogue knows them, else the Mac or the processor with its free memory."""
     from freehold.advisor import machine
 
-    found = machine.here(home, measure=False)
-    known = [g for g in found.gpus if g.device]
+    this = machine.here(home, measure=False)
+    known = [g for g in this.gpus if g.device]
     if known:
         same = [g for g in known if g.device == known[0].device]
-        made = device(same[0].device)
+        gpu = device(same[0].device)
         least = min(g.memory for g in same) / (1 << 30)
         free = min(g.free / g.memory for g in same)
-        return Nodes(Rig(replace(made, memory_gib=min(made.memory_gib, least)), len(same)), free=free)
-    if found.device:
-        made = device(found.device)
-        return Nodes(Rig(replace(made, memory_gib=found.memory / (1 << 30))))
-    return Nodes(Rig(processor(found.cpu, found.threads, found.free, found.rates.read_gb_s)))
+        return Nodes(Rig(replace(gpu, memory_gib=min(gpu.memory_gib, least)), len(same)), free=free)
+    if this.device:
+        gpu = device(this.device)
+        return Nodes(Rig(replace(gpu, memory_gib=this.memory / (1 << 30))))
+    return Nodes(Rig(processor(this.cpu, this.threads, this.free, this.rates.read_gb_s)))
 
 
 def processor(title: str, threads: int, free: int, read_gb_s: float) -> Device:
@@ -416,27 +418,27 @@ def nodes_on(text: str, count: int = 0) -> Nodes:
     More GPUs than a box has are boxes of as many as it has: 16xh100 is two of eight.
     Raises UsageError for what names no hardware, and where text and `count` differ.
     """
-    found = _SEVERAL.fullmatch(text.strip())
-    said = int(found[1]) if found else 0
-    if said and count and said != count:
-        raise UsageError(f"{text!r} has {said} boxes, and {count} are asked for", "say it once")
-    made = rig(found[2] if found else text)
-    boxes = said or count
+    match = _SEVERAL.fullmatch(text.strip())
+    count_in_text = int(match[1]) if match else 0
+    if count_in_text and count and count_in_text != count:
+        raise UsageError(f"{text!r} has {count_in_text} boxes, and {count} are asked for", "say it once")
+    box = rig(match[2] if match else text)
+    boxes = count_in_text or count
     if not boxes:
-        boxes, made = _boxes(made, text)
+        boxes, box = _boxes(box, text)
     if not 1 <= boxes <= MOST_NODES:
         raise UsageError(f"{boxes} boxes are not within 1..{MOST_NODES}", "2x8xh100 is two boxes of eight")
-    return Nodes(made, boxes, here=False)
+    return Nodes(box, boxes, here=False)
 
 
-def _boxes(made: Rig, text: str) -> tuple[int, Rig]:
+def _boxes(box: Rig, text: str) -> tuple[int, Rig]:
     """Return the boxes that a number of devices fills, and one of them. Raises UsageError for one that is not full."""
-    most = made.device.box
-    if made.count <= most:
-        return 1, made
-    if made.count % most:
+    most = box.device.box
+    if box.count <= most:
+        return 1, box
+    if box.count % most:
         raise UsageError(
-            f"{text!r}: a box has {most} of {made.device.title}, and {made.count} fill none evenly",
-            f"--on {most * -(-made.count // most)}x{made.device.name}, or --on {made.count % most}x{made.device.name}",
+            f"{text!r}: a box has {most} of {box.device.title}, and {box.count} fill none evenly",
+            f"--on {most * -(-box.count // most)}x{box.device.name}, or --on {box.count % most}x{box.device.name}",
         )
-    return made.count // most, Rig(made.device, most)
+    return box.count // most, Rig(box.device, most)

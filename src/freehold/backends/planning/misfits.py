@@ -32,10 +32,10 @@ def misfit(request: PlanRequest, traits: EngineTraits, why: str, *hints: str) ->
     """Return the error: why it does not fit, and what would: `hints`, larger hardware, rounder weights."""
     model, nodes = request.model, request.nodes
     where = nodes.rig.name if nodes.count == 1 else f"{nodes.count} x {nodes.rig.name}"
-    found = [*filter(None, hints), *_would(request, traits)]
+    reasons = [*filter(None, hints), *_would(request, traits)]
     return UsageError(
         f"{model.name} in {model.anatomy.quant} does not fit {traits.title} on {where}: {why}",
-        "; ".join(found),
+        "; ".join(reasons),
     )
 
 
@@ -65,22 +65,22 @@ def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
         return ["--engine mlx or llamacpp runs on Macs"]
     if not engine.runs_on(device):
         return ["--engine llamacpp runs there", "--on 1xh100 plans for a GPU"]
-    found = []
+    ways = []
     context = request.context or min(anatomy.context or 4096, 4096)
     if more := _count(request, anatomy, device.name, traits, context):
-        found.append(f"--on {more} would hold it")
+        ways.append(f"--on {more} would hold it")
     for quant in _ROUNDER.get(anatomy.quant, ()):
         if engine.reads(quant, device) and _holds(
             in_quant(anatomy, quant), request.nodes.rig, traits, context
         ):
-            found.append(_smaller(request.model, quant))
+            ways.append(_smaller(request.model, quant))
             break
     if boxes := _boxes(request, anatomy, traits, context) if not more else "":
-        found.append(boxes)
-    if not found:
+        ways.append(boxes)
+    if not ways:
         larger = (_count(request, anatomy, name, traits, context) for name in _LARGER if name != device.name)
-        found = [f"--on {first} would hold it" for first in [next(filter(None, larger), "")] if first]
-    return found or ["take a smaller model, or --nodes for several machines"]
+        ways = [f"--on {first} would hold it" for first in [next(filter(None, larger), "")] if first]
+    return ways or ["take a smaller model, or --nodes for several machines"]
 
 
 def _smaller(model: DeployedModel, quant: str) -> str:
@@ -105,11 +105,11 @@ def _boxes(request: PlanRequest, anatomy: Anatomy, traits: EngineTraits, context
 def _count(request: PlanRequest, anatomy: Anatomy, name: str, traits: EngineTraits, context: int) -> str:
     from freehold.catalog.hardware import device
 
-    made = device(name)
+    gpu = device(name)
     sizes = tensor_sizes(request.model, _COUNTS[-1], copies=traits.kv_copies)
     for count in _COUNTS:
-        if count in sizes and _holds(anatomy, Rig(made, count), traits, context):
-            return Rig(made, count * max(request.replicas, 1)).name
+        if count in sizes and _holds(anatomy, Rig(gpu, count), traits, context):
+            return Rig(gpu, count * max(request.replicas, 1)).name
     return ""
 
 

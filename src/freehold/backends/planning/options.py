@@ -76,7 +76,7 @@ def plan_deployment(model: str, *, settings: Settings | None = None, **options: 
 
 def planned(
     settings: Settings,
-    asked: DeployOptions,
+    options: DeployOptions,
     *,
     start: bool = False,
     show: Callable[[str], object] = lambda line: None,
@@ -90,23 +90,25 @@ def planned(
     """
     from freehold.backends.ray.target import is_ray, over_ray
 
-    if is_ray(asked.on):
-        return over_ray(_planned(settings, replace(asked, on=""), start, show, here), asked.on, start=start)
-    if start and asked.on:
+    if is_ray(options.on):
+        return over_ray(
+            _planned(settings, replace(options, on=""), start, show, here), options.on, start=start
+        )
+    if start and options.on:
         raise UsageError(
-            f"--on {asked.on} plans for hardware that may be elsewhere, and a start is on this machine",
+            f"--on {options.on} plans for hardware that may be elsewhere, and a start is on this machine",
             "leave it out, or plan alone: freehold.plan_deployment, or --dry-run",
         )
-    if asked.engine == "freehold":
+    if options.engine == "freehold":
         raise UsageError(
             "Freehold's own engine runs in freehold serve on this machine", "--on ray starts it on others"
         )
-    return _planned(settings, asked, start, show, here)
+    return _planned(settings, options, start, show, here)
 
 
 def _planned(
     settings: Settings,
-    asked: DeployOptions,
+    options: DeployOptions,
     start: bool,
     show: Callable[[str], object],
     here: Nodes | None,
@@ -114,95 +116,95 @@ def _planned(
     from freehold.backends import drivers
     from freehold.backends.planning import facts
 
-    check(asked)
-    if asked.attach:
-        return _attached(asked)
-    model = facts.deployed(settings, asked.model, name=asked.name, quant=asked.quant)
-    if asked.on:
-        nodes = facts.nodes_on(asked.on, asked.nodes)
+    check(options)
+    if options.attach:
+        return _attached(options)
+    model = facts.deployed(settings, options.model, name=options.name, quant=options.quant)
+    if options.on:
+        nodes = facts.nodes_on(options.on, options.nodes)
     else:
         nodes = here or facts.nodes_here(settings.home)
     copied = ""
-    if asked.on and asked.engine == "auto" and not asked.quant:
-        model, copied = _for_one_gpu(model, nodes, asked.context or None)
-    search = _EngineSearch(settings, asked, model, nodes, start, show)
-    engine, found, notes = search.engine()
+    if options.on and options.engine == "auto" and not options.quant:
+        model, copied = _for_one_gpu(model, nodes, options.context or None)
+    search = _EngineSearch(settings, options, model, nodes, start, show)
+    engine, facts_of_engine, notes = search.engine()
     notes = (copied, *notes) if copied else notes
     request = PlanRequest(
-        socket=None if asked.on else SOCKET,
+        socket=None if options.on else SOCKET,
         model=model,
         nodes=nodes,
-        engine=found,
-        context=asked.context,
-        streams=asked.streams,
-        replicas=asked.replicas,
-        cache_type=asked.cache_type,
-        flags=asked.flags,
+        engine=facts_of_engine,
+        context=options.context,
+        streams=options.streams,
+        replicas=options.replicas,
+        cache_type=options.cache_type,
+        flags=options.flags,
     )
     plan = drivers.driver(engine).plan(request)
-    if start and not found.command:
+    if start and not facts_of_engine.command:
         raise UsageError(
             f"{engine} is not at hand here: not on PATH, and in no environment of the data folder",
             "freehold deploy takes --python PATH, --env DIR or --command WORDS; its --dry-run needs no engine",
         )
     if start:
-        _ask_its_parser(plan, found)
+        _ask_its_parser(plan, facts_of_engine)
     return replace(plan, notes=(*notes, *plan.notes)) if notes else plan
 
 
-def _ask_its_parser(plan: DeployPlan, found: EngineFacts) -> None:
+def _ask_its_parser(plan: DeployPlan, facts_of_engine: EngineFacts) -> None:
     """Let the engine's own parser read the command line where ours knows the flags of another version only.
 
     Raises UsageError. For its own version the start itself is the first to parse, and nothing is gained.
     """
     from freehold.backends.process import environments
 
-    if not found.checked or plan.schema == f"{plan.engine} {plan.version}":
+    if not facts_of_engine.checked or plan.schema == f"{plan.engine} {plan.version}":
         return
-    environment = environments.read(Path(found.command[0]), plan.engine)
-    environments.last_word(environment, plan.argv()[len(found.command) :])
+    environment = environments.read(Path(facts_of_engine.command[0]), plan.engine)
+    environments.last_word(environment, plan.argv()[len(facts_of_engine.command) :])
 
 
-def _attached(asked: DeployOptions) -> DeployPlan:
+def _attached(options: DeployOptions) -> DeployPlan:
     from freehold.backends import drivers
     from freehold.backends.engines.survey import attached_plan
 
     return attached_plan(
-        asked.attach,
-        asked.model,
-        name=asked.name,
-        engine="" if asked.engine == "auto" else drivers.driver(asked.engine).name,
-        key_env=asked.attach_key_env,
-        cleartext=asked.attach_cleartext,
+        options.attach,
+        options.model,
+        name=options.name,
+        engine="" if options.engine == "auto" else drivers.driver(options.engine).name,
+        key_env=options.attach_key_env,
+        cleartext=options.attach_cleartext,
     )
 
 
-def check(asked: DeployOptions) -> None:
+def check(options: DeployOptions) -> None:
     """Raise UsageError for options that contradict each other, and for counts that cannot be."""
     for option in ("nodes", "replicas", "context", "streams"):
-        value = getattr(asked, option)
+        value = getattr(options, option)
         if type(value) is not int or not 0 <= value <= _MOST:
             raise UsageError(f"{option} is {value!r}", f"give a whole number from 1 to {_MOST:,}")
-    if isinstance(asked.flags, str):
-        raise UsageError(f"flags is the text {asked.flags[:60]!r}", "give a list of flags: [...]")
+    if isinstance(options.flags, str):
+        raise UsageError(f"flags is the text {options.flags[:60]!r}", "give a list of flags: [...]")
     places = {
-        "--python": asked.python,
-        "--env": asked.env,
-        "--command": asked.command,
-        "--attach": asked.attach,
+        "--python": options.python,
+        "--env": options.env,
+        "--command": options.command,
+        "--attach": options.attach,
     }
-    given = [option for option, value in places.items() if value]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} name two places of an engine", "give one of them")
-    if asked.on and given:
-        raise UsageError(f"--on plans for other hardware, and {given[0]} is here", "leave one of them out")
-    if asked.attach and asked.flags:
+    chosen = [option for option, value in places.items() if value]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} name two places of an engine", "give one of them")
+    if options.on and chosen:
+        raise UsageError(f"--on plans for other hardware, and {chosen[0]} is here", "leave one of them out")
+    if options.attach and options.flags:
         raise UsageError("--engine-flag: an attached engine runs already", "start it with the flag yourself")
-    if asked.attach and asked.replicas > 1:
+    if options.attach and options.replicas > 1:
         raise UsageError("--replicas: an attached engine is one", "leave it out")
-    if (asked.attach_key_env or asked.attach_cleartext) and not asked.attach:
+    if (options.attach_key_env or options.attach_cleartext) and not options.attach:
         raise UsageError("--attach-key-env and --attach-cleartext are for --attach", "add --attach URL")
-    if asked.nodes > 1 and not asked.on:
+    if options.nodes > 1 and not options.on:
         raise UsageError("--nodes counts boxes of --on HARDWARE", "for example --on 8xh100 --nodes 2")
 
 
@@ -221,22 +223,26 @@ class _EngineSearch:
         """Return the engine, what was found of it, and why it was chosen."""
         from freehold.backends import drivers
 
-        asked = self.asked
-        if asked.python:
-            return *_of_python(Path(asked.python).expanduser(), asked.engine), ()
-        if asked.env:
-            return self._environment(environment_folder(self.settings.home, asked.env))
-        if asked.engine == "auto" and asked.command:
+        options = self.asked
+        if options.python:
+            return *_of_python(Path(options.python).expanduser(), options.engine), ()
+        if options.env:
+            return self._environment(environment_folder(self.settings.home, options.env))
+        if options.engine == "auto" and options.command:
             raise UsageError("--command needs --engine: whose flags it takes", "for example --engine vllm")
-        if asked.command:
-            return drivers.driver(asked.engine).name, EngineFacts(command=tuple(_words(asked.command))), ()
-        if asked.engine == "freehold":
+        if options.command:
+            return (
+                drivers.driver(options.engine).name,
+                EngineFacts(command=tuple(_words(options.command))),
+                (),
+            )
+        if options.engine == "freehold":
             return "freehold", EngineFacts(command=(str(Path(sys.executable).with_name("freehold")),)), ()
-        if asked.engine != "auto":
-            name = drivers.driver(asked.engine).name
-            return name, EngineFacts() if asked.on else self._at_hand(name), ()
-        if asked.on:
-            return _fastest(self.model, self.nodes, asked.context or None)
+        if options.engine != "auto":
+            name = drivers.driver(options.engine).name
+            return name, EngineFacts() if options.on else self._at_hand(name), ()
+        if options.on:
+            return _fastest(self.model, self.nodes, options.context or None)
         return self._chosen()
 
     def _environment(self, folder: Path) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
@@ -253,7 +259,7 @@ class _EngineSearch:
         if not self.start:
             what = "is not finished" if unfinished else "does not exist yet"
             return driver.name, EngineFacts(), (f"{folder} {what}: a start makes it",)
-        made = environments.make(
+        installed = environments.make(
             folder,
             driver.name,
             cpu=self.nodes.rig.device.kind == "cpu",
@@ -261,34 +267,34 @@ class _EngineSearch:
             offline=self.settings.offline,
             note=self.show,
         )
-        return made.engine, made.facts, ()
+        return installed.engine, installed.facts, ()
 
     def _at_hand(self, name: EngineName) -> EngineFacts:
         """Return an engine that is found here; without a command where none is."""
         from freehold.backends.finding import named
 
-        found = named(self.settings.home, name)
-        if found is not None and name in ("vllm", "sglang") and found.python is not None:
-            return _of_python(found.python, name)[1]
-        if found is None:
+        engine = named(self.settings.home, name)
+        if engine is not None and name in ("vllm", "sglang") and engine.python is not None:
+            return _of_python(engine.python, name)[1]
+        if engine is None:
             return EngineFacts()
         # llama.cpp and Ollama are no packages of Python: they are asked when they start.
-        version = _version_in(found.python, name) if found.python is not None else ""
-        return EngineFacts(version, (str(found.program),))
+        version = _version_in(engine.python, name) if engine.python is not None else ""
+        return EngineFacts(version, (str(engine.program),))
 
     def _chosen(self) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
         """Choose among the engines at hand here, by prediction where an accelerator is found."""
         from freehold.backends.finding import choose, look, place_of
 
         model, context = self.model, self.asked.context or None
-        found = look(self.settings.home, always=True)
-        if found.accelerated:
-            choice = choose(model.anatomy, model.files, found, place_of(self.settings), context)
+        here = look(self.settings.home, always=True)
+        if here.accelerated:
+            choice = choose(model.anatomy, model.files, here, place_of(self.settings), context)
             if choice.engine != "freehold":
                 return choice.engine, self._at_hand(choice.engine), (choice.reason,)
             raise UsageError(f"{model.name}: {choice.reason}", choice.advice or _serve(self.asked))
         wanted: EngineName = "llamacpp" if model.files == "gguf" else "vllm"
-        if wanted not in [e.name for e in found.engines]:
+        if wanted not in [e.name for e in here.engines]:
             raise UsageError(f"no engine for {model.name} is at hand here, and no GPU", _serve(self.asked))
         return wanted, self._at_hand(wanted), (f"{wanted} was found here; it computes on the processor",)
 
@@ -308,22 +314,22 @@ def advised(engine: str) -> str:
 def _words(command: str) -> list[str]:
     """Split --command as a shell would. Raises UsageError."""
     try:
-        found = shlex.split(command)
+        words = shlex.split(command)
     except ValueError as e:
         raise UsageError(f"--command {command!r}: {e}", "quote it as for a shell") from e
-    if not found:
+    if not words:
         raise UsageError("--command is empty", "give the engine's program and its first words")
-    return found
+    return words
 
 
 def _of_python(python: Path, wanted: str) -> tuple[EngineName, EngineFacts]:
     """Return the engine of an interpreter's environment. Raises UsageError, with the cure."""
     from freehold.backends.process import environments
 
-    found = environments.cured(environments.read(python, wanted))
-    for trouble in found.troubles:
+    environment = environments.cured(environments.read(python, wanted))
+    for trouble in environment.troubles:
         raise UsageError(trouble.message, trouble.cure)
-    return found.engine, found.facts
+    return environment.engine, environment.facts
 
 
 def _version_in(python: Path, name: EngineName) -> str:
@@ -343,13 +349,13 @@ def _fits(model: DeployedModel, nodes: Nodes, context: int | None) -> dict[Engin
     from freehold.catalog.hardware import Rig
 
     rig = Rig(nodes.rig.device, nodes.rig.count * nodes.count)
-    found: dict[EngineName, Fit] = {}
+    fits: dict[EngineName, Fit] = {}
     for name, (known, files) in ADVISED.items():
         if (files == "gguf") == (model.files == "gguf"):
             told = fit(model.anatomy, place_on(rig, known), context)
             if isinstance(told, Fit):
-                found[name] = told
-    return found
+                fits[name] = told
+    return fits
 
 
 def _fastest(
@@ -400,16 +406,16 @@ def _for_one_gpu(model: DeployedModel, nodes: Nodes, context: int | None) -> tup
         return model, ""
     known = catalog.model(model.base)
     copy = copies.chosen(known, facts.USUAL_GGUF)
-    found = facts.of_catalogue(known, facts.USUAL_GGUF, copy) if copy else None
-    if copy is None or found is None or not _fits(found, nodes, context):
+    deployed = facts.of_catalogue(known, facts.USUAL_GGUF, copy) if copy else None
+    if copy is None or deployed is None or not _fits(deployed, nodes, context):
         return model, ""
-    quant = found.anatomy.quant
+    quant = deployed.anatomy.quant
     note = f"{model.source} in {model.anatomy.quant} does not fit {rig.name}: this is {copy.repository} in {quant}"
-    return replace(found, name=model.name), note
+    return replace(deployed, name=model.name), note
 
 
-def _serve(asked: DeployOptions) -> str:
+def _serve(options: DeployOptions) -> str:
     return (
-        f"freehold serve {shlex.quote(asked.model)} runs it on the processor; --engine vllm --env DIR makes an "
+        f"freehold serve {shlex.quote(options.model)} runs it on the processor; --engine vllm --env DIR makes an "
         "environment for vLLM; --on HARDWARE plans for other hardware"
     )

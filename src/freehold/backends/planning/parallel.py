@@ -73,19 +73,19 @@ def candidates(
         raise _does_not_divide(model, wanted.tensor, devices, copies)
     tensors = (wanted.tensor,) if wanted.tensor else tensor_sizes(model, devices, copies=copies)
     depth = model.anatomy.depth or 1
-    found = {
+    sizes = {
         with_experts(ParallelSizes(tensor=t, pipeline=p, data=max(wanted.data, 1)), model, wanted)
         for t in tensors
         for p in _pipelines(t, devices, nodes, wanted)
         if p <= depth
     }
     if any(g.kind == "latent" for g in model.anatomy.layers) and not wanted.any:
-        found |= {
+        sizes |= {
             ParallelSizes(tensor=1, data=s.tensor, expert=s.tensor)
-            for s in found
+            for s in sizes
             if s.pipeline == 1 and s.expert == s.tensor > 1
         }
-    return tuple(sorted(found, key=lambda s: (s.devices, -s.tensor)))
+    return tuple(sorted(sizes, key=lambda s: (s.devices, -s.tensor)))
 
 
 def _pipelines(tensor: int, devices: int, nodes: int, wanted: Wanted) -> Iterable[int]:
@@ -93,8 +93,8 @@ def _pipelines(tensor: int, devices: int, nodes: int, wanted: Wanted) -> Iterabl
     inside = devices // (tensor * max(wanted.data, 1))
     within = [p for p in range(1, inside + 1) if inside % p == 0]
     whole = devices % (tensor * max(wanted.data, 1)) == 0
-    found = [*within, *(inside * n for n in range(2, nodes + 1) if whole)]
-    return [p for p in found if p == wanted.pipeline] if wanted.pipeline else found
+    sizes = [*within, *(inside * n for n in range(2, nodes + 1) if whole)]
+    return [p for p in sizes if p == wanted.pipeline] if wanted.pipeline else sizes
 
 
 def attention(sizes: ParallelSizes) -> int:

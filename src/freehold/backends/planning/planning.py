@@ -56,9 +56,9 @@ def laid_out(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layo
     _check_devices(request, wishes)
     for cache_type in _cache_types(request, wishes):
         for quantise, anatomy in _weights(model.anatomy, traits, wishes, engine, device):
-            found = _Space(request, traits, wishes, engine, anatomy, quantise, cache_type)
-            if sizes := found.best():
-                return found.layout(sizes)
+            space = _Space(request, traits, wishes, engine, anatomy, quantise, cache_type)
+            if sizes := space.best():
+                return space.layout(sizes)
     raise misfit(
         request, traits, _why_not(request, engine, context), *_shorter(request, traits, wishes, engine)
     )
@@ -81,8 +81,8 @@ def _check_devices(request: PlanRequest, wishes: Wishes) -> None:
 
 def _cache_types(request: PlanRequest, wishes: Wishes) -> tuple[str, ...]:
     """Return the cache types to try: as asked, else as the model, then eight bits for a context that was asked for."""
-    if asked := wishes.cache_type or request.cache_type:
-        return (asked,)
+    if cache_type := wishes.cache_type or request.cache_type:
+        return (cache_type,)
     device = request.nodes.rig.device
     narrow = device.fp8 or device.capability >= _FP8
     return ("", "fp8") if narrow and (request.context or wishes.context) else ("",)
@@ -304,13 +304,13 @@ class _Space:
         """Return why context, streams, cache and weights are what they are."""
         whole = context == self.anatomy.context
         longest = "what the model was made for" if whole else "the longest that fits beside the weights"
-        asked = self.wishes.cache_type or self.request.cache_type
+        wanted = self.wishes.cache_type or self.request.cache_type
         return {
             "context": "asked for" if self.asked_context else longest,
             "streams": "asked for"
             if self.asked_streams
             else f"the engine's default; its cache holds {_conversations(held, usual)} at a time, the others wait",
-            "cache_type": "asked for" if asked else f"16 bits leave no room for {context:,} tokens",
+            "cache_type": "asked for" if wanted else f"16 bits leave no room for {context:,} tokens",
             "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
         }
 
@@ -325,9 +325,9 @@ def _conversations(count: int, tokens: int) -> str:
     return f"{count:,} {'conversation' if count == 1 else 'conversations'} of {tokens:,} tokens"
 
 
-def _useless(held: int, tokens: int, asked: int) -> str:
+def _useless(held: int, tokens: int, fixed: int) -> str:
     """Return a warning where the cache holds so few conversations that hardly anyone is served."""
-    if asked or held >= _FEW:
+    if fixed or held >= _FEW:
         return ""
     return (
         f"its cache holds {_conversations(held, tokens)} at a time: more or larger devices, or a smaller copy "

@@ -86,8 +86,8 @@ def _weights(plan: DeployPlan) -> str:
 
 def engine(plan: DeployPlan) -> str:
     """Name the engine, and whose flags it was checked against."""
-    found = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, version not known"
-    return f"{found} (flags of {plan.schema})" if plan.schema else found
+    version = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, version not known"
+    return f"{version} (flags of {plan.schema})" if plan.schema else version
 
 
 def where(plan: DeployPlan) -> str:
@@ -97,25 +97,27 @@ def where(plan: DeployPlan) -> str:
     return name if count == 1 else f"{count} x {name}"
 
 
-def sizes(found: ParallelSizes) -> str:
+def sizes(parallel: ParallelSizes) -> str:
     """Word how a model is spread; one device needs no more words."""
-    said = [
+    parts = [
         f"{name} {value}"
         for name, value in (
-            ("tensor", found.tensor),
-            ("pipeline", found.pipeline),
-            ("data", found.data),
-            ("expert", found.expert),
+            ("tensor", parallel.tensor),
+            ("pipeline", parallel.pipeline),
+            ("data", parallel.data),
+            ("expert", parallel.expert),
         )
         if value > 1
     ]
-    return ", ".join(said) or "one device"
+    return ", ".join(parts) or "one device"
 
 
 def listens(plan: DeployPlan) -> str:
     """Say where the engine listens."""
-    found = plan.listens
-    return str(found.socket) if found.socket else f"{found.host}:{found.port or '(chosen at the start)'}"
+    address = plan.listens
+    return (
+        str(address.socket) if address.socket else f"{address.host}:{address.port or '(chosen at the start)'}"
+    )
 
 
 def _several(plan: DeployPlan) -> str:
@@ -125,8 +127,8 @@ def _several(plan: DeployPlan) -> str:
 
 
 def _secret(secret: SecretRef) -> str:
-    made = "made at each start" if secret.source == "random" else f"from {secret.source}"
-    return f"{made}, in {secret.file}" if secret.file else f"{made}, passed by environment"
+    origin = "made at each start" if secret.source == "random" else f"from {secret.source}"
+    return f"{origin}, in {secret.file}" if secret.file else f"{origin}, passed by environment"
 
 
 def as_dict(plan: DeployPlan) -> dict[str, Any]:

@@ -106,17 +106,17 @@ def _whole(wanted: parallel.Wanted) -> parallel.Wanted:
 def _why(
     request: PlanRequest, wishes: Wishes, sizes: ParallelSizes, context: int, fits: int
 ) -> dict[str, str]:
-    asked = wishes.context or request.context
-    made = request.model.anatomy.context
+    wanted = wishes.context or request.context
+    trained = request.model.anatomy.context
     own = (
         "what the model was made for"
-        if context == made
+        if context == trained
         else "as long as processors read prompts in bearable time"
     )
     more = wishes.streams or request.streams
     heads = request.model.heads
     return {
-        "context": "asked for" if asked else own,
+        "context": "asked for" if wanted else own,
         "streams": "asked for" if more else "as many as processors advance together usefully",
         "cache": f"{fits} conversations of {context:,} tokens; without it a share of all memory is taken",
         "tensor": f"shares out {heads} heads over {sizes.tensor} sockets",

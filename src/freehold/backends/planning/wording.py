@@ -67,15 +67,15 @@ class Wording:
 
     def number(self, name: str) -> int:
         """Return a count that the user gave; 0 for none. Raises UsageError below 1."""
-        said = self.value(name)
-        if said in ("", "auto", "-1", "None"):
+        value = self.value(name)
+        if value in ("", "auto", "-1", "None"):
             return 0
-        found = _count(said)
-        if not 1 <= found <= MOST:
+        number = _count(value)
+        if not 1 <= number <= MOST:
             raise UsageError(
-                f"{name} {said[:40]}: not within 1 to {MOST:,}", "leave it out for the plan's own choice"
+                f"{name} {value[:40]}: not within 1 to {MOST:,}", "leave it out for the plan's own choice"
             )
-        return int(found)
+        return int(number)
 
     def off(self, name: str) -> bool | None:
         """Return whether an on-off flag was given, and how; None: it was not."""
@@ -83,13 +83,13 @@ class Wording:
         flag = self.own.get(spec.name) if spec else None
         return None if flag is None else not flag.name.startswith("--no-")
 
-    def listens(self, found: Listens, socket: str = "") -> None:
+    def listens(self, address: Listens, socket: str = "") -> None:
         """Add where the engine listens. `socket`: its flag for a Unix socket."""
-        if found.socket is not None:
-            self.add(socket, found.socket, "a socket in a folder that only you may enter: no port")
+        if address.socket is not None:
+            self.add(socket, address.socket, "a socket in a folder that only you may enter: no port")
             return
-        self.add("--host", found.host, "this machine alone reaches it; Freehold's server is the door")
-        self.add("--port", found.port or "{port}", "as asked for" if found.port else "free at the start")
+        self.add("--host", address.host, "this machine alone reaches it; Freehold's server is the door")
+        self.add("--port", address.port or "{port}", "as asked for" if address.port else "free at the start")
 
     def context(self, name: str, layout: Layout) -> None:
         """Add the context."""
@@ -97,20 +97,20 @@ class Wording:
 
     def stretched(self, layout: Layout) -> Stretch | None:
         """Return how the context is stretched beyond config.json's, with a note; None where it is not."""
-        found = stretch_of(self.request.model, layout.context)
-        if found is not None and found.kind == "yarn":
+        stretch = stretch_of(self.request.model, layout.context)
+        if stretch is not None and stretch.kind == "yarn":
             own = self.request.model.anatomy.context
             self.notes.append(
                 f"YaRN scales short texts too, which may lower quality; without --context the limit is {own:,} tokens"
             )
-        return found
+        return stretch
 
     def override(self, flag: str, layout: Layout) -> None:
         """Add a flag that overrides config.json, where the context is stretched."""
-        if found := self.stretched(layout):
+        if stretch := self.stretched(layout):
             self.add(
                 flag,
-                json.dumps(_overrides(found)),
+                json.dumps(_overrides(stretch)),
                 "config.json has a shorter context: the scaling is its card's",
             )
 
@@ -122,28 +122,28 @@ class Wording:
         model = self.request.model
         names = parser_names(model.family, engine)
         reason = GUESSED.format(family=model.family)
-        given = [f for f in (tool, reasoning) if self.value(f)]
+        chosen = [f for f in (tool, reasoning) if self.value(f)]
         if switch and (self.value(tool) or (names.tool and model.tools is not False)):
             self.add(switch, True, "lets a model choose among a request's tools")
         if names.tool and model.tools is not False:
             self.add(tool, names.tool, reason)
         if names.reasoning and model.thinks is not False:
             self.add(reasoning, names.reasoning, reason)
-        if model.here and model.family and len(given) < 2 and any(f.reason == reason for f in self.flags):
+        if model.here and model.family and len(chosen) < 2 and any(f.reason == reason for f in self.flags):
             self.notes.append(f"parsers were chosen {reason}")
         if names.template and names.tool and model.tools is not False and not self.value("--chat-template"):
             self.notes.append(
                 f"tool calls need {names.template} of the engine's files: --engine-flag=--chat-template=FILE"
             )
-        if not model.family and model.tools is not False and not given:
+        if not model.family and model.tools is not False and not chosen:
             self.notes.append(f"no tool parser is known for {model.name}: give {tool} if it calls tools")
 
-    def drafts(self, words: Callable[[str], str], given: str) -> None:
+    def drafts(self, words: Callable[[str], str], option: str) -> None:
         """Note a draft that is published for the model. `words`: its flags by its repository; "": its own layers."""
         model = self.request.model
         own = any(part.role == "drafts" for part in model.anatomy.parts)
         other = draft_of(model.base) if model.base else ""
-        if (own or other) and not self.value(given):
+        if (own or other) and not self.value(option):
             what = (
                 "its own layers can draft tokens (MTP)"
                 if own
@@ -201,12 +201,12 @@ class Wording:
         )
 
 
-def _overrides(found: Stretch) -> dict[str, object]:
+def _overrides(stretch: Stretch) -> dict[str, object]:
     """Return the keys of config.json that stretch a context."""
-    rope = {"rope_type": found.kind, "rope_theta": found.theta, "factor": found.factor}
-    rope["original_max_position_embeddings"] = found.original
-    scaled = {"rope_parameters": rope} if found.kind != "none" else {}
-    return {**scaled, "max_position_embeddings": found.context}
+    rope = {"rope_type": stretch.kind, "rope_theta": stretch.theta, "factor": stretch.factor}
+    rope["original_max_position_embeddings"] = stretch.original
+    scaled = {"rope_parameters": rope} if stretch.kind != "none" else {}
+    return {**scaled, "max_position_embeddings": stretch.context}
 
 
 def opened(
@@ -276,12 +276,12 @@ def narrow(cache_type: str) -> str:
     return "fp8" if cache_type.startswith("fp8") else cache_type
 
 
-def share(name: str, said: str) -> float:
+def share(name: str, value: str) -> float:
     """Return a share of memory that the user gave; 0 for none. Raises UsageError for what is not one."""
-    found = float(said) if said else 0.0
-    if said and not 0 < found <= 1:
-        raise UsageError(f"{name} {said} is not a share", "give more than 0 and at most 1")
-    return found
+    number = float(value) if value else 0.0
+    if value and not 0 < number <= 1:
+        raise UsageError(f"{name} {value} is not a share", "give more than 0 and at most 1")
+    return number
 
 
 def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) -> str:
@@ -293,7 +293,7 @@ def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) 
     return request.model.source
 
 
-def _count(said: str) -> float:
+def _count(text: str) -> float:
     """Return a number as engines write it: 4096, 4k (thousands), 4K (1024s); inf for one that no float holds."""
-    scale = _UNITS.get(said[-1], 1)
-    return float(said[:-1] if said[-1] in _UNITS else said) * scale
+    scale = _UNITS.get(text[-1], 1)
+    return float(text[:-1] if text[-1] in _UNITS else text) * scale

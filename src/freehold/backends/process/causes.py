@@ -209,32 +209,34 @@ def death(
     lines: Sequence[str],
     status: int | None,
     *,
-    asked: str = "",
+    ended_by: str = "",
     memory_kill: bool = False,
     where: str = "an address of it",
 ) -> EngineDeath:
     """Return what is said of an end.
 
-    `status`: an exit code, or minus a signal. `asked`: why we ended it ourselves. `memory_kill`: the system ended a
+    `status`: an exit code, or minus a signal. `ended_by`: why we ended it ourselves. `memory_kill`: the system ended a
     process for lack of memory shortly before. `where`: on what it was to listen.
     """
-    how = f"{title} was ended: {asked}" if asked else f"{title} {_ended(status)}"
-    found = find(lines, where)
-    if memory_kill and not asked and (found is None or found[0] in LATER):
+    how = f"{title} was ended: {ended_by}" if ended_by else f"{title} {_ended(status)}"
+    cause = find(lines, where)
+    if memory_kill and not ended_by and (cause is None or cause[0] in LATER):
         return EngineDeath(f"{how}: {_NO_MEMORY}, the system ended a process of it", "memory", status)
-    own = _own_error(lines) if found is None or found[0] in LATER[1:] else ""
-    if found is not None and not own:
-        rule, sentence = found
-        return EngineDeath(f"{how}: {sentence}", rule.name, status, rule.fatal and not asked)
-    if asked or status == -signal.SIGKILL:  # it had no time to write why: an older error says nothing of it
+    own = _own_error(lines) if cause is None or cause[0] in LATER[1:] else ""
+    if cause is not None and not own:
+        rule, sentence = cause
+        return EngineDeath(f"{how}: {sentence}", rule.name, status, rule.fatal and not ended_by)
+    if (
+        ended_by or status == -signal.SIGKILL
+    ):  # it had no time to write why: an older error says nothing of it
         return EngineDeath(how, "", status)
     return EngineDeath(f"{how}: {own}" if own else how, "", status)
 
 
 def _own_error(lines: Sequence[str]) -> str:
     """Return the latest error that is not what one process says of the end of another; "" for none."""
-    said = [m[0] for line in reversed(lines[-_TOLD:]) if (m := _ERROR.search(line))]
-    return next((each for each in said if not _FOLLOWS.search(each)), "")
+    errors = [m[0] for line in reversed(lines[-_TOLD:]) if (m := _ERROR.search(line))]
+    return next((each for each in errors if not _FOLLOWS.search(each)), "")
 
 
 def find(lines: Sequence[str], where: str = "an address of it") -> tuple[CauseRule, str] | None:

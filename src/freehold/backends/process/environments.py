@@ -136,12 +136,12 @@ def in_folder(folder: Path) -> Path:
 def _site_packages(python: Path) -> list[str]:
     """Return where an interpreter finds packages: as an environment has it, else as it says itself."""
     root = python.parent.parent
-    if (root / "pyvenv.cfg").exists() and (found := sorted(root.glob("lib/python3*/site-packages"))):
-        return [str(each) for each in found]
-    asked = "import json, sys; print(json.dumps(sys.path))"
+    if (root / "pyvenv.cfg").exists() and (folders := sorted(root.glob("lib/python3*/site-packages"))):
+        return [str(each) for each in folders]
+    script = "import json, sys; print(json.dumps(sys.path))"
     try:
         note = subprocess.run(
-            [str(python), "-I", "-c", asked],
+            [str(python), "-I", "-c", script],
             capture_output=True,
             text=True,
             errors="replace",
@@ -163,8 +163,8 @@ def _distribution(name: str, places: Sequence[str]) -> Distribution | None:
 
 
 def _version(name: str, places: Sequence[str]) -> str | None:
-    found = _distribution(name, places)
-    return found.version if found is not None else None
+    distribution = _distribution(name, places)
+    return distribution.version if distribution is not None else None
 
 
 def _troubles(places: Sequence[str]) -> Iterator[EnvironmentTrouble]:
@@ -220,13 +220,13 @@ def make(
             _run(command, note, f"{package.title} could not be installed into {folder}")
             _mark(folder, engine, wanted, whole=False)
         _mark(folder, engine, wanted, whole=True)
-        found = cured(read(python, engine), note)
-        verify(found)
+        environment = cured(read(python, engine), note)
+        verify(environment)
     except BaseException:  # Ctrl-C too: a half of an environment would be taken for one
         if new:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    return found
+    return environment
 
 
 def _mark(folder: Path, engine: str, wanted: str, *, whole: bool) -> None:
@@ -266,57 +266,63 @@ def _installer(python: Path, verb: str, *names: str) -> list[str]:
     return [str(python), "-m", "pip", verb, *quiet, *names]
 
 
-def cured(found: EngineEnvironment, note: Callable[[str], object] = lambda line: None) -> EngineEnvironment:
+def cured(
+    environment: EngineEnvironment, note: Callable[[str], object] = lambda line: None
+) -> EngineEnvironment:
     """Remove what breaks an environment that was made here; return any other as it is."""
-    extra = [name for trouble in found.troubles for name in trouble.remove]
-    if not found.ours or not extra:
-        return found
-    command = _installer(found.python, "uninstall", *extra)
-    _run(command, note, f"{' and '.join(extra)} could not be removed from {found.python.parent.parent}")
-    return read(found.python, found.engine)
+    extra = [name for trouble in environment.troubles for name in trouble.remove]
+    if not environment.ours or not extra:
+        return environment
+    command = _installer(environment.python, "uninstall", *extra)
+    _run(command, note, f"{' and '.join(extra)} could not be removed from {environment.python.parent.parent}")
+    return read(environment.python, environment.engine)
 
 
-def verify(found: EngineEnvironment) -> None:
+def verify(environment: EngineEnvironment) -> None:
     """Import the engine and let its parser take a command line. Raises DownloadFailed with the cause.
 
     An engine's imports take some 10 s of a processor: this is for an environment that was just made.
     """
-    package = PACKAGES[found.engine]
+    package = PACKAGES[environment.engine]
     program = f"import {package.reads}\n" + package.parser
-    done = _asked(found, program, ["--model", "none"] if found.engine == "vllm" else ["--model-path", "none"])
+    done = _run_python(
+        environment,
+        program,
+        ["--model", "none"] if environment.engine == "vllm" else ["--model-path", "none"],
+    )
     if done.returncode:
-        said = causes.find(done.stderr.splitlines())
-        why = said[1] if said else _last(done.stderr)
+        cause = causes.find(done.stderr.splitlines())
+        why = cause[1] if cause else _last(done.stderr)
         raise DownloadFailed(
-            f"{package.title} {found.version} was installed and does not load: {why}",
-            f"try by hand: {found.python} -c 'import {package.reads}'",
+            f"{package.title} {environment.version} was installed and does not load: {why}",
+            f"try by hand: {environment.python} -c 'import {package.reads}'",
         )
 
 
 # --- its own parser ----------------------------------------------------------------------------------
 
 
-def last_word(found: EngineEnvironment, arguments: Sequence[str]) -> None:
+def last_word(environment: EngineEnvironment, arguments: Sequence[str]) -> None:
     """Let the engine's own parser read a command line. Raises UsageError with what it said.
 
     Takes some 10 s of a processor. The engine's start does the same first thing, and a flag that it refuses ends it
     with that cause: ask here only where nothing is started, or the flags are not those of its version.
     """
-    package = PACKAGES[found.engine]
+    package = PACKAGES[environment.engine]
     if not package.parser:
         return
-    done = _asked(found, package.parser, arguments)
+    done = _run_python(environment, package.parser, arguments)
     if done.returncode:
         raise UsageError(
-            f"{package.title} {found.version} refuses the command line: {_last(done.stderr)}",
+            f"{package.title} {environment.version} refuses the command line: {_last(done.stderr)}",
             "its own parser has the last word: leave that flag out",
         )
 
 
-def _asked(
-    found: EngineEnvironment, program: str, arguments: Sequence[str]
+def _run_python(
+    environment: EngineEnvironment, program: str, arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
-    command = [str(found.python), "-P", "-c", program]
+    command = [str(environment.python), "-P", "-c", program]
     try:
         return subprocess.run(
             command,
@@ -329,14 +335,18 @@ def _asked(
             env={**_environ(), **PRIVATE, "VLLM_NO_USAGE_STATS": "1"},
         )
     except subprocess.TimeoutExpired as e:
-        raise DownloadFailed(f"{found.python} did not answer in {_VERIFIED_S:.0f} s", "try again") from e
+        raise DownloadFailed(
+            f"{environment.python} did not answer in {_VERIFIED_S:.0f} s", "try again"
+        ) from e
     except OSError as e:
-        raise UsageError(f"{found.python} does not run: {e}", "name the interpreter of an environment") from e
+        raise UsageError(
+            f"{environment.python} does not run: {e}", "name the interpreter of an environment"
+        ) from e
 
 
-def _last(said: str) -> str:
+def _last(output: str) -> str:
     """Return the line of a program's stderr that says what was wrong."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.partition("error: ")[2] for line in lines if ": error: " in line]
     return (errors or lines or ["it said nothing"])[-1][:300]
 

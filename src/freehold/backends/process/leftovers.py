@@ -100,24 +100,24 @@ def end_left(home: Path) -> int:
     An engine of a server that runs is left alone. Takes milliseconds for each process of the user's.
     """
     folders = (home / "engines").absolute(), Path(tempfile.gettempdir()) / temporary_prefix(home)
-    found = list(_left(folders))
+    processes = list(_left(folders))
     numbers: set[int] = set(_noted(folders))
-    temporary = {_variable(process, "TMPDIR") for process in found}
-    for process in found:
+    temporary = {_variable(process, "TMPDIR") for process in processes}
+    for process in processes:
         numbers |= platforms.shared_memory_of(process.pid)
-    tree.kill(found)
-    psutil.wait_procs(found, timeout=_END_S)
+    tree.kill(processes)
+    psutil.wait_procs(processes, timeout=_END_S)
     removed = _unlink(numbers)
     for path in filter(None, temporary):
         if Path(path).name.startswith(TEMPORARY):
             shutil.rmtree(path, ignore_errors=True)
-    if found or removed:
+    if processes or removed:
         log.warning(
             "%d processes and %d pieces of shared memory of an earlier server's engines were left, and are ended",
-            len(found),
+            len(processes),
             removed,
         )
-    return len(found)
+    return len(processes)
 
 
 def _left(folders: tuple[Path, ...]) -> Iterator[psutil.Process]:
@@ -127,8 +127,8 @@ def _left(folders: tuple[Path, ...]) -> Iterator[psutil.Process]:
         with suppress(psutil.Error, OSError, ValueError):
             if process.uids().effective != mine or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            said = _variable(process, OWNER)
-            number, start, folder = said.split(" ", 2) if said.count(" ") >= 2 else ("0", "0", "")
+            owner = _variable(process, OWNER)
+            number, start, folder = owner.split(" ", 2) if owner.count(" ") >= 2 else ("0", "0", "")
             if folder.startswith((f"{folders[0]}{os.sep}", str(folders[1]))) and not _runs(
                 int(number), float(start)
             ):

@@ -199,7 +199,7 @@ class OwnProcess:
             self.title,
             list(self.log),
             status,
-            asked=self._asked,
+            ended_by=self._asked,
             memory_kill=bool(report.get("memory_kill")),
             where=str(listens.socket or f"port {listens.port} of {listens.host}"),
         )
@@ -209,8 +209,8 @@ class OwnProcess:
             return UsageError(
                 f"{self.title} does not start: {error}", f"the plan's program is {self.plan.command[0]!r}"
             )
-        said = next(iter(reversed(self.log)), "")
-        return EngineLost(f"{self.title} was not started: its supervisor ended{': ' + said if said else ''}")
+        last = next(iter(reversed(self.log)), "")
+        return EngineLost(f"{self.title} was not started: its supervisor ended{': ' + last if last else ''}")
 
     def _abandon(self) -> None:
         """Close our end of the pipe, at which the supervisor ends all; take its status and remove the socket."""

@@ -63,8 +63,8 @@ class LogRing(asyncio.Protocol, Sequence[str]):
             self.closed.set_result(None)
 
     def _add(self, raw: bytes) -> None:
-        if found := _REQUESTS.search(raw):
-            raw = raw[: found.start()] + b"[what requests held is left out]"
+        if match := _REQUESTS.search(raw):
+            raw = raw[: match.start()] + b"[what requests held is left out]"
         for secret in self._secrets:
             raw = raw.replace(secret, b"[secret]")
         line = _CONTROL.sub("", _COLOUR.sub(b"", raw).decode("utf-8", "replace")).rstrip()

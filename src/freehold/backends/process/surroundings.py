@@ -61,13 +61,13 @@ def _compiled() -> str:
 def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return variable -> value: 32 random bytes each, or what another variable holds. Raises UsageError."""
     ours = os.environ if ours is None else ours
-    found = {}
+    values = {}
     for reference in references:
         kind, _, name = reference.source.partition(":")
         if kind == "random":
-            found[reference.variable] = secrets.token_hex(32)
+            values[reference.variable] = secrets.token_hex(32)
         elif kind == "env" and ours.get(name):
-            found[reference.variable] = ours[name]
+            values[reference.variable] = ours[name]
         elif kind == "env":
             raise UsageError(
                 f"the plan takes {reference.variable} from the environment's {name}, which is not set",
@@ -77,4 +77,4 @@ def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None 
             raise UsageError(
                 f"{reference.source!r} is a secret of a cluster and has no value on this machine"
             )
-    return found
+    return values

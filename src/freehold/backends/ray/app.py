@@ -125,8 +125,10 @@ class EngineReplica:
     async def __call__(self, request: Any) -> Any:
         from starlette.responses import StreamingResponse
 
-        url, given = request.url, request.headers.get("authorization", "")
-        passed = await self.passage.answer(request.method, url.path, url.query, given, request.stream())
+        url, authorization = request.url, request.headers.get("authorization", "")
+        passed = await self.passage.answer(
+            request.method, url.path, url.query, authorization, request.stream()
+        )
         return StreamingResponse(passed.parts, passed.status, {"content-type": passed.media_type})
 
     async def __del__(self) -> None:

@@ -113,8 +113,8 @@ class EngineChild:
 
     def _clean(self, line: str) -> str:
         """Return a line without keys and requests."""
-        if found := _REQUESTS.search(line):
-            line = line[: found.start()] + "[what requests held is left out]"
+        if match := _REQUESTS.search(line):
+            line = line[: match.start()] + "[what requests held is left out]"
         for key in self._keys.values():
             line = line.replace(key, "[secret]")
         return line.rstrip()
@@ -129,32 +129,32 @@ class EngineChild:
 
     async def first_token(self) -> None:
         """Wait until the engine answers one real token, or one vector; its own word that it is ready is not asked."""
-        said, seen, seen_at = "nothing", (0.0, ""), time.monotonic()
+        answer, seen, seen_at = "nothing", (0.0, ""), time.monotonic()
         while time.monotonic() - seen_at < self.settings["still_s"]:
             self.check()
             try:
                 async with asyncio.timeout(60):
-                    status, said = await self._proof()
+                    status, answer = await self._proof()
             except (OSError, TimeoutError, aiohttp.ClientError) as e:
-                status, said = 0, str(e) or type(e).__name__
+                status, answer = 0, str(e) or type(e).__name__
             if status == 200:
                 self.moved_at = time.monotonic()
                 return
             if 400 <= status < 500 and status != 429:
-                raise EngineEnded(f"the engine refused its first token with {status}: {said[:300]}")
+                raise EngineEnded(f"the engine refused its first token with {status}: {answer[:300]}")
             if (now := (_cpu_s(self._process), self.log[-1] if self.log else "")) != seen:
                 seen, seen_at = now, time.monotonic()
             await asyncio.sleep(0.3)
-        raise EngineEnded(f"the engine's start stood still; its last answer: {said[:300]}")
+        raise EngineEnded(f"the engine's start stood still; its last answer: {answer[:300]}")
 
     async def _proof(self) -> tuple[int, str]:
         """Ask for what the model gives; return the status and the body of the answer, an empty one as a failure."""
         if self.settings["vectors"]:
-            path, member, asked = "/v1/embeddings", '"embedding"', {"input": "1 2 3"}
+            path, member, fields = "/v1/embeddings", '"embedding"', {"input": "1 2 3"}
         else:
             path, member = "/v1/completions", '"choices"'
-            asked = {"prompt": "1 2 3", "max_tokens": 1, "temperature": 0}
-        body = json.dumps({"model": self.settings["model"], **asked}).encode()
+            fields = {"prompt": "1 2 3", "max_tokens": 1, "temperature": 0}
+        body = json.dumps({"model": self.settings["model"], **fields}).encode()
         async with self.request("POST", path, body) as reply:
             text = (await reply.read()).decode(errors="replace")
             empty = reply.status == 200 and member not in text
@@ -235,8 +235,8 @@ class Passage:
 
         `coming`: the request's body. It is read once the key is right, and no further than MOST_BODY.
         """
-        given = authorization.removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), self._digest):
+        key = authorization.removeprefix("Bearer ").encode()
+        if not hmac.compare_digest(hashlib.sha256(key).hexdigest(), self._digest):
             return _refused(401, "this app needs its key", "authentication_error")
         if path not in ROUTES.get(method, ()):
             return _refused(404, f"{method} {path[:80]} is not a route of this app", "not_found_error")

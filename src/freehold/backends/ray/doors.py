@@ -133,8 +133,8 @@ def firewall(members: Iterable[str], base: int = BASE, *, table: str = "freehold
     first, last = worker_ports(base)
     lines = [f"# nft -f FILE on each machine of the cluster; nft delete table inet {table} takes it back"]
     lines += [f"add table inet {table}", f"delete table inet {table}", f"table inet {table} {{"]
-    for version, found in (("4", four), ("6", six)):
-        elements = f"elements = {{ {', '.join(found)} }}" if found else ""
+    for version, addresses in (("4", four), ("6", six)):
+        elements = f"elements = {{ {', '.join(addresses)} }}" if addresses else ""
         lines.append(f"  set members{version} {{ type ipv{version}_addr; flags interval; {elements} }}")
     lines += ["  chain input {", "    type filter hook input priority filter; policy accept;"]
     lines += ['    iif "lo" accept', "    ct state established,related accept"]

@@ -87,10 +87,10 @@ class RayDriver(StartedEngine):
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Add up what all replicas tell; their series have a label `ray_replica`. `before` is not needed."""
-        found = EngineNumbers()
+        numbers = EngineNumbers()
         for replica, text in _by_replica(body.decode(errors="replace")).items():
-            found = _sum(found, self.inner.numbers(text.encode()), replica)
-        return found
+            numbers = _sum(numbers, self.inner.numbers(text.encode()), replica)
+        return numbers
 
 
 class SessionWire:
@@ -140,9 +140,9 @@ def _by_replica(text: str) -> dict[str, str]:
     """Return each replica's lines as its engine gave them."""
     lines: dict[str, list[str]] = {}
     for line in text.splitlines():
-        if found := _REPLICA.search(line):
-            plain = line[: found.start()] + "{" + line[found.end() :]
-            lines.setdefault(found[1], []).append(plain.replace("{}", "", 1))
+        if match := _REPLICA.search(line):
+            plain = line[: match.start()] + "{" + line[match.end() :]
+            lines.setdefault(match[1], []).append(plain.replace("{}", "", 1))
     return {replica: "\n".join([*each, ""]) for replica, each in lines.items()}
 
 

@@ -92,7 +92,7 @@ def _imports(text: str) -> str:
             names.setdefault(f"from {line.module} import ", set()).update(each.name for each in line.names)
         elif isinstance(line, ast.Import):
             names.update({f"import {each.name}": set() for each in line.names})
-    return "\n".join(sorted(start + ", ".join(sorted(found)) for start, found in names.items()))
+    return "\n".join(sorted(start + ", ".join(sorted(imported)) for start, imported in names.items()))
 
 
 def called(inner: DeployPlan) -> str:
@@ -105,8 +105,10 @@ def moved(plan: DeployPlan, base: int) -> DeployPlan:
     """Return the plan of a cluster of this machine with other ports: a roll has two clusters for a while."""
     assert plan.inner is not None
     python = plan.command[:-2]
-    made = over(plan.inner, EngineFacts(plan.version, python), base=base, most=int(plan.environment[MOST]))
-    return replace(plan, flags=made.flags, environment=made.environment)
+    ray_plan = over(
+        plan.inner, EngineFacts(plan.version, python), base=base, most=int(plan.environment[MOST])
+    )
+    return replace(plan, flags=ray_plan.flags, environment=ray_plan.environment)
 
 
 def app_name(model: str) -> str:

@@ -37,18 +37,18 @@ def over_ray(inner: DeployPlan, on: str, *, start: bool = True) -> DeployPlan:
 
 def _on_path() -> Path:
     """Return the Python beside the program `ray`, through links to it."""
-    found = shutil.which("ray")
-    if found is None:
+    program = shutil.which("ray")
+    if program is None:
         raise UsageError(
             "no Ray is on PATH", 'pip install "ray[serve]" in an environment, then --on ray:/THAT/bin/python'
         )
-    return Path(found).resolve().with_name("python")
+    return Path(program).resolve().with_name("python")
 
 
 def _facts(python: Path) -> EngineFacts:
     """Return an environment's Ray by its metadata. `ray[llm]` is not needed: engines are processes of their own."""
     roots = (python.parent.parent, python.resolve().parent.parent)
     for root in roots:
-        for found in root.glob("lib/python3*/site-packages/ray-*.dist-info"):
-            return EngineFacts(found.name.removesuffix(".dist-info").removeprefix("ray-"), (str(python),))
+        for folder in root.glob("lib/python3*/site-packages/ray-*.dist-info"):
+            return EngineFacts(folder.name.removesuffix(".dist-info").removeprefix("ray-"), (str(python),))
     raise UsageError(f"{python} has no Ray beside it", 'pip install "ray[serve]" there')

@@ -301,19 +301,19 @@ class DeployedStream:
         replica, job = await self._taken(), self._job
         calls = self._calls
         assert calls is not None
-        made = len(sent.ids)
-        found = None
+        sent_tokens = len(sent.ids)
+        split = None
         if calls.wire.takes_ids and takes_prefix(job, sent):
             with suppress(UpstreamFault, TimeoutError):
-                found = await kept(job, sent, calls.detokenize if calls.wire.tokens is not None else None)
-        if found is None:
+                split = await kept(job, sent, calls.detokenize if calls.wire.tokens is not None else None)
+        if split is None:
             self._given, self._rejoined = 0, Rejoined.from_start(sent)
         else:
-            keep, chars = found
+            keep, chars = split
             self._given, self._rejoined = keep, Rejoined.from_ids(sent, keep, chars)
             job = job_from_ids(job, sent, keep)
         self._resumed_on.append(replica.number)
-        self._resumed = made
+        self._resumed = sent_tokens
         if job.max_tokens == 0:  # the last token had come, and its end had not
             self._rejoined = None
             self._ready.append((0, self._ended(Chunk(finish_reason="length"))))

@@ -41,8 +41,10 @@ _NAMES = ("--served-model-name", "--served_model_name", "--alias")
 def served_name(plan: DeployPlan) -> str:
     """Return what the engine itself calls its model."""
     plan = plan.inner or plan
-    found = next((flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name)
-    return plan.served or found
+    flag_value = next(
+        (flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name
+    )
+    return plan.served or flag_value
 
 
 def abilities_of(plan: DeployPlan) -> Abilities:
@@ -136,8 +138,8 @@ class EngineCalls:
 
     async def _one_answer(self, limit_s: float) -> None:
         """Have a token of a chat: a server may have no other route."""
-        said = (Message("user", _PROOF),)
-        await self._answered(Job(messages=said, max_tokens=1, sampling={"temperature": 0.0}), limit_s)
+        messages = (Message("user", _PROOF),)
+        await self._answered(Job(messages=messages, max_tokens=1, sampling={"temperature": 0.0}), limit_s)
 
     async def _one_vector(self, limit_s: float) -> None:
         await self.embed(EmbedJob((_PROOF,)), limit_s=limit_s)
@@ -164,10 +166,10 @@ class EngineCalls:
         try:
             async with asyncio.timeout(limit_s):
                 reply = await self._hop.get(self._cleared(None), self._beside, self._key, path)
-                found = self._driver.numbers(await _body(reply, MOST_METRICS), before)
+                numbers = self._driver.numbers(await _body(reply, MOST_METRICS), before)
         except Exception:  # whatever a page holds: who watches the engine must not end by it
             return None
-        return found if _countable(found) else None
+        return numbers if _countable(numbers) else None
 
     # --- its tokenizer ----------------------------------------------------------------------------
 
@@ -211,11 +213,11 @@ def _refuses(fault: UpstreamFault) -> bool:
     return fault.status == 501 or (400 <= fault.status < 500 and fault.status not in _NOT_ITS_OWN)
 
 
-def _ids(said: dict[str, Any]) -> list[int]:
-    found = said.get("tokens")
-    if not isinstance(found, list) or not all(type(i) is int and 0 <= i <= MOST_ID for i in found):
+def _ids(body: dict[str, Any]) -> list[int]:
+    ids = body.get("tokens")
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i <= MOST_ID for i in ids):
         raise invalid("tokens that are none")
-    return found
+    return ids
 
 
 def _countable(numbers: EngineNumbers) -> bool:

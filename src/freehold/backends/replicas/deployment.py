@@ -106,11 +106,11 @@ class ReplicaSet:
 
     def replica(self, number: int) -> Replica:
         """Return a replica. Raises UsageError for a number that there is not."""
-        found = self._replicas.get(number)
-        if found is None:
+        replica = self._replicas.get(number)
+        if replica is None:
             have = ", ".join(map(str, sorted(self._replicas)))
             raise UsageError(f"{self.name} has no replica {number}", f"it has {have}")
-        return found
+        return replica
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -189,9 +189,9 @@ class ReplicaSet:
                 if self._closed:
                     raise EngineClosed(f"{self.name} is being stopped", "ask another model")
                 if not self.rolling and all(r.hopeless for r in self._replicas.values()):
-                    said = next((r.said for r in self._replicas.values() if r.said), "it was stopped")
+                    reason = next((r.said for r in self._replicas.values() if r.said), "it was stopped")
                     raise EngineLost(
-                        f"no engine of {self.name} runs: {said}", "freehold deploy logs tells more"
+                        f"no engine of {self.name} runs: {reason}", "freehold deploy logs tells more"
                     )
                 left = until - time.monotonic()
                 if left <= 0:

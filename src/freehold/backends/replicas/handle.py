@@ -86,12 +86,12 @@ class DeployedHandle:
         return vectors
 
     def _answering(self) -> EngineCalls:
-        found = next((r.calls for r in self._replicas if r.ready and r.calls is not None), None)
-        if found is None:
+        answering = next((r.calls for r in self._replicas if r.ready and r.calls is not None), None)
+        if answering is None:
             raise EngineLost(
                 f"no replica of {self.name} is ready", "freehold deploy status shows how far they are"
             )
-        return found
+        return answering
 
 
 class FallbackHandle(DelegatingHandle):

@@ -76,13 +76,13 @@ class DeployedModels:
             raise UsageError(f"{name} is being stopped", "deploy it again when its answers have ended")
         await self._check_fallback(fallback)
         await asyncio.shield(self.sweep())  # its engines may hold the devices
-        found = self._sets[name] = ReplicaSet(
+        replicas = self._sets[name] = ReplicaSet(
             plan, self._drivers, self._folder(name), self._hop, limits=self._limits
         )
         self._fallbacks[name] = fallback
         await self._idle_copy_out(name)
-        found.run()
-        return found.row(fallback)
+        replicas.run()
+        return replicas.row(fallback)
 
     async def _check_fallback(self, fallback: str) -> None:
         try:
@@ -100,8 +100,8 @@ class DeployedModels:
                 await self._models.unload(name)
 
     async def restart(self, name: str, *, drain_first: bool = False) -> None:
-        found = self._set(name)
-        await found.roll(found.plan, "restart", drain_first=drain_first)
+        replicas = self._set(name)
+        await replicas.roll(replicas.plan, "restart", drain_first=drain_first)
 
     async def upgrade(
         self, name: str, plan: DeployPlan, *, fallback: str = "", drain_first: bool = False
@@ -110,18 +110,18 @@ class DeployedModels:
             raise UsageError(
                 f"the plan is for {plan.model.name}, not for {name}", f"plan it with --name {name}"
             )
-        found = self._set(name)
+        replicas = self._set(name)
         await self._check_fallback(fallback)
-        await found.roll(plan, "upgrade", drain_first=drain_first)
-        if self._sets.get(name) is found:  # it may have been stopped meanwhile
+        await replicas.roll(plan, "upgrade", drain_first=drain_first)
+        if self._sets.get(name) is replicas:  # it may have been stopped meanwhile
             self._fallbacks[name] = fallback
 
     async def stop(self, name: str, drain_s: float) -> None:
-        found = self._set(name)
+        replicas = self._set(name)
         del self._sets[name], self._fallbacks[name]
         self._ending.add(name)
         try:
-            await found.stop(drain_s)
+            await replicas.stop(drain_s)
         finally:
             self._ending.discard(name)
 
@@ -129,11 +129,11 @@ class DeployedModels:
         return self._set(name).replica(replica).log
 
     def _set(self, name: str) -> ReplicaSet:
-        found = self._sets.get(name)
-        if found is None:
+        replicas = self._sets.get(name)
+        if replicas is None:
             names = ", ".join(sorted(self._sets)) or "none"
             raise ModelNotFound(f"nothing is deployed as {name[:200]!r}", f"deployed: {names}")
-        return found
+        return replicas
 
     def _folder(self, name: str) -> Path:
         """Return an empty 0700 folder whose sockets have paths that are short enough to bind."""
@@ -202,8 +202,8 @@ class DeployedModels:
 
     def fallback(self, name: str) -> str:
         """Return the model of ours that answers in a deployment's place, where no replica is ready; "" for none."""
-        found = self._sets[name]
-        return "" if found.ready else self._fallbacks[name]
+        replicas = self._sets[name]
+        return "" if replicas.ready else self._fallbacks[name]
 
     def listed(self) -> list[StoredModel]:
         """Return the deployments as models with a name."""
@@ -222,16 +222,16 @@ class _AskedModels:
         return sorted({**own, **beyond}.values(), key=lambda m: m.name)
 
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
-        found = self._deployed.deployed(name)
-        if found is None:
+        replicas = self._deployed.deployed(name)
+        if replicas is None:
             return await self._own.use(name, keep_alive)
         if other := self._deployed.fallback(name):
             try:
                 return FallbackHandle(await self._own.use(other, keep_alive), name)
             except FreeholdError:
-                if all(replica.hopeless for replica in found):
+                if all(replica.hopeless for replica in replicas):
                     raise
-        return DeployedHandle(found)
+        return DeployedHandle(replicas)
 
     async def name_of(self, name: str) -> str:
         return await self._deployed.name_of(name)
@@ -243,14 +243,14 @@ class _AskedModels:
         return self._deployed.loaded()
 
 
-def _loaded(found: ReplicaSet) -> LoadedInfo:
+def _loaded(replicas: ReplicaSet) -> LoadedInfo:
     return LoadedInfo(
-        found.name,
-        info_of(found),
-        stats_of(found),
+        replicas.name,
+        info_of(replicas),
+        stats_of(replicas),
         None,
-        found.in_flight,
-        sum(replica.restarts for replica in found),
+        replicas.in_flight,
+        sum(replica.restarts for replica in replicas),
     )
 
 

@@ -286,16 +286,16 @@ class Replica:
         """Wait until it has answered one token; return False where it ended first, or was killed for standing still."""
         refused_at = 0.0
         while not engine.ended.done():
-            asked = asyncio.ensure_future(self._probed(calls))
+            probe = asyncio.ensure_future(self._probed(calls))
             done, _ = await asyncio.wait(
-                [asked, engine.ended], timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+                [probe, engine.ended], timeout=1.0, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:  # a connection was taken, or this would have failed by now
                 self._is("probing")
-                await asyncio.wait([asked, engine.ended], return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                asked.cancel()
-            elif asked.result():
+                await asyncio.wait([probe, engine.ended], return_when=asyncio.FIRST_COMPLETED)
+            if not probe.done():
+                probe.cancel()
+            elif probe.result():
                 return True
             elif self.said.startswith(_REFUSED):
                 refused_at = refused_at or time.monotonic()
@@ -349,12 +349,12 @@ class Replica:
         """Return whether an engine that fails requests gives a token: vLLM's server may outlive its core."""
         try:
             async with asyncio.timeout(self._hung_s):
-                found = await self._probed(calls)
+                answers = await self._probed(calls)
         except TimeoutError:
-            found = False
-        if found:
+            answers = False
+        if answers:
             self._faults = 0
-        return found
+        return answers
 
     def _still_s(self) -> float:
         return time.monotonic() - max(self._moved_at, self._busy_at)

@@ -76,8 +76,8 @@ def takes_prefix(job: Job, sent: SentLog) -> bool:
     sampling = job.sampling
     counted = sampling.get("presence_penalty") or sampling.get("frequency_penalty")
     thinks = bool(sent.thinking) and not sent.text
-    asked = job.tools or job.format is not None or job.suffix is not None or job.template
-    return bool(sent.ids and sent.prompt_ids) and not (counted or thinks or asked)
+    constrained = job.tools or job.format is not None or job.suffix is not None or job.template
+    return bool(sent.ids and sent.prompt_ids) and not (counted or thinks or constrained)
 
 
 async def kept(job: Job, sent: SentLog, detokenize: Detokenize | None) -> tuple[int, int] | None:
@@ -96,9 +96,9 @@ async def kept(job: Job, sent: SentLog, detokenize: Detokenize | None) -> tuple[
     text, n, back = sent.text, len(sent.ids), 0
     while True:
         ids = sent.ids[: max(n - back, 0)]
-        found = await detokenize(before + ids)
-        if found.startswith(lead) and text.startswith(found[len(lead) :]):
-            return len(ids), len(text) - (len(found) - len(lead))
+        text_of_ids = await detokenize(before + ids)
+        if text_of_ids.startswith(lead) and text.startswith(text_of_ids[len(lead) :]):
+            return len(ids), len(text) - (len(text_of_ids) - len(lead))
         if not ids:
             return None
         back = 2 * back or 1

@@ -63,8 +63,8 @@ _OF_SET: tuple[tuple[str, str, Callable[[ReplicaSet], int]], ...] = (
 
 def tables(sets: Iterable[ReplicaSet]) -> list[CounterTable]:
     """Return the tables of all deployments."""
-    found = list(sets)
-    lines = [(each, replica) for each in found for replica in each]
+    replica_sets = list(sets)
+    lines = [(each, replica) for each in replica_sets for replica in each]
     out = [
         CounterTable(name, help, _LABELS, _summed(lines, value), gauge)
         for name, help, gauge, value in _OF_REPLICA
@@ -86,7 +86,9 @@ def tables(sets: Iterable[ReplicaSet]) -> list[CounterTable]:
         if "{" not in name
     ]
     for name, help, value in _OF_SET:
-        out.append(CounterTable(name, help, ("model_name",), {(each.name,): value(each) for each in found}))
+        out.append(
+            CounterTable(name, help, ("model_name",), {(each.name,): value(each) for each in replica_sets})
+        )
     return out
 
 
