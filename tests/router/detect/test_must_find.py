@@ -63,7 +63,29 @@ def test_everything_is_found_after_an_escape_of_json_in_a_text(before: str, time
     assert [planted for planted in LIST if '"' not in planted.text and not found(planted)] == []
 
 
-@pytest.mark.parametrize("between", ["\t", "\n", "\r\n", "  ", ".", " \n"])
+# What forms, tables and careful writers put between groups; the last are a middle dot, a bullet, blanks of Hangul.
+BETWEEN = [
+    "\t",
+    "\n",
+    "\r\n",
+    "  ",
+    ".",
+    " \n",
+    "   ",
+    "/",
+    " / ",
+    "_",
+    ",",
+    ", ",
+    ":",
+    "\u00b7",
+    "\u2022",
+    "\u3164",
+    "\uffa0",
+]
+
+
+@pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize(
     "digits", ["4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "3714 496353 98431"]
 )
@@ -74,7 +96,17 @@ def test_groups_are_found_with_what_a_form_puts_between_them(between: str, digit
 
 
 @pytest.mark.parametrize(
-    "row", ["4111\t1111\t1111\t1111\t2020", "17\t4111\t1111\t1111\t1111", "1.4111.1111.1111.1111"]
+    "row",
+    [
+        "4111\t1111\t1111\t1111\t2020",
+        "17\t4111\t1111\t1111\t1111",
+        "1.4111.1111.1111.1111",
+        "4111,1111,1111,1111,17",
+        "17, 4111, 1111, 1111, 1111",
+        "/12/4111/1111/1111/1111",
+        "4111:1111:1111:1111:2020",
+        "4111, 1111/1111:1111",  # signs of lists and times, each another
+    ],
 )
 def test_a_row_of_a_table_is_no_card(row: str):
     assert not {finding for finding in SIEVE.find([row]) if finding.name == "card number"}
@@ -124,6 +156,9 @@ def test_check_digits_are_checked():
         "000-12-3456",
         "666-12-3456",
         "912-12-3456",
+        "a profit of +1,212,555,012 or +49,301,234,567",
+        "Authorization: Token your-token-goes-here-1",
+        "authorization: token based schemes of RFC 6750",
         "123-00-4567",
         "2 69 05 49 588 157 81",
         "BSN 111222334",

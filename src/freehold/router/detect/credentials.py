@@ -32,8 +32,9 @@ def _is_mixed(hit: Hit) -> bool:
 
 
 def _authorizes(hit: Hit) -> bool:
-    """Basic is a name and a password in base64; what Bearer carries has letters and digits, and is not an example."""
+    """Basic is a name and a password in base64; what others carry has letters and digits, and is not an example."""
     scheme, value = hit.value.rpartition(b" ")[0].lower(), hit.value.split()[-1]
+    value = re.sub(rb"^(?i:token=)[\"']?", b"", value)
     if scheme.endswith(b"basic"):
         try:
             decoded = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
@@ -90,7 +91,8 @@ CREDENTIALS = (
         "secrets",
         "Authorization header",
         rb"(?i:authorization)[\"']{0,2} ?[:=,] ?[\"']?"
-        rb"(?i:basic +[A-Za-z0-9+/]{8,}={0,2}|bearer +[A-Za-z0-9_\-.+/~]{16,}={0,2})",
+        rb"(?i:basic +[A-Za-z0-9+/]{8,}={0,2}"
+        rb"|(?:bearer|token|api-?key) +(?:token=[\"']?)?[A-Za-z0-9_\-.+/~]{16,}={0,2})",
         _authorizes,
     ),
     _key("DigitalOcean token", rb"\bdo[opr]_v1_[a-f0-9]{64}\b"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 from freehold.router.detect.detector import Detector, Hit
@@ -94,8 +95,8 @@ def _lengths(digits: str) -> tuple[int, ...]:
 def _is_card(hit: Hit) -> bool:
     """The card may be followed by other digits, such as its date: every whole number of groups is tried.
 
-    Between groups there is a blank or a hyphen. What a table has as well (a tab, a line break, a dot, two blanks) is
-    taken where the row has these groups alone.
+    Between groups there is a blank or a hyphen. What a form or a table puts there (`_SIGNS`) is taken where the row
+    has these groups alone.
     """
     text = hit.value.decode("latin-1")
     groups, between = re.split(r"\D+", text), re.findall(r"\D+", text)
@@ -106,14 +107,21 @@ def _is_card(hit: Hit) -> bool:
         printed += f" {len(group)}" if printed else str(len(group))
         if len(digits) in lengths and luhn(digits) and _PRINTED.fullmatch(printed) and len(set(digits)) > 1:
             usual = all(each in (" ", "-") for each in between[:number])
-            return usual or (len(digits) == sum(map(len, groups)) and _stands_alone(hit))
+            whole = len(digits) == sum(map(len, groups))
+            return usual or (whole and _stands_alone(hit, between[0]) and _evenly_divided(between))
     return False
 
 
-def _stands_alone(hit: Hit) -> bool:
-    """Return whether no other number is in the same row or column."""
-    before, after = hit.text[max(hit.start - 3, 0) : hit.start], hit.text[hit.end : hit.end + 3]
-    return not (re.search(rb"\d[\s.,;|]{1,2}$", before) or re.match(rb"[\s.,;|]{1,2}\d", after))
+def _stands_alone(hit: Hit, sign: str) -> bool:
+    """Return whether no other number is in the same row or column, which `sign` may divide."""
+    before, after = hit.text[max(hit.start - 5, 0) : hit.start], hit.text[hit.end : hit.end + 5]
+    next_to = rb"(?:[\s.,;|]{1,2}|" + re.escape(sign.encode("latin-1")) + rb")"
+    return not (re.search(rb"\d" + next_to + rb"$", before) or re.match(next_to + rb"\d", after))
+
+
+def _evenly_divided(between: list[str]) -> bool:
+    """Return whether signs that lists, paths and times have as well are the same between all groups."""
+    return len(set(between)) <= 1 or not any(sign in each for each in between for sign in "/_,:")
 
 
 # ISO 13616: the length of an account number by its country, registry of the end of 2024.
@@ -143,7 +151,8 @@ _COUNTRIES = "|".join(sorted(_ACCOUNTS)).encode()
 
 # Groups with what a form, a table or a line's end puts between them. Groups of one length alone: any digits with such
 # signs would be most numbers of a log.
-_SIGNS = rb"[ \-.\t\r\n]{1,2}"
+_SIGNS = rb"[ \-./_,:\t\r\n]{1,4}"
+_MAYBE_SIGNS = rb"[ \-./_,:\t]{0,3}"  # in numbers of persons, which a word or a key proves
 _ACCOUNT_IN_FORM = rb"(?:" + _SIGNS + rb"[A-Z0-9]{4}){2,7}(?:" + _SIGNS + rb"[A-Z0-9]{1,3})?"
 _CARD_IN_FORM = (
     rb"\b[2-6]\d{3}(?:" + _SIGNS + rb"\d{4}){3}\b|\b3[47]\d{2}" + _SIGNS + rb"\d{6}" + _SIGNS + rb"\d{5}\b"
@@ -161,14 +170,12 @@ def _is_account(hit: Hit) -> bool:
     length = _ACCOUNTS.get(text[:2])
     if length is None:
         return False
-    groups = re.split(r"[\s.-]+", text)
+    groups, between = re.split(r"[\W_]+", text), re.findall(r"[\W_]+", text)
     account = "".join(groups)[:length]
-    ends = {len("".join(begin)) for begin in _prefixes(groups)}
-    return len(account) == length and length in ends and mod97(account) == 1
-
-
-def _prefixes(groups: list[str]) -> list[list[str]]:
-    return [groups[:n] for n in range(1, len(groups) + 1)]
+    ends = list(accumulate(map(len, groups)))
+    if len(account) != length or length not in ends or mod97(account) != 1:
+        return False
+    return _evenly_divided(between[: ends.index(length)])
 
 
 def _digits(hit: Hit) -> str:
@@ -185,9 +192,10 @@ def _is_ssn(hit: Hit) -> bool:
 
 def _is_nir(hit: Hit) -> bool:
     """Key = 97 - number mod 97; Corsica's departments 2A and 2B count as 19 and 18."""
-    text = re.sub(r"\s", "", hit.value.decode("latin-1")).upper()
+    text, between = hit.value.decode("latin-1").upper(), re.findall(r"[\W_]+", hit.value.decode("latin-1"))
+    text = re.sub(r"[\W_]", "", text)
     number = text[:13].replace("2A", "19").replace("2B", "18")
-    return 97 - int(number) % 97 == int(text[13:])
+    return 97 - int(number) % 97 == int(text[13:]) and _evenly_divided(between)
 
 
 def _is_bsn(hit: Hit) -> bool:
@@ -217,19 +225,37 @@ PERSONAL = (
     Detector(
         "pii",
         "US social security number",
-        rb"(?i:\bssn\b|social.security)[^\d\n]{0,24}\d{3}[ .\-]?\d{2}[ .\-]?\d{4}\b",
+        rb"(?i:\bssn\b|social.security)[^\d\n]{0,24}\d{3}"
+        + _MAYBE_SIGNS
+        + rb"\d{2}"
+        + _MAYBE_SIGNS
+        + rb"\d{4}\b",
         _is_ssn,
     ),
     Detector(
         "pii",
         "French NIR",
-        rb"\b[1-478] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[ABab]) ?\d{3} ?\d{3} ?\d{2}\b",
+        _MAYBE_SIGNS.join(
+            (
+                rb"\b[1-478]",
+                rb"\d{2}",
+                rb"(?:0[1-9]|1[0-2]|[2-9]\d)",
+                rb"(?:\d{2}|2[ABab])",
+                rb"\d{3}",
+                rb"\d{3}",
+                rb"\d{2}\b",
+            )
+        ),
         _is_nir,
     ),
     Detector(
         "pii",
         "Dutch BSN",
-        rb"(?i:\bbsn\b|burgerservice|sofi.?nummer|citizen.service)[^\d\n]{0,32}\d{3,4}[ .]?\d{2}[ .]?\d{3}\b",
+        rb"(?i:\bbsn\b|burgerservice|sofi.?nummer|citizen.service)[^\d\n]{0,32}\d{3,4}"
+        + _MAYBE_SIGNS
+        + rb"\d{2}"
+        + _MAYBE_SIGNS
+        + rb"\d{3}\b",
         _is_bsn,
     ),
     Detector(

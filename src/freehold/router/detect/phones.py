@@ -40,15 +40,18 @@ _WORDS = (
     rb"\bfax\b|\bfon\b|\bfon\.|whatsapp|\bportable\b|m\xc3\xb3vil|movil|rufnummer|\bcall\b|\bnumero\b|sms"
 )
 
+_SIGNS = re.compile(r"[_,:\t]+")  # between digits; phonenumbers would read no further
+_THOUSANDS = re.compile(rb"\+\d{1,3}(?:,\d{3})+")
 _WORD_BEFORE = re.compile(r"^[^\d+(]*")
 
 
 def valid_phone(regions: tuple[str, ...], hit: Hit) -> bool:
     """Return whether one of the countries has such a number; `regions` empty: the one that its code names."""
-    text = _WORD_BEFORE.sub("", hit.value.decode("latin-1"))
+    text = _SIGNS.sub(" ", _WORD_BEFORE.sub("", hit.value.decode("latin-1")))
     if hit.value[:1] in (b"+", b"("):
         rest = hit.text[hit.end : hit.end + 2]
-        if hit.before.isalnum() or re.match(rb"\.\d", rest):  # a sum, a call of a function, a decimal number
+        # a sum, a call of a function, a decimal number, thousands
+        if hit.before.isalnum() or re.match(rb"[.,:]\d", rest) or _THOUSANDS.fullmatch(hit.value):
             return False
     elif re.match(rb"[-:/_@.][0-9A-Za-z]", hit.text[hit.end : hit.end + 2]):
         return False  # a part of a longer name or number
@@ -120,9 +123,10 @@ def _phone(pattern: bytes, *regions: str) -> Detector:
 
 
 PHONES = (
-    _phone(rb"\+[1-9]\d{7,14}\b|\+\(?[1-9]\d{0,6}[ ()\-/]{1,3}\d(?:[ ().\-/]{0,2}\d){4,13}\b"),
+    _phone(rb"\+[1-9]\d{7,14}\b|\+\(?[1-9]\d{0,6}[ ()\-/_\t]{1,3}\d(?:[ ().\-/_\t]{0,3}\d){4,13}\b"),
     # With points: groups, or as registries write it, +1.2125550123; a short rest makes a decimal number.
-    _phone(rb"\+[1-9]\d{0,2}(?:\.\d{1,4}){2,6}\b|\+[1-9]\d{0,2}\.\d{8,12}\b"),
+    _phone(rb"\+[1-9]\d{0,2}(?:\.\d{1,4}){1,5}\.\d{1,8}\b|\+[1-9]\d{0,2}\.\d{8,12}\b"),
+    _phone(rb"\+[1-9]\d{0,2}(?:(?:,\d{1,8}){2,6}|(?::\d{1,8}){2,6})\b"),
     _phone(rb"\b00 ?[1-9]\d{0,2}[ ().\-/]{1,2}\d(?:[ ().\-/]{0,2}\d){5,12}\b"),
     _phone(rb"(?:\([2-9]\d{2}\) ?|\b[2-9]\d{2}[\-.])[2-9]\d{2}[\-.]\d{4}\b", "US"),
     _phone(rb"\b0[1-9](?: \d{2}){4}\b|\b0[1-9](?:\.\d{2}){4}\b|\b0[1-9](?:-\d{2}){4}\b", "FR", "NL"),
@@ -137,7 +141,7 @@ PHONES = (
     _phone(rb"\b0\d{1,2}-\d{4}-\d{4}\b", "JP"),
     _phone(rb"\(\d{2}\) ?9?\d{4}-\d{4}\b", "BR"),
     _phone(rb"\b04\d{2} \d{3} \d{3}\b|\(0[2378]\) ?\d{4} \d{4}\b", "AU"),
-    _phone(rb"(?i:" + _WORDS + rb")[^\d\n+(]{0,20}\(?\d(?:[ ().\-/]{0,2}\d){6,13}\b", *_ANY),
+    _phone(rb"(?i:" + _WORDS + rb")[^\d\n+(]{0,20}\(?\d(?:[ ().\-/_,:\t]{0,3}\d){6,13}\b", *_ANY),
 )
 
 

@@ -29,10 +29,12 @@ MOST_HITS = 50_000
 AHEAD = 4096  # bytes in which a hit says which detectors it is for; where none does, all are asked
 _ESCAPED = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|[nrtbf])")  # JSON in JSON has more than one backslash
 _WORD = re.compile(rb"[A-Za-z0-9]*")
-# Spaces and dashes of typography, each become their ASCII; common in prose, so they are replaced one by one.
+# Spaces, dashes and middle dots of typography, each become their ASCII; common in prose, so they are replaced one by
+# one. Fillers of Hangul and an empty braille cell look like a blank.
 _TYPOGRAPHY = {
-    **dict.fromkeys("\u00a0\u202f\u205f\u3000\u2028\u2029", " "),
+    **dict.fromkeys("\u00a0\u202f\u205f\u3000\u2028\u2029\u115f\u1160\u3164\uffa0\u2800", " "),
     **dict.fromkeys(map(chr, range(0x2000, 0x200B)), " "),
+    **dict.fromkeys("\u00b7\u2022\u2027\u22c5\u30fb", "."),
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
 }
 # Characters without a shape: joiners, marks of direction, variation selectors, tags.
