@@ -22,6 +22,7 @@ import msgspec
 import msgspec.inspect
 
 import freehold
+from freehold.cli.helping import REST, sections_of
 from freehold.cli.main import VERBS, cli
 from freehold.models.binding.unsupported import LACKS
 
@@ -113,11 +114,13 @@ def _verbs_of(group: click.Command, ctx: click.Context) -> Iterator[tuple[str, c
 def _command(ctx: click.Context, command: click.Command) -> Iterator[str]:
     usage = " ".join(command.collect_usage_pieces(ctx))
     yield f"```text\n{ctx.command_path} {usage}\n```\n"
+    if command.epilog:
+        yield f"{command.epilog.replace(': ', ': `', 1)}`\n"
     yield inspect.cleandoc(command.help or "").replace("\b\n", "") + "\n"
-    rows = [record for p in command.get_params(ctx) if (record := p.get_help_record(ctx))]
-    if rows:
-        yield "| option | meaning |\n|---|---|"
+    for title, rows in sections_of(ctx).items():
+        yield f"| {title if title != REST else 'option'} | meaning |\n|---|---|"
         yield from (f"| `{_cell(name)}` | {_cell(help)} |" for name, help in rows)
+        yield ""
 
 
 def _cell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 import pytest
 
 from freehold.cli import main as cli_main
+from freehold.cli.helping import REST, Context, sections_of, styled
 from freehold.cli.verbs import GROUPS, VERBS
 
 
@@ -42,7 +44,7 @@ def test_help_lists_each_group_with_its_verbs(capsys):
 def test_each_verb_shows_its_example(verb: str, capsys):
     assert cli_main.run(["help", verb]) == 0
     shown = capsys.readouterr().out
-    assert f"Example: {VERBS[verb].example}" in " ".join(shown.split())
+    assert shown.startswith(f"Example: {VERBS[verb].example}\n\nUsage: ")
     assert cli_main.run([verb, "--help"]) == 0
     assert capsys.readouterr().out == shown
 
@@ -70,11 +72,11 @@ def test_help_of_a_verb_within_a_verb_and_of_none(capsys):
 def test_help_is_styled_in_a_terminal_alone(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "\x1b[1m" in cli_main.styled("x", bold=True)
+    assert "\x1b[1m" in styled("x", bold=True)
     cli_main.run(["--help"])
     assert "\x1b" not in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
-    assert cli_main.styled("x", bold=True) == "x"
+    assert styled("x", bold=True) == "x"
 
 
 @pytest.mark.parametrize(
@@ -113,17 +115,53 @@ def test_bash_accepts_its_script_and_keeps_colons_in_words(capsys):
     assert ":}" in script
 
 
+def verbs(ctx: click.Context | None = None) -> Iterator[click.Context]:
+    """Every verb, those within verbs too."""
+    ctx = ctx or Context(cli_main.cli, info_name="freehold")
+    yield ctx
+    for name in ctx.command.list_commands(ctx) if isinstance(ctx.command, click.Group) else ():
+        if found := ctx.command.get_command(ctx, name):
+            yield from verbs(Context(found, ctx, info_name=name))
+
+
 def options() -> set[tuple[str, str]]:
     """Every option of every verb, as (verb, option)."""
+    return {
+        (ctx.command_path.removeprefix("freehold "), name)
+        for ctx in verbs()
+        for param in ctx.command.params
+        if isinstance(param, click.Option)
+        for name in param.opts
+    }
 
-    def of(ctx: click.Context, command: click.Command, path: str) -> Iterator[tuple[str, str]]:
-        for param in command.params:
-            yield from ((path, name) for name in param.opts if isinstance(param, click.Option))
-        for name in command.list_commands(ctx) if isinstance(command, click.Group) else ():
-            if found := command.get_command(ctx, name):
-                yield from of(click.Context(found, ctx), found, f"{path} {name}".strip())
 
-    return set(of(click.Context(cli_main.cli), cli_main.cli, ""))
+def test_each_verb_begins_with_an_example_and_gives_ranges_in_words():
+    for ctx in verbs():
+        shown = ctx.get_help()
+        assert shown.startswith(("Example: ", "Start with: freehold ")), ctx.command_path
+        assert not re.search(r"FLOAT|INTEGER|<=?x|x>=?|%Y|92233720", shown), ctx.command_path
+
+
+@pytest.mark.parametrize("verb", ["run", "serve", "deploy", "advise", "cost"])
+def test_options_of_a_long_verb_are_in_sections(verb: str):
+    ctx = next(each for each in verbs() if each.info_name == verb)
+    found = sections_of(ctx)
+    assert len(found) >= 5 and REST not in found
+    assert all(len(options) <= 18 for options in found.values())
+    assert next(reversed(found.values()))[-1][0] == "-h, --help"
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["run", "--temperature", "200", "x"], "200.0 is outside the range: 0 to 100"),
+        (["run", "--seed", "-1", "x"], "-1 is outside the range: 0 or more"),
+        (["run", "--top-p", "0", "x"], "0.0 is outside the range: above 0, at most 1"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_in_words(words: list[str], says: str, capsys):
+    assert cli_main.run(words) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_one_thing_has_one_spelling():

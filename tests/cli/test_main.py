@@ -48,7 +48,7 @@ def test_help_lists_every_verb_without_importing_one():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": SOURCES}
     )
     assert all(verb in done.stdout for verb in cli_main.VERBS)
-    assert "['freehold.cli.verbs', 'freehold.cli.main']" in done.stdout
+    assert "['freehold.cli.helping', 'freehold.cli.verbs', 'freehold.cli.main']" in done.stdout
 
 
 def test_help_of_serve_imports_no_web_framework():
@@ -77,7 +77,7 @@ def test_wrong_usage_exits_2_with_the_nearest_name(args: list[str], message: str
 def test_no_verb_shows_the_help_and_complains_of_nothing(capsys):
     assert cli_main.run([]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("Usage: freehold") and "error:" not in err
+    assert out == "" and err.startswith("Start with: freehold") and "error:" not in err
 
 
 def test_a_named_failure_is_two_lines_and_exit_1(capsys):

@@ -72,7 +72,7 @@ def test_result_runs_shows_and_is_referenced_by_its_folder(run: Run, tiny: Path,
         (["--quant", "Q8_0", "--until", "0"], "--until is for a report"),
         (["--quant", "Q8_0", "--report", "--until", "nan"], "'nan' is not a finite number"),
         (["--quant", "Q8_0", "--tokens", "1024"], "Q8_0 is written without calibration"),
-        (["--bits", "7"], "7 is not in the range"),
+        (["--bits", "7"], "7 is outside the range"),
         (["--target-bytes", "0"], "'0' is not a size"),
     ],
 )

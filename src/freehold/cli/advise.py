@@ -13,6 +13,7 @@ import click
 
 from freehold.choosing import company_facts
 from freehold.cli.company import FACTS, company_options
+from freehold.cli.helping import section
 from freehold.cli.models import Billions
 from freehold.cli.report.advice import (
     chart,
@@ -35,6 +36,7 @@ SHOWN = 8  # models of a ranking
 
 @click.command("advise")
 @click.argument("task", required=False, metavar="[TASK]")
+@section("The model")
 @click.option(
     "--country-not",
     metavar="CC",
@@ -47,12 +49,6 @@ SHOWN = 8  # models of a ranking
     "--min-speed", type=click.FloatRange(0, 1e6), help="Least tokens a second; default: the task's own."
 )
 @click.option(
-    "--on", "hardware", metavar="HARDWARE", default="", help="2xh100, rtx4090, m3-max:64; default: here."
-)
-@click.option("--engine", metavar="NAME", default="", help="With --on: vllm, sglang, llama.cpp, ...")
-@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Most rent a month.")
-@click.option("--users", "users_at_once", type=click.IntRange(1, 4096), help="Concurrent users.")
-@click.option(
     "--language",
     "languages",
     metavar="CC",
@@ -61,18 +57,28 @@ SHOWN = 8  # models of a ranking
 )
 @click.option("--cheapest", is_flag=True, help="Rank the cheapest first among models not shown to be worse.")
 @click.option("--held", is_flag=True, help="Only models in the store.")
-@company_options
+@section("Hardware and load")
 @click.option(
-    "--top",
-    type=click.IntRange(1, 1000),
-    help="Models to show (default 8), or with --try to run (default 5).",
+    "--on", "hardware", metavar="HARDWARE", default="", help="2xh100, rtx4090, m3-max:64; default: here."
 )
+@click.option("--engine", metavar="NAME", default="", help="With --on: vllm, sglang, llama.cpp, ...")
+@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Most rent a month.")
+@click.option("--users", "users_at_once", type=click.IntRange(1, 4096), help="Concurrent users.")
+@section("Your use, for the licence")
+@company_options
+@section("Your own cases")
 @click.option("--try", "samples", metavar="FILE", help="Run the shortlist on your own cases (JSON lines).")
 @click.option(
     "--judge", metavar="MODEL", default="", help="With --try: the model that grades cases with a rubric."
 )
 @click.option(
     "--yes", "fetch", is_flag=True, help="With --try: pull models of the shortlist that are not in the store."
+)
+@section("Output")
+@click.option(
+    "--top",
+    type=click.IntRange(1, 1000),
+    help="Models to show (default 8), or with --try to run (default 5).",
 )
 @click.option("--all", "everything", is_flag=True, help="List every excluded model and the reason.")
 @click.option("--plot", "plotted", is_flag=True, help="Plot speed against quality.")

@@ -19,6 +19,7 @@ import click
 
 from freehold.advisor.interval import Interval
 from freehold.advisor.ownership import known
+from freehold.cli.helping import section
 from freehold.cli.report.cost_text import show, spoken
 from freehold.cli.serving.gatewayfile import gateway_option, ledger_option
 from freehold.cli.shared import Amount, Seconds, json_option, write_beside
@@ -62,6 +63,7 @@ def assumption_options(command: Callable) -> Callable:
 
 @click.command("cost")
 @click.argument("model", required=False, metavar="[MODEL]")
+@section("The traffic")
 @click.option(
     "--tokens-per-day", type=Amount(), default=10e6, help="Tokens of prompts and answers a day; default: 10M."
 )
@@ -85,6 +87,7 @@ def assumption_options(command: Callable) -> Callable:
 )
 @click.option("--csv", "csv_file", metavar="FILE", help="Read the traffic from a CSV file instead.")
 @click.option("--growth", type=float, default=0.0, help="Growth in per cent a month, over --months.")
+@section("Your own hardware")
 @click.option(
     "--on", metavar="HARDWARE", help="Hardware, such as 2xh100; default: the fewest H100 that hold the model."
 )
@@ -99,6 +102,7 @@ def assumption_options(command: Callable) -> Callable:
 @click.option(
     "--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="Concurrent users."
 )
+@section("APIs to compare")
 @click.option(
     "--against",
     multiple=True,
@@ -106,7 +110,14 @@ def assumption_options(command: Callable) -> Callable:
     help="API to compare, such as gpt-5-mini or groq:...; repeatable.",
 )
 @click.option("--batch", is_flag=True, help="Use the APIs' batch prices (answers within a day).")
-@click.option("--date", "day", type=click.DateTime(["%Y-%m-%d"]), help="Use the prices of that day.")
+@click.option(
+    "--date",
+    "day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
+    help="Use the prices of that day.",
+)
+@section("From a gateway's ledger")
 @click.option(
     "--from-ledger", is_flag=True, help="Price the requests of a gateway's ledger, not a stated traffic."
 )
@@ -126,7 +137,9 @@ def assumption_options(command: Callable) -> Callable:
     type=Range(),
     help="With --from-ledger: share of the machines charged to the gateway, 0 to 1; default: from busy time to all.",
 )
+@section("Assumptions")
 @assumption_options
+@section("Output")
 @json_option
 @click.option("--html", "page", metavar="FILE", help="Write a report as one HTML page.")
 @click.pass_obj

@@ -21,6 +21,7 @@ from freehold.cli.deploying.options import (
     refuse_without_model,
 )
 from freehold.cli.deploying.under import UNDER
+from freehold.cli.helping import section
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
@@ -48,7 +49,7 @@ class _DeployGroup(click.Group):
         from importlib import import_module
 
         from freehold.cli.complete import with_names
-        from freehold.cli.main import Context
+        from freehold.cli.helping import Context
 
         file, name, _ = UNDER[cmd_name]
         found: click.Command = getattr(import_module(f"freehold.cli.deploying.{file}"), name)
@@ -91,14 +92,16 @@ def _verb(ctx: click.Context) -> str:
 @click.group("deploy", cls=_DeployGroup, invoke_without_command=True)
 @click.argument("model", required=False, default="")
 @plan_options
+@section("The plan")
+@click.option("--name", metavar="NAME", help="Name for requests; default: the model's.")
+@click.option("--dry-run", is_flag=True, help="Print the command, a reason for each flag, and start nothing.")
+@section("Plans for other machines")
 @click.option(
     "--on",
     metavar="HARDWARE",
     help="Plan for this hardware instead: 8xh100, rtx-4090; or run on Ray Serve: ray, ray:PYTHON, ray://HOST:PORT.",
 )
 @click.option("--nodes", type=click.IntRange(1, 64), metavar="N", help="Boxes of --on HARDWARE.")
-@click.option("--name", metavar="NAME", help="Name for requests; default: the model's.")
-@click.option("--dry-run", is_flag=True, help="Print the command, a reason for each flag, and start nothing.")
 @click.option(
     "--emit",
     type=click.Choice(EMITTED),
@@ -123,10 +126,13 @@ def _verb(ctx: click.Context) -> str:
     metavar="ADDRESS",
     help="With --emit ray: a machine of the cluster, or ours, for the firewall's rules; repeatable.",
 )
+@section("Address and access")
 @door_options
+@section("The server")
 @gateway_option
 @drain_option
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Level of the server's log.")
+@section("Output and network")
 @json_option
 @offline_option
 @click.pass_context

@@ -25,4 +25,4 @@ def command(ctx: click.Context, words: tuple[str, ...]) -> None:
                 f"{shown.command_path} has no verb {word!r}", f"{shown.command_path} --help lists them"
             )
         found, shown = sub, sub.context_class(sub, parent=shown, info_name=name)
-    click.echo(found.get_help(shown))
+    click.echo(shown.get_help())

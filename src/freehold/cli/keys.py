@@ -37,7 +37,7 @@ def _file(f: Callable[..., Any]) -> Callable[..., Any]:
     )(f)
 
 
-@command.command("add")
+@command.command("add", epilog="Example: freehold keys add alice --rate 60/min")
 @click.argument("name")
 @click.option(
     "--models", metavar="A,B", default="", help="Only these models; patterns such as qwen* are allowed."
@@ -73,7 +73,7 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given
     _tell(settings, file, "requires a key from now on: requests without one are refused")
 
 
-@command.command("list")
+@command.command("list", epilog="Example: freehold keys list")
 @_file
 @json_option
 @click.pass_obj
@@ -118,7 +118,7 @@ def list_(settings: Settings, file: Path | None, as_json: bool) -> None:
         click.echo(f"no keys in {kept.path}; freehold keys add NAME makes one", err=True)
 
 
-@command.command("rm")
+@command.command("rm", epilog="Example: freehold keys rm alice")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @_file
 @json_option
@@ -149,7 +149,7 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
         )
 
 
-@command.command("owner")
+@command.command("owner", epilog="Example: freehold keys owner")
 @json_option
 @click.pass_obj
 def owner(settings: Settings, as_json: bool) -> None:

@@ -8,41 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
+from freehold.cli.helping import Context, in_words
 from freehold.cli.verbs import ALIASES, GROUPS, VERBS
 from freehold.config import load_settings, nearest
 from freehold.errors import FreeholdError, UsageError
 
 COMPLETING = "_FREEHOLD_COMPLETE"  # a shell sets it to ask what Tab may offer
-
-
-class Formatter(click.HelpFormatter):
-    """click's help with bold headings and a coloured first column; click drops both outside a terminal."""
-
-    def write_heading(self, heading: str) -> None:
-        """Write a heading."""
-        self.write(f"{'':>{self.current_indent}}{styled(f'{heading}:', bold=True)}\n")
-
-    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Write names with their meanings."""
-        super().write_dl([(styled(name, fg="cyan"), text) for name, text in rows], col_max, col_spacing)
-
-
-class Context(click.Context):
-    """A context that formats help with Formatter."""
-
-    formatter_class = Formatter
-
-
-def styled(text: str, **style: Any) -> str:
-    """Style text for a terminal that has colours (NO_COLOR and TERM=dumb are obeyed); click strips it elsewhere."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    return text if plain else click.style(text, **style)
 
 
 class LazyGroup(click.Group):
@@ -90,12 +66,7 @@ class LazyGroup(click.Group):
         for title, verbs in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), verb.help) for name, verb in verbs.items()])
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write where to start."""
-        formatter.write_paragraph()
-        formatter.write('Start with: freehold run "Reverse a string in Python."\n')
-        formatter.write("More on a verb, with an example: freehold help VERB\n")
+        formatter.write("\nMore on a verb, with an example: freehold help VERB\n")
 
 
 def _with_help(command: click.Command) -> click.Command:
@@ -109,7 +80,11 @@ def _with_help(command: click.Command) -> click.Command:
 LazyGroup.context_class = Context
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Start with: freehold run "Reverse a string in Python."',
+)
 @click.option("--offline", is_flag=True, help="Make no network requests; fail if a file is missing.")
 @click.version_option(package_name="freehold", message="%(prog)s %(version)s")
 @click.pass_context
@@ -166,7 +141,9 @@ def complain(message: str, hint: str) -> None:
 
 def _usage(e: click.ClickException) -> tuple[str, str]:
     """Return click's message and a hint in our format: lower case, no full stop, the nearest option."""
-    message = e.format_message().strip().rstrip(".")
+    message = in_words(
+        e.format_message().strip().rstrip("."), getattr(getattr(e, "param", None), "type", None)
+    )
     message = message[:1].lower() + message[1:]
     if isinstance(e, click.NoSuchOption):
         near = e.possibilities or []

@@ -31,7 +31,11 @@ def command() -> None:
     """
 
 
-@command.command("add", context_settings={"ignore_unknown_options": True})
+@command.command(
+    "add",
+    epilog="Example: freehold mcp add files -- python ~/files_server.py ~/notes",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("name")
 @click.argument("words", metavar="COMMAND... | URL", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set a variable of the program; repeatable.")
@@ -64,7 +68,7 @@ def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **
     click.echo(f"{name}: {server.where}, in {path}; freehold mcp test {name} starts it", err=True)
 
 
-@command.command("list")
+@command.command("list", epilog="Example: freehold mcp list")
 @json_option
 @click.pass_obj
 def list_(settings: Settings, as_json: bool) -> None:
@@ -98,7 +102,7 @@ def list_(settings: Settings, as_json: bool) -> None:
         click.echo("no servers; freehold mcp add NAME -- COMMAND... adds one", err=True)
 
 
-@command.command("rm")
+@command.command("rm", epilog="Example: freehold mcp rm files")
 @click.argument("name")
 @json_option
 @click.pass_obj
@@ -114,7 +118,7 @@ def rm(settings: Settings, name: str, as_json: bool) -> None:
         click.echo(f"{name}: removed", err=True)
 
 
-@command.command("revoke")
+@command.command("revoke", epilog="Example: freehold mcp revoke files")
 @click.argument("name")
 @click.argument("tool", default="")
 @json_option
@@ -130,7 +134,7 @@ def revoke(settings: Settings, name: str, tool: str, as_json: bool) -> None:
         click.echo(f"{', '.join(revoked)}: asks again", err=True)
 
 
-@command.command("test")
+@command.command("test", epilog="Example: freehold mcp test files")
 @click.argument("name")
 @json_option
 @click.pass_obj

@@ -61,7 +61,7 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@command.command("list", epilog="Example: freehold models list --country FR")
 @click.argument("words", nargs=-1)
 @click.option(
     "--licence",
@@ -115,7 +115,7 @@ def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **giv
         click.echo(_relax(everything, query), err=True)
 
 
-@command.command("lint")
+@command.command("lint", epilog="Example: freehold models lint")
 @json_option
 def lint(as_json: bool) -> None:
     """List catalogue entries that lack a fact; exit 1 if there are any.
@@ -137,7 +137,7 @@ def lint(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@command.command("refresh")
+@command.command("refresh", epilog="Example: freehold models refresh")
 @click.argument("models", nargs=-1)
 @click.option("--yes", is_flag=True, help="Add changes to your catalogue.toml without asking.")
 @json_option

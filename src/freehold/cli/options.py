@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from freehold.cli.helping import in_words
 from freehold.config import nearest
 from freehold.errors import UsageError
 from freehold.types import MAX_FORMAT_CHARS, Format, SamplingParams, as_format
@@ -114,7 +115,7 @@ def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
     try:
         return knobs[name], knobs[name].type.convert(text, None, None)
     except click.BadParameter as e:
-        said = e.message.rstrip(".") if text else "a value is missing"
+        said = in_words(e.message.rstrip("."), knobs[name].type) if text else "a value is missing"
         raise UsageError(f"{name}: {said}", "/set lists the settings") from e
 
 

@@ -28,6 +28,8 @@ from freehold.cli.chat.prompt import joined, read_stdin, split_words
 from freehold.cli.chat.request import LOADING, RunRequest, check, check_terminal
 from freehold.cli.chat.sessions import ChatSession, Sessions, unknown_server
 from freehold.cli.chat.starter import default_model
+from freehold.cli.chat.waiting import Waiting
+from freehold.cli.helping import section
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.shared import (
     draft_option,
@@ -52,8 +54,8 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]...")
+@section("The answer")
 @click.option("--system", default="", metavar="TEXT", help="System prompt.")
-@sampling_options
 @click.option("--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop the answer before TEXT; repeatable.")
 @click.option(
@@ -62,11 +64,6 @@ if TYPE_CHECKING:
     help="With --json: log-probabilities, and of the N most probable tokens.",
 )
 @click.option("--think/--no-think", default=None, help="Turn reasoning on or off, if the model supports it.")
-@click.option(
-    "--context",
-    type=click.IntRange(1),
-    help="Context in tokens; default: the model's, if it fits into memory.",
-)
 @click.option(
     "--overflow",
     type=click.Choice(["error", "drop-oldest"]),
@@ -78,6 +75,18 @@ if TYPE_CHECKING:
     metavar="json|FILE",
     help="Constrain the answer to JSON, to FILE's JSON schema or to FILE.lark's grammar.",
 )
+@click.option(
+    "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself endlessly."
+)
+@click.option("--raw", is_flag=True, help="Complete the prompt without the chat template.")
+@section("Sampling")
+@sampling_options
+@section("Loading the model")
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    help="Context in tokens; default: the model's, if it fits into memory.",
+)
 @kv_option
 @draft_option
 @speculate_option
@@ -88,11 +97,9 @@ if TYPE_CHECKING:
     help="Use a LoRA adapter: a PEFT folder, a GGUF file, or the name of one on the server; as MODEL+ADAPTER.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
-@click.option(
-    "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself endlessly."
-)
 @engine_option
 @click.option("--local", is_flag=True, help="Load the model in this process, even if a server runs.")
+@section("Chats and tools")
 @click.option("--continue", "continued", is_flag=True, help="Continue the latest session.")
 @click.option("--session", metavar="NAME", help="Continue the session NAME, or start it.")
 @click.option("--search", metavar="TEXT", help="Search saved sessions for TEXT; loads no model.")
@@ -102,7 +109,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Let the model call tools of this server; each call is asked about. Repeatable; see freehold mcp.",
 )
-@click.option("--raw", is_flag=True, help="Complete the prompt without the chat template.")
+@section("Output and network")
 @click.option("--plain", is_flag=True, help="Do not render Markdown.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, usage, timings, seed, ..."
@@ -224,19 +231,22 @@ def _answer(
         answers.sampling = replace(answers.sampling, seed=secrets.randbelow(MAX_SEED))
     session = session and session.answered()
     messages = _messages(session, request.system, prompt)
-    if request.raw:
-        stream = llm.stream_text(
-            prompt,
-            max_tokens=answers.max_tokens,
-            sampling=answers.sampling,
-            stop=answers.stop,
-            logprobs=request.logprobs,
-            format=answers.format,
-        )
-    else:
-        stream = llm.stream(messages, logprobs=request.logprobs, **answers.stream_options())
     answer = StreamedAnswer(guard=LoopGuard() if request.loop_guard else None)
-    _collect(stream, answer, renderer(request, data=answers.format is not None))
+    with Waiting(silent=request.as_json) as waiting:
+        if request.raw:
+            stream = llm.stream_text(
+                prompt,
+                max_tokens=answers.max_tokens,
+                sampling=answers.sampling,
+                stop=answers.stop,
+                logprobs=request.logprobs,
+                format=answers.format,
+                on_prefill=waiting,
+            )
+        else:
+            options = answers.stream_options()
+            stream = llm.stream(messages, logprobs=request.logprobs, **options, on_prefill=waiting)
+        _collect(stream, answer, renderer(request, data=answers.format is not None), waiting)
     info = llm.info
     warned = warnings(info, answer, answers)
     if request.as_json:
@@ -275,11 +285,13 @@ def _messages(session: ChatSession | None, system: str, prompt: str) -> tuple[Me
     return (*before, Message("user", prompt))
 
 
-def _collect(stream: Iterator[Chunk], answer: StreamedAnswer, renderer: Renderer) -> None:
+def _collect(
+    stream: Iterator[Chunk], answer: StreamedAnswer, renderer: Renderer, waiting: Waiting
+) -> None:
     """Show an answer as it arrives; Ctrl-C and the loop guard stop it."""
     try:
         for chunk in stream:
-            if answer.shown(chunk, renderer):
+            if answer.shown(chunk, renderer, waiting):
                 break
     except KeyboardInterrupt:
         answer.stopped = True

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from freehold.cli.helping import section
 from freehold.cli.serving.engines import OWN
 from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
@@ -37,7 +38,9 @@ from freehold.store import Store
 
 @click.command("serve")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
+@section("Address and access")
 @door_options
+@section("Loading models")
 @click.option(
     "--context",
     type=click.IntRange(1),
@@ -64,6 +67,12 @@ from freehold.store import Store
 )
 @click.option("--max-models", type=click.IntRange(1), help="Most models in memory.")
 @click.option(
+    "--disk-cache/--no-disk-cache",
+    default=True,
+    help="Store the KV cache of long prompts in the data folder; it survives restarts.",
+)
+@section("Limits")
+@click.option(
     "--max-queued",
     type=click.IntRange(1),
     help="Most waiting requests per model; more are refused (429). Default: 512.",
@@ -80,11 +89,7 @@ from freehold.store import Store
     metavar="MS",
     help="Target inter-token latency of running answers during prefill, in milliseconds.",
 )
-@click.option(
-    "--disk-cache/--no-disk-cache",
-    default=True,
-    help="Store the KV cache of long prompts in the data folder; it survives restarts.",
-)
+@section("The server")
 @gateway_option
 @drain_option
 @click.option(
@@ -107,6 +112,7 @@ from freehold.store import Store
     help="Write a systemd user unit (macOS: launchd agent) with these options, and exit.",
 )
 @click.option("--force", is_flag=True, help="With --install-service: overwrite an existing unit.")
+@section("Output and network")
 @json_option
 @offline_option
 @click.pass_context

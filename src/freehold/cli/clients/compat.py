@@ -43,7 +43,7 @@ class Row:
     reason: str = ""
 
 
-@click.command("compat")
+@click.command("compat", epilog="Example: freehold doctor compat smollm2:135m --only openai")
 @click.argument("model", required=False)
 @click.option(
     "--url", metavar="URL", help="Server to check; default: this home's, or one started for the checks."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.helping import section
 from freehold.cli.shared import Amount
 from freehold.errors import UsageError
 
@@ -34,6 +35,7 @@ _OF_FILES: dict[str, tuple[str, ...]] = {
 }
 
 _PLAN = (
+    section("The plan"),
     click.option(
         "--engine",
         type=click.Choice(ENGINES),
@@ -57,6 +59,7 @@ _PLAN = (
         metavar="--NAME=VALUE",
         help="A flag of the engine's own, checked against its version; repeatable.",
     ),
+    section("The engine's environment"),
     click.option("--python", metavar="PATH", help="Start the engine of this Python's environment."),
     click.option(
         "--env",
@@ -64,6 +67,7 @@ _PLAN = (
         help="Environment of the engine, made by uv or pip if missing; NAME: one of the data folder.",
     ),
     click.option("--command", metavar="WORDS", help="Start the engine by these words."),
+    section("An engine that runs already"),
     click.option(
         "--attach",
         metavar="URL",
@@ -76,6 +80,7 @@ _PLAN = (
         default=None,
         help="Allow http:// to another machine: the way there is private (a tunnel, a cable).",
     ),
+    section("The plan"),
     click.option("--fallback", metavar="MODEL", help="A stored model that answers while no replica can."),
 )
 
