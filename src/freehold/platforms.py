@@ -105,6 +105,15 @@ def has_screen() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+def run_thread_below(nice: int) -> None:
+    """Lower the priority of the calling thread, and of those that it starts, where threads have their own: on Linux."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(
+                os.PRIO_PROCESS, 0, nice
+            )  # 0 is the calling thread there, and the process elsewhere
+
+
 def prefer_killed(score: int) -> None:
     """Let the kernel end this process before others when memory runs out; macOS decides by itself."""
     if SYSTEM == "linux":

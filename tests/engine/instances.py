@@ -6,13 +6,14 @@ A grammar writes properties in the order of the schema, so a value counts as acc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice, permutations, product
-from typing import Any
+from typing import Any, TypeVar
 
-from freehold.engine.constrain.grammar import Grammar
+from freehold.engine.constrain.grammar import Grammar, NotReady
 from freehold.tokenizer import Tokenizer
 
+T = TypeVar("T")
 SPELLINGS = 720  # tried of one value: six properties in every order
 
 
@@ -20,10 +21,19 @@ def takes(grammar: Grammar, tokenizer: Tokenizer, text: str) -> bool:
     """Tell whether a text goes through token by token, each allowed, and may end behind the last."""
     matcher = grammar.matcher()
     for id in tokenizer.encode(text, bos=False):
-        if not matcher.mask()[id]:
+        if not patiently(matcher.mask)[id]:
             return False
         matcher.advance(id)
-    return bool(matcher.mask()[list(tokenizer.eos_ids)].all())
+    return bool(patiently(matcher.mask)[list(tokenizer.eos_ids)].all())
+
+
+def patiently(mask: Callable[[], T]) -> T:
+    """Return the next mask, however long it takes."""
+    while True:
+        try:
+            return mask()
+        except NotReady:
+            continue
 
 
 def accepts(grammar: Grammar, tokenizer: Tokenizer, value: Any) -> bool:

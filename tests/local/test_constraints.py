@@ -22,6 +22,7 @@ from freehold.serving import Job
 from freehold.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of
 from freehold.types import Chunk, Format, Message, Tool
+from tests.engine.instances import patiently
 from tests.local.test_jobs import answered, ids, text
 from tests.serving import served
 from tests.tokenizer import families
@@ -353,7 +354,7 @@ def by_chance(
         matcher.advance(id)
         said.append(answer.push(id))
     for _ in range(20_000):
-        mask = matcher.mask()
+        mask = patiently(matcher.mask)
         free = [] if mask is None else np.flatnonzero(mask).tolist()
         marks = [id for id in free if id in ends]  # else a text would have no end
         id = random.choice(marks if marks and random.random() < 0.2 else free) if free else None

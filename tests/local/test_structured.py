@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import jsonschema
 import pytest
 from pydantic import BaseModel, Field
 
+from freehold.engine.constrain import grammar
 from freehold.errors import UsageError
 from freehold.local.served import ServedModel
 from freehold.serving import Job
@@ -234,3 +237,26 @@ def test_class_without_a_schema_is_refused(llm: ServedModel, given: type, says: 
     with pytest.raises(UsageError) as raised:
         llm.chat("Hi", format=given)
     assert says in f"{raised.value.message} {raised.value.hint}"
+
+
+def test_an_answer_whose_grammar_takes_long_holds_no_other_up(
+    llm: ServedModel, monkeypatch: pytest.MonkeyPatch
+):
+    """One mask of 260 ms was waited for in the step of all."""
+    wanted = finish(llm, CHAT)
+    monkeypatch.setattr(grammar, "MARKS", 0)
+    may_end = threading.Event()
+    grammar.apart.submit(partial(may_end.wait, 60))
+    slow = replace(CHAT, format=Format("regex", "(?:[a-f]{3,8})"))  # the same, but not the one that is kept
+    held = llm.start(slow)
+    held.enter()
+    try:
+        assert finish(llm, replace(CHAT, format=None, n=2))
+        assert not held.done and not held.take()
+    finally:
+        may_end.set()
+    got: list[Chunk] = []
+    while not held.done:
+        llm.pump(0.01)
+        got += [chunk for _, chunk in held.take()]
+    assert text(got) == text(wanted[0]) and got[-1].finish_reason == wanted[0][-1].finish_reason

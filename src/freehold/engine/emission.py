@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold.engine.constrain.grammar import NotReady
 from freehold.engine.counts import Counts
 from freehold.engine.faults import named, traced
 from freehold.engine.sampler import choose, non_finite
@@ -34,7 +35,8 @@ class Emitter:
     def emit(self, chunk: ScheduledChunk, rows: F32 | I64, seconds: float) -> int:
         """Take in a sequence's rows of a step of `seconds`; return how many tokens of its draft were accepted.
 
-        Whatever fails is raised as a FreeholdError, which ends this sequence alone.
+        Whatever fails is raised as a FreeholdError, which ends this sequence alone. Raises NotReady where the grammar's
+        next mask is still being computed, and no token was chosen.
         """
         seq, known = chunk.seq, len(chunk.seq.tokens)
         if seq.generated > seq.resumed:
@@ -46,6 +48,8 @@ class Emitter:
                 self._deliver(chunk, cast(F32, rows))  # the plan chooses no token for a sink
             elif chunk.last:
                 self._verify(seq, rows, chunk.draft)
+        except NotReady:
+            raise
         except Exception as e:
             error = self._explained(seq, named(e, "choosing the next token failed"))
             raise error  # noqa: B904
@@ -84,8 +88,13 @@ class Emitter:
 
     def _verify(self, seq: Sequence, rows: F32 | I64, draft: tuple[int, ...]) -> None:
         """Choose token by token as plain decoding does, as long as each equals the draft token computed next."""
-        for row, token in zip(rows, (*draft, None), strict=True):
-            self._append(seq, row)
+        for number, (row, token) in enumerate(zip(rows, (*draft, None), strict=True)):
+            try:
+                self._append(seq, row)
+            except NotReady:
+                if not number:
+                    raise
+                return
             if seq.reason is not None or seq.tokens[-1] != token:
                 return
             if seq.matcher is not None and seq.matcher.untaken_s > GRAMMAR_S:  # the next step has the others

@@ -33,6 +33,7 @@ from freehold.engine.cache.capacity import (
 )
 from freehold.engine.cache.disk import DiskCache, dependencies
 from freehold.engine.cache.tier import KvPages, StateSlots
+from freehold.engine.constrain.grammar import NotReady
 from freehold.engine.counts import Counts
 from freehold.engine.emission import Emitter
 from freehold.engine.faults import named
@@ -369,21 +370,30 @@ class Engine:
         for chunk, rows in zip(batch, results, strict=True):
             seq = chunk.seq
             if seq.matcher is not None and chunk.last and not self._scheduler.has_grammar_time(seq):
-                # Its row is computed again in another step.
-                self._blocks.publish(seq, max(chunk.first + chunk.count - 1, seq.num_computed_tokens))
+                self._compute_again(chunk)
                 continue
+            began = time.perf_counter()
             try:
                 accepted = self._emitter.emit(chunk, rows, seconds)
+            except NotReady:
+                self._compute_again(chunk)
+                continue
             except FreeholdError as e:
                 self._end(chunk.seq, e, keep=False)  # its blocks may hold what NaN came from
                 continue
             finally:
+                grammar_s = seq.matcher.take_seconds() if seq.matcher is not None else 0.0
                 if seq.matcher is not None:
-                    self._scheduler.charge_grammar(seq, seq.matcher.take_seconds())
+                    self._scheduler.charge_grammar(seq, grammar_s)
+                self._scheduler.charge_choice(seq, max(time.perf_counter() - began - grammar_s, 0.0))
             # Accepted draft tokens are computed; rows after a rejected one are written again.
             self._blocks.publish(chunk.seq, chunk.first + chunk.count + accepted)
             if chunk.seq.reason is not None:
                 self._end(chunk.seq)
+
+    def _compute_again(self, chunk: ScheduledChunk) -> None:
+        """Leave the row of a sequence's next token to another step."""
+        self._blocks.publish(chunk.seq, max(chunk.first + chunk.count - 1, chunk.seq.num_computed_tokens))
 
     def _fail(self, batch: list[ScheduledChunk], error: Exception) -> None:
         """End the sequences of a step that failed; their blocks may be half written, so none is kept."""

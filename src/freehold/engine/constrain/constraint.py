@@ -93,17 +93,20 @@ class ConstraintMatcher:
 
     @property
     def untaken_s(self) -> float:
-        """Seconds of processor that the parser took since the last `take_seconds`."""
-        return self._spent.seconds - self._charged_s
+        """Seconds that the parser took, and that steps waited for it, since the last `take_seconds`."""
+        return self._spent.seconds + self._spent.waited - self._charged_s
 
     def take_seconds(self) -> float:
-        """Return the seconds of processor that the parser took since the last call, as the cost of a token."""
+        """Return the seconds that the parser took, and steps waited, since the last call, as the cost of a token."""
         self.token_s = self.untaken_s
-        self._charged_s = self._spent.seconds
+        self._charged_s += self.token_s
         return self.token_s
 
     def mask(self) -> Mask | None:
-        """Return which tokens may come next; None: every one may. Raises UsageError where that costs too much."""
+        """Return which tokens may come next; None: every one may.
+
+        Raises UsageError where that costs too much, NotReady where it is still being computed.
+        """
         if self.is_free:
             return None
         if self._phase == "closing":
@@ -111,6 +114,8 @@ class ConstraintMatcher:
         if self._phase == "thinking" or self._grammar is None:
             return self._all_but_stop_ids()
         mask, tokens = self._grammar.mask(), self._grammar.tokens
+        if self._left_trigger():  # the thread apart found it out with this mask
+            return None
         complete = bool(mask[tokens.ends].any())
         mask[tokens.ends] = False
         mask[self._stop_ids] = complete
@@ -192,14 +197,20 @@ class ConstraintMatcher:
     def _advance_text(self, id: int) -> None:
         if self._grammar is not None:
             self._grammar.advance(id)
-            if not self._whole and self._grammar.is_complete:  # what a trigger began is over
-                self._grammar, self._phase, self._tail = None, "free", _LINE
+            self._left_trigger()
             return
         self._tail = (self._tail + self._bytes(id))[-LOOKBACK:]
         for trigger in self._constraint.triggers:
             if found := trigger.pattern.search(self._tail):
                 self._follow(trigger, self._tail[found.end() :])
                 break
+
+    def _left_trigger(self) -> bool:
+        """Continue as free text where what a trigger began is over."""
+        if self._whole or self._grammar is None or not self._grammar.is_complete:
+            return False
+        self._grammar, self._phase, self._tail = None, "free", _LINE
+        return True
 
     def _follow(self, trigger: Trigger, rest: bytes) -> None:
         """Begin a trigger's grammar; `rest` was written after the trigger already."""

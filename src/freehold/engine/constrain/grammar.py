@@ -1,7 +1,9 @@
 """Formats compiled to grammars: which tokens may come next, so that a text has the requested format.
 
 Knows a tokenizer's bytes and llguidance, which does the parsing; knows no logits, no request and no thinking.
-Whatever fails in a grammar is raised as UsageError, for the one answer that uses it.
+Whatever fails in a grammar is raised as UsageError, for the one answer that uses it. No call of the parser can be
+interrupted, so those that an engine's step makes have narrow limits. An answer that needs wider ones continues in a
+thread apart (`_Apart`), and no step waits for it.
 Path: ServedModel.start -> Grammars.grammar -> Grammar.matcher -> ConstraintMatcher -> GrammarMatcher.mask, advance
 """
 
@@ -10,8 +12,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,12 +23,13 @@ from numpy.typing import NDArray
 
 from freehold.engine.constrain.trial_compile import try_compile
 from freehold.errors import FreeholdError, UsageError
+from freehold.platforms import run_thread_below
 from freehold.tokenizer import Tokenizer, TokenKind
 from freehold.tokenizer.dialects.schema import BLANKS
 from freehold.types import MAX_CHOICES, MAX_FORMAT_CHARS, Format
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 Mask = NDArray[np.bool_]  # one for each token of the vocabulary
 Texts = tuple[tuple[str, str], ...]  # (kind, text) of each format
@@ -34,22 +38,25 @@ _T = TypeVar("_T")
 MAX_DEPTH = 100  # arrays and objects within each other in a schema; the parser itself ends at 127
 MAX_REGEX_CHARS = 16 << 10  # the time of a mask grows with the square of it: 20 ms for a row of 2,000 options
 MAX_LARK_CHARS = 64 << 10
-_REFERENCE = '"$ref"'  # of a schema as _as_json writes it
-# llguidance's own limits, which bound a single call: it cannot be interrupted, and all calls but the mask hold the
-# interpreter. With these the worst grammars known take 20 to 40 ms a call for 118,000 tokens, and 10 ms for most;
-# with rows of 2,000 and 50,000 items a step they took 800. Schemas and choices use a tenth of either. Less fuel for the
-# lexer, whose worst known is 90 ms, refuses calls of tools whose arguments are XML.
+# llguidance's own limits, which bound a single call. A row is searched for each item that it gets, so a call takes the
+# square of them. A field that may be left out is four items of a row. A row is limited once it is whole, and the first
+# ones grow with the source, so a source with more than MARKS separators of names, values and alternatives is for the
+# thread apart from the beginning: 5,600 take 18 to 30 ms for the first mask, 22,000 take 320.
+MARKS = 3000
 LIMITS: dict[str, Any] = {
-    "max_items_in_row": 500,
+    "max_items_in_row": 250,
     "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 10_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 5_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
 }
-# Of a schema without references, which nests no deeper than it is written. A field that may be left out is four items
-# of a row; 480 of them take 3 ms a call, and the worst known 40. With references 150 lists of each other took 380.
-FORM_LIMITS = {**LIMITS, "max_items_in_row": 2000, "step_max_items": 30_000}
+# Of calls in the thread apart, where one may take most of a second.
+WIDE = {**LIMITS, "max_items_in_row": 4000, "step_lexer_fuel": 200_000, "step_max_items": 60_000}
+_LIMITED = ("Too many items", "Current row has", "too many expressions constructed", "fuel")  # in an error
+WAIT_S = 0.005  # that a step waits for a mask from the thread apart, before the row is computed again in another step
+QUICK_S = 0.001  # of a mask, after which looking at drafted tokens takes a few milliseconds at most
+APART_NICE = 5  # of the thread apart: it works beside the steps of all
 # Seconds of processor that all calls of one answer may take: so much, and so much more a token. Schemas take 0.03 ms
 # a token at the median and 0.5 at the 99th percentile. The spare second is also for a virtual machine, which counts
 # as its own what its host gives to others: a mask of 2 ms was once measured at 0.9 s.
@@ -82,8 +89,7 @@ class Grammars:
             if found is not None:
                 self._kept.move_to_end((texts, spaced))
                 return found
-        source, limits = _source_of(texts, spaced), _limits_of(texts)
-        grammar = Grammar(self._tokens(), _compiled(self._tokens(), source, limits))
+        grammar = Grammar(self._tokens(), _source_of(texts, spaced))
         with self._lock:
             self._kept[texts, spaced] = grammar
             if len(self._kept) > KEPT:
@@ -145,16 +151,39 @@ class _Spelled:
         return self._encode(self._guard + text.decode("utf-8", "replace"), bos=False)[self._skip :]
 
 
-@dataclass(frozen=True, slots=True)
 class Grammar:
     """A format compiled for a tokenizer; answers take copies of its first state."""
 
-    tokens: TokenTable
-    _first: LLMatcher
+    def __init__(self, tokens: TokenTable, source: str) -> None:
+        """Compile llguidance's source. Raises UsageError."""
+        if len(source) > SHORT and (wrong := try_compile(source, WIDE)):
+            raise _error(_one_line(wrong))
+        self.tokens, self._source = tokens, source
+        self._wide: LLMatcher | None = None
+        self._first: LLMatcher | None = None
+        if sum(map(source.count, ":,|")) <= MARKS:
+            first = _compiled(tokens, source, LIMITS)
+            if not _failure(first):
+                self._first = first
+        if self._first is None:
+            self.wide()
 
     def matcher(self, spent: ParserTime | None = None) -> GrammarMatcher:
         """Return the state before the first token; `spent`: of the answer's calls so far."""
-        return GrammarMatcher(self.tokens, _guarded(self._first.deep_copy), spent or ParserTime())
+        return GrammarMatcher(self, spent or ParserTime())
+
+    def first(self) -> LLMatcher | None:
+        """Return the parser before the first token, within LIMITS; None where that state is beyond them."""
+        return None if self._first is None else _guarded(self._first.deep_copy)
+
+    def wide(self) -> LLMatcher:
+        """Return the same within WIDE, which is compiled when an answer first needs it. Raises UsageError."""
+        if self._wide is None:
+            made = _compiled(self.tokens, self._source, WIDE)
+            if why := _failure(made):
+                raise _error(why)
+            self._wide = made
+        return _guarded(self._wide.deep_copy)
 
 
 @dataclass(slots=True)
@@ -163,6 +192,7 @@ class ParserTime:
 
     seconds: float = 0.0  # of processor
     tokens: int = 0  # taken in
+    waited: float = 0.0  # seconds that steps waited for the thread apart
 
     def add(self, seconds: float) -> None:
         """Count a call. Raises UsageError once all took more than SPARE_S and TOKEN_S a token."""
@@ -174,52 +204,177 @@ class ParserTime:
             )
 
 
+class NotReady(Exception):
+    """A mask is still being computed: the row is computed again in a later step."""
+
+
 class GrammarMatcher:
     """How far one answer has come in its grammar. One thread at a time.
 
     Every call of the parser is timed; each may raise UsageError, see ParserTime.
     """
 
-    def __init__(self, tokens: TokenTable, state: LLMatcher, spent: ParserTime) -> None:
-        self.tokens, self._state, self._spent = tokens, state, spent
-        self._bits = np.zeros((tokens.size + 31) // 32, np.uint32)
+    def __init__(self, grammar: Grammar, spent: ParserTime) -> None:
+        self.tokens = grammar.tokens
+        self._grammar, self._spent = grammar, spent
+        self._ids: list[int] = []  # taken in
+        self._mask_s = 0.0  # of the latest mask
+        self._bits = _bits(self.tokens)
+        self._apart: _Apart | None = None
+        state = grammar.first()
+        if state is None:
+            self._go_apart()
+        else:
+            self._state = state
 
     def mask(self) -> Mask:
-        """Return which tokens may come next; the model's stop tokens may where the text is complete."""
+        """Return which tokens may come next; the model's stop tokens may where the text is complete.
+
+        Raises NotReady where the thread apart has not computed it in WAIT_S.
+        """
         bits = self._bits
-        self._timed(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
-        self._check()
+        if self._apart is None:
+            before = self._spent.seconds
+            self._called(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes), None)
+            self._mask_s = self._spent.seconds - before
+        if self._apart is not None:
+            bits = self._apart.bits()
         return np.unpackbits(bits.view(np.uint8), count=self.tokens.size, bitorder="little").view(np.bool_)
 
     def advance(self, id: int) -> None:
-        """Take in a token. Raises UsageError for one that is not valid here."""
+        """Take in a token. Raises UsageError for one that is not valid here; the thread apart does at the next mask."""
         self._spent.tokens += 1
-        if not self._timed(lambda: self._state.consume_token(id)):
-            self._check()
+        self._ids.append(id)
+        if self._apart is not None:
+            self._apart.advance(id)
+        elif not self._called(lambda: self._state.consume_token(id), True):
             raise _error(f"token {id} is not valid here")
 
     @property
     def is_complete(self) -> bool:
-        """Whether the text is complete and nothing can follow it."""
-        return self._timed(self._state.is_stopped)
+        """Whether the text is complete and nothing can follow it; of the thread apart, as of the latest mask."""
+        if self._apart is not None:
+            return self._apart.is_complete
+        return self._called(self._state.is_stopped, False)
 
     def forced(self) -> list[int]:
-        """Return tokens that must come next, if some must."""
-        return self._timed(self._state.compute_ff_tokens)
+        """Return tokens that must come next, if some must and they are found quickly."""
+        return [] if self._apart else self._called(self._state.compute_ff_tokens, [])
 
     def count_valid(self, ids: Sequence[int]) -> int:
-        """Return how many of `ids`, from the first, could come next."""
-        return self._timed(lambda: self._state.validate_tokens(list(ids)))
+        """Return how many of `ids`, from the first, could come next; none where that is not found quickly."""
+        if self._apart or self._mask_s > QUICK_S:
+            return 0
+        return self._called(lambda: self._state.validate_tokens(list(ids)), 0)
 
-    def _timed(self, call: Callable[[], _T]) -> _T:
+    def _called(self, call: Callable[[], _T], otherwise: _T) -> _T:
+        """Make a call here; return `otherwise` where it needs more than LIMITS, and go on apart."""
         began = time.thread_time()
         result = _guarded(call)
         self._spent.add(time.thread_time() - began)
-        return result
+        if not _failure(self._state):
+            return result
+        self._go_apart()
+        return otherwise
 
-    def _check(self) -> None:
-        if self._state.is_error():
-            raise _error(_one_line(self._state.get_error()))
+    def _go_apart(self) -> None:
+        self._apart = _Apart(self._grammar, self._ids, self._spent)
+
+
+class _Apart:
+    """One answer's parser within WIDE, in the thread that all such answers share.
+
+    That thread computes the next mask as soon as a token is taken in, while the model computes the next step.
+    """
+
+    def __init__(self, grammar: Grammar, ids: Sequence[int], spent: ParserTime) -> None:
+        self.is_complete = False
+        self._grammar, self._spent = grammar, spent
+        self._state: LLMatcher | None = None
+        self._mask_s = 0.0
+        self._bits = _bits(grammar.tokens)
+        self._untaken = deque(ids)
+        self._job = apart.submit(self._run)
+
+    def advance(self, id: int) -> None:
+        """Have a token taken in."""
+        self._untaken.append(id)
+        self._job = apart.submit(self._run)
+
+    def bits(self) -> NDArray[np.uint32]:
+        """Return the mask. Raises NotReady, UsageError."""
+        try:
+            self._job.result(WAIT_S)
+        except TimeoutError:
+            self._spent.waited += WAIT_S
+            raise NotReady from None
+        return self._bits
+
+    def _run(self) -> None:
+        state = self._state
+        if state is None:
+            state = self._state = self._grammar.wide()
+        while self._untaken:
+            id = self._untaken.popleft()
+            began = time.perf_counter()
+            taken = _guarded(lambda id=id: apart.consume(state, id))
+            # Of another thread, whose processor time is not known: what the clock says, which on a busy machine is too
+            # much, and no more than the mask took, which has this token's work in it.
+            self._spent.add(min(time.perf_counter() - began, self._mask_s + QUICK_S))
+            if why := _failure(state):
+                raise _error(why)
+            if not taken:
+                raise _error(f"token {id} is not valid here")
+        bits = self._bits
+        began = time.thread_time()
+        _guarded(lambda: state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
+        self._mask_s = time.thread_time() - began
+        self._spent.add(self._mask_s)
+        if why := _failure(state):
+            raise _error(why)
+        self.is_complete = state.is_stopped()
+
+
+class _ApartThread:
+    """The thread for parsers whose calls are long, started when the first one needs it.
+
+    Its calls let the engine's thread continue: llguidance releases the interpreter in those that it makes.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(
+            1, "freehold-grammars", initializer=run_thread_below, initargs=(APART_NICE,)
+        )
+        self._executor: LLExecutor | None = None
+
+    def submit(self, work: Callable[[], object]) -> Future[object]:
+        """Do work after what was submitted before."""
+        return self._pool.submit(work)
+
+    def consume(self, state: LLMatcher, id: int) -> bool:
+        """Have a parser take in a token. In this thread alone."""
+        if self._executor is None:
+            from llguidance import LLExecutor
+
+            self._executor = LLExecutor(1)  # its thread inherits the priority of this one
+        return self._executor.consume_token_par([(state, id)])[0]
+
+
+apart = _ApartThread()
+
+
+def _bits(tokens: TokenTable) -> NDArray[np.uint32]:
+    return np.zeros((tokens.size + 31) // 32, np.uint32)
+
+
+def _failure(state: LLMatcher) -> str:
+    """Return the limit that a parser met, or "". Raises UsageError for any other failure."""
+    if not state.is_error():
+        return ""
+    why = _one_line(state.get_error())
+    if not any(words in why for words in _LIMITED):
+        raise _error(why)
+    return why
 
 
 # --- from a format to llguidance's own ------------------------------------------------------------------
@@ -332,21 +487,11 @@ def _check_chars(what: str, source: str, limit: int) -> None:
         raise _error(f"{what} has {len(source):,} characters; the limit is {limit:,}")
 
 
-def _limits_of(texts: Texts) -> dict[str, Any]:
-    bounded = all(kind == "json_schema" and _REFERENCE not in text for kind, text in texts)
-    return FORM_LIMITS if bounded else LIMITS
-
-
 def _compiled(tokens: TokenTable, source: str, limits: dict[str, Any]) -> LLMatcher:
-    if len(source) > SHORT and (wrong := try_compile(source, limits)):
-        raise _error(_one_line(wrong))
     from llguidance import LLMatcher, LLParserLimits
 
     bounds = LLParserLimits(**limits, verbose_errors=False)
-    matcher = _deep(lambda: LLMatcher(tokens.trie, source, log_level=0, limits=bounds))
-    if matcher.is_error():
-        raise _error(_one_line(matcher.get_error()))
-    return matcher
+    return _deep(lambda: LLMatcher(tokens.trie, source, log_level=0, limits=bounds))
 
 
 def _deep(make: Callable[[], _T]) -> _T:
