@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from freehold.errors import UsageError
 from freehold.server import app
 from freehold.server.anthropic import messages as anthropic
 from freehold.server.batches.lines import BatchLine
@@ -28,6 +30,7 @@ from freehold.server.ollama.fields import MAX_UNANSWERED, CallIds
 from freehold.server.openai import chat as openai
 from freehold.server.openai import completions, embeddings, tokens
 from freehold.server.openai.fields import structured
+from freehold.server.openai.fields.chat import ChatRequest
 from freehold.server.openai.responses.fields import LOGPROBS
 from freehold.server.openai.responses.items import read_items
 from freehold.server.openai.responses.output import Output
@@ -83,6 +86,26 @@ def test_a_long_request_is_made_into_a_job_off_the_loop(serving, monkeypatch, mo
     answer = serving().client.post(path, json={"model": MODEL, **body})
     assert answer.status_code in (200, 400), answer.text  # of some the scripted model has no room for it
     assert seen and all(each.startswith("freehold-bodies") for each in seen)
+
+
+def test_a_failed_request_is_freed_without_the_garbage_collector(serving):
+    text = "a body whose answer fails"
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+
+    def kept() -> bool:
+        found = (each for each in gc.get_objects() if isinstance(each, ChatRequest))
+        return any(text in str(each.messages) for each in found)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for failed_at in ("start", 1):
+            running = serving(Script(fail=UsageError("no"), fail_at=failed_at))
+            assert running.client.post("/v1/chat/completions", json=chat).status_code == 400
+            assert running.client.post("/v1/chat/completions", json={**chat, "stream": True}).text
+        assert eventually(lambda: not kept())
+    finally:
+        gc.enable()
 
 
 def test_a_body_beyond_some_kilobytes_is_parsed_off_the_loop(serving, monkeypatch):

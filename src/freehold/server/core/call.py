@@ -28,7 +28,7 @@ from freehold.server.core.auth import CONSOLE, Audience, Guard
 from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, ServerLimits, one_address
-from freehold.server.core.problems import Problem, Wording, openai_error, problem
+from freehold.server.core.problems import Problem, Wording, forget_frames, openai_error, problem
 from freehold.server.core.protocols import protocol_of
 from freehold.server.core.scope import ScopedDirectory
 from freehold.server.core.work import RequestWork
@@ -205,6 +205,8 @@ class ServerCall:
             trouble = replace(trouble, param=self.fields.get(e.field) or None)
         if trouble.status in (500, 507):
             _log.error("request %s failed", self.request_id.decode(), exc_info=e)
+        else:
+            forget_frames(e)
         return trouble
 
 

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from freehold.server.core.auth import Headers
 from freehold.server.core.call import Endpoint, HttpCall, Server
 from freehold.server.core.limits import Gone
-from freehold.server.core.problems import Refused, Wording, openai_error
+from freehold.server.core.problems import Refused, Wording, forget_frames, openai_error
 from freehold.server.core.requestlog import log_request
 
 PROBES = ("/health", "/ready")  # answered under any load
@@ -47,7 +47,8 @@ class Gate:
             direct = self._posted.get(scope["path"]) if scope["method"] == "POST" else None
             with self._one_of_few(call):
                 await (direct or self._app)(scope, receive, send)
-        except Gone:
+        except Gone as e:
+            forget_frames(e)
             call.status = call.status or 499  # never sent: for the metrics
         except Exception as e:
             trouble = call.problem(e)

@@ -113,6 +113,20 @@ def problem(e: BaseException, *, owner: bool = False) -> Problem:
     return Problem(500, "the server failed at this request; its log says why", SERVER, code="internal_error")
 
 
+def forget_frames(e: BaseException) -> None:
+    """Drop the frames that an exception and those behind it came through.
+
+    Objects in them often hold the exception, as a stream holds the one that it failed with: such a circle would keep
+    the request's body until the garbage collector finds it.
+    """
+    waiting: list[BaseException] = [e]
+    while waiting:
+        each = waiting.pop()
+        waiting += [behind for behind in (each.__cause__, each.__context__) if behind is not None]
+        waiting += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        each.__traceback__ = each.__cause__ = each.__context__ = None
+
+
 def _named(e: FreeholdError, hint: str) -> Problem:
     if isinstance(e, UpstreamFailed):
         return _upstream(e, hint)
