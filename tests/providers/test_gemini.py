@@ -12,7 +12,7 @@ import pytest
 
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
-from freehold.providers.gemini.chat import MADE, UNSIGNED
+from freehold.providers.gemini.chat import OWN_ID, UNSIGNED
 from freehold.providers.gemini.wire import GeminiWire
 from freehold.providers.vectors import shared
 from freehold.serving import EmbedJob, Job
@@ -50,8 +50,8 @@ def loop(*calls: ToolCall, signed: tuple[SignedThinking, ...] = (), text: str = 
     )
 
 
-PARIS = ToolCall(f"{MADE}1", "get_weather", '{"city": "Paris"}', "SIG")
-OSLO = ToolCall(f"{MADE}2", "get_weather", '{"city": "Oslo"}')
+PARIS = ToolCall(f"{OWN_ID}1", "get_weather", '{"city": "Paris"}', "SIG")
+OSLO = ToolCall(f"{OWN_ID}2", "get_weather", '{"city": "Oslo"}')
 
 
 # --- requests -------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def test_calls_get_ids_and_keep_their_signature():
         for piece in chunk.tool_calls:
             piece.join(calls)
     first, second, third = calls
-    assert first.id.startswith(MADE)
+    assert first.id.startswith(OWN_ID)
     assert first.id != second.id
     assert third.id == "abc"
     assert (json.loads(first.arguments), first.signature) == ({"city": "Paris"}, "SIG")

@@ -206,13 +206,13 @@ class Advice:
     def stretched(self) -> tuple[Judged, ...]:
         """Models that only context and place exclude, and whose card stretches the context enough; best first."""
         able = {"context", *PLACE_RULES}
-        found = [
+        stretched = [
             j
             for j in self.ruled_out
             if j.model.stretch and j.model.context < self.request.context <= j.model.stretch.context
             if all(r.rule in able for r in j.refusals)
         ]
-        return tuple(sorted(found, key=lambda j: -j.lower_bound))
+        return tuple(sorted(stretched, key=lambda j: -j.lower_bound))
 
     @property
     def by_tier(self) -> dict[str, Judged]:
@@ -230,20 +230,20 @@ def by_results(ranked: Sequence[Judged], own: Mapping[str, Own]) -> list[Judged]
 
     In a draw the earlier place wins; a model that was not tried keeps its place.
     """
-    found = list(ranked)
-    places = [i for i, j in enumerate(found) if j.model.id in own]
-    tried = sorted((found[i] for i in places), key=lambda j: -own[j.model.id].passed)
+    order = list(ranked)
+    places = [i for i, j in enumerate(order) if j.model.id in own]
+    tried = sorted((order[i] for i in places), key=lambda j: -own[j.model.id].passed)
     for place, judged in zip(places, tried, strict=True):
-        found[place] = judged
-    return found
+        order[place] = judged
+    return order
 
 
 def _ways(ruled_out: Iterable[Judged]) -> tuple[tuple[str, int], ...]:
     sets = Counter(frozenset(r.rule for r in j.refusals) for j in ruled_out)
     able = {s: n for s, n in sets.items() if all(RULES[rule] for rule in s)}
     least = min(map(len, able), default=0)
-    found = [(" and ".join(RULES[r] for r in RULES if r in s), n) for s, n in able.items() if len(s) == least]
-    return tuple(sorted(found, key=lambda f: -f[1]))
+    ways = [(" and ".join(RULES[r] for r in RULES if r in s), n) for s, n in able.items() if len(s) == least]
+    return tuple(sorted(ways, key=lambda f: -f[1]))
 
 
 def advise(
@@ -276,14 +276,14 @@ def _instead(
     request: AdviceRequest, scale: Scale, judged: Iterable[Judged], elsewhere: Placer
 ) -> tuple[Judged, ...]:
     """Return the smallest models that pass the bar on other hardware, of those that only their place excludes."""
-    found: list[Judged] = []
+    alternatives: list[Judged] = []
     able = [j for j in judged if all(r.rule in PLACE_RULES for r in j.refusals)]
     passing = [j for j in able if (q := scale.of(j.model)) and q.range.low >= request.task.bar]
     for one in sorted(passing, key=lambda j: j.model.params_b)[:_TRIED]:
         there = _judge(one.model, request, scale, scale, elsewhere)
-        if not there.refusals and there.lower_bound >= request.task.bar and len(found) < _INSTEAD:
-            found.append(there)
-    return tuple(found)
+        if not there.refusals and there.lower_bound >= request.task.bar and len(alternatives) < _INSTEAD:
+            alternatives.append(there)
+    return tuple(alternatives)
 
 
 def _makes_text(task: Task) -> bool:
@@ -347,11 +347,11 @@ def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, pla
     speed = placed.decode.mid if placed.sure else placed.decode.high
     hurried = speed < THINKING_PACE and not request.task.patient
     if speed < request.speed:
-        said = f"{speed:.3g} tokens a second, where the request needs {request.speed:g}"
-        refusals.append(Refusal("speed", said))
+        problem = f"{speed:.3g} tokens a second, where the request needs {request.speed:g}"
+        refusals.append(Refusal("speed", problem))
     elif hurried and model.thinking == "only" and request.min_speed is None:
-        said = f"thinks aloud before it answers: minutes, at {speed:.3g} tokens a second"
-        refusals.append(Refusal("speed", said))
+        problem = f"thinks aloud before it answers: minutes, at {speed:.3g} tokens a second"
+        refusals.append(Refusal("speed", problem))
     doubtful = placed.decode.mid < request.speed <= speed
     quality = (None if hurried else scale.of(model)) or quick.of(model)
     quality = quality and rounded(quality, placed.quant, model)
@@ -384,13 +384,13 @@ def _facts_against(model: Model, request: AdviceRequest) -> Iterable[Refusal]:
         yield Refusal("task", "not known to call tools" if model.tools is None else "calls no tools")
     if request.country_not:
         barred = {c.upper() for c in request.country_not}
-        if found := barred.intersection(model.countries):
-            yield Refusal("country", f"made in {', '.join(sorted(found))}")
+        if countries := barred.intersection(model.countries):
+            yield Refusal("country", f"made in {', '.join(sorted(countries))}")
         elif not model.countries:
             yield Refusal("country", "where it was made is not known")
     if model.context < request.context and (model.context or request.min_context):
-        said = f"its context is {model.context:,} tokens" if model.context else "its context is not known"
-        yield Refusal("context", said + (model.stretch.says if model.stretch else ""))
+        problem = f"its context is {model.context:,} tokens" if model.context else "its context is not known"
+        yield Refusal("context", problem + (model.stretch.says if model.stretch else ""))
     if request.max_params and min(model.params_b, model.called_b) > request.max_params:
         yield Refusal("size", f"{model.params_b:g} billion parameters")
     if request.held is not None and model.id not in request.held:

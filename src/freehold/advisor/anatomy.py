@@ -97,12 +97,12 @@ class Anatomy:
     def make(self) -> str:
         """What costs beside dense matrices and keys: experts, states, latents, or several of them; else dense."""
         kinds = {g.kind for g in self.layers}
-        found = (
+        features = (
             ("experts", any(p.role == "experts" for p in self.parts)),
             ("latents", "latent" in kinds),
             ("states", self.state_bytes > 0),
         )
-        return " and ".join(name for name, has in found if has) or "dense"
+        return " and ".join(name for name, has in features if has) or "dense"
 
     @property
     def depth(self) -> int:
@@ -122,11 +122,11 @@ class Anatomy:
         """Return the same by kind of layer, with `state` for what recurrent layers keep, whatever the length."""
         if not self.layers:
             return {"full": round(self.kv_bytes * tokens * width / 2)} if self.kv_bytes else {}
-        found: dict[str, int] = {}
+        cache: dict[str, int] = {}
         for group in self.layers:
             if kept := kept_bytes((group,), tokens, width):
-                found[group.kind] = found.get(group.kind, 0) + kept
-        return found | ({"state": self.state_bytes} if self.state_bytes else {})
+                cache[group.kind] = cache.get(group.kind, 0) + kept
+        return cache | ({"state": self.state_bytes} if self.state_bytes else {})
 
     @property
     def state_bytes(self) -> int:
@@ -156,21 +156,21 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
     the embedding, it counts as a layer's. Raises UsageError for an unknown quantisation, and where the number
     of parameters is unknown.
     """
-    found = quants.mix(quant)
+    mix = quants.mix(quant)
     if not _text_weights(model):
         raise UsageError(
             f"the number of parameters of {model.id} is not known",
             "freehold models refresh asks; or name its file",
         )
     roles = list(_published(model))
-    if (beside := _beside(model)) and (found.file_type < 0 or found.name in ("BF16", model.native)):
+    if (beside := _beside(model)) and (mix.file_type < 0 or mix.name in ("BF16", model.native)):
         roles.append(("towers" if len(model.modalities) > 1 else "drafts", beside, 0.0))
     return Anatomy(
         name=model.name or model.id,
-        quant=found.name,
+        quant=mix.name,
         architecture=model.architecture,
         parts=tuple(
-            _mixed(roles, found, model.hidden, _expert_width(model, roles), kept=model.native == _KEPT)
+            _mixed(roles, mix, model.hidden, _expert_width(model, roles), kept=model.native == _KEPT)
         ),
         layers=model.layers,
         context=model.context,
@@ -210,14 +210,14 @@ def _beside(model: Model) -> float:
 
 def in_quant(anatomy: Anatomy, quant: str) -> Anatomy:
     """Compute a file's model in another quantisation: its own matrices, the mix's types."""
-    found = quants.mix(quant)
+    mix = quants.mix(quant)
     sums: dict[tuple[str, float], float] = {}
     for part in anatomy.parts:
         sums[part.role, part.share] = sums.get((part.role, part.share), 0.0) + part.weights
     kept = any(part.role == "experts" and part.type == _KEPT for part in anatomy.parts)
     roles = ((role, n, share) for (role, share), n in sums.items())
-    parts = _mixed(roles, found, anatomy.hidden, kept=kept)
-    return replace(anatomy, quant=found.name, parts=tuple(parts), exact=False, path=None)
+    parts = _mixed(roles, mix, anatomy.hidden, kept=kept)
+    return replace(anatomy, quant=mix.name, parts=tuple(parts), exact=False, path=None)
 
 
 def _published(model: Model) -> Iterable[tuple[str, float, float]]:

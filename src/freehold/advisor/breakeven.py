@@ -167,8 +167,8 @@ def ranged(
         for key, a in assumed.items()
         if a.value.low < a.value.high
     ]
-    found = sorted(answer(at) for at in draws)
-    low, high = found[len(found) // 10], found[-1 - len(found) // 10]
+    answers = sorted(answer(at) for at in draws)
+    low, high = answers[len(answers) // 10], answers[-1 - len(answers) // 10]
     moving = sorted((s for s in swings if s.at_low != s.at_high), key=lambda s: s.factor, reverse=True)
     return Interval(min(low, here), here, max(high, here)), tuple(moving)
 

@@ -112,8 +112,8 @@ class History:
         strange = 0.0 if make == "dense" else STRANGE
         if not large:
             return Correction(1.0, math.hypot(UNKNOWN, strange), 0, math.nan, own=False)
-        found = self._of_models(large)
-        return replace(found, deviation=math.hypot(found.deviation, STRANGE))
+        correction = self._of_models(large)
+        return replace(correction, deviation=math.hypot(correction.deviation, STRANGE))
 
     def _of_models(self, runs: Sequence[Run]) -> Correction:
         """Correct by the latest runs of several models, each of which counts once."""
@@ -145,11 +145,11 @@ def read(home: Path, machine: str, rates: Rates) -> History:
     except OSError:
         return History(rates)
     runs = [_parsed(line) for line in text.splitlines() if line.strip()]
-    found = tuple(r for r in runs if r is not None)
-    mine = [r for r in found if r.machine == machine]
+    sound = tuple(r for r in runs if r is not None)
+    mine = [r for r in sound if r.machine == machine]
     counted = tuple(r for r in mine if r.load <= CROWDED and r.costs == COSTS)
     crowded = tuple(r for r in mine if r.load > CROWDED)
-    return History(rates, counted, len(runs) - len(found), crowded)
+    return History(rates, counted, len(runs) - len(sound), crowded)
 
 
 def record(home: Path, runs: Iterable[Run]) -> None:
@@ -193,9 +193,9 @@ def _parsed(line: bytes) -> Run | None:
         run = Run(**{name: kind(raw[name]) for name, kind in _FIELDS.items() if name in raw})
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
-    speeds, asked = (run.told, run.measured), (run.read, run.cores, run.rest)
+    speeds, rates = (run.told, run.measured), (run.read, run.cores, run.rest)
     sound = run.kind in KINDS and 0 <= run.load < 1e6 and run.depth > 0 and all(0 < x < 1e9 for x in speeds)
     sound = (
-        sound and all(0 < x < 1e24 for x in asked) and 0 <= run.read_gb_s < 1e9 and 0 <= run.int8_gops < 1e9
+        sound and all(0 < x < 1e24 for x in rates) and 0 <= run.read_gb_s < 1e9 and 0 <= run.int8_gops < 1e9
     )
     return run if sound else None

@@ -86,8 +86,8 @@ def published(model: Model) -> tuple[str, ...]:
 
 def gguf(model: Model, quant: str = "") -> str:
     """Return a repository of GGUFs known to have a quantisation, or any where that is empty; else an empty string."""
-    found = (r.repo for r in model.repos if r.format == "gguf" and (not quant or quant in r.quants))
-    return next(found, "")
+    repos = (r.repo for r in model.repos if r.format == "gguf" and (not quant or quant in r.quants))
+    return next(repos, "")
 
 
 def _ours(model: Model, quant: str, context: int, users: int, held: str) -> Line:
@@ -103,8 +103,8 @@ def _ours(model: Model, quant: str, context: int, users: int, held: str) -> Line
 
 def _fetched(model: Model) -> str:
     """Return the quantisation that the short name fetches; without a hub's repository, whatever the file is."""
-    found = [r.quants[0] for r in model.repos if r.format == "gguf" and r.quants]
-    return found[0] if found else "BF16"
+    quants = [r.quants[0] for r in model.repos if r.format == "gguf" and r.quants]
+    return quants[0] if quants else "BF16"
 
 
 def _llama_cpp(model: Model, quant: str, context: int, users: int) -> Line:
@@ -127,8 +127,8 @@ def _mlx(model: Model, quant: str) -> Line:
     if quant in published(model):
         return Line(f"mlx_lm.server --model {model.id}")
     if quant in _MLX_BITS:
-        made = f"mlx_lm.convert --hf-path {model.id} -q --q-bits {_MLX_BITS[quant]} --mlx-path mlx_model"
-        return Line(f"{made} && mlx_lm.server --model mlx_model")
+        convert = f"mlx_lm.convert --hf-path {model.id} -q --q-bits {_MLX_BITS[quant]} --mlx-path mlx_model"
+        return Line(f"{convert} && mlx_lm.server --model mlx_model")
     return Line("", f"no copy of the weights in {quant} is known here")
 
 

@@ -16,7 +16,7 @@ from freehold.catalog.questions import Question
 from freehold.catalog.tasks import Task
 from freehold.errors import UsageError
 
-_Said = TypeVar("_Said")
+_Value = TypeVar("_Said")
 MOST_USERS = 4096  # at a time; no published row is of more
 _VOTES = "arena"  # the board whose votes are also counted by the prompt's language, on one scale
 SHOWN = ("beside", "matter", "note")  # parts that an answer names apart from what it rests on
@@ -68,7 +68,7 @@ def join(
     said_users = min(question.users, MOST_USERS)
     if question.users > MOST_USERS:
         notes.append(f"{question.users:,} users: answered for {MOST_USERS:,} at a time, the most")
-    found = Conditions(
+    conditions = Conditions(
         question,
         task,
         languages=asked_in,
@@ -82,18 +82,18 @@ def join(
         cheapest=cheapest or question.cheapest,
         purpose="commercial" if question.commercial else "",
     )
-    return _with_notes(found, notes, budget)
+    return _with_notes(conditions, notes, budget)
 
 
-def _with_notes(found: Conditions, notes: list[str], budget: float | None) -> Conditions:
-    question = found.question
+def _with_notes(conditions: Conditions, notes: list[str], budget: float | None) -> Conditions:
+    question = conditions.question
     if budget is not None and question.hardware:
         notes.append(f"the question says {question.hardware}, --budget says rented hardware: --budget counts")
-    if question.private and (found.budget is not None):
+    if question.private and (conditions.budget is not None):
         notes.append("private: rented hardware is another's; leave the budget out to stay on your own")
     if question.model:
         notes.append(f"{question.model}: freehold why {question.model} answers for this one model")
-    return replace(found, notes=tuple(notes))
+    return replace(conditions, notes=tuple(notes))
 
 
 def _in_language(task: Task, codes: Sequence[str]) -> Task:
@@ -104,19 +104,19 @@ def _in_language(task: Task, codes: Sequence[str]) -> Task:
     return replace(task, benchmarks=(boards[0], *task.benchmarks))
 
 
-def _languages(question: Question, given: Sequence[str]) -> tuple[str, ...]:
+def _languages(question: Question, codes: Sequence[str]) -> tuple[str, ...]:
     """Return the languages asked for but English, which every benchmark is in."""
-    for code in given:
+    for code in codes:
         if not known(code.lower()):
             raise UsageError(
                 f"{code!r} is not a language code of ISO 639", "two letters: de, fr, ja; mul: many languages"
             )
-    wanted = (*(c.lower() for c in given), *question.languages)
+    wanted = (*(c.lower() for c in codes), *question.languages)
     return tuple(code for code in dict.fromkeys(wanted) if code != "en")
 
 
-def _one(what: str, option: _Said, said: _Said, notes: list[str]) -> _Said:
+def _one(what: str, option: _Value, in_question: _Value, notes: list[str]) -> _Value:
     """Return the option where it is given, else what the question says; note where both are and differ."""
-    if option and said and option != said:
-        notes.append(f"the question says {what} {said}, the option says {option}: the option counts")
-    return option or said
+    if option and in_question and option != in_question:
+        notes.append(f"the question says {what} {in_question}, the option says {option}: the option counts")
+    return option or in_question

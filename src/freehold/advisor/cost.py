@@ -51,8 +51,8 @@ def cost(
     assumed = ownership.assumptions(owned, fast, traffic, {key: _interval(v) for key, v in given.items()})
     traffic = traffic.growing(growth, assumed["months"].value.mid)
     offers, left_out = _offers(facts, against, traffic, day, batch)
-    found = compare(owned, assumed, traffic, offers, day, batch)
-    return replace(found, model=facts, left_out=tuple(left_out))
+    comparison = compare(owned, assumed, traffic, offers, day, batch)
+    return replace(comparison, model=facts, left_out=tuple(left_out))
 
 
 def _owned(
@@ -67,10 +67,10 @@ def _owned(
 ) -> tuple[Owned, Assumption]:
     """Return the machines and how fast one answers: as given, else as predicted for the model."""
     if speed is not None:
-        given = _interval(speed)
-        if given.low <= 0:
+        rate = _interval(speed)
+        if rate.low <= 0:
             raise UsageError("0 tokens a second answer nothing", "give what one machine writes a second")
-        return Owned(catalog.rig(on or hosting.USUAL), bought), ownership.speed(given)
+        return Owned(catalog.rig(on or hosting.USUAL), bought), ownership.speed(rate)
     if facts is None:
         raise UsageError(
             "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"
@@ -85,10 +85,10 @@ def _offers(
     """Return what to compare with and whether it is the same model; of the unasked ones, what was left out and why."""
     hosts = prices.hosts(facts) if facts else ()
     if against:
-        asked = {o.name: o for o in map(prices.find, against)}
-        for why in filter(None, (_why_not(o, traffic, day, batch) for o in asked.values())):
+        named = {o.name: o for o in map(prices.find, against)}
+        for why in filter(None, (_why_not(o, traffic, day, batch) for o in named.values())):
             raise UsageError(why, "leave it out of --against, or change the request")
-        return [(o, o in hosts) for o in asked.values()], []
+        return [(o, o in hosts) for o in named.values()], []
     everything = {o: _why_not(o, traffic, day, batch) for o in (*prices.usual(), *hosts)}
     left_out = [why for why in everything.values() if why]
     sold = [o for o, why in everything.items() if not why]

@@ -47,9 +47,9 @@ class UpstreamEngine:
 
     def runs_on(self, device: Device) -> bool:
         """Say whether it is made for a device."""
-        made = device.kind in self.kinds and (not self.vendors or device.vendor in self.vendors)
-        made = made and _reaches(device, self.capability)
-        return made and any((s.engine, s.on) == (self.name, device_class(device)) for s in speeds())
+        runs = device.kind in self.kinds and (not self.vendors or device.vendor in self.vendors)
+        runs = runs and _reaches(device, self.capability)
+        return runs and any((s.engine, s.on) == (self.name, device_class(device)) for s in speeds())
 
     def reads(self, quant: str, device: Device) -> bool:
         """Say whether it has kernels for such weights on a device; for devices without CUDA no more is known."""
@@ -112,9 +112,9 @@ def _engine(raw: dict[str, Any]) -> UpstreamEngine:
 def speed(engine: UpstreamEngine, device: Device) -> Speed:
     """Return how fast an engine is on a device; raise UsageError where it does not run."""
     on = device_class(device)
-    for found in speeds():
-        if (found.engine, found.on) == (engine.name, on):
-            return found
+    for figures in speeds():
+        if (figures.engine, figures.on) == (engine.name, on):
+            return figures
     runs = ", ".join(e.name for e in engines() if e.runs_on(device))
     raise UsageError(f"{engine.title} does not run on {device.title}", f"engines that do: {runs or 'none'}")
 
@@ -122,15 +122,15 @@ def speed(engine: UpstreamEngine, device: Device) -> Speed:
 @cache
 def speeds() -> tuple[Speed, ...]:
     """Return every speed; a fitted factor goes before a documented one."""
-    found = dict(documented())
+    by_place = dict(documented())
     for raw in _data("speeds.toml")["speed"]:
         key = raw["engine"], raw["on"]
-        more = found[key].factors if key in found else {}
+        more = by_place[key].factors if key in by_place else {}
         lists = {name: tuple(raw[name]) for name in ("covers", "vendors")}
         own = {what: Spread(*bounds) for what, bounds in raw.get("spread", {}).items()}
-        made = {"factors": {**more, **raw["factors"]}, "spread": own or spreads()}
-        found[key] = Speed(**{**raw, **lists, **made})
-    return tuple(found.values())
+        lists_more = {"factors": {**more, **raw["factors"]}, "spread": own or spreads()}
+        by_place[key] = Speed(**{**raw, **lists, **lists_more})
+    return tuple(by_place.values())
 
 
 @cache

@@ -67,8 +67,8 @@ def measure(score: Score, model: Model) -> str:
 
 
 @cache
-def _measure(name: str, said: str, instructed: bool | None, thinking: str, released: str) -> str:
-    setting = said.lower()
+def _measure(name: str, setting_text: str, instructed: bool | None, thinking: str, released: str) -> str:
+    setting = setting_text.lower()
     return _version(name, setting, released) + _mode(name, setting, instructed, thinking, released)
 
 
@@ -133,10 +133,10 @@ def says_something(measured: str, value: float) -> bool:
 
 def figures(model: Model) -> dict[str, tuple[float, ...]]:
     """Return a model's published figures per measure, each once."""
-    found: dict[str, set[float]] = {}
+    values_by_measure: dict[str, set[float]] = {}
     for score in model.scores:
-        found.setdefault(measure(score, model), set()).add(score.value)
-    return {key: tuple(sorted(values)) for key, values in found.items()}
+        values_by_measure.setdefault(measure(score, model), set()).add(score.value)
+    return {key: tuple(sorted(values)) for key, values in values_by_measure.items()}
 
 
 class Evidence:
@@ -149,9 +149,9 @@ class Evidence:
             for key, values in figures(model).items():
                 at = [logit(key, v) for v in values]
                 gaps.setdefault(benchmark(key), []).extend(abs(a - b) for a, b in combinations(at, 2))
-        every = [gap for found in gaps.values() for gap in found]
+        every = [gap for gaps_of_one in gaps.values() for gap in gaps_of_one]
         self._pooled = _deviation(every)
-        self._between = {name: self._shrunk(found) for name, found in gaps.items()}
+        self._between = {name: self._shrunk(gaps_of_one) for name, gaps_of_one in gaps.items()}
         self._known: dict[
             str, tuple[Model, Mapping[str, Result]]
         ] = {}  # of each model, as scales ask it again
@@ -162,11 +162,11 @@ class Evidence:
 
     def of(self, model: Model) -> Mapping[str, Result]:
         """Return what is published of a model, per measure."""
-        same, found = self._known.get(model.id, (None, {}))
+        same, results = self._known.get(model.id, (None, {}))
         if same is not model:
-            found = {key: self._result(key, values) for key, values in figures(model).items()}
-            self._known[model.id] = model, found
-        return found
+            results = {key: self._result(key, values) for key, values in figures(model).items()}
+            self._known[model.id] = model, results
+        return results
 
     def _result(self, key: str, values: tuple[float, ...]) -> Result:
         at = fmean(logit(key, v) for v in values)

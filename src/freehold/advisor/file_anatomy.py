@@ -228,7 +228,7 @@ def gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
     wide = meta.each("feed_forward_length") if architecture in _ONE_PART else ()
     states = _listed(meta, depth) or [bool(apart and n % apart) for n in range(1, depth + 1)]
-    found: dict[LayerSpec, int] = {}
+    counts: dict[LayerSpec, int] = {}
     for number, kv_heads in enumerate(heads, 1):
         if not kv_heads and len(wide) == counted and wide[number - 1]:
             layer = LayerSpec("plain", 1)
@@ -245,8 +245,8 @@ def gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
             layer = LayerSpec("window", 1, kv_heads, narrow, width, window)
         else:
             layer = LayerSpec("full", 1, kv_heads, head_dim, value_dim)
-        found[layer] = found.get(layer, 0) + 1
-    return _counted(found)
+        counts[layer] = counts.get(layer, 0) + 1
+    return _counted(counts)
 
 
 def _recurrent(meta: SizeKeys, architecture: str) -> LayerSpec:
@@ -266,8 +266,8 @@ def _recurrent(meta: SizeKeys, architecture: str) -> LayerSpec:
 
 def _listed(meta: SizeKeys, depth: int) -> list[bool]:
     """Return which layers are recurrent, where a GGUF lists them."""
-    found = meta.get("attention.recurrent_layers")
-    values = found.tolist() if hasattr(found, "tolist") else found
+    stored = meta.get("attention.recurrent_layers")
+    values = stored.tolist() if hasattr(stored, "tolist") else stored
     listed = isinstance(values, list) and len(values) >= depth
     return [bool(value) for value in values[:depth]] if listed else []
 
@@ -326,7 +326,7 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
         )  # the first to slide
         slides = [i > first if first else bool(every and i % every) for i in range(1, depth + 1)]
         kinds = ["sliding_attention" if window and slide else "" for slide in slides]
-    found: dict[LayerSpec, int] = {}
+    counts: dict[LayerSpec, int] = {}
     sharing = depth - keys.number("num_kv_shared_layers")  # layers from there on read others' keys
     for number, kind in enumerate(kinds):
         if number >= sharing:
@@ -340,8 +340,8 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
             layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
         else:
             layer = LayerSpec("full", 1, *_full_heads(keys, number, kv_heads, head_dim))
-        found[layer] = found.get(layer, 0) + 1
-    return _counted(found)
+        counts[layer] = counts.get(layer, 0) + 1
+    return _counted(counts)
 
 
 def _full_heads(keys: SizeKeys, layer: int, kv_heads: int, head_dim: int) -> tuple[int, int]:
@@ -375,12 +375,12 @@ def _mamba_layers(keys: SizeKeys, model: str) -> tuple[LayerSpec, ...]:
     pattern = keys.get("hybrid_override_pattern") or keys.get("layers_block_type") or keys.get("layer_types")
     if not isinstance(pattern, str | list):
         pattern = [""] * keys.layers("num_hidden_layers")
-    found: dict[LayerSpec, int] = {}
+    counts: dict[LayerSpec, int] = {}
     for kind in pattern:
         layer = full if kind in _ATTENDS else LayerSpec("plain", 1) if kind in _NEITHER else state
         layer = _beside(full, state) if model in _SIDE_BY_SIDE else layer
-        found[layer] = found.get(layer, 0) + 1
-    return _counted(found)
+        counts[layer] = counts.get(layer, 0) + 1
+    return _counted(counts)
 
 
 def _deltanet(keys: SizeKeys) -> LayerSpec:
@@ -390,5 +390,5 @@ def _deltanet(keys: SizeKeys) -> LayerSpec:
     return _delta("deltanet", heads, heads * value, key_heads, key, kernel)
 
 
-def _counted(found: Mapping[LayerSpec, int]) -> tuple[LayerSpec, ...]:
-    return tuple(replace(layer, count=count) for layer, count in found.items())
+def _counted(counts: Mapping[LayerSpec, int]) -> tuple[LayerSpec, ...]:
+    return tuple(replace(layer, count=count) for layer, count in counts.items())

@@ -60,8 +60,8 @@ def order(model: Model, codes: Sequence[str]) -> tuple[bool, int, float, float, 
 
 def result(model: Model) -> Score | None:
     """Return its published result in finding texts, multilingual before English; None: there is none."""
-    found = {s.benchmark: s for s in model.scores if s.benchmark in (MANY, ENGLISH, RERANKED)}
-    return next((found[b] for b in (MANY, RERANKED, ENGLISH) if b in found), None)
+    scores = {s.benchmark: s for s in model.scores if s.benchmark in (MANY, ENGLISH, RERANKED)}
+    return next((scores[b] for b in (MANY, RERANKED, ENGLISH) if b in scores), None)
 
 
 def beside(

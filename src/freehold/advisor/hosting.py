@@ -33,17 +33,17 @@ def host(
     """
     read = max(1, round(traffic.input / traffic.requests))
     written = max(1, round(traffic.output / traffic.requests))
-    found, runs, kind, streams = _place(model, on, named, quant, read + written)
+    rig_taken, runs, kind, streams = _place(model, on, named, quant, read + written)
     together = min(users, streams)
     try:
-        serves = roofline.serving(from_catalogue(model, kind), found, runs, read, written, together)
+        serves = roofline.serving(from_catalogue(model, kind), rig_taken, runs, read, written, together)
     except UsageError as e:
         raise UsageError(e.message, "give --tokens-per-second in its place") from e
     source = (
         f"predicted for {runs.title}, {kind}, {together} requests of {read:,} + {written:,} tokens at a time, "
         "prompts read in full"
     )
-    return found, ownership.speed(serves.output, source, runs.checked)
+    return rig_taken, ownership.speed(serves.output, source, runs.checked)
 
 
 def _place(
@@ -51,11 +51,11 @@ def _place(
 ) -> tuple[Rig, UpstreamEngine, str, int]:
     """Return the first rig that holds the model, engine, type of weights, and how many requests it answers."""
     why = "no hardware"
-    for found in [rig(on)] if on else [rig(f"{n}x{USUAL}") for n in _COUNTS]:
-        for runs, kind in _ways(model, found.device, named, quant):
-            placed = roofline.place(from_catalogue(model, kind), found, runs, context)
+    for machine in [rig(on)] if on else [rig(f"{n}x{USUAL}") for n in _COUNTS]:
+        for runs, kind in _ways(model, machine.device, named, quant):
+            placed = roofline.place(from_catalogue(model, kind), machine, runs, context)
             if placed.fits:
-                return found, runs, kind, placed.streams
+                return machine, runs, kind, placed.streams
             why = f"{model.id} as {kind}: {placed.why}"
     raise UsageError(why, "name larger hardware, such as --on 8xh200, or give --tokens-per-second")
 

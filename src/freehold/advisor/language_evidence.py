@@ -37,10 +37,10 @@ def known(languages: Iterable[LanguageEvidence]) -> bool:
 
 def _one(model: Model, code: str) -> LanguageEvidence:
     name = language_name(code)
-    found = [s for s in model.scores if s.benchmark in results_in(code)]
-    if found:
+    scores = [s for s in model.scores if s.benchmark in results_in(code)]
+    if scores:
         order = results_in(code)
-        first = min(found, key=lambda s: (order.index(s.benchmark), -s.value))
+        first = min(scores, key=lambda s: (order.index(s.benchmark), -s.value))
         return LanguageEvidence(code, RESULT, f"{name}: {first.benchmark} {first.value:g}")
     speaks = model.speaks(code)
     if speaks:

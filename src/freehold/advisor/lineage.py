@@ -70,8 +70,8 @@ def subject(text: str | Model | Licence | Subject) -> Subject:
         return Subject(text.name, text.id)
     if isinstance(text, Model):
         return _of_model(text)
-    if "/" not in text and (found := find(text)):
-        return Subject(found.name, found.id)
+    if "/" not in text and (match := find(text)):
+        return Subject(match.name, match.id)
     if "/" not in text and (served := serving(text)):
         return Subject(text, served.id, source=_covers(served))
     if (repository := _named_exactly(text)) is not None:
@@ -91,8 +91,8 @@ def _named_exactly(text: str) -> Model | None:
     """Return the one model whose repository has this very name, capitals included: DeepSeek-R1, not deepseek-r1."""
     if text == text.lower():  # the spelling of tags, which may mean another size
         return None
-    found = [model for model in catalog.models() if model.id.rpartition("/")[2] == text]
-    return found[0] if len(found) == 1 else None
+    matches = [model for model in catalog.models() if model.id.rpartition("/")[2] == text]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _ask_for_a_tag(text: str) -> None:
@@ -115,10 +115,10 @@ def _elsewhere(text: str) -> Subject | None:
     A repository that a licence names, a family under one licence, a packed copy of a known model, a model behind
     an API.
     """
-    if (found := covering(text)) is not None:
-        return _tagged(text, text, found)
-    if (packs := packed_by_others(text)) and (found := covering(packs)) is not None:
-        return _tagged(text, packs, found)
+    if (match := covering(text)) is not None:
+        return _tagged(text, text, match)
+    if (packs := packed_by_others(text)) and (match := covering(packs)) is not None:
+        return _tagged(text, packs, match)
     if family := spelled(text, catalog.models()):
         return _family(text, family)
     if "/" not in text and (repositories := alike(text, covered())):
@@ -148,14 +148,16 @@ def _family(text: str, models: list[Model]) -> Subject:
 
 def _repositories(text: str, repositories: list[str]) -> Subject:
     """Return one subject for repositories outside the catalogue, as `_family` does for models in it."""
-    found = {name: one for name in repositories if (one := covering(name)) is not None}
-    if len({one.id for one in found.values()}) > 1:
-        each = ", ".join(f"{name} ({one.name})" for name, one in list(found.items())[:8])
+    licences = {name: one for name in repositories if (one := covering(name)) is not None}
+    if len({one.id for one in licences.values()}) > 1:
+        each = ", ".join(f"{name} ({one.name})" for name, one in list(licences.items())[:8])
         raise ModelNotFound(
-            f"{text!r} may be {len(found)} models under different licences", f"say which: {each}"
+            f"{text!r} may be {len(licences)} models under different licences", f"say which: {each}"
         )
     first = repositories[0]
-    return _tagged(first if len(found) == 1 else f"{text} ({len(found)} models)", first, found[first])
+    return _tagged(
+        first if len(licences) == 1 else f"{text} ({len(licences)} models)", first, licences[first]
+    )
 
 
 def _tagged(name: str, repository: str, licence: Licence) -> Subject:
@@ -173,27 +175,27 @@ def _licences_of(model: Model) -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(c.id for c in place.choices) for place in standing(_of_model(model)))
 
 
-def standing(asked: Subject) -> list[Standing]:
+def standing(subject: Subject) -> list[Standing]:
     """Return the licences a subject stands under, its own first, then those of its ancestors.
 
     Raises UsageError for a line of descent that bites its own tail.
     """
-    found: list[Standing] = []
-    if asked.yours:
-        return found
-    _descend(asked, (), found)
-    return found
+    standings: list[Standing] = []
+    if subject.yours:
+        return standings
+    _descend(subject, (), standings)
+    return standings
 
 
-def _descend(one: Subject, via: tuple[str, ...], found: list[Standing]) -> None:
+def _descend(one: Subject, via: tuple[str, ...], standings: list[Standing]) -> None:
     if one.name in via or len(via) > MAX_DEPTH:
         chain = " -> ".join((*via, one.name))
         raise UsageError(f"the line of descent does not end: {chain}", "mend `base` in your catalogue.toml")
     for part in one.expression.split(" AND ") if one.expression else [""]:
         choices = tuple(c for c in map(find, part.strip("()").split(" OR ")) if c)
-        found.append(Standing(one.name, via, choices, part, one.multimodal))
+        standings.append(Standing(one.name, via, choices, part, one.multimodal))
     for parent in one.base:
-        _descend(_ancestor(parent), (*via, one.name), found)
+        _descend(_ancestor(parent), (*via, one.name), standings)
 
 
 def _ancestor(name: str) -> Subject:

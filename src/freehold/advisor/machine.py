@@ -175,12 +175,12 @@ def keep(home: Path, name: str, rates: Rates) -> None:
 def _read(path: Path) -> dict[str, list[dict[str, float]]]:
     """Read what was kept; a damaged file counts as none, and is written anew."""
     try:
-        found = json.loads(path.read_bytes())
+        history = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(history, dict):
         return {}
-    return {name: [r for r in rows if _sound(r)] for name, rows in found.items() if isinstance(rows, list)}
+    return {name: [r for r in rows if _sound(r)] for name, rows in history.items() if isinstance(rows, list)}
 
 
 def _sound(row: Any) -> bool:
@@ -221,20 +221,22 @@ def nvidia() -> Iterable[Gpu]:
                 handle, ctypes.byref(memory)
             ):
                 continue
-            said = title.value.decode("utf-8", "replace")
-            yield Gpu(said, memory.total, memory.free, gpu_device(said, memory.total))
+            name = title.value.decode("utf-8", "replace")
+            yield Gpu(name, memory.total, memory.free, gpu_device(name, memory.total))
     finally:
         nvml.nvmlShutdown()
 
 
 def gpu_device(title: str, memory: int) -> str:
     """Return the catalogue's name of what a driver calls `title`, of several the one whose memory is nearest; or ""."""
-    said = set(_words(title))
+    title_words = set(_words(title))
     fitting = [
         (len(_words(name)), -abs(device.memory_bytes - memory), device.name)
         for device in devices()
         for name in (device.name, *device.aliases)
-        if device.kind == "gpu" and set(_words(name)) <= said and _VARIANTS & said <= set(_words(name))
+        if device.kind == "gpu"
+        and set(_words(name)) <= title_words
+        and _VARIANTS & title_words <= set(_words(name))
     ]
     return max(fitting, default=(0, 0, ""))[2]
 

@@ -62,10 +62,10 @@ class DutyPack:
 
     def files(self) -> dict[str, str]:
         """Return the pack as file names and contents; NOTICE only where a licence asks for one."""
-        found = {DUTIES: self._duties()}
+        files = {DUTIES: self._duties()}
         if self.notice_lines:
-            found[NOTICE] = "\n".join(self.notice_lines) + "\n"
-        return found
+            files[NOTICE] = "\n".join(self.notice_lines) + "\n"
+        return files
 
     def _duties(self) -> str:
         v = self.verdict

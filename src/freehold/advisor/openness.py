@@ -43,13 +43,13 @@ class Openness:
         return LEVELS[self.level]
 
 
-def openness(asked: Subject) -> Openness:
+def openness(subject: Subject) -> Openness:
     """Place a subject; the least open of its own and its ancestors' licences counts."""
-    if asked.yours:
+    if subject.yours:
         return Openness(0, "", "", "its weights are yours, and so is the choice", "")
-    levels = [min((_KIND[c.kind] for c in s.choices), default=0) for s in standing(asked)]
+    levels = [min((_KIND[c.kind] for c in s.choices), default=0) for s in standing(subject)]
     least = 0 if 0 in levels else max(levels)
-    entry, source = _entry(asked.name)
+    entry, source = _entry(subject.name)
     if entry.get("level") == 1 and least > 2:
         entry = {}  # what is open in all its parts is not so under others' terms
     level = 1 if entry.get("level") == 1 and least in (1, 2) else least

@@ -100,11 +100,11 @@ def cache_bytes(anatomy: Anatomy, context: int, kv_type: str = "f16") -> dict[st
     window = longest_window(anatomy.layers)
     least = ROOMS * (-(-(window + ROWS) // BLOCK) + 2) if window else 0
     window_blocks = max(least, blocks // WINDOW_SHARE)
-    found = anatomy.cache_by_kind(blocks * BLOCK, width)
+    sizes = anatomy.cache_by_kind(blocks * BLOCK, width)
     if window:
         kept = sum(g.count * g.values_per_token for g in anatomy.layers if g.kind == "window")
-        found["window"] = round(kept * width * BLOCK * min(window_blocks, blocks))
-    return found
+        sizes["window"] = round(kept * width * BLOCK * min(window_blocks, blocks))
+    return sizes
 
 
 def activation_bytes(anatomy: Anatomy) -> int:

@@ -115,23 +115,23 @@ def people(at: Point) -> dict[str, float]:
 
 
 def assumptions(
-    owned: Owned, fast: Assumption, traffic: Traffic, given: Mapping[str, Interval]
+    owned: Owned, fast: Assumption, traffic: Traffic, overrides: Mapping[str, Interval]
 ) -> dict[str, Assumption]:
     """Return all that the answer hangs on, by key: ours, in their place what the CSV and the user tell.
 
     Raises UsageError where the hardware has neither a known price nor a given one.
     """
-    found = {a.key: a for use, a in _defaults() if use in ("", "buy" if owned.bought else "rent")}
+    by_key = {a.key: a for use, a in _defaults() if use in ("", "buy" if owned.bought else "rent")}
     if traffic.peak is not None:
-        found["peak"] = found["peak"].with_value(Interval.exactly(traffic.peak), traffic.source)
-    for one in (fast, _paid(owned, given)):
-        found[one.key] = one
-    for key, value in given.items():
-        if key not in found:
+        by_key["peak"] = by_key["peak"].with_value(Interval.exactly(traffic.peak), traffic.source)
+    for one in (fast, _paid(owned, overrides)):
+        by_key[one.key] = one
+    for key, value in overrides.items():
+        if key not in by_key:
             mode = "bought" if owned.bought else "rented"
             raise UsageError(f"--{key} says nothing of {mode} machines", "leave it away, or --buy or --rent")
-        found[key] = found[key].with_value(value)
-    return found
+        by_key[key] = by_key[key].with_value(value)
+    return by_key
 
 
 def speed(value: Interval, source: str = "given", checked: date | None = None) -> Assumption:
@@ -139,12 +139,12 @@ def speed(value: Interval, source: str = "given", checked: date | None = None) -
     return Assumption("speed", SPEED, "tokens/s", value, source, checked or date.today(), source == "given")
 
 
-def _paid(owned: Owned, given: Mapping[str, Interval]) -> Assumption:
+def _paid(owned: Owned, overrides: Mapping[str, Interval]) -> Assumption:
     """Return what one rig is paid for: dollars to buy it, or an hour's rent."""
     key, unit = ("price", "$") if owned.bought else ("hourly", "$/h")
     title = f"{'price' if owned.bought else 'rent'} of {owned.rig.name}"
-    if key in given:
-        return Assumption(key, title, unit, given[key], "given", date.today(), given=True)
+    if key in overrides:
+        return Assumption(key, title, unit, overrides[key], "given", date.today(), given=True)
     money = owned.rig.price if owned.bought else owned.rig.rent
     if money is None:
         other = "--rent" if owned.bought else "--buy"
@@ -166,13 +166,13 @@ def _range(money: Money) -> Interval:
 def _defaults() -> tuple[tuple[str, Assumption], ...]:
     """Return every assumption of ownership.toml with what it is for: rent, buy, or both (empty)."""
     text = resources.files("freehold.advisor").joinpath("ownership.toml").read_text(encoding="utf-8")
-    made = []
+    defaults = []
     for raw in tomllib.loads(text)["assumption"]:
         value = Interval(raw["low"], raw["mid"], raw["high"])
         about = raw["key"], raw["title"], raw["unit"], value, raw["source"], raw["checked"]
         one = Assumption(*about, limits=tuple(raw["limits"]))
-        made.append((raw.get("for", ""), one))
-    return tuple(made)
+        defaults.append((raw.get("for", ""), one))
+    return tuple(defaults)
 
 
 def known() -> tuple[Assumption, ...]:

@@ -51,72 +51,72 @@ def here(place: Place, held: Mapping[str, Anatomy], load: Load = ALONE) -> Place
         anatomy = held.get(model.id) or from_catalogue(model, quant_of(model))
         if 0 < anatomy.context < context:
             return Refusal("context", f"its file was made for {anatomy.context:,} tokens")
-        found = fit(anatomy, place, context)
-        if isinstance(found, Misfit):
+        fitted = fit(anatomy, place, context)
+        if isinstance(fitted, Misfit):
             unfit = place.refuses is not None and place.refuses(anatomy.structure)
-            return Refusal("engine" if unfit else "memory", found.reason)
-        if why := _crowded(found, load.users):
+            return Refusal("engine" if unfit else "memory", fitted.reason)
+        if why := _crowded(fitted, load.users):
             return Refusal("users", why)
         name = model.name or str(anatomy.path) if model.id in held else ""
-        made = line(model, anatomy.quant, OURS, context=context, users=load.users, held=name)
+        command_line = line(model, anatomy.quant, OURS, context=context, users=load.users, held=name)
         return Placement(
             where=place.name,
-            engine=found.engine,
+            engine=fitted.engine,
             quant=anatomy.quant,
-            memory=found.memory.total + (load.users - 1) * sum(found.memory.cache.values()),
+            memory=fitted.memory.total + (load.users - 1) * sum(fitted.memory.cache.values()),
             context=context,
-            decode=_shared(found, anatomy, load.users)
+            decode=_shared(fitted, anatomy, load.users)
             if model.role == "generator"
-            else found.prefill or found.decode,
-            prefill=found.prefill,
-            command=made.command,
+            else fitted.prefill or fitted.decode,
+            prefill=fitted.prefill,
+            command=command_line.command,
             users=load.users,
-            sure=found.sure,
-            why_none=made.why_none,
+            sure=fitted.sure,
+            why_none=command_line.why_none,
         )
 
     return placed
 
 
-def _crowded(found: Fit, users: int) -> str:
+def _crowded(fitted: Fit, users: int) -> str:
     """Say why this machine cannot hold this many conversations at a time; empty: it can."""
-    machine, cache = found.place.machine, sum(found.memory.cache.values())
+    machine, cache = fitted.place.machine, sum(fitted.memory.cache.values())
     assert machine is not None
     most = engine_called(OURS).streams
-    room = machine.free * CACHE_SHARE - found.memory.total
+    room = machine.free * CACHE_SHARE - fitted.memory.total
     fitting = min(1 + int(room // cache) if cache else most, most)
     return (
-        "" if users <= fitting else f"room for {fitting} conversations of {found.context:,} tokens at a time"
+        "" if users <= fitting else f"room for {fitting} conversations of {fitted.context:,} tokens at a time"
     )
 
 
-def _shared(found: Fit, anatomy: Anatomy, users: int) -> Interval:
+def _shared(fitted: Fit, anatomy: Anatomy, users: int) -> Interval:
     """Return each user's speed where a step answers all: weights are read once, caches and dots are each one's own."""
-    machine = found.place.machine
+    machine = fitted.place.machine
     if users == 1 or machine is None:
-        return found.decode
-    one = ours.decode_cost(anatomy, found.context).seconds(machine.rates)
-    step = ours.batch_cost(anatomy, found.context, users).seconds(machine.rates)
-    return Interval.within(found.decode.mid * one / step, _UNMEASURED_BATCH)
+        return fitted.decode
+    one = ours.decode_cost(anatomy, fitted.context).seconds(machine.rates)
+    step = ours.batch_cost(anatomy, fitted.context, users).seconds(machine.rates)
+    return Interval.within(fitted.decode.mid * one / step, _UNMEASURED_BATCH)
 
 
 def quant_of(model: Model) -> str:
     """Return the quantisation that our store fetches of a model: its name's file, or the weights as published."""
-    found = [r.quants[0] for r in model.repos if r.format == "gguf" and r.quants]
-    return found[0] if found else "BF16"
+    quants = [r.quants[0] for r in model.repos if r.format == "gguf" and r.quants]
+    return quants[0] if quants else "BF16"
 
 
 def rented_for(budget: float) -> list[Rig]:
     """Return what a month's dollars rent, cheapest first. Raises UsageError where that is nothing."""
     rigs = [Rig(d, n) for d in devices() for n in _COUNTS if d.rent]
-    found = [r for r in rigs if month_of(r) <= budget]
-    if not found:
+    affordable = [r for r in rigs if month_of(r) <= budget]
+    if not affordable:
         least = min(rigs, key=month_of)
         raise UsageError(
             f"${budget:,.0f} a month rents no hardware that is known here",
             f"the cheapest is {least.name}, ${month_of(least):,.0f} a month",
         )
-    return sorted(found, key=month_of)
+    return sorted(affordable, key=month_of)
 
 
 def on_rigs(
@@ -137,7 +137,7 @@ def on_rigs(
         )
 
     def place(model: Model, context: int) -> Placement | Refusal:
-        found: list[Placement] = []
+        placements: list[Placement] = []
         refused = refuses(model.structure) if refuses else ""
         able = tuple(e for e in chosen if e.name != OURS or not refused)
         if model.role != "generator":  # of other engines it is not known what they run of these
@@ -150,9 +150,9 @@ def on_rigs(
                 elif one.decode.mid >= speed and one.command:
                     return one
                 else:
-                    found.append(one)
-        quick = [p for p in found if p.decode.mid >= speed]
-        return quick[0] if quick else max(found, key=lambda p: p.decode.mid, default=why)
+                    placements.append(one)
+        quick = [p for p in placements if p.decode.mid >= speed]
+        return quick[0] if quick else max(placements, key=lambda p: p.decode.mid, default=why)
 
     return place
 
@@ -172,12 +172,12 @@ def _on(
             why = Refusal("memory", roofline.place(work, rig, able[0], context).why)
             continue
         for engine, single in ranked:
-            made = _placement(model, work, rig, engine, context, load, single)
-            if isinstance(made, str):
-                why = Refusal("users", made)
+            placement = _placement(model, work, rig, engine, context, load, single)
+            if isinstance(placement, str):
+                why = Refusal("users", placement)
             else:
                 fits = True
-                yield made
+                yield placement
     if not fits:
         yield why
 
@@ -202,7 +202,7 @@ def _placement(
         except UsageError as e:
             return e.message
         answer = many.tpot.inverse()
-    made = line(model, work.quant, engine.name, devices=rig.count, context=context, users=load.users)
+    command_line = line(model, work.quant, engine.name, devices=rig.count, context=context, users=load.users)
     return Placement(
         where=rig.name,
         engine=engine.name,
@@ -211,10 +211,10 @@ def _placement(
         context=context,
         decode=answer,
         prefill=single.prompt,
-        command=made.command,
+        command=command_line.command,
         month=month_of(rig) if rig.rent else None,
         users=load.users,
-        why_none=made.why_none,
+        why_none=command_line.why_none,
     )
 
 

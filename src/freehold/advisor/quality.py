@@ -128,49 +128,51 @@ class Scale:
         """Return how good a model is; None if no published result says so."""
         if not self.benchmark:
             return None
-        found = self._collapsed(model)
-        if self.benchmark in found:
-            result = found[self.benchmark]
-            said = f"{self.benchmark} {result.value:.3g}"
-            said += f", the mean of {result.sources} sources" if result.sources > 1 else ""
-            published = self._quality(logit(self.benchmark, result.value), result.spread, "published", said)
+        results = self._collapsed(model)
+        if self.benchmark in results:
+            result = results[self.benchmark]
+            evidence = f"{self.benchmark} {result.value:.3g}"
+            evidence += f", the mean of {result.sources} sources" if result.sources > 1 else ""
+            published = self._quality(
+                logit(self.benchmark, result.value), result.spread, "published", evidence
+            )
             low, high = min(published.range.low, result.value), max(published.range.high, result.value)
             return replace(
                 published, range=Interval(low, result.value, high, LEVEL)
             )  # below guessing, or 100 %, too
-        return self._carried(model, found)
+        return self._carried(model, results)
 
     def _collapsed(self, model: Model) -> Mapping[str, Result]:
         """Return a model's results, those with thinking aloud as the model's own where there is time for it."""
-        found = self._evidence.of(model)
+        results = self._evidence.of(model)
         if self._quick:
-            return found
-        plain = {key: result for key, result in found.items() if not key.endswith("/thinking")}
+            return results
+        plain = {key: result for key, result in results.items() if not key.endswith("/thinking")}
         return plain | {
-            key.removesuffix("/thinking"): r for key, r in found.items() if key.endswith("/thinking")
+            key.removesuffix("/thinking"): r for key, r in results.items() if key.endswith("/thinking")
         }
 
     def _tells(self, key: str) -> bool:
         """Say whether a measure is one of the task's, other than its scale."""
         return key != self.benchmark and key.removesuffix("/thinking") in self.task.benchmarks
 
-    def _carried(self, model: Model, found: Mapping[str, Result]) -> Quality | None:
+    def _carried(self, model: Model, results: Mapping[str, Result]) -> Quality | None:
         """Carry a model's other results over; the best line's spread stands for all of them."""
         carried = []
         for (key, aloud), line in self._lines.items():
-            if key in found and found[key].aloud is aloud and self._may(model, key):
-                at = logit(key, found[key].value)
-                if says_something(key, found[key].value) and line.reaches(at, model.params_b):
+            if key in results and results[key].aloud is aloud and self._may(model, key):
+                at = logit(key, results[key].value)
+                if says_something(key, results[key].value) and line.reaches(at, model.params_b):
                     carried.append((line.spread, line.offset + line.slope * at, key, line.pairs))
         if not carried:
             return None
         carried.sort()
         weights = [1 / spread**2 for spread, *_ in carried]
         mid = sum(w * at for w, (_, at, *_) in zip(weights, carried, strict=True)) / sum(weights)
-        sources = ", ".join(f"{key} {found[key].value:.3g}" for _, _, key, _ in carried[:3])
-        said = f"{sources}, as {carried[0][3]} models with both compare"
+        sources = ", ".join(f"{key} {results[key].value:.3g}" for _, _, key, _ in carried[:3])
+        evidence = f"{sources}, as {carried[0][3]} models with both compare"
         least = WIDTH * self._evidence.between(benchmark(self.benchmark))
-        return self._quality(mid, max(carried[0][0], least), "converted", said, self._bound(model))
+        return self._quality(mid, max(carried[0][0], least), "converted", evidence, self._bound(model))
 
     def _may(self, model: Model, key: str) -> bool:
         """Say whether a result may be carried over: a specialist's only within one skill."""
@@ -229,8 +231,8 @@ def rounded(quality: Quality, quant: str, model: Model) -> Quality:
         return quality
     scale, was = quality.benchmark, quality.range
     low, mid, high = (min(x, per_cent(scale, logit(scale, x) - cost)) for x in (was.low, was.mid, was.high))
-    said = f"{quality.evidence}; less {was.mid - mid:.1f} for {quant}"
-    return replace(quality, range=Interval(low, mid, high, LEVEL), evidence=said)
+    evidence = f"{quality.evidence}; less {was.mid - mid:.1f} for {quant}"
+    return replace(quality, range=Interval(low, mid, high, LEVEL), evidence=evidence)
 
 
 def line(points: Sequence[tuple[float, float]]) -> _Line:

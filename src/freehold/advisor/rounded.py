@@ -23,9 +23,9 @@ def rounded_type(name: str, type: str, shape: tuple[int, ...], rounding: str) ->
         return type
     finer = rounding == "q4" and any(part in _FINER_NAMES for part in name.split("."))
     wanted = _FINER if finer else ROUNDINGS[rounding]
-    for found in (wanted, "Q8_0"):
-        if shape[-1] % _BLOCKS.get(found, 256) == 0:
-            return found
+    for candidate in (wanted, "Q8_0"):
+        if shape[-1] % _BLOCKS.get(candidate, 256) == 0:
+            return candidate
     return type
 
 

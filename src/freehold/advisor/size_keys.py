@@ -32,14 +32,14 @@ class SizeKeys:
 
     def layers(self, key: str) -> int:
         """Return how many layers there are; no more than a list of them may take."""
-        if (found := self.number(key)) > MAX_LAYERS:
-            raise BadModelFile(f"{self._prefix}{key} is {found}; the limit is {MAX_LAYERS}")
-        return found
+        if (count := self.number(key)) > MAX_LAYERS:
+            raise BadModelFile(f"{self._prefix}{key} is {count}; the limit is {MAX_LAYERS}")
+        return count
 
     def each(self, key: str) -> list[int]:
         """Return the value of every layer, or the one of them all."""
-        found = self.get(key)
-        values = found.tolist() if hasattr(found, "tolist") else found
+        stored = self.get(key)
+        values = stored.tolist() if hasattr(stored, "tolist") else stored
         values = values if isinstance(values, list) else [] if values is None else [values]
         for value in values:
             if type(value) is not int or not 0 <= value < 1 << 40:

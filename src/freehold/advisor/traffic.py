@@ -208,10 +208,10 @@ class _Sums:
 def _moment(text: str) -> tuple[datetime, bool]:
     """Read an ISO 8601 date or time as UTC; say whether it tells the hour."""
     try:
-        found = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(f"time {text[:40]!r} is neither 2026-11-25 nor 2026-11-25T14:00") from None
-    return (found.astimezone(UTC) if found.tzinfo else found), len(text.strip()) > len("2026-11-25")
+    return (moment.astimezone(UTC) if moment.tzinfo else moment), len(text.strip()) > len("2026-11-25")
 
 
 def _number(row: Mapping[str, str | None], column: str, missing: float = 0.0) -> float:

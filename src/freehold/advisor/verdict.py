@@ -22,7 +22,7 @@ _FOOTNOTES = ("patents", "termination", "law")
 # The weights of a service are not available, so these need no answer there.
 _NEEDS_WEIGHTS = ("modify", "redistribute")
 # A permission is a reason where it is wanted: topic -> the flag that says so (empty: always).
-_ASKED = {"commercial": "", "modify": "modifies", "redistribute": "shares", "outputs": "distils"}
+_FLAGS = {"commercial": "", "modify": "modifies", "redistribute": "shares", "outputs": "distils"}
 _BEARINGS = ("refuses", "undecided", "unknown", "requires", "requires if", "allows")
 
 
@@ -81,7 +81,7 @@ class Verdict:
 
 
 def verdict(
-    asked: str | Model | Licence | Subject,
+    subject_or_name: str | Model | Licence | Subject,
     facts: Facts,
     merged: Sequence[str | Model | Licence | Subject] = (),
     teachers: Sequence[str | Model | Licence | Subject] = (),
@@ -93,14 +93,14 @@ def verdict(
     bind, and its rules on outputs; all its terms where its licence calls such a model a derivative. Raises
     ModelNotFound for an unknown name.
     """
-    first = subject(asked)
-    made = replace(facts, modifies=True) if merged or teachers else facts
-    reasons = _of(first, made)
+    first = subject(subject_or_name)
+    changed = replace(facts, modifies=True) if merged or teachers else facts
+    reasons = _of(first, changed)
     for other in merged:
-        reasons += _of(subject(other), made)
+        reasons += _of(subject(other), changed)
     family = _families(first, *map(subject, merged))
     for teacher in teachers:
-        reasons += _taught(subject(teacher), made, family)
+        reasons += _taught(subject(teacher), changed, family)
     unique = _unique(reasons)
     bearings = {r.bearing for r in unique}
     if "refuses" in bearings:
@@ -111,27 +111,27 @@ def verdict(
         answer = "conditions" if bearings & {"requires", "requires if"} else "allowed"
     name = " + ".join([first.name, *(subject(o).name for o in merged)])
     named = tuple(dict.fromkeys(r.licence for r in unique if r.licence))
-    return Verdict(name, answer, unique, named, made)
+    return Verdict(name, answer, unique, named, changed)
 
 
-def _of(asked: Subject, facts: Facts) -> list[Reason]:
+def _of(subject: Subject, facts: Facts) -> list[Reason]:
     """Return what every licence of a subject and its ancestors says to these facts."""
-    found: list[Reason] = []
-    for place in standing(asked):
+    reasons: list[Reason] = []
+    for place in standing(subject):
         choices = [_terms(place, one, one.terms, facts) for one in place.choices]
-        found += _best(choices) if choices else [_nobody(place)]
-    return found
+        reasons += _best(choices) if choices else [_nobody(place)]
+    return reasons
 
 
 def _taught(teacher: Subject, facts: Facts, family: frozenset[str]) -> list[Reason]:
     """Return what binds a model that is trained on a teacher's outputs; `family`: what its own licences cover."""
     facts = replace(facts, distils=True)
-    found: list[Reason] = []
+    reasons: list[Reason] = []
     for place in standing(teacher):
         place = replace(place, via=("outputs of " + teacher.name, *place.via[1:]))
         per_choice = [_as_teacher(place, one, facts, one.family in family) for one in place.choices]
-        found += _best(per_choice) if per_choice else [_nobody(place)]
-    return found
+        reasons += _best(per_choice) if per_choice else [_nobody(place)]
+    return reasons
 
 
 def _as_teacher(place: Standing, one: Licence, facts: Facts, related: bool) -> list[Reason]:
@@ -176,7 +176,7 @@ def _bear(place: Standing, one: Licence, term: Term, facts: Facts) -> Reason | N
         bearing = "unknown" if truth else "undecided"
     elif term.effect == "requires":
         bearing = "requires" if truth else "requires if"
-    elif term.topic in _ASKED and truth and (not _ASKED[term.topic] or facts.flag(_ASKED[term.topic])):
+    elif term.topic in _FLAGS and truth and (not _FLAGS[term.topic] or facts.flag(_FLAGS[term.topic])):
         bearing = "allows"
     else:
         return None
@@ -188,8 +188,8 @@ def _bear(place: Standing, one: Licence, term: Term, facts: Facts) -> Reason | N
 
 def _nobody(place: Standing) -> Reason:
     """Block on a licence that is not known, and say whose."""
-    said = f"{place.expression!r} is none of the licences known here" if place.expression else "not known"
-    says = f"the licence of {place.model} is {said}"
+    name = f"{place.expression!r} is none of the licences known here" if place.expression else "not known"
+    says = f"the licence of {place.model} is {name}"
     return Reason("unknown", "licence", "no clause", says, "", "the catalogue", place.model, place.via)
 
 

@@ -27,23 +27,23 @@ def of(model: str) -> tuple[Score, ...]:
 @cache
 def boards() -> dict[str, tuple[Score, ...]]:
     """Return every board's rows, by model."""
-    found: dict[str, tuple[Score, ...]] = {}
+    scores: dict[str, tuple[Score, ...]] = {}
     folder = resources.files("freehold.catalog").joinpath("data", "boards")
     for file in sorted(folder.iterdir(), key=lambda p: p.name):
         if file.name.endswith(".csv"):
             for model, score in parse(file.name, file.read_text(encoding="utf-8")):
-                found[model] = (*found.get(model, ()), score)
-    return found
+                scores[model] = (*scores.get(model, ()), score)
+    return scores
 
 
 def parse(where: str, text: str) -> list[tuple[str, Score]]:
     """Turn one board's table into scores; raise StoreError naming file and row at fault."""
     lines = text.splitlines()
-    said = [line for line in lines if line.startswith("# source = ")]
+    source_lines = [line for line in lines if line.startswith("# source = ")]
     rows = csv.reader(line for line in lines if not line.startswith("#"))
-    if len(said) != 1 or next(rows, []) != COLUMNS:
+    if len(source_lines) != 1 or next(rows, []) != COLUMNS:
         raise StoreError(f"{where}: a board has one line `# source = ` and the columns {', '.join(COLUMNS)}")
-    return list(_scores(where, rows, said[0].removeprefix("# source = ")))
+    return list(_scores(where, rows, source_lines[0].removeprefix("# source = ")))
 
 
 def _scores(where: str, rows: Iterable[list[str]], source: str) -> Iterable[tuple[str, Score]]:

@@ -38,15 +38,17 @@ _NEEDED: dict[str, Callable[[Model], bool]] = {
 
 
 def _contradictions(model: Model) -> list[str]:
-    found = []
+    contradictions = []
     exact, whole = model.text_parameters or model.parameters, model.parameters
     if model.text_parameters > whole > 0:
-        found.append(f"text_parameters = {model.text_parameters:,} exceed parameters = {whole:,}")
+        contradictions.append(f"text_parameters = {model.text_parameters:,} exceed parameters = {whole:,}")
     if model.active_parameters > exact > 0:
-        found.append(f"active_parameters = {model.active_parameters:,} exceed {exact:,}")
+        contradictions.append(f"active_parameters = {model.active_parameters:,} exceed {exact:,}")
     told = model.params_b * 1e9
     if whole and not (exact * (1 - _APART) <= told <= whole * (1 + _APART)):
-        found.append(f"params_b = {model.params_b} is far from {exact / 1e9:.4g} counted")
+        contradictions.append(f"params_b = {model.params_b} is far from {exact / 1e9:.4g} counted")
     if model.vocab and model.hidden and exact and model.vocab * model.hidden > exact:
-        found.append(f"a table of {model.vocab:,} x {model.hidden:,} has more weights than the model")
-    return found
+        contradictions.append(
+            f"a table of {model.vocab:,} x {model.hidden:,} has more weights than the model"
+        )
+    return contradictions

@@ -65,10 +65,10 @@ def parse(text: str) -> Condition:
 
 
 def _atom(text: str) -> Atom:
-    found = _ATOM.fullmatch(text.strip())
-    if found is None:
+    match = _ATOM.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!r} is not a condition")
-    negated, word, above = bool(found[1]), found[2], found[3]
+    negated, word, above = bool(match[1]), match[2], match[3]
     if word not in (AMOUNTS if above else FLAGS):
         raise ValueError(f"{word!r} is no {'amount' if above else 'flag'}")
     return Atom(word, negated, int(above) if above else None)

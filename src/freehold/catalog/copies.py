@@ -69,7 +69,7 @@ def named(text: str, model: Model) -> Copy | None:
     if "/" not in name or name.lower() == model.id.lower():
         return None
     listed = (each for each in copies(model) if each.repository.lower() == name.lower())
-    return next(listed, None) or _copy(model.id, name, _said(name, model))
+    return next(listed, None) or _copy(model.id, name, _kind_in_name(name, model))
 
 
 def draft_of(model_id: str) -> str:
@@ -86,7 +86,7 @@ def _copy(base: str, repository: str, quant: str) -> Copy:
     return Copy(base, repository, quant, "dynamic" in repository.lower() or "pertensor" in repository.lower())
 
 
-def _said(name: str, model: Model) -> str:
+def _kind_in_name(name: str, model: Model) -> str:
     """Return the type that a repository's name says; the model's own where it says none; "" for one unknown here."""
     owner, _, tail = name.partition("/")
     own = model.id.rpartition("/")[2].lower()

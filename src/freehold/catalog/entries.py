@@ -96,8 +96,8 @@ def find(name: str) -> Entry:
     for entry in entries():
         if entry.name == wanted or (entry.default and entry.family == wanted):
             return entry
-    if (found := _by_tag(wanted)) is not None:
-        return found
+    if (tagged_entry := _by_tag(wanted)) is not None:
+        return tagged_entry
     family = [e.name for e in entries() if e.family == wanted.partition(":")[0]]
     tags = difflib.get_close_matches(wanted, family, n=4, cutoff=0.0)
     near = tags or suggestions(wanted)

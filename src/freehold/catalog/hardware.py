@@ -135,15 +135,15 @@ class Rig:
 @cache
 def devices() -> tuple[Device, ...]:
     """Return every device, sorted by name."""
-    found: dict[str, Device] = {}
+    by_name: dict[str, Device] = {}
     folder = resources.files("freehold.catalog").joinpath("data", "hardware")
     for item in sorted(folder.iterdir(), key=lambda p: p.name):
         for device in parse(item.name, item.read_text(encoding="utf-8")):
             for name in (device.name, *device.aliases):
-                if name in found:
-                    raise StoreError(f"{item.name}: {name} is also {found[name].title}")
-                found[name] = device
-    return tuple(sorted(set(found.values()), key=lambda d: d.name))
+                if name in by_name:
+                    raise StoreError(f"{item.name}: {name} is also {by_name[name].title}")
+                by_name[name] = device
+    return tuple(sorted(set(by_name.values()), key=lambda d: d.name))
 
 
 def rig(text: str) -> Rig:
@@ -151,18 +151,18 @@ def rig(text: str) -> Rig:
 
     Raises UsageError with the nearest known names.
     """
-    found = _RIG.fullmatch(text.strip())
-    if found is None:
+    match = _RIG.fullmatch(text.strip())
+    if match is None:
         raise UsageError(
             f"{text!r} names no hardware", "write a device and how many: h100, 2xh100, m4-max:64gb"
         )
-    count = int(found[1] or 1)
+    count = int(match[1] or 1)
     if not 1 <= count <= MOST_DEVICES:
         raise UsageError(
             f"{text!r}: {count:,} devices are not within 1..{MOST_DEVICES}, what one machine has",
-            f"name one machine, such as 8x{found[2]}; several answer side by side, this many times as much",
+            f"name one machine, such as 8x{match[2]}; several answer side by side, this many times as much",
         )
-    return Rig(_sized(device(found[2]), found[3], text), count)
+    return Rig(_sized(device(match[2]), match[3], text), count)
 
 
 def device(name: str) -> Device:
@@ -176,16 +176,16 @@ def device(name: str) -> Device:
     raise UsageError(f"no hardware is called {name!r}", hint)
 
 
-def _sized(found: Device, gib: str | None, text: str) -> Device:
+def _sized(whole: Device, gib: str | None, text: str) -> Device:
     if gib is None:
-        return found
+        return whole
     size = float(gib)
-    if size not in found.memories_gib:
-        sizes = ", ".join(f"{m:g}" for m in found.memories_gib or (found.memory_gib,))
+    if size not in whole.memories_gib:
+        sizes = ", ".join(f"{m:g}" for m in whole.memories_gib or (whole.memory_gib,))
         raise UsageError(
-            f"{text!r}: {found.title} has {sizes} GB", f"write {found.name} alone for the largest"
+            f"{text!r}: {whole.title} has {sizes} GB", f"write {whole.name} alone for the largest"
         )
-    return replace(found, name=f"{found.name}:{gib}gb", memory_gib=size)
+    return replace(whole, name=f"{whole.name}:{gib}gb", memory_gib=size)
 
 
 def _times(money: Money | None, count: int) -> Money | None:
@@ -213,16 +213,16 @@ def _device(where: str, vendor: str, sources: dict[str, str], raw: dict[str, Any
         for key in ("aliases", "memories_gib"):
             plain[key] = tuple(plain.get(key, ()))
         rents, prices = (tuple(_money(sources, m) for m in raw.get(k, [])) for k in ("rent", "price"))
-        made = Device(vendor=vendor, rents=rents, prices=prices, **plain)
+        device = Device(vendor=vendor, rents=rents, prices=prices, **plain)
     except (KeyError, TypeError) as e:
         raise StoreError(f"{label}: {e}") from e
-    if made.kind not in KINDS or min(made.memory_gib, made.bandwidth_gb_s, made.watts) <= 0:
+    if device.kind not in KINDS or min(device.memory_gib, device.bandwidth_gb_s, device.watts) <= 0:
         raise StoreError(f"{label}: kind, memory, bandwidth or watts cannot be right")
-    return made
+    return device
 
 
 def _money(sources: dict[str, str], raw: dict[str, Any]) -> Money:
-    made = Money(**{**raw, "source": sources[raw["source"]]})
-    if not 0 < made.low <= made.mid <= made.high:
-        raise StoreError(f"{made} is not a range")
-    return made
+    money = Money(**{**raw, "source": sources[raw["source"]]})
+    if not 0 < money.low <= money.mid <= money.high:
+        raise StoreError(f"{money} is not a range")
+    return money

@@ -34,10 +34,10 @@ def spelled(names: Iterable[str]) -> Languages:
         if CODE.fullmatch(name):
             codes[name] = None
             continue
-        found = sets()[name]
-        codes |= dict.fromkeys(found.codes)
-        stated = max(stated, found.stated)
-        sources += found.sources
+        named_set = sets()[name]
+        codes |= dict.fromkeys(named_set.codes)
+        stated = max(stated, named_set.stated)
+        sources += named_set.sources
     return Languages(tuple(codes), stated, tuple(sources))
 
 

@@ -119,7 +119,7 @@ class Licence:
 @cache
 def licences() -> tuple[Licence, ...]:
     """Return every licence we know, sorted by name."""
-    found: dict[str, Licence] = {}
+    by_id: dict[str, Licence] = {}
     waiting: list[tuple[str, str, dict[str, Any]]] = []
     folder = resources.files("freehold.catalog").joinpath("data", "licences")
     for item in sorted(folder.iterdir(), key=lambda p: p.name):
@@ -127,13 +127,13 @@ def licences() -> tuple[Licence, ...]:
             data = tomllib.loads(item.read_text(encoding="utf-8"))
             waiting += [(item.name, data["publisher"], raw) for raw in data["licence"]]
     while waiting:
-        ready = [w for w in waiting if w[2].get("extends", "") in ("", *found)]
+        ready = [w for w in waiting if w[2].get("extends", "") in ("", *by_id)]
         if not ready:
             raise StoreError(f"{waiting[0][0]}: {waiting[0][2]['id']} extends a licence that is not there")
         for where, publisher, raw in ready:
-            found[raw["id"]] = build(where, publisher, raw, found.get(raw.get("extends", "")))
-        waiting = [w for w in waiting if w[2]["id"] not in found]
-    return tuple(sorted(found.values(), key=lambda licence: licence.name))
+            by_id[raw["id"]] = build(where, publisher, raw, by_id.get(raw.get("extends", "")))
+        waiting = [w for w in waiting if w[2]["id"] not in by_id]
+    return tuple(sorted(by_id.values(), key=lambda licence: licence.name))
 
 
 def licence(text: str) -> Licence:
@@ -141,8 +141,8 @@ def licence(text: str) -> Licence:
 
     Raises UsageError with the nearest names as hint.
     """
-    if found := find(text):
-        return found
+    if licence_of_text := find(text):
+        return licence_of_text
     near = suggestions(text)
     hint = f"did you mean {' or '.join(near)}?" if near else "freehold license lists those it knows"
     raise UsageError(f"no licence is called {text!r}", hint)
@@ -175,10 +175,10 @@ def covered() -> tuple[str, ...]:
 
 def tag_source(model_id: str) -> str:
     """Return what a repository's licence was read from where that is its publisher's tag alone; else nothing."""
-    found = _tags()
+    tags = _tags()
     return (
-        f"{found.source} (checked {found.checked.isoformat()})"
-        if model_id.strip().lower() in found.names
+        f"{tags.source} (checked {tags.checked.isoformat()})"
+        if model_id.strip().lower() in tags.names
         else ""
     )
 
@@ -238,11 +238,11 @@ def build(where: str, publisher: str, raw: dict[str, Any], parent: Licence | Non
 
 def expand(text: str) -> list[str]:
     """Spell out `a{b,c}d` as abd and acd, for each pair of braces."""
-    found = re.search(r"\{([^{}]*)\}", text)
-    if found is None:
+    match = re.search(r"\{([^{}]*)\}", text)
+    if match is None:
         return [text]
     return [
-        n for part in found[1].split(",") for n in expand(text[: found.start()] + part + text[found.end() :])
+        n for part in match[1].split(",") for n in expand(text[: match.start()] + part + text[match.end() :])
     ]
 
 

@@ -143,9 +143,9 @@ class Model:
     def called_b(self) -> float:
         """Billions of parameters as its name rounds them, 8 of Qwen3-8B's 8.19; its total where the name has none."""
         for number, unit in _CALLED.findall(self.id.rpartition("/")[2]):
-            said = float(number) * (1e-3 if unit in "mM" else 1.0)
-            if self.params_b and abs(said / self.params_b - 1) <= _CALLED_OFF:
-                return said
+            size = float(number) * (1e-3 if unit in "mM" else 1.0)
+            if self.params_b and abs(size / self.params_b - 1) <= _CALLED_OFF:
+                return size
         return self.params_b
 
     @property

@@ -58,9 +58,9 @@ def model(text: str, user: Path | None = None) -> Model:
     if not wanted:
         raise ModelNotFound("an empty name names no model", "freehold models lists them")
     name = plain(wanted)
-    for asked in (_named(wanted), wanted, tagged(wanted), _named(name), name):
-        if asked and (found := _quick(asked, path)) is not None:
-            return found
+    for spelling in (_named(wanted), wanted, tagged(wanted), _named(name), name):
+        if spelling and (match := _quick(spelling, path)) is not None:
+            return match
     everything = models(path)
     lower, lowers = name.lower(), {name.lower(), wanted.lower()}
     for m in everything:
@@ -86,8 +86,8 @@ def of_repository(repo: str, user: Path | None = None) -> Model | None:
     None for any other repository, whatever its name is like: it may hold another model.
     """
     path = user or user_file()
-    if (found := _quick(repo, path)) is not None:
-        return found
+    if (match := _quick(repo, path)) is not None:
+        return match
     everything = models(path)
     for m in everything:
         if repo.lower() in (m.id.lower(), *(r.repo.lower() for r in m.repos)):
@@ -100,8 +100,8 @@ def _copied(name: str, everything: tuple[Model, ...]) -> Model | None:
     if base := copies.base_of(name):
         return next((m for m in everything if m.id == base), None)
     owner, tail = name.partition("/")[0], _bare(repacked(name))
-    found = [m for m in everything if tail and _bare(m.id.rpartition("/")[2]) == tail]
-    return next((m for m in found if repacks(owner, m.id.partition("/")[0])), None)
+    same_name = [m for m in everything if tail and _bare(m.id.rpartition("/")[2]) == tail]
+    return next((m for m in same_name if repacks(owner, m.id.partition("/")[0])), None)
 
 
 def _bare(tail: str) -> str:
@@ -147,8 +147,8 @@ def _all(path: Path, stamp: tuple[int, int]) -> tuple[Model, ...]:
 @cache
 def _texts() -> dict[str, str]:
     folder = resources.files("freehold.catalog").joinpath("data", "models")
-    found = sorted(folder.iterdir(), key=lambda p: p.name)
-    return {p.name: p.read_text(encoding="utf-8") for p in found if p.name.endswith(".toml")}
+    files = sorted(folder.iterdir(), key=lambda p: p.name)
+    return {p.name: p.read_text(encoding="utf-8") for p in files if p.name.endswith(".toml")}
 
 
 @cache
@@ -178,10 +178,10 @@ def _user_tables(path: Path, stamp: tuple[int, int]) -> list[schema.StatedFacts]
 def _stamp(path: Path) -> tuple[int, int]:
     """Return what changes when the file does: its time and size; zeros when it is not there."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return 0, 0
-    return found.st_mtime_ns, found.st_size
+    return stat.st_mtime_ns, stat.st_size
 
 
 @cache
@@ -194,27 +194,27 @@ def sources() -> dict[str, str]:
 @cache
 def _recipes() -> dict[str, tuple[Entry, ...]]:
     """Return the short names that lead to each id."""
-    found: dict[str, tuple[Entry, ...]] = {}
+    recipes: dict[str, tuple[Entry, ...]] = {}
     for entry in entries():
-        found[entry.model] = (*found.get(entry.model, ()), entry)
-    return found
+        recipes[entry.model] = (*recipes.get(entry.model, ()), entry)
+    return recipes
 
 
-def _finish(found: Model) -> Model:
+def _finish(stated_model: Model) -> Model:
     """Spell sources and languages out; add the boards' results, and what the short names know: name and files."""
     spelled = sources()
-    stated = languages_spelled(found.languages)
-    recipes = _recipes().get(found.id, ())
-    own = (Repo(found.id, "safetensors"),) if found.hub else ()
+    stated = languages_spelled(stated_model.languages)
+    recipes = _recipes().get(stated_model.id, ())
+    own = (Repo(stated_model.id, "safetensors"),) if stated_model.hub else ()
     files = tuple(Repo(e.hub_repo, e.kind, (e.hub_quant,)) for e in recipes if e.hub_repo)
     return replace(
-        found,
+        stated_model,
         name=next((e.name for e in recipes), ""),
-        sources=tuple(dict.fromkeys(spelled.get(s, s) for s in (*found.sources, *stated.sources))),
+        sources=tuple(dict.fromkeys(spelled.get(s, s) for s in (*stated_model.sources, *stated.sources))),
         languages=stated.codes,
-        languages_stated=max(found.languages_stated, stated.stated),
-        scores=tuple(replace(s, source=spelled.get(s.source, s.source)) for s in found.scores)
-        + boards.of(found.id),
+        languages_stated=max(stated_model.languages_stated, stated.stated),
+        scores=tuple(replace(s, source=spelled.get(s.source, s.source)) for s in stated_model.scores)
+        + boards.of(stated_model.id),
         repos=own + files,
     )
 

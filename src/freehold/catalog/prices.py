@@ -167,8 +167,8 @@ def find(name: str) -> Offer:
         candidates = [(seller, model)] if model and seller in _sellers() else []
         candidates += [(p, wanted) for p in _makers(wanted)]
     for seller, model in candidates:
-        if found := _sellers()[seller].find_model(model):
-            return _sold(_offer(_sellers()[seller], found))
+        if model_price := _sellers()[seller].find_model(model):
+            return _sold(_offer(_sellers()[seller], model_price))
     exact = [o for o in offers() if o.model.lower() == wanted or o.name.lower() == wanted]
     if exact:
         return exact[0]
@@ -179,17 +179,19 @@ def hosts(model: Model) -> tuple[Offer, ...]:
     """Return who sells the same open weights by tokens: names equal but for words such as -instruct or -turbo."""
     wanted = _weights(model.id)
     sold = (o for o in offers() if ":" not in o.model and not o._model.deprecated and not o.gone)
-    found = {o.provider: o for o in sold if _weights(o.model) == wanted}
-    return tuple(o for p, o in found.items() if p.removeprefix("huggingface_") not in found.keys() - {p})
+    by_provider = {o.provider: o for o in sold if _weights(o.model) == wanted}
+    return tuple(
+        o for p, o in by_provider.items() if p.removeprefix("huggingface_") not in by_provider.keys() - {p}
+    )
 
 
 def usual() -> tuple[Offer, ...]:
     """Return what is sold of USUAL: a newer table may have dropped some."""
-    found = []
+    offers = []
     for name in USUAL:
         with suppress(UsageError):
-            found.append(find(name))
-    return tuple(found)
+            offers.append(find(name))
+    return tuple(offers)
 
 
 def table() -> Table:
@@ -231,12 +233,12 @@ def _sellers() -> dict[str, Provider]:
 
     from genai_prices.data import providers
 
-    found = {p.id: p for p in providers}
+    by_id = {p.id: p for p in providers}
     for raw in _extra().get("model", ()):
-        seller = found[raw["provider"]]
+        seller = by_id[raw["provider"]]
         if seller.find_model(raw["id"]) is None:
-            found[seller.id] = changed(seller, models=[*seller.models, _added(raw)])
-    return found
+            by_id[seller.id] = changed(seller, models=[*seller.models, _added(raw)])
+    return by_id
 
 
 def _added(raw: dict[str, Any]) -> ModelInfo:
@@ -245,13 +247,13 @@ def _added(raw: dict[str, Any]) -> ModelInfo:
 
     def priced(share: float) -> types.ModelPrice:
         keys = {"input": "input_mtok", "cached": "cache_read_mtok", "written": "cache_write_mtok"}
-        made: dict[str, Any] = {}
+        prices: dict[str, Any] = {}
         for key, known in {**keys, "output": "output_mtok"}.items():
             if key in raw:
                 base, over = (_exact(p[key], share) for p in (raw, raw.get("long", raw)))
                 tier = [types.Tier(raw["over"], over)] if "over" in raw else []
-                made[known] = types.TieredPrices(base, tier) if tier else base
-        return types.ModelPrice(**made)
+                prices[known] = types.TieredPrices(base, tier) if tier else base
+        return types.ModelPrice(**prices)
 
     batch = [types.PriceVariant(when=_BATCH, prices=priced(raw["batch"]))] if "batch" in raw else None
     return types.ModelInfo(
@@ -347,14 +349,14 @@ def _near(name: str) -> str:
     import difflib
 
     known = {o.model.lower(): o.name for o in reversed(offers())} | {o.name.lower(): o.name for o in offers()}
-    found = [known[n] for n in difflib.get_close_matches(name, list(known), n=6, cutoff=0.5)]
-    return f"did you mean {', '.join(list(dict.fromkeys(found))[:3])}?" if found else "write provider:model"
+    close = [known[n] for n in difflib.get_close_matches(name, list(known), n=6, cutoff=0.5)]
+    return f"did you mean {', '.join(list(dict.fromkeys(close))[:3])}?" if close else "write provider:model"
 
 
 def _newest(text: str) -> date | None:
     """Return the newest date named in it that is not in the future."""
     today, days = date.today(), []
-    for found in _DAY.finditer(text):
+    for match in _DAY.finditer(text):
         with suppress(ValueError):
-            days.append(date(*(int(part) for part in re.findall(r"\d+", found[0]))))
+            days.append(date(*(int(part) for part in re.findall(r"\d+", match[0]))))
     return max((d for d in days if d <= today), default=None)

@@ -49,7 +49,7 @@ class Mix:
 
         Rarer types go to the second, which is a third of an expert's weights.
         """
-        found: dict[str, float] = {}
+        shares: dict[str, float] = {}
         room = 1 / 3 if intermediate else _DOWN if hidden % _BLOCK else 1.0
         for kind, share in sorted(self.body.items(), key=lambda item: item[1]):
             second = min(share, room)
@@ -59,8 +59,8 @@ class Mix:
                 (self.stored(kind, hidden), share - second),
             ):
                 if part > 0:
-                    found[name] = found.get(name, 0.0) + part
-        return found
+                    shares[name] = shares.get(name, 0.0) + part
+        return shares
 
     def stored(self, kind: str, columns: int) -> str:
         """Return the type in which a matrix of this many columns is stored where `kind` was asked for; 0: any."""

@@ -60,14 +60,14 @@ def ordered(models: Iterable[Model], key: str, *, reverse: bool = False) -> list
 
     Raises UsageError for a key that is neither, naming the ones there are.
     """
-    found = list(models)
-    benchmarks = {s.benchmark for m in found for s in m.scores}
+    listed = list(models)
+    benchmarks = {s.benchmark for m in listed for s in m.scores}
     if key not in (*_UPWARDS, *_DOWNWARDS, *benchmarks):
         known = ", ".join([*_UPWARDS, *_DOWNWARDS, *sorted(benchmarks)])
         raise UsageError(f"models cannot be sorted by {key!r}", f"keys: {known}")
-    known = [m for m in found if _value(m, key)]
+    known = [m for m in listed if _value(m, key)]
     known.sort(key=lambda m: _value(m, key), reverse=reverse is (key in _UPWARDS))
-    return known + [m for m in found if not _value(m, key)]
+    return known + [m for m in listed if not _value(m, key)]
 
 
 def score(model: Model, benchmark: str) -> float | None:

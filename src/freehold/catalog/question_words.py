@@ -94,23 +94,23 @@ def unanswerable() -> tuple[Unanswered, ...]:
 @cache
 def device_names() -> Mapping[tuple[str, ...], str]:
     """Return the devices by the words of their names, in the plural too."""
-    found: dict[tuple[str, ...], str] = {}
+    names: dict[tuple[str, ...], str] = {}
     for device in devices():
         for name in (device.name, *device.aliases):
             words = tuple(atoms_of(name))
-            found[words] = device.name
-            found.setdefault(tuple(atoms_of(f"{name}s")), device.name)
-    return found
+            names[words] = device.name
+            names.setdefault(tuple(atoms_of(f"{name}s")), device.name)
+    return names
 
 
 @cache
 def phrases() -> Mapping[tuple[str, ...], list[Clause]]:
     """Return every known phrase and what it says."""
     words = tables()
-    found: dict[tuple[str, ...], list[Clause]] = {}
+    clauses: dict[tuple[str, ...], list[Clause]] = {}
 
     def add(phrase: str, part: Clause | None) -> None:
-        known = found.setdefault(tuple(atoms_of(phrase)), [])
+        known = clauses.setdefault(tuple(atoms_of(phrase)), [])
         known += [part] if part else []
 
     for phrase in words["filler"]:
@@ -125,8 +125,8 @@ def phrases() -> Mapping[tuple[str, ...], list[Clause]]:
         for phrase in other.words:
             add(phrase, Clause(other.name, other.name, "", other.says))
     for name, model_id in _model_names().items():
-        found.setdefault(name, [Clause("model", model_id, "")])
-    return {phrase: _joined(parts) for phrase, parts in found.items()}
+        clauses.setdefault(name, [Clause("model", model_id, "")])
+    return {phrase: _joined(parts) for phrase, parts in clauses.items()}
 
 
 def _add_plain(words: Mapping[str, Any], add: Callable[[str, Clause | None], None]) -> None:
@@ -176,15 +176,15 @@ def _joined(parts: list[Clause]) -> list[Clause]:
 @cache
 def _model_names() -> Mapping[tuple[str, ...], str]:
     """Return models by the words of their names, with and without what says that they are tuned."""
-    found: dict[tuple[str, ...], str] = {}
+    names: dict[tuple[str, ...], str] = {}
     for model in models():
         tail = model.id.rpartition("/")[2]
         for name in (tail, _TUNED.sub("", tail), model.name):
             words = tuple(atoms_of(name))
             known_apart = len(words) > 1 or any(c.isdigit() for word in words for c in word)
             if words and known_apart and len(words) <= LONGEST:
-                found.setdefault(words, model.name or model.id)
+                names.setdefault(words, model.name or model.id)
     for entry in entries():
         if entry.default and any(c.isdigit() for c in entry.family):
-            found.setdefault(tuple(atoms_of(entry.family)), entry.name)
-    return found
+            names.setdefault(tuple(atoms_of(entry.family)), entry.name)
+    return names

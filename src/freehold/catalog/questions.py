@@ -151,10 +151,10 @@ def question(text: str) -> Question:
     if exact:
         return Question(text, exact, (Clause("task", exact.id, text),), ())
     parts, ignored = _read(atoms_of(text))
-    found = _task(parts)
-    kept = tuple(_settled(parts, found))
+    task = _task(parts)
+    kept = tuple(_settled(parts, task))
     unanswered = tuple(u for u in unanswerable() if any(p.what == u.name for p in kept))
-    return Question(text, found, kept, tuple(dict.fromkeys(ignored)), unanswered)
+    return Question(text, task, kept, tuple(dict.fromkeys(ignored)), unanswered)
 
 
 def _read(atoms: list[str]) -> tuple[list[Clause], list[str]]:
@@ -162,9 +162,9 @@ def _read(atoms: list[str]) -> tuple[list[Clause], list[str]]:
     ignored: list[str] = []
     at = 0
     while at < len(atoms):
-        taken, found = _next(atoms, at)
+        taken, clauses = _next(atoms, at)
         words = " ".join(atoms[at : at + taken])
-        parts += [Clause(p.what, p.value, words, p.says) for p in found]
+        parts += [Clause(p.what, p.value, words, p.says) for p in clauses]
         if not taken:
             ignored.append(atoms[at])
         at += max(taken, 1)
@@ -175,9 +175,9 @@ def _next(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return how many words from `at` on are understood together, and as what; the longest reading wins."""
     best: tuple[int, list[Clause]] = (0, [])
     for reader in (_phrase, _counted_device, _rate, _quantity, _team):
-        taken, found = reader(atoms, at)
+        taken, clauses = reader(atoms, at)
         if taken > best[0]:
-            best = taken, found
+            best = taken, clauses
     return best
 
 
@@ -185,9 +185,9 @@ def _phrase(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return the longest known phrase."""
     known = phrases()
     for length in range(min(LONGEST, len(atoms) - at), 0, -1):
-        found = known.get(tuple(atoms[at : at + length]))
-        if found is not None:  # filler says nothing
-            return length, found
+        clauses = known.get(tuple(atoms[at : at + length]))
+        if clauses is not None:  # filler says nothing
+            return length, clauses
     return 0, []
 
 
@@ -219,8 +219,8 @@ def _device(atoms: list[str], start: int) -> tuple[int, str]:
 
 def _rate(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return an amount of a time: 100k a day, 20M tokens per month, 30 tokens/s. Neither a context nor users."""
-    found = _NUMBER.fullmatch(atoms[at])
-    if found is None or found[2] not in (None, "k", "m"):
+    match = _NUMBER.fullmatch(atoms[at])
+    if match is None or match[2] not in (None, "k", "m"):
         return 0, []
     for things in range(LONGEST - 2):
         end = at + 1 + things
@@ -237,10 +237,10 @@ def _rate(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
 
 def _quantity(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return a number with its unit: users, tokens, pages, gigabytes, parameters, dollars."""
-    found = _NUMBER.fullmatch(atoms[at].removeprefix("$"))
-    if found is None:
+    match = _NUMBER.fullmatch(atoms[at].removeprefix("$"))
+    if match is None:
         return 0, []
-    number, suffix = float(found[1]), found[2] or ""
+    number, suffix = float(match[1]), match[2] or ""
     rest = tuple(atoms[at + 1 : at + 3])
     if atoms[at].startswith("$") or rest[:1] in (("dollars",), ("usd",)):
         return _budget(atoms, at, number * _SCALE.get(suffix, 1.0))
@@ -296,8 +296,8 @@ def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[in
     words, end = tables(), at + taken
     while end < len(atoms) and atoms[end] in ("of", "memory", "ram"):
         end += 1
-    taken, found = _phrase(atoms, end) if end < len(atoms) else (0, [])
-    on = next((p for p in found if p.what == "hardware" and p.value), None)
+    taken, clauses = _phrase(atoms, end) if end < len(atoms) else (0, [])
+    on = next((p for p in clauses if p.what == "hardware" and p.value), None)
     if on:
         name, says = _resized(on, number)
         return end + taken - at, [Clause("hardware", name, "", says)]
@@ -329,16 +329,16 @@ def rig(text: str) -> Rig:
     try:
         return hardware.rig(text)
     except UsageError:
-        asked = question(text[:MOST_CHARS])
+        description = question(text[:MOST_CHARS])
         any_gpu = set(tables()["gpu"]["words"]) & set(atoms_of(text))
-        if any_gpu or asked.ignored or [p.what for p in asked.parts] != ["hardware"]:
+        if any_gpu or description.ignored or [p.what for p in description.parts] != ["hardware"]:
             raise
-        if asked.here:
+        if description.here:
             raise UsageError(f"{text!r} is this machine", "this machine is the default") from None
-        found, size = hardware.rig(asked.hardware), re.search(r"(\d+)\s*gi?b", text.lower())
-        if size and float(size[1]) != found.device.memory_gib:
-            raise UsageError(f"{text!r}: {asked.parts[0].says}", f"such as {found.name}") from None
-        return found
+        matched, size = hardware.rig(description.hardware), re.search(r"(\d+)\s*gi?b", text.lower())
+        if size and float(size[1]) != matched.device.memory_gib:
+            raise UsageError(f"{text!r}: {description.parts[0].says}", f"such as {matched.name}") from None
+        return matched
 
 
 # --- what is settled when all was seen --------------------------------------------------------------
@@ -355,13 +355,13 @@ def _task(parts: list[Clause]) -> Task | None:
     return best if weights[best.id] else None
 
 
-def _settled(parts: list[Clause], found: Task | None) -> Iterator[Clause]:
+def _settled(parts: list[Clause], task: Task | None) -> Iterator[Clause]:
     """Yield the parts, memory joined with the hardware, and task words by whether they are of the chosen kind."""
     memory = next((float(p.value) for p in parts if p.what == "memory"), 0.0)
     named = [p for p in parts if p.what == "hardware" and p.value]
     for part in parts:
         if part.what in ("task", "hint"):
-            yield from _task_word(part, found)
+            yield from _task_word(part, task)
         elif part.what == "hardware" and part.value and memory:
             name, says = _resized(part, memory)
             yield Clause("hardware", name, part.words, says)
@@ -371,10 +371,10 @@ def _settled(parts: list[Clause], found: Task | None) -> Iterator[Clause]:
             yield part
 
 
-def _task_word(part: Clause, found: Task | None) -> Iterator[Clause]:
+def _task_word(part: Clause, task: Task | None) -> Iterator[Clause]:
     names = part.value.split()
-    if found and found.id in names:
-        yield Clause("task", found.id, part.words)
+    if task and task.id in names:
+        yield Clause("task", task.id, part.words)
     elif part.what == "task":
         yield Clause(
             "beside", names[0], part.words, f"names the task {names[0]}; one task is ranked at a time"

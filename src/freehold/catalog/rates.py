@@ -31,8 +31,8 @@ class SellerRates:
 def listed(seller: str, model: str) -> Offer | None:
     """Return what a seller asks for a model, embeddings included; None where the table has no such model."""
     known = _sellers().get(seller)
-    found = known.find_model(model) if known is not None else None
-    return _offer(known, found) if known is not None and found is not None else None
+    match = known.find_model(model) if known is not None else None
+    return _offer(known, match) if known is not None and match is not None else None
 
 
 def all_listed() -> tuple[Offer, ...]:
@@ -101,8 +101,8 @@ def _rates(prices: Any, prompt_tokens: int) -> SellerRates:
 def _in_tier(price: Any, prompt_tokens: int) -> Decimal:
     if isinstance(price, Decimal):
         return price
-    found = price.base
+    total = price.base
     for tier in price.tiers:
         if prompt_tokens > tier.start:
-            found = tier.price
-    return found
+            total = tier.price
+    return total

@@ -111,13 +111,13 @@ def parse(where: str, text: str) -> list[StatedFacts]:
         raise _fault(where, _line(text, 0, key), f"unknown key {key!r}", "the tables are called [[model]]")
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise _fault(where, _line(text, 0, "model"), "model is not a list of tables", "write [[model]]")
-    found = []
+    facts = []
     for number, table in enumerate(tables, 1):
         if fault := lint(table):
             key, message, hint = fault
             raise _fault(where, _line(text, number, key), f"{_label(table)}: {message}", hint)
-        found.append(StatedFacts(table["id"], table["checked"], shared | table))
-    return found
+        facts.append(StatedFacts(table["id"], table["checked"], shared | table))
+    return facts
 
 
 def lint(table: Mapping[str, Any]) -> tuple[str, str, str] | None:

@@ -48,21 +48,21 @@ _NEAR = 0.08  # of a model's weights that the size in a name may be off
 
 def spelled(text: str, models: Iterable[Model]) -> list[Model]:
     """Return the models that `text` may mean: one where it is plain, several where it leaves the size open."""
-    asked, dates = words(text), _dates(text)
-    if "/" in text or not _is_name(asked):
+    wanted, dates = words(text), _dates(text)
+    if "/" in text or not _is_name(wanted):
         return []
-    dated = [m for m in models if dates <= _dates(m.id) and (not asked & _UNTUNED or _continues(m))]
-    fits = [(cost, m) for m in dated if (cost := _left_out(asked, m)) is not None]
+    dated = [m for m in models if dates <= _dates(m.id) and (not wanted & _UNTUNED or _continues(m))]
+    fits = [(cost, m) for m in dated if (cost := _left_out(wanted, m)) is not None]
     if (
         not fits
     ):  # `jamba 1.5`: Mini or Large; a word for a size may be left open, but one model alone is a guess
-        sized = [m for m in dated if any(asked | {word} == _tail(m) - words(m.lab) for word in _SIZE_WORDS)]
+        sized = [m for m in dated if any(wanted | {word} == _tail(m) - words(m.lab) for word in _SIZE_WORDS)]
         return sized if len(sized) > 1 else []
     least = min((cost for cost, _ in fits), default=0)
     best = [m for cost, m in fits if cost == least]
     talking = _newest([m for m in best if m.instructed is not False] or best)
-    closest = min((_unasked(m, asked) for m in talking), default=(0, 0))
-    nearest = [m for m in talking if _unasked(m, asked) == closest]
+    closest = min((_unasked(m, wanted) for m in talking), default=(0, 0))
+    nearest = [m for m in talking if _unasked(m, wanted) == closest]
     return nearest if len(nearest) == 1 else talking
 
 
@@ -80,21 +80,21 @@ def alike(text: str, repositories: Iterable[str]) -> list[str]:
 
     Sizes count: a name that leaves one out returns every size there is.
     """
-    asked = words(text)
-    if not _is_name(asked - _FLUFF):
+    wanted = words(text)
+    if not _is_name(wanted - _FLUFF):
         return []
     fits: dict[str, frozenset[str]] = {}
     for repository in repositories:
         tail = words(repository.rpartition("/")[2].removeprefix("c4ai-"))
-        if asked - _FLUFF <= tail and not {w for w in tail - asked - _FLUFF if not _UNSAID.fullmatch(w)}:
+        if wanted - _FLUFF <= tail and not {w for w in tail - wanted - _FLUFF if not _UNSAID.fullmatch(w)}:
             fits[repository] = tail
-    exact = {name for name, tail in fits.items() if not {w for w in tail - asked if _SIZE.fullmatch(w)}}
+    exact = {name for name, tail in fits.items() if not {w for w in tail - wanted if _SIZE.fullmatch(w)}}
     return sorted(exact or fits)
 
 
-def _is_name(asked: frozenset[str]) -> bool:
+def _is_name(wanted: frozenset[str]) -> bool:
     """Say whether words name anything: sizes and versions alone do not."""
-    return any(w[0].isalpha() for w in asked)
+    return any(w[0].isalpha() for w in wanted)
 
 
 def _continues(model: Model) -> bool:
@@ -102,9 +102,9 @@ def _continues(model: Model) -> bool:
     return model.instructed is False or bool(_tail(model) & _UNTUNED)
 
 
-def _unasked(model: Model, asked: frozenset[str]) -> tuple[int, int]:
+def _unasked(model: Model, wanted: frozenset[str]) -> tuple[int, int]:
     """Return how many words of a model's name say more than was asked: of how it thinks, then of how it talks."""
-    rest = _tail(model) - asked
+    rest = _tail(model) - wanted
     return len(rest & _MODES), len(rest & _FLUFF)
 
 
@@ -127,31 +127,31 @@ def _tail(model: Model) -> frozenset[str]:
     return words(model.id.rpartition("/")[2])
 
 
-def _left_out(asked: frozenset[str], model: Model) -> int | None:
+def _left_out(wanted: frozenset[str], model: Model) -> int | None:
     """Return how many sizes and versions a name leaves out; None where it is another model's."""
     tail = _tail(model)
-    sizes = {w for w in asked if _is_size(w, model)}
-    if any(_SIZE.fullmatch(w) for w in asked - tail - sizes):
+    sizes = {w for w in wanted if _is_size(w, model)}
+    if any(_SIZE.fullmatch(w) for w in wanted - tail - sizes):
         return None
     ignored = _FLUFF | sizes | words(model.lab) | words(model.id.partition("/")[0])
     ignored |= _SIZE_WORDS if sizes - tail else frozenset()
-    missing = {w for w in tail - asked - ignored - {"v"} if not _ACTIVE.fullmatch(w)}
+    missing = {w for w in tail - wanted - ignored - {"v"} if not _ACTIVE.fullmatch(w)}
     open_sizes = {w for w in missing if _SIZE.fullmatch(w)}
-    if not asked - tail - ignored and missing == open_sizes:
+    if not wanted - tail - ignored and missing == open_sizes:
         return len(open_sizes)
     family = words(model.family) - ignored
-    if family and asked - ignored == family:
+    if family and wanted - ignored == family:
         return int(not sizes)
     unnumbered = {w for w in family if not w[0].isdigit()}
-    return 2 if unnumbered and asked == unnumbered else None
+    return 2 if unnumbered and wanted == unnumbered else None
 
 
 def _is_size(word: str, model: Model) -> bool:
     """Say whether a word is the model's size: `16b` of 15.7 billion weights."""
-    found = _SIZE.fullmatch(word)
-    if found is None or not model.params_b:
+    match = _SIZE.fullmatch(word)
+    if match is None or not model.params_b:
         return False
-    return abs(float(found[1]) * _BILLIONS[found[2]] / model.params_b - 1) <= _NEAR
+    return abs(float(match[1]) * _BILLIONS[match[2]] / model.params_b - 1) <= _NEAR
 
 
 def _newest(models: list[Model]) -> list[Model]:

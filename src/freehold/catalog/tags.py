@@ -46,14 +46,14 @@ def plain(text: str) -> str:
 
 def packing(text: str) -> str:
     """Return the type of weights that a tag asks for, as GGUFs spell it; empty: none."""
-    found = _PACKED_TAG.search(text.strip())
-    return found[0][1:].upper().replace("FP16", "F16").replace("FP32", "F32") if found else ""
+    match = _PACKED_TAG.search(text.strip())
+    return match[0][1:].upper().replace("FP16", "F16").replace("FP32", "F32") if match else ""
 
 
 def tagged(text: str) -> str:
     """Return the id that a tag of Ollama's library means, with or without a type after it; empty: not known."""
     name = "-".join(plain(text).lower().split())
-    return next((found for wanted in untuned(name) if (found := _tags().get(wanted, ""))), "")
+    return next((tag for wanted in untuned(name) if (tag := _tags().get(wanted, ""))), "")
 
 
 def untuned(tag: str) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def packed_by_others(text: str) -> str:
 def tags_of(name: str) -> tuple[str, ...]:
     """Return the ids that a name's tags in Ollama's library mean: `deepseek-r1:70b` and the others of `deepseek-r1`."""
     family = "-".join(plain(name).lower().split()) + ":"
-    return tuple(dict.fromkeys(found for tag, found in _tags().items() if tag.startswith(family)))
+    return tuple(dict.fromkeys(model_tag for tag, model_tag in _tags().items() if tag.startswith(family)))
 
 
 @cache

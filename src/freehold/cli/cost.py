@@ -220,7 +220,7 @@ def _from_ledger(
         machines,
         bought=given["bought"],
         share=ledger["share"],
-        given={key: given[key] for key in keys if given.get(key) is not None},
+        overrides={key: given[key] for key in keys if given.get(key) is not None},
     )
     if as_json:
         click.echo(json.dumps(savings_json(found), indent=1))

@@ -62,19 +62,19 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
             f"{model.name} is {model.architecture!r}",
             _made_for(file),
         )
-    found = list(_matched(file, model))
-    need, have = sum(_packed_bytes(pair) for _, _, pair in found), available_bytes()
+    pairs = list(_matched(file, model))
+    need, have = sum(_packed_bytes(pair) for _, _, pair in pairs), available_bytes()
     if need > have:
         raise CapacityExceeded(f"{file.path} needs {show_bytes(need)} of memory; {show_bytes(have)} are free")
     out = native.Adapter()
-    for spec, weight, pair in found:
+    for spec, weight, pair in pairs:
         a, b = _rows(file, pair.a), _rows(file, pair.b)
         if file.gguf != model.gguf:
             a, b = in_order_of(spec, a, b, to_gguf=model.gguf)
         packed = _pack(a, pair.a, model.threads, rows=RANK_STEP)
         out.add(weight, packed, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
     file.check_whole()
-    return Adapter(name, file.digest, len(found), max(pair.rank for _, _, pair in found), out)
+    return Adapter(name, file.digest, len(pairs), max(pair.rank for _, _, pair in pairs), out)
 
 
 def pack_pairs(
@@ -125,12 +125,12 @@ def _matched(file: LoraFile, model: LoadedModel) -> Iterator[tuple[TensorSpec, n
 
 def _declared(file: LoraFile, model: LoadedModel, module: str) -> tuple[int, str, TensorSpec]:
     """Return the layer, the key and the declaration of the matrix that a module's name stands for."""
-    found = _LAYER.fullmatch(module if file.gguf else plain_name(module))
+    match = _LAYER.fullmatch(module if file.gguf else plain_name(module))
     layers = model.network.layers
-    layer = int(found[1]) if found else 0
-    specs = layers[min(layer, len(layers) - 1)].tensors() if found else {}
+    layer = int(match[1]) if match else 0
+    specs = layers[min(layer, len(layers) - 1)].tensors() if match else {}
     for key, spec in specs.items():
-        if found and found[2] in (spec.gguf if file.gguf else spec.hf) and _is_adaptable(spec):
+        if match and match[2] in (spec.gguf if file.gguf else spec.hf) and _is_adaptable(spec):
             if layer < len(layers):
                 return layer, key, spec
             raise BadModelFile(

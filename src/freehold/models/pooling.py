@@ -42,14 +42,14 @@ def pooling_from_dir(folder: Path, default: str) -> str:
 
 
 def _mode(config: dict[str, object], default: str) -> str:
-    asked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     named = config.get("pooling_mode")  # as newer files write it
     if isinstance(named, str):
-        asked = [next((key for key, mode in _MODES.items() if mode == named), f"pooling_mode_{named}")]
-    unknown = [key for key in asked if key not in _MODES]
-    if unknown or len(asked) > 1:
+        modes = [next((key for key, mode in _MODES.items() if mode == named), f"pooling_mode_{named}")]
+    unknown = [key for key in modes if key not in _MODES]
+    if unknown or len(modes) > 1:
         raise UnsupportedModel(
-            f"the model pools by {', '.join(key[:60] for key in asked)}",
+            f"the model pools by {', '.join(key[:60] for key in modes)}",
             f"supported: one of {', '.join(_MODES)}",
         )
-    return _MODES[asked[0]] if asked else default
+    return _MODES[modes[0]] if modes else default

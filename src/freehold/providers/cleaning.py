@@ -45,10 +45,10 @@ def _without(text: str, key: str) -> str:
     return text
 
 
-def quotes(text: str, asked: Iterable[str]) -> bool:
+def quotes(text: str, sources: Iterable[str]) -> bool:
     """Return whether `text` repeats _WINDOW characters or more of what was asked."""
     windows = {text[i : i + _WINDOW] for i in range(max(len(text) - _WINDOW + 1, 0))}
-    return any(window in source for source in (" ".join(s.split()) for s in asked) for window in windows)
+    return any(window in source for source in (" ".join(s.split()) for s in sources) for window in windows)
 
 
 def said_in(work: Job | EmbedJob) -> Iterable[str]:

@@ -16,12 +16,12 @@ from freehold.types import Message
 
 class _DeepSeekAsker(ChatAsker):
     def message(self, message: Message) -> dict[str, Any]:
-        said = super().message(message)
+        turn = super().message(message)
         if message.role == "assistant" and message.tool_calls:
-            said["reasoning_content"] = message.thinking
-        return said
+            turn["reasoning_content"] = message.thinking
+        return turn
 
-    def thoughts(self, message: Message, said: dict[str, Any]) -> None:
+    def thoughts(self, message: Message, turn: dict[str, Any]) -> None:
         """Send nothing here: what must go back goes with the calls, and what need not changes no answer."""
 
     def tools(self) -> dict[str, Any]:

@@ -56,8 +56,8 @@ class Demands:
         job, can = self.job, self.model.abilities
         if job.messages is None:
             self.lacks("continues no bare text, and fills in no middle", "ask it in a chat")
-        for given, why in (*self.beyond_abilities(), *self.beyond_dialect()):
-            if given:
+        for wanted, why in (*self.beyond_abilities(), *self.beyond_dialect()):
+            if wanted:
                 self.lacks(why)
         self._check_format(formats)
         if not can.images and any(isinstance(part, Image) for m in job.messages for part in m.parts):
@@ -100,15 +100,15 @@ class Demands:
 
     def sampling(self, known: Mapping[str, str]) -> dict[str, Any]:
         """Return the sampling parameters that were given, under the wire's names; warn of those it does not know."""
-        found: dict[str, Any] = {}
+        sampling: dict[str, Any] = {}
         for name, value in self.job.sampling.items():
             if value is None or name in ("logit_bias", "penalty_window") or _NEUTRAL.get(name) == value:
                 continue
             if name in known:
-                found[known[name]] = value
+                sampling[known[name]] = value
             else:
                 self.unused(name)
-        return found
+        return sampling
 
     def unused(self, name: str, why: str = "") -> None:
         """Warn that a parameter was left out."""
@@ -121,15 +121,15 @@ class Demands:
 
     def max_tokens(self, unknown: int) -> int:
         """Return how many tokens an answer may have, where the API insists on a number."""
-        asked, most = self.job.max_tokens, self.model.max_output
-        if asked is None:
+        max_tokens, most = self.job.max_tokens, self.model.max_output
+        if max_tokens is None:
             filled = most or unknown
             self.warn(f"max_tokens was not given; {self.model.model} was asked for at most {filled:,} tokens")
             return filled
-        if most and asked > most:
-            self.warn(f"max_tokens is {asked:,}; {self.model.model} makes at most {most:,} tokens")
+        if most and max_tokens > most:
+            self.warn(f"max_tokens is {max_tokens:,}; {self.model.model} makes at most {most:,} tokens")
             return most
-        return asked
+        return max_tokens
 
 
 def reminder(text: str) -> str:

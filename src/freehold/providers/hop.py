@@ -120,10 +120,10 @@ def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnecto
         """Reuses no connection on which bytes came unasked: they would be read as the next request's answer."""
 
         async def _get(self, key: Any, traces: Any) -> Any:
-            while (found := await super()._get(key, traces)) is not None:  # type: ignore[misc]
-                if found.protocol is not None and not found.protocol.should_close:
-                    return found
-                found.close()
+            while (connection := await super()._get(key, traces)) is not None:  # type: ignore[misc]
+                if connection.protocol is not None and not connection.protocol.should_close:
+                    return connection
+                connection.close()
             return None
 
     class Connector(Clean, aiohttp.TCPConnector):
@@ -167,14 +167,14 @@ class _Channel:
         )
 
     def url(self, path: str) -> URL:
-        found = self._urls.get(path)
-        if found is None:
+        url = self._urls.get(path)
+        if url is None:
             from yarl import URL
 
             if len(self._urls) >= MAX_PATHS:
                 self._urls.clear()
-            found = self._urls[path] = URL(self._base + path)
-        return found
+            url = self._urls[path] = URL(self._base + path)
+        return url
 
     def retire(self) -> None:
         self._retired = True
@@ -234,8 +234,8 @@ class HopReply:
     @property
     def media_type(self) -> str:
         """What the body is said to be, without parameters, in lower case."""
-        said = self._response.headers.get("Content-Type", "")
-        return said.partition(";")[0].strip().lower()
+        content_type = self._response.headers.get("Content-Type", "")
+        return content_type.partition(";")[0].strip().lower()
 
     def limit(self, seconds: float) -> None:
         """Close the connection after `seconds`, unless the answer has ended by then."""
@@ -336,6 +336,6 @@ def _why(e: Exception) -> str:
         (aiohttp.ClientConnectorError, "the connection was refused"),
         (aiohttp.ServerDisconnectedError, "it closed the connection"),
     )
-    found = next((said for kind, said in reasons if isinstance(e, kind)), "the connection was reset")
+    message = next((text for kind, text in reasons if isinstance(e, kind)), "the connection was reset")
     code = getattr(e, "errno", None)
-    return f"{found} (errno {code})" if isinstance(code, int) and code > 0 else found
+    return f"{message} (errno {code})" if isinstance(code, int) and code > 0 else message

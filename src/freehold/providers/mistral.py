@@ -40,13 +40,13 @@ class _MistralAsker(ChatAsker):
     def choice(self, choice: str) -> str:
         return "any" if choice == "required" else choice
 
-    def thoughts(self, message: Message, said: dict[str, Any]) -> None:
+    def thoughts(self, message: Message, turn: dict[str, Any]) -> None:
         """Send reasoning back as the part of the content that it was."""
         if not message.thinking:
             self.demands.warn("signed reasoning of other providers is not sent")
             return
         thought = {"type": "thinking", "thinking": [{"type": "text", "text": message.thinking}]}
-        said["content"] = [thought, {"type": "text", "text": message.content}]
+        turn["content"] = [thought, {"type": "text", "text": message.content}]
 
 
 class MistralWire(OpenAIWire):
@@ -72,8 +72,8 @@ class MistralWire(OpenAIWire):
                 body["prompt_mode"] = "reasoning" if job.think else None
         elif job.think:
             demands.unused("think", f"{demands.model.model} does not think")
-        for name, given in (("effort", job.effort), ("think_tokens", job.think_tokens)):
-            if given:
+        for name, value in (("effort", job.effort), ("think_tokens", job.think_tokens)):
+            if value:
                 demands.unused(name)
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:

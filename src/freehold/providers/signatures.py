@@ -214,8 +214,8 @@ def _stamped_piece(piece: ToolPiece, stamp: str) -> ToolPiece:
 
 def _unstamped(block: SignedThinking, stamp: str) -> SignedThinking | None:
     """Return a block as its model signed it, or None where another did."""
-    given = block.signature or block.redacted
-    if not given.startswith(stamp):
+    signature = block.signature or block.redacted
+    if not signature.startswith(stamp):
         return None
     if block.redacted:
         return replace(block, signature="", redacted=block.redacted[len(stamp) :])

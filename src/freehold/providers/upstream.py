@@ -74,16 +74,16 @@ async def start(
     first_s = min(first_token_s, timeout_s) if stream else timeout_s
     clock = asyncio.get_running_loop().time
     until = clock() + timeout_s
-    asked = _Asked(hop, wire, remote.provider, cleared)
+    request = _Request(hop, wire, remote.provider, cleared)
     try:
         async with asyncio.timeout(first_s):
             if not stream:
-                return WholeStream(begin, wire.whole(await asked.whole(sent), job))
-            reply = await asked.opened(sent)
+                return WholeStream(begin, wire.whole(await request.whole(sent), job))
+            reply = await request.opened(sent)
             try:
                 if reply.media_type not in (EVENTS, ""):
                     raise UpstreamFault("invalid", f"{remote.provider.name} sent no stream", status=200)
-                coming = UpstreamStream(begin, reply, wire.reader(job), asked)
+                coming = UpstreamStream(begin, reply, wire.reader(job), request)
                 await _first(coming)
             except BaseException:
                 reply.close()
@@ -91,7 +91,7 @@ async def start(
     except TimeoutError:
         raise UpstreamFault("timeout", f"{remote.provider.name} sent nothing in {first_s:.3g} s") from None
     except UpstreamFault as e:
-        raise asked.shown(e) from None
+        raise request.shown(e) from None
     reply.limit(until - clock())
     return coming
 
@@ -111,12 +111,12 @@ async def embed(
 ) -> Vectors:
     """Return unit vectors of texts. Raises as `start` does."""
     wire = wire or wire_of(remote.provider.kind)
-    asked = _Asked(hop, wire, remote.provider, cleared)
-    body = await asked.within(timeout_s, wire.embed(remote, cleared.work))
+    request = _Request(hop, wire, remote.provider, cleared)
+    body = await request.within(timeout_s, wire.embed(remote, cleared.work))
     try:
         return wire.vectors(body, cleared.work)
     except UpstreamFault as e:
-        raise asked.shown(e) from None
+        raise request.shown(e) from None
 
 
 async def count(
@@ -127,17 +127,17 @@ async def count(
     sent = wire.count(remote, carried(cleared.work, remote))
     if sent is None:
         return None
-    asked = _Asked(hop, wire, remote.provider, cleared)
-    body = await asked.within(timeout_s, sent)
+    request = _Request(hop, wire, remote.provider, cleared)
+    body = await request.within(timeout_s, sent)
     try:
         counted = wire.counted(body)
         check_counts(counted)
         return counted
     except UpstreamFault as e:
-        raise asked.shown(e) from None
+        raise request.shown(e) from None
 
 
-class _Asked:
+class _Request:
     """One request to one provider."""
 
     def __init__(self, hop: Hop, wire: Wire, provider: Provider, cleared: Cleared[Any]) -> None:
@@ -218,9 +218,9 @@ class UpstreamStream:
     none. Of several answers, the last one's usage counts the completions of all.
     """
 
-    def __init__(self, begin: Begin, reply: HopReply, reader: EventReader, asked: _Asked) -> None:
+    def __init__(self, begin: Begin, reply: HopReply, reader: EventReader, request: _Request) -> None:
         self.begin = begin
-        self._reply, self._reader, self._asked = reply, reader, asked
+        self._reply, self._reader, self._asked = reply, reader, request
         self._events = EventSplitter()
         self._ready: deque[Piece] = deque()
         self._fault: UpstreamFault | None = None

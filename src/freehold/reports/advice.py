@@ -41,13 +41,13 @@ def as_plain(advice: Advice) -> dict[str, Any]:
 
 
 def _beside(advice: Advice) -> dict[str, Any] | None:
-    found = advice.beside
-    return found and {
+    beside = advice.beside
+    return beside and {
         **{
             key: one and {"id": one.model.id, "says": one.says, "command": one.line.command}
-            for key, one in (("embedder", found.embedder), ("reranker", found.reranker))
+            for key, one in (("embedder", beside.embedder), ("reranker", beside.reranker))
         },
-        "no_reranker": found.no_reranker,
+        "no_reranker": beside.no_reranker,
     }
 
 

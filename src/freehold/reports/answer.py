@@ -41,8 +41,8 @@ def answer(settings: Settings, verb: str, words: Words) -> str:
                 f"{verb} takes no {name[:40]!r}",
                 f"did you mean {near}?" if near else f"it takes {', '.join(known)}",
             )
-    made = make(settings, {name: known[name](name, values) for name, values in words.items()})
-    return json.dumps(made, indent=None if verb in _ON_ONE_LINE else 1) + "\n"
+    report = make(settings, {name: known[name](name, values) for name, values in words.items()})
+    return json.dumps(report, indent=None if verb in _ON_ONE_LINE else 1) + "\n"
 
 
 # --- kinds of words -------------------------------------------------------------------------------------
@@ -61,19 +61,19 @@ def _texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
 def _number(name: str, values: Sequence[str]) -> float:
     text = _text(name, values)
     try:
-        found = float(text)
+        number = float(text)
     except ValueError:
-        found = math.nan
-    if not -MOST <= found <= MOST:
+        number = math.nan
+    if not -MOST <= number <= MOST:
         raise UsageError(f"{name} is {text[:40]!r}; expected a number", "write it in digits: 8192, 0.75")
-    return found
+    return number
 
 
 def _whole(name: str, values: Sequence[str]) -> int:
-    found = _number(name, values)
-    if found != int(found):
+    number = _number(name, values)
+    if number != int(number):
         raise UsageError(f"{name} is {values[0][:40]}; expected a whole number")
-    return int(found)
+    return int(number)
 
 
 def _flag(name: str, values: Sequence[str]) -> bool:
@@ -96,85 +96,85 @@ def _range(name: str, values: Sequence[str]) -> Interval:
 # --- verbs ----------------------------------------------------------------------------------------------
 
 
-def _fit(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _fit(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.reports.fit import fit_report
     from freehold.types import KvType
 
     kinds = get_args(KvType)
-    if (kind := given.get("kv_type", "f16")) not in kinds:
+    if (kind := options.get("kv_type", "f16")) not in kinds:
         raise UsageError(f"kv_type is {kind[:40]!r}", f"expected {', '.join(kinds)}")
-    return fit_report(settings, _needed(given, "model"), given.pop("context", None), **given).as_json()
+    return fit_report(settings, _needed(options, "model"), options.pop("context", None), **options).as_json()
 
 
-def _license(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _license(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.choosing import company_facts
     from freehold.reports.license import licences_json, rulings, verdicts_json
 
-    names = given.get("name", ())
+    names = options.get("name", ())
     return verdicts_json(rulings(names, company_facts(settings, {}))) if names else licences_json()
 
 
-def _why(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _why(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.reports.why import why_report
 
-    return why_report(settings, _needed(given, "model"), {}).as_json()
+    return why_report(settings, _needed(options, "model"), {}).as_json()
 
 
-def _advise(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _advise(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.choosing import advise, company_facts
     from freehold.reports.advice import as_plain
 
-    facts = company_facts(settings, {"purpose": given.pop("licence", None)})
-    languages = given.pop("language", ())
-    found = advise(_needed(given, "task"), facts=facts, languages=languages, settings=settings, **given)
-    return as_plain(found) | {"tried": None}
+    facts = company_facts(settings, {"purpose": options.pop("licence", None)})
+    languages = options.pop("language", ())
+    advice = advise(_needed(options, "task"), facts=facts, languages=languages, settings=settings, **options)
+    return as_plain(advice) | {"tried": None}
 
 
-def _cost(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _cost(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.advisor.cost import cost
     from freehold.advisor.traffic import from_figures
     from freehold.reports.cost import TRAFFIC, cost_json
 
     today = date.today()
-    figures = {key: given.pop(word) for word, key in TRAFFIC.items() if word in given}
-    more = {"bought": given.pop("buy", False), "speed": given.pop("tokens_per_second", None)}
-    growth = given.pop("growth", 0.0) / 100
-    model = given.pop("model", None)
-    return cost_json(cost(model, from_figures(**figures), day=today, growth=growth, **more, **given), today)
+    figures = {key: options.pop(word) for word, key in TRAFFIC.items() if word in options}
+    more = {"bought": options.pop("buy", False), "speed": options.pop("tokens_per_second", None)}
+    growth = options.pop("growth", 0.0) / 100
+    model = options.pop("model", None)
+    return cost_json(cost(model, from_figures(**figures), day=today, growth=growth, **more, **options), today)
 
 
-def _models(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _models(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.reports.models import models_json
 
-    return models_json(settings, **given)
+    return models_json(settings, **options)
 
 
-def _starters(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _starters(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.reports.starters import starters_json
 
     return starters_json(settings)
 
 
-def _savings(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _savings(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.providers.cleared import HOUSE
     from freehold.reports.savings import from_ledger, savings_json
 
-    machines = {HOUSE: given["on"]} if "on" in given else {}
-    gateway = Path(given["gateway"]) if "gateway" in given else None
-    ledger = Path(given["ledger"]) if "ledger" in given else None
-    return savings_json(from_ledger(settings, ledger, gateway, given["days"] * 86400.0, machines))
+    machines = {HOUSE: options["on"]} if "on" in options else {}
+    gateway = Path(options["gateway"]) if "gateway" in options else None
+    ledger = Path(options["ledger"]) if "ledger" in options else None
+    return savings_json(from_ledger(settings, ledger, gateway, options["days"] * 86400.0, machines))
 
 
-def _compare(settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
+def _compare(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.evals.comparing import compare
 
-    return compare(Path(_needed(given, "one")), Path(_needed(given, "other"))).as_json()
+    return compare(Path(_needed(options, "one")), Path(_needed(options, "other"))).as_json()
 
 
-def _needed(given: dict[str, Any], name: str) -> str:
-    if not given.get(name):
+def _needed(options: dict[str, Any], name: str) -> str:
+    if not options.get(name):
         raise UsageError(f"{name} is missing", f"add {name}=...")
-    return given.pop(name)
+    return options.pop(name)
 
 
 VERBS: dict[str, tuple[dict[str, Reader], Callable[[Settings, dict[str, Any]], dict[str, Any]]]] = {

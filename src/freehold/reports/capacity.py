@@ -155,13 +155,13 @@ def deploy_capacity(
     )
 
 
-def simulated(settings: Settings, asked: CapacityOptions, show: Callable[[str], None]) -> Capacity:
+def simulated(settings: Settings, options: CapacityOptions, show: Callable[[str], None]) -> Capacity:
     """Simulate what was asked for; `show` gets lines of progress."""
-    aims = parse(asked.objective) if asked.objective else ()
-    routings, scaling = _routings(asked.routing), _scaling(asked)
-    trace = _requests_of(settings, asked)
-    engine, rent, plan = _engine_of(settings, asked, trace)
-    first, last = _range(asked.replicas) if asked.replicas else (1, 0 if aims else 1)
+    aims = parse(options.objective) if options.objective else ()
+    routings, scaling = _routings(options.routing), _scaling(options)
+    trace = _requests_of(settings, options)
+    engine, rent, plan = _engine_of(settings, options, trace)
+    first, last = _range(options.replicas) if options.replicas else (1, 0 if aims else 1)
     runs: list[SimulatedRun] = []
     searches: list[ReplicaSearch] = []
     for routing in routings:
@@ -173,9 +173,9 @@ def simulated(settings: Settings, asked: CapacityOptions, show: Callable[[str], 
             runs.append(simulate(trace, engine, routing=routing, scaling=scaling, on_progress=part))
             continue
         if aims:
-            found = least(trace, engine, aims, routing=routing, on_progress=show)
-            searches.append(found)
-            runs += [run for count, run in found.tried if 0 <= found.run.replicas - count <= 1]
+            search = least(trace, engine, aims, routing=routing, on_progress=show)
+            searches.append(search)
+            runs += [run for count, run in search.tried if 0 <= search.run.replicas - count <= 1]
         runs += [
             simulate(trace, engine, count, routing=routing, on_progress=part)
             for count in range(first, last + 1)
@@ -186,39 +186,45 @@ def simulated(settings: Settings, asked: CapacityOptions, show: Callable[[str], 
 # --- the requests --------------------------------------------------------------------------------------------
 
 
-def _requests_of(settings: Settings, asked: CapacityOptions) -> RequestTrace:
+def _requests_of(settings: Settings, options: CapacityOptions) -> RequestTrace:
     """Return the requests of the one place that was named. Raises UsageError."""
-    places = {"--trace": asked.trace, "--ledger": asked.ledger or asked.ledger_file, "--rate": asked.rate}
-    given = [place for place, value in places.items() if value]
-    if len(given) != 1:
+    places = {
+        "--trace": options.trace,
+        "--ledger": options.ledger or options.ledger_file,
+        "--rate": options.rate,
+    }
+    sources = [place for place, value in places.items() if value]
+    if len(sources) != 1:
         raise UsageError(
-            f"requests come from one place, not from {' and '.join(given)}" if given else "which requests?",
+            f"requests come from one place, not from {' and '.join(sources)}"
+            if sources
+            else "which requests?",
             "give --trace FILE, --ledger, or --rate 2 --prompt 1024 --max-tokens 256",
         )
-    if asked.rate:
-        sizes = asked.rate, asked.prompt, asked.max_tokens
-        found = traces.steady(
-            *sizes, seconds=STEADY_S if asked.seconds is None else asked.seconds, vary=asked.vary
+    if options.rate:
+        sizes = options.rate, options.prompt, options.max_tokens
+        trace = traces.steady(
+            *sizes, seconds=STEADY_S if options.seconds is None else options.seconds, vary=options.vary
         )
     else:
-        found = _stated(settings, asked)
-        found = found if asked.seconds is None else found.first(asked.seconds)
-    return found if asked.faster == 1 else found.faster(asked.faster)
+        trace = _stated(settings, options)
+        trace = trace if options.seconds is None else trace.first(options.seconds)
+    return trace if options.faster == 1 else trace.faster(options.faster)
 
 
-def _stated(settings: Settings, asked: CapacityOptions) -> RequestTrace:
+def _stated(settings: Settings, options: CapacityOptions) -> RequestTrace:
     """Return the requests of a trace, or those of a ledger that read a prompt and were answered."""
-    if isinstance(asked.trace, RequestTrace):
-        return asked.trace
-    if asked.trace:
-        return traces.from_file(Path(asked.trace))
+    if isinstance(options.trace, RequestTrace):
+        return options.trace
+    if options.trace:
+        return traces.from_file(Path(options.trace))
     from freehold.router.ledger.queries import rows_in
 
-    path = ledger_file(settings, Path(asked.ledger_file) if asked.ledger_file else None)
+    path = ledger_file(settings, Path(options.ledger_file) if options.ledger_file else None)
     now = time.time()
     rows = (
         (row.at, row.usage.prompt_tokens, row.usage.completion_tokens)
-        for row in rows_in(path, now - asked.since, now)
+        for row in rows_in(path, now - options.since, now)
         if row.usage.completion_tokens and not row.parent
     )
     return traces.from_rows(rows, f"ledger {path.name}")
@@ -228,49 +234,49 @@ def _stated(settings: Settings, asked: CapacityOptions) -> RequestTrace:
 
 
 def _engine_of(
-    settings: Settings, asked: CapacityOptions, trace: RequestTrace
+    settings: Settings, options: CapacityOptions, trace: RequestTrace
 ) -> tuple[EngineModel, Money | float | None, DeployPlan | None]:
     """Return an engine's step times and limits, what a replica costs an hour, and its plan. Raises UsageError."""
-    if bool(asked.steps) == bool(asked.on):
+    if bool(options.steps) == bool(options.on):
         raise UsageError(
             "what a step takes comes from one place: --steps FILE, or MODEL --on HARDWARE",
             "freehold deploy bench -o FILE measures a running engine",
         )
-    rent: Money | float | None = asked.rent
-    if asked.rent is not None and not 0 <= asked.rent < math.inf:
-        raise UsageError(f"--rent {asked.rent:g} is not a price", "give dollars an hour, such as 2.50")
-    if asked.steps and (asked.model or asked.engine or asked.quant):
+    rent: Money | float | None = options.rent
+    if options.rent is not None and not 0 <= options.rent < math.inf:
+        raise UsageError(f"--rent {options.rent:g} is not a price", "give dollars an hour, such as 2.50")
+    if options.steps and (options.model or options.engine or options.quant):
         raise UsageError(
             "--steps has its own model, engine and quantisation", "leave out MODEL, --engine and --quant"
         )
     plan: DeployPlan | None = None
-    if isinstance(asked.steps, EngineModel):
-        found = asked.steps
-    elif asked.steps:
-        found = EngineModel.load(Path(asked.steps))
+    if isinstance(options.steps, EngineModel):
+        engine = options.steps
+    elif options.steps:
+        engine = EngineModel.load(Path(options.steps))
     else:
-        if not asked.model:
+        if not options.model:
             raise UsageError(
                 "--on needs a MODEL", "such as freehold deploy capacity qwen3:32b --on 4xh100 --rate 2"
             )
-        plan = _plan(settings, asked)
+        plan = _plan(settings, options)
         prompt, answer = round(trace.prompt_mean), round(trace.answer_mean)
-        found = of_plan(plan, prompt=prompt, answer=answer)
+        engine = of_plan(plan, prompt=prompt, answer=answer)
         rented = Rig(plan.nodes.rig.device, plan.nodes.rig.count * plan.nodes.count).rent
         rent = rented if rent is None else rent
-    given = {"streams": asked.streams, "room": asked.room, "chunk": asked.chunk}
-    limits = {name: value for name, value in given.items() if value}
-    return replace(found, limits=replace(found.limits, **limits)), rent, plan
+    overrides = {"streams": options.streams, "room": options.room, "chunk": options.chunk}
+    limits = {name: value for name, value in overrides.items() if value}
+    return replace(engine, limits=replace(engine.limits, **limits)), rent, plan
 
 
-def _plan(settings: Settings, asked: CapacityOptions) -> DeployPlan:
+def _plan(settings: Settings, options: CapacityOptions) -> DeployPlan:
     """Return what `freehold deploy` would start on this hardware as one replica: its cache and streams are played."""
     wanted = DeployOptions(
-        asked.model,
-        on=asked.on,
-        engine=asked.engine or "auto",
-        quant=asked.quant,
-        streams=asked.streams or 0,
+        options.model,
+        on=options.on,
+        engine=options.engine or "auto",
+        quant=options.quant,
+        streams=options.streams or 0,
         replicas=1,
     )
     return planned(settings, wanted)
@@ -287,23 +293,23 @@ def _routings(text: str) -> list[str]:
 
 
 def _range(replicas: int | str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", str(replicas).strip())
-    first = int(found[1]) if found else 0
-    last = int(found[2] or first) if found else 0
+    match = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", str(replicas).strip())
+    first = int(match[1]) if match else 0
+    last = int(match[2] or first) if match else 0
     if not 1 <= first <= last <= 1024:
         raise UsageError(f"--replicas {replicas} is not within 1..1,024", "write 4, or 1..8 for a range")
     return first, last
 
 
-def _scaling(asked: CapacityOptions) -> Autoscaling | None:
-    if not asked.autoscale:
+def _scaling(options: CapacityOptions) -> Autoscaling | None:
+    if not options.autoscale:
         return None
-    if asked.objective:
+    if options.objective:
         raise UsageError("--autoscale and --objective are two questions", "leave out one of them")
-    found = re.fullmatch(r"(queue|utilisation)=(\d+(?:\.\d+)?)", asked.autoscale.strip())
-    if found is None:
+    match = re.fullmatch(r"(queue|utilisation)=(\d+(?:\.\d+)?)", options.autoscale.strip())
+    if match is None:
         raise UsageError(
-            f"--autoscale {asked.autoscale} is not a policy", "write queue=16 or utilisation=0.7"
+            f"--autoscale {options.autoscale} is not a policy", "write queue=16 or utilisation=0.7"
         )
-    first, last = _range(asked.replicas or "1..8")
-    return Autoscaling(first, last, **{found[1]: float(found[2])}, start_s=asked.start_time)
+    first, last = _range(options.replicas or "1..8")
+    return Autoscaling(first, last, **{match[1]: float(match[2])}, start_s=options.start_time)

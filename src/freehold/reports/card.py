@@ -52,13 +52,13 @@ def _own(card: Mapping[str, Any], overlay: Overlay) -> dict[str, Any]:
     """Return what a model made from another says itself, over its base's card."""
     read = overlay.read
     origin = f"PARAMETER of {overlay.name}"
-    given = {name: {"value": value, "origin": origin} for name, value in read.sampling.items()}
+    sampling = {name: {"value": value, "origin": origin} for name, value in read.sampling.items()}
     limit = {} if read.max_tokens is None else {"max_tokens": {"value": read.max_tokens, "origin": origin}}
     own: dict[str, Any] = {
         "system": overlay.system,
         "messages": len(overlay.messages),
         "adapter": overlay.adapter_name,
-        "sampling": {**card.get("sampling", {}), **given, **limit},
+        "sampling": {**card.get("sampling", {}), **sampling, **limit},
         "notes": [*card.get("notes", ()), *overlay.notes],
     }
     if read.stop:
@@ -120,11 +120,11 @@ def _is_encoder(architecture: str) -> bool:
     return any(f.encoder for f in naming(architecture) if f.gguf_architecture == architecture)
 
 
-def _refused(asked: Structure) -> str:
+def _refused(structure: Structure) -> str:
     """Return why the engine does not run such a model; empty: it does."""
     from freehold.models.binding.bind import refusal
 
-    return refusal(asked)
+    return refusal(structure)
 
 
 def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:

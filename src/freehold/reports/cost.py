@@ -23,14 +23,14 @@ TRAFFIC = {
 }
 
 
-def cost_json(found: Comparison, today: date) -> dict[str, Any]:
+def cost_json(comparison: Comparison, today: date) -> dict[str, Any]:
     """Return the answer as documented in docs/details/cost.md; null for what is infinite."""
     from freehold.catalog import prices
 
-    sheet, t = prices.table(), found.traffic
+    sheet, t = prices.table(), comparison.traffic
     return {
         "schema": SCHEMA,
-        "day": found.day.isoformat(),
+        "day": comparison.day.isoformat(),
         "prices": {
             "version": sheet.version,
             "noted": sheet.noted.isoformat(),
@@ -45,18 +45,18 @@ def cost_json(found: Comparison, today: date) -> dict[str, Any]:
             "requests": t.requests,
         },
         "owned": {
-            "model": found.model.id if found.model else None,
-            "on": found.owned.rig.name,
-            "bought": found.owned.bought,
-            "machines": found.machines,
-            "utilisation": found.utilisation,
-            "dollars_a_month": found.month.as_json(),
-            "parts": dict(found.parts),
-            "swings": [_swing_json(s) for s in found.swings],
+            "model": comparison.model.id if comparison.model else None,
+            "on": comparison.owned.rig.name,
+            "bought": comparison.owned.bought,
+            "machines": comparison.machines,
+            "utilisation": comparison.utilisation,
+            "dollars_a_month": comparison.month.as_json(),
+            "parts": dict(comparison.parts),
+            "swings": [_swing_json(s) for s in comparison.swings],
         },
-        "bills": [_even_json(e) for e in found.evens],
-        "left_out": list(found.left_out),
-        "assumptions": [_assumption_json(a) for a in found.assumptions.values()],
+        "bills": [_even_json(e) for e in comparison.evens],
+        "left_out": list(comparison.left_out),
+        "assumptions": [_assumption_json(a) for a in comparison.assumptions.values()],
     }
 
 

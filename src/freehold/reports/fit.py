@@ -69,8 +69,8 @@ def fit_report(
     """
     held, known, packed = _find(settings, model)
     place = _place(settings, on, engine, measure=measure)
-    asked = _anatomies(held, known, quant, place)
-    rows = [fits.fit(a, place, context, kv_type=kv_type, packed=packed and a is held) for a in asked]
+    anatomies = _anatomies(held, known, quant, place)
+    rows = [fits.fit(a, place, context, kv_type=kv_type, packed=packed and a is held) for a in anatomies]
     return FitReport(model, place, tuple(rows if place.rig else _by_size(rows)), held, known)
 
 

@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from freehold.store import Store
 
 
-def gateway_path(settings: Settings, given: Path | None) -> Path | None:
+def gateway_path(settings: Settings, path: Path | None) -> Path | None:
     """Return the file that is named on the command line or in config.toml; None: there is none."""
-    if given is not None:
-        return given.expanduser()
+    if path is not None:
+        return path.expanduser()
     return Path(settings.gateway).expanduser() if settings.gateway else None
 
 
-def read_gateway(settings: Settings, given: Path | None, *, keys: bool = True) -> Gateway:
+def read_gateway(settings: Settings, file: Path | None, *, keys: bool = True) -> Gateway:
     """Read the file that is named. Raises UsageError where none is, and BadGateway; `keys` False looks no key up."""
     from freehold.router.reading import read
 
-    path = gateway_path(settings, given)
+    path = gateway_path(settings, file)
     if path is None:
         raise UsageError("no gateway.toml is named", "give --gateway FILE, or gateway = FILE in config.toml")
     return read(path, outside_of(settings, keys=keys))
 
 
-def ledger_file(settings: Settings, given: Path | None) -> Path:
+def ledger_file(settings: Settings, named: Path | None) -> Path:
     """Return the ledger that a verb reads: the one that is named, or the one of this home's gateway.toml.
 
     A file with mistakes leaves its ledger readable: only that key of it is looked at.
     """
-    if given is not None:
-        return given.expanduser()
+    if named is not None:
+        return named.expanduser()
     own, path = settings.home / "ledger.sqlite", gateway_path(settings, None)
     if path is None:
         return own
@@ -94,7 +94,7 @@ class AskedVariables(dict[str, str]):
 
 
 def _holds(store: Store, coming: Collection[str]) -> Callable[[str], bool]:
-    def found(name: str) -> bool:
+    def held(name: str) -> bool:
         from freehold.store.naming import parted
 
         if name in coming:
@@ -105,4 +105,4 @@ def _holds(store: Store, coming: Collection[str]) -> Callable[[str], bool]:
             return False
         return True
 
-    return found
+    return held

@@ -39,16 +39,18 @@ def rulings(
     from freehold.advisor.lineage import OWN
     from freehold.advisor.verdict import verdict
 
-    asked = _subjects(tuple(names)) or [OWN]
-    _no_other_input(asked, multimodal)
-    return [(one, verdict(one, facts, merged, teachers)) for one in asked]
+    subjects = _subjects(tuple(names)) or [OWN]
+    _no_other_input(subjects, multimodal)
+    return [(one, verdict(one, facts, merged, teachers)) for one in subjects]
 
 
-def _no_other_input(asked: list[Subject], said: bool | None) -> None:
+def _no_other_input(subjects: list[Subject], multimodal: bool | None) -> None:
     """Raise UsageError for --multimodal or --text-only that contradicts the catalogue's fact about a model."""
-    for one in asked:
-        if said is not None and one.multimodal is (not said):
-            option, takes = ("--multimodal", "text alone") if said else ("--text-only", "more than text")
+    for one in subjects:
+        if multimodal is not None and one.multimodal is (not multimodal):
+            option, takes = (
+                ("--multimodal", "text alone") if multimodal else ("--text-only", "more than text")
+            )
             raise UsageError(f"{option} contradicts the catalogue: {one.name} takes {takes}", "leave it out")
 
 
@@ -59,10 +61,10 @@ def _subjects(names: tuple[str, ...]) -> list[Subject]:
     try:
         return [subject(name) for name in names]
     except ModelNotFound as e:
-        found, whole = None, " ".join(names)
+        match, whole = None, " ".join(names)
         with suppress(ModelNotFound):
-            found = subject(whole)
-        if len(names) < 2 or found is None:
+            match = subject(whole)
+        if len(names) < 2 or match is None:
             raise
         raise UsageError(
             f"{whole!r} was given as {len(names)} names", f"quote it: freehold license '{whole}'"
@@ -76,12 +78,12 @@ def licences_json() -> dict[str, Any]:
     return {"schema": SCHEMA, "licences": [_licence_json(one) for one in licences()]}
 
 
-def verdicts_json(found: Sequence[Ruling]) -> dict[str, Any]:
+def verdicts_json(rulings: Sequence[Ruling]) -> dict[str, Any]:
     """Return verdicts as --json has them."""
-    return {"schema": SCHEMA, "verdicts": [_verdict_json(asked, v) for asked, v in found]}
+    return {"schema": SCHEMA, "verdicts": [_verdict_json(subject, v) for subject, v in rulings]}
 
 
-def _verdict_json(asked: Subject, v: Verdict) -> dict[str, Any]:
+def _verdict_json(subject: Subject, v: Verdict) -> dict[str, Any]:
     from freehold.advisor.openness import openness
     from freehold.advisor.verdict import DISCLAIMER
 
@@ -93,8 +95,8 @@ def _verdict_json(asked: Subject, v: Verdict) -> dict[str, Any]:
         "missing": list(v.missing),
         "questions": list(v.questions),
         "reasons": [_reason_json(r) for r in v.reasons],
-        "openness": {**asdict(place := openness(asked)), "name": place.name},
-        "licence_source": asked.source,
+        "openness": {**asdict(place := openness(subject)), "name": place.name},
+        "licence_source": subject.source,
         "disclaimer": DISCLAIMER,
     }
 

@@ -10,11 +10,11 @@ from freehold.advisor.fit import Fit, Misfit
 from freehold.machine import show_bytes
 
 
-def needs(found: Fit | Misfit) -> str:
+def needs(fitted: Fit | Misfit) -> str:
     """Return "needs 648.2 MB at 4,096 tokens of context"; "" where its sizes are not known.
 
     That is the process with its weights and the cache of one conversation of this length.
     """
-    if found.memory is None:
+    if fitted.memory is None:
         return ""
-    return f"needs {show_bytes(found.memory.total)} at {found.context:,} tokens of context"
+    return f"needs {show_bytes(fitted.memory.total)} at {fitted.context:,} tokens of context"

@@ -134,42 +134,42 @@ def _about(model: Model | None, facts: Facts | None, quant: str) -> dict[str, An
 
 def _verdict(model: Model, facts: Facts) -> dict[str, Any] | None:
     try:
-        found = verdict(model, facts)
+        judgement = verdict(model, facts)
     except ModelNotFound:
         return None
     return {
-        "answer": found.answer,
-        "licences": list(found.licences),
+        "answer": judgement.answer,
+        "licences": list(judgement.licences),
         "reasons": [
             {"bearing": r.bearing, "says": r.says, "clause": r.clause, "source": r.source}
-            for r in found.deciding
+            for r in judgement.deciding
         ],
-        "questions": list(found.questions),
+        "questions": list(judgement.questions),
     }
 
 
 def _placed(sizes: Anatomy | None, place: Place) -> dict[str, Any]:
     """Return whether and how fast it runs here; null where its sizes are not known."""
-    found = None
+    result = None
     if sizes is not None:
         with suppress(FreeholdError):
-            found = fit(sizes, place)
-    fits = isinstance(found, Fit)
+            result = fit(sizes, place)
+    fits = isinstance(result, Fit)
     refused = refusal(sizes.structure) if sizes else ""
-    memory = found.memory.total if found and found.memory else None
+    memory = result.memory.total if result and result.memory else None
     return {
         "context": sizes.context if sizes else 0,
         "quant": sizes.quant if sizes else "",
         "runs": sizes is not None and not refused,
         "refused": refused,
-        "fits": fits if found else None,
-        "reason": "" if found is None or isinstance(found, Fit) else found.reason,
+        "fits": fits if result else None,
+        "reason": "" if result is None or isinstance(result, Fit) else result.reason,
         "memory": memory,
-        "needs": needs(found) if found else "",
-        "at_context": found.context if found else None,
-        "longest": (found.longest or None) if found else None,
-        "decode": found.decode.as_json() if isinstance(found, Fit) else None,
-        "pace": pace(found.decode.mid) if isinstance(found, Fit) else "",
-        "prefill": found.prefill.as_json() if isinstance(found, Fit) and found.prefill else None,
-        "basis": found.basis if isinstance(found, Fit) else "",
+        "needs": needs(result) if result else "",
+        "at_context": result.context if result else None,
+        "longest": (result.longest or None) if result else None,
+        "decode": result.decode.as_json() if isinstance(result, Fit) else None,
+        "pace": pace(result.decode.mid) if isinstance(result, Fit) else "",
+        "prefill": result.prefill.as_json() if isinstance(result, Fit) and result.prefill else None,
+        "basis": result.basis if isinstance(result, Fit) else "",
     }

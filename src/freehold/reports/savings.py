@@ -48,7 +48,7 @@ def from_ledger(
     *,
     bought: bool = False,
     share: Interval | None = None,
-    given: Mapping[str, Interval] | None = None,
+    overrides: Mapping[str, Interval] | None = None,
 ) -> LedgerCost:
     """Compare the rows of the last `since_s` seconds with what they would have cost otherwise.
 
@@ -77,12 +77,12 @@ def from_ledger(
         return task in read.tasks and bars.passes(read.tasks[task], model)[0]
 
     rented = {
-        place: owned_machine(on, bought=bought, share=share, overrides=given)
+        place: owned_machine(on, bought=bought, share=share, overrides=overrides)
         for place, on in machines.items()
     }
     before = rows_in(path, since - since_s, since)
-    found = savings(rows, before, read.models, rented, since_s, passing=passing, hosts=hosts)
-    return LedgerCost(found, rented, _speeds(rows, found.busy_s), since, until)
+    result = savings(rows, before, read.models, rented, since_s, passing=passing, hosts=hosts)
+    return LedgerCost(result, rented, _speeds(rows, result.busy_s), since, until)
 
 
 def hosts(model: GatewayModel) -> Sequence[tuple[str, Price]]:
@@ -100,11 +100,11 @@ def hosts(model: GatewayModel) -> Sequence[tuple[str, Price]]:
 
 
 def _speeds(rows: Sequence[LedgerRow], busy_s: Mapping[str, float]) -> dict[str, float]:
-    made: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
     for row in rows:
         if row.owned:
-            made[row.place] += row.usage.completion_tokens
-    return {place: made[place] / seconds for place, seconds in busy_s.items() if seconds > 0}
+            tokens[row.place] += row.usage.completion_tokens
+    return {place: tokens[place] / seconds for place, seconds in busy_s.items() if seconds > 0}
 
 
 def savings_json(cost: LedgerCost) -> dict[str, Any]:

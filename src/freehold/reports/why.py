@@ -87,13 +87,13 @@ class WhyReport:
         }
 
 
-def why_report(settings: Settings, model: str, given: Mapping[str, Any]) -> WhyReport:
-    """Collect what is known of a model. `given`: the user's facts. Raises ModelNotFound."""
+def why_report(settings: Settings, model: str, company: Mapping[str, Any]) -> WhyReport:
+    """Collect what is known of a model. `company`: the user's facts. Raises ModelNotFound."""
     from freehold.store import Store
 
     card = describe(Store(settings), model)
     known = _catalogued(card)
-    ruled = _verdict(known, card, settings, given)
+    ruled = _verdict(known, card, settings, company)
     quality = quality_by_task(known, _quant(settings, known, card["name"]))
     here = _speed_here(settings, card)
     own = _own(settings, card)
@@ -108,12 +108,12 @@ def _catalogued(card: dict[str, Any]) -> Model | None:
 
 
 def _verdict(
-    known: Model | None, card: dict[str, Any], settings: Settings, given: Mapping[str, Any]
+    known: Model | None, card: dict[str, Any], settings: Settings, company: Mapping[str, Any]
 ) -> Verdict | None:
     """Return the verdict on the model, or on the licence its file names; None where neither is known."""
     from freehold.advisor.verdict import verdict
 
-    facts = company_facts(settings, given)
+    facts = company_facts(settings, company)
     try:
         return verdict(known or card["licence"], facts) if known or card["licence"] else None
     except ModelNotFound:
@@ -128,15 +128,15 @@ def _quant(settings: Settings, known: Model | None, name: str) -> str:
 
 def quality_by_task(known: Model | None, quant: str) -> list[tuple[list[str], Quality]]:
     """Return a model's quality in a quantisation by task, tasks with one benchmark together."""
-    found: dict[str, tuple[list[str], Quality]] = {}
+    qualities: dict[str, tuple[list[str], Quality]] = {}
     for scales in _scales(catalog.stamp()) if known else ():
         task = scales[0].task
         quality = next((q for scale in scales if known and (q := scale.of(known))), None)
         if quality and known:
             quality = rounded(quality, quant, known)
             below = f" (below its bar of {task.bar:g})" if quality.range.low < task.bar else ""
-            found.setdefault(quality.benchmark, ([], quality))[0].append(task.id + below)
-    return list(found.values())
+            qualities.setdefault(quality.benchmark, ([], quality))[0].append(task.id + below)
+    return list(qualities.values())
 
 
 @lru_cache(maxsize=1)

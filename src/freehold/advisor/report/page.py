@@ -67,9 +67,9 @@ def page(title: str, lead: str, sections: Sequence[Section], footer: Sequence[st
 
 def figure(draw: Callable[[float], str], caption: str = "") -> str:
     """Return a chart with its caption; `draw` takes a width in pixels and is called for a desk and a phone."""
-    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    figcaption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     wide, slim = draw(_WIDE), draw(_SLIM)
-    return f'<figure><div class="wide">{wide}</div><div class="slim">{slim}</div>{said}</figure>'
+    return f'<figure><div class="wide">{wide}</div><div class="slim">{slim}</div>{figcaption}</figure>'
 
 
 def table(
@@ -85,11 +85,11 @@ def table(
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def paragraph(said: str, note: bool = False) -> str:
+def paragraph(content: str, note: bool = False) -> str:
     """Return a paragraph of plain text; a note is set smaller and softer."""
-    return f'<p class="note">{escape(said)}</p>' if note else f"<p>{escape(said)}</p>"
+    return f'<p class="note">{escape(content)}</p>' if note else f"<p>{escape(content)}</p>"
 
 
-def _cell(kind: str, said: str, figure: bool, name: str = "") -> str:
+def _cell(kind: str, content: str, figure: bool, name: str = "") -> str:
     looks = ' class="n"' if figure else ""
-    return f"<{kind}{looks}{name}>{escape(said)}</{kind}>"
+    return f"<{kind}{looks}{name}>{escape(content)}</{kind}>"

@@ -51,9 +51,9 @@ def scatter(
     largest = max((p.size for p in points), default=1.0) or 1.0
     taken: list[tuple[float, float, float, float]] = []
     placed = [(p, across.at(p.x), up.at(p.y), _radius(p.size, largest)) for p in points]
-    for point, px, py, radius in sorted(placed, key=lambda found: -found[3]):
-        said = ": ".join(filter(None, (point.label, point.note)))
-        hint = element("title", escape(said))
+    for point, px, py, radius in sorted(placed, key=lambda place: -place[3]):
+        label = ": ".join(filter(None, (point.label, point.note)))
+        hint = element("title", escape(label))
         parts.append(element("circle", hint, class_=f"c{point.group % SERIES}", cx=px, cy=py, r=radius))
         held = _HELD * radius
         taken.append((px - held, py - held, px + held, py + held))
@@ -75,18 +75,18 @@ def _grid(
         parts.append(element("line", class_="rule", x1=left, x2=width, y1=at, y2=at))
         parts.append(text(left - 6, at + 4, up.axis.format(tick), "soft", "end"))
     for tick in across.ticks:
-        at, said = across.at(tick), across.axis.format(tick)
-        half = width_of(said) / 2
+        at, label = across.at(tick), across.axis.format(tick)
+        half = width_of(label) / 2
         parts.append(element("line", class_="rule", x1=at, x2=at, y1=top, y2=bottom))
         if at - half > free and at + half <= width:
-            parts.append(text(at, bottom + 16, said, "soft", "middle"))
+            parts.append(text(at, bottom + 16, label, "soft", "middle"))
             free = at + half + 10
     parts.append(text((left + width) / 2, height - 4, across.axis.label, "soft", "middle"))
     return parts
 
 
 def _label(
-    said: str,
+    label: str,
     x: float,
     y: float,
     radius: float,
@@ -94,7 +94,7 @@ def _label(
     frame: tuple[float, float, float, float],
 ) -> list[str]:
     """Write a label beside its point, above or below it, wherever it touches nothing; else leave it out."""
-    wide, gap, slant = width_of(said), radius + 4, 0.72 * radius + 4
+    wide, gap, slant = width_of(label), radius + 4, 0.72 * radius + 4
     tries = (
         (x + gap, y + 4, "start", x + gap),
         (x - gap, y + 4, "end", x - gap - wide),
@@ -110,7 +110,7 @@ def _label(
         inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
         if inside and not any(_touch(box, other) for other in taken):
             taken.append(box)
-            return [text(tx, ty, said, "halo", anchor)]
+            return [text(tx, ty, label, "halo", anchor)]
     return []
 
 

@@ -37,9 +37,9 @@ class Span:
 
 
 def spans(
-    items: Sequence[Span], mark: float, said: str, axis: Axis, *, title: str, width: float = 720.0
+    items: Sequence[Span], mark: float, mark_label: str, axis: Axis, *, title: str, width: float = 720.0
 ) -> str:
-    """Draw ranges as an <svg>, with a line at `mark` that says `said`. Under 520 px labels stand above."""
+    """Draw ranges as an <svg>, with a line at `mark` that says `mark_label`. Under 520 px labels stand above."""
     above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in items), default=0.0) + 14)
     behind = max((width_of(s.text) for s in items), default=0.0) + 10 + SLACK
@@ -53,10 +53,10 @@ def spans(
             rows.append(text(room - 8, y + 17, shortened(span.label, room - 8), "", "end"))
         rows += _row(span, scale, y + (_ROW - _THICK) / 2 - 2)
         y += _ROW
-    x, half = scale.at(mark), width_of(said) / 2 + 5  # bold letters are wider
+    x, half = scale.at(mark), width_of(mark_label) / 2 + 5  # bold letters are wider
     here = [
         element("line", class_="mid", x1=x, x2=x, y1=18, y2=y),
-        text(min(max(x, half), width - half), FONT, said, "strong", "middle"),
+        text(min(max(x, half), width - half), FONT, mark_label, "strong", "middle"),
     ]
     label = text((scale.start + scale.end) / 2, y + 36, axis.label, "soft", "middle")
     return chart(width, y + 44, title, [*_grid(scale, y, width), *here, *rows, label])
@@ -78,11 +78,11 @@ def _grid(scale: FittedAxis, y: float, width: float) -> list[str]:
     """Draw the ticks' lines, and their values where they do not touch."""
     parts, free = [], -math.inf
     for tick in scale.ticks:
-        at, said = scale.at(tick), scale.axis.format(tick)
-        half = width_of(said) / 2
+        at, label = scale.at(tick), scale.axis.format(tick)
+        half = width_of(label) / 2
         x = min(max(at, half), width - half)
         parts.append(element("line", class_="rule", x1=at, x2=at, y1=20, y2=y))
         if x - half > free:
-            parts.append(text(x, y + 16, said, "soft", "middle"))
+            parts.append(text(x, y + 16, label, "soft", "middle"))
             free = x + half + 10
     return parts

@@ -43,10 +43,10 @@ SLACK = (
 
 def element(name: str, content: str = "", **attributes: object) -> str:
     """Return one element; `content` is markup already, attribute values are escaped, `class_` is class."""
-    given = "".join(
+    written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items()
     )
-    return f"<{name}{given}>{content}</{name}>" if content else f"<{name}{given}/>"
+    return f"<{name}{written}>{content}</{name}>" if content else f"<{name}{written}/>"
 
 
 def text(x: float, y: float, content: str, class_: str = "", anchor: str = "start") -> str:

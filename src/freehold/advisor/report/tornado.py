@@ -42,7 +42,7 @@ def tornado(swings: Sequence[TornadoBar], mid: float, axis: Axis, *, title: str,
     above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in swings), default=0.0) + 14)
     beside = (
-        max((width_of(said) for s in swings for said in (s.low_text, s.high_text)), default=0.0) + 8 + SLACK
+        max((width_of(label) for s in swings for label in (s.low_text, s.high_text)), default=0.0) + 8 + SLACK
     )
     values = [mid, *(v for s in swings for v in (s.at_low, s.at_high))]
     scale = axis.scale(values, room + beside, width - beside)
@@ -70,12 +70,12 @@ def tornado(swings: Sequence[TornadoBar], mid: float, axis: Axis, *, title: str,
 def _bar(swing: TornadoBar, mid: float, scale: FittedAxis, y: float) -> list[str]:
     """Return the two halves of a bar, and the assumption's ends beside it."""
     top, parts = y + 8, []
-    for value, class_, said in (
+    for value, class_, label in (
         (swing.at_low, "low", swing.low_text),
         (swing.at_high, "high", swing.high_text),
     ):
         a, b = sorted((scale.at(value), scale.at(mid)))
-        hint = element("title", escape(said))
+        hint = element("title", escape(label))
         parts.append(element("rect", hint, class_=class_, x=a, y=top, width=max(b - a, 1.0), height=_THICK))
     ends = sorted([(swing.at_low, swing.low_text), (swing.at_high, swing.high_text)], key=lambda end: end[0])
     if ends[0][0] != ends[1][0]:
@@ -88,10 +88,10 @@ def _ticks(scale: FittedAxis, y: float, width: float) -> list[str]:
     """Write the ticks' values, leaving out those that would touch."""
     parts, free = [], -math.inf
     for tick in scale.ticks:
-        said = scale.axis.format(tick)
-        half = width_of(said) / 2
+        label = scale.axis.format(tick)
+        half = width_of(label) / 2
         x = min(max(scale.at(tick), half), width - half)
         if x - half > free:
-            parts.append(text(x, y, said, "soft", "middle"))
+            parts.append(text(x, y, label, "soft", "middle"))
             free = x + half + 10
     return parts

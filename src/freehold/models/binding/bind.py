@@ -75,10 +75,10 @@ class Source:
     @property
     def shares(self) -> dict[str, float]:
         """What share of each matrix, by tensor name, one token reads."""
-        found: dict[str, float] = {}
+        shares: dict[str, float] = {}
         for spec, tensor in self._bound():
-            found[tensor.name] = max(found.get(tensor.name, 0.0), spec.share)
-        return found
+            shares[tensor.name] = max(shares.get(tensor.name, 0.0), spec.share)
+        return shares
 
     @property
     def wide(self) -> frozenset[str]:
@@ -184,33 +184,37 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, Fields, bool]:
     text = Fields(config).section("text_config") or Fields({})
     kind = text.text("model_type", wrapped[0].gguf_architecture)
     kinds = [f for f in wrapped if kind in (f.gguf_architecture, *f.model_types)]
-    found = next((f for f in kinds if f.hf_when(text)), None)
-    if found is None:
+    matched = next((f for f in kinds if f.hf_when(text)), None)
+    if matched is None:
         raise _unknown_architecture(kind)
-    return found, Fields({**_inherited(config), **text.values}), True
+    return matched, Fields({**_inherited(config), **text.values}), True
 
 
 def _inherited(config: Mapping[str, Any]) -> dict[str, object]:
     return {key: config[key] for key in _SHARED_KEYS if key in config}
 
 
-def refusal(asked: Structure) -> str:
+def refusal(structure: Structure) -> str:
     """Return why no family here computes a model of such a structure; empty: one does.
 
     The one answer to what runs: its architecture, what its layers keep, experts, and what it is asked to return.
     """
     named = [
-        f for f in naming(asked.architecture) if asked.architecture in (f.gguf_architecture, *f.model_types)
+        f
+        for f in naming(structure.architecture)
+        if structure.architecture in (f.gguf_architecture, *f.model_types)
     ]
     if not named:
-        shown = asked.architecture or "of this model, which is not known,"
-        return f"Freehold's engine does not run the architecture {shown} yet{_lacking(asked.architecture)}"
-    family = next((f for f in named if f.experts == asked.experts), None)
+        shown = structure.architecture or "of this model, which is not known,"
+        return (
+            f"Freehold's engine does not run the architecture {shown} yet{_lacking(structure.architecture)}"
+        )
+    family = next((f for f in named if f.experts == structure.experts), None)
     if family is None:
-        return _other_kind(asked.architecture, asked.experts)
-    if strange := asked.kinds - family.keeps:
+        return _other_kind(structure.architecture, structure.experts)
+    if strange := structure.kinds - family.keeps:
         return f"Freehold's engine does not run layers of kind {', '.join(sorted(strange))} yet"
-    if asked.role == "reranker":
+    if structure.role == "reranker":
         return "Freehold's engine does not score pairs of texts yet; it reranks by an embedder's vectors"
     return ""
 
@@ -226,11 +230,11 @@ def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) and name else (path.stem or path.name)
 
 
-def check_structure(asked: Structure) -> None:
+def check_structure(structure: Structure) -> None:
     """Raise UnsupportedModel unless a family computes such a model; no file is needed."""
-    if why := refusal(asked):
+    if why := refusal(structure):
         known = {f.gguf_architecture for f in registered()}
-        raise UnsupportedModel(why, _those_that_run(asked.architecture, known))
+        raise UnsupportedModel(why, _those_that_run(structure.architecture, known))
 
 
 def _unknown_architecture(name: str) -> UnsupportedModel:

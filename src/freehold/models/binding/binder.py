@@ -53,30 +53,30 @@ class Binder:
     def take(self, specs: Mapping[str, TensorSpec], layer: int | None = None) -> dict[str, Bound]:
         """Bind every declared weight that the file has; those that may not be missing are there."""
         prefix = "" if layer is None else f"{self._layers}.{layer}."
-        found: dict[str, Bound] = {}
+        bound: dict[str, Bound] = {}
         for key, spec in specs.items():
             names = spec.gguf if self.gguf else spec.hf
             tensor = next(filter(None, (self._find(prefix, name, key, spec) for name in names)), None)
             if tensor is not None:
-                found[key] = Bound(spec, _checked(tensor, spec))
+                bound[key] = Bound(spec, _checked(tensor, spec))
             elif spec.default:
-                found[key] = Bound(spec, found[spec.default].tensor)
+                bound[key] = Bound(spec, bound[spec.default].tensor)
             elif not spec.optional:
                 missing = (
                     f" {prefix}{_first(names[0])}" if names else f", {key}, which such a file does not hold,"
                 )
                 raise BadModelFile(f"tensor{missing} is missing")
-        self._refuse_halves(prefix, specs, found)
-        return found
+        self._refuse_halves(prefix, specs, bound)
+        return bound
 
     def _refuse_halves(
-        self, prefix: str, specs: Mapping[str, TensorSpec], found: Mapping[str, Bound]
+        self, prefix: str, specs: Mapping[str, TensorSpec], bound: Mapping[str, Bound]
     ) -> None:
         for key, spec in specs.items():
-            if spec.beside in found and key not in found:
+            if spec.beside in bound and key not in bound:
                 name = _first((spec.gguf if self.gguf else spec.hf)[0])
                 raise BadModelFile(
-                    f"tensor {prefix}{name} is missing; the file has {found[spec.beside].tensor.name}"
+                    f"tensor {prefix}{name} is missing; the file has {bound[spec.beside].tensor.name}"
                 )
 
     def _find(self, prefix: str, name: str | Cut, key: str, spec: TensorSpec) -> Stored | None:
@@ -117,9 +117,9 @@ class Binder:
     def take_divisors(self, longrope: bool) -> dict[str, Held]:
         """Take the tables that divide rope frequencies, which only a GGUF has; two of them where a rope chooses."""
         names = {side: name for side, name in _DIVISORS.items() if longrope or side == "always"}
-        found = {side: name for side, name in names.items() if self.gguf and name in self._tensors}
-        self._taken.update(found.values())
-        return {side: self._tensors[name] for side, name in found.items()}
+        stored = {side: name for side, name in names.items() if self.gguf and name in self._tensors}
+        self._taken.update(stored.values())
+        return {side: self._tensors[name] for side, name in stored.items()}
 
     def refuse_rest(self) -> None:
         """Raise for tensors that no declaration took."""

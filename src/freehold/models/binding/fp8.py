@@ -23,19 +23,19 @@ def join_scales(config: Fields, tensors: Mapping[str, Tensor]) -> tuple[dict[str
 
     Raises UnsupportedModel for another way of quantising, BadModelFile for codes without scales, or with others.
     """
-    said = config.section("quantization_config")
+    quantisation = config.section("quantization_config")
     block, notes = None, ()
-    if said is not None:
-        block = _block(said)
+    if quantisation is not None:
+        block = _block(quantisation)
         notes = (
             "its FP8 weights are computed as the floats they stand for; activations are not rounded to FP8",
         )
     out: dict[str, Held] = {}
-    taken = {name for name in tensors if said is not None and name.endswith(_ACTIVATIONS)}
+    taken = {name for name in tensors if quantisation is not None and name.endswith(_ACTIVATIONS)}
     for name, tensor in tensors.items():
         if tensor.type is not QuantType.F8_E4M3:
             continue
-        if said is None:
+        if quantisation is None:
             raise UnsupportedModel(
                 f"tensor {name} is FP8, and config.json has no quantization_config to read it by"
             )
@@ -47,15 +47,15 @@ def join_scales(config: Fields, tensors: Mapping[str, Tensor]) -> tuple[dict[str
     return {n: out.get(n, t) for n, t in tensors.items() if n not in taken}, notes
 
 
-def _block(said: Fields) -> tuple[int, int] | None:
+def _block(quantisation: Fields) -> tuple[int, int] | None:
     """Return the rows and columns that share a scale; None where a matrix has one scale."""
-    if (method := said.text("quant_method", "unknown")) != "fp8":
+    if (method := quantisation.text("quant_method", "unknown")) != "fp8":
         raise UnsupportedModel(
             f"quantization_config names {method!r}: of quantised safetensors, only fp8 and mxfp4 are supported",
             "fetch a GGUF of the model, or its unquantised repository with --quant q8, q6 or q4",
         )
-    said.require("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
-    size = said.get("weight_block_size")
+    quantisation.require("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
+    size = quantisation.get("weight_block_size")
     if size is None:
         return None
     if (

@@ -62,20 +62,20 @@ def is_mistral(config: Metadata, params: Metadata) -> bool:
 
 def from_mistral(params: Metadata, tensors: Mapping[str, T]) -> tuple[Metadata, dict[str, T]]:
     """Return what params.json says by config.json's keys, and the tensors by their usual names."""
-    given = Fields(params)
-    experts, yarn = given.section("moe"), given.section("yarn")
+    fields = Fields(params)
+    experts, yarn = fields.section("moe"), fields.section("yarn")
     if experts is None or params.get("kv_lora_rank") is None:
         raise UnsupportedModel(
             "params.json is of a model without latent attention or experts, which is read in the usual form alone",
             "fetch the repository's model*.safetensors with config.json",
         )
     config: dict[str, Any] = {"architectures": [CLASS], "model_type": LARGE_3, "norm_topk_prob": True}
-    config |= _renamed(given, _SIZES, {"moe", "yarn", "llama_4_scaling", *_SAID_ELSEWHERE})
+    config |= _renamed(fields, _SIZES, {"moe", "yarn", "llama_4_scaling", *_SAID_ELSEWHERE})
     config |= _renamed(experts, _EXPERTS, {"create_stacked_experts"})
-    given.require("activation", ("silu",), "silu")
+    fields.require("activation", ("silu",), "silu")
     experts.refuse("create_stacked_experts", "experts in one tensor")
     if yarn is not None:
-        config["rope_parameters"] = _rope(yarn, given.section("llama_4_scaling"))
+        config["rope_parameters"] = _rope(yarn, fields.section("llama_4_scaling"))
     elif params.get("llama_4_scaling"):
         raise UnsupportedModel("params.json has llama_4_scaling without yarn, which is not supported")
     usual = {usual_name(name): tensor for name, tensor in tensors.items()}
@@ -107,10 +107,10 @@ def usual_name(name: str) -> str:
     """Return a tensor's usual name; one that is not known keeps its own, and is refused when weights are bound."""
     if name in _ENDS:
         return _ENDS[name]
-    found = _LAYER.fullmatch(name)
-    if not found:
+    match = _LAYER.fullmatch(name)
+    if not match:
         return name
-    layer, rest = found.groups()
+    layer, rest = match.groups()
     part = _part(rest.split("."))
     return f"model.layers.{layer}.{part}.weight" if part else name
 

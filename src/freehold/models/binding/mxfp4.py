@@ -19,8 +19,8 @@ _BLOCKS, _SCALES = "_blocks", "_scales"
 
 def is_microscaled(config: Fields) -> bool:
     """Whether a config.json says that its matrices are MXFP4."""
-    said = config.section("quantization_config")
-    return said is not None and said.get("quant_method") == "mxfp4"
+    quantisation = config.section("quantization_config")
+    return quantisation is not None and quantisation.get("quant_method") == "mxfp4"
 
 
 def join_blocks(config: Fields, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Held], tuple[str, ...]]:

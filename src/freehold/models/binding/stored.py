@@ -285,12 +285,12 @@ class Taken:
 
     def numpy(self) -> F32:
         """Compute the values."""
-        found = np.ascontiguousarray(self.take(self.whole.numpy()), np.float32)
-        if found.shape != self.shape:
+        array = np.ascontiguousarray(self.take(self.whole.numpy()), np.float32)
+        if array.shape != self.shape:
             raise BadModelFile(
-                f"tensor {self.name} becomes {list(found.shape)}; the config asks for {list(self.shape)}"
+                f"tensor {self.name} becomes {list(array.shape)}; the config asks for {list(self.shape)}"
             )
-        return found
+        return array
 
 
 Stored: TypeAlias = Whole | RowCut | Taken

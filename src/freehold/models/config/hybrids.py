@@ -82,8 +82,8 @@ def recurrent_types(config: Fields, layers: int) -> tuple[bool, ...] | None:
 
 def check_sections(fields: Fields, key: str, sections: object, width: int) -> None:
     """Raise unless the sections of time, height and width cover what turns; for text all are the position."""
-    found = sections.tolist() if isinstance(sections, np.ndarray) else sections
-    if not isinstance(found, list) or any(type(n) is not int for n in found):
+    counts = sections.tolist() if isinstance(sections, np.ndarray) else sections
+    if not isinstance(counts, list) or any(type(n) is not int for n in counts):
         raise BadModelFile(f"{fields.name(key)} is {str(sections)[:60]}; expected a list of numbers of pairs")
-    if 2 * sum(found) != width:
-        raise BadModelFile(f"{fields.name(key)} is {str(found)[:60]}; expected {width // 2} pairs together")
+    if 2 * sum(counts) != width:
+        raise BadModelFile(f"{fields.name(key)} is {str(counts)[:60]}; expected {width // 2} pairs together")

@@ -92,9 +92,9 @@ def hf_latent(config: Fields, *, turns: bool = True, **assumed: Any) -> dict[str
     nope = config.integer("qk_nope_head_dim", 1, MAX_WIDTH)
     turned = config.integer("qk_rope_head_dim", 2, MAX_WIDTH)
     heads = config.integer("num_attention_heads", 1, MAX_HEADS)
-    asked = config.get("num_key_value_heads")
-    if asked not in (None, 1, heads):
-        raise UnsupportedModel(f"num_key_value_heads is {asked}; latents serve all {heads} heads alike")
+    kv_heads = config.get("num_key_value_heads")
+    if kv_heads not in (None, 1, heads):
+        raise UnsupportedModel(f"num_key_value_heads is {kv_heads}; latents serve all {heads} heads alike")
     # By head_dim files mean one thing or another: the parts of a head are stated apart.
     sizes = hf_sizes(config.without("head_dim", "num_key_value_heads"), head_dim=nope + turned, **assumed)
     rope, scale = _hf_rope(config, turned, sizes["context"]) if turns else (None, 1.0)

@@ -50,8 +50,8 @@ def completed(cfg: S) -> S:
         window = longest_window(catalog.model(known).layers)
         note = f"the file does not state its sliding window: {window:,} tokens are the catalogue's of {known}"
         return replace(cfg, windows=(window,) * cfg.layers, notes=(*cfg.notes, note))
-    if found := _UNSTATED.get(shape):
-        return exact_up_to(cfg, found[1], f"the sliding windows of {found[0]}")
+    if release := _UNSTATED.get(shape):
+        return exact_up_to(cfg, release[1], f"the sliding windows of {release[0]}")
     if _may_slide(cfg) and not _known_whole(shape):
         return exact_up_to(cfg, _WINDOW, "whether it has a sliding window, as Mistral's first models do")
     return cfg

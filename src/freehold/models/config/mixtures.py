@@ -121,15 +121,15 @@ def sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
 
 def gguf_routing(meta: Fields, assumed: Routing) -> Routing:
     """Read what a GGUF states of a router over what the family's models have where one states nothing."""
-    found = _gguf_scoring(meta, assumed)
-    scale = meta.number("expert_weights_scale", 0.0, MAX_SCALE, found.scale)
-    found = replace(
-        found,
-        renormalise=meta.flag("expert_weights_norm", found.renormalise),
+    routing = _gguf_scoring(meta, assumed)
+    scale = meta.number("expert_weights_scale", 0.0, MAX_SCALE, routing.scale)
+    routing = replace(
+        routing,
+        renormalise=meta.flag("expert_weights_norm", routing.renormalise),
         scale=scale or 1.0,  # some converters write 0 for none
     )
-    groups = meta.integer("expert_group_count", 0, MAX_EXPERTS, found.groups) or 1
-    return replace(found, groups=groups, kept=meta.integer("expert_group_used_count", 1, groups, groups))
+    groups = meta.integer("expert_group_count", 0, MAX_EXPERTS, routing.groups) or 1
+    return replace(routing, groups=groups, kept=meta.integer("expert_group_used_count", 1, groups, groups))
 
 
 def _gguf_scoring(meta: Fields, assumed: Routing) -> Routing:

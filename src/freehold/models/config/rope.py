@@ -93,10 +93,10 @@ class RopeSpec:
         side = "long" if long else "short"
         if divisors.short is None and divisors.long is None:
             return np.ones(self.width // 2)
-        found = divisors.long if long else divisors.short
-        if found is None:
+        chosen = divisors.long if long else divisors.short
+        if chosen is None:
             raise BadModelFile(f"tensor rope_factors_{side}.weight is missing")
-        return checked_divisors(f"rope_factors_{side}.weight", found, self.width // 2)
+        return checked_divisors(f"rope_factors_{side}.weight", chosen, self.width // 2)
 
     def _llama3(self, freq: NDArray[np.float64]) -> NDArray[np.float64]:
         """Keep short wavelengths, stretch long ones by `factor`, and blend linearly in turns between."""
@@ -266,10 +266,12 @@ def _hf_longrope(spec: RopeSpec, section: Fields, context: int) -> RopeSpec:
 
 
 def _hf_divisors(section: Fields, key: str, count: int) -> tuple[float, ...]:
-    found = section.get(key)
-    if not isinstance(found, list) or any(type(n) not in (int, float) or not 0 < n < MAX_BASE for n in found):
-        raise BadModelFile(f"{key} is {str(found)[:60]}; expected a list of {count} positive numbers")
-    return tuple(checked_divisors(key, np.array(found, np.float32), count).tolist())
+    values = section.get(key)
+    if not isinstance(values, list) or any(
+        type(n) not in (int, float) or not 0 < n < MAX_BASE for n in values
+    ):
+        raise BadModelFile(f"{key} is {str(values)[:60]}; expected a list of {count} positive numbers")
+    return tuple(checked_divisors(key, np.array(values, np.float32), count).tolist())
 
 
 def _hf_llama3(spec: RopeSpec, section: Fields) -> RopeSpec:

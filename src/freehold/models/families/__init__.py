@@ -32,8 +32,8 @@ def registered() -> tuple[Family, ...]:
 
 
 def _of(module: str) -> tuple[Family, ...]:
-    found = import_module(f"{__name__}.{module}")
-    return tuple(getattr(found, "FAMILIES", None) or (found.FAMILY,))
+    family_module = import_module(f"{__name__}.{module}")
+    return tuple(getattr(family_module, "FAMILIES", None) or (family_module.FAMILY,))
 
 
 @cache

@@ -109,8 +109,8 @@ class BertEnds(Ends):
             "positions": ("position_embd.weight", f"{own}.position_embeddings.weight", cfg.context),
             "kinds": ("token_types.weight", f"{own}.token_type_embeddings.weight", cfg.kinds),
         }
-        found = {key: matrix(gguf, hf, n, cfg.hidden, share=0.0) for key, (gguf, hf, n) in tables.items()}
-        return found | _norm("norm", "token_embd_norm", f"{own}.LayerNorm", cfg.hidden)
+        specs = {key: matrix(gguf, hf, n, cfg.hidden, share=0.0) for key, (gguf, hf, n) in tables.items()}
+        return specs | _norm("norm", "token_embd_norm", f"{own}.LayerNorm", cfg.hidden)
 
     def begin(self, ops: Ops, w: Values) -> Buffer:
         """Sum the embeddings."""

@@ -102,12 +102,12 @@ def _factors(config: Fields) -> Factors:
 
 
 def _listed(config: Fields, key: str, count: int) -> tuple[float, ...]:
-    found = config.get(key)
-    if found is None:
+    values = config.get(key)
+    if values is None:
         return (1.0,) * count
-    if not isinstance(found, list) or len(found) != count:
-        raise BadModelFile(f"{config.name(key)} is {str(found)[:60]}; expected {count} numbers")
-    each = Fields({f"{key}.{i}": value for i, value in enumerate(found)}, f"{key}.")
+    if not isinstance(values, list) or len(values) != count:
+        raise BadModelFile(f"{config.name(key)} is {str(values)[:60]}; expected {count} numbers")
+    each = Fields({f"{key}.{i}": value for i, value in enumerate(values)}, f"{key}.")
     return tuple(each.number(str(i), -MAX_FACTOR, MAX_FACTOR) for i in range(count))
 
 
@@ -148,7 +148,7 @@ class SideBySide(LayerPart):
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the weights of both with their factors."""
-        f, s, found = self.factors, self.mamba.sizes, self.attention.tensors() | self.mamba.tensors()
+        f, s, specs = self.factors, self.mamba.sizes, self.attention.tensors() | self.mamba.tensors()
         z, heads, b, c, step = f.ssm_in
         each = s.groups * s.states
         mixed = np.repeat(np.array([heads, b, c], np.float32), (s.inner, each, each))[:, None]
@@ -162,7 +162,7 @@ class SideBySide(LayerPart):
             "dt": step,
             "out": f.ssm_out,
         }
-        return found | {key: scaled(found[key], factor) for key, factor in factors.items()}
+        return specs | {key: scaled(specs[key], factor) for key, factor in factors.items()}
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Normalise once, then add both."""
@@ -179,10 +179,10 @@ class FalconMlp(GatedMlp):
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the same weights with their factors."""
-        found = GatedMlp.tensors(self)
-        found["ffn_norm"] = replace(found["ffn_norm"], gguf=("ffn_norm",))  # as its writer has it
+        specs = GatedMlp.tensors(self)
+        specs["ffn_norm"] = replace(specs["ffn_norm"], gguf=("ffn_norm",))  # as its writer has it
         factors = {"gate": self.factors.gate, "down": self.factors.down}
-        return found | {key: scaled(found[key], factor) for key, factor in factors.items()}
+        return specs | {key: scaled(specs[key], factor) for key, factor in factors.items()}
 
 
 def layer(cfg: FalconSizes, i: int) -> tuple[LayerPart, ...]:

@@ -134,10 +134,10 @@ def _deviations(config: Fields, layers: int) -> tuple[float | None, ...]:
 
 def _each(fields: Fields, key: str, layers: int, fits: Callable[[float], bool]) -> list[float] | None:
     """Read a number for each layer; None where the key is absent."""
-    found = fields.get(key)
-    if found is None:
+    value = fields.get(key)
+    if value is None:
         return None
-    values: Any = found.tolist() if isinstance(found, np.ndarray) else found
+    values: Any = value.tolist() if isinstance(value, np.ndarray) else value
     numbers = isinstance(values, Sequence) and all(type(v) in (int, float) for v in values)
     if not numbers or len(values) != layers or not all(map(fits, values)):
         raise BadModelFile(

@@ -55,11 +55,11 @@ class FirstMlp(GatedMlp):
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare what an MLP has, its matrices under both names."""
-        found = super().tensors()
+        specs = super().tensors()
         for key in ("gate", "up", "down"):
             name = f"mlp.{key}_proj.weight"
-            found[key] = replace(found[key], hf=(name, name.replace("mlp", BLOCK)))
-        return found
+            specs[key] = replace(specs[key], hf=(name, name.replace("mlp", BLOCK)))
+        return specs
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> KimiSizes:

@@ -102,12 +102,12 @@ def _attends(config: Fields, layers: int) -> set[int]:
             if kind not in ("full_attention", "conv"):
                 raise UnsupportedModel(f"layer_types names {kind!r}; supported: full_attention, conv")
         return {i for i, kind in enumerate(kinds) if kind == "full_attention"}
-    found: Any = config.get("full_attn_idxs")
-    if found is None:
+    indices: Any = config.get("full_attn_idxs")
+    if indices is None:
         return set(range(layers))
-    if not isinstance(found, list) or any(type(i) is not int or not 0 <= i < layers for i in found):
-        raise BadModelFile(f"full_attn_idxs is {str(found)[:60]}; expected numbers of {layers} layers")
-    return set(found)
+    if not isinstance(indices, list) or any(type(i) is not int or not 0 <= i < layers for i in indices):
+        raise BadModelFile(f"full_attn_idxs is {str(indices)[:60]}; expected numbers of {layers} layers")
+    return set(indices)
 
 
 def _intermediate(config: Fields, stated: int) -> int:

@@ -163,15 +163,15 @@ def config_from_hf(config: Fields) -> NemotronSizes:
 def _hf_pattern(config: Fields) -> str:
     text = config.get("hybrid_override_pattern")
     key = "layers_block_type" if text is None else "hybrid_override_pattern"
-    found = list(text) if isinstance(text, str) else config.get("layers_block_type")
-    if not isinstance(found, list) or not 1 <= len(found) <= MAX_LAYERS:
-        raise BadModelFile(f"{config.name(key)} is {str(found)[:60]}; expected 1 to {MAX_LAYERS} layers")
-    letters = [kind if kind in KINDS.values() else KINDS.get(str(kind), "") for kind in found]
+    kinds = list(text) if isinstance(text, str) else config.get("layers_block_type")
+    if not isinstance(kinds, list) or not 1 <= len(kinds) <= MAX_LAYERS:
+        raise BadModelFile(f"{config.name(key)} is {str(kinds)[:60]}; expected 1 to {MAX_LAYERS} layers")
+    letters = [kind if kind in KINDS.values() else KINDS.get(str(kind), "") for kind in kinds]
     if "" in letters:
-        strange = str(found[letters.index("")])[:60]
+        strange = str(kinds[letters.index("")])[:60]
         raise UnsupportedModel(f"{config.name(key)} names {strange!r}; supported: M, *, E, -")
-    if config.integer("num_hidden_layers", 1, MAX_LAYERS, len(found)) != len(found):
-        raise BadModelFile(f"{config.name(key)} has {len(found)} layers; num_hidden_layers says otherwise")
+    if config.integer("num_hidden_layers", 1, MAX_LAYERS, len(kinds)) != len(kinds):
+        raise BadModelFile(f"{config.name(key)} has {len(kinds)} layers; num_hidden_layers says otherwise")
     return "".join(letters)
 
 

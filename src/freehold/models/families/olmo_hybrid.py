@@ -37,9 +37,9 @@ class AfterAttention(Attention):
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare what attention has, the norm after it under both names."""
-        found = super().tensors()
+        specs = super().tensors()
         names = "post_attention_layernorm.weight", "feedforward_layer_norm.weight"
-        return found | {"attn_post_norm": replace(found["attn_post_norm"], hf=names)}
+        return specs | {"attn_post_norm": replace(specs["attn_post_norm"], hf=names)}
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> OlmoHybridSizes:

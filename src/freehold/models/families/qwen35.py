@@ -61,8 +61,8 @@ def mixed_from_hf(config: Fields) -> HybridSizes:
     sizes = hf_hybrid(config.assuming(intermediate_size=inner), head_dim=256)
     shared = config.integer("shared_expert_intermediate_size", 1, MAX_WIDTH)
     layers = len(sizes["heads"])
-    found = hf_mixture(config, "moe_intermediate_size", layers, shared=shared, shared_gate=True)
-    return HybridSizes(**sizes, mixture=found)
+    mixture = hf_mixture(config, "moe_intermediate_size", layers, shared=shared, shared_gate=True)
+    return HybridSizes(**sizes, mixture=mixture)
 
 
 def _checked(config: Fields) -> Fields:

@@ -100,13 +100,13 @@ def packed_sizes(source: Source, rounded: Mapping[str, str] = MappingProxyType({
     """Estimate the bytes of each matrix's panels, by tensor name, from the types' packed widths."""
     bits = {name: packed for name, _, _, _, packed in native.type_routes()}
     codes = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
-    found = {}
+    sizes = {}
     for t in source.matrices():
         type = rounded.get(t.name, t.type.name)
         width = bits.get(type, codes if has_codes(t.type) else 32.0)
         width = 16.25 if t.name in source.wide else width
-        found[t.name] = int(math.prod(t.shape) * width / 8)
-    return found
+        sizes[t.name] = int(math.prod(t.shape) * width / 8)
+    return sizes
 
 
 def forecast(

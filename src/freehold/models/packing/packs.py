@@ -51,9 +51,9 @@ def file_identity(paths: Iterable[Path], before: float) -> str:
     seen: other bytes written within the clock's grain of an old write. So files that changed less than
     RACY_S before `before`, the time at which reading them began, have no identity yet and are packed at each load.
     """
-    found = [path.stat() for path in paths]
-    racy = any(max(info.st_mtime, info.st_ctime) > before - RACY_S for info in found)
-    return "" if racy else _identity(found)
+    stats = [path.stat() for path in paths]
+    racy = any(max(info.st_mtime, info.st_ctime) > before - RACY_S for info in stats)
+    return "" if racy else _identity(stats)
 
 
 def file_facts(paths: Iterable[Path]) -> str:
@@ -61,8 +61,8 @@ def file_facts(paths: Iterable[Path]) -> str:
     return _identity([path.stat() for path in paths])
 
 
-def _identity(found: Iterable[os.stat_result]) -> str:
-    facts = [(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in found]
+def _identity(stats: Iterable[os.stat_result]) -> str:
+    facts = [(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in stats]
     return hashlib.sha256(f"freehold file identity {facts}".encode()).hexdigest()
 
 

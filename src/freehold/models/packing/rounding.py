@@ -40,19 +40,19 @@ def rounded_types(source: Source, rounding: Rounding) -> dict[str, str]:
         raise UnsupportedModel(
             f"{source.name} is an embedding model, which keeps its float weights", "leave out --quant"
         )
-    found: dict[str, str] = {}
+    rounded: dict[str, str] = {}
     for key, (spec, tensor) in source.matrices_by_key():
         if spec.floats or tensor.type not in FLOATS:
             continue
         type = FINER_TYPE if rounding == "q4" and key in FINER else ROUNDINGS[rounding]
         type = type if tensor.shape[-1] % WIDE_BLOCK == 0 else ROUNDINGS["q8"]
         if tensor.shape[-1] % NARROW_BLOCK == 0:
-            found[tensor.name] = max(type, found.get(tensor.name, type), key=BITS.__getitem__)
-    if not found:
+            rounded[tensor.name] = max(type, rounded.get(tensor.name, type), key=BITS.__getitem__)
+    if not rounded:
         raise UnsupportedModel(
             f"{source.name} holds no float matrices; its weights are quantised", "leave out --quant"
         )
-    return found
+    return rounded
 
 
 def round_rows(tensor: Stored, type: str, threads: native.Threads) -> NDArray[np.uint8]:

@@ -76,14 +76,16 @@ class AltUpLayer(LayerPart):
         """Compose prediction, attention beside the side path, MLP, correction, and the layer's embedding."""
         eps = self.attention.eps
         norm = np.asarray(w["router_norm"] / np.float32(self.hidden), np.float32)
-        made = ops.predict(x, w["router"], norm, w["predict"], self.active, eps)
-        n = ops.norm(made, w["attn_norm"], eps)
-        self.attention.add(ops, layer, (n, None), made, w)
+        predicted = ops.predict(x, w["router"], norm, w["predict"], self.active, eps)
+        n = ops.norm(predicted, w["attn_norm"], eps)
+        self.attention.add(ops, layer, (n, None), predicted, w)
         self._side(ops, n, w)
-        ops.add(made, n)
-        ops.scale(made, 0.5**0.5)
-        self.mlp.forward(ops, layer, made, w)
-        first = ops.correct(x, made, w["router"], norm, w["correct"], w["correct_scale"], self.active, eps)
+        ops.add(predicted, n)
+        ops.scale(predicted, 0.5**0.5)
+        self.mlp.forward(ops, layer, predicted, w)
+        first = ops.correct(
+            x, predicted, w["router"], norm, w["correct"], w["correct_scale"], self.active, eps
+        )
         h = layer_input(ops, layer, first, w, self.width)
         ops.add(x, ops.norm(h, w["input_norm"], eps), self.hidden)
 

@@ -126,28 +126,28 @@ class Attention(LayerPart):
 
     def _gated(self) -> dict[str, TensorSpec]:
         whole, pairs = (2 * self.q_width, self.hidden), np.arange(2 * self.q_width).reshape(self.heads, 2, -1)
-        found = {}
+        specs = {}
         for key, rows in (("q", pairs[:, 0].ravel()), ("q_gate", pairs[:, 1].ravel())):
             gguf, hf = (Cut(name, whole, rows=rows) for name in ("attn_q.weight", "self_attn.q_proj.weight"))
-            found[key] = matrix(gguf, hf, self.q_width, self.hidden)
-        return found
+            specs[key] = matrix(gguf, hf, self.q_width, self.hidden)
+        return specs
 
     def _part(self, name: str, first: int, rows: int) -> Cut:
         return Cut(name, (self.q_width + 2 * self.kv_width, self.hidden), rows=range(first, first + rows))
 
     def _biases(self) -> dict[str, TensorSpec]:
-        found, maybe = {}, self.bias == "any"
+        specs, maybe = {}, self.bias == "any"
         widths = {"q": self.q_width, "k": self.kv_width, "v": self.kv_width}
         for key, width in widths.items() if self.bias != "none" else ():
             names = f"attn_{key}.bias", f"self_attn.{key}_proj.bias"
-            found[f"{key}_bias"] = vector(*names, width, optional=maybe)
+            specs[f"{key}_bias"] = vector(*names, width, optional=maybe)
         if self.bias in ("any", "all"):
             names = "attn_output.bias", "self_attn.o_proj.bias"
-            found["o_bias"] = vector(*names, self.hidden, optional=maybe)
-        return found
+            specs["o_bias"] = vector(*names, self.hidden, optional=maybe)
+        return specs
 
     def _qk_norms(self) -> dict[str, TensorSpec]:
-        found = {}
+        specs = {}
         both = zip("qk", (self.heads, self.kv_heads), self.qk_names, strict=True)
         for key, heads, name in both if self.qk_norm not in ("none", "bare") else ():
             gguf, hf = f"attn_{key}_norm.weight", f"self_attn.{name}.weight"
@@ -155,11 +155,11 @@ class Attention(LayerPart):
             maybe = {"optional": self.qk_maybe, "beside": "k_norm" if key == "q" else "q_norm"}
             if self.qk_norm == "layer":
                 stored = [Cut(name, (heads, self.head_dim), take=np.ravel) for name in (gguf, hf)]
-                found[f"{key}_norm"] = vector(stored[0], stored[1], width, **maybe)
+                specs[f"{key}_norm"] = vector(stored[0], stored[1], width, **maybe)
             else:
                 width = width if self.qk_norm == "width" else self.head_dim
-                found[f"{key}_norm"] = vector(gguf, hf, width, hf_offset=self.norm.offset, **maybe)
-        return found
+                specs[f"{key}_norm"] = vector(gguf, hf, width, hf_offset=self.norm.offset, **maybe)
+        return specs
 
     def _post_norm(self) -> dict[str, TensorSpec]:
         if not self.post_norm:

@@ -112,15 +112,15 @@ def hf_delta(config: Fields, **assumed: int) -> DeltaSizes:
     """Read a config.json's `linear_*` keys; the keywords are what the family's class assumes."""
     limits = {"num_key_heads": MAX_HEADS, "num_value_heads": MAX_HEADS}
     limits |= {"key_head_dim": MAX_WIDTH, "value_head_dim": MAX_WIDTH}
-    found = {
+    sizes = {
         key: config.integer(f"linear_{key}", 1, high, *([assumed[key]] if key in assumed else []))
         for key, high in limits.items()
     }
     return DeltaSizes(
-        key_heads=found["num_key_heads"],
-        value_heads=found["num_value_heads"],
-        key_dim=found["key_head_dim"],
-        value_dim=found["value_head_dim"],
+        key_heads=sizes["num_key_heads"],
+        value_heads=sizes["num_value_heads"],
+        key_dim=sizes["key_head_dim"],
+        value_dim=sizes["value_head_dim"],
         kernel=config.integer("linear_conv_kernel_dim", 2, MAX_KERNEL, 4),
     )
 
@@ -197,20 +197,20 @@ class DeltaNet(LayerPart):
         beta, alpha = s.rows(per, per)
         fused = {"qkv": np.concatenate([q, k, v]), "z": z}
         names = {"qkv": "attn_qkv.weight", "z": "attn_gate.weight"}
-        found = {}
+        specs = {}
         for key, rows in fused.items():
             whole = (2 * s.keys + 2 * s.values, self.hidden)
             early, hf = (
                 Cut(name, whole, rows=rows) for name in ("ssm_in.weight", "linear_attn.in_proj_qkvz.weight")
             )
-            found[key] = matrix((names[key], early), hf, len(rows), self.hidden)
+            specs[key] = matrix((names[key], early), hf, len(rows), self.hidden)
         for key, rows in {"alpha": alpha, "beta": beta}.items():
             whole = (2 * s.value_heads, self.hidden)
             gguf, hf = (
                 Cut(name, whole, rows=rows) for name in ("ssm_ba.weight", "linear_attn.in_proj_ba.weight")
             )
-            found[key] = matrix(gguf, hf, s.value_heads, self.hidden)
-        return found
+            specs[key] = matrix(gguf, hf, s.value_heads, self.hidden)
+        return specs
 
     def _single(self) -> dict[str, TensorSpec]:
         s = self.sizes

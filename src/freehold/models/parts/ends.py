@@ -37,13 +37,13 @@ class DecoderEnds(Ends):
         """Declare both matrices and what stands before and after the head; a token reads one row of the embedding."""
         size = (self.vocab, self.hidden)
         tie = {"default": "embed"} if self.tied else {}
-        found = {
+        specs = {
             "embed": matrix("token_embd.weight", "model.embed_tokens.weight", *size, share=0.0),
             "head": matrix("output.weight", "lm_head.weight", *size, **tie),
         }
         if self.bias:
-            found["head_bias"] = vector("output.bias", "lm_head.bias", self.vocab)
-        return found | self.norm.tensors("norm", "output_norm", "model.norm", self.hidden)
+            specs["head_bias"] = vector("output.bias", "lm_head.bias", self.vocab)
+        return specs | self.norm.tensors("norm", "output_norm", "model.norm", self.hidden)
 
     def begin(self, ops: Ops, w: Values) -> Buffer:
         """Look the step's tokens up."""

@@ -55,7 +55,7 @@ class SharingAttention(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the projections and norms of what the layer computes itself."""
         q, kv, hidden = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden
-        found = {
+        specs = {
             "attn_norm": vector("attn_norm.weight", "input_layernorm.weight", hidden),
             "q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden),
             "q_norm": vector("attn_q_norm.weight", "self_attn.q_norm.weight", self.head_dim),
@@ -63,11 +63,11 @@ class SharingAttention(LayerPart):
             "attn_post_norm": vector("post_attention_norm.weight", "post_attention_layernorm.weight", hidden),
         }
         if self.source is None:
-            found["k"] = matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden)
-            found["k_norm"] = vector("attn_k_norm.weight", "self_attn.k_norm.weight", self.head_dim)
+            specs["k"] = matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden)
+            specs["k_norm"] = vector("attn_k_norm.weight", "self_attn.k_norm.weight", self.head_dim)
             if not self.twin:
-                found["v"] = matrix("attn_v.weight", "self_attn.v_proj.weight", kv, hidden)
-        return found
+                specs["v"] = matrix("attn_v.weight", "self_attn.v_proj.weight", kv, hidden)
+        return specs
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, projections, cache write or not, attention, output, norm and residual."""
@@ -123,8 +123,8 @@ class LayerInput(LayerPart):
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare two projections and a norm, and the factor."""
-        found = {"factor": vector("layer_output_scale.weight", "layer_scalar", 1)}
-        return found | (input_tensors(self.hidden, self.width) if self.width else {})
+        specs = {"factor": vector("layer_output_scale.weight", "layer_scalar", 1)}
+        return specs | (input_tensors(self.hidden, self.width) if self.width else {})
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose gate, product, projection, norm, residual and factor."""
@@ -144,16 +144,16 @@ class InputEnds(DecoderEnds):
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the table of all layers' embeddings, of which a token reads a row, and what joins it."""
-        found = DecoderEnds.tensors(self)
+        specs = DecoderEnds.tensors(self)
         if not self.width:
-            return found
+            return specs
         wide, names = (
             self.layers * self.width,
             ("per_layer_token_embd.weight", "model.embed_tokens_per_layer.weight"),
         )
         project = "per_layer_model_proj.weight", "model.per_layer_model_projection.weight"
         norm = "per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight"
-        return found | {
+        return specs | {
             "inputs_embed": matrix(*names, self.rows or self.vocab, wide, share=0.0),
             "inputs_project": matrix(*project, wide, self.hidden),
             "inputs_norm": vector(*norm, self.width),
@@ -199,10 +199,10 @@ class ExpertsBeside(LayerPart):
             "experts_before": ("pre_ffw_norm_2.weight", "pre_feedforward_layernorm_2.weight"),
             "router_scale": ("ffn_gate_inp.scale", "router.scale"),
         }
-        found = {key: vector(gguf, hf, hidden) for key, (gguf, hf) in norms.items()}
-        found["expert_scale"] = vector("ffn_down_exps.scale", "router.per_expert_scale", experts)
+        specs = {key: vector(gguf, hf, hidden) for key, (gguf, hf) in norms.items()}
+        specs["expert_scale"] = vector("ffn_down_exps.scale", "router.per_expert_scale", experts)
         own = {f"{_PREFIX}{key}": spec for key, spec in self._moe.tensors().items()}
-        return self.mlp.tensors() | found | own
+        return self.mlp.tensors() | specs | own
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose the MLP, router and experts, their norms, sum and residual; both see x as it was before."""

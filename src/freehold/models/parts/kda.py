@@ -39,7 +39,7 @@ class DeltaAttention(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the projections, the convolutions, what each head has, and the norms."""
         s, hidden = self.sizes, self.hidden
-        found = {
+        specs = {
             "attn_norm": vector("attn_norm.weight", "input_layernorm.weight", hidden),
             "a": vector(
                 Cut("ssm_a", (s.key_heads,), take=np.ravel),
@@ -52,15 +52,15 @@ class DeltaAttention(LayerPart):
             "out": matrix("attn_output.weight", "self_attn.o_proj.weight", hidden, s.values),
         }
         for key in "qkv":
-            found[key] = matrix(f"attn_{key}.weight", f"self_attn.{key}_proj.weight", s.keys, hidden)
+            specs[key] = matrix(f"attn_{key}.weight", f"self_attn.{key}_proj.weight", s.keys, hidden)
             names = f"ssm_conv1d_{key}.weight", f"self_attn.{key}_conv1d.weight"
             gguf, hf = (Cut(name, (s.keys, s.kernel), take=np.ravel) for name in names)
-            found[f"conv_{key}"] = vector(gguf, hf, s.keys * s.kernel)
+            specs[f"conv_{key}"] = vector(gguf, hf, s.keys * s.kernel)
         for key in "fg":
             for half, shape in (("a", (s.key_dim, hidden)), ("b", (s.keys, s.key_dim))):
                 names = f"ssm_{key}_{half}.weight", f"self_attn.{key}_{half}_proj.weight"
-                found[f"{key}_{half}"] = matrix(*names, *shape)
-        return found
+                specs[f"{key}_{half}"] = matrix(*names, *shape)
+        return specs
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, projections, convolutions, recurrence, gated norm, output and residual."""

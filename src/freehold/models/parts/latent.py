@@ -69,7 +69,7 @@ class LatentAttention(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the projections and the norms; a GGUF holds Wkvb as its halves, k transposed."""
         width, hidden, heads = self.heads * (self.nope + self.turned), self.hidden, self.heads
-        found = {
+        specs = {
             "attn_norm": vector("attn_norm.weight", "input_layernorm.weight", hidden),
             "kv_a": matrix(
                 "attn_kv_a_mqa.weight", _hf("kv_a_proj_with_mqa"), self.latent + self.turned, hidden
@@ -80,8 +80,8 @@ class LatentAttention(LayerPart):
             "o": matrix("attn_output.weight", _hf("o_proj"), hidden, heads * self.value),
         }
         if not self.query:
-            return found | {"q": matrix("attn_q.weight", _hf("q_proj"), width, hidden)}
-        return found | {
+            return specs | {"q": matrix("attn_q.weight", _hf("q_proj"), width, hidden)}
+        return specs | {
             "q_a": matrix("attn_q_a.weight", _hf("q_a_proj"), self.query, hidden),
             "q_norm": vector("attn_q_a_norm.weight", _hf("q_a_layernorm"), self.query),
             "q": matrix("attn_q_b.weight", _hf("q_b_proj"), width, self.query),

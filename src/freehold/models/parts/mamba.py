@@ -93,33 +93,33 @@ def gguf_mamba(meta: Fields) -> MambaSizes:
 def hf_mamba(config: Fields, keys: MambaKeys, inner: int | None = None) -> MambaSizes:
     """Read a config.json; `inner`: the width of all heads, where the config states it in another way too."""
     refuse_step_limits(config)
-    found = MambaSizes(
+    sizes = MambaSizes(
         heads=config.integer(keys.heads, 1, MAX_HEADS),
         head_dim=config.integer(keys.head_dim, 1, MAX_WIDTH),
         states=config.integer(keys.states, 1, MAX_STATES),
         groups=config.integer(keys.groups, 1, MAX_HEADS),
         kernel=config.integer(keys.kernel, 2, MAX_KERNEL),
     )
-    if inner is not None and found.inner != inner:
+    if inner is not None and sizes.inner != inner:
         raise BadModelFile(
-            f"{found.heads} Mamba heads of {found.head_dim} are {found.inner} wide; the config says {inner}"
+            f"{sizes.heads} Mamba heads of {sizes.head_dim} are {sizes.inner} wide; the config says {inner}"
         )
-    return found
+    return sizes
 
 
 def refuse_step_limits(config: Fields) -> None:
     """Raise UnsupportedModel for limits of step sizes other than none (0 to infinity, in either spelling)."""
-    found = config.get("time_step_limit")
-    if found is None:
+    limits = config.get("time_step_limit")
+    if limits is None:
         return
-    if not isinstance(found, list) or len(found) != 2:
+    if not isinstance(limits, list) or len(limits) != 2:
         raise BadModelFile(
-            f"{config.name('time_step_limit')} is {str(found)[:60]}; expected two numbers, the least and the greatest"
+            f"{config.name('time_step_limit')} is {str(limits)[:60]}; expected two numbers, the least and the greatest"
         )
-    low, high = (v.get("__float__") if isinstance(v, dict) else v for v in found)
+    low, high = (v.get("__float__") if isinstance(v, dict) else v for v in limits)
     if low != 0 or high not in (math.inf, "Infinity"):
         raise UnsupportedModel(
-            f"{config.name('time_step_limit')} is {str(found)[:60]}; step sizes without limits alone are supported"
+            f"{config.name('time_step_limit')} is {str(limits)[:60]}; step sizes without limits alone are supported"
         )
 
 
@@ -181,10 +181,10 @@ class Mamba2(LayerPart):
             Cut("ssm_conv1d.weight", (channels, kernel), take=np.ravel),
             Cut("mamba.conv1d.weight", (channels, 1, kernel), take=np.ravel),
         )
-        found = {"conv": vector(*names, channels * kernel)}
+        specs = {"conv": vector(*names, channels * kernel)}
         if self.conv_bias:
-            found["conv_bias"] = vector("ssm_conv1d.bias", "mamba.conv1d.bias", channels)
-        return found
+            specs["conv_bias"] = vector("ssm_conv1d.bias", "mamba.conv1d.bias", channels)
+        return specs
 
     def _gated_norm(self) -> dict[str, TensorSpec]:
         inner, groups = self.sizes.inner, self.sizes.groups

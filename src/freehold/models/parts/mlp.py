@@ -43,16 +43,16 @@ class GatedMlp(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare three matrices and the norms that the variant has."""
         wide, hidden = self.intermediate, self.hidden
-        found = self.norm.tensors("ffn_norm", self.gguf_norm, self.norm_name, hidden)
-        found |= {
+        specs = self.norm.tensors("ffn_norm", self.gguf_norm, self.norm_name, hidden)
+        specs |= {
             "gate": self._half("ffn_gate.weight", f"{self.hf}.gate_proj.weight", 0),
             "up": self._half("ffn_up.weight", f"{self.hf}.up_proj.weight", wide),
             "down": matrix("ffn_down.weight", f"{self.hf}.down_proj.weight", hidden, wide),
         }
         if self.post_norm:
             names = "post_ffw_norm.weight", f"{self.post_norm}.weight"
-            found["ffn_post_norm"] = vector(*names, hidden, hf_offset=self.norm.offset)
-        return found
+            specs["ffn_post_norm"] = vector(*names, hidden, hf_offset=self.norm.offset)
+        return specs
 
     def _half(self, gguf: str, hf: str, first: int) -> TensorSpec:
         wide, hidden = self.intermediate, self.hidden
@@ -104,15 +104,15 @@ class PlainMlp(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare two matrices, their biases and the norm before them."""
         wide, hidden = self.intermediate, self.hidden
-        found = self.norm.tensors("ffn_norm", "ffn_norm", self.norm_name, hidden)
+        specs = self.norm.tensors("ffn_norm", "ffn_norm", self.norm_name, hidden)
         for key, name, rows, columns in (
             ("up", self.up_name, wide, hidden),
             ("down", self.down_name, hidden, wide),
         ):
-            found[key] = matrix(f"ffn_{key}.weight", f"{name}.weight", rows, columns)
+            specs[key] = matrix(f"ffn_{key}.weight", f"{name}.weight", rows, columns)
             if self.bias:
-                found[f"{key}_bias"] = vector(f"ffn_{key}.bias", f"{name}.bias", rows)
-        return found
+                specs[f"{key}_bias"] = vector(f"ffn_{key}.bias", f"{name}.bias", rows)
+        return specs
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, up, activation, down and residual."""

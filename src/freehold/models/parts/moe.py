@@ -79,26 +79,26 @@ class Moe(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare norm, router and experts, and what else the variant has."""
         names, hidden = self.names, self.hidden
-        found = self.norm.tensors("ffn_norm", names.gguf_norm, names.norm, hidden) | self._router()
+        specs = self.norm.tensors("ffn_norm", names.gguf_norm, names.norm, hidden) | self._router()
         for key in self._keys:
-            found[key] = self._stack(key)
+            specs[key] = self._stack(key)
             if self.biased:
-                found[f"{key}_bias"] = self._bias(key)
+                specs[f"{key}_bias"] = self._bias(key)
         if self.latent:
             down, up = names.latent
-            found["latent_down"] = matrix("ffn_latent_down.weight", down, self.latent, hidden)
-            found["latent_up"] = matrix("ffn_latent_up.weight", up, hidden, self.latent)
-        return found | (self._shared() if self.mixture.shared else {})
+            specs["latent_down"] = matrix("ffn_latent_down.weight", down, self.latent, hidden)
+            specs["latent_up"] = matrix("ffn_latent_up.weight", up, hidden, self.latent)
+        return specs | (self._shared() if self.mixture.shared else {})
 
     def _router(self) -> dict[str, TensorSpec]:
         m, names = self.mixture, self.names
         options = {"adaptable": False, "floats": True}
-        found = {"router": matrix("ffn_gate_inp.weight", names.router, m.experts, self.hidden, **options)}
+        specs = {"router": matrix("ffn_gate_inp.weight", names.router, m.experts, self.hidden, **options)}
         if m.routing.bias:
-            found["router_bias"] = vector("ffn_gate_inp.bias", names.router_bias, m.experts)
+            specs["router_bias"] = vector("ffn_gate_inp.bias", names.router_bias, m.experts)
         if m.routing.correction:
-            found["correction"] = vector(names.gguf_correction, names.correction, m.experts)
-        return found
+            specs["correction"] = vector(names.gguf_correction, names.correction, m.experts)
+        return specs
 
     @property
     def _sizes(self) -> ExpertSizes:
@@ -123,14 +123,14 @@ class Moe(LayerPart):
 
     def _shared(self) -> dict[str, TensorSpec]:
         hidden, wide, names = self.hidden, self.mixture.shared, self.names
-        found: dict[str, TensorSpec] = {}
+        specs: dict[str, TensorSpec] = {}
         for key in self._keys:
             shape = (hidden, wide) if key == "down" else (wide, hidden)
             hf = f"{names.shared}.{key}_proj.weight"
-            found[f"shared_{key}"] = matrix(f"ffn_{key}_shexp.weight", hf, *shape)
+            specs[f"shared_{key}"] = matrix(f"ffn_{key}_shexp.weight", hf, *shape)
         if self.mixture.shared_gate:
-            found["shared_router"] = matrix("ffn_gate_inp_shexp.weight", names.shared_gate, 1, hidden)
-        return found
+            specs["shared_router"] = matrix("ffn_gate_inp_shexp.weight", names.shared_gate, 1, hidden)
+        return specs
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, router, chosen experts and shared expert; all of them see x as it was before."""

@@ -34,12 +34,12 @@ class NormForm:
         """Declare what it has of a weight and a bias, under `key` and `key`_bias."""
         if self.kind == "none":
             return {}
-        found = {}
+        specs = {}
         if self.weight:
-            found[key] = vector(f"{gguf}.weight", f"{hf}.weight", width, hf_offset=self.offset)
+            specs[key] = vector(f"{gguf}.weight", f"{hf}.weight", width, hf_offset=self.offset)
         if self.bias:
-            found[f"{key}_bias"] = vector(f"{gguf}.bias", f"{hf}.bias", width)
-        return found
+            specs[f"{key}_bias"] = vector(f"{gguf}.bias", f"{hf}.bias", width)
+        return specs
 
     def before(self, ops: Ops, x: Buffer, w: Values, key: str, eps: float) -> Read:
         """Give what products read of x."""

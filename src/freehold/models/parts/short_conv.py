@@ -36,11 +36,11 @@ class ShortConv(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the projections, the first of which files hold as one, and a row of weights for each channel."""
         size = (self.hidden, self.hidden)
-        found = {"conv_norm": vector("attn_norm.weight", "operator_norm.weight", self.hidden)}
+        specs = {"conv_norm": vector("attn_norm.weight", "operator_norm.weight", self.hidden)}
         for i, key in enumerate(("gate_in", "gate_out", "u")):
             gguf, hf = (self._third(i, name) for name in ("shortconv.in_proj.weight", "conv.in_proj.weight"))
-            found[key] = matrix(gguf, hf, *size)
-        return found | {
+            specs[key] = matrix(gguf, hf, *size)
+        return specs | {
             "conv": vector(
                 Cut("shortconv.conv.weight", (self.hidden, self.taps), take=np.ravel),
                 Cut("conv.conv.weight", (self.hidden, 1, self.taps), take=np.ravel),

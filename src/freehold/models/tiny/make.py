@@ -100,17 +100,17 @@ def write_safetensors(tiny: TinyConfig, folder: Path, *, dtype: str = "F32") -> 
 
 def hf_tensors(tiny: TinyConfig) -> dict[str, F32]:
     """Draw every tensor that a safetensors model stores, by its published name."""
-    found: dict[str, F32] = {}
+    tensors: dict[str, F32] = {}
     for prefix, key, spec in declared(tiny):
         if not spec.hf or ((spec.optional or spec.default) and key not in tiny.optional):
             continue
         for name, shape in _stored(spec.hf[tiny.names.get(key, 0)], spec.shape):
             shape = tuple(tiny.shapes.get(name, shape))
-            if prefix + name not in found:
+            if prefix + name not in tensors:
                 centred = spec.hf_offset != 0.0
-                found[prefix + name] = draw.tensor(tiny.seed, prefix + name, shape, zero_centred=centred)
-            assert found[prefix + name].shape == shape, f"{prefix + name} is declared with two shapes"
-    return found | {name: draw.tensor(tiny.seed, name, tuple(shape)) for name, shape in tiny.beside.items()}
+                tensors[prefix + name] = draw.tensor(tiny.seed, prefix + name, shape, zero_centred=centred)
+            assert tensors[prefix + name].shape == shape, f"{prefix + name} is declared with two shapes"
+    return tensors | {name: draw.tensor(tiny.seed, name, tuple(shape)) for name, shape in tiny.beside.items()}
 
 
 def declared(tiny: TinyConfig) -> Iterator[tuple[str, str, TensorSpec]]:
@@ -181,27 +181,27 @@ def _gguf_tensors(tiny: TinyConfig, source: Source) -> dict[str, F32]:
     groups = [("", renamed(network.ends.tensors(), family.names), source.ends)]
     for i, layer in enumerate(network.layers):
         groups.append((f"blk.{i}.", layer.tensors(), source.layers[i]))
-    found = {name: np.array(values, np.float32) for name, values in tiny.tensors.items()}
+    tensors = {name: np.array(values, np.float32) for name, values in tiny.tensors.items()}
     for prefix, specs, bound in groups:
         for key, spec in specs.items():
             tied = spec.default and bound[key].tensor is bound[spec.default].tensor
             if key in bound and spec.gguf and not tied:
                 values = bound[key].tensor.numpy().reshape(spec.shape) + np.float32(bound[key].spec.hf_offset)
                 values = _in_turns(values, *tiny.turns[key]) if key in tiny.turns else values
-                _store(found, prefix, spec, in_gguf_order(values, spec.head))
-    for name, value in found.items():
+                _store(tensors, prefix, spec, in_gguf_order(values, spec.head))
+    for name, value in tensors.items():
         assert not np.isnan(value).any(), f"{name} is declared in part"
-    return found
+    return tensors
 
 
-def _store(found: dict[str, F32], prefix: str, spec: TensorSpec, values: F32) -> None:
+def _store(tensors: dict[str, F32], prefix: str, spec: TensorSpec, values: F32) -> None:
     """Put a declared weight where its first name says: a tensor of its own, or rows of one that holds several."""
     name = spec.gguf[0]
     if isinstance(name, str):
-        found[prefix + name] = values[0] if len(values) == 1 and values.ndim == 2 else values
+        tensors[prefix + name] = values[0] if len(values) == 1 and values.ndim == 2 else values
         return
     assert isinstance(name.name, str), f"{name.name}: a GGUF holds declared weights whole"
-    whole = found.setdefault(prefix + name.name, np.full(name.shape, np.nan, np.float32))
+    whole = tensors.setdefault(prefix + name.name, np.full(name.shape, np.nan, np.float32))
     if name.take is not None:
         whole.reshape(-1)[_sources(name)] = values.reshape(-1)
         assert np.array_equal(name.take(whole), values), (

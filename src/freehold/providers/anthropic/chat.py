@@ -56,8 +56,8 @@ class MessagesWriter:
         """Whether thinking may be on: calls of tools that now get their results began with signed reasoning."""
         if not self._results:
             return True
-        asked = next((turn for turn in reversed(self.turns) if turn["role"] == "assistant"), None)
-        return asked is None or asked["content"][0]["type"] in ("thinking", "redacted_thinking")
+        last_turn = next((turn for turn in reversed(self.turns) if turn["role"] == "assistant"), None)
+        return last_turn is None or last_turn["content"][0]["type"] in ("thinking", "redacted_thinking")
 
     def _turn(self, role: str) -> list[Any]:
         if not self.turns or self.turns[-1]["role"] != role:
@@ -146,7 +146,7 @@ def _blocks(message: Message) -> Iterator[Item]:
     """Yield an assistant's blocks: its text cut where reasoning stood, then its calls, with reasoning between them."""
     text, at, calls = message.content, 0, 0
 
-    def said(until: int) -> Iterator[Item]:
+    def signed_at(until: int) -> Iterator[Item]:
         nonlocal at
         if text[at:until].strip():
             yield {"type": "text", "text": text[at:until]}
@@ -155,16 +155,16 @@ def _blocks(message: Message) -> Iterator[Item]:
     def called(until: int) -> Iterator[Item]:
         nonlocal calls
         if until > calls:
-            yield from said(len(text))
+            yield from signed_at(len(text))
         for call in message.tool_calls[calls:until]:
             yield {"type": "tool_use", "id": _safe(call.id), "name": call.name, "input": object_text(call)}
         calls = max(calls, until)
 
     for block in message.signed:
-        yield from said(block.text_before)
+        yield from signed_at(block.text_before)
         yield from called(block.calls_before)
         yield _thought(block)
-    yield from said(len(text))
+    yield from signed_at(len(text))
     yield from called(len(message.tool_calls))
 
 

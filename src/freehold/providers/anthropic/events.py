@@ -328,10 +328,14 @@ def usage_of(counts: ClaudeUsage) -> Usage | None:
 
 def cause_of(error: ClaudeError, otherwise: Cause) -> Cause:
     """Return why an attempt failed. An overlong prompt and an empty account are both named in words only."""
-    said = error.message.lower()
+    message = error.message.lower()
     if error.type == "invalid_request_error":
-        if "prompt is too long" in said or "exceed context limit" in said or "context window" in said:
+        if (
+            "prompt is too long" in message
+            or "exceed context limit" in message
+            or "context window" in message
+        ):
             return "context"
-        if "credit balance" in said:
+        if "credit balance" in message:
             return "auth"
     return CAUSES.get(error.type, otherwise)

@@ -55,5 +55,5 @@ def _off(family: str, version: tuple[int, int]) -> Literal["", "disabled", "betw
 
 
 def _version(name: str) -> tuple[str, tuple[int, int]]:
-    found = _NAME.search(name)
-    return ("", _NEWEST) if found is None else (found[1] or "", (int(found[2]), int(found[3] or 0)))
+    match = _NAME.search(name)
+    return ("", _NEWEST) if match is None else (match[1] or "", (int(match[2]), int(match[3] or 0)))

@@ -25,44 +25,46 @@ def fitted(schema: Mapping[str, Any], free: Callable[[], None]) -> tuple[dict[st
     return _fitted(schema, free, loose, 0), loose
 
 
-def _fitted(given: Any, free: Callable[[], None], loose: set[str], depth: int) -> Any:
-    if not isinstance(given, Mapping) or depth > MOST_DEPTH:
-        return given
-    made: dict[str, Any] = {name: given[name] for name in _KEPT if name in given}
+def _fitted(schema: Any, free: Callable[[], None], loose: set[str], depth: int) -> Any:
+    if not isinstance(schema, Mapping) or depth > MOST_DEPTH:
+        return schema
+    fitted_schema: dict[str, Any] = {name: schema[name] for name in _KEPT if name in schema}
 
     def fit(part: Any) -> Any:
         return _fitted(part, free, loose, depth + 1)
 
-    if "items" in given:
-        made["items"] = fit(given["items"])
+    if "items" in schema:
+        fitted_schema["items"] = fit(schema["items"])
     for name in _MANY:
-        if isinstance(parts := given.get(name), list):
-            made["allOf" if name == "allOf" else "anyOf"] = [fit(part) for part in parts]
+        if isinstance(parts := schema.get(name), list):
+            fitted_schema["allOf" if name == "allOf" else "anyOf"] = [fit(part) for part in parts]
     for name in _NAMED:
-        if isinstance(parts := given.get(name), Mapping):
-            made[name] = {key: fit(part) for key, part in parts.items()}
-    if _is_object(given):
-        if isinstance(given.get("additionalProperties"), Mapping) or not given.get("properties"):
+        if isinstance(parts := schema.get(name), Mapping):
+            fitted_schema[name] = {key: fit(part) for key, part in parts.items()}
+    if _is_object(schema):
+        if isinstance(schema.get("additionalProperties"), Mapping) or not schema.get("properties"):
             free()
-        made["additionalProperties"] = False
-    if left := _left(given, made):
-        said = ", ".join(f"{key}: {value}" for key, value in left.items())
-        made["description"] = "\n".join(filter(None, (str(given.get("description") or ""), f"({said})")))
-    loose.update(left, {"oneOf"} & given.keys())
-    return made
+        fitted_schema["additionalProperties"] = False
+    if left := _left(schema, fitted_schema):
+        limits = ", ".join(f"{key}: {value}" for key, value in left.items())
+        fitted_schema["description"] = "\n".join(
+            filter(None, (str(schema.get("description") or ""), f"({limits})"))
+        )
+    loose.update(left, {"oneOf"} & schema.keys())
+    return fitted_schema
 
 
-def _is_object(given: Mapping[str, Any]) -> bool:
-    kind = given.get("type")
-    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in given
+def _is_object(schema: Mapping[str, Any]) -> bool:
+    kind = schema.get("type")
+    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema
 
 
-def _left(given: Mapping[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords that have no place; put the few that have one under a condition into `made`."""
+def _left(schema: Mapping[str, Any], fitted_schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords that have no place; put the few that have one under a condition into `fitted_schema`."""
     known = {*_KEPT, "items", *_MANY, *_NAMED, "additionalProperties", "$schema", "$id", "examples"}
-    left = {name: value for name, value in given.items() if name not in known}
+    left = {name: value for name, value in schema.items() if name not in known}
     if left.get("format") in _FORMATS:
-        made["format"] = left.pop("format")
+        fitted_schema["format"] = left.pop("format")
     if left.get("minItems") in (0, 1):
-        made["minItems"] = left.pop("minItems")
+        fitted_schema["minItems"] = left.pop("minItems")
     return left

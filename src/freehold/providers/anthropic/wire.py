@@ -87,17 +87,17 @@ class AnthropicWire:
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
         """Describe an answer that is not 200."""
         cause = _CAUSES.get(status, "server" if status >= 500 else "redirect" if status < 400 else "request")
-        said = ""
+        detail = ""
         try:
             error = ERROR.decode(body).error
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass  # a page of some proxy's
         else:
-            said = f": {error.type}: {plain(error.message)}"
+            detail = f": {error.type}: {plain(error.message)}"
             cause = cause_of(error, cause) if cause == "request" else cause
         wait = retry_after_s(headers)
         return UpstreamFault(
-            cause, f"the provider answered {status}{said}", status=status, retry_after_s=wait
+            cause, f"the provider answered {status}{detail}", status=status, retry_after_s=wait
         )
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> NoReturn:
@@ -150,20 +150,20 @@ def _prompt(demands: Demands, claude: Claude) -> tuple[dict[str, Any], MessagesW
 
 def _tool(tool: Tool, demands: Demands, claude: Claude) -> dict[str, Any]:
     schema = dict(tool.parameters) or {"type": "object", "properties": {}}
-    made: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **schema}}
+    declared: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **schema}}
     if tool.description:
-        made["description"] = tool.description
+        declared["description"] = tool.description
     if not tool.strict:
-        return made
+        return declared
     if not claude.schemas:
         demands.unused("strict of a tool")
-        return made
+        return declared
     free: list[None] = []
-    strict, loose = fitted(made["input_schema"], lambda: free.append(None))
+    strict, loose = fitted(declared["input_schema"], lambda: free.append(None))
     if loose or (free and schema.get("properties")):
         demands.unused("strict of a tool", f"its schema has what {demands.model.model} does not enforce")
-        return made
-    return {**made, "input_schema": strict, "strict": True}
+        return declared
+    return {**declared, "input_schema": strict, "strict": True}
 
 
 def _choose(body: dict[str, Any], demands: Demands, claude: Claude) -> None:
@@ -199,28 +199,28 @@ def _think(body: dict[str, Any], demands: Demands, claude: Claude, writer: Messa
     """Set thinking and effort. Calls that are forced, or that began without reasoning of this model, exclude it."""
     job = demands.job
     forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
-    asked = bool(job.think or job.think_tokens or (job.effort and job.think is None))
-    if asked and (claude.thinks == "no" or not demands.model.abilities.thinking):
+    thinks = bool(job.think or job.think_tokens or (job.effort and job.think is None))
+    if thinks and (claude.thinks == "no" or not demands.model.abilities.thinking):
         demands.unused("thinking", f"{demands.model.model} does not think before it answers")
         return
-    if forced and asked:
+    if forced and thinks:
         demands.unused("thinking", "a call of a tool is forced")
-        asked = False
+        thinks = False
     if claude.thinks == "adaptive":
-        _adapt(body, demands, claude, asked=asked, off=forced or job.think is False)
-    elif asked and not writer.thinks_first:
+        _adapt(body, demands, claude, thinks=thinks, off=forced or job.think is False)
+    elif thinks and not writer.thinks_first:
         demands.unused("thinking", "the reasoning before these calls of tools is not this model's")
-    elif asked:
+    elif thinks:
         _budget(body, demands)
     if job.effort and claude.efforts and job.think is not False:
         body["output_config"] = {**body.get("output_config", {}), "effort": job.effort}
 
 
-def _adapt(body: dict[str, Any], demands: Demands, claude: Claude, *, asked: bool, off: bool) -> None:
+def _adapt(body: dict[str, Any], demands: Demands, claude: Claude, *, thinks: bool, off: bool) -> None:
     """The model decides how much it thinks; the newest do so unless the request says otherwise."""
-    if demands.job.think_tokens is not None and asked:
+    if demands.job.think_tokens is not None and thinks:
         demands.unused("the budget of thinking", f"{demands.model.model} takes an effort instead")
-    if asked:
+    if thinks:
         body["thinking"] = {"type": "adaptive", "display": "summarized"}
     elif off and claude.off == "never":
         demands.warn(f"thinking could not be switched off: {demands.model.model} always thinks")
@@ -242,7 +242,7 @@ def _budget(body: dict[str, Any], demands: Demands) -> None:
 
 
 def _sample(body: dict[str, Any], demands: Demands, claude: Claude) -> None:
-    found = demands.sampling(_SAMPLING)
+    sampling = demands.sampling(_SAMPLING)
     thinks = body.get("thinking", {}).get("type") in ("enabled", "adaptive")
     if not claude.sampling or thinks:
         why = (
@@ -250,14 +250,14 @@ def _sample(body: dict[str, Any], demands: Demands, claude: Claude) -> None:
             if claude.sampling
             else f"{demands.model.model} chooses its tokens itself"
         )
-        for name, value in found.items():
+        for name, value in sampling.items():
             if (name, value) != ("temperature", 1):
                 demands.unused(name, why)
         return
-    if found.get("temperature", 0) > 1:
-        demands.warn(f"temperature is {found['temperature']}; {demands.model.model} takes at most 1")
-        found["temperature"] = 1.0
-    if not claude.both and "temperature" in found and "top_p" in found:
+    if sampling.get("temperature", 0) > 1:
+        demands.warn(f"temperature is {sampling['temperature']}; {demands.model.model} takes at most 1")
+        sampling["temperature"] = 1.0
+    if not claude.both and "temperature" in sampling and "top_p" in sampling:
         demands.unused("top_p", f"{demands.model.model} takes temperature or top_p, not both")
-        del found["top_p"]
-    body.update(found)
+        del sampling["top_p"]
+    body.update(sampling)

@@ -1,6 +1,6 @@
 """Writes a chat in Gemini's contents and parts, with its signatures on the parts that had them.
 
-Calls of tools may have no ids there: those that were made here (MADE) are not sent, and results name the tool. Knows
+Calls of tools may have no ids there: those that were made here (OWN_ID) are not sent, and results name the tool. Knows
 parts; knows no options. Path: GeminiWire.request -> ContentWriter -> system, contents
 """
 
@@ -14,7 +14,7 @@ from freehold.providers.demands import Demands, object_text, reminder
 from freehold.providers.gemini.models import Gemini
 from freehold.types import Image, Message
 
-MADE = "gcall_"  # begins the ids of calls that Gemini sent without one
+OWN_ID = "gcall_"  # begins the ids of calls that Gemini sent without one
 # What Google names for histories whose calls another model made (docs/thought-signatures, FAQ).
 UNSIGNED = "skip_thought_signature_validator"
 _MEDIA = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif")
@@ -98,14 +98,17 @@ class ContentWriter:
     def _assistant(self, message: Message) -> None:
         if any(isinstance(part, Image) for part in message.parts):
             self._demands.lacks("takes no pictures in an assistant's turn")
-        parts = [*_said(message)]
+        parts = [*_text_parts(message)]
         for call in message.tool_calls:
             self._names[call.id] = call.name
-            made: Part = {"name": call.name, "args": object_text(call)}
+            function_call: Part = {"name": call.name, "args": object_text(call)}
             if _is_theirs(call.id):
-                made["id"] = call.id
+                function_call["id"] = call.id
             parts.append(
-                {"functionCall": made, **({"thoughtSignature": call.signature} if call.signature else {})}
+                {
+                    "functionCall": function_call,
+                    **({"thoughtSignature": call.signature} if call.signature else {}),
+                }
             )
         if parts:
             self._add("model", parts)
@@ -121,7 +124,7 @@ class ContentWriter:
                 self._demands.warn("calls of tools that another model made were sent without its reasoning")
 
 
-def _said(message: Message) -> list[Part]:
+def _text_parts(message: Message) -> list[Part]:
     """Return an assistant's text in the parts that were signed, and its signed thoughts between them."""
     parts: list[Part] = []
     blocks = [block for block in message.signed if block.signature]  # what is redacted is another API's
@@ -142,4 +145,4 @@ def _said(message: Message) -> list[Part]:
 
 
 def _is_theirs(id: str) -> bool:
-    return bool(id) and not id.startswith(MADE)
+    return bool(id) and not id.startswith(OWN_ID)

@@ -16,7 +16,7 @@ import msgspec
 
 from freehold.providers.contract import Cause, EventReader, Piece, UpstreamFault
 from freehold.providers.faults import check_counts, decoded, invalid, plain
-from freehold.providers.gemini.chat import MADE
+from freehold.providers.gemini.chat import OWN_ID
 from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
 
 _REASONS: dict[str, FinishReason] = {
@@ -157,16 +157,16 @@ _ANSWER = msgspec.json.Decoder(GeminiAnswer)
 
 def cause_of(error: GoogleError, otherwise: Cause) -> Cause:
     """Return why an attempt failed. A prompt that is too long and a wrong key are both INVALID_ARGUMENT."""
-    said = error.message.lower()
-    if any(detail.reason == "API_KEY_INVALID" for detail in error.details) or "api key not valid" in said:
+    message = error.message.lower()
+    if any(detail.reason == "API_KEY_INVALID" for detail in error.details) or "api key not valid" in message:
         return "auth"
-    if error.status in ("INVALID_ARGUMENT", "OUT_OF_RANGE") and _too_long(said):
+    if error.status in ("INVALID_ARGUMENT", "OUT_OF_RANGE") and _too_long(message):
         return "context"
     return STATUSES.get(error.status, otherwise)
 
 
-def _too_long(said: str) -> bool:
-    return "exceed" in said and ("token" in said or "payload size" in said)
+def _too_long(message: str) -> bool:
+    return "exceed" in message and ("token" in message or "payload size" in message)
 
 
 class _Answer:
@@ -175,7 +175,7 @@ class _Answer:
     __slots__ = ("calls", "chars", "made", "reason")
 
     def __init__(self) -> None:
-        self.made = f"{MADE}{secrets.token_hex(12)}_"  # begins the ids of its calls that come without one
+        self.made = f"{OWN_ID}{secrets.token_hex(12)}_"  # begins the ids of its calls that come without one
         self.chars = self.calls = 0
         self.reason: FinishReason | None = None
 
@@ -195,9 +195,9 @@ class ResponseReader(EventReader):
         """Return what an event adds."""
         came = decoded(_ANSWER, data, "an answer that cannot be read")
         if came.error is not None:
-            said = plain(came.error.message)
+            message = plain(came.error.message)
             raise UpstreamFault(
-                cause_of(came.error, "server"), f"{came.error.status}: {said}", status=came.error.code
+                cause_of(came.error, "server"), f"{came.error.status}: {message}", status=came.error.code
             )
         self.answer_id = came.response_id or self.answer_id
         self._usage = came.usage_metadata or self._usage
@@ -254,20 +254,20 @@ def _chunk(part: GeminiPart, answer: _Answer) -> Chunk | None:
     answer.chars += 0 if part.thought else len(part.text)
     if signature:
         block = SignedThinking(part.text if part.thought else "", signature, "", at, answer.calls)
-        said = Chunk(thinking=part.text) if part.thought else Chunk(part.text)
-        return replace(said, signed=(block,))  # of the part that begins here
+        chunk = Chunk(thinking=part.text) if part.thought else Chunk(part.text)
+        return replace(chunk, signed=(block,))  # of the part that begins here
     if not part.text:
         return None
     return Chunk(thinking=part.text) if part.thought else Chunk(part.text)
 
 
 def _reason(candidate: AnswerCandidate, answer: _Answer) -> FinishReason:
-    given = candidate.finish_reason or ""
-    reason = _REASONS.get(given)
+    finish_reason = candidate.finish_reason or ""
+    reason = _REASONS.get(finish_reason)
     if reason is None:
-        cause: Cause = "request" if given == "MISSING_THOUGHT_SIGNATURE" else "invalid"
-        said = f": {plain(candidate.finish_message)}" if candidate.finish_message else ""
-        raise UpstreamFault(cause, f"the model gave its answer up with {plain(given)}{said}")
+        cause: Cause = "request" if finish_reason == "MISSING_THOUGHT_SIGNATURE" else "invalid"
+        detail = f": {plain(candidate.finish_message)}" if candidate.finish_message else ""
+        raise UpstreamFault(cause, f"the model gave its answer up with {plain(finish_reason)}{detail}")
     return "tool_calls" if reason == "stop" and answer.calls else reason
 
 

@@ -43,5 +43,5 @@ def gemini_of(name: str) -> Gemini:
 
 
 def _version(name: str) -> tuple[int, int]:
-    found = _NAME.search(name)
-    return (99, 0) if found is None else (int(found[1]), int(found[2] or 0))
+    match = _NAME.search(name)
+    return (99, 0) if match is None else (int(match[1]), int(match[2] or 0))

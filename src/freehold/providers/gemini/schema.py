@@ -32,26 +32,28 @@ def subset(schema: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     return _subset(schema, loose, 0), loose
 
 
-def _subset(given: Any, loose: set[str], depth: int) -> Any:
-    if not isinstance(given, Mapping) or depth > MOST_DEPTH:
-        return given
-    made: dict[str, Any] = {}
+def _subset(schema: Any, loose: set[str], depth: int) -> Any:
+    if not isinstance(schema, Mapping) or depth > MOST_DEPTH:
+        return schema
+    subset_schema: dict[str, Any] = {}
     left: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in schema.items():
         if name in _READ:
-            made[name] = value
+            subset_schema[name] = value
         elif name in _ONE:
-            made[name] = _subset(value, loose, depth + 1)
+            subset_schema[name] = _subset(value, loose, depth + 1)
         elif name in _MANY and isinstance(value, list):
-            made[name] = [_subset(part, loose, depth + 1) for part in value]
+            subset_schema[name] = [_subset(part, loose, depth + 1) for part in value]
         elif name in _NAMED and isinstance(value, Mapping):
-            made[name] = {key: _subset(part, loose, depth + 1) for key, part in value.items()}
+            subset_schema[name] = {key: _subset(part, loose, depth + 1) for key, part in value.items()}
         elif name == "const" and isinstance(value, str | int | float):
-            made["enum"] = [value]
+            subset_schema["enum"] = [value]
         elif name not in _SAYS_NOTHING:
             left[name] = value
     if left:
         loose.update(left)
-        said = ", ".join(f"{name}: {value}" for name, value in left.items())
-        made["description"] = "\n".join(filter(None, (str(given.get("description") or ""), f"({said})")))
-    return made
+        limits = ", ".join(f"{name}: {value}" for name, value in left.items())
+        subset_schema["description"] = "\n".join(
+            filter(None, (str(schema.get("description") or ""), f"({limits})"))
+        )
+    return subset_schema

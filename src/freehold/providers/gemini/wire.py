@@ -87,18 +87,18 @@ class GeminiWire:
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
         """Describe an answer that is not 200."""
         cause = _CAUSES.get(status, "server" if status >= 500 else "redirect" if status < 400 else "request")
-        said, wait = "", retry_after_s(headers)
+        detail, wait = "", retry_after_s(headers)
         try:
             failed = _FAILED.decode(body)
             error = (failed[0] if isinstance(failed, list) else failed).error
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError):
             pass  # a page of some proxy's
         else:
-            said = f": {error.status}: {plain(error.message)}"
+            detail = f": {error.status}: {plain(error.message)}"
             cause = cause_of(error, cause) if cause in ("request", "server") else cause
             wait = wait if wait is not None else _delay(error)
         return UpstreamFault(
-            cause, f"the provider answered {status}{said}", status=status, retry_after_s=wait
+            cause, f"the provider answered {status}{detail}", status=status, retry_after_s=wait
         )
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
@@ -113,8 +113,8 @@ class GeminiWire:
     def count(self, model: RemoteModel, job: Job) -> Outgoing:
         """Return the request that counts a chat's tokens, with its tools and pictures."""
         demands = Demands(model, job)
-        asked = {"model": f"models/{_name(model)}", **_body(demands)}
-        return _outgoing(model, "countTokens", {"generateContentRequest": asked}, demands.warnings)
+        request = {"model": f"models/{_name(model)}", **_body(demands)}
+        return _outgoing(model, "countTokens", {"generateContentRequest": request}, demands.warnings)
 
     def counted(self, body: bytes) -> int:
         """Read the count."""
@@ -176,9 +176,9 @@ def _body(demands: Demands) -> dict[str, Any]:
 
 
 def _declared(tool: Tool, demands: Demands) -> dict[str, Any]:
-    made: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    declared: dict[str, Any] = {"name": tool.name, "description": tool.description}
     if tool.parameters:
-        made["parametersJsonSchema"], loose = subset(tool.parameters)
+        declared["parametersJsonSchema"], loose = subset(tool.parameters)
         if loose:
             names = ", ".join(sorted(loose))
             demands.warn(
@@ -186,7 +186,7 @@ def _declared(tool: Tool, demands: Demands) -> dict[str, Any]:
             )
     if tool.strict:
         demands.unused("strict of a tool")
-    return made
+    return declared
 
 
 def _choose(body: dict[str, Any], demands: Demands) -> None:
@@ -224,17 +224,17 @@ def _form(config: dict[str, Any], demands: Demands) -> None:
 
 def _thinking(demands: Demands, gemini: Gemini) -> dict[str, Any] | None:
     job, name = demands.job, demands.model.model
-    asked = bool(job.think or job.think_tokens or (job.effort and job.think is None))
-    if asked and (gemini.thinks == "no" or not demands.model.abilities.thinking):
+    thinks = bool(job.think or job.think_tokens or (job.effort and job.think is None))
+    if thinks and (gemini.thinks == "no" or not demands.model.abilities.thinking):
         demands.unused("thinking", f"{name} does not think before it answers")
         return None
-    if not asked and (job.think is not False or gemini.thinks == "no"):
+    if not thinks and (job.think is not False or gemini.thinks == "no"):
         return None
-    if not asked and gemini.least != 0:
+    if not thinks and gemini.least != 0:
         demands.warn(f"thinking could not be switched off: {name} thinks as little as it can")
     if gemini.thinks == "budget":
-        return _budget(demands) if asked else {"thinkingBudget": gemini.least}
-    if not asked:
+        return _budget(demands) if thinks else {"thinkingBudget": gemini.least}
+    if not thinks:
         return {"thinkingLevel": gemini.least}
     if job.think_tokens is not None:
         demands.unused("the budget of thinking", f"{name} takes an effort instead")

@@ -29,9 +29,9 @@ class ChatAsker:
 
     def message(self, message: Message) -> dict[str, Any]:
         """Write one turn."""
-        said: dict[str, Any] = {"role": message.role, "content": self.content(message)}
+        turn: dict[str, Any] = {"role": message.role, "content": self.content(message)}
         if message.tool_calls:
-            said["tool_calls"] = [
+            turn["tool_calls"] = [
                 {
                     "id": self.call_id(c.id),
                     "type": "function",
@@ -39,27 +39,27 @@ class ChatAsker:
                 }
                 for c in message.tool_calls
             ]
-            said["content"] = said["content"] or None
+            turn["content"] = turn["content"] or None
         if message.role == "tool":
-            said["tool_call_id"] = self.call_id(message.tool_call_id)
+            turn["tool_call_id"] = self.call_id(message.tool_call_id)
             if self.tool_names and message.name:
-                said["name"] = message.name
+                turn["name"] = message.name
             if message.failed:
                 self.demands.warn(
                     "this provider has no field for a tool that failed: its result says so, or nothing does"
                 )
         if message.role == "assistant" and (message.thinking or message.signed):
-            self.thoughts(message, said)
-        return said
+            self.thoughts(message, turn)
+        return turn
 
     def call_id(self, id: str) -> str:
         """Return a call's id as the provider takes it."""
         return id
 
-    def thoughts(self, message: Message, said: dict[str, Any]) -> None:
+    def thoughts(self, message: Message, turn: dict[str, Any]) -> None:
         """Put an earlier turn's reasoning into what is said, or warn."""
         if self.thinks_back and message.thinking:
-            said["reasoning_content"] = message.thinking
+            turn["reasoning_content"] = message.thinking
         else:
             self.demands.warn("the reasoning of earlier turns is not sent to this provider")
 
@@ -104,12 +104,12 @@ class ChatAsker:
 
     def tool(self, tool: Tool) -> dict[str, Any]:
         """Write one tool."""
-        said: dict[str, Any] = {"name": tool.name, "description": tool.description}
-        said = {key: value for key, value in said.items() if value}
-        said["parameters"] = dict(tool.parameters) or {"type": "object", "properties": {}}
+        function: dict[str, Any] = {"name": tool.name, "description": tool.description}
+        function = {key: value for key, value in function.items() if value}
+        function["parameters"] = dict(tool.parameters) or {"type": "object", "properties": {}}
         if tool.strict:
-            said["strict"] = True
-        return {"type": "function", "function": said}
+            function["strict"] = True
+        return {"type": "function", "function": function}
 
     def format(self, format: Format | None) -> dict[str, Any]:
         """Write what the answer's text must be."""

@@ -129,27 +129,31 @@ class UsageCounts(msgspec.Struct, gc=False):
         """
         if self.prompt_tokens is None:
             return None
-        prompt, made = _whole(self.prompt_tokens), _whole(self.completion_tokens)
+        prompt, completion = _whole(self.prompt_tokens), _whole(self.completion_tokens)
         details = self.prompt_tokens_details
-        found = (self.prompt_cache_hit_tokens, details and details.cached_tokens, self.num_cached_tokens)
-        cached = next((_whole(n) for n in found if n), 0)
+        cached_counts = (
+            self.prompt_cache_hit_tokens,
+            details and details.cached_tokens,
+            self.num_cached_tokens,
+        )
+        cached = next((_whole(n) for n in cached_counts if n), 0)
         of_made = self.completion_tokens_details
         thought = _whole(of_made.reasoning_tokens if of_made else None)
         written = _whole(details and details.cache_write_tokens)
         total = _whole(self.total_tokens)
-        check_counts(prompt, made, cached, thought, written, max(total, 0))
-        beyond = total - prompt - made
+        check_counts(prompt, completion, cached, thought, written, max(total, 0))
+        beyond = total - prompt - completion
         if cached > prompt or (cached and beyond == cached):
             prompt += cached
         elif beyond > 0 and self.completion_tokens is not None:
-            made += beyond
+            completion += beyond
             thought = thought or beyond
         return Usage(
             prompt,
-            made,
+            completion,
             cached_tokens=cached,
             written_tokens=min(written, prompt - cached),
-            thought_tokens=min(thought, made),
+            thought_tokens=min(thought, completion),
         )
 
 
@@ -285,53 +289,53 @@ class _AnswerSoFar:
 
     def add(self, choice: EventChoice) -> Chunk | None:
         """Return what a choice adds; None where it adds nothing yet."""
-        said = choice.delta or choice.message
-        content = said.content if said is not None else choice.text
+        delta = choice.delta or choice.message
+        content = delta.content if delta is not None else choice.text
         chunk: Chunk | None = None
-        if type(content) is str and content and choice.logprobs is None and not _more(said):
+        if type(content) is str and content and choice.logprobs is None and not _more(delta):
             chunk = Chunk(content)  # nearly every event
-        elif content or choice.logprobs is not None or _more(said):
-            chunk = self._rich(said, content, choice.logprobs)
+        elif content or choice.logprobs is not None or _more(delta):
+            chunk = self._rich(delta, content, choice.logprobs)
         if choice.finish_reason:
             self._end(choice.finish_reason, choice.stop_reason)
         return chunk
 
-    def _rich(self, said: Delta | None, content: Any, logprobs: _ChoiceLogprobs | None) -> Chunk | None:
-        said = said or Delta()
+    def _rich(self, delta: Delta | None, content: Any, logprobs: _ChoiceLogprobs | None) -> Chunk | None:
+        delta = delta or Delta()
         text, thinking = (content or "", "") if not isinstance(content, list) else _split(content)
-        thinking += said.reasoning_content or said.reasoning or ""
-        self._refused = self._refused or bool(said.refusal)
+        thinking += delta.reasoning_content or delta.reasoning or ""
+        self._refused = self._refused or bool(delta.refusal)
         chunk = Chunk(
             text,
             thinking,
             logprobs=tuple(_logged(logprobs)) if logprobs is not None else (),
-            tool_calls=tuple(self._pieces(said.tool_calls or ())),
-            refusal=said.refusal or "",
+            tool_calls=tuple(self._pieces(delta.tool_calls or ())),
+            refusal=delta.refusal or "",
         )
         return None if chunk == Chunk() else chunk
 
     def _pieces(self, calls: Sequence[CallDelta]) -> Iterator[ToolPiece]:
         for place, call in enumerate(calls):
-            made = call.function or _CalledFunction()
-            arguments = made.arguments
+            function = call.function or _CalledFunction()
+            arguments = function.arguments
             if isinstance(arguments, dict):
                 arguments = msgspec.json.encode(arguments).decode()
             theirs = place if call.index is None else call.index
             number = self._numbers.get(theirs)
-            if number is None or (call.id and made.name and call.id != self._calls[number]):
+            if number is None or (call.id and function.name and call.id != self._calls[number]):
                 # Some give every call of an answer the same number.
-                if not made.name:
+                if not function.name:
                     raise invalid("a tool call without a name")
                 number = self._numbers[theirs] = len(self._calls)
                 self._calls.append(call.id or f"call_{token_hex(12)}")
-                yield ToolPiece(number, self._calls[number], made.name, arguments or "")
+                yield ToolPiece(number, self._calls[number], function.name, arguments or "")
             elif arguments:
                 yield ToolPiece(number, arguments=arguments)
 
-    def _end(self, said: str, stop: str | int | None) -> None:
-        if said in _FAILED:
-            raise UpstreamFault("server", f"the provider ended its answer by {said}", status=200)
-        reason = _REASONS.get(said, "stop")
+    def _end(self, finish_reason: str, stop: str | int | None) -> None:
+        if finish_reason in _FAILED:
+            raise UpstreamFault("server", f"the provider ended its answer by {finish_reason}", status=200)
+        reason = _REASONS.get(finish_reason, "stop")
         if reason == "stop":
             reason = "refusal" if self._refused else "tool_calls" if self._calls else reason
         self.reason = reason
@@ -341,10 +345,10 @@ class _AnswerSoFar:
         return Chunk(finish_reason=self.reason, usage=usage, stop=self._stop)
 
 
-def _more(said: Delta | None) -> bool:
+def _more(delta: Delta | None) -> bool:
     """Whether a delta has more than text."""
-    return said is not None and bool(
-        said.reasoning_content or said.reasoning or said.refusal or said.tool_calls
+    return delta is not None and bool(
+        delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls
     )
 
 
@@ -360,8 +364,8 @@ def _split(parts: Sequence[_Part]) -> tuple[str, str]:
     return text, thinking
 
 
-def _logged(given: _ChoiceLogprobs) -> Iterator[TokenLogprob]:
-    for one in given.content or ():
+def _logged(logprobs: _ChoiceLogprobs) -> Iterator[TokenLogprob]:
+    for one in logprobs.content or ():
         top = one.top_logprobs or ()
         yield TokenLogprob(
             NO_ID,
@@ -370,8 +374,8 @@ def _logged(given: _ChoiceLogprobs) -> Iterator[TokenLogprob]:
             _bytes(one),
             tuple(_bytes(t) for t in top),
         )
-    tops = given.top_logprobs or [None] * len(given.tokens or ())
-    for token, logprob, top in zip(given.tokens or (), given.token_logprobs or (), tops, strict=False):
+    tops = logprobs.top_logprobs or [None] * len(logprobs.tokens or ())
+    for token, logprob, top in zip(logprobs.tokens or (), logprobs.token_logprobs or (), tops, strict=False):
         if logprob is not None:
             best = sorted(((n, t) for t, n in (top or {}).items() if n is not None), reverse=True)
             yield TokenLogprob(
@@ -404,7 +408,7 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
 
 def _told(error: WireError | str) -> UpstreamFault:
     """Return the fault that an event of a stream tells."""
-    said = error if isinstance(error, str) else error.message if isinstance(error.message, str) else ""
+    message = error if isinstance(error, str) else error.message if isinstance(error.message, str) else ""
     kind = "" if isinstance(error, str) else str(error.type or error.code or "")
     cause = "rate" if "rate" in kind else "server"
-    return UpstreamFault(cause, f"the provider's stream failed: {plain(said)}", status=200)
+    return UpstreamFault(cause, f"the provider's stream failed: {plain(message)}", status=200)

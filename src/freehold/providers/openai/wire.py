@@ -120,14 +120,14 @@ class OpenAIWire:
             body[self.most_field] = job.max_tokens
         if job.n > 1:
             body["n"] = job.n
-        given = demands.sampling(
+        limits = demands.sampling(
             {**self.sampling, **({"seed": self.seed_field} if self.takes_seed(demands) else {})}
         )
         if self.thinks(demands.model):
-            for name in given.keys() & SAMPLING.keys():
+            for name in limits.keys() & SAMPLING.keys():
                 demands.unused(name, f"{demands.model.model} thinks, and takes no sampling")
-                del given[name]
-        body |= given
+                del limits[name]
+        body |= limits
         if job.stop:
             body["stop"] = self.stops(demands)
         if job.logprobs is not None:
@@ -186,13 +186,13 @@ class OpenAIWire:
 
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
         """Describe an answer that is not 200."""
-        said, code = _error(body)
+        message_sent, code = _error(body)
         cause = _CAUSES.get(status, "server" if status >= 500 else "request")
         if code == "insufficient_quota":
             cause = "auth"  # the account is empty: waiting does not help
-        if status in (400, 413, 422) and (code in _CONTEXT_CODES or _CONTEXT_WORDS.search(said)):
+        if status in (400, 413, 422) and (code in _CONTEXT_CODES or _CONTEXT_WORDS.search(message_sent)):
             cause = "context"
-        message = f"the provider answered {status}" + (f": {plain(said)}" if said else "")
+        message = f"the provider answered {status}" + (f": {plain(message_sent)}" if message_sent else "")
         return UpstreamFault(cause, message, status=status, retry_after_s=retry_after_s(headers))
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
@@ -223,7 +223,7 @@ def _error(body: bytes) -> tuple[str, str]:
         return error, str(read.code or "")
     if error is None:
         error = WireError(read.message or read.detail, read.type, read.code)
-    said = error.message
-    text = said if isinstance(said, str) else msgspec.json.encode(said).decode() if said else ""
+    message = error.message
+    text = message if isinstance(message, str) else msgspec.json.encode(message).decode() if message else ""
     code = error.code if isinstance(error.code, str) else error.type
     return text, code or ""
