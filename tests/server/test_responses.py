@@ -19,6 +19,7 @@ from freehold.server.openai.responses.store import Bounds, Keeping, Responses, S
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
+from tests.server.test_streams import eventually
 
 URL = "/v1/responses"
 ASK = {"model": "fake:1b", "input": "hi you"}
@@ -125,6 +126,23 @@ def test_a_stream_announces_the_items_of_the_whole_answer(serving, script, limit
         assert said == (
             item.get("arguments") or item.get("input") or item.get("content", [{}])[0].get("text", "")
         )
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_log_probabilities_that_wait_for_an_answers_end_are_counted_as_the_callers(serving, streamed: bool):
+    """A stream kept all of them until its end, and counted none."""
+    server = serving(Script(text="word " * 400), limits=ServerLimits(caller_bytes=100_000))
+    asked = {**ASK, "include": ["message.output_text.logprobs"], "top_logprobs": 20, "stream": streamed}
+    answer = server.client.post(URL, json=asked)
+    if streamed:
+        last = events(answer.text)[-1]
+        assert (
+            last["type"] == "response.failed" and last["response"]["error"]["code"] == "rate_limit_exceeded"
+        )
+    else:
+        assert answer.status_code == 429
+    assert server.client.post(URL, json={**asked, "top_logprobs": 0}).status_code == 200
+    assert eventually(lambda: server.doors.server.bodies.held == 0)
 
 
 def test_events_of_a_message_come_in_openais_order(serving):

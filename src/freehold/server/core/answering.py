@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from freehold.server.core.call import APART, HttpCall
-from freehold.server.core.computing import Computing, Fit
+from freehold.server.core.computing import Computing, Cut, Fit
 from freehold.server.core.limits import Gone
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Problem
@@ -121,11 +121,12 @@ class Answering:
         warnings: Sequence[str],
         fit: Fit | None = None,
         pictures: Pictures | None = None,
+        cut: Cut | None = None,
     ) -> None:
-        """`fit` adapts a job to the loaded model, and warns of what it leaves out; `pictures`: those of the jobs."""
+        """The options are those of Computing."""
         self.call, self.shape = call, shape
         self._computing = Computing(
-            call, jobs, keep_alive=keep_alive, warnings=warnings, fit=fit, pictures=pictures
+            call, jobs, keep_alive=keep_alive, warnings=warnings, fit=fit, pictures=pictures, cut=cut
         )
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
@@ -141,6 +142,7 @@ class Answering:
             choices.update((i, Choice(i, begin)) for i in self._choices(job))
 
         async def keep(job: int, chunks: list[tuple[int, Chunk]]) -> None:
+            self._hold_scores(chunks)
             for index, chunk in chunks:
                 choices[self._first[job] + index].add(chunk)
 
@@ -158,7 +160,8 @@ class Answering:
     async def stream(self, model: str) -> None:
         """Stream the answer; the last event always says how it ended."""
         self._bind(model)
-        async with EventStream(self.call, self.shape.content_type, self.shape.beat) as events:
+        reading = lambda: self._computing.prefill  # noqa: E731
+        async with EventStream(self.call, self.shape.content_type, self.shape.beat, reading) as events:
             # Sent with the first chunk: clients measure the time to the first event as the time to the first token.
             openings: dict[int, bytes] = {}
             scores = 0
@@ -169,10 +172,10 @@ class Answering:
 
             async def send(job: int, chunks: list[tuple[int, Chunk]]) -> None:
                 nonlocal scores
-                scores += sum(_scores(chunk.logprobs) for _, chunk in chunks)
+                if self.shape.keep is not None:
+                    scores += self._hold_scores(chunks)
                 # An answer that is kept has all its log-probabilities once more at its end.
-                long = self.shape.keep is not None and SCORE * scores > APART
-                if long and any(chunk.finish_reason is not None for _, chunk in chunks):
+                if SCORE * scores > APART and any(chunk.finish_reason is not None for _, chunk in chunks):
                     data = await self.call.apart(self._written, job, chunks, size=SCORE * scores)
                 else:
                     data = self._written(job, chunks)
@@ -193,6 +196,16 @@ class Answering:
                     raise
                 last = self.shape.failed(self.call.problem(e))
             await events.send(last, more=False)
+
+    def _hold_scores(self, chunks: Sequence[tuple[int, Chunk]]) -> int:
+        """Count log-probabilities that are kept to the answer's end as the caller's, and return how many they are.
+
+        Raises Refused (429, 503) where there is no room for them.
+        """
+        scores = sum(_scores(chunk.logprobs) for _, chunk in chunks)
+        if scores:
+            self.call.hold(SCORE * scores)
+        return scores
 
     def _bind(self, model: str) -> None:
         self.call.work.model = model
