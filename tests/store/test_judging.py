@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from freehold.store import judging
-from freehold.store.judging import Asked, Judgement, Judgements, judge
+from freehold.store.judging import JudgedFile, Judgement, Judgements, judge
 
 # A judge that refuses every path but those that end it, by their names.
 JUDGE = """\
@@ -25,7 +25,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_that_ends_its_judge_leaves_the_others_refused() -> None:
-    found = judge([Asked(path="a"), Asked(path="deadly"), Asked(path="b")])
+    found = judge([JudgedFile(path="a"), JudgedFile(path="deadly"), JudgedFile(path="b")])
     assert found == [Judgement("refused a", "", 1), Judgement(), Judgement("refused b", "", 1)]
 
 

@@ -92,14 +92,14 @@ def markdown(chat: SavedChat) -> str:
         name = names.get(message.role) or message.model or chat.card.model or "Answer"
         files = [f"File {file.name}:\n\n{_fenced(file.text)}" for file in message.files]
         thought = ["\n".join(f"> {line}" for line in message.thinking.splitlines())]
-        said = [part for part in (*files, *thought, message.content) if part]
-        parts.append("\n\n".join([f"## {name}", *said]))
+        parts_of_message = [part for part in (*files, *thought, message.content) if part]
+        parts.append("\n\n".join([f"## {name}", *parts_of_message]))
     return "\n\n".join(parts) + "\n"
 
 
 def _fenced(text: str) -> str:
     """Return text in a fence longer than any run of backticks in it."""
-    longest = max((len(found[0]) for found in re.finditer("`+", text)), default=0)
+    longest = max((len(match[0]) for match in re.finditer("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text.rstrip()}\n{fence}"
 

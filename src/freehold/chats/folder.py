@@ -72,20 +72,20 @@ class ChatFolder:
         `after`: what the page before returned. A place in the order, so chats that came or went since do no harm.
         """
         place = _place(after)
-        found = sorted(self._index.cards() if after else self.cards(), key=_order, reverse=True)
-        rest = [card for card in found if place is None or _order(card) < place]
+        cards = sorted(self._index.cards() if after else self.cards(), key=_order, reverse=True)
+        rest = [card for card in cards if place is None or _order(card) < place]
         more = len(rest) > limit > 0
         return rest[:limit], _cursor(rest[limit - 1]) if more else None
 
     def search(self, text: str, limit: int = 50) -> list[ChatMatch]:
         """Find messages that contain `text`, in any case, newest chat first, and chats with such a title."""
-        wanted, found = text.casefold(), []
+        wanted, hits = text.casefold(), []
         for card in sorted(self._index.having(text), key=lambda card: (card.updated, card.id), reverse=True):
             with suppress(FreeholdError):  # deleted meanwhile
-                found += islice(_matches(self.read(card.id), card, wanted), limit - len(found))
-            if len(found) >= limit:
+                hits += islice(_matches(self.read(card.id), card, wanted), limit - len(hits))
+            if len(hits) >= limit:
                 break
-        return found[:limit]
+        return hits[:limit]
 
     def exists(self, id: str) -> bool:
         """Return whether there is a chat of this id."""
@@ -184,8 +184,8 @@ class ChatFolder:
     def _used(self) -> int:
         used = 0
         for folder in (self.path, self.path / ".deleted"):
-            with suppress(FileNotFoundError), os.scandir(folder) as found:
-                for each in found:
+            with suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for each in entries:
                     with suppress(FileNotFoundError):
                         size = each.stat(follow_symlinks=False).st_size if each.is_file() else 0
                         used += max(size, FILE_BYTES)
@@ -224,12 +224,12 @@ class ChatFolder:
 
     def _deleted(self) -> list[tuple[float, Path]]:
         """Return when each deleted chat was deleted, and its file."""
-        found = []
+        deleted = []
         with suppress(OSError):
             for path in (self.path / ".deleted").iterdir():
                 at = path.name.partition("~")[0]
-                found.append((float(at) if at.isdecimal() else 0.0, path))
-        return found
+                deleted.append((float(at) if at.isdecimal() else 0.0, path))
+        return deleted
 
     @staticmethod
     def is_id(id: str) -> bool:

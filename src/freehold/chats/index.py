@@ -75,8 +75,8 @@ class ChatIndex:
             return self._cards(self._safely(lambda: self._scan(wanted)))
 
     def _cards(self, ids: Iterable[str]) -> list[ChatCard]:
-        found = (self._kept[id] for id in ids if id in self._kept)
-        return [self._current(kept.card, kept.open) for kept in found if kept.card is not None]
+        kept_cards = (self._kept[id] for id in ids if id in self._kept)
+        return [self._current(kept.card, kept.open) for kept in kept_cards if kept.card is not None]
 
     def _scan(self, wanted: bytes) -> list[str]:
         """Leave out the chats whose kept text is the file's and lacks `wanted`.
@@ -86,9 +86,9 @@ class ChatIndex:
         if self._db is None:
             return []
         kept, without = self._kept, set()
-        for id, size, changed, said in self._db.execute("SELECT id, size, changed, said FROM chats"):
+        for id, size, changed, searchable in self._db.execute("SELECT id, size, changed, said FROM chats"):
             mine = kept.get(id)
-            if wanted not in said and mine and (mine.size, mine.changed) == (size, changed):
+            if wanted not in searchable and mine and (mine.size, mine.changed) == (size, changed):
                 without.add(id)
         return [id for id in kept if id not in without]
 
@@ -124,17 +124,17 @@ class ChatIndex:
     def _take(self, files: dict[str, tuple[int, int]]) -> None:
         """Read these chats and keep what a list and a search need of them."""
         assert self._db is not None
-        rows, made = [], {}
+        rows, taken = [], {}
         for id, stamp in files.items():
             chat = None
             with suppress(FreeholdError):
                 chat = self._read(id)
             kept = KeptCard(*stamp, chat and chat.card, _open(chat))
-            rows.append((id, *stamp, msgspec.json.encode(kept), _said(chat)))
-            made[id] = kept
+            rows.append((id, *stamp, msgspec.json.encode(kept), _searchable(chat)))
+            taken[id] = kept
         with self._db:
             self._db.executemany("INSERT OR REPLACE INTO chats VALUES (?, ?, ?, ?, ?)", rows)
-        self._kept |= made
+        self._kept |= taken
 
     def _safely(self, work: Callable[[], T]) -> T:
         """Do `work`; where the database fails, once more with a new one, then with one in memory."""
@@ -209,7 +209,7 @@ def _open(chat: SavedChat | None) -> tuple[str, ...]:
     return tuple(m.id for m in chat.messages.values() if m.state in ("open", "lost"))
 
 
-def _said(chat: SavedChat | None) -> bytes:
+def _searchable(chat: SavedChat | None) -> bytes:
     if chat is None:
         return b""
     return folded(_APART.join([chat.card.title, *(m.content for m in chat.messages.values())]))

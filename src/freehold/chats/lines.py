@@ -99,15 +99,15 @@ def decoded(raw: bytes) -> ChatLine | None:
 
 def replay(data: bytes, chat: str) -> SavedChat:
     """Return what the lines make; raise ValueError where they make no chat."""
-    made = _Replay(chat)
+    state = _Replay(chat)
     rows = data.split(b"\n")
     torn = rows.pop()  # empty after a whole line; what a killed writer left is whole only if it is JSON
     for raw in rows:
         if raw.strip():
-            made.take(decoded(raw))
+            state.take(decoded(raw))
     if torn and _whole(torn):
-        made.take(decoded(torn))
-    return made.result()
+        state.take(decoded(torn))
+    return state.result()
 
 
 def _whole(torn: bytes) -> bool:
@@ -201,12 +201,12 @@ class _Replay:
         message.calls = line.calls or message.calls
 
     def _change(self, change: ChatChange) -> None:
-        given = {n: v for n in change.__struct_fields__ if (v := getattr(change, n)) is not UNSET}
-        self._set |= given
-        if "model" in given:
-            self._model = given["model"]
-        if "leaf" in given and (given["leaf"] is None or given["leaf"] in self._messages):
-            self._leaf = given["leaf"]
+        changes = {n: v for n in change.__struct_fields__ if (v := getattr(change, n)) is not UNSET}
+        self._set |= changes
+        if "model" in changes:
+            self._model = changes["model"]
+        if "leaf" in changes and (changes["leaf"] is None or changes["leaf"] in self._messages):
+            self._leaf = changes["leaf"]
 
     def result(self) -> SavedChat:
         """Return the chat; raise ValueError where there is none."""

@@ -79,15 +79,15 @@ class _Results:
             )
         path = self.path.with_name(name)
         rows = [_object(line, path) for line in _text(path).split("\n") if line.strip()]
-        found: dict[str, dict[str, Any]] = {}
+        numbered_rows: dict[str, dict[str, Any]] = {}
         times: Counter[str] = Counter()
         for row in rows:
             item = str(row.get("doc_hash"))
             times[item] += 1  # a data set that is drawn at random has some items twice
-            found[f"{item} {times[item]}"] = row
-        if not found:
+            numbered_rows[f"{item} {times[item]}"] = row
+        if not numbered_rows:
             raise UsageError(f"{path} has no item", "run the evaluation again")
-        return found
+        return numbered_rows
 
 
 def compare(one: Path, other: Path) -> ResultComparison:
@@ -99,7 +99,7 @@ def compare(one: Path, other: Path) -> ResultComparison:
         named = [", ".join(each) or "none" for each in mains]
         raise UsageError(f"no task is in both: {named[0]}; {named[1]}", "run both on the same --data")
     notes = [f"only one of them has {task}" for task in sorted(set(mains[0]) ^ set(mains[1]))]
-    templates = {str(found) for each in (a, b) if (found := each.found.get("chat_template_sha")) is not None}
+    templates = {str(sha) for each in (a, b) if (sha := each.found.get("chat_template_sha")) is not None}
     if len(templates) > 1:
         notes.append("their chat templates differ")
     return ResultComparison(
@@ -161,20 +161,20 @@ def _number(row: dict[str, Any], metric: str, results: _Results) -> float:
     )
 
 
-def _results(given: Path) -> _Results:
+def _results(place: Path) -> _Results:
     """Find the newest results file at or below a path. Raises UsageError where several folders have one."""
-    if given.is_file():
-        found = [given]
+    if place.is_file():
+        files = [place]
     else:
-        found = sorted(given.rglob("results_*.json"), key=lambda p: p.name)
-    if not found:
-        raise UsageError(f"{given} has no results_*.json", "name a folder that eval -o wrote, or such a file")
-    folders = sorted({str(path.parent) for path in found})
+        files = sorted(place.rglob("results_*.json"), key=lambda p: p.name)
+    if not files:
+        raise UsageError(f"{place} has no results_*.json", "name a folder that eval -o wrote, or such a file")
+    folders = sorted({str(path.parent) for path in files})
     if len(folders) > 1:
         raise UsageError(
-            f"{given} has results in {len(folders)} folders", f"name one of them, such as {folders[0]}"
+            f"{place} has results in {len(folders)} folders", f"name one of them, such as {folders[0]}"
         )
-    return _Results(found[-1], _object(_text(found[-1]), found[-1]))
+    return _Results(files[-1], _object(_text(files[-1]), files[-1]))
 
 
 def _text(path: Path) -> str:
@@ -189,9 +189,9 @@ def _text(path: Path) -> str:
 
 def _object(text: str, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UsageError(f"{path} is not JSON: {e}"[:200]) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UsageError(f"{path} is not a JSON object")
-    return found
+    return value

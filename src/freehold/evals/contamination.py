@@ -61,9 +61,9 @@ def overlaps(training: Iterable[str], tests: Sequence[str]) -> list[Overlap]:
             held.append((i, hit))
             in_training.update(hit)
     common = {run for counts in (in_tests, in_training) for run, n in counts.items() if n > COMMON}
-    found = _longest(runs, held, common)
-    found.update({test: Overlap(test, i, "exact", 1.0) for test, i in exact.items()})
-    return [found[test] for test in sorted(found)]
+    overlap_by_test = _longest(runs, held, common)
+    overlap_by_test.update({test: Overlap(test, i, "exact", 1.0) for test, i in exact.items()})
+    return [overlap_by_test[test] for test in sorted(overlap_by_test)]
 
 
 def _longest(

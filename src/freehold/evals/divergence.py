@@ -113,24 +113,24 @@ class DivergenceCounter:
     def result(self, *, stopped_early: bool = False) -> TextDivergence:
         """Return what was counted, of whole blocks and the rows after them."""
         assert self._same, "no rows were counted"
-        found = np.array(self._divergences)
+        divergences = np.array(self._divergences)
         logs, others = np.array(self._references), np.array(self._others)
-        mean, half = float(found.mean()), self.half_width()
+        mean, half = float(divergences.mean()), self.half_width()
         ratio = math.exp(float((logs - others).mean()))
         spread = _standard_error(self._block_means(list(logs - others)))
-        median, p90, p95, p99, p999 = (float(v) for v in np.percentile(found, _PERCENTILES))
+        median, p90, p95, p99, p999 = (float(v) for v in np.percentile(divergences, _PERCENTILES))
         return TextDivergence(
             tokens=self.tokens,
             blocks=len(self._ends),
             mean=mean,
             low=max(mean - half, 0.0) if math.isfinite(half) else 0.0,
-            high=mean + half if math.isfinite(half) else float(found.max()),
+            high=mean + half if math.isfinite(half) else float(divergences.max()),
             median=median,
             p90=p90,
             p95=p95,
             p99=p99,
             p999=p999,
-            max=float(found.max()),
+            max=float(divergences.max()),
             same_top=float(np.mean(self._same)),
             rms_delta_p=float(np.sqrt(np.mean((np.exp(others) - np.exp(logs)) ** 2))),
             perplexity_reference=math.exp(-float(logs.mean())),

@@ -105,14 +105,14 @@ def evaluate(
     """
     path = _path(home, subject)
     book = _Book() if fresh else _kept(path)
-    asked = [_asked(number, item, subject) for number, item in enumerate(task.items)]
-    missing = [each for each in asked if each.key not in book.replies and not each.error]
+    rendered = [_render(number, item, subject) for number, item in enumerate(task.items)]
+    missing = [each for each in rendered if each.key not in book.replies and not each.error]
     with (
         closing(task),
         AppendedLines(path, _head(subject)) as write,
         _Marking(book, write, task, on_item) as marking,
     ):
-        for each in asked:
+        for each in rendered:
             if each.error:
                 marking.take(each, ModelReply(error=each.error))
             elif each.key in book.replies:
@@ -123,7 +123,7 @@ def evaluate(
         marking.finish()
     rows = tuple(
         ItemResult(each.item, marking.replies[each.number], marking.marks[each.number], _mark_key(each))
-        for each in asked
+        for each in rendered
     )
     return TaskResult(task, rows, len(missing))
 
@@ -136,9 +136,9 @@ def judged(result: TaskResult, subject: EvalSubject, judge: LLM, home: Path) -> 
             if row.item.rubric and not row.mark.metrics and not row.reply.error:
                 mark = ask(judge, row.item.rubric, row.item.question.messages, row.reply.text)
                 named = filter(None, (result.task.metrics[0], row.item.doc.get("metric")))
-                made = ItemMark(dict.fromkeys(named, float(mark.passed)), mark.why)
-                write(_mark_row(row.key, made))
-                row = replace(row, mark=made)
+                new_mark = ItemMark(dict.fromkeys(named, float(mark.passed)), mark.why)
+                write(_mark_row(row.key, new_mark))
+                row = replace(row, mark=new_mark)
             rows.append(row)
     return replace(result, rows=tuple(rows))
 
@@ -159,7 +159,7 @@ def _mark_row(key: str, mark: ItemMark) -> dict[str, Any]:
     return {"mark": key, "metrics": dict(mark.metrics), "why": mark.why, "fault": mark.fault}
 
 
-def _asked(number: int, item: EvalItem, subject: EvalSubject) -> _Rendered:
+def _render(number: int, item: EvalItem, subject: EvalSubject) -> _Rendered:
     question, model = item.question, subject.model
     job = question.job(subject.adapter)
     try:
@@ -176,8 +176,8 @@ def _asked(number: int, item: EvalItem, subject: EvalSubject) -> _Rendered:
                 number, item, "", (), error=f"{longest:,} tokens; the context holds {model.context:,}"
             )
     tools = [(t.name, t.description, t.parameters) for t in question.tools]
-    said = [subject.digest, rows, starts, question.max_tokens, question.stop, tools]
-    return _Rendered(number, item, digest(json.dumps(said)), rows, starts)
+    identity = [subject.digest, rows, starts, question.max_tokens, question.stop, tools]
+    return _Rendered(number, item, digest(json.dumps(identity)), rows, starts)
 
 
 def _row(model: LLM, item: EvalItem, ids: tuple[int, ...], choice: str) -> tuple[int, ...]:
@@ -192,10 +192,10 @@ def _replies(missing: list[_Rendered], subject: EvalSubject) -> Iterator[tuple[_
     scored = [each for each in missing if each.starts]
     written = [each for each in missing if not each.starts]
     for each in scored:
-        found = subject.model.score_many(each.rows, subject.adapter)
+        scores = subject.model.score_many(each.rows, subject.adapter)
         sums = [
             float(row[start - 1 :].sum(dtype="float64"))
-            for row, start in zip(found, each.starts, strict=True)
+            for row, start in zip(scores, each.starts, strict=True)
         ]
         yield each, ModelReply(sums=tuple(sums))
     jobs = (each.item.question.job(subject.adapter) for each in written)
@@ -293,8 +293,8 @@ def _kept_reply(row: Mapping[str, Any]) -> ModelReply:
     return ModelReply(str(row["text"]), calls, sums, int(row["tokens"]), str(row["error"]))
 
 
-def _metrics(found: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:
+def _metrics(values: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:
     return {
         str(name): tuple(map(float, value)) if isinstance(value, list) else float(value)
-        for name, value in found.items()
+        for name, value in values.items()
     }

@@ -52,15 +52,17 @@ class Judge:
 
 def judge(kind: str, value: Any, by: str = "") -> Judge:
     """Return the judge of a case. `by`: the model that judges by rubric. Raises UsageError for a value that is none."""
-    made = _MAKERS[kind](value, by)
+    marker = _MAKERS[kind](value, by)
     key = json.dumps([kind, value, by if kind == "judge" else ""], sort_keys=True)
-    return Judge(kind, key, value if kind == "judge" else "", made)
+    return Judge(kind, key, value if kind == "judge" else "", marker)
 
 
 def ask(model: ChatModel, rubric: str, messages: tuple[Message, ...], answer: str) -> Mark:
     """Have a model judge an answer by a rubric: greedy, and constrained to the two verdicts."""
-    asked = "\n\n".join(f"{m.role}: {m.content}" for m in messages)
-    question = f"<rubric>\n{rubric}\n</rubric>\n<request>\n{asked}\n</request>\n<answer>\n{answer}\n</answer>"
+    request = "\n\n".join(f"{m.role}: {m.content}" for m in messages)
+    question = (
+        f"<rubric>\n{rubric}\n</rubric>\n<request>\n{request}\n</request>\n<answer>\n{answer}\n</answer>"
+    )
     chunks = model.stream(
         (Message("system", _ASK), Message("user", question)),
         max_tokens=32,
@@ -77,7 +79,7 @@ def ask(model: ChatModel, rubric: str, messages: tuple[Message, ...], answer: st
 
 def _exact(value: Any, by: str) -> Callable[[str], Mark]:
     wanted = _text(value, "exact").strip()
-    return lambda answer: _said(answer.strip() == wanted, f"is not {wanted[:60]!r}")
+    return lambda answer: _mark(answer.strip() == wanted, f"is not {wanted[:60]!r}")
 
 
 def _contains(value: Any, by: str) -> Callable[[str], Mark]:
@@ -88,7 +90,7 @@ def _contains(value: Any, by: str) -> Callable[[str], Mark]:
     def mark(answer: str) -> Mark:
         folded = answer.casefold()
         missing = [p for p in parts if p.casefold() not in folded]
-        return _said(not missing, f"does not contain {missing[0][:60]!r}" if missing else "")
+        return _mark(not missing, f"does not contain {missing[0][:60]!r}" if missing else "")
 
     return mark
 
@@ -96,7 +98,7 @@ def _contains(value: Any, by: str) -> Callable[[str], Mark]:
 def _regex(value: Any, by: str) -> Callable[[str], Mark]:
     pattern = _text(value, "regex")
     fault = _validator({"type": "string", "pattern": pattern}, f"regex {pattern[:60]!r}")
-    return lambda answer: _said(fault(json.dumps(answer.strip())) is None, f"does not match {pattern[:60]!r}")
+    return lambda answer: _mark(fault(json.dumps(answer.strip())) is None, f"does not match {pattern[:60]!r}")
 
 
 def _json(value: Any, by: str) -> Callable[[str], Mark]:
@@ -106,10 +108,10 @@ def _json(value: Any, by: str) -> Callable[[str], Mark]:
 
     def mark(answer: str) -> Mark:
         try:
-            found = json.loads(_json_text(answer))
+            parsed = json.loads(_json_text(answer))
         except (ValueError, RecursionError):
             return Mark(False, "is not JSON")
-        return _said(same_json(found, value), f"is not {wanted[:60]}")
+        return _mark(same_json(parsed, value), f"is not {wanted[:60]}")
 
     return mark
 
@@ -187,7 +189,7 @@ _MAKERS: dict[str, Callable[[Any, str], Callable[[str], Mark]]] = {
 }
 
 
-def _said(passed: bool, why: str) -> Mark:
+def _mark(passed: bool, why: str) -> Mark:
     return Mark(passed, "" if passed else why)
 
 

@@ -85,11 +85,11 @@ class Report:
 
 def values(each: TaskResult, metric: str) -> list[float]:
     """Return the numbers of a metric over a task's items; the main metric has one for every item."""
-    found: list[float] = []
+    numbers: list[float] = []
     for row in each.rows:
         value = metric_of(row, metric, main=metric == each.task.metrics[0])
-        found += [] if value is None else value if isinstance(value, tuple) else [value]
-    return [float(v) for v in found]
+        numbers += [] if value is None else value if isinstance(value, tuple) else [value]
+    return [float(v) for v in numbers]
 
 
 def metric_of(row: ItemResult, metric: str, *, main: bool) -> Metric | None:
@@ -137,14 +137,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _means(each: TaskResult) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": each.task.name, "alias": each.task.name, "sample_len": len(each.rows)}
+    means: dict[str, Any] = {"name": each.task.name, "alias": each.task.name, "sample_len": len(each.rows)}
     for metric in each.task.metrics:
         numbers = values(each, metric)
         if numbers:
             error = stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else "N/A"
-            found[f"{metric},{each.task.filter}"] = sum(numbers) / len(numbers)
-            found[f"{metric}_stderr,{each.task.filter}"] = error
-    return found
+            means[f"{metric},{each.task.filter}"] = sum(numbers) / len(numbers)
+            means[f"{metric}_stderr,{each.task.filter}"] = error
+    return means
 
 
 def _sample(index: int, row: ItemResult, each: TaskResult) -> dict[str, Any]:
@@ -183,8 +183,8 @@ def _sample(index: int, row: ItemResult, each: TaskResult) -> dict[str, Any]:
 
 def _task_hash(each: TaskResult) -> str:
     """Name a task's items as they were asked: other items, prompts or targets give another hash."""
-    said = [(r.item.doc_hash, digest(r.item.question.prompt), digest(r.item.target)) for r in each.rows]
-    return digest(json.dumps(said))
+    identity = [(r.item.doc_hash, digest(r.item.question.prompt), digest(r.item.target)) for r in each.rows]
+    return digest(json.dumps(identity))
 
 
 def _sanitized(name: str) -> str:
@@ -194,11 +194,11 @@ def _sanitized(name: str) -> str:
 
 def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
     """Return each task's main metric, of a results file of ours or lm-eval's: the first that is listed."""
-    found: dict[str, str] = {}
+    metrics: dict[str, str] = {}
     configs = results.get("configs")
     for task, config in configs.items() if isinstance(configs, dict) else ():
         listed = config.get("metric_list") if isinstance(config, dict) else None
         first = listed[0] if isinstance(listed, list) and listed else None
         if isinstance(first, dict) and isinstance(first.get("metric"), str):
-            found[task] = first["metric"]
-    return found
+            metrics[task] = first["metric"]
+    return metrics

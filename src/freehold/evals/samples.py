@@ -109,10 +109,12 @@ def _lines(path: Path) -> list[tuple[int, bytes]]:
                 raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take fewer cases")
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "name a file of JSON lines") from e
-    found = [(i, line) for i, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
-    if len(found) > MOST_CASES:
-        raise UsageError(f"{path} has {len(found):,} cases, more than {MOST_CASES:,}", "take a part of them")
-    return found
+    numbered = [(i, line) for i, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
+    if len(numbered) > MOST_CASES:
+        raise UsageError(
+            f"{path} has {len(numbered):,} cases, more than {MOST_CASES:,}", "take a part of them"
+        )
+    return numbered
 
 
 def _case(number: int, line: bytes, by: str) -> Case:
@@ -131,14 +133,14 @@ def _case(number: int, line: bytes, by: str) -> Case:
     if metric != "" and not (isinstance(metric, str) and _METRIC.fullmatch(metric)):
         raise UsageError(f"metric = {metric!r} is not a name of up to 40 letters, digits and . _ @ -")
     choices, answer = _choices(table)
-    made = _judge(table, by, choices, answer)
-    said = json.dumps([[(m.role, m.content) for m in messages], made.key, tokens], sort_keys=True)
+    case_judge = _judge(table, by, choices, answer)
+    identity = json.dumps([[(m.role, m.content) for m in messages], case_judge.key, tokens], sort_keys=True)
     return Case(
         number,
         messages,
-        made,
+        case_judge,
         tokens,
-        hashlib.sha256(said.encode()).hexdigest(),
+        hashlib.sha256(identity.encode()).hexdigest(),
         metric=metric,
         choices=choices,
         answer=answer,
@@ -167,14 +169,14 @@ def _choices(table: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
         if "answer" in table:
             raise UsageError("answer is for cases with choices", f"one of {', '.join(JUDGES)}")
         return (), 0
-    found, answer = table["choices"], table.get("answer")
+    options, answer = table["choices"], table.get("answer")
     if (
-        not isinstance(found, list)
-        or not 2 <= len(found) <= MOST_CHOICES
-        or len(set(map(str, found))) < len(found)
+        not isinstance(options, list)
+        or not 2 <= len(options) <= MOST_CHOICES
+        or len(set(map(str, options))) < len(options)
     ):
         raise UsageError(f"choices is not a list of 2 to {MOST_CHOICES} different texts")
-    choices = tuple(_text(choice, "a choice") for choice in found)
+    choices = tuple(_text(choice, "a choice") for choice in options)
     if isinstance(answer, str) and answer in choices:
         return choices, choices.index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
@@ -199,17 +201,17 @@ def _messages(table: Mapping[str, Any]) -> tuple[Message, ...]:
         raise UsageError("a case has either prompt or messages")
     if "prompt" in table:
         return (Message("user", _text(table["prompt"], "prompt")),)
-    found = table["messages"]
-    if not isinstance(found, list) or not found:
+    turns = table["messages"]
+    if not isinstance(turns, list) or not turns:
         raise UsageError("messages is not a list of messages")
-    made = []
-    for one in found:
+    messages = []
+    for one in turns:
         if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
             raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
-        made.append(Message(one["role"], _text(one["content"], "content")))
-    if made[-1].role != "user":
+        messages.append(Message(one["role"], _text(one["content"], "content")))
+    if messages[-1].role != "user":
         raise UsageError("the last message must be the user's")
-    return tuple(made)
+    return tuple(messages)
 
 
 def _text(value: Any, what: str) -> str:

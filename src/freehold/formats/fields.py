@@ -78,112 +78,112 @@ class Fields:
 
     def integer(self, key: str, low: int, high: int, default: int = _MISSING) -> int:
         """Read an integer in [low, high]; a list whose values are all equal counts as that value."""
-        found = self._uniform(key, self.get(key))
-        if found is None:
+        value = self._uniform(key, self.get(key))
+        if value is None:
             return self._default(key, default, f"an integer from {low} to {high}")
-        if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
-            raise self._bad(key, found, f"an integer from {low} to {high}")
-        return found
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._bad(key, value, f"an integer from {low} to {high}")
+        return value
 
     def each(
         self, key: str, layers: int, low: int, high: int, default: int | tuple[int, ...] | None = None
     ) -> tuple[int, ...]:
         """Read an integer in [low, high] for each layer: a list of one a layer, or one value for all."""
-        found = _plain(self.get(key))
-        if found is None and isinstance(default, tuple):
+        values = _plain(self.get(key))
+        if values is None and isinstance(default, tuple):
             return default
-        if not isinstance(found, list):
+        if not isinstance(values, list):
             one = default if isinstance(default, int) else _MISSING
             return (self.integer(key, low, high, one),) * layers
-        if len(found) != layers:
-            raise self._bad(key, found, f"{layers} values, one a layer")
-        for item in found:
+        if len(values) != layers:
+            raise self._bad(key, values, f"{layers} values, one a layer")
+        for item in values:
             if isinstance(item, bool) or not isinstance(item, int) or not low <= item <= high:
                 raise self._bad(key, item, f"an integer from {low} to {high}")
-        return tuple(found)
+        return tuple(values)
 
     def number(self, key: str, low: float, high: float, default: float = _MISSING) -> float:
         """Read a finite number with low <= value <= high."""
-        found = self._uniform(key, self.get(key))
-        if found is None:
+        value = self._uniform(key, self.get(key))
+        if value is None:
             return self._default(key, default, f"a number from {low:g} to {high:g}")
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise self._bad(key, found, "a finite number")
-        if isinstance(found, float) and not math.isfinite(found):  # an integer may be too long for a float
-            raise self._bad(key, found, "a finite number")
-        if not low <= found <= high:
-            raise self._bad(key, found, f"a number from {low:g} to {high:g}")
-        return float(found)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._bad(key, value, "a finite number")
+        if isinstance(value, float) and not math.isfinite(value):  # an integer may be too long for a float
+            raise self._bad(key, value, "a finite number")
+        if not low <= value <= high:
+            raise self._bad(key, value, f"a number from {low:g} to {high:g}")
+        return float(value)
 
     def text(self, key: str, default: str = _MISSING) -> str:
         """Read a string."""
-        found = self.get(key)
-        if found is None:
+        value = self.get(key)
+        if value is None:
             return self._default(key, default, "a text")
-        if not isinstance(found, str):
-            raise self._bad(key, found, "a text")
-        return found
+        if not isinstance(value, str):
+            raise self._bad(key, value, "a text")
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         """Read a boolean."""
-        found = self.get(key)
-        if found is None:
+        value = self.get(key)
+        if value is None:
             return default
-        if not isinstance(found, bool):
-            raise self._bad(key, found, "true or false")
-        return found
+        if not isinstance(value, bool):
+            raise self._bad(key, value, "true or false")
+        return value
 
     def section(self, key: str) -> Fields | None:
         """Return the object under `key` as Fields, None when absent or null."""
-        found = self.get(key)
-        if found is None:
+        value = self.get(key)
+        if value is None:
             return None
-        if not isinstance(found, Mapping):
-            raise self._bad(key, found, "an object")
-        return Fields(found)
+        if not isinstance(value, Mapping):
+            raise self._bad(key, value, "an object")
+        return Fields(value)
 
     def texts(self, key: str, count: int) -> list[str] | None:
         """Read a list of `count` strings, None when absent."""
-        found = self.get(key)
-        if found is None:
+        value = self.get(key)
+        if value is None:
             return None
-        if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != count:
-            raise self._bad(key, found, f"a list of {count} texts")
-        if not all(isinstance(item, str) for item in found):
-            raise self._bad(key, found, f"a list of {count} texts")
-        return list(found)
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+            raise self._bad(key, value, f"a list of {count} texts")
+        if not all(isinstance(item, str) for item in value):
+            raise self._bad(key, value, f"a list of {count} texts")
+        return list(value)
 
     def refuse(self, key: str, meaning: str) -> None:
         """Raise UnsupportedModel when `key` is set to anything but null, false, zero or empty."""
-        found = _plain(self.get(key))
-        if found not in (None, 0, "", []):
-            raise UnsupportedModel(f"{self.name(key)} is {_show(found)}: {meaning} is not supported")
+        value = _plain(self.get(key))
+        if value not in (None, 0, "", []):
+            raise UnsupportedModel(f"{self.name(key)} is {_show(value)}: {meaning} is not supported")
 
     def require(self, key: str, allowed: Sequence[str], default: str) -> str:
         """Read a string that must be one of `allowed`; UnsupportedModel otherwise."""
-        found = self.text(key, default)
-        if found not in allowed:
-            raise UnsupportedModel(f"{self.name(key)} is {_show(found)}; supported: {', '.join(allowed)}")
-        return found
+        value = self.text(key, default)
+        if value not in allowed:
+            raise UnsupportedModel(f"{self.name(key)} is {_show(value)}; supported: {', '.join(allowed)}")
+        return value
 
-    def _uniform(self, key: str, found: Any) -> Any:
+    def _uniform(self, key: str, value: Any) -> Any:
         """Reduce a per-layer list to its one value; layers that differ are another architecture."""
-        found = _plain(found)
-        if not isinstance(found, list):
-            return found
-        if not 1 <= len(found) <= MAX_LAYERS:
-            raise self._bad(key, found, f"1 to {MAX_LAYERS} values")
-        if any(item != found[0] for item in found):
+        value = _plain(value)
+        if not isinstance(value, list):
+            return value
+        if not 1 <= len(value) <= MAX_LAYERS:
+            raise self._bad(key, value, f"1 to {MAX_LAYERS} values")
+        if any(item != value[0] for item in value):
             raise UnsupportedModel(f"{self.name(key)} differs from layer to layer, which is not supported")
-        return found[0]
+        return value[0]
 
     def _default(self, key: str, default: Any, expected: str) -> Any:
         if default is _MISSING:
             raise BadModelFile(f"{self.name(key)} is missing; expected {expected}")
         return default
 
-    def _bad(self, key: str, found: object, expected: str) -> BadModelFile:
-        return BadModelFile(f"{self.name(key)} is {_show(found)}; expected {expected}")
+    def _bad(self, key: str, value: object, expected: str) -> BadModelFile:
+        return BadModelFile(f"{self.name(key)} is {_show(value)}; expected {expected}")
 
 
 def _plain(value: Any) -> Any:

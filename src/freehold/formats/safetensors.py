@@ -241,8 +241,8 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
 
 def side_json(path: Path) -> Metadata:
     """Read a JSON object of at most MAX_CONFIG_BYTES that lies beside weights; an empty one if it is not there."""
-    found = _parse(read_small_file(path, MAX_CONFIG_BYTES), path) if os.path.exists(path) else {}
-    return Metadata(found, str(path))
+    fields = _parse(read_small_file(path, MAX_CONFIG_BYTES), path) if os.path.exists(path) else {}
+    return Metadata(fields, str(path))
 
 
 def _if_there(path: Path) -> Path | None:

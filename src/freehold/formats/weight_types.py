@@ -141,15 +141,15 @@ def quant_type(type_id: int) -> QuantType:
     unknown ids.
     """
     try:
-        found = QuantType(type_id)
+        type = QuantType(type_id)
     except ValueError:
         raise _foreign_type(type_id) from None
-    if found in _ACTIVATION_TYPES:
+    if type in _ACTIVATION_TYPES:
         raise UnsupportedModel(
-            f"tensor type {found.name} (id {type_id}) holds activations, never weights",
+            f"tensor type {type.name} (id {type_id}) holds activations, never weights",
             "the file was written by a broken converter; fetch another build of this model",
         )
-    return found
+    return type
 
 
 def _foreign_type(type_id: int) -> UnsupportedModel:

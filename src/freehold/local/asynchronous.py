@@ -89,8 +89,8 @@ class AsyncLLM:
         """Continue a text or token ids without a chat template, or a list of prompts as one batch; see LLM.generate."""
         if not is_batch(prompt):
             return await self._complete(lambda: self.llm._continued(prompt, options))  # type: ignore[arg-type]
-        made = [partial(self.llm._continued, each, options) for each in prompt]
-        batch = await asyncio.to_thread(prepared, made)
+        jobs = [partial(self.llm._continued, each, options) for each in prompt]
+        batch = await asyncio.to_thread(prepared, jobs)
         return await _together([self._gathered(job) for job in batch])
 
     async def embed(self, texts: Text | Sequence[Text], **options: Any) -> Embeddings:

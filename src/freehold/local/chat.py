@@ -62,8 +62,8 @@ def _as_message(raw: Mapping[str, Any]) -> Message:
     return Message(role, content, thinking, tuple(map(_as_call, calls)), id, name)
 
 
-def _role(given: object) -> Role | None:
-    return cast(Role, given) if given in get_args(Role) else None
+def _role(name: object) -> Role | None:
+    return cast(Role, name) if name in get_args(Role) else None
 
 
 def _as_call(raw: ToolCall | Mapping[str, Any]) -> ToolCall:

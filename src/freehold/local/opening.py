@@ -76,8 +76,8 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
         if each is not None:
             check_fetch(store, str(each))
     with watching(progress) as on_event:
-        found = partial(store.pull, on_event=on_event) if pull else store.resolve
-        ref, drafter = found(str(model)), None if draft is None else found(str(draft))
+        locate = partial(store.pull, on_event=on_event) if pull else store.resolve
+        ref, drafter = locate(str(model)), None if draft is None else locate(str(draft))
     return open_model(ref, draft=drafter, packs=store.packs, **cast(ModelOptions, options))
 
 
@@ -141,8 +141,8 @@ def open_served(
     **options: Unpack[ServedModelOptions],
 ) -> ServedModel:
     """Load a model for an engine process; see open_model."""
-    made = open_model(ref, draft=draft, packs=packs, progress=progress, kind=ServedModel, **options)
-    return cast(ServedModel, made)
+    model_opened = open_model(ref, draft=draft, packs=packs, progress=progress, kind=ServedModel, **options)
+    return cast(ServedModel, model_opened)
 
 
 def _engine(model: LoadedModel, draft: LoadedModel | None, options: ServedModelOptions) -> Engine | Encoder:
@@ -150,13 +150,13 @@ def _engine(model: LoadedModel, draft: LoadedModel | None, options: ServedModelO
     if model.family.encoder:
         return Encoder(model, context=options.get("context"))
     cache_bytes = options.pop("cache_bytes", None)
-    given: dict[str, Any] = {**options}
+    settings: dict[str, Any] = {**options}
     if cache_bytes is not None:
         kv_type = options.get("kv_type", "f16")
-        given["context"], blocks = _pool(model, draft, options.get("context"), kv_type, cache_bytes)
+        settings["context"], blocks = _pool(model, draft, options.get("context"), kv_type, cache_bytes)
         queued = {"max_queued": QUEUED, "max_queued_tokens": QUEUED_POOLS * blocks * native.BLOCK_TOKENS}
-        given = {"blocks": blocks, **queued, **given}
-    return Engine(model, draft=draft, **given)
+        settings = {"blocks": blocks, **queued, **settings}
+    return Engine(model, draft=draft, **settings)
 
 
 def _pool(
@@ -275,12 +275,12 @@ def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progr
 def text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
     if isinstance(opened, GGUFFile):
         tokenizer = tokenizer_from_gguf(opened.metadata)
-        made = lambda: chat_template_from_gguf(opened.metadata, tokenizer)  # noqa: E731
+        make_template = lambda: chat_template_from_gguf(opened.metadata, tokenizer)  # noqa: E731
     else:
         tokenizer = tokenizer_from_dir(path)
-        made = lambda: chat_template_from_dir(path, tokenizer)  # noqa: E731
+        make_template = lambda: chat_template_from_dir(path, tokenizer)  # noqa: E731
     try:
-        return tokenizer, made()
+        return tokenizer, make_template()
     except UnsupportedModel:  # a base model: it completes text, and a chat is refused
         return tokenizer, None
 

@@ -70,8 +70,8 @@ class AnswerText:
         pieces = self._parsed(last[1] + rest[1])
         if self._parser is not None:
             pieces = [*pieces, *self._parser.finish()]
-        said = self._said(last[0] + rest[0], pieces)
-        return AnswerDelta(said.thinking, said.text + self._stops.finish(), said.calls)
+        delta = self._said(last[0] + rest[0], pieces)
+        return AnswerDelta(delta.thinking, delta.text + self._stops.finish(), delta.calls)
 
     def _parsed(self, text: str) -> Iterable[Piece]:
         if self._parser is None:

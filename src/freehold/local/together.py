@@ -19,9 +19,9 @@ from freehold.types import Chunk, Completion
 DRIVE_S = 1.0  # how long to wait for a step that another thread computes before looking again
 
 
-def all_together(engine: Engine, made: Iterable[Callable[[], LocalJob]]) -> list[Completion]:
+def all_together(engine: Engine, makers: Iterable[Callable[[], LocalJob]]) -> list[Completion]:
     """Prepare a batch and compute it to its end in this thread; an interrupt ends all of it."""
-    batch = prepared(made)
+    batch = prepared(makers)
     chunks: list[list[Chunk]] = [[] for _ in batch]
     try:
         for job in batch:
@@ -36,9 +36,9 @@ def all_together(engine: Engine, made: Iterable[Callable[[], LocalJob]]) -> list
     return [completion(got, each.seed) for got, each in zip(chunks, batch, strict=True)]
 
 
-def prepared(made: Iterable[Callable[[], LocalJob]]) -> list[LocalJob]:
+def prepared(makers: Iterable[Callable[[], LocalJob]]) -> list[LocalJob]:
     """Prepare the jobs of a batch. An error names the index of its prompt, and then none is answered."""
-    return [_numbered(i, make) for i, make in enumerate(made)]
+    return [_numbered(i, make) for i, make in enumerate(makers)]
 
 
 def _numbered(index: int, make: Callable[[], LocalJob]) -> LocalJob:
@@ -62,9 +62,9 @@ def as_they_end(
     try:
         while True:
             while len(running) < at_once and (entry := next(waiting, None)) is not None:
-                number, asked = entry
+                number, submitted = entry
                 try:
-                    job = prepare(asked)
+                    job = prepare(submitted)
                 except ContextOverflow as e:
                     yield number, e
                     continue

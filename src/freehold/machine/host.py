@@ -14,7 +14,7 @@ from pathlib import Path
 from freehold.platforms import SYSTEM
 
 # Trees and names that are asked for; sysctl skips a name that this macOS does not have, and says so on stderr.
-_ASKED = (
+_NAMES = (
     "hw",
     "machdep.cpu",
     "sysctl.proc_translated",
@@ -27,7 +27,7 @@ _ASKED = (
 def run_sysctl() -> Mapping[str, str]:
     """Ask sysctl(8) of macOS; empty where there is none."""
     try:
-        done = subprocess.run(["/usr/sbin/sysctl", *_ASKED], capture_output=True, text=True, check=False)
+        done = subprocess.run(["/usr/sbin/sysctl", *_NAMES], capture_output=True, text=True, check=False)
     except OSError:
         return {}
     return parse_sysctl(done.stdout)

@@ -33,17 +33,17 @@ def available_bytes() -> int:
     return free if limit is None else min(free, limit)
 
 
-def mac_available_bytes(free: int, said: Mapping[str, str]) -> int:
+def mac_available_bytes(free: int, sysctl: Mapping[str, str]) -> int:
     """Bound `free`, unused and inactive pages, by what macOS says itself.
 
     Its own percentage (memorystatus_level) leaves out what is wired or compressed. Under pressure inactive pages are
     being compressed or swapped already, so only unused ones are left.
     """
-    total, level = whole(said.get("hw.memsize")), whole(said.get("kern.memorystatus_level"))
+    total, level = whole(sysctl.get("hw.memsize")), whole(sysctl.get("kern.memorystatus_level"))
     if total and level is not None:
         free = min(free, total * level // 100)
-    unused, page = whole(said.get("vm.page_free_count")), whole(said.get("hw.pagesize"))
-    pressure = whole(said.get("kern.memorystatus_vm_pressure_level")) or 0
+    unused, page = whole(sysctl.get("vm.page_free_count")), whole(sysctl.get("hw.pagesize"))
+    pressure = whole(sysctl.get("kern.memorystatus_vm_pressure_level")) or 0
     return min(free, unused * page) if pressure >= _PRESSED and unused is not None and page else free
 
 
@@ -111,13 +111,15 @@ def page_sizes(host: Host = HERE, page: int = 0) -> PageSizes:
 def cache_megabytes(host: Host = HERE) -> float:
     """Return what the largest cache of the first core holds; 0 if unknown. Of Apple's chips it is the L2."""
     if host.is_mac:
-        said = host.sysctl()
-        return (whole(said.get("hw.perflevel0.l2cachesize") or said.get("hw.l3cachesize")) or 0) / (1 << 20)
-    found = 0.0
+        sysctl = host.sysctl()
+        return (whole(sysctl.get("hw.perflevel0.l2cachesize") or sysctl.get("hw.l3cachesize")) or 0) / (
+            1 << 20
+        )
+    megabytes = 0.0
     for index in range(8):
         size = re.fullmatch(
             r"(\d+)([KM])", host.text(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip()
         )
         if size:
-            found = max(found, int(size[1]) * (1 if size[2] == "M" else 1 / 1024))
-    return found
+            megabytes = max(megabytes, int(size[1]) * (1 if size[2] == "M" else 1 / 1024))
+    return megabytes

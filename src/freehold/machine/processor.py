@@ -108,40 +108,40 @@ def usable_cores(chip: Processor, allowed: set[int], quota: float | None, host: 
 
 
 def _mac(host: Host) -> Processor:
-    said = host.sysctl()
+    sysctl = host.sysctl()
     return Processor(
-        name=said.get("machdep.cpu.brand_string", "") or said.get("hw.machine", "") or "Mac",
+        name=sysctl.get("machdep.cpu.brand_string", "") or sysctl.get("hw.machine", "") or "Mac",
         board="",
-        kinds=tuple(_mac_kinds(said)),
-        features=tuple(_mac_features(said)),
-        is_translated=said.get("sysctl.proc_translated") == "1",
+        kinds=tuple(_mac_kinds(sysctl)),
+        features=tuple(_mac_features(sysctl)),
+        is_translated=sysctl.get("sysctl.proc_translated") == "1",
     )
 
 
-def _mac_kinds(said: Mapping[str, str]) -> Iterable[CoreKind]:
+def _mac_kinds(sysctl: Mapping[str, str]) -> Iterable[CoreKind]:
     """Yield the performance levels, fastest first: Performance and Efficiency; from the M5 on also Super.
 
     Only Efficiency cores are left out, by their name: a chip of Super and Performance cores has none. macOS 12 names no
     levels; there the first one computes, and an Intel Mac has no levels.
     """
-    levels = whole(said.get("hw.nperflevels")) or 0
-    if not levels and "hw.perflevel0.physicalcpu" in said:
+    levels = whole(sysctl.get("hw.nperflevels")) or 0
+    if not levels and "hw.perflevel0.physicalcpu" in sysctl:
         levels = 2
     for level in range(levels):
-        count = whole(said.get(f"hw.perflevel{level}.physicalcpu"))
-        name = said.get(f"hw.perflevel{level}.name", "")
+        count = whole(sysctl.get(f"hw.perflevel{level}.physicalcpu"))
+        name = sysctl.get(f"hw.perflevel{level}.name", "")
         if count:
             yield CoreKind(name, count, name != "Efficiency" if name else level == 0)
     if not levels:
-        yield CoreKind("", whole(said.get("hw.physicalcpu")) or 1, True)
+        yield CoreKind("", whole(sysctl.get("hw.physicalcpu")) or 1, True)
 
 
-def _mac_features(said: Mapping[str, str]) -> Iterable[str]:
-    found = {name for old, name in _MAC.items() if said.get(f"hw.optional.arm.{old}") == "1"}
-    if said.get("hw.optional.neon_fp16") == "1":  # macOS 11 has these names only
-        found.add("fp16")
-    words = f"{said.get('machdep.cpu.features', '')} {said.get('machdep.cpu.leaf7_features', '')}".split()
-    return sorted(found | {_MAC_X86[word] for word in words if word in _MAC_X86})
+def _mac_features(sysctl: Mapping[str, str]) -> Iterable[str]:
+    features = {name for old, name in _MAC.items() if sysctl.get(f"hw.optional.arm.{old}") == "1"}
+    if sysctl.get("hw.optional.neon_fp16") == "1":  # macOS 11 has these names only
+        features.add("fp16")
+    words = f"{sysctl.get('machdep.cpu.features', '')} {sysctl.get('machdep.cpu.leaf7_features', '')}".split()
+    return sorted(features | {_MAC_X86[word] for word in words if word in _MAC_X86})
 
 
 # --- Linux --------------------------------------------------------------------------------------------
@@ -186,9 +186,9 @@ def _joined(names: Iterable[str]) -> str:
 
 def _board(host: Host, rows: list[dict[str, str]]) -> str:
     """Return the board's model: never its serial number, which stands beside it."""
-    found = next((text for path in _BOARDS if (text := host.text(path).strip("\0 \n"))), "")
-    found = found or next((row["Model"] for row in rows if "Model" in row), "")
-    return "" if found.startswith(("linux,dummy-virt", "QEMU")) else found
+    board = next((text for path in _BOARDS if (text := host.text(path).strip("\0 \n"))), "")
+    board = board or next((row["Model"] for row in rows if "Model" in row), "")
+    return "" if board.startswith(("linux,dummy-virt", "QEMU")) else board
 
 
 def _linux_kinds(host: Host, names: dict[int, str], slow: frozenset[int], named: bool) -> Iterable[CoreKind]:
@@ -224,6 +224,6 @@ def _below(values: dict[int, int], share: float) -> frozenset[int]:
 def _linux_features(rows: list[dict[str, str]]) -> Iterable[str]:
     """Return what every processor has: a thread may run on any of them."""
     sets = [set(f"{row.get('flags', '')} {row.get('Features', '')}".split()) for row in rows]
-    sets = [found for found in sets if found]
+    sets = [features for features in sets if features]
     shared = set.intersection(*sets) if sets else set[str]()
     return sorted({name for name in _X86 if name in shared} | {_ARM[name] for name in _ARM if name in shared})

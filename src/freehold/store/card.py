@@ -79,9 +79,9 @@ def config_facts(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict):
         return {}
     inner = config.get("text_config")
-    said = {**config, **inner} if isinstance(inner, dict) else config
-    found = {ours: said.get(theirs) for theirs, ours in _CONFIG.items()}
-    return {k: v for k, v in found.items() if type(v) is int and 0 < v < 1 << 31}
+    stated = {**config, **inner} if isinstance(inner, dict) else config
+    facts = {ours: stated.get(theirs) for theirs, ours in _CONFIG.items()}
+    return {k: v for k, v in facts.items() if type(v) is int and 0 < v < 1 << 31}
 
 
 def _parents(card: Any) -> list[str]:

@@ -44,9 +44,9 @@ def verified(manifest: Manifest, folder: Path) -> Manifest:
         path = folder / file.path
         if file.sha256 and is_touched(file, path.stat().st_mtime_ns, manifest.created):
             log.warning("%s was written since %s came; comparing its digest", path, manifest.name)
-            if (found := _sha256(path)) != file.sha256:
+            if (digest := _sha256(path)) != file.sha256:
                 raise StoreError(
-                    f"{manifest.name}: {path} was replaced: its digest is {found[:12]}..., "
+                    f"{manifest.name}: {path} was replaced: its digest is {digest[:12]}..., "
                     f"{file.sha256[:12]}... came",
                     f"to use that file, name its path; freehold rm {manifest.name} and freehold pull "
                     f"{manifest.name} fetch the model again",
@@ -69,10 +69,10 @@ def _differences(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if stat.st_size != file.bytes:
             yield file.path, f"{file.bytes:,} bytes then, {stat.st_size:,} now"
         elif file.mtime_ns and stat.st_mtime_ns != file.mtime_ns:
-            yield file.path, f"written {_said(file.mtime_ns)} then, {_said(stat.st_mtime_ns)} now"
+            yield file.path, f"written {_written(file.mtime_ns)} then, {_written(stat.st_mtime_ns)} now"
 
 
-def _said(mtime_ns: int) -> str:
+def _written(mtime_ns: int) -> str:
     return datetime.fromtimestamp(mtime_ns / 1e9).isoformat(" ", "seconds")
 
 

@@ -39,12 +39,12 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
         base = (fetch or store.pull)(recipe.base, on_event)
     before = base.overlay or Overlay(name="", base=base.name)
     template, notes = _template(recipe.template)
-    given = {**before.parameters, **recipe.parameters}
+    parameters_given = {**before.parameters, **recipe.parameters}
     replaced = store.overlays.find(name)
     overlay = Overlay(
         name=canonical(name),
         base=before.base,
-        parameters=given,
+        parameters=parameters_given,
         system=before.system if recipe.system is None else recipe.system,
         template=template or before.template,
         messages=recipe.messages or before.messages,
@@ -58,10 +58,10 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
             *notes,
             "num_ctx is stored but ignored: the context is what fits in memory, or what --context sets",
         )
-    made = store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
+    overlay_written = store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
     if replaced is not None:
         store.overlays.release(replaced.adapter)
-    return made
+    return overlay_written
 
 
 def copy(store: Store, source: str, name: str) -> Overlay:
@@ -83,15 +83,15 @@ def _check_free(store: Store, name: str) -> None:
         )
 
 
-def _template(given: str | None) -> tuple[str, tuple[str, ...]]:
+def _template(source: str | None) -> tuple[str, tuple[str, ...]]:
     """Return a template that can be honoured, and the warning for one that cannot."""
-    if not given:
+    if not source:
         return "", ()
-    if "{%" not in given and _GO.search(given):
+    if "{%" not in source and _GO.search(source):
         return "", ("TEMPLATE was ignored: it is in Go's language; the model's own chat template is used",)
-    if "messages" not in given:
+    if "messages" not in source:
         raise UsageError(
             "TEMPLATE writes no messages", "it is in Jinja, as chat templates of model files are"
         )
-    shared.check(given)
-    return given, ()
+    shared.check(source)
+    return source, ()

@@ -28,12 +28,12 @@ _EXTRAS = ("template", "params", "system")
 def scan(roots: tuple[tuple[str, Path], ...]) -> list[Manifest]:
     """Return what the stores at `roots` ((owner, folder) pairs) hold, in their order."""
     finders = {"ollama": _ollama, "lm-studio": _lm_studio, "hub-cache": _hub_cache}
-    found: dict[tuple[str, str], Manifest] = {}
+    manifests: dict[tuple[str, str], Manifest] = {}
     for owner, root in roots:
         if root.is_dir() and os.access(root, os.R_OK | os.X_OK):
             for manifest in finders[owner](root):
-                found.setdefault((owner, manifest.name), manifest)
-    return list(found.values())
+                manifests.setdefault((owner, manifest.name), manifest)
+    return list(manifests.values())
 
 
 def _ollama(root: Path) -> Iterator[Manifest]:
@@ -62,11 +62,11 @@ def _layers(path: Path) -> dict[str, str]:
     """Map a layer's short media type to its digest; empty for anything that is no such manifest."""
     data = _json(path)
     layers = data.get("layers") if isinstance(data, dict) else None
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for layer in layers if isinstance(layers, list) else ():
         if isinstance(layer, dict) and str(layer.get("mediaType", "")).startswith(_LAYER):
-            found.setdefault(layer["mediaType"][len(_LAYER) :], str(layer.get("digest", "")))
-    return found
+            digests.setdefault(layer["mediaType"][len(_LAYER) :], str(layer.get("digest", "")))
+    return digests
 
 
 def _blob(root: Path, digest: str) -> Path | None:
@@ -148,12 +148,12 @@ def _cache_digest(path: Path) -> str:
 def _held(path: Path, digest: str) -> HeldFile | None:
     """Describe a file of weights; None for one that is gone, and for what is not a plain file."""
     try:
-        found = path.stat()
+        stat_result = path.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(stat_result.st_mode):
         return None
-    return HeldFile(str(path), found.st_size, digest, found.st_mtime_ns)
+    return HeldFile(str(path), stat_result.st_size, digest, stat_result.st_mtime_ns)
 
 
 def _manifest(name: str, kind: str, owner: str, source: str, files: tuple[HeldFile, ...], **more) -> Manifest:

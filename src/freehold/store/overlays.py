@@ -75,9 +75,9 @@ def checked(overlay: Overlay) -> Overlay:
             "letters, digits, '.', '_' and '-', with an owner before a slash and a tag after a colon if you like",
         )
     longest = max(map(len, (overlay.system, overlay.template, *overlay.licence)))
-    said = sum(len(text) for _, text in overlay.messages)
-    if longest > MAX_TEXT or said > MAX_TEXT:
-        raise UsageError(f"a text has {max(longest, said):,} characters; expected at most {MAX_TEXT:,}")
+    characters = sum(len(text) for _, text in overlay.messages)
+    if longest > MAX_TEXT or characters > MAX_TEXT:
+        raise UsageError(f"a text has {max(longest, characters):,} characters; expected at most {MAX_TEXT:,}")
     if len(overlay.messages) > MAX_MESSAGES:
         raise UsageError(f"there are {len(overlay.messages):,} messages; expected at most {MAX_MESSAGES:,}")
     for role, _ in overlay.messages:
@@ -94,13 +94,13 @@ def canonical(name: str) -> str:
 
 def overlaid(job: Job, overlay: Overlay) -> Job:
     """Return the job as the overlay has it: what the job says itself wins."""
-    given = overlay.read
+    parameters = overlay.read
     return replace(
         job,
         messages=None if job.messages is None else with_messages(job.messages, overlay),
-        sampling={**given.sampling, **job.sampling},
-        stop=job.stop or given.stop,
-        max_tokens=given.max_tokens if job.max_tokens is None else job.max_tokens,
+        sampling={**parameters.sampling, **job.sampling},
+        stop=job.stop or parameters.stop,
+        max_tokens=parameters.max_tokens if job.max_tokens is None else job.max_tokens,
         adapter=job.adapter or overlay.adapter_name,
     )
 
@@ -151,13 +151,13 @@ class Overlays:
 
     def remove(self, name: str) -> int:
         """Delete a record, and its adapter if no other one names it; return the bytes of both."""
-        path, found = self._path(canonical(name)), self.find(name)
+        path, overlay = self._path(canonical(name)), self.find(name)
         with space.full_disk(self._home, "nothing was lost"):
             freed = path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
             self._seen = -1
-            if found is not None:
-                freed += self.release(found.adapter)
+            if overlay is not None:
+                freed += self.release(overlay.adapter)
         return freed
 
     def release(self, adapter: str) -> int:
@@ -179,8 +179,8 @@ class Overlays:
         except OSError:
             return {}
         if changed != self._seen:
-            found = (_read(path, self._home) for path in sorted(self._folder.glob("*.json")))
-            self._known = {o.name: o for o in found if o is not None}
+            overlays = (_read(path, self._home) for path in sorted(self._folder.glob("*.json")))
+            self._known = {o.name: o for o in overlays if o is not None}
             self._seen = changed
         return self._known
 

@@ -71,11 +71,11 @@ class Parameters:
     warnings: tuple[str, ...] = ()
 
 
-def read(given: Mapping[str, object], *, strict: bool = False) -> Parameters:
+def read(options: Mapping[str, object], *, strict: bool = False) -> Parameters:
     """Read names and values; null is nothing. Raises UsageError for a wrong value, if `strict` for unknown names."""
-    if len(given) > MAX_GIVEN:
-        raise UsageError(f"there are {len(given)} options; expected at most {MAX_GIVEN}")
-    values = {name: value for name, value in given.items() if value is not None}
+    if len(options) > MAX_GIVEN:
+        raise UsageError(f"there are {len(options)} options; expected at most {MAX_GIVEN}")
+    values = {name: value for name, value in options.items() if value is not None}
     clamped = {} if strict else _clamped(values)
     values |= clamped
     numbers = {name: _number(name, values[name]) for name in _NUMBERS if name in values}
@@ -87,7 +87,10 @@ def read(given: Mapping[str, object], *, strict: bool = False) -> Parameters:
         max_tokens=limit if limit > 0 else None,
         context=counts.get("num_ctx"),
         warnings=(
-            *(f"option {name} is {_shown(given[name])}; {used:g} was used" for name, used in clamped.items()),
+            *(
+                f"option {name} is {_shown(options[name])}; {used:g} was used"
+                for name, used in clamped.items()
+            ),
             *_strangers(values, strict),
         ),
     )
@@ -107,10 +110,10 @@ def from_text(name: str, text: str) -> object:
         raise UsageError(f"{name} is {text[:60]!r}; expected a number") from None
 
 
-def as_lines(given: Mapping[str, object]) -> list[tuple[str, str]]:
+def as_lines(options: Mapping[str, object]) -> list[tuple[str, str]]:
     """Return name and value as a Modelfile writes them, a line for each stop text."""
     rows: list[tuple[str, str]] = []
-    for name, value in given.items():
+    for name, value in options.items():
         each = value if isinstance(value, list | tuple) else [value]
         rows += [(name, _written(v)) for v in each if v is not None]
     return rows
@@ -173,15 +176,15 @@ def _count(name: str, value: object) -> int:
 
 
 def _stops(value: object) -> tuple[str, ...]:
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple) or not all(isinstance(text, str) for text in given):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"stop is {_shown(value)}; expected a text, or a list of texts")
-    if len(given) > MAX_STOPS:
-        raise UsageError(f"stop has {len(given)} texts; expected at most {MAX_STOPS}")
-    for text in given:
+    if len(texts) > MAX_STOPS:
+        raise UsageError(f"stop has {len(texts)} texts; expected at most {MAX_STOPS}")
+    for text in texts:
         if not 0 < len(text) <= MAX_STOP_CHARS:
             raise UsageError(f"a stop text has {len(text):,} characters; expected 1 to {MAX_STOP_CHARS:,}")
-    return tuple(given)
+    return tuple(texts)
 
 
 def _strangers(values: Mapping[str, object], strict: bool) -> list[str]:

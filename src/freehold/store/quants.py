@@ -47,8 +47,8 @@ class Variant:
 def quant_of(path: str) -> str:
     """Return the quantisation a file name tells, such as Q4_K_M, or an empty string."""
     stem = _SHARD.sub("", path.removesuffix(".gguf"))
-    found = _QUANT.findall(stem)
-    return found[-1].upper() if found else ""
+    matches = _QUANT.findall(stem)
+    return matches[-1].upper() if matches else ""
 
 
 def gguf_variants(paths: Iterable[str]) -> list[Variant]:
@@ -79,19 +79,20 @@ def choose(variants: list[Variant], wanted: str, repo: str) -> Variant:
     Raises ModelNotFound when there is none such, UsageError when several answer to it.
     """
     if wanted:
-        found = [v for v in variants if wanted.upper() == v.quant or wanted in v.files]
-        found = found or [v for v in variants if wanted == PurePosixPath(v.files[0]).name]
-        if not found:
+        matching = [v for v in variants if wanted.upper() == v.quant or wanted in v.files]
+        matching = matching or [v for v in variants if wanted == PurePosixPath(v.files[0]).name]
+        if not matching:
             raise ModelNotFound(f"{repo} has no {wanted}", f"it has {_names(variants)}")
     else:
-        found = sorted(variants, key=_rank)
-        found = [v for v in found if v.quant == found[0].quant]
-    if len(found) > 1:
-        files = " or ".join(v.files[0] for v in found[:4])
+        matching = sorted(variants, key=_rank)
+        matching = [v for v in matching if v.quant == matching[0].quant]
+    if len(matching) > 1:
+        files = " or ".join(v.files[0] for v in matching[:4])
         raise UsageError(
-            f"{repo} has {len(found)} models in {found[0].quant or 'one repository'}", f"name one: {files}"
+            f"{repo} has {len(matching)} models in {matching[0].quant or 'one repository'}",
+            f"name one: {files}",
         )
-    return found[0]
+    return matching[0]
 
 
 def preferred(variants: list[Variant]) -> Variant:

@@ -21,20 +21,20 @@ def hub_reachable(settings: Settings, within_s: float = WITHIN_S) -> bool:
     if settings.offline:
         return False
     endpoint = settings.hub_endpoint
-    at, found = _known.get(endpoint, (float("-inf"), False))
+    at, reachable = _known.get(endpoint, (float("-inf"), False))
     if time.monotonic() - at < KEPT_S:
-        return found
+        return reachable
     answered: list[bool] = []
     # The thread is left behind where the time is over: a name look-up cannot be interrupted.
-    asking = threading.Thread(target=lambda: answered.append(_asked(endpoint, within_s)), daemon=True)
+    asking = threading.Thread(target=lambda: answered.append(_answers(endpoint, within_s)), daemon=True)
     asking.start()
     asking.join(within_s)
-    found = bool(answered and answered[0])
-    _known[endpoint] = time.monotonic(), found
-    return found
+    reachable = bool(answered and answered[0])
+    _known[endpoint] = time.monotonic(), reachable
+    return reachable
 
 
-def _asked(endpoint: str, within_s: float) -> bool:
+def _answers(endpoint: str, within_s: float) -> bool:
     import httpx2
 
     try:

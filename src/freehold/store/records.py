@@ -179,5 +179,5 @@ def digest(ref: ModelRef) -> str:
     """Return a file's digest; for an unhashed file, a digest of its path, size and time."""
     if ref.digest:
         return ref.digest.removeprefix("sha256:")
-    found = ref.path.stat()
-    return hashlib.sha256(f"{ref.path}|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()
+    stat_result = ref.path.stat()
+    return hashlib.sha256(f"{ref.path}|{stat_result.st_size}|{stat_result.st_mtime_ns}".encode()).hexdigest()

@@ -120,18 +120,18 @@ def text_half(config: Any, whole: int) -> dict[str, int]:
     if not isinstance(config, dict):
         return {}
     try:
-        found = count(config).total
+        count_found = count(config).total
     except UnsupportedModel:
         return {}
-    return {"text_parameters": found} if 0 < found < whole * (1 - _BUFFERS) else {}
+    return {"text_parameters": count_found} if 0 < count_found < whole * (1 - _BUFFERS) else {}
 
 
-def _differs(key: str, known: Any, found: Any) -> bool:
-    if key == "licence" and known and not known_licence(found):
+def _differs(key: str, known: Any, current: Any) -> bool:
+    if key == "licence" and known and not known_licence(current):
         return False  # a name of the card's own contradicts nothing that was read in the text
     if key == "context" and known:
-        return found > known  # a longer context reached by scaling stands in the card, not in config.json
-    return known != found
+        return current > known  # a longer context reached by scaling stands in the card, not in config.json
+    return known != current
 
 
 def _plain(value: Any) -> Any:

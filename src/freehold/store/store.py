@@ -117,23 +117,23 @@ class Store:
 
     def list(self) -> list[Listed]:
         """Return every model: held, unfinished, and held by other programs, sorted by name."""
-        found = [listed(self._shelf, m) for m in self._shelf.recorded()]
-        known = {(m.owner, m.name) for m in found}
-        found += [listed(self._shelf, m) for m in self._shelf.foreign() if (m.owner, m.name) not in known]
-        found += [unfinished(folder) for folder in self._shelf.folders() if not readable(folder)]
-        bases = {m.name: m for m in found}
-        found += [made(self.overlays.path(o), o, bases.get(o.base)) for o in self.overlays.list()]
-        return sorted(found, key=lambda m: (m.name, m.owner))
+        models = [listed(self._shelf, m) for m in self._shelf.recorded()]
+        known = {(m.owner, m.name) for m in models}
+        models += [listed(self._shelf, m) for m in self._shelf.foreign() if (m.owner, m.name) not in known]
+        models += [unfinished(folder) for folder in self._shelf.folders() if not readable(folder)]
+        bases = {m.name: m for m in models}
+        models += [made(self.overlays.path(o), o, bases.get(o.base)) for o in self.overlays.list()]
+        return sorted(models, key=lambda m: (m.name, m.owner))
 
     def files(self) -> list[RecordedFile]:
         """Return each file of every model once, ours first, as it was recorded."""
-        found: dict[Path, RecordedFile] = {}
+        files: dict[Path, RecordedFile] = {}
         for manifest in chain(self._shelf.recorded(), self._shelf.foreign()):
             for file in manifest.files:
                 path = self._shelf.folder(manifest) / file.path
                 known = RecordedFile(manifest.name, manifest.owner, path, file.bytes, file.sha256)
-                found.setdefault(path, known)
-        return [*found.values()]
+                files.setdefault(path, known)
+        return [*files.values()]
 
     def show(self, ref: str) -> Listed:
         """Return one model's record, vanished and unfinished ones included; raise ModelNotFound."""
@@ -208,18 +208,18 @@ class Store:
         Raises StoreError for a file of ours that was replaced.
         """
         folder, notes = self._shelf.folder(manifest), ()
-        found = manifest
+        current = manifest
         if manifest.owner == "freehold":
-            found = manifest = verified(manifest, folder)
+            current = manifest = verified(manifest, folder)
         elif (
             self._shelf.state(manifest) == "changed"
         ):  # the record stays, and so does the note, until it is pulled
             notes = notes_of(manifest)
-            found = replace(manifest, files=tuple(restat(f) for f in manifest.files))
+            current = replace(manifest, files=tuple(restat(f) for f in manifest.files))
         with suppress(OSError):  # a read-only home still serves its models; only `last_used` is lost
             private.folder(folder, self.settings.home)
             write_manifest(folder, replace(manifest, last_used=_now()), durable=False)
-        return replace(model_ref(found, folder), notes=notes)
+        return replace(model_ref(current, folder), notes=notes)
 
     def _register(self, path: Path) -> Manifest:
         """Record a file of the user's own under its stem, so that `list` shows it; it stays where it is.

@@ -226,8 +226,8 @@ class Tokenizer:
     def added_id(self, text: str) -> int | None:
         """Return the id of the added token spelled exactly `text`, or None."""
         for cutter in (self._control, self._user_defined, self._normalized):
-            if (found := cutter.id_of(text)) is not None:
-                return found
+            if (id := cutter.id_of(text)) is not None:
+                return id
         return None
 
     def token_text(self, id: int) -> str:

@@ -35,32 +35,32 @@ class Defuser:
         self._cutter = Cutter(AddedToken(0, token, control=True) for token in self._tokens)
         self._longest = max(map(len, self._tokens), default=0)
 
-    def defused(self, value: Any, found: Spelled) -> Any:
-        """Return a copy of `value` with every string in it defused; note in `found` what was met."""
+    def defused(self, value: Any, spelled: Spelled) -> Any:
+        """Return a copy of `value` with every string in it defused; note in `spelled` what was met."""
         if isinstance(value, str):
-            return self._unfinished(self.without(value, found), found)
+            return self._unfinished(self.without(value, spelled), spelled)
         if isinstance(value, dict):
-            return {self.defused(key, found): self.defused(item, found) for key, item in value.items()}
-        return [self.defused(item, found) for item in value] if isinstance(value, list) else value
+            return {self.defused(key, spelled): self.defused(item, spelled) for key, item in value.items()}
+        return [self.defused(item, spelled) for item in value] if isinstance(value, list) else value
 
-    def without(self, text: str, found: Spelled, known: Spelled | None = None) -> str:
+    def without(self, text: str, spelled: Spelled, known: Spelled | None = None) -> str:
         """Return `text` with its control tokens defused, or those among them that are `known`."""
         parts: list[str] = []
         last = 0
         for start, _, token in self._cutter.found(text):
             if known is None or known.covers(token.text):
-                found.tokens.add(token.text)
+                spelled.tokens.add(token.text)
                 parts += (text[last:start], DEFUSED)
                 last = start + 1
         return "".join((*parts, text[last:])) if parts else text
 
-    def _unfinished(self, text: str, found: Spelled) -> str:
+    def _unfinished(self, text: str, spelled: Spelled) -> str:
         """Defuse the beginning of a control token at the end: the next message could complete it."""
         end = len(text.rstrip())
         for size in range(min(self._longest - 1, end), 0, -1):
             beginning = text[end - size : end]
             if self._begins_one(beginning):
-                found.beginnings.add(beginning)
+                spelled.beginnings.add(beginning)
                 return text[: end - size] + DEFUSED + text[end - size + 1 :]
         return text
 
@@ -85,14 +85,14 @@ class Spelled:
         return bool(self.tokens or self.beginnings)
 
 
-def twin(text: str, second: str, found: Spelled, defuser: Defuser) -> str:
+def twin(text: str, second: str, spelled: Spelled, defuser: Defuser) -> str:
     """Return the guarded twin of `text`, given the second render and the tokens that messages spell."""
     if len(second) == len(text) and all(a == b or b == DEFUSED for a, b in zip(text, second, strict=True)):
         return second
     head = _common(text, second)
     tail = _common(text[head:][::-1], second[head:][::-1])
     middle = text[head : len(text) - tail]
-    return text[:head] + defuser.without(middle, Spelled(), found) + text[len(text) - tail :]
+    return text[:head] + defuser.without(middle, Spelled(), spelled) + text[len(text) - tail :]
 
 
 def _common(left: str, right: str) -> int:

@@ -46,10 +46,10 @@ def tokenizer_from_dir(path: str | Path) -> Tokenizer:
     return _guarded(folder / "tokenizer.json", _build, data, {**special, **config}, generation)
 
 
-def _guarded(file: Path, build: Callable[..., Tokenizer], *given: Mapping[str, Any]) -> Tokenizer:
+def _guarded(file: Path, build: Callable[..., Tokenizer], *files: Mapping[str, Any]) -> Tokenizer:
     """Build a tokenizer from what a file holds; damage of any kind is a BadModelFile."""
     try:
-        return build(*given)
+        return build(*files)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise BadModelFile(f"{file} is not a tokenizer: {error!r}") from error
 

@@ -81,12 +81,12 @@ def merging_encoder(
 def _pipeline(
     model: models.Model, normalizer: Normalizer | None, cutter: PreTokenizer | None
 ) -> tokenizers.Tokenizer:
-    made = tokenizers.Tokenizer(model)
+    pipeline = tokenizers.Tokenizer(model)
     if normalizer is not None:
-        made.normalizer = normalizer
+        pipeline.normalizer = normalizer
     if cutter is not None:
-        made.pre_tokenizer = cutter
-    return made
+        pipeline.pre_tokenizer = cutter
+    return pipeline
 
 
 def marking_encoder(bpe: Bpe, mark: str, *, prefix: bool) -> Encode:

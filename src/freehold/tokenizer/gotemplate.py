@@ -131,10 +131,10 @@ def _quoted(word: str) -> str:
 def _condition(words: Sequence[str]) -> str:
     """Return a condition in Jinja's words: a field, or and, or and not of conditions."""
     left = list(reversed(words))
-    found = _operand(left, 0) if len(words) == 1 or words[0] == "(" else _call(left, 0)
+    condition = _operand(left, 0) if len(words) == 1 or words[0] == "(" else _call(left, 0)
     if left:
         raise _refused(f"the condition {' '.join(words)[:60]!r} is not supported")
-    return found
+    return condition
 
 
 def _operand(left: list[str], depth: int) -> str:

@@ -145,10 +145,10 @@ def _one_by_one(
         results: list[Message] = []
         while waiting and isinstance(waiting[0], Message) and waiting[0].role == "tool":
             results.append(waiting.pop(0))  # type: ignore[arg-type]
-        said = message
+        turn = message
         for call in message.tool_calls:
-            yield replace(said, tool_calls=(call,))
-            said = Message("assistant", "")
+            yield replace(turn, tool_calls=(call,))
+            turn = Message("assistant", "")
             yield from (result for result in results if result.tool_call_id == call.id)
         known = {call.id for call in message.tool_calls}
         yield from (result for result in results if result.tool_call_id not in known)
@@ -187,8 +187,8 @@ def with_preamble(chat: list[dict[str, Any]], preamble: str) -> list[dict[str, A
     if not preamble:
         return chat
     if chat and chat[0].get("role") == "system":
-        said = f"{chat[0].get('content') or ''}\n\n{preamble}"
-        return [{**chat[0], "content": said}, *chat[1:]]
+        system = f"{chat[0].get('content') or ''}\n\n{preamble}"
+        return [{**chat[0], "content": system}, *chat[1:]]
     return [{"role": "system", "content": preamble}, *chat]
 
 

@@ -37,9 +37,9 @@ class StopStrings:
         if self.hit:
             return ""
         text = self._held + text
-        found = [(at, s) for s in self._stops if (at := text.find(s)) >= 0]
-        if found:
-            first, self.found = min(found)
+        hits = [(at, s) for s in self._stops if (at := text.find(s)) >= 0]
+        if hits:
+            first, self.found = min(hits)
             self.hit, self._held = True, ""
             return text[:first]
         cut = len(text) - held_suffix(text, self._stops)

@@ -116,14 +116,14 @@ class ChatTemplate:
         inputs = _plain({"messages": chat, "tools": shown, **switch, **variables})
         inputs["add_generation_prompt"] = add_generation_prompt and not continue_final
         inputs["messages"] = with_preamble(inputs["messages"], self._system_switch(think))
-        said = _left_open(inputs["messages"]) if continue_final else None
+        last = _left_open(inputs["messages"]) if continue_final else None
         preamble = self._preamble(tools or ())
         text = self._run(_prefaced(inputs, preamble))
         guarded = self._guard(text, inputs, preamble)
-        if said is None:
+        if last is None:
             return Rendered(text, guarded, in_thinking=self._ends_in_thinking(text))
-        end = _end_of_last(text, said)
-        return Rendered(text[:end], guarded[:end], in_thinking=self._left_in_thinking(text[:end], said))
+        end = _end_of_last(text, last)
+        return Rendered(text[:end], guarded[:end], in_thinking=self._left_in_thinking(text[:end], last))
 
     @cached_property
     def dialect(self) -> Dialect | None:
@@ -167,9 +167,9 @@ class ChatTemplate:
         dialect = self.dialect
         if dialect is None:
             return Spelling()
-        found = self.traits
+        traits = self.traits
         return Spelling(
-            found.form, dialect.short_ids, dialect.as_text, found.single, found.apart, dialect.channels
+            traits.form, dialect.short_ids, dialect.as_text, traits.single, traits.apart, dialect.channels
         )
 
     def _preamble(self, tools: Sequence[Tool | Mapping[str, Any]]) -> str:
@@ -237,15 +237,15 @@ class ChatTemplate:
         tags = self.thinking_tags
         return tags is not None and text.rstrip().endswith(tags[0])
 
-    def _left_in_thinking(self, text: str, said: str) -> bool:
+    def _left_in_thinking(self, text: str, last: str) -> bool:
         """Tell whether `text`, which ends with what the last message said, ends within an opened thinking block."""
         tags = self.thinking_tags
         if tags is None:
             return False
-        opened, closed = said.rfind(tags[0]), said.rfind(tags[1])
+        opened, closed = last.rfind(tags[0]), last.rfind(tags[1])
         if opened == closed:  # the message has neither: what the template wrote before it tells
             whole = text.rstrip()
-            return self._ends_in_thinking(whole[: len(whole) - len(said.strip())])
+            return self._ends_in_thinking(whole[: len(whole) - len(last.strip())])
         return opened > closed
 
     def _run(self, inputs: Mapping[str, Any]) -> str:
@@ -269,23 +269,23 @@ class ChatTemplate:
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **(self.special_tokens or {})}
         renders = [{"documents": None, **tokens, **each} for each in inputs]
-        asked = RenderJob(self.source, renders, self.clock(), self.seconds, text)
+        work = RenderJob(self.source, renders, self.clock(), self.seconds, text)
         if not self.is_fallback:
-            return self.renderers.run(asked)
+            return self.renderers.run(work)
         from freehold.sandbox.jinja import render
 
-        return render(asked.source, asked.renders, asked.seconds, asked.text, asked.now)
+        return render(work.source, work.renders, work.seconds, work.text, work.now)
 
     def _guard(self, text: str, inputs: dict[str, Any], preamble: str) -> str:
-        found = Spelled()
-        defused = self._defuser.defused(inputs, found)
-        if not found:
+        spelled = Spelled()
+        defused = self._defuser.defused(inputs, spelled)
+        if not spelled:
             return text
         try:
             second = self._run(_prefaced(defused, preamble))
         except BadTemplate:
             second = ""
-        return twin(text, second, found, self._defuser)
+        return twin(text, second, spelled, self._defuser)
 
     @classmethod
     def for_tokenizer(cls, source: str, tokenizer: Tokenizer, *, origin: str = "given") -> ChatTemplate:
@@ -336,14 +336,14 @@ def _left_open(chat: list[dict[str, Any]]) -> str:
         )
     thought = last.get("reasoning_content") if not last.get("content") else None
     names = ("reasoning_content", "thinking") if thought else ("content",)
-    said = last.get(names[0]) or ""
-    if not isinstance(said, str):
+    text = last.get(names[0]) or ""
+    if not isinstance(text, str):
         raise UsageError("the last message cannot be continued: its content is not text")
-    chat[-1] = {**last, **dict.fromkeys(names, said + _LEFT_OPEN)}
-    return said
+    chat[-1] = {**last, **dict.fromkeys(names, text + _LEFT_OPEN)}
+    return text
 
 
-def _end_of_last(text: str, said: str) -> int:
+def _end_of_last(text: str, last: str) -> int:
     """Return where the last message ends in a rendered chat: at its mark, or before the space the template trims."""
     mark = _LEFT_OPEN.rstrip()
     end = text.find(mark)
@@ -353,7 +353,7 @@ def _end_of_last(text: str, said: str) -> int:
             f"the last message cannot be continued: the model's chat template {why}",
             "end the chat with a user's message",
         )
-    if text.startswith(_LEFT_OPEN, end) or not said.strip():
+    if text.startswith(_LEFT_OPEN, end) or not last.strip():
         return end
     return len(text[:end].rstrip())
 

@@ -20,10 +20,10 @@ from freehold.tokenizer.template import ChatTemplate
 def templates_from_gguf(metadata: Mapping[str, object]) -> dict[str, str]:
     """Return the chat templates in a GGUF file's metadata by name; the main one is called "default"."""
     key = "tokenizer.chat_template"
-    found = {
+    sources = {
         "default" if k == key else k[len(key) + 1 :]: v for k, v in metadata.items() if _is_template(k, key)
     }
-    return {name: source for name, source in found.items() if isinstance(source, str) and source}
+    return {name: source for name, source in sources.items() if isinstance(source, str) and source}
 
 
 def _is_template(key: str, main: str) -> bool:
@@ -33,21 +33,21 @@ def _is_template(key: str, main: str) -> bool:
 def templates_from_dir(path: str | Path) -> dict[str, str]:
     """Return a model directory's chat templates by name; a chat_template.jinja wins over the config's."""
     folder = Path(path)
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     config = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(config, str):
-        found["default"] = config
+        sources["default"] = config
     elif isinstance(config, list):
         named = [entry for entry in config if isinstance(entry, dict)]
-        found |= {str(entry.get("name")): str(entry.get("template")) for entry in named}
+        sources |= {str(entry.get("name")): str(entry.get("template")) for entry in named}
     for name, file in _template_files(folder):
         if file.stat().st_size > 4 * MAX_SOURCE:
             raise BadModelFile(f"{file} has {file.stat().st_size:,} bytes, too many for a chat template")
         try:
-            found[name] = file.read_text(encoding="utf-8")
+            sources[name] = file.read_text(encoding="utf-8")
         except ValueError as error:
             raise BadModelFile(f"{file} is not UTF-8: {error}") from error
-    return found
+    return sources
 
 
 def _template_files(folder: Path) -> list[tuple[str, Path]]:
@@ -71,10 +71,10 @@ def chat_template_from_dir(path: str | Path, tokenizer: Tokenizer, *, name: str 
     return _chosen(templates_from_dir(path), tokenizer, name, os.fspath(path))
 
 
-def _chosen(found: Mapping[str, str], tokenizer: Tokenizer, name: str, origin: str) -> ChatTemplate:
-    if name in found:
-        return ChatTemplate.for_tokenizer(found[name], tokenizer, origin=f"{origin} ({name})")
+def _chosen(sources: Mapping[str, str], tokenizer: Tokenizer, name: str, origin: str) -> ChatTemplate:
+    if name in sources:
+        return ChatTemplate.for_tokenizer(sources[name], tokenizer, origin=f"{origin} ({name})")
     if name != "default":
-        known = ", ".join(found) or "none"
+        known = ", ".join(sources) or "none"
         raise UsageError(f"the model has no chat template called {name!r}", hint=f"it has: {known}")
     return ChatTemplate.default_for(tokenizer)

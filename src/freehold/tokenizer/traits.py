@@ -120,29 +120,29 @@ def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
 
 def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
     chat = PLAIN["messages"]
-    found: dict[str, Variables] = {
+    probes: dict[str, Variables] = {
         "plain": {},
         "tools": {"tools": [tool_dict(PROBE_TOOL)]},
         "system": {"messages": [{"role": "system", "content": "x"}, *chat]},
     }
     if dialect is not None and dialect.in_system:
-        found["tools"] = {"messages": with_tools(chat, [tool_dict(PROBE_TOOL)])}
+        probes["tools"] = {"messages": with_tools(chat, [tool_dict(PROBE_TOOL)])}
     for switch in (switch for switch in SWITCHES if switch.named_in(source)):
-        found |= {f"{switch} {on}": switch.inputs(on) for on in (True, False)}
+        probes |= {f"{switch} {on}": switch.inputs(on) for on in (True, False)}
     if EFFORT in source:
         levels = [*EFFORTS, *(e for e in OTHER_EFFORTS if _quotes(source, e))]
         for name in (
             "",
             *(name for name in _BOOLEAN if name in source),
         ):  # some have levels of thinking alone
-            found |= {f"{EFFORT} {name} {e}": {EFFORT: e, **({name: True} if name else {})} for e in levels}
+            probes |= {f"{EFFORT} {name} {e}": {EFFORT: e, **({name: True} if name else {})} for e in levels}
     if dialect is not None:
         for form in FORMS:
             spelling = Spelling(form, dialect.short_ids, dialect.as_text)
-            found[f"call {form}"] = {"messages": spelling.chat(PROBE_CHAT)}
-            found[f"said {form}"] = {"messages": spelling.chat(PROBE_SAID)}
-            found[f"calls {form}"] = {"messages": spelling.chat(PROBE_PAIR)}
-    return {name: {**PLAIN, **variables} for name, variables in found.items()}
+            probes[f"call {form}"] = {"messages": spelling.chat(PROBE_CHAT)}
+            probes[f"said {form}"] = {"messages": spelling.chat(PROBE_SAID)}
+            probes[f"calls {form}"] = {"messages": spelling.chat(PROBE_PAIR)}
+    return {name: {**PLAIN, **variables} for name, variables in probes.items()}
 
 
 def _text(result: str | BadTemplate) -> str | None:
@@ -155,8 +155,8 @@ def _reads(dialect: Dialect, text: str) -> bool:
     if dialect.channels:
         return True
     parser = ToolParser(dialect, (PROBE_TOOL,))
-    found = [each for each in parser.push(text) + parser.finish() if isinstance(each, Call)]
-    return [(call.name, json.loads(call.arguments)) for call in found] == [
+    calls = [each for each in parser.push(text) + parser.finish() if isinstance(each, Call)]
+    return [(call.name, json.loads(call.arguments)) for call in calls] == [
         (PROBE_CALL.name, json.loads(PROBE_CALL.arguments))
     ]
 

@@ -101,8 +101,8 @@ class _Keys:
 
     @staticmethod
     def _wrong(name: str, wanted: str, value: object) -> NoReturn:
-        found = "nothing" if value is None else type(value).__name__
-        raise BadModelFile(f"{_PREFIX}{name} must be {wanted}; the file has {found}")
+        type_name = "nothing" if value is None else type(value).__name__
+        raise BadModelFile(f"{_PREFIX}{name} must be {wanted}; the file has {type_name}")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:

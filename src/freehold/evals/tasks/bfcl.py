@@ -52,17 +52,17 @@ def bfcl(
     docs = _lines(data_file(_PACKAGE, name, home, offline=offline, on_event=on_event))
     answers: dict[str, Any] = {}
     if category not in (*_NONE, *_ANY):
-        found = _lines(data_file(_PACKAGE, f"possible_answer/{name}", home, offline=offline))
-        answers = {row["id"]: row["ground_truth"] for row in found}
+        rows = _lines(data_file(_PACKAGE, f"possible_answer/{name}", home, offline=offline))
+        answers = {row["id"]: row["ground_truth"] for row in rows}
 
-    def made(tools: bool) -> EvalTask:
+    def eval_items(tools: bool) -> EvalTask:
         chosen = style or ("tools" if tools else "text")
         items = tuple(_item(doc, answers.get(doc["id"]), category, chosen) for doc in docs)
         task = f"bfcl_{category}" + ("" if chosen == "tools" else "_text")
         config = {"category": category, "style": chosen, "package": _PACKAGE}
         return EvalTask(task, items, ("acc",), original=len(items), config=config)
 
-    return made
+    return eval_items
 
 
 def _lines(data: bytes) -> list[dict[str, Any]]:
@@ -98,13 +98,13 @@ def _item(doc: Mapping[str, Any], wanted: Any, category: str, style: str) -> Eva
 
 def _called(reply: ModelReply, names: Mapping[str, str]) -> list[Call]:
     """Return the calls under the functions' own names, which may have dots that no chat API allows."""
-    made: list[Call] = []
+    calls: list[Call] = []
     for name, arguments in reply.calls:
-        found = json.loads(arguments)
-        if not isinstance(found, dict):
+        values = json.loads(arguments)
+        if not isinstance(values, dict):
             raise ValueError("arguments are not an object")
-        made.append((names.get(name, name), found))
-    return made
+        calls.append((names.get(name, name), values))
+    return calls
 
 
 def _told(chat: Sequence[Message], functions: Any) -> tuple[Message, ...]:
@@ -129,8 +129,8 @@ def _schema(value: Any) -> Any:
         return [_schema(each) for each in value]
     if not isinstance(value, Mapping):
         return value
-    made = {key: _schema(each) for key, each in value.items() if key != "optional"}
+    schema = {key: _schema(each) for key, each in value.items() if key != "optional"}
     kind = value.get("type")
     if isinstance(kind, str):
-        made["type"] = _SCHEMA_TYPES.get(kind, kind)
-    return made
+        schema["type"] = _SCHEMA_TYPES.get(kind, kind)
+    return schema

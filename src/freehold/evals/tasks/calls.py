@@ -46,19 +46,19 @@ def calls_fault(calls: Sequence[Call], functions: Sequence[Mapping[str, Any]], w
 
 
 def _fault(call: Call, function: Mapping[str, Any], allowed: Mapping[str, list[Any]]) -> str:
-    name, given = call
+    name, arguments = call
     if name != function["name"]:
         return f"calls {name!r}, not {function['name']!r}"
     properties = function["parameters"]["properties"]
     for required in function["parameters"].get("required", ()):
-        if required not in given:
+        if required not in arguments:
             return f"{required} is missing"
-    for parameter, value in given.items():
+    for parameter, value in arguments.items():
         if parameter not in properties or parameter not in allowed:
             return f"{parameter} is unexpected"
         if not _fits(value, allowed[parameter], properties[parameter]):
             return f"{parameter} = {value!r}"[:120]
-    missing = [p for p, values in allowed.items() if p not in given and "" not in values]
+    missing = [p for p, values in allowed.items() if p not in arguments and "" not in values]
     return f"{missing[0]} is missing" if missing else ""
 
 
@@ -96,8 +96,8 @@ def _same_objects(value: list[Any], allowed: list[Any]) -> bool:
 
 def _same_object(value: dict[str, Any], allowed: dict[str, list[Any]]) -> bool:
     """Compare an object's values with those that are listed for each key."""
-    for key, found in value.items():
-        if key not in allowed or _plain(found) not in [_plain(a) for a in allowed[key]]:
+    for key, member in value.items():
+        if key not in allowed or _plain(member) not in [_plain(a) for a in allowed[key]]:
             return False
     return all(key in value or "" in values for key, values in allowed.items())
 

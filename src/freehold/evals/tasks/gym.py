@@ -34,9 +34,9 @@ def gym(spec: str, size: int | None) -> EvalTask:
     count = options["size"]
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_ITEMS:
         raise UsageError(f"rg:{spec}: size is not a whole number from 1 to {MOST_ITEMS:,}")
-    found = _dataset(name, options)
+    dataset = _dataset(name, options)
     try:
-        entries = list(found)
+        entries = list(dataset)
     except Exception as e:  # options of a type that the data set did not look at
         raise _refused(name, e) from None
     marker = _Marker(GYM + spec, size or ITEMS)
@@ -90,8 +90,8 @@ def _item(
 
 def extracted(text: str) -> str:
     """Return the last marked answer, or all of the text where none is marked."""
-    found = _ANSWER.findall(text)
-    return (found[-1] if found else text).strip()
+    matches = _ANSWER.findall(text)
+    return (matches[-1] if matches else text).strip()
 
 
 def marked(score: RewardScore) -> ItemMark:

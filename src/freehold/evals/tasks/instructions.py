@@ -46,5 +46,5 @@ def _item(doc: Mapping[str, Any]) -> EvalItem:
         )
 
     question = EvalQuestion((Message("user", prompt),), max_tokens=512)
-    said = json.dumps(doc["rules"], sort_keys=True)
-    return EvalItem(doc, question, said, mark, f"ifeval {said}")
+    rules_json = json.dumps(doc["rules"], sort_keys=True)
+    return EvalItem(doc, question, rules_json, mark, f"ifeval {rules_json}")

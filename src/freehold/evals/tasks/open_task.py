@@ -37,8 +37,8 @@ class TaskOptions:
 
 def open_task(spec: str, options: TaskOptions) -> TaskMaker:
     """Read a task's data. Raises UsageError for a name or option that is not known, and what reading data raises."""
-    made = _maker(spec, options)
-    return lambda tools: _limited(made(tools), options.limit)
+    make = _maker(spec, options)
+    return lambda tools: _limited(make(tools), options.limit)
 
 
 def _maker(spec: str, options: TaskOptions) -> TaskMaker:
@@ -85,11 +85,11 @@ def _file(spec: str, options: TaskOptions) -> TaskMaker:
     return lambda tools: task
 
 
-def _style(spec: str, given: str, styles: tuple[str, ...]) -> str:
-    if given and given not in styles:
+def _style(spec: str, style: str, styles: tuple[str, ...]) -> str:
+    if style and style not in styles:
         named = ", ".join(filter(None, styles))
-        raise UsageError(f"{spec} has no style {given!r}", f"styles: {named}")
-    return given or styles[0]
+        raise UsageError(f"{spec} has no style {style!r}", f"styles: {named}")
+    return style or styles[0]
 
 
 def _limited(task: EvalTask, limit: int | None) -> EvalTask:

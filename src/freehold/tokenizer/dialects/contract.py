@@ -68,18 +68,18 @@ def call_of(value: Any, named: str = "name") -> Call | None:
     if not isinstance(value, dict):
         return None
     name = value.get(named)
-    given = next((value[key] for key in ("arguments", "parameters") if key in value), {})
-    arguments = loaded(given) if isinstance(given, str) else given
+    raw = next((value[key] for key in ("arguments", "parameters") if key in value), {})
+    arguments = loaded(raw) if isinstance(raw, str) else raw
     if not is_name(name) or not isinstance(arguments, dict):
         return None
-    return Call(name, arguments_text(arguments, given if isinstance(given, str) else None))
+    return Call(name, arguments_text(arguments, raw if isinstance(raw, str) else None))
 
 
 def calls_of(values: Any, named: str = "name") -> Calls:
     """Return the calls that a JSON list spells; None where one of them is none."""
     calls = [call_of(value, named) for value in values] if isinstance(values, list) else []
-    found = [call for call in calls if call is not None]
-    return found if found and len(found) == len(calls) else None
+    parsed = [call for call in calls if call is not None]
+    return parsed if parsed and len(parsed) == len(calls) else None
 
 
 def listed(tools: Sequence[Tool]) -> str:

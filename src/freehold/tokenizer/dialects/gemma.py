@@ -41,11 +41,11 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     if not is_name(name):
         return None
     source.at -= 1
-    given = yield from _value(source, 0)
-    if not isinstance(given, dict):
+    arguments = yield from _value(source, 0)
+    if not isinstance(arguments, dict):
         return None
     yield from source.optional(CLOSE)
-    return [Call(name, arguments_text(given))]
+    return [Call(name, arguments_text(arguments))]
 
 
 def _value(source: TextSource, depth: int) -> Reading[Any]:

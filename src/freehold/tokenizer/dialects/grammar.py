@@ -133,14 +133,14 @@ def text_until(rule: str, marks: Sequence[str], spell: Spell, *also: str) -> lis
 
 def bounded(schema: Mapping[str, Any]) -> list[str]:
     """Return the terminals of texts that keep to a string schema's pattern and lengths."""
-    also = [_found(schema["pattern"])] if "pattern" in schema else []
+    also = [_searched(schema["pattern"])] if "pattern" in schema else []
     if "minLength" in schema or "maxLength" in schema:
         most = int(schema["maxLength"]) if "maxLength" in schema else ""
         also.append(f"/(?s:.{{{int(schema.get('minLength', 0))},{most}}})/")
     return also
 
 
-def _found(pattern: str) -> str:
+def _searched(pattern: str) -> str:
     """Return the terminal of texts in which `pattern` is found; what it anchors is the text's own beginning or end."""
     begun, ended = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith(r"\$")
     inner = pattern[begun : len(pattern) - ended]

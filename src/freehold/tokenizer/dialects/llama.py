@@ -59,9 +59,9 @@ class _Marks:
         marks = [mark for mark in self.between if mark not in self.opens or opening in self.opens]
         if not marks:
             return (yield from source.char()) == "{"
-        found = yield from source.literal(*marks)
+        matched = yield from source.literal(*marks)
         yield from source.space()
-        return bool(found)
+        return bool(matched)
 
     def _close(self, source: TextSource) -> Reading[None]:
         if self.closes:

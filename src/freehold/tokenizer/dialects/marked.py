@@ -180,10 +180,10 @@ def marked_arguments(
     marks: Marks, rule: str, parameters: Mapping[str, object], spell: Spell
 ) -> Iterator[str]:
     """Yield the rules of arguments as marked text, in the schema's order, required ones always."""
-    found = members(parameters)
-    uses = [f"{rule}_{i}" + ("" if needed else "?") for i, (_, _, needed) in enumerate(found)]
+    properties = members(parameters)
+    uses = [f"{rule}_{i}" + ("" if needed else "?") for i, (_, _, needed) in enumerate(properties)]
     yield f"{rule}: " + (" ".join(uses) or '""')
-    for i, (name, schema, _) in enumerate(found):
+    for i, (name, schema, _) in enumerate(properties):
         value, heads = f"{rule}_{i}", (marks.value, marks.json_value or marks.value)
         begins = [spell(marks.key + name + head) for head in heads]
         ends = (marks.value_end, *_solid(marks.value_end))

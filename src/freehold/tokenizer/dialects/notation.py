@@ -92,8 +92,8 @@ class Rules:
             raise UsageError(f"{group!r} is {members!r}; expected schemas")
         if group in ("$ref", "allOf"):
             return self.value(reduce(self._both, members, rest), depth + 1)
-        found = [self._resolved(member) for member in members]
-        if group == "oneOf" and not all(apart(a, b) for i, a in enumerate(found) for b in found[:i]):
+        choices = [self._resolved(member) for member in members]
+        if group == "oneOf" and not all(apart(a, b) for i, a in enumerate(choices) for b in choices[:i]):
             raise UsageError("one value may fit two of 'oneOf'", "use anyOf")
         if _KEPT & rest.keys():
             members = [self._both(rest, member) for member in members]

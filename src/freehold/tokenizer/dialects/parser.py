@@ -56,10 +56,10 @@ class ToolParser:
     def _open(self, out: list[str | Call]) -> bool:
         """Give out text up to the next opening; tell whether there is one."""
         source = self._source
-        while found := self._mark.search(source.text):
-            mark = found.group()
-            self._say(source.text[: found.start()], out)
-            source.text, source.at = source.text[found.start() :], len(mark)
+        while match := self._mark.search(source.text):
+            mark = match.group()
+            self._say(source.text[: match.start()], out)
+            source.text, source.at = source.text[match.start() :], len(mark)
             if mark not in self._at_line or self._blank_line:
                 self._opening, self._reading = mark, self._dialect.read(source, mark, self._offer)
                 return True
@@ -95,8 +95,8 @@ class ToolParser:
         self._blank_line = (self._blank_line or bool(line[1])) and not line[2].strip()
         text = self._space + text
         text = text.lstrip() if self._called else text
-        said = text.rstrip()
-        self._space = text[len(said) :]
-        if said:
+        visible = text.rstrip()
+        self._space = text[len(visible) :]
+        if visible:
             self._called = False
-            out.append(said)
+            out.append(visible)

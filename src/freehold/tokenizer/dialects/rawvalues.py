@@ -31,8 +31,8 @@ _OTHER = r"/(?s:\s*(-?[0-9].*|[\[{\"].*|true|false|null|True|False|None)\s*)/"
 
 def members(parameters: Mapping[str, object]) -> list[tuple[str, Any, bool]]:
     """Return (name, schema, whether it is required) of each property. Raises UsageError for other bounds."""
-    if found := _BOUNDS & parameters.keys():
-        raise UsageError(f"{min(found)!r} of all parameters cannot be kept in the model's own notation")
+    if bounds := _BOUNDS & parameters.keys():
+        raise UsageError(f"{min(bounds)!r} of all parameters cannot be kept in the model's own notation")
     properties, required = parameters.get("properties"), parameters.get("required")
     named = dict(properties) if isinstance(properties, Mapping) else {}
     needed = [str(name) for name in required] if isinstance(required, list) else []
@@ -113,15 +113,15 @@ def _parts(
 def _choice(
     schema: Mapping[str, Any], group: str, root: Mapping[str, object], depth: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    found = [resolved(member, root) for member in schema[group]]
+    choices = [resolved(member, root) for member in schema[group]]
     beside = {
         key for key in schema if key not in (group, "description", "title", "default", "examples", "$defs")
     }
     if beside:
         raise UsageError(f"{min(beside)!r} beside {group!r} cannot be kept in the model's own notation")
-    if group == "oneOf" and not all(nothing_fits_both(a, b) for a, b in combinations(found, 2)):
+    if group == "oneOf" and not all(nothing_fits_both(a, b) for a, b in combinations(choices, 2)):
         raise UsageError("one value may fit two of 'oneOf'", "use anyOf")
-    parts = [_parts(member, root, depth + 1) for member in found]
+    parts = [_parts(member, root, depth + 1) for member in choices]
     return [text for texts, _ in parts for text in texts], [other for _, others in parts for other in others]
 
 

@@ -114,12 +114,12 @@ def _constants(schema: object) -> list[Any]:
     if not isinstance(schema, Mapping):
         return []
     named = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    found = [*named] if isinstance(named, list) else []
+    constants = [*named] if isinstance(named, list) else []
     for group in ("anyOf", "oneOf"):
         members = schema.get(group)
         for member in members if isinstance(members, list) else ():
-            found += [member["const"]] if isinstance(member, Mapping) and "const" in member else []
-    return found
+            constants += [member["const"]] if isinstance(member, Mapping) and "const" in member else []
+    return constants
 
 
 def target(ref: object, root: Mapping[str, object]) -> Any:
@@ -162,16 +162,16 @@ def types_of(schema: object, depth: int = 0, root: Mapping[str, object] | None =
     if not isinstance(schema, Mapping) or depth > 8:
         return frozenset()
     named = schema.get("type")
-    found = {named} if isinstance(named, str) else set(named) if isinstance(named, list) else set()
+    types = {named} if isinstance(named, str) else set(named) if isinstance(named, list) else set()
     choices = schema.get("enum")
-    if not found and isinstance(choices, list):
-        found = {"string" if isinstance(c, str) else "null" if c is None else "number" for c in choices}
+    if not types and isinstance(choices, list):
+        types = {"string" if isinstance(c, str) else "null" if c is None else "number" for c in choices}
     referred = [resolved({"$ref": schema["$ref"]}, root, strict=False)] if root and "$ref" in schema else []
     for group in ("anyOf", "oneOf", "allOf"):
         members = schema.get(group)
         for member in [*(members if isinstance(members, list) else ()), *referred]:
-            found |= types_of(member, depth + 1, root)
-    return frozenset(name for name in found if isinstance(name, str))
+            types |= types_of(member, depth + 1, root)
+    return frozenset(name for name in types if isinstance(name, str))
 
 
 def apart(one: object, other: object) -> bool:

@@ -50,8 +50,8 @@ class TextSource:
     def _matched(self, pattern: re.Pattern[str]) -> Reading[str]:
         start = at = self.at
         while True:
-            found = pattern.match(self.text, at)
-            at = found.end() if found else at
+            match = pattern.match(self.text, at)
+            at = match.end() if match else at
             if at < len(self.text) or self.ended:
                 break
             yield
@@ -82,9 +82,9 @@ class TextSource:
         start = searched = self.at
         longest = max(map(len, marks))
         while True:
-            found = [(at, mark) for mark in marks if (at := self.text.find(mark, searched)) >= 0]
-            if found:
-                at, mark = min(found)
+            places = [(at, mark) for mark in marks if (at := self.text.find(mark, searched)) >= 0]
+            if places:
+                at, mark = min(places)
                 self.at = at + len(mark)
                 return self.text[start:at], mark
             if self.ended:
@@ -164,17 +164,17 @@ class TextSource:
         if not (yield from self.literal('"')):
             return False
         while True:
-            found = _STRING_STOP.search(self.text, self.at)
-            if found is None:
+            match = _STRING_STOP.search(self.text, self.at)
+            if match is None:
                 self.at = len(self.text)
                 if self.ended:
                     return False
                 yield
-            elif found.group() == '"':
-                self.at = found.end()
+            elif match.group() == '"':
+                self.at = match.end()
                 return True
             else:
-                self.at = found.end()
+                self.at = match.end()
                 if not (yield from self.char()):
                     return False
                 self.at += 1

@@ -107,10 +107,10 @@ def _places(bits: int) -> list[int]:
 async def resolved(host: str, port: int, *, local: bool, private: bool) -> str:
     """Return an address of `host`, all of whose addresses were checked. Raises UpstreamFailed."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as e:
         raise UpstreamFailed(f"{host} is not known: {e.strerror}") from e
-    addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
+    addresses = [str(entry[4][0]).partition("%")[0] for entry in entries]
     for address in addresses:
         if why := refusal(ipaddress.ip_address(address), local=local, private=private):
             raise UpstreamFailed(f"{host} stands for {address}, which {why}")

@@ -60,30 +60,30 @@ def tool_servers(table: Mapping[str, Any], where: str = "config.toml") -> dict[s
     """Return the servers of an `[mcp]` table by name. Raises UsageError for what is wrong in it."""
     if len(table) > MAX_SERVERS:
         raise UsageError(f"{where}: [mcp] has {len(table)} servers; expected at most {MAX_SERVERS}")
-    return {name: tool_server(name, given, f"{where}: [mcp.{name}]") for name, given in table.items()}
+    return {name: tool_server(name, options, f"{where}: [mcp.{name}]") for name, options in table.items()}
 
 
-def tool_server(name: str, given: Any, where: str) -> ToolServer:
+def tool_server(name: str, options: Any, where: str) -> ToolServer:
     """Return one server. Raises UsageError."""
     if NAME.fullmatch(name) is None:
         raise UsageError(
             f"{where}: {name[:60]!r} is not a valid name of a server",
             "use small letters, digits, - and _, at most 32",
         )
-    if not isinstance(given, dict):
+    if not isinstance(options, dict):
         raise UsageError(f"{where} must be a table with command or url")
-    for key in given.keys() - set(_KEYS):
+    for key in options.keys() - set(_KEYS):
         near = nearest(key, _KEYS)
         raise UsageError(
             f"{where}: unknown key {key!r}", f"did you mean {near}?" if near else f"known: {', '.join(_KEYS)}"
         )
-    if ("command" in given) == ("url" in given):
+    if ("command" in options) == ("url" in options):
         raise UsageError(f"{where} needs either command or url")
-    return _remote(name, given, where) if "url" in given else _local(name, given, where)
+    return _remote(name, options, where) if "url" in options else _local(name, options, where)
 
 
-def _local(name: str, given: dict[str, Any], where: str) -> ToolServer:
-    command = given["command"]
+def _local(name: str, options: dict[str, Any], where: str) -> ToolServer:
+    command = options["command"]
     if isinstance(command, str):
         raise UsageError(
             f"{where}: command is a text; no shell reads it",
@@ -92,40 +92,40 @@ def _local(name: str, given: dict[str, Any], where: str) -> ToolServer:
     words = _texts(command, f"{where}: command")
     if not words or not words[0]:
         raise UsageError(f"{where}: command is empty")
-    _only(given, ("command", "env", "keys"), where)
-    env = _mapping(given.get("env", {}), _VARIABLE, f"{where}: env")
-    return ToolServer(name, command=words, env=env, keys=_texts(given.get("keys", []), f"{where}: keys"))
+    _only(options, ("command", "env", "keys"), where)
+    env = _mapping(options.get("env", {}), _VARIABLE, f"{where}: env")
+    return ToolServer(name, command=words, env=env, keys=_texts(options.get("keys", []), f"{where}: keys"))
 
 
-def _remote(name: str, given: dict[str, Any], where: str) -> ToolServer:
-    _only(given, ("url", "headers", "keys", "private"), where)
-    url, private = given["url"], given.get("private", False)
+def _remote(name: str, options: dict[str, Any], where: str) -> ToolServer:
+    _only(options, ("url", "headers", "keys", "private"), where)
+    url, private = options["url"], options.get("private", False)
     if not isinstance(url, str) or not isinstance(private, bool):
         raise UsageError(f"{where}: url must be a text, and private true or false")
     check_url(url, where, private=private)
-    headers = _mapping(given.get("headers", {}), _HEADER, f"{where}: headers")
-    keys = _texts(given.get("keys", []), f"{where}: keys")
+    headers = _mapping(options.get("headers", {}), _HEADER, f"{where}: headers")
+    keys = _texts(options.get("keys", []), f"{where}: keys")
     return ToolServer(name, url=url, headers=headers, keys=keys, private=private)
 
 
-def _only(given: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    if strange := [key for key in given if key not in known]:
-        beside = "url" if "url" in given else "command"
+def _only(options: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    if strange := [key for key in options if key not in known]:
+        beside = "url" if "url" in options else "command"
         raise UsageError(f"{where}: {strange[0]} has no meaning beside {beside}")
 
 
-def _texts(given: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(given, list) or not all(isinstance(each, str) and "\0" not in each for each in given):
+def _texts(texts: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(texts, list) or not all(isinstance(each, str) and "\0" not in each for each in texts):
         raise UsageError(f"{where} must be a list of texts")
-    return tuple(given)
+    return tuple(texts)
 
 
-def _mapping(given: Any, name: re.Pattern[str], where: str) -> dict[str, str]:
-    if not isinstance(given, dict):
+def _mapping(mapping: Any, name: re.Pattern[str], where: str) -> dict[str, str]:
+    if not isinstance(mapping, dict):
         raise UsageError(f"{where} must be a table of texts")
-    for key, value in given.items():
+    for key, value in mapping.items():
         if name.fullmatch(key) is None:
             raise UsageError(f"{where}: {key[:60]!r} is not a valid name")
         if not isinstance(value, str) or re.search(r"[\0\r\n]", value):
             raise UsageError(f"{where}: {key} must be a text on one line")
-    return given
+    return mapping

@@ -117,9 +117,9 @@ class ToolConnection:
             return e
         return UpstreamFailed(f"the server {self.server.name} does not answer as it must: {str(e)[:300]}")
 
-    async def _within(self, asked: Awaitable[T], limit_s: float, what: str) -> T:
+    async def _within(self, operation: Awaitable[T], limit_s: float, what: str) -> T:
         """Wait for an answer, the end of the server or of the time, whichever comes first."""
-        work = asyncio.ensure_future(asked)
+        work = asyncio.ensure_future(operation)
         if self._child is not None:
             self._child.asked()
         self.calls += 1
@@ -165,7 +165,7 @@ class ToolConnection:
     async def _list(self) -> list[dict[str, Any]]:
         import mcp_types as types
 
-        found: list[dict[str, Any]] = []
+        tools: list[dict[str, Any]] = []
         cursor = None
         for _ in range(MAX_PAGES):
             params = types.PaginatedRequestParams(cursor=cursor) if cursor else None
@@ -173,11 +173,11 @@ class ToolConnection:
             page = await self._session.send_request(
                 types.ListToolsRequest(params=params), types.ListToolsResult
             )
-            found += [tool.model_dump(by_alias=True, mode="json", exclude_none=True) for tool in page.tools]
+            tools += [tool.model_dump(by_alias=True, mode="json", exclude_none=True) for tool in page.tools]
             cursor = page.next_cursor
-            if not cursor or len(found) >= MAX_TOOLS:
+            if not cursor or len(tools) >= MAX_TOOLS:
                 break
-        return found[:MAX_TOOLS]
+        return tools[:MAX_TOOLS]
 
     async def _call(self, tool: str, arguments: dict[str, Any]) -> CalledTool:
         import mcp_types as types
@@ -185,8 +185,8 @@ class ToolConnection:
         params = types.CallToolRequestParams(name=tool, arguments=arguments)
         # Not by the session's own method, which checks answers against the server's schema: patterns can take hours.
         result = await self._session.send_request(types.CallToolRequest(params=params), types.CallToolResult)
-        said = result.model_dump(by_alias=True, mode="json", exclude_none=True)
-        return CalledTool(shown(said), bool(result.is_error))
+        dumped = result.model_dump(by_alias=True, mode="json", exclude_none=True)
+        return CalledTool(shown(dumped), bool(result.is_error))
 
 
 async def _greeted(session: Any) -> None:
@@ -206,5 +206,5 @@ def _cause(e: BaseException) -> BaseException:
     """Return the first failure within groups, a named one before others."""
     if not isinstance(e, BaseExceptionGroup):
         return e
-    found = [_cause(each) for each in e.exceptions]
-    return next((each for each in found if isinstance(each, FreeholdError)), found[0])
+    causes = [_cause(each) for each in e.exceptions]
+    return next((each for each in causes if isinstance(each, FreeholdError)), causes[0])

@@ -49,15 +49,15 @@ class PinnedTool:
 
 def pinned(server: ToolServer, listed: Iterable[Mapping[str, Any]]) -> tuple[list[PinnedTool], list[str]]:
     """Return a server's tools, and a sentence for each that is left out."""
-    found: dict[str, PinnedTool] = {}
+    pins: dict[str, PinnedTool] = {}
     left_out = []
     for each in listed:
         name = str(each.get("name", ""))
-        if why := _fault(each, name in found):
+        if why := _fault(each, name in pins):
             left_out.append(f"{server.name} offers {name[:60]!r}, which is left out: {why}")
         else:
-            found[name] = _pin(server, each)
-    return list(found.values()), left_out
+            pins[name] = _pin(server, each)
+    return list(pins.values()), left_out
 
 
 def _fault(each: Mapping[str, Any], known: bool) -> str:

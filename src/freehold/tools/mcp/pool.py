@@ -51,11 +51,11 @@ class ToolServers:
 
     def server(self, name: str) -> ToolServer:
         """Return a server. Raises UsageError if none has this name."""
-        found = self.configured()
-        if name not in found:
-            known = f"configured: {', '.join(found)}" if found else "freehold mcp add NAME makes one"
+        servers = self.configured()
+        if name not in servers:
+            known = f"configured: {', '.join(servers)}" if servers else "freehold mcp add NAME makes one"
             raise UsageError(f"no server of tools is called {name[:60]!r}", known)
-        return found[name]
+        return servers[name]
 
     def for_key(self, key: str | None) -> dict[str, ToolServer]:
         """Return the servers that a key may use; None: the owner, who may use all."""
@@ -68,8 +68,8 @@ class ToolServers:
 
     def lines(self, name: str) -> list[str]:
         """Return what the server of a name wrote last for people."""
-        found = [c.lines for (_, each), c in self._running.items() if each == name]
-        return found[-1] if found else []
+        stderr = [c.lines for (_, each), c in self._running.items() if each == name]
+        return stderr[-1] if stderr else []
 
     async def listed(self, user: str, name: str) -> list[PinnedTool]:
         """Return the tools of a server as it describes them now, and remember them for lists. Raises as `connected`."""
@@ -90,35 +90,35 @@ class ToolServers:
         key = (user, name)
         async with self._starting.setdefault(key, asyncio.Lock()):
             server = self.server(name)
-            found = self._running.get(key)
-            if found is not None and (not found.alive or found.server != server):
+            connection = self._running.get(key)
+            if connection is not None and (not connection.alive or connection.server != server):
                 del self._running[key]
-                await found.close(now=True)
-                found = None
-            if found is None:
-                found = self._running[key] = await self._started(server)
+                await connection.close(now=True)
+                connection = None
+            if connection is None:
+                connection = self._running[key] = await self._started(server)
                 self._sweep()
-            found.used_at = time.monotonic()
-            return found
+            connection.used_at = time.monotonic()
+            return connection
 
     async def _started(self, server: ToolServer) -> ToolConnection:
         """Start a server, of which few start at once, and make room for it."""
         async with self._places:
-            found = ToolConnection(server)
+            connection = ToolConnection(server)
             try:
-                await found.start()
+                await connection.start()
                 await self._make_room()
             except BaseException:
-                await asyncio.shield(found.close(now=True))
+                await asyncio.shield(connection.close(now=True))
                 raise
-            return found
+            return connection
 
     async def release(self, user: str) -> None:
         """End the servers of a chat."""
         for key in [key for key in self._starting if key[0] == user]:
             del self._starting[key]
-            if (found := self._running.pop(key, None)) is not None:
-                await found.close()
+            if (connection := self._running.pop(key, None)) is not None:
+                await connection.close()
 
     async def close(self) -> None:
         """End all of them, and wait until they are gone."""

@@ -48,10 +48,10 @@ class RunTools:
 
     async def offer(self) -> Sequence[Tool]:
         """Start the servers and return their tools. Raises FreeholdErrors that name the server at fault."""
-        found: list[PinnedTool] = []
+        tools: list[PinnedTool] = []
         for name in self._names:
-            found += await self._servers.listed(self._user, name)
-        self._offered = offered(found)
+            tools += await self._servers.listed(self._user, name)
+        self._offered = offered(tools)
         return [tool for tool, _ in self._offered.values()]
 
     def tools(self) -> dict[str, PinnedTool]:
@@ -83,7 +83,7 @@ class RunTools:
 
     def recall(self, call: ToolCall, result: str) -> None:
         """Take in a call that this answer made before, in another request."""
-        self._results[_made(call)] = result.removesuffix(_AGAIN)
+        self._results[_call_key(call)] = result.removesuffix(_AGAIN)
 
     def forget(self) -> None:
         """Begin another answer, whose calls repeat none of those before."""
@@ -91,8 +91,8 @@ class RunTools:
 
     def noted(self, call: ToolCall, result: str) -> str:
         """Return a result, with a word to the model where the same call of this answer had the same; and keep it."""
-        before = self._results.get(_made(call))
-        self._results[_made(call)] = result
+        before = self._results.get(_call_key(call))
+        self._results[_call_key(call)] = result
         return result + _AGAIN if before == result else result
 
     async def aclose(self) -> None:
@@ -111,17 +111,17 @@ class RunTools:
         if answer.verdict == "deny":
             word = f" The user says: {cut(answer.word, MAX_WORD)}" if answer.word else ""
             return step.end("denied", f"The user did not allow this call.{word}")
-        said = ""
+        prefix = ""
         if answer.arguments is not None and (edited := _object(answer.arguments)) != arguments:
             step.arguments = answer.arguments
             if edited is None:
                 return step.end("failed", "Not called: the edited arguments are not a JSON object.")
-            arguments, said = edited, _EDITED.format(arguments=json.dumps(edited, ensure_ascii=False))
+            arguments, prefix = edited, _EDITED.format(arguments=json.dumps(edited, ensure_ascii=False))
         step.say("running")
         connection = await self._servers.connected(self._user, step.tool.server)
         result = await connection.call(step.tool.name, arguments)
-        made = ToolCall(step.id, step.name, json.dumps(arguments))
-        return step.end("failed" if result.failed else "done", said + self.noted(made, result.text))
+        call = ToolCall(step.id, step.name, json.dumps(arguments))
+        return step.end("failed" if result.failed else "done", prefix + self.noted(call, result.text))
 
     async def _approved(self, step: _ToolStep) -> ToolAnswer:
         """Return the answer for the tool as it is now; a question whose tool changed meanwhile is asked again."""
@@ -192,7 +192,7 @@ class _ToolStep:
         self.say(state, result)
 
 
-def _made(call: ToolCall) -> str:
+def _call_key(call: ToolCall) -> str:
     """Return what two calls of one tool with the same arguments have in common."""
     return json.dumps([call.name, _object(call.arguments)], sort_keys=True)
 
