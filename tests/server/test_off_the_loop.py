@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import threading
+import weakref
 from typing import Any
 
 import msgspec
@@ -106,6 +107,41 @@ def test_a_failed_request_is_freed_without_the_garbage_collector(serving):
         assert eventually(lambda: not kept())
     finally:
         gc.enable()
+
+
+def test_a_long_request_is_freed_off_the_loop(serving, monkeypatch):
+    """It took up to 10 ms when its answer ended, on the loop."""
+    freed: list[tuple[str, list[str]]] = []
+    real = bodies.dissolve
+
+    def noting(values: list[Any]) -> None:
+        freed.append((threading.current_thread().name, [type(each).__name__ for each in values]))
+        real(values)
+
+    monkeypatch.setattr(bodies, "dissolve", noting)
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "a" * 40}] * 4000}
+    assert serving().client.post("/v1/chat/completions", json=asked).status_code == 200
+    assert eventually(lambda: bool(freed))
+    (name, kinds), *more = freed
+    assert name.startswith("freehold-bodies-long") and kinds == ["ChatRequest", "dict", "Job"] and not more
+
+
+def test_values_are_freed_from_above_and_what_others_hold_is_left():
+    kept = [{"a": [1, 2]}]
+    order: list[str] = []
+
+    class Named(msgspec.Struct, weakref=True):
+        name: str
+        inner: list[Any] = []
+
+    outer, inner = Named("outer", [*range(10_000)]), Named("inner")
+    for each in (outer, inner):
+        weakref.finalize(each, order.append, each.name)
+    outer.inner.append(inner)
+    values = [{"x": [outer, kept]}]
+    del outer, inner, each
+    bodies.dissolve(values)
+    assert order == ["outer", "inner"] and not values and kept == [{"a": [1, 2]}]
 
 
 def test_a_body_beyond_some_kilobytes_is_parsed_off_the_loop(serving, monkeypatch):

@@ -128,6 +128,7 @@ class Answering:
         self._computing = Computing(
             call, jobs, keep_alive=keep_alive, warnings=warnings, fit=fit, pictures=pictures, cut=cut
         )
+        call.ending += jobs
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
 

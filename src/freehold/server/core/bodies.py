@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from sys import getrefcount
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +25,9 @@ from freehold.server.core.numbers import values_beside
 from freehold.server.core.problems import Refused
 from freehold.server.core.structure import BodyStructure, escapes, exact_structure, structure_of, weight
 
+_PLAIN = {str, int, float, bool, bytes, type(None)}
+_OURS = 2  # references of a value that only the name `value` holds: that one, and getrefcount's own
+PIECE = 4096  # plain values that are freed by one call, in a tenth of a millisecond
 T = TypeVar("T", bound=msgspec.Struct)
 Headers = Mapping[bytes, bytes]
 LOOP_BYTES = 8 << 10  # of a body that is parsed on the loop: one that is messages of one character takes 1 ms
@@ -60,10 +64,36 @@ class Bodies:
             if wanted > 1:
                 self._turns[caller] = (lock, wanted - 1)
 
+    def free(self, values: list[Any]) -> None:
+        """Free values in the thread of long bodies, a few at a time."""
+        with suppress(RuntimeError):  # the server ends: they are freed here
+            self._long.submit(dissolve, values)
+
     def close(self) -> None:
         """End the threads, after what they are at."""
         for pool in (self._short, self._long):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def dissolve(values: list[Any]) -> None:
+    """Empty `values`, and free what they were the last to hold, so that other threads run meanwhile.
+
+    A list of 100,000 messages is freed by one call, which holds the interpreter to its end. So whatever a container
+    holds is held here before the container goes, and a list that is long goes in pieces.
+    """
+    while values:
+        value = values.pop()
+        kind = type(value)
+        if kind is dict:
+            values += [each for each in value.values() if type(each) not in _PLAIN]
+        elif kind is list or kind is tuple:
+            values += [each for each in value if type(each) not in _PLAIN]
+        else:
+            names = getattr(kind, "__struct_fields__", None) or getattr(kind, "__dataclass_fields__", ())
+            values += [each for name in names if type(each := getattr(value, name)) not in _PLAIN]
+        if kind is list and getrefcount(value) == _OURS:
+            while value:
+                del value[-PIECE:]
 
 
 class Holding:

@@ -131,6 +131,7 @@ class ServerCall:
         self.answered_by = ""  # the model, where it is not the one that was asked for
         self.work = RequestWork()  # for the log; handlers fill it in
         self.complete = False
+        self.ending: list[Any] = []  # long values that are freed when all is over
         self.started = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
@@ -247,7 +248,9 @@ class HttpCall(ServerCall):
         assert kind is self.request, f"{self.route} declares {self.request}, and reads {kind}"
         limits = limits or self.server.limits
         self._holding = Holding(self.server.bodies, self.caller, limits)
-        return await json_body(self._receive, self.headers, limits, self._holding, kind, self._gone)
+        read = await json_body(self._receive, self.headers, limits, self._holding, kind, self._gone)
+        self.ending += read
+        return read
 
     def hold(self, more: int) -> None:
         """Count `more` bytes of memory as the caller's until the request is over. Raises Refused (429, 503)."""
@@ -369,9 +372,12 @@ class HttpCall(ServerCall):
         await self.answer(self.wording(trouble), status, trouble.headers)
 
     def close(self) -> None:
-        """Release the memory counted for the body and the answer."""
+        """Release the memory counted for the body and the answer, and have a long request freed apart."""
         if self._holding is not None:
+            if self._holding.bytes > APART:
+                self.server.bodies.free(self.ending)
             self._holding.close()
+        self.ending = []
 
     def abort(self) -> None:
         """Drop the connection without waiting for the client to take what is buffered."""
