@@ -35,6 +35,7 @@ from freehold.errors import (
 )
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
+from freehold.server.core.sse import PREFILL
 from freehold.server.openai.fields.structured import Structured, format_of
 from freehold.serving import ModelInfo
 from freehold.types import (
@@ -136,6 +137,16 @@ def delta(text: str | None = None, *, end: str | None = None, **more: Any) -> di
 
 DONE = b"data: [DONE]\n\n"
 WHOLE = [delta("Hello"), delta(" you"), delta(end="stop"), DONE]
+
+
+def test_comments_of_our_server_tell_how_much_of_the_prompt_is_read(script: Script, model: HttpModel):
+    seen: list[tuple[int, int]] = []
+    script.answers = [
+        [b": keep-alive\n\n", PREFILL % (10, 100), b": other 1 2\n\n", PREFILL % (90, 100), *WHOLE]
+    ]
+    answer = model.stream([Message("user", "Hi")], on_prefill=lambda *read: seen.append(read))
+    assert "".join(chunk.text for chunk in answer) == "Hello you"
+    assert seen == [(10, 100), (90, 100)]
 
 
 def test_it_is_a_chat_model(model: HttpModel):

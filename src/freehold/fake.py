@@ -19,6 +19,7 @@ from freehold.types import (
     Format,
     FormatLike,
     Message,
+    OnPrefill,
     Overflow,
     SamplingParams,
     Usage,
@@ -78,6 +79,7 @@ class FakeModel:
         think: bool | None = None,
         overflow: Overflow = "error",
         format: FormatLike = None,
+        on_prefill: OnPrefill | None = None,
     ) -> Iterator[Chunk]:
         """Yield the next reply word by word; raise UsageError when the script is over."""
         if self.closed:
@@ -90,6 +92,8 @@ class FakeModel:
         if isinstance(reply, BaseException):
             raise reply
         reply = Reply(reply) if isinstance(reply, str) else reply
+        if on_prefill is not None:
+            on_prefill(0, _prompt_tokens(messages))
         return self._pieces(reply, _prompt_tokens(messages), max_tokens, stop)
 
     def check_think(self, think: bool | None) -> None:

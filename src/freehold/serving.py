@@ -251,6 +251,14 @@ class Stream(Protocol):
         ...
 
 
+def prefill_of(stream: Stream | None) -> tuple[int, int] | None:
+    """Return how many tokens of a stream's prompt are read, and how many there are.
+
+    None once an answer has begun, and of streams that do not report it: those of upstream engines and providers.
+    """
+    return getattr(stream, "prefill", None)
+
+
 class TokenizerFace(Protocol):
     """A served model's tokenizer and chat template. `client`: as a Job's."""
 

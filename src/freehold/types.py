@@ -6,7 +6,7 @@ Frozen dataclasses; no I/O, no arithmetic, no defaults of a model. Requests to a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
@@ -274,6 +274,11 @@ class Chunk:
     signed: tuple[SignedThinking, ...] = ()  # blocks of reasoning that this chunk ends
 
 
+# Receives how many tokens of a prompt are read, and how many there are, before an answer's first token. It is called
+# within a step and returns at once.
+OnPrefill = Callable[[int, int], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Embeddings:
     """Vectors of unit length, and the tokens computed for them."""
@@ -339,6 +344,7 @@ class ChatModel(Protocol):
         think: bool | None = None,
         overflow: Overflow = "error",
         format: FormatLike = None,
+        on_prefill: OnPrefill | None = None,
     ) -> Iterator[Chunk]:
         """Answer `messages` piece by piece. `sampling` None: the model's own defaults.
 

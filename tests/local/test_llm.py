@@ -53,6 +53,17 @@ def test_streamed_pieces_make_the_same_answer(llm: LLM):
     assert chunks[-1].usage is not None
 
 
+def test_prefill_is_reported_step_by_step_before_the_first_token(path: Path):
+    seen: list[tuple[int, int]] = []
+    reports: list[int] = []
+    with freehold.load(path, context=CONTEXT, threads=1) as llm:
+        for _ in llm.stream("a word " * 20, max_tokens=2, on_prefill=lambda *read: seen.append(read)):
+            reports.append(len(seen))
+        total = llm.count_tokens([Message("user", "a word " * 20)])
+    assert set(reports) == {len(seen)}  # none after a token came
+    assert seen[0] == (0, total) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
 def test_messages_may_be_text_dicts_or_messages(llm: LLM):
     as_text = llm.chat("Hi", max_tokens=5, seed=1)
     as_dict = llm.chat([{"role": "user", "content": "Hi"}], max_tokens=5, seed=1)

@@ -15,9 +15,10 @@ from typing import cast
 import pytest
 
 from freehold.errors import CapacityExceeded
+from freehold.server.core import sse
 from freehold.server.core.call import HttpCall
 from freehold.server.core.limits import ServerLimits
-from freehold.server.core.sse import COMMENT, EventStream
+from freehold.server.core.sse import COMMENT, CONTENT_TYPE, EventStream
 from freehold.server.openai.shape import DONE
 from tests.server.conftest import Running
 from tests.server.fakes import Script
@@ -72,6 +73,38 @@ def test_a_comment_that_waited_for_the_last_event_is_not_sent():
 
     asyncio.run(main())
     assert sent == [DONE]
+
+
+@pytest.mark.parametrize(("kind", "told"), [(CONTENT_TYPE, True), (b"application/x-ndjson", False)])
+def test_comments_tell_how_much_of_the_prompt_is_read(
+    monkeypatch: pytest.MonkeyPatch, kind: bytes, told: bool
+):
+    monkeypatch.setattr(sse, "PREFILL_S", 0.001)
+    sent: list[bytes] = []
+    reads = iter([(10, 100), (90, 100)])
+    asked = asyncio.Event()
+
+    def prefill() -> tuple[int, int] | None:
+        found = next(reads, None)
+        if found is None:
+            asked.set()
+        return found
+
+    async def body(data: bytes, *, more: bool) -> None:
+        sent.append(data)
+        call.taken_at = time.monotonic() - 1
+
+    server = SimpleNamespace(keep_alive_s=10, limits=ServerLimits(), metrics=SimpleNamespace(streams=0))
+    call = SimpleNamespace(
+        server=server, status=200, complete=False, body=body, taken_at=time.monotonic() - 1
+    )
+
+    async def main() -> None:
+        async with EventStream(cast(HttpCall, call), kind, prefill=prefill):
+            await asyncio.wait_for(asked.wait(), 60) if told else await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert sent == ([b": prefill 10 100\n\n", b": prefill 90 100\n\n"] if told else [])
 
 
 @pytest.mark.parametrize("phase", ["use_delay", "start_delay", "delay"])

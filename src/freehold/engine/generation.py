@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from freehold.engine.sequence import Sequence, TokenOut
-from freehold.types import FinishReason, Usage
+from freehold.types import FinishReason, OnPrefill, Usage
 
 
 class SequenceEngine(Protocol):
@@ -34,6 +34,7 @@ class Generation:
 
     def __init__(self, engine: SequenceEngine, seq: Sequence) -> None:
         self._engine = engine
+        self.on_prefill: OnPrefill | None = None
         self._seq = seq
         self._entered = seq.done  # a resumed answer may be complete
         self._closed = False
@@ -49,7 +50,7 @@ class Generation:
         try:
             if not seq.pending:  # else an earlier step made several, and none has to be computed
                 self.start()
-                self._engine.advance(seq, lambda: bool(seq.pending))
+                self._engine.advance(seq, self._arrived)
             return seq.pending.popleft()
         except BaseException:
             self.close()
@@ -57,6 +58,22 @@ class Generation:
 
     def __del__(self) -> None:
         self.close()
+
+    def _arrived(self) -> bool:
+        self.report()
+        return bool(self._seq.pending)
+
+    def report(self) -> None:
+        """Call `on_prefill` while no token was made."""
+        if self.on_prefill is not None and (read := self.prefill) is not None:
+            self.on_prefill(*read)
+
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        """How many tokens of the prompt are computed or cached, and how many there are; None once a token was made."""
+        seq = self._seq
+        total = len(seq.request.prompt) + seq.resumed
+        return None if len(seq.tokens) > total or seq.done else (min(seq.num_computed_tokens, total), total)
 
     def start(self) -> None:
         """Enter the engine now; the first `__next__` does otherwise. Never waits for a step.

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from freehold.serving import Job, ModelHandle, Stream
-from freehold.types import Chunk, FormatLike, Message, Overflow, SamplingParams, as_format
+from freehold.types import Chunk, FormatLike, Message, OnPrefill, Overflow, SamplingParams, as_format
 
 _T = TypeVar("_T")
 
@@ -39,6 +39,7 @@ class ServedChat:
         think: bool | None = None,
         overflow: Overflow = "error",
         format: FormatLike = None,
+        on_prefill: OnPrefill | None = None,
     ) -> Iterator[Chunk]:
         """Answer `messages`; of `sampling` temperature and seed go with the request."""
         given = {} if sampling is None else {"temperature": sampling.temperature, "seed": sampling.seed}

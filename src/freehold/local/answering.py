@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from freehold.models.lora import Adapter
 from freehold.serving import Begin, Job
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.history import letters
-from freehold.types import Chunk, FinishReason, TokenLogprob
+from freehold.types import Chunk, FinishReason, OnPrefill, TokenLogprob
 
 F32 = NDArray[np.float32]
 Top = tuple[tuple[int, float], ...]
@@ -109,6 +110,17 @@ class LocalJob:
             **self._sharing(bool(job.resume) or self._scores is not None),  # scoring waited already
         )
 
+    def watched(self, on_prefill: OnPrefill | None) -> Self:
+        """Report the prefill of the first answer's prompt to `on_prefill`."""
+        if self._answers:
+            self._answers[0].watch(on_prefill)
+        return self
+
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        """How many tokens of the prompt are read, and how many there are; None once an answer has begun."""
+        return self._answers[0].prefill if self._answers and self._scoring is None else None
+
     @property
     def begin(self) -> Begin | None:
         """What the engine accepted; None until the prompt is scored, where that was requested."""
@@ -189,6 +201,15 @@ class LocalAnswer:
                 text.push(id)
         self._reason: FinishReason | None = text.over
 
+    def watch(self, on_prefill: OnPrefill | None) -> None:
+        """Report the prefill to `on_prefill`."""
+        self._generation.on_prefill = on_prefill
+
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        """As Generation.prefill."""
+        return None if self._reason is not None else self._generation.prefill
+
     def enter(self) -> None:
         """Queue it in the engine, unless it is complete."""
         if self._reason is None and not self._generation.done:
@@ -200,6 +221,7 @@ class LocalAnswer:
             return [self._last()]
         done = self._generation.done  # read first: tokens made after the next line belong to the next call
         chunks = list(self._gained(self._generation.take()))
+        self._generation.report()
         if done or self._reason is not None:
             chunks.append(self._last())
         return chunks

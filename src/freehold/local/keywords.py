@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 
 from freehold.local.chat import Tools
 from freehold.store.progress import ProgressLike
-from freehold.types import FormatLike, ModelOptions, Overflow, SamplingParams
+from freehold.types import FormatLike, ModelOptions, OnPrefill, Overflow, SamplingParams
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -43,6 +43,9 @@ class GenerateOptions(SamplingOptions, total=False):
     logprobs: int | None  # also the N likeliest tokens of each step
     format: FormatLike  # a JSON schema as a dict, "json" for any JSON object, or a Format
     adapter: str | None  # by its name, "" for none; None leaves it to `adapters.default`
+    on_prefill: (
+        OnPrefill | None
+    )  # called with the prompt's tokens read and all of them, before the first token
 
 
 class ChatOptions(GenerateOptions, total=False):

@@ -238,14 +238,16 @@ class LLM:
             self._prompter.template.render(
                 job.messages or (), effort=job.effort
             )  # raises with the levels it has
-        return self._prepared(job, sampling_of(options, self.default_sampling))
+        made = self._prepared(job, sampling_of(options, self.default_sampling))
+        return made.watched(options.get("on_prefill"))
 
     def _continued(self, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
         """Prepare the continuation of a text or of token ids."""
         self._check_open()
         text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
         job = text_job(text, options, self.adapters.chosen(options.get("adapter")))
-        return self._prepared(job, sampling_of(options, self.default_sampling))
+        made = self._prepared(job, sampling_of(options, self.default_sampling))
+        return made.watched(options.get("on_prefill"))
 
     @property
     def stats(self) -> EngineStats:

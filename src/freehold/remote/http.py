@@ -7,10 +7,11 @@ Path: HttpModel.stream or cli/serving/attach.py -> Api.events, Api.call -> httpx
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -27,6 +28,7 @@ from freehold.errors import (
     UpstreamFailed,
     UsageError,
 )
+from freehold.types import OnPrefill
 
 if TYPE_CHECKING:
     import httpx2
@@ -36,6 +38,8 @@ CONNECT_S = 5.0
 SILENCE_S = 600.0  # over a network; a socket of this machine closes when its server dies
 MAX_ANSWER = 64 << 20  # bytes of a whole JSON answer, or of one event
 MAX_ERROR_CHARS = 2000  # characters of a foreign server's error that are passed on
+
+PREFILL = re.compile(r"^: prefill (\d{1,9}) (\d{1,9})$", re.MULTILINE)  # server/core/sse.py writes it
 
 _T = TypeVar("_T")
 
@@ -78,15 +82,19 @@ class Api:
         with self._open(method, path, body, patience_s) as response:
             return self.read(_bounded(response, self._where), as_)
 
-    def events(self, path: str, body: Mapping[str, Any], as_: type[_T]) -> Iterator[_T]:
+    def events(
+        self, path: str, body: Mapping[str, Any], as_: type[_T], on_prefill: OnPrefill | None = None
+    ) -> Iterator[_T]:
         """Post JSON and yield the answer's server-sent events until [DONE] or the stream's end.
 
-        An event that carries an error raises it. Comments are skipped: they only keep the line open.
+        An event that carries an error raises it. Comments keep the line open; those of our own server that count the
+        prompt's tokens go to `on_prefill`.
         """
         import httpx2
 
         with self._open("POST", path, body) as response:
-            for event in httpx2.EventSource(response, MAX_ANSWER):
+            source = response if on_prefill is None else cast(Any, _Prefilling(response, on_prefill))
+            for event in httpx2.EventSource(source, MAX_ANSWER):
                 if event.data == "[DONE]":
                     return
                 if event.data:
@@ -130,6 +138,21 @@ class Api:
 
 def _no_address(where: str, e: Exception) -> UsageError:
     return UsageError(f"{where} is not a valid address of a server: {e}", "for example http://127.0.0.1:8000")
+
+
+class _Prefilling:
+    """A response whose comments on the prompt's prefill are reported; a comment cut in two is left out."""
+
+    def __init__(self, response: httpx2.Response, on_prefill: OnPrefill) -> None:
+        self.headers, self.request = response.headers, response.request
+        self._response, self._on_prefill = response, on_prefill
+
+    def iter_text(self) -> Iterator[str]:
+        """Yield the text as it comes."""
+        for text in self._response.iter_text():
+            for done, total in PREFILL.findall(text):
+                self._on_prefill(int(done), int(total))
+            yield text
 
 
 class _Error(msgspec.Struct):

@@ -20,6 +20,7 @@ from freehold.types import (
     FinishReason,
     FormatLike,
     Message,
+    OnPrefill,
     Overflow,
     SamplingParams,
     TokenLogprob,
@@ -76,6 +77,7 @@ class HttpModel:
         parallel_tool_calls: bool = True,
         overflow: Overflow = "error",
         format: FormatLike = None,
+        on_prefill: OnPrefill | None = None,
     ) -> Iterator[Chunk]:
         """Answer a chat piece by piece; closing the iterator cancels the answer at the server.
 
@@ -93,7 +95,7 @@ class HttpModel:
             body["overflow"] = overflow
         if logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": logprobs}
-        return self._chunks("/v1/chat/completions", body)
+        return self._chunks("/v1/chat/completions", body, on_prefill)
 
     def stream_text(
         self,
@@ -104,13 +106,14 @@ class HttpModel:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         format: FormatLike = None,
+        on_prefill: OnPrefill | None = None,
     ) -> Iterator[Chunk]:
         """Continue text, or token ids, as they are."""
         text = prompt if isinstance(prompt, str) else list(prompt)
         body = {"prompt": text, **self._asked(max_tokens, sampling, stop, format)}
         if logprobs is not None:
             body["logprobs"] = logprobs
-        return self._chunks("/v1/completions", body)
+        return self._chunks("/v1/completions", body, on_prefill)
 
     def check_think(self, think: bool | None) -> None:
         """Accept any value: the server checks it with the request."""
@@ -138,12 +141,12 @@ class HttpModel:
         body |= _format(format)
         return body | _sampling(sampling, everything=self._info is not None)
 
-    def _chunks(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
+    def _chunks(self, path: str, body: Mapping[str, Any], on_prefill: OnPrefill | None) -> Iterator[Chunk]:
         """Turn events into chunks; the one that ends the answer comes last, with the usage."""
         reason: FinishReason | None = None
         reported = _Reported()
         dropped = False
-        for event in self._api.events(path, body, _Event):
+        for event in self._api.events(path, body, _Event, on_prefill):
             reported.add(event)
             choice = event.choices[0] if event.choices else _Choice()
             if choice.finish_reason is not None:

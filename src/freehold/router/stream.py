@@ -21,7 +21,7 @@ from freehold.router.ledger.rows import Outcome
 from freehold.router.parts import GatewayParts
 from freehold.router.record import NOTHING, RequestRecord, added
 from freehold.router.tokens import PromptSize, letters_in, used_so_far
-from freehold.serving import Begin, Job
+from freehold.serving import Begin, Job, prefill_of
 from freehold.types import Chunk, Usage
 
 MOST_KEPT = 8 << 20  # bytes of an answer that is kept until it is whole; of a longer one nothing is
@@ -65,6 +65,10 @@ class RoutedStream:
     @property
     def more(self) -> bool:
         return bool(self._ready) or self._stream.more
+
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        return None if self._ready else prefill_of(self._stream)
 
     def __aiter__(self) -> RoutedStream:
         return self

@@ -29,7 +29,18 @@ from freehold.worker.keepalive import KEEP_ALIVE_S, KeepAlive
 from freehold.worker.options import HUNG_S
 from freehold.worker.stream import EngineStream
 from freehold.worker.tokenizer import EngineTokenizer
-from freehold.worker.wire import Began, Cancel, Failed, Frame, ModelCall, Open, Piece, Submit, Writer
+from freehold.worker.wire import (
+    Began,
+    Cancel,
+    Failed,
+    Frame,
+    ModelCall,
+    Open,
+    Piece,
+    Prefilled,
+    Submit,
+    Writer,
+)
 
 # Before the second start in a row, twice that before the next, and so on; and at most.
 FIRST_WAIT_S, MOST_WAIT_S = 0.5, 8.0
@@ -237,6 +248,8 @@ class EngineHandle:
                 stream.gain(event.index, event.chunk)
                 if stream is self._quarantine.suspect:
                     self._quarantine.progressed(stream)
+            elif type(event) is Prefilled:
+                stream.prefill = event.done, event.total
             elif type(event) is Began:
                 stream.began(event.begin)
             elif type(event) is Failed:

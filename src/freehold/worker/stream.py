@@ -28,6 +28,9 @@ class EngineStream:
         self._loop = asyncio.get_running_loop()
         self._ended = ended  # called once, with whether the engine still works for it
         self._over = self.fell_behind = False
+        self.prefill: tuple[int, int] | None = (
+            None  # prompt tokens read, and all of them; None: an answer has begun
+        )
         # By answer, and grown as chunks come: the job's own numbers are not checked on this side.
         self._log: defaultdict[int, list[int]] = defaultdict(list)
         self._whole: set[int] = set()  # answers whose last chunk has come
@@ -118,6 +121,7 @@ class EngineStream:
         """Add a chunk. What a new engine repeats of a finished answer is not passed on."""
         if self._over or index in self._whole:
             return
+        self.prefill = None
         self._log[index] += chunk.token_ids
         self._held += len(chunk.token_ids)
         self._queue.append((index, chunk))

@@ -22,7 +22,7 @@ from freehold.serving import Begin, EngineStats, ModelInfo
 from freehold.store import ModelRef
 from freehold.types import Chunk
 
-PROTOCOL = 4  # raise it when a message changes; both ends must name the same
+PROTOCOL = 5  # raise it when a message changes; both ends must name the same
 HEAD = 4  # bytes of length before a message
 # A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB.
 MAX_FRAME = 64 << 20
@@ -156,6 +156,14 @@ class Piece(WireMessage):
     chunk: Chunk
 
 
+class Prefilled(WireMessage):
+    """Tokens of a job's prompt that are read, and all of them; sent after steps that made no token of its answer."""
+
+    id: int
+    done: int
+    total: int
+
+
 class CallReply(WireMessage):
     """The value of a call."""
 
@@ -163,7 +171,7 @@ class CallReply(WireMessage):
     value: Any
 
 
-Event = Began | Piece | Failed | CallReply
+Event = Began | Piece | Prefilled | Failed | CallReply
 
 
 class Frame(WireMessage):

@@ -13,6 +13,7 @@ from typing import Any
 
 from freehold.cli.chat.loops import ADVICE, LoopGuard
 from freehold.cli.chat.markdown import Renderer
+from freehold.cli.chat.waiting import Waiting
 from freehold.serving import ModelInfo
 from freehold.types import (
     Chunk,
@@ -72,9 +73,10 @@ class StreamedAnswer:
         self.logprobs += chunk.logprobs
         self.cut = self.cut or chunk.finish_reason == "length"
 
-    def shown(self, chunk: Chunk, renderer: Renderer) -> bool:
+    def shown(self, chunk: Chunk, renderer: Renderer, waiting: Waiting) -> bool:
         """Add a chunk and show it; return whether the answer repeats itself and must stop."""
         self.add(chunk)
+        waiting.chunk(chunk)
         renderer.think(chunk.thinking)
         renderer.feed(chunk.text)
         return self.looped

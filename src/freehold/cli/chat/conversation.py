@@ -15,6 +15,7 @@ from freehold.cli.chat.keeping import ChatKeeper, ChatTurn
 from freehold.cli.chat.loops import ADVICE, LoopGuard
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.sessions import ChatSession, Sessions, with_file
+from freehold.cli.chat.waiting import Waiting
 from freehold.errors import FreeholdError, UsageError
 from freehold.types import ChatModel, Message, Usage
 
@@ -139,19 +140,22 @@ class Conversation:
     def _stream(self, answer: StreamedAnswer) -> None:
         """Show the answer as it comes, and save it; Ctrl-C stops it."""
         renderer = self._renderer()
-        stream = self.model.stream(self.messages, **self.answers.stream_options())
-        try:
-            for chunk in stream:
-                if chunk.dropped_messages:
-                    self._say(f"context full: the {chunk.dropped_messages} oldest messages were dropped")
-                if answer.shown(chunk, renderer):
-                    break
-                self._keeper.grow(answer)
-        except KeyboardInterrupt:
-            answer.stopped = True
-        finally:
-            stop(stream)
-            renderer.finish()
+        with Waiting() as waiting:
+            options = self.answers.stream_options()
+            stream = self.model.stream(self.messages, **options, on_prefill=waiting)
+            try:
+                for chunk in stream:
+                    if chunk.dropped_messages:
+                        waiting.over()
+                        self._say(f"context full: the {chunk.dropped_messages} oldest messages were dropped")
+                    if answer.shown(chunk, renderer, waiting):
+                        break
+                    self._keeper.grow(answer)
+            except KeyboardInterrupt:
+                answer.stopped = True
+            finally:
+                stop(stream)
+                renderer.finish()
 
     def _account(self, answer: StreamedAnswer) -> None:
         if answer.usage is not None:

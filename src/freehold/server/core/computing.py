@@ -19,7 +19,7 @@ from freehold.server.core.metrics import PerModel
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused, problem
 from freehold.server.core.receipt import Tally
-from freehold.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream
+from freehold.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream, prefill_of
 from freehold.types import Chunk
 
 # Prompts of one request that are in progress at a time: more would fill the queue with one client's.
@@ -52,6 +52,7 @@ class Computing:
         self.keeps = False  # whether log-probabilities are held until all of the answer is there,
         self._scores = 0  # and how many
         self._record: PerModel | None = None
+        self._stream: Stream | None = None  # the latest one
 
     async def run(self, model: str, opened: Opened, sink: Sink) -> None:
         """Compute all answers. `opened` is called before a job's first chunk, `sink` with chunks as they come.
@@ -81,6 +82,11 @@ class Computing:
         except Exception as e:
             self._count(record, e)
             raise
+
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        """How many tokens of the prompt are read, and how many there are; None once its answer has begun."""
+        return prefill_of(self._stream)
 
     async def _served(self, model: str) -> ModelHandle:
         """Return the model, loaded within the request's own time."""
@@ -122,7 +128,7 @@ class Computing:
         opened: Opened,
         sink: Sink,
     ) -> None:
-        stream = await self._started(served, job)
+        stream = self._stream = await self._started(served, job)
         try:
             self._check_scores(self.jobs[job], stream.begin)
             self.tally.begun(job, stream.begin)

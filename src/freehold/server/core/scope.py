@@ -27,6 +27,7 @@ from freehold.serving import (
     Stream,
     TokenizerFace,
     Vectors,
+    prefill_of,
 )
 from freehold.types import Chunk, Message, Turn
 
@@ -224,6 +225,10 @@ class MeteredStream:
     @property
     def more(self) -> bool:
         return self._stream.more
+
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        return prefill_of(self._stream)
 
     def __aiter__(self) -> MeteredStream:
         return self

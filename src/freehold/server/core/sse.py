@@ -17,6 +17,8 @@ from freehold.server.core.limits import Gone
 
 CONTENT_TYPE = b"text/event-stream; charset=utf-8"  # server-sent events
 COMMENT = b": keep-alive\n\n"  # which their readers leave out
+PREFILL = b": prefill %d %d\n\n"  # tokens of the prompt that are read, and all; remote/http.py reads it
+PREFILL_S = 1.0  # between two of them
 HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold the events back
@@ -24,11 +26,19 @@ HEADERS = [
 
 
 class EventStream:
-    """Use in `async with`: the timer for beats runs inside. `beat` writes what a client reads over."""
+    """Use in `async with`: the timer for beats runs inside. `beat` writes what a client reads over.
+
+    `prefill`: tokens of the prompt that are read, and all of them; server-sent events tell it in a comment each second.
+    """
 
     def __init__(
-        self, call: HttpCall, content_type: bytes = CONTENT_TYPE, beat: Callable[[], bytes] = lambda: COMMENT
+        self,
+        call: HttpCall,
+        content_type: bytes = CONTENT_TYPE,
+        beat: Callable[[], bytes] = lambda: COMMENT,
+        prefill: Callable[[], tuple[int, int] | None] = lambda: None,
     ) -> None:
+        self._prefill = prefill if content_type == CONTENT_TYPE else lambda: None
         self._headers, self._beat = [(b"content-type", content_type), *HEADERS], beat
         self._call, self._lock = call, asyncio.Lock()
         self._every = call.server.keep_alive_s
@@ -36,7 +46,7 @@ class EventStream:
 
     async def __aenter__(self) -> EventStream:
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._every, self._tick)
+        self._timer = self._loop.call_later(min(self._every, PREFILL_S), self._tick)
         self._call.server.metrics.streams += 1
         return self
 
@@ -60,17 +70,17 @@ class EventStream:
             await self._call.body(data, more=more)
 
     def _tick(self) -> None:
-        """Send a beat if nothing else went out."""
+        """Send a beat if nothing else went out, or the prompt's progress."""
         silent = time.monotonic() - self._call.taken_at
-        if self._lock.locked():
-            wait = 1.0
-        elif silent >= self._every:
-            self._beating = self._loop.create_task(self._send_beat())
-            wait = self._every
-        else:
-            wait = self._every - silent
-        self._timer = self._loop.call_later(wait, self._tick)
+        read = self._prefill()
+        every = self._every if read is None else min(self._every, PREFILL_S)
+        if self._lock.locked():  # a client that is slow to take what was sent
+            silent = every - PREFILL_S
+        elif silent >= every:
+            self._beating = self._loop.create_task(self._send_beat(PREFILL % read if read else self._beat()))
+            silent = 0.0
+        self._timer = self._loop.call_later(min(max(every - silent, 0.001), PREFILL_S), self._tick)
 
-    async def _send_beat(self) -> None:
+    async def _send_beat(self, data: bytes) -> None:
         with suppress(Gone):  # HttpCall.while_here sees the connection go, and ends the work
-            await self.send(self._beat())
+            await self.send(data)

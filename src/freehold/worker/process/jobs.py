@@ -15,7 +15,7 @@ from freehold.serving import EngineStats
 from freehold.types import Usage
 from freehold.worker.process.channel import Channel
 from freehold.worker.process.contract import HostedJob, HostedModel
-from freehold.worker.wire import Began, Event, Failed, Piece
+from freehold.worker.wire import Began, Event, Failed, Piece, Prefilled
 
 KEPT_USAGES = 64  # answers whose speed is kept for `freehold fit` when the process ends, the latest ones
 
@@ -26,6 +26,7 @@ class LiveJobs:
     def __init__(self, model: HostedModel, channel: Channel) -> None:
         self._model, self._channel = model, channel
         self._live: dict[int, HostedJob] = {}
+        self._read: dict[int, tuple[int, int]] = {}  # by job, what of its prompt was reported as read
         self._sent = EngineStats()
         self._expected: set[int] = set()  # submitted and not yet entered; a cancel takes them out
         self._alone: int | None = None  # the job that has shared no step so far
@@ -68,6 +69,7 @@ class LiveJobs:
         with self._gate:
             self._expected.discard(id)
             job = self._live.pop(id, None)
+            self._read.pop(id, None)
         if job is not None:
             job.cancel()
 
@@ -96,14 +98,21 @@ class LiveJobs:
         except Exception as e:
             events.append(Failed.of(id, e))
             del self._live[id]
+            self._read.pop(id, None)
             return job.cancel()
         if not had_begun and job.begin is not None:
             events.append(Began(id, job.begin))
+        read = None if pieces else job.prefill
+        if read is not None and read[0] and read != self._read.get(id):  # none while it waits in the queue
+            self._read[id] = read
+            events.append(Prefilled(id, *read))
         for index, chunk in pieces:
             events.append(Piece(id, index, chunk))
             self._alone = None if index else self._alone
             if chunk.usage is not None and id == self._alone and self._crowd.share() <= CROWDED:
                 self.usages.append(chunk.usage)
+        if pieces:
+            self._read.pop(id, None)
         if job.done:
             del self._live[id]
         return None

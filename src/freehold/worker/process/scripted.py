@@ -191,6 +191,7 @@ class ScriptedJob:
         self.prompt_tokens = len(ids)
         self.begin = Begin(context, tuple(ids), SamplingParams(seed=seed), words)
         self.done = False
+        self.prefill = None  # it reads no prompt
 
     def enter(self) -> None:
         """Begin."""

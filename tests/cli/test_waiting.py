@@ -1,0 +1,97 @@
+"""The line shown while no text comes: tokens read and the seconds left; taken away by text."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from freehold.cli.chat import waiting as module
+from freehold.cli.chat.waiting import Waiting
+from freehold.types import Chunk, Usage
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_line_tells_tokens_read_and_seconds_left(clock):
+    shown = Waiting(clock=clock)
+    clock.now = 3.0
+    assert shown.line() == "waiting for the model, 3 s"
+    shown(0, 4600)
+    assert shown.line() == "reading the prompt: 0 of 4,600 tokens, 3 s"
+    clock.now = 6.0
+    shown(1200, 4600)  # 400 tokens a second
+    assert shown.line() == "reading the prompt: 1,200 of 4,600 tokens, 8 s left"
+
+
+def test_cached_tokens_are_not_counted_as_speed(clock):
+    shown = Waiting(clock=clock)
+    shown(4000, 4600)
+    clock.now = 2.0
+    shown(4200, 4600)
+    assert shown.line() == "reading the prompt: 4,200 of 4,600 tokens, 4 s left"
+
+
+def test_the_result_of_a_tool_is_a_prompt_of_its_own(clock):
+    shown = Waiting(clock=clock)
+    shown(0, 100)
+    shown.chunk(Chunk("text", token_ids=(1,)))
+    clock.now = 10.0
+    shown(100, 300)
+    clock.now = 11.0
+    shown(200, 300)
+    assert shown.line() == "reading the prompt: 200 of 300 tokens, 1 s left"
+
+
+def test_tokens_of_which_nothing_is_shown_are_counted(clock):
+    shown = Waiting(clock=clock)
+    shown(0, 100)
+    shown.chunk(Chunk(token_ids=(1, 2, 3)))  # a tool call's
+    clock.now = 2.0
+    assert shown.line() == "answering: 3 tokens, 2 s"
+    silent = Waiting(silent=True, clock=clock)  # --json
+    silent.chunk(Chunk("text", token_ids=(1,)))
+    assert silent.line() == "answering: 1 tokens, 0 s"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_not_silent_and_the_line_goes_before_the_text(monkeypatch: pytest.MonkeyPatch):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(module, "FIRST_S", 0.0)
+    monkeypatch.setattr(module, "EVERY_S", 0.001)
+    with Waiting() as shown:
+        shown(10, 20)
+        while "reading the prompt: 10 of 20 tokens" not in err.getvalue():
+            pass
+        shown.chunk(Chunk("text", token_ids=(1,)))
+        assert err.getvalue().endswith("\r\x1b[K")
+        before = err.getvalue()
+        shown.chunk(Chunk(usage=Usage(20, 1), finish_reason="stop"))
+    assert err.getvalue() == before
+
+
+def test_without_a_terminal_nothing_is_shown(capsys):
+    with Waiting() as shown:
+        shown(10, 20)
+        shown.chunk(Chunk("text"))
+    assert capsys.readouterr().err == ""
