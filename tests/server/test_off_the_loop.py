@@ -349,7 +349,7 @@ def test_lists_and_show_do_not_wait_for_a_template_that_does_not_end(serving, mo
     keys = {"tokenizer.chat_template": template}
     server.store.pull(str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0", keys=keys)))
     monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
-    monkeypatch.setattr(abilities, "_found", endless)
+    monkeypatch.setattr(abilities, "_read_abilities", endless)
     said = "tiny is being checked"
     try:
         show = server.client.post("/api/show", json={"model": "tiny"}).json()
@@ -383,7 +383,7 @@ def test_a_server_that_ends_waits_for_no_template_that_was_not_begun(serving, mo
         keys = {"tokenizer.chat_template": template}
         server.store.pull(str(write_gguf("llama", tmp_path / f"{name}.gguf", dtype="Q8_0", keys=keys)))
     monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
-    monkeypatch.setattr(abilities, "_found", endless)
+    monkeypatch.setattr(abilities, "_read_abilities", endless)
     try:
         asyncio.run_coroutine_threadsafe(ollama_models._cards_of(server.store), server.loop).result(60)
         assert len(ollama_models._checking) == 3

@@ -54,8 +54,8 @@ def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> D
     clients of a server see is `freehold deploy`.
     """
     check_names(options, OPTIONS)
-    settings, asked = settings or load_settings(), DeployOptions(model, **options)
-    return DeployedLLM(settings, asked, planned(settings, asked, start=True))
+    settings, deploy_options = settings or load_settings(), DeployOptions(model, **options)
+    return DeployedLLM(settings, deploy_options, planned(settings, deploy_options, start=True))
 
 
 class DeployedLLM(HttpModel):
@@ -67,16 +67,16 @@ class DeployedLLM(HttpModel):
     def __init__(
         self,
         settings: Settings,
-        asked: DeployOptions,
+        deploy_options: DeployOptions,
         plan: DeployPlan,
         show: Callable[[DeploymentRow], None] | None = None,
     ) -> None:
         """Start the engine; `show` gets its state while it starts. Raises EngineLost."""
         started = time.perf_counter()
-        self._settings, self._options = settings, asked
+        self._settings, self._options = settings, deploy_options
         self._inside = InsideServer(Store(settings))
         try:
-            info = self._inside.deploy(plan, show or (lambda row: None), asked.fallback)
+            info = self._inside.deploy(plan, show or (lambda row: None), deploy_options.fallback)
         except BaseException:
             self._inside.close()
             raise
@@ -95,11 +95,11 @@ class DeployedLLM(HttpModel):
         listed = (texts,) if isinstance(texts, str) else tuple(texts)
         if not 1 <= len(listed) <= MAX_TEXTS:
             raise UsageError(f"there are {len(listed):,} texts; expected 1 to {MAX_TEXTS:,}")
-        found = self._inside.wait(
+        vectors = self._inside.wait(
             partial(_embedded, name=self.name, job=EmbedJob(listed, dimensions=dimensions))
         )
-        rows = np.frombuffer(found.data, "<f4").reshape(-1, found.width)
-        return Embeddings(rows, found.tokens, found.cut)
+        rows = np.frombuffer(vectors.data, "<f4").reshape(-1, vectors.width)
+        return Embeddings(rows, vectors.tokens, vectors.cut)
 
     def status(self) -> DeploymentRow:
         """Return its plan, counts of requests, and each replica's state, process, memory (bytes) and latest death."""
@@ -126,11 +126,11 @@ class DeployedLLM(HttpModel):
         """
         check_names(options, OPTIONS)
         before = self.status().plan.nodes
-        asked = replace(self._options, **{"name": self.name, **options})
-        plan = planned(self._settings, asked, start=True, here=before if before.here else None)
-        rolled = {"fallback": asked.fallback, "drain_first": drain_first}
+        deploy_options = replace(self._options, **{"name": self.name, **options})
+        plan = planned(self._settings, deploy_options, start=True, here=before if before.here else None)
+        rolled = {"fallback": deploy_options.fallback, "drain_first": drain_first}
         self._inside.wait(lambda models: models.upgrade(self.name, plan, **rolled))
-        self._options = asked
+        self._options = deploy_options
         return self._rolled()
 
     def stop(self, drain_s: float = DRAIN_S) -> None:

@@ -65,11 +65,11 @@ def _methods(route: Route) -> list[str]:
 
 
 def _operation(method: str, route: Route, endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
-    said = inspect.getdoc(endpoint.handle) or ""
+    doc = inspect.getdoc(endpoint.handle) or ""
     name = re.sub(r"\W+", "_", _PARAMETER.sub(r"\1", route.path)).strip("_")
     operation: dict[str, Any] = {
         "operationId": f"{method.lower()}_{name}",
-        "summary": said.splitlines()[0] if said else "",
+        "summary": doc.splitlines()[0] if doc else "",
         "tags": [endpoint.audience],
         "responses": _responses(endpoint, refs),
         "security": [] if endpoint.audience in ("all", "page") else [{"bearer": []}, {"header": []}],

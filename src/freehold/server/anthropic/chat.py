@@ -91,9 +91,9 @@ class Turn:
         """Return the turn as messages for a template."""
         if self.role == "assistant":
             # The blocks of one answer are joined to the exact text of its generation, so that the cache has it.
-            said, thought = "".join(self.texts), "".join(self.thinking)
+            text, thought = "".join(self.texts), "".join(self.thinking)
             signed = tuple(self.signed)
-            yield Message("assistant", said, thought, tuple(self.calls), signed=signed, cache=self.cache)
+            yield Message("assistant", text, thought, tuple(self.calls), signed=signed, cache=self.cache)
             return
         yield from self.results
         if self.pieces or not self.results:
@@ -135,9 +135,11 @@ def _shown(messages: Sequence[InputMessage]) -> list[tuple[int, InputMessage]]:
     return [(i, m) for i, m in enumerate(messages) if m.clear_at != "next_user_message" or i > last]
 
 
-def _system(given: str | Sequence[TextBlock] | None, warnings: list[str]) -> Iterator[str]:
+def _system(system: str | Sequence[TextBlock] | None, warnings: list[str]) -> Iterator[str]:
     blocks = (
-        [given] if isinstance(given, str) else [_text(b, f"system[{i}]") for i, b in enumerate(given or ())]
+        [system]
+        if isinstance(system, str)
+        else [_text(b, f"system[{i}]") for i, b in enumerate(system or ())]
     )
     for text in blocks:
         if text.startswith(BILLING):
@@ -199,13 +201,13 @@ class _TurnReader:
                 raise _unsupported(block, where)
 
     def _thought(self, block: Block, where: str, turn: Turn) -> None:
-        thinking, signature = _given(block.thinking, where, "thinking"), block.signature or ""
+        thinking, signature = _present(block.thinking, where, "thinking"), block.signature or ""
         turn.thinking.append(thinking or thought_in(signature))
         if is_stamped(signature):
             turn.signed.append(_placed(SignedThinking(thinking, signature), turn))
 
     def _call(self, block: Block, where: str, turn: Turn) -> None:
-        id, name = _given(block.id, where, "id"), _given(block.name, where, "name")
+        id, name = _present(block.id, where, "id"), _present(block.name, where, "name")
         if id in self._names:
             raise _bad(f"{where}.id", f"is {id[:60]!r}, as an earlier tool_use's; expected one of its own")
         self._names[id] = name
@@ -228,30 +230,30 @@ class _TurnReader:
                 raise _unsupported(block, where)
 
     def _result(self, block: Block, where: str, turn: Turn) -> None:
-        id = _given(block.tool_use_id, where, "tool_use_id")
+        id = _present(block.tool_use_id, where, "tool_use_id")
         if turn.spoke:
             raise _bad(where, "is a tool_result after a text of the same turn; expected results first")
         content, inner = block.content, f"{where}.content"
-        given = content if isinstance(content, list) else [ResultPart(type="text", text=content or "")]
+        parts = content if isinstance(content, list) else [ResultPart(type="text", text=content or "")]
         pieces = [
             self._picture(p, f"{inner}[{k}]") if p.type == "image" else _content(p, f"{inner}[{k}]")
-            for k, p in enumerate(given)
+            for k, p in enumerate(parts)
         ]
         if block.is_error:  # in words, for models of which no template and no wire has a place for it
             pieces[:1] = [f"Error: {p}" if isinstance(p, str) else p for p in pieces[:1] or [""]]
-        said = _BETWEEN.join(texts_of(pieces))
-        message = Message("tool", said, tool_call_id=id, name=self._names.get(id, ""))
-        failed, kept = bool(block.is_error), cached(*given, block)
+        text = _BETWEEN.join(texts_of(pieces))
+        message = Message("tool", text, tool_call_id=id, name=self._names.get(id, ""))
+        failed, kept = bool(block.is_error), cached(*parts, block)
         turn.results.append(replace(message, parts=parts_of(pieces), cache=kept, failed=failed))
 
     def _picture(self, block: Block | ResultPart, where: str) -> Image:
         source = block.source
         if isinstance(source, DocumentSource) and source.type == "base64":
-            media_type = _given(source.media_type, f"{where}.source", "media_type")
-            data = _given(source.data, f"{where}.source", "data")
+            media_type = _present(source.media_type, f"{where}.source", "media_type")
+            data = _present(source.data, f"{where}.source", "data")
             return self._pictures.in_base64(media_type, data, where, block.type)
         if isinstance(source, DocumentSource) and source.type == "url":
-            url = _given(source.url, f"{where}.source", "url")
+            url = _present(source.url, f"{where}.source", "url")
             return self._pictures.at_url(url, where, block.type)
         raise Refused(
             400,
@@ -298,20 +300,20 @@ def _check_order(turns: Sequence[Turn]) -> None:
 
 def _check_results(turn: Turn, calls: Sequence[ToolCall]) -> None:
     where, known = f"messages[{turn.at}]", {c.id for c in calls}
-    given = Counter(r.tool_call_id for r in turn.results)
-    for id, results in given.items():
+    counts = Counter(r.tool_call_id for r in turn.results)
+    for id, results in counts.items():
         if id not in known:
             raise _bad(
                 where, f"has a tool_result for {id[:60]!r}, which is not a tool_use of the turn before it"
             )
         if results > 1:
             raise _bad(where, f"has {results:,} tool_results for {id[:60]!r}; expected one")
-    missing = [c.id for c in calls if c.id not in given]
+    missing = [c.id for c in calls if c.id not in counts]
     if missing:
         raise _bad(
             where, f"has no tool_result for {_list(missing)}; expected one for each tool_use before it"
         )
-    if not given and not any(isinstance(piece, Image) or piece.strip() for piece in turn.pieces):
+    if not counts and not any(isinstance(piece, Image) or piece.strip() for piece in turn.pieces):
         raise _bad(where, "has no content; expected text or tool_results")
 
 
@@ -327,7 +329,7 @@ def _content(block: Block | ResultPart, where: str) -> str:
     if block.type == "text":
         return _text(block, where)
     if isinstance(block, ResultPart) and block.type == "tool_reference":
-        return f"{_given(block.tool_name, where, 'tool_name')} can be called now."
+        return f"{_present(block.tool_name, where, 'tool_name')} can be called now."
     if block.type == "mid_conv_system" and isinstance(block.content, list):
         return _joined(block.content, f"{where}.content")
     if block.type == "search_result" and isinstance(block.content, list):
@@ -342,8 +344,8 @@ def _document(block: Block | ResultPart, source: DocumentSource, where: str) -> 
     if source.type == "text" and source.data is not None:
         text = source.data
     elif source.type == "content" and source.content is not None:
-        given = source.content
-        text = given if isinstance(given, str) else _joined(given, f"{where}.source.content")
+        inner = source.content
+        text = inner if isinstance(inner, str) else _joined(inner, f"{where}.source.content")
     else:
         raise _bad(
             f"{where}.source", f"is of type {source.type!r}; this server reads documents of text so far"
@@ -358,10 +360,10 @@ def _joined(blocks: Iterable[TextBlock | ResultPart], where: str) -> str:
 def _text(block: TextBlock | ResultPart | Block, where: str) -> str:
     if block.type != "text":
         raise _unsupported(block, where)
-    return _given(block.text, where, "text")
+    return _present(block.text, where, "text")
 
 
-def _given(value: str | None, where: str, name: str) -> str:
+def _present(value: str | None, where: str, name: str) -> str:
     if value is None:
         raise missing(where, name)
     return value

@@ -47,6 +47,6 @@ def anthropic_error(p: Problem) -> bytes:
 def _message(p: Problem) -> str:
     if p.code != "context_length_exceeded":
         return p.message
-    found = _TOO_LONG.search(p.message)
-    numbers = f"{found[1]} tokens > {found[2]} maximum; ".replace(",", "") if found else ""
+    match = _TOO_LONG.search(p.message)
+    numbers = f"{match[1]} tokens > {match[2]} maximum; ".replace(",", "") if match else ""
     return f"prompt is too long: {numbers}{p.message}"

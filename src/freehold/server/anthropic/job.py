@@ -113,18 +113,18 @@ def _check_begun(last: Message, *, think: bool | None, format: Format | None) ->
 
 
 def _sampling(r: MessagesRequest) -> dict[str, object]:
-    given = {name: v for name in _SAMPLING if (v := getattr(r, name)) is not None}
-    return {**given, "top_p": LEAST_MASS} if r.top_p == 0 else given
+    settings = {name: v for name in _SAMPLING if (v := getattr(r, name)) is not None}
+    return {**settings, "top_p": LEAST_MASS} if r.top_p == 0 else settings
 
 
-def _stops(given: Sequence[str]) -> tuple[str, ...]:
-    for i, text in enumerate(given):
+def _stops(texts: Sequence[str]) -> tuple[str, ...]:
+    for i, text in enumerate(texts):
         if not text.strip():
             where = f"stop_sequences[{i}]"
             raise Refused(
                 400, f"{where} is blank; each stop sequence must contain non-whitespace", param=where
             )
-    return tuple(given)
+    return tuple(texts)
 
 
 def fit(job: Job, info: ModelInfo, tally: Tally) -> Job:
@@ -155,26 +155,28 @@ def _tools(r: CountRequest, warnings: list[str]) -> tuple[Tool, ...]:
                 400, f"{where}.name is {read.name!r}, as another's; expected one of its own", param=where
             )
         (deferred if tool.defer_loading else shown)[read.name] = read
-    found = list(deferred) if searched else dict.fromkeys(references(r.messages))
-    return (*shown.values(), *(deferred[name] for name in found if name in deferred))
+    names = list(deferred) if searched else dict.fromkeys(references(r.messages))
+    return (*shown.values(), *(deferred[name] for name in names if name in deferred))
 
 
-def _tool(given: ToolParam, where: str) -> Tool:
-    if given.name is None:
+def _tool(param: ToolParam, where: str) -> Tool:
+    if param.name is None:
         raise missing(where, "name")
-    if given.input_schema is None:
+    if param.input_schema is None:
         raise missing(where, "input_schema")
-    schema = bounded(given.input_schema, f"{where}.input_schema")
-    return Tool(given.name, given.description or "", schema, bool(given.strict))
+    schema = bounded(param.input_schema, f"{where}.input_schema")
+    return Tool(param.name, param.description or "", schema, bool(param.strict))
 
 
-def _choice(given: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, str]:
-    if given is None:
+def _choice(choice_param: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, str]:
+    if choice_param is None:
         return "auto", ""
-    choice, name = _CHOICES[given.type], given.name or ""
+    choice, name = _CHOICES[choice_param.type], choice_param.name or ""
     if choice == "required" and not tools:
-        raise Refused(400, f"tool_choice is {given.type!r}, and there are no tools", param="tool_choice")
-    if given.type != "tool":
+        raise Refused(
+            400, f"tool_choice is {choice_param.type!r}, and there are no tools", param="tool_choice"
+        )
+    if choice_param.type != "tool":
         return choice, ""
     if name not in {tool.name for tool in tools}:
         raise Refused(
@@ -183,25 +185,25 @@ def _choice(given: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, st
     return choice, name
 
 
-def _think(given: Thinking | None) -> tuple[bool | None, int | None]:
-    if given is None or given.type == "adaptive":
+def _think(param: Thinking | None) -> tuple[bool | None, int | None]:
+    if param is None or param.type == "adaptive":
         return None, None
-    if given.type == "disabled":
+    if param.type == "disabled":
         return False, None
-    if given.budget_tokens is None:
+    if param.budget_tokens is None:
         raise missing("thinking", "budget_tokens")
-    return True, given.budget_tokens
+    return True, param.budget_tokens
 
 
 def _format(r: CountRequest) -> Format | None:
-    given = [("output_config.format", r.output_config.format if r.output_config else None)]
-    given.append(("output_format", r.output_format))
-    found: list[tuple[str, OutputFormat]] = [(name, f) for name, f in given if f is not None]
-    if not found:
+    places = [("output_config.format", r.output_config.format if r.output_config else None)]
+    places.append(("output_format", r.output_format))
+    formats: list[tuple[str, OutputFormat]] = [(name, f) for name, f in places if f is not None]
+    if not formats:
         return None
-    if len(found) == 2 and found[0][1] != found[1][1]:
+    if len(formats) == 2 and formats[0][1] != formats[1][1]:
         raise Refused(400, "output_config.format and output_format differ; give one", param="output_format")
-    name, format = found[0]
+    name, format = formats[0]
     return schema_format(format.schema, f"{name}.schema")
 
 
@@ -240,26 +242,26 @@ def _within(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, kind in (("tool_choice", ToolChoice), ("thinking", Thinking)):
         yield from _extra(raw.get(name) or {}, kind, name)
     if not isinstance(system := raw.get("system") or "", str):
-        yield from (found for block in system for found in _extra(block, TextBlock, "system"))
+        yield from (extra for block in system for extra in _extra(block, TextBlock, "system"))
     for message in raw["messages"]:
         yield from _extra(message, InputMessage, "messages")
         if isinstance(content := message.get("content"), list):
-            yield from (found for block in content for found in _in_block(block, Block))
+            yield from (extra for block in content for extra in _in_block(block, Block))
 
 
 def _in_block(block: dict[str, Any], kind: type[Block | ResultPart | TextBlock]) -> Iterator[tuple[str, str]]:
     yield from _extra(block, kind, "blocks", _SILENT if _cites(block) else _OF_BLOCKS)
     if isinstance(content := block.get("content"), list) and kind is not TextBlock:
         inner = ResultPart if kind is Block else TextBlock
-        yield from (found for each in content for found in _in_block(each, inner))
+        yield from (extra for each in content for extra in _in_block(each, inner))
     if isinstance(source := block.get("source"), dict):
         yield from _extra(source, DocumentSource, "sources", _SILENT | {"media_type", "url", "file_id"})
 
 
 def _cites(block: dict[str, Any]) -> bool:
     """Return whether a block asks for citations, which this server does not make."""
-    asked = block.get("citations")
-    return isinstance(asked, dict) and bool(asked.get("enabled"))
+    citations = block.get("citations")
+    return isinstance(citations, dict) and bool(citations.get("enabled"))
 
 
 def _extra(

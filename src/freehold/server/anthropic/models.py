@@ -20,8 +20,8 @@ PAGE, MAX_PAGE = 20, 1000  # models of an answer
 
 async def models(call: HttpCall) -> None:
     """List the models, a page at a time: `limit`, `after_id`, `before_id`."""
-    asked = dict(parse_qsl(call.scope["query_string"].decode("latin-1")))
-    page, more = _page(await listed(call, _model), asked)
+    params = dict(parse_qsl(call.scope["query_string"].decode("latin-1")))
+    page, more = _page(await listed(call, _model), params)
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
     await call.answer({"data": page, "has_more": more, "first_id": first, "last_id": last})
 
@@ -31,17 +31,17 @@ async def model(call: HttpCall) -> None:
     await answer_one(call, _model)
 
 
-def _page(all_: Sequence[dict[str, Any]], asked: Mapping[str, str]) -> tuple[list[dict[str, Any]], bool]:
+def _page(all_: Sequence[dict[str, Any]], params: Mapping[str, str]) -> tuple[list[dict[str, Any]], bool]:
     """Return a page of models, and whether there are more in its direction."""
-    limit = asked.get("limit", str(PAGE))
+    limit = params.get("limit", str(PAGE))
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_PAGE):
         raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {MAX_PAGE:,}", param="limit")
     ids, size = [each["id"] for each in all_], int(limit)
-    if "after_id" in asked:
-        rest = all_[_place(ids, asked["after_id"], "after_id") + 1 :]
+    if "after_id" in params:
+        rest = all_[_place(ids, params["after_id"], "after_id") + 1 :]
         return list(rest[:size]), len(rest) > size
-    if "before_id" in asked:
-        rest = all_[: _place(ids, asked["before_id"], "before_id")]
+    if "before_id" in params:
+        rest = all_[: _place(ids, params["before_id"], "before_id")]
         return list(rest[-size:]), len(rest) > size
     return list(all_[:size]), len(all_) > size
 
@@ -54,8 +54,8 @@ def _place(ids: Sequence[str], id: str, name: str) -> int:
 
 def _model(name: str, held: StoredModel | None, loaded: Mapping[str, LoadedInfo]) -> dict[str, Any]:
     created = datetime.fromtimestamp(held.modified if held else 0, UTC)
-    found = loaded.get(held.parent or name if held else name)
-    context = found.info.context if found else None
+    info = loaded.get(held.parent or name if held else name)
+    context = info.info.context if info else None
     return {
         "type": "model",
         "id": name,

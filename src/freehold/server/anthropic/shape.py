@@ -33,17 +33,17 @@ _CUT_SHOWN = 200  # characters of arguments that are no JSON
 
 
 class MessageShape:
-    """Implements answering.Shape for the one answer that a request has. `asked`: its max_tokens."""
+    """Implements answering.Shape for the one answer that a request has. `prompt_room`: its max_tokens."""
 
     content_type = sse.CONTENT_TYPE
     keep = None
 
-    def __init__(self, request_id: bytes, asked: int, *, show_thinking: bool) -> None:
-        self._request_id, self._asked, self._show = request_id.decode(), asked, show_thinking
+    def __init__(self, request_id: bytes, prompt_room: int, *, show_thinking: bool) -> None:
+        self._request_id, self._asked, self._show = request_id.decode(), prompt_room, show_thinking
         self._blocks = Blocks(show_thinking=show_thinking)
         self._stop = ""
         self._refused = False  # it has a refusal's text
-        self._room = asked  # for tokens of the answer, in the context
+        self._room = prompt_room  # for tokens of the answer, in the context
 
     def bind(self, model: str, answer_id: str, tally: Tally) -> None:
         self._model, self._tally = model, tally
@@ -122,12 +122,12 @@ class MessageShape:
     def _used(self) -> dict[str, Any]:
         tally = self._tally
         written = tally.written_tokens, tally.written_hour_tokens
-        made, thought = tally.completion_tokens, tally.thought_tokens
-        return _usage(tally.prompt_tokens, tally.cached_tokens, written, made, thought)
+        completion, thought = tally.completion_tokens, tally.thought_tokens
+        return _usage(tally.prompt_tokens, tally.cached_tokens, written, completion, thought)
 
 
 def _usage(
-    prompt: int, cached: int = 0, written: tuple[int, int] = (0, 0), made: int = 0, thought: int = 0
+    prompt: int, cached: int = 0, written: tuple[int, int] = (0, 0), completion: int = 0, thought: int = 0
 ) -> dict[str, Any]:
     """Return Anthropic's counts: what was found in a cache, or written to it, is apart from the input."""
     minutes, hour = written
@@ -137,7 +137,7 @@ def _usage(
         "cache_creation_input_tokens": minutes + hour,
         **({"cache_creation": stored} if minutes or hour else {}),
         "cache_read_input_tokens": cached,
-        "output_tokens": made,
+        "output_tokens": completion,
         "output_tokens_details": {"thinking_tokens": thought},
     }
 

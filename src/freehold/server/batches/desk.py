@@ -83,8 +83,8 @@ class Desk:
         if batch.id not in self._waiting:
             _log.error("batch %s waits for the disk: %s", batch.id, e)
         self._waiting[batch.id] = why = e.strerror or str(e)
-        said = f"the server's disk takes no results ({why}); the batch waits, loses none, and continues by itself"
-        batch.errors = (Wrong("disk_failed", said),)
+        message = f"the server's disk takes no results ({why}); the batch waits, loses none, and continues by itself"
+        batch.errors = (Wrong("disk_failed", message),)
 
     async def run(self, asker: Asker) -> None:
         """Continue the batches of an earlier server, and work until cancelled."""
@@ -101,7 +101,7 @@ class Desk:
 
     # --- for routes -----------------------------------------------------------------------------------
 
-    async def create(self, tenant: str, asked: NewBatch) -> Batch:
+    async def create(self, tenant: str, request: NewBatch) -> Batch:
         """Accept a batch; 404 for a missing file, 429 for too many open ones."""
         mine = self.all(tenant)
         still = sum(not batch.over for batch in mine)
@@ -110,17 +110,17 @@ class Desk:
                 429, f"{still} batches are not over; expected at most {MAX_OPEN}", code="too_many_batches"
             )
         now = int(self._now())
-        given = await asyncio.to_thread(self.files.get, tenant, asked.input_file_id)
+        file = await asyncio.to_thread(self.files.get, tenant, request.input_file_id)
         batch = Batch(
             new_batch_id(),
             tenant,
-            asked.endpoint,
-            asked.input_file_id,
-            asked.completion_window,
+            request.endpoint,
+            request.input_file_id,
+            request.completion_window,
             now,
-            now + max(1, round(asked.window_s)),
-            asked.metadata,
-            tuple(dict.fromkeys((*asked.labels, *given.labels))),
+            now + max(1, round(request.window_s)),
+            request.metadata,
+            tuple(dict.fromkeys((*request.labels, *file.labels))),
         )
         await asyncio.to_thread(self._place, batch)
         self._batches[batch.id] = batch
@@ -247,16 +247,16 @@ class Desk:
         await self._enter(batch, "finalizing")
 
     async def _answer(self, batch: Batch, line: BatchLine, journal: Journal, asker: Asker) -> None:
-        asked = 0
+        refusals = 0
         while True:
             async with self._abreast:
                 answer = await asker.ask(batch.tenant, batch.endpoint, line, batch.labels)
             if asker.server.health.stopping and answer.status >= 500:
                 raise Stopping
-            pause = _pause(answer, asked)
+            pause = _pause(answer, refusals)
             if pause is None:
                 break
-            asked += 1
+            refusals += 1
             await asyncio.sleep(pause)
 
         def response() -> object:
@@ -346,18 +346,18 @@ class Desk:
 
     def _left(self) -> list[Batch]:
         """Read the batches of earlier servers; a folder whose record is not whole never was one."""
-        found = []
+        unfinished = []
         for folder in self._root.glob("*/batch_*"):
             try:
                 batch = load(folder)
                 if batch.over:
                     _clear(folder)
-                found.append(batch)
+                unfinished.append(batch)
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
             except (OSError, msgspec.DecodeError) as e:
                 _log.warning("the batch in %s cannot be read: %s", folder, e)
-        return found
+        return unfinished
 
 
 def _clear(folder: Path) -> None:
@@ -366,12 +366,12 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _pause(answer: LineAnswer, asked: int) -> float | None:
-    """Return seconds after which to ask again, None where the answer stands. `asked`: times it was asked again."""
-    if answer.status not in (429, 503) or (answer.status == 503 and asked >= PATIENCE):
+def _pause(answer: LineAnswer, refusals: int) -> float | None:
+    """Return seconds after which to ask again, None where the answer stands. `refusals`: how often it was refused."""
+    if answer.status not in (429, 503) or (answer.status == 503 and refusals >= PATIENCE):
         return None
     after = _retry_after(answer.headers)
-    return min(max(after, PAUSE_S * 2 ** min(asked, 10)), max(LONGEST_PAUSE_S, after))
+    return min(max(after, PAUSE_S * 2 ** min(refusals, 10)), max(LONGEST_PAUSE_S, after))
 
 
 def _retry_after(headers: Mapping[bytes, bytes]) -> float:

@@ -111,9 +111,9 @@ class Files:
         self, tenant: str, source: Path, id: str, filename: str, purpose: str, labels: tuple[str, ...] = ()
     ) -> FileRecord:
         """Make a file of `source`, which stays where it is. Does nothing where it was done before."""
-        found = self._read(tenant, id)
-        if found is not None:
-            return found
+        record = self._read(tenant, id)
+        if record is not None:
+            return record
         part = self._folder(tenant) / f"{id}.part"
         part.unlink(missing_ok=True)
         link(source, part)
@@ -121,20 +121,20 @@ class Files:
 
     def all(self, tenant: str) -> list[FileRecord]:
         """Return a tenant's files, the newest first; those whose time has come are removed."""
-        found = [self._read(tenant, path.stem) for path in self._folder(tenant).glob("file-*.json")]
-        return sorted((f for f in found if f is not None), key=lambda f: (f.created_at, f.id), reverse=True)
+        records = [self._read(tenant, path.stem) for path in self._folder(tenant).glob("file-*.json")]
+        return sorted((f for f in records if f is not None), key=lambda f: (f.created_at, f.id), reverse=True)
 
     def get(self, tenant: str, id: str) -> FileRecord:
         """Return one; 404 if this tenant has none by this id."""
-        found = self._read(tenant, id) if _ID.fullmatch(id) else None
-        if found is None:
+        record = self._read(tenant, id) if _ID.fullmatch(id) else None
+        if record is None:
             raise Refused(
                 404,
                 f"there is no file {id[:80]!r}; GET /v1/files lists them",
                 param="file_id",
                 code="no_file",
             )
-        return found
+        return record
 
     def path(self, tenant: str, id: str) -> Path:
         """Return where a file's bytes lie."""

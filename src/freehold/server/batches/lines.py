@@ -34,8 +34,8 @@ class BatchLine(Struct, frozen=True):
         """Return the body with priority `batch`, which wins over its own, and whether it asks for a stream."""
         text = bytes(self.body)
         inner = text[1:-1].strip()
-        asked = msgspec.json.decode(text, type=_Streamed)
-        return b'{%b%b"priority":"batch"}' % (inner, b"," if inner else b""), bool(asked.stream)
+        streamed = msgspec.json.decode(text, type=_Streamed)
+        return b'{%b%b"priority":"batch"}' % (inner, b"," if inner else b""), bool(streamed.stream)
 
 
 class _Streamed(Struct):

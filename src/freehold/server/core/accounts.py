@@ -252,11 +252,11 @@ class Accounts:
 
     def days(self, count: int) -> dict[str, dict[str, int]]:
         """Return the tokens of the last `count` days that are kept, by day (ISO) and name, the latest first."""
-        today, found = self._day(), {}
+        today, days_spent = self._day(), {}
         for day in range(today, today - min(count, KEPT_DAYS), -1):
             if spent := (dict(self._today()) if day == today else self._read(day)):
-                found[date.fromordinal(EPOCH + day).isoformat()] = spent
-        return found
+                days_spent[date.fromordinal(EPOCH + day).isoformat()] = spent
+        return days_spent
 
     def _today(self) -> dict[str, int]:
         day = self._day()

@@ -96,7 +96,7 @@ class Guard:
 
     def owns(self, headers: Headers) -> bool:
         """Return whether the request is the owner's: through the Unix socket, or with the owner's token."""
-        return self.trusted or (bool(self.owner) and compare_digest(hashed(_given(headers)), self.owner))
+        return self.trusted or (bool(self.owner) and compare_digest(hashed(_key_in(headers)), self.owner))
 
     def check(self, path: str, headers: Headers, method: str = "GET") -> tuple[Key | None, bool]:
         """Return (the key that came, None where none is needed; whether the owner asks); raise Refused, 401 or 403.
@@ -130,12 +130,12 @@ class Guard:
             )
         if key is None:
             return not owner and not self.keys
-        return bool(_given(headers)) and self.keys.of_hash(key.sha256) is not None
+        return bool(_key_in(headers)) and self.keys.of_hash(key.sha256) is not None
 
     def _session(self, headers: Headers, *, used: bool = True) -> SessionHolder | None:
         """Return whom the cookie stands for; None without one, and where another page may have sent it."""
         cookie = headers.get(b"cookie", b"")
-        if not cookie or self.sessions is None or _given(headers):
+        if not cookie or self.sessions is None or _key_in(headers):
             return None
         return self.sessions(cookie, used=used) if from_own_page(headers, tls=self.tls) else None
 
@@ -195,13 +195,13 @@ class Guard:
             raise Refused(403, "pages of this origin may not ask this server", code="foreign_origin")
 
     def _keyed(self, headers: Headers) -> Key:
-        given = _given(headers)
-        key = self.keys.find(given) if given else None
+        token = _key_in(headers)
+        key = self.keys.find(token) if token else None
         if key is None:
-            said = "the key is not one of this server's" if given else "this server needs a key"
+            problem = "the key is not one of this server's" if token else "this server needs a key"
             raise Refused(
                 401,
-                f"{said}; send Authorization: Bearer KEY",
+                f"{problem}; send Authorization: Bearer KEY",
                 code="invalid_api_key",
                 headers=((b"www-authenticate", b"Bearer"),),
             )
@@ -222,7 +222,7 @@ class Guard:
         return is_loopback(host) or name in self.hosts or (self.insecure and _is_address(name))
 
 
-def _given(headers: Headers) -> bytes:
+def _key_in(headers: Headers) -> bytes:
     """Return the secret that came; b"" for none."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")

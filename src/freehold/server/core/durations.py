@@ -24,15 +24,15 @@ def seconds(value: float | str | None) -> float | None:
     if isinstance(value, str):
         if len(value) > MAX_DURATION:
             raise _bad_duration(value)
-        found = _DURATION.fullmatch(value.strip())
-        if found is None:
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
             try:
                 value = float(value)
             except ValueError:
                 raise _bad_duration(value) from None
         else:
-            value = math.fsum(float(n) * _UNITS[u] for n, u in _PIECE.findall(found[2])) * (
-                -1 if found[1] else 1
+            value = math.fsum(float(n) * _UNITS[u] for n, u in _PIECE.findall(match[2])) * (
+                -1 if match[1] else 1
             )
     if math.isnan(value):
         raise _bad_duration("nan")

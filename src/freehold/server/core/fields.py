@@ -32,11 +32,11 @@ Rank = Annotated[
 ]
 
 
-def priority(given: Priority | int | None) -> Priority:
+def priority(value: Priority | int | None) -> Priority:
     """Return the priority; of vLLM's numbers a lower one goes first, and 0 is the default."""
-    if isinstance(given, int):
-        return "batch" if given > 0 else "interactive"
-    return given or "interactive"
+    if isinstance(value, int):
+        return "batch" if value > 0 else "interactive"
+    return value or "interactive"
 
 
 def unknown(name: str, known: Iterable[str], near: str = "") -> str:

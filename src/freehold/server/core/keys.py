@@ -46,10 +46,10 @@ class Quota:
 
 def quota(text: str) -> Quota:
     """Read `60/min`, `2.5/s` or `1M/day`; raises UsageError."""
-    found = _QUOTA.fullmatch(text)
-    if found is None or float(found[1]) == 0:
+    match = _QUOTA.fullmatch(text)
+    if match is None or float(match[1]) == 0:
         raise UsageError(f"{text[:40]!r} is not a valid quota", "write 60/min, 10/s, 5000/h or 1M/day")
-    return Quota(float(found[1]) * _SCALE[found[2]], _SECONDS[found[3]])
+    return Quota(float(match[1]) * _SCALE[match[2]], _SECONDS[match[3]])
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -121,10 +121,10 @@ class KeyFile:
     def mark(self) -> tuple[int, ...]:
         """Return what changes when the file does; () where there is none."""
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except FileNotFoundError:
             return ()
-        return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
+        return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
 
     def emptied(self) -> bool:
         """Return whether the file is there and holds no key, so that it has held some."""
@@ -134,13 +134,13 @@ class KeyFile:
         """Return the keys. Raises UsageError for a file that others may write, or that holds something else."""
         try:
             with self.path.open("rb") as file:
-                found = os.fstat(file.fileno())
+                status = os.fstat(file.fileno())
                 data = file.read(MAX_FILE + 1)
         except FileNotFoundError:
             return ()
         except OSError as e:
             raise UsageError(f"the key file {self.path} cannot be read: {e.strerror}") from e
-        if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
+        if status.st_mode & 0o022 or status.st_uid not in (os.geteuid(), 0):
             raise UsageError(
                 f"{self.path} is writable by others, who could add keys", f"chmod 600 {self.path}"
             )
@@ -242,10 +242,10 @@ class Ring:
         self._look()
         return len(self._known)
 
-    def find(self, given: bytes) -> Key | None:
+    def find(self, token: bytes) -> Key | None:
         """Return the key of this secret. Timing reveals hashes at most, which lead to no key."""
         self._look()
-        return self._known.get(hashed(given))
+        return self._known.get(hashed(token))
 
     def of_hash(self, sha256: str) -> Key | None:
         """Return the key of this hash, which a session keeps."""

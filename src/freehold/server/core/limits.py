@@ -106,8 +106,8 @@ def typed(value: dict[str, Any], kind: type[T], at: str = "") -> T:
 
 
 def _wrong_field(value: dict[str, Any], kind: type[msgspec.Struct], message: str, at: str) -> Refused:
-    found = _AT.match(message)
-    expected, path = (found[1], found[2] or "") if found else (message, "")
+    match = _AT.match(message)
+    expected, path = (match[1], match[2] or "") if match else (message, "")
     if expected.startswith("Invalid enum value") and (words := _words(kind, path)):
         expected = f"expected {', '.join(words[:-1])} or {words[-1]}"
     missing = re.match(r"Object missing required field `(\w+)`", expected)
@@ -117,8 +117,8 @@ def _wrong_field(value: dict[str, Any], kind: type[msgspec.Struct], message: str
     expected = expected[:1].lower() + expected[1:].replace("`", "")
     name = f"{at}{path}".lstrip(".").replace("[...]", "")
     # msgspec does not say which entry of a mapping it means.
-    said = f"an entry of {name} is wrong" if "[...]" in path else f"{name} is {_shown(_at(value, path))}"
-    return Refused(400, f"{said}: {expected}", param=name or None, code="invalid_value")
+    problem = f"an entry of {name} is wrong" if "[...]" in path else f"{name} is {_shown(_at(value, path))}"
+    return Refused(400, f"{problem}: {expected}", param=name or None, code="invalid_value")
 
 
 def _words(kind: type[msgspec.Struct], path: str) -> list[str]:

@@ -21,13 +21,13 @@ def capabilities(info: ModelInfo) -> list[str]:
     """Return what a loaded model can do, in the words of Ollama's protocol, which other clients read too."""
     if info.embeds_only:
         return ["embedding"]
-    found = {
+    able = {
         "completion": True,
         "tools": info.can_call,
         "insert": info.can_fill,
         "thinking": info.thinking != "none" or bool(info.efforts),
     }
-    return [name for name, has in found.items() if has]
+    return [name for name, has in able.items() if has]
 
 
 async def listed(call: HttpCall, row: Row) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ async def answer_one(call: HttpCall, row: Row) -> None:
     """Describe the model that the path names; its id may hold `/` and `:`. Raises ModelNotFound."""
     name = call.scope["path_params"]["id"]
     rows = {each["id"]: each for each in await listed(call, row)}
-    found = rows.get(name) or rows.get(await call.models.name_of(name))
-    if found is None:
+    described = rows.get(name) or rows.get(await call.models.name_of(name))
+    if described is None:
         raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
-    await call.answer(found)
+    await call.answer(described)

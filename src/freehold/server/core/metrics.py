@@ -245,10 +245,10 @@ class Metrics(Collector):
 
     def of(self, model: str) -> PerModel:
         """Return the record of a loaded model; only names that `use` gave back, so that no client can add series."""
-        found = self._per_model.get(model)
-        if found is None:
-            found = self._per_model[model] = PerModel()
-        return found
+        metrics = self._per_model.get(model)
+        if metrics is None:
+            metrics = self._per_model[model] = PerModel()
+        return metrics
 
     def watch(self, name: str, help: str, value: Callable[[], float]) -> None:
         """Show a gauge whose value is asked for at each scrape."""

@@ -53,11 +53,11 @@ def _is_numbers(text: bytes) -> bool:
 
 def _numbers(text: bytes) -> list[Any]:
     """Parse such a list. What is between its commas was passed over once, so every piece has whole values."""
-    found: list[Any] = []
+    numbers: list[Any] = []
     at, end = 1, len(text) - 1
     while at < end:
         stop = text.find(b",", at + PIECE, end)
         stop = end if stop < 0 else stop
-        found += msgspec.json.decode(b"[" + text[at:stop] + b"]")
+        numbers += msgspec.json.decode(b"[" + text[at:stop] + b"]")
         at = stop + 1
-    return found
+    return numbers

@@ -35,10 +35,10 @@ def _read(path: Path) -> str:
     way_out = f"rm {path}, and the next server makes another one"
     try:
         with path.open("rb") as file:
-            found, data = os.fstat(file.fileno()), file.read(_MAX + 1)
+            status, data = os.fstat(file.fileno()), file.read(_MAX + 1)
     except OSError as e:
         raise UsageError(f"the owner's token {path} cannot be read: {e.strerror}", way_out) from e
-    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
         raise UsageError(f"others can read or replace the owner's token {path}", way_out)
     token = data.decode("ascii", "replace").strip()
     if not token.startswith(PREFIX) or len(token) < len(PREFIX) + 32 or len(data) > _MAX:

@@ -54,8 +54,8 @@ class Pictures:
 
     def in_base64(self, media_type: str, data: str, where: str, kind: str) -> Image:
         """Read base64; a `media_type` of "" is found by how the picture begins. Raises Refused."""
-        found = media_type or next((name for magic, name in _MAGIC if data.startswith(magic)), "")
-        return self._read(found, data, where, kind, "")
+        kind_of_picture = media_type or next((name for magic, name in _MAGIC if data.startswith(magic)), "")
+        return self._read(kind_of_picture, data, where, kind, "")
 
     def check(self, info: ModelInfo) -> None:
         """Raise Refused where there are pictures and the model reads text alone."""

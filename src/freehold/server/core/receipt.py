@@ -51,8 +51,8 @@ class Tally:
         self._count(job, _of_prompt(counted))
         for left in begin.warnings:
             self.warn(left)
-        asked = self._jobs[job].max_tokens
-        if begin.context and asked is not None and asked > begin.max_tokens and not begin.budgeted:
+        wanted = self._jobs[job].max_tokens
+        if begin.context and wanted is not None and wanted > begin.max_tokens and not begin.budgeted:
             self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
 
     def warn(self, warning: str) -> None:
@@ -110,7 +110,7 @@ class Tally:
             "context": {**context(begin), "used": used, "cached": self.cached_tokens},
             "sampling": msgspec.to_builtins(begin.sampling),
             "max_tokens": begin.max_tokens,
-            **_asked(self._jobs[0]),
+            **_limits_of(self._jobs[0]),
             "timings": self._timings(),
             "warnings": self.warnings,
         }
@@ -127,7 +127,7 @@ class Tally:
         }
 
 
-def _asked(job: Job) -> dict[str, Any]:
+def _limits_of(job: Job) -> dict[str, Any]:
     """Return what else of a job decides its answer and its turn; all jobs of a request have it in common."""
     return {
         "n": job.n,

@@ -19,11 +19,11 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Bind `host` (a name may mean several addresses); port 0 takes a free one. Raises UsageError."""
     name = host_name(host)
     try:
-        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as e:
         raise UsageError(f"{name} is not an address of this machine: {e.strerror}") from e
     out: list[socket.socket] = []
-    for family, kind, proto, _, address in dict.fromkeys(found):
+    for family, kind, proto, _, address in dict.fromkeys(addresses):
         sock = socket.socket(family, kind, proto)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,9 +45,9 @@ def bind_unix(path: Path) -> socket.socket:
     """Bind a socket in a folder that only this user enters. Raises UsageError if another server listens there."""
     folder = path.parent
     private.folder(folder)
-    found = folder.stat()
+    status = folder.stat()
     # The bit that hands a group on (setgid) gives no right; a volume of a cluster has it, and folders inherit it.
-    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
         raise UsageError(f"{folder} is open to others", "it must belong to you alone: chmod 700")
     if _answers(path):
         raise UsageError(f"a server listens at {path} already", "freehold stop ends it")

@@ -88,7 +88,7 @@ def _shaken(server: ssl.SSLContext, cert: Path, key: Path) -> Tls:
         raise UsageError(f"no client would accept {cert}: {e.verify_message}", _MAKE) from e
     except ssl.SSLError as e:
         raise UsageError(f"no client could speak to {cert}: {e.reason or e}", _MAKE) from e
-    said = theirs.getpeercert() or {}
-    alternatives: list[str] = [str(value) for _, value in said.get("subjectAltName", ())]  # type: ignore[misc]
-    ends = said.get("notAfter")
+    certificate = theirs.getpeercert() or {}
+    alternatives: list[str] = [str(value) for _, value in certificate.get("subjectAltName", ())]  # type: ignore[misc]
+    ends = certificate.get("notAfter")
     return Tls(cert, key, tuple(alternatives), ssl.cert_time_to_seconds(str(ends)) if ends else 0.0)

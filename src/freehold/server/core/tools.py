@@ -28,11 +28,11 @@ def tool_servers(server: Server) -> ToolServers | None:
     """Return the servers of tools, of which none runs before it is used; None for a server without a folder."""
     from freehold.tools.mcp.pool import ToolServers
 
-    found = server.part(ToolServers)
-    if found is None and server.home is not None:
-        found = server.parts[ToolServers] = ToolServers(partial(tool_table, server.home), server.home)
-        server.ending.append(found.close)
-    return found
+    servers = server.part(ToolServers)
+    if servers is None and server.home is not None:
+        servers = server.parts[ToolServers] = ToolServers(partial(tool_table, server.home), server.home)
+        server.ending.append(servers.close)
+    return servers
 
 
 def allowed(server: Server, key: Key | None, *, owner: bool) -> dict[str, ToolServer]:
@@ -72,9 +72,9 @@ def run_tools(call: HttpCall, chat: str, names: Sequence[str], *, keep: bool) ->
     from freehold.tools.mcp.use import RunTools
 
     servers, user = tool_servers(call.server), tool_user(call)
-    found = allowed(call.server, call.key, owner=not user)
+    usable = allowed(call.server, call.key, owner=not user)
     for name in names:
-        if name not in found:  # one of another key is as one that never was
+        if name not in usable:  # one of another key is as one that never was
             raise Refused(404, f"no server of tools is called {name[:60]!r}", code="no_tool_server")
     assert servers is not None or not names
     if servers is None:

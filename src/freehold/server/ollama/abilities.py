@@ -37,10 +37,10 @@ def of_template(source: str, home: Path, until: float = math.inf) -> dict[str, b
     kept = _kept(path)
     if kept is None and time.monotonic() > until:
         return None
-    return kept or _keep(path, _found(source))
+    return kept or _keep(path, _read_abilities(source))
 
 
-def _found(source: str) -> dict[str, bool]:
+def _read_abilities(source: str) -> dict[str, bool]:
     template = ChatTemplate(source)
     return {
         "tools": template.can_call,
@@ -56,12 +56,12 @@ def _kept(path: Path) -> dict[str, bool] | None:
     return None
 
 
-def _keep(path: Path, found: dict[str, bool]) -> dict[str, bool]:
+def _keep(path: Path, abilities: dict[str, bool]) -> dict[str, bool]:
     """Write a record, and drop the oldest where there are too many; a home that cannot be written is ignored."""
     with suppress(OSError):
         private.folder(path.parent)
-        write_json(path, found, durable=False)
+        write_json(path, abilities, durable=False)
         records = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
         for old in records[:-MAX_KEPT]:
             old.unlink()
-    return found
+    return abilities

@@ -35,8 +35,8 @@ _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 async def has(call: HttpCall) -> None:
     """Tell whether a file of this digest is here."""
     digest = _digest(call.scope["path_params"]["digest"])
-    found = await asyncio.to_thread(_is_here, stored(call), digest)
-    await call.answer(b"", 200 if found else 404)
+    present = await asyncio.to_thread(_is_here, stored(call), digest)
+    await call.answer(b"", 200 if present else 404)
 
 
 async def send(call: HttpCall) -> None:
@@ -109,13 +109,13 @@ def adapter_of(store: Store, files: Mapping[str, str]) -> Iterator[Path | None]:
         path.unlink(missing_ok=True)
 
 
-def _digest(given: str) -> str:
-    found = _DIGEST.fullmatch(given)
-    if found is None:
+def _digest(text: str) -> str:
+    match = _DIGEST.fullmatch(text)
+    if match is None:
         raise Refused(
-            400, f"{given[:80]!r} is not a digest; expected sha256: and 64 small hex digits", param="digest"
+            400, f"{text[:80]!r} is not a digest; expected sha256: and 64 small hex digits", param="digest"
         )
-    return found[1]
+    return match[1]
 
 
 def _folder(store: Store) -> Path:

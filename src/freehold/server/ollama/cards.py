@@ -84,19 +84,21 @@ def read_card(file: ModelFile, path: Path, home: Path, until: float = math.inf) 
     for tensor in tensors:
         by_type[tensor.type.name] += tensor.nbytes
     gguf = isinstance(file, GGUFFile)
-    said = _gguf_said(file) if isinstance(file, GGUFFile) else _folder_said(file, path)
+    file_card = _gguf_said(file) if isinstance(file, GGUFFile) else _folder_said(file, path)
     parameters = sum(math.prod(t.shape) for t in tensors)
-    info = {"general.parameter_count": parameters, **said.info}
-    capabilities, is_whole = _capabilities(said, home, until)
-    sampling = {} if said.architecture in _ENCODERS else sampling_defaults(file)  # encoders make no tokens
+    info = {"general.parameter_count": parameters, **file_card.info}
+    capabilities, is_whole = _capabilities(file_card, home, until)
+    sampling = (
+        {} if file_card.architecture in _ENCODERS else sampling_defaults(file)
+    )  # encoders make no tokens
     return Card(
         format="gguf" if gguf else "safetensors",
-        architecture=said.architecture,
+        architecture=file_card.architecture,
         parameters=parameters,
         quantization=quantization_of(file, dict(by_type.most_common())),
-        context=said.context,
-        embedding=said.embedding,
-        template=said.template,
+        context=file_card.context,
+        embedding=file_card.embedding,
+        template=file_card.template,
         licence=str(info.get("general.license", "")) if gguf else "",
         capabilities=capabilities,
         info=info,
@@ -107,7 +109,7 @@ def read_card(file: ModelFile, path: Path, home: Path, until: float = math.inf) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _FileCard:
     """What the two kinds of file tell in different places."""
 
     architecture: str
@@ -119,10 +121,10 @@ class _Said:
     info: Mapping[str, object]
 
 
-def _gguf_said(file: GGUFFile) -> _Said:
+def _gguf_said(file: GGUFFile) -> _FileCard:
     name, metadata = file.architecture, file.metadata
     tokens = set(metadata.get_strings("tokenizer.ggml.tokens", []))
-    return _Said(
+    return _FileCard(
         architecture=name,
         context=metadata.get_int(f"{name}.context_length", 0),
         embedding=metadata.get_int(f"{name}.embedding_length", 0),
@@ -133,14 +135,14 @@ def _gguf_said(file: GGUFFile) -> _Said:
     )
 
 
-def _folder_said(file: Any, path: Path) -> _Said:
+def _folder_said(file: Any, path: Path) -> _FileCard:
     """Tell the same of a folder of safetensors, under the names GGUF has."""
     config = file.config
     name = str(config.get("model_type", ""))
     context, width = config.get("max_position_embeddings", 0), config.get("hidden_size", 0)
     added = read_json(path / "tokenizer.json").get("added_tokens", [])
     tokens = {str(t.get("content")) for t in added if isinstance(t, dict)}
-    return _Said(
+    return _FileCard(
         architecture=name,
         context=context if isinstance(context, int) else 0,
         embedding=width if isinstance(width, int) else 0,
@@ -164,14 +166,19 @@ def _plain(value: object) -> object:
     return None
 
 
-def _capabilities(said: _Said, home: Path, until: float) -> tuple[tuple[str, ...], bool]:
+def _capabilities(file_card: _FileCard, home: Path, until: float) -> tuple[tuple[str, ...], bool]:
     """Return what a model can do, and whether that is all.
 
     Any decoder makes embeddings; only one that was made for it says so, because clients that choose a model for a chat
     leave those out that do.
     """
-    if said.architecture in _ENCODERS:
+    if file_card.architecture in _ENCODERS:
         return ("embedding",), True
-    abilities = of_template(said.template, home, until)
-    found = {"completion": True, "insert": said.can_fill, **(abilities or {}), "embedding": said.pools}
-    return tuple(name for name, has in found.items() if has), abilities is not None
+    abilities = of_template(file_card.template, home, until)
+    able = {
+        "completion": True,
+        "insert": file_card.can_fill,
+        **(abilities or {}),
+        "embedding": file_card.pools,
+    }
+    return tuple(name for name, has in able.items() if has), abilities is not None

@@ -16,9 +16,9 @@ async def chat(call: HttpCall) -> None:
     """Answer a chat; without messages load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(OllamaChatRequest)
     pictures = Pictures()
-    asked = await call.apart(chat_job, request, raw, call.tenant, pictures)
+    ollama_job = await call.apart(chat_job, request, raw, call.tenant, pictures)
     if is_empty(request):
         await load_only(call, request, {"message": {"role": "assistant", "content": ""}})
         return
-    shape = OllamaChatShape(logprobs=asked.job.logprobs is not None, context=asked.context)
-    await answer(call, request, asked.job, shape, asked.warnings, pictures)
+    shape = OllamaChatShape(logprobs=ollama_job.job.logprobs is not None, context=ollama_job.context)
+    await answer(call, request, ollama_job.job, shape, ollama_job.warnings, pictures)

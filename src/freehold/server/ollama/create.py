@@ -79,9 +79,9 @@ async def create(call: HttpCall) -> None:
         base = blobs.model_of(store, digest).name if digest else recipe.base
         with blobs.adapter_of(store, request.adapters or {}) as adapter:
             whole = replace(recipe, base=base, adapter=str(adapter or ""))
-            made = make(store, name, whole, lambda event: chores.report(event, tell))
-        tell({"status": f"using existing layer {made.base}"})
-        for note in (*notes, *made.notes):
+            overlay = make(store, name, whole, lambda event: chores.report(event, tell))
+        tell({"status": f"using existing layer {overlay.base}"})
+        for note in (*notes, *overlay.notes):
             tell({"status": chores.WARNING + note})
         tell({"status": "writing manifest"})
 
@@ -97,19 +97,19 @@ def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
     """Return what is to be made, and the digest of the blob it is made from, if it is."""
     if r.quantize:
         raise Refused(400, "quantize is not supported", param="quantize", code="unsupported_parameter")
-    said = parse(r.modelfile) if r.modelfile else Recipe()
-    if said.adapter:
+    parsed = parse(r.modelfile) if r.modelfile else Recipe()
+    if parsed.adapter:
         raise Refused(
             400, "ADAPTER names a file; send it as a blob and name that in adapters", param="modelfile"
         )
     recipe = Recipe(
-        base=r.base or said.base,
-        parameters={**said.parameters, **(r.parameters or {})},
-        system=said.system if r.system is None else r.system,
-        template=r.template or said.template,
-        messages=tuple((m.role, m.content) for m in r.messages or []) or said.messages,
-        licence=_licence(r.license) or said.licence,
-        notes=said.notes,
+        base=r.base or parsed.base,
+        parameters={**parsed.parameters, **(r.parameters or {})},
+        system=parsed.system if r.system is None else r.system,
+        template=r.template or parsed.template,
+        messages=tuple((m.role, m.content) for m in r.messages or []) or parsed.messages,
+        licence=_licence(r.license) or parsed.licence,
+        notes=parsed.notes,
     )
     parameters.read(recipe.parameters, strict=True)
     if r.files and recipe.base:
@@ -119,5 +119,5 @@ def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
     return replace(recipe, base=fetchable(recipe.base, "from")), ""
 
 
-def _licence(given: str | list[str] | None) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) and given else tuple(given or ())
+def _licence(licences: str | list[str] | None) -> tuple[str, ...]:
+    return (licences,) if isinstance(licences, str) and licences else tuple(licences or ())

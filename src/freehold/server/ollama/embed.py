@@ -61,16 +61,16 @@ class EmbeddingsRequest(Struct, kw_only=True):
 async def embed(call: HttpCall) -> None:
     """Turn texts into vectors; without input load the model, or with keep_alive 0 let go of it."""
     request, raw = await call.struct(EmbedRequest)
-    given = [request.input] if request.input and isinstance(request.input, str) else request.input or []
-    if given:
-        check_count("input", given)
+    texts = [request.input] if request.input and isinstance(request.input, str) else request.input or []
+    if texts:
+        check_count("input", texts)
     warnings = [*unknown_fields(raw, EmbedRequest), *_idle(request.options)]
     job = EmbedJob(
-        tuple(given), None, bool(request.truncate), request.dimensions, call.tenant, client=call.caller
+        tuple(texts), None, bool(request.truncate), request.dimensions, call.tenant, client=call.caller
     )
 
     async def work() -> None:
-        load_s, vectors = await _made(call, request, job)
+        load_s, vectors = await _vectors(call, request, job)
         durations = {"total_duration": ns(_passed_s(call)), "load_duration": ns(load_s)}
 
         def body() -> bytes:
@@ -97,14 +97,14 @@ async def embeddings(call: HttpCall) -> None:
     job = EmbedJob(texts, truncate=bool(request.truncate), tenant=call.tenant, client=call.caller)
 
     async def work() -> None:
-        _, vectors = await _made(call, request, job)
+        _, vectors = await _vectors(call, request, job)
         row = as_numbers(vectors)[0] if vectors else []
         await call.answer({"embedding": row, "freehold": {"warnings": _with_cuts(warnings, vectors)}})
 
     await worded(request.model, lambda: call.while_here(work()))
 
 
-async def _made(
+async def _vectors(
     call: HttpCall, r: EmbedRequest | EmbeddingsRequest, job: EmbedJob
 ) -> tuple[float, Vectors | None]:
     """Return the seconds until the model was in memory, and the vectors; None where nothing was asked for."""
@@ -122,9 +122,12 @@ async def _made(
 
 def _idle(options: Mapping[str, Any] | None) -> list[str]:
     """Check the options; say of each that it changes no vector."""
-    given = parameters.read(options or {})
+    options_read = parameters.read(options or {})
     known = [name for name in parameters.HONOURED if (options or {}).get(name) is not None]
-    return [*given.warnings, *(f"option {name} was ignored: it changes no embedding" for name in known)]
+    return [
+        *options_read.warnings,
+        *(f"option {name} was ignored: it changes no embedding" for name in known),
+    ]
 
 
 def _with_cuts(warnings: list[str], vectors: Vectors | None) -> list[str]:

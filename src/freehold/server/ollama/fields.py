@@ -172,7 +172,7 @@ class OllamaJob:
 def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str, pictures: Pictures) -> OllamaJob:
     """Return the job of a chat."""
     warnings = unknown_fields(raw, OllamaChatRequest) + _unknown_message_fields(raw.get("messages") or [])
-    job, given = _shared(r, tenant, warnings)
+    job, options = _shared(r, tenant, warnings)
     ids = CallIds()
     messages = [_message(m, i, ids, pictures) for i, m in enumerate(r.messages or [])]
     turn: Turn = "new"
@@ -182,7 +182,7 @@ def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str, pictures
         else:  # an answer that is begun with nothing is a new one
             messages.pop()
     job = replace(job, messages=tuple(messages), turn=turn, tools=_tools(r.tools or []))
-    return OllamaJob(job, given.context, warnings)
+    return OllamaJob(job, options.context, warnings)
 
 
 def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str, pictures: Pictures) -> OllamaJob:
@@ -192,7 +192,7 @@ def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str, pictures: 
     """
     warnings = unknown_fields(raw, GenerateRequest)
     _refuse_text_fields(r)
-    job, given = _shared(r, tenant, warnings)
+    job, options = _shared(r, tenant, warnings)
     prompt = r.prompt or ""
     if r.raw or r.suffix:
         job = replace(job, prompt=prompt, suffix=r.suffix or None, overflow="error", think=None)
@@ -201,7 +201,7 @@ def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str, pictures: 
         parts = _pictured(prompt, r.images, "images", pictures)
         user = Message("user", prompt, parts=parts)
         job = replace(job, messages=(*system, user), template=_template(r.template))
-    return OllamaJob(job, given.context, warnings)
+    return OllamaJob(job, options.context, warnings)
 
 
 def unknown_fields(raw: Mapping[str, Any], kind: type[Struct]) -> list[str]:
@@ -221,8 +221,8 @@ def is_empty(r: OllamaChatRequest | GenerateRequest) -> bool:
 
 
 def _shared(r: OllamaGenerating, tenant: str, warnings: list[str]) -> tuple[Job, Parameters]:
-    given = parameters.read(r.options or {})
-    warnings += given.warnings
+    options = parameters.read(r.options or {})
+    warnings += options.warnings
     if r.shift:
         warnings.append("shift was ignored: an answer ends where the context does, with done_reason length")
     if r.top_logprobs and not r.logprobs:
@@ -230,9 +230,9 @@ def _shared(r: OllamaGenerating, tenant: str, warnings: list[str]) -> tuple[Job,
     think, effort = _think(r.think, warnings)
     overflow: Overflow = "drop-oldest" if r.truncate else "error"
     job = Job(
-        max_tokens=given.max_tokens,
-        sampling=given.sampling,
-        stop=given.stop,
+        max_tokens=options.max_tokens,
+        sampling=options.sampling,
+        stop=options.stop,
         logprobs=(r.top_logprobs or 0) if r.logprobs else None,
         think=think,
         effort=effort,
@@ -241,7 +241,7 @@ def _shared(r: OllamaGenerating, tenant: str, warnings: list[str]) -> tuple[Job,
         tenant=tenant,
         whole=r.stream is False,
     )
-    return job, given
+    return job, options
 
 
 def _think(think: Think | None, warnings: list[str]) -> tuple[bool | None, str | None]:
@@ -252,18 +252,18 @@ def _think(think: Think | None, warnings: list[str]) -> tuple[bool | None, str |
     return True, "high" if think == "max" else think
 
 
-def _format(given: str | dict[str, Any] | None) -> Format | None:
-    if given is None or given == "":
+def _format(format: str | dict[str, Any] | None) -> Format | None:
+    if format is None or format == "":
         return None
-    if isinstance(given, dict):
-        return schema_format(given, "format")
-    if given != "json":
-        raise Refused(400, f"format is {given[:60]!r}; expected 'json' or a JSON schema", param="format")
+    if isinstance(format, dict):
+        return schema_format(format, "format")
+    if format != "json":
+        raise Refused(400, f"format is {format[:60]!r}; expected 'json' or a JSON schema", param="format")
     return Format("json")
 
 
-def _tools(given: Sequence[ToolGiven]) -> tuple[Tool, ...]:
-    functions = [bounded(tool.function, f"tools[{i}].function") for i, tool in enumerate(given)]
+def _tools(tools: Sequence[ToolGiven]) -> tuple[Tool, ...]:
+    functions = [bounded(tool.function, f"tools[{i}].function") for i, tool in enumerate(tools)]
     return tuple(Tool(f.name, f.description or "", f.parameters or {}) for f in functions)
 
 
@@ -365,16 +365,16 @@ def _refuse_text_fields(r: GenerateRequest) -> None:
         raise Refused(400, "think needs a template; it goes with neither raw nor suffix", param="think")
 
 
-def _template(given: str | None) -> str:
+def _template(template: str | None) -> str:
     """Return a request's template in Jinja. Raises Refused for what cannot be honoured exactly."""
-    if given and len(given) > MAX_TEMPLATE_CHARS:
+    if template and len(template) > MAX_TEMPLATE_CHARS:
         raise Refused(
             400,
-            f"template has {len(given):,} characters; expected at most {MAX_TEMPLATE_CHARS:,}",
+            f"template has {len(template):,} characters; expected at most {MAX_TEMPLATE_CHARS:,}",
             param="template",
         )
     try:
-        return to_jinja(given) if given and is_go(given) else given or ""
+        return to_jinja(template) if template and is_go(template) else template or ""
     except BadTemplate as e:
         raise Refused(400, f"{e.message}; {e.hint}", param="template", code="template_refused") from e
 

@@ -20,16 +20,16 @@ async def generate(call: HttpCall) -> None:
     """Answer a prompt; without one load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(GenerateRequest)
     pictures = Pictures()
-    asked = await call.apart(text_job, request, raw, call.tenant, pictures)
+    ollama_job = await call.apart(text_job, request, raw, call.tenant, pictures)
     if is_empty(request):
         await load_only(call, request, {"response": ""})
         return
-    job = asked.job
+    job = ollama_job.job
     if request.context:
         job = await _behind(call, request, job)
     ids = not (request.raw or request.suffix)
-    shape = OllamaTextShape(logprobs=job.logprobs is not None, context=asked.context, ids=ids)
-    await answer(call, request, job, shape, asked.warnings, pictures)
+    shape = OllamaTextShape(logprobs=job.logprobs is not None, context=ollama_job.context, ids=ids)
+    await answer(call, request, job, shape, ollama_job.warnings, pictures)
 
 
 async def _behind(call: HttpCall, r: GenerateRequest, job: Job) -> Job:

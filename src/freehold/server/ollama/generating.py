@@ -35,7 +35,7 @@ async def answer(
     await worded(r.model, lambda: run(r.model))
 
 
-async def load_only(call: HttpCall, r: OllamaGenerating, said: dict[str, Any]) -> None:
+async def load_only(call: HttpCall, r: OllamaGenerating, fields: dict[str, Any]) -> None:
     """Load the model, or with keep_alive 0 let go of it once it is idle."""
     kept = seconds(r.keep_alive)
     call.work.model = r.model
@@ -46,7 +46,7 @@ async def load_only(call: HttpCall, r: OllamaGenerating, said: dict[str, Any]) -
         else:
             await call.models.use(r.model, kept)
         reason = "unload" if kept == 0 else "load"
-        await call.answer(loaded(r.model, reason, call.started, said))
+        await call.answer(loaded(r.model, reason, call.started, fields))
 
     await worded(r.model, lambda: call.while_here(work()))
 
@@ -67,10 +67,10 @@ async def let_go(call: HttpCall, model: str) -> None:
     call.server.guard.check_unload(call.key, owner=call.owner)
     name = await call.models.name_of(model)
     models = call.server.models
-    found = next((each for each in models.loaded() if each.name == name), None)
-    if found is None:
+    info = next((each for each in models.loaded() if each.name == name), None)
+    if info is None:
         return
-    if found.in_flight:
+    if info.in_flight:
         await models.use(model, 0)
     else:
         await models.unload(name)

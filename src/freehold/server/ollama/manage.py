@@ -45,17 +45,17 @@ async def delete(call: HttpCall) -> None:
     """Delete a model, or forget another program's; only for the owner."""
     request, _ = await call.struct(DeleteRequest)
     name = fetchable(request.model or request.name, "model")
-    found = await asyncio.to_thread(look_up, stored(call), name)
-    await retire(call, found.name)
-    await asyncio.to_thread(stored(call).remove, found.name)
+    listed = await asyncio.to_thread(look_up, stored(call), name)
+    await retire(call, listed.name)
+    await asyncio.to_thread(stored(call).remove, listed.name)
     await call.answer(b"")
 
 
 async def retire(call: HttpCall, name: str) -> None:
     """Let a model that is loaded under this very name leave memory: at once, or when its answers have ended."""
     models = call.server.models
-    found = next((each for each in models.loaded() if canonical(each.name) == canonical(name)), None)
-    if found is not None and found.in_flight:
-        await models.use(found.name, 0)
-    elif found is not None:
-        await models.unload(found.name)
+    info = next((each for each in models.loaded() if canonical(each.name) == canonical(name)), None)
+    if info is not None and info.in_flight:
+        await models.use(info.name, 0)
+    elif info is not None:
+        await models.unload(info.name)

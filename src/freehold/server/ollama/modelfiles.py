@@ -24,9 +24,9 @@ def parameter_lines(card: Card, overlay: Overlay | None) -> str:
     return "\n".join(f"{name:<{_WIDTH}}{value}" for name, value in rows)
 
 
-def modelfile(found: Listed, card: Card, overlay: Overlay | None) -> str:
+def modelfile(listed: Listed, card: Card, overlay: Overlay | None) -> str:
     """Write the Modelfile."""
-    lines = [f"# {found.name} as freehold create reads it", f"FROM {found.base or found.name}"]
+    lines = [f"# {listed.name} as freehold create reads it", f"FROM {listed.base or listed.name}"]
     if overlay is None:
         return "\n".join(lines) + "\n"
     texts = {"TEMPLATE": overlay.template, "SYSTEM": overlay.system, "ADAPTER": Path(overlay.adapter).name}

@@ -101,14 +101,14 @@ async def show(call: HttpCall) -> None:
             )
     if call.key is not None and not call.key.may_use(name):
         raise refusal(ModelNotFound(f"there is no model {name[:200]!r} for the key {call.key.name}"), name)
-    found = await asyncio.to_thread(look_up, stored(call), name)
+    listed = await asyncio.to_thread(look_up, stored(call), name)
     warnings = unknown_fields(raw, ShowRequest)
     store, verbose = stored(call), request.verbose is True
-    shown, is_whole = await asyncio.to_thread(_shown, store, found, verbose, KNOWN)
+    shown, is_whole = await asyncio.to_thread(_shown, store, listed, verbose, KNOWN)
     if not is_whole:
-        await _checked([(found.path, partial(_shown, store, found, verbose, math.inf))])
-        shown, is_whole = await asyncio.to_thread(_shown, store, found, verbose, KNOWN)
-    warnings += [] if is_whole else [being_checked(found.name)]
+        await _checked([(listed.path, partial(_shown, store, listed, verbose, math.inf))])
+        shown, is_whole = await asyncio.to_thread(_shown, store, listed, verbose, KNOWN)
+    warnings += [] if is_whole else [being_checked(listed.name)]
     await call.answer({**shown, "freehold": {"warnings": warnings}})
 
 
@@ -163,10 +163,10 @@ async def _checked(work: Sequence[tuple[Path, Callable[[], object]]]) -> None:
     for path, check in work:
         if path not in _checking:
             _checking[path] = _Check(_checker.submit(_once, path, check), now + CHECK_S)
-    found = [check for path, _ in work if (check := _checking.get(path)) and check.until > now]
-    if found:
-        left = max(check.until for check in found) - now
-        await asyncio.wait([asyncio.wrap_future(check.done) for check in found], timeout=left)
+    checks = [check for path, _ in work if (check := _checking.get(path)) and check.until > now]
+    if checks:
+        left = max(check.until for check in checks) - now
+        await asyncio.wait([asyncio.wrap_future(check.done) for check in checks], timeout=left)
 
 
 def drop_checks() -> None:
@@ -227,48 +227,48 @@ def details(card: Card, base: str) -> dict[str, Any]:
     }
 
 
-def _shown(store: Store, found: Listed, verbose: bool, until: float) -> tuple[dict[str, Any], bool]:
+def _shown(store: Store, listed: Listed, verbose: bool, until: float) -> tuple[dict[str, Any], bool]:
     """Return the description of a model, and whether that is all; `until` as Cards.of has it."""
     home = store.settings.home
-    card = _cards.of(found, home, until)
-    overlay = store.overlays.find(found.name) if found.base else None
+    card = _cards.of(listed, home, until)
+    overlay = store.overlays.find(listed.name) if listed.base else None
     template = (overlay.template if overlay else "") or card.template
     if "insert" in card.capabilities:
         template += _FILLS
     capabilities, is_whole = _capabilities(card, overlay, home, until)
-    said = {
-        "license": _licence(found, card, overlay),
-        "modelfile": modelfile(found, card, overlay),
+    shown = {
+        "license": _licence(listed, card, overlay),
+        "modelfile": modelfile(listed, card, overlay),
         "parameters": parameter_lines(card, overlay),
         "template": template,
-        "details": details(card, found.base),
+        "details": details(card, listed.base),
         "model_info": dict(card.info),
         "capabilities": capabilities,
-        "modified_at": found.created or _time(0.0),
+        "modified_at": listed.created or _time(0.0),
     }
     if overlay is not None:
-        said |= {
+        shown |= {
             "system": overlay.system,
             "messages": [{"role": r, "content": t} for r, t in overlay.messages],
         }
     if verbose:
-        said["tensors"] = [{"name": n, "type": t, "shape": list(s)} for n, t, s in card.tensors]
-    return said, is_whole
+        shown["tensors"] = [{"name": n, "type": t, "shape": list(s)} for n, t, s in card.tensors]
+    return shown, is_whole
 
 
 def _capabilities(card: Card, overlay: Overlay | None, home: Path, until: float) -> tuple[list[str], bool]:
     """Return the file's, less and more what a template of the owner's changes, and whether that is all."""
     if overlay is None or not overlay.template:
         return list(card.capabilities), card.is_whole
-    found = of_template(overlay.template, home, until)
-    own = found or {}
+    abilities = of_template(overlay.template, home, until)
+    own = abilities or {}
     named = [*(c for c in card.capabilities if c not in own), *(name for name, has in own.items() if has)]
-    return named, card.is_whole and found is not None
+    return named, card.is_whole and abilities is not None
 
 
-def _licence(found: Listed, card: Card, overlay: Overlay | None) -> str:
+def _licence(listed: Listed, card: Card, overlay: Overlay | None) -> str:
     own = "\n".join(overlay.licence) if overlay else ""
-    return own or found.licence or card.licence
+    return own or listed.licence or card.licence
 
 
 def _digest(held: StoredModel) -> str:

@@ -107,9 +107,9 @@ class OllamaShape(ABC):
             self._ids += choice.token_ids
         self._calls = choice.tool_calls
         calls = [w for i, call in enumerate(choice.tool_calls) if (w := written(call, i))]
-        said = self.said("".join((*choice.text, *choice.refusal)), "".join(choice.thinking), calls)
+        content = self.said("".join((*choice.text, *choice.refusal)), "".join(choice.thinking), calls)
         scored = {"logprobs": _scored(choice.logprobs)} if self._logprobs else {}
-        return {**self._head(), **said, **scored, **self._ending(choice.reason or "stop")}
+        return {**self._head(), **content, **scored, **self._ending(choice.reason or "stop")}
 
     # --- where a route puts it -----------------------------------------------------------------------
 
@@ -197,13 +197,13 @@ def written(call: ToolCall, index: int) -> dict[str, Any] | None:
     return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}}
 
 
-def loaded(model: str, reason: str, started: float, said: dict[str, Any]) -> dict[str, Any]:
+def loaded(model: str, reason: str, started: float, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to a request that only loads or unloads a model."""
     passed = ns(time.monotonic() - started)
     return {
         "model": model,
         "created_at": now(),
-        **said,
+        **fields,
         "done": True,
         "done_reason": reason,
         "total_duration": passed,

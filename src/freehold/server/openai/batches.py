@@ -49,7 +49,7 @@ async def create(call: HttpCall) -> None:
             raise Refused(
                 400, f"{name[:60]} is not supported here", param=name[:60], code="unsupported_parameter"
             )
-    asked = NewBatch(
+    batch = NewBatch(
         request.endpoint,
         request.input_file_id,
         request.completion_window,
@@ -57,7 +57,7 @@ async def create(call: HttpCall) -> None:
         request.metadata or {},
         call.labels,
     )
-    await call.answer((await _desk(call).create(call.tenant, asked)).shown())
+    await call.answer((await _desk(call).create(call.tenant, batch)).shown())
 
 
 async def batches(call: HttpCall) -> None:
@@ -75,15 +75,15 @@ async def cancel(call: HttpCall) -> None:
     await call.answer((await _desk(call).cancel(call.tenant, _id(call))).shown())
 
 
-def _window(given: str) -> float:
+def _window(text: str) -> float:
     try:
-        window = seconds(given) or 0.0
+        window = seconds(text) or 0.0
     except Refused:
         window = 0.0
     if not 1 <= window <= LONGEST_S:
         raise Refused(
             400,
-            f"completion_window is {given!r}; expected 1s to {LONGEST_S // 3600}h",
+            f"completion_window is {text!r}; expected 1s to {LONGEST_S // 3600}h",
             param="completion_window",
             code="invalid_value",
         )

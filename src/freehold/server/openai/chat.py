@@ -67,8 +67,8 @@ class ChatShape(OpenAIShape):
     def piece(self, choice: int, chunk: Chunk) -> bytes:
         parts = []
         if chunk.thinking:
-            said = encode(chunk.thinking)
-            parts += [b'"reasoning_content":' + said, b'"reasoning":' + said]
+            thinking = encode(chunk.thinking)
+            parts += [b'"reasoning_content":' + thinking, b'"reasoning":' + thinking]
         if chunk.refusal:
             self._refused.add(choice)
             parts.append(b'"refusal":' + encode(chunk.refusal))

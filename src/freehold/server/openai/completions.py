@@ -94,9 +94,9 @@ class TextShape(OpenAIShape):
         if self._echo:
             text = self._echoes[choice.index][0] + text
         if self._logprobs:
-            asked = self._prompt_logprobs(choice.index, choice.begin) if self._echo else {}
-            made = self._table(choice.index, choice.logprobs)
-            table = {name: asked.get(name, []) + column for name, column in made.items()}
+            prompt_table = self._prompt_logprobs(choice.index, choice.begin) if self._echo else {}
+            answer_table = self._table(choice.index, choice.logprobs)
+            table = {name: prompt_table.get(name, []) + column for name, column in answer_table.items()}
             logprobs = {name: long_list(column, SCORES) for name, column in table.items()}
         out = {"index": choice.index, "text": text, "logprobs": logprobs}
         out["finish_reason"] = _REASONS.get(choice.reason or "", choice.reason)

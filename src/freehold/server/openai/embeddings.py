@@ -87,19 +87,19 @@ async def embeddings(call: HttpCall) -> None:
         vectors = await served.embed(job, seconds(request.keep_alive))
         call.work.prompt_tokens = sum(vectors.tokens)
         show = in_base64 if request.encoding_format == "base64" else as_numbers
-        said = [*warnings, *cut_warnings(vectors)]
+        all_warnings = [*warnings, *cut_warnings(vectors)]
 
         def body() -> bytes:
-            return msgspec.json.encode(_body(request.model, show(vectors), vectors, said))
+            return msgspec.json.encode(_body(request.model, show(vectors), vectors, all_warnings))
 
         await call.answer(await call.apart(body, size=json_size(vectors)))
 
     await call.while_here(work())
 
 
-def listed(given: str | list[Any]) -> Texts:
+def listed(input: str | list[Any]) -> Texts:
     """Return the texts of an `input`: one, or many, as text or as ids; 400 for none, for too many and for a mixture."""
-    parts: list[Any] = [given] if isinstance(given, str) else given
+    parts: list[Any] = [input] if isinstance(input, str) else input
     if not parts or not isinstance(parts[0], int):
         check_count("input", parts)
     numbers = sum(isinstance(part, int) for part in parts)

@@ -42,13 +42,13 @@ async def upload(call: HttpCall) -> None:
 
 async def files(call: HttpCall) -> None:
     """List files, the newest first."""
-    asked = query(call)
-    found = await asyncio.to_thread(_files(call).all, call.tenant)
-    if asked.get("purpose"):
-        found = [f for f in found if f.purpose == asked["purpose"]]
-    if asked.get("order") == "asc":
-        found.reverse()
-    await call.answer(page(found, asked, FileRecord.shown, most=MAX_PAGE))
+    params = query(call)
+    records = await asyncio.to_thread(_files(call).all, call.tenant)
+    if params.get("purpose"):
+        records = [f for f in records if f.purpose == params["purpose"]]
+    if params.get("order") == "asc":
+        records.reverse()
+    await call.answer(page(records, params, FileRecord.shown, most=MAX_PAGE))
 
 
 async def file(call: HttpCall) -> None:
@@ -117,8 +117,8 @@ def _checked(form: UploadForm) -> int | None:
 def _seconds(anchor: str | None, seconds: str | None) -> int | None:
     if anchor is None and seconds is None:
         return None
-    given = int(seconds) if seconds and seconds.isascii() and seconds.isdigit() and len(seconds) < 9 else 0
-    if anchor != "created_at" or given not in _SECONDS:
+    lifetime = int(seconds) if seconds and seconds.isascii() and seconds.isdigit() and len(seconds) < 9 else 0
+    if anchor != "created_at" or lifetime not in _SECONDS:
         raise Refused(
             400,
             f"expires_after is {anchor!r:.40}, {seconds!r:.40}; expected the anchor created_at and "
@@ -126,7 +126,7 @@ def _seconds(anchor: str | None, seconds: str | None) -> int | None:
             param="expires_after",
             code="invalid_value",
         )
-    return given
+    return lifetime
 
 
 def _files(call: HttpCall) -> Files:

@@ -32,16 +32,16 @@ E = TypeVar("E", bound=PageEntry)
 
 
 def page(
-    entries: Sequence[E], asked: Mapping[str, str], shown: Callable[[E], object], *, most: int = 100
+    entries: Sequence[E], params: Mapping[str, str], shown: Callable[[E], object], *, most: int = 100
 ) -> dict[str, Any]:
     """Return `limit` of the entries after the one named `after`. 400 for a limit beyond `most`, and for no entry.
 
     `shown` makes what is sent of an entry, of those alone that are sent.
     """
-    limit = asked.get("limit", str(min(most, 20)))
+    limit = params.get("limit", str(min(most, 20)))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
         raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {most:,}", param="limit")
-    after, begin = asked.get("after"), 0
+    after, begin = params.get("after"), 0
     if after:
         begin = next((i for i, entry in enumerate(entries, 1) if entry.id == after), 0)
         if not begin:  # an empty page would end a client's walk as if it had seen all

@@ -142,5 +142,5 @@ def cosines(vectors: Vectors, left: Any, right: Any) -> list[float]:
     return [round(float(p), 7) for p in np.clip(products, -1.0, 1.0)]  # a float32's digits
 
 
-def _texts(given: str | list[str]) -> list[str]:
-    return [given] if isinstance(given, str) else given
+def _texts(texts: str | list[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts

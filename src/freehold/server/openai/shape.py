@@ -85,8 +85,8 @@ class OpenAIShape(ABC):
         return sse.COMMENT
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        made = [self.choice(choice) for choice in choices]
-        return {**self._common, "object": self.object, **self._ending(made)}
+        rows = [self.choice(choice) for choice in choices]
+        return {**self._common, "object": self.object, **self._ending(rows)}
 
     def _ending(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"choices": choices, "usage": usage(self._tally), "freehold": self._tally.receipt()}

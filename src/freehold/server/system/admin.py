@@ -89,10 +89,10 @@ async def load(call: HttpCall) -> None:
 
     async def work() -> None:
         name = (await call.server.models.use(request.model)).name
-        found = next((each for each in call.server.models.loaded() if name in _names(each)), None)
-        if found is None:
+        info = next((each for each in call.server.models.loaded() if name in _names(each)), None)
+        if info is None:
             raise Refused(409, f"{name} left memory again at once", code="unloaded")
-        await call.answer(row(found))
+        await call.answer(row(info))
 
     await call.while_here(work())
 

@@ -80,12 +80,12 @@ class DeploymentDesk:
         )  # of those that are awaited: /ready tells why until the server ends or answers without them
 
     async def add(
-        self, plan: DeployPlan, asked: DeployOptions, *, awaited: bool = False, keep: bool = True
+        self, plan: DeployPlan, options: DeployOptions, *, awaited: bool = False, keep: bool = True
     ) -> DeploymentRow:
         """Begin to start a plan. `awaited`: the server was started for it, so that /ready waits; `keep`: as a file."""
-        row = await self.deployments.add(plan, fallback=asked.fallback)
+        row = await self.deployments.add(plan, fallback=options.fallback)
         if keep:
-            self.keep(plan, asked)
+            self.keep(plan, options)
         if awaited:
             self._server.health.preload[row.name] = "starting"
             self._hold(self._until_ready(row.name))
@@ -106,17 +106,17 @@ class DeploymentDesk:
             self._server.health.preload.pop(name, None)
         self._lost.clear()
 
-    def keep(self, plan: DeployPlan, asked: DeployOptions) -> None:
+    def keep(self, plan: DeployPlan, options: DeployOptions) -> None:
         """Write a deployment's file."""
-        kept.keep(self._home, kept.KeptDeployment(plan.model.name, plan, asked))
+        kept.keep(self._home, kept.KeptDeployment(plan.model.name, plan, options))
 
     async def upgrade(
-        self, name: str, plan: DeployPlan, asked: DeployOptions, *, drain_first: bool = False
+        self, name: str, plan: DeployPlan, options: DeployOptions, *, drain_first: bool = False
     ) -> None:
         """Roll to another plan; it is kept once every replica follows it."""
-        work = self.deployments.upgrade(name, plan, fallback=asked.fallback, drain_first=drain_first)
+        work = self.deployments.upgrade(name, plan, fallback=options.fallback, drain_first=drain_first)
         await self._finished(work)
-        self.keep(plan, asked)
+        self.keep(plan, options)
 
     async def restart(self, name: str, *, drain_first: bool = False) -> None:
         """Roll every replica; continues where the client that asked for it leaves."""
@@ -135,11 +135,11 @@ class DeploymentDesk:
     def row(self, name: str) -> DeploymentRow:
         """Return one row. Raises ModelNotFound."""
         rows = self.deployments.rows()
-        found = next((row for row in rows if row.name == name), None)
-        if found is None:
+        deployment = next((row for row in rows if row.name == name), None)
+        if deployment is None:
             names = ", ".join(row.name for row in rows) or "none"
             raise ModelNotFound(f"nothing is deployed as {name[:200]!r}", f"deployed: {names}")
-        return found
+        return deployment
 
     async def _finished(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for `work`, which is not cancelled with its client: half a roll would leave two versions."""
@@ -201,7 +201,7 @@ async def deploy(call: HttpCall) -> None:
     """Start a plan's engines and serve them under its model's name; the owner's only. Answers before they are ready."""
     request, _ = await call.struct(DeployRequest)
     desk = _desk_of_owner(call)
-    await call.answer(kept.as_json(await desk.add(*_given(request))))
+    await call.answer(kept.as_json(await desk.add(*_planned(request))))
 
 
 async def restart(call: HttpCall) -> None:
@@ -216,7 +216,7 @@ async def upgrade(call: HttpCall) -> None:
     """Do the same to another plan: other flags, another version, more or fewer replicas. The owner's only."""
     request, _ = await call.struct(UpgradeRequest)
     desk = _desk_of_owner(call)
-    work = desk.upgrade(request.name, *_given(request), drain_first=request.drain_first)
+    work = desk.upgrade(request.name, *_planned(request), drain_first=request.drain_first)
     await call.while_here(work)
     await call.answer(kept.as_json(desk.row(request.name)))
 
@@ -252,7 +252,7 @@ def _desk_of_owner(call: HttpCall) -> DeploymentDesk:
     return _desk(call)
 
 
-def _given(request: DeployRequest | UpgradeRequest) -> tuple[DeployPlan, DeployOptions]:
+def _planned(request: DeployRequest | UpgradeRequest) -> tuple[DeployPlan, DeployOptions]:
     """Return a request's plan, and the options that it was made from. Raises UsageError."""
     return _typed(request.plan, DeployPlan, "plan"), _typed(request.asked, DeployOptions, "asked")
 

@@ -128,31 +128,31 @@ class Generating(Structured, kw_only=True):
 
 def sampling(r: Generating) -> dict[str, object]:
     """Return the fields of SamplingParams that the request gives."""
-    given: dict[str, object] = {k: v for k in _SAMPLING if (v := getattr(r, k)) is not None}
+    settings: dict[str, object] = {k: v for k in _SAMPLING if (v := getattr(r, k)) is not None}
     if r.seed not in (None, -1):  # which vLLM and llama.cpp read as no seed
-        given["seed"] = r.seed & MAX_SEED
+        settings["seed"] = r.seed & MAX_SEED
     if r.top_p == 0:
-        given["top_p"] = LEAST_MASS
+        settings["top_p"] = LEAST_MASS
     if r.top_k is not None:
-        given["top_k"] = max(r.top_k, 0)
+        settings["top_k"] = max(r.top_k, 0)
     if r.logit_bias:
-        given["logit_bias"] = {_token_id(k): v for k, v in r.logit_bias.items()}
-    return given
+        settings["logit_bias"] = {_token_id(k): v for k, v in r.logit_bias.items()}
+    return settings
 
 
 def stops(r: Generating) -> tuple[str, ...]:
     """Return the stop texts; 400 for too many, an empty one or one too long."""
-    given = [r.stop] if isinstance(r.stop, str) else r.stop or []
-    if len(given) > MAX_STOPS:
-        raise Refused(400, f"stop has {len(given)} texts; expected at most {MAX_STOPS}", param="stop")
-    for text in given:
+    texts = [r.stop] if isinstance(r.stop, str) else r.stop or []
+    if len(texts) > MAX_STOPS:
+        raise Refused(400, f"stop has {len(texts)} texts; expected at most {MAX_STOPS}", param="stop")
+    for text in texts:
         if not 0 < len(text) <= MAX_STOP_CHARS:
             raise Refused(
                 400,
                 f"a stop text has {len(text):,} characters; expected 1 to {MAX_STOP_CHARS:,}",
                 param="stop",
             )
-    return tuple(given)
+    return tuple(texts)
 
 
 def _token_id(key: str) -> int:

@@ -71,9 +71,9 @@ def turn_of(opens: bool | None, continues: bool | None) -> Turn:
     return "continue" if continues else "none" if opens is False else "new"
 
 
-def read_messages(given: Sequence[ChatMessage], pictures: Pictures) -> tuple[Message, ...]:
+def read_messages(turns: Sequence[ChatMessage], pictures: Pictures) -> tuple[Message, ...]:
     """Return the turns of a chat; 400 for calls and results that do not belong together."""
-    messages = tuple(read_message(m, i, pictures) for i, m in enumerate(given))
+    messages = tuple(read_message(m, i, pictures) for i, m in enumerate(turns))
     _check_order(messages)
     return messages
 
@@ -83,14 +83,16 @@ def _check_order(messages: Sequence[Message]) -> None:
 
     Ids may be left out, as many clients of other servers do: a result without one is the next call's.
     """
-    asked: set[str] = set()  # ids of the calls that results may answer here
+    open_calls: set[str] = set()  # ids of the calls that results may answer here
     due: list[str] = []  # of those, what has no result yet
     for i, message in enumerate(messages):
         if message.role != "tool":
             _check_answered(due, i)
             due = [call.id for call in message.tool_calls]
-            asked = {*due}
-        elif not asked or (message.tool_call_id and message.tool_call_id not in asked and "" not in asked):
+            open_calls = {*due}
+        elif not open_calls or (
+            message.tool_call_id and message.tool_call_id not in open_calls and "" not in open_calls
+        ):
             raise Refused(
                 400,
                 f"messages[{i}] answers the call {message.tool_call_id[:60]!r}, which the turn before it does not make",
@@ -98,7 +100,7 @@ def _check_order(messages: Sequence[Message]) -> None:
             )
         elif message.tool_call_id in due:
             due.remove(message.tool_call_id)
-        elif message.tool_call_id not in asked:
+        elif message.tool_call_id not in open_calls:
             del due[:1]
     _check_answered(due, len(messages))
 
@@ -148,10 +150,10 @@ def text_of(pieces: Sequence[str | Image]) -> str:
 
 def _piece(part: ContentPart, where: str, pictures: Pictures) -> str | Image:
     if part.type in ("image_url", "input_image") and part.image_url is not None:
-        given = part.image_url
-        if isinstance(given, str):
-            given = ImageAddress(url=given, detail=part.detail)
-        return pictures.at_url(given.url, where, part.type, given.detail or "")
+        address = part.image_url
+        if isinstance(address, str):
+            address = ImageAddress(url=address, detail=part.detail)
+        return pictures.at_url(address.url, where, part.type, address.detail or "")
     text = part.refusal if part.type == "refusal" else part.text
     if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
         raise Refused(

@@ -78,7 +78,7 @@ class Structured(Struct, kw_only=True):
 def format_of(r: Structured) -> Format | None:
     """Return the format that a request asks for; 400 for two of them, one too long, or GBNF."""
     outputs = r.structured_outputs or StructuredOutputs()
-    given = {
+    formats = {
         "response_format": _response_format(r.response_format),
         "structured_outputs.json": _schema(outputs.json, "structured_outputs.json"),
         "structured_outputs.json_object": Format("json") if outputs.json_object else None,
@@ -92,49 +92,49 @@ def format_of(r: Structured) -> Format | None:
         "json_schema": _schema(r.json_schema, "json_schema"),
         "grammar": _lark(r.grammar, "grammar"),
     }
-    found = {name: format for name, format in given.items() if format is not None}
-    if len(found) > 1:
-        raise Refused(400, f"{' and '.join(found)} both say what the text must be", param=list(found)[1])
-    return next(iter(found.values()), None)
+    chosen = {name: format for name, format in formats.items() if format is not None}
+    if len(chosen) > 1:
+        raise Refused(400, f"{' and '.join(chosen)} both say what the text must be", param=list(chosen)[1])
+    return next(iter(chosen.values()), None)
 
 
 def format_field(r: Structured) -> str:
     """Return the name of the field that says what the text must be; "" where none does."""
-    given = [name for name in Structured.__struct_fields__ if getattr(r, name) is not None]
-    return given[-1] if given else ""  # another may stand beside response_format if that is of type text
+    names = [name for name in Structured.__struct_fields__ if getattr(r, name) is not None]
+    return names[-1] if names else ""  # another may stand beside response_format if that is of type text
 
 
-def _response_format(given: ResponseFormat | None) -> Format | None:
-    if given is None or given.type == "text":
+def _response_format(format: ResponseFormat | None) -> Format | None:
+    if format is None or format.type == "text":
         return None
-    if given.type == "json_object":
-        return Format("json") if given.schema is None else schema_format(given.schema, "response_format")
-    schema = given.schema if given.json_schema is None else given.json_schema.schema
+    if format.type == "json_object":
+        return Format("json") if format.schema is None else schema_format(format.schema, "response_format")
+    schema = format.schema if format.json_schema is None else format.json_schema.schema
     if schema is None:
         raise Refused(400, "response_format has no json_schema.schema", param="response_format")
     return schema_format(schema, "response_format")
 
 
-def _schema(given: Schema | str | None, name: str) -> Format | None:
-    if isinstance(given, str):
-        return schema_format(Format("json_schema", given).source, name)  # Format parses it
-    return None if given is None else schema_format(given, name)
+def _schema(schema: Schema | str | None, name: str) -> Format | None:
+    if isinstance(schema, str):
+        return schema_format(Format("json_schema", schema).source, name)  # Format parses it
+    return None if schema is None else schema_format(schema, name)
 
 
-def _regex(given: str | None) -> Format | None:
-    return None if given is None else Format("regex", given)
+def _regex(pattern: str | None) -> Format | None:
+    return None if pattern is None else Format("regex", pattern)
 
 
-def _lark(given: str | None, name: str) -> Format | None:
-    if given is not None and GBNF in given:
+def _lark(grammar: str | None, name: str) -> Format | None:
+    if grammar is not None and GBNF in grammar:
         raise Refused(
             400,
             f"{name} is written in GBNF; this server reads Lark grammars (name: expression, one rule a line)",
             param=name,
             code="unsupported_parameter",
         )
-    return None if given is None else Format("lark", given)
+    return None if grammar is None else Format("lark", grammar)
 
 
-def _choice(given: list[str] | None, name: str) -> Format | None:
-    return None if given is None else Format("choice", bounded(given, name))
+def _choice(texts: list[str] | None, name: str) -> Format | None:
+    return None if texts is None else Format("choice", bounded(texts, name))

@@ -133,11 +133,11 @@ def unknown_tool_fields(tools: Sequence[Any]) -> list[str]:
     if not tools:
         return []
     known = {"function": set(FunctionTool.__struct_fields__), "custom": set(CustomTool.__struct_fields__)}
-    found: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     for tool in tools:
         within = [name for kind in known for name in (tool.get(kind) or {}).keys() - known[kind]]
         for name in [*(tool.keys() - set(ToolOffer.__struct_fields__)), *within]:
-            found[ignored(name, "tools")] = None
-        if len(found) >= MAX_WARNINGS:
+            unknown[ignored(name, "tools")] = None
+        if len(unknown) >= MAX_WARNINGS:
             break
-    return list(found)[:MAX_WARNINGS]
+    return list(unknown)[:MAX_WARNINGS]

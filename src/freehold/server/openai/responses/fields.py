@@ -258,9 +258,9 @@ def _format(r: ResponseRequest, warnings: list[str]) -> Format | None:
     return own or other
 
 
-def _text_format(given: dict[str, Any] | None) -> Format | None:
-    kind = "text" if given is None else given.get("type")
-    if given is None or kind == "text":
+def _text_format(format: dict[str, Any] | None) -> Format | None:
+    kind = "text" if format is None else format.get("type")
+    if format is None or kind == "text":
         return None
     if kind == "json_object":
         return Format("json")
@@ -271,4 +271,4 @@ def _text_format(given: dict[str, Any] | None) -> Format | None:
             param="text.format.type",
             code="invalid_value",
         )
-    return schema_format(typed(given, SchemaFormat, "text.format").schema, "text.format.schema")
+    return schema_format(typed(format, SchemaFormat, "text.format").schema, "text.format.schema")

@@ -126,10 +126,10 @@ class Reading:
         self._add(self._thought(message) if role == "assistant" else message)
 
     def reasoning(self, item: ReasoningItem, at: str) -> None:
-        said = "".join(part.text or "" for part in item.content or item.summary)
-        if said:
-            self._thinking.append(said)
-        if (block := opened(item.encrypted_content or "", said)) is not None:
+        text = "".join(part.text or "" for part in item.content or item.summary)
+        if text:
+            self._thinking.append(text)
+        if (block := opened(item.encrypted_content or "", text)) is not None:
             self._signed.append(block)
 
     def call(self, item: CallItem, at: str) -> None:
@@ -180,8 +180,8 @@ class Reading:
 
     def _thought(self, message: Message) -> Message:
         """Return a message of the assistant with the reasoning that led to it."""
-        said, signed, self._thinking, self._signed = self._thinking, self._signed, [], []
-        return replace(message, thinking="\n\n".join(said), signed=tuple(signed))
+        thoughts, signed, self._thinking, self._signed = self._thinking, self._signed, [], []
+        return replace(message, thinking="\n\n".join(thoughts), signed=tuple(signed))
 
     def _note_strangers(self, item: dict[str, Any], kind: type[Struct]) -> None:
         for name in item.keys() - set(kind.__struct_fields__) - _KNOWN:

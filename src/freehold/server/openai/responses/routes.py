@@ -66,11 +66,11 @@ async def create(call: HttpCall) -> None:
     extent = sum((kept.extent for kept in history), Extent())
     extent.check(limits, "the chat so far has", _INSTEAD, "previous_response_id", "chat_too_long")
     call.hold(extent.weight)
-    asked = await call.apart(_read, request, history, lambda ids: store.named(tenant, ids), limits)
-    call.inherited = store.labels(tenant, before, asked.named)
+    chat = await call.apart(_read, request, history, lambda ids: store.named(tenant, ids), limits)
+    call.inherited = store.labels(tenant, before, chat.named)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
-    mcp, items = await _used(call, request.tools or (), asked)
-    pictures, known = Pictures(), max(len(items) - asked.own, 0)
+    mcp, items = await _used(call, request.tools or (), chat)
+    pictures, known = Pictures(), max(len(items) - chat.own, 0)
     job, offered = await call.apart(
         response_job, request, items, known, tenant, warnings, pictures, mcp.offered
     )
@@ -78,23 +78,23 @@ async def create(call: HttpCall) -> None:
     shape = ResponseShape(
         echo(request, raw),
         Output(custom=offered.custom, summarize=summarized(request), mcp=mcp),
-        Keeping(store, tenant, asked.stored, before) if request.store is not False else None,
+        Keeping(store, tenant, chat.stored, before) if request.store is not False else None,
     )
     keep_alive = seconds(request.keep_alive)
     answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, pictures=pictures)
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
-async def _used(call: HttpCall, tools: Sequence[Any], asked: ChatSoFar) -> tuple[McpTools, list[Any]]:
+async def _used(call: HttpCall, tools: Sequence[Any], chat: ChatSoFar) -> tuple[McpTools, list[Any]]:
     """Start the servers that a request names and run what it approves, for as long as its client is there."""
-    if not (asked.mcp or wanted(tools)):
-        return McpTools(None, {}), asked.items
+    if not (chat.mcp or wanted(tools)):
+        return McpTools(None, {}), chat.items
     done: list[tuple[McpTools, list[Any]]] = []
 
     async def use() -> None:
         mcp = await McpTools.opened(call, tools)
         try:
-            done.append((mcp, await mcp.read(asked.items)))
+            done.append((mcp, await mcp.read(chat.items)))
         finally:
             await mcp.aclose()
 
@@ -127,13 +127,13 @@ async def cancel(call: HttpCall) -> None:
 
 async def input_items(call: HttpCall) -> None:
     """List the items that a stored response answered, those of earlier responses included."""
-    store, asked = _store(call), query(call)
+    store, params = _store(call), query(call)
     kept = store.get(call.tenant, _id(call))
     earlier = (item for each in store.chat(call.tenant, kept.previous) for item in each.items)
     items = [*earlier, *kept.asked]
-    if asked.get("order", "desc") != "asc":
+    if params.get("order", "desc") != "asc":
         items.reverse()
-    await call.answer(page(items, asked, lambda item: msgspec.Raw(item.data)))
+    await call.answer(page(items, params, lambda item: msgspec.Raw(item.data)))
 
 
 def _read(
@@ -143,40 +143,42 @@ def _read(
     limits: ServerLimits,
 ) -> ChatSoFar:
     """Return the chat's items, stored ones parsed and references replaced by what they name."""
-    given = request.input
-    if isinstance(given, str):
-        given = [{"type": "message", "role": "user", "content": given}]
-    references = _references(given)
-    found = _found(references, named, limits)
-    parsed = {id: item.parsed() for id, item in found.items()}
-    own = [parsed[references[i]] if i in references else item for i, item in enumerate(given)]
+    input = request.input
+    if isinstance(input, str):
+        input = [{"type": "message", "role": "user", "content": input}]
+    references = _references(input)
+    found_items = _stored_items(references, named, limits)
+    parsed = {id: item.parsed() for id, item in found_items.items()}
+    own = [parsed[references[i]] if i in references else item for i, item in enumerate(input)]
     items = [item.parsed() for kept in history for item in kept.items] + own
     stored: tuple[StoredItem, ...] = ()
     if request.store is not False:
-        stored = tuple(found[references[i]] if i in references else _stored(own[i]) for i in range(len(own)))
-    ids = (item["id"] for item in given if isinstance(item, dict) and isinstance(item.get("id"), str))
-    mentioned = tuple(dict.fromkeys((*found, *ids)))
+        stored = tuple(
+            found_items[references[i]] if i in references else _stored(own[i]) for i in range(len(own))
+        )
+    ids = (item["id"] for item in input if isinstance(item, dict) and isinstance(item.get("id"), str))
+    mentioned = tuple(dict.fromkeys((*found_items, *ids)))
     return ChatSoFar(items, len(own), stored, mentioned, any(_is_mcp(item) for item in items))
 
 
-def _found(
+def _stored_items(
     references: dict[int, str],
     named: Callable[[Iterable[str]], dict[str, StoredItem]],
     limits: ServerLimits,
 ) -> dict[str, StoredItem]:
     """Return by their ids the items that are named; 400 where one is gone, or together they hold too much."""
-    found = named(references.values())
+    items = named(references.values())
     for i, id in references.items():
-        if id not in found:
+        if id not in items:
             raise Refused(
                 400,
                 f"input[{i}] refers to {id[:80]!r}, which no stored response has; send the item itself",
                 param=f"input[{i}].id",
                 code="item_not_found",
             )
-    extent = Extent.of([found[id] for id in references.values()])  # each time that one is named
+    extent = Extent.of([items[id] for id in references.values()])  # each time that one is named
     extent.check(limits, "the items that input refers to have", "refer to fewer", "input", None)
-    return found
+    return items
 
 
 def _stored(item: Any) -> StoredItem:
@@ -186,9 +188,9 @@ def _stored(item: Any) -> StoredItem:
     return StoredItem.of(item if isinstance(item.get("id"), str) else {**item, "id": _new_id(item)})
 
 
-def _references(given: list[Any]) -> dict[int, str]:
+def _references(input: list[Any]) -> dict[int, str]:
     """Return the ids of the items that are named, by their place."""
-    return {i: str(item.get("id")) for i, item in enumerate(given) if _is_reference(item)}
+    return {i: str(item.get("id")) for i, item in enumerate(input) if _is_reference(item)}
 
 
 def _is_reference(item: Any) -> bool:

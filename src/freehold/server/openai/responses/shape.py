@@ -119,24 +119,24 @@ class ResponseShape:
         }
 
     def _usage(self) -> dict[str, Any]:
-        read, made = self._tally.prompt_tokens, self._tally.completion_tokens
+        read, completion = self._tally.prompt_tokens, self._tally.completion_tokens
         return {
             "input_tokens": read,
             "input_tokens_details": {
                 "cached_tokens": self._tally.cached_tokens,
                 "cache_write_tokens": self._tally.written_tokens + self._tally.written_hour_tokens,
             },
-            "output_tokens": made,
+            "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": self._tally.thought_tokens},
-            "total_tokens": read + made,
+            "total_tokens": read + completion,
         }
 
     def _events(self, events: Iterable[Event]) -> bytes:
         """Number and write events; before the first one, those that open a response."""
-        made = list(events)
-        if not made:
+        listed = list(events)
+        if not listed:
             return b""
-        return b"".join(self._event(each) for each in [*self._opening(), *made])
+        return b"".join(self._event(each) for each in [*self._opening(), *listed])
 
     def _opening(self) -> list[Event]:
         if self._number:

@@ -71,14 +71,14 @@ class StoredResponse:
     def of(
         cls,
         response: Mapping[str, Any],
-        asked: Sequence[StoredItem],
+        input: Sequence[StoredItem],
         previous: str | None,
         labels: tuple[str, ...] = (),
     ) -> StoredResponse:
         """Encode a finished response."""
         head = msgspec.json.encode({name: value for name, value in response.items() if name != "output"})
         output = tuple(StoredItem.of(item) for item in response["output"])
-        return cls(head, tuple(asked), output, previous, labels)
+        return cls(head, tuple(input), output, previous, labels)
 
     @property
     def items(self) -> tuple[StoredItem, ...]:
@@ -160,7 +160,7 @@ class _Shelf:
         kept = self.kept.pop(id)
         self.bytes -= kept.bytes
         for item in kept.items:
-            if (found := self.where.get(item.id)) is not None and found[0] == id:
+            if (place := self.where.get(item.id)) is not None and place[0] == id:
                 del self.where[item.id]
 
     def drop_oldest(self) -> None:
@@ -240,16 +240,16 @@ class Responses:
         shelf = self._shelves.get(tenant)
         if shelf is None:
             return ()
-        found = (shelf.where.get(item) for item in items)
-        owners = dict.fromkeys([id, *(each[0] for each in found if each is not None)])
+        places = (shelf.where.get(item) for item in items)
+        owners = dict.fromkeys([id, *(each[0] for each in places if each is not None)])
         kept = (shelf.kept[owner] for owner in owners if owner in shelf.kept)
         return tuple(dict.fromkeys(label for each in kept for label in each.labels))
 
     def named(self, tenant: str, ids: Iterable[str]) -> dict[str, StoredItem]:
         """Return by their ids those items that kept responses have. Safe in any thread."""
         shelf = self._shelves.get(tenant)
-        found = ((id, shelf.where.get(id)) for id in ids) if shelf else ()
-        return {id: each[1] for id, each in found if each is not None}
+        places = ((id, shelf.where.get(id)) for id in ids) if shelf else ()
+        return {id: each[1] for id, each in places if each is not None}
 
 
 @dataclass
@@ -264,9 +264,9 @@ class Keeping:
 
     def prepare(self, response: Mapping[str, Any], labels: tuple[str, ...]) -> str:
         """Encode a finished response with its request's labels; return why it cannot be kept, or ""."""
-        made = StoredResponse.of(response, self.asked, self.previous, labels)
-        if not (why := self.store.why_not(made)):
-            self._made = response["id"], made
+        stored = StoredResponse.of(response, self.asked, self.previous, labels)
+        if not (why := self.store.why_not(stored)):
+            self._made = response["id"], stored
         return why
 
     def put(self) -> None:

@@ -54,7 +54,7 @@ class McpTool(Struct, kw_only=True):
 
 def wanted(tools: Sequence[Any]) -> dict[str, McpTool]:
     """Return the MCP servers that a request names. Raises Refused for what a request may not say."""
-    found: dict[str, McpTool] = {}
+    by_label: dict[str, McpTool] = {}
     for i, raw in enumerate(tools):
         if not isinstance(raw, dict) or raw.get("type") != "mcp":
             continue
@@ -67,10 +67,10 @@ def wanted(tools: Sequence[Any]) -> dict[str, McpTool]:
             message = f"{at}.require_approval: a request cannot lower it; leave it out, or send always"
             raise Refused(400, message, param=f"{at}.require_approval", code="unsupported_parameter")
         tool = typed(raw, McpTool, at)
-        if tool.server_label in found:
+        if tool.server_label in by_label:
             raise Refused(400, f"{at} names {tool.server_label!r} again", param=f"{at}.server_label")
-        found[tool.server_label] = tool
-    return found
+        by_label[tool.server_label] = tool
+    return by_label
 
 
 class McpTools:
@@ -87,10 +87,10 @@ class McpTools:
         """Start the servers that a request names. Raises Refused, FreeholdErrors."""
         servers = wanted(tools)
         runner = run_tools(call, "", list(servers), keep=False) if servers else None
-        made = cls(runner, servers)
+        opened_tools = cls(runner, servers)
         if runner is not None:
-            made._offer(await runner.offer(), runner.tools())
-        return made
+            opened_tools._offer(await runner.offer(), runner.tools())
+        return opened_tools
 
     async def aclose(self) -> None:
         """End the servers."""
@@ -106,7 +106,7 @@ class McpTools:
 
     async def read(self, items: Sequence[Any]) -> list[Any]:
         """Return the items with what the chat needs of MCP's: calls with results. Runs what was approved."""
-        asked = {str(i.get("id")): i for i in items if _is(i, "mcp_approval_request")}
+        requests = {str(i.get("id")): i for i in items if _is(i, "mcp_approval_request")}
         done = {i.get("approval_request_id") for i in items if _is(i, "mcp_call")}
         if not any(_is(i, "mcp_list_tools") for i in items):
             self.first += self._listed()
@@ -118,7 +118,7 @@ class McpTools:
                 id = str(item.get("approval_request_id"))
                 if id in done:
                     continue
-                if id not in asked:
+                if id not in requests:
                     raise Refused(
                         400,
                         f"no item asks for the approval {id[:80]!r}",
@@ -126,7 +126,7 @@ class McpTools:
                         code="invalid_value",
                     )
                 done.add(id)
-                out += self._chat(await self._answered(asked[id], item))
+                out += self._chat(await self._answered(requests[id], item))
             elif _is(item, "mcp_call"):
                 self._recall(item)
                 out += self._chat(item)
@@ -135,9 +135,9 @@ class McpTools:
         return out
 
     def _recall(self, item: Mapping[str, Any]) -> None:
-        if self._runner is not None and isinstance(said := item.get("output"), str):
+        if self._runner is not None and isinstance(output := item.get("output"), str):
             call = ToolCall(str(item.get("id")), self.name_of(item), str(item.get("arguments")))
-            self._runner.recall(call, said)
+            self._runner.recall(call, output)
 
     def _offer(self, tools: Iterable[Tool], pinned: Mapping[str, PinnedTool]) -> None:
         for tool in tools:
@@ -149,8 +149,8 @@ class McpTools:
     def _listed(self) -> list[dict[str, Any]]:
         rows: dict[str, list[dict[str, Any]]] = {label: [] for label in self._servers}
         for tool in self.pinned.values():
-            said = {key: value for key, value in tool.shown().items() if key != "digest"}
-            rows[tool.server].append(said)
+            row = {key: value for key, value in tool.shown().items() if key != "digest"}
+            rows[tool.server].append(row)
         return [
             {"type": "mcp_list_tools", "id": _id("mcpl"), "server_label": label, "tools": tools}
             for label, tools in rows.items()
@@ -158,7 +158,7 @@ class McpTools:
 
     async def _answered(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
         """Return the call's item; one that was approved is run and shown among the response's items."""
-        made: dict[str, Any] = {
+        item: dict[str, Any] = {
             "type": "mcp_call",
             "id": _id("mcp"),
             "approval_request_id": request.get("id"),
@@ -170,18 +170,18 @@ class McpTools:
         }
         if answer.get("approve") is not True:
             reason = str(answer.get("reason") or "")[:1000]
-            return {**made, "error": f"{DENIED} {reason}".rstrip()}
+            return {**item, "error": f"{DENIED} {reason}".rstrip()}
         if self._runner is None:
             raise Refused(400, "an approved call needs its server among tools", param="tools")
-        call = ToolCall(made["id"], self.name_of(request), made["arguments"])
+        call = ToolCall(item["id"], self.name_of(request), item["arguments"])
         result = await self._runner.use(call, _Approved(str(request.get("id"))))
-        made["error" if result.failed else "output"] = result.content
-        self.first.append(made)
-        return made
+        item["error" if result.failed else "output"] = result.content
+        self.first.append(item)
+        return item
 
     def _chat(self, call: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a call and its result as the items by which chats have them."""
-        id, said = str(call.get("id")), call.get("output")
+        id, output = str(call.get("id")), call.get("output")
         return [
             {
                 "type": "function_call",
@@ -192,7 +192,7 @@ class McpTools:
             {
                 "type": "function_call_output",
                 "call_id": id,
-                "output": str(call.get("error") if said is None else said),
+                "output": str(call.get("error") if output is None else output),
             },
         ]
 
