@@ -68,7 +68,7 @@ def advise(
     from freehold.catalog.questions import question
 
     settings = settings or load_settings()
-    asked = join(
+    conditions = join(
         question(task),
         on=on,
         users=users,
@@ -80,24 +80,24 @@ def advise(
         cheapest=cheapest,
     )
     company = facts or company_facts(settings, {})
-    company = replace(company, purpose=company.purpose or asked.purpose)
+    company = replace(company, purpose=company.purpose or conditions.purpose)
     request = AdviceRequest(
-        task=asked.task,
+        task=conditions.task,
         facts=company if company.purpose else None,
-        country_not=asked.country_not,
-        min_context=asked.context,
-        max_params=asked.max_params,
+        country_not=conditions.country_not,
+        min_context=conditions.context,
+        max_params=conditions.max_params,
         min_speed=min_speed,
         held=files_held(settings) if held else None,
-        reads=asked.reads,
-        languages=asked.languages,
-        cheapest=asked.cheapest,
+        reads=conditions.reads,
+        languages=conditions.languages,
+        cheapest=conditions.cheapest,
     )
-    load = Load(asked.users, asked.task.prompt, asked.task.answer)
-    placer = _placer(settings, asked.on, engine, asked.budget, request.speed, load)
-    found = answered(request, catalog.models(), placer, lambda: _rented(request.speed, load))
-    found = replace(found, asked=asked)
-    return replace(found, beside=_beside(found, settings)) if asked.task.finder else found
+    load = Load(conditions.users, conditions.task.prompt, conditions.task.answer)
+    placer = _placer(settings, conditions.on, engine, conditions.budget, request.speed, load)
+    advice = answered(request, catalog.models(), placer, lambda: _rented(request.speed, load))
+    advice = replace(advice, asked=conditions)
+    return replace(advice, beside=_beside(advice, settings)) if conditions.task.finder else advice
 
 
 def starters(settings: Settings, count: int = 3) -> tuple[Starter, ...]:
@@ -220,22 +220,22 @@ def license(
 
     settings = load_settings()
     from_table(facts, "license")  # names an unknown fact
-    given = replace(from_table(settings.company, "config.toml: [company]"), **facts)
+    company = replace(from_table(settings.company, "config.toml: [company]"), **facts)
     if not name and (merge or not taught_by):
         raise UsageError("license needs a name", "a model's, a licence's, or taught_by")
-    return verdict(name or OWN, given, _names(merge), _names(taught_by))
+    return verdict(name or OWN, company, _names(merge), _names(taught_by))
 
 
-def company_facts(settings: Settings, given: Mapping[str, Any]) -> Facts:
+def company_facts(settings: Settings, facts: Mapping[str, Any]) -> Facts:
     """Return the facts of config.toml's [company], overridden by those given that are not None. Raises UsageError."""
     from freehold.advisor.facts import from_table
 
-    said = {name: value for name, value in given.items() if value is not None}
-    return replace(from_table(settings.company, f"{settings.home / 'config.toml'}: [company]"), **said)
+    stated = {name: value for name, value in facts.items() if value is not None}
+    return replace(from_table(settings.company, f"{settings.home / 'config.toml'}: [company]"), **stated)
 
 
-def _names(given: Sequence[str]) -> Sequence[str]:
-    return (given,) if isinstance(given, str) else given
+def _names(names: Sequence[str]) -> Sequence[str]:
+    return (names,) if isinstance(names, str) else names
 
 
 def here(settings: Settings, *, measure: bool = True) -> Place:
@@ -248,11 +248,11 @@ def here(settings: Settings, *, measure: bool = True) -> Place:
     return place_here(settings, refusal, measure=measure)
 
 
-def refusal(asked: Structure) -> str:
+def refusal(structure: Structure) -> str:
     """Return why our engine does not run a model of such a structure; empty: it does."""
     from freehold.models.binding.bind import refusal as registered
 
-    return registered(asked)
+    return registered(structure)
 
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
@@ -279,17 +279,17 @@ def files_held(settings: Settings) -> dict[str, Anatomy]:
     from freehold.advisor.file_anatomy import from_file
     from freehold.store import Store
 
-    found: dict[str, Anatomy] = {}
+    anatomies: dict[str, Anatomy] = {}
     for listed in Store(settings).list():
         for name in (listed.name, *listed.aliases):
             with suppress(FreeholdError, OSError):
                 known = catalog.model(name)
-                if listed.state != "ready" or known.id in found:
+                if listed.state != "ready" or known.id in anatomies:
                     continue
                 held = from_file(listed.path, listed.rounding)
                 if known.may_have(held.weights):
-                    found[known.id] = held
-    return found
+                    anatomies[known.id] = held
+    return anatomies
 
 
 def _rented(speed: float, load: Load) -> Placer:
@@ -323,9 +323,9 @@ def _placer(
         rig = catalog.rig(hardware)
         month = places.month_of(rig)
         if budget is not None and month > budget:
-            said = f"${month:,.0f} a month" if rig.rent else "not known to be rented out"
+            rent_text = f"${month:,.0f} a month" if rig.rent else "not known to be rented out"
             raise UsageError(
-                f"{rig.name} is {said}, beyond a budget of {budget:g}", "leave out one of the two"
+                f"{rig.name} is {rent_text}, beyond a budget of {budget:g}", "leave out one of the two"
             )
         return places.on_rigs([rig], engine, speed, load, refusal)
     if budget is not None:

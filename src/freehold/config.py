@@ -147,13 +147,13 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return the known name that looks most like `name`, or an empty string."""
     import difflib
 
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return found[0] if found else ""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return near[0] if near else ""
 
 
-def check_names(given: Mapping[str, object], known: Sequence[str]) -> None:
+def check_names(table: Mapping[str, object], known: Sequence[str]) -> None:
     """Raise UsageError for a keyword that is not known, with the nearest one that is."""
-    for name in given:
+    for name in table:
         if name not in known:
             near = nearest(name, [*known])
             hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
@@ -227,13 +227,13 @@ def _console(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chats_per_key(table: Mapping[str, Any]) -> int:
-    said = str(table.get("chats_per_key", CHATS_PER_KEY))
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?(kB|MB|GB|TB)", said)
-    if found is None or not float(found[1]):
+    text = str(table.get("chats_per_key", CHATS_PER_KEY))
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?(kB|MB|GB|TB)", text)
+    if match is None or not float(match[1]):
         raise UsageError(
-            f"console.chats_per_key = {said!r} is not a number of bytes", 'write it as "500MB" or "2GB"'
+            f"console.chats_per_key = {text!r} is not a number of bytes", 'write it as "500MB" or "2GB"'
         )
-    return round(float(found[1]) * _UNITS[found[2]])
+    return round(float(match[1]) * _UNITS[match[2]])
 
 
 def _flag(name: str, value: str) -> bool:

@@ -44,6 +44,6 @@ def file(path: Path) -> Path:
 def _close(what: Path | int, mode: int) -> None:
     """Take the rights of others away, where what is there is ours; a disk without modes has none to take."""
     with suppress(OSError):
-        found = os.stat(what)
-        if found.st_mode & _OTHERS and found.st_uid == os.geteuid():
+        status = os.stat(what)
+        if status.st_mode & _OTHERS and status.st_uid == os.geteuid():
             os.chmod(what, mode)

@@ -111,16 +111,16 @@ class Requests:
         self, request: Request, resume: Ordered[int] = (), parent: Sequence | None = None
     ) -> Sequence:
         """Return the sequence of a request that continues after `resume`; it is done if those end the answer."""
-        made = self.checked_ids(resume) if resume else []
-        seq = Sequence(request, [*request.prompt, *made], parent, resumed=len(made))
-        if made and made[-1] in request.stop_ids:
+        answer = self.checked_ids(resume) if resume else []
+        seq = Sequence(request, [*request.prompt, *answer], parent, resumed=len(answer))
+        if answer and answer[-1] in request.stop_ids:
             seq.reason = "stop"
-        elif len(made) >= request.max_tokens:
+        elif len(answer) >= request.max_tokens:
             seq.reason = "length"
         seq.done = seq.reason is not None
         if request.constraint is not None and not seq.done:
             seq.matcher = request.constraint.matcher(request.stop_ids)
-            for id in made:
+            for id in answer:
                 seq.matcher.advance(id)
         return seq
 

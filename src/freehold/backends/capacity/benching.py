@@ -55,9 +55,9 @@ def deploy_bench(
     sizes = (tuple(batches), tuple(depths), tuple(prompts))
     plan = MeasurePlan(*sizes, beside, tuple(clients), max_tokens, rounds)
     door = _door(settings or load_settings(), target, model, key)
-    found = asyncio.run(_measured(door, plan, on_progress))
+    result = asyncio.run(_measured(door, plan, on_progress))
     limits = {name: value for name, value in (("streams", streams), ("room", room)) if value}
-    return replace(found, limits=replace(found.limits, **limits))
+    return replace(result, limits=replace(result.limits, **limits))
 
 
 async def _measured(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions, EmittedFile, label
-from freehold.backends.flags.check import GIVEN
+from freehold.backends.flags.check import BY_OPTION
 from freehold.errors import UsageError
 
 PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
@@ -120,7 +120,9 @@ def deploy_words(plan: DeployPlan) -> tuple[str, ...]:
         words += ["--replicas", str(plan.replicas)]
     if plan.context:
         words += ["--context", str(plan.context)]
-    engine_flags = (f"--engine-flag={'='.join(flag.words())}" for flag in plan.flags if flag.reason == GIVEN)
+    engine_flags = (
+        f"--engine-flag={'='.join(flag.words())}" for flag in plan.flags if flag.reason == BY_OPTION
+    )
     return (*words, "--name", plan.model.name, *engine_flags)
 
 

@@ -205,11 +205,12 @@ def fitted(plan: DeployPlan, printed: str) -> DeployPlan:
     if not known.flags:
         return plan
     lacking = [flag for flag in plan.flags if known.find(flag.name) is None]
-    asked = next((flag for flag in lacking if flag.reason == check.GIVEN), None)
-    if asked is not None:
-        near = known.near(asked.name)
+    refused = next((flag for flag in lacking if flag.reason == check.BY_OPTION), None)
+    if refused is not None:
+        near = known.near(refused.name)
         raise UsageError(
-            f"this llama-server has no flag {asked.name}", f"did you mean {near}?" if near else "leave it out"
+            f"this llama-server has no flag {refused.name}",
+            f"did you mean {near}?" if near else "leave it out",
         )
     return replace(plan, flags=tuple(flag for flag in plan.flags if flag not in lacking))
 
@@ -227,8 +228,8 @@ def _printed(program: str, option: str) -> str:
 
 def build_of(text: str) -> str:
     """Return a build's number from what `--version` prints; "" where it was made from a copy that does not know it."""
-    found = re.search(r"version: (\d+) \(|\(build (\d+)", text)
-    number = (found[1] or found[2]) if found else ""
+    match = re.search(r"version: (\d+) \(|\(build (\d+)", text)
+    number = (match[1] or match[2]) if match else ""
     return number if number.isdigit() and int(number) > 1 else ""
 
 

@@ -23,7 +23,7 @@ from freehold.backends.contract import PlannedFlag
 from freehold.backends.flags.schema import FlagSchema, FlagSpec, alike
 from freehold.errors import UsageError
 
-GIVEN = "given by --engine-flag"
+BY_OPTION = "given by --engine-flag"
 _OFF = "--no-"
 _NEGATIVE = re.compile(r"-\d+(?:\.\d+)?")
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")  # what Python would import
@@ -94,7 +94,7 @@ def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
     name = spelling if "." in spelling else spec.name
     if spec.kind == "on-off" and spelling.startswith(_OFF):
         name = next(s for s in (spec.name, *spec.also) if alike(s) == alike(spelling))
-    return spec, PlannedFlag(name, value, GIVEN)
+    return spec, PlannedFlag(name, value, BY_OPTION)
 
 
 def _refused_key(spelling: str, value: str | None) -> tuple[str, FlagRule] | None:

@@ -78,12 +78,12 @@ class BlockManager:
     @property
     def stats(self) -> dict[str, int]:
         """Its fields of EngineStats."""
-        found = {"blocks": self.count, "blocks_live": self.live, "blocks_cached": self.cached}
-        found["blocks_shared"] = self.pool.shared
+        counts = {"blocks": self.count, "blocks_live": self.live, "blocks_cached": self.cached}
+        counts["blocks_shared"] = self.pool.shared
         for kind in self.kinds:
             if not kind.paged:
-                found |= {"states": kind.count, "states_live": kind.live, "states_cached": kind.cached}
-        return found | {"disk_tokens": self.disk_tokens}
+                counts |= {"states": kind.count, "states_live": kind.live, "states_cached": kind.cached}
+        return counts | {"disk_tokens": self.disk_tokens}
 
     # --- admission ---------------------------------------------------------------------------------
 

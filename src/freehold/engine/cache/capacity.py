@@ -78,12 +78,12 @@ class CacheBytes:
         In a short cache window layers keep all positions in its blocks: a window and a step's tokens would take more
         window blocks than there are blocks.
         """
-        found, window_blocks = {}, max(self.least, blocks // WINDOW_SHARE)
+        sizes, window_blocks = {}, max(self.least, blocks // WINDOW_SHARE)
         if self.least and window_blocks < blocks:
-            found[SlidingWindow.name] = window_blocks
+            sizes[SlidingWindow.name] = window_blocks
         if self.state:
-            found[Recurrent.name] = max(self.least_states, blocks * self.block // self.state)
-        return found
+            sizes[Recurrent.name] = max(self.least_states, blocks * self.block // self.state)
+        return sizes
 
     def total(self, blocks: int) -> int:
         """Return the bytes of this many blocks, with what window and recurrent layers keep beside them."""
@@ -119,7 +119,7 @@ def kinds_beside_full(
 
 
 def choose_context(
-    model: LoadedModel, asked: int | None, share: float = MEMORY_SHARE, kv_type: KvType = "f16"
+    model: LoadedModel, wanted: int | None, share: float = MEMORY_SHARE, kv_type: KvType = "f16"
 ) -> tuple[int, str]:
     """Return the context to load with, in tokens, and a phrase that says how it was chosen.
 
@@ -127,8 +127,8 @@ def choose_context(
     for one memory cannot hold.
     """
     have = available_bytes()
-    if asked is not None:
-        return _asked_context(model, asked, have, kv_type)
+    if wanted is not None:
+        return _asked_context(model, wanted, have, kv_type)
     fits = CacheBytes.of(model, kv_type).blocks(int(have * share)) * native.BLOCK_TOKENS
     if fits >= model.context:
         return model.context, "the model's own"
@@ -144,20 +144,20 @@ def choose_context(
     )
 
 
-def _asked_context(model: LoadedModel, asked: int, have: int, kv_type: KvType) -> tuple[int, str]:
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise UsageError(f"the context is {asked!r}; expected a number of tokens, 1 or more")
-    if asked > model.context:
+def _asked_context(model: LoadedModel, wanted: int, have: int, kv_type: KvType) -> tuple[int, str]:
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise UsageError(f"the context is {wanted!r}; expected a number of tokens, 1 or more")
+    if wanted > model.context:
         raise ContextOverflow(
-            f"a context of {asked:,} tokens was asked for; {model.name} was made for {model.context:,}",
+            f"a context of {wanted:,} tokens was asked for; {model.name} was made for {model.context:,}",
             f"load it with --context {model.context} or less",
         )
     bytes_, room = CacheBytes.of(model, kv_type), int(have * REQUEST_SHARE)
-    need = bytes_.total(blocks_for(asked))
+    need = bytes_.total(blocks_for(wanted))
     if need > room:
         most = bytes_.blocks(room) * native.BLOCK_TOKENS
         raise CapacityExceeded(
-            f"a context of {asked:,} tokens takes {show_bytes(need)}; {show_bytes(room)} are free for it",
+            f"a context of {wanted:,} tokens takes {show_bytes(need)}; {show_bytes(room)} are free for it",
             f"--context {most} would fit" if most else "free memory or choose a smaller model",
         )
-    return asked, "as asked"
+    return wanted, "as asked"

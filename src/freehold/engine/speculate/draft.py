@@ -88,9 +88,9 @@ class Draft:
         self.buckets.append(min(int(confidence * len(MODEL_PRIOR)), len(MODEL_PRIOR) - 1))
         return self.rates[self.buckets[-1]]
 
-    def learn(self, made: Sequence[int]) -> None:
+    def learn(self, answer: Sequence[int]) -> None:
         """Count the tokens by what was generated. A draft that was not verified teaches as much, and costs nothing."""
-        for token, bucket, came in zip(self.tokens, self.buckets, made, strict=False):
+        for token, bucket, came in zip(self.tokens, self.buckets, answer, strict=False):
             self.rates.add(bucket, token == came)
             if token != came:
                 return

@@ -43,8 +43,8 @@ class NgramLookup:
         tokens = self._tokens
         end = len(tokens)
         # After a difference the text often continues one token later: a changed word in a copied text.
-        found = self._found + end - self._found_at if self._found else 0
-        length, place = (self._agreement(found), found) if 0 < found < end else (-1, 0)
+        candidate = self._found + end - self._found_at if self._found else 0
+        length, place = (self._agreement(candidate), candidate) if 0 < candidate < end else (-1, 0)
         if length < LONGEST:
             length, place = self._longest(length, place)
         self._found, self._found_at = place, end

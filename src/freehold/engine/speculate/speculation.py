@@ -52,8 +52,8 @@ class SequenceDrafts:
 
     def match(self, most: int) -> None:
         """Draft by n-gram lookup."""
-        found = self.lookup.find(most)
-        self.draft = None if found is None else Draft.of_match(self.matched, found)
+        match = self.lookup.find(most)
+        self.draft = None if match is None else Draft.of_match(self.matched, match)
 
     def constrain(self, matcher: ConstraintMatcher, most: int) -> None:
         """Cut what a grammar forbids; draft what it forces, where the lookup does not say the same.
@@ -211,10 +211,10 @@ class Speculation:
     def _account(self, batch: list[ScheduledChunk]) -> None:
         tokens = sum(chunk.num_tokens for chunk in batch)
         plain_s = self.cost.seconds(self._plain)
-        made = [chunk.seq.tokens[chunk.first + 1 :] for chunk in batch]
+        generated = [chunk.seq.tokens[chunk.first + 1 :] for chunk in batch]
         drafting_s = self._draft_model.spent if self.draft_s and self._draft_model else 0.0
-        gained = sum(map(len, made)) / self._plain - (self.cost.seconds(tokens) + drafting_s) / plain_s
-        for chunk, ids in zip(batch, made, strict=True):
+        gained = sum(map(len, generated)) / self._plain - (self.cost.seconds(tokens) + drafting_s) / plain_s
+        for chunk, ids in zip(batch, generated, strict=True):
             drafts = self._drafts[chunk.seq]
             if drafts.draft is not None:
                 drafts.draft.learn(ids)
