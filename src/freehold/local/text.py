@@ -61,7 +61,7 @@ class AnswerText:
     def push(self, id: int) -> AnswerDelta:
         """Add a token."""
         thinking, text = self._splitter.push(self._detokenizer.push(id))
-        return self._said(thinking, self._parsed(text))
+        return self._delta(thinking, self._parsed(text))
 
     def finish(self) -> AnswerDelta:
         """Return the text held back for a stop string or a call; nothing after a stop string."""
@@ -70,7 +70,7 @@ class AnswerText:
         pieces = self._parsed(last[1] + rest[1])
         if self._parser is not None:
             pieces = [*pieces, *self._parser.finish()]
-        delta = self._said(last[0] + rest[0], pieces)
+        delta = self._delta(last[0] + rest[0], pieces)
         return AnswerDelta(delta.thinking, delta.text + self._stops.finish(), delta.calls)
 
     def _parsed(self, text: str) -> Iterable[Piece]:
@@ -78,7 +78,7 @@ class AnswerText:
             return (text,)
         return self._parser.push(text) if text else ()
 
-    def _said(self, thinking: str, pieces: Iterable[Piece]) -> AnswerDelta:
+    def _delta(self, thinking: str, pieces: Iterable[Piece]) -> AnswerDelta:
         text, calls = "", []
         for piece in pieces:
             if self.over is not None:

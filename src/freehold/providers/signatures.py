@@ -91,7 +91,7 @@ class Signatures:
             self._drop(next(iter(self._kept)))
 
     def _message(self, message: Message, owner: Owner) -> Message:
-        kept = self._found(owner, message.tool_calls)
+        kept = self._match(owner, message.tool_calls)
         if kept is None:
             return message
         calls = tuple(
@@ -103,7 +103,7 @@ class Signatures:
         )
         return replace(message, tool_calls=calls, signed=message.signed if carries else kept.signed)
 
-    def _found(self, owner: Owner, calls: Sequence[ToolCall]) -> _KeptAnswer | None:
+    def _match(self, owner: Owner, calls: Sequence[ToolCall]) -> _KeptAnswer | None:
         """Return the kept answer that has one of these calls, and keep it anew from now."""
         kept = next((k for call in calls if (k := self._kept.get((owner, call.id))) is not None), None)
         if kept is None:

@@ -220,7 +220,7 @@ class UpstreamStream:
 
     def __init__(self, begin: Begin, reply: HopReply, reader: EventReader, request: _Request) -> None:
         self.begin = begin
-        self._reply, self._reader, self._asked = reply, reader, request
+        self._reply, self._reader, self._request = reply, reader, request
         self._events = EventSplitter()
         self._ready: deque[Piece] = deque()
         self._fault: UpstreamFault | None = None
@@ -291,13 +291,13 @@ class UpstreamStream:
             if self._events.fault is not None:
                 raise self._events.fault
         except UpstreamFault as e:
-            self._fault = self._asked.shown(e)
+            self._fault = self._request.shown(e)
             self._reply.close()
 
     def _end(self) -> None:
         self._over = True
         self._reply.finished()
-        self._asked.warn_of(self._reader.oddities)
+        self._request.warn_of(self._reader.oddities)
 
 
 class WholeStream:

@@ -49,16 +49,16 @@ class Discarded(Exception):
 class MostCosts:
     """`most_cost` of one request's targets, each computed once."""
 
-    __slots__ = ("_found", "_job", "_size", "_when")
+    __slots__ = ("_costs", "_job", "_size", "_when")
 
     def __init__(self, job: Job, size: PromptSize, when: float) -> None:
         self._job, self._size, self._when = job, size, when
-        self._found: dict[str, int] = {}
+        self._costs: dict[str, int] = {}
 
     def __call__(self, target: GatewayModel) -> int:
-        cost = self._found.get(target.name)
+        cost = self._costs.get(target.name)
         if cost is None:
-            cost = self._found[target.name] = most_cost(target, self._job, self._size, self._when)
+            cost = self._costs[target.name] = most_cost(target, self._job, self._size, self._when)
         return cost
 
 
@@ -110,7 +110,7 @@ class Attempts:
             if not await self._may_ask(target, alone=not waiting):
                 continue
             try:
-                return await self._asked(target, cleared, more=waiting, check=thrown is not target)
+                return await self._attempt(target, cleared, more=waiting, check=thrown is not target)
             except Discarded:
                 thrown = target
                 # Asked again, and sent as it is, only where every target after it fails.
@@ -167,7 +167,7 @@ class Attempts:
         loaded = {each.name: each.info.context for each in self._calls.engines.loaded()}
         return loaded.get(target.local, 0)
 
-    async def _asked(
+    async def _attempt(
         self, target: GatewayModel, cleared: Cleared[Job], *, more: list[GatewayModel], check: bool
     ) -> Started:
         """Ask one target, again where the cause allows it and its time does."""

@@ -114,7 +114,7 @@ class Labeller:
         if not by_detector or self._sieve is None:
             return []
         try:
-            findings = await self._found(self._sieve, work, key)
+            findings = await self._findings(self._sieve, work, key)
         except NotRead as e:
             return [SetLabel(label.name, f"a text that was not read: {e}") for label in by_detector]
         return [
@@ -124,7 +124,7 @@ class Labeller:
             if finding.kind in label.detect or finding.name in label.patterns
         ]
 
-    async def _found(self, sieve: Sieve, work: Job | EmbedJob, key: str) -> set[Finding]:
+    async def _findings(self, sieve: Sieve, work: Job | EmbedJob, key: str) -> set[Finding]:
         """Return what is in a request's texts. Raises NotRead."""
         texts = _short(work)
         if texts is not None:

@@ -58,9 +58,9 @@ class Shadows:
         if self.closed or self.running >= AT_ONCE:
             return
         self.running += 1
-        self._background.begin(self._asked(route, target, cleared, parent), NAME)
+        self._background.begin(self._send(route, target, cleared, parent), NAME)
 
-    async def _asked(
+    async def _send(
         self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord
     ) -> None:
         origin = Origin(request_id=parent.origin.request_id, door=parent.origin.door)

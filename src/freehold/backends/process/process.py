@@ -70,7 +70,7 @@ class OwnProcess:
         self._read_phase = phase
         self._phase = "starting"
         self._pid, self._temporary = 0, ""
-        self._asked = ""  # why it ends, if we asked; "stop": by `stop`
+        self._ended_by = ""  # why it ends, if we asked; "stop": by `stop`
         self._reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -142,7 +142,7 @@ class OwnProcess:
 
     async def stop(self, drain_s: float) -> None:
         """Ask it to end, wait for its answers, then end what is left and what it left in shared memory."""
-        self._asked = self._asked or "stop"
+        self._ended_by = self._ended_by or "stop"
         self._order({"signal": 15})
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.ended), drain_s + END_S)
@@ -156,7 +156,7 @@ class OwnProcess:
 
     def kill(self, why: str) -> None:
         """End every process at once; `ended` says why."""
-        self._asked = self._asked or why
+        self._ended_by = self._ended_by or why
         self._order({"kill": True})
 
     def _processes(self) -> list[psutil.Process]:
@@ -185,12 +185,12 @@ class OwnProcess:
             tree.kill(self._tree)
             tree.end_group(self._pid)
             shutil.rmtree(self._temporary, ignore_errors=True)
-            self._asked = self._asked or "its supervisor was killed"
+            self._ended_by = self._ended_by or "its supervisor was killed"
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.log.closed), 1.0)
         self._abandon()
         if not self.ended.done():
-            self.ended.set_result(None if self._asked == "stop" else self._death(report))
+            self.ended.set_result(None if self._ended_by == "stop" else self._death(report))
 
     def _death(self, report: Mapping[str, Any]) -> EngineDeath:
         status = report.get("ended")
@@ -199,7 +199,7 @@ class OwnProcess:
             self.title,
             list(self.log),
             status,
-            ended_by=self._asked,
+            ended_by=self._ended_by,
             memory_kill=bool(report.get("memory_kill")),
             where=str(listens.socket or f"port {listens.port} of {listens.host}"),
         )

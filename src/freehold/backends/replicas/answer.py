@@ -73,7 +73,7 @@ class DeployedStream:
         self._stumbled: set[EngineCalls] = set()  # that refused one connection
         self._sent = SentLog() if is_repeatable(job) and not job.whole else None
         self._rejoined: Rejoined | None = None
-        self._given = 0  # ids that the engine was given of the answer
+        self._prefix_len = 0  # ids that the engine was given of the answer
         self._resumed = 0  # tokens that others had made
         self._resumed_on: list[int] = []
         self._held: Chunk | None = None  # ids whose text has not come
@@ -247,16 +247,18 @@ class DeployedStream:
             self._leave(whole=True)
         usage = chunk.usage
         if usage is None and self._sent is not None and self._sent.ids:
-            usage = Usage(len(self._sent.prompt_ids) + self._given, len(self._sent.ids) - self._given)
+            usage = Usage(
+                len(self._sent.prompt_ids) + self._prefix_len, len(self._sent.ids) - self._prefix_len
+            )
         if usage is None or not self._resumed_on:
             return chunk if usage is chunk.usage else replace(chunk, usage=usage)
-        prompt = max(usage.prompt_tokens - self._given, 0)  # an engine may count otherwise
+        prompt = max(usage.prompt_tokens - self._prefix_len, 0)  # an engine may count otherwise
         return replace(
             chunk,
             usage=replace(
                 usage,
                 prompt_tokens=prompt,
-                completion_tokens=usage.completion_tokens + self._given,
+                completion_tokens=usage.completion_tokens + self._prefix_len,
                 cached_tokens=min(usage.cached_tokens, prompt),
                 resumed_tokens=self._resumed,
                 resumed_on=tuple(self._resumed_on),
@@ -307,10 +309,10 @@ class DeployedStream:
             with suppress(UpstreamFault, TimeoutError):
                 split = await kept(job, sent, calls.detokenize if calls.wire.tokens is not None else None)
         if split is None:
-            self._given, self._rejoined = 0, Rejoined.from_start(sent)
+            self._prefix_len, self._rejoined = 0, Rejoined.from_start(sent)
         else:
             keep, chars = split
-            self._given, self._rejoined = keep, Rejoined.from_ids(sent, keep, chars)
+            self._prefix_len, self._rejoined = keep, Rejoined.from_ids(sent, keep, chars)
             job = job_from_ids(job, sent, keep)
         self._resumed_on.append(replica.number)
         self._resumed = sent_tokens

@@ -176,17 +176,17 @@ class EngineCalls:
     async def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return a text's ids; `special`: with those that begin a prompt."""
         routes = self._routes()
-        return _ids(await self._said("/tokenize", {routes.text: text, routes.special: special}))
+        return _ids(await self._post("/tokenize", {routes.text: text, routes.special: special}))
 
     async def render(self, job: Job) -> list[int]:
         """Return the ids of a chat's prompt."""
         if not self._routes().chats:
             raise UnsupportedModel(f"the engine of {self.remote.model} renders no chat")
-        return _ids(await self._said("/tokenize", self.wire.chat_to_count(self.remote, job)))
+        return _ids(await self._post("/tokenize", self.wire.chat_to_count(self.remote, job)))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
-        text = (await self._said("/detokenize", {"tokens": [*ids]})).get(self._routes().back)
+        text = (await self._post("/detokenize", {"tokens": [*ids]})).get(self._routes().back)
         if not isinstance(text, str):
             raise invalid("no text of its tokens")
         return text
@@ -196,7 +196,7 @@ class EngineCalls:
             raise UnsupportedModel(f"the engine of {self.remote.model} offers no tokenizer")
         return self.wire.tokens
 
-    async def _said(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         sent = Outgoing(path, msgspec.json.encode({"model": self.remote.model, **body}))
         async with asyncio.timeout(ASIDE_S):
             reply = await self._hop.post(self._cleared(None), self._beside, self._key, sent)

@@ -34,7 +34,7 @@ class NgramLookup:
         self._indexed = 0  # places before this one are in the index
         self._latest: tuple[dict[int, int], ...] = tuple({} for _ in KEYS)
         self._earlier = tuple(array("i") for _ in KEYS)  # place -> the one before it with the same hash
-        self._found = 0  # where the last match continued; 0: nowhere
+        self._last_match = 0  # where the last match continued; 0: nowhere
         self._found_at = 0  # how long the sequence was then
 
     def find(self, most: int = MAX_DRAFT) -> NgramMatch | None:
@@ -43,11 +43,11 @@ class NgramLookup:
         tokens = self._tokens
         end = len(tokens)
         # After a difference the text often continues one token later: a changed word in a copied text.
-        candidate = self._found + end - self._found_at if self._found else 0
+        candidate = self._last_match + end - self._found_at if self._last_match else 0
         length, place = (self._agreement(candidate), candidate) if 0 < candidate < end else (-1, 0)
         if length < LONGEST:
             length, place = self._longest(length, place)
-        self._found, self._found_at = place, end
+        self._last_match, self._found_at = place, end
         if place == 0 or most < 1:
             return None
         draft = tokens[place : place + most]

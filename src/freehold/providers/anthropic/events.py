@@ -235,7 +235,7 @@ class MessageReader(EventReader):
         self._open[index] = block
         self._gained, self._signature, self._has_arguments = [], [block.signature or ""], False
         if block.type == "text" and block.text:
-            return self._said(block.text)
+            return self._text_pieces(block.text)
         if block.type == "thinking" and block.thinking:
             self._gained.append(block.thinking)
             return ((0, Chunk(thinking=block.thinking)),)
@@ -244,7 +244,7 @@ class MessageReader(EventReader):
             return ((0, Chunk(tool_calls=(ToolPiece(self._calls - 1, block.id, block.name),))),)
         return _NOTHING
 
-    def _said(self, text: str) -> Sequence[Piece]:
+    def _text_pieces(self, text: str) -> Sequence[Piece]:
         self._chars += len(text)
         return ((0, Chunk(text)),)
 
@@ -253,7 +253,7 @@ class MessageReader(EventReader):
         if gain.index not in self._open:
             raise invalid("a piece of a block that had not begun")
         if delta.type == "text_delta":
-            return self._said(delta.text) if delta.text else _NOTHING
+            return self._text_pieces(delta.text) if delta.text else _NOTHING
         if delta.type == "thinking_delta":
             self._gained.append(delta.thinking)
             return ((0, Chunk(thinking=delta.thinking)),) if delta.thinking else _NOTHING

@@ -32,10 +32,10 @@ class LedgerFile:
         try:
             status = os.stat(self._path)
         except OSError as e:
-            return self._said(f"is gone ({e.strerror})")
+            return self._sentence(f"is gone ({e.strerror})")
         if not os.path.samestat(status, self._opened):
-            return self._said("was replaced by another")
-        return "" if status.st_size else self._said("was emptied")
+            return self._sentence("was replaced by another")
+        return "" if status.st_size else self._sentence("was emptied")
 
-    def _said(self, what: str) -> str:
+    def _sentence(self, what: str) -> str:
         return f"the ledger {self._path} {what} while the server runs"

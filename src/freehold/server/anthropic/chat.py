@@ -175,14 +175,14 @@ class _TurnReader:
             return turn.say(message.content) if message.content else None
         if message.content is None:
             raise missing(f"messages[{i}]", "content")
-        read = self._said if message.role == "assistant" else self._asked
+        read = self._read_assistant if message.role == "assistant" else self._read_user
         for j, block in enumerate(message.content):
             read(block, f"messages[{i}].content[{j}]", turn)
             if block.type != "tool_result":
                 turn.cache = cached(block) or turn.cache
         return None
 
-    def _said(self, block: Block, where: str, turn: Turn) -> None:
+    def _read_assistant(self, block: Block, where: str, turn: Turn) -> None:
         """Read a block of an assistant's turn."""
         match block.type:
             case "text":
@@ -214,7 +214,7 @@ class _TurnReader:
         arguments = msgspec.json.encode(block.input if block.input is not None else {}).decode()
         turn.calls.append(ToolCall(id, name, arguments))
 
-    def _asked(self, block: Block, where: str, turn: Turn) -> None:
+    def _read_user(self, block: Block, where: str, turn: Turn) -> None:
         """Read a block of a user's turn."""
         match block.type:
             case "tool_result":

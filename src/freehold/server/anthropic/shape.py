@@ -39,7 +39,7 @@ class MessageShape:
     keep = None
 
     def __init__(self, request_id: bytes, prompt_room: int, *, show_thinking: bool) -> None:
-        self._request_id, self._asked, self._show = request_id.decode(), prompt_room, show_thinking
+        self._request_id, self._wanted_tokens, self._show = request_id.decode(), prompt_room, show_thinking
         self._blocks = Blocks(show_thinking=show_thinking)
         self._stop = ""
         self._refused = False  # it has a refusal's text
@@ -50,7 +50,7 @@ class MessageShape:
         self._id = f"msg_{answer_id}"
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
-        self._room = self._asked if begin.budgeted else begin.max_tokens
+        self._room = self._wanted_tokens if begin.budgeted else begin.max_tokens
         self._model = begin.model or self._model
 
     def opened(self, choice: int, begin: Begin) -> bytes:
@@ -115,7 +115,7 @@ class MessageShape:
             return "refusal"
         if reason == "stop" and self._stop:
             return "stop_sequence"
-        if reason == "length" and self._room < self._asked:
+        if reason == "length" and self._room < self._wanted_tokens:
             return "model_context_window_exceeded"
         return _REASONS[reason]
 

@@ -277,15 +277,15 @@ class CallIds:
         self._open: dict[int, tuple[str, str]] = {}  # number -> (tool's name, id) of calls not answered yet
         self._of_name = defaultdict[str, deque[int]](deque)  # numbers, some of calls that were answered since
         self._of_id = defaultdict[str, deque[int]](deque)
-        self._made = 0
+        self._call_count = 0
 
     def called(self, name: str, id: str | None) -> str:
         """Note a call; return its id."""
-        self._made += 1
-        id = id or f"call_{self._made}"
-        self._open[self._made] = (name, id)
-        self._of_name[name].append(self._made)
-        self._of_id[id].append(self._made)
+        self._call_count += 1
+        id = id or f"call_{self._call_count}"
+        self._open[self._call_count] = (name, id)
+        self._of_name[name].append(self._call_count)
+        self._of_id[id].append(self._call_count)
         if len(self._open) > MAX_UNANSWERED:
             del self._open[next(iter(self._open))]
         return id

@@ -36,7 +36,7 @@ class HarmonyParser:
     def __init__(self) -> None:
         self._source = TextSource()
         self._out: list[str | Call | Thought] = []
-        self._said: set[type] = set()  # kinds of which there was a message already
+        self._seen_kinds: set[type] = set()  # kinds of which there was a message already
         self._reading = self._messages()
 
     def push(self, text: str) -> list[str | Call | Thought]:
@@ -86,14 +86,14 @@ class HarmonyParser:
     def _stream(self, kind: type) -> Reading[None]:
         """Give out a message as it comes, up to its end."""
         source = self._source
-        lead = "\n" if kind in self._said else ""
+        lead = "\n" if kind in self._seen_kinds else ""
         while True:
             source.text, source.at = source.text[source.at :], 0
             ends = [at for end in _ENDS if (at := source.text.find(end)) >= 0]
             cut = min(ends) if ends else len(source.text) - held_suffix(source.text, _ENDS)
             cut = len(source.text) if source.ended and not ends else cut
             if cut:
-                self._said.add(kind)
+                self._seen_kinds.add(kind)
                 self._out.append(kind(lead + source.text[:cut]))
                 lead, source.at = "", cut
             if ends:

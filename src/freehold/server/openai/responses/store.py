@@ -260,19 +260,19 @@ class Keeping:
     tenant: str
     asked: Sequence[StoredItem]
     previous: str | None
-    _made: tuple[str, StoredResponse] | None = None
+    _stored: tuple[str, StoredResponse] | None = None
 
     def prepare(self, response: Mapping[str, Any], labels: tuple[str, ...]) -> str:
         """Encode a finished response with its request's labels; return why it cannot be kept, or ""."""
         stored = StoredResponse.of(response, self.asked, self.previous, labels)
         if not (why := self.store.why_not(stored)):
-            self._made = response["id"], stored
+            self._stored = response["id"], stored
         return why
 
     def put(self) -> None:
         """Keep what was prepared, if it can be."""
-        if self._made is not None:
-            self.store.keep(self.tenant, *self._made)
+        if self._stored is not None:
+            self.store.keep(self.tenant, *self._stored)
 
 
 def _listed(item: Mapping[str, Any]) -> Mapping[str, Any]:
