@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -23,6 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from freehold.errors import FreeholdError, UsageError
+from freehold.garbage import OldObjects, visit_young_only
 from freehold.platforms import open_files
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
@@ -48,15 +48,13 @@ from freehold.server.openai.responses.store import Responses
 from freehold.serving import ModelManager
 from freehold.store import Store
 
+LOOK_S = 1.0  # between looks at whether garbage is to be collected
 STOP_S = 5.0  # from the end of the drain to the end of the process
 OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
 SWITCH_S = (
     0.001  # that a thread which parses a body runs before the loop continues; Python's default is 0.005
 )
 FEWEST = 8  # connections worth serving
-# Objects made and not yet freed, until the collector looks for cycles among them. Those of requests in progress are no
-# garbage: with Python's 700 its visits to them were a tenth of the CPU time of 32 requests at once.
-YOUNG = 10_000
 _log = logging.getLogger("freehold.server")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
 
@@ -154,20 +152,20 @@ class Doors:
         if (desk := self.server.part(Desk)) is not None:
             self._batches = asyncio.create_task(desk.run(Asker(self.server, endpoints())))
         preload: asyncio.Task[None] | None = None
+        garbage: asyncio.Task[None] | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for half in self._halves:
                     group.create_task(half.serve(half.sockets))
                 while not all(half.started for half in self._halves):
                     await asyncio.sleep(0.005)
-                gc.collect()
-                gc.freeze()  # what starting made lives as long as the server
+                garbage = asyncio.create_task(self._collect_garbage(OldObjects()))
                 names = tuple(self.server.health.preload)  # /ready may wait for deployments besides
                 if opened is not None:
                     opened()
                 preload = asyncio.create_task(self._preload(names, loaded))
         finally:
-            for task in (watch, keep, sessions, preload, self._batches):
+            for task in (watch, keep, sessions, preload, garbage, self._batches):
                 if task is not None:
                     task.cancel()
             await self._ends()
@@ -181,6 +179,11 @@ class Doors:
                 self._sessions.close()
             self.server.bodies.close()
             drop_checks()
+
+    async def _collect_garbage(self, old: OldObjects) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            old.look(quiet=self.server.bodies.held <= self.settings.limits.small_weight)
 
     async def _ends(self) -> None:
         """Wait for answers that no connection waits for: to their end, or until _cut ends them."""
@@ -271,7 +274,7 @@ def run(
     """
     settings = replace(settings, limits=fitted(settings.limits))
     sys.setswitchinterval(SWITCH_S)
-    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+    visit_young_only()
     logging.getLogger("uvicorn.error").setLevel(
         logging.ERROR
     )  # each line of garbage sent to us is a warning there
