@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from freehold.engine.admission import Admission
 from freehold.engine.encoder import QueuedText, TextQueue
-from freehold.engine.schedule.budget import LONGEST_S
+from freehold.engine.schedule.budget import LONGEST_S, SHARED_TOKENS
+from freehold.engine.schedule.newcomers import WHOLE_SHARE
 from freehold.engine.schedule.turns import GRAMMAR_S
 from freehold.engine.sequence import Request, Sequence
 from freehold.errors import Overloaded
 from freehold.types import Priority, SamplingParams
-from tests.engine.world import LONE_S, World
+from tests.engine.world import LONE_S, TOKEN_S, World
 
 CHAT, ANSWER = 100, 20  # tokens of the victim's prompts and answers
 # docs/design/scheduler.md states the bound: of n clients each waits FACTOR * n times as long as it does alone, and
@@ -211,6 +212,73 @@ def test_one_slow_grammar_a_step_and_in_the_long_run_a_share():
     assert max(gaps) <= 2 * LONE_S + GRAMMAR_S + 0.02
     assert sum(gaps) / len(gaps) <= 2.2 * LONE_S
     assert all(seq.generated for seq in world.logs if seq.request.client == "hostile")
+
+
+def crowd(clients: int = 20) -> World:
+    """A world in which so many clients have a book to compute, many answers or texts to embed."""
+    world = warm(4000)
+    for i in range(clients):
+        if i % 3 == 0:
+            world.add(6000, answer=64, tenant=f"h{i}")
+        for _ in range(64 if i % 3 else 0):
+            world.add(4, answer=400, tenant=f"h{i}", embed=i % 3 == 2)
+    world.run(3.0)
+    return world
+
+
+def test_step_of_a_crowd_is_no_longer_than_a_few_tokens_alone():
+    world = crowd()
+    for _ in range(100):
+        began = world.now
+        world.step()
+        assert world.now - began <= SHARED_TOKENS * LONE_S * (1 + WHOLE_SHARE)
+
+
+def test_client_that_asks_little_has_its_first_token_in_two_steps_of_a_crowd():
+    world = crowd()
+    for _ in range(20):
+        chat = world.add(42, answer=3, tenant="victim")
+        steps = 0
+        while not chat.generated:
+            world.step()
+            steps += 1
+        assert steps <= 2
+        while not chat.done:
+            world.step()
+        world.run(0.2)
+
+
+def test_clients_that_ask_little_again_and_again_leave_another_its_share():
+    world = warm(4000)
+    book = world.add(20_000, answer=4, tenant="book")
+    chats = [world.add(40, answer=1, tenant=f"h{i}") for i in range(9)]
+    before, until = book.num_computed_tokens, world.now + 20.0
+    while world.now < until:
+        world.step()
+        for ended in [seq for seq in chats[-9:] if seq.done]:
+            chats.remove(ended)
+            chats.append(world.add(40, answer=1, tenant=ended.request.client))
+    assert (book.num_computed_tokens - before) * TOKEN_S > 0.6 * 20.0 / 10
+
+
+def test_choosing_tokens_counts_in_a_shared_step():
+    world = warm(400)
+    for _ in range(64):
+        world.add(20, answer=400, tenant="hostile", choice_s=0.005)
+    world.run(3.0)
+    chat = world.add(CHAT, answer=100, tenant="victim")
+    while not chat.done:
+        world.step()
+    gaps = world.logs[chat].gaps[1:]
+    assert max(gaps) <= 2 * LONE_S + 2 * 0.005
+
+
+def test_choosing_tokens_slows_no_client_alone():
+    world = warm(400)
+    seqs = [world.add(20, answer=400, choice_s=0.005) for _ in range(64)]
+    world.run(10.0)
+    step = [chunk.seq for chunk in world.step()]
+    assert len(step) == len(seqs)
 
 
 def test_answers_with_slow_grammars_alone_continue_before_any_step_was_measured():

@@ -26,6 +26,7 @@ class Log:
     """What became of a sequence, in seconds from its arrival."""
 
     arrived: float
+    choice_s: float = 0.0  # of each token
     first: float = inf  # token
     ended: float = inf
     tokens: list[float] = field(default_factory=list)  # when each came, on the clock
@@ -88,10 +89,12 @@ class World:
         parent: Sequence | None = None,
         grammar_s: float = 0.0,
         embed: bool = False,
+        choice_s: float = 0.0,
     ) -> Sequence:
         """Let a request come; a number stands for so many tokens that no other prompt has.
 
-        `tenant` is its client too. `grammar_s`: seconds of each token in its grammar. `embed`: no answer is made.
+        `tenant` is its client too. `grammar_s`: seconds of each token in its grammar; `choice_s`: of its choice.
+        `embed`: no answer is made.
         """
         if isinstance(prompt, int):
             self._token += 1
@@ -109,7 +112,7 @@ class World:
         )
         matcher: Any = SlowGrammar(grammar_s) if grammar_s else None
         seq = Sequence(request, list(prompt), parent, matcher=matcher)
-        self.logs[seq] = Log(self.now)
+        self.logs[seq] = Log(self.now, choice_s)
         self.scheduler.add(seq)
         return seq
 
@@ -172,6 +175,9 @@ class World:
             seconds = seq.matcher.take_seconds()
             self.now += seconds
             self.scheduler.charge_grammar(seq, seconds)
+        if chunk.last and log.choice_s:
+            self.now += log.choice_s
+            self.scheduler.charge_choice(seq, log.choice_s)
         if chunk.last and seq.request.sink is not None:
             seq.done = True
             log.first = self.now - log.arrived

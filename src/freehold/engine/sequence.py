@@ -101,6 +101,7 @@ class Sequence:
     arrived_at: float = 0.0
     queue_s: float = 0.0  # from its arrival until it first held blocks
     scheduled_at: float = 0.0  # when a step last computed for it
+    choice_s: float = 0.0  # what choosing its latest token took, without its grammar
     prefilled: bool = False  # its whole prompt was computed once
     preempted: int = 0  # times
     loading: bool = False  # it holds some of the blocks that the disk has of it

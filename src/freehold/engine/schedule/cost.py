@@ -33,6 +33,7 @@ class StepCost:
         self._until: dict[int, int] = {}  # tokens -> step at which their cost is forgotten
         self._sizes: list[int] = []  # measured, sorted
         self._steps = 0
+        self.lone = 0.0  # seconds of a single token, as last known; 0 while nothing was measured
 
     def add(self, tokens: int, seconds: float, drafted: bool = False) -> None:
         """Add a sample; `drafted`: some of the step's tokens were of a draft."""
@@ -42,7 +43,8 @@ class StepCost:
             insort(self._sizes, tokens)
         samples = self._samples[tokens]
         samples.append(seconds)
-        self._cost[tokens] = sorted(samples)[(len(samples) - 1) // 4]
+        cost = self._cost[tokens] = sorted(samples)[(len(samples) - 1) // 4]
+        self.lone = cost if tokens == 1 else min(self.lone or cost, cost)
         self._until[tokens] = max(self._until.get(tokens, 0), self._steps + (FORGET if drafted else STALE))
         self._drop_stale()
 

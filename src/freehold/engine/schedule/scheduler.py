@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from math import inf
 
 from freehold.engine.cache.blocks import BlockManager, blocks_for
-from freehold.engine.schedule.budget import BRIEF_S, BURST_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
+from freehold.engine.schedule.budget import BRIEF_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import TILE
 from freehold.engine.schedule.live import LiveSequences, own_tokens
+from freehold.engine.schedule.newcomers import Newcomers
 from freehold.engine.schedule.preemption import RETRY_S, Preemption
 from freehold.engine.schedule.prefixes import SharedPrefixes
 from freehold.engine.schedule.shares import Shares
@@ -34,11 +35,18 @@ GROWTH = 1  # blocks that each running sequence is expected to need soon; double
 
 @dataclass(slots=True)
 class Runnable:
-    """Sequences that can continue: those that decode, those in prefill, and brief ones of the latter, by client."""
+    """Sequences that can continue: those that decode, and those in prefill."""
 
     decodes: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
-    newcomers: dict[str, int] = field(default_factory=dict)
+    newcomers: int = 0  # brief ones of the latter, at their first token
+    prompt_s: dict[str, float] = field(default_factory=dict)  # what the latter take, by client
+
+    @property
+    def unanswered_s(self) -> dict[str, float]:
+        """Seconds of prompts, by client, of those without a running answer."""
+        answered = {seq.request.client for seq in self.decodes}
+        return {client: seconds for client, seconds in self.prompt_s.items() if client not in answered}
 
 
 class Scheduler:
@@ -74,6 +82,7 @@ class Scheduler:
         self._loading = False  # a sequence takes blocks from disk
         self._full = False  # no token of the next prompt fits into the step
         self._owed_s = 0.0  # seconds of prefill that the oldest prompt is owed
+        self._newcomers = Newcomers()
 
     def add(self, seq: Sequence) -> None:
         """Add a sequence; it gets blocks when it is first scheduled."""
@@ -107,14 +116,23 @@ class Scheduler:
         self._now = self._clock()
         self._batch.clear()
         self._grammar_s.clear()
-        self.budget.begin()
+        shared_s = self.budget.shared_s() if self._is_shared else inf
+        self.budget.begin(shared_s)
         first, background = self._ready()
         if not first.decodes and not first.prompts:
             first, background = background, Runnable()
-        burst = self._burst(first)
-        self._decode(first, BURST_S if burst > 1 else 0.0)
-        self.budget.open(len(self._batch), burst, self._turns.limit_s)
-        self._prefill(first.prompts)
+        self._newcomers.choose(first.prompts, first.unanswered_s, shared_s)
+        self._decode(first, shared_s)
+        choice_s = sum(seq.choice_s for seq in self._batch)
+        turns = self._newcomers.turns
+        self.budget.open(len(self._batch), self._burst(first), self._turns.limit_s, choice_s, bool(turns))
+        room, others = self.budget.room, [seq for seq in first.prompts if seq.request.client not in turns]
+        self._slots = self.budget.max_decodes()
+        if turns:
+            self._prefill_newcomers([seq for seq in first.prompts if seq.request.client in turns])
+        if others and shared_s < inf:
+            self._newcomers.spend(room, room - self.budget.room)
+        self._prefill(others)
         for seq in sorted(background.decodes, key=lambda s: s.scheduled_at):
             if seq.block_table and self._has_blocks(seq) and self.budget.add_decode(grammar_s(seq)):
                 self._take(seq, len(seq.tokens) - 1, 1)
@@ -158,6 +176,15 @@ class Scheduler:
         self._grammar_s[client] = self._grammar_s.get(client, 0.0) + seconds
         self._shares.charge(client, seconds)
 
+    def charge_choice(self, seq: Sequence, seconds: float) -> None:
+        """Add what choosing a sequence's tokens took in this step, without its grammar, to its client's share."""
+        seq.choice_s = seconds
+        self._shares.charge(seq.request.client, seconds)
+
+    @property
+    def _is_shared(self) -> bool:
+        return self._shares.clients > 1
+
     def _ready(self) -> tuple[Runnable, Runnable]:
         """Sort the sequences that can continue into those that go first and the others."""
         now, live = self._now, self.live
@@ -183,33 +210,28 @@ class Scheduler:
             turn = rest if background and now - max(seq.scheduled_at, background_at) <= AGE_S else first
             turn.prompts.append(seq)
             ahead.append(self.wait.remaining(seq))
-            if not seq.prefilled and ahead[-1].seconds <= BRIEF_S:
-                client = seq.request.client
-                turn.newcomers[client] = turn.newcomers.get(client, 0) + 1
+            client, seconds = seq.request.client, ahead[-1].seconds
+            turn.prompt_s[client] = turn.prompt_s.get(client, 0.0) + seconds
+            turn.newcomers += not seq.prefilled and seconds <= BRIEF_S
         decodes = len(first.decodes) + len(rest.decodes)
         burst = self._burst(first if first.prompts else rest)
         self.wait.update(ahead, self.budget.slowdown(decodes, burst))
         return first, rest
 
     def _burst(self, runnable: Runnable) -> int:
-        """Return how many prompts make a burst: not those of clients with more service than one that only decodes."""
-        newcomers = runnable.newcomers
-        if not newcomers:
-            return 0
-        used = self._shares.used
-        decoding = {seq.request.client for seq in runnable.decodes} - newcomers.keys()
-        least = min(map(used, decoding), default=inf)
-        return sum(count for client, count in newcomers.items() if used(client) <= least)
+        """Return how many prompts make a burst; none where several clients share steps."""
+        return 0 if self._is_shared else runnable.newcomers
 
     # --- newest tokens -----------------------------------------------------------------------------
 
-    def _decode(self, runnable: Runnable, step_s: float) -> None:
+    def _decode(self, runnable: Runnable, longest_s: float) -> None:
         """Take the newest token of every running answer, or of those whose turn it is."""
         waiting = {seq.request.client for seq in runnable.prompts}
         most = self.budget.max_num_batched_tokens
         if not waiting <= {seq.request.client for seq in runnable.decodes}:  # others' prompts need tokens too
             most = max(most - max(most // 4, 1), 1)
-        for seq in self._turns.choose(runnable.decodes, most, waiting, step_s):
+        new_s = self._newcomers.seconds
+        for seq in self._turns.choose(runnable.decodes, most, waiting, longest_s, new_s):
             if seq.block_table and self._has_blocks(seq):
                 self._take(seq, len(seq.tokens) - 1, 1)
 
@@ -222,11 +244,19 @@ class Scheduler:
 
     # --- prefill -----------------------------------------------------------------------------------
 
+    def _prefill_newcomers(self, prompts: list[Sequence]) -> None:
+        """Compute prompts of clients that ask little, each to its end where that is near."""
+        turns = self._newcomers.turns
+        self._full = False
+        for seq in sorted(prompts, key=lambda s: (turns[s.request.client], self._urgency(s), s.number)):
+            if self._full or self.budget.left < 1:
+                return
+            self._prefill_some(seq, self.budget.room, self._newcomers.more_s)
+
     def _prefill(self, prompts: list[Sequence]) -> None:
         """Give out the step's room for prefill."""
         if not prompts:
             return
-        self._slots = self.budget.max_decodes()
         used = self._shares.used
         order = sorted(prompts, key=lambda s: (used(s.request.client), self._urgency(s), s.number))
         client = order[0].request.client
@@ -247,8 +277,11 @@ class Scheduler:
         end = seq.awaited_until if seq.awaited_until > seq.num_computed_tokens else len(seq.tokens)
         return end - seq.num_computed_tokens
 
-    def _prefill_some(self, seq: Sequence, seconds: float, minimum: bool = True) -> bool:
-        """Take as many tokens of a prompt as fit into this many seconds; False if none."""
+    def _prefill_some(self, seq: Sequence, seconds: float, more_s: float = 0.0, minimum: bool = True) -> bool:
+        """Take as many tokens of a prompt as fit into this many seconds, or all if they fit into so many more.
+
+        False if none.
+        """
         budget, logits = self.budget, seq.request.all_logits
         # Asked first, for it costs least: hundreds may wait for a slot or a block.
         if (not seq.block_table or seq.loading) and not self._may_begin(seq):
@@ -263,7 +296,10 @@ class Scheduler:
             return False
         if taken is None:  # shared blocks may have advanced it, and after an interrupt no token is left
             done = min(seq.num_computed_tokens, len(seq.tokens) - 1)
-        count = budget.tokens(done, len(seq.tokens) - done, logits, seconds, minimum)
+        left = len(seq.tokens) - done
+        count = budget.tokens(done, left, logits, seconds, minimum)
+        if more_s and count < left and budget.tokens(done, left, logits, seconds + more_s, minimum) == left:
+            count = left
         if count:
             self._take(seq, done, count)
             budget.spend(done, count, logits)

@@ -31,12 +31,17 @@ class DecodeTurns:
         self.limit_s = inf  # of the step, where several clients share it
 
     def choose(
-        self, decodes: list[Sequence], most: int, waiting: Set[str] = frozenset(), step_s: float = 0.0
+        self,
+        decodes: list[Sequence],
+        most: int,
+        waiting: Set[str] = frozenset(),
+        longest_s: float = inf,
+        brief_s: float = 0.0,
     ) -> list[Sequence]:
         """Return those of `decodes` whose newest tokens the step computes, `most` at most.
 
-        `waiting`: clients with prompts to compute, for which a part of the step is left; `step_s`: what it may take in
-        any case.
+        `waiting`: clients with prompts to compute, for which a part of the step is left; `brief_s`: what brief ones
+        take, of which up to half a step is left. `longest_s`: of a step that several clients share.
         """
         clients = {seq.request.client for seq in decodes} | waiting
         self.limit_s = inf
@@ -47,11 +52,14 @@ class DecodeTurns:
         queues = self._queues(decodes)
         many = len(clients) > 1
         alone = min((self._seconds(len(queue)) for queue in queues.values()), default=inf)
-        self.limit_s = max(len(clients) * alone, step_s) if many else inf
+        self.limit_s = min(len(clients) * alone, longest_s) if many else inf
         dear = self._dear(decodes)
-        part = alone if many and dear is not None else 0.0  # of the dear one's client
-        left = self.limit_s - part - (alone if waiting else 0.0)
-        chosen = self._fill(queues, left if many else inf, most - (dear is not None), dear)
+        each = self.limit_s / len(clients)
+        part = each if many and dear is not None else 0.0  # of the dear one's client
+        kept = max(len(waiting - queues.keys()), 1) * each if waiting else 0.0
+        one_each = min(self.limit_s, longest_s - min(brief_s, longest_s / 2))
+        more = min(one_each, self.limit_s - part - kept) if many else inf
+        chosen = self._fill(queues, one_each, more, most - (dear is not None), dear)
         if dear is not None:
             self._owed_s += part
             if not many or not chosen or not part or self._owed_s >= grammar_s(dear):
@@ -60,18 +68,27 @@ class DecodeTurns:
         return chosen
 
     def _queues(self, decodes: Iterable[Sequence]) -> dict[str, deque[Sequence]]:
-        """Return each client's answers, the one that waited longest first; the client with least service first."""
+        """Return each client's answers, the one that waited longest first; so also the clients."""
         queues: dict[str, deque[Sequence]] = {}
         for seq in sorted(decodes, key=lambda s: s.scheduled_at):
             queues.setdefault(seq.request.client, deque()).append(seq)
-        return {client: queues[client] for client in sorted(queues, key=self._used)}
+        turns = {client: (queue[-1].scheduled_at, self._used(client)) for client, queue in queues.items()}
+        return {client: queues[client] for client in sorted(queues, key=turns.__getitem__)}
 
     def _fill(
-        self, queues: dict[str, deque[Sequence]], limit: float, most: int, dear: Sequence | None
+        self,
+        queues: dict[str, deque[Sequence]],
+        one_each: float,
+        more: float,
+        most: int,
+        dear: Sequence | None,
     ) -> list[Sequence]:
-        """Take answers in turn from each client, of the one that saves for a dear token one at most."""
+        """Take answers in turn from each client, of the one that saves for a dear token one at most.
+
+        One of each fit into `one_each` seconds, one at least; further ones fit into `more`.
+        """
         chosen: list[Sequence] = []
-        spent_s = 0.0
+        spent_s = choice_s = 0.0
         turn = deque(queues.items())
         while turn and len(chosen) < most:
             client, queue = turn.popleft()
@@ -80,10 +97,12 @@ class DecodeTurns:
             took = cost <= DEAR_S and spent_s + cost <= GRAMMAR_S
             if took:
                 spent_s += cost
-                if len(chosen) >= len(queues) and self._seconds(len(chosen) + 1) + spent_s > limit:
+                choice_s += seq.choice_s
+                room = one_each if len(chosen) < len(queues) else more
+                if chosen and self._seconds(len(chosen) + 1) + spent_s + choice_s > room:
                     break
                 chosen.append(seq)
-            if queue and not (took and limit < inf and dear is not None and dear.request.client == client):
+            if queue and not (took and more < inf and dear is not None and dear.request.client == client):
                 turn.append((client, queue))
         return chosen
 
