@@ -38,6 +38,9 @@ export function App() {
     readMe().catch((e) => (failed.value = e));
   };
   useEffect(who, []);
+  useEffect(() => {
+    if (me.peek()) void readMe().catch(() => {}); // pages that have something in them by now
+  }, [page]);
   useSignalEffect(() => {
     if (place.value.page === "open") void takeCode(place.value.rest[0] ?? "");
   });

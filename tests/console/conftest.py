@@ -86,7 +86,7 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     def start(*args: str, home: Path | None = None, config: str = "") -> Served:
         home = home or tmp_path / f"home{len(running)}"
         home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text("adopt = false\n" + config)
+        (home / "config.toml").write_text("adopt = false\nconsole.titles = false\n" + config)
         server = Served(home, args)
         running.append(server)
         server.start()
@@ -101,7 +101,7 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 def standing(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server for all tests that leave it as it was."""
     home = tmp_path_factory.mktemp("standing")
-    (home / "config.toml").write_text("adopt = false\n")
+    (home / "config.toml").write_text("adopt = false\nconsole.titles = false\n")
     server = Served(home, (str(scripted),))
     server.start()
     yield server

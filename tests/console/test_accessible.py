@@ -146,7 +146,7 @@ def test_menu_dialog_and_tabs_work_by_keyboard(standing, chromium):
         more = page.get_by_role("button", name="More", exact=True)
         more.focus()
         page.keyboard.press("ArrowDown")
-        page.locator("[role=menuitem]:focus", has_text="Usage").wait_for()
+        page.locator("[role=menuitem]:focus", has_text="Settings").wait_for()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Escape")
         page.get_by_role("menu", name="More pages").wait_for(state="hidden")

@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("chat")
     model = write_scripted(folder / "scripted.gguf", SCRIPTS)
     (folder / "home").mkdir()
-    (folder / "home" / "config.toml").write_text("adopt = false\n")
+    (folder / "home" / "config.toml").write_text("adopt = false\nconsole.titles = false\n")
     served = Served(folder / "home", (str(model),))
     served.start()
     yield served
@@ -52,6 +52,13 @@ def chat(server: Served, page: Any) -> Any:
     box(page).wait_for()
     page.get_by_role("button", name=re.compile("^Model: scripted")).wait_for()
     return page
+
+
+def more(page: Any, action: str, article: str = "scripted") -> None:
+    """Choose an action in the menu of the last message of the model, or of the user ("You")."""
+    message = page.get_by_role("article", name=article).last
+    message.get_by_role("button", name="More for this message").click()
+    page.get_by_role("menuitem", name=action).click()
 
 
 def box(page: Any) -> Any:
@@ -343,7 +350,7 @@ def test_receipt_says_the_seed_and_the_same_bits_come_again(chat):
 def test_request_names_the_seed_with_all_its_digits(chat, server):
     say(chat, "hello request")
     said(chat)
-    chat.get_by_role("button", name="Request as curl and Python").click()
+    more(chat, "As a program")
     expect(chat.locator("pre.request")).to_contain_text("-d '")
     curl = chat.locator("pre.request").inner_text()
     body = json.loads(curl[curl.index("-d '") + 4 : curl.rindex("'")])
@@ -355,6 +362,7 @@ def test_settings_name_the_models_own_and_reach_the_next_answer(chat, server):
     chat.get_by_role("button", name="Chat settings").click()
     panel = chat.get_by_role("complementary", name="Chat settings")
     panel.get_by_role("textbox", name="System prompt").fill("Be brief.")
+    panel.get_by_text("Sampling", exact=True).click()
     panel.get_by_role("spinbutton", name="Temperature").fill("0.4")
     panel.get_by_role("button", name="Save as preset").click()
     panel.get_by_role("textbox", name="Name of the preset").fill("Short")

@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("limits")
     model = write_scripted(folder / "scripted.gguf", SCRIPTS)
     (folder / "home").mkdir()
-    (folder / "home" / "config.toml").write_text("adopt = false\n")
+    (folder / "home" / "config.toml").write_text("adopt = false\nconsole.titles = false\n")
     served = Served(folder / "home", (str(model), "--context", str(CONTEXT)))
     served.start()
     yield served

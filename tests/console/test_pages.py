@@ -46,9 +46,10 @@ def test_models_and_engine_say_the_same_of_a_model_s_memory(standing, page):
     (needs,) = [
         e["needs"] for e in asked(standing, "/console/api/models?held=1")["models"] if e["name"] == "scripted"
     ]
-    page.goto(standing.url + "/#/models?tab=here")
-    row(page, "scripted").get_by_text(needs, exact=True).wait_for()
+    page.goto(standing.url + "/#/models/scripted?tab=here")
+    page.get_by_role("dialog", name="scripted").get_by_text(needs, exact=True).wait_for(timeout=60_000)
     page.goto(standing.url + "/#/engine")
+    page.get_by_text("Details", exact=True).first.click()
     page.get_by_text(needs, exact=True).wait_for()
     page.get_by_text("reserved for weights and the caches of all streams").wait_for()
 
@@ -57,7 +58,7 @@ def test_a_visitor_is_offered_no_pull_and_is_told_how_to_become_the_owner(standi
     page.goto(standing.url + "/#/models?tab=catalogue")
     page.get_by_text("freehold open").wait_for()
     page.locator("table.table tbody tr").first.wait_for(timeout=60_000)
-    assert page.get_by_role("button", name="Pull").count() == 0
+    assert page.get_by_role("button", name="Download").count() == 0
 
 
 def test_catalogue_begins_with_what_fits_and_sorts_all_of_it_not_only_what_is_drawn(standing, page):
@@ -67,8 +68,8 @@ def test_catalogue_begins_with_what_fits_and_sorts_all_of_it_not_only_what_is_dr
     everything = [each for each in asked(standing, "/console/api/models")["models"] if not each["held"]]
     assert "too large" not in rows.first.inner_text()
     first = page.locator(".model-name a").first
-    newest = max(e["released"] for e in everything if e["fits"] and e["runs"] and e["role"] == "generator")
-    assert newest == next(e for e in everything if e["name"] == first.inner_text())["released"]
+    chosen = next(e for e in everything if e["name"] == first.inner_text())
+    assert chosen["fits"] and chosen["runs"] and chosen["role"] == "generator" and chosen["pull"]
     page.get_by_role("button", name="Model", exact=True).click()
     page.get_by_role("button", name="Model", exact=True).click()
     last = page.evaluate(
@@ -81,8 +82,8 @@ def test_models_page_opened_again_shows_what_it_showed_at_once(standing, page):
     page.goto(standing.url + "/#/models?tab=here")
     rows = page.locator("table.table tbody tr")
     rows.first.wait_for(timeout=60_000)
-    page.get_by_role("link", name="Usage").click()
-    page.get_by_role("heading", name="Usage", level=1).wait_for()
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_role("heading", name="Compare", level=1).wait_for()
     page.route("**/console/api/models*", lambda _: None)  # no answer comes
     page.get_by_role("link", name="Models").click()
     rows.first.wait_for()
@@ -121,7 +122,7 @@ def test_a_model_of_the_catalogue_opens_with_its_facts_and_their_sources(standin
     page.goto(standing.url + f"/#/models/{name.replace(':', '%3A')}?tab=catalogue")
     dialog = page.get_by_role("dialog", name=name)
     dialog.wait_for(timeout=60_000)
-    dialog.get_by_text("Not known").wait_for(timeout=60_000)
+    dialog.get_by_text("Not known", exact=True).click(timeout=60_000)
     why = asked(standing, f"/console/api/choose?verb=why&model={name}")
     text = dialog.inner_text()
     assert why["model"]["catalogue"]["lab"] in text
@@ -142,7 +143,7 @@ def test_a_pull_of_an_unknown_name_says_what_the_server_said(standing, page):
             status=200, body='{"status":"pulling manifest"}\n{"error":"no source has it"}\n'
         ),
     )
-    shown.get_by_role("button", name="Pull").click()
+    shown.get_by_role("button", name="Download").click()
     page.get_by_role("status").get_by_text("no source has it").wait_for()
 
 
@@ -175,11 +176,82 @@ def test_engine_page_shows_the_model_in_memory_and_says_when_the_server_is_gone(
     page.errors.clear()  # the browser's own words about a server that is away
 
 
-def test_usage_and_runs_of_a_new_server_say_what_would_fill_them(standing, page):
-    page.goto(standing.url + "/#/usage")
-    page.get_by_role("heading", name="This server keeps no ledger").wait_for()
-    page.goto(standing.url + "/#/runs")
+def test_usage_and_runs_of_a_new_server_say_what_would_fill_them(serving, page):
+    server = serving()
+    page.goto(server.url + "/#/usage")
+    page.get_by_role("heading", name="Nothing was answered yet").wait_for()
+    page.goto(server.url + "/#/runs")
     page.get_by_role("heading", name="No run is known here").wait_for()
+
+
+def test_a_page_is_in_the_navigation_once_there_is_something_in_it(serving, scripted, page):
+    server = serving(str(scripted))
+    page.goto(server.url)
+    pages = page.get_by_role("navigation", name="Freehold")
+    pages.get_by_role("link", name="Engine").wait_for()
+    for name in ("Usage", "Runs", "Deployments", "Keys"):
+        assert pages.get_by_role("link", name=name).count() == 0
+    page.get_by_role("textbox", name="Message", exact=True).fill("hello")
+    page.keyboard.press("Enter")
+    pages.get_by_role("link", name="Usage").click()
+    tiles = page.locator(".tiles")
+    tiles.get_by_text("Answer tokens").wait_for()
+    receipt = newest_receipt(server)
+    assert f"{receipt['tokens']['answer']:,}" in tiles.inner_text()
+    page.get_by_role("table", name="By model").get_by_text("scripted").wait_for()
+
+
+def newest_receipt(server: Any) -> dict[str, Any]:
+    chats = asked(server, "/console/api/chats")["chats"]
+    return asked(server, f"/console/api/chats/{chats[0]['id']}")["messages"][-1]["receipt"]
+
+
+def test_a_model_that_is_too_slow_is_not_green_and_comes_after_those_that_can_be_read(standing, page):
+    everything = asked(standing, "/console/api/models")
+    one = next(e for e in everything["models"] if e["fits"] and not e["held"] and e["role"] == "generator")
+
+    def model(name: str, speed: float, pace: str, quality: float) -> dict[str, Any]:
+        arena = {"benchmark": "arena", "basis": "published", "evidence": "", "tasks": ["chat"]}
+        scores = [{**arena, "low": quality, "mid": quality, "high": quality}]
+        decode = {"low": speed / 2, "mid": speed, "high": speed * 2}
+        about = {"name": name, "decode": decode, "pace": pace, "quality": scores, "bytes_known": False}
+        return {**one, **about, "runs": True, "pull": name, "bytes": 2_500_000_000}
+
+    rows = [
+        model("giant:27b", 0.4, "unusable", 90),
+        model("tiny:1b", 80, "fast", 20),
+        model("middle:4b", 8, "readable", 50),
+        model("large:9b", 3, "slow", 70),
+    ]
+    body = json.dumps({**everything, "models": rows})
+    page.route(
+        "**/console/api/models*", lambda route: route.fulfill(body=body, content_type="application/json")
+    )
+    page.goto(standing.url + "/#/models?tab=catalogue")
+    page.locator("table.table tbody tr").nth(3).wait_for()
+    names = page.locator(".model-name a").all_inner_texts()
+    assert names == ["middle:4b", "tiny:1b", "large:9b", "giant:27b"]
+    giant = row(page, "giant:27b")
+    badge = giant.locator(".badge.bad")
+    assert badge.inner_text() == "unusable" and giant.locator(".badge.good").count() == 0
+    text = giant.inner_text()
+    assert "≈ 2.5" in text and "0.4" in text and "arena" not in text and "0.2" not in text
+
+
+def test_no_program_s_word_stands_on_a_screen_of_a_person_at_home(serving, scripted, page):
+    server = serving(str(scripted))
+    as_owner(server, page)
+    words = ("/metrics", "config.toml", "curl", "GOPS", "p99", "_verified", "the model's own", "OpenAPI")
+    for name in ("chat", "compare", "models", "engine", "usage", "settings"):
+        page.goto(f"{server.url}/#/{name}")
+        page.locator(f"main.page-{name} h1, main.page-{name} h2").first.wait_for()
+        if name == "chat":
+            page.get_by_role("button", name="Chat settings").click()
+            page.get_by_role("textbox", name="Message", exact=True).fill("hello")
+            page.keyboard.press("Enter")
+            page.locator(".pace").wait_for()
+        text = page.locator("main").inner_text()
+        assert not [word for word in words if word in text], name
 
 
 def test_one_model_with_itself_and_one_seed_is_equal(standing, page):

@@ -33,7 +33,8 @@ def asked(standing: Served, page: Any, tmp_path: Path) -> Any:
     page.get_by_role("button", name="Send", exact=True).click()
     page.locator("article:not(.user):not([aria-busy])").wait_for()
     page.get_by_role("textbox", name="System prompt").fill("Changed since.")
-    page.get_by_role("button", name="Request as curl and Python").click()
+    page.locator("article:not(.user)").get_by_role("button", name="More for this message").click()
+    page.get_by_role("menuitem", name="As a program").click()
     page.locator("pre.request").get_by_text("-d '").wait_for()
     return page
 

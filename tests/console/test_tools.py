@@ -94,7 +94,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         "files": [sys.executable, str(FILESERVER), str(notes)],
     }
     tables = "".join(f"[mcp.{name}]\ncommand = {json.dumps(words)}\n" for name, words in commands.items())
-    (home / "config.toml").write_text("adopt = false\n" + tables)
+    (home / "config.toml").write_text("adopt = false\nconsole.titles = false\n" + tables)
     world = World(Served(home, (str(model),)), folder / "state")
     world.describe("Echoes.")
     world.served.start()
@@ -168,7 +168,13 @@ def test_nothing_runs_before_it_is_allowed_and_allowed_once_it_runs_and_asks_aga
     assert world.called == [{"text": "a\u202eb\u200bc", "big": 12345678901234567890}]
     expect(box(page)).to_be_focused()
     log = page.get_by_role("log").inner_text()
-    assert log.index("h: echo") < log.index("Result of h: echo") < log.index("The tool has answered.")
+    assert log.index("echo") < log.index("12345678901234567890") < log.index("The tool has answered.")
+    row = page.get_by_role("button", name=re.compile(r"^echo.*allowed$"))
+    expect(row).to_have_count(1)
+    expect(page.locator(".message.tool")).to_be_hidden()
+    expect(row).to_have_attribute("aria-expanded", "false")
+    row.click()
+    expect(page.locator(".fold-body")).to_contain_text("A tool of h")
     assert [m.role for m in stored(world, page)] == ["user", "assistant", "tool", "assistant"]
     asked = say(page, "please")
     expect(asked.get_by_role("button", name="Deny")).to_be_focused()
@@ -243,7 +249,7 @@ def test_arguments_stay_beside_the_buttons_whatever_a_tool_claims(ask, page, wor
 def test_a_denied_call_says_so_after_a_reload(ask, page, world):
     answer(ask("please"), "Deny")
     wait_for_answer(page, "It was denied.")
-    result = page.get_by_role("button", name=re.compile("Result of h: echo"))
+    result = page.get_by_role("button", name=re.compile("^echo"))
     expect(result).to_contain_text("denied")
     page.reload()
     expect(result).to_contain_text("denied")
@@ -313,5 +319,5 @@ def test_a_file_server_reads_a_file_for_the_model(ask, page, world):
     expect(asked).to_have_accessible_name("files wants to run read_file", timeout=30_000)
     answer(asked, "Allow once")
     wait_for_answer(page, "The file says milk.")
-    page.get_by_role("button", name="Result of files: read_file").click()
-    expect(page.locator(".message.tool")).to_contain_text("Buy milk.")
+    page.get_by_role("button", name=re.compile("^read_file.*allowed$")).click()
+    expect(page.locator(".fold-body")).to_contain_text("Buy milk.")

@@ -66,7 +66,7 @@ class Walker:
         settings = page.get_by_role("button", name="Chat settings")
         if settings.get_attribute("aria-expanded") != "true":
             settings.click()
-        page.get_by_text("the model's own").first.wait_for()
+        page.get_by_role("complementary", name="Chat settings").get_by_text("Sampling").wait_for()
         page.mouse.move(0, 0)
         page.evaluate("document.activeElement.blur()")
         page.evaluate(_STILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from freehold.chats.folder import ChatFolder
 from freehold.chats.types import AskedTool, ChatSettings
+from freehold.server.console.runs import run
+from freehold.server.core.computing import Computing
 from tests.server.conftest import Running
 from tests.server.fakes import Script
 from tests.server.test_console_chats import talked
@@ -158,3 +161,15 @@ def test_an_answer_that_is_whole_is_not_continued(chats):
     mine.follow(whole["run"])
     refused = mine.start(None, extend=whole["answer"]["id"])
     assert refused.status_code == 400 and "cut off or stopped" in refused.json()["error"]["message"]
+
+
+def test_a_long_prompt_says_how_much_of_it_is_read(chats, monkeypatch):
+    monkeypatch.setattr(run, "TICK_S", 0.02)
+    monkeypatch.setattr(Computing, "prefill", (1200, 4600))
+    gate = threading.Event()
+    mine = chats(Script(text="done", gate=gate))
+    with mine.following(mine.run()["run"]) as events:
+        told = next(data for _, kind, data in events if kind == "wait" and data["why"] == "prompt")
+        assert told == {"why": "prompt", "done": 1200, "of": 4600}
+        gate.set()
+        assert [kind for _, kind, _ in events][-1] == "end"

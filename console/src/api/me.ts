@@ -9,6 +9,7 @@ export interface Me {
   owner: boolean;
   keyed: boolean; // the server wants a key
   can: string[]; // chat, pull, delete, load, tools, keys
+  has: string[]; // of usage, runs, deployments and keys: those with something in them
   refused: string; // why this browser may do nothing, where that is not for want of a key
 }
 

@@ -42,6 +42,7 @@ export interface Message {
   state: MessageState;
   receipt: Receipt | null;
   outcome?: ToolState | null; // of a tool's message: how its call ended; null: not known
+  edited?: boolean; // of an answer: the user wrote it, in place of the model's
   error?: { message: string; code?: string; hint?: string } | null; // of a failed answer
 }
 
@@ -55,6 +56,7 @@ export interface Receipt {
   first_s?: number;
   tok_s?: number;
   thinking_s?: number;
+  continued?: boolean; // it continues an answer that was cut off, so that it cannot be made again
   bits?: { settings?: ChatSettings } | null; // null: the engine reports no token ids
   warnings: string[];
   [more: string]: unknown;
@@ -111,7 +113,7 @@ export type RunEvent =
   | { t: "ready"; model: string; context: Partial<Receipt["context"]>; sampling: object; max_tokens: number }
   | { t: "text"; at: number; text: string }
   | { t: "thinking"; at: number; text: string; s: number }
-  | { t: "wait"; why: "queue" | "load" | "engine" | "tools"; expected_s?: number; done?: number; of?: number }
+  | { t: "wait"; why: "queue" | "load" | "prompt" | "engine" | "tools"; expected_s?: number; done?: number; of?: number }
   | Ask
   | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
   | { t: "calls"; answer: string; calls: ToolCall[]; receipt: Receipt | null }
@@ -233,6 +235,25 @@ export interface QualityRange extends Range {
   tasks: string[];
 }
 
+/** How fast a speed is for who reads along. */
+export type Pace = "fast" | "readable" | "slow" | "unusable";
+
+/** A model to begin with, of GET /console/api/starters. */
+export interface Starter {
+  name: string;
+  bytes: number; // of the download
+  held: boolean;
+  disk: number; // bytes, with its packed copy
+  memory: number;
+  speed: Range;
+  pace: Pace;
+  about: string;
+}
+
+export interface Starters {
+  models: Starter[];
+}
+
 export interface ModelRow {
   name: string; // what to ask for, and to pull
   id: string; // the catalogue's; "" where it does not know the model
@@ -241,6 +262,7 @@ export interface ModelRow {
   loaded: boolean;
   pull: string | null; // the name to pull; null: held, or no known source
   bytes: number; // of the file; 0: not known
+  bytes_known: boolean; // false: computed from its parameters
   lab: string;
   country: string; // ISO 3166, of the lab
   family: string;
@@ -259,7 +281,8 @@ export interface ModelRow {
   needs: string; // the same as a sentence, which Engine, `fit` and `ps` say too; "": not known
   at_context: number | null;
   longest: number | null; // tokens that fit
-  decode: Range | null; // tokens a second
+  decode: Range | null; // tokens a second,
+  pace: Pace | ""; // and in a word
   prefill: Range | null;
   basis: string; // what the speeds rest on
   licence: string;
@@ -293,6 +316,13 @@ export interface LedgerSum {
   whole_s: number;
 }
 
+export interface ChatSum {
+  answers: number;
+  prompt: number;
+  completion: number;
+  seconds: number;
+}
+
 export interface UsageFacts {
   days: number;
   /** null: there is no ledger. Otherwise what `freehold ledger --by model --json` (key, day) prints. */
@@ -304,6 +334,8 @@ export interface UsageFacts {
     by_key: LedgerSum[];
     by_day: LedgerSum[];
   } | null;
+  /** What the answers of the caller's chats took, from their receipts; null where there is a ledger. */
+  chats: { total: ChatSum; by_model: (ChatSum & { model: string })[]; by_day: (ChatSum & { day: string })[] } | null;
   /** Tokens by key and day, from the keys' accounts; null: this server has no keys. */
   accounts: { day: string; key: string; tokens: number }[] | null;
   /** What `freehold cost --from-ledger --json` prints; null: no ledger, or a client key asks. */

@@ -21,15 +21,20 @@ const ICONS: Record<PageName, IconName> = {
 // The chat that was open when the page was left for another, and whose it is: the way back is to it.
 let left: { at: string; key: string | null } = { at: to("chat"), key: null };
 const FIRST: PageName[] = ["chat", "compare", "models", "engine"]; // those that a phone's bar shows
+/** Pages that the navigation has once there is something in them; until then Settings leads to them. */
+export const LATER: PageName[] = ["usage", "runs", "deployments", "keys"];
 
 /** Whether a page is of use to who asks: an admin key makes keys and pulls models, and cannot chat. */
 export function allowed(page: PageName): boolean {
   return (page !== "chat" && page !== "compare") || Boolean(me.value?.can.includes("chat"));
 }
 
+/** Whether the navigation has a page. */
+export const filled = (page: PageName) => !LATER.includes(page) || Boolean(me.value?.has.includes(page));
+
 export function Navigation({ page }: { page: PageName }) {
   const names = (Object.keys(ICONS) as PageName[]).filter(
-    (name) => allowed(name) && (name !== "keys" || me.value?.can.includes("keys")),
+    (name) => allowed(name) && (filled(name) || name === page) && (name !== "keys" || me.value?.can.includes("keys")),
   );
   const rest = names.filter((name) => !FIRST.includes(name));
   const key = me.value?.key ?? null;

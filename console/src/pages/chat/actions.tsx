@@ -3,8 +3,11 @@ import type { Signal } from "@preact/signals";
 import { useSignal } from "@preact/signals";
 import type { Message } from "../../api/types";
 import { IconButton } from "../../parts/button";
+import { Menu, type MenuItem } from "../../parts/menu";
 import { notify } from "../../parts/notice";
+import { duration, rate } from "../../parts/numbers";
 import { texts } from "../../texts";
+import { fork, takeOut } from "./altering";
 import { type Chat, show } from "./opened";
 import { beginEdit, regenerate } from "./sending";
 import { versions } from "./tree";
@@ -20,14 +23,16 @@ interface Props {
 export function Actions({ chat, message, open }: Props) {
   const busy = message.state === "open";
   const mine = message.role === "user";
+  const editable = mine || (message.role === "assistant" && !message.calls?.length);
   const toggle = (what: "receipt" | "request") => () => (open.value = open.value === what ? null : what);
   return (
     <div class="row">
+      {!mine && !busy && <Pace message={message} />}
       <Versions chat={chat} id={message.id} />
       {!busy && (
         <>
           <Copy text={message.content} />
-          {mine && <IconButton icon="edit" size={18} label={words.edit} onClick={() => void beginEdit(message.id)} />}
+          {editable && <IconButton icon="edit" size={18} label={words.edit} onClick={() => void beginEdit(message.id)} />}
           {!mine && (
             <IconButton icon="again" size={18} label={words.regenerate} onClick={() => void regenerate(message.id)} />
           )}
@@ -40,11 +45,28 @@ export function Actions({ chat, message, open }: Props) {
               onClick={toggle("receipt")}
             />
           )}
-          {!mine && <IconButton icon="code" size={18} label={words.request} onClick={toggle("request")} />}
+          <Menu label={words.moreOfMessage} items={rest(message, toggle("request"))} />
         </>
       )}
     </div>
   );
+}
+
+/** What is asked for less often. */
+function rest({ id, role }: Message, request: () => void): MenuItem[] {
+  return [
+    { label: words.fork, icon: "branch", onSelect: () => void fork(id) },
+    ...(role === "assistant" ? [{ label: words.request, icon: "code" as const, onSelect: request }] : []),
+    { label: words.deleteMessage, icon: "trash", danger: true, onSelect: () => void takeOut(id) },
+  ];
+}
+
+/** How fast the answer was written, and how long it took: always in sight. */
+function Pace({ message: { receipt, edited } }: { message: Message }) {
+  if (edited) return <small class="pace">{words.edited}</small>;
+  const took = receipt?.timings?.total_s;
+  const said = [receipt?.tok_s ? rate(receipt.tok_s) : "", took ? duration(took) : ""].filter(Boolean);
+  return said.length ? <small class="pace">{said.join(" · ")}</small> : null;
 }
 
 function Versions({ chat, id }: { chat: Chat; id: string }) {

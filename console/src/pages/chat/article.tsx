@@ -10,6 +10,7 @@ import { Plain, Text, Verbatim } from "../../text";
 import { shown } from "../../text/shown";
 import { texts } from "../../texts";
 import { Actions } from "./actions";
+import { canContinue, continueAnswer } from "./altering";
 import { Approval } from "./approval";
 import { Attachments, Calls, Thinking, ToolResult } from "./body";
 import { type Chat, messageOf } from "./opened";
@@ -29,8 +30,8 @@ export function Article({ chat, id }: { chat: Chat; id: string }) {
     return <Frame id={id} role={role ?? "assistant"} name={role === "user" ? texts.you : words.model} loading />;
   if (role === "tool")
     return (
-      <div class="message tool" data-id={id}>
-        <ToolResult message={message} call={callOf(chat, message)} />
+      <div class="message tool" data-id={id} hidden={isCalled(chat, message)}>
+        <ToolResult message={message} />
       </div>
     );
   const mine = message.role === "user";
@@ -51,7 +52,7 @@ export function Article({ chat, id }: { chat: Chat; id: string }) {
         </div>
       )}
       <Attachments files={message.files ?? []} images={message.images ?? []} />
-      <Calls message={message} live={live} />
+      <Calls chat={chat} message={message} live={live} />
       {live && <Progress live={live} empty={!message.content} />}
       {live?.asks.map((ask) => <Approval key={ask.call + ask.digest} ask={ask} live={live} />)}
       <Ending message={message} settings={chat.settings.value} />
@@ -120,6 +121,7 @@ function Progress({ live, empty }: { live: Live; empty: boolean }) {
 
 function waitsFor({ why, done, of, expected_s }: Wait): string {
   if (why === "load") return words.loadingModel(done && of ? done / of : null);
+  if (why === "prompt") return words.reading(done ?? 0, of ?? 0);
   if (why === "queue") return words.queued(expected_s ?? null);
   return why === "tools" ? words.startingTools : words.engineAgain;
 }
@@ -137,6 +139,11 @@ function Ending({ message, settings }: { message: Message; settings: ChatSetting
       {words.regenerate}
     </Button>
   );
+  const further = canContinue(message) && (
+    <Button icon="play" onClick={() => void continueAnswer(message.id)}>
+      {words.continue}
+    </Button>
+  );
   return (
     <>
       {epilogue?.notes.map((note) => (
@@ -144,8 +151,12 @@ function Ending({ message, settings }: { message: Message; settings: ChatSetting
           <Icon name="info" size={16} /> {note}
         </p>
       ))}
-      {state === "stopped" && <p class="remark">{words.stopped}</p>}
-      {state === "length" && <p class="remark">{cutOff(message, settings)}</p>}
+      {(state === "stopped" || state === "length") && (
+        <p class="remark ended">
+          <span>{state === "stopped" ? words.stopped : cutOff(message, settings)}</span>
+          {further}
+        </p>
+      )}
       {(state === "failed" || state === "lost") && message.role !== "user" && (
         <div class="trouble" role="group" aria-label={words.trouble}>
           <Icon name="warning" size={18} />
@@ -153,7 +164,7 @@ function Ending({ message, settings }: { message: Message; settings: ChatSetting
             <p>{state === "lost" ? words.lost : (error?.message ?? words.failed)}</p>
             {hint && <p class="dim">{hint}</p>}
           </div>
-          {again}
+          {further || again}
         </div>
       )}
     </>
@@ -167,13 +178,14 @@ function cutOff({ receipt }: Message, { overflow }: ChatSettings): string {
   return words.cutByLimit(receipt?.max_tokens || null);
 }
 
-/** The call that a tool's message answers. */
-function callOf(chat: Chat, message: Message) {
+/** Whether the call that a tool's message answers is in the chat: then its row shows the result. */
+function isCalled(chat: Chat, message: Message): boolean {
   for (let parent = message.parent; parent; parent = chat.tree.peek().nodes.get(parent)?.parent ?? null) {
-    const found = messageOf(chat, parent).value?.calls?.find((call) => call.id === message.call);
-    if (found) return found;
+    const above = messageOf(chat, parent).value;
+    if (above?.calls?.some((call) => call.id === message.call)) return true;
+    if (above && above.role !== "tool") return false;
   }
-  return null;
+  return false;
 }
 
 /** A message that the server does not have yet. */

@@ -2,27 +2,31 @@
 // drawn only while it is open.
 import { useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import type { AttachedFile, Message, ToolCall } from "../../api/types";
+import type { AttachedFile, Message, ToolState } from "../../api/types";
 import { Icon, type IconName } from "../../parts/icons";
-import { Text, Verbatim } from "../../text";
+import { Plain, Text, Verbatim } from "../../text";
 import { pretty } from "./json";
 import { shown } from "../../text/shown";
 import { texts } from "../../texts";
 import { type Live, thoughtSeconds } from "./lives";
+import { type Chat, messageOf } from "./opened";
 
 const words = texts.chat;
+const SHORT = 300; // characters of a call's arguments in its row; the row folds out to all of them
+const TONES: Record<ToolState, string> = { running: "", done: "good", denied: "bad", failed: "bad" };
 const PICTURE = /^data:image\/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+$/;
 
 interface FoldProps {
   icon?: IconName;
   title: ComponentChildren;
   note?: string;
+  tone?: string; // of the note
   busy?: boolean;
   children: () => ComponentChildren;
 }
 
 /** A line that opens; what it holds is made when it does. */
-export function Fold({ icon, title, note, busy, children }: FoldProps) {
+export function Fold({ icon, title, note, tone = "", busy, children }: FoldProps) {
   const open = useSignal(false);
   return (
     <div class={busy ? "fold busy" : "fold"}>
@@ -30,7 +34,7 @@ export function Fold({ icon, title, note, busy, children }: FoldProps) {
         <Icon name={open.value ? "down" : "right"} size={16} />
         {icon && <Icon name={icon} size={16} />}
         <span>{title}</span>
-        {note && <small>{note}</small>}
+        {note && <small class={tone}>{note}</small>}
       </button>
       {open.value && <div class="fold-body">{children()}</div>}
     </div>
@@ -66,46 +70,89 @@ export function Attachments({ files, images }: { files: AttachedFile[]; images: 
   );
 }
 
-/** Calls that an answer makes: from its run while it runs, from its message afterwards. */
-export function Calls({ message, live }: { message: Message; live: Live | null }) {
+/** Calls that an answer makes, a row each: from its run while it runs, from the chat afterwards. */
+export function Calls({ chat, message, live }: { chat: Chat; message: Message; live: Live | null }) {
+  const calls = message.calls ?? [];
   const running = live?.tools ?? [];
-  const rest = (message.calls ?? []).filter((call) => !running.some((tool) => tool.call === call.id));
+  if (!calls.length && !running.length) return null;
+  const results = resultsOf(chat, message.id);
+  const known = new Set(calls.map((call) => call.id));
   return (
     <>
-      {running.map((tool) => (
-        <Fold
-          key={tool.call}
-          icon="tool"
-          title={words.calls(shown(tool.server), shown(tool.tool))}
-          note={words.toolStates[tool.state]}
-          busy={tool.state === "running"}
-        >
-          {() => <Both arguments={tool.arguments} result={tool.result} />}
-        </Fold>
-      ))}
-      {rest.map((call) => (
-        <Fold key={call.id} icon="tool" title={words.calls(shown(call.server), shown(call.name))}>
-          {() => <Both arguments={call.arguments} />}
-        </Fold>
-      ))}
+      {calls.map((call) => {
+        const now = running.find((tool) => tool.call === call.id);
+        const result = results.get(call.id);
+        const state = result?.outcome ?? now?.state;
+        return <CallRow key={call.id} {...call} tool={call.name} state={state} result={result?.content ?? now?.result} />;
+      })}
+      {running.filter((tool) => !known.has(tool.call)).map((tool) => <CallRow key={tool.call} {...tool} />)}
     </>
   );
 }
 
-export function ToolResult({ message, call }: { message: Message; call: ToolCall | null }) {
-  const title = call ? words.result(shown(call.server), shown(call.name)) : words.resultOf;
-  const { outcome } = message;
-  const unlike = outcome === "denied" || outcome === "failed";
+interface CallRowProps {
+  server: string;
+  tool: string;
+  arguments: string;
+  state?: ToolState | null | undefined;
+  result?: string | undefined;
+}
+
+function CallRow({ server, tool, arguments: asked, state, result }: CallRowProps) {
   return (
-    <Fold icon="tool" title={title} note={unlike ? words.toolStates[outcome] : words.characters(message.content.length)}>
-      {() => <Both arguments={call?.arguments} result={message.content} />}
+    <Fold
+      icon="tool"
+      title={
+        <>
+          <b>
+            <Plain text={tool} />
+          </b>{" "}
+          <span class="call-arguments">
+            <Plain text={asked.replace(/\s+/g, " ").slice(0, SHORT)} />
+          </span>
+        </>
+      }
+      busy={state === "running"}
+      {...(state && { note: words.callStates[state], tone: TONES[state] })}
+    >
+      {() => <Both server={server} arguments={asked} result={result} />}
     </Fold>
   );
 }
 
-function Both({ arguments: asked, result }: { arguments?: string | undefined; result?: string | undefined }) {
+/** The results below an answer, by the call that each answers. */
+function resultsOf(chat: Chat, id: string): Map<string, Message> {
+  const found = new Map<string, Message>();
+  const branch = chat.branch.value;
+  for (let at = branch.indexOf(id) + 1; at > 0 && at < branch.length; at++) {
+    if (chat.tree.value.nodes.get(branch[at]!)?.role !== "tool") break;
+    const message = messageOf(chat, branch[at]!).value;
+    if (message) found.set(message.call, message);
+  }
+  return found;
+}
+
+/** A result whose call is not in the chat, such as one of an imported chat; any other is in its call's row. */
+export function ToolResult({ message }: { message: Message }) {
+  const { outcome } = message;
+  const note = outcome === "denied" || outcome === "failed" ? words.callStates[outcome] : words.characters(message.content.length);
+  return (
+    <Fold icon="tool" title={words.resultOf} note={note}>
+      {() => <Both result={message.content} />}
+    </Fold>
+  );
+}
+
+interface BothProps {
+  server?: string;
+  arguments?: string;
+  result?: string | undefined;
+}
+
+function Both({ server, arguments: asked, result }: BothProps) {
   return (
     <>
+      {server && <p class="dim small">{words.ofServer(shown(server))}</p>}
       {asked !== undefined && (
         <>
           <h4>{words.arguments}</h4>

@@ -13,7 +13,7 @@ import { Mention } from "./mention";
 import { type Chat, messageOf } from "./opened";
 import { type Live, lives } from "./lives";
 import { stop } from "./runs";
-import { beginEdit, box, editing, endEdit, other, pending, send, typed } from "./sending";
+import { beginEdit, box, editing, endEdit, other, pending, rewording, send, typed } from "./sending";
 
 const words = texts.chat;
 const TOUCH = matchMedia("(pointer: coarse)"); // focus opens a keyboard over the page. Without a mouse there is no pointer
@@ -97,7 +97,7 @@ export function Composer({ chat }: { chat: Chat }) {
       onDragLeave={() => (dropping.value = false)}
       onDrop={(e) => ((dropping.value = false), takeDrop(e))}
     >
-      {editing.value !== null && <Editing />}
+      {editing.value !== null && <Editing answer={rewording(chat)} />}
       {mention.value !== null && (
         <Mention typed={mention.value} area={area} choose={mentioned} close={() => (mention.value = null)} />
       )}
@@ -112,7 +112,7 @@ export function Composer({ chat }: { chat: Chat }) {
         onPaste={takePaste}
         onBlur={() => setTimeout(() => (mention.value = null), 150)}
       />
-      <Foot running={running.value} empty={empty.value} area={area} />
+      <Foot running={running.value} empty={empty.value} area={area} keeps={editing.value !== null && rewording(chat)} />
     </form>
   );
 }
@@ -130,10 +130,10 @@ function useFirstLetter(area: Area): void {
   }, []);
 }
 
-function Editing() {
+function Editing({ answer }: { answer: boolean }) {
   return (
     <div class="editing">
-      <Icon name="edit" size={16} /> <span>{words.editing}</span>
+      <Icon name="edit" size={16} /> <span>{answer ? words.rewording : words.editing}</span>
       <Button kind="quiet" onClick={endEdit}>
         {texts.parts.cancel}
       </Button>
@@ -145,9 +145,10 @@ interface FootProps {
   running: Signal<Live> | undefined;
   empty: boolean;
   area: Area;
+  keeps: boolean; // it is another wording of an answer
 }
 
-function Foot({ running, empty, area }: FootProps) {
+function Foot({ running, empty, area, keeps }: FootProps) {
   const stopNow = () => {
     void stop(running!.peek());
     if (!TOUCH.matches) area.current!.focus(); // for the button goes away with the answer
@@ -161,8 +162,8 @@ function Foot({ running, empty, area }: FootProps) {
           {texts.stop}
         </Button>
       ) : (
-        <Button kind="primary" icon="send" type="submit" disabled={empty || pending.value !== null}>
-          {texts.send}
+        <Button kind="primary" icon={keeps ? "check" : "send"} type="submit" disabled={empty || pending.value !== null}>
+          {keeps ? words.save : texts.send}
         </Button>
       )}
     </div>

@@ -2,6 +2,7 @@
 // nothing: events continue after the last one seen. Knows what events say; knows no element and starts no run.
 import { type Signal, signal } from "@preact/signals";
 import { ApiError, hintOnce } from "../../api/client";
+import { me, readMe } from "../../api/me";
 import { type Connection, follow } from "../../api/events";
 import type { Message, RunEvent } from "../../api/types";
 import { texts } from "../../texts";
@@ -216,6 +217,7 @@ export class Follower {
       // The file is the truth: a receipt, the messages of tools, or an answer that its server's end cut off.
       if (held.peek()?.state === "open") held.value = { ...held.peek()!, state: "lost" };
       await refresh(this.chat);
+      if (!me.peek()?.has.includes("usage")) await readMe(); // the first answer of all: Usage has something
     } catch {
       // the page says that the server is away; it reads the chat again when it is back
     }

@@ -2,7 +2,7 @@
 import { useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { Failed } from "../../parts/page";
-import { isId, place, to } from "../../parts/router";
+import { isId, place } from "../../parts/router";
 import { me } from "../../api/me";
 import type { ChatSettings } from "../../api/types";
 import { texts } from "../../texts";
@@ -23,6 +23,7 @@ import { Panel } from "./panel";
 import { spoken } from "./lives";
 import { attachAll, follows, leaveOthers, tabs } from "./runs";
 import { pending, readDraft } from "./sending";
+import { Starters } from "./starters";
 import { shown } from "../../text/shown";
 
 const words = texts.chat;
@@ -108,12 +109,8 @@ export function Chat() {
           <Failed error={trouble} again={() => void enter(id)} />
         ) : empty ? (
           <div class="welcome">
-            <h2>{words.welcome}</h2>
-            {models.value?.length === 0 && (
-              <p>
-                {words.noModels} <a href={to("models")}>{texts.pages.models}</a>
-              </p>
-            )}
+            <h2>{models.value?.length === 0 ? words.first.title : words.welcome}</h2>
+            {models.value?.length === 0 && <Starters />}
           </div>
         ) : (
           <Log key={chat.serial} chat={chat} />

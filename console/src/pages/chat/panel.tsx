@@ -90,18 +90,7 @@ export function Panel({ chat, close }: { chat: Chat; close: () => void }) {
           onInput={(e) => change({ system: e.currentTarget.value })}
         />
       </label>
-      <h3>{words.sampling}</h3>
       <div class="numbers">
-        {FIELDS.map((field) => (
-          <NumberField
-            key={field.name}
-            {...field}
-            value={settings.sampling?.[field.name] as number | undefined}
-            own={defaults.value[field.name]}
-            blank={field.name === "seed" ? words.random : ""}
-            change={(value) => sample(field.name, value)}
-          />
-        ))}
         <NumberField
           name="max_tokens"
           min={1}
@@ -115,6 +104,22 @@ export function Panel({ chat, close }: { chat: Chat; close: () => void }) {
       {thinks && <Think settings={settings} change={change} />}
       <Overflow settings={settings} change={change} />
       <Tools settings={settings} change={change} />
+      <details class="sampling" open={Boolean(settings.sampling)}>
+        <summary>{words.sampling}</summary>
+        <p class="dim small">{words.samplingHint}</p>
+        <div class="numbers">
+          {FIELDS.map((field) => (
+            <NumberField
+              key={field.name}
+              {...field}
+              value={settings.sampling?.[field.name] as number | undefined}
+              own={defaults.value[field.name]}
+              blank={field.name === "seed" ? words.random : ""}
+              change={(value) => sample(field.name, value)}
+            />
+          ))}
+        </div>
+      </details>
     </aside>
   );
 }
@@ -147,7 +152,7 @@ function NumberField({ name, min, max, step, value, own, blank, change }: Number
             change(node.valueAsNumber);
         }}
       />
-      <small>{own !== undefined && value === undefined ? words.own(own) : value !== undefined && own !== undefined ? words.insteadOf(own) : ""}</small>
+      {value !== undefined && own !== undefined && <small>{words.insteadOf(own)}</small>}
     </label>
   );
 }

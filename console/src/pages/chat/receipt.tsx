@@ -80,6 +80,7 @@ function SameBits({ chat, message }: { chat: Chat; message: Message }) {
   const busy = useSignal(false);
   const over = useMemo(() => new AbortController(), []);
   useEffect(() => () => over.abort(), []);
+  if (message.receipt?.continued) return <p class="remark">{words.continuedBits}</p>;
   if (message.receipt && message.receipt.bits === null) return <p class="remark">{words.noBits}</p>;
 
   async function run() {

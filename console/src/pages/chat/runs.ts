@@ -30,12 +30,13 @@ export const follows = (chat: Chat) => [...followers].some((each) => each.chat =
 interface Start {
   parent: string | null;
   message?: Draft;
+  extend?: string; // an answer to continue
   model?: string | null;
   settings?: ChatSettings;
 }
 
 /** Ask for an answer. Throws ApiError when the server refuses or is not reached. */
-export async function start(chat: Chat, { parent, message, model, settings }: Start): Promise<void> {
+export async function start(chat: Chat, { parent, message, extend, model, settings }: Start): Promise<void> {
   const { run, user, answer } = await reach(
     post<StartedRun>(`/console/api/chats/${chat.id}/runs`, {
       parent,
@@ -46,6 +47,7 @@ export async function start(chat: Chat, { parent, message, model, settings }: St
           ...(message.images.length && { images: message.images }),
         },
       }),
+      ...(extend && { extend }),
       ...(model && { model }),
       ...(settings && { settings }),
     }),

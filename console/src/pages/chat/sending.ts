@@ -6,6 +6,7 @@ import type { Card } from "../../api/types";
 import { notifyError } from "../../parts/notice";
 import { go, to } from "../../parts/router";
 import { texts } from "../../texts";
+import { reword } from "./altering";
 import { changed } from "./cards";
 import { keep, keepFiles, kept, keptFiles } from "./kept";
 import { isDown, onReturn, reach } from "./link";
@@ -110,12 +111,26 @@ export function endEdit(): void {
   void readDraft(opened.peek());
 }
 
+/** Whether what is in the box is another wording of an answer, which is kept and not sent. */
+export const rewording = (chat: Chat) => chat.tree.peek().nodes.get(editing.value ?? "")?.role === "assistant";
+
+/** Keep the answer in the box as another version of the one that is edited. */
+async function keepWording(chat: Chat, id: string, text: string): Promise<void> {
+  try {
+    await reword(chat, id, text);
+    if (opened.peek() === chat) endEdit();
+  } catch (e) {
+    notifyError(e); // the box keeps it
+  }
+}
+
 /** Send what is in the box. */
 export async function send(): Promise<void> {
   const chat = opened.peek();
   const { text, files, images } = box.peek();
   if (pending.peek() || (!text.trim() && !files.length && !images.length)) return;
   const edited = editing.peek();
+  if (edited && rewording(chat)) return keepWording(chat, edited, text);
   const parent = edited ? (chat.tree.peek().nodes.get(edited)?.parent ?? null) : chat.leaf.peek();
   const draft = { text, files, images };
   pending.value = { chat, draft, parent, edited, model: other.peek(), held: false };

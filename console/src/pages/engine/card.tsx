@@ -76,8 +76,15 @@ export function EngineCard({ model, history, needs }: CardProps) {
           />
         </div>
       )}
-      {full && <Memory engine={full} needs={needs} />}
-      {full && <Life engine={full} />}
+      {full && <Deaths engine={full} />}
+      {full && (
+        <details>
+          <summary>{words.details}</summary>
+          <Tails engine={full} />
+          <Memory engine={full} needs={needs} />
+          <Life engine={full} />
+        </details>
+      )}
     </section>
   );
 }
@@ -99,12 +106,19 @@ function Latency({ name, of }: { name: string; of: { all: Percentiles; recent: P
   const recent = of.recent !== null && of.recent.count > 0;
   const shown = recent ? of.recent! : of.all;
   if (shown.p50 === null) return <Tile name={name}>–</Tile>;
-  const tail = [shown.p90, shown.p99].map((s) => (s === null ? "–" : duration(s)));
   return (
-    <Tile name={name} note={`${words.tail(tail[0]!, tail[1]!)}, ${recent ? words.lastMinute : words.sinceStart}`}>
+    <Tile name={name} note={recent ? words.lastMinute : words.sinceStart}>
       {duration(shown.p50)}
     </Tile>
   );
+}
+
+/** The slowest tenth and hundredth of everything since the start. */
+function Tails({ engine: { ttft, itl } }: { engine: LiveEngine }) {
+  const said = ([[words.ttft, ttft.all], [words.itl, itl.all]] as const).flatMap(([name, { p90, p99 }]) =>
+    p90 === null || p99 === null ? [] : [`${name}: ${words.tail(duration(p90), duration(p99))}`],
+  );
+  return said.length ? <p class="dim small">{said.join(" · ")}</p> : null;
 }
 
 function Memory({ engine, needs }: { engine: LiveEngine; needs: string }) {
@@ -153,7 +167,7 @@ function Memory({ engine, needs }: { engine: LiveEngine; needs: string }) {
   );
 }
 
-/** Its process, what it was loaded with, and how it died before. */
+/** Its process, and what it was loaded with. */
 function Life({ engine }: { engine: LiveEngine }) {
   const { process, drafts } = engine;
   const facts: string[] = [words.loadedIn(duration(engine.load_s))];
@@ -164,22 +178,23 @@ function Life({ engine }: { engine: LiveEngine }) {
     const left = engine.expires_at - Date.now() / 1000;
     if (left > 0) facts.push(words.expires(duration(Math.max(1, Math.round(left)))));
   }
+  return <p class="dim small">{facts.join(" · ")}</p>;
+}
+
+/** How it died before. */
+function Deaths({ engine }: { engine: LiveEngine }) {
+  if (!engine.restarts) return null;
   return (
-    <>
-      <p class="dim small">{facts.join(" · ")}</p>
-      {engine.restarts > 0 && (
-        <div class="deaths">
-          <h3>{words.restarts(engine.restarts)}</h3>
-          <ul>
-            {engine.deaths.map((death) => (
-              <li key={death.at}>
-                <time dateTime={new Date(death.at * 1000).toISOString()}>{ago(death.at)}</time> {death.cause}
-              </li>
-            ))}
-          </ul>
-        </div>
-      )}
-    </>
+    <div class="deaths">
+      <h3>{words.restarts(engine.restarts)}</h3>
+      <ul>
+        {engine.deaths.map((death) => (
+          <li key={death.at}>
+            <time dateTime={new Date(death.at * 1000).toISOString()}>{ago(death.at)}</time> {death.cause}
+          </li>
+        ))}
+      </ul>
+    </div>
   );
 }
 

@@ -39,14 +39,14 @@ function Found({ list, catalogue }: { list: ModelList; catalogue: Loading<ModelL
   const filters = useSignal<Filters>(NO_FILTERS);
   const most = useSignal(AT_ONCE);
   const rows = useMemo(
-    () => ordered(matching(list.models, { ...filters.value, held: tab === "here" }), tab === "here"),
+    () => ordered(matching(list.models, { ...filters.value, held: tab === "here" })),
     [list, filters.value, tab],
   );
   const open = list.models.find((row) => row.name === place.value.rest[0]);
   const address = `${to("models")}?tab=${tab}`;
   return (
     <>
-      <Doors list={list} />
+      <Doors />
       <Tabs
         label={texts.pages.models}
         open={tab}
@@ -60,7 +60,12 @@ function Found({ list, catalogue }: { list: ModelList; catalogue: Loading<ModelL
           },
         ]}
       >
-        <FilterBar filters={filters.value} onChange={(changed) => (filters.value = changed)} roles={rolesOf(list.models)} />
+        <FilterBar
+          filters={filters.value}
+          onChange={(changed) => (filters.value = changed)}
+          roles={rolesOf(list.models)}
+          judged={Boolean(list.purpose)}
+        />
         <p class="unseen" role="status">
           {words.found(rows.length)}
         </p>
@@ -84,28 +89,17 @@ function Found({ list, catalogue }: { list: ModelList; catalogue: Loading<ModelL
   );
 }
 
-/** What this visitor may not do, and what has no certain verdict; each with the way out. */
-function Doors({ list }: { list: ModelList }) {
+/** What this visitor may not do, with the way out. */
+function Doors() {
   const can = me.value?.can ?? [];
+  if (!me.value || can.includes("pull")) return null;
   return (
-    <>
-      {me.value && !can.includes("pull") && (
-        <p class="hint">
-          <Icon name="lock" size={18} />
-          <span>
-            {words.owner} <code>freehold open</code>
-          </span>
-        </p>
-      )}
-      {!list.purpose && (
-        <p class="hint">
-          <Icon name="info" size={18} />
-          <span>
-            {words.company} <code>config.toml</code>
-          </span>
-        </p>
-      )}
-    </>
+    <p class="hint">
+      <Icon name="lock" size={18} />
+      <span>
+        {words.owner} <code>freehold open</code>
+      </span>
+    </p>
   );
 }
 
@@ -117,22 +111,25 @@ interface FilterProps {
   filters: Filters;
   onChange: (filters: Filters) => void;
   roles: string[];
+  judged: boolean; // whether licences have a verdict
 }
 
-function FilterBar({ filters, onChange, roles }: FilterProps) {
+function FilterBar({ filters, onChange, roles, judged }: FilterProps) {
   const set = (changed: Partial<Filters>) => onChange({ ...filters, ...changed });
   return (
     <div class="filters">
       <Search label={words.search} value={filters.words} onValue={(value) => set({ words: value })} />
-      <select
-        aria-label={words.licenceFilter}
-        value={filters.licence}
-        onChange={(e) => set({ licence: e.currentTarget.value as Filters["licence"] })}
-      >
-        <option value="any">{words.anyLicence}</option>
-        <option value="usable">{words.usableLicence}</option>
-        <option value="allowed">{words.allowedLicence}</option>
-      </select>
+      {judged && (
+        <select
+          aria-label={words.licenceFilter}
+          value={filters.licence}
+          onChange={(e) => set({ licence: e.currentTarget.value as Filters["licence"] })}
+        >
+          <option value="any">{words.anyLicence}</option>
+          <option value="usable">{words.usableLicence}</option>
+          <option value="allowed">{words.allowedLicence}</option>
+        </select>
+      )}
       <select aria-label={words.roleFilter} value={filters.role} onChange={(e) => set({ role: e.currentTarget.value })}>
         <option value="">{words.anyRole}</option>
         {roles.map((role) => (

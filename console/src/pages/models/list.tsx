@@ -4,13 +4,14 @@ import type { ModelRow } from "../../api/types";
 import { Button, IconButton } from "../../parts/button";
 import { Menu, type MenuItem } from "../../parts/menu";
 import { Progress } from "../../parts/meter";
-import { bytes, duration, range, short } from "../../parts/numbers";
+import { bytes, duration, rate, short } from "../../parts/numbers";
 import { go, to } from "../../parts/router";
 import { Table, type Column } from "../../parts/table";
+import { PACE_TONES } from "../../parts/tones";
 import { texts } from "../../texts";
 import { busy, fetchModel, load, remove, unload } from "./actions";
 import { type Pull, pulls } from "./pulls";
-import { fit, size, speed, VERDICT_TONES } from "./rows";
+import { fit, quality, size, VERDICT_TONES } from "./rows";
 import { Plain } from "../../text";
 import { shown } from "../../text/shown";
 
@@ -21,7 +22,7 @@ const SIZE: Column<ModelRow> = {
   title: words.size,
   end: true,
   value: (row) => row.bytes || null,
-  cell: (row) => (row.bytes ? bytes(row.bytes) : null),
+  cell: (row) => (row.bytes ? (row.bytes_known ? "" : "≈ ") + bytes(row.bytes) : <span class="dim">{words.unknownSize}</span>),
 };
 
 interface TableFacts {
@@ -35,16 +36,15 @@ export function ModelTable({ rows, held, tab, most }: TableFacts) {
   const columns: Column<ModelRow>[] = [
     { key: "name", title: texts.model, value: (row) => row.name, cell: (row) => <Name row={row} tab={tab} /> },
     { key: "fit", title: words.fitTitle, value: (row) => row.memory, cell: (row) => <Fit row={row} /> },
+    SIZE,
     {
       key: "speed",
       title: words.speed,
-      end: true,
       value: (row) => row.decode?.mid ?? null,
       cell: (row) => <Speed row={row} />,
     },
     { key: "licence", title: words.licence, value: (row) => row.licence || null, cell: (row) => <Licence row={row} /> },
-    { key: "quality", title: words.quality, value: (row) => row.quality[0]?.mid ?? null, cell: (row) => <Quality row={row} /> },
-    ...(rows.some((row) => row.bytes) ? [SIZE] : []), // which the catalogue does not know
+    { key: "quality", title: words.quality, value: quality, cell: (row) => <Quality row={row} /> },
     { key: "do", title: words.actions, title_hidden: true, end: true, cell: (row) => <ModelActions row={row} /> },
   ];
   const caption = held ? words.here : words.catalogue;
@@ -67,20 +67,18 @@ function Fit({ row }: { row: ModelRow }) {
   const { says, tone } = fit(row);
   return (
     <span class="two-lines">
-      <span class={`badge ${tone}`} title={shown(row.refused || row.reason) || undefined}>
+      <span class={`badge ${tone}`} title={shown(row.refused || row.reason || row.needs) || undefined}>
         {says}
-      </span>{" "}
-      <small>{row.needs}</small>
+      </span>
     </span>
   );
 }
 
 function Speed({ row }: { row: ModelRow }) {
-  const found = speed(row);
-  if (!found) return null;
+  if (!row.decode || !row.pace) return null;
   return (
     <span class="two-lines">
-      {found.mid} <small>{found.bounds}</small>
+      <span class={`badge ${PACE_TONES[row.pace]}`}>{words.paces[row.pace]}</span> <small>{rate(row.decode.mid)}</small>
     </span>
   );
 }
@@ -89,7 +87,7 @@ function Licence({ row }: { row: ModelRow }) {
   if (!row.licence && !row.verdict) return null;
   return (
     <span class="two-lines">
-      {row.verdict && (
+      {row.verdict && row.verdict.answer !== "conditions" && (
         <span class={`badge ${VERDICT_TONES[row.verdict.answer]}`}>{words.verdicts[row.verdict.answer]}</span>
       )}
       <small>
@@ -100,16 +98,8 @@ function Licence({ row }: { row: ModelRow }) {
 }
 
 function Quality({ row }: { row: ModelRow }) {
-  const best = row.quality[0];
-  if (!best) return null;
-  return (
-    <span class="two-lines" title={best.evidence}>
-      <span>
-        {best.benchmark} {short(best.mid)}
-      </span>{" "}
-      <small>{`${range(best.low, best.high, short)}, ${best.basis}`}</small>
-    </span>
-  );
+  const found = quality(row);
+  return found === null ? null : <span title={words.qualityOf}>{short(found)}</span>;
 }
 
 /** `full`: with words on every button, where there is room. */

@@ -1,6 +1,5 @@
 // Which models a search and its filters leave, and how a row's facts read. Knows rows; draws nothing.
 import type { ModelRow, Verdict } from "../../api/types";
-import { range, rate } from "../../parts/numbers";
 import { texts } from "../../texts";
 
 export interface Filters {
@@ -25,11 +24,30 @@ export function matching(rows: ModelRow[], filters: Filters): ModelRow[] {
   });
 }
 
-/** What is here by name, as the server lists it; of the catalogue what runs and fits here first, the newest before. */
-export function ordered(rows: ModelRow[], held: boolean): ModelRow[] {
-  if (held) return rows;
-  const place = (row: ModelRow) => (row.runs && row.fits ? (row.role === "generator" ? 0 : 1) : 2);
-  return [...rows].sort((a, b) => place(a) - place(b) || b.released.localeCompare(a.released));
+const PACES = ["fast", "readable", "slow", "unusable", ""]; // in the order in which a person takes them
+const CHAT = "arena"; // the benchmark of answers in general
+
+/** What a person here would take first: models that write, fit, can be had, are fast enough to read along, then the best. */
+export function ordered(rows: ModelRow[]): ModelRow[] {
+  const place = (row: ModelRow) => [
+    row.runs && row.fits ? 0 : 1,
+    row.role === "generator" ? 0 : 1,
+    row.held || row.pull ? 0 : 1,
+    row.pace === "fast" ? 0 : PACES.indexOf(row.pace) - 1, // what is fast and what can be read along are taken by quality
+    -(quality(row) ?? 0),
+    -(row.decode?.mid ?? 0),
+  ];
+  const places = new Map(rows.map((row) => [row, place(row)]));
+  return [...rows].sort((a, b) => {
+    const [x, y] = [places.get(a)!, places.get(b)!];
+    const at = x.findIndex((n, i) => n !== y[i]);
+    return at < 0 ? b.released.localeCompare(a.released) : x[at]! - y[at]!;
+  });
+}
+
+/** How well a model answers in general, on the scale of one benchmark; null where no result was published. */
+export function quality(row: ModelRow): number | null {
+  return row.quality.find((each) => each.benchmark === CHAT)?.mid ?? null;
 }
 
 function licenceMatches(verdict: Verdict | null, wanted: Filters["licence"]): boolean {
@@ -46,20 +64,15 @@ export function fit(row: ModelRow): { says: string; tone: Tone } {
   if (!row.runs) return { says: words.refused, tone: "" };
   if (row.fits === null) return { says: words.unknown, tone: "" };
   if (!row.fits) return { says: words.no, tone: "" };
-  return { says: words.yes, tone: "good" };
+  return { says: words.yes, tone: row.pace === "slow" || row.pace === "unusable" ? "" : "good" };
 }
 
 export const VERDICT_TONES: Record<Verdict["answer"], Tone> = {
   allowed: "good",
-  conditions: "warn",
+  conditions: "",
   refused: "bad",
   unknown: "",
 };
-
-export function speed(row: ModelRow): { mid: string; bounds: string } | null {
-  if (!row.decode) return null;
-  return { mid: rate(row.decode.mid), bounds: range(row.decode.low, row.decode.high, rate) };
-}
 
 /** 0.5B, 30B of which 3B compute a token. */
 export function size(row: ModelRow): string {

@@ -72,14 +72,14 @@ function Facts({ why, needs }: { why: Why; needs: string }) {
       <Quality why={why} />
       <File model={why.model} />
       {why.unknown.length > 0 && (
-        <section>
-          <h3>{words.unknown}</h3>
+        <details>
+          <summary>{words.unknown}</summary>
           <ul class="unknowns">
             {why.unknown.map((what) => (
               <li key={what}><Plain text={what} /></li>
             ))}
           </ul>
-        </section>
+        </details>
       )}
     </div>
   );
@@ -94,10 +94,19 @@ function Here({ here, needs }: { here: Why["here"]; needs: string }) {
         {here.reason && <Fact name={words.fits}><Plain text={here.reason} /></Fact>}
         {needs && <Fact name={words.memory}>{needs}</Fact>}
         {here.longest !== null && <Fact name={words.longest}>{words.tokens(whole(here.longest))}</Fact>}
-        {here.decode && <Fact name={words.decode}>{bounded(here.decode, rate)}</Fact>}
-        {here.prefill && <Fact name={words.prefill}>{bounded(here.prefill, rate)}</Fact>}
-        {here.basis && <Fact name={words.basis}><Plain text={here.basis} /></Fact>}
+        {here.decode && <Fact name={words.decode}>{rate(here.decode.mid)}</Fact>}
+        {here.prefill && <Fact name={words.prefill}>{rate(here.prefill.mid)}</Fact>}
       </dl>
+      {here.basis && (
+        <details>
+          <summary>{words.basis}</summary>
+          <dl class="facts">
+            {here.decode && <Fact name={words.decode}>{bounded(here.decode, rate)}</Fact>}
+            {here.prefill && <Fact name={words.prefill}>{bounded(here.prefill, rate)}</Fact>}
+            <Fact name={words.basis}><Plain text={here.basis} /></Fact>
+          </dl>
+        </details>
+      )}
     </section>
   );
 }
@@ -109,17 +118,20 @@ function Licence({ licence }: { licence: Why["licence"] }) {
       <h3>
         {words.licence} <span class={`badge ${VERDICT_TONES[licence.answer]}`}>{texts.models.verdicts[licence.answer]}</span>
       </h3>
-      <ul class="reasons">
-        {licence.reasons.map((reason, i) => (
-          <li key={i}>
-            <b>{reason.bearing}</b> {reason.says}
-            <small>
-              {reason.licence} {reason.clause} · {reason.source}
-            </small>
-          </li>
-        ))}
-      </ul>
-      <p class="dim small">{words.noAdvice}</p>
+      <details>
+        <summary>{words.conditions(licence.reasons.length)}</summary>
+        <ul class="reasons">
+          {licence.reasons.map((reason, i) => (
+            <li key={i}>
+              <b>{reason.bearing}</b> {reason.says}
+              <small>
+                {reason.licence} {reason.clause} · {reason.source}
+              </small>
+            </li>
+          ))}
+        </ul>
+        <p class="dim small">{words.noAdvice}</p>
+      </details>
     </section>
   );
 }
@@ -129,12 +141,19 @@ function Quality({ why }: { why: Why }) {
   return (
     <section>
       <h3>{words.quality}</h3>
+      {why.quality.length > 0 && (
+        <details>
+          <summary>{words.results(why.quality.length)}</summary>
+          <dl class="facts">
+            {why.quality.map((q) => (
+              <Fact key={q.benchmark + q.basis} name={q.benchmark}>
+                {bounded(q, short)} <span class="dim">{[q.basis, q.evidence, q.tasks.join(", ")].filter(Boolean).join(" · ")}</span>
+              </Fact>
+            ))}
+          </dl>
+        </details>
+      )}
       <dl class="facts">
-        {why.quality.map((q) => (
-          <Fact key={q.benchmark + q.basis} name={q.benchmark}>
-            {bounded(q, short)} <span class="dim">{[q.basis, q.evidence, q.tasks.join(", ")].filter(Boolean).join(" · ")}</span>
-          </Fact>
-        ))}
         {why.own.map((own) => (
           <Fact key={own.samples + own.at} name={words.own}>
             {words.passed(own.samples, own.passed, own.answered)} <span class="dim">{own.at.slice(0, 10)}</span>
@@ -155,14 +174,19 @@ function File({ model }: { model: Why["model"] }) {
         {model.licence && <Fact name={words.licence}><Plain text={model.licence} /></Fact>}
         {model.source && <Fact name={words.source}><Plain text={model.source} /></Fact>}
         {model.bytes ? <Fact name={words.size}>{bytes(model.bytes)}</Fact> : null}
-        {model.digest && (
-          <Fact name="SHA-256">
-            <code>{model.digest}</code>
-          </Fact>
-        )}
-        {catalogue && <Fact name={words.checked}>{catalogue.checked}</Fact>}
-        {catalogue && catalogue.sources.length > 0 && <Fact name={words.facts}>{catalogue.sources.join("; ")}</Fact>}
       </dl>
+      <details>
+        <summary>{words.checks}</summary>
+        <dl class="facts">
+          {model.digest && (
+            <Fact name="SHA-256">
+              <code>{model.digest}</code>
+            </Fact>
+          )}
+          {catalogue && <Fact name={words.checked}>{catalogue.checked}</Fact>}
+          {catalogue && catalogue.sources.length > 0 && <Fact name={words.facts}>{catalogue.sources.join("; ")}</Fact>}
+        </dl>
+      </details>
     </section>
   );
 }

@@ -9,7 +9,9 @@ import { Button } from "../../parts/button";
 import { ask } from "../../parts/dialog";
 import { Field } from "../../parts/field";
 import { notify, notifyError } from "../../parts/notice";
+import { filled, LATER } from "../../parts/frame";
 import { Page } from "../../parts/page";
+import { to } from "../../parts/router";
 import { theme, type Theme } from "../../parts/theme";
 import { texts } from "../../texts";
 import { keep, kept } from "../chat/kept";
@@ -38,6 +40,7 @@ export default function Settings() {
         <Tools />
         <Storage />
         <Session />
+        <OtherPages />
         <Section title={words.about}>
           <p>{words.version(me.value!.version)}</p>
           <ul class="links">
@@ -55,6 +58,25 @@ export default function Settings() {
         </Section>
       </div>
     </Page>
+  );
+}
+
+/** The pages that the navigation does not have yet. */
+function OtherPages() {
+  const pages = LATER.filter((page) => !filled(page) && (page !== "keys" || me.value!.can.includes("keys")));
+  if (!pages.length) return null;
+  return (
+    <Section title={words.pages}>
+      <p class="dim small">{words.pagesText}</p>
+      <ul class="links">
+        {pages.map((page) => (
+          <li key={page}>
+            <a href={to(page)}>{texts.pages[page]}</a>{" "}
+            <span class="dim">{words.pageTexts[page as keyof typeof words.pageTexts]}</span>
+          </li>
+        ))}
+      </ul>
+    </Section>
   );
 }
 

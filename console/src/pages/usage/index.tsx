@@ -1,6 +1,6 @@
 // Tokens, cost and savings from the ledger and the keys' accounts, as the server sums them up. Computes no price itself.
 import { useSignal } from "@preact/signals";
-import type { LedgerSum, Savings, UsageFacts } from "../../api/types";
+import type { ChatSum, LedgerSum, Savings, UsageFacts } from "../../api/types";
 import { useLoaded } from "../../parts/loaded";
 import { duration, money, percent, range, whole } from "../../parts/numbers";
 import { Empty, Loaded, Page } from "../../parts/page";
@@ -20,7 +20,7 @@ export default function Usage() {
   return (
     <Page
       title={texts.pages.usage}
-      lead={words.lead}
+      lead={facts.value?.ledger ? words.leadLedger : words.lead}
       actions={
         <select
           aria-label={words.period}
@@ -41,17 +41,17 @@ export default function Usage() {
 }
 
 function Found({ facts }: { facts: UsageFacts }) {
-  const { ledger, accounts } = facts;
-  const used = (ledger && ledger.total.rows > 0) || (accounts && accounts.length > 0);
+  const { ledger, accounts, chats } = facts;
+  const used = (ledger && ledger.total.rows > 0) || (accounts && accounts.length > 0) || (chats && chats.total.answers > 0);
   if (!used)
     return (
-      <Empty icon="usage" title={ledger ? words.nothing : words.noLedger}>
-        <p>{ledger ? words.nothingText : words.noLedgerText}</p>
-        {!ledger && <code>freehold serve --gateway gateway.toml</code>}
+      <Empty icon="usage" title={ledger ? words.nothing : words.none}>
+        <p>{ledger ? words.nothingText : words.noneText}</p>
       </Empty>
     );
   return (
     <>
+      {chats && chats.total.answers > 0 && <Chats chats={chats} />}
       {ledger && ledger.total.rows > 0 && (
         <>
           <Totals total={ledger.total} />
@@ -87,6 +87,63 @@ function Totals({ total }: { total: LedgerSum }) {
         </div>
       ))}
     </dl>
+  );
+}
+
+type Named = ChatSum & { name: string };
+const CHAT_SUMS: Column<Named>[] = [
+  { key: "answers", title: words.answered, end: true, value: (row) => row.answers, cell: (row) => whole(row.answers) },
+  { key: "prompt", title: words.prompt, end: true, value: (row) => row.prompt, cell: (row) => whole(row.prompt) },
+  { key: "completion", title: words.completion, end: true, value: (row) => row.completion, cell: (row) => whole(row.completion) },
+  { key: "seconds", title: words.time, end: true, value: (row) => row.seconds, cell: (row) => duration(row.seconds) },
+];
+
+/** Tokens and seconds of the own chats, where there is no ledger. */
+function Chats({ chats: { total, by_model, by_day } }: { chats: NonNullable<UsageFacts["chats"]> }) {
+  const tiles: [string, string][] = [
+    [words.answered, whole(total.answers)],
+    [words.prompt, whole(total.prompt)],
+    [words.completion, whole(total.completion)],
+    [words.time, duration(total.seconds)],
+  ];
+  const name = (title: string): Column<Named> => ({
+    key: "name",
+    title,
+    value: (row) => row.name,
+    cell: (row) => <strong>{row.name}</strong>,
+  });
+  return (
+    <>
+      <dl class="tiles">
+        {tiles.map(([name, value]) => (
+          <div key={name} class="tile">
+            <dt>{name}</dt>
+            <dd>{value}</dd>
+          </div>
+        ))}
+      </dl>
+      <section>
+        <h2>{words.byModel}</h2>
+        <Table
+          caption={words.byModel}
+          columns={[name(texts.model), ...CHAT_SUMS]}
+          rows={by_model.map((row) => ({ ...row, name: shown(row.model) }))}
+          rowKey={(row) => row.name}
+          sort={{ key: "seconds", down: true }}
+        />
+      </section>
+      <section>
+        <h2>{words.byDay}</h2>
+        <Table
+          caption={words.byDay}
+          columns={[name(words.dayTitle), ...CHAT_SUMS]}
+          rows={by_day.map((row) => ({ ...row, name: row.day }))}
+          rowKey={(row) => row.name}
+          sort={{ key: "name", down: true }}
+        />
+      </section>
+      <p class="dim small prices">{words.fromReceipts}</p>
+    </>
   );
 }
 

@@ -54,6 +54,7 @@ class ChatRun(ConsoleRun):
         self._saver = RunSaver(writer, self._disk)
         self._answer = RunAnswer(self, answer.id, self._saver, begun=plan.extends)
         self._parent = answer.parent
+        self._computing: Computing | None = None  # of the answer in progress
         self._titling: TitleRun | None = None
         self._offering = False  # its servers of tools are being started
         self._asked: dict[str, tuple[asyncio.Future[ToolAnswer], str]] = {}  # with the tool's digest
@@ -91,6 +92,9 @@ class ChatRun(ConsoleRun):
         finally:
             self._offering = False
 
+    def prefill(self) -> tuple[int, int] | None:
+        return self._computing.prefill if self._computing else None
+
     def why(self) -> dict[str, Any] | None:
         return {"why": "tools"} if self._offering else super().why()
 
@@ -103,7 +107,7 @@ class ChatRun(ConsoleRun):
     async def _round(self, tools: Sequence[Tool]) -> None:
         answer = self._answer
         self.work.model = self.model
-        computing = Computing(
+        computing = self._computing = Computing(
             self,
             [self._plan.job(self.tenant, tools)],
             keep_alive=None,

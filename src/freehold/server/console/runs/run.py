@@ -141,11 +141,17 @@ class ConsoleRun(ServerCall):
         base = self.model.partition("+")[0]
         return sum(each.restarts for each in self.models.loaded() if each.name in (self.model, base))
 
+    def prefill(self) -> tuple[int, int] | None:
+        """How many tokens of the prompt are read, and how many there are; None where that is not known."""
+        return None
+
     def why(self) -> dict[str, Any] | None:
         """Say what the run waits for; None where it waits for the model alone."""
         base = self.model.partition("+")[0]
         if (progress := self.loading(base)) is not None:
             return {"why": "engine" if self._came else "load", "done": progress[0], "of": progress[1]}
+        if (read := self.prefill()) is not None and read[0]:
+            return {"why": "prompt", "done": read[0], "of": read[1]}
         if self._came:
             return None
         found = next((each.stats for each in self.models.loaded() if each.name == base), None)
