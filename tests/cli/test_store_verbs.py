@@ -86,6 +86,16 @@ def test_list_shows_name_size_owner_state(run: Run):
     assert row.split()[:5] == ["org/m:Q4_K_M", "2.6", "MB", "freehold", "ready"]
 
 
+def test_list_and_show_say_of_a_file_of_another_size_that_it_is_there(run: Run, home: Path):
+    run("pull", "org/m")
+    file = next(home.rglob("*.gguf"))
+    os.truncate(file, 1000)
+    assert "file has another size" in run("ls")[1] and "file has another size" in run("show", "org/m")[1]
+    assert json.loads(run("list", "--json")[1])["models"][0]["state"] == "resized"
+    file.unlink()
+    assert "file vanished" in run("ls")[1]
+
+
 def test_rm_says_what_it_freed_and_what_it_only_forgot(run: Run, tmp_path: Path):
     run("pull", "org/m")
     assert run("rm", "org/m")[2] == "org/m:Q4_K_M: deleted, 2.6 MB freed\n"

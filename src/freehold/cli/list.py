@@ -13,6 +13,7 @@ import click
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.store import Listed, Store
+from freehold.store.records import STATE_WORDS
 from freehold.store.space import human
 
 SCHEMA = 1
@@ -39,6 +40,6 @@ def command(settings: Settings, as_json: bool) -> None:
 
 def _row(m: Listed) -> tuple[str, ...]:
     size = f"{human(m.held)} of {human(m.bytes)}" if m.state == "incomplete" else human(m.bytes)
-    state = {"vanished": "file vanished"}.get(m.state, m.state)
+    state = STATE_WORDS.get(m.state, m.state)
     used = m.last_used[:10] or "never"
     return m.name, size, human(m.pack_bytes) if m.pack_bytes else "", m.owner, state, used

@@ -18,6 +18,7 @@ from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
 from freehold.reports.card import UNREAD, describe
 from freehold.store import Store
+from freehold.store.records import STATE_WORDS
 from freehold.store.space import human
 
 SCHEMA = 1
@@ -46,7 +47,7 @@ def command(settings: Settings, model: str, as_json: bool) -> None:
 def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the card as rows of text; unknown facts are left out."""
     held = f"{human(card['held'])} of {human(card['bytes'])}" if card["state"] == "incomplete" else ""
-    state = {"vanished": "file vanished", "ready": ""}.get(card["state"], card["state"])
+    state = "" if card["state"] == "ready" else STATE_WORDS.get(card["state"], card["state"])
     packed = f", packed {human(card['pack_bytes'])}" if card.get("pack_bytes") else ""
     rows = [
         ("name", card["name"]),

@@ -61,8 +61,8 @@ class HomeFiles:
             except OSError:
                 return "vanished"
             if stat.st_size != file.bytes:
-                state = "vanished" if manifest.owner == "freehold" else "changed"
-            elif is_touched(file, stat.st_mtime_ns, manifest.created):
+                state = "resized" if manifest.owner == "freehold" else "changed"
+            elif state == "ready" and is_touched(file, stat.st_mtime_ns, manifest.created):
                 state = "changed"
         return state
 

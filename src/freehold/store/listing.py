@@ -13,7 +13,7 @@ from pathlib import Path
 from freehold.store.home_files import HomeFiles
 from freehold.store.manifest import Manifest
 from freehold.store.overlays import Overlay
-from freehold.store.records import Listed, digest_of, root_of
+from freehold.store.records import LOST, Listed, digest_of, root_of
 
 PENDING = "pull.json"  # what an unfinished pull fetches, so that list and rm can name it
 
@@ -29,7 +29,7 @@ def listed(shelf: HomeFiles, manifest: Manifest) -> Listed:
         owner=manifest.owner,
         kind=manifest.kind,
         bytes=manifest.bytes,
-        held=manifest.bytes if state != "vanished" else _tree_bytes(folder),
+        held=manifest.bytes if state not in LOST else _tree_bytes(folder),
         pack_bytes=sum(p.stat().st_size for p in shelf.packs_of(digest)),
         digest=digest,
         path=root_of(manifest, folder),

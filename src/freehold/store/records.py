@@ -16,7 +16,11 @@ from freehold.errors import ModelNotFound
 from freehold.store.manifest import HeldFile, Manifest
 from freehold.store.overlays import Overlay
 
-State = Literal["ready", "incomplete", "vanished", "changed"]
+# changed: another program's file is not the one that was recorded, and is used as it is. resized: one of ours is cut
+# off or replaced, and is not used.
+State = Literal["ready", "incomplete", "vanished", "resized", "changed"]
+LOST: frozenset[State] = frozenset(("vanished", "resized"))  # cannot be used
+STATE_WORDS: Mapping[State, str] = {"vanished": "file vanished", "resized": "file has another size"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from freehold.store.listing import PENDING, listed, made, unfinished
 from freehold.store.manifest import HeldFile, Manifest, write_json, write_manifest
 from freehold.store.overlays import Overlays
 from freehold.store.records import (
+    LOST,
     Listed,
     ModelRef,
     RecordedFile,
@@ -68,7 +69,7 @@ class Store:
         manifest = self._find(parsed)
         if manifest is None:
             raise self._not_held(ref, parsed)
-        if self._shelf.state(manifest) == "vanished":
+        if self._shelf.state(manifest) in LOST:
             raise _vanished(manifest, self._shelf.folder(manifest))
         return self._used(manifest)
 
@@ -88,7 +89,7 @@ class Store:
             manifest = self._register(Path(parsed.text))
         else:
             manifest = self._find(parsed, forgotten_too=True)
-        if manifest is None or self._shelf.state(manifest) == "vanished":
+        if manifest is None or self._shelf.state(manifest) in LOST:
             manifest = self._fetch(parsed, on_event, started)
         else:
             if manifest.owner == "freehold":
