@@ -56,6 +56,7 @@ class Job:
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     suffix: str | None = None  # with a text prompt: fill in the middle, where the model can
+    beside: tuple[tuple[str, str], ...] = ()  # with a suffix: name and text of other files, least relevant first
     n: int = 1  # answers; number i draws with seed + i
     max_tokens: int | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)  # fields of SamplingParams that were given
@@ -84,6 +85,11 @@ class Job:
     whole: bool = False  # the client does not stream: a provider may send the answer in one piece
     timeout_s: float | None = None  # from its arrival to its last token
     resume: tuple[tuple[int, ...], ...] = ()  # per answer, the tokens that a previous engine process sent
+
+
+def snippets(beside: Sequence[tuple[str, str]]) -> str:
+    """Return other files as text before a prompt, as llama.cpp writes them for a model without marks of files."""
+    return "".join(f"\n\n--- snippet ---\n\n{text}" for _, text in beside)
 
 
 @dataclass(frozen=True, slots=True)

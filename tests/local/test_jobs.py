@@ -246,6 +246,19 @@ def test_gap_is_laid_out_as_the_model_was_trained(filler: LLM):
     assert begin.prompt_ids == (pre, *filler.tokenize("ab"), suf, *filler.tokenize("cd"), mid)
 
 
+def test_other_files_stand_before_a_gap_as_far_as_there_is_room(filler: LLM):
+    job = replace(TEXT, prompt="ab", suffix="cd", max_tokens=8)
+    alone = filler.start(job).begin
+    beside = filler.start(replace(job, beside=(("a.py", "xx"), ("b.py", "yy")))).begin
+    assert alone is not None and beside is not None
+    assert beside.prompt_ids[-len(alone.prompt_ids) :] == alone.prompt_ids
+    others = filler.detokenize(beside.prompt_ids[: -len(alone.prompt_ids)])
+    assert others.index("xx") < others.index("yy")
+    full = filler.start(replace(job, beside=(("a.py", "z" * CONTEXT),))).begin
+    assert full is not None and len(full.prompt_ids) <= CONTEXT - 8
+    assert full.prompt_ids[-len(alone.prompt_ids) :] == alone.prompt_ids
+
+
 def test_gap_s_own_marks_end_its_filling(filler: LLM):
     bias = {"temperature": 0, "logit_bias": {files.VOCAB - 3: 1e6}}
     assert answered(filler, replace(TEXT, suffix="x", sampling=bias))[0][-1].finish_reason == "stop"

@@ -1,6 +1,7 @@
 """What --help shows: the example first, options in sections, ranges in words.
 
-Knows click's commands; knows no verb. Path: ctx.get_help, docs/generate.py -> Context.get_help, sections_of, record
+Knows click's commands; knows no verb.
+Path: main, docs/generate.py -> Context.get_help -> sections_of -> record
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ def _check_size(job: Job, context: int, longest: Callable[[], int], *, counted: 
     chars = sum(len(m.content) + len(m.thinking) for m in job.messages or ())
     chars += sum(len(c.name) + len(c.arguments) for m in job.messages or () for c in m.tool_calls)
     chars += sum(len(t.name) + len(t.description) + _tool_size(t) for t in job.tools)
-    chars += len(job.suffix or "") + (len(job.prompt) if isinstance(job.prompt, str) else 0)
+    chars += len(job.suffix or "") + sum(len(name) + len(text) for name, text in job.beside)
+    chars += len(job.prompt) if isinstance(job.prompt, str) else 0
     check_chars("the prompt", chars, context, longest)
     tokens = len(job.prompt) if isinstance(job.prompt, tuple) else min(chars, context)
     if tokens > context and not counted:

@@ -17,7 +17,7 @@ from typing import TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
 from freehold.sandbox.rendering import requested
-from freehold.serving import Job
+from freehold.serving import Job, snippets
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.fill import FillTokens, fill_tokens
@@ -87,7 +87,7 @@ class Prompter:
                 "only a chat has a last message to continue from; a plain prompt is continued anyway"
             )
         if job.suffix is not None:
-            return self._gap(job.prompt, job.suffix)
+            return self._gap(job, job.suffix)
         ids = (
             self._tokenizer.encode(job.prompt)
             if isinstance(job.prompt, str)
@@ -129,24 +129,41 @@ class Prompter:
                 raise UsageError(f"token id {id} is outside the vocabulary of {vocabulary:,}")
         return known
 
-    def _gap(self, before: str | Sequence[int] | None, after: str) -> Prompt:
-        """Lay out prefix, suffix and the place between as the model was trained to fill it."""
+    def _gap(self, job: Job, after: str) -> Prompt:
+        """Lay out prefix, suffix and the place between as the model was trained to fill it, after other files."""
+        before = job.prompt
         if self.fill is None:
             raise UsageError(f"{self._name} cannot fill a gap: it has no tokens for it", "leave suffix out")
         if not isinstance(before, str):
             raise UsageError("suffix goes with a prompt that is text")
         encode, fill = self._tokenizer.encode, self.fill
         start = encode("", special=True)
-        ids = [
-            *start,
+        gap = [
             fill.prefix,
             *encode(before, bos=False),
             fill.suffix,
             *encode(after, bos=False),
             fill.middle,
         ]
+        room = self._context - len(start) - len(gap) - (job.max_tokens or 1)
+        ids = [*start, *self._files(job.beside, fill, room), *gap]
         self._check_room(len(ids))
         return Prompt(ids, ends=fill.ends)
+
+    def _files(self, beside: Sequence[tuple[str, str]], fill: FillTokens, room: int) -> list[int]:
+        """Lay out other files before a gap in at most `room` tokens: the last ones, and their ends, stay."""
+        encode = self._tokenizer.encode
+        if not beside:
+            return []
+        if fill.files is None:
+            ids = encode(snippets(beside), bos=False)
+            return ids[max(len(ids) - room, 0) :]
+        repository, file = fill.files
+        ids = [repository, *encode("project\n", bos=False)]
+        for name, text in beside:
+            ids += [file, *encode(f"{name or 'file'}\n{text}", bos=False)]
+        ids += [file, *encode("this\n", bos=False)]  # the one with the gap
+        return ids[max(len(ids) - room, 0) :]
 
     def _chat(self, job: Job, chat: Sequence[Message]) -> Prompt:
         """Render and tokenize; under drop-oldest leave out as few of the oldest turns as it takes."""

@@ -15,7 +15,7 @@ from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
 from freehold.providers.openai.chat import ChatAsker
 from freehold.providers.openai.wire import SAMPLING, OpenAIWire
-from freehold.serving import Job
+from freehold.serving import Job, snippets
 from freehold.types import Format
 
 # llama.cpp's own name for the penalty, repeat_penalty, is left to its own door.
@@ -59,7 +59,7 @@ class CompatibleWire(OpenAIWire):
             demands.lacks("gives no log-probabilities of a prompt, and has no adapters")
         body: dict[str, Any] = {"model": model.model, "prompt": job.prompt}
         if job.suffix is not None:
-            body["suffix"] = job.suffix
+            body |= {"prompt": snippets(job.beside) + str(job.prompt), "suffix": job.suffix}
         self.limits(body, demands, stream=stream)
         if "logprobs" in body:
             body["logprobs"] = body.pop("top_logprobs", 0)

@@ -67,6 +67,9 @@ def parts_of(work: Job | EmbedJob) -> Iterator[Part]:
     for text in (work.prompt, work.suffix, work.effort, work.template, work.tool_name, *work.stop):
         if text and isinstance(text, str):
             yield text
+    for name, text in work.beside:
+        yield name
+        yield text
     for tool in work.tools:
         yield from _tool(tool)
     if work.format is not None:

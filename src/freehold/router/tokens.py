@@ -89,6 +89,9 @@ def _texts(work: Job | EmbedJob) -> Iterable[str | tuple[int, ...] | Image]:
         yield work.prompt
     if work.suffix:
         yield work.suffix
+    for name, text in work.beside:
+        yield name
+        yield text
     for tool in work.tools:
         yield tool.name
         yield tool.description

@@ -35,6 +35,8 @@ from freehold.server.openai.completions import completions
 from freehold.server.openai.embeddings import EmbeddingRequest, embeddings
 from freehold.server.openai.fields.chat import ChatRequest
 from freehold.server.openai.fields.completions import CompletionRequest
+from freehold.server.openai.fields.infill import InfillRequest
+from freehold.server.openai.infill import infill
 from freehold.server.openai.replies import ChatCompletion, EmbeddingList, ModelCard, ModelList, TextCompletion
 from freehold.server.openai.rerank import RerankRequest, ScoreRequest, rerank, score
 from freehold.server.openai.responses import routes as responses
@@ -157,6 +159,7 @@ def _routes(*, store: bool, page: bool) -> list[Route]:
         route("POST", "/v1/batches/{id}/cancel", batches.cancel),
         route("GET", "/v1/models", models, audience="any", reply=ModelList),
         route("GET", "/v1/models/{id:path}", model, audience="any", reply=ModelCard),
+        route("POST", "/infill", infill, InfillRequest, answer=_STREAMED),
         route("POST", "/tokenize", tokenize, TokenizeRequest),
         route("POST", "/detokenize", detokenize, DetokenizeRequest),
         route("GET", "/tokenizer_info", tokenizer_info, query=["model"]),

@@ -21,6 +21,12 @@ SPELLINGS = (
         "<\uff5cfim\u2581end\uff5c>",
     ),  # DeepSeek coder
 )
+# Before a repository's name and before each file, of the models that were trained on several files (arXiv 2409.12186).
+FILE_SPELLINGS = (
+    ("<|repo_name|>", "<|file_sep|>"),  # Qwen coder
+    ("<reponame>", "<file_sep>"),  # StarCoder 2
+    ("<|reponame|>", "<|file_sep|>"),  # Granite
+)
 # What such a model writes when the gap is filled, beside its own end of text.
 _ENDS = ("<|fim_pad|>", "<fim_pad>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>", "<file_sep>")
 
@@ -33,6 +39,7 @@ class FillTokens:
     suffix: int
     middle: int
     ends: frozenset[int]
+    files: tuple[int, int] | None = None  # before the repository's name, and before each file
 
 
 def fill_tokens(tokenizer: Tokenizer) -> FillTokens | None:
@@ -42,5 +49,15 @@ def fill_tokens(tokenizer: Tokenizer) -> FillTokens | None:
         if prefix is not None and suffix is not None and middle is not None:
             ends = (tokenizer.added_id(text) for text in _ENDS)
             found = {id for id in ends if id is not None}
-            return FillTokens(prefix, suffix, middle, frozenset(found | {prefix, suffix, middle}))
+            return FillTokens(
+                prefix, suffix, middle, frozenset(found | {prefix, suffix, middle}), _files(tokenizer)
+            )
+    return None
+
+
+def _files(tokenizer: Tokenizer) -> tuple[int, int] | None:
+    for spelled in FILE_SPELLINGS:
+        repository, file = map(tokenizer.added_id, spelled)
+        if repository is not None and file is not None:
+            return repository, file
     return None

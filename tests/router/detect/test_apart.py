@@ -11,12 +11,14 @@ from typing import Any
 import phonenumbers
 import pytest
 
+from freehold.providers.texts import parts_of
 from freehold.router.detect.apart import KeyTurns, LongTexts, NotRead, Sought
 from freehold.router.detect.detector import TooManyHits
 from freehold.router.detect.phones import _ANY, _possible
 from freehold.router.detect.sieve import MOST_HITS, Sieve
 from freehold.router.gateway import Gateway, Label
 from freehold.router.labels import IN_LOOP, Labeller
+from freehold.router.tokens import prompt_size
 from freehold.sandbox import children
 from freehold.serving import EmbedJob, Job, Origin
 from freehold.types import Image, Message, ToolCall
@@ -182,3 +184,9 @@ def test_where_no_process_starts_the_text_counts_as_personal(monkeypatch: pytest
     monkeypatch.setattr(children, "spawn", refused)
     (why,) = labels_of(chat("word " * 100_000))
     assert "no process could be started" in why
+
+
+def test_texts_beside_a_gap_are_read_as_the_prompt_is():
+    job = Job(prompt="a", suffix="b", beside=(("c.py", "d"),))
+    assert {"a", "b", "c.py", "d"} <= set(parts_of(job))
+    assert prompt_size(job).bytes > prompt_size(Job(prompt="a", suffix="b")).bytes

@@ -18,7 +18,7 @@ from freehold.providers.compatible import CompatibleWire
 from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
 from freehold.providers.openai.events import CompletionReader
-from freehold.serving import Job
+from freehold.serving import Job, snippets
 from freehold.types import Image
 
 
@@ -68,7 +68,7 @@ class EngineWire(CompatibleWire):
             demands.lacks("takes no prompt of token ids", "give it as text")
         body: dict[str, Any] = {"model": model.model, "prompt": job.prompt}
         if job.suffix is not None:
-            body["suffix"] = job.suffix
+            body |= {"prompt": snippets(job.beside) + str(job.prompt), "suffix": job.suffix}
         if job.max_tokens is None:
             body["max_tokens"] = None  # to the context's end, not OpenAI's default of 16 tokens
         self.limits(body, demands, stream=stream)

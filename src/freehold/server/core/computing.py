@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused, problem
 from freehold.server.core.receipt import Tally
 from freehold.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream, prefill_of
-from freehold.types import Chunk
+from freehold.types import Chunk, Usage
 
 # Prompts of one request that are in progress at a time: more would fill the queue with one client's.
 ABREAST = 64
@@ -28,6 +28,7 @@ FULL_WAIT_S = 0.5  # at least, before a queue that is full of the request's own 
 
 Opened = Callable[[ModelHandle, int, Begin], Awaitable[None]]
 Sink = Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]]
+Cut = Callable[[Chunk], tuple[Chunk, bool]]  # what is kept of a chunk, and whether the answer ends with it
 Fit = Callable[[Job, ModelInfo, Tally], Job]
 
 
@@ -43,11 +44,16 @@ class Computing:
         warnings: Sequence[str],
         fit: Fit | None = None,
         pictures: Pictures | None = None,
+        cut: Cut | None = None,
     ) -> None:
-        """`fit` adapts a job to the loaded model, and warns of what it leaves out; `pictures`: those of the jobs."""
+        """`fit` adapts a job to the loaded model, and warns of what it leaves out; `pictures`: those of the jobs.
+
+        `cut`: ends the one answer of one job early, as if it had been so long.
+        """
         self.call, self.jobs = call, jobs
         self._keep_alive, self._fit, self._pictures = keep_alive, fit, pictures
         self.tally = Tally(jobs, call.started, warnings)
+        self._cut = cut
         self._abreast = asyncio.Semaphore(ABREAST) if len(jobs) > ABREAST else nullcontext()
         self.keeps = False  # whether log-probabilities are held until all of the answer is there,
         self._scores = 0  # and how many
@@ -173,7 +179,7 @@ class Computing:
         lasts: dict[int, float] = {}
         ready: list[tuple[int, Chunk]] = []
         left = self.jobs[job].n
-        async for index, chunk in stream:
+        async for index, chunk in stream if self._cut is None else self._cut_short(stream, self._cut):
             now = time.monotonic()
             self.tally.came(chunk)
             tokens = len(chunk.token_ids)  # an upstream engine reports none
@@ -197,6 +203,18 @@ class Computing:
         if left:
             raise EngineLost("the engine's stream ended before its answers did")
         record.longest.observe(self.tally.longest(job))
+
+    async def _cut_short(self, stream: Stream, cut: Cut) -> AsyncIterator[tuple[int, Chunk]]:
+        """Yield an answer up to where `cut` ends it; the engine is then stopped with the stream."""
+        made = 0
+        async for index, chunk in stream:
+            made += len(chunk.token_ids)
+            kept, enough = cut(chunk)
+            if enough and chunk.finish_reason is None:
+                usage = Usage(len(stream.begin.prompt_ids), made)
+                yield index, replace(kept, finish_reason="length", usage=usage)
+                return
+            yield index, kept
 
     def _ended(self, record: PerModel, job: int, chunk: Chunk, first_s: float, whole_s: float) -> None:
         if chunk.finish_reason == "cancelled" or chunk.usage is None:

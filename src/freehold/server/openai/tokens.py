@@ -139,12 +139,17 @@ async def tokenizer_info(call: HttpCall) -> None:
 
 
 async def _model(call: HttpCall, name: str | None) -> ModelHandle:
-    """Return the model asked for, or the one this server was started with, or the only one in memory."""
-    name = name or call.server.default_model
-    if not name:
-        loaded = call.models.loaded()
-        if len(loaded) != 1:
-            raise Refused(400, f"{len(loaded)} models are in memory; say which", param="model")
-        name = loaded[0].name
+    name = model_name(call, name)
     call.work.model = name
     return await call.models.use(name)
+
+
+def model_name(call: HttpCall, name: str | None) -> str:
+    """Return the model asked for, or the one this server was started with, or the only one in memory."""
+    name = name or call.server.default_model
+    if name:
+        return name
+    loaded = call.models.loaded()
+    if len(loaded) != 1:
+        raise Refused(400, f"{len(loaded)} models are in memory; say which", param="model")
+    return loaded[0].name
