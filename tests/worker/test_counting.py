@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,7 +22,7 @@ from freehold.types import Format, Message
 from freehold.worker import calls
 from freehold.worker.models import EngineModels
 from freehold.worker.options import EngineOptions
-from freehold.worker.process.intake import LONG_JOB, Intake
+from freehold.worker.process.intake import LONG_JOB, MANY_ANSWERS, Intake
 from freehold.worker.process.jobs import LiveJobs
 from freehold.worker.process.scripted import ScriptedModel
 from freehold.worker.wire import Cancel, ModelCall, Script, Submit, Writer, size
@@ -117,6 +118,23 @@ def test_cancelled_embeddings_stop():
     assert model.begun.get(timeout=60) == "x"
     intake.take([Cancel(1)])
     assert model.stopped.get(timeout=60) == "x"
+
+
+def test_job_of_many_answers_is_prepared_beside_the_reader():
+    threads = queue.SimpleQueue[threading.Thread]()
+
+    class Noting(Counting):
+        def start(self, job: Job):
+            threads.put(threading.current_thread())
+            return super().start(job)
+
+    model = Noting()
+    channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: None))
+    intake = Intake(model, LiveJobs(model, channel), channel)
+    intake.take([submitted(1, replace(CHAT, n=MANY_ANSWERS))])
+    assert threads.get(timeout=60) is threading.current_thread()
+    intake.take([submitted(2, replace(CHAT, n=MANY_ANSWERS + 1))])
+    assert threads.get(timeout=60) is not threading.current_thread()
 
 
 def test_cancelled_long_prompt_stops():

@@ -38,7 +38,8 @@ from freehold.worker.wire import (
 
 TOGETHER_S = 0.002  # jobs that came at once enter at once, if it takes no longer to prepare them
 EMBEDDING = 4  # requests for embeddings, of each priority, that wait for steps together and share them
-LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting
+LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting,
+MANY_ANSWERS = 8  # and so would making more than this: 128 take 6 ms
 
 
 class Intake:
@@ -157,6 +158,7 @@ class _Peek:
     format: object = None
     template: str = ""
     tools: tuple[object, ...] = ()
+    n: object = 1  # checked where the job is prepared
     tenant: str = ""
     client: str = ""
 
@@ -168,4 +170,5 @@ def _peek_long(message: Submit) -> _Peek | None:
     except UsageError:  # it is decoded again, and then refused
         return None
     is_long = len(memoryview(message.job)) > LONG_JOB or peek.format is not None or bool(peek.tools)
+    is_long = is_long or (isinstance(peek.n, int) and peek.n > MANY_ANSWERS)
     return peek if is_long or peek.template else None
