@@ -96,7 +96,7 @@ def command(
     everything: bool,
     run: bool,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Recommend open models for TASK, such as "code completion" or "RAG over German contracts", with reasons.
 
@@ -118,23 +118,25 @@ def command(
     "context", "considered", "picks": [...], "below": [...], "unproven": [...], "instead": [...], "tiers": {...},
     "ruled_out": [...], "relax": [...], "tried": {...}}.
     """
-    if asked := _asks_hardware(task):
+    if hardware_question := _asks_hardware(task):
         from freehold.cli.hardware import for_question
 
-        for_question(asked, users=given["users_at_once"], context=given["min_context"], as_json=as_json)
+        for_question(
+            hardware_question, users=options["users_at_once"], context=options["min_context"], as_json=as_json
+        )
         return
-    advice = _advice(settings, _task(task, given["samples"]), given)
-    trial = _trial(settings, advice, given, top)
+    advice = _advice(settings, _task(task, options["samples"]), options)
+    trial = _trial(settings, advice, options, top)
     advice = trial.advice if trial else advice
     shown = advice.picks[: top or SHOWN]
     if as_json:
         click.echo(json.dumps(as_plain(advice) | {"tried": trial and trial.as_plain()}, indent=1))
     else:
-        print_advice(advice, shown, everything=everything, plotted=given["plotted"])
+        print_advice(advice, shown, everything=everything, plotted=options["plotted"])
         for line in trial.lines() if trial else ():
             click.echo(line)
     for option, draw in (("svg", chart), ("html", report)):
-        if path := given[option]:
+        if path := options[option]:
             click.echo(f"wrote {write_beside(path, draw(advice, shown))}", err=True)
     if not advice.picks:
         click.echo(relaxed(advice), err=True)
@@ -149,8 +151,8 @@ def _asks_hardware(task: str | None) -> Question | None:
     """Return the question if it asks which hardware a model needs."""
     from freehold.catalog.questions import question
 
-    asked = question(task) if task else None
-    return asked if asked and asked.asks_hardware else None
+    parsed = question(task) if task else None
+    return parsed if parsed and parsed.asks_hardware else None
 
 
 def _task(task: str | None, samples: str | None) -> str:
@@ -159,39 +161,43 @@ def _task(task: str | None, samples: str | None) -> str:
     return task or "chat"
 
 
-def _trial(settings: Settings, advice: Advice, given: dict[str, Any], top: int | None) -> Tried | None:
+def _trial(settings: Settings, advice: Advice, options: dict[str, Any], top: int | None) -> Tried | None:
     """Run the shortlist on the cases that --try names."""
-    if not given["samples"]:
-        if given["judge"] or given["fetch"]:
+    if not options["samples"]:
+        if options["judge"] or options["fetch"]:
             raise UsageError("--judge and --yes need --try", "name a file of cases: --try samples.jsonl")
         return None
     from freehold.cli.report.trying import tried
 
     try:
-        return tried(settings, advice, given["samples"], top=top, judge=given["judge"], fetch=given["fetch"])
+        return tried(
+            settings, advice, options["samples"], top=top, judge=options["judge"], fetch=options["fetch"]
+        )
     except KeyboardInterrupt:
         click.echo("stopped; the answers are kept, and the same command continues", err=True)
         raise click.exceptions.Exit(130) from None
 
 
-def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
+def _advice(settings: Settings, task: str, options: dict[str, Any]) -> Advice:
     """Return the advice for the task and the options."""
     from freehold.choosing import advise
 
-    facts = company_facts(settings, {"purpose": given["purpose"], **{name: given[name] for name in FACTS}})
+    facts = company_facts(
+        settings, {"purpose": options["purpose"], **{name: options[name] for name in FACTS}}
+    )
     return advise(
         task,
         facts=facts,
-        country_not=given["country_not"],
-        min_context=given["min_context"],
-        max_params=given["max_params"],
-        min_speed=given["min_speed"],
-        on=given["hardware"],
-        engine=given["engine"],
-        budget=given["budget"],
-        held=given["held"],
-        users=given["users_at_once"],
-        languages=given["languages"],
-        cheapest=given["cheapest"],
+        country_not=options["country_not"],
+        min_context=options["min_context"],
+        max_params=options["max_params"],
+        min_speed=options["min_speed"],
+        on=options["hardware"],
+        engine=options["engine"],
+        budget=options["budget"],
+        held=options["held"],
+        users=options["users_at_once"],
+        languages=options["languages"],
+        cheapest=options["cheapest"],
         settings=settings,
     )

@@ -86,7 +86,7 @@ def command(
     test: Path | None,
     fresh: bool,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Teach MODEL which of two answers to prefer; write the adapter and receipt.json to the folder OUT.
 
@@ -101,14 +101,14 @@ def command(
 
     store = Store(settings)
     ref = store.resolve(model)
-    asked = chosen_settings(AlignSettings, given)
+    settings_chosen = chosen_settings(AlignSettings, options)
     note(settings.home, "align", out)
     with StatusLine(result_of(out)) as line:
-        made = align(
+        record = align(
             ref,
             pairs_file,
             out,
-            asked,
+            settings_chosen,
             test=test,
             packs=store.packs,
             facts=company_facts(settings, {}),
@@ -117,9 +117,9 @@ def command(
             on_step=lambda row: line.show(_step(row)),
         )
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(record))
     else:
-        pairs(_rows(out, made))
+        pairs(_rows(out, record))
 
 
 def _step(row: Mapping[str, Any]) -> str:
@@ -129,45 +129,51 @@ def _step(row: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
-    found = made["before_after"]
+    measured = record["before_after"]
     return [
         ("adapter", str(out)),
-        ("first loss", f"{made['first_loss']:.4f} (ln 2 is 0.6931)"),
-        *(_measured(found) if found else [("unseen pairs", "none: what was learnt is not measured")]),
-        *_served(made),
-        *still_known_rows(made),
-        time_row(made),
+        ("first loss", f"{record['first_loss']:.4f} (ln 2 is 0.6931)"),
+        *(_measured(measured) if measured else [("unseen pairs", "none: what was learnt is not measured")]),
+        *_served(record),
+        *still_known_rows(record),
+        time_row(record),
         ("receipt", str(out / "receipt.json")),
     ]
 
 
-def _measured(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    fell = "; it fell: raise --nll, or lower --lr" if found["chosen_fell"] else ""
+def _measured(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    fell = "; it fell: raise --nll, or lower --lr" if measured["chosen_fell"] else ""
     return [
         (
             "unseen pairs",
-            f"{found['preferred']:.1%} of {found['pairs']} prefer the chosen answer over the reference",
+            f"{measured['preferred']:.1%} of {measured['pairs']} prefer the chosen answer over the reference",
         ),
         (
             "",
-            f"the chosen answer is the likelier one in {found['likelier_after']:.1%}, before "
-            f"{found['likelier_before']:.1%} (p = {found['p']:.2g})",
+            f"the chosen answer is the likelier one in {measured['likelier_after']:.1%}, before "
+            f"{measured['likelier_before']:.1%} (p = {measured['p']:.2g})",
         ),
-        ("chosen", f"{found['chosen_after']:.2f} nat an answer, before {found['chosen_before']:.2f}{fell}"),
-        ("rejected", f"{found['rejected_after']:.2f} nat an answer, before {found['rejected_before']:.2f}"),
+        (
+            "chosen",
+            f"{measured['chosen_after']:.2f} nat an answer, before {measured['chosen_before']:.2f}{fell}",
+        ),
+        (
+            "rejected",
+            f"{measured['rejected_after']:.2f} nat an answer, before {measured['rejected_before']:.2f}",
+        ),
     ]
 
 
-def _served(made: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found, gap = made["served"], made["mismatch"]
-    if found is None:
+def _served(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    served, gap = record["served"], record["mismatch"]
+    if served is None:
         return []
     return [
         (
             "as served",
-            f"{found['likelier']:.1%} of {found['pairs']} choose the chosen answer; the engine is "
+            f"{served['likelier']:.1%} of {served['pairs']} choose the chosen answer; the engine is "
             f"{gap['mean_absolute']:.4f} nat a token from the trainer (99 %: {gap['p99']:.2f})",
         )
     ]

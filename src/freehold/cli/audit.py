@@ -42,43 +42,45 @@ def command(ctx: click.Context, label: str, since: float, file: Path | None, as_
 
     settings: Settings = ctx.obj
     now = time.time()
-    found = audit(ledger_file(settings, file), label, now - since, now)
+    result = audit(ledger_file(settings, file), label, now - since, now)
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "sure": found.sure, **asdict(found)}, indent=1))
+        click.echo(json.dumps({"schema": SCHEMA, "sure": result.sure, **asdict(result)}, indent=1))
     else:
-        show(found)
-    if found.left:
+        show(result)
+    if result.left:
         ctx.exit(1)
 
 
-def show(found: LabelAudit) -> None:
+def show(result: LabelAudit) -> None:
     """Print an audit."""
-    what = f"requests labelled {found.label}"
-    if found.left:
-        click.echo(f"{found.left:,} of {found.rows:,} {what} left the house: {_counts(found.left_to)}")
-    elif found.rows:
-        click.echo(f"nothing left the house: sure of {found.sure:,} {what}")
+    what = f"requests labelled {result.label}"
+    if result.left:
+        click.echo(f"{result.left:,} of {result.rows:,} {what} left the house: {_counts(result.left_to)}")
+    elif result.rows:
+        click.echo(f"nothing left the house: sure of {result.sure:,} {what}")
     else:
         click.echo(f"no {what}")
-    if found.other_labels:
-        click.echo(f"labels that requests had: {', '.join(found.other_labels)}")
-    rows = [("period", f"{_day(found.since)} to {_day(found.until)} UTC, {found.all_rows:,} requests in all")]
-    if found.begins is not None and found.begins > found.since:
-        rows.append(("ledger begins", f"{_day(found.begins)} UTC; nothing is known of the time before"))
-    if found.stayed:
-        rows.append(("stayed at", _counts(found.stayed_at)))
-    if found.unknown:
-        rows.append(("not known", f"{found.unknown:,} that a killed server had in flight"))
-    for death in found.deaths:
+    if result.other_labels:
+        click.echo(f"labels that requests had: {', '.join(result.other_labels)}")
+    rows = [
+        ("period", f"{_day(result.since)} to {_day(result.until)} UTC, {result.all_rows:,} requests in all")
+    ]
+    if result.begins is not None and result.begins > result.since:
+        rows.append(("ledger begins", f"{_day(result.begins)} UTC; nothing is known of the time before"))
+    if result.stayed:
+        rows.append(("stayed at", _counts(result.stayed_at)))
+    if result.unknown:
+        rows.append(("not known", f"{result.unknown:,} that a killed server had in flight"))
+    for death in result.deaths:
         span = f"between {_day(death.since)} and {_day(death.found)} UTC"
         rows.append(("not known", f"a server was killed {span}; requests in flight then may have no row"))
-    for departure in found.departures:
+    for departure in result.departures:
         rows.append((departure.id, f"{_day(departure.at)} UTC to {', '.join(departure.places)}"))
     pairs(rows)
 
 
-def _counts(found: Mapping[str, int]) -> str:
-    named = ((place or "sent nowhere", number) for place, number in sorted(found.items()))
+def _counts(places: Mapping[str, int]) -> str:
+    named = ((place or "sent nowhere", number) for place, number in sorted(places.items()))
     return ", ".join(f"{place} {number:,}" for place, number in named)
 
 

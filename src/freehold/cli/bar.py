@@ -95,29 +95,29 @@ def run_bar(
     store = Store(settings)
     identities, path = Identities(store), gateway_path(settings, gateway)
     read = _gateway(settings, path)
-    asked = _asked(read, task, model, called, judge, allow_rented_judge)
-    measured = identities.of(asked.model)
-    graded_by = _judge_name(asked.judge, identities)
-    digest = file_digest(asked.file)
-    samples = _samples(asked.file, graded_by)
-    subject = TrialModel(asked.model.name, _digest(measured))
-    with _opening(settings, store, path, asked, labels, key) as open_model:
-        (found,) = run(
+    bar_run = _planned_run(read, task, model, called, judge, allow_rented_judge)
+    measured = identities.of(bar_run.model)
+    graded_by = _judge_name(bar_run.judge, identities)
+    digest = file_digest(bar_run.file)
+    samples = _samples(bar_run.file, graded_by)
+    subject = TrialModel(bar_run.model.name, _digest(measured))
+    with _opening(settings, store, path, bar_run, labels, key) as open_model:
+        (trial,) = run(
             samples,
             [subject],
             settings.home,
             open_model,
-            judge=asked.judge.name if asked.judge else "",
+            judge=bar_run.judge.name if bar_run.judge else "",
             on_case=TrialProgress(),
         )
-    if identities.of(asked.model) != measured or file_digest(asked.file) != digest:
+    if identities.of(bar_run.model) != measured or file_digest(bar_run.file) != digest:
         raise UsageError("the model or the task file changed while it was measured", "run it again")
-    result = _result(asked, samples, found, measured, digest, graded_by)
+    result = _result(bar_run, samples, trial, measured, digest, graded_by)
     kept = BarStore(settings.home).keep(result)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, **result.as_json(), "kept": str(kept)}, indent=1))
     else:
-        _say(result, asked.bar)
+        _say(result, bar_run.bar)
 
 
 @command.command("list", epilog="Example: freehold bar list --gateway gateway.toml")
@@ -148,7 +148,7 @@ def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
         plain = [{**result.as_json(), "holds": not why, "void": why} for result, why in rows]
         click.echo(json.dumps({"schema": SCHEMA, "results": plain}, indent=1))
     elif rows:
-        made = [
+        lines = [
             (
                 r.task,
                 r.model.name,
@@ -160,7 +160,7 @@ def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
             )
             for r, why in rows
         ]
-        table(_HEAD, made, right=(2, 3, 4))
+        table(_HEAD, lines, right=(2, 3, 4))
     else:
         click.echo("no results; freehold bar run TASK --model M makes one", err=True)
 
@@ -173,7 +173,7 @@ def _gateway(settings: Settings, path: Path | None) -> Gateway | None:
     return read_gateway(settings, path, keys=False)
 
 
-def _asked(
+def _planned_run(
     read: Gateway | None, task: str, model: str, called: str | None, judge: str | None, rented_judge: bool
 ) -> _BarRun:
     named = read.tasks.get(task) if read else None
@@ -222,7 +222,7 @@ def _digest(measured: MeasuredModel) -> str:
 
 @contextmanager
 def _opening(
-    settings: Settings, store: Store, path: Path | None, asked: _BarRun, labels: tuple[str, ...], key: str
+    settings: Settings, store: Store, path: Path | None, bar_run: _BarRun, labels: tuple[str, ...], key: str
 ) -> Iterator[Open]:
     """Give a function that opens the models: in this process, or through the gateway."""
     if path is not None:
@@ -237,16 +237,16 @@ def _opening(
     def open_model(name: str) -> Any:
         from freehold.local import open_model
 
-        wanted = asked.judge if asked.judge and asked.judge.name == name else asked.model
+        wanted = bar_run.judge if bar_run.judge and bar_run.judge.name == name else bar_run.model
         return open_model(store.resolve(wanted.local), packs=store.packs)
 
     yield open_model
 
 
 def _result(
-    asked: _BarRun,
+    bar_run: _BarRun,
     samples: Samples,
-    found: TrialResult,
+    trial: TrialResult,
     measured: MeasuredModel,
     digest: str,
     judge: str,
@@ -254,13 +254,13 @@ def _result(
     from freehold.evals.paired import resampled_mean, wilson
     from freehold.router.bar import BarResult, now_text
 
-    scores = found.scores
+    scores = trial.scores
     graded = len(scores) >= _FEW and any(0 < s < 1 for s in scores)
     bounds = resampled_mean(scores, LEVEL) if graded else wilson(scores, LEVEL)
     return BarResult(
-        task=asked.task,
+        task=bar_run.task,
         model=measured,
-        file=str(asked.file),
+        file=str(bar_run.file),
         cases_digest=digest,
         cases=len(samples.cases),
         score=bounds.mid,
@@ -269,8 +269,8 @@ def _result(
         method="bootstrap" if graded else "wilson",
         at=now_text(time.time()),
         judge=judge if samples.needs_judge else "",
-        tokens=sum(a.tokens for a in found.answers),
-        seconds=round(sum(a.seconds for a in found.answers), 3),
+        tokens=sum(a.tokens for a in trial.answers),
+        seconds=round(sum(a.seconds for a in trial.answers), 3),
     )
 
 

@@ -31,7 +31,7 @@ _YES_NO = {
         "The model takes more than text; for catalogue models it is known.",
     ),
 }
-_SAID = {
+_OPTION_TEXTS = {
     "same_family": (
         "--same-family",
         "The model trained on outputs is of the family that the licence covers.",
@@ -51,7 +51,7 @@ _BY_VALUE = {
 OPTIONS = (
     _BY_VALUE
     | {name: flags.partition("/")[0] for name, (flags, _) in _YES_NO.items()}
-    | {name: flag for name, (flag, _) in _SAID.items()}
+    | {name: flag for name, (flag, _) in _OPTION_TEXTS.items()}
 )
 # All of these facts but the purpose.
 FACTS = tuple(name for name in OPTIONS if name != "purpose")
@@ -61,7 +61,7 @@ def company_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for the user's facts to a command."""
     for name, (flags, text) in reversed(_YES_NO.items()):
         command = click.option(flags, name, default=None, help=text)(command)
-    for name, (flag, text) in reversed(_SAID.items()):
+    for name, (flag, text) in reversed(_OPTION_TEXTS.items()):
         command = click.option(flag, name, is_flag=True, default=None, help=text)(command)
     return _value_options(command)
 

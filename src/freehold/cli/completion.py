@@ -24,7 +24,7 @@ def command(ctx: click.Context, shell: str) -> None:
     zsh:  eval "$(freehold completion zsh)"  in ~/.zshrc, after compinit
     fish: freehold completion fish > ~/.config/fish/completions/freehold.fish
     """
-    made = get_completion_class(shell)
-    assert made is not None  # the three are click's own
-    source = made(ctx.find_root().command, {}, "freehold", "_FREEHOLD_COMPLETE").source()
+    shell_class = get_completion_class(shell)
+    assert shell_class is not None  # the three are click's own
+    source = shell_class(ctx.find_root().command, {}, "freehold", "_FREEHOLD_COMPLETE").source()
     click.echo("\n".join(part for part in (BEFORE[shell], source) if part))

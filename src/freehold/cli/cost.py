@@ -150,7 +150,7 @@ def command(
     as_json: bool,
     page: str | None,
     day: Any,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Compare API prices with self-hosting MODEL: dollars a month, and the break-even volume.
 
@@ -165,34 +165,38 @@ def command(
     """
     from freehold.advisor.cost import cost
 
-    ledger = {key: given.pop(key) for key in ("since", "gateway", "file", "owned", "share")}
-    if given.pop("from_ledger"):
-        _from_ledger(settings, ledger, as_json, model or csv_file or page, given)
+    ledger = {key: options.pop(key) for key in ("since", "gateway", "file", "owned", "share")}
+    if options.pop("from_ledger"):
+        _from_ledger(settings, ledger, as_json, model or csv_file or page, options)
         return
     today = date.today()
     keys = (*(one.key for one in known()), "price", "hourly")
-    assumed = {key: given.pop(key) for key in keys}
-    figures = {key: given.pop(key) for key in FIGURES}
-    found = cost(
+    assumed = {key: options.pop(key) for key in keys}
+    figures = {key: options.pop(key) for key in FIGURES}
+    comparison = cost(
         model,
         _traffic(csv_file, figures),
         day=day.date() if day else today,
-        growth=given.pop("growth") / 100,
-        **given,
+        growth=options.pop("growth") / 100,
+        **options,
         **{key: value for key, value in assumed.items() if value is not None},
     )
     if page:
         from freehold.cli.report.cost_page import report
 
-        click.echo(f"wrote {write_beside(page, report(found, today))}", err=True)
+        click.echo(f"wrote {write_beside(page, report(comparison, today))}", err=True)
     if as_json:
-        click.echo(json.dumps(cost_json(found, today), indent=1))
+        click.echo(json.dumps(cost_json(comparison, today), indent=1))
     elif not page:
-        show(found, today)
+        show(comparison, today)
 
 
 def _from_ledger(
-    settings: Settings, ledger: Mapping[str, Any], as_json: bool, other: str | None, given: Mapping[str, Any]
+    settings: Settings,
+    ledger: Mapping[str, Any],
+    as_json: bool,
+    other: str | None,
+    options: Mapping[str, Any],
 ) -> None:
     """Price the requests of a ledger."""
     from freehold.cli.report.cost_ledger import show as show_savings
@@ -203,7 +207,7 @@ def _from_ledger(
         raise UsageError(
             f"--from-ledger goes without {other!r}", "MODEL, --csv and --html are of a stated traffic"
         )
-    machines = {HOUSE: given["on"]} if given["on"] else {}
+    machines = {HOUSE: options["on"]} if options["on"] else {}
     for text in ledger["owned"]:
         place, equals, hardware = text.partition("=")
         if not equals:
@@ -212,20 +216,20 @@ def _from_ledger(
             )
         machines[place] = hardware
     keys = (*(one.key for one in known()), "price", "hourly")
-    found = from_ledger(
+    result = from_ledger(
         settings,
         ledger["file"],
         ledger["gateway"],
         ledger["since"],
         machines,
-        bought=given["bought"],
+        bought=options["bought"],
         share=ledger["share"],
-        overrides={key: given[key] for key in keys if given.get(key) is not None},
+        overrides={key: options[key] for key in keys if options.get(key) is not None},
     )
     if as_json:
-        click.echo(json.dumps(savings_json(found), indent=1))
+        click.echo(json.dumps(savings_json(result), indent=1))
     else:
-        show_savings(found)
+        show_savings(result)
 
 
 def _traffic(csv_file: str | None, figures: Mapping[str, float]) -> Traffic:

@@ -52,9 +52,9 @@ class _DeployGroup(click.Group):
         from freehold.cli.helping import Context
 
         file, name, _ = UNDER[cmd_name]
-        found: click.Command = getattr(import_module(f"freehold.cli.deploying.{file}"), name)
-        found.context_class = Context
-        return with_names(found)
+        verb: click.Command = getattr(import_module(f"freehold.cli.deploying.{file}"), name)
+        verb.context_class = Context
+        return with_names(verb)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs from the table, importing none of them."""
@@ -63,8 +63,8 @@ class _DeployGroup(click.Group):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Leave MODEL out where a verb follows."""
-        found = super().get_params(ctx)
-        return [p for p in found if p.name != "model"] if ctx.meta.get(__name__) else found
+        params = super().get_params(ctx)
+        return [p for p in params if p.name != "model"] if ctx.meta.get(__name__) else params
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read a verb's name only where it stands first; everything else are the options of `deploy MODEL`."""
@@ -136,7 +136,7 @@ def _verb(ctx: click.Context) -> str:
 @json_option
 @offline_option
 @click.pass_context
-def command(ctx: click.Context, model: str = "", **given: Any) -> None:
+def command(ctx: click.Context, model: str = "", **values: Any) -> None:
     """Deploy MODEL with another engine, behind this server's doors, keys, limits and metrics.
 
     The running server of this data folder adds it; where none runs, this command serves it until Ctrl-C, with the
@@ -147,38 +147,38 @@ def command(ctx: click.Context, model: str = "", **given: Any) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    settings = with_offline(ctx.obj, given.pop("offline"))
+    settings = with_offline(ctx.obj, values.pop("offline"))
     refuse_empty(ctx)
-    if not model and not given["attach"]:
+    if not model and not values["attach"]:
         refuse_without_model(ctx)
-        ctx.exit(_again(settings, given))
+        ctx.exit(_again(settings, values))
     from freehold.backends.planning.options import DeployOptions, planned
     from freehold.backends.ray.target import is_ray
 
-    refuse_idle(ctx, given["emit"] or "")
-    options = asked_of(given, DeployOptions(model))
-    only = bool(given["emit"] or given["dry_run"] or (options.on and not is_ray(options.on)))
+    refuse_idle(ctx, values["emit"] or "")
+    options = asked_of(values, DeployOptions(model))
+    only = bool(values["emit"] or values["dry_run"] or (options.on and not is_ray(options.on)))
     try:
         with StatusLine("nothing was started") as line:
             plan = planned(settings, options, start=not only, show=line.show)
     except ModelNotFound as e:
         raise ModelNotFound(e.message, _verb(ctx) or e.hint) from e
-    if given["emit"]:
+    if values["emit"]:
         from freehold.cli.deploying.plans import emit_plan
 
-        emit_plan(plan, given["emit"], given["out"], given)
+        emit_plan(plan, values["emit"], values["out"], values)
         return
     if only:
         from freehold.cli.deploying.plans import show_plan
 
-        show_plan(plan, as_json=given["as_json"])
-        if not given["dry_run"]:
+        show_plan(plan, as_json=values["as_json"])
+        if not values["dry_run"]:
             click.echo("nothing was started: --on plans for hardware that may be elsewhere", err=True)
         return
-    ctx.exit(_start(settings, [(plan, options)], given))
+    ctx.exit(_start(settings, [(plan, options)], values))
 
 
-def _again(settings: Settings, given: Mapping[str, Any]) -> int:
+def _again(settings: Settings, options: Mapping[str, Any]) -> int:
     """Start what is kept and does not run."""
     from freehold.backends.kept import kept
     from freehold.cli.deploying.running import RunningDeployments
@@ -195,13 +195,13 @@ def _again(settings: Settings, given: Mapping[str, Any]) -> int:
     plans = [(each.plan, each.asked) for each in held if each.name not in names]
     if not plans:
         raise UsageError("there is no deployment to start again", "name a MODEL: freehold deploy MODEL")
-    return _start(settings, plans, given, again=True)
+    return _start(settings, plans, options, again=True)
 
 
 def _start(
     settings: Settings,
     plans: list[tuple[DeployPlan, DeployOptions]],
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     *,
     again: bool = False,
 ) -> int:
@@ -216,13 +216,13 @@ def _start(
         for option in given_of_a_server(click.get_current_context()):
             click.echo(f"note: {option} is for a server that this command starts; one runs already", err=True)
         with server:
-            return start_all(RunningDeployments(server), plans, printed=given["as_json"], again=again)
+            return start_all(RunningDeployments(server), plans, printed=values["as_json"], again=again)
     from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serve import command as serve
     from freehold.cli.serving.running import serve_models
     from freehold.store import Store
 
     usual = serve.make_context("serve", []).params
-    door = {name: value for name, value in given.items() if name in usual}
+    door = {name: value for name, value in values.items() if name in usual}
     options = read_options(settings, {**usual, **door})
     return serve_models(settings, Store(settings), (), options, StartedDeployments(plans, again=again))

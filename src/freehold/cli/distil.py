@@ -89,7 +89,7 @@ def command(
     accepted: str,
     fresh: bool,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Teach MODEL to answer certain prompts as TEACHER does; write an adapter and receipt.json to the folder OUT.
 
@@ -105,14 +105,14 @@ def command(
 
     store = Store(settings)
     models = store.resolve(teacher), store.resolve(student)
-    asked = chosen_settings(DistilSettings, given)
+    settings_chosen = chosen_settings(DistilSettings, options)
     note(settings.home, "distil", out)
     with StatusLine(result_of(out)) as line:
-        made = distil(
+        record = distil(
             *models,
             prompts,
             out,
-            asked,
+            settings_chosen,
             test=test,
             packs=store.packs,
             facts=company_facts(settings, {}),
@@ -121,9 +121,9 @@ def command(
             watch=DistilWatch(line.note, line.show, lambda row: line.show(_step(row))),
         )
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(record))
     else:
-        pairs(_rows(out, made))
+        pairs(_rows(out, record))
 
 
 def _step(row: Mapping[str, Any]) -> str:
@@ -134,46 +134,46 @@ def _step(row: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
-    found = made["before_after"]
+    measured = record["before_after"]
     return [
         ("adapter", str(out)),
-        *_learnt(made),
+        *_learnt(record),
         *(
-            _measured(found)
-            if found
+            _measured(measured)
+            if measured
             else [("unseen prompts", "none with a judge: what was learnt is not measured")]
         ),
-        *still_known_rows(made),
-        served_row(made),
-        ("teacher", _licence(made["licence"]["teacher"])),
-        time_row(made),
+        *still_known_rows(record),
+        served_row(record),
+        ("teacher", _licence(record["licence"]["teacher"])),
+        time_row(record),
         ("receipt", str(out / "receipt.json")),
     ]
 
 
-def _learnt(made: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if "divergence" in made:
-        first, last = made["divergence"]["first"], made["divergence"]["last"]
+def _learnt(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "divergence" in record:
+        first, last = record["divergence"]["first"], record["divergence"]["last"]
         return [("divergence", f"{last:.3f} nat a token from the teacher, at first {first:.3f}")]
-    counted = made["answers"]
+    counted = record["answers"]
     faults = ", ".join(f"{count} {kind}" for kind, count in counted["rejected"].items()) or "none rejected"
     return [("answers", f"{counted['kept']} kept; {faults}")]
 
 
-def _measured(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    share = "" if found["of_teacher"] is None else f", {found['of_teacher']:.0%} of the teacher"
+def _measured(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    share = "" if measured["of_teacher"] is None else f", {measured['of_teacher']:.0%} of the teacher"
     return [
         (
             "unseen prompts",
-            f"{found['after']:.1%} of {found['prompts']} pass{share} (p = {found['p']:.2g})",
+            f"{measured['after']:.1%} of {measured['prompts']} pass{share} (p = {measured['p']:.2g})",
         ),
-        ("", f"before {found['before']:.1%}; the teacher {found['teacher']:.1%}"),
+        ("", f"before {measured['before']:.1%}; the teacher {measured['teacher']:.1%}"),
     ]
 
 
-def _licence(found: Mapping[str, Any]) -> str:
-    named = ", ".join(found["licences"]) or "not known"
-    under = f"; used under: {found['accepted']}" if found["accepted"] else ""
-    return f"{named}: {found['answer']} for training on its answers{under}"
+def _licence(verdict: Mapping[str, Any]) -> str:
+    named = ", ".join(verdict["licences"]) or "not known"
+    under = f"; used under: {verdict['accepted']}" if verdict["accepted"] else ""
+    return f"{named}: {verdict['answer']} for training on its answers{under}"

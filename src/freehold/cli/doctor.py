@@ -33,12 +33,12 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "compat":
-            from freehold.cli.clients.compat import command as found
+            from freehold.cli.clients.compat import command as verb
         elif cmd_name == "providers":
-            from freehold.cli.clients.providers import command as found
+            from freehold.cli.clients.providers import command as verb
         else:
             return None
-        return found
+        return verb
 
 
 @click.group("doctor", cls=_Group, invoke_without_command=True)
@@ -116,13 +116,13 @@ def _engines(settings: Settings) -> dict[str, Any]:
     """Return the accelerators, and the engines that `--engine auto` chooses from."""
     from freehold.backends.finding import look
 
-    found = look(settings.home, always=True)
+    here = look(settings.home, always=True)
     return {
-        "accelerator": found.title,
-        "gpus": [asdict(gpu) for gpu in found.gpus],
-        "mac": found.mac,
-        "found": [{**asdict(each), "program": str(each.program)} for each in found.engines],
-        "advice": found.advice,
+        "accelerator": here.title,
+        "gpus": [asdict(gpu) for gpu in here.gpus],
+        "mac": here.mac,
+        "found": [{**asdict(each), "program": str(each.program)} for each in here.engines],
+        "advice": here.advice,
     }
 
 
@@ -140,16 +140,16 @@ def _stores(settings: Settings) -> list[dict[str, Any]]:
 
     models = Store(settings).list()
     roots = [("freehold", settings.home), *settings.foreign_roots]
-    found = []
+    rows = []
     for owner, root in roots:
         if root.is_dir():
             held = [
                 m for m in models if m.owner == owner and (m.path.is_relative_to(root) or owner == "freehold")
             ]
-            found.append(
+            rows.append(
                 {"owner": owner, "path": str(root), "models": len(held), "bytes": sum(m.held for m in held)}
             )
-    return found
+    return rows
 
 
 def _versions() -> dict[str, str]:
@@ -226,10 +226,10 @@ def _lines(name: str, value: Any) -> list[str]:
     return [", ".join(f"{k} {v}" for k, v in value.items())]
 
 
-def _engine(found: dict[str, Any]) -> str:
+def _engine(engine: dict[str, Any]) -> str:
     """Return a line about an engine at hand."""
-    told = ", ".join(found["devices"]) or found["note"]
-    return f"{found['name']}: {found['program']}" + (f" ({told})" if told else "")
+    told = ", ".join(engine["devices"]) or engine["note"]
+    return f"{engine['name']}: {engine['program']}" + (f" ({told})" if told else "")
 
 
 def _cores(kinds: list[dict[str, Any]]) -> list[str]:

@@ -160,8 +160,8 @@ def _evaluated(
     results: list[TaskResult] = []
     with _opened(store, named, context, threads) as subject:
         for task in _named_once(make(subject.model.info.can_call) for make in makers):
-            found = evaluate(task, subject, settings.home, fresh=fresh, on_item=TrialProgress())
-            results.append(found)
+            result = evaluate(task, subject, settings.home, fresh=fresh, on_item=TrialProgress())
+            results.append(result)
         if grader:
             results = _judged(store, results, subject, grader, settings.home)
         adapters = {info.name: info.digest for info in subject.model.info.adapters}
@@ -179,12 +179,12 @@ def _evaluated(
 
 def _named_once(tasks: Iterable[EvalTask]) -> list[EvalTask]:
     """Return the tasks. Raises UsageError for a name that occurs twice: one would overwrite the other's results."""
-    found: dict[str, EvalTask] = {}
+    tasks_by_name: dict[str, EvalTask] = {}
     for task in tasks:
-        if task.name in found:
+        if task.name in tasks_by_name:
             raise UsageError(f"two tasks are called {task.name}", "rename one of the files")
-        found[task.name] = task
-    return list(found.values())
+        tasks_by_name[task.name] = task
+    return list(tasks_by_name.values())
 
 
 def _named(store: Store, model: str) -> _Named:
@@ -204,19 +204,24 @@ def _opened(store: Store, named: _Named, context: int | None, threads: int | Non
     from freehold.evals.evaluate import EvalSubject, EvaluatedModel
     from freehold.local import open_model
 
-    given = {"adapter": named.adapter} if named.adapter else {}
+    adapters_named = {"adapter": named.adapter} if named.adapter else {}
     loaded = open_model(
-        named.ref, context=context, threads=threads, adapters=given, packs=store.packs, kind=EvaluatedModel
+        named.ref,
+        context=context,
+        threads=threads,
+        adapters=adapters_named,
+        packs=store.packs,
+        kind=EvaluatedModel,
     )
     with ExitStack() as stack:
         model = cast("EvaluatedModel", stack.enter_context(loaded))
         adapters = [(info.name, info.digest) for info in model.info.adapters]
         overlay = named.ref.overlay
         own = overlay.adapter_name if overlay and overlay.adapter else ""
-        made = overlay.digest if overlay else ""
-        parts = [digest(named.ref), named.ref.rounding, made, adapters, __version__]
+        overlay_digest = overlay.digest if overlay else ""
+        parts = [digest(named.ref), named.ref.rounding, overlay_digest, adapters, __version__]
         whole = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        yield EvalSubject(model, next(iter(given), own), whole)
+        yield EvalSubject(model, next(iter(adapters_named), own), whole)
 
 
 def _judged(
@@ -240,9 +245,9 @@ def _compare(one: Path, other: Path, *, as_json: bool) -> None:
     from freehold.cli.report.evaluation import compared_lines
     from freehold.evals.comparing import compare
 
-    found = compare(one, other)
+    comparison = compare(one, other)
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        click.echo(json.dumps(comparison.as_json()))
         return
-    for line in compared_lines(found):
+    for line in compared_lines(comparison):
         click.echo(printable(line))

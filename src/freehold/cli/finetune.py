@@ -82,7 +82,7 @@ def command(
     gguf: bool,
     fresh: bool,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Teach MODEL your examples; write the adapter and receipt.json to the folder OUT.
 
@@ -99,18 +99,18 @@ def command(
 
     store = Store(settings)
     ref = store.resolve(model)
-    asked = chosen_settings(FinetuneSettings, given)
+    settings_chosen = chosen_settings(FinetuneSettings, options)
     if preflight:
-        return _preflight(ref, data, test, asked, as_json=as_json)
+        return _preflight(ref, data, test, settings_chosen, as_json=as_json)
     if out is None:
         raise UsageError("name the folder to make with -o", "or only check with --preflight")
     note(settings.home, "finetune", out)
     with StatusLine(result_of(out)) as line:
-        made = finetune(
+        record = finetune(
             ref,
             data,
             out,
-            asked,
+            settings_chosen,
             test=test,
             gguf=gguf,
             packs=store.packs,
@@ -120,14 +120,14 @@ def command(
             on_step=lambda row: line.show(_step(row)),
         )
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(record))
     else:
-        pairs(_rows(out, made))
+        pairs(_rows(out, record))
     return None
 
 
 def _preflight(
-    ref: ModelRef, data: Path, test: Path | None, asked: FinetuneSettings, *, as_json: bool
+    ref: ModelRef, data: Path, test: Path | None, settings: FinetuneSettings, *, as_json: bool
 ) -> None:
     """Print what a run would see, and what one batch shows."""
     from freehold.adapt.base import check_base
@@ -136,23 +136,23 @@ def _preflight(
 
     check_base(ref)
     lessons = Lessons.read(data, test)
-    room = Classroom.of(ref, lessons, asked)
+    room = Classroom.of(ref, lessons, settings)
     rows = room.course.rows
     masks = [shown(room.trainee.tokenizer, row) for row in rows[:SHOWN]]
-    lengths, found = LengthHistogram.of(rows), rehearsal(room.trainee, room.course)
-    steps = asked.epochs * room.course.order.steps_an_epoch
+    lengths, rehearsed = LengthHistogram.of(rows), rehearsal(room.trainee, room.course)
+    steps = settings.epochs * room.course.order.steps_an_epoch
     if as_json:
-        said = [[{"text": piece.text, "counts": piece.counts} for piece in mask] for mask in masks]
+        shown_masks = [[{"text": piece.text, "counts": piece.counts} for piece in mask] for mask in masks]
         counts = dict(zip(map(str, lengths.bounds), lengths.counts, strict=True))
-        line = {"masks": said, "lengths": counts, "skipped": room.skipped, "steps": steps}
+        line = {"masks": shown_masks, "lengths": counts, "skipped": room.skipped, "steps": steps}
         line["contaminated"] = list(lessons.contaminated) if lessons.exam else None
-        click.echo(json.dumps({**line, **found.as_json()}))
+        click.echo(json.dumps({**line, **rehearsed.as_json()}))
         return
     for mask in masks:
         click.echo("".join(click.style(printable(piece.text), reverse=piece.counts) for piece in mask) + "\n")
     marked = "shown reversed" if sys.stdout.isatty() else "the last part of each"
     ends = "  ".join(f"≤{b}: {n}" for b, n in zip(lengths.bounds, lengths.counts, strict=True) if n)
-    minutes = steps * found.step_cpu_seconds / 60
+    minutes = steps * rehearsed.step_cpu_seconds / 60
     pairs(
         [
             ("loss counts", f"the answers with the token that ends a turn, {marked}"),
@@ -160,15 +160,15 @@ def _preflight(
             ("tokens", f"{lengths.least} to {lengths.most}, half up to {lengths.median}; {ends}"),
             (
                 "first loss",
-                f"{found.first_loss:.3f} nat a token (a model that knows nothing: {found.worst:.1f})",
+                f"{rehearsed.first_loss:.3f} nat a token (a model that knows nothing: {rehearsed.worst:.1f})",
             ),
             (
                 "one batch",
-                f"learnt to {found.last_loss:.3f}" + ("" if found.sane else ": NOT as it should be"),
+                f"learnt to {rehearsed.last_loss:.3f}" + ("" if rehearsed.sane else ": NOT as it should be"),
             ),
             ("test", lessons.tested),
             ("time", f"{steps} steps, about {minutes:.0f} CPU-minutes without replay and tests"),
-            ("memory", f"{human(found.peak_bytes)} at most"),
+            ("memory", f"{human(rehearsed.peak_bytes)} at most"),
         ]
     )
 
@@ -180,28 +180,31 @@ def _step(row: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
     return [
         ("adapter", str(out)),
-        ("loss", f"{made['loss']['first']:.3f} at the first step, {made['loss']['last']:.3f} at the last"),
-        *_exam(made["before_after"]),
-        *still_known_rows(made),
-        served_row(made),
-        time_row(made),
+        (
+            "loss",
+            f"{record['loss']['first']:.3f} at the first step, {record['loss']['last']:.3f} at the last",
+        ),
+        *_exam(record["before_after"]),
+        *still_known_rows(record),
+        served_row(record),
+        time_row(record),
         ("receipt", str(out / "receipt.json")),
     ]
 
 
-def _exam(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    if found is None:
+def _exam(exam: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if exam is None:
         return [("test", "none: what was learnt is not measured")]
-    made = [("test", _compared(found["all"]))]
-    if found["contaminated"]:
-        clean = _compared(found["clean"]) if "clean" in found else "no item is left"
-        made.append(("not in the data", clean))
-    return made
+    rows = [("test", _compared(exam["all"]))]
+    if exam["contaminated"]:
+        clean = _compared(exam["clean"]) if "clean" in exam else "no item is left"
+        rows.append(("not in the data", clean))
+    return rows
 
 
-def _compared(found: Mapping[str, Any]) -> str:
-    return f"{found['after']} of {found['items']} right, before {found['before']} (p = {found['p']:.2g})"
+def _compared(scores: Mapping[str, Any]) -> str:
+    return f"{scores['after']} of {scores['items']} right, before {scores['before']} (p = {scores['p']:.2g})"

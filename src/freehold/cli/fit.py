@@ -49,7 +49,7 @@ _HELD = "held"  # marks the row whose file is in the store
 @click.option("--measure", is_flag=True, help="Measure this machine again (one second).")
 @json_option
 @click.pass_obj
-def command(settings: Settings, model: str, context: int | None, as_json: bool, **given: Any) -> None:
+def command(settings: Settings, model: str, context: int | None, as_json: bool, **options: Any) -> None:
     """Predict whether MODEL fits, its longest context and its speed, with 80 % ranges.
 
     Without --on the prediction is for this machine and Freehold's engine: the machine is measured once, and every run
@@ -57,11 +57,11 @@ def command(settings: Settings, model: str, context: int | None, as_json: bool, 
 
     With --json, prints {"schema": 1, "model": ..., "place": {...}, "context": ..., "fits": [...]}.
     """
-    found = fit_report(settings, model, context, on=given.pop("hardware"), **given)
+    report = fit_report(settings, model, context, on=options.pop("hardware"), **options)
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=1))
+        click.echo(json.dumps(report.as_json(), indent=1))
     else:
-        _print(found.place, list(found.rows), found.held, found.known)
+        _print(report.place, list(report.rows), report.held, report.known)
 
 
 # --- for people ---------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ _HEAD = ("HARDWARE", "QUANT", "ENGINE", "NEEDS", "OF", "TOK/S EACH", "FIRST s", 
     "--all", "everything", is_flag=True, help="List all hardware, with the reason where it does not suffice."
 )
 @json_option
-def command(model: str, everything: bool, as_json: bool, **given: Any) -> None:
+def command(model: str, everything: bool, as_json: bool, **options: Any) -> None:
     """Find the hardware that serves MODEL to N concurrent users at the least speed, with prices.
 
     For each device the smallest number that suffices, cheapest rent first. Speeds are per user with 80 % ranges, all
@@ -52,45 +52,45 @@ def command(model: str, everything: bool, as_json: bool, **given: Any) -> None:
     """
     from freehold.choosing import hardware
 
-    found = hardware(model, **{key: value for key, value in given.items() if value is not None})
+    sizing = hardware(model, **{key: value for key, value in options.items() if value is not None})
     if as_json:
-        click.echo(json.dumps(as_plain(found), indent=1))
+        click.echo(json.dumps(as_plain(sizing), indent=1))
     else:
-        show(found, everything=everything)
-    if not found.options:
+        show(sizing, everything=everything)
+    if not sizing.options:
         raise click.exceptions.Exit(1)
 
 
-def show(found: Sizing, *, everything: bool = False) -> None:
+def show(sizing: Sizing, *, everything: bool = False) -> None:
     """Print the options, the first one's command, and why others do not suffice."""
-    load = found.load
-    each = f"{load.prompt:,} + {load.answer:,} tokens a request, room for {found.context:,} each"
-    name = found.model.name or found.model.id
-    click.echo(f"{name} for {load.users} at a time, {found.pace:g} tokens a second or more; {each}")
-    shown = found.options if everything else found.options[:_SHOWN]
+    load = sizing.load
+    each = f"{load.prompt:,} + {load.answer:,} tokens a request, room for {sizing.context:,} each"
+    name = sizing.model.name or sizing.model.id
+    click.echo(f"{name} for {load.users} at a time, {sizing.pace:g} tokens a second or more; {each}")
+    shown = sizing.options if everything else sizing.options[:_SHOWN]
     if shown:
         table(_HEAD, [_cells(o) for o in shown], right=(3, 4, 6))
-        if len(found.options) > len(shown):
-            click.echo(f"and {len(found.options) - len(shown)} more: --all")
+        if len(sizing.options) > len(shown):
+            click.echo(f"and {len(sizing.options) - len(shown)} more: --all")
         first = shown[0]
         click.echo(
             f"on {first.rig.name}: {first.line.command or f'no command is known: {first.line.why_none}'}"
         )
     else:
         click.echo("no hardware of the catalogue suffices")
-        for way in _ways_out(found):
+        for way in _ways_out(sizing):
             click.echo(f"hint: {way}", err=True)
-    failed = found.failures if everything else found.failures[:_FAILED]
+    failed = sizing.failures if everything else sizing.failures[:_FAILED]
     for one in failed:
         click.echo(f"not {one.rig.name}: {one.why}")
-    if len(found.failures) > len(failed):
-        click.echo(f"and {len(found.failures) - len(failed)} more that do not suffice: --all")
+    if len(sizing.failures) > len(failed):
+        click.echo(f"and {len(sizing.failures) - len(failed)} more that do not suffice: --all")
 
 
-def _ways_out(found: Sizing) -> list[str]:
+def _ways_out(sizing: Sizing) -> list[str]:
     from freehold.advisor.sizing import boxes
 
-    return [*boxes(found), "a shorter --context, a lower --min-speed or a smaller model may fit"]
+    return [*boxes(sizing), "a shorter --context, a lower --min-speed or a smaller model may fit"]
 
 
 def _cells(option: Option) -> tuple[str, ...]:
@@ -114,18 +114,18 @@ def _money(money: Money | None) -> str:
     return f"{money.mid:,.{digits}f} ({money.low:,.{digits}f} to {money.high:,.{digits}f})"
 
 
-def as_plain(found: Sizing) -> dict[str, Any]:
+def as_plain(sizing: Sizing) -> dict[str, Any]:
     """Return the answer as JSON has it."""
     return {
         "schema": SCHEMA,
-        "model": found.model.id,
-        "users": found.load.users,
-        "prompt": found.load.prompt,
-        "answer": found.load.answer,
-        "context": found.context,
-        "min_speed": found.pace,
-        "options": [_plain(o) for o in found.options],
-        "failures": [{"hardware": f.rig.name, "why": f.why} for f in found.failures],
+        "model": sizing.model.id,
+        "users": sizing.load.users,
+        "prompt": sizing.load.prompt,
+        "answer": sizing.load.answer,
+        "context": sizing.context,
+        "min_speed": sizing.pace,
+        "options": [_plain(o) for o in sizing.options],
+        "failures": [{"hardware": f.rig.name, "why": f.why} for f in sizing.failures],
     }
 
 
@@ -150,27 +150,27 @@ def _plain(option: Option) -> dict[str, Any]:
 def _money_json(money: Money | None) -> dict[str, Any] | None:
     if money is None:
         return None
-    found = {"low": money.low, "mid": money.mid, "high": money.high}
-    return found | {"checked": money.checked.isoformat(), "source": money.source}
+    bounds = {"low": money.low, "mid": money.mid, "high": money.high}
+    return bounds | {"checked": money.checked.isoformat(), "source": money.source}
 
 
-def for_question(asked: Question, *, users: int | None, context: int | None, as_json: bool) -> None:
+def for_question(parsed: Question, *, users: int | None, context: int | None, as_json: bool) -> None:
     """Answer a question about hardware given to `advise`; options override its words.
 
     Raises UsageError where no hardware suffices.
     """
     from freehold.choosing import hardware
 
-    room = context or asked.context or None
-    found = hardware(asked.model, users=users or asked.users or 1, context=room)
+    room = context or parsed.context or None
+    sizing = hardware(parsed.model, users=users or parsed.users or 1, context=room)
     if as_json:
-        click.echo(json.dumps(as_plain(found), indent=1))
+        click.echo(json.dumps(as_plain(sizing), indent=1))
     else:
-        said = f", {found.context:,} tokens of context" if room else ""
-        click.echo(f"understood: hardware for {found.model.id}, {found.load.users} at a time{said}")
-        unused = [p.words for p in asked.parts if p.what not in _ANSWERED]
-        if ignored := [*asked.ignored, *unused]:
+        context_text = f", {sizing.context:,} tokens of context" if room else ""
+        click.echo(f"understood: hardware for {sizing.model.id}, {sizing.load.users} at a time{context_text}")
+        unused = [p.words for p in parsed.parts if p.what not in _ANSWERED]
+        if ignored := [*parsed.ignored, *unused]:
             click.echo(f"ignored: {', '.join(ignored)}")
-        show(found)
-    if not found.options:
-        raise UsageError(f"no hardware of the catalogue serves {found.load.users} users of {asked.model}")
+        show(sizing)
+    if not sizing.options:
+        raise UsageError(f"no hardware of the catalogue serves {sizing.load.users} users of {parsed.model}")

@@ -12,17 +12,17 @@ from freehold.errors import UsageError
 @click.pass_context
 def command(ctx: click.Context, words: tuple[str, ...]) -> None:
     """Show the help of VERB, or the list of verbs."""
-    found: click.Command = ctx.find_root().command
-    shown = found.context_class(found, info_name="freehold", **found.context_settings)
+    verb: click.Command = ctx.find_root().command
+    shown = verb.context_class(verb, info_name="freehold", **verb.context_settings)
     for word in words:
-        if not isinstance(found, click.Group):
+        if not isinstance(verb, click.Group):
             raise UsageError(
                 f"{shown.command_path} has no verb {word!r}", f"{shown.command_path} --help shows it"
             )
-        name, sub, _ = found.resolve_command(shown, [word])
+        name, sub, _ = verb.resolve_command(shown, [word])
         if sub is None:
             raise UsageError(
                 f"{shown.command_path} has no verb {word!r}", f"{shown.command_path} --help lists them"
             )
-        found, shown = sub, sub.context_class(sub, parent=shown, info_name=name)
+        verb, shown = sub, sub.context_class(sub, parent=shown, info_name=name)
     click.echo(shown.get_help())

@@ -52,18 +52,20 @@ def _file(f: Callable[..., Any]) -> Callable[..., Any]:
 @_file
 @json_option
 @click.pass_obj
-def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given: Any) -> None:
+def add(settings: Settings, name: str, file: Path | None, as_json: bool, **options: Any) -> None:
     """Make a key called NAME and print it, once.
 
     Only the key's hash is stored. NAME is the tenant: fair shares, the prefix cache and budgets are kept per tenant.
     """
     from freehold.server.core.keys import KeyFile, made, new_secret
 
-    scope = tuple(m.strip() for m in given["models"].split(",") if m.strip())
-    if given["admin"] and (scope or given["rate"] or given["tokens"]):
+    scope = tuple(m.strip() for m in options["models"].split(",") if m.strip())
+    if options["admin"] and (scope or options["rate"] or options["tokens"]):
         raise UsageError("an admin key cannot use models", "leave out --models, --rate and --tokens")
     secret, kept = new_secret(), KeyFile(file or settings.keys)
-    key = made(name, secret, admin=given["admin"], models=scope, rate=given["rate"], tokens=given["tokens"])
+    key = made(
+        name, secret, admin=options["admin"], models=scope, rate=options["rate"], tokens=options["tokens"]
+    )
     kept.add(key)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "name": name, "key": secret, "file": str(kept.path)}))

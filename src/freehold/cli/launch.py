@@ -69,25 +69,26 @@ def command(
     APP is claude (Claude Code), codex, aider, continue, open-webui or llm. Without --write nothing is changed. A file
     that cannot be edited safely is left unchanged, and the lines to add are shown.
     """
-    found = _app(app)
+    client = _app(app)
     if restore:
-        said = _restored(settings, app, force=force)
+        summary = _restored(settings, app, force=force)
         click.echo(
-            json.dumps({"schema": SCHEMA, "app": app, "restored": str(said)}) if as_json else "", nl=as_json
+            json.dumps({"schema": SCHEMA, "app": app, "restored": str(summary)}) if as_json else "",
+            nl=as_json,
         )
         if not as_json:
-            click.echo(f"{said}: restored", err=True)
+            click.echo(f"{summary}: restored", err=True)
         return
     target = _target(settings, url, model, key)
     if not target.key and url is None and _keyed(settings):
         click.echo("note: the server requires a key: give --key, or set FREEHOLD_API_KEY", err=True)
-    path = found.file(os.environ, settings.home)
-    text = found.edit("", target)
-    changed = _written(settings, app, found, path, target) if write else False
-    commands = found.start(target, path)
+    path = client.file(os.environ, settings.home)
+    text = client.edit("", target)
+    changed = _written(settings, app, client, path, target) if write else False
+    commands = client.start(target, path)
     if as_json:
-        said = {"schema": SCHEMA, "app": app, "file": str(path), "settings": text, "commands": commands}
-        click.echo(json.dumps({**said, "written": write, "changed": changed, "source": found.source}))
+        summary = {"schema": SCHEMA, "app": app, "file": str(path), "settings": text, "commands": commands}
+        click.echo(json.dumps({**summary, "written": write, "changed": changed, "source": client.source}))
         return
     if not write:
         click.echo(text, nl=False)

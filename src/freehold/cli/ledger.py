@@ -76,16 +76,16 @@ def command(
     if as_json and not as_csv:
         click.echo(json.dumps(sums_json(path, now - since, now, names), indent=1))
         return
-    found = sums(path, now - since, now, names)
+    rows_found = sums(path, now - since, now, names)
     if as_csv:
-        click.echo(_csv(names, found), nl=False)
+        click.echo(_csv(names, rows_found), nl=False)
         return
     (total,) = sums(path, now - since, now)
     if not total.rows:
         click.echo(f"no requests since {_day(now - since)} UTC")
     else:
         head = (*(name.upper() for name in names), *HEAD)
-        rows = [(*(value or "-" for value in one.group), *_cells(one)) for one in found]
+        rows = [(*(value or "-" for value in one.group), *_cells(one)) for one in rows_found]
         rows.append((*("total" if n == 0 else "" for n in range(len(names))), *_cells(total)))
         table(head, rows, right=tuple(range(len(names), len(head))))
 
@@ -104,13 +104,13 @@ def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> 
     from freehold.router.ledger.queries import find
 
     path = ledger_file(settings, file)
-    found = find(path, request)
-    if not found:
+    rows = find(path, request)
+    if not rows:
         raise ModelNotFound(f"the ledger has no request {request!r}", "it has rows of gateways alone")
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "rows": [asdict(row) for row in found]}, indent=1))
+        click.echo(json.dumps({"schema": SCHEMA, "rows": [asdict(row) for row in rows]}, indent=1))
         return
-    for number, row in enumerate(found):
+    for number, row in enumerate(rows):
         if number:
             click.echo()
         pairs(_words(row))
@@ -128,11 +128,11 @@ def _cells(one: LedgerSum) -> tuple[str, ...]:
     )
 
 
-def _csv(names: list[str], found: tuple[LedgerSum, ...]) -> str:
+def _csv(names: list[str], sums: tuple[LedgerSum, ...]) -> str:
     from freehold.router.ledger.sums import sum_json
 
     out = io.StringIO()
-    rows = [sum_json(names, one) for one in found]
+    rows = [sum_json(names, one) for one in sums]
     writer = csv.DictWriter(out, rows[0] if rows else [*names, "rows"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -68,7 +68,7 @@ def command(
     folder: str | None,
     check: bool,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Check whether the licence of NAME (a model or a licence) allows your use; compare several; list all.
 
@@ -80,42 +80,42 @@ def command(
     With --json: {"schema": 1, "licences": [...]} for the list, {"schema": 1, "verdicts": [...]} otherwise.
     """
     if not names and not teachers:
-        _nothing_to_judge(given, merged, folder, check)
+        _nothing_to_judge(options, merged, folder, check)
         _print_all(as_json)
         return
     if not names and merged:
         raise UsageError("--merge needs a NAME", "name the base of your model")
     if len(names) > 1 and (folder or merged or teachers):
         raise UsageError("--pack, --merge and --taught-by take one NAME", "name the others with --merge")
-    if names and (merged or teachers) and given["modifies"] is False:
+    if names and (merged or teachers) and options["modifies"] is False:
         raise UsageError(
             "--no-modifies contradicts --merge and --taught-by, which change the model", "leave it out"
         )
-    facts = company_facts(settings, given)
-    found = rulings(names, facts, merged, teachers, multimodal=given["multimodal"])
+    facts = company_facts(settings, options)
+    judged = rulings(names, facts, merged, teachers, multimodal=options["multimodal"])
     if folder == "-" and as_json:
         raise UsageError("--pack - and --json both write to stdout", "name a folder for the pack")
     if folder:
-        _write(folder, found[0][1])
+        _write(folder, judged[0][1])
     if as_json:
-        click.echo(json.dumps(verdicts_json(found), indent=1))
-    elif len(found) > 1:
-        _print_comparison(found)
+        click.echo(json.dumps(verdicts_json(judged), indent=1))
+    elif len(judged) > 1:
+        _print_comparison(judged)
     elif folder != "-":
-        _print_one(*found[0])
-    if check and any(v.answer not in ("allowed", "conditions") for _, v in found):
+        _print_one(*judged[0])
+    if check and any(v.answer not in ("allowed", "conditions") for _, v in judged):
         raise click.exceptions.Exit(1)
 
 
 def _nothing_to_judge(
-    given: dict[str, Any], merged: tuple[str, ...], folder: str | None, check: bool
+    options: dict[str, Any], merged: tuple[str, ...], folder: str | None, check: bool
 ) -> None:
     """Raise UsageError for options that the list of licences does not use."""
     if merged or folder or check:
         raise UsageError("--merge, --pack and --check need a NAME")
-    if said := [OPTIONS[fact] for fact, value in given.items() if value not in (None, "")]:
+    if unused := [OPTIONS[fact] for fact, value in options.items() if value not in (None, "")]:
         raise UsageError(
-            f"{said[0]} needs a NAME to judge",
+            f"{unused[0]} needs a NAME to judge",
             "freehold license qwen3:8b --for commercial; alone it lists licences",
         )
 
@@ -150,38 +150,38 @@ def _in_a_word(one: Licence, topic: str) -> str:
     return "yes" if topic in ("commercial", "outputs") else "-"
 
 
-def _print_one(asked: Subject, found: Verdict) -> None:
+def _print_one(subject: Subject, judgement: Verdict) -> None:
     """Print a licence's card, or a model's openness, and the verdict."""
     from freehold.advisor.openness import openness
     from freehold.catalog.licence import find
 
-    own = find(asked.expression)
-    if asked.model is None and own is not None and asked.name == own.name:
+    own = find(subject.expression)
+    if subject.model is None and own is not None and subject.name == own.name:
         _print_card(own)
-    place = openness(asked)
+    place = openness(subject)
     osi = f"; OSI: {place.osi}" if place.osi else ""
     mof = f" (MOF class {place.mof})" if place.mof else ""
     pairs(
         [
-            ("subject", found.subject),
-            ("licence", ", ".join(map(_named, found.licences)) or asked.expression or "not known"),
+            ("subject", judgement.subject),
+            ("licence", ", ".join(map(_named, judgement.licences)) or subject.expression or "not known"),
             ("openness", f"{place.level} {place.name}{osi}"),
             ("", place.says + mof),
-            ("answer", f"{_WORDS[found.answer]}, for {_told(found.facts)}"),
+            ("answer", f"{_WORDS[judgement.answer]}, for {_told(judgement.facts)}"),
         ]
     )
-    for reason in found.reasons:
-        _print_reason(reason, several=len(found.licences) > 1)
-    _print_sources(found)
+    for reason in judgement.reasons:
+        _print_reason(reason, several=len(judgement.licences) > 1)
+    _print_sources(judgement)
 
 
-def _print_sources(found: Verdict) -> None:
+def _print_sources(judgement: Verdict) -> None:
     from freehold.advisor.verdict import DISCLAIMER
 
-    if found.questions:
-        asked = zip(found.missing, found.questions, strict=True)
-        _fill("would decide it: " + "; ".join(f"{text} ({OPTIONS[fact]})" for fact, text in asked))
-    for source in dict.fromkeys(r.source for r in found.reasons):
+    if judgement.questions:
+        questions = zip(judgement.missing, judgement.questions, strict=True)
+        _fill("would decide it: " + "; ".join(f"{text} ({OPTIONS[fact]})" for fact, text in questions))
+    for source in dict.fromkeys(r.source for r in judgement.reasons):
         click.echo(f"source: {source}")
     click.echo(DISCLAIMER)
 
@@ -234,12 +234,12 @@ def _effect(term: Term) -> str:
     return {"refuses": "no, where it applies: ", "requires": "must: "}.get(term.effect, "")
 
 
-def _print_comparison(found: list[tuple[Subject, Verdict]]) -> None:
+def _print_comparison(judged: list[tuple[Subject, Verdict]]) -> None:
     from freehold.advisor.openness import openness
     from freehold.advisor.verdict import DISCLAIMER
 
-    rows = [(v.subject, _WORDS[v.answer], str(openness(asked).level), _because(v)) for asked, v in found]
-    click.echo(f"for {_told(found[0][1].facts)}:")
+    rows = [(v.subject, _WORDS[v.answer], str(openness(subject).level), _because(v)) for subject, v in judged]
+    click.echo(f"for {_told(judged[0][1].facts)}:")
     table(("name", "answer", "openness", "because of"), rows)
     click.echo(DISCLAIMER)
 
@@ -273,27 +273,27 @@ def _named(identifier: str) -> str:
 
 def _told(facts: Facts) -> str:
     """Describe the given facts."""
-    said = []
+    facts_in_words = []
     for name, value in asdict(facts).items():
         plain = name.replace("_", " ")
         if value is None or value == "" or (value is False and name in _FALSE_UNSAID):
             continue
         if isinstance(value, bool):
-            said.append(plain if value else f"no {plain}")
+            facts_in_words.append(plain if value else f"no {plain}")
         else:
-            said.append(f"{plain} {value}" if isinstance(value, str) else f"{plain} {value:,.0f}")
-    return ", ".join(said) or "no facts given"
+            facts_in_words.append(f"{plain} {value}" if isinstance(value, str) else f"{plain} {value:,.0f}")
+    return ", ".join(facts_in_words) or "no facts given"
 
 
-def _write(folder: str, found: Verdict) -> None:
+def _write(folder: str, judgement: Verdict) -> None:
     from freehold.advisor.obligations import pack
 
-    made: DutyPack = pack(found)
+    duties: DutyPack = pack(judgement)
     if folder == "-":
-        for name, content in sorted(made.files().items()):
+        for name, content in sorted(duties.files().items()):
             click.echo(f"==> {name}\n{content}")
         return
     target = Path(folder).expanduser()
     target.mkdir(parents=True, exist_ok=True)
-    for name, content in made.files().items():
+    for name, content in duties.files().items():
         click.echo(f"wrote {write_beside(target / name, content)}", err=True)

@@ -45,17 +45,17 @@ def command(family: str | None, out: Path, form: str, seed: int | None, listing:
     if family is None:
         raise UsageError("which family?", "freehold make-tiny --list shows all")
     tiny = make.config(family, seed)
-    made = _write(tiny, out, form)
-    click.echo(json.dumps(made) if as_json else "\n".join(made.values()))
+    files = _write(tiny, out, form)
+    click.echo(json.dumps(files) if as_json else "\n".join(files.values()))
 
 
 def _write(tiny: TinyConfig, out: Path, form: str) -> dict[str, str]:
     from freehold.models.tiny import make
 
-    made: dict[str, str] = {}
+    files: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
     if form == "gguf" or (form == "both" and tiny.gguf):
-        made["gguf"] = str(make.write_gguf(tiny, out / f"{tiny.name}.gguf"))
+        files["gguf"] = str(make.write_gguf(tiny, out / f"{tiny.name}.gguf"))
     if form != "gguf":
-        made["safetensors"] = str(make.write_safetensors(tiny, out / tiny.name))
-    return made
+        files["safetensors"] = str(make.write_safetensors(tiny, out / tiny.name))
+    return files

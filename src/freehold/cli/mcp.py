@@ -44,7 +44,7 @@ def command() -> None:
 @click.option("--private", is_flag=True, help="The URL may lead into a private network.")
 @json_option
 @click.pass_obj
-def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **given: Any) -> None:
+def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Add a server: a program with its arguments after --, or a URL.
 
     The program gets PATH, HOME and the language, and what --env says; none of your other variables. No shell reads the
@@ -52,16 +52,16 @@ def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **
     """
     from freehold.tools.mcp.configured import tool_server
 
-    said: dict[str, Any] = {"url": words[0]} if _is_url(words) else {"command": list(words)}
-    said |= {"env": _named(given["env"], "--env")} if given["env"] else {}
-    said |= {"headers": _named(given["header"], "--header")} if given["header"] else {}
-    said |= {"keys": list(given["keys"])} if given["keys"] else {}
-    said |= {"private": True} if given["private"] else {}
-    server = tool_server(name, said, "freehold mcp add")
+    table: dict[str, Any] = {"url": words[0]} if _is_url(words) else {"command": list(words)}
+    table |= {"env": _named(options["env"], "--env")} if options["env"] else {}
+    table |= {"headers": _named(options["header"], "--header")} if options["header"] else {}
+    table |= {"keys": list(options["keys"])} if options["keys"] else {}
+    table |= {"private": True} if options["private"] else {}
+    server = tool_server(name, table, "freehold mcp add")
     if name in settings.mcp:
         raise UsageError(f"there is a server {name!r}", f"freehold mcp rm {name} removes it")
     path = settings.home / "config.toml"
-    add_table(path, settings.home, ("mcp", name), said)
+    add_table(path, settings.home, ("mcp", name), table)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "name": name, "where": server.where, "file": str(path)}))
         return
@@ -151,12 +151,14 @@ def test(settings: Settings, name: str, as_json: bool) -> None:
     tools, left_out = pinned(servers[name], asyncio.run(_listed(servers[name])))
     took = time.monotonic() - began
     if as_json:
-        found = {"tools": [tool.shown() for tool in tools], "left_out": left_out}
-        click.echo(json.dumps({"schema": SCHEMA, "name": name, "seconds": round(took, 3), **found}, indent=1))
+        report = {"tools": [tool.shown() for tool in tools], "left_out": left_out}
+        click.echo(
+            json.dumps({"schema": SCHEMA, "name": name, "seconds": round(took, 3), **report}, indent=1)
+        )
         return
     for tool in tools:
-        said = tool.description.partition("\n")[0][:200]
-        click.echo(visible(f"{tool.name}  {said}".rstrip(), lines=False))
+        summary = tool.description.partition("\n")[0][:200]
+        click.echo(visible(f"{tool.name}  {summary}".rstrip(), lines=False))
     for sentence in left_out:
         click.echo(visible(f"warning: {sentence}", lines=False), err=True)
     click.echo(f"{len(tools)} tools, started and listed in {took:.1f} s", err=True)
@@ -177,14 +179,14 @@ def _is_url(words: tuple[str, ...]) -> bool:
     return len(words) == 1 and re.match(r"https?://", words[0]) is not None
 
 
-def _named(given: tuple[str, ...], option: str) -> dict[str, str]:
-    found = {}
-    for each in given:
+def _named(pairs: tuple[str, ...], option: str) -> dict[str, str]:
+    values = {}
+    for each in pairs:
         name, equals, value = each.partition("=")
         if not equals:
             raise UsageError(f"{option} {each[:40]!r} has no =", f"write {option} NAME=VALUE")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _row(server: Any, allowed: int) -> tuple[str, ...]:
@@ -196,7 +198,7 @@ def _revoke(settings: Settings, name: str, tool: str) -> list[str]:
     from freehold.tools.mcp.permissions import Permissions
 
     kept = Permissions.of(settings.home)
-    found = [e for e in kept.entries() if e.server == name and (not tool or e.tool == tool)]
-    for digest in dict.fromkeys(entry.digest for entry in found):
+    entries = [e for e in kept.entries() if e.server == name and (not tool or e.tool == tool)]
+    for digest in dict.fromkeys(entry.digest for entry in entries):
         kept.revoke(digest)
-    return list(dict.fromkeys(entry.tool for entry in found))
+    return list(dict.fromkeys(entry.tool for entry in entries))

@@ -47,10 +47,10 @@ class Billions(click.ParamType):
         """Return billions."""
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bmt]?)", str(value).strip().lower())
-        if found is None:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bmt]?)", str(value).strip().lower())
+        if match is None:
             self.fail(f"{value!r} is not a valid size; write 8b, 0.5b or 270m", param, ctx)
-        return float(found[1]) * {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3}[found[2]]
+        return float(match[1]) * {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3}[match[2]]
 
 
 @click.group("models", cls=Shelf)
@@ -93,25 +93,25 @@ def command() -> None:
 )
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
 @json_option
-def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **given: Any) -> None:
+def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **options: Any) -> None:
     """List the models that match every WORD and option.
 
     An unknown fact matches no filter. With --json, prints {"schema": 1, "models": [...]} with every fact.
     """
-    query = Query(words=words, **{k: v for k, v in given.items() if v})
+    query = Query(words=words, **{k: v for k, v in options.items() if v})
     everything = catalog.models()
-    found = select(everything, query)
+    matches = select(everything, query)
     if sort:
-        found = ordered(found, sort, reverse=reverse) if found else []
+        matches = ordered(matches, sort, reverse=reverse) if matches else []
     elif reverse:
-        found.reverse()
+        matches.reverse()
     today = date.today()
     if as_json:
-        rows = [facts_json(m, today) for m in found]
+        rows = [facts_json(m, today) for m in matches]
         click.echo(json.dumps({"schema": SCHEMA, "models": rows}, indent=1))
-    elif found:
-        _print(found, sort, today)
-    if not found:
+    elif matches:
+        _print(matches, sort, today)
+    if not matches:
         click.echo(_relax(everything, query), err=True)
 
 
@@ -125,15 +125,15 @@ def lint(as_json: bool) -> None:
     "gaps": [{"id": ..., "gap": ...}]}.
     """
     everything = catalog.models()
-    found = [(m.id, gap) for m in everything for gap in gaps(m)]
+    all_gaps = [(m.id, gap) for m in everything for gap in gaps(m)]
     if as_json:
-        rows = [{"id": model_id, "gap": gap} for model_id, gap in found]
+        rows = [{"id": model_id, "gap": gap} for model_id, gap in all_gaps]
         click.echo(json.dumps({"schema": SCHEMA, "models": len(everything), "gaps": rows}, indent=1))
     else:
-        for model_id, gap in found:
+        for model_id, gap in all_gaps:
             click.echo(f"{model_id}: {gap}")
-        click.echo(f"{len(everything)} models, {len(found)} gaps", err=True)
-    if found:
+        click.echo(f"{len(everything)} models, {len(all_gaps)} gaps", err=True)
+    if all_gaps:
         raise click.exceptions.Exit(1)
 
 
@@ -151,9 +151,9 @@ def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: boo
     """
     from freehold.store.refresh import Refresher
 
-    asked = [catalog.model(m) for m in models] or [m for m in catalog.models() if m.name]
+    wanted = [catalog.model(m) for m in models] or [m for m in catalog.models() if m.name]
     refresher = Refresher(settings)
-    changes, failed = refresher.ask([m for m in asked if m.hub])
+    changes, failed = refresher.ask([m for m in wanted if m.hub])
     if not as_json:
         for model_id, why in failed:
             click.echo(f"{model_id}: {why}", err=True)
@@ -166,16 +166,16 @@ def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: boo
         result = {"changes": [c.as_json() for c in changes], "failed": [list(f) for f in failed]}
         click.echo(json.dumps({"schema": SCHEMA, **result, "file": str(file), "added": added}, indent=1))
         return
-    same = len(asked) - len(failed) - len({c.id for c in changes})
-    click.echo(f"{len(asked)} asked, {same} as known, {added} facts added to {file}", err=True)
+    same = len(wanted) - len(failed) - len({c.id for c in changes})
+    click.echo(f"{len(wanted)} asked, {same} as known, {added} facts added to {file}", err=True)
 
 
-def _print(found: list[catalog.Model], sort: str, today: date) -> None:
-    benchmark = sort if any(s.benchmark == sort for m in found for s in m.scores) else ""
-    stale = any(age(m, today) for m in found)
+def _print(models: list[catalog.Model], sort: str, today: date) -> None:
+    benchmark = sort if any(s.benchmark == sort for m in models for s in m.scores) else ""
+    stale = any(age(m, today) for m in models)
     head = HEAD + ((benchmark.upper(),) if benchmark else ()) + (("FACTS",) if stale else ())
     rows = []
-    for m in found:
+    for m in models:
         row = (m.id, m.name, m.tier, size(m), tokens(m.context), short_licence(m), m.country, m.released)
         row += (f"{score(m, benchmark) or ''}",) if benchmark else ()
         rows.append(row + ((age(m, today),) if stale else ()))
@@ -185,12 +185,12 @@ def _print(found: list[catalog.Model], sort: str, today: date) -> None:
 def _relax(everything: tuple[catalog.Model, ...], query: Query) -> str:
     """Return which conditions exclude every model, and how many match without each."""
     counts = {name: len(select(everything, query.without(name))) for name in query.given()}
-    found = [f"{count} without {_option(name)}" for name, count in counts.items() if count]
+    ways = [f"{count} without {_option(name)}" for name, count in counts.items() if count]
     if near := nearest_names(" ".join(query.words), everything) if query.words else []:
-        found.append(f"or did you mean {' or '.join(near)}?")
-    if not found:
+        ways.append(f"or did you mean {' or '.join(near)}?")
+    if not ways:
         return "no model matches, nor without any one of the conditions"
-    return f"no model matches all conditions: {', '.join(found)}"
+    return f"no model matches all conditions: {', '.join(ways)}"
 
 
 def _option(name: str) -> str:

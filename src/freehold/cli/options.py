@@ -96,9 +96,9 @@ def sampling_options(command: Callable) -> Callable:
     return command
 
 
-def chosen(base: SamplingParams, given: Mapping[str, Any], bias: Sequence[str] = ()) -> SamplingParams:
+def chosen(base: SamplingParams, values: Mapping[str, Any], bias: Sequence[str] = ()) -> SamplingParams:
     """Return `base` with the given fields (those that are not None)."""
-    fields = {k.field: given[k.field] for k in SAMPLING if given.get(k.field) is not None}
+    fields = {k.field: values[k.field] for k in SAMPLING if values.get(k.field) is not None}
     if bias:
         fields["logit_bias"] = dict(map(_bias, bias))
     return replace(base, **fields)
@@ -115,25 +115,25 @@ def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
     try:
         return knobs[name], knobs[name].type.convert(text, None, None)
     except click.BadParameter as e:
-        said = in_words(e.message.rstrip("."), knobs[name].type) if text else "a value is missing"
-        raise UsageError(f"{name}: {said}", "/set lists the settings") from e
+        problem = in_words(e.message.rstrip("."), knobs[name].type) if text else "a value is missing"
+        raise UsageError(f"{name}: {problem}", "/set lists the settings") from e
 
 
-def read_format(given: str | None) -> Format | None:
+def read_format(name: str | None) -> Format | None:
     """Read --format: `json`, or a file with a JSON schema, or a .lark file with a grammar."""
-    if given is None or given == "json":
-        return as_format(given)
-    path = Path(given)
+    if name is None or name == "json":
+        return as_format(name)
+    path = Path(name)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_FORMAT_CHARS + 1)
     except (OSError, UnicodeDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
         raise UsageError(
-            f"--format {given}: {why}", "give json, or a file with a JSON schema or a Lark grammar (.lark)"
+            f"--format {name}: {why}", "give json, or a file with a JSON schema or a Lark grammar (.lark)"
         ) from e
     if len(text) > MAX_FORMAT_CHARS:
-        raise UsageError(f"--format {given} has more than {MAX_FORMAT_CHARS:,} characters")
+        raise UsageError(f"--format {name} has more than {MAX_FORMAT_CHARS:,} characters")
     return Format("lark" if path.suffix == ".lark" else "json_schema", text)
 
 

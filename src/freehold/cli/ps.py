@@ -62,9 +62,9 @@ def command(settings: Settings, as_json: bool) -> None:
     if as_json:
         figures = [{"tok_s": rates.get(m.name, 0.0), "needs": needs.get(m.name, "")} for m in models]
         rows = [{**m.plain, **each} for m, each in zip(models, figures, strict=True)]
-        said = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}
+        summary = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}
         more = [tables.as_json(each) for each in deployments]
-        click.echo(json.dumps({**said, "deployments": more}, indent=1))
+        click.echo(json.dumps({**summary, "deployments": more}, indent=1))
         return
     if server.note:
         click.echo(f"note: {server.note}", err=True)

@@ -36,6 +36,6 @@ def command(settings: Settings, model: str, quant: str | None, as_json: bool, of
     store = Store(with_offline(settings, offline))
     check_fetch(store, model)
     with reporter(as_json=as_json) as on_event:
-        found = store.pull(model, on_event, rounding)
+        ref = store.pull(model, on_event, rounding)
     if not as_json:
-        click.echo(found.path)
+        click.echo(ref.path)

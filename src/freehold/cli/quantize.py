@@ -37,8 +37,8 @@ class FileSize(click.ParamType):
         """Return bytes."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", str(value).strip().upper())
-        size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", str(value).strip().upper())
+        size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
         if not size:
             self.fail(f"{value!r} is not a size; write 400MB, 1.2GB or 900MiB", param, ctx)
         return size
@@ -116,14 +116,14 @@ def command(
     from freehold.evals.divergence import UNTIL
     from freehold.store import Store
 
-    for option, given in (("--text", text), ("--until", until)):
-        if given is not None and not report:
+    for option, value in (("--text", text), ("--until", until)):
+        if value is not None and not report:
             raise UsageError(f"{option} is for a report", f"add --report, or leave out {option}")
     if out.suffix == ".gguf":
         raise UsageError(
             f"-o {out} is to be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf"
         )
-    asked = QuantizeRequest(
+    request = QuantizeRequest(
         quant=quant or "",
         bits=bits or 0,
         target_bytes=target_bytes or 0,
@@ -137,9 +137,9 @@ def command(
         fresh=fresh,
         facts=company_facts(settings, {}),
     )
-    if tokens and not asked.texts:
+    if tokens and not request.texts:
         raise UsageError(
-            f"{asked.name or 'a portable mix'} is written without calibration, which --tokens bounds",
+            f"{request.name or 'a portable mix'} is written without calibration, which --tokens bounds",
             "add --calibrate default, or leave out --tokens",
         )
     ref = Store(settings).resolve(model)
@@ -155,11 +155,11 @@ def command(
             spent=spent,
         )
         line.begin(f"reading {ref.name}")
-        made = quantise(ref, out, asked, settings, watching)
+        record = quantise(ref, out, request, settings, watching)
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(record))
     else:
-        pairs(_rows(out, made))
+        pairs(_rows(out, record))
 
 
 def _groups(line: StatusLine) -> Any:
@@ -193,14 +193,14 @@ def _blocks(line: StatusLine) -> Any:
     return show
 
 
-def _seconds(found: dict[str, float], *parts: str) -> str:
-    words = [f"{part} {found[part]:,.0f}" for part in parts if found.get(part, 0) >= 1]
+def _seconds(seconds: dict[str, float], *parts: str) -> str:
+    words = [f"{part} {seconds[part]:,.0f}" for part in parts if seconds.get(part, 0) >= 1]
     return f"; processor seconds: {', '.join(words)}" if words else ""
 
 
-def _rows(out: Path, made: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(out: Path, record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
-    result = made["result"]
+    result = record["result"]
     share = result["bytes"] / result["source_bytes"]
     types = ", ".join(f"{name} {human(n)}" for name, n in result["bytes_by_type"].items())
     return [
@@ -208,11 +208,11 @@ def _rows(out: Path, made: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", f"{human(result['bytes'])}, {share:.0%} of the source's {human(result['source_bytes'])}"),
         ("type", _type(result)),
         ("holds", types),
-        *_mix_rows(made.get("mix")),
-        *_divergence_rows(made.get("divergence")),
-        *_speed_rows(made.get("speed")),
-        *_spent_rows(made["cpu_seconds_by_part"]),
-        ("licence", _licence(made["licence"])),
+        *_mix_rows(record.get("mix")),
+        *_divergence_rows(record.get("divergence")),
+        *_speed_rows(record.get("speed")),
+        *_spent_rows(record["cpu_seconds_by_part"]),
+        ("licence", _licence(record["licence"])),
         ("receipt", str(out / "receipt.json")),
     ]
 
@@ -232,30 +232,31 @@ def _mix_rows(mix: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def _divergence_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if found is None:
+def _divergence_rows(divergence: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if divergence is None:
         return []
-    early = ", stopped early" if found["stopped_early"] else ""
+    early = ", stopped early" if divergence["stopped_early"] else ""
     return [
         (
             "divergence",
-            f"{found['mean']:.4f} nat a token ({found['low']:.4f} to {found['high']:.4f}) from the source; "
-            f"{found['tokens']:,} tokens{early}",
+            f"{divergence['mean']:.4f} nat a token ({divergence['low']:.4f} to {divergence['high']:.4f}) "
+            "from the source; "
+            f"{divergence['tokens']:,} tokens{early}",
         ),
         (
             "",
-            f"median {found['median']:.4f}, 90 % {found['p90']:.3f}, 95 % {found['p95']:.3f}, "
-            f"99 % {found['p99']:.3f}, 99.9 % {found['p999']:.3f}, most {found['max']:.2f}",
+            f"median {divergence['median']:.4f}, 90 % {divergence['p90']:.3f}, 95 % {divergence['p95']:.3f}, "
+            f"99 % {divergence['p99']:.3f}, 99.9 % {divergence['p999']:.3f}, most {divergence['max']:.2f}",
         ),
         (
             "",
-            f"same most probable token {found['same_top']:.1%}; probability of the text's token "
-            f"± {found['rms_delta_p']:.1%} (RMS)",
+            f"same most probable token {divergence['same_top']:.1%}; probability of the text's token "
+            f"± {divergence['rms_delta_p']:.1%} (RMS)",
         ),
         (
             "perplexity",
-            f"{found['perplexity']:.3f}, {found['perplexity_ratio']:.4f} ± "
-            f"{found['perplexity_ratio_error']:.4f} times the source's",
+            f"{divergence['perplexity']:.3f}, {divergence['perplexity_ratio']:.4f} ± "
+            f"{divergence['perplexity_ratio_error']:.4f} times the source's",
         ),
     ]
 
@@ -266,25 +267,25 @@ def _speed_rows(speed: dict[str, Any] | None) -> list[tuple[str, str]]:
     return [
         (
             "decode" if name == "result" else "",
-            f"{found['measured_tok_s']:.1f} tok/s measured{_predicted(found)}"
+            f"{rates['measured_tok_s']:.1f} tok/s measured{_predicted(rates)}"
             f"{', the source' if name == 'source' else ''}",
         )
-        for name, found in sorted(speed.items())
+        for name, rates in sorted(speed.items())
     ]
 
 
-def _spent_rows(found: dict[str, float]) -> list[tuple[str, str]]:
-    parts = [f"{seconds:,.0f} s {part}" for part, seconds in found.items() if seconds >= 1]
+def _spent_rows(spent: dict[str, float]) -> list[tuple[str, str]]:
+    parts = [f"{seconds:,.0f} s {part}" for part, seconds in spent.items() if seconds >= 1]
     return [("processor", ", ".join(parts))] if parts else []
 
 
-def _predicted(found: dict[str, float]) -> str:
-    if "predicted_tok_s" not in found:
+def _predicted(rates: dict[str, float]) -> str:
+    if "predicted_tok_s" not in rates:
         return ""
-    low, high = found["predicted_low_tok_s"], found["predicted_high_tok_s"]
-    return f", {found['predicted_tok_s']:.1f} predicted ({low:.1f} to {high:.1f})"
+    low, high = rates["predicted_low_tok_s"], rates["predicted_high_tok_s"]
+    return f", {rates['predicted_tok_s']:.1f} predicted ({low:.1f} to {high:.1f})"
 
 
-def _licence(found: dict[str, Any]) -> str:
-    named = ", ".join(found["licences"]) or "not known"
-    return f"{named}: {found['answer']} to be changed"
+def _licence(verdict: dict[str, Any]) -> str:
+    named = ", ".join(verdict["licences"]) or "not known"
+    return f"{named}: {verdict['answer']} to be changed"

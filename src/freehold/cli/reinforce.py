@@ -133,7 +133,7 @@ def command(
     test: Path | None,
     fresh: bool,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Train MODEL on the scores of its own answers; write the adapter and receipt.json to the folder OUT.
 
@@ -150,25 +150,25 @@ def command(
 
     store = Store(settings)
     ref = store.resolve(model)
-    given["prompts"] = given.pop("prompts_a_step")
-    asked = chosen_settings(ReinforceSettings, given)
+    options["prompts"] = options.pop("prompts_a_step")
+    settings_chosen = chosen_settings(ReinforceSettings, options)
     note(settings.home, "reinforce", out)
     with StatusLine(result_of(out)) as line:
-        made = reinforce(
+        record = reinforce(
             ref,
             ReinforceSources(reward, check, prompts, test),
             out,
-            asked,
+            settings_chosen,
             packs=store.packs,
             facts=company_facts(settings, {}),
             fresh=fresh,
             on_note=line.note,
-            on_step=lambda row: line.say(_step(row, asked.steps)),
+            on_step=lambda row: line.say(_step(row, settings_chosen.steps)),
         )
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(record))
     else:
-        pairs(_rows(out, made))
+        pairs(_rows(out, record))
 
 
 def _step(row: Mapping[str, Any], steps: int) -> str:
@@ -185,16 +185,16 @@ def _step(row: Mapping[str, Any], steps: int) -> str:
     return "; ".join(parts) + f"; {row['cpu_seconds']:.1f} CPU-s"
 
 
-def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
-    steps, mismatch, speed = made["steps"], made["mismatch"], made["speed"]
+    steps, mismatch, speed = record["steps"], record["mismatch"], record["speed"]
     gap = "not measured: every group was equal"
     if mismatch["mean_size"] is not None:
         gap = f"{mismatch['mean_size']:.4f} nat a token, at most {mismatch['most']:.4f} in a step"
     rows = [
         ("adapter", str(out)),
-        *_measured(made.get("before_after")),
-        *still_known_rows(made),
+        *_measured(record.get("before_after")),
+        *still_known_rows(record),
         ("groups", f"{steps['dropped']} of {steps['groups']} were equal, and dropped"),
         ("mismatch", gap),
         ("failures", _counted(steps["failures"]) or "none"),
@@ -203,24 +203,24 @@ def _rows(out: Path, made: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("check", f"parts from the reward in {steps['parted']:.1%} of the answers"))
         rows += [("", _parted(each)) for each in steps["parted_shown"]]
     sampling = f"{speed['sampling_share']:.0%} of the steps' is sampling"
-    time = f"{made['cpu_seconds']:.0f} CPU-s, the reward's not counted; {sampling}"
+    time = f"{record['cpu_seconds']:.0f} CPU-s, the reward's not counted; {sampling}"
     return [*rows, ("time", time), ("receipt", str(out / "receipt.json"))]
 
 
-def _measured(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    if found is None:
+def _measured(measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if measured is None:
         return [("unseen", "no prompts: what was learnt is not measured")]
-    made = []
+    rows = []
     for kind in ("greedy", "sampled"):
-        one = found[kind]
-        made.append(
+        one = measured[kind]
+        rows.append(
             (
                 "unseen" if kind == "greedy" else "",
-                f"{one['after']:.1%} of {found['prompts']} prompts pass {kind}, before {one['before']:.1%} "
+                f"{one['after']:.1%} of {measured['prompts']} prompts pass {kind}, before {one['before']:.1%} "
                 f"(p = {one['p']:.2g}); mean score {one['mean_after']:.2f}, before {one['mean_before']:.2f}",
             )
         )
-    return made
+    return rows
 
 
 def _parted(shown: Mapping[str, Any]) -> str:

@@ -29,10 +29,10 @@ def command(settings: Settings, models: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"schema": 1, "removed": [r.as_json() for r in removed]}, indent=1))
         return
     for r in removed:
-        click.echo(_said(r), err=True)
+        click.echo(_summary(r), err=True)
 
 
-def _said(r: Removed) -> str:
+def _summary(r: Removed) -> str:
     if not r.forgotten:
         return f"{r.name}: deleted, {human(r.freed)} freed"
     freed = f"; {human(r.freed)} of packed files freed" if r.freed else ""

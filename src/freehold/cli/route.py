@@ -91,11 +91,11 @@ def explain_prompt(
         raise ModelNotFound(
             f"neither gateway.toml nor the store has {name!r}", f"names of the file: {', '.join(plan.names)}"
         )
-    found = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, when=time.time()))
+    explanation = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, when=time.time()))
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, **_plain(found)}, indent=1))
+        click.echo(json.dumps({"schema": SCHEMA, **_plain(explanation)}, indent=1))
     else:
-        _show(found)
+        _show(explanation)
 
 
 @command.command("admit", epilog="Example: freehold route admit answers.csv")
@@ -115,12 +115,12 @@ def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
     from freehold.router.admission.table import read_table
     from freehold.router.admission.verdict import admit
 
-    found = admit(read_table(table.expanduser()))
+    verdict = admit(read_table(table.expanduser()))
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, **found.as_json()}, indent=1))
+        click.echo(json.dumps({"schema": SCHEMA, **verdict.as_json()}, indent=1))
     else:
-        show(found)
-    if not found.wanted:
+        show(verdict)
+    if not verdict.wanted:
         ctx.exit(1)
 
 
@@ -133,24 +133,26 @@ def _first(gateway: Gateway) -> str:
     return names[0]
 
 
-def _plain(found: Explanation) -> dict[str, Any]:
-    plain = asdict(found)
-    return {**plain, "places": sorted(found.places), "reserved": found.reserved}
+def _plain(explanation: Explanation) -> dict[str, Any]:
+    plain = asdict(explanation)
+    return {**plain, "places": sorted(explanation.places), "reserved": explanation.reserved}
 
 
-def _show(found: Explanation) -> None:
-    labels = ", ".join(f"{label.name} (by {label.by})" for label in found.labels)
-    click.echo(f"route {found.route}; labels: {labels or 'none'}")
-    click.echo(f"may be at: {', '.join(sorted(found.places))}")
-    answer = f"an answer of {found.max_tokens:,}"
-    click.echo(f"price of about {found.prompt_tokens:,} prompt tokens and {answer}:\n")
-    rows = [(t.name, t.verdict, t.place, _usd(t.likely), t.reason) for t in found.targets]
+def _show(explanation: Explanation) -> None:
+    labels = ", ".join(f"{label.name} (by {label.by})" for label in explanation.labels)
+    click.echo(f"route {explanation.route}; labels: {labels or 'none'}")
+    click.echo(f"may be at: {', '.join(sorted(explanation.places))}")
+    answer = f"an answer of {explanation.max_tokens:,}"
+    click.echo(f"price of about {explanation.prompt_tokens:,} prompt tokens and {answer}:\n")
+    rows = [(t.name, t.verdict, t.place, _usd(t.likely), t.reason) for t in explanation.targets]
     table(("TARGET", "VERDICT", "PLACE", "USD", "REASON"), rows, right=(3,))
-    if found.budget is not None:
-        limit, per = _usd(found.budget.nano), found.budget.per
-        click.echo(f"\nbudget: {limit} USD a {per}; this request would set aside {_usd(found.reserved)} USD")
-    if found.refused:
-        click.echo(f"\nrefused: {found.refused}")
+    if explanation.budget is not None:
+        limit, per = _usd(explanation.budget.nano), explanation.budget.per
+        click.echo(
+            f"\nbudget: {limit} USD a {per}; this request would set aside {_usd(explanation.reserved)} USD"
+        )
+    if explanation.refused:
+        click.echo(f"\nrefused: {explanation.refused}")
 
 
 def _usd(nano: int) -> str:

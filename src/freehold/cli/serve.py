@@ -116,7 +116,7 @@ from freehold.store import Store
 @json_option
 @offline_option
 @click.pass_context
-def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
+def command(ctx: click.Context, models: tuple[str, ...], **values: Any) -> None:
     """Serve models over HTTP to clients of the OpenAI, Anthropic and Ollama APIs.
 
     Each MODEL (a name, a file, org/repo[:quant]) is fetched if necessary and loaded at start. Other models in the store
@@ -128,13 +128,13 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
     SIGTERM or Ctrl-C finishes running answers, for at most --drain; a second signal stops at once. With --json, stdout
     gets one line once all models are loaded: {"url": ..., "models": [...], ...}.
     """
-    settings = with_offline(ctx.obj, given.pop("offline"))
+    settings = with_offline(ctx.obj, values.pop("offline"))
     for note in strange_variables(os.environ):
         tell(f"warning: {note}")
-    force, installing = given.pop("force"), given.pop("install_service")
+    force, installing = values.pop("force"), values.pop("install_service")
     source = click.core.ParameterSource.COMMANDLINE
-    given["own"] = next((o for name, o in OWN.items() if ctx.get_parameter_source(name) is source), "")
-    options = read_options(settings, given)
+    values["own"] = next((o for name, o in OWN.items() if ctx.get_parameter_source(name) is source), "")
+    options = read_options(settings, values)
     store = Store(settings)
     if installing:
         from freehold.cli.serving.service import install

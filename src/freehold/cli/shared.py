@@ -54,15 +54,15 @@ engine_option = click.option(
 )
 
 
-def named_adapter(store: Store, given: str) -> tuple[str, str, Path]:
+def named_adapter(store: Store, text: str) -> tuple[str, str, Path]:
     """Split [MODEL+][NAME=]PATH; without NAME the file or folder gives it. Raises UsageError."""
-    found = parted(store, given)
-    if found.path is None:
-        name, path = adapter_of(given)
-        found = NamedModel("", name, path)
-    if found.path is None:
-        raise UsageError(f"--adapter {given}: {given} does not exist", "name a PEFT folder or a GGUF adapter")
-    return found.model, found.adapter, found.path
+    named = parted(store, text)
+    if named.path is None:
+        name, path = adapter_of(text)
+        named = NamedModel("", name, path)
+    if named.path is None:
+        raise UsageError(f"--adapter {text}: {text} does not exist", "name a PEFT folder or a GGUF adapter")
+    return named.model, named.adapter, named.path
 
 
 class Seconds(click.ParamType):
@@ -81,11 +81,11 @@ class Seconds(click.ParamType):
         text = str(value).strip().lower()
         if self._never and (text == "never" or text.startswith("-")):
             return -1.0
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
-        if found is None:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
+        if match is None:
             or_never = ", or never" if self._never else ""
             self.fail(f"{value!r} is not a valid duration; write 30s, 5m, 2h or 7d{or_never}", param, ctx)
-        return float(found[1]) * self._UNITS[found[2]]
+        return float(match[1]) * self._UNITS[match[2]]
 
 
 drain_option = click.option(
@@ -124,10 +124,10 @@ class Amount(click.ParamType):
         if isinstance(value, (int, float)):
             return value
         text = re.sub(r"[_,]", "", str(value).strip().lower().removeprefix("$"))
-        found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([a-z]*)", text)
-        if found is None or found[2] not in self._UNITS:
+        match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([a-z]*)", text)
+        if match is None or match[2] not in self._UNITS:
             self.fail(f"{value!r} is not a valid number; write 8192, 32k, 20M or 1.5bn", param, ctx)
-        number = float(found[1]) * self._UNITS[found[2]]
+        number = float(match[1]) * self._UNITS[match[2]]
         return round(number) if self._whole else number
 
 

@@ -14,7 +14,7 @@ from freehold.cli.shared import FiniteRange
 LINES = click.Path(path_type=Path, exists=True, dir_okay=False)  # a file of JSON lines
 FOLDER = click.Path(path_type=Path, file_okay=False)
 Command = TypeVar("Command", bound=Callable[..., Any])
-Made = TypeVar("Made")
+SettingsType = TypeVar("SettingsType")
 
 out_option = click.option("-o", "--out", required=True, type=FOLDER, help="The folder to make.")
 max_length_option = click.option(
@@ -90,28 +90,31 @@ def replay_option(also: str = "") -> Callable[[Command], Command]:
     )
 
 
-def chosen_settings(kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
+def chosen_settings(kind: Callable[..., SettingsType], options: Mapping[str, Any]) -> SettingsType:
     """Make a verb's settings of its options; products are in bfloat16 where this processor has them, unless said."""
     from freehold.adapt.extra import half_helps
 
-    half = half_helps() if given["half"] is None else given["half"]
-    return kind(alpha=2.0 * given["rank"], **{**given, "half": half})
+    half = half_helps() if options["half"] is None else options["half"]
+    return kind(alpha=2.0 * options["rank"], **{**options, "half": half})
 
 
-def still_known_rows(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+def still_known_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what a training left of what was known before."""
-    control, text = made["control"], made["text_loss"]
+    control, text = record["control"], record["text_loss"]
     return [
         ("facts", f"{control['after']} of {control['facts']} known, before {control['before']}"),
         ("other text", f"{text['after']:.3f} nat a token, before {text['before']:.3f} ({text['rise']:+.3f})"),
     ]
 
 
-def served_row(made: Mapping[str, Any]) -> tuple[str, str]:
+def served_row(record: Mapping[str, Any]) -> tuple[str, str]:
     """Return how far the engine that serves an adapter is from what trained it."""
-    return "as served", f"the engine is {made['mismatch']['mean_absolute']:.4f} nat a token from the trainer"
+    return (
+        "as served",
+        f"the engine is {record['mismatch']['mean_absolute']:.4f} nat a token from the trainer",
+    )
 
 
-def time_row(made: Mapping[str, Any]) -> tuple[str, str]:
+def time_row(record: Mapping[str, Any]) -> tuple[str, str]:
     """Return the processor time of a training and of its steps."""
-    return "time", f"{made['cpu_seconds']:.0f} CPU-s, {made['speed']['step_cpu_seconds']:.1f} a step"
+    return "time", f"{record['cpu_seconds']:.0f} CPU-s, {record['speed']['step_cpu_seconds']:.1f} a step"

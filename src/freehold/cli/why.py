@@ -29,7 +29,7 @@ _MOST_REASONS = 6
 @company_options
 @json_option
 @click.pass_obj
-def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None:
+def command(settings: Settings, model: str, as_json: bool, **options: Any) -> None:
     """Show all known facts about MODEL, with their sources, and what is not known.
 
     File, digest, template and defaults; the licence's verdict on your facts (as for `freehold license`); quality by
@@ -37,14 +37,14 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
 
     With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
     """
-    found = why_report(settings, model, given)
+    report = why_report(settings, model, options)
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=1))
+        click.echo(json.dumps(report.as_json(), indent=1))
         return
-    rows = card_lines(found.card) + _licence_lines(found.verdict) + _quality_lines(found.quality)
-    rows += [("on your cases" if not i else "", line) for i, line in enumerate(map(_own_line, found.own))]
-    rows += _speed_lines(found.here)
-    rows += [("not known" if not i else "", gap) for i, gap in enumerate(found.unknown)]
+    rows = card_lines(report.card) + _licence_lines(report.verdict) + _quality_lines(report.quality)
+    rows += [("on your cases" if not i else "", line) for i, line in enumerate(map(_own_line, report.own))]
+    rows += _speed_lines(report.here)
+    rows += [("not known" if not i else "", gap) for i, gap in enumerate(report.unknown)]
     pairs(rows)
 
 
@@ -65,8 +65,8 @@ def _quality_lines(quality: list[tuple[list[str], Quality]]) -> list[tuple[str, 
     for names, q in quality:
         r = q.range
         likely = f"{q.benchmark} {r.mid:.0f} ({r.low:.0f} to {r.high:.0f})"
-        said = f"{likely}, {q.basis}: {q.evidence}; for {', '.join(names)}"
-        rows.append(("quality" if not rows else "", said))
+        text = f"{likely}, {q.basis}: {q.evidence}; for {', '.join(names)}"
+        rows.append(("quality" if not rows else "", text))
     return rows
 
 
@@ -96,6 +96,6 @@ def _speed_lines(here: SpeedHere) -> list[tuple[str, str]]:
     elif here.foreseen:
         rows.append(("here", f"does not run: {here.foreseen.reason}"))
     for run in here.measured[-3:]:
-        said = f"measured {digits(run.measured)} tokens a second, {run.kind} at {run.depth:,} tokens"
-        rows.append(("" if rows else "here", f"{said}, {run.at[:10]}"))
+        text = f"measured {digits(run.measured)} tokens a second, {run.kind} at {run.depth:,} tokens"
+        rows.append(("" if rows else "here", f"{text}, {run.at[:10]}"))
     return rows

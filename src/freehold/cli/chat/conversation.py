@@ -90,9 +90,9 @@ class Conversation:
 
     def ask(self, message: Message) -> None:
         """Answer a message; without an answer it is taken back, and stays in the file as a branch of its own."""
-        said = [turn.message.role for turn in self._turns]
-        asked = len(said) - (said[-1:] == ["user"])  # a question without an answer makes way
-        self._ask_at(asked, ChatTurn(message))
+        roles = [turn.message.role for turn in self._turns]
+        start = len(roles) - (roles[-1:] == ["user"])  # a question without an answer makes way
+        self._ask_at(start, ChatTurn(message))
 
     def _ask_at(self, place: int, turn: ChatTurn) -> None:
         """Answer a message in the place of what follows the first `place`; if that fails or is stopped, all stays."""
@@ -117,12 +117,12 @@ class Conversation:
             self._stream(answer)
         except BaseException as e:
             error = e if isinstance(e, FreeholdError) else None
-            self._keeper.end(_said(answer), "failed", error)
+            self._keeper.end(_content(answer), "failed", error)
             raise
         self._account(answer)
         finish = "length" if answer.cut else "stop"
-        id = self._keeper.end(_said(answer), "stopped" if answer.stopped or answer.looped else finish)
-        return None if answer.stopped and not answer.text else ChatTurn(_said(answer), id)
+        id = self._keeper.end(_content(answer), "stopped" if answer.stopped or answer.looped else finish)
+        return None if answer.stopped and not answer.text else ChatTurn(_content(answer), id)
 
     def _heard(self, turn: Message) -> None:
         """Take in an answer that called tools, or the result of a call; the answer continues after the last one."""
@@ -131,8 +131,8 @@ class Conversation:
             self._streamed.text = self._streamed.thinking = ""
             return
         self._turns.append(ChatTurn(turn))
-        asked = next(i for i, t in enumerate(reversed(self._turns)) if t.message.role == "assistant")
-        if asked == len(self._turns[-1 - asked].message.tool_calls):
+        back = next(i for i, t in enumerate(reversed(self._turns)) if t.message.role == "assistant")
+        if back == len(self._turns[-1 - back].message.tool_calls):
             self._keeper.begin(self._turns, self._system)
         else:
             self._keeper.add(self._turns, self._system)
@@ -171,9 +171,9 @@ class Conversation:
 
     def _take(self, session: ChatSession, system: str = "") -> None:
         """Continue a saved chat; `system` wins over its own."""
-        said = [m for m in session.messages if m.role != "system"]
-        ids = [*session.ids, *[""] * (len(said) - len(session.ids))]
-        self._turns = [ChatTurn(m, id) for m, id in zip(said, ids, strict=True)]
+        messages = [m for m in session.messages if m.role != "system"]
+        ids = [*session.ids, *[""] * (len(messages) - len(session.ids))]
+        self._turns = [ChatTurn(m, id) for m, id in zip(messages, ids, strict=True)]
         own = "".join(m.content for m in session.messages if m.role == "system")
         self._system = system or own
         self._keeper.use(session)
@@ -183,13 +183,13 @@ class Conversation:
 
     def resumed(self, show: Callable[[Message], None], last: int = 2) -> None:
         """Show the last messages of a continued session, and count its tokens."""
-        said = [turn.message for turn in self._turns]
-        if not said:
+        messages = [turn.message for turn in self._turns]
+        if not messages:
             return
-        left_out = len(said) - len(said[-last:])
-        earlier = f"; the last {last} of {len(said)} messages:" if left_out else ":"
+        left_out = len(messages) - len(messages[-last:])
+        earlier = f"; the last {last} of {len(messages)} messages:" if left_out else ":"
         self._say(f"{self.session.name}, with {self.session.model}{earlier}")
-        for message in said[-last:]:
+        for message in messages[-last:]:
             show(message)
         self._measure()
 
@@ -210,5 +210,5 @@ class Conversation:
         return sum(turn.message.role == "user" for turn in self._turns)
 
 
-def _said(answer: StreamedAnswer) -> Message:
+def _content(answer: StreamedAnswer) -> Message:
     return Message("assistant", answer.text, answer.thinking)

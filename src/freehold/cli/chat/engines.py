@@ -18,10 +18,10 @@ from freehold.store import ModelRef
 
 def opened(settings: Settings, ref: ModelRef, choice: EngineChoice, context: int | None) -> DeployedLLM:
     """Start another engine with a stored model. Raises EngineLost with the way back to ours."""
-    asked = DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0)
-    plan = planned(settings, asked, start=True)
+    options = DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0)
+    plan = planned(settings, options, start=True)
     try:
         with StatusLine("the engine has ended") as line:
-            return DeployedLLM(settings, asked, plan, lambda row: line.show(progress(row)))
+            return DeployedLLM(settings, options, plan, lambda row: line.show(progress(row)))
     except EngineLost as e:
         raise EngineLost(e.message, "--engine freehold computes on the processor") from e

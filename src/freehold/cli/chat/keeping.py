@@ -91,8 +91,8 @@ class ChatKeeper:
         growing = self._open()
         if growing is None:
             return ""
-        said = {"message": error.message, "hint": error.hint} if error else None
-        growing.last = message, finish, said
+        problem = {"message": error.message, "hint": error.hint} if error else None
+        growing.last = message, finish, problem
         self._tried(self._settle)
         return growing.id
 
@@ -143,18 +143,18 @@ class ChatKeeper:
     def _begin(self, turns: Sequence[ChatTurn], system: str) -> None:
         self._bring(turns, system)
         assert self._writer is not None
-        made = self._writer.open_answer(parent=turns[-1].id, model=self.session.model)
-        self._growing.append(_Growing(made.id, at=time.monotonic()))
+        saved = self._writer.open_answer(parent=turns[-1].id, model=self.session.model)
+        self._growing.append(_Growing(saved.id, at=time.monotonic()))
 
     def _bring(self, turns: Sequence[ChatTurn], system: str) -> None:
         """Make the file if there is none, and append what is not in it."""
         if self._writer is None:
             if not self.session.id:
                 settings = ChatSettings(system=system) if system else None
-                made = self._sessions.folder.create(
+                card = self._sessions.folder.create(
                     id=self.session.name, model=self.session.model, settings=settings
                 )
-                self.session = replace(self.session, id=made.id, name=made.id, messages=_system(system))
+                self.session = replace(self.session, id=card.id, name=card.id, messages=_system(system))
             self._writer = self._sessions.folder.writer(self.session.id)
         self._settle()
         if system != self._system():

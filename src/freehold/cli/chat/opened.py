@@ -74,16 +74,16 @@ class Opened:
 
     def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
         named = with_adapter(self._store, name, request.adapter)
-        found = (
+        llm = (
             attached(self._settings, self._store, named, request)
             or by_engine(self._settings, self._store, named, request)
             or open_llm(self._store, named, request)
         )
         if self._tools is None:
-            return found
+            return llm
         from freehold.cli.chat.tools import Tooled
 
-        return cast("LLM", Tooled(found, self._tools))
+        return cast("LLM", Tooled(llm, self._tools))
 
 
 def with_adapter(store: Store, model: str, adapter: str | None) -> NamedModel:
@@ -110,17 +110,17 @@ def attached(settings: Settings, store: Store, named: NamedModel, request: RunRe
         return None
     if server is None:
         return None
-    found = None
+    attached_model = None
     try:
         own = [option for option in request.own if option != "--adapter"]
         own += ["an adapter's path"] if named.path else []
         if own:
             tell(f"note: {own[0]} needs a model in this process; the running server is not used")
         else:
-            found = _served(server, store, named, request)
-        return found
+            attached_model = _served(server, store, named, request)
+        return attached_model
     finally:
-        if found is None:
+        if attached_model is None:
             server.api.close()
 
 
@@ -147,8 +147,8 @@ def _served(server: RunningServer, store: Store, named: NamedModel, request: Run
         return None
     if info is None:  # unloaded again at once
         return None
-    made = ref.overlay.read.sampling if ref.overlay else {}
-    sampling = replace(info.default_sampling, **made)  # type: ignore[arg-type]
+    parameters = ref.overlay.read.sampling if ref.overlay else {}
+    sampling = replace(info.default_sampling, **parameters)  # type: ignore[arg-type]
     info = replace(info, load_s=time.perf_counter() - started, default_sampling=sampling)
     if server.note:
         tell(f"note: {server.note}")
@@ -183,9 +183,9 @@ def by_engine(settings: Settings, store: Store, named: NamedModel, request: RunR
         tell(line)
     if choice.engine == OURS:
         return None
-    found = opened(settings, ref, choice, request.context)
-    _tell_facts(found.info, request, f", by {choice.engine}")
-    return found
+    llm = opened(settings, ref, choice, request.context)
+    _tell_facts(llm.info, request, f", by {choice.engine}")
+    return llm
 
 
 def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:

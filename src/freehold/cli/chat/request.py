@@ -62,14 +62,14 @@ def check(request: RunRequest, settings: AnswerSettings) -> None:
     if any(not s for s in settings.stop):
         raise UsageError("--stop is empty", "leave it out")
     if request.raw:
-        given = {
+        used = {
             "--system": request.system,
             "--think": settings.think is not None,
             "--session": request.session,
             "--mcp": request.mcp,
         }
-        given |= {"--continue": request.continued, "--overflow": settings.overflow != "error"}
-        for option in (name for name, value in given.items() if value):
+        used |= {"--continue": request.continued, "--overflow": settings.overflow != "error"}
+        for option in (name for name, value in used.items() if value):
             raise UsageError(
                 f"{option} is for chats, and --raw completes a text", f"leave out --raw or {option}"
             )
@@ -81,8 +81,8 @@ def check(request: RunRequest, settings: AnswerSettings) -> None:
 
 def check_terminal(request: RunRequest) -> None:
     """Raise UsageError where a chat is not possible: without a terminal, or with options for one answer."""
-    for option, given in (("--json", request.as_json), ("--raw", request.raw)):
-        if given:
+    for option, used in (("--json", request.as_json), ("--raw", request.raw)):
+        if used:
             raise UsageError(f"{option} needs a prompt", "give one as an argument or through a pipe")
     if not sys.stdout.isatty():
         raise UsageError("there is no prompt, and stdout is not a terminal", "give a prompt")

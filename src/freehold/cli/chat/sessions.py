@@ -81,16 +81,16 @@ class Sessions:
         system = "".join(m.content for m in session.messages if m.role == "system")
         if not session.id:
             settings = ChatSettings(system=system) if system else None
-            made = self.folder.create(id=session.name, model=session.model, settings=settings)
-            session = replace(session, id=made.id, name=made.id)
-        said = [m for m in session.messages if m.role != "system"]
+            card = self.folder.create(id=session.name, model=session.model, settings=settings)
+            session = replace(session, id=card.id, name=card.id)
+        messages = [m for m in session.messages if m.role != "system"]
         ids = list(session.ids)
         with self.folder.writer(session.id) as writer:
             settings = self.folder.read(session.id).settings
             if settings.system != system:
                 settings.system = system
                 writer.set(ChatChange(settings=settings))
-            for message in said[len(ids) :]:
+            for message in messages[len(ids) :]:
                 parent = ids[-1] if ids else None
                 ids.append(
                     writer.message(
@@ -114,14 +114,16 @@ class Sessions:
         if self.folder.exists(name):
             return self._session(self.folder.read(name))
         cards = self.folder.cards()
-        found = [card for card in cards if _name(card) == name][:1]
-        found = found or [card for card in cards if _name(card).startswith(name) or card.id.startswith(name)]
-        if len(found) != 1:
-            names = [_name(card) for card in found or cards]
-            near = ", ".join(names[:4]) if found else nearest(name, names)
+        matches = [card for card in cards if _name(card) == name][:1]
+        matches = matches or [
+            card for card in cards if _name(card).startswith(name) or card.id.startswith(name)
+        ]
+        if len(matches) != 1:
+            names = [_name(card) for card in matches or cards]
+            near = ", ".join(names[:4]) if matches else nearest(name, names)
             hint = f"did you mean {near}?" if near else "/load in a chat lists the saved ones"
             raise ChatNotFound(f"{name!r} is not a session", hint)
-        return self._session(self.folder.read(found[0].id))
+        return self._session(self.folder.read(matches[0].id))
 
     def latest(self) -> ChatSession:
         """Return the session with the newest message; raise ChatNotFound when there is none."""

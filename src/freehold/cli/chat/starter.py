@@ -29,15 +29,15 @@ def first_model(settings: Settings) -> str:
     from freehold import catalog
     from freehold.choosing import starters
 
-    asked = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     with StatusLine("no model was chosen yet") as status:
-        if asked:
+        if interactive:
             status.begin("looking for models that run well here ...")
-        found = starters(settings)
-    if not found:
+        candidates = starters(settings)
+    if not candidates:
         return catalog.default_model().name
-    chosen = _ask(found) if asked and len(found) > 1 else next(iter(found))
-    if not asked:
+    chosen = _ask(candidates) if interactive and len(candidates) > 1 else next(iter(candidates))
+    if not interactive:
         _say(f"no model was named: taking {described(chosen)}; freehold run MODEL takes another")
     with suppress(FreeholdError, OSError):  # a home that cannot be written is asked about again
         set_key(settings.home / "config.toml", settings.home, "default_model", chosen.name)
@@ -51,16 +51,16 @@ def described(starter: Starter) -> str:
     return f"{starter.name} ({fetch}; about {starter.speed.mid:.0f} tokens a second here)"
 
 
-def _ask(found: tuple[Starter, ...]) -> Starter:
-    count = {2: "Two", 3: "Three"}.get(len(found), str(len(found)))
+def _ask(candidates: tuple[Starter, ...]) -> Starter:
+    count = {2: "Two", 3: "Three"}.get(len(candidates), str(len(candidates)))
     _say(f"{count} models that run well here:")
-    for i, starter in enumerate(found, 1):
+    for i, starter in enumerate(candidates, 1):
         _say(f"  {i}  {described(starter)}\n     {starter.about}")
     wanted = click.prompt(
-        "Which one", type=click.IntRange(1, len(found)), default=1, err=True, show_choices=False
+        "Which one", type=click.IntRange(1, len(candidates)), default=1, err=True, show_choices=False
     )
     _say("kept as default_model in config.toml; freehold run MODEL takes another")
-    return found[wanted - 1]
+    return candidates[wanted - 1]
 
 
 def _say(line: str) -> None:

@@ -93,8 +93,8 @@ class TerminalTools:
         done.add_done_callback(lambda _: self._desk.asked.put(None))
         try:
             while not done.done():
-                if (asked := self._desk.asked.get()) is not None:
-                    question, answer = asked
+                if (pending := self._desk.asked.get()) is not None:
+                    question, answer = pending
                     answer.set_result(answered(question))
             return done.result()
         except KeyboardInterrupt:
@@ -119,9 +119,9 @@ class TerminalDesk:
         name = visible(f"{step.server}: {step.tool}", lines=False)
         if step.state == "running":
             return _tell(f"[{name} runs]")
-        said = visible((step.result or "")[:_SHOWN], lines=False)
+        excerpt = visible((step.result or "")[:_SHOWN], lines=False)
         more = " ..." if len(step.result or "") > _SHOWN else ""
-        return _tell(f"[{name} {step.state}: {said}{more}]")
+        return _tell(f"[{name} {step.state}: {excerpt}{more}]")
 
 
 def answered(question: ToolQuestion) -> ToolAnswer:
@@ -135,10 +135,10 @@ def answered(question: ToolQuestion) -> ToolAnswer:
     if not select.select([sys.stdin], [], [], ASK_S)[0]:
         _tell(f"\nno answer in {ASK_S / 60:.0f} minutes: no")
         return ToolAnswer(verdict="deny", word=f"no answer came in {ASK_S / 60:.0f} minutes")
-    said = sys.stdin.readline().strip()
-    verdict = CHOICES.get(said[:1].lower()) if said.lower() in _WORDS else None
+    reply = sys.stdin.readline().strip()
+    verdict = CHOICES.get(reply[:1].lower()) if reply.lower() in _WORDS else None
     if verdict is None:
-        return ToolAnswer(verdict="deny", word="" if said.lower() in ("", "n", "no") else said)
+        return ToolAnswer(verdict="deny", word="" if reply.lower() in ("", "n", "no") else reply)
     return ToolAnswer(verdict=verdict)
 
 
@@ -176,18 +176,18 @@ class Tooled:
         tools = self._tools
         tools.begin()
         for _ in range(MAX_ROUNDS):
-            said = Message("assistant", "")
+            message = Message("assistant", "")
             calls: list[ToolCall] = []
             for chunk in self._model.stream((*messages, *tools.made), tools=tools.offered, **options):
                 for piece in chunk.tool_calls:
                     piece.join(calls)
-                said = replace(
-                    said, content=said.content + chunk.text, thinking=said.thinking + chunk.thinking
+                message = replace(
+                    message, content=message.content + chunk.text, thinking=message.thinking + chunk.thinking
                 )
                 yield replace(chunk, finish_reason=None) if chunk.finish_reason == "tool_calls" else chunk
             if not calls:
                 return
-            tools.add(replace(said, tool_calls=tuple(calls)))
+            tools.add(replace(message, tool_calls=tuple(calls)))
             for call in calls:
                 tools.add(self._result(call))
         raise UsageError(

@@ -73,25 +73,25 @@ def command(
     if wrong:
         raise UsageError(f"{wrong[0]!r} is not a checked SDK", ", ".join(CHECKS))
     rows: list[Row] = []
-    with _server(settings, url, settings.api_key if key is None else key, model) as found:
-        asked = CheckTarget(found.url, found.key or "none", found.model, embedding or found.model)
-        asked = replace(asked, able=able(asked))
+    with _server(settings, url, settings.api_key if key is None else key, model) as server:
+        target = CheckTarget(server.url, server.key or "none", server.model, embedding or server.model)
+        target = replace(target, able=able(target))
         if not as_json:
-            click.echo(f"asking {asked.model} at {asked.url}", err=True)
-        for row in checked(asked, only or tuple(CHECKS)):
+            click.echo(f"asking {target.model} at {target.url}", err=True)
+        for row in checked(target, only or tuple(CHECKS)):
             rows.append(row)
             if not as_json:
                 click.echo(_line(row))
     red = [row for row in rows if row.ok is False]
     if as_json:
-        said = {"schema": SCHEMA, "url": asked.url, "model": asked.model, "ok": not red}
-        click.echo(json.dumps({**said, "rows": [asdict(row) for row in rows]}, indent=1))
+        summary = {"schema": SCHEMA, "url": target.url, "model": target.model, "ok": not red}
+        click.echo(json.dumps({**summary, "rows": [asdict(row) for row in rows]}, indent=1))
     else:
         click.echo(f"{sum(r.ok is True for r in rows)} green, {len(red)} red", err=True)
     ctx.exit(1 if red else 0)
 
 
-def checked(asked: CheckTarget, sdks: Sequence[str]) -> Iterator[Row]:
+def checked(target: CheckTarget, sdks: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each feature of each SDK, as it comes."""
     with _own_folder():
         for sdk in sdks:
@@ -102,39 +102,39 @@ def checked(asked: CheckTarget, sdks: Sequence[str]) -> Iterator[Row]:
                 continue
             for feature in CHECKS[sdk]:
                 need = NEEDS.get(feature, "completion")
-                if need and asked.able is not None and need not in asked.able:
-                    yield Row(sdk, version, feature, None, reason=f"{asked.model} has no {need}")
+                if need and target.able is not None and need not in target.able:
+                    yield Row(sdk, version, feature, None, reason=f"{target.model} has no {need}")
                 else:
-                    yield _checked(asked, sdk, version, feature)
+                    yield _checked(target, sdk, version, feature)
 
 
-def able(asked: CheckTarget) -> frozenset[str] | None:
+def able(target: CheckTarget) -> frozenset[str] | None:
     """Return the loaded model's capabilities; None for a server that does not report them.
 
     Raises ServerUnreachable if no server answers.
     """
     import httpx2
 
-    headers = {"Authorization": f"Bearer {asked.key}"}
-    with httpx2.Client(base_url=asked.url, headers=headers, timeout=PATIENCE_S) as client:
+    headers = {"Authorization": f"Bearer {target.key}"}
+    with httpx2.Client(base_url=target.url, headers=headers, timeout=PATIENCE_S) as client:
         try:
-            client.post("/api/generate", json={"model": asked.model})  # without a prompt it only loads
-            said = client.get(f"/v1/models/{asked.model}").json()
-            return frozenset(said["freehold"]["capabilities"])
+            client.post("/api/generate", json={"model": target.model})  # without a prompt it only loads
+            card = client.get(f"/v1/models/{target.model}").json()
+            return frozenset(card["freehold"]["capabilities"])
         except httpx2.TransportError as e:
-            raise ServerUnreachable(f"no server answers at {asked.url}: {e}", "freehold serve") from e
+            raise ServerUnreachable(f"no server answers at {target.url}: {e}", "freehold serve") from e
         except (ValueError, KeyError, TypeError, httpx2.HTTPError):
             return None
 
 
-def _checked(asked: CheckTarget, sdk: str, version: str, feature: str) -> Row:
+def _checked(target: CheckTarget, sdk: str, version: str, feature: str) -> Row:
     started = time.monotonic()
     try:
-        with CLIENTS[sdk](asked) as client:
-            CHECKS[sdk][feature](asked, client)
+        with CLIENTS[sdk](target) as client:
+            CHECKS[sdk][feature](target, client)
     except Exception as e:  # any exception of an SDK is one its user would see
-        said = " ".join(f"{type(e).__name__}: {e}".split())
-        return Row(sdk, version, feature, False, round(time.monotonic() - started, 3), said[:_REASON])
+        reason = " ".join(f"{type(e).__name__}: {e}".split())
+        return Row(sdk, version, feature, False, round(time.monotonic() - started, 3), reason[:_REASON])
     return Row(sdk, version, feature, True, round(time.monotonic() - started, 3))
 
 
@@ -188,8 +188,8 @@ def _server(settings: Settings, url: str | None, key: str, model: str | None) ->
             raise UsageError(f"the server at {where} has no model in memory", "freehold doctor compat MODEL")
         yield CheckedServer(where, key, model or held)
         return
-    with _started(settings, model or default_model(settings)) as found:
-        yield found
+    with _started(settings, model or default_model(settings)) as checked_server:
+        yield checked_server
 
 
 @contextmanager
@@ -209,8 +209,8 @@ def _started(settings: Settings, model: str) -> Iterator[CheckedServer]:
             if not line:
                 log.seek(0)
                 raise ServerUnreachable(f"the server did not start: {log.read()[-500:].strip()}")
-            said = json.loads(line)
-            yield CheckedServer(said["url"], key, said["models"][0])
+            greeting = json.loads(line)
+            yield CheckedServer(greeting["url"], key, greeting["models"][0])
         finally:
             process.terminate()
             process.wait()

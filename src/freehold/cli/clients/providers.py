@@ -95,15 +95,15 @@ def command(ctx: click.Context, gateway: Path | None, yes: bool, as_json: bool) 
 
 def _probes(file: Gateway) -> list[Probe]:
     """Return a call for each provider, of its cheapest model in the file."""
-    found: dict[str, Probe] = {}
+    probes: dict[str, Probe] = {}
     for model in file.models.values():
         if model.remote is None:
             continue
         probe = Probe(model.place, model.name, model.remote.model, _most(model))
-        best = found.get(model.place)
+        best = probes.get(model.place)
         if best is None or probe.most_usd < best.most_usd:
-            found[model.place] = probe
-    return list(found.values())
+            probes[model.place] = probe
+    return list(probes.values())
 
 
 def _most(model: GatewayModel) -> float:
@@ -148,14 +148,14 @@ async def _ask(settings: Settings, file: Gateway, probes: Sequence[Probe]) -> li
     rented = ProviderModels(file.providers.values())
     models = GatewayModels(EngineModels(Store(settings)), lambda: plain, rented=rented, books=Budgets(ledger))
     try:
-        return [await _asked(models, file, probe) for probe in probes]
+        return [await _probe_answer(models, file, probe) for probe in probes]
     finally:
         await models.close(0.0)
         await rented.close()
         await ledger.close()
 
 
-async def _asked(models: GatewayModels, file: Gateway, probe: Probe) -> ProbeResult:
+async def _probe_answer(models: GatewayModels, file: Gateway, probe: Probe) -> ProbeResult:
     from freehold.router.price import NANO
     from freehold.serving import Job, Origin
     from freehold.types import Message, Usage

@@ -45,9 +45,9 @@ class CheckTarget:
     able: frozenset[str] | None = None
 
 
-def _need(condition: object, said: str) -> None:
+def _need(condition: object, reason: str) -> None:
     if not condition:
-        raise AssertionError(said)
+        raise AssertionError(reason)
 
 
 def _need_colour(text: str | None) -> None:
@@ -152,8 +152,8 @@ def openai_responses_stream(a: CheckTarget, client: Any) -> None:
 
 
 def openai_embeddings(a: CheckTarget, client: Any) -> None:
-    made = client.embeddings.create(model=a.embedding, input=["one", "two"])
-    _need(len(made.data) == 2 and len(made.data[0].embedding) > 1, "not two vectors")
+    response = client.embeddings.create(model=a.embedding, input=["one", "two"])
+    _need(len(response.data) == 2 and len(response.data[0].embedding) > 1, "not two vectors")
 
 
 # anthropic
@@ -271,8 +271,8 @@ def ollama_structured(a: CheckTarget, client: Any) -> None:
 
 
 def ollama_embeddings(a: CheckTarget, client: Any) -> None:
-    made = client.embed(model=a.embedding, input=["one", "two"]).embeddings
-    _need(len(made) == 2 and len(made[0]) > 1, "not two vectors")
+    vectors = client.embed(model=a.embedding, input=["one", "two"]).embeddings
+    _need(len(vectors) == 2 and len(vectors[0]) > 1, "not two vectors")
 
 
 # langchain-openai
@@ -306,8 +306,8 @@ def langchain_tools(a: CheckTarget, client: Any) -> None:
 
 def langchain_structured(a: CheckTarget, client: Any) -> None:
     schema = {"title": "colour", "description": "A colour.", **SCHEMA}
-    made = client.with_structured_output(schema, method="json_schema").invoke("Name a colour.")
-    _need_colour(json.dumps(made))
+    response = client.with_structured_output(schema, method="json_schema").invoke("Name a colour.")
+    _need_colour(json.dumps(response))
 
 
 # llm

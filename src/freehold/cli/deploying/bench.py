@@ -95,7 +95,7 @@ class Numbers(click.ParamType):
 @json_option
 @click.pass_obj
 def command(
-    settings: Settings, target: str, model: str, out: Path | None, as_json: bool, **given: Any
+    settings: Settings, target: str, model: str, out: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Measure what the steps of an engine take: by answers side by side, their depth, and prompt tokens.
 
@@ -110,21 +110,21 @@ def command(
     # The variable may be set for another engine: a model by name is asked by this home's own socket.
     key = os.environ.get("FREEHOLD_BENCH_KEY", "") if "://" in target else ""
     with StatusLine("nothing was written") as status:
-        found = deploy_bench(
-            target, model=model, key=key, **given, settings=settings, on_progress=status.show
+        engine = deploy_bench(
+            target, model=model, key=key, **options, settings=settings, on_progress=status.show
         )
-    text = json.dumps(found.as_json(), indent=1)
+    text = json.dumps(engine.as_json(), indent=1)
     if out is not None:
         write_beside(out, text + "\n")
     if as_json:
         click.echo(text)
     else:
-        _print(found, out)
+        _print(engine, out)
 
 
-def _print(found: EngineModel, out: Path | None) -> None:
-    time = found.time
-    about = found.about
+def _print(engine: EngineModel, out: Path | None) -> None:
+    time = engine.time
+    about = engine.about
     click.echo(
         printable(f"{about.get('model')} at {about.get('at')}, load average {about.get('load_average')}")
     )
@@ -133,8 +133,8 @@ def _print(found: EngineModel, out: Path | None) -> None:
     click.echo(f"and {1e6 * time.depth:.3f} us for each token of their contexts")
     prompt = f"{1 / time.prompt:,.0f} a second" if time.prompt else "too fast to be measured"
     click.echo(f"prompt tokens: {prompt}; beside answers each takes {time.beside:.2f} times as long")
-    if found.limits.pace:
-        click.echo(f"a step with prompts takes {found.limits.pace:.2f} times as long as its answers alone")
+    if engine.limits.pace:
+        click.echo(f"a step with prompts takes {engine.limits.pace:.2f} times as long as its answers alone")
     click.echo(
         f"a request: {digits(1e3 * time.arrival)} ms before its first step, and {digits(1e3 * time.request)} ms in "
         "which all answers wait"

@@ -118,7 +118,7 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
 )
 @json_option
 @click.pass_obj
-def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None:
+def command(settings: Settings, model: str, as_json: bool, **options: Any) -> None:
     """Simulate replicas of an engine under a trace of requests: first tokens, pace, cache hits, cost.
 
     What a step takes is measured (--steps, by freehold deploy bench) or predicted for MODEL --on HARDWARE. With
@@ -130,9 +130,9 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
     from freehold.reports.capacity import CapacityOptions, simulated
 
     with StatusLine("nothing was started") as status:
-        found = simulated(settings, CapacityOptions(model, **given), status.show)
+        result = simulated(settings, CapacityOptions(model, **options), status.show)
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=1))
+        click.echo(json.dumps(result.as_json(), indent=1))
     else:
-        for line in lines(found):
+        for line in lines(result):
             click.echo(printable(line))  # names of a trace, and of a file of steps

@@ -19,29 +19,29 @@ HEAD = ("REPLICAS", "ROUTING", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99
 _ABOUT = ("model", "quant", "hardware", "engine")
 
 
-def lines(found: Capacity) -> Iterator[str]:
+def lines(capacity: Capacity) -> Iterator[str]:
     """Yield the lines of the page."""
-    trace, engine = found.trace, found.engine
+    trace, engine = capacity.trace, capacity.engine
     yield (
         f"{trace.source}: {_count(len(trace.requests), 'request')} in {_time(trace.span_s)}, {digits(trace.rate)}/s, "
         f"{trace.prompt_mean:,.0f} + {trace.answer_mean:,.0f} tokens"
     )
     about = ", ".join(str(v) for v in map(engine.about.get, _ABOUT) if v)
     yield f"{about or 'engine'}: {engine.time.basis}; a step may take {_doubt(engine)}"
-    yield from _plan(found)
-    yield from _table([HEAD, *(_row(run, found.hourly(run)) for run in found.runs)])
-    for run in found.runs:
+    yield from _plan(capacity)
+    yield from _table([HEAD, *(_row(run, capacity.hourly(run)) for run in capacity.runs)])
+    for run in capacity.runs:
         yield from _notes(run)
-    by_prefix = any(run.routing == "prefix" for run in found.runs)
+    by_prefix = any(run.routing == "prefix" for run in capacity.runs)
     if by_prefix and not any(r.blocks for r in trace.requests):
         yield "prefix: the trace has no hashes of blocks, so no prompt begins as another one"
-    for search in found.least:
-        yield from _least(found, search)
+    for search in capacity.least:
+        yield from _least(capacity, search)
 
 
-def _plan(found: Capacity) -> Iterator[str]:
+def _plan(capacity: Capacity) -> Iterator[str]:
     """Say what each replica is, and what prints its flags."""
-    plan, limits = found.plan, found.engine.limits
+    plan, limits = capacity.plan, capacity.engine.limits
     if plan is None:
         return
     where = f"{sizes(plan.sizes)}, {limits.streams:,} requests at a time, a cache of {limits.room:,} tokens"
@@ -66,24 +66,24 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _least(found: Capacity, search: ReplicaSearch) -> Iterator[str]:
-    asked, run = ", ".join(map(str, search.aims)), search.run
+def _least(capacity: Capacity, search: ReplicaSearch) -> Iterator[str]:
+    aims, run = ", ".join(map(str, search.aims)), search.run
     if search.replicas is None:
         missed = ", ".join(
             f"{a.figure}-p{a.percent:g} is {shown(run.percentile(a.figure, a.percent))}"
             for a in search.missed
         )
-        yield f"{run.routing}: {_count(run.replicas, 'replica')} cannot keep {asked}: {missed}"
+        yield f"{run.routing}: {_count(run.replicas, 'replica')} cannot keep {aims}: {missed}"
         return
     low, high = search.fewest or search.replicas, search.most_needed
     bounds = f"{low} to {high if high is not None else 'more than was tried'}"
     bounds = "no other number" if low == high else bounds
     count = _count(search.replicas, "replica")
-    yield f"{run.routing}: {count} for {asked} ({bounds} by the doubt about steps)"
+    yield f"{run.routing}: {count} for {aims} ({bounds} by the doubt about steps)"
     for aim in search.aims:
         value = shown(run.bounded(aim.figure, aim.percent))
         yield f"  {aim.figure}-p{aim.percent:g}: {value}, as far as this trace is like the next"
-    if cost := found.hourly(run):
+    if cost := capacity.hourly(run):
         million = cost.times(1e6 * run.span_s / 3600 / max(run.answer_tokens, 1))
         yield f"  {cost} USD an hour, {million} USD a million tokens of answers"
 

@@ -92,10 +92,10 @@ def plan_options(command: Callable) -> Callable:
     return command
 
 
-def asked_of(given: Mapping[str, Any], base: DeployOptions) -> DeployOptions:
+def asked_of(values: Mapping[str, Any], base: DeployOptions) -> DeployOptions:
     """Return `base` with what was given on the command line."""
     names = {f.name for f in fields(base)}
-    return replace(base, **{k: v for k, v in given.items() if k in names and v not in (None, ())})
+    return replace(base, **{k: v for k, v in values.items() if k in names and v not in (None, ())})
 
 
 def refuse_empty(ctx: click.Context) -> None:

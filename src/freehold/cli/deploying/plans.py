@@ -65,19 +65,19 @@ def _unit(options: EmitOptions, *, here: bool) -> EmitOptions:
     return replace(options, home=str(ctx.obj.home), user=getpass.getuser()) if here else options
 
 
-def emit_plan(plan: DeployPlan, kind: str, out: str | None, given: Mapping[str, Any]) -> None:
+def emit_plan(plan: DeployPlan, kind: str, out: str | None, values: Mapping[str, Any]) -> None:
     """Write a plan as files into the folder `out`, or one file to stdout; nothing is started.
 
-    `given`: the command line's options, of which EmitOptions takes its own. Raises UsageError.
+    `values`: the command line's options, of which EmitOptions takes its own. Raises UsageError.
     """
     names = {f.name for f in fields(EmitOptions)}
-    options = EmitOptions(**{k: v for k, v in given.items() if k in names and v})
+    options = EmitOptions(**{k: v for k, v in values.items() if k in names and v})
     if kind == "systemd":
-        options = _unit(options, here=not given["on"] or is_ray(given["on"]))
+        options = _unit(options, here=not values["on"] or is_ray(values["on"]))
     files = emit(plan, kind, options)
-    if given["as_json"]:
-        said = [{"name": file.name, "text": file.text} for file in files]
-        click.echo(json.dumps({"schema": SCHEMA, "files": said}))
+    if values["as_json"]:
+        emitted = [{"name": file.name, "text": file.text} for file in files]
+        click.echo(json.dumps({"schema": SCHEMA, "files": emitted}))
     elif out is not None:
         folder = Path(out).expanduser()
         if not folder.is_dir():

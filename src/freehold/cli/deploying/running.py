@@ -47,16 +47,16 @@ class RunningDeployments:
 
     def row(self, name: str) -> DeploymentRow:
         """Return one. Raises ModelNotFound."""
-        found = next((row for row in self.rows() if row.name == name), None)
-        if found is None:
+        deployment = next((row for row in self.rows() if row.name == name), None)
+        if deployment is None:
             raise ModelNotFound(
                 f"nothing is deployed as {name}", "freehold deploy status lists what is deployed"
             )
-        return found
+        return deployment
 
-    def add(self, plan: DeployPlan, asked: DeployOptions) -> DeploymentRow:
+    def add(self, plan: DeployPlan, options: DeployOptions) -> DeploymentRow:
         """Begin to start a plan."""
-        body = {"plan": kept.as_json(plan), "asked": kept.as_json(asked)}
+        body = {"plan": kept.as_json(plan), "asked": kept.as_json(options)}
         return _row(self._call("POST", "", body))
 
     def restart(self, name: str, *, drain_first: bool) -> DeploymentRow:
@@ -64,10 +64,10 @@ class RunningDeployments:
         return _row(self._call("POST", "/restart", {"name": name, "drain_first": drain_first}))
 
     def upgrade(
-        self, name: str, plan: DeployPlan, asked: DeployOptions, *, drain_first: bool
+        self, name: str, plan: DeployPlan, options: DeployOptions, *, drain_first: bool
     ) -> DeploymentRow:
         """Roll to another plan; returns when all replicas follow it."""
-        body = {"name": name, "plan": kept.as_json(plan), "asked": kept.as_json(asked)}
+        body = {"name": name, "plan": kept.as_json(plan), "asked": kept.as_json(options)}
         return _row(self._call("POST", "/upgrade", {**body, "drain_first": drain_first}))
 
     def stop(self, name: str, drain_s: float) -> None:

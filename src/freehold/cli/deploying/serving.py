@@ -56,14 +56,14 @@ class StartedDeployments:
         done()
 
     async def _one(
-        self, desk: DeploymentDesk, url: str, line: StatusLine, plan: DeployPlan, asked: DeployOptions
+        self, desk: DeploymentDesk, url: str, line: StatusLine, plan: DeployPlan, options: DeployOptions
     ) -> None:
         started = time.monotonic()
         try:
-            name = (await desk.add(plan, asked, awaited=True, keep=False)).name
+            name = (await desk.add(plan, options, awaited=True, keep=False)).name
             row = await self._followed(desk, name, line)
             if self._keep:
-                desk.keep(plan, asked)
+                desk.keep(plan, options)
         except FreeholdError as e:
             self.failed += 1
             desk.lost(plan.model.name, e.message)

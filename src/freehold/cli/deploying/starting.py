@@ -28,7 +28,7 @@ LAST_LINES = 8  # of a dead engine's log
 
 
 def start_all(
-    asked: RunningDeployments,
+    server: RunningDeployments,
     plans: Sequence[tuple[DeployPlan, DeployOptions]],
     *,
     printed: bool,
@@ -41,7 +41,7 @@ def start_all(
     failed = 0
     for plan, options in plans:
         try:
-            start_on(asked, plan, options, printed=printed, again=again)
+            start_on(server, plan, options, printed=printed, again=again)
         except FreeholdError as e:
             if len(plans) == 1:
                 raise
@@ -53,30 +53,35 @@ def start_all(
 
 
 def start_on(
-    asked: RunningDeployments, plan: DeployPlan, options: DeployOptions, *, printed: bool, again: bool = False
+    server: RunningDeployments,
+    plan: DeployPlan,
+    options: DeployOptions,
+    *,
+    printed: bool,
+    again: bool = False,
 ) -> None:
     """Start a plan, and print how to ask it once it is ready. Ctrl-C, and a start that fails, leave nothing.
 
     `printed`: as JSON on stdout. `again`: it answered before, and the server continues to try.
     """
     started = time.monotonic()
-    name = asked.add(plan, options).name
+    name = server.add(plan, options).name
     try:
         with StatusLine(f"{name} was not deployed") as status:
-            while not (row := asked.row(name)).answers(first=not again):
+            while not (row := server.row(name)).answers(first=not again):
                 status.show(progress(row))
                 time.sleep(LOOKED_S)
     except (KeyboardInterrupt, EngineLost) as e:
         if isinstance(e, EngineLost):
-            for line in last_words(asked.log, name):
+            for line in last_words(server.log, name):
                 click.echo(line, err=True)
         if not again:
-            _undone(asked, name)
+            _undone(server, name)
         raise
     if printed:
-        click.echo(json.dumps({"schema": SCHEMA, "url": asked.url, "deployment": as_json(row)}))
+        click.echo(json.dumps({"schema": SCHEMA, "url": server.url, "deployment": as_json(row)}))
         return
-    for line in ready(row, asked.url, time.monotonic() - started):
+    for line in ready(row, server.url, time.monotonic() - started):
         click.echo(line, err=True)
 
 
@@ -101,6 +106,6 @@ def last_words(log: Callable[[str, int], Sequence[str]], name: str) -> list[str]
         return []
 
 
-def _undone(asked: RunningDeployments, name: str) -> None:
+def _undone(server: RunningDeployments, name: str) -> None:
     with suppress(ModelNotFound):
-        asked.stop(name, 0.0)
+        server.stop(name, 0.0)

@@ -53,13 +53,17 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
         _tell_kept([each for each in held if name in ("", each)], as_json=as_json)
         return
     with server:
-        asked = RunningDeployments(server)
-        every = asked.rows()
-        shown = [asked.row(name)] if name else every
+        server_deployments = RunningDeployments(server)
+        every = server_deployments.rows()
+        shown = [server_deployments.row(name)] if name else every
     idle = [each for each in held if each not in {row.name for row in every}]
     if as_json:
-        said = {"schema": SCHEMA, "url": asked.url, "deployments": [tables.as_json(row) for row in shown]}
-        click.echo(json.dumps({**said, "kept": idle}))
+        summary = {
+            "schema": SCHEMA,
+            "url": server_deployments.url,
+            "deployments": [tables.as_json(row) for row in shown],
+        }
+        click.echo(json.dumps({**summary, "kept": idle}))
         return
     if shown:
         table(tables.HEAD, tables.rows(shown), right=tables.RIGHT)
@@ -91,10 +95,12 @@ def restart(settings: Settings, name: str, drain_first: bool, as_json: bool) -> 
     again. Ctrl-C leaves the server to finish.
     """
     with found(settings) as server:
-        asked = RunningDeployments(server)
-        row = asked.row(name)
+        server_deployments = RunningDeployments(server)
+        row = server_deployments.row(name)
         _tell_gap(row, row.plan, drain_first)
-        row = _rolled(asked, name, lambda: asked.restart(name, drain_first=drain_first))
+        row = _rolled(
+            server_deployments, name, lambda: server_deployments.restart(name, drain_first=drain_first)
+        )
     _told(row, "restarted", as_json=as_json)
 
 
@@ -106,7 +112,7 @@ def restart(settings: Settings, name: str, drain_first: bool, as_json: bool) -> 
 @json_option
 @click.pass_obj
 def upgrade(
-    settings: Settings, name: str, drain_first: bool, dry_run: bool, as_json: bool, **given: Any
+    settings: Settings, name: str, drain_first: bool, dry_run: bool, as_json: bool, **values: Any
 ) -> None:
     """Move NAME to another plan, replica by replica: other flags, another environment, more or fewer replicas.
 
@@ -118,16 +124,20 @@ def upgrade(
     before = next((each for each in _kept(settings) if each.name == name), None)
     if before is None:
         raise ModelNotFound(f"nothing is deployed as {name}", "freehold deploy status lists what is deployed")
-    options = asked_of(given, replace(before.asked, name=name))
+    options = asked_of(values, replace(before.asked, name=name))
     here = before.plan.nodes if before.plan.nodes.here else None
     plan = planned(settings, options, start=not dry_run, here=here)
     if dry_run:
         show_plan(plan, as_json=as_json)
         return
     with found(settings) as server:
-        asked = RunningDeployments(server)
-        _tell_gap(asked.row(name), plan, drain_first)
-        row = _rolled(asked, name, lambda: asked.upgrade(name, plan, options, drain_first=drain_first))
+        server_deployments = RunningDeployments(server)
+        _tell_gap(server_deployments.row(name), plan, drain_first)
+        row = _rolled(
+            server_deployments,
+            name,
+            lambda: server_deployments.upgrade(name, plan, options, drain_first=drain_first),
+        )
     _told(row, "upgraded", as_json=as_json)
 
 
@@ -170,8 +180,8 @@ def logs(settings: Settings, name: str, replica: int, lines: int | None, follow:
     if follow and as_json:
         raise UsageError("--follow prints lines, --json one object", "leave one of them out")
     with found(settings) as server:
-        asked = RunningDeployments(server)
-        last = list(asked.log(name, replica))
+        server_deployments = RunningDeployments(server)
+        last = list(server_deployments.log(name, replica))
         shown = last[-lines:] if lines else last
         if as_json:
             click.echo(json.dumps({"schema": SCHEMA, "name": name, "replica": replica, "lines": shown}))
@@ -180,7 +190,7 @@ def logs(settings: Settings, name: str, replica: int, lines: int | None, follow:
             click.echo(printable(line))
         while follow:
             time.sleep(FOLLOWED_S)
-            now = list(asked.log(name, replica))
+            now = list(server_deployments.log(name, replica))
             for line in news(last, now):
                 click.echo(printable(line))
             last = now
@@ -196,7 +206,9 @@ def news(before: list[str], now: list[str]) -> list[str]:
     return now
 
 
-def _rolled(asked: RunningDeployments, name: str, roll: Callable[[], DeploymentRow]) -> DeploymentRow:
+def _rolled(
+    server_deployments: RunningDeployments, name: str, roll: Callable[[], DeploymentRow]
+) -> DeploymentRow:
     """Run a roll in a thread, and show meanwhile how far it is. Raises what the server raised."""
     came: list[DeploymentRow | BaseException] = []
 
@@ -210,7 +222,7 @@ def _rolled(asked: RunningDeployments, name: str, roll: Callable[[], DeploymentR
     with StatusLine("the server continues; freehold deploy status shows it") as line:
         thread.start()
         while thread.is_alive():
-            line.show(tables.progress(asked.row(name)))
+            line.show(tables.progress(server_deployments.row(name)))
             thread.join(LOOKED_S)
     if isinstance(came[0], BaseException):
         raise came[0]

@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 _HEAD = ("", "APGR", "CPT50", "CPT80", "AIQ", "OVER LENGTH", "OVER TASK MEAN")
 
 
-def show(found: RouterVerdict) -> None:
+def show(result: RouterVerdict) -> None:
     """Print both tables and a line for each candidate."""
     click.echo(
-        f"{found.table}: {found.questions:,} questions of {found.tasks} tasks; weak {found.weak:.3f}, "
-        f"strong {found.strong:.3f}, difference {found.gain}"
+        f"{result.table}: {result.questions:,} questions of {result.tasks} tasks; weak {result.weak:.3f}, "
+        f"strong {result.strong:.3f}, difference {result.gain}"
     )
-    if found.no_router:
-        click.echo(f"\nno router: {found.no_router}")
+    if result.no_router:
+        click.echo(f"\nno router: {result.no_router}")
         return
     click.echo("\nin domain (5 folds; 95 % intervals over questions)")
-    _figures(found.in_domain)
-    if found.held_out:
-        click.echo(f"\n{found.held_out_tasks} whole tasks held out (95 % intervals over tasks)")
-        _figures(found.held_out)
+    _figures(result.in_domain)
+    if result.held_out:
+        click.echo(f"\n{result.held_out_tasks} whole tasks held out (95 % intervals over tasks)")
+        _figures(result.held_out)
     click.echo()
-    for name, why in (found.refused or {}).items():
+    for name, why in (result.refused or {}).items():
         click.echo(f"{name}: {'refused: ' + why if why else 'admitted'}")
 
 
 def _figures(rows: Sequence[RouterFigures]) -> None:
-    made = []
+    cells = []
     for one in rows:
         a, over = one.apgr, list(one.over.values())
         length = next((s for base, s in one.over.items() if "length" in base), None)
         task = next((s for base, s in one.over.items() if "length" not in base), None) if over else None
         apgr = f"{a.mid:.3f} [{a.low:.3f}, {a.high:.3f}]"
         rates = (f"{one.cpt50:.1f}", f"{one.cpt80:.1f}", f"{one.aiq:.4f}")
-        made.append((one.name, apgr, *rates, _over(length), _over(task)))
-    table(_HEAD, made, right=(2, 3, 4))
+        cells.append((one.name, apgr, *rates, _over(length), _over(task)))
+    table(_HEAD, cells, right=(2, 3, 4))
 
 
-def _over(found: SampledFigure | None) -> str:
-    return "" if found is None else str(found)
+def _over(figure: SampledFigure | None) -> str:
+    return "" if figure is None else str(figure)

@@ -66,16 +66,16 @@ def _question(advice: Advice) -> Section:
 
 def understood(advice: Advice) -> list[str]:
     """Return lines: what was understood of the question, what was ignored, notes."""
-    asked = advice.asked
-    if asked is None:
+    conditions = advice.asked
+    if conditions is None:
         return []
-    said: dict[tuple[str, str, str], list[str]] = {}
-    for part in asked.understood:
-        said.setdefault((part.what, part.value, part.says), []).append(part.words)
-    lines = ["understood: " + "; ".join(_part(*key, words) for key, words in said.items())]
-    if asked.question.ignored:
-        lines.append(f"ignored: {', '.join(asked.question.ignored)}")
-    return lines + [f"note: {note}" for note in asked.notes]
+    by_part: dict[tuple[str, str, str], list[str]] = {}
+    for part in conditions.understood:
+        by_part.setdefault((part.what, part.value, part.says), []).append(part.words)
+    lines = ["understood: " + "; ".join(_part(*key, words) for key, words in by_part.items())]
+    if conditions.question.ignored:
+        lines.append(f"ignored: {', '.join(conditions.question.ignored)}")
+    return lines + [f"note: {note}" for note in conditions.notes]
 
 
 def apart(advice: Advice) -> list[str]:
@@ -95,8 +95,8 @@ def apart(advice: Advice) -> list[str]:
         place, quality = judged.placement, judged.quality
         assert place is not None and quality is not None  # elsewhere it has both
         rent = f", ${place.month:,.0f} a month of rent" if place.month is not None else ""
-        said = f"{name(judged.model)}, {per_cent(quality)} {quality.basis}, on {place.where}{rent}"
-        lines.append(f"good enough: {said}")
+        place_text = f"{name(judged.model)}, {per_cent(quality)} {quality.basis}, on {place.where}{rent}"
+        lines.append(f"good enough: {place_text}")
     if advice.stretched:
         context = advice.request.context
         lines.append(
@@ -187,17 +187,17 @@ def vouched(judged: Judged) -> tuple[str, str]:
 
 def beside_lines(advice: Advice) -> list[str]:
     """Return the embedder and the reranker for a RAG model, each with its command."""
-    found = advice.beside
-    if found is None:
+    beside = advice.beside
+    if beside is None:
         return []
     lines = []
-    for what, one in (("embeddings", found.embedder), ("reranker", found.reranker)):
+    for what, one in (("embeddings", beside.embedder), ("reranker", beside.reranker)):
         if one:
             lines += [f"{what}: {name(one.model)} ({size(one.model)}): {one.says}", f"  {one.line.command}"]
-    if found.embedder is None:
+    if beside.embedder is None:
         lines.append("embeddings: no embedder of the catalogue runs there and covers the languages")
-    if found.reranker is None and found.no_reranker:
-        lines.append(f"no reranker: {found.no_reranker}")
+    if beside.reranker is None and beside.no_reranker:
+        lines.append(f"no reranker: {beside.no_reranker}")
     return lines
 
 
@@ -267,8 +267,8 @@ def reasons(advice: Advice, judged: Judged) -> list[str]:
     if own := own_words(advice, judged):
         lines.append(f"  passed {own} of your own cases; no other tried model passed more")
     if judged.quality:
-        said = judged.quality
-        lines.append(f"  {said.benchmark} {per_cent(said)} {said.basis}: {said.evidence}")
+        quality = judged.quality
+        lines.append(f"  {quality.benchmark} {per_cent(quality)} {quality.basis}: {quality.evidence}")
     if place:
         rent = f", ${place.month:,.0f} a month" if place.month is not None else ""
         lines.append(

@@ -81,5 +81,5 @@ def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interva
     here = this_machine(settings)
     assert here.machine is not None  # it is this machine
     then = replace(here, machine=replace(here.machine, rates=rates_now()))
-    found = fit(weighed(settings, model.name or model.id), then, place.context)
-    return found.decode if isinstance(found, Fit) else place.decode
+    result = fit(weighed(settings, model.name or model.id), then, place.context)
+    return result.decode if isinstance(result, Fit) else place.decode

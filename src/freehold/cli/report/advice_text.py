@@ -118,19 +118,19 @@ def _print_ruled_out(advice: Advice, everything: bool) -> None:
     ranked = sorted(advice.ruled_out, key=lambda j: -j.lower_bound)
     for rule in RULES:
         if rule in counts:
-            found = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
-            more = ", ..." if len(found) > _NAMED else ""
-            click.echo(f"  by {rule}: {counts[rule]} ({', '.join(found[:_NAMED])}{more})")
+            names = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
+            more = ", ..." if len(names) > _NAMED else ""
+            click.echo(f"  by {rule}: {counts[rule]} ({', '.join(names[:_NAMED])}{more})")
     click.echo("--all lists each with its reason")
 
 
 def relaxed(advice: Advice) -> str:
     """Return that no model is good enough, or which condition to drop, and how many models that adds."""
     if advice.below or advice.unproven:
-        said = f"no model here is good enough for {advice.request.task.id}: {_best(advice)}"
+        text = f"no model here is good enough for {advice.request.task.id}: {_best(advice)}"
         good = [f"{n} {_with(option)}" for option, n in advice.relax_to_good[:3]]
-        said += f"; good enough would be {', '.join(good)}" if good else ""
-        return said + ("; on other hardware: see above" if advice.instead else "")
+        text += f"; good enough would be {', '.join(good)}" if good else ""
+        return text + ("; on other hardware: see above" if advice.instead else "")
     ways = [f"{count} {_with(option)}" for option, count in advice.relax[:4]]
     return "no model is left: " + (
         f"there would be {', '.join(ways)}" if ways else "the task itself excludes all"

@@ -90,8 +90,8 @@ def _machine() -> dict[str, Any]:
 
 def _numbers(release: str) -> str:
     """Keep the numbers of a kernel's release: what follows them is free text of the one who built it."""
-    found = re.match(r"\d+(\.\d+)*", release)
-    return found[0] if found else ""
+    match = re.match(r"\d+(\.\d+)*", release)
+    return match[0] if match else ""
 
 
 def _kernels() -> dict[str, Any]:

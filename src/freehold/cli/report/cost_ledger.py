@@ -21,15 +21,15 @@ HEAD = ("INSTEAD", "WOULD HAVE COST, USD", "SAVED, USD", "REQUESTS", "MODELS")
 
 def show(cost: LedgerCost) -> None:
     """Print a comparison."""
-    found = cost.found
-    days = found.period_s / 86400
+    savings = cost.found
+    days = savings.period_s / 86400
     rows = [
-        ("requests", f"{found.requests:,} in {days:g} days"),
-        ("to providers", f"{found.rented:,.6f} USD, as the ledger's rows add up"),
-        ("owned machines", _range(found.owned)),
-        ("in all", _range(found.cost)),
+        ("requests", f"{savings.requests:,} in {days:g} days"),
+        ("to providers", f"{savings.rented:,.6f} USD, as the ledger's rows add up"),
+        ("owned machines", _range(savings.owned)),
+        ("in all", _range(savings.cost)),
     ]
-    for place, seconds in found.busy_s.items():
+    for place, seconds in savings.busy_s.items():
         speed = f", {cost.speeds[place]:,.1f} tokens/s while busy" if place in cost.speeds else ""
         on = f" on {cost.machines[place].owned.name}" if place in cost.machines else ""
         rows.append((place, f"busy for {seconds:,.1f} s{speed}{on}"))
@@ -37,13 +37,13 @@ def show(cost: LedgerCost) -> None:
     click.echo()
     against = [
         (one.name, _range(one.cost), _range(one.saved), f"{one.requests:,}", one.what)
-        for one in found.against
+        for one in savings.against
     ]
     table(HEAD, against, right=(3,))
     click.echo(
         "\nA negative saving is a loss. REQUESTS: those it says something of; the others keep their cost."
     )
-    for note in found.notes:
+    for note in savings.notes:
         click.echo(f"note: {note}", err=True)
     for place, machine in cost.machines.items():
         click.echo(f"\n{place}: {machine.owned.name}, {_words(machine.hour)} USD an hour")

@@ -52,86 +52,86 @@ _FOOT = (
 )
 
 
-def report(found: Comparison, today: date) -> str:
+def report(comparison: Comparison, today: date) -> str:
     """Return the whole page."""
-    title = f"Self-hosting {found.model.id if found.model else found.owned.rig.name} compared with APIs"
+    title = f"Self-hosting {comparison.model.id if comparison.model else comparison.owned.rig.name} compared with APIs"
     sections = [
-        _bills(found),
-        _evens(found),
-        _moves(found),
-        _asked(found, today),
-        _rests(found, today),
+        _bills(comparison),
+        _evens(comparison),
+        _moves(comparison),
+        _inputs(comparison, today),
+        _rests(comparison, today),
     ]
-    return page(title, verdict(found), [s for s in sections if s], (f"freehold cost, {today}.", *_FOOT))
+    return page(title, verdict(comparison), [s for s in sections if s], (f"freehold cost, {today}.", *_FOOT))
 
 
-def _bills(found: Comparison) -> Section:
+def _bills(comparison: Comparison) -> Section:
     """Draw the monthly cost of each option."""
-    parts = [part for part in PARTS if found.parts[part]]
-    ours = (*(found.parts[part] for part in parts), 0.0)
-    own = Bar(found.owned.name, ours, dollars(found.month.mid), strong=True)
+    parts = [part for part in PARTS if comparison.parts[part]]
+    ours = (*(comparison.parts[part] for part in parts), 0.0)
+    own = Bar(comparison.owned.name, ours, dollars(comparison.month.mid), strong=True)
     apis = [
         Bar(e.bill.offer.name, (*(0.0 for _ in parts), e.bill.month.mid), dollars(e.bill.month.mid))
-        for e in found.evens
+        for e in comparison.evens
     ]
     both = sorted([own, *apis], key=lambda b: b.total)
 
     def draw(width: float) -> str:
         return bars(both, title="Dollars a month", series=(*parts, "API"), width=width)
 
-    said = f"At {short(found.traffic.tokens)} tokens a day. Ranges are in the table below."
-    return Section("Dollars a month", (figure(draw, said),))
+    caption = f"At {short(comparison.traffic.tokens)} tokens a day. Ranges are in the table below."
+    return Section("Dollars a month", (figure(draw, caption),))
 
 
-def _evens(found: Comparison) -> Section:
+def _evens(comparison: Comparison) -> Section:
     """Show the break-even with each API beside the present traffic."""
-    rows = [own_row(found), *(row(found, e) for e in found.evens)]
-    reached = [e for e in found.evens if math.isfinite(e.tokens_per_day.low)]
+    rows = [own_row(comparison), *(row(comparison, e) for e in comparison.evens)]
+    reached = [e for e in comparison.evens if math.isfinite(e.tokens_per_day.low)]
     items = [
         Span(e.bill.offer.name, *_bounds(e.tokens_per_day), short(e.tokens_per_day.mid)) for e in reached
     ]
-    here = found.traffic.tokens
+    here = comparison.traffic.tokens
     axis = Axis("tokens a day at break-even", short, log=True)
 
     def draw(width: float) -> str:
         return spans(items, here, f"now {short(here)}", axis, title="Break-even", width=width)
 
     chart = figure(draw, "Self-hosting is cheaper right of a range, the API left of it.") if items else ""
-    said = (
+    caption = (
         "“Utilisation” is the share of the machines' full speed, around the clock, at which both cost the same. "
         "“Never”: each further machine costs more than it saves."
     )
-    missing = [paragraph(f"Left out: {line}.", note=True) for line in found.left_out]
+    missing = [paragraph(f"Left out: {line}.", note=True) for line in comparison.left_out]
     lines = table([h.capitalize() for h in HEAD], rows, right=(2,), strong=(0,))
-    return Section("Break-even", (chart, lines, paragraph(said, note=True), *missing))
+    return Section("Break-even", (chart, lines, paragraph(caption, note=True), *missing))
 
 
 def _bounds(value: Interval) -> tuple[float, float, float]:
     return value.low, value.mid, value.high
 
 
-def _moves(found: Comparison) -> Section | None:
+def _moves(comparison: Comparison) -> Section | None:
     """Draw the tornado."""
-    even = headline(found)
-    swings = [Drawn(s.assumption.title, s.at_low, s.at_high, *ends(s)) for s in (even or found).swings]
+    even = headline(comparison)
+    swings = [Drawn(s.assumption.title, s.at_low, s.at_high, *ends(s)) for s in (even or comparison).swings]
     if not swings:
         return None
-    mid = even.tokens_per_day.mid if even else found.month.mid
+    mid = even.tokens_per_day.mid if even else comparison.month.mid
     axis = Axis("tokens a day" if even else "dollars a month", short, log=True)
-    title = tornado_title(found, even)
+    title = tornado_title(comparison, even)
 
     def draw(width: float) -> str:
         return tornado(swings[:MOST_SWINGS], mid, axis, title=title, width=width)
 
-    said = "One assumption alone goes from its low to its high end, all others stay at their middle."
-    return Section(title, (figure(draw, said),))
+    caption = "One assumption alone goes from its low to its high end, all others stay at their middle."
+    return Section(title, (figure(draw, caption),))
 
 
-def _asked(found: Comparison, today: date) -> Section:
-    return Section("Inputs", (table(("", ""), about(found, today)),))
+def _inputs(comparison: Comparison, today: date) -> Section:
+    return Section("Inputs", (table(("", ""), about(comparison, today)),))
 
 
-def _rests(found: Comparison, today: date) -> Section:
-    rows = [(*assumption_row(a)[1:], source(a, today)) for a in found.assumptions.values()]
+def _rests(comparison: Comparison, today: date) -> Section:
+    rows = [(*assumption_row(a)[1:], source(a, today)) for a in comparison.assumptions.values()]
     head = [h.capitalize() for h in (*ASSUMPTIONS[1:], "SOURCE")]
     return Section("Assumptions", (table(head, rows, right=(0, 1, 2)),))

@@ -26,79 +26,85 @@ MOST_SWINGS = 10
 _BAR = 44  # characters
 
 
-def show(found: Comparison, today: date) -> None:
+def show(comparison: Comparison, today: date) -> None:
     """Print a comparison: the inputs, the bills, the sensitivity, the assumptions."""
-    pairs(about(found, today))
+    pairs(about(comparison, today))
     click.echo()
-    table(HEAD, [own_row(found), *(row(found, e) for e in found.evens)], right=(2,))
-    click.echo(f"\n{verdict(found)}")
-    _show_tornado(found)
+    table(HEAD, [own_row(comparison), *(row(comparison, e) for e in comparison.evens)], right=(2,))
+    click.echo(f"\n{verdict(comparison)}")
+    _show_tornado(comparison)
     click.echo()
-    assumed = found.assumptions.values()
+    assumed = comparison.assumptions.values()
     table(ASSUMPTIONS, [assumption_row(a) for a in assumed], right=(1, 2, 3))
     click.echo()
     pairs([(a.key, source(a, today)) for a in assumed])
-    for line in found.left_out:
+    for line in comparison.left_out:
         click.echo(f"left out: {line}", err=True)
 
 
-def verdict(found: Comparison) -> str:
+def verdict(comparison: Comparison) -> str:
     """Return in one or two sentences which is cheaper at this traffic, and the break-even."""
-    names = [e.bill.offer.name for e in found.evens]
-    dearer = sum(e.bill.month.mid > found.month.mid for e in found.evens)
+    names = [e.bill.offer.name for e in comparison.evens]
+    dearer = sum(e.bill.month.mid > comparison.month.mid for e in comparison.evens)
     if len(names) == 1:
         than = f"{'less' if dearer else 'more'} than {names[0]}"
     else:
         than = (
             f"less than {dearer} of {len(names)} APIs" if dearer else f"more than each of {len(names)} APIs"
         )
-    said = f"Self-hosting costs ${dollars(found.month.mid)} a month, {than}."
-    even = headline(found)
+    sentence = f"Self-hosting costs ${dollars(comparison.month.mid)} a month, {than}."
+    even = headline(comparison)
     if even is None:
-        return f"{said} It never breaks even under these assumptions."
+        return f"{sentence} It never breaks even under these assumptions."
     first = f" with {even.bill.offer.name}, the first API" if len(names) > 1 else ""
-    return f"{said} It breaks even at {spoken_tokens(even.tokens_per_day)} tokens a day{first}."
+    return f"{sentence} It breaks even at {spoken_tokens(even.tokens_per_day)} tokens a day{first}."
 
 
-def about(found: Comparison, today: date) -> list[tuple[str, str]]:
+def about(comparison: Comparison, today: date) -> list[tuple[str, str]]:
     """Return rows: traffic, hardware, speed, prices."""
     from freehold.catalog import prices
 
-    t, sheet = found.traffic, prices.table()
+    t, sheet = comparison.traffic, prices.table()
     age = sheet.age_days(today)
     old = ": update the package genai-prices" if age > prices.STALE_DAYS else ""
     mix = f"{t.input / t.tokens:.0%} prompts"
     if t.cached:
         mix += f" ({t.cached / t.input:.0%} of it cached)"
-    count, spare = found.machines, round(found.assumptions["spare"].value.mid)
+    count, spare = comparison.machines, round(comparison.assumptions["spare"].value.mid)
     machines = f"{count} machine{'s' * (count != 1)}" + (f", {spare} of them to spare" if spare else "")
-    what = f"{found.model.id} on {found.owned.name}" if found.model else found.owned.name
-    fast = found.assumptions["speed"]
+    what = f"{comparison.model.id} on {comparison.owned.name}" if comparison.model else comparison.owned.name
+    fast = comparison.assumptions["speed"]
     rows = [
         ("traffic", f"{short(t.tokens)} tokens a day: {t.source}; {mix}"),
-        ("owned", f"{what}: {machines}, {found.utilisation:.1%} used"),
+        ("owned", f"{what}: {machines}, {comparison.utilisation:.1%} used"),
         ("speed", f"{fast.value} tokens/s of answers a machine: {fast.source}"),
         ("prices", f"genai-prices {sheet.version}, newest note {sheet.noted}, {age} days old{old}"),
     ]
-    for even in found.evens:
+    for even in comparison.evens:
         if change := even.bill.offer.next_change(today):
             rows.append(("", f"{even.bill.offer.name} announces other prices from {change}: see --date"))
     return rows
 
 
-def own_row(found: Comparison) -> tuple[str, ...]:
+def own_row(comparison: Comparison) -> tuple[str, ...]:
     """Return the row of self-hosting."""
-    return (found.owned.name, spoken_dollars(found.month), per_million(found, found.month.mid), "", "")
+    return (
+        comparison.owned.name,
+        spoken_dollars(comparison.month),
+        per_million(comparison, comparison.month.mid),
+        "",
+        "",
+    )
 
 
-def row(found: Comparison, even: Even) -> tuple[str, ...]:
+def row(comparison: Comparison, even: Even) -> tuple[str, ...]:
     """Return one API's row."""
     bill = even.bill
     marks = ", ".join(["same model"] * bill.same + ["batch"] * bill.batch)
     return (
         f"{bill.offer.name}{f' ({marks})' if marks else ''}",
         spoken_dollars(bill.month),
-        per_million(found, bill.month.mid),
+        per_million(comparison, bill.month.mid),
         spoken_tokens(even.tokens_per_day),
         spoken_share(even.utilisation),
     )
@@ -120,16 +126,16 @@ def source(one: Assumption, today: date) -> str:
     return f"{one.source} ({one.checked}{f', {age} days old' if age > STALE_DAYS else ''})"
 
 
-def headline(found: Comparison) -> Even | None:
+def headline(comparison: Comparison) -> Even | None:
     """Return the break-even that the tornado explains: of the finite ones the lowest, as it is reached first."""
-    finite = [e for e in found.evens if math.isfinite(e.tokens_per_day.mid)]
+    finite = [e for e in comparison.evens if math.isfinite(e.tokens_per_day.mid)]
     return min(finite, key=lambda e: e.tokens_per_day.mid, default=None)
 
 
-def tornado_title(found: Comparison, even: Even | None) -> str:
+def tornado_title(comparison: Comparison, even: Even | None) -> str:
     """Return the title of the tornado diagram."""
     if even is None:
-        return f"What changes the {dollars(found.month.mid)} dollars a month of self-hosting"
+        return f"What changes the {dollars(comparison.month.mid)} dollars a month of self-hosting"
     return f"What changes the break-even with {even.bill.offer.name}, {short(even.tokens_per_day.mid)} tokens a day"
 
 
@@ -142,13 +148,13 @@ def ends(swing: Swing) -> tuple[str, str]:
     return f"{_figure(value.low)} {behind}", f"{_figure(value.high)} {behind}"
 
 
-def _show_tornado(found: Comparison) -> None:
-    even = headline(found)
-    swings = (even or found).swings[:MOST_SWINGS]
+def _show_tornado(comparison: Comparison) -> None:
+    even = headline(comparison)
+    swings = (even or comparison).swings[:MOST_SWINGS]
     if not swings:
         return
-    mid = even.tokens_per_day.mid if even else found.month.mid
-    click.echo(f"\n{tornado_title(found, even)}:")
+    mid = even.tokens_per_day.mid if even else comparison.month.mid
+    click.echo(f"\n{tornado_title(comparison, even)}:")
     values = [v for s in swings for v in (s.at_low, s.at_high)]
     shown = [v for v in (mid, *values) if 0 < v < math.inf]
     low, high = min(shown), max(shown) * (1.5 if math.inf in values else 1)
@@ -199,11 +205,11 @@ def spoken_share(value: Interval) -> str:
     return f"{mid} %" if low == high else f"{mid} % ({low} to {high})"
 
 
-def per_million(found: Comparison, month: float) -> str:
+def per_million(comparison: Comparison, month: float) -> str:
     """Return dollars per million tokens of the mix."""
     from freehold.advisor.ownership import DAYS
 
-    return f"{month / (found.traffic.tokens * DAYS) * 1e6:,.3g}"
+    return f"{month / (comparison.traffic.tokens * DAYS) * 1e6:,.3g}"
 
 
 def _figure(value: float) -> str:

@@ -39,17 +39,17 @@ def said(report: Report) -> None:
     click.echo(f"{report.cpu_seconds:.1f} CPU-seconds in {report.seconds:.1f} s", err=True)
 
 
-def compared_lines(found: ResultComparison) -> list[str]:
+def compared_lines(comparison: ResultComparison) -> list[str]:
     """Return a comparison as lines."""
     lines = []
-    for each in found.tasks:
+    for each in comparison.tasks:
         lines.append(f"{each.task}, {each.metric}, {each.items:,} items")
-        lines.append(f"  A {each.one:.3f}  {found.one}")
-        lines.append(f"  B {each.other:.3f}  {found.other}")
+        lines.append(f"  A {each.one:.3f}  {comparison.one}")
+        lines.append(f"  B {each.other:.3f}  {comparison.other}")
         p = "" if each.p is None else f", p = {each.p:.2g} (exact McNemar)"
         lines.append(
             f"  A - B {each.one - each.other:+.3f} ({each.low:+.3f} to {each.high:+.3f}, 95 %); "
             f"A higher on {each.wins}, B on {each.losses}{p}"
         )
         lines += [f"  note: {note}" for note in each.notes]
-    return [*lines, *(f"note: {note}" for note in found.notes)]
+    return [*lines, *(f"note: {note}" for note in comparison.notes)]

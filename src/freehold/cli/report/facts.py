@@ -157,5 +157,5 @@ def _scores(model: Model) -> list[tuple[str, str]]:
     for s in model.scores:
         how = f" ({s.setting})" if s.setting else ""
         by_source.setdefault(s.source, []).append(f"{s.benchmark} {s.value:g}{how}")
-    rows = [f"{source}: {', '.join(found)}" for source, found in by_source.items()]
+    rows = [f"{source}: {', '.join(names)}" for source, names in by_source.items()]
     return [("published" if not i else "", row) for i, row in enumerate(rows)]

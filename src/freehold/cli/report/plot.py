@@ -44,8 +44,8 @@ def _below(across: FittedAxis, columns: int) -> str:
     """Return the line of tick labels under the plot; one that touches its neighbour is left out."""
     row = ""
     for tick in across.ticks:
-        said = across.axis.format(tick)
-        at = min(max(round(across.at(tick)) - len(said) // 2, 0), columns - len(said))
+        label = across.axis.format(tick)
+        at = min(max(round(across.at(tick)) - len(label) // 2, 0), columns - len(label))
         if math.isfinite(tick) and (not row or at > len(row)):
-            row = row.ljust(at) + said
+            row = row.ljust(at) + label
     return row

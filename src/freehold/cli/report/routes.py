@@ -21,8 +21,10 @@ _PICO = 1_000_000  # pico-dollars a token of a dollar for a million
 def show(gateway: Gateway, name: str) -> None:
     """Print a Gateway."""
     counts = ("routes", "models", "providers", "labels", "tasks", "keys")
-    said = ", ".join(_counted(len(getattr(gateway, each)), each) for each in counts if getattr(gateway, each))
-    click.echo(f"{name} is sound: {said or 'owned models alone'}")
+    summary = ", ".join(
+        _counted(len(getattr(gateway, each)), each) for each in counts if getattr(gateway, each)
+    )
+    click.echo(f"{name} is sound: {summary or 'owned models alone'}")
     for route in gateway.routes.values():
         click.echo(f"\nroute {route.name}: {_limits(gateway, route)}")
         table(_HEAD, [_target(gateway, t) for t in route.targets], right=(4, 5, 6))
@@ -109,13 +111,13 @@ def _target(gateway: Gateway, name: str) -> tuple[str, ...]:
 
 def _longer(gateway: Gateway, route: GatewayRoute) -> list[str]:
     """Return a line for each price of longer prompts, which the table has no room for."""
-    said = []
+    lines = []
     for name in route.targets:
         price = gateway.models[name].price
         for over, rates in price.tiers if price is not None else ():
             dollars = ", ".join(f"{usd:g} {word}" for word, usd in _dollars(rates).items())
-            said.append(f"{name}: for prompts of more than {over:,} tokens $/M {dollars}")
-    return said
+            lines.append(f"{name}: for prompts of more than {over:,} tokens $/M {dollars}")
+    return lines
 
 
 def _model(model: GatewayModel) -> str:
@@ -134,31 +136,31 @@ def _labels(gateway: Gateway, model: GatewayModel) -> list[str]:
 
 def _limits(gateway: Gateway, route: GatewayRoute) -> str:
     task = gateway.tasks.get(route.task)
-    said = [f"task {task.name} with a bar of {task.bar:g}"] if task is not None else []
-    said += [f"always labelled {', '.join(route.labels)}"] if route.labels else []
-    said += [f"first token within {route.first_token_s:g} s", f"answer within {route.timeout_s:g} s"]
-    said += [f"each target asked {_counted(route.retries + 1, 'times')} at most"]
-    return ", ".join(said)
+    parts = [f"task {task.name} with a bar of {task.bar:g}"] if task is not None else []
+    parts += [f"always labelled {', '.join(route.labels)}"] if route.labels else []
+    parts += [f"first token within {route.first_token_s:g} s", f"answer within {route.timeout_s:g} s"]
+    parts += [f"each target asked {_counted(route.retries + 1, 'times')} at most"]
+    return ", ".join(parts)
 
 
 def _watchers(gateway: Gateway, route: GatewayRoute) -> list[str]:
-    said = []
+    lines = []
     if (cascade := route.escalate) is not None:
-        said.append(
+        lines.append(
             f"cascade: below a probability of {cascade.below:g} in the first {cascade.check} tokens the next is asked"
         )
     if (shadow := route.shadow) is not None:
-        said.append(
+        lines.append(
             f"shadow: {shadow.share:.1%} of requests without labels that forbid it ask {shadow.target} too"
         )
     if route.may_teach:
         taught = [name for name in route.targets if gateway.models[name].may_teach]
-        said.append(f"answers may train models: asks {', '.join(taught)} alone")
+        lines.append(f"answers may train models: asks {', '.join(taught)} alone")
     if route.cache_s:
-        said.append(f"answers are kept for {route.cache_s:g} s, apart by key and labels")
+        lines.append(f"answers are kept for {route.cache_s:g} s, apart by key and labels")
     if route.keep_text:
-        said.append("prompts and answers of requests without labels are kept in a file beside the ledger")
-    return said
+        lines.append("prompts and answers of requests without labels are kept in a file beside the ledger")
+    return lines
 
 
 def _budget(limit: SpendLimit | None) -> str:

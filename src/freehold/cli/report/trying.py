@@ -50,21 +50,21 @@ class Tried:
         from freehold.evals.paired import resolution
 
         n = len(self.samples.cases)
-        said = [f"on your own cases ({self.samples.name}, {n}):"]
+        lines_of_trial = [f"on your own cases ({self.samples.name}, {n}):"]
         for judged in self._tried():
             own, r = self.own[judged.model.id], self.own[judged.model.id].range
             share = f"{r.mid:.0f} % ({r.low:.0f} to {r.high:.0f})"
-            said.append(f"  {name(judged.model)} passed {own.passed} of {own.cases}, {share}")
+            lines_of_trial.append(f"  {name(judged.model)} passed {own.passed} of {own.cases}, {share}")
         named = {j.model.id: name(j.model) for j in self._tried()}
-        said += [f"  {_pair_words(named[a], named[b], c)}" for a, b, c in self.pairs]
+        lines_of_trial += [f"  {_pair_words(named[a], named[b], c)}" for a, b, c in self.pairs]
         why_not: dict[str, list[str]] = {}
         for what, why in self.left_out:
             why_not.setdefault(why, []).append(what)
-        said += [f"  left out, {why}: {_few(names)}" for why, names in why_not.items()]
-        said.append(
+        lines_of_trial += [f"  left out, {why}: {_few(names)}" for why, names in why_not.items()]
+        lines_of_trial.append(
             f"  {n} {'case' if n == 1 else 'cases'}: differences below {resolution(n):.0f} points decide little"
         )
-        return [*said, f"  {self.change()}"]
+        return [*lines_of_trial, f"  {self.change()}"]
 
     def change(self) -> str:
         """Return how the order of the tried models changed."""
@@ -148,8 +148,8 @@ def tried(
     results: dict[str, TrialResult] = {}
     for ref, judged in chosen:
         try:
-            (found,) = run(samples, [_subject(ref)], settings.home, opened, on_case=TrialProgress())
-            results[judged.model.id] = found
+            (result,) = run(samples, [_subject(ref)], settings.home, opened, on_case=TrialProgress())
+            results[judged.model.id] = result
         except UsageError:
             raise
         except FreeholdError as e:
@@ -173,8 +173,8 @@ def _judged(
     """Judge the answers of all models together, so that the judge is loaded once."""
     from freehold.evals.trial import run
 
-    found = run(samples, [r.subject for r in results.values()], home, opened, judge=judge)
-    return dict(zip(results, found, strict=True))
+    judged = run(samples, [r.subject for r in results.values()], home, opened, judge=judge)
+    return dict(zip(results, judged, strict=True))
 
 
 def _check(advice: Advice) -> None:

@@ -14,17 +14,17 @@ _INVITE = "please send us the file of: freehold bench smollm2:135m --report repo
 def notes(chip: Processor, isa: str, architecture: str, is_mac: bool) -> list[str]:
     """Return sentences for the user of such a machine; none where its like was measured."""
     is_arm = architecture.lower() in ("arm64", "aarch64")
-    found = []
+    texts = []
     if chip.is_translated:
-        found.append("this Python is an x86-64 program under Rosetta; with an arm64 Python, NEON kernels run")
+        texts.append("this Python is an x86-64 program under Rosetta; with an arm64 Python, NEON kernels run")
     if is_arm and isa == "scalar":
-        found.append(
+        texts.append(
             "no vector kernels run here: plain loops compute, several times slower than this processor could"
         )
     elif is_arm:
-        found.append(
+        texts.append(
             f"the {isa} kernels are correct by emulation, fast by model, not yet measured on such a machine"
         )
     if is_mac:
-        found.append("Freehold is compiled for macOS by cross-compilation and was not yet run on a Mac by us")
-    return [*found, _INVITE] if found else []
+        texts.append("Freehold is compiled for macOS by cross-compilation and was not yet run on a Mac by us")
+    return [*texts, _INVITE] if texts else []

@@ -47,22 +47,22 @@ def verify(settings: Settings, as_json: bool) -> None:
     store = Store(settings)
     files, packs = store.files(), sorted(store.packs.glob("*.pack")) if store.packs.is_dir() else []
     progress = _ReadProgress(sum(f.bytes for f in files) + sum(_size(p) for p in packs))
-    found: list[FileCheck] = []
+    checks: list[FileCheck] = []
     names = {m.digest: m.name for m in store.list() if m.digest and not m.base}
     for each in _checked(files, packs, names, progress.seen):
-        found.append(each)
+        checks.append(each)
         if not as_json:
             progress.clear()
             _print(each)
     progress.clear()
-    bad = [f for f in found if f.state in ("damaged", "missing")]
+    bad = [f for f in checks if f.state in ("damaged", "missing")]
     if as_json:
-        click.echo(json.dumps({"sound": not bad, "files": [asdict(f) for f in found]}))
+        click.echo(json.dumps({"sound": not bad, "files": [asdict(f) for f in checks]}))
     else:
-        unknown = sum(f.state == "unknown" for f in found)
+        unknown = sum(f.state == "unknown" for f in checks)
         also = f", {unknown} without a recorded digest" if unknown else ""
         click.echo(
-            f"{len(found)} files, {human(progress.done)} read: {len(bad)} damaged or missing{also}", err=True
+            f"{len(checks)} files, {human(progress.done)} read: {len(bad)} damaged or missing{also}", err=True
         )
     if bad:
         raise click.exceptions.Exit(1)
@@ -134,13 +134,13 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _print(found: FileCheck) -> None:
-    name = f"{found.name or 'a file no model names'}{' (packed)' if found.kind == 'pack' else ''}"
-    click.echo(f"{found.state:<8} {human(found.bytes):>9}  {name}  {found.path}")
-    if found.problem:
-        click.echo(f"{'':<8} {found.problem}")
-    if found.hint:
-        click.echo(f"{'':<8} {found.hint}")
+def _print(check: FileCheck) -> None:
+    name = f"{check.name or 'a file no model names'}{' (packed)' if check.kind == 'pack' else ''}"
+    click.echo(f"{check.state:<8} {human(check.bytes):>9}  {name}  {check.path}")
+    if check.problem:
+        click.echo(f"{'':<8} {check.problem}")
+    if check.hint:
+        click.echo(f"{'':<8} {check.hint}")
 
 
 class _ReadProgress:

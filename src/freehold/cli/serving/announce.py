@@ -170,9 +170,9 @@ class Announcer:
         if self._options.as_json:
             assert self._doors is not None
             loaded = [m.name for m in self._doors.server.models.loaded() if m.info]
-            said = {"url": self._doors.url, "socket": str(self._settings.socket), "pid": os.getpid()}
+            greeting = {"url": self._doors.url, "socket": str(self._settings.socket), "pid": os.getpid()}
             gateway = {} if self._hybrid is None else {"gateway": self._hybrid.as_json()}
-            print(json.dumps({**said, "models": loaded, **gateway}), flush=True)
+            print(json.dumps({**greeting, "models": loaded, **gateway}), flush=True)
 
 
 def _kept(settings: Settings) -> list[str]:

@@ -52,18 +52,18 @@ def engine_for(settings: Settings, ref: ModelRef, wish: EngineWish) -> EngineCho
         return EngineChoice(wish.engine, "asked for")  # type: ignore[arg-type]
     if ref.overlay is not None or wish.own:
         return EngineChoice(OURS, f"{wish.own or 'a made model'} needs it")
-    found = look(settings.home)
-    if not found.accelerated:
+    here = look(settings.home)
+    if not here.accelerated:
         return EngineChoice(OURS, "no GPU was found")
     from freehold.advisor.file_anatomy import from_file
 
     files = "gguf" if ref.path.is_file() else "safetensors"
-    return choose(from_file(ref.path, ref.rounding), files, found, place_of(settings), wish.context)
+    return choose(from_file(ref.path, ref.rounding), files, here, place_of(settings), wish.context)
 
 
-def told(choice: EngineChoice, asked: str) -> list[str]:
+def told(choice: EngineChoice, wanted: str) -> list[str]:
     """Return the lines about a choice: none on a machine without an accelerator."""
-    if asked != "auto" or (choice.engine == OURS and not (choice.speeds or choice.advice)):
+    if wanted != "auto" or (choice.engine == OURS and not (choice.speeds or choice.advice)):
         return []
     where = "Freehold's engine on the processor" if choice.engine == OURS else choice.engine
     lines = [f"engine: {where}: {choice.reason}"]
@@ -87,6 +87,6 @@ def deployments_of(
             ours.append(name)
             continue
         path, context = str(ref.path), wish.context or 0
-        asked = DeployOptions(path, name, choice.engine, context=context, fallback=name)
-        plans.append((planned(settings, asked, start=True), asked))
+        options = DeployOptions(path, name, choice.engine, context=context, fallback=name)
+        plans.append((planned(settings, options, start=True), options))
     return ours, StartedDeployments(plans, keep=False) if plans else None

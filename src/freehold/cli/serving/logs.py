@@ -43,9 +43,9 @@ class _JsonFormat(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        said = {"time": at.replace("+00:00", "Z"), "level": record.levelname.lower()}
+        fields = {"time": at.replace("+00:00", "Z"), "level": record.levelname.lower()}
         line = _line(record)
-        return json.dumps({**said, **(line.fields if line else {"message": super().format(record)})})
+        return json.dumps({**fields, **(line.fields if line else {"message": super().format(record)})})
 
 
 def _line(record: logging.LogRecord) -> RequestLine | None:

@@ -96,10 +96,10 @@ def _reached(host: str) -> list[str]:
         return [name]
     families = {socket.AF_INET} if name == "0.0.0.0" else {socket.AF_INET6}
     families = families | {socket.AF_INET, socket.AF_INET6} if name == "" else families
-    found = [
+    reachable = [
         a.address
         for addresses in psutil.net_if_addrs().values()
         for a in addresses
         if a.family in families and not is_loopback(a.address.partition("%")[0])
     ]
-    return [a for a in found if not a.startswith("fe80:")] or [name or "every address"]
+    return [a for a in reachable if not a.startswith("fe80:")] or [name or "every address"]

@@ -112,63 +112,63 @@ class ServeOptions:
     own: str = ""  # a given option that our engine alone has
 
 
-def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
+def read_options(settings: Settings, values: dict[str, Any]) -> ServeOptions:
     """Check the options, and fill in from the settings what was not given. Raises UsageError."""
     from freehold.server.core.auth import check_bind
     from freehold.server.core.limits import ServerLimits
     from freehold.server.core.tls import checked
 
-    host = given["host"] or settings.host
-    keys = ring(settings, given["key_file"], insecure=given["insecure"])
-    check_bind(host, keys, insecure=given["insecure"])
-    hosts = (*own_names(), *given["allow_host"]) if given["insecure"] else given["allow_host"]
-    most = given["max_requests"]
+    host = values["host"] or settings.host
+    keys = ring(settings, values["key_file"], insecure=values["insecure"])
+    check_bind(host, keys, insecure=values["insecure"])
+    hosts = (*own_names(), *values["allow_host"]) if values["insecure"] else values["allow_host"]
+    most = values["max_requests"]
     return ServeOptions(
         host=host,
-        port=settings.port if given["port"] is None else given["port"],
-        ollama_port=given["ollama_port"],
+        port=settings.port if values["port"] is None else values["port"],
+        ollama_port=values["ollama_port"],
         keys=keys,
-        insecure=given["insecure"],
+        insecure=values["insecure"],
         hosts=tuple(name.lower() for name in hosts),
-        origins=given["origin"],
-        tls=checked(given["tls_cert"], given["tls_key"]),
-        engine=_engine_options(settings, given),
+        origins=values["origin"],
+        tls=checked(values["tls_cert"], values["tls_key"]),
+        engine=_engine_options(settings, values),
         limits=ServerLimits() if most is None else ServerLimits(caller_requests=most),
-        drain_s=given["drain"],
-        as_json=given["as_json"],
-        adapters=given["adapters"],
-        log_level=given["log_level"],
-        log_format=given["log_format"],
-        gateway=gateway_path(settings, given["gateway"]),
-        console=given["console"],
-        open_page=given.get("open_page", False),
-        computes=given.get("engine") or "freehold",
-        own=given.get("own", ""),
+        drain_s=values["drain"],
+        as_json=values["as_json"],
+        adapters=values["adapters"],
+        log_level=values["log_level"],
+        log_format=values["log_format"],
+        gateway=gateway_path(settings, values["gateway"]),
+        console=values["console"],
+        open_page=values.get("open_page", False),
+        computes=values.get("engine") or "freehold",
+        own=values.get("own", ""),
     )
 
 
-def _engine_options(settings: Settings, given: dict[str, Any]) -> EngineOptions:
+def _engine_options(settings: Settings, values: dict[str, Any]) -> EngineOptions:
     """Return the options of the engine processes. Raises UsageError for a draft model without speculation."""
     from freehold.worker.options import EngineOptions
 
-    if given["draft"] and not given["speculate"]:
+    if values["draft"] and not values["speculate"]:
         raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
     limits: ServedModelOptions = {}
-    if given["max_queued"] is not None:
-        limits["max_queued"] = given["max_queued"]
-    if given["target_itl"] is not None:
-        limits["target_itl_s"] = given["target_itl"] / 1000
+    if values["max_queued"] is not None:
+        limits["max_queued"] = values["max_queued"]
+    if values["target_itl"] is not None:
+        limits["target_itl_s"] = values["target_itl"] / 1000
     return EngineOptions(
-        context=given["context"],
-        kv_type=given["kv_type"],
-        threads=given["threads"],
-        speculate=given["speculate"],
-        allow_paging=given["allow_paging"],
-        draft=given["draft"],
-        disk=settings.home / "kv" if given["disk_cache"] else None,
-        max_models=given["max_models"],
-        keep_alive_s=kept if given["keep_alive"] is None else given["keep_alive"],
+        context=values["context"],
+        kv_type=values["kv_type"],
+        threads=values["threads"],
+        speculate=values["speculate"],
+        allow_paging=values["allow_paging"],
+        draft=values["draft"],
+        disk=settings.home / "kv" if values["disk_cache"] else None,
+        max_models=values["max_models"],
+        keep_alive_s=kept if values["keep_alive"] is None else values["keep_alive"],
         engine=limits,
     )
 

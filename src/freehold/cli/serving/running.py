@@ -48,9 +48,9 @@ def serve_models(
     """Serve `models` and `deployments` until a signal or `freehold stop`; return the exit status."""
     from freehold.server.core.sockets import bind_unix
 
-    asked = [parted(store, model) for model in models]
-    models = [each.model for each in asked]
-    beside = tuple(f"{each.model}+{each.adapter}={each.path}" for each in asked if each.path)
+    named_models = [parted(store, model) for model in models]
+    models = [each.model for each in named_models]
+    beside = tuple(f"{each.model}+{each.adapter}={each.path}" for each in named_models if each.path)
     hybrid = _hybrid(settings, store, options.gateway, models)
     with ExitStack() as held:
         held.enter_context(_only_server(settings))
@@ -91,17 +91,17 @@ def _run(
 
     judgements = Judgements()
 
-    made: list[DeployedModels] = []
+    engines_open: list[DeployedModels] = []
 
     async def open_models() -> ModelManager:
         engines = EngineModels(store, options.engine, judgements=judgements)
-        made.append(DeployedModels(engines, settings.home))
+        engines_open.append(DeployedModels(engines, settings.home))
         if (settings.home / "engines").exists():  # of an earlier server, which may have been killed
-            made[0].sweep()
-        return made[0] if hybrid is None else await hybrid.open(made[0])
+            engines_open[0].sweep()
+        return engines_open[0] if hybrid is None else await hybrid.open(engines_open[0])
 
     def opened(doors: Doors) -> None:
-        desk = DeploymentDesk(doors.server, made[0], settings.home)
+        desk = DeploymentDesk(doors.server, engines_open[0], settings.home)
         doors.server.parts[DeploymentDesk] = desk
         announcer.opened(doors)
         if deployments is not None:
@@ -154,10 +154,10 @@ def _hybrid(settings: Settings, store: Store, path: Path | None, models: Sequenc
     return HybridStart(settings, store, path, models)
 
 
-def _adapters(store: Store, names: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Path]]:
+def _adapters(store: Store, names: Sequence[str], spellings: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Group --adapter by model; one without a model belongs to the first."""
     out: dict[str, dict[str, Path]] = {}
-    for each in given:
+    for each in spellings:
         model, name, path = named_adapter(store, each)
         if not (model or names):
             raise UsageError(f"--adapter {each} names no model", "give MODEL, or MODEL+NAME=PATH")

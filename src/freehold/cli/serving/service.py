@@ -75,8 +75,8 @@ def install(
         raise UsageError(f"{path} exists and differs", "--force overwrites it")
     _write(path, text)
     if as_json:
-        said = {"path": str(path), "changed": before != text, "unit": text, "commands": manager.commands}
-        click.echo(json.dumps(said))
+        summary = {"path": str(path), "changed": before != text, "unit": text, "commands": manager.commands}
+        click.echo(json.dumps(summary))
         return 0
     click.echo(text, nl=False)
     lines = [f"written: {path}", "start it with:", *(f"  {c}" for c in manager.commands), manager.log]
@@ -144,8 +144,8 @@ def own_program() -> list[str]:
 def given_options(ctx: click.Context, but: Collection[str]) -> Iterator[str]:
     """Yield the options of this command line as words, except those named in `but`; files with absolute paths."""
     for param in ctx.command.params:
-        given = ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
-        if not given or not isinstance(param, click.Option) or param.name in but:
+        on_command_line = ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
+        if not on_command_line or not isinstance(param, click.Option) or param.name in but:
             continue
         value = ctx.params[param.name or ""]
         if param.is_flag:
