@@ -201,10 +201,12 @@ class Attempts:
         if left <= 0:
             raise UpstreamFault("timeout", f"{self._limit_s:g} s passed before a target answered")
         self._breakers.begin(target.name)
-        self._coming = None
+        self._parts.load.begin(target)
+        self._coming, good = None, False
         try:
             started = await self._good(target, cleared, began, left, check=check, alone=alone)
             self._breakers.good(target.name)
+            good = True  # RoutedStream counts it off
             return started
         except Discarded:
             raise
@@ -215,6 +217,9 @@ class Attempts:
             self._breakers.dropped(target.name)
             self._record.attempted(target, "left", time.monotonic() - began, nano=self._cost_so_far(target))
             raise
+        finally:
+            if not good:
+                self._parts.load.end(target)
 
     async def _good(
         self,

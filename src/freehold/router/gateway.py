@@ -18,6 +18,9 @@ from freehold.router.price import Price
 Period = Literal["hour", "day", "week", "month"]
 
 
+Spread = Literal["in-order", "least-busy"]
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayModel:
     """A name that a request or a route may use, and what answers it."""
@@ -78,10 +81,11 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class GatewayRoute:
-    """Targets in the order in which they are asked."""
+    """Targets, asked in this order or the least busy first."""
 
     name: str
     targets: tuple[str, ...]  # names of GatewayModels
+    spread: Spread = "in-order"
     task: str = ""
     labels: tuple[str, ...] = ()  # every request of the route has them
     timeout_s: float = 600.0

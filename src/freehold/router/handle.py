@@ -119,7 +119,9 @@ class RoutedHandle:
             if (kept := parts.cache.find(key)) is not None:
                 return CachedStream(record, kept)
         size = prompt_size(job)
-        choice = record.choice = choose(planned, cleared, size, parts.breakers, parts.bars, self._windows)
+        choice = record.choice = choose(
+            planned, cleared, size, parts.breakers, parts.bars, self._windows, parts.load
+        )
         if record.limit is not None:
             cleared = self._bounded(cleared, choice, record)
         most = MostCosts(cleared.work, size, record.at)
@@ -219,7 +221,9 @@ class RoutedHandle:
         cleared = await self._plan.labeller.clear(job, self._origin, self._planned.route)
         record.labels = cleared.labels
         size = prompt_size(job)
-        choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
+        choice = record.choice = choose(
+            self._planned, cleared, size, parts.breakers, parts.bars, load=parts.load
+        )
         only_one_space(choice)
         await self._reserve(record, choice, lambda target: embed_cost(target, size, record.at))
         keep = self._keep_alive if keep_alive is None else keep_alive
@@ -235,7 +239,9 @@ class RoutedHandle:
         cleared = await self._plan.labeller.clear(job, self._origin, self._planned.route)
         record.labels = cleared.labels
         size = prompt_size(job)
-        choice = record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars)
+        choice = record.choice = choose(
+            self._planned, cleared, size, parts.breakers, parts.bars, load=parts.load
+        )
         return await counted(parts, cleared, choice, record, self._planned.route.timeout_s, size)
 
 

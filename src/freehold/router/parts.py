@@ -15,6 +15,7 @@ from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books
 from freehold.router.gateway import GatewayModel
 from freehold.router.kept_texts import KeptTexts
+from freehold.router.load import TargetLoad
 from freehold.router.shadow import Shadows
 from freehold.router.tokens import TokenRatio
 
@@ -27,6 +28,7 @@ class GatewayParts:
     books: Books
     bars: BarCheck | None = None
     texts: KeptTexts | None = None
+    load: TargetLoad = field(default_factory=TargetLoad)
     breakers: Breakers = field(default_factory=Breakers)
     ratios: dict[str, TokenRatio] = field(default_factory=dict)
     cache: AnswerCache = field(default_factory=AnswerCache)

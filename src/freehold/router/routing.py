@@ -15,8 +15,9 @@ from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Abilities, RemoteModel, UpstreamFault
 from freehold.router.breaker import Breakers
 from freehold.router.contract import BarCheck
-from freehold.router.gateway import GatewayModel, GatewayRoute, QualityTask
+from freehold.router.gateway import GatewayModel, GatewayRoute, QualityTask, Spread
 from freehold.router.ledger.rows import Candidate
+from freehold.router.load import TargetLoad
 from freehold.router.tokens import PromptSize
 from freehold.serving import EmbedJob, Job
 from freehold.types import Image
@@ -60,6 +61,7 @@ class TargetChoice:
     allowed: list[GatewayModel]
     passed_over: dict[str, PassedOver]
     order: tuple[GatewayModel, ...]
+    spread: Spread = "in-order"
 
     def drop(self, target: GatewayModel, why: PassedOver) -> None:
         """Pass over a target after all; harmless for one that is passed over already."""
@@ -73,9 +75,8 @@ class TargetChoice:
     def _candidate(self, name: str, tried: Sequence[str]) -> Candidate:
         why = self.passed_over.get(name)
         if name in tried:
-            return Candidate(
-                name, True, "first of the route that is allowed" if name == tried[0] else "fallback"
-            )
+            first = "the least busy" if self.spread == "least-busy" else "first of the route that is allowed"
+            return Candidate(name, True, first if name == tried[0] else "fallback")
         return Candidate(name, False, "not needed" if why is None else why.reason)
 
     def none_left(self) -> FreeholdError:
@@ -100,8 +101,12 @@ def choose(
     breakers: Breakers,
     bars: BarCheck | None = None,
     windows: Mapping[str, int] | None = None,
+    load: TargetLoad | None = None,
 ) -> TargetChoice:
-    """Return a route's targets for a request. `windows`: tokens that loaded local models have room for."""
+    """Return a route's targets for a request. `windows`: tokens that loaded local models have room for.
+
+    `load`: by which a route spreads its requests; None: in the file's order.
+    """
     allowed: list[GatewayModel] = []
     passed_over: dict[str, PassedOver] = {}
     for target in planned.targets:
@@ -113,7 +118,10 @@ def choose(
             allowed.append(target)
         else:
             passed_over[target.name] = why
-    return TargetChoice(planned.name, allowed, passed_over, planned.targets)
+    spread = planned.route.spread
+    if spread == "least-busy" and load is not None:
+        allowed = load.sorted(allowed)
+    return TargetChoice(planned.name, allowed, passed_over, planned.targets, spread)
 
 
 def _why_not(

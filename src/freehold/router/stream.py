@@ -18,6 +18,7 @@ from freehold.providers.contract import Piece, UpstreamFault
 from freehold.router.attempts import CLOCK_S, Started
 from freehold.router.gateway import GatewayRoute
 from freehold.router.ledger.rows import Outcome
+from freehold.router.load import TargetLoad
 from freehold.router.parts import GatewayParts
 from freehold.router.record import NOTHING, RequestRecord, added
 from freehold.router.tokens import PromptSize, letters_in, used_so_far
@@ -44,6 +45,7 @@ class RoutedStream:
         self._record, self._target, self._stream = record, started.target, started.stream
         self._began, self._size, self._ratio = started.began, size, parts.ratio(started.target)
         self._background, self._breakers, self._route = parts.background, parts.breakers, route
+        self._load: TargetLoad | None = parts.load  # until the answer is over
         self._limit_s = job.timeout_s  # the caller's own
         self._watch, self._whole = started.watch, whole
         self._ready: deque[Piece] = deque(started.pieces)
@@ -188,6 +190,9 @@ class RoutedStream:
 
     async def aclose(self) -> None:
         """End the answer: the target stops writing, and what it wrote is booked."""
+        if self._load is not None:
+            self._load.end(self._target)
+            self._load = None
         if self._closed:
             return
         self._closed = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast, get_args
 
 from freehold.config import nearest
 from freehold.providers.cleared import HOUSE
@@ -20,6 +21,7 @@ from freehold.router.gateway import (
     Label,
     QualityTask,
     Shadow,
+    Spread,
 )
 from freehold.router.toml.mistakes import shown
 from freehold.router.toml.models import check_hides_nothing
@@ -76,6 +78,7 @@ def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> Gatew
     route = GatewayRoute(
         name=name,
         targets=targets,
+        spread=_spread(table),
         task=_task(table, named.tasks),
         labels=labels,
         timeout_s=table.seconds("timeout", 600.0),
@@ -137,6 +140,13 @@ def read_labels_of(table: TomlTable, labels: Mapping[str, Label]) -> tuple[str, 
             else:
                 names.append(name)
     return tuple(names)
+
+
+def _spread(table: TomlTable) -> Spread:
+    spread = table.choice("spread", get_args(Spread), "in-order")
+    if spread == "least-busy" and table.has("escalate"):
+        table.bad("spread", "escalate asks targets in their order", "leave one of the two out")
+    return cast(Spread, spread)
 
 
 # --- targets -----------------------------------------------------------------------------------------
