@@ -84,8 +84,8 @@ class FakeModel:
         """Yield the next reply word by word; raise UsageError when the script is over."""
         if self.closed:
             raise EngineClosed(f"{self.name} is closed")
-        asked = (tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow)
-        self.calls.append(FakeCall(*asked, as_format(format)))
+        arguments = (tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow)
+        self.calls.append(FakeCall(*arguments, as_format(format)))
         reply = next(self._script, None)
         if reply is None:
             raise UsageError(f"{self.name} was called {len(self.calls)} times and has fewer replies")

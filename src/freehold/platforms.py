@@ -307,22 +307,22 @@ def _drop_capabilities(libc: Any) -> None:
 def _filter(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
     """Return the filter as (code, jump if true, jump if false, value)."""
     fail, allow = (_RETURN, 0, 0, _FAIL | _EPERM), (_RETURN, 0, 0, _ALLOW)
-    made = [(_LOAD, 0, 0, _ARCHITECTURE), (_JUMP_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
-    made += [(_LOAD, 0, 0, _NUMBER), (_JUMP_LEAST, 0, 1, 0x40000000), fail]  # x32's numbers
+    rules = [(_LOAD, 0, 0, _ARCHITECTURE), (_JUMP_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
+    rules += [(_LOAD, 0, 0, _NUMBER), (_JUMP_LEAST, 0, 1, 0x40000000), fail]  # x32's numbers
     for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
         if (number := numbers[column]) is not None:
-            made += [(_JUMP_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)]
-            made += [(_JUMP_SET, 0, 1, _WRITES), fail, allow]
+            rules += [(_JUMP_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)]
+            rules += [(_JUMP_SET, 0, 1, _WRITES), fail, allow]
     for numbers, commands in _COMMANDS.items():
-        made += [(_JUMP_EQUAL, 0, 2 + 2 * len(commands), numbers[column]), (_LOAD, 0, 0, _ARGUMENTS + 8)]
+        rules += [(_JUMP_EQUAL, 0, 2 + 2 * len(commands), numbers[column]), (_LOAD, 0, 0, _ARGUMENTS + 8)]
         for command in commands:
-            made += [(_JUMP_EQUAL, 0, 1, command), allow]
-        made.append(fail)
-    made += [
+            rules += [(_JUMP_EQUAL, 0, 1, command), allow]
+        rules.append(fail)
+    rules += [
         (_JUMP_EQUAL, 0, 1, _CLONE3[column]),
         (_RETURN, 0, 0, _FAIL | _ENOSYS),
     ]  # glibc tries clone then
     for numbers in _ALLOWED_CALLS.values():
         if (number := numbers[column]) is not None:
-            made += [(_JUMP_EQUAL, 0, 1, number), allow]
-    return [*made, fail]
+            rules += [(_JUMP_EQUAL, 0, 1, number), allow]
+    return [*rules, fail]

@@ -112,27 +112,27 @@ class SchemaClass(Protocol):
 FormatLike = Format | Mapping[str, object] | type[SchemaClass] | Literal["json"] | None
 
 
-def as_format(given: FormatLike) -> Format | None:
+def as_format(value: FormatLike) -> Format | None:
     """Return the format a caller gave. Raises UsageError for any other value."""
-    if given is None or isinstance(given, Format):
-        return given
-    if given == "json":
+    if value is None or isinstance(value, Format):
+        return value
+    if value == "json":
         return Format("json")
-    if isinstance(given, type) and callable(getattr(given, "model_json_schema", None)):
-        given = _stated_schema(given)
-    if not isinstance(given, Mapping):
+    if isinstance(value, type) and callable(getattr(value, "model_json_schema", None)):
+        value = _stated_schema(value)
+    if not isinstance(value, Mapping):
         raise UsageError(
-            f"format is {given!r}",
+            f"format is {value!r}",
             'give a JSON schema as a dict, a pydantic model, "json", or a freehold.Format',
         )
-    return Format("json_schema", dict(given))
+    return Format("json_schema", dict(value))
 
 
-def _stated_schema(given: type[SchemaClass]) -> Mapping[str, object]:
+def _stated_schema(model_class: type[SchemaClass]) -> Mapping[str, object]:
     try:
-        return given.model_json_schema()
+        return model_class.model_json_schema()
     except Exception as e:  # the caller's own class: whatever it raises, the format is what failed
-        raise UsageError(f"{given.__name__} cannot state its JSON schema: {e}") from e
+        raise UsageError(f"{model_class.__name__} cannot state its JSON schema: {e}") from e
 
 
 CacheTime = Literal["", "5m", "1h"]

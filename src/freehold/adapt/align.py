@@ -84,14 +84,14 @@ class _PairData:
     @classmethod
     def read(cls, pairs: Path, test: Path | None, settings: AlignSettings) -> _PairData:
         """Read both files, or split the one by prompts. Raises UsageError, for a prompt on both sides too."""
-        given, apart = read_pairs(pairs), read_pairs(test) if test else None
-        trained, tested = list(given.items), list(apart.items) if apart else []
+        pairs_file, apart = read_pairs(pairs), read_pairs(test) if test else None
+        trained, tested = list(pairs_file.items), list(apart.items) if apart else []
         if apart is None:
             trained, tested = held_out(trained, settings.test_share, settings.seed, lambda p: p.prompt)
         if not trained:
             raise UsageError(f"{pairs} leaves no pair to train on", "lower --test-share, or add pairs")
         check_apart(trained, tested, lambda p: p.prompt, lambda p: p.line)
-        return cls(trained, tested, pairs, test or pairs, given.digest, apart.digest if apart else None)
+        return cls(trained, tested, pairs, test or pairs, pairs_file.digest, apart.digest if apart else None)
 
 
 @dataclass(slots=True)
@@ -118,19 +118,23 @@ class _Course:
 
     def _learn(self, indices: NDArray[np.int64]) -> dict[str, Any]:
         """Add the gradients of these pairs, in passes that memory holds; return the means over them."""
-        given, batch = self.settings, [self.pairs[i] for i in indices]
+        settings, batch = self.settings, [self.pairs[i] for i in indices]
         tokens = sum(len(pair.chosen.answer) for pair in batch)
         preference, nll, done = 0.0, 0.0, 0
         margins: list[float] = []
         moved = np.zeros(2)  # from the reference's log-probabilities, chosen and rejected
-        weights = {"beta": given.beta, "smoothing": given.smoothing, "nll": given.nll}
+        weights = {"beta": settings.beta, "smoothing": settings.smoothing, "nll": settings.nll}
         for part in passes(batch):
             reference = self.reference.of(self.trainee, indices[done : done + len(part)], part)
             now = sums(self.trainee, part)
-            found = preference_loss(*now, *reference.T, **weights, pairs=len(batch), tokens=tokens)
-            found.loss.backward()
-            preference, nll, done = preference + found.preference, nll + found.nll, done + len(part)
-            margins += found.margins.tolist()
+            preferences = preference_loss(*now, *reference.T, **weights, pairs=len(batch), tokens=tokens)
+            preferences.loss.backward()
+            preference, nll, done = (
+                preference + preferences.preference,
+                nll + preferences.nll,
+                done + len(part),
+            )
+            margins += preferences.margins.tolist()
             moved += [
                 float((own.detach() - theirs).sum()) for own, theirs in zip(now, reference.T, strict=True)
             ]
@@ -199,7 +203,7 @@ def align(
         loop = course.loop(run)
         loop.run(course.step, on_step)
         loop.save()
-        made = receipt(
+        record = receipt(
             "align",
             inputs,
             licence={"base": licence.as_json()},
@@ -211,8 +215,8 @@ def align(
             speed=loop.speed(),
             cpu_seconds=loop.cpu_seconds,
         )
-        run.finish(made)
-    return made
+        run.finish(record)
+    return record
 
 
 def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> dict[str, Any] | None:
@@ -256,13 +260,13 @@ def served(
     context = max(MIN_CONTEXT, *(len(row.ids) + 1 for row in rows)) if rows else MIN_CONTEXT
     with open_sampling(model, packs, many=True, context=context, threads=settings.threads) as engine:
         engine.add_adapter(ADAPTER, adapter)
-        found = served_log_probs(engine, rows, engine.adapters.find(ADAPTER))
+        log_probs = served_log_probs(engine, rows, engine.adapters.find(ADAPTER))
         known = still_known(engine, trainee, ADAPTER)
-    totals = [float(each.sum()) for each in found]
+    totals = [float(each.sum()) for each in log_probs]
     likelier = [chosen > rejected for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True)]
     return {
         "served": {"pairs": len(some), "likelier": float(np.mean(likelier))} if some else None,
-        "mismatch": mismatch(trainee, rows, found) if some else None,
+        "mismatch": mismatch(trainee, rows, log_probs) if some else None,
         **known,
     }
 
@@ -281,42 +285,42 @@ def _prepared(model: ModelRef, data: _PairData, settings: AlignSettings) -> tupl
 
 def _rehearsed(model: ModelRef, packs: Path | None, course: _Course) -> Nearness:
     """Have the model itself write what the steps rehearse."""
-    given = course.settings
-    with open_sampling(model, packs, many=True, context=MIN_CONTEXT, threads=given.threads) as base:
-        own = written(base, given.seed, course.steps * given.replay)
-    return Nearness(course.trainee, own, given.replay)
+    settings = course.settings
+    with open_sampling(model, packs, many=True, context=MIN_CONTEXT, threads=settings.threads) as base:
+        own = written(base, settings.seed, course.steps * settings.replay)
+    return Nearness(course.trainee, own, settings.replay)
 
 
 def _notes(rows: Sequence[PairRow], data: _PairData) -> list[str]:
     """Return what the user should know before the first step."""
-    found = lengths(rows)
-    made = [
+    sizes = lengths(rows)
+    lines = [
         f"{len(data.trained):,} pairs to train on, {len(data.tested):,} to test with; "
-        f"answers of {found.chosen:.1f} tokens chosen, {found.rejected:.1f} rejected (ratio {found.ratio:.2f})"
+        f"answers of {sizes.chosen:.1f} tokens chosen, {sizes.rejected:.1f} rejected (ratio {sizes.ratio:.2f})"
     ]
-    if not 1 / UNEVEN <= found.ratio <= UNEVEN:
-        longer = "longer" if found.ratio > 1 else "shorter"
-        made.append(
-            f"chosen answers are {longer} by {abs(found.ratio - 1):.0%}: the model will learn that too"
+    if not 1 / UNEVEN <= sizes.ratio <= UNEVEN:
+        longer = "longer" if sizes.ratio > 1 else "shorter"
+        lines.append(
+            f"chosen answers are {longer} by {abs(sizes.ratio - 1):.0%}: the model will learn that too"
         )
     if opposite := contradictions([*data.trained, *data.tested]):
         first = f"lines {opposite[0][0]} and {opposite[0][1]}"
-        made.append(
+        lines.append(
             f"{len(opposite)} pairs choose what another rejects ({first}): --smoothing is for labels that may be wrong"
         )
     if not data.tested:
-        made.append("no pair is left to test with: what was learnt is not measured")
-    return made
+        lines.append("no pair is left to test with: what was learnt is not measured")
+    return lines
 
 
 def _counted(rows: Sequence[PairRow], data: _PairData) -> dict[str, Any]:
     """Return the receipt's part about the data."""
-    found = lengths(rows)
+    sizes = lengths(rows)
     return {
         "trained": len(data.trained),
         "tested": len(data.tested),
-        "chosen_tokens": found.chosen,
-        "rejected_tokens": found.rejected,
-        "length_ratio": found.ratio,
+        "chosen_tokens": sizes.chosen,
+        "rejected_tokens": sizes.rejected,
+        "length_ratio": sizes.ratio,
         "contradictions": len(contradictions([*data.trained, *data.tested])),
     }

@@ -122,13 +122,13 @@ def distil(
         "base": base_licence(student, facts or Facts()),
         "teacher": teaching(teacher, student, facts or Facts(), accepted),
     }
-    given, tested_file = read_prompts(prompts), read_prompts(test) if test else None
-    trained, tested = _split(given, tested_file, settings)
+    prompts_file, tested_file = read_prompts(prompts), read_prompts(test) if test else None
+    trained, tested = _split(prompts_file, tested_file, settings)
     check_trainable(student.path)
     inputs = {
         "teacher": {"model": teacher.name, "file": model_digest(teacher)},
         "student": {"model": student.name, "file": model_digest(student)},
-        "prompts": given.digest,
+        "prompts": prompts_file.digest,
         "test": tested_file.digest if tested_file else None,
         "settings": asdict(settings),
         "arithmetic": arithmetic(settings.threads),
@@ -138,9 +138,9 @@ def distil(
     with RunFolder.open(out, "distil", inputs, fresh=fresh) as run:
         work = _Work(run, teacher, student, packs, settings, trained, tested, watch)
         parts = _on_policy(work) if settings.on_policy else _sequence_level(work)
-        made = receipt("distil", inputs, licence={r: one.as_json() for r, one in licences.items()}, **parts)
-        run.finish(made)
-    return made
+        record = receipt("distil", inputs, licence={r: one.as_json() for r, one in licences.items()}, **parts)
+        run.finish(record)
+    return record
 
 
 def check_same_tokens(teacher: Tokenizer, student: Tokenizer, names: tuple[str, str]) -> None:
@@ -159,21 +159,21 @@ def check_same_tokens(teacher: Tokenizer, student: Tokenizer, names: tuple[str, 
 
 def _sequence_level(work: _Work) -> dict[str, Any]:
     """Have the teacher answer, then teach what was kept."""
-    given = work.settings
+    settings = work.settings
     answers, unseen = _answered(work)
     counted = _counted(answers)
-    work.watch.note(_said(counted))
-    trainee = given.trainee(work.student.path)
+    work.watch.note(_summary(counted))
+    trainee = settings.trainee(work.student.path)
     rows = _rows(work, trainee, answers)
-    optimizer, order = _optimizer(trainee, len(rows), given), _order(len(rows), given)
+    optimizer, order = _optimizer(trainee, len(rows), settings), _order(len(rows), settings)
     course = TeachingCourse(
-        trainee, optimizer, rows, order, rehearsed=given.replay, weight=given.replay_weight
+        trainee, optimizer, rows, order, rehearsed=settings.replay, weight=settings.replay_weight
     )
-    if given.replay:
+    if settings.replay:
         work.watch.doing(f"{work.student.name} writes what it rehearses")
         with work.engine(work.student) as student:
-            steps = given.epochs * order.steps_an_epoch
-            course.replay = written(student, given.seed, steps * given.replay)
+            steps = settings.epochs * order.steps_an_epoch
+            course.replay = written(student, settings.seed, steps * settings.replay)
     loop = _trained(work, trainee, optimizer, course.step, order)
     with work.engine(work.student) as student:
         student.add_adapter(ADAPTER, work.run.folder)
@@ -195,19 +195,19 @@ def _answered(work: _Work) -> tuple[list[Taught], list[Taught]]:
     """
     tested = judged_prompts(work.tested)
     books = [
-        (AnswerBook(work.run.path(name)), asked)
-        for name, asked in ((ANSWERS, work.trained), (UNSEEN, tested))
+        (AnswerBook(work.run.path(name)), questions)
+        for name, questions in ((ANSWERS, work.trained), (UNSEEN, tested))
     ]
-    if all(q.line in book.held for book, asked in books for q in asked):
+    if all(q.line in book.held for book, questions in books for q in questions):
         return [books[0][0].held[q.line] for q in work.trained], [books[1][0].held[q.line] for q in tested]
     with work.engine(work.teacher) as teacher:
         return (
-            _asked(work, teacher, ANSWERS, work.trained, work.settings.tries),
-            _asked(work, teacher, UNSEEN, tested, 1),
+            _answer_book(work, teacher, ANSWERS, work.trained, work.settings.tries),
+            _answer_book(work, teacher, UNSEEN, tested, 1),
         )
 
 
-def _asked(
+def _answer_book(
     work: _Work, teacher: SamplingModel, name: str, questions: Sequence[TeacherPrompt], tries: int
 ) -> list[Taught]:
     """Have the teacher answer what it did not yet."""
@@ -223,25 +223,25 @@ def _asked(
 
 def _on_policy(work: _Work) -> dict[str, Any]:
     """Let the student answer and the teacher judge each token."""
-    given = work.settings
+    settings = work.settings
     with work.engine(work.teacher) as teacher, work.engine(work.student) as student:
         check_same_tokens(teacher.tokenizer, student.tokenizer, (work.teacher.name, work.student.name))
-        trainee = given.trainee(work.student.path)
+        trainee = settings.trainee(work.student.path)
         prompts = _prompts(work, teacher, student)
-        order = _order(len(prompts), given)
+        order = _order(len(prompts), settings)
         course = OnPolicyCourse(
             trainee,
-            _optimizer(trainee, len(prompts), given),
+            _optimizer(trainee, len(prompts), settings),
             student,
             teacher,
             prompts,
             order,
-            given.max_tokens,
+            settings.max_tokens,
         )
         loop = _trained(work, trainee, course.optimizer, course.step, order)
         lines = loop.lines()
         student.add_adapter(ADAPTER, work.run.folder)
-        unseen = _asked(work, teacher, UNSEEN, judged_prompts(work.tested), 1)
+        unseen = _answer_book(work, teacher, UNSEEN, judged_prompts(work.tested), 1)
         return {
             "tokenizer": "the same tokens",
             "divergence": {"first": lines[0]["loss"], "last": lines[-1]["loss"]},
@@ -298,14 +298,16 @@ def _measured(work: _Work, student: SamplingModel, teacher: float | None) -> dic
 
 
 def _split(
-    given: DataLines[TeacherPrompt], test: DataLines[TeacherPrompt] | None, settings: DistilSettings
+    prompts_file: DataLines[TeacherPrompt], test: DataLines[TeacherPrompt] | None, settings: DistilSettings
 ) -> tuple[list[TeacherPrompt], list[TeacherPrompt]]:
-    trained, tested = list(given.items), list(test.items) if test else []
+    trained, tested = list(prompts_file.items), list(test.items) if test else []
     if test is None and judged_prompts(trained):
         trained, tested = held_out(trained, settings.test_share, settings.seed, lambda q: q.key)
     check_apart(trained, tested, lambda q: q.key, lambda q: q.line)
     if not trained:
-        raise UsageError(f"{given.path} leaves no prompt to train on", "lower --test-share, or add prompts")
+        raise UsageError(
+            f"{prompts_file.path} leaves no prompt to train on", "lower --test-share, or add prompts"
+        )
     return trained, tested
 
 
@@ -344,21 +346,21 @@ def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[Answ
     """Encode kept answers as the student's; those that are too long for it are left out and said."""
     most = min(work.settings.max_length, trainee.source.cfg.context)
     rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
-    found, long = [], 0
+    kept, long = [], 0
     for question, taught in zip(work.trained, answers, strict=True):
         try:
             if not taught.why:
-                found.append(rows.row(question.messages, taught.answer))
+                kept.append(rows.row(question.messages, taught.answer))
         except ContextOverflow:
             long += 1
     if long:
         work.watch.note(f"{long} answers are longer than {most:,} tokens of the student's")
-    if not found:
+    if not kept:
         raise UsageError(
             f"no answer of {work.teacher.name} was kept",
             f"{work.run.path(ANSWERS)} says why; take another teacher or other prompts",
         )
-    return found
+    return kept
 
 
 def _counted(answers: Sequence[Taught]) -> dict[str, Any]:
@@ -371,7 +373,7 @@ def _counted(answers: Sequence[Taught]) -> dict[str, Any]:
     }
 
 
-def _said(counted: Mapping[str, Any]) -> str:
+def _summary(counted: Mapping[str, Any]) -> str:
     faults = ", ".join(f"{count} {kind}" for kind, count in counted["rejected"].items())
     return f"{counted['kept']} answers kept" + (f"; rejected: {faults}" if faults else "")
 

@@ -76,10 +76,10 @@ class Lessons:
     @classmethod
     def read(cls, data: Path, test: Path | None) -> Lessons:
         """Read both files. Raises UsageError naming every bad line."""
-        given = read_samples(data)
+        samples = read_samples(data)
         exam = read_exam(test) if test else None
-        taught = (message.content for sample in given.items for message in sample.messages)
-        return cls(given, exam, tuple(exam.contaminated(taught)) if exam else ())
+        taught = (message.content for sample in samples.items for message in sample.messages)
+        return cls(samples, exam, tuple(exam.contaminated(taught)) if exam else ())
 
     @property
     def tested(self) -> str:
@@ -200,21 +200,21 @@ def finetune(
         lines = loop.lines()
         with _engine(model, packs, room, settings) as engine:
             engine.add_adapter(ADAPTER, run.folder)
-            found = _examined(engine, room, lessons, before, most)
-        made = receipt(
+            scores = _examined(engine, room, lessons, before, most)
+        record = receipt(
             "finetune",
             inputs,
             licence={"base": licence.as_json()},
             template=template_digest(trainee.template),
             samples=_counted(room, lessons),
             loss={"first": lines[0]["loss"], "last": lines[-1]["loss"]},
-            **found,
+            **scores,
             speed=loop.speed(),
             cpu_seconds=loop.cpu_seconds,
             files=["adapter_model.safetensors", "adapter_config.json", *([GGUF] if gguf else [])],
         )
-        run.finish(made)
-    return made
+        run.finish(record)
+    return record
 
 
 def _examined(
@@ -270,13 +270,13 @@ def _notes(room: Classroom, lessons: Lessons) -> list[str]:
     """Return what the user should know before the first step, with what the loss counts of three samples."""
     rows, tokenizer = room.course.rows, room.trainee.tokenizer
     tokens = sum(len(row.answer) for row in rows)
-    made = [
+    lines = [
         f"{len(rows):,} answers of {tokens / len(rows):.1f} tokens from {len(lessons.data.items):,} samples",
         *(mask_note(i, shown(tokenizer, row)) for i, row in enumerate(rows[:SHOWN], 1)),
     ]
     if room.skipped:
-        made.append(f"{room.skipped:,} answers are longer than --max-length and left out")
-    return [*made, lessons.tested]
+        lines.append(f"{room.skipped:,} answers are longer than --max-length and left out")
+    return [*lines, lessons.tested]
 
 
 def _counted(room: Classroom, lessons: Lessons) -> dict[str, Any]:

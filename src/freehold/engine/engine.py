@@ -230,10 +230,10 @@ class Engine:
             )
         self._lifetime.check()
         request = replace(self.requests.answer(prompt_ids, sampling, **options), answers=n)
-        made = [*resume, *([()] * (n - len(resume)))]
-        first = self.requests.sequence(request, made[0])
+        prefixes = [*resume, *([()] * (n - len(resume)))]
+        first = self.requests.sequence(request, prefixes[0])
         others = [
-            self.requests.sequence(replace(request, seed=(request.seed + i) & MAX_SEED), made[i], first)
+            self.requests.sequence(replace(request, seed=(request.seed + i) & MAX_SEED), prefixes[i], first)
             for i in range(1, n)
         ]
         return [Generation(self, seq) for seq in (first, *others)]

@@ -42,11 +42,11 @@ class ServedChat:
         on_prefill: OnPrefill | None = None,
     ) -> Iterator[Chunk]:
         """Answer `messages`; of `sampling` temperature and seed go with the request."""
-        given = {} if sampling is None else {"temperature": sampling.temperature, "seed": sampling.seed}
+        settings = {} if sampling is None else {"temperature": sampling.temperature, "seed": sampling.seed}
         job = Job(
             messages=tuple(messages),
             max_tokens=max_tokens,
-            sampling={name: value for name, value in given.items() if value is not None},
+            sampling={name: value for name, value in settings.items() if value is not None},
             stop=tuple(stop),
             logprobs=logprobs,
             think=think,

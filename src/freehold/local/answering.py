@@ -241,10 +241,10 @@ class LocalAnswer:
     def _gained(self, outs: Iterable[TokenOut]) -> Iterator[Chunk]:
         for out in outs:
             reason = out.finish_reason
-            said = AnswerDelta() if reason == "stop" else self._text.push(out.id)
+            delta = AnswerDelta() if reason == "stop" else self._text.push(out.id)
             self._reason = self._text.over or reason
             yield Chunk(
-                said.text, said.thinking, (out.id,), self._spelling.logprobs(out), tool_calls=said.calls
+                delta.text, delta.thinking, (out.id,), self._spelling.logprobs(out), tool_calls=delta.calls
             )
             if self._reason is not None:
                 return
@@ -255,15 +255,15 @@ class LocalAnswer:
         usage = generation.usage
         generation.close()
         self.done = True
-        said = self._text.finish()
+        delta = self._text.finish()
         called = reason == "stop" and self._text.over != "stop" and self._text.calls > 0
         return Chunk(
-            said.text,
-            said.thinking,
+            delta.text,
+            delta.thinking,
             finish_reason="tool_calls" if called else reason,
             usage=usage,
             stop=self._text.stop,
-            tool_calls=said.calls,
+            tool_calls=delta.calls,
         )
 
 

@@ -102,9 +102,9 @@ def keywords(options: type) -> Callable[[C], C]:
 
 
 def _parameters(options: type) -> Iterator[inspect.Parameter]:
-    for name, given in options.__annotations__.items():
+    for name, annotated in options.__annotations__.items():
         if name not in SAMPLING:
-            annotation = getattr(given, "__forward_arg__", given)
+            annotation = getattr(annotated, "__forward_arg__", annotated)
             default = DEFAULTS.get(name)
             yield inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

@@ -238,16 +238,16 @@ class LLM:
             self._prompter.template.render(
                 job.messages or (), effort=job.effort
             )  # raises with the levels it has
-        made = self._prepared(job, sampling_of(options, self.default_sampling))
-        return made.watched(options.get("on_prefill"))
+        job_made = self._prepared(job, sampling_of(options, self.default_sampling))
+        return job_made.watched(options.get("on_prefill"))
 
     def _continued(self, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
         """Prepare the continuation of a text or of token ids."""
         self._check_open()
         text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
         job = text_job(text, options, self.adapters.chosen(options.get("adapter")))
-        made = self._prepared(job, sampling_of(options, self.default_sampling))
-        return made.watched(options.get("on_prefill"))
+        job_made = self._prepared(job, sampling_of(options, self.default_sampling))
+        return job_made.watched(options.get("on_prefill"))
 
     @property
     def stats(self) -> EngineStats:
@@ -381,8 +381,8 @@ class LLM:
     def logits(self, ids: Sequence[int], adapter: str | None = None) -> F32:
         """Return the model's logits after each of `ids`: float32 [T, V]."""
         self._check_open()
-        found = self.adapters.find(self.adapters.chosen(adapter))
-        return scoring.logits(self._generating(), self._prompter.checked(ids), adapter=found)
+        chosen = self.adapters.find(self.adapters.chosen(adapter))
+        return scoring.logits(self._generating(), self._prompter.checked(ids), adapter=chosen)
 
     def score(self, ids: Sequence[int], adapter: str | None = None) -> F32:
         """Return the log-probability of each of `ids` but the first, given those before: float32 [T - 1]."""
@@ -392,8 +392,8 @@ class LLM:
         """Score each of `rows` as `score` does, in one batch; the scores of a row are those it gets alone."""
         self._check_open()
         checked = [self._prompter.checked(ids) for ids in rows]
-        found = self.adapters.find(self.adapters.chosen(adapter))
-        return scoring.score_many(self._generating(), checked, adapter=found)
+        chosen = self.adapters.find(self.adapters.chosen(adapter))
+        return scoring.score_many(self._generating(), checked, adapter=chosen)
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():

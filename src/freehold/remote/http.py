@@ -125,8 +125,8 @@ class Api:
         except httpx2.UnsupportedProtocol as e:
             raise _no_address(self._where, e) from e
         except httpx2.HTTPError as e:
-            said = str(e) or type(e).__name__
-            raise UpstreamFailed(f"the server at {self._where} broke off: {said}", "ask again") from e
+            reason = str(e) or type(e).__name__
+            raise UpstreamFailed(f"the server at {self._where} broke off: {reason}", "ask again") from e
 
     def read(self, raw: str | bytes, as_: type[_T]) -> _T:
         """Read JSON of the server as `as_`; raise UpstreamFailed if it is something else."""

@@ -160,21 +160,21 @@ class HttpModel:
             raise UpstreamFailed(f"the answer of {self.name} ended before it was complete", "ask again")
         yield Chunk(finish_reason=reason, usage=reported.usage())
 
-    def _reason(self, said: str) -> FinishReason:
-        if said not in get_args(FinishReason):
-            raise UpstreamFailed(f"{self.name} ended its answer by {said!r}, which is not a known reason")
-        return cast(FinishReason, said)
+    def _reason(self, reason: str) -> FinishReason:
+        if reason not in get_args(FinishReason):
+            raise UpstreamFailed(f"{self.name} ended its answer by {reason!r}, which is not a known reason")
+        return cast(FinishReason, reason)
 
 
 def _message(m: Message) -> dict[str, Any]:
-    said: dict[str, Any] = {"role": m.role, "content": m.content}
+    turn: dict[str, Any] = {"role": m.role, "content": m.content}
     if m.thinking:
-        said["reasoning_content"] = m.thinking
+        turn["reasoning_content"] = m.thinking
     if m.tool_calls:
         calls = ((c.id, {"name": c.name, "arguments": c.arguments}) for c in m.tool_calls)
-        said["tool_calls"] = [{"id": id, "type": "function", "function": f} for id, f in calls]
+        turn["tool_calls"] = [{"id": id, "type": "function", "function": f} for id, f in calls]
     named = {"tool_call_id": m.tool_call_id, "name": m.name}
-    return said | {key: value for key, value in named.items() if value}
+    return turn | {key: value for key, value in named.items() if value}
 
 
 def _tools(tools: Sequence[Tool], choice: str, parallel: bool) -> dict[str, Any]:
@@ -188,9 +188,9 @@ def _tools(tools: Sequence[Tool], choice: str, parallel: bool) -> dict[str, Any]
     return body if parallel else body | {"parallel_tool_calls": False}
 
 
-def _format(given: FormatLike) -> dict[str, Any]:
+def _format(format_like: FormatLike) -> dict[str, Any]:
     """Return a format as request fields: OpenAI's for JSON, vLLM's for what OpenAI has no name for."""
-    format = as_format(given)
+    format = as_format(format_like)
     if format is None:
         return {}
     if format.kind == "json":

@@ -220,12 +220,12 @@ class Peer:
                             raise ValueError
                         break
                     _, value, changed, is_shown = message
-                    made = reader.read(value)
+                    value_read = reader.read(value)
                     for place, contents in changed:
                         reader.fill(lent[place], contents)
                     if is_shown:
                         self._seen.put([_Seen(each) for each in reader.containers])
-                return made
+                return value_read
             except Exception as e:
                 raise self._broken() from e
         raise error
@@ -284,10 +284,10 @@ class Peer:
                 raise AttributeError(f"{type(owner).__name__!r} object of the test lends no {name!r}")
         if action == "set":
             return setattr(owner, name, *value)
-        found = getattr(owner, name)
-        if self._names is None and isinstance(found, _INNER):
+        attribute = getattr(owner, name)
+        if self._names is None and isinstance(attribute, _INNER):
             raise AttributeError(f"{type(owner).__name__!r} object of the test lends no {name!r}")
-        return found
+        return attribute
 
     def lent_out(self, packer: ValuePacker, value: Any) -> Any:
         """Return how an object is named to the other side, which may hold it already."""
@@ -340,9 +340,9 @@ class Peer:
         _, number, kind, has_value, shown, name = packed
         if number not in self._remotes:
             key = (kind, str(shown), name)
-            if (made := self._classes.get(key)) is None:
-                made = self._classes[key] = class_of(kind, reader.read(shown), name)
-            self._remotes[number] = made(self, number, has_value)
+            if (stand_in := self._classes.get(key)) is None:
+                stand_in = self._classes[key] = class_of(kind, reader.read(shown), name)
+            self._remotes[number] = stand_in(self, number, has_value)
         return self._remotes[number]
 
     def _exception_class_read(
@@ -352,8 +352,8 @@ class Peer:
         if isinstance(known, type) and issubclass(known, BaseException) and _is_library(known.__module__):
             return known
         if number not in self._remotes:
-            made = error_class(name, tuple(reader.each(bases)), RemoteCallable(self, number, False))
-            self._remotes[number], self._stand_ins[made] = made, number
+            class_made = error_class(name, tuple(reader.each(bases)), RemoteCallable(self, number, False))
+            self._remotes[number], self._stand_ins[class_made] = class_made, number
         return self._remotes[number]
 
     def _exception_read(
@@ -365,23 +365,23 @@ class Peer:
         try:
             if made_kind in self._stand_ins:
                 raise TypeError
-            made = made_kind(*made_args)
+            exception = made_kind(*made_args)
         except Exception:
-            made = made_kind.__new__(made_kind, *made_args)
-            made.args = tuple(made_args)
-        made.__dict__.update(reader.read(attributes))
+            exception = made_kind.__new__(made_kind, *made_args)
+            exception.args = tuple(made_args)
+        exception.__dict__.update(reader.read(attributes))
         if cause is not None:
-            made.__cause__ = reader.read(cause)
+            exception.__cause__ = reader.read(cause)
         if number is not None:
-            made.__dict__["_freehold_remote"] = Remote(self, number, False)
-        return made
+            exception.__dict__["_freehold_remote"] = Remote(self, number, False)
+        return exception
 
     def _raised(self, error: BaseException) -> list[Any]:
         try:
             return ["raised", ValuePacker(self, {}).packed(error)]
         except Exception:
-            said = RuntimeError(f"{type(error).__name__} that cannot be said")
-            return ["raised", ValuePacker(self, {}).packed(said)]
+            error_told = RuntimeError(f"{type(error).__name__} that cannot be said")
+            return ["raised", ValuePacker(self, {}).packed(error_told)]
 
     def _write(self, message: list[Any]) -> None:
         data = json.dumps(message).encode()

@@ -44,18 +44,19 @@ def failure(code: str, test: str) -> str:
         )
     source, tested = (text.encode("utf-8", "surrogatepass") for text in (code, test))
     try:
-        said = _verdict(source, tested)
+        verdict = _verdict(source, tested)
     except (OSError, EOFError):  # the process was idle for long, or the kernel ended it
         try:
-            said = _verdict(source, tested)
+            verdict = _verdict(source, tested)
         except (OSError, EOFError) as e:
             raise CapacityExceeded(f"no process can be started for the tests: {e}") from e
-    if said[:1] == REFUSED:
+    if verdict[:1] == REFUSED:
         raise UsageError("this kernel lets no process confine itself", "use another judge here")
-    if said == PASSED:
+    if verdict == PASSED:
         return ""
     return (
-        said[1:].decode("utf-8", "replace").strip() or "the test ended early: it took too much time or memory"
+        verdict[1:].decode("utf-8", "replace").strip()
+        or "the test ended early: it took too much time or memory"
     )
 
 
@@ -63,12 +64,12 @@ def _verdict(code: bytes, test: bytes) -> bytes:
     with _lock:
         runner = _idle.pop() if _idle else _Runner()
     try:
-        said = runner.verdict(code, test)
+        verdict = runner.verdict(code, test)
     except BaseException:
         runner.close()
         raise
     _idle.append(runner)
-    return said
+    return verdict
 
 
 class _Runner:
@@ -94,12 +95,12 @@ class _Runner:
             finally:
                 for fd in theirs:
                     os.close(fd)
-            said = _exchanged(mine, heard)
+            verdict = _exchanged(mine, heard)
             self._sock.sendall(b"e")
             self._sock.settimeout(_END_S)
             if not self._sock.recv(1):
                 raise EOFError("it ended by itself")
-            return said
+            return verdict
         finally:
             for fd in (*mine, heard):
                 os.close(fd)
@@ -116,13 +117,13 @@ def _exchanged(sent: dict[int, bytes], heard: int) -> bytes:
 
     Closes those that were written. Stops after WALL_S and after _MOST_SAID bytes.
     """
-    said, until = b"", time.monotonic() + WALL_S
+    received, until = b"", time.monotonic() + WALL_S
     with selectors.DefaultSelector() as pipes:
         pipes.register(heard, selectors.EVENT_READ)
         for fd in sent:
             os.set_blocking(fd, False)
             pipes.register(fd, selectors.EVENT_WRITE)
-        while len(said) <= _MOST_SAID:
+        while len(received) <= _MOST_SAID:
             if (left := until - time.monotonic()) <= 0:
                 return FAILED + f"ran longer than {WALL_S} s".encode()
             for key, _ in pipes.select(left):
@@ -133,10 +134,10 @@ def _exchanged(sent: dict[int, bytes], heard: int) -> bytes:
                         os.close(key.fd)
                         del sent[key.fd]
                 elif piece := os.read(heard, _MOST_SAID):
-                    said += piece
+                    received += piece
                 else:
-                    return said
-    return said
+                    return received
+    return received
 
 
 def _written(fd: int, text: bytes) -> bytes:

@@ -65,10 +65,10 @@ def main() -> None:
     gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         while waits(sock, IDLE_S):
-            asked, pipes, _, _ = socket.recv_fds(sock, 1024, 3)
-            if not asked:
+            request, pipes, _, _ = socket.recv_fds(sock, 1024, 3)
+            if not request:
                 return
-            _test(sock, json.loads(asked), pipes, readable)
+            _test(sock, json.loads(request), pipes, readable)
 
 
 def _run_loops_without_sockets() -> None:
@@ -85,10 +85,10 @@ def _run_loops_without_sockets() -> None:
 def _test(sock: socket.socket, limits: dict[str, int], pipes: list[int], readable: list[str]) -> None:
     """Start both processes, and end them when the parent says so."""
     code, test, verdict = pipes
-    asked, asks = os.pipe()
+    requests, asks = os.pipe()
     answered, answers = os.pipe()
     pids = []
-    for work, kept in ((_run_code, (code, asked, answers)), (_run_test, (test, answered, asks, verdict))):
+    for work, kept in ((_run_code, (code, requests, answers)), (_run_test, (test, answered, asks, verdict))):
         pids.append(platforms.fork())
         if pids[-1] == 0:
             try:
@@ -96,7 +96,7 @@ def _test(sock: socket.socket, limits: dict[str, int], pipes: list[int], readabl
                 work(close_in(kept, readable=readable, **limits), *kept)
             finally:
                 os._exit(1)
-    for fd in (*pipes, asked, asks, answered, answers):
+    for fd in (*pipes, requests, asks, answered, answers):
         os.close(fd)
     sock.recv(1)
     for pid in pids:
@@ -128,8 +128,8 @@ def _run_test(confined: bool, test: int, reads: int, writes: int, verdict: int) 
     """Run the test, and write the verdict."""
 
     def end(why: str | None, kind: bytes = FAILED) -> NoReturn:
-        said = PASSED if why is None else kind + why[:_WHY].encode("utf-8", "replace")
-        os.write(verdict, said)
+        message = PASSED if why is None else kind + why[:_WHY].encode("utf-8", "replace")
+        os.write(verdict, message)
         os._exit(0)
 
     if not confined:

@@ -63,54 +63,54 @@ class Remote:
         if name in _ADDRESSES:
             raise AttributeError(name)
         if name in ("send", "throw"):
-            return lambda *args: _asked(self, "op", name, self, *args)
-        return _asked(self, "attr", self, name)
+            return lambda *args: _ask_peer(self, "op", name, self, *args)
+        return _ask_peer(self, "attr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _asked(self, "set", self, name, value)
+        _ask_peer(self, "set", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        _asked(self, "op", "delattr", self, name)
+        _ask_peer(self, "op", "delattr", self, name)
 
     def __contains__(self, value: Any) -> bool:
         if self._freehold_trusted:
-            return _asked(self, "op", "contains", self, value) is True
+            return _ask_peer(self, "op", "contains", self, value) is True
         if self._freehold_value:
             return value in _value(self)
         return any(value is each or value == each for each in self)  # not the code's word: it would say yes
 
     def __instancecheck__(self, value: Any) -> bool:
-        return _asked(self, "op", "isinstance", value, self) is True
+        return _ask_peer(self, "op", "isinstance", value, self) is True
 
     def __subclasscheck__(self, value: Any) -> bool:
-        return _asked(self, "op", "issubclass", value, self) is True
+        return _ask_peer(self, "op", "issubclass", value, self) is True
 
     def __enter__(self) -> Any:
-        return _asked(self, "attr", self, "__enter__")()
+        return _ask_peer(self, "attr", self, "__enter__")()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
-        return _asked(self, "attr", self, "__exit__")(kind, error, None)
+        return _ask_peer(self, "attr", self, "__exit__")(kind, error, None)
 
     def __iter__(self) -> Any:
-        return iter(_value(self)) if self._freehold_value else _asked(self, "op", "iter", self)
+        return iter(_value(self)) if self._freehold_value else _ask_peer(self, "op", "iter", self)
 
     def __next__(self) -> Any:
-        return _asked(self, "op", "next", self)
+        return _ask_peer(self, "op", "next", self)
 
     def __aiter__(self) -> Any:
-        return _asked(self, "attr", self, "__aiter__")()
+        return _ask_peer(self, "attr", self, "__aiter__")()
 
     def __anext__(self) -> Any:
-        return _awaitable(_asked(self, "attr", self, "__anext__")())
+        return _awaitable(_ask_peer(self, "attr", self, "__anext__")())
 
     def __aenter__(self) -> Any:
-        return _awaitable(_asked(self, "attr", self, "__aenter__")())
+        return _awaitable(_ask_peer(self, "attr", self, "__aenter__")())
 
     def __aexit__(self, kind: Any, error: Any, traceback: Any) -> Any:
-        return _awaitable(_asked(self, "attr", self, "__aexit__")(kind, error, None))
+        return _awaitable(_ask_peer(self, "attr", self, "__aexit__")(kind, error, None))
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _asked(self, "op", "deepcopy", self)
+        return _ask_peer(self, "op", "deepcopy", self)
 
     def __mro_entries__(self, bases: Any) -> Any:
         raise TypeError("a class of the code cannot be the base of a class of the test")
@@ -121,7 +121,7 @@ class RemoteCallable(Remote):
     __slots__ = ()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return _trusted_as(self, _asked(self, "call", self, list(args), options))
+        return _trusted_as(self, _ask_peer(self, "call", self, list(args), options))
 
 
 class RemoteFunction(RemoteCallable):
@@ -137,19 +137,19 @@ def trust(remote: Any) -> None:
     object.__setattr__(remote, "_freehold_trusted", True)
 
 
-def _trusted_as(source: Remote, made: Any) -> Any:
-    if source._freehold_trusted and isinstance(made, Remote):
-        trust(made)
-    return made
+def _trusted_as(source: Remote, result: Any) -> Any:
+    if source._freehold_trusted and isinstance(result, Remote):
+        trust(result)
+    return result
 
 
-def _asked(remote: Remote, *request: Any) -> Any:
+def _ask_peer(remote: Remote, *request: Any) -> Any:
     return remote._freehold_peer.ask(*request)
 
 
 def _value(remote: Remote) -> Any:
     """Return the plain value of an object whose class is a subclass of a plain type."""
-    return _asked(remote, "op", "value", remote)
+    return _ask_peer(remote, "op", "value", remote)
 
 
 def _operated(name: str, one: Any, other: Any) -> Any:
@@ -159,9 +159,9 @@ def _operated(name: str, one: Any, other: Any) -> Any:
     """
     remote: Remote = one if isinstance(one, Remote) else other
     if isinstance(one, Remote) and isinstance(other, Remote):
-        return _trusted_as(remote, _asked(remote, "op", name, one, other))
+        return _trusted_as(remote, _ask_peer(remote, "op", name, one, other))
     if remote._freehold_trusted and (remote._freehold_peer.trusts or name not in _COMPARISONS):
-        return _trusted_as(remote, _asked(remote, "op", name, one, other))
+        return _trusted_as(remote, _ask_peer(remote, "op", name, one, other))
     if not remote._freehold_value or name not in vars(operator):
         return NotImplemented
     sides = [_value(side) if isinstance(side, Remote) else side for side in (one, other)]
@@ -169,7 +169,7 @@ def _operated(name: str, one: Any, other: Any) -> Any:
 
 
 def _of_one(name: str) -> Callable[..., Any]:
-    return lambda self, *args: _asked(self, "op", name, self, *args)
+    return lambda self, *args: _ask_peer(self, "op", name, self, *args)
 
 
 def _of_two(name: str, swapped: bool = False) -> Callable[[Any, Any], Any]:
@@ -182,7 +182,7 @@ def _in_place(name: str) -> Callable[[Any, Any], Any]:
     def changed(self: Remote, other: Any) -> Any:
         if not isinstance(other, Remote) and not self._freehold_trusted:
             return NotImplemented
-        return _trusted_as(self, _asked(self, "op", name, self, other))
+        return _trusted_as(self, _ask_peer(self, "op", name, self, other))
 
     return changed
 
@@ -207,7 +207,7 @@ def class_of(kind: int, shown: Any, name: str) -> Any:
     """Return a class for Remotes, with the name of their own class. `shown`: the plain type that isinstance sees."""
     names: dict[str, Any] = {"__slots__": ()}
     for each in ("__doc__", "__module__"):
-        names[each] = property(lambda self, each=each: _asked(self, "attr", self, each))
+        names[each] = property(lambda self, each=each: _ask_peer(self, "attr", self, each))
     if shown is not None:
         names["__class__"] = property(lambda self: shown)
     return type(name, ((Remote, RemoteCallable, RemoteFunction)[kind],), names)
@@ -222,11 +222,11 @@ def described(value: Any) -> tuple[int, bool, Any]:
 
 async def awaited(remote: Remote) -> Any:
     """Have the other process run a coroutine, or what it awaits otherwise, to its end."""
-    return _asked(remote, "op", "run", remote)
+    return _ask_peer(remote, "op", "run", remote)
 
 
-def _awaitable(made: Any) -> Any:
-    return awaited(made) if isinstance(made, Remote) else made
+def _awaitable(result: Any) -> Any:
+    return awaited(result) if isinstance(result, Remote) else result
 
 
 def _run(awaitable: Any) -> Any:
@@ -281,9 +281,9 @@ class _ErrorClass(type):
 
 
 def _error_init(self: Any, *args: Any, **options: Any) -> None:
-    made = type(self)._freehold_class(*args, **options)
-    self.args = made.args
-    self.__dict__.update(made.__dict__)
+    error = type(self)._freehold_class(*args, **options)
+    self.args = error.args
+    self.__dict__.update(error.__dict__)
 
 
 def _error_attribute(self: Any, name: str) -> Any:

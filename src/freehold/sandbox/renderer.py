@@ -37,23 +37,23 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.sendall(b"+")
     while select.select([sock], [], [], IDLE_S)[0]:
-        asked = receive(sock)
-        if not asked:
+        request = receive(sock)
+        if not request:
             return
-        answer = _done(asked)
+        answer = _done(request)
         send(sock, json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         if answer["last"]:
             return
 
 
-def _done(asked: bytes) -> dict[str, Any]:
+def _done(request: bytes) -> dict[str, Any]:
     """Do a job, its decoding included, within limits; `last` says that this process ends.
 
     What a job had is not all given back: the heap keeps its size where something lies at its end, and the limit is
     of addresses. So a process that was once large does no other job.
     """
-    job = json.loads(asked.decode("utf-8", "surrogatepass"))
-    with limited(job["seconds"] + GRACE_S, allowed_memory(len(asked))):
+    job = json.loads(request.decode("utf-8", "surrogatepass"))
+    with limited(job["seconds"] + GRACE_S, allowed_memory(len(request))):
         try:
             return {**_results(job), "last": peak_bytes() > WORN}
         except MemoryError:
@@ -65,10 +65,12 @@ def _results(job: dict[str, Any]) -> dict[str, Any]:
     """Return a text, or why there is none, for each of the job's renders; or one refusal of them all."""
     now = datetime.fromisoformat(job["now"])
     try:
-        made = jinja.render(job["source"], job["renders"], job["seconds"], job["text"], now)
+        texts = jinja.render(job["source"], job["renders"], job["seconds"], job["text"], now)
     except BadTemplate as e:
         return _refusal(e)
-    return {"results": [_refusal(each) if isinstance(each, BadTemplate) else {"text": each} for each in made]}
+    return {
+        "results": [_refusal(each) if isinstance(each, BadTemplate) else {"text": each} for each in texts]
+    }
 
 
 def _refusal(error: BadTemplate) -> dict[str, str]:

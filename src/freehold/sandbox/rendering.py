@@ -75,7 +75,7 @@ class Renderers:
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
 
-    def run(self, asked: RenderJob) -> list[Result]:
+    def run(self, work: RenderJob) -> list[Result]:
         """Return a text or the reason for none for each render, in order.
 
         Raises BadTemplate if the source does not compile, time or memory does not suffice, or the process died of it;
@@ -83,11 +83,11 @@ class Renderers:
         """
         if self._pid != os.getpid():  # the parent's children answer the parent
             self._forget()
-        job = asked.encode()
+        job = work.encode()
         with self._slots:
-            results = self._tried(asked, job)
+            results = self._tried(work, job)
             if results is None:
-                results = self._tried(asked, job)
+                results = self._tried(work, job)
         if results is None:
             raise CapacityExceeded(
                 "the process that renders chat templates ended twice, by no limit of its own",
@@ -110,15 +110,15 @@ class Renderers:
         for child in idle:
             child.end(at_once=True)
 
-    def _tried(self, asked: RenderJob, job: bytes) -> list[Result] | BadTemplate | None:
+    def _tried(self, work: RenderJob, job: bytes) -> list[Result] | BadTemplate | None:
         """Let a child try it; None if it ended for a reason that is not the template's."""
         child = self._take()
         try:
-            results = child.answer(job, asked)
+            results = child.answer(job, work)
         except _Gone as gone:
             code = child.end()
             if child.greeted and (gone.late or -code not in (0, *KILLED)):
-                raise _blamed(code, gone.late, asked) from None
+                raise _blamed(code, gone.late, work) from None
             return None
         except BaseException:  # of ours, or an interrupt: its next answer would be this one's
             child.end()
@@ -164,27 +164,27 @@ class _Child:
             ) from e
         self.greeted = self.is_done = False
 
-    def answer(self, job: bytes, asked: RenderJob) -> list[Result] | BadTemplate:
+    def answer(self, job: bytes, work: RenderJob) -> list[Result] | BadTemplate:
         """Have it do a job; one error may answer for all of it. Raises _Gone, BadTemplate for too much memory."""
         with watched(self._process, allowed_memory(len(job))) as watch:
             try:
-                reply = self._reply(job, asked)
+                reply = self._reply(job, work)
             except _Gone:
                 if watch.exceeded:
                     raise BadTemplate(TOO_LARGE, HINT) from None
                 raise
-        said = json.loads(reply.decode("utf-8", "surrogatepass"))
-        self.is_done = said["last"]
-        return [_read(each) for each in said["results"]] if "results" in said else _refused(said)
+        response = json.loads(reply.decode("utf-8", "surrogatepass"))
+        self.is_done = response["last"]
+        return [_read(each) for each in response["results"]] if "results" in response else _refused(response)
 
-    def _reply(self, job: bytes, asked: RenderJob) -> bytes:
+    def _reply(self, job: bytes, work: RenderJob) -> bytes:
         try:
             if not self.greeted:
                 self._sock.settimeout(START_S)
                 self.greeted = bool(self._sock.recv(1))
-            self._sock.settimeout(WALL_FACTOR * asked.seconds + WALL_S)
+            self._sock.settimeout(WALL_FACTOR * work.seconds + WALL_S)
             send(self._sock, job)
-            reply = receive(self._sock, most=_most_bytes(asked))
+            reply = receive(self._sock, most=_most_bytes(work))
         except TimeoutError:
             raise _Gone(late=True) from None
         except OSError:
@@ -206,9 +206,9 @@ class _Child:
         return self._process.wait()
 
 
-def _most_bytes(asked: RenderJob) -> int:
+def _most_bytes(work: RenderJob) -> int:
     """Bound a reply: each text in UTF-8 and JSON, where a control character takes six bytes."""
-    return len(asked.renders) * 6 * asked.text + (1 << 16)
+    return len(work.renders) * 6 * work.text + (1 << 16)
 
 
 def _read(result: Mapping[str, str]) -> Result:
@@ -219,9 +219,9 @@ def _refused(result: Mapping[str, str]) -> BadTemplate:
     return BadTemplate(result["error"], result["hint"])
 
 
-def _blamed(code: int, late: bool, asked: RenderJob) -> BadTemplate:
+def _blamed(code: int, late: bool, work: RenderJob) -> BadTemplate:
     if late or -code == signal.SIGPROF:
-        return BadTemplate(f"the chat template ran longer than {asked.seconds:g} s", HINT)
+        return BadTemplate(f"the chat template ran longer than {work.seconds:g} s", HINT)
     how = f"status {code}" if code > 0 else signal.Signals(-code).name
     return BadTemplate(f"the chat template ended the process that rendered it ({how})", HINT)
 

@@ -51,14 +51,14 @@ class SchemaChecks:
 
     def check_schema(self, schema: Any) -> None:
         """Raise BadSchema for a schema that cannot be used, or takes too long to compile."""
-        said = self._said({"schema": schema})
-        if said is None:
+        response = self._said({"schema": schema})
+        if response is None:
             raise BadSchema(f"takes more than {SECONDS:g} s to compile", False)
 
     def fault(self, schema: Any, text: str) -> str | None:
         """Return what is wrong with the JSON value `text`, or None. A check that takes too long is a fault."""
-        said = self._said({"schema": schema, "text": text})
-        return f"takes more than {SECONDS:g} s to check" if said is None else said["fault"]
+        response = self._said({"schema": schema, "text": text})
+        return f"takes more than {SECONDS:g} s to check" if response is None else response["fault"]
 
     def close(self) -> None:
         """End the process; a later check starts another."""
@@ -66,27 +66,27 @@ class SchemaChecks:
             self._sock.close()
         self._end()
 
-    def _said(self, asked: dict[str, Any]) -> dict[str, Any] | None:
+    def _said(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Return the answer, None for a check that was ended. Raises BadSchema, CapacityExceeded."""
-        message = json.dumps({**asked, "seconds": SECONDS}).encode()
+        message = json.dumps({**request, "seconds": SECONDS}).encode()
         with self._lock:
-            said = self._exchanged(message)
-            if said is None:
-                said = self._exchanged(message)
-        if not said:
+            reply = self._exchanged(message)
+            if reply is None:
+                reply = self._exchanged(message)
+        if not reply:
             return None
-        answer = json.loads(said)
+        answer = json.loads(reply)
         if "bad" in answer:
             raise BadSchema(answer["bad"], answer["is_pattern"])
         return answer
 
     def _exchanged(self, message: bytes) -> bytes | None:
         """Return the answer; empty if the check was ended, None if the process had ended before, of idleness."""
-        said = b""
+        reply = b""
         try:
             sock = self._sock or self._started()
             send(sock, message)
-            said = receive(sock)
+            reply = receive(sock)
         except TimeoutError:
             return b""
         except OSError as e:
@@ -94,9 +94,9 @@ class SchemaChecks:
                 raise CapacityExceeded(f"no process can be started for the check: {e.strerror}") from e
         finally:
             ended = None
-            if not said:
+            if not reply:
                 ended = self._end()
-        return None if ended == 0 else said
+        return None if ended == 0 else reply
 
     def _end(self) -> int | None:
         """Kill the process; return 0 if it had ended by itself."""
@@ -131,10 +131,10 @@ def main() -> None:
     _validator("true")  # imports
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         while waits(sock, _IDLE_S):
-            asked = receive(sock)
-            if not asked:
+            request = receive(sock)
+            if not request:
                 return
-            job = json.loads(asked)
+            job = json.loads(request)
             signal.setitimer(signal.ITIMER_PROF, job["seconds"])
             answer = _checked(job)
             signal.setitimer(signal.ITIMER_PROF, 0)

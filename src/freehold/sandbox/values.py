@@ -111,10 +111,10 @@ class ValueReader:
         tag = packed[0]
         if tag in _EMPTY:
             _, contents, extra = packed
-            made = _EMPTY[tag](self.read(extra))
-            self.containers.append(made)
-            self.fill(made, contents)
-            return made
+            container = _EMPTY[tag](self.read(extra))
+            self.containers.append(container)
+            self.fill(container, contents)
+            return container
         if tag == "lent":
             return self._lent[packed[1]]
         if tag == "same":
@@ -127,16 +127,18 @@ class ValueReader:
         """Return several values."""
         return [self.read(each) for each in packed]
 
-    def fill(self, made: Any, contents: Any) -> None:
+    def fill(self, container: Any, contents: Any) -> None:
         """Put what a message holds into a container in place of what is there."""
-        made.clear()
-        if isinstance(made, dict):
+        container.clear()
+        if isinstance(container, dict):
             for key, value in contents:
-                made[self.read(key)] = self.read(value)
-        elif isinstance(made, set):
-            made.update(self.each(contents))
+                container[self.read(key)] = self.read(value)
+        elif isinstance(container, set):
+            container.update(self.each(contents))
         else:
-            made.extend(contents.encode("latin1") if isinstance(made, bytearray) else self.each(contents))
+            container.extend(
+                contents.encode("latin1") if isinstance(container, bytearray) else self.each(contents)
+            )
 
 
 _MUTABLE: dict[type, str] = {
@@ -245,6 +247,6 @@ def _array(dtype: str, shape: list[int], data: str, scalar: bool) -> Any:
     kind = numpy.dtype(dtype)
     if kind.kind not in _ARRAYS:
         raise ValueError
-    made = numpy.empty(shape, kind)
-    made.reshape(-1)[:] = numpy.frombuffer(data.encode("latin1"), kind) if data else ()
-    return made[()] if scalar else made
+    array = numpy.empty(shape, kind)
+    array.reshape(-1)[:] = numpy.frombuffer(data.encode("latin1"), kind) if data else ()
+    return array[()] if scalar else array

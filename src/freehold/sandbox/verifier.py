@@ -59,8 +59,8 @@ def main() -> None:
         if job is None:
             return
         send(sock, _encoded(_prepared(job)))
-        while asked := receive(sock):
-            send(sock, _encoded(_batch(job, json.loads(asked))))
+        while request := receive(sock):
+            send(sock, _encoded(_batch(job, json.loads(request))))
 
 
 def _prepared(job: Reply) -> Reply:
@@ -74,9 +74,9 @@ def _prepared(job: Reply) -> Reply:
         return child.loaded
 
 
-def _batch(job: Reply, asked: Reply) -> Reply:
+def _batch(job: Reply, request: Reply) -> Reply:
     """Return the data set's items, or a score or a failure for each answer."""
-    tasks = asked.get("tasks") or [asked]
+    tasks = request.get("tasks") or [request]
     done: list[Reply] = []
     while len(done) < len(tasks):
         with _child(job, len(tasks) - len(done)) as child:
@@ -153,12 +153,12 @@ class _Scorer:
 
     def _said(self, message: bytes, token: str) -> Reply:
         try:
-            said = json.loads(message)
+            reply = json.loads(message)
         except (ValueError, RecursionError):
-            said = None
-        if not isinstance(said, dict) or said.pop("token", None) != token or not _sound(said, bool(token)):
+            reply = None
+        if not isinstance(reply, dict) or reply.pop("token", None) != token or not _sound(reply, bool(token)):
             return self._gone("tampered", _TAMPERED)
-        return _failed(said["failed"], said["why"]) if "failed" in said else said
+        return _failed(reply["failed"], reply["why"]) if "failed" in reply else reply
 
     def _cpu(self) -> float:
         """Return the child's processor seconds: the clock of a process, by <linux/posix-timers.h>."""
@@ -177,15 +177,15 @@ class _Scorer:
         return _failed(kind, why or "ended its process")
 
 
-def _sound(said: Reply, asked: bool) -> bool:
+def _sound(reply: Reply, with_token: bool) -> bool:
     """Return whether a message is one that the child's own code writes: what knows the token may write any other."""
-    if set(said) == {"failed", "why"}:
-        return said["failed"] in _KINDS and isinstance(said["why"], str)
-    if not asked:
-        return said == {"ready": True}
-    if set(said) == {"item"}:
-        return isinstance(said["item"], list)
-    return set(said) == {"score"} and isinstance(said["score"], int | float) and 0 <= said["score"] <= 1
+    if set(reply) == {"failed", "why"}:
+        return reply["failed"] in _KINDS and isinstance(reply["why"], str)
+    if not with_token:
+        return reply == {"ready": True}
+    if set(reply) == {"item"}:
+        return isinstance(reply["item"], list)
+    return set(reply) == {"score"} and isinstance(reply["score"], int | float) and 0 <= reply["score"] <= 1
 
 
 # --- the child ---------------------------------------------------------------------------------------

@@ -82,12 +82,12 @@ class EngineProcess(asyncio.Protocol):
         """The process's number, 0 before it has one."""
         return self._process.pid if self._process else 0
 
-    async def start(self, asked: Open) -> ModelInfo:
+    async def start(self, request: Open) -> ModelInfo:
         """Spawn the process and load. Raises the error that loading gave, or EngineDied."""
         await self._spawn()
         try:
             await self._greeting()
-            self.send(asked)
+            self.send(request)
             return await self._ready
         except BaseException:
             self.kill()

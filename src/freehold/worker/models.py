@@ -227,10 +227,10 @@ class EngineModels:
             raise ModelNotFound(f"no model is named {name!r}", "GET /v1/models lists the names")
         return await asyncio.to_thread(self._store.resolve, name)
 
-    def _known(self, asked: str, name: str) -> EngineHandle:
+    def _known(self, alias: str, name: str) -> EngineHandle:
         if len(self._aliases) >= MAX_SPELLINGS:
             self._aliases.clear()  # they are looked up again
-        self._aliases[asked] = name
+        self._aliases[alias] = name
         if name not in self._handles:
             self._handles[name] = EngineHandle(
                 name, self._admit, keep_alive_s=self._options.keep_alive_s, hung_s=self._options.hung_s

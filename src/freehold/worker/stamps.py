@@ -17,22 +17,22 @@ from freehold.store.overlays import Overlay
 
 def stamp(ref: ModelRef, adapter: Path | None, overlay: Overlay | None) -> str:
     """Return the digest of a model's files, of its adapter's and of its record."""
-    said = [ref.digest, ref.rounding]
+    parts = [ref.digest, ref.rounding]
     if ref.owner != "freehold" or not ref.digest:
-        said += _files(ref.files or (ref.path,))
-    said += [f"{name} {_one(path)}" for name, path in sorted(ref.extras.items())]
+        parts += _files(ref.files or (ref.path,))
+    parts += [f"{name} {_one(path)}" for name, path in sorted(ref.extras.items())]
     if adapter is not None:
-        said += _files([adapter])
+        parts += _files([adapter])
     overlay = overlay or ref.overlay
     if overlay is not None:
-        said.append(repr(overlay))
-        said += _files([Path(overlay.adapter)] if overlay.adapter else [])
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+        parts.append(repr(overlay))
+        parts += _files([Path(overlay.adapter)] if overlay.adapter else [])
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _files(paths: Iterable[Path]) -> list[str]:
-    found = [each for path in paths for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return [f"{path.name} {_one(path)}" for path in found]
+    files = [each for path in paths for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return [f"{path.name} {_one(path)}" for path in files]
 
 
 def _one(path: Path) -> str:

@@ -58,12 +58,12 @@ class PairLengths:
 
 def pair_rows(rows: AnswerRows, pairs: Sequence[Pair], path: Path) -> list[PairRow]:
     """Encode pairs of the file at `path`. Raises UsageError naming the lines that are too long."""
-    found: list[PairRow] = []
+    encoded: list[PairRow] = []
     bad: list[str] = []
     for pair in pairs:
         try:
             both = (rows.row(pair.messages, text) for text in (pair.chosen, pair.rejected))
-            found.append(PairRow(*both))
+            encoded.append(PairRow(*both))
         except FreeholdError as e:
             bad.append(f"line {pair.line}: {e.message}")
     if bad:
@@ -71,7 +71,7 @@ def pair_rows(rows: AnswerRows, pairs: Sequence[Pair], path: Path) -> list[PairR
         raise UsageError(
             f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "shorten these pairs, or raise --max-length"
         )
-    return found
+    return encoded
 
 
 def lengths(pairs: Sequence[PairRow]) -> PairLengths:

@@ -20,14 +20,14 @@ def marked(
     model: SamplingModel, questions: Sequence[TeacherPrompt], max_tokens: int, adapter: Adapter | None = None
 ) -> list[bool]:
     """Return for each judged prompt whether the greedy answer has no fault, as the teacher's are judged."""
-    asked = judged_prompts(questions)
-    prompts = [model.render(q.messages) for q in asked]
+    with_judge = judged_prompts(questions)
+    prompts = [model.render(q.messages) for q in with_judge]
     samples = model.sample(
-        prompts, seeds=[0] * len(asked), max_tokens=max_tokens, sampling=GREEDY, adapter=adapter
+        prompts, seeds=[0] * len(with_judge), max_tokens=max_tokens, sampling=GREEDY, adapter=adapter
     )
     return [
         not judged(q, answer, model.tokenizer, 1, len(answer.ids)).why
-        for q, [answer] in zip(asked, samples, strict=True)
+        for q, [answer] in zip(with_judge, samples, strict=True)
     ]
 
 

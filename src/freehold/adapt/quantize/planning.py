@@ -69,9 +69,9 @@ class QuantizeRequest:
 
     def check(self) -> None:
         """Raise UsageError for wishes that exclude each other."""
-        given = [name for name in ("quant", "bits", "target_bytes") if getattr(self, name)]
-        if len(given) > 1:
-            options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        chosen = [name for name in ("quant", "bits", "target_bytes") if getattr(self, name)]
+        if len(chosen) > 1:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in chosen)
             raise UsageError(f"{options} say different things", "give one of them")
         if self.portable and not self.target_bytes:
             raise UsageError(
@@ -161,8 +161,8 @@ def _of_target(
     keys = _keys(source, request, MIX, 0, unchanged) | {"freehold.requires": REQUIRES}
     header = len(gguf_header(keys, plans_of(unchanged)))
     ids = _measured_on(texts) or _measured_on(calibration_texts(_with_default(request), source))
-    found = mixed(source, ids, request.target_bytes, header, allowed, threads, on_group)
-    return _mix_plan(source, request, found.choices, found.predicted, found.sensitivity)
+    mix = mixed(source, ids, request.target_bytes, header, allowed, threads, on_group)
+    return _mix_plan(source, request, mix.choices, mix.predicted, mix.sensitivity)
 
 
 def _with_default(request: QuantizeRequest) -> QuantizeRequest:
@@ -231,6 +231,6 @@ def _fallbacks(choices: Iterable[TensorChoice]) -> list[str]:
             groups.setdefault((c.wanted.name, c.type.name, c.tensor.shape[-1]), []).append(c.tensor.name)
     return [
         f"{len(names)} tensor{'s' if len(names) > 1 else ''} with rows of {columns} cannot be {wanted} and "
-        f"become{'s' if len(names) == 1 else ''} {given}: {names[0]}{', ...' if len(names) > 1 else ''}"
-        for (wanted, given, columns), names in sorted(groups.items())
+        f"become{'s' if len(names) == 1 else ''} {fallback}: {names[0]}{', ...' if len(names) > 1 else ''}"
+        for (wanted, fallback, columns), names in sorted(groups.items())
     ]

@@ -201,8 +201,8 @@ class ConstraintMatcher:
             return
         self._tail = (self._tail + self._bytes(id))[-LOOKBACK:]
         for trigger in self._constraint.triggers:
-            if found := trigger.pattern.search(self._tail):
-                self._follow(trigger, self._tail[found.end() :])
+            if match := trigger.pattern.search(self._tail):
+                self._follow(trigger, self._tail[match.end() :])
                 break
 
     def _left_trigger(self) -> bool:

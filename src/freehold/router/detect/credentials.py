@@ -21,8 +21,8 @@ _PASSWORD = re.compile(rb"://[^:@/]*:([^@]*)@")
 
 
 def _has_password(hit: Hit) -> bool:
-    found = _PASSWORD.search(hit.value)
-    return bool(found and not _PLACEHOLDERS.search(found[1]))
+    match = _PASSWORD.search(hit.value)
+    return bool(match and not _PLACEHOLDERS.search(match[1]))
 
 
 def _is_mixed(hit: Hit) -> bool:

@@ -80,8 +80,8 @@ _DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")  # twice a digit, and t
 
 def luhn(digits: str) -> bool:
     """Return whether the last digit is the check digit of ISO/IEC 7812."""
-    given = digits.encode()
-    total = sum(given[-1::-2]) + sum(given[-2::-2].translate(_DOUBLED)) - 48 * len(given)
+    ascii_digits = digits.encode()
+    total = sum(ascii_digits[-1::-2]) + sum(ascii_digits[-2::-2].translate(_DOUBLED)) - 48 * len(ascii_digits)
     return total % 10 == 0
 
 

@@ -104,7 +104,7 @@ def _forms_of(regions: tuple[str, ...]) -> Any:
     import phonenumbers
     import re2
 
-    found = re2.Set.FullMatchSet()
+    form_set = re2.Set.FullMatchSet()
     for region in regions:
         code = phonenumbers.country_code_for_region(region)
         known = [
@@ -113,9 +113,9 @@ def _forms_of(regions: tuple[str, ...]) -> Any:
         ]
         kinds = [getattr(of, kind) for of in known if of is not None for kind in _KINDS]
         forms = [kind.national_number_pattern for kind in kinds if kind and kind.national_number_pattern]
-        found.Add(rf"\d{{0,6}}(?:{'|'.join(forms)})".encode())
-    found.Compile()
-    return found
+        form_set.Add(rf"\d{{0,6}}(?:{'|'.join(forms)})".encode())
+    form_set.Compile()
+    return form_set
 
 
 def _phone(pattern: bytes, *regions: str) -> Detector:

@@ -53,9 +53,9 @@ def main() -> None:
             return
 
 
-def _read(asked: dict[str, list[str]], frames: list[bytes]) -> dict[str, object]:
+def _read(wanted: dict[str, list[str]], frames: list[bytes]) -> dict[str, object]:
     """Return the findings of a request, or why it was not read to its end."""
-    sieve = _sieve(tuple(asked["patterns"]), tuple(asked["kinds"]))
+    sieve = _sieve(tuple(wanted["patterns"]), tuple(wanted["kinds"]))
     with limited(SECONDS, MEMORY + PER_BYTE * sum(map(len, frames))):
         try:
             texts = [text for part in _parts(frames) for text in unpacked(part) if text]

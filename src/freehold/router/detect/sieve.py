@@ -72,15 +72,15 @@ class Sieve:
         text = "\n\n".join(texts)
         if "\\" in text and _ESCAPED.search(text):
             text = f"{text}\n\n{_unescaped(text)}"
-        found: set[Finding] = set()
+        findings: set[Finding] = set()
         effort = Effort(most)
         for form in _forms(text, self._typography, self._odd):
             encoded = form.encode("utf-8", "replace")
-            found.update(self._found_in(encoded, effort))
-            found.update(self._own_in(encoded))
+            findings.update(self._found_in(encoded, effort))
+            findings.update(self._own_in(encoded))
         if self._own and not text.isascii():  # they may ask for typography's own characters
-            found.update(self._own_in(text.encode("utf-8", "replace")))
-        return found
+            findings.update(self._own_in(text.encode("utf-8", "replace")))
+        return findings
 
     def _own_in(self, text: bytes) -> Iterator[Finding]:
         if self._any_own is not None and self._any_own.search(text):
@@ -165,11 +165,11 @@ def _bytes(pattern: bytes) -> Any:
 
 def _set(patterns: Iterable[bytes]) -> Any:
     """Return what says at once which of the patterns begin where a text does."""
-    found = _re2().Set.MatchSet(_options())
+    pattern_set = _re2().Set.MatchSet(_options())
     for pattern in patterns:
-        found.Add(pattern)
-    found.Compile()
-    return found
+        pattern_set.Add(pattern)
+    pattern_set.Compile()
+    return pattern_set
 
 
 def _options() -> Any:

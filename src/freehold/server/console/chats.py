@@ -114,27 +114,27 @@ def folder_of(call: HttpCall) -> ChatFolder:
 
 async def chats(call: HttpCall) -> None:
     """List chats, pinned ones first, then the newest; with `q`, find messages instead."""
-    asked, mine = _query(call), folder_of(call)
-    if text := asked.get("q", "").strip():
+    params, mine = _query(call), folder_of(call)
+    if text := params.get("q", "").strip():
         if len(text) > MAX_QUERY:
             raise UsageError(f"q has {len(text):,} characters; at most {MAX_QUERY}", field="q")
-        limit = _count(asked, "limit", MAX_MATCHES, MAX_MATCHES)
+        limit = _count(params, "limit", MAX_MATCHES, MAX_MATCHES)
         await call.answer({"matches": await asyncio.to_thread(mine.search, text, limit)})
         return
-    limit = _count(asked, "limit", 100, MAX_LIST)
-    found, after = await asyncio.to_thread(mine.page, limit, asked.get("after", ""))
-    await call.answer({"chats": found, "next": after})
+    limit = _count(params, "limit", 100, MAX_LIST)
+    cards, after = await asyncio.to_thread(mine.page, limit, params.get("after", ""))
+    await call.answer({"chats": cards, "next": after})
 
 
 async def begin(call: HttpCall) -> None:
     """Make an empty chat."""
-    asked, _ = await call.struct(NewChat)
-    mine, asked.title = folder_of(call), check_title(asked.title)
+    request, _ = await call.struct(NewChat)
+    mine, request.title = folder_of(call), check_title(request.title)
     shelf = call.server.parts[ChatShelf]
-    made = await asyncio.to_thread(_begun, mine, asked, shelf.begun(mine, asked.once))
-    if asked.once:
-        shelf.note(mine, asked.once, made.id)
-    await call.answer(made, 201)
+    card = await asyncio.to_thread(_begun, mine, request, shelf.begun(mine, request.once))
+    if request.once:
+        shelf.note(mine, request.once, card.id)
+    await call.answer(card, 201)
 
 
 async def chat(call: HttpCall) -> None:
@@ -155,12 +155,12 @@ async def messages(call: HttpCall) -> None:
 
 async def change(call: HttpCall) -> None:
     """Rename or pin a chat, show another branch, set its model or settings."""
-    asked, _ = await call.struct(ChatChange)
-    if asked.title is not UNSET:
-        asked.title = check_title(asked.title)
-    if asked.model is not UNSET and len(asked.model) > MAX_MODEL:
-        raise UsageError(f"model has {len(asked.model):,} characters; at most {MAX_MODEL}", field="model")
-    await call.answer(await asyncio.to_thread(_changed, folder_of(call), chat_id(call), asked))
+    request, _ = await call.struct(ChatChange)
+    if request.title is not UNSET:
+        request.title = check_title(request.title)
+    if request.model is not UNSET and len(request.model) > MAX_MODEL:
+        raise UsageError(f"model has {len(request.model):,} characters; at most {MAX_MODEL}", field="model")
+    await call.answer(await asyncio.to_thread(_changed, folder_of(call), chat_id(call), request))
 
 
 async def delete(call: HttpCall) -> None:
@@ -191,8 +191,8 @@ async def export(call: HttpCall) -> None:
 
 async def take(call: HttpCall) -> None:
     """Make a chat of one that was exported, under an id of its own."""
-    asked, _ = await call.struct(ImportedChat, replace(call.server.limits, **IMPORTED))
-    await call.answer(await asyncio.to_thread(_taken, folder_of(call), asked), 201)
+    request, _ = await call.struct(ImportedChat, replace(call.server.limits, **IMPORTED))
+    await call.answer(await asyncio.to_thread(_taken, folder_of(call), request), 201)
 
 
 def _shown(message: SavedMessage) -> SavedMessage:
@@ -206,8 +206,8 @@ def _shown(message: SavedMessage) -> SavedMessage:
 
 def _messages(mine: ChatFolder, id: str, ids: list[str]) -> bytes:
     saved = mine.read(id).messages
-    found = [_shown(saved[each]) for each in dict.fromkeys(ids) if each in saved]
-    return msgspec.json.encode({"messages": found})
+    messages = [_shown(saved[each]) for each in dict.fromkeys(ids) if each in saved]
+    return msgspec.json.encode({"messages": messages})
 
 
 def _file(mine: ChatFolder, id: str, kind: str) -> bytes:
@@ -231,25 +231,27 @@ def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> bytes:
     return msgspec.json.encode(window)
 
 
-def _begun(mine: ChatFolder, asked: NewChat, known: str) -> ChatCard:
+def _begun(mine: ChatFolder, request: NewChat, known: str) -> ChatCard:
     """Make a chat, or give the one that is `known` what is asked for now; one that was deleted since is made anew."""
-    settings = UNSET if asked.settings is None else asked.settings
+    settings = UNSET if request.settings is None else request.settings
     with suppress(ChatNotFound):
         if known:
-            return _changed(mine, known, ChatChange(title=asked.title, model=asked.model, settings=settings))
-    return mine.create(model=asked.model, title=asked.title, settings=asked.settings)
+            return _changed(
+                mine, known, ChatChange(title=request.title, model=request.model, settings=settings)
+            )
+    return mine.create(model=request.model, title=request.title, settings=request.settings)
 
 
-def _changed(mine: ChatFolder, id: str, asked: ChatChange) -> ChatCard:
-    if isinstance(asked.leaf, str) and asked.leaf not in mine.read(id).messages:
-        raise UsageError(f"the leaf {asked.leaf[:80]!r} is none of this chat's messages", field="leaf")
+def _changed(mine: ChatFolder, id: str, request: ChatChange) -> ChatCard:
+    if isinstance(request.leaf, str) and request.leaf not in mine.read(id).messages:
+        raise UsageError(f"the leaf {request.leaf[:80]!r} is none of this chat's messages", field="leaf")
     with mine.writer(id) as writer:
-        writer.set(asked)
+        writer.set(request)
     return mine.read(id).card
 
 
-def _taken(mine: ChatFolder, asked: ImportedChat) -> ChatCard:
-    model, lines = taken(asked.chat, system=asked.system)
+def _taken(mine: ChatFolder, request: ImportedChat) -> ChatCard:
+    model, lines = taken(request.chat, system=request.system)
     return mine.write("", model, lines)
 
 
@@ -268,10 +270,10 @@ def _query(call: HttpCall) -> dict[str, str]:
         raise UsageError("the query of the address cannot be read") from None
 
 
-def _count(asked: dict[str, str], name: str, default: int, most: int) -> int:
-    given = asked.get(name, "")
-    if not given:
+def _count(params: dict[str, str], name: str, default: int, most: int) -> int:
+    value = params.get(name, "")
+    if not value:
         return default
-    if not given.isascii() or not given.isdigit() or len(given) > 6 or int(given) > most:
-        raise UsageError(f"{name}={given[:20]!r} is not a number up to {most}", field=name)
-    return int(given)
+    if not value.isascii() or not value.isdigit() or len(value) > 6 or int(value) > most:
+        raise UsageError(f"{name}={value[:20]!r} is not a number up to {most}", field=name)
+    return int(value)

@@ -106,21 +106,21 @@ def _check_scope(key: Key, verb: str, words: dict[str, list[str]]) -> None:
 
 def _seen(text: str, key: Key | None, loaded: Collection[str], newer: bool) -> bytes:
     """Leave the rows that a key may see, and say which are in memory."""
-    found: dict[str, Any] = msgspec.json.decode(text)
-    rows = [row for row in found["models"] if key is None or key.may_use(row["name"])]
+    report: dict[str, Any] = msgspec.json.decode(text)
+    rows = [row for row in report["models"] if key is None or key.may_use(row["name"])]
     for row in rows:
         row["loaded"] = row["name"] in loaded
-    return msgspec.json.encode({**found, "models": rows, "newer": newer})
+    return msgspec.json.encode({**report, "models": rows, "newer": newer})
 
 
 def questions(call: HttpCall) -> Questions:
     """Return the server's process for questions, which its first one starts."""
-    found = call.server.part(Questions)
-    if found is None:
+    part = call.server.part(Questions)
+    if part is None:
         if call.server.store is None:
             raise Refused(404, "this server has no store of models", code="no_store")
-        found = call.server.parts[Questions] = Questions(call.server.store.settings.home)
-    return found
+        part = call.server.parts[Questions] = Questions(call.server.store.settings.home)
+    return part
 
 
 def words_of(call: HttpCall, known: Collection[str] | None = None) -> dict[str, list[str]]:

@@ -134,8 +134,8 @@ async def code(call: HttpCall) -> None:
     await call.struct(NothingAsked)
     if not call.owner:
         raise Refused(403, "this route is the owner's: freehold open asks it", code="not_permitted")
-    made = (call.server.part(Login) or _absent()).new_code()
-    await call.answer({"code": made, "seconds": CODE_S}, 200, [NO_STORE])
+    new_code = (call.server.part(Login) or _absent()).new_code()
+    await call.answer({"code": new_code, "seconds": CODE_S}, 200, [NO_STORE])
 
 
 async def _begin(call: HttpCall, known: Login, key: Key | None) -> None:
@@ -145,8 +145,8 @@ async def _begin(call: HttpCall, known: Login, key: Key | None) -> None:
     # Behind a proxy that ends TLS the browser's page alone knows of it.
     cookie = sessions.begin(key, encrypted=call.headers.get(b"origin", b"").lower().startswith(b"https://"))
     await sessions.save()
-    said = described(call.server, key, owner=key is None)
-    await call.answer(said, 200, [(b"set-cookie", cookie), NO_STORE])
+    description = described(call.server, key, owner=key is None)
+    await call.answer(description, 200, [(b"set-cookie", cookie), NO_STORE])
 
 
 def _login_of(call: HttpCall) -> Login:

@@ -91,8 +91,8 @@ class Looks:
         )
 
     def _allowed(self, key: str, model: str) -> bool:
-        found = self._server.guard.keys.named(key)
-        return found is not None and found.may_use(model)
+        current = self._server.guard.keys.named(key)
+        return current is not None and current.may_use(model)
 
     def _counted(self, each: LoadedInfo, now: float) -> deque[tuple[float, Plain]]:
         record, stats = self._server.metrics.of(each.name), each.stats
@@ -137,13 +137,13 @@ class Looks:
 
 
 def _streams(server: Server, now: float) -> list[Plain]:
-    found = []
+    rows = []
     for call in server.calls:
         work = call.work
         if not work.model:
             continue
         state = "decode" if work.first_s is not None else "prefill" if work.prompt_tokens else "waiting"
-        found.append(
+        rows.append(
             {
                 "id": call.request_id.decode(),
                 "model": work.model,
@@ -156,7 +156,7 @@ def _streams(server: Server, now: float) -> list[Plain]:
                 "age_s": now - call.started,
             }
         )
-    return sorted(found, key=lambda each: -each["age_s"])
+    return sorted(rows, key=lambda each: -each["age_s"])
 
 
 def _queue(each: LoadedInfo) -> Plain:
@@ -202,10 +202,10 @@ def _process(pid: int) -> Plain | None:
     import psutil
 
     with suppress(psutil.Error):
-        found = psutil.Process(pid)
-        with found.oneshot():
-            used = found.cpu_times()
-            return {"pid": pid, "rss": found.memory_info().rss, "cpu_s": used.user + used.system}
+        process = psutil.Process(pid)
+        with process.oneshot():
+            used = process.cpu_times()
+            return {"pid": pid, "rss": process.memory_info().rss, "cpu_s": used.user + used.system}
     return None
 
 
@@ -226,12 +226,12 @@ def _rate(kept: deque[tuple[float, Plain]], name: str) -> float | None:
 # --- percentiles ----------------------------------------------------------------------------------------
 
 
-def _percentiles(found: Histogram, before: Sequence[int] | None) -> Plain:
-    counts = found.counts
+def _percentiles(histogram: Histogram, before: Sequence[int] | None) -> Plain:
+    counts = histogram.counts
     recent = None if before is None else [now - then for now, then in zip(counts, before, strict=True)]
     return {
-        "all": percentiles(found.bounds, counts),
-        "recent": recent and percentiles(found.bounds, recent),
+        "all": percentiles(histogram.bounds, counts),
+        "recent": recent and percentiles(histogram.bounds, recent),
     }
 
 

@@ -73,11 +73,11 @@ async def fork(call: HttpCall) -> None:
 
 def _taken_out(mine: ChatFolder, id: str, message: str) -> TakenOut:
     chat = mine.read(id)
-    found = _message(chat, message)
-    if found.role == "tool":
+    target = _message(chat, message)
+    if target.role == "tool":
         raise Refused(400, "a tool's result goes with the answer that called the tool", param="message")
-    calls = {each.id for each in found.calls}
-    out = [found.id, *(m.id for m in chat.messages.values() if m.role == "tool" and m.call in calls)]
+    calls = {each.id for each in target.calls}
+    out = [target.id, *(m.id for m in chat.messages.values() if m.role == "tool" and m.call in calls)]
     if any(chat.messages[each].state == "open" for each in out):
         raise Refused(409, "this answer is being written; stop it first", param="message", code="running")
     with mine.writer(id) as writer:
@@ -97,8 +97,8 @@ def _put_back(mine: ChatFolder, id: str, messages: list[str]) -> ChatCard:
 
 
 def _edited(mine: ChatFolder, id: str, request: EditedAnswer) -> SavedMessage:
-    found = _message(mine.read(id), request.message)
-    if found.role != "assistant" or found.calls or found.state == "open":
+    original = _message(mine.read(id), request.message)
+    if original.role != "assistant" or original.calls or original.state == "open":
         raise Refused(
             400,
             "only an answer that is written to its end, and calls no tool, can be edited",
@@ -106,7 +106,7 @@ def _edited(mine: ChatFolder, id: str, request: EditedAnswer) -> SavedMessage:
         )
     with mine.writer(id) as writer:
         return writer.message(
-            "assistant", request.content, parent=found.parent, model=found.model, edited=True
+            "assistant", request.content, parent=original.parent, model=original.model, edited=True
         )
 
 
@@ -117,9 +117,9 @@ def _forked(mine: ChatFolder, id: str, message: str) -> ChatCard:
 
 
 def _message(chat: SavedChat, id: str) -> SavedMessage:
-    if (found := chat.messages.get(id)) is None:
+    if (message := chat.messages.get(id)) is None:
         raise Refused(404, f"the chat has no message {id[:80]!r}", param="message", code="no_message")
-    return found
+    return message
 
 
 def _end_below(chat: SavedChat, id: str | None = None) -> str | None:

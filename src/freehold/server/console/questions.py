@@ -76,21 +76,21 @@ class Questions:
     async def ask(self, verb: str, words: Words) -> str:
         """Return the text that `freehold VERB --json` prints. Raises what the verb does, and Refused (429, 503)."""
         key = _key(verb, words)
-        if (found := self._known(key)) is not None:
-            return found
+        if (answer := self._known(key)) is not None:
+            return answer
         if self._waiting >= WAITING:
             raise Refused(429, f"{WAITING} questions wait already; ask again in a moment", code="overloaded")
         self._waiting += 1
         try:
             async with self._turn:
-                if (found := self._known(key)) is None:  # not asked by the one before
+                if (answer := self._known(key)) is None:  # not asked by the one before
                     stamps = self._stamp(TRUE_BY), self._stamp(NEW_BY)
-                    found = await self._answered(verb, words)
+                    answer = await self._answered(verb, words)
                     holds = ELSEWHERE_S if words.get("on") or verb in ("license", "cost") else HERE_S
-                    self._kept[key] = _HeldAnswer(time.monotonic() + holds, *stamps, found)
+                    self._kept[key] = _HeldAnswer(time.monotonic() + holds, *stamps, answer)
                     while len(self._kept) > KEPT:
                         self._kept.popitem(last=False)
-            return found
+            return answer
         finally:
             self._waiting -= 1
 
@@ -128,15 +128,15 @@ class Questions:
             self._idle.cancel()
         line = json.dumps([verb, words]).encode() + b"\n"
         try:
-            said = await asyncio.to_thread(self._exchange, line, self._ends)
+            line_read = await asyncio.to_thread(self._exchange, line, self._ends)
         except asyncio.CancelledError:  # its caller left: what it works on is wanted no more
             self.close()
             raise
-        if not said.endswith(b"\n"):
+        if not line_read.endswith(b"\n"):
             self.close()
             raise Refused(503, "the process that answers this ended; ask again", code="no_answer")
         self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.close)
-        kind, text, *hint = json.loads(said)
+        kind, text, *hint = json.loads(line_read)
         if not kind:
             return text
         raise getattr(errors, kind, FreeholdError)(text, *hint)

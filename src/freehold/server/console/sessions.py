@@ -145,8 +145,8 @@ class PageSessions:
     def _session(self, cookies: bytes) -> _Session | None:
         known, name = self._known(), self.cookie.encode()
         for part in cookies.split(b";"):
-            found, _, token = part.strip().partition(b"=")
-            if found == name and (session := known.get(hashed(token))) is not None:
+            cookie, _, token = part.strip().partition(b"=")
+            if cookie == name and (session := known.get(hashed(token))) is not None:
                 return session
         return None
 
@@ -159,9 +159,9 @@ class PageSessions:
 
     def _known(self) -> dict[str, _Session]:
         if self._read is None:
-            found = _stored(self._path) if self._path else None
-            self._server = found.server if found else secrets.token_hex(4)
-            self._read = {s.sha256: s for s in found.sessions} if found else {}
+            stored = _stored(self._path) if self._path else None
+            self._server = stored.server if stored else secrets.token_hex(4)
+            self._read = {s.sha256: s for s in stored.sessions} if stored else {}
         return self._read
 
     def _encoded(self) -> bytes:
@@ -174,8 +174,8 @@ def _stored(path: Path) -> _SessionFile | None:
     """Read the file; None where there is none, and for one that others could have written: all log in again then."""
     try:
         with path.open("rb") as file:
-            found, data = os.fstat(file.fileno()), file.read(MAX_FILE + 1)
-        if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+            status, data = os.fstat(file.fileno()), file.read(MAX_FILE + 1)
+        if status.st_mode & 0o077 or status.st_uid != os.geteuid():
             _log.error("%s can be read or written by others: every session of the page has ended", path)
             return None
         return msgspec.json.decode(data, type=_SessionFile)

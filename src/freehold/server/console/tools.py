@@ -24,8 +24,8 @@ async def tools(call: HttpCall) -> None:
     """List the servers that the caller may use, their tools as last seen, and the standing permissions."""
     user = tool_user(call)
     servers = tool_servers(call.server)
-    found = allowed(call.server, call.key, owner=not user)
-    rows = [_row(server, servers, owner=not user) for server in found.values()] if servers else []
+    servers_allowed = allowed(call.server, call.key, owner=not user)
+    rows = [_row(server, servers, owner=not user) for server in servers_allowed.values()] if servers else []
     await call.answer({"servers": rows, "permissions": _standing(servers, user)})
 
 

@@ -40,21 +40,21 @@ async def trainings(call: HttpCall) -> None:
 async def training(call: HttpCall) -> None:
     """Return one training's receipt and the curves of its steps."""
     wanted = call.scope["path_params"]["id"]
-    found = await asyncio.to_thread(_opened, _home(call), wanted, call.owner)
-    if found is None:
+    run_row = await asyncio.to_thread(_opened, _home(call), wanted, call.owner)
+    if run_row is None:
         raise _unknown(wanted)
-    await call.answer(found)
+    await call.answer(run_row)
 
 
 async def compared(call: HttpCall) -> None:
     """Compare two evaluations item by item, as `freehold eval --compare ONE OTHER --json` does."""
     words = words_of(call, ("one", "other"))
     paths = await asyncio.to_thread(_results, _home(call))
-    asked = ["".join(words.get(name, ())) for name in ("one", "other")]
-    for id in asked:
+    ids = ["".join(words.get(name, ())) for name in ("one", "other")]
+    for id in ids:
         if id not in paths:
             raise _unknown(id)
-    one, other = (str(paths[id]) for id in asked)
+    one, other = (str(paths[id]) for id in ids)
 
     async def work() -> None:
         text = await questions(call).ask("compare", {"one": [one], "other": [other]})
@@ -133,13 +133,13 @@ def _opened(home: Path, id: str, owner: bool) -> Plain | None:
         return None
     folder, done = _folder(one)
     curves, bad = _curves(folder / STEPS) if folder else ({}, 0)
-    found = None
+    record = None
     if folder is not None and row["state"] != "damaged":
-        found = _object(folder / (RECEIPT if done else WHAT))
+        record = _object(folder / (RECEIPT if done else WHAT))
     return {
         "row": row,
-        "receipt": found if done else None,
-        "inputs": None if done or found is None else found.get("inputs"),
+        "receipt": record if done else None,
+        "inputs": None if done or record is None else record.get("inputs"),
         "curves": curves,
         "bad_lines": bad,
     }
@@ -152,14 +152,14 @@ def _object(path: Path) -> Plain:
             data = file.read(MOST_RECEIPT + 1)
         if len(data) > MOST_RECEIPT:
             raise Damaged(f"{path.name} has more than {MOST_RECEIPT:,} bytes")
-        found = json.loads(data, parse_constant=_no_number)
+        value = json.loads(data, parse_constant=_no_number)
     except OSError as e:
         raise Damaged(f"{path.name} cannot be read: {e.strerror}") from None
     except (ValueError, RecursionError) as e:
         raise Damaged(f"{path.name} is not JSON: {e}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise Damaged(f"{path.name} is not a JSON object")
-    return found
+    return value
 
 
 def _no_number(name: str) -> float:
@@ -178,17 +178,17 @@ def _last_line(path: Path) -> Plain:
     except OSError:
         return {}
     for line in reversed(lines):
-        if (found := _step(line)) is not None:
-            return found
+        if (step := _step(line)) is not None:
+            return step
     return {}
 
 
 def _step(line: bytes) -> Plain | None:
     try:
-        found = json.loads(line, parse_constant=_no_number)
+        row = json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and type(found.get("step")) is int else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def _curves(path: Path) -> tuple[dict[str, list[list[float]]], int]:
@@ -210,15 +210,15 @@ def _curves(path: Path) -> tuple[dict[str, list[list[float]]], int]:
 
 def _numbers(row: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
     """Return the numbers of a line, those of an object in it by `object.name`."""
-    found = []
+    numbers = []
     for name, value in row.items():
         if not above and name in ("step", "steps"):
             continue
         if type(value) in (int, float):
-            found.append((above + name, value))
+            numbers.append((above + name, value))
         elif isinstance(value, dict) and not above:
-            found += _numbers(value, f"{name}.")
-    return found
+            numbers += _numbers(value, f"{name}.")
+    return numbers
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:
@@ -234,12 +234,12 @@ def _thinned(points: list[list[float]]) -> list[list[float]]:
 
 def _results(home: Path) -> dict[str, Path]:
     """Return the results that `eval -o` wrote, by id, the newest first."""
-    found: list[Path] = []
+    files: list[Path] = []
     for one in noted(home):
         if one.verb == "eval":
-            found += one.out.glob("*/results_*.json")
-    found = sorted(dict.fromkeys(found), key=lambda path: path.name, reverse=True)
-    return {_id(path): path for path in found[:1000]}
+            files += one.out.glob("*/results_*.json")
+    files = sorted(dict.fromkeys(files), key=lambda path: path.name, reverse=True)
+    return {_id(path): path for path in files[:1000]}
 
 
 def _eval_row(path: Path, owner: bool) -> Plain:
@@ -254,10 +254,10 @@ def _eval_row(path: Path, owner: bool) -> Plain:
         "tasks": [],
     }
     try:
-        found = _object(path)
-        row["model"] = str(found.get("model_name") or row["model"])
-        row["at"] = _at(found.get("date"))
-        counts = found.get("n-samples", {})
+        results = _object(path)
+        row["model"] = str(results.get("model_name") or row["model"])
+        row["at"] = _at(results.get("date"))
+        counts = results.get("n-samples", {})
         row["tasks"] = [
             {
                 "task": task,
@@ -265,7 +265,7 @@ def _eval_row(path: Path, owner: bool) -> Plain:
                 "value": value,
                 "items": counts[task]["effective"],
             }
-            for task, means in found["results"].items()
+            for task, means in results["results"].items()
             for name, value in means.items()
             if "," in name and "_stderr" not in name and type(value) in (int, float)
         ]

@@ -88,18 +88,18 @@ def _sums(path: Path, days: int, key: str | None) -> dict[str, Any] | None:
     until = time.time()
     since = until - days * DAY_S
     try:
-        found = {by: sums_json(path, since, until, [by], key=key) for by in ("model", "key", "day")}
+        sums = {by: sums_json(path, since, until, [by], key=key) for by in ("model", "key", "day")}
     except ModelNotFound:  # it was taken away meanwhile
         return None
-    by = {f"by_{name}": one["sums"] for name, one in found.items()}
-    return {"since": since, "until": until, "total": found["model"]["total"], **by}
+    by = {f"by_{name}": one["sums"] for name, one in sums.items()}
+    return {"since": since, "until": until, "total": sums["model"]["total"], **by}
 
 
 def _accounts(server: Server, days: int, key: str | None) -> list[dict[str, Any]] | None:
-    found = server.accounts.days(days)
+    by_day = server.accounts.days(days)
     rows = [
         {"day": day, "key": name, "tokens": tokens}
-        for day, spent in found.items()
+        for day, spent in by_day.items()
         for name, tokens in spent.items()
         if key is None or name == key
     ]
@@ -113,9 +113,9 @@ async def _savings(
     words = {"days": [str(days)], "ledger": [str(path)], **({"on": on} if on else {})}
     if (gateway := _gateway(call.server)) is not None:
         words["gateway"] = [str(gateway)]
-    asked: Questions = questions(call)
+    answers: Questions = questions(call)
     try:
-        return msgspec.json.decode(await asked.ask("savings", words)), None
+        return msgspec.json.decode(await answers.ask("savings", words)), None
     except FreeholdError as e:
         return None, {"message": problem(e).message, "hint": ""}
 

@@ -171,18 +171,18 @@ def _joined(parts: list[bytes], gone: Callable[[], bool]) -> bytes:
 def weigh(body: bytes, limits: ServerLimits) -> int:
     """Return about what `body` will take of memory; 413 for one that holds more than a limit."""
     most = BodyStructure(limits.body_containers, limits.body_names, limits.body_numbers)
-    found = structure_of(body, most)
-    beside = found.values
+    structure = structure_of(body, most)
+    beside = structure.values
     if limits.body_values < beside <= limits.body_numbers:
         beside = values_beside(body, replace(most, values=limits.body_values))
     flat = 0
-    if found.names > limits.body_flat_names:  # and not only by the colons in its texts
+    if structure.names > limits.body_flat_names:  # and not only by the colons in its texts
         exact = exact_structure(body, most)
         flat = exact.names - NAMES_EACH * exact.containers
     for has, limit, what in (
-        (found.containers, most.containers, "lists and objects"),
-        (found.names, most.names, "names in objects"),
-        (found.values, most.values, "values in lists and objects"),
+        (structure.containers, most.containers, "lists and objects"),
+        (structure.names, most.names, "names in objects"),
+        (structure.values, most.values, "values in lists and objects"),
         (beside, limits.body_values, "values beside lists of numbers"),
         (flat, limits.body_flat_names, f"names beside {NAMES_EACH} for each list and object"),
         (escapes(body), limits.body_escapes, "backslashes"),
@@ -190,7 +190,7 @@ def weigh(body: bytes, limits: ServerLimits) -> int:
         if has > limit:
             message = f"the body holds more than {limit:,} {what}; send less at a time"
             raise Refused(413, message, code="body_too_complex")
-    return weight(body, found)
+    return weight(body, structure)
 
 
 def _read(body: bytes, kind: type[T]) -> tuple[T, dict[str, Any]]:
@@ -241,12 +241,14 @@ async def body_pieces(
 
 def _check_kind(headers: Headers) -> None:
     """Refuse what is not called JSON: a page in a browser may send anything else to another origin unasked."""
-    given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if given != b"application/json" and not (given.startswith(b"application/") and given.endswith(b"+json")):
-        said = f"it is {given.decode('latin-1')[:60]!r}" if given else "there is none"
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type != b"application/json" and not (
+        media_type.startswith(b"application/") and media_type.endswith(b"+json")
+    ):
+        problem = f"it is {media_type.decode('latin-1')[:60]!r}" if media_type else "there is none"
         raise Refused(
             415,
-            f"the body must come with the header Content-Type: application/json; {said}",
+            f"the body must come with the header Content-Type: application/json; {problem}",
             code="not_json",
             headers=((b"accept", b"application/json"),),
         )

@@ -98,13 +98,13 @@ class Server:
 
     def troubles(self) -> list[str]:
         """Return a sentence for each failure that leaves the answers right, such as a full disk."""
-        found = (trouble() for trouble in (self.accounts.unsaved, *self.watched))
-        return [sentence for sentence in found if sentence]
+        sentences = (trouble() for trouble in (self.accounts.unsaved, *self.watched))
+        return [sentence for sentence in sentences if sentence]
 
 
-def labels_in(given: str) -> tuple[str, ...]:
+def labels_in(header: str) -> tuple[str, ...]:
     """Return the names in a label header; one without any has the name "", which no label has: it is refused."""
-    return tuple(name for part in given.split(",") if (name := part.strip())) or ("",)
+    return tuple(name for part in header.split(",") if (name := part.strip())) or ("",)
 
 
 class ServerCall:
@@ -221,9 +221,9 @@ class HttpCall(ServerCall):
         client = scope.get("client")
         self.address = client[0] if client else ""
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        if _REQUEST_ID.fullmatch(given):
-            self.request_id = given
+        own_id = self.headers.get(b"x-request-id", b"")
+        if _REQUEST_ID.fullmatch(own_id):
+            self.request_id = own_id
         self.wording: Wording = openai_error
         self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.inherited: tuple[str, ...] = ()  # labels of stored answers that the request continues
@@ -236,8 +236,10 @@ class HttpCall(ServerCall):
         """The labels that the request asks for, unchecked, from every header of the name, and those it inherits."""
         if LABEL_HEADER not in self.headers:
             return self.inherited
-        given = (value.decode("latin-1") for name, value in self.scope["headers"] if name == LABEL_HEADER)
-        named = labels_in(",".join(given))  # a header without any beside one that has some counts for nothing
+        headers = (value.decode("latin-1") for name, value in self.scope["headers"] if name == LABEL_HEADER)
+        named = labels_in(
+            ",".join(headers)
+        )  # a header without any beside one that has some counts for nothing
         return tuple(dict.fromkeys((*self.inherited, *named)))
 
     async def struct(self, kind: type[T], limits: ServerLimits | None = None) -> tuple[T, dict[str, Any]]:

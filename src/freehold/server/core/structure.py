@@ -52,15 +52,15 @@ def escapes(body: bytes) -> int:
 
 def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
     """Count `body`: an upper bound if that is within `most`, else exact up to the first count beyond `most`."""
-    found = NOTHING
+    structure = NOTHING
     for at in range(0, len(body), PIECE):
-        found += _counted(body, at, at + PIECE)
-    return found if found.within(most) else exact_structure(body, most)
+        structure += _counted(body, at, at + PIECE)
+    return structure if structure.within(most) else exact_structure(body, most)
 
 
 def structure_of_value(value: object) -> BodyStructure:
     """Count a value that is parsed, exactly; an upper bound for what is JSON in it already."""
-    found, containers, names, values = NOTHING, 0, 0, 0
+    structure, containers, names, values = NOTHING, 0, 0, 0
     waiting = [value] if isinstance(value, dict | list) else []
     while waiting:
         each = waiting.pop()
@@ -71,16 +71,24 @@ def structure_of_value(value: object) -> BodyStructure:
         for one in inner:
             if isinstance(one, msgspec.Raw):
                 text = bytes(one)
-                found = sum((_counted(text, at, at + PIECE) for at in range(0, len(text), PIECE)), found)
-    return found + BodyStructure(containers, names, values)
+                structure = sum(
+                    (_counted(text, at, at + PIECE) for at in range(0, len(text), PIECE)), structure
+                )
+    return structure + BodyStructure(containers, names, values)
 
 
-def weight(body: bytes, found: BodyStructure) -> int:
+def weight(body: bytes, structure: BodyStructure) -> int:
     """Return about how many bytes of memory `body` takes once it is parsed, itself included."""
     pieces = range(0, len(body), PIECE)
     narrow = body.isascii() and all(body.find(b"\\u", at, at + PIECE + 1) < 0 for at in pieces)
     text = len(body) if narrow else WIDEST * len(body)
-    return len(body) + text + CONTAINER * found.containers + NAME * found.names + VALUE * found.values
+    return (
+        len(body)
+        + text
+        + CONTAINER * structure.containers
+        + NAME * structure.names
+        + VALUE * structure.values
+    )
 
 
 def _counted(text: bytes, start: int = 0, end: int | None = None) -> BodyStructure:
@@ -90,14 +98,14 @@ def _counted(text: bytes, start: int = 0, end: int | None = None) -> BodyStructu
 
 def exact_structure(body: bytes, most: BodyStructure) -> BodyStructure:
     """Count outside strings, piece by piece; stop at the first count beyond `most`."""
-    found, at = NOTHING, 0
-    while at < len(body) and found.within(most):
+    structure, at = NOTHING, 0
+    while at < len(body) and structure.within(most):
         stop = min(at + PIECE, len(body))
         prefix = _WHOLE.match(body, at, stop)
         end = prefix.end() if prefix else at
-        found += _counted(_ONE.sub(b"", body[at:end]))
+        structure += _counted(_ONE.sub(b"", body[at:end]))
         at = end if end == stop else _string_end(body, end)
-    return found
+    return structure
 
 
 def _string_end(body: bytes, start: int) -> int:

@@ -65,14 +65,16 @@ class Process:
         self._channel.send(Hello(PROTOCOL, __version__, os.getpid()))
         threading.Thread(target=self._read, name="freehold-reader", daemon=True).start()
         try:
-            asked = self._open.get()
-            model = load(asked, self._report())
+            request = self._open.get()
+            model = load(request, self._report())
         except Exception as e:
             return self._channel.send(Failed.of(0, e))
         self._model = model
         self._jobs = jobs = LiveJobs(model, self._channel)
-        kv_type, threads = (asked.options.get(name) for name in ("kv_type", "threads"))
-        self._packs = asked.packs if kv_type in (None, "f16") and not threads and not asked.draft else None
+        kv_type, threads = (request.options.get(name) for name in ("kv_type", "threads"))
+        self._packs = (
+            request.packs if kv_type in (None, "f16") and not threads and not request.draft else None
+        )
         self._intake = Intake(model, jobs, self._channel)
         gc.collect()
         gc.freeze()  # what loading made lives as long as the process
@@ -136,24 +138,24 @@ class Process:
             learn(self._packs.parent, model.path, usages, quant=model.info.quantization)
 
 
-def load(asked: Open, report: Callable[[int, int], None]) -> HostedModel:
+def load(request: Open, report: Callable[[int, int], None]) -> HostedModel:
     """Open the model that the server named."""
-    if (asked.protocol, asked.version) != (PROTOCOL, __version__):
+    if (request.protocol, request.version) != (PROTOCOL, __version__):
         raise EngineLost(
-            f"the server is freehold {asked.version} (protocol {asked.protocol}) and its engine process "
+            f"the server is freehold {request.version} (protocol {request.protocol}) and its engine process "
             f"{__version__} (protocol {PROTOCOL})",
             "freehold was replaced while the server ran; start the server again",
         )
-    if asked.script is not None:
+    if request.script is not None:
         from freehold.worker.process.scripted import ScriptedModel
 
-        return ScriptedModel(asked.script)
+        return ScriptedModel(request.script)
     from freehold.local import open_served
 
-    if asked.model is None:
+    if request.model is None:
         raise UsageError("there is nothing to load")
-    options = asked.options if asked.disk is None else {**asked.options, "disk": asked.disk}
-    return open_served(asked.model, draft=asked.draft, packs=asked.packs, progress=report, **options)
+    options = request.options if request.disk is None else {**request.options, "disk": request.disk}
+    return open_served(request.model, draft=request.draft, packs=request.packs, progress=report, **options)
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class AgainRun(ConsoleRun):
 
     def __init__(
         self,
-        asked: HttpCall,
+        origin: HttpCall,
         folder: ChatFolder,
         chat: SavedChat,
         message: SavedMessage,
@@ -67,7 +67,7 @@ class AgainRun(ConsoleRun):
         """`kept`: what bits_of returned for the message. Raises Refused for settings that no answer was made with."""
         receipt = message.receipt or {}
         self._kept = kept
-        super().__init__(asked, folder, chat.card.id, receipt["bits"]["model"])
+        super().__init__(origin, folder, chat.card.id, receipt["bits"]["model"])
         self._message, self._receipt, self._tools = message, receipt, tools
         self._made = Bits()
         self._text: list[str] = []
@@ -121,8 +121,8 @@ class AgainRun(ConsoleRun):
         self._compare(whole=False)
 
     def _compare(self, *, whole: bool) -> None:
-        made, kept = self._made.ids, self._kept.ids
-        if not whole and made == kept[: len(made)]:
+        ids, kept = self._made.ids, self._kept.ids
+        if not whole and ids == kept[: len(ids)]:
             return
         was = self._message.thinking + self._message.content
         raise Decided(compared(self._kept, was, self._made, "".join(self._text), ids=True))

@@ -65,9 +65,9 @@ class RunAnswer:
     async def opened(self, served: ModelHandle, job: int, begin: Begin) -> None:
         """Take what the engine says when it has accepted the job."""
         self._begin = begin
-        said = {"model": begin.model or served.name, "context": context(begin)}
+        facts = {"model": begin.model or served.name, "context": context(begin)}
         sampling = msgspec.to_builtins(begin.sampling)
-        self._run.events.fact("ready", {**said, "sampling": sampling, "max_tokens": begin.max_tokens})
+        self._run.events.fact("ready", {**facts, "sampling": sampling, "max_tokens": begin.max_tokens})
 
     async def take(self, job: int, chunks: list[tuple[int, Chunk]]) -> None:
         """Add chunks that came together: one event for each kind of text."""
@@ -112,16 +112,16 @@ class RunAnswer:
         if tally is None or begin is None:
             return None
         tally.retract(NEVER_DROPS)  # the chat was not refused
-        made = len(self.bits.ids) or tally.completion_tokens
+        generated = len(self.bits.ids) or tally.completion_tokens
         spent = self._last - self._first
         receipt = tally.receipt()
-        receipt["context"]["used"] = max(receipt["context"]["used"], len(begin.prompt_ids) + made)
+        receipt["context"]["used"] = max(receipt["context"]["used"], len(begin.prompt_ids) + generated)
         return {
             **receipt,
-            "tokens": {"prompt": tally.prompt_tokens, "answer": made, "thought": tally.thought_tokens},
+            "tokens": {"prompt": tally.prompt_tokens, "answer": generated, "thought": tally.thought_tokens},
             "first_s": round(self._first, 4),
             **({"thinking_s": round(self._thinking_s, 2)} if self._thinking else {}),
-            "tok_s": round((made - 1) / spent, 2) if made > 1 and spent > 0 else None,
+            "tok_s": round((generated - 1) / spent, 2) if generated > 1 and spent > 0 else None,
             **(
                 {"continued": True}
                 if self._continues  # its prompt is no chat's: it cannot be made again from the chat

@@ -77,8 +77,8 @@ class _Text:
             text = self._joined[cut:] + "".join(self._pieces)
         at = self._at + sum(map(units, before))
         timed = b"" if self.seconds is None else b',"s":%.2f' % self.seconds
-        said = b'{"at":%d,"text":%b%b}' % (at, msgspec.json.encode(text), timed)
-        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self.last, self.kind.encode(), said)
+        data = b'{"at":%d,"text":%b%b}' % (at, msgspec.json.encode(text), timed)
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self.last, self.kind.encode(), data)
 
 
 class EventLog:
@@ -110,8 +110,8 @@ class EventLog:
         self.units += size
         self.last += 1
         timed = b"" if seconds is None else b',"s":%.2f' % seconds
-        said = b'{"at":%d,"text":%b%b}' % (at, msgspec.json.encode(piece), timed)
-        self._newest = (self.last, b"id: %d\nevent: %b\ndata: %b\n\n" % (self.last, kind.encode(), said))
+        data = b'{"at":%d,"text":%b%b}' % (at, msgspec.json.encode(piece), timed)
+        self._newest = (self.last, b"id: %d\nevent: %b\ndata: %b\n\n" % (self.last, kind.encode(), data))
         self._wake()
 
     def fact(self, kind: str, data: object, *, brief: bool = False) -> None:

@@ -94,12 +94,12 @@ async def start(call: HttpCall) -> None:
             f"this chat has {len(chat.messages):,} messages; at most {most:,} are answered: start another chat",
             code="chat_too_long",
         )
-    parent, said = (begun.parent or "", None) if begun else _said(chat, request)
+    parent, message = (begun.parent or "", None) if begun else _asked_message(chat, request)
     plan = RunPlan.of(chat, parent, model, settings)
     plan.extends = begun and Message("assistant", begun.content, begun.thinking)
     tools = _tools(call, id, settings.tools)
     with _runs(call).place(call.caller):  # others may have come meanwhile
-        user, answer, writer = await asyncio.to_thread(_written, folder, id, said, parent, model, plan)
+        user, answer, writer = await asyncio.to_thread(_written, folder, id, message, parent, model, plan)
         identity = asyncio.create_task(identity_of(call.models, model))
         run = ChatRun(call, folder, id, plan, writer, answer, tools, identity)
         _runs(call).start(run)
@@ -120,7 +120,7 @@ def _begun(chat: SavedChat, id: str) -> SavedMessage:
     return answer
 
 
-def _said(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]:
+def _asked_message(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]:
     """Return the message to answer, and the user's new one if it is that; it is put into `chat`."""
     if request.parent is not None and request.parent not in chat.messages:
         raise Refused(
@@ -146,20 +146,20 @@ def _said(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]
 
 
 def _written(
-    folder: ChatFolder, chat: str, said: SavedMessage | None, parent: str, model: str, plan: RunPlan
+    folder: ChatFolder, chat: str, message: SavedMessage | None, parent: str, model: str, plan: RunPlan
 ) -> tuple[SavedMessage | None, SavedMessage, Any]:
     """Write the user's message and the beginning of the answer; nothing is left open where that fails."""
     writer = folder.writer(chat)
     try:
         user = None
-        if said is not None:
+        if message is not None:
             user = writer.message(
                 "user",
-                said.content,
-                parent=said.parent,
-                files=said.files,
-                images=said.images,
-                id=said.id,
+                message.content,
+                parent=message.parent,
+                files=message.files,
+                images=message.images,
+                id=message.id,
             )
         begun = {"content": plan.extends.content, "thinking": plan.extends.thinking} if plan.extends else {}
         answer = writer.open_answer(parent=user.id if user else parent, model=model, **begun)
@@ -237,9 +237,9 @@ async def again(call: HttpCall) -> None:
 
 async def difference(call: HttpCall) -> None:
     """Compare two answers of a chat: equal, or the first token that differs, with both speeds."""
-    asked = parse_qs(call.scope["query_string"].decode("latin-1"))
+    params = parse_qs(call.scope["query_string"].decode("latin-1"))
     chat = await asyncio.to_thread(folder_of(call).read, chat_id(call))
-    a, b = (_answer(chat, asked.get(name, [""])[0], name) for name in ("a", "b"))
+    a, b = (_answer(chat, params.get(name, [""])[0], name) for name in ("a", "b"))
     await call.answer(await asyncio.to_thread(_difference, a, b))
 
 
@@ -247,9 +247,11 @@ def _difference(a: SavedMessage, b: SavedMessage) -> dict[str, Any]:
     one, other = bits_of(a), bits_of(b)
     receipts = [a.receipt or {}, b.receipt or {}]
     kinds = [(r["bits"]["model"], r["bits"]["digest"]) for r in receipts]
-    found = compared(one, a.thinking + a.content, other, b.thinking + b.content, ids=kinds[0] == kinds[1])
+    comparison = compared(
+        one, a.thinking + a.content, other, b.thinking + b.content, ids=kinds[0] == kinds[1]
+    )
     return {
-        **found,
+        **comparison,
         "tokens": [len(one.ids), len(other.ids)],
         "tok_s": [receipt.get("tok_s") for receipt in receipts],
     }
@@ -269,11 +271,11 @@ def _tools(call: HttpCall, chat: str, names: Sequence[str]) -> ToolRunner | None
 
 def _after(call: HttpCall) -> int:
     """Return the number of the last event that the reader has: by the query, or as a browser repeats it."""
-    given = parse_qs(call.scope["query_string"].decode("latin-1")).get("after", [""])[0]
-    given = given or call.headers.get(b"last-event-id", b"0").decode("latin-1")
-    if not (given.isascii() and given.isdecimal() and len(given) <= 18):
-        raise Refused(400, f"after is {given[:40]!r}; expected the number of an event", param="after")
-    return int(given)
+    value = parse_qs(call.scope["query_string"].decode("latin-1")).get("after", [""])[0]
+    value = value or call.headers.get(b"last-event-id", b"0").decode("latin-1")
+    if not (value.isascii() and value.isdecimal() and len(value) <= 18):
+        raise Refused(400, f"after is {value[:40]!r}; expected the number of an event", param="after")
+    return int(value)
 
 
 def _runs(call: HttpCall) -> Runs:

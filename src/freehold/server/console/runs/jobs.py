@@ -87,8 +87,8 @@ def sampling_of(settings: ChatSettings) -> dict[str, Any]:
             f"settings.sampling has the unknown field {unknown[0][:60]!r}; known are {names}",
             param="settings.sampling",
         )
-    given = typed(settings.sampling, SamplingFields, "settings.sampling")
-    return {name: v for name, v in msgspec.to_builtins(given).items() if v is not None}
+    fields = typed(settings.sampling, SamplingFields, "settings.sampling")
+    return {name: v for name, v in msgspec.to_builtins(fields).items() if v is not None}
 
 
 def messages_of(branch: Sequence[SavedMessage], system: str, pictures: Pictures) -> list[Message]:

@@ -36,10 +36,10 @@ class _Growth:
 
 
 class RunSaver:
-    """The lines of one run that are still to be written. `said` hears of a disk that fails, and of its recovery."""
+    """The lines of one run that are still to be written. `report` hears of a disk that fails, and of its recovery."""
 
-    def __init__(self, writer: ChatWriter, said: Callable[[FreeholdError | None], None]) -> None:
-        self._writer, self._said = writer, said
+    def __init__(self, writer: ChatWriter, report: Callable[[FreeholdError | None], None]) -> None:
+        self._writer, self._said = writer, report
         self._lines: deque[Line] = deque()
         self._growth: _Growth | None = None  # the last line, while it may grow
         self._writing = asyncio.Lock()

@@ -81,12 +81,12 @@ async def titling(run: ConsoleRun) -> TitleRun | None:
 
 def prompt_of(chat: SavedChat) -> str:
     """Return what to ask the model for a chat's title; "" for a chat that has one, or keeps its first line."""
-    said = [m for m in chat.branch() if m.role in ("user", "assistant") and m.content]
-    answers = sum(m.role == "assistant" for m in said)
+    messages = [m for m in chat.branch() if m.role in ("user", "assistant") and m.content]
+    answers = sum(m.role == "assistant" for m in messages)
     if chat.card.named or not 1 <= answers <= MOST_ANSWERS:
         return ""
     names = {"user": "User", "assistant": "Assistant"}
-    return ASK + "\n\n".join(f"{names[m.role]}: {m.content[:SHOWN]}" for m in said)
+    return ASK + "\n\n".join(f"{names[m.role]}: {m.content[:SHOWN]}" for m in messages)
 
 
 def cleaned(text: str) -> str:

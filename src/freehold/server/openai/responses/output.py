@@ -219,8 +219,8 @@ class TextOutput(Item):
 
     def end(self, status: str) -> Iterator[Event]:
         part = self._part()
-        said = {name: part[name] for name in ("text", "refusal", "logprobs") if name in part}
-        yield {"type": f"{self.event}.done", **self._at, **said}
+        fields = {name: part[name] for name in ("text", "refusal", "logprobs") if name in part}
+        yield {"type": f"{self.event}.done", **self._at, **fields}
         yield {"type": "response.content_part.done", **self._at, "part": part}
         yield from super().end(status)
 
