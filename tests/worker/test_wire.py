@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 
 import msgspec
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from freehold.errors import BadModelFile, FreeholdError, Overloaded, UsageError
 from freehold.serving import Begin, EngineStats, Job
-from freehold.types import Chunk, Message, SamplingParams, TokenLogprob, Usage
+from freehold.types import Chunk, Message, SamplingParams, TokenLogprob, ToolCall, Usage
 from freehold.worker import wire
 from freehold.worker.wire import (
     BadFrame,
@@ -28,6 +30,11 @@ from freehold.worker.wire import (
     Writer,
     decode,
 )
+
+
+def packed(job: Job) -> msgspec.Raw:
+    return asyncio.run(wire.packed(job))
+
 
 LOGPROB = TokenLogprob(5, -0.5, ((5, -0.5), (6, -1.0)), b"\xe2\x82", (b"\xe2\x82", b"x"))
 FRAME = Frame(
@@ -94,10 +101,52 @@ def test_job_crosses_as_it_is():
     assert decode(Writer().raw(job), Job) == job
 
 
+CALLS = tuple(ToolCall(f"c{i}", "f", '{"a": 1}') for i in range(wire.SHORT_CHAT + 1))
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job(messages=(Message("user", "é🙂"),) * (wire.SHORT_CHAT + 1), n=2),
+        Job(messages=(Message("assistant", "", tool_calls=CALLS),)),
+        Job(messages=(Message("user", "x" * (wire.SHORT_TEXT + 1)),)),
+        Job(prompt=tuple(range(wire.SHORT_TEXT + 1)), suffix="y"),
+    ],
+)
+def test_long_job_is_packed_beside_the_loop_and_crosses_as_it_is(monkeypatch, job: Job):
+    threads: list[threading.Thread] = []
+    real = wire._packed
+    monkeypatch.setattr(
+        wire, "_packed", lambda job: (threads.append(threading.current_thread()), real(job))[1]
+    )
+    assert decode(packed(job), Job) == job
+    assert threads[0] is not threading.main_thread()
+    assert decode(packed(Job(prompt="short")), Job) == Job(prompt="short")
+    assert threads[1] is threading.main_thread()
+
+
+def test_no_call_of_the_encoder_takes_a_long_chat_whole(monkeypatch: pytest.MonkeyPatch):
+    """One call of 10,000 messages held the interpreter for 15 ms."""
+    encoded: list[object] = []
+
+    class Noting:
+        def encode(self, value: object) -> bytes:
+            encoded.append(value)
+            return msgspec.msgpack.encode(value)
+
+    monkeypatch.setattr(wire, "_MEASURE", Noting())
+    packed(Job(messages=(Message("user", "hi"),) * 1000))
+    *messages, job = encoded
+    assert len(messages) == 1000 and all(isinstance(each, Message) for each in messages)
+    assert isinstance(job, Job) and isinstance(job.messages, msgspec.Raw)
+
+
 @pytest.mark.parametrize("value", [object(), 1 << 64])
 def test_value_without_a_form_is_a_usage_error(value: object):
     with pytest.raises(UsageError, match="cannot be sent"):
         Writer().raw(Job(prompt="x", sampling={"seed": value}))
+    with pytest.raises(UsageError, match="cannot be sent"):
+        packed(Job(prompt="x", sampling={"seed": value}))
 
 
 def test_message_too_large_is_a_usage_error_and_the_next_one_is_sent(monkeypatch: pytest.MonkeyPatch):

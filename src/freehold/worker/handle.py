@@ -40,6 +40,7 @@ from freehold.worker.wire import (
     Prefilled,
     Submit,
     Writer,
+    packed,
 )
 
 # Before the second start in a row, twice that before the next, and so on; and at most.
@@ -154,11 +155,12 @@ class EngineHandle:
 
         `keep_alive`: seconds the model stays loaded after its last job; 0 not at all, negative for good.
         """
+        whole = await packed(job)
         self._used(keep_alive)
         self._ids += 1
         stream = self._streams[self._ids] = EngineStream(self._ids, job, self._ended)
         try:
-            self._send(stream, Submit(stream.id, self._writer.raw(job)))
+            self._send(stream, Submit(stream.id, whole))
             await stream.started()
         except BaseException:
             await stream.aclose()
@@ -167,7 +169,7 @@ class EngineHandle:
 
     async def count(self, job: Job) -> int:
         """Count the tokens of a job's prompt, whether or not there is room for them."""
-        return await self.call("count", job, client=job.client or job.tenant)
+        return await self.call("count", await packed(job), client=job.client or job.tenant)
 
     async def change(self, method: str, *args: str) -> None:
         """Have the engine add or remove an adapter; `info` lists those it has then."""
