@@ -49,7 +49,7 @@ def serve(port: int, looks: str) -> None:
     async def models() -> EngineModels:
         return EngineModels(Store(load_settings()), scripts={"slow": Script(words=100_000, step_s=STEP_S)})
 
-    made = LiveFeed._made
+    made = LiveFeed._snapshot
 
     def timed(self: LiveFeed) -> dict[str, bytes]:
         began = time.thread_time()
@@ -58,7 +58,7 @@ def serve(port: int, looks: str) -> None:
             file.write(f"{time.thread_time() - began}\n")
         return events
 
-    LiveFeed._made = timed
+    LiveFeed._snapshot = timed
     settings = ServerSettings(limits=ServerLimits(caller_requests=4096))
     with open(os.devnull, "w", encoding="utf-8") as log, logging_to(log, "warning", "text"):
         run(models, settings, bind_tcp("127.0.0.1", port), preload=["slow"])

@@ -2,7 +2,7 @@
 
 Knows event loops and one thread that computes steps while requests are running; knows no prompt and no sampling, which
 are LLM's. Cancelling a task stops its request within one step.
-Path: AsyncLLM.stream -> LLM._asked -> LocalJob.enter; _Steps._run -> Engine.drive -> LocalJob.take -> Chunk
+Path: AsyncLLM.stream -> LLM._job_of -> LocalJob.enter; _Steps._run -> Engine.drive -> LocalJob.take -> Chunk
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class AsyncLLM:
     @keywords(ChatOptions)
     async def chat(self, messages: Chat, **options: Unpack[ChatOptions]) -> Completion:
         """Answer a chat, or one user message given as text; see LLM.chat."""
-        return await self._complete(lambda: self.llm._asked(messages, options))
+        return await self._complete(lambda: self.llm._job_of(messages, options))
 
     @keywords(ChatOptions)
     async def stream(self, messages: Chat, **options: Unpack[ChatOptions]) -> AsyncGenerator[Chunk]:
         """Answer as `chat` does, piece by piece: `async for chunk in llm.stream("Hi")`."""
-        job = await asyncio.to_thread(self.llm._asked, messages, options)
+        job = await asyncio.to_thread(self.llm._job_of, messages, options)
         async for chunk in self._chunks(job):
             yield chunk
 

@@ -176,7 +176,7 @@ class LLM:
         SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate, ModelNotFound
         for an adapter that is not there.
         """
-        return complete(self._asked(messages, options))
+        return complete(self._job_of(messages, options))
 
     @keywords(ChatOptions)
     def stream(self, messages: Chat, **options: Unpack[ChatOptions]) -> Iterator[Chunk]:
@@ -184,7 +184,7 @@ class LLM:
 
         Closing the iterator stops the model within one step.
         """
-        return self._asked(messages, options).stream()
+        return self._job_of(messages, options).stream()
 
     @overload
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Completion: ...
@@ -230,7 +230,7 @@ class LLM:
     def _overlaid(self, job: Job) -> Job:
         return job if self._overlay is None else overlaid(job, self._overlay)
 
-    def _asked(self, messages: Chat, options: ChatOptions) -> LocalJob:
+    def _job_of(self, messages: Chat, options: ChatOptions) -> LocalJob:
         """Prepare the answer to a chat; nothing is computed before it is streamed or entered."""
         self._check_open()
         job = chat_job(messages, options, self.adapters.chosen(options.get("adapter")))

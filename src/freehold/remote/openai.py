@@ -85,7 +85,7 @@ class HttpModel:
         """
         body = {
             "messages": [_message(m) for m in messages],
-            **self._asked(max_tokens, sampling, stop, format),
+            **self._fields(max_tokens, sampling, stop, format),
         }
         if think is not None:
             body["think"] = think
@@ -110,7 +110,7 @@ class HttpModel:
     ) -> Iterator[Chunk]:
         """Continue text, or token ids, as they are."""
         text = prompt if isinstance(prompt, str) else list(prompt)
-        body = {"prompt": text, **self._asked(max_tokens, sampling, stop, format)}
+        body = {"prompt": text, **self._fields(max_tokens, sampling, stop, format)}
         if logprobs is not None:
             body["logprobs"] = logprobs
         return self._chunks("/v1/completions", body, on_prefill)
@@ -123,7 +123,7 @@ class HttpModel:
         body = {"model": self.name, "messages": [_message(m) for m in messages]}
         return self._api.call("POST", "/tokenize", body, as_=_Counted).count
 
-    def _asked(
+    def _fields(
         self,
         max_tokens: int | None,
         sampling: SamplingParams | None,

@@ -111,19 +111,19 @@ class _Starter:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._asked: queue.SimpleQueue[tuple[Sequence[str], dict[str, Any], Future[Any]]] = (
+        self._queue: queue.SimpleQueue[tuple[Sequence[str], dict[str, Any], Future[Any]]] = (
             queue.SimpleQueue()
         )
         threading.Thread(target=self._run, name="freehold-children", daemon=True).start()
 
     def start(self, command: Sequence[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
         done: Future[subprocess.Popen[bytes]] = Future()
-        self._asked.put((command, options, done))
+        self._queue.put((command, options, done))
         return done.result()
 
     def _run(self) -> None:
         while True:
-            command, options, done = self._asked.get()
+            command, options, done = self._queue.get()
             try:
                 done.set_result(subprocess.Popen(command, **options))
             except BaseException as e:

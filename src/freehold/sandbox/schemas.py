@@ -51,13 +51,13 @@ class SchemaChecks:
 
     def check_schema(self, schema: Any) -> None:
         """Raise BadSchema for a schema that cannot be used, or takes too long to compile."""
-        response = self._said({"schema": schema})
+        response = self._response({"schema": schema})
         if response is None:
             raise BadSchema(f"takes more than {SECONDS:g} s to compile", False)
 
     def fault(self, schema: Any, text: str) -> str | None:
         """Return what is wrong with the JSON value `text`, or None. A check that takes too long is a fault."""
-        response = self._said({"schema": schema, "text": text})
+        response = self._response({"schema": schema, "text": text})
         return f"takes more than {SECONDS:g} s to check" if response is None else response["fault"]
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class SchemaChecks:
             self._sock.close()
         self._end()
 
-    def _said(self, request: dict[str, Any]) -> dict[str, Any] | None:
+    def _response(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Return the answer, None for a check that was ended. Raises BadSchema, CapacityExceeded."""
         message = json.dumps({**request, "seconds": SECONDS}).encode()
         with self._lock:

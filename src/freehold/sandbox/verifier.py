@@ -149,9 +149,9 @@ class _Scorer:
                     got += piece
             except OSError:  # it closed its end
                 return self._gone("exit", "")
-        return self._said(got[_LENGTH:], token)
+        return self._parsed(got[_LENGTH:], token)
 
-    def _said(self, message: bytes, token: str) -> Reply:
+    def _parsed(self, message: bytes, token: str) -> Reply:
         try:
             reply = json.loads(message)
         except (ValueError, RecursionError):

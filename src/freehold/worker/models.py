@@ -65,7 +65,7 @@ class EngineModels:
         self._aliases: dict[str, str] = {}
         self._judgements = judgements or Judgements()
         self._memory = EngineMemory(self._handles, options, available)
-        self._said: set[str] = set()  # notes on files that changed
+        self._noted: set[str] = set()  # notes on files that changed
         self._closed = False
 
     def asked_by(self, origin: Origin) -> EngineModels:
@@ -119,7 +119,7 @@ class EngineModels:
         known = self._aliases.get(base, base)
         if known in self._handles or known in self._scripts:
             return known
-        return (await self._found(known)).name
+        return (await self._ref_of(known)).name
 
     async def stamp_of(self, name: str) -> str:
         """Return a digest of what a model's files are: their recorded digests, or their sizes and times."""
@@ -128,7 +128,7 @@ class EngineModels:
         known = self._aliases.get(base, base)
         if known in self._scripts:
             return ""
-        ref = await self._found(known)
+        ref = await self._ref_of(known)
         path = self._adapters.get(ref.name, {}).get(adapter)
         return await asyncio.to_thread(stamp, ref, path, overlay)
 
@@ -141,7 +141,7 @@ class EngineModels:
         name, adapter = await self._split(name)
         handle = self._handles.get(self._aliases.get(name, name))
         if handle is None or not handle.awake:
-            handle = self._known(name, (await self._found(name)).name if name not in self._scripts else name)
+            handle = self._known(name, (await self._ref_of(name)).name if name not in self._scripts else name)
         if adapter and adapter not in self._adapters.get(handle.name, {}):
             raise unknown_adapter(handle.name, adapter, [*self._adapters.get(handle.name, {})])
         await handle.load(keep_alive)
@@ -161,13 +161,13 @@ class EngineModels:
         """
         check_adapter_name(adapter)
         await asyncio.to_thread(open_lora, path)
-        name = (await self._found(name)).name
+        name = (await self._ref_of(name)).name
         await self._change_if_loaded(name, "add_adapter", adapter, str(path.absolute()))
         self._adapters.setdefault(name, {})[adapter] = path.absolute()
 
     async def remove_adapter(self, name: str, adapter: str) -> None:
         """Remove an adapter; running jobs keep it to their end. Raises ModelNotFound."""
-        name = (await self._found(name)).name
+        name = (await self._ref_of(name)).name
         held = self._adapters.get(name, {})
         if adapter not in held:
             raise unknown_adapter(name, adapter, [*held])
@@ -214,12 +214,12 @@ class EngineModels:
             return name, ""
         if base not in self._aliases and base not in self._scripts:
             try:
-                await self._found(base)
+                await self._ref_of(base)
             except ModelNotFound:
                 return name, ""
         return base, adapter
 
-    async def _found(self, name: str) -> ModelRef:
+    async def _ref_of(self, name: str) -> ModelRef:
         """Find a model by name. A request cannot name a file: only models of the store and `paths`."""
         if name in self._paths:
             return self._paths[name]
@@ -246,10 +246,10 @@ class EngineModels:
         """
         if handle.name in self._scripts:
             return Open(PROTOCOL, __version__, None, script=self._scripts[handle.name])
-        ref = await self._found(handle.name)
+        ref = await self._ref_of(handle.name)
         for note in ref.notes:
-            if note not in self._said:  # each change once, not at each load
-                self._said.add(note)
+            if note not in self._noted:  # each change once, not at each load
+                self._noted.add(note)
                 log.warning("%s", note)
         draft = await self._draft(ref)
         lent = {name: path for name, path in self._lent.get(handle.name, {}).items() if path.exists()}
@@ -276,7 +276,7 @@ class EngineModels:
     async def _draft(self, ref: ModelRef) -> ModelRef | None:
         if self._options.draft is None:
             return None
-        draft = await self._found(self._options.draft)
+        draft = await self._ref_of(self._options.draft)
         return None if draft.name == ref.name else draft
 
 

@@ -37,7 +37,7 @@ class Waiting:
 
     def _begin(self) -> None:
         self._since = self._clock()
-        self._made = 0  # tokens of which nothing is shown
+        self._hidden_tokens = 0  # tokens of which nothing is shown
         self._read: tuple[int, int] | None = None
         self._first: tuple[float, int] | None = (
             None  # when the first count came, and how much was there already
@@ -69,7 +69,7 @@ class Waiting:
             if self._quiet:
                 self._quiet = False
                 self._begin()
-            self._made += len(chunk.token_ids)
+            self._hidden_tokens += len(chunk.token_ids)
         return None
 
     def over(self) -> None:
@@ -83,8 +83,8 @@ class Waiting:
     def line(self) -> str:
         """Return what is shown now: tokens, and the seconds left by the speed so far."""
         now = self._clock()
-        if self._made:
-            return f"answering: {self._made:,} tokens, {now - self._since:.0f} s"
+        if self._hidden_tokens:
+            return f"answering: {self._hidden_tokens:,} tokens, {now - self._since:.0f} s"
         if self._read is None or self._first is None:
             return f"waiting for the model, {now - self._since:.0f} s"
         done, total = self._read

@@ -254,15 +254,15 @@ class TrialProgress:
     """Prints a model's progress: one line that is overwritten in a terminal, else one every five seconds."""
 
     def __init__(self) -> None:
-        self._said = -LINE_EVERY_S
+        self._shown_at = -LINE_EVERY_S
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, model: str, done: int, total: int) -> None:
         """Take a step."""
         now, last = time.monotonic(), done == total
-        self._said = now if not done else self._said
+        self._shown_at = now if not done else self._shown_at
         if self._terminal:
             click.echo(f"\r{model}: {done} of {total} cases" + ("\n" if last else ""), err=True, nl=False)
-        elif last or now - self._said >= LINE_EVERY_S:
+        elif last or now - self._shown_at >= LINE_EVERY_S:
             click.echo(f"{model}: {done} of {total} cases", err=True)
-            self._said = now
+            self._shown_at = now

@@ -62,12 +62,12 @@ class LiveFeed:
         while True:
             began = time.monotonic()
             self._number += 1
-            self._events = self._made()
+            self._events = self._snapshot()
             async with self._ready:
                 self._ready.notify_all()
             await asyncio.sleep(max(EVERY_S - (time.monotonic() - began), EVERY_S / 2))
 
-    def _made(self) -> dict[str, bytes]:
+    def _snapshot(self) -> dict[str, bytes]:
         """Take a look and write it for each kind of viewer; no token is passed on meanwhile."""
         look, events = self._looks.take(), {}
         for kind in set(self._viewers.values()):

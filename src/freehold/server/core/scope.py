@@ -215,7 +215,7 @@ class MeteredStream:
         """`wanted`: tokens of an answer that the request asked for; `limit`: that it gets."""
         self._stream, self._reserved = stream, reserved
         self._prompt = len(stream.begin.prompt_ids)  # where ids are not reported, the usage counts them
-        self._made: dict[int, int] = {}  # answer -> its tokens
+        self._generated: dict[int, int] = {}  # answer -> its tokens
         self._booked = False
         self.begin = stream.begin
         if limit is not None and limit != wanted and self.begin.max_tokens >= limit:
@@ -236,9 +236,9 @@ class MeteredStream:
     async def __anext__(self) -> tuple[int, Chunk]:
         index, chunk = await self._stream.__anext__()
         if chunk.usage is None:
-            self._made[index] = self._made.get(index, 0) + len(chunk.token_ids)
+            self._generated[index] = self._generated.get(index, 0) + len(chunk.token_ids)
         else:
-            self._made[index] = chunk.usage.completion_tokens
+            self._generated[index] = chunk.usage.completion_tokens
             self._prompt = self._prompt or chunk.usage.prompt_tokens
         return index, chunk
 
@@ -248,5 +248,5 @@ class MeteredStream:
         finally:
             if not self._booked:
                 self._booked = True
-                self._reserved.spend(self._prompt + sum(self._made.values()))
+                self._reserved.spend(self._prompt + sum(self._generated.values()))
                 self._reserved.close()

@@ -69,7 +69,7 @@ class AgainRun(ConsoleRun):
         self._kept = kept
         super().__init__(origin, folder, chat.card.id, receipt["bits"]["model"])
         self._message, self._receipt, self._tools = message, receipt, tools
-        self._made = Bits()
+        self._recomputed = Bits()
         self._text: list[str] = []
         asked_with = msgspec.convert(receipt["bits"]["settings"], ChatSettings)
         if message.state not in ("whole", "length"):  # it was cut: its tokens up to there
@@ -116,16 +116,16 @@ class AgainRun(ConsoleRun):
         self.came()
         for _, chunk in chunks:
             text = chunk.thinking + chunk.text + chunk.refusal
-            self._made.add(chunk.token_ids, text)
+            self._recomputed.add(chunk.token_ids, text)
             self._text.append(text)
         self._compare(whole=False)
 
     def _compare(self, *, whole: bool) -> None:
-        ids, kept = self._made.ids, self._kept.ids
+        ids, kept = self._recomputed.ids, self._kept.ids
         if not whole and ids == kept[: len(ids)]:
             return
         was = self._message.thinking + self._message.content
-        raise Decided(compared(self._kept, was, self._made, "".join(self._text), ids=True))
+        raise Decided(compared(self._kept, was, self._recomputed, "".join(self._text), ids=True))
 
     async def concluded(self, finish: ChatFinish, error: dict[str, Any] | None) -> None:
         self.events.fact("end", {"finish": finish, "receipt": None, **({"error": error} if error else {})})

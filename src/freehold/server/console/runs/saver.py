@@ -39,7 +39,7 @@ class RunSaver:
     """The lines of one run that are still to be written. `report` hears of a disk that fails, and of its recovery."""
 
     def __init__(self, writer: ChatWriter, report: Callable[[FreeholdError | None], None]) -> None:
-        self._writer, self._said = writer, report
+        self._writer, self._report = writer, report
         self._lines: deque[Line] = deque()
         self._growth: _Growth | None = None  # the last line, while it may grow
         self._writing = asyncio.Lock()
@@ -76,7 +76,7 @@ class RunSaver:
             for _ in range(done):
                 self._lines.popleft()
         if (trouble is None) != (self._failing is None):
-            self._said(trouble)
+            self._report(trouble)
         self._failing = trouble
         return not self._lines
 

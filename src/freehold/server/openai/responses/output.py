@@ -59,7 +59,7 @@ class Output:
         for block in chunk.signed:
             yield from self._signed(block)
         if chunk.text:
-            yield from self._said(chunk.text)
+            yield from self._delta(chunk.text)
         if chunk.refusal:
             yield from self._declined(chunk.refusal)
         for piece in chunk.tool_calls:
@@ -108,7 +108,7 @@ class Output:
         assert isinstance(self._open, RefusalOutput)
         yield from self._open.more(text, b"")
 
-    def _said(self, text: str) -> Iterator[Event]:
+    def _delta(self, text: str) -> Iterator[Event]:
         if type(self._open) is TextOutput:
             yield from self._open.more(text, self._scored())
             return
