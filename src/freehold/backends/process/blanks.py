@@ -17,7 +17,7 @@ from freehold.backends.contract import DeployPlan, Listens, PlannedFlag
 from freehold.private import opener
 
 # Below the ports that systems lend to outgoing connections (32768 on for Linux, 49152 on for macOS): an engine that
-# needs a minute to start would else find its port taken by anybody's request.
+# needs a minute to start would else find its port taken by some program's request.
 _PORTS = range(20_000, 32_768)
 
 
