@@ -15,6 +15,7 @@ ATTENTION = ("full", "window", "latent", "compressed")
 RECURRENT = ("mamba2", "deltanet", "linear", "shortconv")
 KINDS = (*ATTENTION, *RECURRENT, "plain")
 STATE_WIDTH = 4  # bytes of a value of a state, and of a convolution's last inputs: both are kept in f32
+CONV_WIDTH = 2  # the same of a convolution as makers state it: vLLM, SGLang and TensorRT-LLM keep 16 bits
 
 
 class Reuse(Enum):

@@ -208,6 +208,7 @@ def test_window_state_and_latent_layers_are_counted_by_kind():
         "state": 3 * (1000 + 100) * 4,
     }
     assert anatomy.cache_bytes(4096) == sum(anatomy.cache_by_kind(4096).values()) - anatomy.state_bytes
+    assert anatomy.cache_by_kind(4096, conv_width=2)["state"] == 3 * (1000 * 4 + 100 * 2)
     assert Anatomy("x", "", "", (), (LayerSpec("window", 1, 1, 1, window=2),), 0, queries=1).attention_ops(
         3
     ) == 4 * (1 + 2 + 2)

@@ -15,6 +15,7 @@ from freehold import catalog
 from freehold.advisor import roofline
 from freehold.advisor.anatomy import Anatomy, from_catalogue
 from freehold.advisor.engines import engine, engines, speed, speeds, spreads
+from freehold.advisor.interval import Interval
 from freehold.catalog.hardware import devices, rig
 from freehold.errors import UsageError
 
@@ -196,11 +197,14 @@ def test_a_latent_cache_is_kept_by_every_device_but_heads_are_split():
         assert found.sequence == one.cache_bytes(4096) * copies
 
 
-def test_the_fastest_engine_that_fits_comes_first():
+def test_the_usual_engine_comes_first_unless_another_is_faster_beyond_the_error():
     found = roofline.candidates(weigh(BIG, "FP8"), rig("2xh100"), engines(), 4096)
-    assert {e.name for e, _ in found} == {"vllm", "sglang", "tensorrt-llm"}
-    mids = [s.answer.mid for _, s in found]
-    assert mids == sorted(mids, reverse=True)
+    assert [e.name for e, _ in found] == ["vllm", "sglang", "tensorrt-llm"]
+    assert found[0][1].answer.mid < max(s.answer.mid for _, s in found) < found[0][1].answer.high
+    speeds = {"usual": Interval(8, 10, 12), "little": Interval(9, 11, 13), "much": Interval(15, 20, 25)}
+    speeds |= {"most": Interval(20, 30, 40), "slow": Interval(1, 2, 3)}
+    order = roofline.preferred(list(speeds), speeds.__getitem__)
+    assert order == ["most", "much", "usual", "little", "slow"]
     macs = roofline.candidates(weigh(LLAMA, "Q4_0"), rig("m4-max"), engines(), 4096)
     assert [e.name for e, _ in macs] == ["mlx", "llama.cpp"]
 

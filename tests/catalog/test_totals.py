@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
+from freehold.advisor.anatomy import from_catalogue
+from freehold.advisor.fit import fit, place_on
+from freehold.backends.contract import ParallelSizes
+from freehold.backends.planning.facts import of_catalogue
+from freehold.backends.planning.parallel import sequence_bytes
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 # llmfit 1.1.17 (PyPI), its copy of the hub's counts of tensors ("parameters_raw"), read out of the package anew.
@@ -81,8 +86,15 @@ def test_no_dense_text_model_has_a_label_for_its_total():
     assert not off
 
 
-def test_nemotron_3_nano_keeps_49082368_bytes_of_state():
-    assert catalog.model("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", NOWHERE).state_bytes == 49_082_368
+def test_nemotron_3_nano_keeps_49082368_bytes_of_state_in_facts_and_in_plans_of_other_engines():
+    known = catalog.model("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", NOWHERE)
+    assert known.state_bytes == 49_082_368
+    for name in ("vllm", "sglang", "tensorrt-llm"):
+        planned = fit(from_catalogue(known, "BF16"), place_on(catalog.rig("2xh100"), name), 4096)
+        assert planned.memory.cache["state"] == 49_082_368
+    model = of_catalogue(known)
+    one, more = (sequence_bytes(model, ParallelSizes(), tokens, 2.0) for tokens in (1000, 2000))
+    assert 2 * one - more == 49_082_368
 
 
 @pytest.mark.parametrize(

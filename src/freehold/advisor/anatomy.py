@@ -15,7 +15,7 @@ from pathlib import Path
 from freehold.catalog import quants
 from freehold.catalog.model import Model, Stretch, Structure
 from freehold.errors import UsageError
-from freehold.layers import ATTENTION, LayerSpec, kept_bytes, recurrent_bytes
+from freehold.layers import ATTENTION, STATE_WIDTH, LayerSpec, kept_bytes, recurrent_bytes
 
 # Models up to here use their embedding as head, as do all Gemmas; above, few do. Billions of parameters.
 _TIED_BELOW = 4.5
@@ -118,20 +118,25 @@ class Anatomy:
         """Return the bytes of keys and values of one sequence of `tokens`; a window counts as a window."""
         return sum(self.cache_by_kind(tokens, width).values()) - self.state_bytes
 
-    def cache_by_kind(self, tokens: int, width: float = 2) -> dict[str, int]:
-        """Return the same by kind of layer, with `state` for what recurrent layers keep, whatever the length."""
+    def cache_by_kind(self, tokens: int, width: float = 2, conv_width: int = STATE_WIDTH) -> dict[str, int]:
+        """Return the same by kind of layer, with `state` for what recurrent layers keep (`state_of`)."""
         if not self.layers:
             return {"full": round(self.kv_bytes * tokens * width / 2)} if self.kv_bytes else {}
         cache: dict[str, int] = {}
         for group in self.layers:
             if kept := kept_bytes((group,), tokens, width):
                 cache[group.kind] = cache.get(group.kind, 0) + kept
-        return cache | ({"state": self.state_bytes} if self.state_bytes else {})
+        state = self.state_of(conv_width)
+        return cache | ({"state": state} if state else {})
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that recurrent layers keep of one sequence."""
+        """Bytes that recurrent layers keep of one sequence in our engine."""
         return recurrent_bytes(self.layers)
+
+    def state_of(self, conv_width: int) -> int:
+        """Return the same for an engine that keeps a convolution's inputs in `conv_width` bytes a value."""
+        return recurrent_bytes(self.layers, conv_width)
 
     def attention_ops(self, tokens: int) -> float:
         """Return the operations of attention over a prompt of `tokens`: each position looks at those before it.

@@ -18,6 +18,7 @@ from typing import Any
 from freehold.catalog.hardware import Device
 from freehold.config import nearest
 from freehold.errors import UsageError
+from freehold.layers import STATE_WIDTH
 
 OLD = frozenset({"pascal", "maxwell"})  # GPUs without the units that kernels are made for today
 
@@ -39,6 +40,7 @@ class UpstreamEngine:
     unpack_ops: float  # for each weight, of kernels that unpack on a GPU's plain units; 0: they do not
     source: str
     checked: date
+    conv_width: int = STATE_WIDTH  # bytes of a value of a recurrent layer's convolution
     capability: float = 0.0  # of CUDA, the least it runs on
     needs: Mapping[str, float] = field(default_factory=dict)  # of CUDA, by weights that need more
     unmeasured: tuple[str, ...] = ()  # kinds of layers of which no published row of this engine tells

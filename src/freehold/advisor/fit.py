@@ -1,7 +1,7 @@
 """Predicts whether a model fits on a machine, and how fast it answers there.
 
     place = place_here(settings, refuses)        # this machine, our own engine; calibrated by what ran here
-    place = place_on(catalog.rig("2xh100"))      # named hardware; engine "" is the fastest that runs the model
+    place = place_on(catalog.rig("2xh100"))      # named hardware; engine "" is the one that roofline prefers
     found = fit(anatomy, place, context)         # Fit, or Misfit with .reason and .hint
     if isinstance(found, Fit): found.memory, found.longest, found.load_s, found.prefill, found.decode
 
@@ -113,7 +113,7 @@ def place_here(settings: Settings, refuses: Refuses, *, measure: bool = True) ->
 
 
 def place_on(rig: Rig, engine: str = "") -> Place:
-    """Return named hardware with an engine's name; empty: the fastest that runs the model. Raises UsageError."""
+    """Return named hardware with an engine's name; empty: the one that roofline prefers. Raises UsageError."""
     return Place(rig.name, engines.engine(engine).name if engine else "", rig=rig)
 
 
@@ -306,7 +306,7 @@ def _longest(anatomy: Anatomy, fits: Callable[[int], bool], most: int = 0) -> in
 def _on(anatomy: Anatomy, place: Place, rig: Rig, context: int) -> Fit | Misfit:
     found = engines.engine(place.engine) if place.engine else _fastest(anatomy, rig, context)
     placed = roofline.place(anatomy, rig, found, context)
-    kinds = anatomy.cache_by_kind(context, found.cache_widths[0])
+    kinds = anatomy.cache_by_kind(context, found.cache_widths[0], found.conv_width)
     reserved = max(rig.memory_bytes - placed.weights - max(placed.room, 0), 0)
     memory = MemoryNeed(placed.weights, kinds, 0, reserved)
     longest = _longest(anatomy, lambda n: roofline.place(anatomy, rig, found, n).fits)
@@ -331,7 +331,7 @@ def _on(anatomy: Anatomy, place: Place, rig: Rig, context: int) -> Fit | Misfit:
 
 
 def _fastest(anatomy: Anatomy, rig: Rig, context: int) -> engines.UpstreamEngine:
-    """Return the engine that answers fastest; where none fits, the first that runs on the device at all."""
+    """Return the engine that roofline prefers; where none fits, the first that runs on the device at all."""
     others = tuple(e for e in engines.engines() if e.runs_on(rig.device))
     if not others:
         raise UsageError(f"no engine runs on {rig.device.title}")

@@ -10,8 +10,9 @@ Path: cli/fit --on, cli/advise --on, cli/cost -> place -> single_stream or servi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from freehold.advisor.anatomy import WeightGroup
 from freehold.advisor.engines import Speed, Spread, UpstreamEngine, speed, spreads
@@ -23,6 +24,7 @@ from freehold.layers import LayerSpec
 
 _GIB = 1 << 30
 _NORMED = ("gemma2", "gemma3", "gemma4")  # architectures with norms before and after attention and MLP
+Way = TypeVar("Way")
 CHUNK = 2048  # tokens of a prompt that servers read between two steps of answers
 
 
@@ -46,9 +48,8 @@ class Work(Protocol):
     @property
     def token_weights(self) -> int: ...
     @property
-    def state_bytes(self) -> int: ...
-    @property
     def exact(self) -> bool: ...
+    def state_of(self, conv_width: int) -> int: ...
     def cache_bytes(self, tokens: int, width: float = 2) -> int: ...
     def attention_ops(self, tokens: int) -> float: ...
 
@@ -124,7 +125,9 @@ def place(work: Work, rig: Rig, engine: UpstreamEngine, context: int, width: flo
     share = engine.memory_share.get(device.kind, 0.0)
     usable = round(rig.count * (share * device.memory_bytes - engine.reserve_gib * _GIB))
     copies = rig.count if engine.split == "tensors" else 1
-    each = _cache_bytes(work, context, width or engine.cache_widths[0], copies) + work.state_bytes
+    each = _cache_bytes(work, context, width or engine.cache_widths[0], copies) + work.state_of(
+        engine.conv_width
+    )
     weights = round(sum(p.bytes for p in stored(work, engine)))
     room = usable - weights
     return RigPlacement(
@@ -187,13 +190,29 @@ def serving(work: Work, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, co
 def candidates(
     work: Work, rig: Rig, engines: tuple[UpstreamEngine, ...], context: int
 ) -> list[tuple[UpstreamEngine, Single]]:
-    """Return the engines that run this model on this rig, the one that answers fastest first."""
+    """Return the engines that run this model on this rig in the order of `preferred`; `engines`: the usual first."""
     found = [
         (e, single_stream(work, rig, e, context))
         for e in engines
         if e.runs_on(rig.device) and place(work, rig, e, context).fits
     ]
-    return sorted(found, key=lambda pair: -pair[1].answer.mid)
+    return preferred(found, lambda pair: pair[1].answer)
+
+
+def preferred(found: Sequence[Way], answer: Callable[[Way], Interval]) -> list[Way]:
+    """Order ways to answer: first those that are faster than the usual one beyond the error of its prediction.
+
+    The usual one is the first of `found`. The others keep their places behind it: of speeds within the error it is
+    not known which is faster.
+    """
+    if not found:
+        return []
+    most = answer(found[0]).high
+
+    def rank(way: Way) -> float:
+        return -answer(way).mid if answer(way).mid > most else 0.0
+
+    return sorted(found, key=rank)
 
 
 def step(
@@ -219,7 +238,9 @@ def step(
     unpacked = sum(_touched(p, batch) * p.weights / p.bytes for p in parts)
     sparse = any(p.role == "experts" for p in parts)
     depth = _depth(work)
-    cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices // apart) + work.state_bytes
+    cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices // apart) + work.state_of(
+        engine.conv_width
+    )
     return Terms(
         weights=apart * sum(_touched(p, batch) for p in parts if p.role != "experts") / reads,
         unpack=max(unpacked * engine.unpack_ops / plain - read / reads, 0.0),

@@ -147,7 +147,8 @@ def _least(
         for kind in (quant,) if quant else quants_of(model):
             tried = [_tried(model, rig, kind, e, load, context, pace) for e in able]
             done = [t for t in tried if isinstance(t, Option)]
-            best = max(done, key=lambda o: (bool(o.line.command), o.answer.mid), default=None)
+            ways = roofline.preferred(done, lambda o: o.answer)
+            best = next((o for o in ways if o.line.command), ways[0] if ways else None)
             if best and best.line.command:
                 return best
             bare = bare or best

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from freehold.advisor.anatomy import Anatomy
     from freehold.advisor.fit import Place
+    from freehold.advisor.interval import Interval
     from freehold.advisor.machine import Gpu
     from freehold.backends.contract import EngineName
     from freehold.catalog.hardware import Rig
@@ -244,7 +245,7 @@ def place_of(settings: Settings) -> Place:
 def choose(
     anatomy: Anatomy, files: str, here: EnginesHere, place: Place, context: int | None = None
 ) -> EngineChoice:
-    """Return the engine with the fastest predicted answer of a model in `files` ("gguf", "safetensors").
+    """Return the engine that answers fastest by prediction (roofline.preferred); `files`: "gguf", "safetensors".
 
     `place`: this machine with our own engine. An accelerator that the catalogue does not know has no prediction: it is
     taken where its free memory holds the model.
@@ -253,12 +254,15 @@ def choose(
         return EngineChoice("freehold", "no GPU was found")
     own = _speed(anatomy, place, context)
     able, useless = _able(anatomy, files, here, context)
-    speeds = ({"freehold": own} if own else {}) | {name: speed for name, speed, _ in able}
+    speeds = ({"freehold": own} if own else {}) | {name: speed.mid for name, speed, _ in able}
     if not able:
         advice = "" if useless else _would_help(anatomy, files, here, context)
         reason = useless[0] if useless else f"{here.title} is here and no engine for it"
         return EngineChoice("freehold", reason, advice, speeds)
-    best, known, why = max(able, key=lambda each: each[1])
+    from freehold.advisor.roofline import preferred
+
+    best, speed, why = preferred(able, lambda each: each[1])[0]
+    known = speed.mid
     if known and own > known:
         why = f"{own:.0f} tokens/s predicted on the processor, {known:.0f} by {best} on {here.title}"
         return EngineChoice("freehold", why, speeds=speeds)
@@ -270,12 +274,12 @@ def choose(
 
 def _able(
     anatomy: Anatomy, files: str, here: EnginesHere, context: int | None
-) -> tuple[list[tuple[EngineName, float, str]], list[str]]:
+) -> tuple[list[tuple[EngineName, Interval, str]], list[str]]:
     """Return the engines at hand that hold the model on an accelerator, each with its speed (0: not known) and why.
 
     Also return why others do not: a build without a device, memory.
     """
-    able: list[tuple[EngineName, float, str]] = []
+    able: list[tuple[EngineName, Interval, str]] = []
     useless: list[str] = []
     for engine in here.engines:
         if engine.name not in ADVISED:
@@ -301,20 +305,21 @@ def _speed(anatomy: Anatomy, place: Place, context: int | None) -> float:
 
 def _on(
     anatomy: Anatomy, engine: EngineName, here: EnginesHere, context: int | None
-) -> tuple[float | None, str]:
+) -> tuple[Interval | None, str]:
     """Return the speed on the accelerators found (0: not known), and a reason; None: it does not fit."""
     from freehold.advisor.fit import Fit, fit, place_on
+    from freehold.advisor.interval import Interval
     from freehold.machine import show_bytes
 
     for rig, free in rigs(here):
         if rig is None:
             if anatomy.weight_bytes <= free * _FITS:
                 why = f"the catalogue has no figures of {here.title}; its {show_bytes(free)} free hold the model"
-                return 0.0, why
+                return Interval.exactly(0.0), why
             continue
         told = fit(anatomy, place_on(rig, ADVISED[engine][0]), context)
         if isinstance(told, Fit) and told.memory.weights + sum(told.memory.cache.values()) <= free * _FITS:
-            return told.decode.mid, ""
+            return told.decode, ""
     free = max((free for _, free in rigs(here)), default=0)
     return None, f"{here.title} with {show_bytes(free)} free does not hold {anatomy.name}"
 
@@ -344,4 +349,4 @@ def _would_help(anatomy: Anatomy, files: str, here: EnginesHere, context: int | 
     if told is None:
         return ""
     cure = _CURES["mlx" if wanted == "mlx" else files]
-    return f"{cure} would use it" + (f", at about {told:.0f} tokens/s" if told else "")
+    return f"{cure} would use it" + (f", at about {told.mid:.0f} tokens/s" if told.mid else "")

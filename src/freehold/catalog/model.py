@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from datetime import date
 
-from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
+from freehold.layers import CONV_WIDTH, LayerSpec, kept_bytes, recurrent_bytes
 
 THINKING = ("", "none", "switchable", "only")
 ROLES = ("generator", "embedder", "reranker")
@@ -193,7 +193,7 @@ class Model:
 
         States in 32 bits, the last inputs of convolutions in the 16 bits of keys and values.
         """
-        return recurrent_bytes(self.layers, conv_width=2)
+        return recurrent_bytes(self.layers, conv_width=CONV_WIDTH)
 
     def cache_bytes(self, tokens: int, width: float = 2) -> int:
         """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value.

@@ -68,7 +68,7 @@ def flagged(plan: DeployPlan, tokens: int) -> EngineLimits:
     room = float(value(plan, _SHARE[plan.engine])) * device.memory_bytes - 2.5 * GIB - weights
     latent = any(g.kind == "latent" for g in plan.model.anatomy.layers)
     heads = 1 if latent else min(sizes.tensor, plan.model.kv_heads)
-    kept = plan.model.anatomy.cache_bytes(tokens) / heads + plan.model.anatomy.state_bytes / sizes.tensor
+    kept = plan.model.anatomy.cache_bytes(tokens) / heads + plan.model.anatomy.state_of(2) / sizes.tensor
     return EngineLimits(
         streams=int(value(plan, _STREAMS[plan.engine])) * each, room=int(room / kept * tokens) * sizes.data
     )

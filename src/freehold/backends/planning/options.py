@@ -363,9 +363,9 @@ def _fastest(
 ) -> tuple[EngineName, EngineFacts, tuple[str, ...]]:
     """Choose by prediction among the engines that load its files and run on named hardware.
 
-    The usual one is taken unless another is faster by more than the prediction's own error. Where none has room, the
-    one that is usual there plans, and says what would fit.
+    Where none has room, the one that is usual there plans, and says what would fit.
     """
+    from freehold.advisor.roofline import preferred
     from freehold.catalog.hardware import Rig
 
     rig = Rig(nodes.rig.device, nodes.rig.count * nodes.count)
@@ -373,14 +373,8 @@ def _fastest(
     if not fitting:
         usual: EngineName = "mlx" if rig.device.kind == "mac" else "vllm"
         return "llamacpp" if model.files == "gguf" else usual, EngineFacts(), ()
-    usual_high = next(iter(fitting.values())).decode.high
-
-    def rank(name: EngineName) -> float:  # others keep their places behind it
-        speed = fitting[name].decode.mid
-        return -speed if speed > usual_high else 0.0
-
-    best, *others = sorted(fitting, key=rank)
-    beyond = rank(best) < 0
+    best, *others = preferred(list(fitting), lambda name: fitting[name].decode)
+    beyond = best != next(iter(fitting))
     speeds = [f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"]
     speeds += [f"{fitting[name].decode.mid:.0f} by {name}" for name in others]
     over = f" over all {rig.count} devices" if rig.count > 1 else ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from freehold.advisor.anatomy import WeightGroup
 from freehold.backends.contract import DeployedModel, ParallelSizes
 from freehold.errors import UsageError
+from freehold.layers import CONV_WIDTH
 
 EXPERTS_FROM = 8  # devices of a tensor group from which each holds whole experts: their slices get too narrow
 
@@ -127,7 +128,7 @@ def sequence_bytes(model: DeployedModel, sizes: ParallelSizes, tokens: int, widt
     latent = any(g.kind == "latent" for g in anatomy.layers)
     group = 1 if latent else min(sizes.tensor, model.kv_heads or sizes.tensor)
     cached = anatomy.cache_bytes(tokens, width)
-    return cached / group / sizes.pipeline + anatomy.state_bytes / sizes.tensor / sizes.pipeline
+    return cached / group / sizes.pipeline + anatomy.state_of(CONV_WIDTH) / sizes.tensor / sizes.pipeline
 
 
 def value_width(cache_type: str) -> float:

@@ -21,6 +21,7 @@ from freehold.backends.planning.layout import (
 )
 from freehold.backends.planning.misfits import check_context, misfit
 from freehold.errors import UsageError
+from freehold.layers import CONV_WIDTH
 from freehold.machine import show_bytes
 
 _READS = ("BF16", "F16", "F32", "INT4", "INT4-32", "FP8")
@@ -63,7 +64,7 @@ def on_processors(request: PlanRequest, traits: EngineTraits, wishes: Wishes) ->
 
 def _sequence(anatomy: Anatomy, tokens: int) -> int:
     """Return the bytes of a sequence in whole blocks."""
-    return anatomy.cache_bytes(-(-tokens // _BLOCK) * _BLOCK) + anatomy.state_bytes
+    return anatomy.cache_bytes(-(-tokens // _BLOCK) * _BLOCK) + anatomy.state_of(CONV_WIDTH)
 
 
 def _cache(streams: int, each: int, free: float, sizes: ParallelSizes, model: DeployedModel) -> int:
