@@ -191,11 +191,11 @@ def test_what_no_model_has_is_refused_before_it_is_read_whole(tmp_path):
     template = folder / "chat_template.jinja"
     with template.open("wb") as file:
         file.truncate(1 << 33)  # a hole: it takes no disk
-    with pytest.raises(BadModelFile, match="is longer than"):
+    with pytest.raises(BadModelFile, match="more than"):
         of_path(folder)
     template.unlink()
     os.mkfifo(template)
-    with pytest.raises(BadModelFile, match="is not a file"):
+    with pytest.raises(BadModelFile, match="not a plain file"):
         of_path(folder)
 
 

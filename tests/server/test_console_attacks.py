@@ -119,7 +119,7 @@ def test_a_pipe_among_the_chats_stops_no_list(tmp_path):
     chat = folder.create().id
     os.mkfifo(folder.path / "pipe.jsonl")
     assert [card.id for card in folder.cards()] == [chat]
-    with pytest.raises(StoreError, match="is a pipe or a device"):
+    with pytest.raises(StoreError, match="not a plain file"):
         folder.read("pipe")
 
 

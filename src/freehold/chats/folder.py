@@ -17,7 +17,6 @@ from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
 
 from freehold import private
 from freehold.chats import locks
@@ -26,6 +25,7 @@ from freehold.chats.lines import VERSION, ChatLine, encoded, replay
 from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat
 from freehold.chats.writer import FOR_ENDS, MAX_CHAT_BYTES, ChatWriter, failures, live, no_chat
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError, UsageError
+from freehold.regular import open_regular
 
 UNDO_S = 600
 FILE_BYTES = (
@@ -140,12 +140,8 @@ class ChatFolder:
         """Read a chat; ChatNotFound where there is none, StoreError where its file makes no chat."""
         path = self.file(id)
         try:
-            with open(path, "rb", opener=_at_once) as file:
+            with open_regular(path) as file:
                 status = os.fstat(file.fileno())
-                if not S_ISREG(status.st_mode):
-                    raise StoreError(
-                        f"{path} is a pipe or a device, and a chat is a file", "move it away to continue"
-                    )
                 if status.st_size > READ_BYTES:
                     raise StoreError(f"{path} is larger than {READ_BYTES >> 20} MiB and not a chat")
                 chat = replay(file.read(READ_BYTES), id)
@@ -244,11 +240,6 @@ class ChatFolder:
                 "use letters, digits, '.', '_' and '-', at most 80",
             )
         return self.path / f"{id}.jsonl"
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _order(card: ChatCard) -> tuple[bool, float, str]:

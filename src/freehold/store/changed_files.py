@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from freehold.errors import StoreError
+from freehold.regular import open_regular
 from freehold.store.manifest import HeldFile, Manifest
 
 GRAIN_S = 2.0  # a record's time has whole seconds, and is of the moment after its files were written
@@ -84,5 +85,5 @@ def _seconds(created: str) -> float:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

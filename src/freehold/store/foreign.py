@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
+from freehold.regular import read_regular
 from freehold.store.manifest import HeldFile, Manifest
 from freehold.store.quants import Variant, gguf_variants, preferred, safetensors_files
 
@@ -185,8 +186,6 @@ def _json(path: Path) -> object:
 def _small(path: Path) -> bytes:
     """Read a short file of another program's; b"" for a long one, and for what would never end: a pipe, a device."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            data = file.read(_MAX_SIDE + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+        return read_regular(path, _MAX_SIDE)
     except OSError:
         return b""
-    return data if len(data) <= _MAX_SIDE else b""

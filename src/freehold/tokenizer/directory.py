@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.regular import read_regular
 from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind, Vocabulary, check_ids
 from freehold.tokenizer.encoders import library_encoder
 from freehold.tokenizer.tekken import tokenizer_from_tekken
@@ -56,7 +57,7 @@ def _guarded(file: Path, build: Callable[..., Tokenizer], *files: Mapping[str, A
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in the JSON file `path`, an empty one if there is no such file."""
-    data = _read(path) if path.is_file() else {}
+    data = _read(path, {})
     if not isinstance(data, dict):
         raise BadModelFile(f"{path} holds a {type(data).__name__}; an object is needed")
     return data
@@ -64,17 +65,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_list(path: Path) -> list[Any]:
     """Return the list in the JSON file `path`, an empty one if there is no such file."""
-    data = _read(path) if path.is_file() else []
+    data = _read(path, [])
     if not isinstance(data, list):
         raise BadModelFile(f"{path} holds a {type(data).__name__}; a list is needed")
     return data
 
 
-def _read(path: Path) -> Any:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise BadModelFile(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+def _read(path: Path, absent: Any) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path, MAX_JSON_BYTES).decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return absent
+    except OSError as error:
+        raise BadModelFile(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BadModelFile(f"{path} is not JSON: {error}") from error
 

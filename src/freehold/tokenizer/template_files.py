@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from freehold.errors import BadModelFile, UsageError
+from freehold.regular import read_regular
 from freehold.sandbox.limits import MAX_SOURCE
 from freehold.tokenizer.core import Tokenizer
 from freehold.tokenizer.directory import read_json
@@ -41,10 +42,10 @@ def templates_from_dir(path: str | Path) -> dict[str, str]:
         named = [entry for entry in config if isinstance(entry, dict)]
         sources |= {str(entry.get("name")): str(entry.get("template")) for entry in named}
     for name, file in _template_files(folder):
-        if file.stat().st_size > 4 * MAX_SOURCE:
-            raise BadModelFile(f"{file} has {file.stat().st_size:,} bytes, too many for a chat template")
         try:
-            sources[name] = file.read_text(encoding="utf-8")
+            sources[name] = read_regular(file, 4 * MAX_SOURCE).decode("utf-8")
+        except OSError as error:
+            raise BadModelFile(f"{file} is not a chat template: {error.strerror}") from error
         except ValueError as error:
             raise BadModelFile(f"{file} is not UTF-8: {error}") from error
     return sources

@@ -32,6 +32,7 @@ from freehold.catalog.model import Model
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
 from freehold.formats.safetensors import MAX_CONFIG_BYTES
+from freehold.regular import read_regular
 from freehold.store.refs import parse_ref
 
 MOST_NODES = 64
@@ -323,17 +324,11 @@ def _template(folder: Path) -> str | None:
 def _small(path: Path) -> bytes | None:
     """Read a small file; None where there is none. Raises BadModelFile for a long one, and for anything but a file."""
     try:
-        if not path.is_file():  # a pipe would be read for ever
-            if path.exists():
-                raise BadModelFile(f"{path} is not a file")
-            return None
-        with path.open("rb") as file:
-            body = file.read(MAX_CONFIG_BYTES + 1)
+        return read_regular(path, MAX_CONFIG_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise BadModelFile(f"{path} cannot be read: {error.strerror}") from error
-    if len(body) > MAX_CONFIG_BYTES:
-        raise BadModelFile(f"{path} is longer than {MAX_CONFIG_BYTES:,} bytes")
-    return body
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Knows a tokenizer's bytes and llguidance, which does the parsing; knows no logits, no request and no thinking.
 Whatever fails in a grammar is raised as UsageError, for the one answer that uses it. No call of the parser can be
 interrupted, so those that an engine's step makes have narrow limits. An answer that needs wider ones continues in a
-thread apart (`_Apart`), and no step waits for it.
+thread apart (`_WideMatcher`), and no step waits for it.
 Path: ServedModel.start -> Grammars.grammar -> Grammar.matcher -> ConstraintMatcher -> GrammarMatcher.mask, advance
 """
 
@@ -220,7 +220,7 @@ class GrammarMatcher:
         self._ids: list[int] = []  # taken in
         self._mask_s = 0.0  # of the latest mask
         self._bits = _bits(self.tokens)
-        self._apart: _Apart | None = None
+        self._apart: _WideMatcher | None = None
         state = grammar.first()
         if state is None:
             self._go_apart()
@@ -278,10 +278,10 @@ class GrammarMatcher:
         return otherwise
 
     def _go_apart(self) -> None:
-        self._apart = _Apart(self._grammar, self._ids, self._spent)
+        self._apart = _WideMatcher(self._grammar, self._ids, self._spent)
 
 
-class _Apart:
+class _WideMatcher:
     """One answer's parser within WIDE, in the thread that all such answers share.
 
     That thread computes the next mask as soon as a token is taken in, while the model computes the next step.
