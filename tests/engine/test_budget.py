@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from freehold.engine.schedule.budget import (
@@ -10,10 +12,11 @@ from freehold.engine.schedule.budget import (
     MIXED_PREFILL_TOKENS,
     PREFILL_TOKENS,
     PROBE,
+    SHARED_TOKENS,
     Budget,
     Prefill,
 )
-from freehold.engine.schedule.cost import FORGET, MixedCost, PrefillCost, StepCost
+from freehold.engine.schedule.cost import FORGET, TILE, MixedCost, PrefillCost, StepCost
 
 TOKEN_S, LOOK_S = 0.001, 4e-7
 
@@ -167,3 +170,38 @@ def test_only_decode_steps_near_enough_count_as_measured():
     assert not cost.near(4)
     cost.add(10, 1.0)
     assert [n for n in range(1, 20) if cost.near(n)] == [9, 10, 11, 12]
+
+
+def test_tile_that_has_begun_is_filled_however_little_room_there_is():
+    budget = measured(decodes=4)
+    budget.begin()
+    budget.open(4)
+    few = budget.tokens(0, 400, False, 0.0, minimum=True)
+    assert 4 + few == TILE
+    assert (
+        budget.tokens(20_000, 400, False, 0.0, minimum=True) == MIXED_PREFILL_TOKENS
+    )  # there each token counts
+
+
+def test_measuring_waits_twice_as_long_while_brief_prompts_wait():
+    def steps_with_prefill(brief: bool) -> int:
+        budget = measured(decodes=4)
+        for steps in range(8 * PROBE):
+            budget.begin()
+            budget.open(4, brief=brief)
+            if not budget.left:
+                return steps
+            budget.learn(4, [Prefill(0, 12, False)], 0, 0.05)
+        raise AssertionError("it never measured")
+
+    assert steps_with_prefill(brief=True) == 2 * steps_with_prefill(brief=False)
+
+
+def test_shared_step_takes_a_few_tokens_alone_however_many_answers_run():
+    budget = Budget()
+    assert budget.shared_s() == inf
+    budget.learn(1, [], 0, 0.016)
+    for _ in range(2000):  # none of one token for so long that its cost is forgotten
+        budget.learn(20, [], 0, 0.06)
+    assert budget.shared_s() == SHARED_TOKENS * 0.016
+    assert Budget(target_itl_s=0.05).shared_s() == 0.05

@@ -121,14 +121,14 @@ class Scheduler:
         first, background = self._ready()
         if not first.decodes and not first.prompts:
             first, background = background, Runnable()
-        self._newcomers.choose(first.prompts, first.unanswered_s, shared_s)
+        self._newcomers.choose(first.prompts, first.unanswered_s if first.prompts else {}, shared_s)
         self._decode(first, shared_s)
         choice_s = sum(seq.choice_s for seq in self._batch)
         turns = self._newcomers.turns
         self.budget.open(len(self._batch), self._burst(first), self._turns.limit_s, choice_s, bool(turns))
-        room, others = self.budget.room, [seq for seq in first.prompts if seq.request.client not in turns]
-        self._slots = self.budget.max_decodes()
+        room, others = self.budget.room, first.prompts
         if turns:
+            others = [seq for seq in others if seq.request.client not in turns]
             self._prefill_newcomers([seq for seq in first.prompts if seq.request.client in turns])
         if others and shared_s < inf:
             self._newcomers.spend(room, room - self.budget.room)
@@ -247,6 +247,7 @@ class Scheduler:
     def _prefill_newcomers(self, prompts: list[Sequence]) -> None:
         """Compute prompts of clients that ask little, each to its end where that is near."""
         turns = self._newcomers.turns
+        self._slots = self.budget.max_decodes()
         self._full = False
         for seq in sorted(prompts, key=lambda s: (turns[s.request.client], self._urgency(s), s.number)):
             if self._full or self.budget.left < 1:
@@ -257,6 +258,7 @@ class Scheduler:
         """Give out the step's room for prefill."""
         if not prompts:
             return
+        self._slots = self.budget.max_decodes()
         used = self._shares.used
         order = sorted(prompts, key=lambda s: (used(s.request.client), self._urgency(s), s.number))
         client = order[0].request.client
