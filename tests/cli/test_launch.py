@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.cli.clients.apps import APPS, Target
-from freehold.cli.clients.edits import BEGIN, END, NotUnderstood, list_item, merged_json, set_yaml
+from freehold.cli.clients.edits import (
+    BEGIN,
+    END,
+    NotUnderstood,
+    list_items,
+    merged_json,
+    named_item,
+    set_yaml,
+)
 from tests.cli.test_serve import freehold
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides" / "clients"
@@ -30,7 +38,9 @@ GIVEN = ("--model", "a:1b", "--url", "http://127.0.0.1:11435", "--key", "fh-secr
 
 
 def file_of(home: Path, app: str) -> Path:
-    return APPS[app].file({"HOME": str(home), "LLM_USER_PATH": str(home / "llm")}, home)
+    file = APPS[app].file
+    assert file is not None
+    return file({"HOME": str(home), "LLM_USER_PATH": str(home / "llm")}, home)
 
 
 def launch(home: Path, app: str, *args: str):  # type: ignore[no-untyped-def]
@@ -47,7 +57,31 @@ def test_a_page_shows_what_the_program_prints(tmp_path: Path, app: str):
     )
 
 
-@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("app", [name for name, app in APPS.items() if app.file is None])
+def test_settings_without_a_file_are_shown_with_their_steps(tmp_path: Path, app: str):
+    shown = launch(tmp_path, app, *GIVEN)
+    assert shown.status == 0 and "http://127.0.0.1:11435" in shown.out and "then: " in shown.err
+    assert launch(tmp_path, app, *GIVEN, "--write").status == 2
+    assert json.loads(launch(tmp_path, app, *GIVEN, "--json").out)["file"] == ""
+
+
+def test_continue_completes_by_the_route_that_takes_a_suffix():
+    text = APPS["continue"].edit("", Target("http://127.0.0.1:1", "a:1b"))
+    chats, completes = text.split("  - name: ")[1:]
+    assert "provider: openai" in chats and "roles: [chat, edit, apply]" in chats
+    assert "provider: ollama" in completes and "roles: [autocomplete]" in completes and "/v1" not in completes
+
+
+def test_a_named_item_takes_the_place_of_its_namesake():
+    old = json.dumps([{"name": "Mine", "vendor": "x"}, {"name": "Freehold", "models": [1]}, {"name": "z"}])
+    new = json.loads(named_item(old, {"name": "Freehold", "models": [2]}))
+    assert [each["name"] for each in new] == ["Mine", "Freehold", "z"] and new[1]["models"] == [2]
+    for text in ("{}", '[{"name": "Freehold"}, {"name": "Freehold"}]', "[1, // x\n]"):
+        with pytest.raises(NotUnderstood):
+            named_item(text, {"name": "Freehold"})
+
+
+@pytest.mark.parametrize("app", [name for name, app in APPS.items() if app.file is not None])
 def test_settings_are_written_once_and_taken_back(tmp_path: Path, app: str):
     shown = launch(tmp_path, app, *GIVEN)
     path = file_of(tmp_path, app)
@@ -65,6 +99,10 @@ MINE = {
     "continue": "name: Mine\nversion: 1.0.0\nschema: v1\nmodels:\n  # first\n  - name: GPT\n    provider: openai\n"
     "rules:\n  - Be brief\n",
     "llm": "- model_id: mine\n  model_name: x\n",
+    "zed": '{"theme": "One", "language_models": {"openai_compatible": {"Other": {"api_url": "u"}}, "ollama": {}}}',
+    "opencode": '{"theme": "tokyo", "provider": {"mine": {"npm": "p"}}}',
+    "vscode": '[{"name": "Mine", "vendor": "customendpoint"}]',
+    "llama-vscode": '{"editor.fontSize": 12}',
 }
 
 
@@ -78,7 +116,7 @@ def test_what_a_file_holds_already_stays_and_comes_back(tmp_path: Path, app: str
         done = launch(tmp_path, app, *GIVEN, "--model", model, "--write")
         assert done.status == 0, done.err
     text = path.read_text()
-    assert text.count("b:2b") >= 1 and "a:1b" not in text
+    assert (text.count("b:2b") >= 1 or app == "llama-vscode") and "a:1b" not in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600  # there is a key in it now
     for kept in re.findall(r"[\w.]+", re.sub(r"(model: gpt-5|\"x\").*", "", MINE[app])):
         assert kept in text
@@ -101,6 +139,8 @@ def test_what_a_file_holds_already_stays_and_comes_back(tmp_path: Path, app: str
         ("continue", "name: x\nmodels:\n  a: b\n"),
         ("continue", "name: x\n\tmodels:\n"),
         ("llm", "model_id: x\n"),
+        ("zed", '{"theme": "One", // mine\n}'),
+        ("vscode", "{}"),
     ],
 )
 def test_what_is_not_understood_is_left_alone_and_the_lines_are_shown(tmp_path: Path, app: str, text: str):
@@ -162,10 +202,10 @@ def test_what_is_written_is_read_as_it_was_meant():
 
 def test_edits_keep_every_other_line():
     assert set_yaml("# c\na: 1\nb: 'x' # y\n", {"b": "z"}) == '# c\na: 1\nb: "z"\n'
-    assert list_item("models: []\n", "models", ["a: 1"]).startswith("models:\n  # freehold")
+    assert list_items("models: []\n", "models", [["a: 1"]]).startswith("models:\n  # freehold")
     assert json.loads(merged_json("", "env", {"A": "b"})) == {"env": {"A": "b"}}
     with pytest.raises(NotUnderstood):
-        list_item("# freehold launch: begin\n", "", ["a: 1"])
+        list_items("# freehold launch: begin\n", "", [["a: 1"]])
 
 
 lines = st.sampled_from(
@@ -198,10 +238,10 @@ def test_any_yaml_gets_its_key_and_keeps_its_other_lines_or_is_refused(text, val
 @many
 def test_any_yaml_gets_one_item_of_ours_or_is_refused(text, key):
     try:
-        new = list_item(text, key, ["a: 1", "b: 2"])
+        new = list_items(text, key, [["a: 1", "b: 2"]])
     except NotUnderstood:
         return
-    assert new.count(BEGIN) == 1 and list_item(new, key, ["a: 1", "b: 2"]) == new
+    assert new.count(BEGIN) == 1 and list_items(new, key, [["a: 1", "b: 2"]]) == new
 
 
 @given(objects.map(json.dumps) | texts | st.sampled_from(["[" * 100_000, '{"x": "\\ud800"}']))

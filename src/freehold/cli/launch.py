@@ -66,8 +66,9 @@ def command(
 ) -> None:
     """Show or write the settings that make APP use this server.
 
-    APP is claude (Claude Code), codex, aider, continue, open-webui or llm. Without --write nothing is changed. A file
-    that cannot be edited safely is left unchanged, and the lines to add are shown.
+    APP is claude (Claude Code), codex, aider, continue, opencode, zed, vscode (Copilot), cline, cursor, llama-vscode,
+    llama-vim, open-webui or llm. Without --write nothing is changed. A file that cannot be edited safely is left
+    unchanged, and the lines to add are shown. Settings that have no file are shown with the place they belong to.
     """
     client = _app(app)
     if restore:
@@ -82,17 +83,28 @@ def command(
     target = _target(settings, url, model, key)
     if not target.key and url is None and _keyed(settings):
         click.echo("note: the server requires a key: give --key, or set FREEHOLD_API_KEY", err=True)
-    path = client.file(os.environ, settings.home)
+    path = client.file(os.environ, settings.home) if client.file is not None else None
+    if write and path is None:
+        raise UsageError(
+            f"{client.title} has no file that can be written", "leave --write out: the steps are shown"
+        )
     text = client.edit("", target)
-    changed = _written(settings, app, client, path, target) if write else False
-    commands = client.start(target, path)
+    changed = _written(settings, app, client, path, target) if write and path is not None else False
+    commands = client.start(target, path or Path())
     if as_json:
-        summary = {"schema": SCHEMA, "app": app, "file": str(path), "settings": text, "commands": commands}
+        summary = {
+            "schema": SCHEMA,
+            "app": app,
+            "file": str(path or ""),
+            "settings": text,
+            "commands": commands,
+        }
         click.echo(json.dumps({**summary, "written": write, "changed": changed, "source": client.source}))
         return
     if not write:
         click.echo(text, nl=False)
-        click.echo(f"these settings belong in {path}; --write writes them", err=True)
+        if path is not None:
+            click.echo(f"these settings belong in {path}; --write writes them", err=True)
     elif changed:
         click.echo(f"written: {path}; freehold launch {app} --restore undoes it", err=True)
     else:

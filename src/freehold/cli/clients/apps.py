@@ -14,8 +14,11 @@ from shlex import quote
 
 import click
 
-from freehold.cli.clients.edits import list_item, merged_json, quoted, set_yaml
+from freehold.cli.clients.edits import list_items, merged_json, named_item, quoted, set_yaml
+from freehold.platforms import IS_MAC
 
+# Tokens that an editor may use of a context: it asks for a number, and the server fits what is longer or refuses it.
+_ROOM, _ANSWER = 32_768, 4096
 NO_KEY = "none"  # for clients that require a key; a server without keys ignores it
 
 
@@ -46,9 +49,11 @@ class App:
     """One program. `edit`: returns its file's text (empty: no file) with our settings."""
 
     title: str
-    file: Callable[[Environment, Path], Path]  # from the environment and the data folder
+    file: (
+        Callable[[Environment, Path], Path] | None
+    )  # from the environment and the data folder; None: it has none
     edit: Callable[[str, Target], str]
-    start: Callable[[Target, Path], list[str]]  # commands, `path` being the file
+    start: Callable[[Target, Path], list[str]]  # commands or steps, `path` being the file
     source: str
     speaks: str  # the protocol it needs
 
@@ -90,7 +95,7 @@ def _aider(old: str, t: Target) -> str:
 
 def _continue(old: str, t: Target) -> str:
     head = old if old.strip() else 'name: "Local"\nversion: "0.0.1"\nschema: v1\n'
-    item = [
+    chats = [
         f"name: {quoted(f'Freehold {t.model}')}",
         "provider: openai",
         f"model: {quoted(t.model)}",
@@ -98,7 +103,75 @@ def _continue(old: str, t: Target) -> str:
         f"apiKey: {quoted(t.some_key)}",
         "roles: [chat, edit, apply]",
     ]
-    return list_item(head, "models", item)
+    completes = [  # by Ollama's API, which has a field for the text behind the cursor
+        f"name: {quoted(f'Freehold {t.model}, completion')}",
+        "provider: ollama",
+        f"model: {quoted(t.model)}",
+        f"apiBase: {quoted(t.url)}",
+        f"apiKey: {quoted(t.some_key)}",
+        "roles: [autocomplete]",
+    ]
+    return list_items(head, "models", [chats, completes])
+
+
+def _opencode(old: str, t: Target) -> str:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "Freehold",
+        "options": {"baseURL": t.v1, "apiKey": t.some_key},
+        "models": {t.model: {"name": t.model}},
+    }
+    return merged_json(old, "provider", {"freehold": provider})
+
+
+def _zed(old: str, t: Target) -> str:
+    model = {"name": t.model, "max_tokens": _ROOM, "capabilities": {"tools": True, "images": False}}
+    ours = {"api_url": t.v1, "available_models": [model]}
+    return merged_json(old, "language_models", {"openai_compatible": {"Freehold": ours}})
+
+
+def _vscode(old: str, t: Target) -> str:
+    model = {
+        "id": t.model,
+        "name": f"{t.model} (Freehold)",
+        "url": f"{t.v1}/chat/completions",
+        "toolCalling": True,
+        "vision": False,
+        "maxInputTokens": _ROOM - _ANSWER,
+        "maxOutputTokens": _ANSWER,
+    }
+    item = {
+        "name": "Freehold",
+        "vendor": "customendpoint",
+        "apiKey": t.some_key,
+        "apiType": "chat-completions",
+    }
+    return named_item(old, {**item, "models": [model]})
+
+
+def _llama_vscode(old: str, t: Target) -> str:
+    key = {"llama-vscode.api_key": t.key} if t.key else {}
+    return merged_json(old, "", {"llama-vscode.endpoint": t.url, **key})
+
+
+def _llama_vim(old: str, t: Target) -> str:
+    key = f", 'api_key': '{t.key}'" if t.key else ""
+    return f"let g:llama_config = {{'endpoint_fim': '{t.url}/infill'{key}}}\n"
+
+
+def _by_hand(old: str, t: Target) -> str:
+    return f"Base URL: {t.v1}\nAPI key:  {t.some_key}\nModel:    {t.model}\n"
+
+
+def _code_folder(env: Environment) -> Path:
+    """The settings folder of VS Code's user."""
+    if IS_MAC:
+        return _home(env) / "Library" / "Application Support" / "Code" / "User"
+    return Path(env.get("XDG_CONFIG_HOME") or _home(env) / ".config") / "Code" / "User"
+
+
+def _config(env: Environment) -> Path:
+    return Path(env.get("XDG_CONFIG_HOME") or _home(env) / ".config")
 
 
 def _open_webui(old: str, t: Target) -> str:
@@ -114,7 +187,7 @@ def _llm(old: str, t: Target) -> str:
         "supports_schema: true",
         "supports_tools: true",
     ]
-    return list_item(old, "", item)
+    return list_items(old, "", [item])
 
 
 def _llm_folder(env: Environment) -> Path:
@@ -163,6 +236,73 @@ APPS: dict[str, App] = {
         _open_webui,
         lambda t, path: [f"set -a; . {quote(str(path))}; set +a; open-webui serve --port 8080"],
         "docs.openwebui.com/reference/env-configuration, read 2026-11-25",
+        "OpenAI",
+    ),
+    "opencode": App(
+        "opencode",
+        lambda env, _: _config(env) / "opencode" / "opencode.json",
+        _opencode,
+        lambda t, _: [f"opencode --model {quote(f'freehold/{t.model}')}"],
+        "opencode.ai/docs/providers, read 2026-12-01",
+        "OpenAI",
+    ),
+    "zed": App(
+        "Zed",
+        lambda env, _: _config(env) / "zed" / "settings.json",
+        _zed,
+        lambda t, _: [
+            f"export FREEHOLD_API_KEY={quote(t.some_key)}; zed",
+            "choose the model in the agent panel",
+        ],
+        "zed.dev/docs/ai/use-a-local-model and docs.opper.ai/integrations/editors/zed, read 2026-12-01",
+        "OpenAI",
+    ),
+    "vscode": App(
+        "VS Code, Copilot's custom endpoint, 1.122 and later",
+        lambda env, _: _code_folder(env) / "chatLanguageModels.json",
+        _vscode,
+        lambda t, _: ["choose the model in the chat's model picker; restart VS Code where it is missing"],
+        "github.com/microsoft/vscode/issues/316916, read 2026-12-01",
+        "OpenAI",
+    ),
+    "llama-vscode": App(
+        "llama.vscode, completion in VS Code",
+        lambda env, _: _code_folder(env) / "settings.json",
+        _llama_vscode,
+        lambda t, _: ["write code: the suggestion comes as you type; Tab takes it"],
+        "github.com/ggml-org/llama.vscode, read 2026-12-01",
+        "llama.cpp's /infill",
+    ),
+    "llama-vim": App(
+        "llama.vim, completion in Vim and Neovim",
+        None,
+        _llama_vim,
+        lambda t, _: ["put the line into your vimrc, before the plugin loads"],
+        "github.com/ggml-org/llama.vim, read 2026-12-01",
+        "llama.cpp's /infill",
+    ),
+    "cline": App(
+        "Cline",
+        None,
+        _by_hand,
+        lambda t, _: [
+            "in Cline's settings choose the provider OpenAI Compatible, and enter these",
+            f"in a terminal: cline auth --provider openai --apikey {quote(t.some_key)} "
+            f"--modelid {quote(t.model)} --baseurl {quote(t.v1)}",
+        ],
+        "docs.cline.bot/provider-config/openai-compatible, read 2026-12-01",
+        "OpenAI",
+    ),
+    "cursor": App(
+        "Cursor",
+        None,
+        _by_hand,
+        lambda t, _: [
+            "in Cursor Settings, Models, API Keys: turn on OpenAI API Key and Override OpenAI Base URL, add the model",
+            "Cursor's own servers ask the model: give --url a public HTTPS address, with a key; your code passes them",
+            "its Tab completion does not use the model",
+        ],
+        "ngrok.com/docs/gateway/examples/cursor-local-llm, read 2026-12-01",
         "OpenAI",
     ),
     "llm": App(

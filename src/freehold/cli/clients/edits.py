@@ -14,6 +14,7 @@ from typing import Any
 
 from freehold.errors import UsageError
 
+OURS = "freehold"  # what other programs' files call our server
 BEGIN, END = "# freehold launch: begin", "# freehold launch: end"
 _TOP_KEY = re.compile(r"[A-Za-z_][\w.-]*[ \t]*:([ \t]|$)")
 
@@ -23,12 +24,44 @@ class NotUnderstood(UsageError):
 
 
 def merged_json(old: str, section: str, values: Mapping[str, Any]) -> str:
-    """Return a JSON object with `values` in its object `section`."""
+    """Return a JSON object with `values` in its object `section`, "" for the whole; objects within are merged too."""
+    whole = _json(old, {})
+    if not isinstance(whole, dict) or not isinstance(whole.get(section, {}), dict):
+        raise NotUnderstood(f"it is not a JSON object with an object {section!r}")
+    return _written(_merged(whole, {section: values} if section else values))
+
+
+def named_item(old: str, item: Mapping[str, Any]) -> str:
+    """Return a JSON array with `item` in place of the one of the same `name`, or after all others."""
+    whole = _json(old, [])
+    if not isinstance(whole, list):
+        raise NotUnderstood("it is not a JSON array")
+    at = [i for i, each in enumerate(whole) if isinstance(each, dict) and each.get("name") == item["name"]]
+    if len(at) > 1:
+        raise NotUnderstood(f"it has {item['name']} {len(at)} times")
+    kept = [item if i in at else each for i, each in enumerate(whole)]
+    return _written(kept if at else [*kept, item])
+
+
+def _json(old: str, empty: Any) -> Any:
     try:
-        whole = json.loads(old) if old.strip() else {}
-        if not isinstance(whole, dict) or not isinstance(whole.get(section, {}), dict):
-            raise NotUnderstood(f"it is not a JSON object with an object {section!r}")
-        whole[section] = {**whole.get(section, {}), **values}
+        return json.loads(old) if old.strip() else empty
+    except (ValueError, RecursionError) as e:
+        raise NotUnderstood(f"it is not JSON: {e}") from e
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge objects within objects; what lies below our own name is replaced as a whole."""
+    both = {
+        key: _merged(old[key], value)
+        for key, value in new.items()
+        if key.lower() != OURS and isinstance(value, dict) and isinstance(old.get(key), dict)
+    }
+    return {**old, **new, **both}
+
+
+def _written(whole: object) -> str:
+    try:
         new = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         new.encode()  # half a surrogate pair can be read, and not be written
     except (ValueError, RecursionError) as e:
@@ -56,10 +89,10 @@ def set_yaml(old: str, values: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def list_item(old: str, key: str, item: Sequence[str]) -> str:
-    """Return YAML with one more item in the top-level list `key`, or with `key` "" in the list the file is.
+def list_items(old: str, key: str, items: Sequence[Sequence[str]]) -> str:
+    """Return YAML with more items in the top-level list `key`, or with `key` "" in the list the file is.
 
-    `item`: its lines without indentation, the first one after the dash. An item of ours is replaced.
+    `items`: their lines without indentation, the first one after the dash. Items of ours are replaced.
     """
     lines = _without_ours(_lines(old))
     if key:
@@ -72,8 +105,7 @@ def list_item(old: str, key: str, item: Sequence[str]) -> str:
         at, indent = len(lines), ""
     ours = [
         f"{indent}{BEGIN}",
-        f"{indent}- {item[0]}",
-        *(f"{indent}  {line}" for line in item[1:]),
+        *(f"{indent}{'  ' if i else '- '}{line}" for item in items for i, line in enumerate(item)),
         f"{indent}{END}",
     ]
     return "\n".join([*lines[:at], *ours, *lines[at:]]) + "\n"
