@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from freehold.errors import UsageError
 from freehold.server import app
@@ -32,6 +34,7 @@ from freehold.server.openai import chat as openai
 from freehold.server.openai import completions, embeddings, tokens
 from freehold.server.openai.fields import structured
 from freehold.server.openai.fields.chat import ChatRequest
+from freehold.server.openai.fields.messages import ChatMessage
 from freehold.server.openai.responses.fields import LOGPROBS
 from freehold.server.openai.responses.items import read_items
 from freehold.server.openai.responses.output import Output
@@ -312,6 +315,65 @@ def test_token_ids_are_parsed_in_pieces_and_are_the_same(monkeypatch):
     monkeypatch.setattr(numbers.msgspec.json, "decode", decode)
     assert numbers.decoded(body) == {"prompt": ids, "model": "m,[x", "floats": [0.5] * 100_000}
     assert len(calls) > 50 and max(calls) < 2 * numbers.PIECE
+
+
+BLOCKS = [{"type": "text", "text": "[a, {b"}] * 500
+TURNS = [{"role": "user", "content": BLOCKS}] * 60
+
+
+def test_long_lists_of_objects_are_parsed_in_pieces_and_are_the_same(monkeypatch):
+    """One call for 60,000 parts of messages held the interpreter for 20 ms."""
+    value = {"messages": TURNS, "model": "m", "long": ["x" * numbers.LONG, *BLOCKS], "deep": [[TURNS]]}
+    body = msgspec.json.encode(value)
+    calls: list[int] = []
+    real = msgspec.json.decode
+    monkeypatch.setattr(numbers.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1])
+    assert numbers.decoded(body) == value
+    assert len(calls) > 20 and sorted(calls)[-2] < 2 * numbers.PIECE, "but for one text"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=30,
+    ),
+    st.sampled_from([None, 1]),
+    st.integers(0, 200),
+    st.binary(max_size=2),
+)
+def test_any_body_in_pieces_is_the_same_and_so_is_its_error(value, indent, at, junk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numbers, "LONG", 20)
+        patch.setattr(numbers, "PIECE", 10)
+        text = json.dumps(value, indent=indent).encode()
+        for body in (text, text[:at] + junk + text[at + 1 :]):
+            assert outcome(numbers.decoded, body) == outcome(msgspec.json.decode, body)
+
+
+def outcome(decode: Any, body: bytes) -> str:
+    try:
+        return repr(decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        return str(e)
+
+
+def test_long_lists_become_structs_an_item_at_a_time_with_the_same_errors(monkeypatch):
+    raw = {"model": "m", "messages": [{"role": "user", "content": f"{i}"} for i in range(1000)]}
+    whole = msgspec.convert(raw, ChatRequest)
+    kinds: list[Any] = []
+    real = msgspec.convert
+
+    def convert(value: Any, kind: Any) -> Any:
+        kinds.append(kind)
+        return real(value, kind)
+
+    monkeypatch.setattr(limits.msgspec, "convert", convert)
+    assert limits.typed(raw, ChatRequest) == whole
+    assert kinds == [ChatMessage] * 1000 + [ChatRequest]
+    raw["messages"][700] = {"role": 7}
+    with pytest.raises(Refused, match=r"messages\[700\]\.role is 7"):
+        limits.typed(raw, ChatRequest)
 
 
 @pytest.mark.parametrize("end", [b",]", b",,1]", b" 1 2]", b"]]"])
