@@ -8,6 +8,8 @@ import pytest
 
 import freehold
 from freehold.cli import main
+from freehold.config import load_settings
+from freehold.store import Store
 from freehold.types import Message
 from tests.vectors.files import write_gguf
 
@@ -74,3 +76,38 @@ def test_show_of_a_created_model_says_its_own_parameters_and_system_text(home, c
     assert "temperature 0.25 (PARAMETER of brief)" in out and "Be brief." in out and "Be kind." in out
     assert main.run(["show", "tiny", "--json"]) == 0
     assert "system" not in json.loads(capsys.readouterr().out)["model"]
+
+
+def test_options_make_a_model_without_a_modelfile(home, capsys):
+    tiny = str(home / "tiny.gguf")
+    assert main.run(["create", "pirate", "--from", tiny, "--system", "Say arr.", "--temperature", "0.3"]) == 0
+    assert capsys.readouterr().out == "pirate\n"
+    made = Store(load_settings()).resolve("pirate").overlay
+    assert made is not None and (made.base, made.system) == ("tiny", "Say arr.")
+    assert made.read.sampling == {"temperature": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--system", "x"], "need --from MODEL"),
+        (["--from", "tiny", "-f", "Modelfile"], "name two bases"),
+        (["--from", "tiny", "--logit-bias", "1=2"], "cannot be kept in a model"),
+        ([], "make a model without one: --from MODEL"),
+    ],
+)
+def test_options_that_make_no_model_are_refused_with_the_way_out(home, monkeypatch, capsys, options, part):
+    monkeypatch.chdir(home)
+    assert main.run(["create", "x", *options]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_cp_gives_a_model_another_name_without_its_weights(home, capsys):
+    assert main.run(["pull", str(home / "tiny.gguf")]) == 0
+    capsys.readouterr()
+    assert main.run(["cp", "tiny", "small"]) == 0
+    assert capsys.readouterr().out == "small\n"
+    store = Store(load_settings())
+    assert store.resolve("small").path == store.resolve("tiny").path
+    assert main.run(["cp", "tiny", "tiny"]) == 2  # a name of its own is never replaced
+    assert main.run(["rm", "small"]) == 0 and store.resolve("tiny")

@@ -13,6 +13,7 @@ import pytest
 from freehold.cli import main as cli_main
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import Amount
+from freehold.cli.verbs import ALIASES, MEANT, VERBS
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.local.opening import QUEUED
 
@@ -168,3 +169,24 @@ def test_notes_of_long_work_control_no_terminal(capsys):
     with StatusLine("") as line:
         line.note("the licence of m is \x1b]0;x\x07")
     assert capsys.readouterr().err == "note: the licence of m is \\x1b]0;x\\x07\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"),
+    [("chta", "chat"), ("download", "pull"), ("delete", "rm"), ("copy", "cp"), ("train", "finetune")],
+)
+def test_a_word_of_another_program_leads_to_the_verb(word: str, verb: str, capsys):
+    assert cli_main.run([word, "x"]) == 2
+    assert f"did you mean freehold {verb}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "verb"), [("chat", "run"), ("search", "models")])
+def test_words_that_mean_a_verb_are_that_verb(word: str, verb: str, capsys):
+    assert cli_main.run([word, "--help"]) == 0
+    first = capsys.readouterr().out
+    assert cli_main.run([verb, "--help"]) == 0
+    assert first.replace(f"freehold {word} ", f"freehold {verb} ") == capsys.readouterr().out
+
+
+def test_every_hint_for_a_word_names_a_verb():
+    assert set(MEANT.values()) <= {*VERBS, *ALIASES} and not MEANT.keys() & {*VERBS, *ALIASES}

@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -464,3 +465,19 @@ def test_model_that_cannot_be_opened_leaves_the_chats_own_open(monkeypatch):
         assert held.model is first and not first.closed
         assert held.switch("c")[0] is second and first.closed
     assert second.closed
+
+
+def test_a_model_saved_in_a_chat_has_its_system_prompt_and_changed_settings(freehold, tiny, home):
+    from freehold.cli.chat.answer import AnswerSettings
+    from freehold.cli.run import _kept
+    from freehold.config import load_settings
+    from freehold.store import Store
+
+    assert freehold("pull", tiny)[0] == 0
+    settings = load_settings()
+    llm = FakeLLM([], name="tiny")
+    answers = AnswerSettings(sampling=SamplingParams(temperature=0.1), max_tokens=50, stop=("END",))
+    assert _kept(SimpleNamespace(model=llm), settings, answers, "brief", "Be brief.") == "brief"  # type: ignore[arg-type]
+    made = Store(settings).resolve("brief").overlay
+    assert made is not None and made.system == "Be brief."
+    assert (made.read.sampling, made.read.max_tokens, made.read.stop) == ({"temperature": 0.1}, 50, ("END",))

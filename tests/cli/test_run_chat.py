@@ -135,11 +135,11 @@ def test_set_changes_sampling_and_limits(home):
     [
         ("/set temprature 1", "did you mean temperature?"),
         ("/set temperature warm", "'warm' is not a valid float"),
-        ("/set top-p 2", "0<x<=1"),
+        ("/set top-p 2", "above 0, at most 1"),
         ("/hlp", "did you mean /help?"),
         ("/zzzzzz", "/help lists them"),
         ("/load nothing", "'nothing' is not a session"),
-        ("/save ../../etc", "is not a valid session name"),
+        ("/name ../../etc", "is not a valid session name"),
         ("/think maybe", "not on, off or auto"),
     ],
 )
@@ -158,7 +158,7 @@ def test_help_lists_every_command(home):
 
 
 def test_save_names_the_session_and_load_goes_on(home):
-    desk = Desk(home, "A", "B").type("one", "/save recipes")
+    desk = Desk(home, "A", "B").type("one", "/name recipes")
     assert [s.name for s in desk.sessions.recent()] == ["recipes"]
     other = Desk(home, "C").type("/load recipes", "two")
     assert [m.content for m in other.chat.messages] == ["one", "A", "two", "C"]
@@ -166,8 +166,8 @@ def test_save_names_the_session_and_load_goes_on(home):
 
 
 def test_save_refuses_a_name_in_use(home):
-    Desk(home, "A").type("one", "/save recipes")
-    assert "exists already" in Desk(home, "B").type("two", "/save recipes").said
+    Desk(home, "A").type("one", "/name recipes")
+    assert "exists already" in Desk(home, "B").type("two", "/name recipes").said
 
 
 def test_load_lists_sessions_by_their_first_line(home):
@@ -286,7 +286,7 @@ def test_block_quotes_are_taken_off_only_in_pairs():
 
 
 def test_search_finds_the_line_and_its_session(home):
-    Desk(home, "Knead the dough.").type("How do I bake bread?", "/save bread")
+    Desk(home, "Knead the dough.").type("How do I bake bread?", "/name bread")
     (match,) = Sessions(home).search("KNEAD")
     assert (match.session.name, match.role, match.excerpt) == ("bread", "assistant", "Knead the dough.")
 
@@ -508,7 +508,7 @@ def test_a_chat_that_the_page_deleted_goes_on_in_a_new_file_with_all_of_it(home)
 def test_a_name_leaves_the_chat_in_its_file_so_that_a_page_still_has_it(home):
     desk = Desk(home, "A").type("one")
     id = desk.chat.session.id
-    desk.type("/save recipes")
+    desk.type("/name recipes")
     assert desk.sessions.folder.read(id).card.title == "recipes"
     assert desk.sessions.load("recipes").id == id == desk.sessions.load(id).id
 
@@ -598,3 +598,30 @@ def test_ctrl_c_in_a_tool_takes_the_message_back_and_leaves_its_calls_as_a_branc
     chat = desk.sessions.folder.read(desk.chat.session.id)
     assert [m.content for m in chat.branch()][-1] == "after result of c. "
     assert [m.content for m in chat.messages.values()][-3:] == ["again", "after again. ", "result of a"]
+
+
+@pytest.mark.parametrize("line", ["/bye", "/exit", "/quit"])
+def test_every_word_for_leaving_leaves(home, line: str):
+    assert Desk(home).chat.handle(line) is False
+
+
+def test_a_lone_exit_asks_and_a_blank_line_leaves(home):
+    chat = Desk(home, "It ends a program.", "Hello.").chat
+    assert chat.handle("exit") and chat.handle("hello")  # another message goes on
+    desk = Desk(home, "It ends a program.")
+    assert desk.chat.handle("exit") and "leave the chat? Enter leaves" in desk.said
+    assert not desk.model.calls
+    assert desk.chat.handle("exit") and desk.model.calls[0].messages[-1].content == "exit"
+    assert desk.chat.handle("") and desk.chat.handle("quit") and not desk.chat.handle("")
+
+
+def test_save_makes_a_model_of_the_system_prompt(home):
+    made: list[tuple[str, str]] = []
+
+    def keep(name: str, system: str) -> str:
+        made.append((name, system))
+        return name
+
+    desk = Desk(home, keep=keep).type("/system Answer as a pirate.", "/save pirate", "/save")
+    assert made == [("pirate", "Answer as a pirate.")]
+    assert "freehold run pirate chats with it" in desk.said and "/save NAME makes a model" in desk.said

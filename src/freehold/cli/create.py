@@ -1,4 +1,4 @@
-"""`freehold create NAME -f Modelfile`: make a model from another one, without copying weights.
+"""`freehold create NAME`: make a model from another one by options or a Modelfile, without copying weights.
 
 Path: main -> create -> modelfile.parse -> create.make
 """
@@ -6,58 +6,93 @@ Path: main -> create -> modelfile.parse -> create.make
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from freehold.cli.options import sampling_options
 from freehold.cli.progress import reporter
 from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store import Store
+from freehold.store.modelfile import MAX_CHARS, Recipe, parse
 from freehold.store.refs import parse_ref
 
 
 @click.command("create")
 @click.argument("name")
-@click.option(
-    "-f",
-    "--file",
-    type=click.Path(path_type=Path),
-    default=Path("Modelfile"),
-    show_default=True,
-    help="The Modelfile.",
-)
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="The Modelfile.  [default: Modelfile]")
+@click.option("--from", "base", metavar="MODEL", help="Make it from MODEL, without a Modelfile.")
+@click.option("--system", metavar="TEXT", help="With --from: its system prompt.")
+@sampling_options
 @json_option
 @offline_option
 @click.pass_obj
-def command(settings: Settings, name: str, file: Path, as_json: bool, offline: bool) -> None:
-    """Make NAME from the base, parameters, texts and messages of a Modelfile; no weights are copied.
+def command(
+    settings: Settings,
+    name: str,
+    file: Path | None,
+    base: str | None,
+    system: str | None,
+    as_json: bool,
+    offline: bool,
+    **given: Any,
+) -> None:
+    """Make NAME from another model: with a system prompt and settings, or by a Modelfile; no weights are copied.
 
-    FROM takes what `pull` takes; ADAPTER takes a PEFT folder or a GGUF adapter, and a copy is kept. Relative paths
-    start at the Modelfile's folder. NAME shares the engine of its base, unless it has its own template. Prints NAME;
-    with --json, the record.
+    In a Modelfile, FROM takes what `pull` takes; ADAPTER takes a PEFT folder or a GGUF adapter, and a copy is kept.
+    Relative paths start at the Modelfile's folder. NAME shares the engine of its base, unless it has its own template.
+    Prints NAME; with --json, the record.
     """
     from freehold.store.create import make
-    from freehold.store.modelfile import MAX_CHARS, parse
 
-    try:
-        with file.open(encoding="utf-8") as opened:
-            text = opened.read(MAX_CHARS + 1)
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"{file} cannot be read: {e}", "name it with -f") from e
-    recipe = parse(text)
     store = Store(with_offline(settings, offline))
+    options = parameters_of(given)
+    if base is None:
+        if system is not None or options:
+            raise UsageError(
+                "--system and settings need --from MODEL", "a Modelfile has SYSTEM and PARAMETER"
+            )
+        recipe, folder = _read(file or Path("Modelfile"))
+    elif file is not None:
+        raise UsageError("--from and --file name two bases", "give one of them")
+    else:
+        recipe, folder = Recipe(base=base, system=system, parameters=options), Path()
     with reporter(as_json=False) as on_event:
         if parse_ref(recipe.base).kind == "path":
-            beside = (file.parent / Path(recipe.base).expanduser()).absolute()
+            beside = (folder / Path(recipe.base).expanduser()).absolute()
             recipe = replace(recipe, base=store.pull(str(beside), on_event).name)
         if recipe.adapter:
-            recipe = replace(
-                recipe, adapter=str((file.parent / Path(recipe.adapter).expanduser()).absolute())
-            )
+            recipe = replace(recipe, adapter=str((folder / Path(recipe.adapter).expanduser()).absolute()))
         made = make(store, name, recipe, on_event)
     for note in made.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(json.dumps({"schema": 1, "model": asdict(made)}, indent=1) if as_json else made.name)
+
+
+def parameters_of(given: Mapping[str, Any]) -> dict[str, object]:
+    """Return the options for sampling that were given, under the names of a Modelfile's PARAMETER.
+
+    Raises UsageError for one that no model can keep.
+    """
+    found = {name: value for name, value in given.items() if value not in (None, ())}
+    renamed = {"repetition_penalty": "repeat_penalty"}
+    if "logit_bias" in found:
+        raise UsageError("--logit-bias cannot be kept in a model", "give it with each request")
+    return {renamed.get(name, name): value for name, value in found.items()}
+
+
+def _read(file: Path) -> tuple[Recipe, Path]:
+    """Return a Modelfile's recipe, and the folder that its paths start at."""
+    try:
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(MAX_CHARS + 1)
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(
+            f"{file} cannot be read: {e}", "name it with -f, or make a model without one: --from MODEL"
+        ) from e
+    return parse(text), file.parent

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from freehold.cli.helping import Context, in_words
-from freehold.cli.verbs import ALIASES, GROUPS, VERBS
+from freehold.cli.verbs import ALIASES, GROUPS, MEANT, VERBS
 from freehold.config import load_settings, nearest
 from freehold.errors import FreeholdError, UsageError
 
@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Refuse an unknown verb with the nearest known one."""
         if args and args[0] not in VERBS and args[0] not in ALIASES:
-            near = nearest(args[0], [*VERBS, *ALIASES])
+            near = MEANT.get(args[0].lower()) or nearest(args[0], [*VERBS, *ALIASES])
             hint = f"did you mean freehold {near}?" if near else "freehold --help lists the verbs"
             raise UsageError(f"there is no verb {args[0]!r}", hint)
         return super().resolve_command(ctx, args)

@@ -30,7 +30,7 @@ from freehold.cli.chat.sessions import ChatSession, Sessions, unknown_server
 from freehold.cli.chat.starter import default_model
 from freehold.cli.chat.waiting import Waiting
 from freehold.cli.helping import section
-from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
+from freehold.cli.options import MAX_SEED, SAMPLING, chosen, read_format, sampling_options
 from freehold.cli.shared import (
     draft_option,
     engine_option,
@@ -285,9 +285,7 @@ def _messages(session: ChatSession | None, system: str, prompt: str) -> tuple[Me
     return (*before, Message("user", prompt))
 
 
-def _collect(
-    stream: Iterator[Chunk], answer: StreamedAnswer, renderer: Renderer, waiting: Waiting
-) -> None:
+def _collect(stream: Iterator[Chunk], answer: StreamedAnswer, renderer: Renderer, waiting: Waiting) -> None:
     """Show an answer as it arrives; Ctrl-C and the loop guard stop it."""
     try:
         for chunk in stream:
@@ -323,6 +321,7 @@ def _talk(
         session=session,
         guard=request.loop_guard,
         switch=opened.switch,
+        keep=lambda name, system: _kept(opened, settings, answers, name, system),
         tools=tools,
     )
     chat.resumed(lambda message: show(message, request))
@@ -336,6 +335,22 @@ def _talk(
     if chat.session.id:
         tell(f"saved: freehold run --session {chat.session.name} continues it")
     return 0, chat.usages
+
+
+def _kept(opened: Opened, settings: Settings, answers: AnswerSettings, name: str, system: str) -> str:
+    """Make a model of the present one, its system prompt and what differs from its own settings; return its name."""
+    from freehold.cli.create import parameters_of
+    from freehold.store.create import make
+    from freehold.store.modelfile import Recipe
+
+    own, now = opened.model.info.default_sampling, answers.sampling
+    changed = {
+        k.field: getattr(now, k.field) for k in SAMPLING if getattr(now, k.field) != getattr(own, k.field)
+    }
+    limits = {"num_predict": answers.max_tokens, "stop": list(answers.stop) or None}
+    options = parameters_of(changed) | {key: value for key, value in limits.items() if value is not None}
+    recipe = Recipe(base=opened.model.name, system=system or None, parameters=options)
+    return make(Store(settings), name, recipe, lambda _: None).name
 
 
 def _search(sessions: Sessions, text: str, *, as_json: bool) -> int:

@@ -53,9 +53,16 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "pull": Verb("Fetch a model, or reference one already here.", "freehold pull smollm2:135m"),
         "list": Verb("List the models held here.", "freehold list"),
         "show": Verb("Show what a model is and where its settings come from.", "freehold show smollm2:135m"),
-        "create": Verb("Make a model from another one and a Modelfile.", "freehold create mine -f Modelfile"),
+        "create": Verb(
+            "Make a model from another one, with a system prompt, settings or a Modelfile.",
+            'freehold create pirate --from qwen2.5-coder:0.5b --system "Answer as a pirate."',
+        ),
+        "cp": Verb("Give a model another name.", "freehold cp smollm2:135m small"),
         "make-tiny": Verb(
             "Make a tiny random model of a family, to test with.", "freehold make-tiny qwen3 --out tiny"
+        ),
+        "update": Verb(
+            "Fetch newer revisions of models; the old stay until the new answer.", "freehold update"
         ),
         "rm": Verb("Delete a model, or forget another program's.", "freehold rm smollm2:135m"),
     },
@@ -143,4 +150,13 @@ GROUPS: dict[str, dict[str, Verb]] = {
     },
 }
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
-ALIASES = {"ls": "list", "licence": "license"}
+ALIASES = {"ls": "list", "licence": "license", "chat": "run", "search": "models"}
+# What a person may type who knows other programs -> the verb for it.
+MEANT = {
+    "ask": "run", "talk": "run", "prompt": "run", "generate": "run",
+    "download": "pull", "fetch": "pull", "get": "pull", "install": "pull",
+    "delete": "rm", "remove": "rm", "uninstall": "rm", "copy": "cp", "rename": "cp",
+    "find": "search", "browse": "search", "recommend": "advise", "info": "show", "inspect": "show",
+    "start": "serve", "server": "serve", "web": "open", "ui": "open", "kill": "stop", "unload": "stop",
+    "status": "ps", "train": "finetune", "quantise": "quantize", "benchmark": "bench", "upgrade": "update",
+}  # fmt: skip

@@ -26,7 +26,8 @@ from freehold.types import ChatModel, Message
 class Chat(Conversation):
     """A conversation with slash commands.
 
-    `switch`: opens the model of a name instead of the present one, and closes that.
+    `switch`: opens the model of a name instead of the present one, and closes that. `keep`: makes a model of the
+    present one under a name, with a system prompt and the settings of now, and returns its name.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Chat(Conversation):
         say: Callable[[str], None],
         *,
         switch: Callable[[str], tuple[ChatModel, ModelFacts]] | None = None,
+        keep: Callable[[str, str], str] | None = None,
         **conversation: Any,
     ) -> None:
         """Take the model and the outputs; the other keywords are those of Conversation."""
         super().__init__(model, sessions, renderer, say, **conversation)
-        self._switch = switch
+        self._switch, self._keep = switch, keep
+        self._leaving = False  # a lone "exit" was typed: a blank line leaves
 
     def run(self, read: Callable[[], str]) -> None:
         """Read and answer until the user leaves; Ctrl-C at the prompt clears the line."""
@@ -58,6 +61,13 @@ class Chat(Conversation):
 
     def handle(self, text: str) -> bool:
         """Answer a message or run a command; False when the user leaves. Errors end only the turn."""
+        asked = self._leaving
+        self._leaving = text.strip().lower() in LEAVING and not asked
+        if asked and not text.strip():
+            return False
+        if self._leaving:
+            self._say(f"leave the chat? Enter leaves; {text.strip()} once more is sent to the model")
+            return True
         try:
             if text.lstrip().startswith("/"):
                 return self._command(text.strip())
@@ -70,9 +80,9 @@ class Chat(Conversation):
 
     def _command(self, line: str) -> bool:
         word, _, rest = line.partition(" ")
-        command = COMMANDS.get(word[1:])
+        command = COMMANDS.get(ALIASES.get(word[1:], word[1:]))
         if command is None:
-            near = nearest(word[1:], list(COMMANDS))
+            near = nearest(word[1:], [*COMMANDS, *ALIASES])
             raise UsageError(
                 f"{word} is not a command", f"did you mean /{near}?" if near else "/help lists them"
             )
@@ -124,7 +134,18 @@ class Chat(Conversation):
         self._say("removed" + (f"; {self._asked()} left" if self._asked() else "; the chat is empty"))
 
     def save(self, name: str) -> None:
-        """Name the session."""
+        """Make a model of this one, with the system prompt and settings of now."""
+        if not name:
+            raise UsageError(
+                "/save NAME makes a model, and needs its name", "the chat itself is always kept: /name"
+            )
+        if self._keep is None:
+            raise UsageError("no model can be made here", "freehold create NAME --from MODEL makes one")
+        made = self._keep(name, self._system)
+        self._say(f"made {made}: freehold run {made} chats with it, freehold rm {made} removes it")
+
+    def name(self, name: str) -> None:
+        """Name the chat, or show its name."""
         name = name or self.session.name
         if self.session.name != name:
             check_name(name)
@@ -237,9 +258,12 @@ COMMANDS = {
     "clear": Command(Chat.clear),
     "retry": Command(Chat.retry),
     "undo": Command(Chat.undo),
-    "save": Command(Chat.save, "[NAME]"),
+    "name": Command(Chat.name, "[NAME]"),
+    "save": Command(Chat.save, "NAME"),
     "load": Command(Chat.load, "[NAME]"),
     "ctx": Command(Chat.ctx),
     "help": Command(Chat.help),
     "bye": Command(Chat.bye),
 }
+ALIASES = {"exit": "bye", "quit": "bye", "q": "bye", "?": "help"}
+LEAVING = frozenset({"exit", "quit", "bye"})

@@ -1,0 +1,92 @@
+"""Compares a model with what its source has now, and replaces it once the new files were tried.
+
+The new files are fetched into a home of their own below <home>/updates, where an interrupted fetch continues; the old
+ones answer until `take` renames the folders. Knows the store and sources; runs no model.
+Path: cli/update -> renewal -> fetched -> (a trial) -> take
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from freehold.errors import Offline, UsageError
+from freehold.store.contract import Plan
+from freehold.store.events import OnEvent
+from freehold.store.home_files import HomeFiles, delete_folder
+from freehold.store.records import Listed, ModelRef
+from freehold.store.refs import parse_ref, slug
+from freehold.store.sources import planned
+from freehold.store.space import human
+from freehold.store.store import Store
+
+FOLDER = "updates"
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a model's source has now. `changes`: what differs, in words; empty: the model is current."""
+
+    model: Listed
+    plan: Plan
+    changes: tuple[str, ...]
+
+
+def renewable(model: Listed) -> bool:
+    """Return whether a model came from a source that may have a newer one."""
+    return model.owner == "freehold" and model.state == "ready" and not model.base and model.source != ""
+
+
+def renewal(store: Store, name: str, on_event: OnEvent) -> Renewal:
+    """Ask a model's source what it has now. Raises UsageError for files of others, Offline, and what sources raise."""
+    model = store.show(name)
+    if not renewable(model) or model.source.startswith("sent:"):
+        whose = f"is made from {model.base}" if model.base else f"belongs to {model.owner}"
+        hint = f"freehold update {model.base}" if model.base else "its owner updates it"
+        raise UsageError(f"{model.name} {whose}: no source of it is known", hint)
+    if store.settings.offline:
+        raise Offline(
+            f"{model.name}: offline mode forbids asking its source", f"online: freehold update {name}"
+        )
+    with ExitStack() as stack:
+        _, plan = planned(parse_ref(model.name), store.settings, on_event, stack)
+    return Renewal(model, plan, _changes(store, model, plan))
+
+
+def _changes(store: Store, model: Listed, plan: Plan) -> tuple[str, ...]:
+    manifest = next(m for m in HomeFiles(store.settings).recorded() if m.name == model.name)
+    before = {f.path: f for f in manifest.files}
+    found: list[str] = []
+    for file in plan.files:
+        old = before.pop(file.name, None)
+        size = human(file.bytes) if file.bytes is not None else "size unknown"
+        if old is None:
+            found.append(f"new: {file.name} ({size})")
+        elif file.sha256 and old.sha256:
+            if file.sha256 != old.sha256:
+                found.append(f"changed: {file.name} ({human(old.bytes)} -> {size})")
+        elif file.bytes is not None and file.bytes != old.bytes:
+            found.append(f"changed: {file.name} ({human(old.bytes)} -> {size})")
+    found += [f"removed: {path}" for path in before]
+    if found and plan.licence != manifest.licence:
+        found.append(f"licence: {manifest.licence or 'not stated'} -> {plan.licence or 'not stated'}")
+    return tuple(found)
+
+
+def fetched(store: Store, new: Renewal, on_event: OnEvent) -> ModelRef:
+    """Fetch the new files beside the old ones, which stay as they are; an interrupted fetch continues."""
+    settings = replace(store.settings, home=store.settings.home / FOLDER, foreign_roots=())
+    return Store(settings).pull(new.model.name, on_event, new.model.rounding or None)
+
+
+def take(store: Store, new: Renewal) -> int:
+    """Put the fetched files in the place of the old ones; return the bytes that this freed."""
+    home = HomeFiles(store.settings)
+    folder, staged = home.models / slug(new.model.name), home.home / FOLDER / "models" / slug(new.model.name)
+    with home.lock(new.model.name, None, wait=False):
+        delete_folder(folder)
+        staged.rename(folder)
+        freed = new.model.held + home.drop_packs(new.model.digest)
+    shutil.rmtree(home.home / FOLDER, ignore_errors=True)
+    return freed
