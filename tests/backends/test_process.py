@@ -415,3 +415,25 @@ def test_stop_ends_an_engine_whose_supervisor_takes_no_orders(tmp_path, monkeypa
         await until(lambda: not any(map(alive, pids)))
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("planted", ["link", "open", "file"])
+def test_what_torch_compiled_is_read_from_a_folder_of_ours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+):
+    """Torch runs what it finds there, and any account may make that folder in /tmp first."""
+    from freehold.backends.process import surroundings
+
+    monkeypatch.setattr(surroundings.tempfile, "gettempdir", lambda: str(tmp_path))
+    first = surroundings.engine_environment(plan_of(""), {}, {})["TORCHINDUCTOR_CACHE_DIR"]
+    assert os.stat(first).st_mode & 0o077 == 0
+    assert surroundings.engine_environment(plan_of(""), {}, {})["TORCHINDUCTOR_CACHE_DIR"] == first
+    os.rmdir(first)
+    if planted == "link":
+        os.symlink(tmp_path, first)
+    elif planted == "open":
+        os.mkdir(first)
+        os.chmod(first, 0o777)
+    else:
+        Path(first).write_text("")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in surroundings.engine_environment(plan_of(""), {}, {})

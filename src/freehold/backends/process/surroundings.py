@@ -10,9 +10,12 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 
+from freehold import private
 from freehold.backends.contract import DeployPlan, SecretRef
 from freehold.errors import UsageError
 
@@ -49,13 +52,25 @@ def engine_environment(
     filed = {reference.variable for reference in plan.secrets if reference.file}
     keys = {name: value for name, value in held.items() if name not in filed}
     # The engine's temporary files go with it; what Torch compiled stays.
-    kept = {"TORCHINDUCTOR_CACHE_DIR": _compiled()}
+    kept = {"TORCHINDUCTOR_CACHE_DIR": folder} if (folder := _compiled()) else {}
     return {**kept, **passed, "PYTHONNOUSERSITE": "1", **plan.environment, **keys}
 
 
 def _compiled() -> str:
-    """Return where Torch keeps what it compiled, unless a variable says otherwise."""
-    return os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    """Return where Torch keeps what it compiled, unless a variable says otherwise: a folder that is ours alone.
+
+    Torch runs what it finds there, and any account may make a folder of that name first, or a link. Then there is none:
+    what is compiled goes with the engine's other temporary files.
+    """
+    folder = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    with suppress(OSError):
+        with suppress(FileExistsError):
+            os.mkdir(folder, private.FOLDER)
+        found = os.lstat(folder)
+        writable = stat.S_IWGRP | stat.S_IWOTH
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & writable:
+            return folder
+    return ""
 
 
 def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None = None) -> dict[str, str]:
