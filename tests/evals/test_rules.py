@@ -10,7 +10,7 @@ import pytest
 
 from freehold.evals.items import ModelReply
 from freehold.evals.tasks.instructions import METRICS, instructions
-from freehold.evals.tasks.rules import RULES, asked, obeys, obeys_loosely
+from freehold.evals.tasks.rules import RULES, instruction_of, obeys, obeys_loosely
 
 # rule, options, a text that obeys, one that breaks
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
@@ -52,7 +52,7 @@ def test_rule_tells_the_text_that_obeys_from_the_one_that_breaks(
 ):
     assert obeys(good, name, options) and not obeys(bad, name, options)
     assert not obeys(" \n", name, options), "an empty reply obeys nothing"
-    assert asked(name, options)
+    assert instruction_of(name, options)
 
 
 def test_loose_marking_forgives_an_introduction_and_asterisks_and_nothing_else():

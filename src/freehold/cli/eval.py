@@ -1,7 +1,7 @@
 """`freehold eval MODEL[+ADAPTER] --data TASK`: score a model on tasks, or compare two results item by item.
 
 Knows options and names; evals answers, marks and compares. The model is loaded in this process.
-Path: main -> eval -> open_task, evaluate -> Report -> evaluation.said, results.written
+Path: main -> eval -> open_task, evaluate -> Report -> evaluation.show, results.written
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def command(
 
 def _show(report: Report, home: Path, out: Path | None, as_json: bool) -> None:
     from freehold.adapt.registry import note
-    from freehold.cli.report.evaluation import said
+    from freehold.cli.report.evaluation import show
     from freehold.evals.results import written
 
     path = written(report, out) if out else None
@@ -119,7 +119,7 @@ def _show(report: Report, home: Path, out: Path | None, as_json: bool) -> None:
             json.dumps(report.as_json() | {"written": str(path) if path else None}, ensure_ascii=False)
         )
         return
-    said(report)
+    show(report)
     if path:
         click.echo(f"written: {path}", err=True)
 

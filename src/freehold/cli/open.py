@@ -1,7 +1,7 @@
 """`freehold open`: the address of the running server's page, with a one-time code that makes its browser the owner's.
 
 Knows the owner's socket and this machine's browser; what the code opens is server/console/login.py's.
-Path: main -> open -> attach.found -> POST /console/api/code -> browser -> POST /console/owner
+Path: main -> open -> attach.server_here -> POST /console/api/code -> browser -> POST /console/owner
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from freehold.cli.serving.attach import RunningServer, found
+from freehold.cli.serving.attach import RunningServer, server_here
 from freehold.cli.serving.opening import open_browser, owner_address
 from freehold.cli.shared import json_option
 from freehold.config import Settings
@@ -30,7 +30,7 @@ def command(settings: Settings, only_print: bool, as_json: bool) -> None:
     Prints an address with a one-time code, good for 60 seconds, and opens it where there is a browser. The page then
     may also pull and delete models, use tools and make keys. For chat on this machine the plain address is enough.
     """
-    with found(settings) as server:
+    with server_here(settings) as server:
         if not server.greeting.url:
             raise UsageError("this server has no port, so no page", "start it with freehold serve")
         code = _code(server)

@@ -1,6 +1,6 @@
 """`freehold ps`: models in the running server's memory, with their streams and speed; replicas of deployments.
 
-Path: main -> ps -> attach.found -> GET /admin/ps, /admin/deployments -> stdout. Loads nothing.
+Path: main -> ps -> attach.server_here -> GET /admin/ps, /admin/deployments -> stdout. Loads nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from freehold.cli.report.terminal import printable
-from freehold.cli.serving.attach import Loaded, RunningServer, found
+from freehold.cli.serving.attach import Loaded, RunningServer, server_here
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable
@@ -52,7 +52,7 @@ def command(settings: Settings, as_json: bool) -> None:
     from freehold.cli.deploying import tables
     from freehold.cli.deploying.running import RunningDeployments
 
-    with found(settings) as server:
+    with server_here(settings) as server:
         models, rates = _sampled(server)
         needs = server.needs() if models else {}
         try:

@@ -1,6 +1,6 @@
 """`freehold stop [MODEL]`: unloads a model from the running server, or stops the server.
 
-Path: main -> stop -> attach.found -> POST /admin/unload or /admin/stop
+Path: main -> stop -> attach.server_here -> POST /admin/unload or /admin/stop
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import click
 
-from freehold.cli.serving.attach import RunningServer, found, running
+from freehold.cli.serving.attach import RunningServer, running, server_here
 from freehold.cli.serving.lock import ended, holder
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
@@ -41,7 +41,7 @@ def command(settings: Settings, model: str | None, now: bool) -> None:
 
 
 def _ask(settings: Settings, model: str | None, *, now: bool) -> None:
-    with found(settings) as server:
+    with server_here(settings) as server:
         if server.note:
             click.echo(f"note: {server.note}", err=True)
         if model is not None:

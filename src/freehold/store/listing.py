@@ -1,7 +1,7 @@
 """Describes models for `list` and `show`: recorded, made from others, and unfinished.
 
 Knows records and what lies on the disk; changes nothing.
-Path: Store.list, Store.show -> listed, made, unfinished -> Listed
+Path: Store.list, Store.show -> listed, overlay_listed, unfinished -> Listed
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _rounding(manifest: Manifest) -> str:
     return f"packed as {manifest.rounding}" if manifest.rounding else ""
 
 
-def made(path: Path, overlay: Overlay, base: Listed | None) -> Listed:
+def overlay_listed(path: Path, overlay: Overlay, base: Listed | None) -> Listed:
     """Describe a model made from `base`, its overlay at `path`: the same file under another name."""
     mine = {
         "name": overlay.name,

@@ -27,7 +27,7 @@ from freehold.store.changed_files import dated, notes_of, verified
 from freehold.store.contract import Plan, WeightSource, held_bytes
 from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
 from freehold.store.home_files import HomeFiles, delete_folder, readable
-from freehold.store.listing import PENDING, listed, made, unfinished
+from freehold.store.listing import PENDING, listed, overlay_listed, unfinished
 from freehold.store.manifest import HeldFile, Manifest, write_json, write_manifest
 from freehold.store.overlays import Overlays
 from freehold.store.records import (
@@ -123,7 +123,7 @@ class Store:
         models += [listed(self._shelf, m) for m in self._shelf.foreign() if (m.owner, m.name) not in known]
         models += [unfinished(folder) for folder in self._shelf.folders() if not readable(folder)]
         bases = {m.name: m for m in models}
-        models += [made(self.overlays.path(o), o, bases.get(o.base)) for o in self.overlays.list()]
+        models += [overlay_listed(self.overlays.path(o), o, bases.get(o.base)) for o in self.overlays.list()]
         return sorted(models, key=lambda m: (m.name, m.owner))
 
     def files(self) -> list[RecordedFile]:
@@ -143,7 +143,9 @@ class Store:
             return listed(self._shelf, from_path(Path(parsed.text)))
         if overlay := self.overlays.find(parsed.text):
             base = self._find(parse_ref(overlay.base))
-            return made(self.overlays.path(overlay), overlay, listed(self._shelf, base) if base else None)
+            return overlay_listed(
+                self.overlays.path(overlay), overlay, listed(self._shelf, base) if base else None
+            )
         if manifest := self._find(parsed):
             return listed(self._shelf, manifest)
         for model in self.list():

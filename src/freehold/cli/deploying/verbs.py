@@ -26,7 +26,7 @@ from freehold.cli.deploying.running import RunningDeployments
 from freehold.cli.deploying.starting import LOOKED_S
 from freehold.cli.progress import StatusLine
 from freehold.cli.report.terminal import printable
-from freehold.cli.serving.attach import found, running
+from freehold.cli.serving.attach import running, server_here
 from freehold.cli.shared import Seconds, json_option, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
@@ -94,7 +94,7 @@ def restart(settings: Settings, name: str, drain_first: bool, as_json: bool) -> 
     device has no room for a second engine, the old one ends first; if the new one fails, the old command is started
     again. Ctrl-C leaves the server to finish.
     """
-    with found(settings) as server:
+    with server_here(settings) as server:
         server_deployments = RunningDeployments(server)
         row = server_deployments.row(name)
         _tell_gap(row, row.plan, drain_first)
@@ -130,7 +130,7 @@ def upgrade(
     if dry_run:
         show_plan(plan, as_json=as_json)
         return
-    with found(settings) as server:
+    with server_here(settings) as server:
         server_deployments = RunningDeployments(server)
         _tell_gap(server_deployments.row(name), plan, drain_first)
         row = _rolled(
@@ -179,7 +179,7 @@ def logs(settings: Settings, name: str, replica: int, lines: int | None, follow:
     """Print what the engine of a replica wrote. Engines are started so that they log no prompt and no answer."""
     if follow and as_json:
         raise UsageError("--follow prints lines, --json one object", "leave one of them out")
-    with found(settings) as server:
+    with server_here(settings) as server:
         server_deployments = RunningDeployments(server)
         last = list(server_deployments.log(name, replica))
         shown = last[-lines:] if lines else last

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HEAD = ("TASK", "METRIC", "SCORE", "95 %", "ITEMS", "ANSWERED NOW")
 
 
-def said(report: Report) -> None:
+def show(report: Report) -> None:
     """Print the table on stdout, and what needs saying on stderr."""
     from freehold.evals.results import faults, interval, values
 

@@ -179,7 +179,7 @@ def _listens(path: Path) -> bool:
         return True
 
 
-def found(settings: Settings) -> RunningServer:
+def server_here(settings: Settings) -> RunningServer:
     """Return this home's server; raise ServerUnreachable if none accepts connections."""
     server = running(settings)
     if server is not None:

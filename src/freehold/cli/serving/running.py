@@ -198,10 +198,10 @@ def _only_server(settings: Settings) -> Iterator[None]:
 
 
 def _whereabouts(settings: Settings) -> str:
-    from freehold.cli.serving.attach import found
+    from freehold.cli.serving.attach import server_here
 
     try:
-        with found(settings) as server:
+        with server_here(settings) as server:
             return f"{server.greeting.url} (pid {server.greeting.pid})"
     except ServerUnreachable as e:
         return e.message

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
-from freehold.evals.tasks.rules import asked, obeys, obeys_loosely
+from freehold.evals.tasks.rules import instruction_of, obeys, obeys_loosely
 from freehold.types import Message
 
 METRICS = (
@@ -34,7 +34,7 @@ def instructions() -> EvalTask:
 
 def _item(doc: Mapping[str, Any]) -> EvalItem:
     rules = [(name, {**options, "request": doc["ask"]}) for name, options in doc["rules"]]
-    prompt = " ".join([doc["ask"], *(asked(name, options) for name, options in rules)])
+    prompt = " ".join([doc["ask"], *(instruction_of(name, options) for name, options in rules)])
 
     def mark(reply: ModelReply) -> ItemMark:
         strict = tuple(float(obeys(reply.text, *rule)) for rule in rules)

@@ -27,7 +27,7 @@ class Rule:
     holds: Callable[[str, Options], bool]
 
 
-def asked(name: str, options: Options) -> str:
+def instruction_of(name: str, options: Options) -> str:
     """Return the sentence that asks for a rule."""
     shown = {k: ", ".join(v) if isinstance(v, list) else v for k, v in options.items()}
     return RULES[name].asks.format(**shown)
