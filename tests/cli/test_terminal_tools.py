@@ -185,6 +185,60 @@ class Repeater(Caller):
         yield from super().stream(messages[:1], tools=tools)
 
 
+class Misspeller:
+    """A model whose first answers are calls that cannot be read."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.asked = list(answers), []
+
+    def stream(self, messages: tuple[Message, ...], *, tools: list[Any], **_: Any) -> Iterator[Chunk]:
+        self.asked.append((messages, bool(tools)))
+        answer = self.answers.pop(0)
+        for i in range(0, len(answer), 5):
+            yield Chunk(answer[i : i + 5])
+        yield Chunk("", finish_reason="stop")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"name": "echo", "arguments": {"text": "hi"',
+        '```json\n{"name": "echo", "arguments": {}}\n```',
+        'I look. <tool_call>\n{"name": "echo", "arguments": {"text": hi}}',
+    ],
+)
+def test_a_call_that_cannot_be_read_is_said_and_asked_for_once_more(typing, tooled, call: str):
+    seen, model = typing(b""), tooled()
+    model._model = inner = Misspeller(call, "It says hi.")
+    answer = said(model)
+    assert answer.removeprefix("I look. ") == "It says hi." and "echo" not in answer
+    assert "cannot be read; it is asked once more" in seen.getvalue()
+    (_, first), (turns, second) = inner.asked
+    assert first and second and turns[-2].content == call and "readable tool call" in turns[-1].content
+    assert model._tools.made == []  # no chat keeps them
+
+
+def test_after_two_unreadable_calls_the_model_answers_without_tools(typing, tooled):
+    call, model = '{"name": "echo"', tooled()
+    seen = typing(b"")
+    model._model = inner = Misspeller(call, call, "In words.")
+    assert said(model) == "In words." and [tools for _, tools in inner.asked] == [True, True, False]
+    assert "it answers without tools" in seen.getvalue()
+    model._model = Misspeller(call, call, call)
+    with pytest.raises(UsageError, match="calls that cannot be read"):
+        said(model)
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"name": "Ann"}', "```sh\nls\n```", "a < b and <tool", "", "[{1, 2}]", "Use `echo`."]
+)
+def test_an_answer_that_is_no_call_is_shown_whole(typing, tooled, answer: str):
+    typing(b"")
+    model = tooled()
+    model._model = Misspeller(answer)
+    assert said(model) == answer
+
+
 def test_a_model_that_never_stops_calling_is_ended_after_its_rounds(
     typing, tooled, monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import re
 import select
 import sys
 import termios
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -35,6 +36,14 @@ from freehold.tools.mcp.visible import visible, visible_json
 from freehold.types import Chunk, Message, Tool, ToolCall
 
 T = TypeVar("T")
+MISREAD = 2  # calls of an answer that may be unreadable before it gets no tools
+_AGAIN = (
+    "That was not a readable tool call. Write one complete call in the form that you were given, with valid JSON, "
+    "or answer in words."
+)
+# What begins a call in the dialects of families, and at an answer's start also JSON, fenced or not.
+_MARKS = ("<tool_call", "<function", "[TOOL_CALLS]", "<|python_tag|>", "<|tool", "functools[")
+_STARTS = ("{", "[{", "```")
 CHOICES: dict[str, ToolVerdict] = {"o": "once", "c": "chat", "a": "always"}
 _SHOWN = 400  # characters of a result
 
@@ -162,6 +171,45 @@ def _lines(question: ToolQuestion) -> Iterator[str]:
         yield visible(question.changed["after"])
 
 
+class CallText:
+    """The text of an answer as it comes: what may be a call is held back until it is known to be none."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        named = "|".join(map(re.escape, names))
+        self._call = re.compile(rf'"(name|function|tool)"\s*:\s*"({named})"') if named else None
+        self._passed = False  # whether text of the answer was shown
+        self._held = ""
+        self.is_call = False  # once the answer has ended: what is held was meant as a call
+
+    def shown(self, text: str, *, ended: bool) -> str:
+        """Return what may be shown now. `ended`: nothing comes after `text`."""
+        if self._call is None:
+            return text
+        self._held += text
+        at = self._begins()
+        if ended:
+            held, self.is_call = self._held[at:], self._meant(self._held[at:])
+            at = at if self.is_call else at + len(held)
+        shown, self._held = self._held[:at], self._held[at:]
+        self._passed = self._passed or bool(shown.strip())
+        return shown
+
+    def _begins(self) -> int:
+        """Return where a call may begin in what is held; its length where none may."""
+        text = self._held
+        if not self._passed:
+            start = text.lstrip()
+            if any(start.startswith(s) or s.startswith(start) for s in _STARTS):
+                return 0
+        found = [i for mark in _MARKS if (i := text.find(mark)) >= 0]
+        ends = (n for mark in _MARKS for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
+        return min([*found, len(text) - max(ends, default=0)])
+
+    def _meant(self, text: str) -> bool:
+        assert self._call is not None
+        return any(mark in text for mark in _MARKS) or self._call.search(text) is not None
+
+
 class Tooled:
     """A ChatModel whose answers may call tools; all that is not `stream` is the model's."""
 
@@ -172,24 +220,41 @@ class Tooled:
         return getattr(self._model, name)
 
     def stream(self, messages: Sequence[Message], **options: Any) -> Iterator[Chunk]:
-        """Yield the chunks of all answers, up to the first without calls. Raises UsageError after MAX_ROUNDS."""
+        """Yield the chunks of all answers, up to the first without calls. Raises UsageError after MAX_ROUNDS.
+
+        A call that cannot be read is no answer: the model is asked once more, and then without tools.
+        """
         tools = self._tools
         tools.begin()
+        misread: list[Message] = []  # turns about calls that could not be read; no chat keeps them
         for _ in range(MAX_ROUNDS):
-            message = Message("assistant", "")
-            calls: list[ToolCall] = []
-            for chunk in self._model.stream((*messages, *tools.made), tools=tools.offered, **options):
+            message, calls = Message("assistant", ""), list[ToolCall]()
+            offered = tools.offered if len(misread) < 2 * MISREAD else []
+            text = CallText(tool.name for tool in tools.offered)
+            asked = (*messages, *tools.made, *misread)
+            for chunk in self._model.stream(asked, tools=offered, **options):
                 for piece in chunk.tool_calls:
                     piece.join(calls)
                 message = replace(
                     message, content=message.content + chunk.text, thinking=message.thinking + chunk.thinking
                 )
-                yield replace(chunk, finish_reason=None) if chunk.finish_reason == "tool_calls" else chunk
-            if not calls:
+                shown = text.shown(chunk.text, ended=chunk.finish_reason is not None)
+                again = chunk.finish_reason == "tool_calls" or (text.is_call and not calls)
+                yield replace(chunk, text=shown, finish_reason=None if again else chunk.finish_reason)
+            if calls:
+                tools.add(replace(message, tool_calls=tuple(calls)))
+                for call in calls:
+                    tools.add(self._result(call))
+            elif text.is_call and not offered:
+                raise UsageError(
+                    "the model writes calls that cannot be read", "use a larger model, or leave --mcp out"
+                )
+            elif text.is_call:
+                then = "it is asked once more" if not misread else "it answers without tools"
+                _tell(f"[the model wrote a call that cannot be read; {then}]")
+                misread += [Message("assistant", message.content), Message("user", _AGAIN)]
+            else:
                 return
-            tools.add(replace(message, tool_calls=tuple(calls)))
-            for call in calls:
-                tools.add(self._result(call))
         raise UsageError(
             f"this answer called tools in {MAX_ROUNDS} rounds, the limit",
             "ask for one thing at a time, or use a larger model",
