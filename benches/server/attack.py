@@ -5,7 +5,7 @@ another key's attack: bodies of 16 MB that would become a million objects, 2,000
 by clients who leave, and a file whose chat template never ends. Loopback alone, bounded in clients and seconds; the
 attackers yield the processor, for elsewhere they have their own.
 Exit 1 where the median of the rounds' ratios is above 2, or an answer of /health took above 0.2 s.
-Ends in one JSON line. Path: attack.py -> Server -> quiet, beside -> attack.py --attack (a process of its own)
+Ends in one JSON line. Path: attack.py -> Server -> watched, beside -> attack.py --attack (a process of its own)
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import resource
 import signal
 import statistics
@@ -32,8 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benches.lib import machine  # noqa: E402
-from benches.server.load import HOST  # noqa: E402
+from benches.lib import machine, watch  # noqa: E402
+from benches.lib.watch import HOST, Period, asked, watched  # noqa: E402
 from benches.server.own_server import tell  # noqa: E402
 from benches.server.servers import Server, free_port  # noqa: E402
 
@@ -41,7 +40,6 @@ RATIO, HEALTH_S = 2.0, 0.2  # what must hold
 CHATS, TOKENS = 6, 32  # of a period; of an answer
 SILENT, BODIES, LEAVING, BOMBERS = 2000, 6, 24, 2  # clients of an attack
 PAUSE_S = 0.5  # between two attempts of one client
-SAMPLE_S = 0.05  # between two questions for health
 OTHER = "127.0.0.2"  # the attackers' address, another than the chat's
 KEYS = {"alice": "alice-0123456789abcdef", "mallory": "mallory-0123456789abcdef"}
 BOMB = (
@@ -51,26 +49,8 @@ BOMB = (
 
 
 def request(method: str, path: str, body: bytes = b"", key: str = "") -> bytes:
-    """Write a request."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n"
-    head += f"Authorization: Bearer {KEYS[key]}\r\n" if key else ""
-    return head.encode() + b"Content-Type: application/json\r\n\r\n" + body
-
-
-async def asked(port: int, data: bytes, source: str = HOST, limit_s: float = 120.0) -> tuple[int, bytes]:
-    """Send a request over a connection of its own; return its answer's status and body."""
-    async with asyncio.timeout(limit_s):
-        reader, writer = await asyncio.open_connection(HOST, port, local_addr=(source, 0))
-        try:
-            writer.write(data)
-            with suppress(ConnectionError):
-                await writer.drain()
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head.lower())
-            body = await reader.readexactly(int(length[1]) if length else 0)
-        finally:
-            writer.close()
-    return int(head[9:12]), body
+    """Write a request of one of KEYS."""
+    return watch.request(method, path, body, KEYS[key] if key else "")
 
 
 # --- the attack --------------------------------------------------------------------------------------------
@@ -184,45 +164,11 @@ def attack(port: int, model: str, source: str, seconds: float) -> int:
 # --- what is measured --------------------------------------------------------------------------------------
 
 
-@dataclass
-class Period:
-    """What was measured, quiet or beside an attack: seconds of each chat and of each answer of /health."""
-
-    chats: list[float] = field(default_factory=list)
-    health: list[float] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-
-
 async def measured(port: int, model: str) -> Period:
     """Ask some chats one after another, and for health all the while."""
-    period = Period()
     chat = {"model": model, "messages": [{"role": "user", "content": "Count to twenty."}], "temperature": 0}
-    data = request(
-        "POST", "/v1/chat/completions", json.dumps(chat | {"max_tokens": TOKENS}).encode(), "alice"
-    )
-
-    async def watch() -> None:
-        while True:
-            await _timed(port, request("GET", "/health"), period.health, period.wrong)
-            await asyncio.sleep(SAMPLE_S)
-
-    watching = asyncio.create_task(watch())
-    for _ in range(CHATS):
-        await _timed(port, data, period.chats, period.wrong)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-    return period
-
-
-async def _timed(port: int, data: bytes, into: list[float], wrong: list[str]) -> None:
-    began = time.perf_counter()
-    try:
-        status, body = await asked(port, data)
-    except (OSError, TimeoutError, asyncio.IncompleteReadError) as e:
-        status, body = 0, repr(e).encode()
-    into.append(time.perf_counter() - began)
-    if status != 200:
-        wrong.append(f"{data[:30]!r}: {status} {body[:100]!r}")
+    body = json.dumps(chat | {"max_tokens": TOKENS}).encode()
+    return await watched(port, request("POST", "/v1/chat/completions", body, "alice"), chats=CHATS)
 
 
 def beside(port: int, model: str, source: str, seconds: float) -> tuple[Period, Counter[str]]:

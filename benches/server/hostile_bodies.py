@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from benches.server.attack import asked, request
+from benches.lib.watch import asked
+from benches.server.attack import request
 
 BODY = (16 << 20) - (1 << 16)  # bytes; the server takes 16 MB
 CONTAINERS, NAMES, VALUES = 65_000, 130_000, 1_040_000  # just within the limits of a body
