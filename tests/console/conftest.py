@@ -22,6 +22,7 @@ import pytest
 from tests.console.scripted import write_scripted
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+LIMIT_MS = 60_000  # that a browser is waited for: the machine may do much else
 SCRIPTS = {
     "hello": "Hello! What shall I say?",
     "table": "| a | b |\n|---|---|\n| 1 | 2 |\n\nThat was **a table**, and `code`: 漢字.",
@@ -118,6 +119,7 @@ def chromium() -> Iterator[Any]:
         browser = started.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
+        playwright.expect.set_options(timeout=LIMIT_MS)
         yield browser
         browser.close()
 
@@ -126,6 +128,7 @@ def chromium() -> Iterator[Any]:
 def page(chromium: Any) -> Iterator[Any]:
     """A page in a context of its own. Any console error or request to another origin fails the test at its end."""
     context = chromium.new_context(viewport={"width": 1200, "height": 800})
+    context.set_default_timeout(LIMIT_MS)
     page, errors, asked = context.new_page(), [], []
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda e: errors.append(str(e)))

@@ -46,8 +46,8 @@ def test_models_and_engine_say_the_same_of_a_model_s_memory(standing, page):
     (needs,) = [
         e["needs"] for e in asked(standing, "/console/api/models?held=1")["models"] if e["name"] == "scripted"
     ]
-    page.goto(standing.url + "/#/models/scripted?tab=here")
-    page.get_by_role("dialog", name="scripted").get_by_text(needs, exact=True).wait_for(timeout=60_000)
+    page.goto(standing.url + "/#/models?tab=here")
+    row(page, "scripted").get_by_title(needs, exact=True).wait_for()
     page.goto(standing.url + "/#/engine")
     page.get_by_text("Details", exact=True).first.click()
     page.get_by_text(needs, exact=True).wait_for()
@@ -57,14 +57,14 @@ def test_models_and_engine_say_the_same_of_a_model_s_memory(standing, page):
 def test_a_visitor_is_offered_no_pull_and_is_told_how_to_become_the_owner(standing, page):
     page.goto(standing.url + "/#/models?tab=catalogue")
     page.get_by_text("freehold open").wait_for()
-    page.locator("table.table tbody tr").first.wait_for(timeout=60_000)
+    page.locator("table.table tbody tr").first.wait_for()
     assert page.get_by_role("button", name="Download").count() == 0
 
 
 def test_catalogue_begins_with_what_fits_and_sorts_all_of_it_not_only_what_is_drawn(standing, page):
     page.goto(standing.url + "/#/models?tab=catalogue")
     rows = page.locator("table.table tbody tr")
-    rows.first.wait_for(timeout=60_000)
+    rows.first.wait_for()
     everything = [each for each in asked(standing, "/console/api/models")["models"] if not each["held"]]
     assert "too large" not in rows.first.inner_text()
     first = page.locator(".model-name a").first
@@ -81,7 +81,7 @@ def test_catalogue_begins_with_what_fits_and_sorts_all_of_it_not_only_what_is_dr
 def test_models_page_opened_again_shows_what_it_showed_at_once(standing, page):
     page.goto(standing.url + "/#/models?tab=here")
     rows = page.locator("table.table tbody tr")
-    rows.first.wait_for(timeout=60_000)
+    rows.first.wait_for()
     page.get_by_role("link", name="Compare").click()
     page.get_by_role("heading", name="Compare", level=1).wait_for()
     page.route("**/console/api/models*", lambda _: None)  # no answer comes
@@ -93,7 +93,7 @@ def test_search_and_filters_leave_only_what_matches(standing, page):
     as_owner(standing, page)
     page.goto(standing.url + "/#/models?tab=catalogue")
     rows = page.locator("table.table tbody tr")
-    rows.first.wait_for(timeout=60_000)
+    rows.first.wait_for()
     page.get_by_role("searchbox", name="Search models").fill("smollm2 135m")
     everything = asked(standing, "/console/api/models")["models"]
     matching = [each for each in everything if not each["held"] and {"smollm2", "135m"} <= set(_words(each))]
@@ -121,8 +121,8 @@ def test_a_model_of_the_catalogue_opens_with_its_facts_and_their_sources(standin
     name = "smollm2:135m"
     page.goto(standing.url + f"/#/models/{name.replace(':', '%3A')}?tab=catalogue")
     dialog = page.get_by_role("dialog", name=name)
-    dialog.wait_for(timeout=60_000)
-    dialog.get_by_text("Not known", exact=True).click(timeout=60_000)
+    dialog.wait_for()
+    dialog.get_by_text("Not known", exact=True).click()
     why = asked(standing, f"/console/api/choose?verb=why&model={name}")
     text = dialog.inner_text()
     assert why["model"]["catalogue"]["lab"] in text
@@ -136,7 +136,7 @@ def test_a_pull_of_an_unknown_name_says_what_the_server_said(standing, page):
     page.goto(standing.url + "/#/models?tab=catalogue")
     page.get_by_role("searchbox", name="Search models").fill("Yi-6B")
     shown = row(page, "01-ai/Yi-6B-Chat")
-    shown.wait_for(timeout=60_000)
+    shown.wait_for()
     page.route(
         "**/api/pull",
         lambda route: route.fulfill(

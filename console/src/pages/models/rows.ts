@@ -35,7 +35,7 @@ export function ordered(rows: ModelRow[]): ModelRow[] {
     row.held || row.pull ? 0 : 1,
     row.pace === "fast" ? 0 : PACES.indexOf(row.pace) - 1, // what is fast and what can be read along are taken by quality
     -(quality(row) ?? 0),
-    -(row.decode?.mid ?? 0),
+    -row.params_b, // where no result was published, size is the best sign that is known of each
   ];
   const places = new Map(rows.map((row) => [row, place(row)]));
   return [...rows].sort((a, b) => {
