@@ -380,3 +380,11 @@ def test_error_in_a_batch_names_the_prompt_and_computes_nothing(llm: LLM):
 def test_embedding_works_after_a_batch(llm: LLM):
     llm.generate(["a", "b"], max_tokens=2)
     assert llm.embed("a").vectors.shape[0] == 1
+
+
+def test_a_model_that_is_not_here_says_how_python_fetches_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ModelNotFound) as e:
+        freehold.load("qwen3:8b")
+    assert e.value.hint.startswith("freehold.load('qwen3:8b', pull=True) fetches it")

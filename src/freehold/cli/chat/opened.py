@@ -209,7 +209,7 @@ def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
         adapters={name: path} if path else None,
         threads=request.threads,
         allow_paging=request.allow_paging,
-        packs=store.packs,
+        packs=store.packs if request.pack else None,
         progress=_show_packing if shown else None,
     )
     llm.adapters.default = name

@@ -26,6 +26,7 @@ LOADING = {
     "adapter": "--adapter",
     "threads": "--threads",
     "allow_paging": "--allow-paging",
+    "pack": "--no-pack",
 }
 
 
@@ -45,6 +46,7 @@ class RunRequest:
     adapter: str | None
     threads: int | None
     allow_paging: bool
+    pack: bool  # keep a packed copy for the next load
     logprobs: int | None
     continued: bool
     session: str | None
