@@ -127,7 +127,7 @@ POINT = st.fixed_dictionaries(
 RENTED = Owned(rig("h100"), False)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     POINT,
     st.floats(1e-8, 1e-4),
@@ -148,7 +148,7 @@ def test_break_even_falls_with_price_speed_and_load_and_rises_with_cost(
         assert moved >= less * (1 - 1e-9)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(POINT, st.floats(1e-7, 1e-4))
 def test_at_break_even_owning_costs_what_the_api_does_and_no_less_below(at: dict[str, float], price: float):
     even = even_tokens(RENTED, at, price, 0.25)
