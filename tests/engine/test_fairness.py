@@ -226,8 +226,9 @@ def crowd(clients: int = 20) -> World:
     return world
 
 
-def test_step_of_a_crowd_is_no_longer_than_a_few_tokens_alone():
+def test_step_of_a_crowd_is_no_longer_than_a_few_tokens_alone_after_a_short_chat():
     world = crowd()
+    chat_s(world)
     for _ in range(100):
         began = world.now
         world.step()
@@ -236,6 +237,7 @@ def test_step_of_a_crowd_is_no_longer_than_a_few_tokens_alone():
 
 def test_client_that_asks_little_has_its_first_token_in_two_steps_of_a_crowd():
     world = crowd()
+    chat_s(world)
     for _ in range(20):
         chat = world.add(42, answer=3, tenant="victim")
         steps = 0

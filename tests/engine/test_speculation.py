@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -317,16 +318,26 @@ def decoding(tokens: list[int], made: int = 1) -> Sequence:
 
 
 def run(
-    speculation: Speculation, seqs: list[Sequence], what: list[int], seconds: float, steps: int
+    speculation: Speculation,
+    seqs: list[Sequence],
+    what: list[int],
+    seconds: float,
+    steps: int,
+    longest_s: float = inf,
 ) -> list[int]:
-    """Let sequences become `what` in steps of so many seconds; return the draft tokens in each."""
+    """Let sequences become `what` in steps of so many seconds; return the draft tokens in each.
+
+    `longest_s`: what a step may take that several clients share.
+    """
     scheduler = Scheduler(BlockManager(100), 64, lambda: 0.0)
     speculation.cost = scheduler.budget.cost
     for seq in seqs:
         scheduler.add(seq)
     counts = []
     for _ in range(steps):
-        batch = speculation.extend(scheduler.schedule(), scheduler)
+        batch = scheduler.schedule()
+        scheduler.budget.longest_s = longest_s
+        batch = speculation.extend(batch, scheduler)
         counts.append(sum(len(chunk.draft) for chunk in batch))
         scheduler.learn(batch, seconds)
         for chunk in batch:
@@ -342,6 +353,11 @@ def run(
 def test_text_that_repeats_itself_gets_long_drafts():
     text = list(range(100, 170)) * 4
     assert max(run(Speculation(StepCost()), [decoding(text[:71])], text, 1.0, 12)) > 20
+
+
+def test_drafts_do_not_lengthen_a_step_beyond_what_clients_share():
+    text = list(range(100, 170)) * 4
+    assert max(run(Speculation(StepCost()), [decoding(text[:71])], text, 1.0, 12, longest_s=1.5)) == 0
 
 
 def test_text_that_never_repeats_is_decoded_plainly():

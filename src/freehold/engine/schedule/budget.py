@@ -73,7 +73,7 @@ class Budget:
         """Begin a step of which nothing is spent yet; `shared_s`: its limit where several clients share it."""
         self.left = self.max_num_batched_tokens
         self.logits_left = LOGIT_ROWS
-        self._is_shared = shared_s < inf
+        self.longest_s = shared_s
         self.room = min(STEP_S, shared_s)  # seconds for prefill
         self._decodes = 0
         self._decode_s = 0.0
@@ -107,7 +107,7 @@ class Budget:
         if decodes:
             self._decode_s = self.cost.seconds(decodes)
             limit = self.limit(self._decode_s, newcomers)
-            if shared_s < inf and self._target is None:
+            if shared_s < inf and newcomers < 2 and self._target is None:
                 limit = min(max(shared_s - choice_s, self._decode_s, ITL_FLOOR_S), max(limit, LONGEST_S))
             self.room = limit - self._decode_s
             tiles = -(-(decodes + TILE // 2) // TILE)
@@ -161,7 +161,7 @@ class Budget:
             return max(full, MIXED_PREFILL_TOKENS)
         if not cost.known:
             return PREFILL_TOKENS
-        most = SLOW_PREFILL_TOKENS if self._is_shared else PREFILL_TOKENS
+        most = SLOW_PREFILL_TOKENS if self.longest_s < inf else PREFILL_TOKENS
         return max(min(most, cost.tokens(SLOW_STEP_S, first)), SLOW_PREFILL_TOKENS)
 
     def spend(self, first: int, tokens: int, logits: bool) -> None:

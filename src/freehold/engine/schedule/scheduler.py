@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from freehold.engine.cache.blocks import BlockManager, blocks_for
-from freehold.engine.schedule.budget import BRIEF_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
+from freehold.engine.schedule.budget import BRIEF_S, BURST_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import TILE
 from freehold.engine.schedule.live import LiveSequences, own_tokens
@@ -39,7 +39,7 @@ class Runnable:
 
     decodes: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
-    newcomers: int = 0  # brief ones of the latter, at their first token
+    newcomers: dict[str, int] = field(default_factory=dict)  # brief ones of the latter, at their first token
     prompt_s: dict[str, float] = field(default_factory=dict)  # what the latter take, by client
 
     @property
@@ -83,6 +83,7 @@ class Scheduler:
         self._full = False  # no token of the next prompt fits into the step
         self._owed_s = 0.0  # seconds of prefill that the oldest prompt is owed
         self._newcomers = Newcomers()
+        self._shared_s = inf  # a step's limit, where several clients share it and it is to be short
 
     def add(self, seq: Sequence) -> None:
         """Add a sequence; it gets blocks when it is first scheduled."""
@@ -116,21 +117,26 @@ class Scheduler:
         self._now = self._clock()
         self._batch.clear()
         self._grammar_s.clear()
-        shared_s = self.budget.shared_s() if self._is_shared else inf
-        self.budget.begin(shared_s)
         first, background = self._ready()
         if not first.decodes and not first.prompts:
             first, background = background, Runnable()
-        self._newcomers.choose(first.prompts, first.unanswered_s if first.prompts else {}, shared_s)
-        self._decode(first, shared_s)
+        self._shared_s = self._newcomers.choose(
+            first.prompts,
+            first.unanswered_s if first.prompts else {},
+            self.budget.shared_s() if self._shares.clients > 1 else inf,
+            self._now,
+        )
+        self.budget.begin(self._shared_s)
+        burst = self._burst(first)
+        self._decode(first, BURST_S if burst > 1 else 0.0)
         choice_s = sum(seq.choice_s for seq in self._batch)
         turns = self._newcomers.turns
-        self.budget.open(len(self._batch), self._burst(first), self._turns.limit_s, choice_s, bool(turns))
+        self.budget.open(len(self._batch), burst, self._turns.limit_s, choice_s, bool(turns))
         room, others = self.budget.room, first.prompts
         if turns:
             others = [seq for seq in others if seq.request.client not in turns]
             self._prefill_newcomers([seq for seq in first.prompts if seq.request.client in turns])
-        if others and shared_s < inf:
+        if others and self._shared_s < inf:
             self._newcomers.spend(room, room - self.budget.room)
         self._prefill(others)
         for seq in sorted(background.decodes, key=lambda s: s.scheduled_at):
@@ -181,10 +187,6 @@ class Scheduler:
         seq.choice_s = seconds
         self._shares.charge(seq.request.client, seconds)
 
-    @property
-    def _is_shared(self) -> bool:
-        return self._shares.clients > 1
-
     def _ready(self) -> tuple[Runnable, Runnable]:
         """Sort the sequences that can continue into those that go first and the others."""
         now, live = self._now, self.live
@@ -212,26 +214,36 @@ class Scheduler:
             ahead.append(self.wait.remaining(seq))
             client, seconds = seq.request.client, ahead[-1].seconds
             turn.prompt_s[client] = turn.prompt_s.get(client, 0.0) + seconds
-            turn.newcomers += not seq.prefilled and seconds <= BRIEF_S
+            if not seq.prefilled and seconds <= BRIEF_S:
+                turn.newcomers[client] = turn.newcomers.get(client, 0) + 1
         decodes = len(first.decodes) + len(rest.decodes)
         burst = self._burst(first if first.prompts else rest)
         self.wait.update(ahead, self.budget.slowdown(decodes, burst))
         return first, rest
 
     def _burst(self, runnable: Runnable) -> int:
-        """Return how many prompts make a burst; none where several clients share steps."""
-        return 0 if self._is_shared else runnable.newcomers
+        """Return how many prompts make a burst: not those of clients with more service than one that only decodes.
+
+        There is none while shared steps are short.
+        """
+        newcomers = runnable.newcomers
+        if not newcomers or self._shared_s < inf:
+            return 0
+        used = self._shares.used
+        decoding = {seq.request.client for seq in runnable.decodes} - newcomers.keys()
+        least = min(map(used, decoding), default=inf)
+        return sum(count for client, count in newcomers.items() if used(client) <= least)
 
     # --- newest tokens -----------------------------------------------------------------------------
 
-    def _decode(self, runnable: Runnable, longest_s: float) -> None:
+    def _decode(self, runnable: Runnable, step_s: float) -> None:
         """Take the newest token of every running answer, or of those whose turn it is."""
         waiting = {seq.request.client for seq in runnable.prompts}
         most = self.budget.max_num_batched_tokens
         if not waiting <= {seq.request.client for seq in runnable.decodes}:  # others' prompts need tokens too
             most = max(most - max(most // 4, 1), 1)
         new_s = self._newcomers.seconds
-        for seq in self._turns.choose(runnable.decodes, most, waiting, longest_s, new_s):
+        for seq in self._turns.choose(runnable.decodes, most, waiting, step_s, self._shared_s, new_s):
             if seq.block_table and self._has_blocks(seq):
                 self._take(seq, len(seq.tokens) - 1, 1)
 
@@ -280,7 +292,7 @@ class Scheduler:
         return end - seq.num_computed_tokens
 
     def _prefill_some(self, seq: Sequence, seconds: float, more_s: float = 0.0, minimum: bool = True) -> bool:
-        """Take as many tokens of a prompt as fit into this many seconds, or all if they fit into so many more.
+        """Take as many tokens of a prompt as fit into `seconds`, or all if `more_s` longer suffices.
 
         False if none.
         """

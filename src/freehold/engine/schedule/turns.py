@@ -35,13 +35,15 @@ class DecodeTurns:
         decodes: list[Sequence],
         most: int,
         waiting: Set[str] = frozenset(),
+        step_s: float = 0.0,
         longest_s: float = inf,
         brief_s: float = 0.0,
     ) -> list[Sequence]:
         """Return those of `decodes` whose newest tokens the step computes, `most` at most.
 
         `waiting`: clients with prompts to compute, for which a part of the step is left; `brief_s`: what brief ones
-        take, of which up to half a step is left. `longest_s`: of a step that several clients share.
+        take, of which up to half a step is left. `step_s`: what the step may take in any case; `longest_s`: what it
+        may take at most, if several clients share it.
         """
         clients = {seq.request.client for seq in decodes} | waiting
         self.limit_s = inf
@@ -52,7 +54,7 @@ class DecodeTurns:
         queues = self._queues(decodes)
         many = len(clients) > 1
         alone = min((self._seconds(len(queue)) for queue in queues.values()), default=inf)
-        self.limit_s = min(len(clients) * alone, longest_s) if many else inf
+        self.limit_s = min(max(len(clients) * alone, step_s), longest_s) if many else inf
         dear = self._dear(decodes)
         each = self.limit_s / len(clients)
         part = each if many and dear is not None else 0.0  # of the dear one's client

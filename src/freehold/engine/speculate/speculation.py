@@ -116,7 +116,8 @@ class Speculation:
             except NonFiniteLogits:  # a damaged draft model does not end an answer: continue without it
                 self._draft_model = None
             self.draft_s = perf_counter() - started
-        counts = self._counts(drafts, scheduler.budget.max_num_batched_tokens - self._plain)
+        most = scheduler.budget.max_num_batched_tokens - self._plain
+        counts = self._counts(drafts, most, scheduler.budget.longest_s)
         return [
             scheduler.with_draft(chunk, each.draft.tokens[:count]) if count and each.draft else chunk
             for chunk, each, count in zip(batch, drafts, counts, strict=True)
@@ -128,8 +129,8 @@ class Speculation:
             known = self._drafts[seq] = SequenceDrafts(NgramLookup(seq.tokens))
         return known
 
-    def _counts(self, drafts: list[SequenceDrafts], most: int) -> list[int]:
-        """Return how many tokens of each draft pay, likeliest first over all sequences."""
+    def _counts(self, drafts: list[SequenceDrafts], most: int, longest_s: float) -> list[int]:
+        """Return how many tokens of each draft pay, likeliest first over all sequences, in a step of `longest_s`."""
         ranked = [
             (-gain, i)
             for i, each in enumerate(drafts)
@@ -140,7 +141,7 @@ class Speculation:
         if ranked and most > 0:
             ranked.sort()
             del ranked[most:]
-            longest = max(STEP_S, ITL_FACTOR * self.cost.seconds(len(drafts)))
+            longest = min(max(STEP_S, ITL_FACTOR * self.cost.seconds(len(drafts))), longest_s)
             fits = lambda tokens: self.cost.at_most(tokens) <= longest  # noqa: E731
             extra = best_extra([-gain for gain, _ in ranked], len(drafts), self.cost.seconds, fits)
             for _, i in ranked[:extra]:
