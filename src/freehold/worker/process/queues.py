@@ -15,8 +15,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from freehold.platforms import run_thread_below
 from freehold.stopping import Stopped, stops_when
 
+NICE = 5  # of their threads: they work beside the steps of all
 T = TypeVar("T")
 
 
@@ -25,7 +27,8 @@ class IntakeQueue(Generic[T]):
 
     def __init__(self, name: str, threads: int, run: Callable[[T], None]) -> None:
         """`threads`: what one client's messages may hold; there is one more for those of others."""
-        self._pool, self._run = ThreadPoolExecutor(threads + 1, f"freehold-{name}"), run
+        self._run = run
+        self._pool = ThreadPoolExecutor(threads + 1, f"freehold-{name}", run_thread_below, (NICE,))
         self._most = threads
         self._live: dict[int, T] = {}
         self._lock = threading.Lock()  # of what follows
