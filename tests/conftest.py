@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,13 @@ REAL_MODELS = {
     "qwen2.5-coder-1.5b": "qwen2.5-coder:1.5b",
     "gemma3-270m": "gemma3:270m",
 }
+
+with suppress(ImportError):  # absent where csrc alone is tested, under an emulator
+    import hypothesis
+
+    # A draw's time says what else the machine does: none is a failure.
+    hypothesis.settings.register_profile("unhurried", deadline=None)
+    hypothesis.settings.load_profile("unhurried")
 
 # A run begun in the background of a shell ignores Ctrl-C, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
