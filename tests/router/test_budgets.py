@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import BudgetSpent
+from freehold.prompts import prompt_size
 from freehold.router import budgets
 from freehold.router.budgets import Budgets
 from freehold.router.gateway import SpendLimit
 from freehold.router.ledger.rows import Reservation, row_id
 from freehold.router.ledger.store import Ledger
 from freehold.router.ledger.windows import window
-from freehold.router.tokens import prompt_size
 from freehold.serving import Job
 from freehold.types import Image, Message, Tool
 from tests.router.ledger.rows import DAY, NOON, row

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import ModelNotFound, PolicyRefused, UnsupportedModel
+from freehold.prompts import prompt_size
 from freehold.providers.cleared import Cleared
 from freehold.router.breaker import Breakers
 from freehold.router.gateway import GatewayModel, QualityTask
 from freehold.router.plan import GatewayPlan
 from freehold.router.routing import TargetChoice, choose
-from freehold.router.tokens import TokenRatio, prompt_size
+from freehold.router.tokens import TokenRatio
 from freehold.serving import EmbedJob, EstimatedCount, Job, Origin
 from freehold.types import Chunk, Format, Image, Message, Tool
 from tests.router.house import gateway_of, job, within

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from freehold.prompts import PromptSize
 from freehold.providers.contract import UpstreamFault
-from freehold.router.tokens import LEAST, MOST, PromptSize, TokenRatio
+from freehold.router.tokens import LEAST, MOST, TokenRatio
 from freehold.types import Usage
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented, fault

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, replace
 
 from freehold.errors import BudgetSpent, FreeholdError, PolicyRefused, UnsupportedModel, UsageError
+from freehold.prompts import PromptSize
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Piece, UpstreamFault
 from freehold.providers.signatures import SignatureWatch
@@ -23,7 +24,7 @@ from freehold.router.gateway import Escalation, GatewayModel, GatewayRoute
 from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
 from freehold.router.routing import PassedOver, TargetChoice
-from freehold.router.tokens import PromptSize, letters_in, used_so_far
+from freehold.router.tokens import letters_in, used_so_far
 from freehold.serving import Job, Stream
 from freehold.types import Usage
 

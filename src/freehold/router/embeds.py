@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from freehold.errors import BudgetSpent, FreeholdError
+from freehold.prompts import PromptSize
 from freehold.providers.cleared import HOUSE, Cleared
 from freehold.providers.contract import UpstreamFault
 from freehold.router import causes
@@ -21,7 +22,6 @@ from freehold.router.gateway import BreakerLimits, GatewayModel, GatewayRoute
 from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
 from freehold.router.routing import PassedOver, TargetChoice
-from freehold.router.tokens import PromptSize
 from freehold.serving import EmbedJob, EstimatedCount, Job, Vectors
 from freehold.types import Usage
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freehold.errors import FreeholdError
+from freehold.prompts import PromptSize, prompt_size
 from freehold.providers.cleared import SetLabel
 from freehold.router.attempts import ANSWER_TOKENS, most_cost
 from freehold.router.breaker import Breakers
@@ -17,7 +18,7 @@ from freehold.router.contract import BarCheck
 from freehold.router.gateway import GatewayModel, SpendLimit
 from freehold.router.plan import GatewayPlan
 from freehold.router.routing import choose
-from freehold.router.tokens import PromptSize, TokenRatio, prompt_size
+from freehold.router.tokens import TokenRatio
 from freehold.serving import Job, Origin
 from freehold.types import Usage
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from freehold.errors import BudgetSpent, LedgerUnavailable, PolicyRefused, UnsupportedModel, UsageError
+from freehold.prompts import prompt_size
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Piece
 from freehold.router.answers import CachedStream, answer_key
@@ -25,7 +26,6 @@ from freehold.router.plan import GatewayPlan
 from freehold.router.record import RequestAbout, RequestRecord
 from freehold.router.routing import PassedOver, PlannedRoute, TargetChoice, choose
 from freehold.router.stream import RoutedStream, Whole
-from freehold.router.tokens import prompt_size
 from freehold.serving import (
     EmbedJob,
     EngineStats,

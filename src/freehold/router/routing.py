@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from freehold.errors import ContextOverflow, FreeholdError, PolicyRefused, UnsupportedModel
+from freehold.prompts import PromptSize
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import Abilities, RemoteModel, UpstreamFault
 from freehold.router.breaker import Breakers
@@ -18,7 +19,6 @@ from freehold.router.contract import BarCheck
 from freehold.router.gateway import GatewayModel, GatewayRoute, QualityTask, Spread
 from freehold.router.ledger.rows import Candidate
 from freehold.router.load import TargetLoad
-from freehold.router.tokens import PromptSize
 from freehold.serving import EmbedJob, Job
 from freehold.types import Image
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from freehold.errors import FreeholdError, LedgerUnavailable
+from freehold.prompts import PromptSize
 from freehold.providers.contract import Piece, UpstreamFault
 from freehold.router.attempts import CLOCK_S, Started
 from freehold.router.gateway import GatewayRoute
@@ -21,7 +22,7 @@ from freehold.router.ledger.rows import Outcome
 from freehold.router.load import TargetLoad
 from freehold.router.parts import GatewayParts
 from freehold.router.record import NOTHING, RequestRecord, added
-from freehold.router.tokens import PromptSize, letters_in, used_so_far
+from freehold.router.tokens import letters_in, used_so_far
 from freehold.serving import Begin, Job, prefill_of
 from freehold.types import Chunk, Usage
 

@@ -11,6 +11,7 @@ from typing import Any
 import phonenumbers
 import pytest
 
+from freehold.prompts import prompt_size
 from freehold.providers.texts import parts_of
 from freehold.router.detect.apart import KeyTurns, LongTexts, NotRead, Sought
 from freehold.router.detect.detector import TooManyHits
@@ -18,7 +19,6 @@ from freehold.router.detect.phones import _ANY, _possible
 from freehold.router.detect.sieve import MOST_HITS, Sieve
 from freehold.router.gateway import Gateway, Label
 from freehold.router.labels import IN_LOOP, Labeller
-from freehold.router.tokens import prompt_size
 from freehold.sandbox import children
 from freehold.serving import EmbedJob, Job, Origin
 from freehold.types import Image, Message, ToolCall

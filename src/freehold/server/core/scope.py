@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from freehold.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.errors import ModelNotFound
+from freehold.prompts import PromptSize, prompt_size
 from freehold.server.core.accounts import Accounts, Reserved
 from freehold.server.core.keys import Key
 from freehold.serving import (
@@ -30,9 +31,6 @@ from freehold.serving import (
     prefill_of,
 )
 from freehold.types import Chunk, Message, Turn
-
-if TYPE_CHECKING:
-    from freehold.router.tokens import PromptSize
 
 ROOM_WAIT_S = 10.0  # for requests in flight that end, and give back what they did not cost
 ANSWER_TOKENS = (
@@ -202,9 +200,6 @@ def chars_of(messages: Sequence[Message]) -> int:
 async def _size(work: Job | EmbedJob) -> PromptSize:
     """Measure a prompt, one of many texts beside the loop."""
     texts = work.texts if isinstance(work, EmbedJob) else work.messages or ()
-    # A server without a gateway and without budgets needs nothing of the router.
-    from freehold.router.tokens import prompt_size
-
     return prompt_size(work) if len(texts) <= MANY else await asyncio.to_thread(prompt_size, work)
 
 
