@@ -127,3 +127,19 @@ def test_a_model_that_serve_fetches_first_is_no_mistake(tmp_path: Path):
     settings = Settings(home=tmp_path)
     assert not outside_of(settings).has_model("smollm2:135m")  # type: ignore[misc]
     assert outside_of(settings, coming=["smollm2:135m"]).has_model("smollm2:135m")  # type: ignore[misc]
+
+
+def test_a_route_says_that_it_asks_the_least_busy_first(tmp_path: Path):
+    text = """
+[providers.box]
+kind = "openai-compatible"
+url = "http://127.0.0.1:9/v1"
+[models.a]
+provider = "box"
+model = "a"
+[routes.chat]
+targets = ["a"]
+spread = "least-busy"
+"""
+    done = freehold(tmp_path, "gateway", "check", written(tmp_path, text))
+    assert done.status == 0 and "asked 2 times at most, the least busy first" in done.out

@@ -140,6 +140,7 @@ def _limits(gateway: Gateway, route: GatewayRoute) -> str:
     parts += [f"always labelled {', '.join(route.labels)}"] if route.labels else []
     parts += [f"first token within {route.first_token_s:g} s", f"answer within {route.timeout_s:g} s"]
     parts += [f"each target asked {_counted(route.retries + 1, 'times')} at most"]
+    parts += ["the least busy first"] if route.spread == "least-busy" else []
     return ", ".join(parts)
 
 
