@@ -267,7 +267,10 @@ def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> lis
     if len(fit) < len(rows):
         work.watch.note(f"{len(rows) - len(fit)} prompts leave no room for {work.settings.max_tokens} tokens")
     if not fit:
-        raise UsageError("no prompt leaves room for an answer", "raise --max-length, or lower --max-tokens")
+        raise UsageError(
+            "every prompt is too long to leave tokens for an answer",
+            "raise --max-length, or lower --max-tokens",
+        )
     return fit
 
 

@@ -33,9 +33,9 @@ SCHEMA = 1
 @json_option
 @click.pass_context
 def command(ctx: click.Context, label: str, since: float, file: Path | None, as_json: bool) -> None:
-    """Show which requests with a label left the house, and to whom.
+    """Show which requests with a label were sent to a provider, and to which.
 
-    It counts rows of the ledger: those it is sure of, and those of processes that were killed, of which it is not.
+    Counts ledger rows; rows left by killed processes are listed separately as uncertain.
     Exits 1 where a request left.
     """
     from freehold.router.ledger.audit import audit

@@ -137,7 +137,7 @@ def _verb(ctx: click.Context) -> str:
 @offline_option
 @click.pass_context
 def command(ctx: click.Context, model: str = "", **values: Any) -> None:
-    """Deploy MODEL with another engine, behind this server's doors, keys, limits and metrics.
+    """Deploy MODEL with another engine, behind this server's API, keys, limits and metrics.
 
     The running server of this data folder adds it; where none runs, this command serves it until Ctrl-C, with the
     options of freehold serve (--host, --port, --key-file, ...). Without MODEL it starts what was deployed before and

@@ -78,7 +78,7 @@ def _refuse(e: BadGateway, *, as_json: bool) -> None:
 def convert(file: Path) -> None:
     """Turn FILE, the config.yaml of a LiteLLM proxy, into a gateway.toml on stdout.
 
-    What has no counterpart is listed on stderr, and in the file as remarks. Keys that stand in FILE are not copied: the
+    What has no counterpart is listed on stderr, and in the file as remarks. Keys written in FILE are not copied: the
     result names the variables that must hold them.
     """
     from freehold.router.convert.document import read_yaml

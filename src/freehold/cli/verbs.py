@@ -119,7 +119,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "freehold bar run cases.jsonl --model qwen2.5-coder:0.5b",
         ),
         "audit": Verb(
-            "Show which requests of a label left the house, and to whom.",
+            "Show which requests of a label were sent to a provider, and to which.",
             "freehold audit --label private --since 90d",
         ),
         "launch": Verb(

@@ -136,7 +136,7 @@ def planned(
     choices = choose(source, name, weighted=bool(texts))
     if not any(c.changes for c in choices):
         raise UsageError(
-            f"nothing would change: every matrix of {source.path.name} is what {name} makes of it",
+            f"nothing would change: every matrix of {source.path.name} already has the type that {name} gives it",
             "choose another type",
         )
     return QuantizationPlan(name, choices, _keys(source, request, name, kind.id, choices))

@@ -99,7 +99,7 @@ def _check_key(url: str, key: str) -> None:
     if key and parts.scheme == "http" and parts.hostname not in HERE:
         raise UsageError(
             f"{parts.hostname} is not this machine, and http shows the key on the way",
-            "use https, a tunnel to a port of this machine, or no key",
+            "use https, a tunnel to a local port, or no key",
         )
 
 

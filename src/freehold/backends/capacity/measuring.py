@@ -142,7 +142,7 @@ def _whole(answer: TimedAnswer) -> TimedAnswer:
     if answer.error or not answer.pieces:
         raise UpstreamFailed(
             f"the engine did not answer a prompt of random words: {answer.error or 'no token came'}",
-            "does it have room for the largest batch at the largest depth? see --batches and --depths",
+            "can it hold the largest batch at the largest depth? see --batches and --depths",
         )
     return answer
 

@@ -96,6 +96,6 @@ def container_engine(name: str, kind: str) -> ContainerEngine:
     if engine is None:
         raise UsageError(
             f"{kind} files are written for {', '.join(_ENGINES)}, not for {name}",
-            "--emit systemd starts any engine of this machine",
+            "--emit systemd starts any local engine",
         )
     return engine

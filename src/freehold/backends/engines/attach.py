@@ -107,7 +107,7 @@ def target(text: str, *, key_env: str = "", cleartext: bool = False) -> AttachTa
     if parts.scheme == "http" and parts.hostname not in HERE and not cleartext:
         raise UsageError(
             f"{parts.hostname} is not this machine, and http shows prompts, answers and keys on the way",
-            "use https, a tunnel to a port of this machine, or --attach-cleartext where the way is private",
+            "use https, a tunnel to a local port, or --attach-cleartext where the way is private",
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return AttachTarget(f"{parts.scheme}://{host}" + (f":{port}" if port else ""), None, key_env)

@@ -68,7 +68,7 @@ def _processor(request: PlanRequest, title: str, context: int, streams: int, who
     if memory > most:
         raise UsageError(
             f"{anatomy.name} with {streams} answers of {context:,} tokens takes {show_bytes(memory)}, "
-            f"and {rig.name} has room for {show_bytes(most)}",
+            f"and {rig.name} can hold {show_bytes(most)}",
             "a smaller --context, fewer --streams, or a smaller quantisation",
         )
     layout = _layout(request, context, streams, whole)

@@ -145,7 +145,9 @@ class EngineChild:
             if (now := (_cpu_s(self._process), self.log[-1] if self.log else "")) != seen:
                 seen, seen_at = now, time.monotonic()
             await asyncio.sleep(0.3)
-        raise EngineEnded(f"the engine's start stood still; its last answer: {answer[:300]}")
+        raise EngineEnded(
+            f"the engine stopped making progress while starting; its last answer: {answer[:300]}"
+        )
 
     async def _proof(self) -> tuple[int, str]:
         """Ask for what the model gives; return the status and the body of the answer, an empty one as a failure."""

@@ -122,7 +122,7 @@ def command(settings: Settings, model: str, as_json: bool, **options: Any) -> No
     """Simulate replicas of an engine under a trace of requests: first tokens, pace, cache hits, cost.
 
     What a step takes is measured (--steps, by freehold deploy bench) or predicted for MODEL --on HARDWARE. With
-    --objective, finds the fewest replicas; the range beside it is what the doubt about steps makes of it.
+    --objective, finds the fewest replicas; the range beside it covers the uncertainty of the step times.
 
     With --json: {"schema": 1, "trace": {...}, "engine": {...}, "runs": [...], "least": [...]}; times are in seconds.
     """

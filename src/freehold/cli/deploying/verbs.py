@@ -78,7 +78,7 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
 _drain_first = click.option(
     "--drain-first",
     is_flag=True,
-    help="End each engine before the new one starts, as where the device has no room for both.",
+    help="End each engine before the new one starts, as where the device cannot hold both.",
 )
 
 
@@ -91,7 +91,7 @@ def restart(settings: Settings, name: str, drain_first: bool, as_json: bool) -> 
     """Replace every replica of NAME by a new engine, one after the other. No answer is cut.
 
     A new engine takes requests once it has answered a token; the old one finishes its answers before it ends. Where the
-    device has no room for a second engine, the old one ends first; if the new one fails, the old command is started
+    device cannot hold a second engine, the old one ends first; if the new one fails, the old command is started
     again. Ctrl-C leaves the server to finish.
     """
     with server_here(settings) as server:
@@ -117,7 +117,7 @@ def upgrade(
     """Move NAME to another plan, replica by replica: other flags, another environment, more or fewer replicas.
 
     What is not given stays as it was deployed. Where an engine of the plan does not become ready, the old ones stay, or
-    are started again if the device had no room for both.
+    are started again if the device could not hold both.
     """
     from freehold.cli.deploying.plans import show_plan
 
