@@ -229,7 +229,7 @@ class OursPage(ChatPage):
         self.page.get_by_role("searchbox", name="Search models").fill(HUB_MODEL)
         self.step(2)
         row = self.page.get_by_role("row").filter(has_text=HUB_MODEL)
-        row.get_by_role("button", name="Pull").click(timeout=LONG_MS)
+        row.get_by_role("button", name="Download").click(timeout=LONG_MS)
         self.step()
         self.page.get_by_text("its digest was verified").wait_for(timeout=LONG_MS)
 
