@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
 from freehold.cli.chat import waiting as module
 from freehold.cli.chat.waiting import Waiting
+from freehold.cli.progress import Ticking
 from freehold.types import Chunk, Usage
 
 
@@ -82,7 +84,7 @@ def test_a_terminal_is_not_silent_and_the_line_goes_before_the_text(monkeypatch:
     with Waiting() as shown:
         shown(10, 20)
         while "reading the prompt: 10 of 20 tokens" not in err.getvalue():
-            pass
+            time.sleep(0.001)
         shown.chunk(Chunk("text", token_ids=(1,)))
         assert err.getvalue().endswith("\r\x1b[K")
         before = err.getvalue()
@@ -95,3 +97,17 @@ def test_without_a_terminal_nothing_is_shown(capsys):
         shown(10, 20)
         shown.chunk(Chunk("text"))
     assert capsys.readouterr().err == ""
+
+
+def test_work_that_reports_nothing_shows_its_seconds(monkeypatch: pytest.MonkeyPatch):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(Ticking, "EVERY_S", 0.001)
+    with Ticking("loading m") as ticking:
+        while "loading m, " not in err.getvalue():
+            time.sleep(0.001)
+        ticking.show("preparing the weights: 12%")
+        while "preparing the weights: 12%, " not in err.getvalue():
+            time.sleep(0.001)
+    assert err.getvalue().endswith("\r\x1b[K")

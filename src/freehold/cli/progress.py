@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,49 @@ def result_of(out: Path) -> Callable[[], str]:
         return f"nothing was kept yet; the same command begins {out} anew"
 
     return left
+
+
+class Ticking:
+    """One line on a terminal's stderr with the seconds that work takes, from half a second on; nothing elsewhere.
+
+    Use in `with`, for work that reports nothing by itself; `show` changes the text.
+    """
+
+    EVERY_S = 0.5
+
+    def __init__(self, text: str) -> None:
+        self._text, self._begun = printable(text), time.monotonic()
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        self._live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._shown = False
+
+    def __enter__(self) -> Self:
+        if self._live:
+            threading.Thread(target=self._tick, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._ended.set()
+            self._clear()
+
+    def show(self, text: str) -> None:
+        """Show another text from the next tick on."""
+        self._text = printable(text)
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self.EVERY_S):
+            with self._lock:
+                if not self._ended.is_set():
+                    sys.stderr.write(f"\r\x1b[K{self._text}, {time.monotonic() - self._begun:.0f} s")
+                    sys.stderr.flush()
+                    self._shown = True
 
 
 class StatusLine:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from freehold.cli.progress import reporter
+from freehold.cli.progress import Ticking, reporter
 from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.store import Store
@@ -30,11 +30,12 @@ def command(settings: Settings, model: str, quant: str | None, as_json: bool, of
 
     Prints the model's path. With --json, prints one event per line instead.
     """
-    from freehold.local.runnable import check_fetch  # with the engine, which `--help` does without
-
     rounding = "" if quant == "none" else quant
     store = Store(with_offline(settings, offline))
-    check_fetch(store, model)
+    with Ticking(f"looking up {model}"):
+        from freehold.local.runnable import check_fetch  # with the engine, which `--help` does without
+
+        check_fetch(store, model)
     with reporter(as_json=as_json) as on_event:
         ref = store.pull(model, on_event, rounding)
     if not as_json:

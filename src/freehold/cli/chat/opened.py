@@ -6,7 +6,6 @@ Path: run -> Opened -> attached or open_llm -> HttpModel or LLM
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from freehold.backends.finding import driven
 from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.output import tell
 from freehold.cli.chat.request import RunRequest
+from freehold.cli.progress import Ticking
 from freehold.cli.shared import held_or_fetched
 from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
@@ -139,10 +139,9 @@ def _served(server: RunningServer, store: Store, named: NamedModel, request: Run
     if not _is_server_s(server, store, ref):
         tell(f"note: the running server does not have {ref.name}; loading it in this process")
         return None
-    if sys.stderr.isatty() and not any(m.name == ref.name and m.info for m in server.loaded()):
-        tell(f"the server loads {ref.name} ...")
     try:
-        info = server.load(ref.name).info
+        with Ticking(f"the server loads {ref.name}"):
+            info = server.load(ref.name).info
     except EngineClosed:
         return None
     if info is None:  # unloaded again at once
@@ -199,19 +198,20 @@ def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
             f"freehold run {base}+PATH, or --adapter PATH; freehold serve {base} --adapter {name}=PATH keeps one",
         )
     ref = held_or_fetched(store, base)
-    shown = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    llm = open_model(
-        ref,
-        context=request.context,
-        kv_type=request.kv_type,
-        speculate=request.speculate,
-        draft=held_or_fetched(store, request.draft) if request.draft else None,
-        adapters={name: path} if path else None,
-        threads=request.threads,
-        allow_paging=request.allow_paging,
-        packs=store.packs if request.pack else None,
-        progress=_show_packing if shown else None,
-    )
+    draft = held_or_fetched(store, request.draft) if request.draft else None
+    with Ticking(f"loading {ref.name}") as ticking:
+        llm = open_model(
+            ref,
+            context=request.context,
+            kv_type=request.kv_type,
+            speculate=request.speculate,
+            draft=draft,
+            adapters={name: path} if path else None,
+            threads=request.threads,
+            allow_paging=request.allow_paging,
+            packs=store.packs if request.pack else None,
+            progress=lambda done, total: ticking.show(f"preparing the weights: {done / max(total, 1):.0%}"),
+        )
     llm.adapters.default = name
     _tell_facts(llm.info, request)
     return llm
@@ -229,9 +229,3 @@ def _tell_facts(info: ModelInfo, request: RunRequest, where: str = "") -> None:
         )
     if request.verbose:
         tell(f"loaded in {info.load_s:.2f} s, {info.threads} threads")
-
-
-def _show_packing(done: int, total: int) -> None:
-    """Show the progress of the first load on one line, which is cleared at the end."""
-    text = f"\rpreparing the weights: {done / max(total, 1):.0%}" if done < total else "\r\x1b[K"
-    print(text, end="", file=sys.stderr, flush=True)

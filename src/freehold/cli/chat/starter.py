@@ -12,7 +12,7 @@ from contextlib import suppress
 import click
 
 from freehold.advisor.starters import Starter
-from freehold.cli.progress import StatusLine
+from freehold.cli.progress import Ticking
 from freehold.cli.serving.configfile import set_key
 from freehold.config import Settings
 from freehold.errors import FreeholdError
@@ -30,9 +30,7 @@ def first_model(settings: Settings) -> str:
     from freehold.choosing import starters
 
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    with StatusLine("no model was chosen yet") as status:
-        if interactive:
-            status.begin("looking for models that run well here ...")
+    with Ticking("looking for models that run well here"):
         candidates = starters(settings)
     if not candidates:
         return catalog.default_model().name
