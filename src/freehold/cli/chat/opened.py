@@ -57,7 +57,8 @@ class Opened:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.model.close()
+        with Ticking("keeping the packed weights for the next start"):  # what a first run's close waits for
+            self.model.close()
 
     def switch(self, name: str) -> tuple[LLM | HttpModel, ModelFacts]:
         """Open another model, then close this one; if the other cannot be opened, this one stays as it is."""
