@@ -124,7 +124,7 @@ class RunAnswer:
             "tok_s": round((generated - 1) / spent, 2) if generated > 1 and spent > 0 else None,
             **(
                 {"continued": True}
-                if self._continues  # its prompt is no chat's: it cannot be made again from the chat
+                if self._continues  # its prompt ends in a begun answer, which no chat has
                 else {"bits": self._bits(begin, settings, identity)}
             ),
         }
