@@ -117,7 +117,7 @@ def test_bash_accepts_its_script_and_keeps_colons_in_words(capsys):
 
 def verbs(ctx: click.Context | None = None) -> Iterator[click.Context]:
     """Every verb, those within verbs too."""
-    ctx = ctx or Context(cli_main.cli, info_name="freehold")
+    ctx = ctx or Context(cli_main.cli, info_name="freehold", **cli_main.cli.context_settings)
     yield ctx
     for name in ctx.command.list_commands(ctx) if isinstance(ctx.command, click.Group) else ():
         if found := ctx.command.get_command(ctx, name):
