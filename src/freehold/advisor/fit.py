@@ -130,11 +130,13 @@ def fit(
     if context is None:
         context = min(USUAL_CONTEXT, most, (anatomy.index_topk if place.rig is None else 0) or most)
     if not 1 <= context <= most:
-        made = f"{anatomy.name} was made for {most:,}" if anatomy.context else f"at most {most:,} are counted"
-        made, hint = made + (anatomy.stretch.says if anatomy.stretch else ""), f"name 1 to {most}"
+        limit = (
+            f"{anatomy.name} was made for {most:,}" if anatomy.context else f"at most {most:,} are counted"
+        )
+        limit, hint = limit + (anatomy.stretch.says if anatomy.stretch else ""), f"name 1 to {most}"
         if anatomy.stretch and most < context <= anatomy.stretch.context:
             hint += f"; freehold deploy --context {context} plans an engine that stretches it"
-        raise UsageError(f"a context of {context:,} tokens: {made}", hint)
+        raise UsageError(f"a context of {context:,} tokens: {limit}", hint)
     if place.rig is not None:
         return _on(anatomy, place, place.rig, context)
     return _here(anatomy, place, context, kv_type, packed)
@@ -242,8 +244,8 @@ def _basis(correction: Correction, machine: Machine) -> str:
     measured = f"{machine.rates.read_gb_s:.0f} GB/s and {machine.rates.int8_gops:,.0f} int8 GOPS, {how}"
     if not correction.runs:
         return measured
-    made = f"models of {correction.make}" if correction.make not in ("", "dense") else "models"
-    of = "this model" if correction.own else made
+    subject = f"models of {correction.make}" if correction.make not in ("", "dense") else "models"
+    of = "this model" if correction.own else subject
     return f"{measured}; last {correction.runs} runs of {of} here: median error {correction.error:.0%}"
 
 
@@ -304,28 +306,28 @@ def _longest(anatomy: Anatomy, fits: Callable[[int], bool], most: int = 0) -> in
 
 
 def _on(anatomy: Anatomy, place: Place, rig: Rig, context: int) -> Fit | Misfit:
-    found = engines.engine(place.engine) if place.engine else _fastest(anatomy, rig, context)
-    placed = roofline.place(anatomy, rig, found, context)
-    kinds = anatomy.cache_by_kind(context, found.cache_widths[0], found.conv_width)
+    engine = engines.engine(place.engine) if place.engine else _fastest(anatomy, rig, context)
+    placed = roofline.place(anatomy, rig, engine, context)
+    kinds = anatomy.cache_by_kind(context, engine.cache_widths[0], engine.conv_width)
     reserved = max(rig.memory_bytes - placed.weights - max(placed.room, 0), 0)
     memory = MemoryNeed(placed.weights, kinds, 0, reserved)
-    longest = _longest(anatomy, lambda n: roofline.place(anatomy, rig, found, n).fits)
+    longest = _longest(anatomy, lambda n: roofline.place(anatomy, rig, engine, n).fits)
     if not placed.fits:
         hint = f"--context {longest} fits" if longest else "a smaller quantisation, or more or larger devices"
-        return Misfit(anatomy, place, found.name, context, memory, longest, placed.why, hint)
-    speed = roofline.single_stream(anatomy, rig, found, context, context)
+        return Misfit(anatomy, place, engine.name, context, memory, longest, placed.why, hint)
+    speed = roofline.single_stream(anatomy, rig, engine, context, context)
     low, mid, high = (placed.weights / (rate * 1e9) for rate in reversed(_DISK_GB_S))
     return Fit(
         anatomy,
         place,
-        found.name,
+        engine.name,
         context,
         memory,
         longest,
         load_s=Interval(low, mid, high),
         prefill=speed.prompt,
         decode=speed.answer,
-        basis=f"{found.title}: published figures of {rig.device.title}, and rows measured by others",
+        basis=f"{engine.title}: published figures of {rig.device.title}, and rows measured by others",
         streams=placed.streams,
     )
 

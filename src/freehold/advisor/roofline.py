@@ -175,9 +175,9 @@ def serving(work: Work, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, co
     together = min(concurrency, placed.streams)
     tpot = step(work, rig, engine, together, isl + osl // 2, isl, osl).seconds(pace)
     first = first_s(work, rig, engine, pace, isl, together)
-    asked = first + tpot * (osl - 1)
-    output = _around(together * osl / asked, _spread(pace, rig.device, "output", work, engine))
-    queued = first + asked * (concurrency / together - 1)
+    answer_s = first + tpot * (osl - 1)
+    output = _around(together * osl / answer_s, _spread(pace, rig.device, "output", work, engine))
+    queued = first + answer_s * (concurrency / together - 1)
     return Serving(
         total=output.times((isl + osl) / osl),
         output=output,
@@ -191,28 +191,28 @@ def candidates(
     work: Work, rig: Rig, engines: tuple[UpstreamEngine, ...], context: int
 ) -> list[tuple[UpstreamEngine, Single]]:
     """Return the engines that run this model on this rig in the order of `preferred`; `engines`: the usual first."""
-    found = [
+    ways = [
         (e, single_stream(work, rig, e, context))
         for e in engines
         if e.runs_on(rig.device) and place(work, rig, e, context).fits
     ]
-    return preferred(found, lambda pair: pair[1].answer)
+    return preferred(ways, lambda pair: pair[1].answer)
 
 
-def preferred(found: Sequence[Way], answer: Callable[[Way], Interval]) -> list[Way]:
+def preferred(ways: Sequence[Way], answer: Callable[[Way], Interval]) -> list[Way]:
     """Order ways to answer: first those that are faster than the usual one beyond the error of its prediction.
 
-    The usual one is the first of `found`. The others keep their places behind it: of speeds within the error it is
+    The usual one is the first of `ways`. The others keep their places behind it: of speeds within the error it is
     not known which is faster.
     """
-    if not found:
+    if not ways:
         return []
-    most = answer(found[0]).high
+    most = answer(ways[0]).high
 
     def rank(way: Way) -> float:
         return -answer(way).mid if answer(way).mid > most else 0.0
 
-    return sorted(found, key=rank)
+    return sorted(ways, key=rank)
 
 
 def step(

@@ -104,11 +104,11 @@ def size(
     ours = not (refuses and refuses(model.structure))
     chosen = [e for e in engines() if engine in ("", e.name) and (ours or e.name != OURS)]
     for device in devices():
-        found = _least(model, device, load, context, pace, quant, chosen)
-        if isinstance(found, Option):
-            options.append(found)
-        elif found is not None:
-            failures.append(found)
+        option = _least(model, device, load, context, pace, quant, chosen)
+        if isinstance(option, Option):
+            options.append(option)
+        elif option is not None:
+            failures.append(option)
     options.sort(key=_cost)
     failures.sort(key=lambda f: -f.rig.memory_bytes)
     return Sizing(model, load, context, pace, tuple(options), tuple(failures))
@@ -185,9 +185,9 @@ def _tried(
         return e.message
     if answer.mid < pace:
         return f"{engine.title} in {quant}: {answer} tokens a second for each user, where {pace:g} are asked"
-    made = line(model, quant, engine.name, devices=rig.count, context=context, users=load.users)
+    command_line = line(model, quant, engine.name, devices=rig.count, context=context, users=load.users)
     memory = placed.weights + load.users * placed.sequence
-    return Option(rig, engine.name, quant, memory, placed.streams, answer, first, made)
+    return Option(rig, engine.name, quant, memory, placed.streams, answer, first, command_line)
 
 
 def _speeds(

@@ -68,10 +68,10 @@ def command(
             recipe = replace(recipe, base=store.pull(str(beside), on_event).name)
         if recipe.adapter:
             recipe = replace(recipe, adapter=str((folder / Path(recipe.adapter).expanduser()).absolute()))
-        made = make(store, name, recipe, on_event)
-    for note in made.notes:
+        overlay = make(store, name, recipe, on_event)
+    for note in overlay.notes:
         click.echo(f"note: {note}", err=True)
-    click.echo(json.dumps({"schema": 1, "model": asdict(made)}, indent=1) if as_json else made.name)
+    click.echo(json.dumps({"schema": 1, "model": asdict(overlay)}, indent=1) if as_json else overlay.name)
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, object]:

@@ -64,12 +64,12 @@ class Context(click.Context):
 
 def sections_of(ctx: click.Context) -> Mapping[str, list[tuple[str, str]]]:
     """Return the options of a command by section, in the order of its file."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    sections: dict[str, list[tuple[str, str]]] = {}
     for param in ctx.command.get_params(ctx):  # --help is click's own, and the last
         if isinstance(param, click.Option) and not param.hidden:
-            title = _TITLES.get(param) or next(reversed(found), REST)
-            found.setdefault(title, []).append(record(param, ctx))
-    return found
+            title = _TITLES.get(param) or next(reversed(sections), REST)
+            sections.setdefault(title, []).append(record(param, ctx))
+    return sections
 
 
 def record(option: click.Option, ctx: click.Context) -> tuple[str, str]:

@@ -123,7 +123,7 @@ if TYPE_CHECKING:
 @click.option("--image", multiple=True, metavar="FILE", help="Not supported yet.")
 @offline_option
 @click.pass_context
-def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
+def command(ctx: click.Context, words: tuple[str, ...], **options: Any) -> None:
     """Answer PROMPT, or start a chat in the terminal if there is none.
 
     The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL; otherwise it begins the
@@ -138,23 +138,23 @@ def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
     Where a GPU and an engine for it are found, that engine answers if it is predicted to be faster; the reason is
     printed. --engine freehold keeps to the processor.
     """
-    settings: Settings = with_offline(ctx.obj, given.pop("offline"))
-    if given.pop("image"):
+    settings: Settings = with_offline(ctx.obj, options.pop("offline"))
+    if options.pop("image"):
         raise UsageError("--image: Freehold runs no vision model yet", "describe the image in words")
-    if (text := given.pop("search")) is not None:
-        ctx.exit(_search(Sessions(settings.home), text, as_json=given["as_json"]))
+    if (text := options.pop("search")) is not None:
+        ctx.exit(_search(Sessions(settings.home), text, as_json=options["as_json"]))
     answers = AnswerSettings(
-        max_tokens=given.pop("max_tokens"),
-        stop=tuple(given.pop("stop")),
-        think=given.pop("think"),
-        overflow=given.pop("overflow"),
-        format=read_format(given.pop("format")),
+        max_tokens=options.pop("max_tokens"),
+        stop=tuple(options.pop("stop")),
+        think=options.pop("think"),
+        overflow=options.pop("overflow"),
+        format=read_format(options.pop("format")),
     )
     names = RunRequest.__dataclass_fields__.keys() - {"own"}
     source = click.core.ParameterSource.COMMANDLINE
     own = tuple(option for name, option in LOADING.items() if ctx.get_parameter_source(name) is source)
-    request = RunRequest(own=own, **{name: given[name] for name in names})
-    sampling = {name: value for name, value in given.items() if name not in names}
+    request = RunRequest(own=own, **{name: options[name] for name in names})
+    sampling = {name: value for name, value in options.items() if name not in names}
     check(request, answers)
     ctx.exit(_run(settings, words, request, answers, sampling))
 
@@ -262,11 +262,11 @@ def _answer(
     if request.verbose and answer.usage:
         tell(speeds(answer))
     if session is not None and answer.text:
-        made, server_of = (tools.made, tools.server_of) if tools else ([], unknown_server)
-        before = "".join(m.content for m in made if m.role == "assistant")
-        thought = "".join(m.thinking for m in made if m.role == "assistant")
-        said = Message("assistant", answer.text[len(before) :], answer.thinking[len(thought) :])
-        session = replace(session, model=llm.name, messages=(*messages, *made, said))
+        earlier, server_of = (tools.made, tools.server_of) if tools else ([], unknown_server)
+        before = "".join(m.content for m in earlier if m.role == "assistant")
+        thought = "".join(m.thinking for m in earlier if m.role == "assistant")
+        final = Message("assistant", answer.text[len(before) :], answer.thinking[len(thought) :])
+        session = replace(session, model=llm.name, messages=(*messages, *earlier, final))
         Sessions(settings.home).save(session, server_of)
     return (130, []) if answer.stopped else (0, [answer.usage] if answer.usage else [])
 
@@ -360,13 +360,13 @@ def _kept(opened: Opened, settings: Settings, answers: AnswerSettings, name: str
 
 def _search(sessions: Sessions, text: str, *, as_json: bool) -> int:
     """Print the messages with TEXT; return 1 if there are none, as grep does."""
-    found = sessions.search(text)
-    for match in found:
+    matches = sessions.search(text)
+    for match in matches:
         if as_json:
             row = {"session": match.session.name, "model": match.session.model, "role": match.role}
             print(json.dumps({**row, "excerpt": match.excerpt}, ensure_ascii=False))
         else:
             print(f"{match.session.name:<20}{match.role}: {match.excerpt}")
-    if not found:
+    if not matches:
         tell(f"no session contains {text!r}")
-    return 0 if found else 1
+    return 0 if matches else 1

@@ -210,14 +210,16 @@ class Prompter:
         if not job.template:
             return self.template
         with self._lock:
-            found = self._asked.pop(job.template, None)
-            if found is None:
-                found = ChatTemplate.for_tokenizer(job.template, self._tokenizer, origin="the request's own")
-                found = replace(found, seconds=REQUEST_S, renderers=requested)
-            self._asked[job.template] = found
+            template = self._asked.pop(job.template, None)
+            if template is None:
+                template = ChatTemplate.for_tokenizer(
+                    job.template, self._tokenizer, origin="the request's own"
+                )
+                template = replace(template, seconds=REQUEST_S, renderers=requested)
+            self._asked[job.template] = template
             while len(self._asked) > KEPT:
                 self._asked.popitem(last=False)
-        return found
+        return template
 
     def _offered(self, job: Job, template: ChatTemplate) -> tuple[Tool, ...]:
         """Return the tools to offer: none where the model may call none."""

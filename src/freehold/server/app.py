@@ -68,8 +68,8 @@ _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 def make_app(server: Server) -> Starlette:
     """Return the application; its guard decides about access."""
-    found = _routes(store=server.store is not None, page=server.console)
-    posted = {r.path: endpoint_of(r) for r in found if r.methods == {"POST"} and "{" not in r.path}
+    routes = _routes(store=server.store is not None, page=server.console)
+    posted = {r.path: endpoint_of(r) for r in routes if r.methods == {"POST"} and "{" not in r.path}
     layers = [Middleware(Gate, server=server, wording=wording, posted=posted)]
     if server.guard.origins and not server.guard.trusted:
         cors = Middleware(
@@ -81,7 +81,7 @@ def make_app(server: Server) -> Starlette:
         layers.insert(0, cors)
     # Redirecting /v1/models/ to /v1/models would name the Host header's choice of server.
     app = Starlette(
-        routes=[*found, *([_ConsoleRoutes()] if server.console else ())],
+        routes=[*routes, *([_ConsoleRoutes()] if server.console else ())],
         middleware=layers,
         exception_handlers={HTTPException: _http_error},
     )

@@ -48,9 +48,9 @@ def fill_tokens(tokenizer: Tokenizer) -> FillTokens | None:
         prefix, suffix, middle = map(tokenizer.added_id, spelled)
         if prefix is not None and suffix is not None and middle is not None:
             ends = (tokenizer.added_id(text) for text in _ENDS)
-            found = {id for id in ends if id is not None}
+            ids = {id for id in ends if id is not None}
             return FillTokens(
-                prefix, suffix, middle, frozenset(found | {prefix, suffix, middle}), _files(tokenizer)
+                prefix, suffix, middle, frozenset(ids | {prefix, suffix, middle}), _files(tokenizer)
             )
     return None
 

@@ -302,11 +302,11 @@ class EngineHandle:
 
     async def _run_engine(self, refused: CapacityExceeded | None = None) -> str:
         """Load and serve until the process is gone; return how it ended."""
-        asked = await self._admit(self, refused)
+        request = await self._admit(self, refused)
         self._engine = engine = EngineProcess(self._frame, self._loading)
         watch = self._loop.create_task(self._watch(engine))
         try:
-            self._info = await engine.start(asked)
+            self._info = await engine.start(request)
             self._up, self._up_at = True, self._loop.time()
             self._resume()
             return await asyncio.shield(engine.gone)

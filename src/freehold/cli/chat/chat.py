@@ -183,8 +183,8 @@ class Chat(Conversation):
     def file(self, path: str) -> None:
         """Attach a text file to the next message, or list attached files."""
         if path:
-            found = Path(path).expanduser()
-            self._files.append((found.name, read_text_file(found)))
+            path_read = Path(path).expanduser()
+            self._files.append((path_read.name, read_text_file(path_read)))
         for name, content in self._files:
             self._say(f"{name}: {len(content):,} characters, attached to the next message")
         if not self._files:

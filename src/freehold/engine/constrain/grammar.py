@@ -179,10 +179,10 @@ class Grammar:
     def wide(self) -> LLMatcher:
         """Return the same within WIDE, which is compiled when an answer first needs it. Raises UsageError."""
         if self._wide is None:
-            made = _compiled(self.tokens, self._source, WIDE)
-            if why := _failure(made):
+            wide = _compiled(self.tokens, self._source, WIDE)
+            if why := _failure(wide):
                 raise _error(why)
-            self._wide = made
+            self._wide = wide
         return _guarded(self._wide.deep_copy)
 
 
@@ -476,8 +476,8 @@ def _as_json(value: object, what: str) -> str:
 
 
 def _children(node: object) -> list[Any]:
-    found = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return [child for child in found if isinstance(child, dict | list)]
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [child for child in children if isinstance(child, dict | list)]
 
 
 def _check_chars(what: str, source: str, limit: int) -> None:

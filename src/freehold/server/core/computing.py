@@ -206,12 +206,12 @@ class Computing:
 
     async def _cut_short(self, stream: Stream, cut: Cut) -> AsyncIterator[tuple[int, Chunk]]:
         """Yield an answer up to where `cut` ends it; the engine is then stopped with the stream."""
-        made = 0
+        generated = 0
         async for index, chunk in stream:
-            made += len(chunk.token_ids)
+            generated += len(chunk.token_ids)
             kept, enough = cut(chunk)
             if enough and chunk.finish_reason is None:
-                usage = Usage(len(stream.begin.prompt_ids), made)
+                usage = Usage(len(stream.begin.prompt_ids), generated)
                 yield index, replace(kept, finish_reason="length", usage=usage)
                 return
             yield index, kept

@@ -177,11 +177,11 @@ def _speed(name: str, tokens: int, taken_s: float) -> dict[str, float]:
 
 def _only(whole: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return some fields; one of an inner object keeps its path as its name, as llama.cpp has it."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name in names:
         value: Any = whole
         for part in name.split("/"):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
-            found[name] = value
-    return found
+            fields[name] = value
+    return fields

@@ -72,8 +72,8 @@ async def tokenize(call: HttpCall) -> None:
 
 async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str]) -> None:
     served, pictures = await _model(call, request.model), Pictures()
-    given = request.messages or ()
-    chat = await call.apart(lambda: [read_message(m, i, pictures) for i, m in enumerate(given)])
+    turns = request.messages or ()
+    chat = await call.apart(lambda: [read_message(m, i, pictures) for i, m in enumerate(turns)])
     pictures.check(served.info)
     if served.tokenizer is None and not request.return_token_strs:
         job = Job(messages=tuple(chat)) if chat else Job(prompt=request.prompt)
@@ -105,11 +105,11 @@ async def _counted(call: HttpCall, served: ModelHandle, job: Job, warnings: list
     """Answer with the number alone, of a model whose tokenizer is elsewhere."""
     count = await served.count(replace(job, client=call.caller))
     call.work.prompt_tokens = int(count)
-    said = [*warnings, f"tokens is empty: {served.name} is counted where it runs"]
+    all_warnings = [*warnings, f"tokens is empty: {served.name} is counted where it runs"]
     if isinstance(count, EstimatedCount):
-        said[-1:] = [ESTIMATED]
+        all_warnings[-1:] = [ESTIMATED]
     out = {"count": int(count), "max_model_len": served.info.context, "tokens": [], "token_strs": None}
-    await call.answer({**out, "freehold": {"warnings": said}})
+    await call.answer({**out, "freehold": {"warnings": all_warnings}})
 
 
 async def detokenize(call: HttpCall) -> None:
@@ -128,10 +128,10 @@ async def detokenize(call: HttpCall) -> None:
 async def tokenizer_info(call: HttpCall) -> None:
     """Show the template and the special tokens; `?model=` names the model."""
     call.server.guard.check_asked(call.headers)  # it may load the model
-    asked = parse_qs(call.scope["query_string"].decode("latin-1")).get("model", [None])[0]
+    name = parse_qs(call.scope["query_string"].decode("latin-1")).get("model", [None])[0]
 
     async def work() -> None:
-        served = await _model(call, asked)
+        served = await _model(call, name)
         info: dict[str, Any] = {"tokenizer_class": "freehold", "model_max_length": served.info.context}
         await call.answer({**info, **await tokenizer_of(served).template()})
 

@@ -39,7 +39,7 @@ class ChatRun(ConsoleRun):
 
     def __init__(
         self,
-        asked: HttpCall,
+        origin: HttpCall,
         folder: ChatFolder,
         chat: str,
         plan: RunPlan,
@@ -49,7 +49,7 @@ class ChatRun(ConsoleRun):
         identity: asyncio.Task[dict[str, Any]],
     ) -> None:
         """`answer`: the open one in the chat; `identity`: what bits need to know of the model."""
-        super().__init__(asked, folder, chat, plan.model)
+        super().__init__(origin, folder, chat, plan.model)
         self._plan, self._tools, self._identity = plan, tools, identity
         self._saver = RunSaver(writer, self._disk)
         self._answer = RunAnswer(self, answer.id, self._saver, begun=plan.extends)
@@ -76,8 +76,8 @@ class ChatRun(ConsoleRun):
             if not calls or self._tools is None:
                 return
             receipt = await self._answered("tool_calls")
-            said = {"answer": self._answer.id, "calls": self._asked_tools(), "receipt": without_ids(receipt)}
-            self.events.fact("calls", said)
+            facts = {"answer": self._answer.id, "calls": self._asked_tools(), "receipt": without_ids(receipt)}
+            self.events.fact("calls", facts)
             await self._use(calls, self._tools)
         raise Refused(
             400, f"this answer called tools in {MAX_ROUNDS} rounds, the limit", code="too_many_calls"
@@ -123,10 +123,10 @@ class ChatRun(ConsoleRun):
         Where the run is cut, calls without a result get one that says so: a chat with a call that nothing answers is
         one that some templates refuse.
         """
-        said, left = self._answer, list(calls)
+        answer, left = self._answer, list(calls)
         self._plan.extends = None
-        self._plan.messages.append(Message("assistant", said.text, said.thinking, tuple(calls)))
-        self._parent = said.id
+        self._plan.messages.append(Message("assistant", answer.text, answer.thinking, tuple(calls)))
+        self._parent = answer.id
         try:
             for call in calls:
                 self._put_result(call, await tools.use(call, self))
@@ -150,8 +150,8 @@ class ChatRun(ConsoleRun):
                 "tool", result.content, parent=parent, call=call.id, outcome=result.state, id=id
             )
         )
-        said = {"message": id, "parent": parent, "call": call.id}
-        self.events.fact("result", {**said, "content": result.content, "outcome": result.state})
+        facts = {"message": id, "parent": parent, "call": call.id}
+        self.events.fact("result", {**facts, "content": result.content, "outcome": result.state})
 
     # --- the desk of tools -------------------------------------------------------------------------
 
@@ -183,8 +183,8 @@ class ChatRun(ConsoleRun):
         `digest`: of the tool that the user was shown. One that changed is asked about again under the same call, and
         a second click on the first question must not answer that.
         """
-        waiting, asked = self._asked.get(call, (None, ""))
-        if waiting is None or waiting.done() or digest not in (None, asked):
+        waiting, shown = self._asked.get(call, (None, ""))
+        if waiting is None or waiting.done() or digest not in (None, shown):
             raise Refused(
                 404, f"nothing is asked about the call {call[:80]!r}, or it was answered", code="no_call"
             )

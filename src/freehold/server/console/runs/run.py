@@ -30,12 +30,12 @@ class RunStopped(Exception):
 
 
 class ConsoleRun(ServerCall):
-    """A run of the caller that sent `asked`, on the chat `chat` of `folder`."""
+    """A run of the caller that sent `origin`, on the chat `chat` of `folder`."""
 
-    def __init__(self, asked: HttpCall | ConsoleRun, folder: ChatFolder, chat: str, model: str) -> None:
-        super().__init__(asked.server)
-        self.key, self.owner, self.address = asked.key, asked.owner, asked.address
-        self._labels, self._asked_by = asked.labels, asked.caller
+    def __init__(self, origin: HttpCall | ConsoleRun, folder: ChatFolder, chat: str, model: str) -> None:
+        super().__init__(origin.server)
+        self.key, self.owner, self.address = origin.key, origin.owner, origin.address
+        self._labels, self._asked_by = origin.labels, origin.caller
         self.door, self.method, self.path, self.route = "console", "RUN", ROUTE, ROUTE
         self.id = secrets.token_urlsafe(12)
         self.folder, self.chat, self.model = folder, chat, model
@@ -154,8 +154,8 @@ class ConsoleRun(ServerCall):
             return {"why": "prompt", "done": read[0], "of": read[1]}
         if self._came:
             return None
-        found = next((each.stats for each in self.models.loaded() if each.name == base), None)
-        return {"why": "queue", **({"expected_s": round(found.expected_wait_s, 2)} if found else {})}
+        stats = next((each.stats for each in self.models.loaded() if each.name == base), None)
+        return {"why": "queue", **({"expected_s": round(stats.expected_wait_s, 2)} if stats else {})}
 
 
 def error_of(trouble: Problem) -> dict[str, Any]:

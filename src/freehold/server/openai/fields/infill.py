@@ -82,8 +82,8 @@ def infill_job(r: InfillRequest, tenant: str) -> Job:
         r.repetition_penalty = r.repeat_penalty
     if r.penalty_window is None and r.repeat_last_n is not None:
         r.penalty_window = max(r.repeat_last_n, 0)
-    asked = r.max_tokens if r.n_predict is None else r.n_predict
-    limit = TOKENS if asked in (None, -1) else asked
+    wanted = r.max_tokens if r.n_predict is None else r.n_predict
+    limit = TOKENS if wanted in (None, -1) else wanted
     return Job(
         prompt=r.input_prefix + r.prompt,
         suffix=r.input_suffix,
