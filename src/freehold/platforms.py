@@ -106,12 +106,10 @@ def has_screen() -> bool:
 
 
 def run_thread_below(nice: int) -> None:
-    """Lower the priority of the calling thread, and of those that it starts, where threads have their own: on Linux."""
+    """Lower the priority of the calling thread, and of those it starts, where threads have their own: on Linux."""
     if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(
-                os.PRIO_PROCESS, 0, nice
-            )  # 0 is the calling thread there, and the process elsewhere
+        with suppress(OSError):  # 0 is the calling thread there, and the process elsewhere
+            os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0) + nice, 19))
 
 
 def prefer_killed(score: int) -> None:

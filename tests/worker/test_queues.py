@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 
 import pytest
 
-from freehold.worker.process.queues import IntakeQueue
+from freehold.worker.process.queues import NICE, IntakeQueue
 
 
 class Held:
@@ -34,6 +36,15 @@ def test_client_waits_for_no_message_of_another_that_holds_its_threads():
     assert held.begun.get(timeout=60) == "b0"
     held.let_go()
     assert [held.begun.get(timeout=60)[0] for _ in range(4)] == ["a"] * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_messages_are_prepared_below_the_priority_of_steps():
+    priorities = queue.SimpleQueue[int]()
+    work = IntakeQueue[str]("test", 1, lambda _: priorities.put(os.getpriority(os.PRIO_PROCESS, 0)))
+    work.put(1, "a")
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert priorities.get(timeout=60) == min(own + NICE, 19)
 
 
 def test_clients_take_turns():
