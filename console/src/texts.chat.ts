@@ -105,6 +105,7 @@ export const chat = {
   toEnd: "To the end",
   copy: "Copy",
   edit: "Edit",
+  editAnswer: "Edit the answer",
   regenerate: "Regenerate",
   previousVersion: "Previous version",
   nextVersion: "Next version",

@@ -32,7 +32,7 @@ export function Actions({ chat, message, open }: Props) {
       {!busy && (
         <>
           <Copy text={message.content} />
-          {editable && <IconButton icon="edit" size={18} label={words.edit} onClick={() => void beginEdit(message.id)} />}
+          {editable && <IconButton icon="edit" size={18} label={mine ? words.edit : words.editAnswer} onClick={() => void beginEdit(message.id)} />}
           {!mine && (
             <IconButton icon="again" size={18} label={words.regenerate} onClick={() => void regenerate(message.id)} />
           )}
