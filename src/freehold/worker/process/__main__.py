@@ -9,7 +9,6 @@ Path: worker/client.py -> python -m freehold.worker.process FD SERVER -> Process
 from __future__ import annotations
 
 import faulthandler
-import gc
 import os
 import queue
 import socket
@@ -22,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from freehold.errors import EngineClosed, EngineLost, UsageError
+from freehold.garbage import OldObjects, visit_young_only
 from freehold.platforms import prefer_killed
 from freehold.sandbox.children import follow_parent
 from freehold.version import __version__
@@ -76,8 +76,8 @@ class Process:
             request.packs if kv_type in (None, "f16") and not threads and not request.draft else None
         )
         self._intake = Intake(model, jobs, self._channel)
-        gc.collect()
-        gc.freeze()  # what loading made lives as long as the process
+        old = OldObjects()
+        visit_young_only()
         self._channel.send(EngineReady(model.info))
         while True:
             try:
@@ -86,6 +86,7 @@ class Process:
                 time.sleep(LEAVE_S)
                 return None
             jobs.deliver(stepped)
+            old.look(quiet=not stepped)
 
     def _report(self) -> Callable[[int, int], None]:
         reported = 0.0
