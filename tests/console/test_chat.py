@@ -152,7 +152,7 @@ def test_focus_is_in_the_box_after_stop_and_edit_and_for_a_letter_typed_nowhere(
     expect(
         chat.get_by_role("button", name="Regenerate")
     ).to_be_visible()  # the answer has ended, and moves no more
-    chat.get_by_role("button", name="Edit").first.click()
+    chat.get_by_role("button", name="Edit", exact=True).first.click()
     expect(box(chat)).to_be_focused()
     expect(box(chat)).to_have_value("long please")
     chat.keyboard.press("Escape")
