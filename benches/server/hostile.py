@@ -5,7 +5,7 @@ while the hostile key asks one route in one way: deep, wide, many at once, long 
 references, unknown fields, answers that are not taken, clients that leave, stored objects. The routes come from the
 application, and bodies from the structs that it reads, so a new route is tried by itself; what is known to hurt is in
 SEEDS. The attackers yield the processor, for elsewhere they have their own.
-The chat is held to twice its quiet time or its fair share (fair_share), whichever is longer.
+The limit of the chat is twice its quiet time or its fair share (fair_share), whichever is longer.
 
     --routes         list the cases and end          --only TEXT      cases whose route or way has TEXT
     --against PATH   beside another checkout, in turns: PATH has a native module, as for benches/console/start.py
