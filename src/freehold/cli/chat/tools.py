@@ -222,7 +222,7 @@ class Tooled:
     def stream(self, messages: Sequence[Message], **options: Any) -> Iterator[Chunk]:
         """Yield the chunks of all answers, up to the first without calls. Raises UsageError after MAX_ROUNDS.
 
-        A call that cannot be read is no answer: the model is asked once more, and then without tools.
+        A call that cannot be parsed is not yielded as the answer: the model answers once more, and then without tools.
         """
         tools = self._tools
         tools.begin()

@@ -268,7 +268,7 @@ class GrammarMatcher:
         return self._called(lambda: self._state.validate_tokens(list(ids)), 0)
 
     def _called(self, call: Callable[[], _T], otherwise: _T) -> _T:
-        """Make a call here; return `otherwise` where it needs more than LIMITS, and go on apart."""
+        """Make a call here; if it needs more than LIMITS, return `otherwise` and use the other process from then on."""
         began = time.thread_time()
         result = _guarded(call)
         self._spent.add(time.thread_time() - began)
