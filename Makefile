@@ -35,9 +35,9 @@ help: ## Show these targets
 run: $(VENV)/.installed ## Fetch a model that runs well here, ask it a real question, say how fast it answered
 	$(BIN)/freehold run "$(QUESTION)" --temperature 0 --seed 1 --max-tokens 250 --verbose
 
-test: check ## Lint, types, and the tests, those that need weights included
+test: $(VENV)/.tested ## Lint, types, and the tests, those that need weights included
 	for model in $(MODELS); do $(BIN)/freehold pull $$model || exit; done
-	$(BIN)/python -m pytest -m "not big" -n $(WORKERS) --dist worksteal --shard=$(SHARD)
+	$(BIN)/python tools/check.py -m "not big" -n $(WORKERS) --dist worksteal --shard=$(SHARD)
 
 test-native: $(VENV)/.tested ## csrc under the sanitizers and on emulated ARM in part, types and compilation for macOS
 	$(PIP) --requirement requirements/build.in "ziglang>=0.15"
