@@ -56,7 +56,8 @@ class Job:
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     suffix: str | None = None  # with a text prompt: fill in the middle, where the model can
-    beside: tuple[tuple[str, str], ...] = ()  # with a suffix: name and text of other files, least relevant first
+    # With a suffix: name and text of other files, least relevant first.
+    beside: tuple[tuple[str, str], ...] = ()
     n: int = 1  # answers; number i draws with seed + i
     max_tokens: int | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)  # fields of SamplingParams that were given
