@@ -268,7 +268,7 @@ def test_a_session_goes_on_through_the_server(home: Path, tiny: str, real: str):
 def test_the_server_s_refusal_is_the_command_s_own_error(home: Path, tiny: str, real: str):
     done = freehold(home, "run", tiny, "x " * 600)
     assert (done.status, done.out) == (1, "")
-    assert re.match(r"error: prompt has [\d,]+ tokens; tiny is loaded with room for", done.err)
+    assert re.match(r"error: prompt has [\d,]+ tokens; tiny is loaded with a context of", done.err)
     assert done.err.count("\n") == 2, done.err
 
 

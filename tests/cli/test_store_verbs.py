@@ -67,7 +67,7 @@ def test_pull_json_is_one_event_a_line(run: Run):
 def test_offline_is_taken_before_and_after_the_verb(run: Run, hub: Standin, args: tuple[str, ...]):
     status, _, err = run(*args)
     assert status == 1
-    assert "org/m is not held, and offline mode forbids fetching it" in err
+    assert "org/m is not downloaded, and offline mode forbids fetching it" in err
     assert not hub.requests
 
 
@@ -108,7 +108,7 @@ def test_rm_says_what_it_freed_and_what_it_only_forgot(run: Run, tmp_path: Path)
 def test_rm_deletes_nothing_when_one_name_is_unknown(run: Run):
     run("pull", "org/m")
     status, _, err = run("rm", "org/m", "org/typo")
-    assert status == 1 and "org/typo is not held" in err
+    assert status == 1 and "org/typo is not downloaded" in err
     assert "org/m:Q4_K_M" in run("ls")[1]
 
 

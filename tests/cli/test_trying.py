@@ -37,7 +37,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str | BaseException]
 
     def ref(store: object, wanted: str, fetch: bool) -> ModelRef:
         if wanted not in scripts:
-            raise ModelNotFound(f"{wanted} is not held")
+            raise ModelNotFound(f"{wanted} is not downloaded")
         return ModelRef(
             wanted, Path("x"), "gguf", sha256(wanted.encode()).hexdigest(), 1, "freehold", "", "", ()
         )

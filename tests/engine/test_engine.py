@@ -185,7 +185,7 @@ def test_logprobs_are_of_the_models_own_softmax(engine: Engine):
 
 def test_prompt_longer_than_the_context_is_refused_with_both_numbers(engine: Engine):
     with pytest.raises(
-        ContextOverflow, match=r"prompt has 300 tokens; tiny is loaded with room for 256"
+        ContextOverflow, match=r"prompt has 300 tokens; tiny is loaded with a context of 256"
     ) as error:
         engine.generate([5] * 300)
     assert "--context 320" in error.value.hint

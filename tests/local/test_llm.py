@@ -170,7 +170,7 @@ def test_no_ids_at_all_are_nothing_to_compute_on(llm: LLM):
 
 
 def test_long_prompt_is_an_error_with_the_numbers(llm: LLM):
-    with pytest.raises(ContextOverflow, match=r"tokens; tiny is loaded with room for 256") as e:
+    with pytest.raises(ContextOverflow, match=r"tokens; tiny is loaded with a context of 256") as e:
         llm.chat("x" * 400)
     assert "--context" in e.value.hint
 

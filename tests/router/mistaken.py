@@ -286,7 +286,7 @@ WRONG = {
         "calls the model",
         "model =",
     ),
-    "local model that is not held": (
+    "local model that is not downloaded": (
         'local = "qwen2.5-coder:1.5b"',
         'local = "qwen9:1b"',
         "qwen9",
@@ -459,7 +459,7 @@ WRONG = {
         '"coder", "big"]',
         "targets",
         "routes.chat.targets[1]",
-        '"coder" stands here twice',
+        '"coder" is listed twice',
         "once",
     ),
     "route to itself": (
@@ -524,7 +524,7 @@ WRONG = {
         '["owned"',
         "labels.eu.stay[0]",
         '"owned"',
-        "stands alone",
+        "takes no array",
     ),
     "label stays nowhere": ('["box", "mistral"]', "[]", "stay = []", "labels.eu.stay", "no place", "owned"),
     "unknown detector": (
@@ -850,7 +850,7 @@ WRONG = {
         "/chat/completions",
         "providers.box.url",
         "ends with a route, /chat/completions",
-        "stands before it",
+        "leave the route out",
     ),
     "url of a kind without its path": (
         'kind = "openai"',

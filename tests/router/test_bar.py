@@ -94,7 +94,7 @@ def test_model_that_is_gone_does_not_pass(tmp_path: Path, cases: Path):
     BarStore(tmp_path).keep(result(cases))
 
     def gone(_: GatewayModel) -> MeasuredModel:
-        raise ModelNotFound("qwen2.5-coder:0.5b is not held")
+        raise ModelNotFound("qwen2.5-coder:0.5b is not downloaded")
 
     passed, why = Bars(tmp_path, gone, lambda: NOW).passes(TASK, CODER)
     assert not passed and "not held" in why

@@ -611,7 +611,7 @@ def test_a_stream_that_fails_midway_ends_with_the_error_event(serving):
 
 
 def test_a_prompt_too_long_is_told_in_the_words_that_clients_look_for():
-    said = "prompt has 9,120 tokens; m:1b is loaded with room for 8,192"
+    said = "prompt has 9,120 tokens; m:1b is loaded with a context of 8,192"
     body = json.loads(anthropic_error(problem(errors.ContextOverflow(said, "shorten it"))))
     assert body["error"]["message"] == f"prompt is too long: 9120 tokens > 8192 maximum; {said}; shorten it"
     other = json.loads(anthropic_error(problem(errors.ContextOverflow("it cannot fit"))))

@@ -62,7 +62,7 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "anthropic": ("/v1/messages", {"max_tokens": 9}),
 }
 OVERFLOW = errors.ContextOverflow(
-    "prompt has 5,000 tokens; fake:1b is loaded with room for 4,096",
+    "prompt has 5,000 tokens; fake:1b is loaded with a context of 4,096",
     "load it with --context 8192, or shorten the prompt",
 )
 # case -> the server that refuses it, where the usual one would not

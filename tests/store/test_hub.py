@@ -236,7 +236,7 @@ def test_a_file_that_changes_under_the_download_starts_over(standin: Standin, st
 
 
 def test_offline_mode_names_what_is_missing(hub: Standin, settings):
-    with pytest.raises(Offline, match="org/tiny-GGUF is not held"):
+    with pytest.raises(Offline, match="org/tiny-GGUF is not downloaded"):
         Store(replace(settings, offline=True)).pull("org/tiny-GGUF")
     assert not hub.requests
 

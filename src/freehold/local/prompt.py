@@ -252,7 +252,7 @@ class Prompter:
     def _check_room(self, tokens: int, answer: bool = True) -> None:
         if tokens + answer > self._context:
             raise ContextOverflow(
-                f"prompt has {tokens:,} tokens; {self._name} is loaded with room for {self._context:,}",
+                f"prompt has {tokens:,} tokens; {self._name} is loaded with a context of {self._context:,}",
                 f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
                 "--overflow drop-oldest leave out old messages of a chat",
             )

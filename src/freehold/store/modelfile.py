@@ -95,7 +95,7 @@ def _unquoted(value: str) -> str:
             raise UsageError(f'{after.strip()[:60]!r} follows the closing """')
         return inside
     if _TRIPLE in value:
-        raise UsageError('""" stands in the middle of a value', "begin the value with it")
+        raise UsageError('""" is in the middle of a value', "begin the value with it")
     if len(value) >= 2 and value[0] == value[-1] == '"':
         return _ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], value[1:-1])
     return value

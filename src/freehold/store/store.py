@@ -74,7 +74,7 @@ class Store:
         return self._used(manifest)
 
     def pull(self, ref: str, on_event: OnEvent = ignore, rounding: str | None = None) -> ModelRef:
-        """Make `ref` held: at once if it is, by reference if another program holds it, else by download.
+        """Bring `ref` into the store: by reference if another program has it, else by download.
 
         `rounding`: what the float weights of safetensors are rounded to whenever they are packed (q8, q6, q4; "" for
         nothing); None leaves it as it was. Raises UsageError for one of a GGUF file, ModelNotFound, AccessDenied,
@@ -96,7 +96,7 @@ class Store:
                 manifest = verified(manifest, self._shelf.folder(manifest))
             else:
                 where = f"{manifest.owner} at {root_of(manifest, self._shelf.folder(manifest))}"
-                on_event(Note(manifest.name, f"held by {where}: referenced in place, not copied"))
+                on_event(Note(manifest.name, f"already in {where}: referenced in place, not copied"))
                 if self._shelf.state(manifest) == "changed":
                     manifest = replace(manifest, files=tuple(restat(f) for f in manifest.files))
             self._shelf.forget(manifest, forgotten=False)
@@ -117,7 +117,7 @@ class Store:
         return model_ref(manifest, folder)
 
     def list(self) -> list[Listed]:
-        """Return every model: held, unfinished, and held by other programs, sorted by name."""
+        """Return every model, sorted by name: downloaded, unfinished, and those of other programs."""
         models = [listed(self._shelf, m) for m in self._shelf.recorded()]
         known = {(m.owner, m.name) for m in models}
         models += [listed(self._shelf, m) for m in self._shelf.foreign() if (m.owner, m.name) not in known]
@@ -166,7 +166,7 @@ class Store:
             return Removed(model.name, model.owner, model.path, freed, False)
         if names := self.overlays.on(model.name):
             raise UsageError(
-                f"{model.name} is what {', '.join(names[:5])} stand{'s' if len(names) == 1 else ''} on",
+                f"{', '.join(names[:5])} {'is' if len(names) == 1 else 'are'} based on {model.name}",
                 f"freehold rm {' '.join(names[:5])} first",
             )
         folder = model.path if model.state == "incomplete" else self.models / slug(model.name)
@@ -197,13 +197,13 @@ class Store:
 
     def _not_held(self, ref: str, parsed: Ref) -> FreeholdError:
         if parsed.kind != "name":
-            return ModelNotFound(f"{ref} is not held", f"freehold pull {ref}")
+            return ModelNotFound(f"{ref} is not downloaded", f"freehold pull {ref}")
         try:
             entry = catalog.find(parsed.text)
         except ModelNotFound as missing:
             near = nearest(parsed.text, [m.name for m in self._shelf.recorded()])
             return ModelNotFound(missing.message, f"did you mean {near}?") if near else missing
-        return ModelNotFound(f"{entry.name} is not held", f"freehold pull {entry.name}")
+        return ModelNotFound(f"{entry.name} is not downloaded", f"freehold pull {entry.name}")
 
     def _used(self, manifest: Manifest) -> ModelRef:
         """Note the use and hand the model out. A file that changed loses its stale digest, and a note says so.
@@ -251,7 +251,7 @@ class Store:
         if self.settings.offline:
             what = f"freehold pull {parsed.text}"
             raise Offline(
-                f"{parsed.text} is not held, and offline mode forbids fetching it", f"online: {what}"
+                f"{parsed.text} is not downloaded, and offline mode forbids fetching it", f"online: {what}"
             )
         with ExitStack() as stack:
             source, plan = planned(parsed, self.settings, on_event, stack)

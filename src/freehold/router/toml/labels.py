@@ -70,7 +70,7 @@ def _stay(table: TomlTable, providers: Collection[str], models: Collection[str])
 
 def _other_place(place: str, providers: Collection[str], models: Collection[str]) -> str:
     if place == "owned":
-        return 'stay = "owned" stands alone, without an array'
+        return 'stay = "owned" takes no array'
     if place in models:
         return f"{place} is a model: a label names providers, and this machine is always allowed"
     near = nearest(place, [*providers])

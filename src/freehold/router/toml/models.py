@@ -61,7 +61,7 @@ def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outsi
     if local and seller:
         table.bad(
             "provider",
-            f"the model is of this machine ({shown(local)}) and of a provider ({shown(seller)})",
+            f"the model is both local ({shown(local)}) and a provider's ({shown(seller)})",
             "leave one of local and provider out; two models need two tables",
         )
     elif not table.has("local") and not table.has("provider"):
@@ -104,8 +104,8 @@ def _check_local(table: TomlTable, local: str, outside: Outside) -> None:
     if outside.has_model is not None and not outside.has_model(local):
         table.bad(
             "local",
-            f"{shown(local)} is not held on this machine",
-            f"freehold pull {local} fetches it; freehold list shows what is held",
+            f"{shown(local)} is not downloaded",
+            f"freehold pull {local} fetches it; freehold list shows what is downloaded",
         )
 
 

@@ -1,7 +1,7 @@
 """Reads [providers.*]: kind, address, key, whether the machine is the house's.
 
-A key is never in the file: it names a variable of the environment or an entry of the keyring. No message quotes what
-stands where a key is expected. Knows no model and no route.
+A key is never in the file: it names a variable of the environment or an entry of the keyring. No message quotes a
+value in the place of a key. Knows no model and no route.
 Path: reading.py -> read_providers -> Provider
 """
 
@@ -103,7 +103,7 @@ def _url(table: TomlTable, kind: str) -> str:
         table.bad("url", "the address has a ? or # part", "write it without: https://host/v1")
         return ""
     if end := next((end for end in _ROUTES if parts.path.rstrip("/").endswith(end)), ""):
-        table.bad("url", f"the address ends with a route, {end}", "write what stands before it")
+        table.bad("url", f"the address ends with a route, {end}", "leave the route out")
     own = urlsplit(URLS.get(kind, ""))
     if kind != "deepseek" and parts.hostname == own.hostname and not parts.path.startswith(own.path):
         table.bad("url", f"{shown(url)} lacks {own.path}", f"leave url out: {URLS[kind]} is this kind's own")

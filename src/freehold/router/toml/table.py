@@ -141,7 +141,7 @@ class TomlTable:
             if not isinstance(each, str) or not each.strip():
                 self.mistakes.add(at, f"{shown(each)} is not a name", "write a string in quotes")
             elif each in good:
-                self.mistakes.add(at, f"{shown(each)} stands here twice", "write it once")
+                self.mistakes.add(at, f"{shown(each)} is listed twice", "write it once")
             else:
                 good[each] = at
         return [(at, name) for name, at in good.items()]

@@ -69,8 +69,8 @@ class OllamaShape(ABC):
         self._named = encode(self._model)
         if self._context is not None and self._context > begin.context > 0:
             self._tally.warn(
-                f"num_ctx is {self._context:,}, and the model is loaded with room for {begin.context:,} tokens; "
-                "a longer prompt is refused, and more room is the operator's to give"
+                f"num_ctx is {self._context:,}, and the model has a context of {begin.context:,} tokens; "
+                "a longer prompt is refused; only the server's operator can raise the limit"
             )
 
     def opened(self, choice: int, begin: Begin) -> bytes:
