@@ -132,7 +132,7 @@ def test_sellers_are_reached_at_their_own_doors_and_two_keys_are_two_providers()
         "litellm_settings: max_budget: a budget is a key's",
         "litellm_settings: cache_params",
         "the spread of gpt-4o over 2 deployments",
-        "its api_key, which stood in the file: export OPENAI_API_KEY",
+        "its api_key, which was in the file: export OPENAI_API_KEY",
         "model_list: gpt-4o (azure/gpt-4o-sweden): rpm",
         "model_list: dall-e (openai/dall-e-3): image_generation",
         "model_list: bedrock/* (bedrock/*): a pattern",

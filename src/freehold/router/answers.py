@@ -48,7 +48,7 @@ def answer_key(cleared: Cleared[Job], tenant: str, route: str, file: str) -> byt
     return digest.digest()
 
 
-SLICE = 1 << 16  # characters that are encoded at once, while the interpreter's lock is held
+SLICE = 1 << 16  # characters that are encoded at once, without releasing the interpreter's lock
 
 
 def _feed(digest: Any, value: object) -> None:

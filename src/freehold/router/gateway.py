@@ -26,7 +26,7 @@ class GatewayModel:
     """A name that a request or a route may use, and what answers it."""
 
     name: str
-    local: str = ""  # a model of this machine's store,
+    local: str = ""  # a model of the local store,
     remote: RemoteModel | None = None  # or one at a provider
     price: Price | None = None  # None: costs nothing a token (owned)
     terms: str = ""  # licence id, or the provider's terms, as the ledger keeps them

@@ -1,8 +1,8 @@
-"""gateway.toml of a running server: read again when it changes; one that is not sound changes nothing.
+"""gateway.toml of a running server: read again when it changes; a file with mistakes is not put in force.
 
 A request keeps the Gateway it began with, as Gateways are never changed but replaced. The file is looked at as
-server/core/keys.py looks at the keys, and read once it has stood still between two looks, so that a file in the middle
-of being written is not taken for a bad one. Knows the file and when it changed; knows no request.
+server/core/keys.py looks at the keys, and read once two looks found it unchanged, so that a file in the middle of
+being written is not taken for a bad one. Knows the file and when it changed; knows no request.
 Path: cli/serve.py -> LiveGateway.watch -> reading.py
 """
 
@@ -47,7 +47,7 @@ class LiveGateway:
             await self.look()
 
     async def look(self) -> bool:
-        """Read the file if it changed and stands still; return whether another Gateway is in force."""
+        """Read the file if it changed, but not since the last look; return whether another Gateway is in force."""
         mark = self._marked()
         stands, self._seen = mark == self._seen, mark
         if mark == self._mark or not stands:

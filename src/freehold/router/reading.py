@@ -29,14 +29,14 @@ from freehold.router.toml.table import TomlTable
 MOST_BYTES = 1 << 20
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _WAYS_OUT = {  # what tomllib says -> what helps
-    "Cannot overwrite a value": "a key stands twice in this table: keep one of them",
+    "Cannot overwrite a value": "a key is twice in this table: keep one of them",
     "Cannot declare": "a table is declared twice: put their keys together",
-    "Duplicate inline table key": "a key stands twice between the braces: keep one of them",
+    "Duplicate inline table key": "a key is twice between the braces: keep one of them",
     "Invalid value": "strings need quotes, and tables between braces name = value",
     "Expected '=' after a key": "write key = value; a name with a space or a colon needs quotes",
     "Unescaped '\\' in a string": "put it between '...': there a \\ is a \\",
     "Illegal character": "a string ends on its line; three quotes begin one of several lines",
-    "Expected newline or end of document": "one key = value a line; commas stand between braces only",
+    "Expected newline or end of document": "one key = value a line; commas only between braces",
     "Unclosed array": "the array needs its ]",
 }
 

@@ -32,7 +32,7 @@ class PlannedRoute:
     route: GatewayRoute
     targets: tuple[GatewayModel, ...]
     task: QualityTask | None = None
-    remote: bool = False  # all targets are: none is an engine's of this machine
+    remote: bool = False  # every target is a provider's: no local engine answers
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ _UNCLEAN = re.compile(r"[^\w.:/@+-]+", re.ASCII)
 
 @dataclass(slots=True)
 class GatewayDraftTable:
-    """One table: its values in their order, and remarks that stand above it."""
+    """One table: its values in their order, and the remarks above it."""
 
     values: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)

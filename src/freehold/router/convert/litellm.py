@@ -165,7 +165,7 @@ def _key(
     if text.lower() in _ANY_KEY:
         return ""
     variable = seller.variable or f"{re.sub('[^A-Z0-9]', '_', name.upper())}_API_KEY"
-    draft.leave(f"{where}: its api_key, which stood in the file: export {variable}, and make a new key of it")
+    draft.leave(f"{where}: its api_key, which was in the file: export {variable}, and make a new key of it")
     return f"env:{variable}"
 
 

@@ -18,7 +18,7 @@ from freehold import private
 
 
 class OwnerLock:
-    """A lock on `<ledger>-owner-<name>`, held by this process until it ends or releases it."""
+    """A lock on `<ledger>-owner-<name>`, which this process keeps until it ends or releases it."""
 
     def __init__(self, path: Path, name: str, fd: int) -> None:
         self.name, self._path, self._fd = name, path, fd

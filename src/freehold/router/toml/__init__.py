@@ -1,1 +1,1 @@
-"""How gateway.toml is read: where each key stands, what its value may be, and every mistake at once."""
+"""How gateway.toml is read: the place of each key, what its value may be, and every mistake at once."""
