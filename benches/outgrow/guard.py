@@ -291,7 +291,7 @@ def crashed(run: Deployed) -> dict[str, Any]:
         victim.kill()
         time.sleep(6.0)
         written = texts(run)
-        dumped = [line for line in written["log"].splitlines() if "what requests held is left out" in line]
+        dumped = [line for line in written["log"].splitlines() if "text of requests is left out" in line]
         found = [name for name, text in written.items() if MARK in text]
         run.process.send_signal(signal.SIGTERM)
         return {"prompt_in_texts": found, "dumps_left_out": len(dumped), "answer": answer.result()[0]}

@@ -274,7 +274,7 @@ def test_an_engine_s_dump_of_the_requests_it_computed_is_left_out(tmp_path):
         engine = await started(DUMPS, tmp_path)
         await engine.ended
         assert list(engine.log) == [
-            "(EngineCore pid=7) ERROR [dump_input.py:79] [what requests held is left out]"
+            "(EngineCore pid=7) ERROR [dump_input.py:79] [text of requests is left out]"
         ]
 
     asyncio.run(run())

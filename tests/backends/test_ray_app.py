@@ -145,7 +145,7 @@ async def test_neither_keys_nor_requests_of_an_engine_are_in_its_log(capfd: pyte
     while len(engine.log) < 2:
         await asyncio.sleep(0.01)
     await engine.close()
-    assert [*engine.log] == ["args: key=[secret]", "ERROR [what requests held is left out]"]
+    assert [*engine.log] == ["args: key=[secret]", "ERROR [text of requests is left out]"]
     assert "a prompt" not in capfd.readouterr().err
     assert child._REQUESTS.pattern == ring._REQUESTS.pattern.decode()
 
@@ -212,7 +212,7 @@ async def test_a_start_that_stands_still_comes_to_an_end() -> None:
     engine = EngineChild({**settings(), "argv": ["sleep", "60"], "still_s": 0.5})
     engine.start()
     try:
-        with pytest.raises(EngineEnded, match="stood still"):
+        with pytest.raises(EngineEnded, match="made no progress"):
             await engine.first_token()
     finally:
         await engine.close()

@@ -180,7 +180,7 @@ async def test_start_that_stands_still_is_killed_and_a_slow_one_is_not(
         assert replica.state == "starting"
         since = 61.0
         await until(lambda: replica.hopeless)
-        assert "stood still for 61 s while it was loading weights" in replica.said
+        assert "made no progress for 61 s while it was loading weights" in replica.said
 
 
 @synchronous

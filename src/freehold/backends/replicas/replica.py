@@ -4,7 +4,7 @@
                              `-> draining -> stopped                      when that was asked for
 
 Ready is one token, or one vector, through the road that clients take. Any end that was not asked for is a death,
-whatever its status. An engine whose counters stand still while requests run is hung, and killed. Knows no other
+whatever its status. An engine whose counters stop while requests run is hung, and killed. Knows no other
 replica, and no text.
 Path: deployment.py -> Replica.run -> EngineDriver.launch -> LaunchedEngine; answer.py -> Replica.calls
 """
@@ -304,7 +304,8 @@ class Replica:
             progress = engine.progress()
             if progress.since_s > self._limits.still_s:
                 engine.kill(
-                    f"its start stood still for {progress.since_s:.0f} s while it was {progress.phase or 'starting'}"
+                    f"its start made no progress for {progress.since_s:.0f} s "
+                    f"while it was {progress.phase or 'starting'}"
                 )
             await asyncio.wait([engine.ended], timeout=self._limits.probe_s)
         return False
@@ -322,7 +323,7 @@ class Replica:
         return True
 
     async def _watch(self, engine: LaunchedEngine, calls: EngineCalls) -> None:
-        """Read its counters, and kill it when they stand still while requests run and it computes nothing."""
+        """Read its counters, and kill it when they stop while requests run and it computes nothing."""
         used, computed_at = math.inf, -math.inf  # seconds of processor at the latest mark, its time
         tells = False  # it has counters: without them a long answer in one piece looks like a hang
         while True:

@@ -43,7 +43,7 @@ _OF_NUMBERS: tuple[tuple[str, str, bool, Callable[[EngineNumbers], float | None]
         False,
         lambda n: n.cached_tokens,
     ),
-    ("freehold_replica_cache_usage", "Share of the cache held, 0 to 1.", True, lambda n: n.cache_usage),
+    ("freehold_replica_cache_usage", "Share of the cache in use, 0 to 1.", True, lambda n: n.cache_usage),
 )
 _OF_SET: tuple[tuple[str, str, Callable[[ReplicaSet], int]], ...] = (
     ("freehold_deployment_requests", "Requests received.", lambda d: d.requests),
