@@ -45,7 +45,7 @@ def held(path: Path) -> int:
     fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
     if not _taken(fd, fcntl.LOCK_EX):
         os.close(fd)
-        raise OSError(errno.EAGAIN, "held by another program", str(path))
+        raise OSError(errno.EAGAIN, "locked by another program", str(path))
     return fd
 
 

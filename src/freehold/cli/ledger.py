@@ -49,7 +49,7 @@ HEAD = (
     default="model",
     show_default=True,
     metavar="A,B",
-    help="Group by model, route, key, task, place, label, door, outcome or day; several with commas.",
+    help="Group by one or more of `model, route, key, task, place, label, door, outcome, day`.",
 )
 @ledger_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")

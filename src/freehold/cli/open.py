@@ -40,7 +40,7 @@ def command(settings: Settings, only_print: bool, as_json: bool) -> None:
         return
     click.echo(address)
     opened = not only_print and open_browser(address)
-    what = "opened in the browser" if opened else "open it in a browser of this machine"
+    what = "opened in the browser" if opened else "open it in a browser on this machine"
     click.echo(f"{what}; the code in it works once, within {seconds:.0f} s", err=True)
 
 

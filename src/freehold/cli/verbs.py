@@ -1,6 +1,6 @@
 """The verbs of `freehold`, by group: what --help says of each, and an example.
 
-Data alone: the command of a verb lies in freehold.cli.<verb> as `command`, and is imported when it is used.
+Data alone: the command of a verb is `command` in freehold.cli.<verb>, which is imported when it is used.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
     },
     "Keep models": {
         "pull": Verb("Fetch a model, or reference one already here.", "freehold pull smollm2:135m"),
-        "list": Verb("List the models held here.", "freehold list"),
+        "list": Verb("List the models in the store.", "freehold list"),
         "show": Verb("Show what a model is and where its settings come from.", "freehold show smollm2:135m"),
         "create": Verb(
             "Make a model from another one, with a system prompt, settings or a Modelfile.",

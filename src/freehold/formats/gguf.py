@@ -74,7 +74,7 @@ class GGUFFile(TensorFile):
         self.version = shards[0].version
         self.metadata = shards[0].metadata
         self.encoded: Mapping[str, npt.NDArray[np.uint8]] = MappingProxyType(shards[0].encoded)
-        """Each key's value as it lies in the file, type first: what a copy of it needs."""
+        """Each key's value as it is in the file, type first: what a copy of it needs."""
 
     def close(self) -> None:
         """Let go of the tensors and the encoded keys; see TensorFile."""
@@ -227,7 +227,7 @@ def _alignment(metadata: Metadata, path: Path) -> int:
 def _check_placement(
     cursor: _HeaderCursor, descriptors: list[_Descriptor], start: int, alignment: int
 ) -> None:
-    """Check that each tensor lies in the file, aligned, and that no two share a byte or a name."""
+    """Check that each tensor is within the file and aligned, and that no two share a byte or a name."""
     names = {d.name for d in descriptors}
     if len(names) != len(descriptors):
         seen: set[str] = set()
@@ -237,7 +237,7 @@ def _check_placement(
     for d in sorted(descriptors, key=lambda d: d.offset):
         if d.offset % alignment:
             raise cursor.bad(
-                f"tensor {shown(d.name)} lies at offset {d.offset:,}, no multiple of {alignment}"
+                f"tensor {shown(d.name)} starts at offset {d.offset:,}, not a multiple of {alignment}"
             )
         if d.offset < free_from:
             raise cursor.bad(f"tensors {shown(last)} and {shown(d.name)} overlap at offset {d.offset:,}")

@@ -47,7 +47,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {
             "title": "Freehold",
             "version": __version__,
-            "description": "Language models of this machine. Errors are worded by the protocol that was spoken.",
+            "description": "Local language models. Errors have the form of the request's protocol.",
         },
         "paths": paths,
         "components": {

@@ -40,7 +40,7 @@ def run_first(settings: Settings, advice: Advice, *, quiet: bool) -> None:
             then = _foreseen_now(settings, judged.model, place)
             click.echo(f"predicted at the present load: {_compared(tried, then)}", err=True)
         return
-    raise UsageError("none of these models can be fetched", "--held lists those in the store")
+    raise UsageError("none of these models can be fetched", "freehold list shows the models in the store")
 
 
 def _compared(tried: float, foreseen: Interval) -> str:

@@ -1,6 +1,6 @@
 """What a starting server prints about access: the page's link, reachable addresses, TLS, and what --insecure opens.
 
-Knows addresses of this machine, the route table and the browser. Path: Announcer -> page_line, opening -> stderr
+Knows local addresses, the route table and the browser. Path: Announcer -> page_line, opening -> stderr
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
     scheme = url.partition(":")[0]
     reached = _reached(options.host)
     if not reached:
-        yield f"--insecure changes nothing: {options.host} is reachable from this machine only"
+        yield f"--insecure has no effect: {options.host} is reachable from this machine only"
         return
     where = ", ".join(f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}" for a in reached)
     yield f"INSECURE: every host that reaches {where} may use these routes without a key:"

@@ -133,7 +133,7 @@ async def code(call: HttpCall) -> None:
     """Make a one-time code for `freehold open`; for the owner alone, as it opens what the owner may do."""
     await call.struct(NothingAsked)
     if not call.owner:
-        raise Refused(403, "this route is the owner's: freehold open asks it", code="not_permitted")
+        raise Refused(403, "only the owner may use this route: freehold open calls it", code="not_permitted")
     new_code = (call.server.part(Login) or _absent()).new_code()
     await call.answer({"code": new_code, "seconds": CODE_S}, 200, [NO_STORE])
 

@@ -95,7 +95,7 @@ class Guard:
     sessions: FindSession | None = None  # None: there are none
 
     def owns(self, headers: Headers) -> bool:
-        """Return whether the request is the owner's: through the Unix socket, or with the owner's token."""
+        """Return whether the owner sent the request: through the Unix socket, or with the owner's token."""
         return self.trusted or (bool(self.owner) and compare_digest(hashed(_key_in(headers)), self.owner))
 
     def check(self, path: str, headers: Headers, method: str = "GET") -> tuple[Key | None, bool]:
@@ -154,8 +154,8 @@ class Guard:
         if key is None:
             if audience == "admin":
                 raise _forbidden(
-                    "this route is the owner's: it needs Authorization: Bearer TOKEN, which freehold keys owner "
-                    "prints on the server's machine, an admin key, or the Unix socket"
+                    "only the owner may use this route: it needs Authorization: Bearer TOKEN, which "
+                    "freehold keys owner prints on the server's machine, an admin key, or the Unix socket"
                 )
         elif key.kind == "admin":
             if audience == "client":
@@ -177,8 +177,8 @@ class Guard:
     def check_upload(self, headers: Headers) -> None:
         """Raise Refused (403) for an upload from a web page of an origin that is not allowed.
 
-        A browser sends a form to another origin unasked, and JSON only if that origin allows it; a page of another
-        port of this machine is another origin.
+        A browser sends a form to another origin unasked, and JSON only if that origin allows it. A page from another
+        local port is another origin.
         """
         origin = headers.get(b"origin", b"").decode("latin-1")
         own = origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1")

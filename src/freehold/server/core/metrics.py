@@ -120,15 +120,15 @@ _GAUGES = (
     ("running", "vllm:num_requests_running", "Sequences that hold cache blocks."),
     ("waiting", "vllm:num_requests_waiting", "Sequences that wait to be scheduled."),
     ("blocks", "freehold_cache_blocks", "Blocks of the cache."),
-    ("blocks_live", "freehold_cache_blocks_live", "Cache blocks held by running sequences."),
+    ("blocks_live", "freehold_cache_blocks_live", "Cache blocks of running sequences."),
     (
         "blocks_shared",
         "freehold_cache_blocks_shared",
-        "Of the held cache blocks those that several sequences share.",
+        "Cache blocks that several running sequences share.",
     ),
     ("blocks_cached", "freehold_cache_blocks_cached", "Cache blocks kept for prefixes of later prompts."),
     ("states", "freehold_cache_states", "Slots for states of recurrent layers; 0 where a model has none."),
-    ("states_live", "freehold_cache_states_live", "State slots held by running sequences."),
+    ("states_live", "freehold_cache_states_live", "State slots of running sequences."),
     (
         "states_cached",
         "freehold_cache_states_cached",
@@ -158,7 +158,7 @@ _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 _OTHERS: tuple[tuple[str, str, _Kind, Callable[[LoadedInfo], float]], ...] = (
     (
         "vllm:kv_cache_usage_perc",
-        "Share of the cache held, 0 to 1.",
+        "Share of the cache in use, 0 to 1.",
         GaugeMetricFamily,
         lambda m: m.stats.blocks_live / m.stats.blocks if m.stats.blocks else 0.0,
     ),

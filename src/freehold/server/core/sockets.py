@@ -1,4 +1,4 @@
-"""Binds the sockets that a server listens on: addresses of this machine, and the owner's Unix socket.
+"""Binds the sockets that a server listens on: local addresses, and the owner's Unix socket.
 
 Knows addresses, folders and modes; knows no request. Path: cli/serve -> bind_tcp, bind_unix -> serve.run
 """
@@ -21,7 +21,7 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     try:
         addresses = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as e:
-        raise UsageError(f"{name} is not an address of this machine: {e.strerror}") from e
+        raise UsageError(f"{name} is not a local address: {e.strerror}") from e
     out: list[socket.socket] = []
     for family, kind, proto, _, address in dict.fromkeys(addresses):
         sock = socket.socket(family, kind, proto)

@@ -122,7 +122,7 @@ def look_up(store: Store, name: str) -> Listed:
     """Return a model's record; Refused with 404 in this protocol's words."""
     try:
         if parse_ref(name).kind == "path":
-            raise ModelNotFound("no file of this machine can be named here")
+            raise ModelNotFound("name a model here, not a local file")
         return store.show(name)
     except ModelNotFound as e:
         raise refusal(e, name) from e

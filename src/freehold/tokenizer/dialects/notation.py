@@ -115,7 +115,7 @@ class Rules:
         return {**one, **other, **({"required": needed} if needed else {})}
 
     def _resolved(self, schema: object) -> object:
-        """Follow a reference that stands alone."""
+        """Follow a reference that has no other key beside it."""
         for _ in range(MAX_DEPTH):
             if not isinstance(schema, Mapping) or _KEPT & schema.keys() != {"$ref"}:
                 break
@@ -185,7 +185,7 @@ class Rules:
         item = self._rule(self.value(schema.get("items", True), depth + 1))
         low, high = int(schema.get("minItems", 0)), min(int(schema.get("maxItems", MAX_ITEMS)), MAX_ITEMS)
         if low > high:
-            raise UsageError(f"a list of {low:,} or more cannot be held; the limit is {high:,}")
+            raise UsageError(f"a list of {low:,} items or more cannot be enforced; the limit is {high:,}")
         times = f"{{{max(low - 1, 0)},{max(high - 1, 0)}}}" if low or "maxItems" in schema else "*"
         some = f"{item} ({self.comma} {item}){times}" if high else '""'
         return f'"[" {some} "]"' if low else f'"[" ({some})? "]"'
@@ -210,7 +210,7 @@ class Rules:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         beside = _KEPT & schema.keys() - {"const", "enum", "type"}
         if beside or not isinstance(values, list) or {"const", "enum"} <= schema.keys():
-            raise UsageError(f"{min(beside or {'const'})!r} beside constants cannot be held", "leave it out")
+            raise UsageError(f"{min(beside or {'const'})!r} cannot be enforced beside constants", "remove it")
         kinds = frozenset(_kinds(schema))
         fitting = [self._constant(value) for value in values if "type" not in schema or is_of(value, kinds)]
         if not fitting:
