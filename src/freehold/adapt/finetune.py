@@ -1,8 +1,8 @@
 """Teach: a model learns from examples of conversations, and is kept near itself on everything else.
 
-The base writes some text first; while the examples are learnt, the tuned model's distribution on that text is held
-near the base's. What was learnt is measured on the user's test items and what was forgotten on facts and a text of
-ours, before and after, by the engine that serves.
+The base writes some text first; while the examples are learnt, a loss keeps the tuned model's distribution on that
+text near the base's. What was learnt is measured on the user's test items and what was forgotten on facts and a text
+of ours, before and after, by the engine that serves.
 Path: cli/finetune -> Lessons.read -> finetune -> teaching.course -> TrainingLoop -> RunFolder.finish
 """
 

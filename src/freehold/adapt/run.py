@@ -1,6 +1,6 @@
 """A run's folder: work that a crash does not lose, and a result that is there whole or not at all.
 
-The work lies in `.NAME.part` beside the result NAME: `run.json` (what is being done, to what), `checkpoint.npz` (the
+The work is in `.NAME.part` beside the result NAME: `run.json` (what is being done, to what), `checkpoint.npz` (the
 newest state), `steps.jsonl` (a line a step) and the result's files. Each is written aside and renamed. A run with the
 same inputs resumes at the checkpoint; its bits are those of an undisturbed run if all that is random follows from the
 seed and the step. A run that ends before it made anything leaves nothing. Knows no model and no verb.
@@ -241,7 +241,7 @@ def _sync(folder: Path) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raise UsageError unless a folder is one of this user: what lies in another's could be made to order."""
+    """Raise UsageError unless this user owns the folder: another user could have planted its files."""
     status = folder.lstat()
     with TemporaryFile(dir=folder) as own:  # some file systems give every file one owner
         ours = os.fstat(own.fileno()).st_uid

@@ -1,7 +1,7 @@
 """A model that answers for training: token ids in, token ids out with the log-probabilities they were drawn with.
 
 Ids and never text: in a text control tokens are plain letters, and every answer would be off-template. An adapter may
-lie in memory alone, so a trainer samples with the values of its latest step. Knows no data, no loss and no torch.
+be in memory alone, so a trainer samples with the values of its latest step. Knows no data, no loss and no torch.
 Path: distil -> open_sampling -> SamplingModel.sample, answer_logits -> Engine
 """
 

@@ -154,7 +154,7 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The answer: `picks` best first, and on which scale quality stands.
+    """The answer: `picks` best first, and the scale of quality.
 
     Not picked: `below`, whose range begins below the task's bar; `unproven`, without a published result for this
     task; `ruled_out` by a rule. `instead`: where there is no pick, the smallest models that pass the

@@ -46,7 +46,7 @@ class Place:
     machine: Machine | None = None
     history: History | None = None  # what ran here before
     rig: Rig | None = None
-    refuses: Refuses | None = None  # of this machine: what our engine does not run, by its registry
+    refuses: Refuses | None = None  # here: what our engine does not run, by its registry
 
     @property
     def free(self) -> int:

@@ -96,9 +96,9 @@ def _named_exactly(text: str) -> Model | None:
 
 
 def _ask_for_a_tag(text: str) -> None:
-    """Refuse a name that leaves out its tag where the tags stand under different licences.
+    """Refuse a name that leaves out its tag where the tags have different licences.
 
-    To run one, `qwen2.5` means its 7b; who asks what is allowed may hold the 3b, which is for research alone.
+    To run one, `qwen2.5` means its 7b. A question of what is allowed may be about the 3b, which is for research alone.
     Raises ModelNotFound naming each with its licences.
     """
     if ":" in text or "/" in text:
@@ -133,7 +133,7 @@ def _elsewhere(text: str) -> Subject | None:
 
 
 def _family(text: str, models: list[Model]) -> Subject:
-    """Return one subject for several models that stand under the same licences.
+    """Return one subject for several models that have the same licences.
 
     Raises ModelNotFound naming each with its licence where they do not.
     """
@@ -165,7 +165,7 @@ def _tagged(name: str, repository: str, licence: Licence) -> Subject:
 
 
 def _listed(model: Model) -> str:
-    """Return the short names of all licences a model stands under, its ancestors' too."""
+    """Return the short names of all licences of a model and its ancestors."""
     places = standing(_of_model(model))
     named = dict.fromkeys(short_name(one) for place in places for one in place.choices)
     return ", ".join(named) or "not known"
@@ -176,7 +176,7 @@ def _licences_of(model: Model) -> frozenset[tuple[str, ...]]:
 
 
 def standing(subject: Subject) -> list[Standing]:
-    """Return the licences a subject stands under, its own first, then those of its ancestors.
+    """Return the licences that bind a subject, its own first, then those of its ancestors.
 
     Raises UsageError for a line of descent that bites its own tail.
     """

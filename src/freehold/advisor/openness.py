@@ -1,6 +1,6 @@
 """Rates how open a model is: a spectrum, the OSI's definition, and the class in the Model Openness Framework.
 
-The licences it stands under place it; what else is published (data, code) comes from dated facts. Claims no
+Its licences and its ancestors' place it; what else is published (data, code) comes from dated facts. Claims no
 class without a source: an empty one is not known.
 Path: cli/license -> openness -> lineage.standing, data/openness.toml.
 """

@@ -1,6 +1,6 @@
 """Reorders a ranking made of published results by a user's own cases.
 
-Models that ran the same cases are sorted by cases passed and share out the places they held; in a draw the earlier
+Models that ran the same cases are sorted by cases passed, within the places that they had; in a draw the earlier
 place wins. A model that was not tried keeps its place. One below the bar or without a published result joins the
 ranking's end once tried. So own evidence outranks published evidence among tried models and leaves others alone.
 Knows counts; knows no case.

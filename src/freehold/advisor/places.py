@@ -25,7 +25,7 @@ from freehold.catalog.hardware import Rig, devices
 from freehold.catalog.model import Model
 from freehold.errors import UsageError
 
-# What rounds less stands first; below four bits a smaller model is the better choice.
+# The least rounding comes first; below four bits a smaller model is the better choice.
 QUANTS = ("BF16", "FP8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "INT4")
 _FOUR_BITS = 5.0  # bits a weight below which what a lab publishes is kept as it is
 _COUNTS = (1, 2, 4, 8)  # devices of one kind that are rented as one box

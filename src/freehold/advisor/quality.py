@@ -33,7 +33,7 @@ from freehold.catalog.model import Model
 from freehold.catalog.quants import loss, mix
 from freehold.catalog.tasks import Task
 
-LEVEL = 0.8  # share of known results that a range would have held
+LEVEL = 0.8  # share of known results that a range would have contained
 MIN_KNOWN = 12  # models with a result, before a benchmark can be the scale
 MIN_PAIRS = 8  # models with results in both, before a line is drawn
 MOST_SPREAD = 1.0  # on the logits: 27 to 73 at 50 %; a line with a wider spread than this is not evidence
@@ -63,7 +63,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """From logits of one measure to logits of another; `spread` is how far four of five stood from it.
+    """From logits of one measure to logits of another; `spread` is the distance from it that contains four of five.
 
     It holds between `low` and `high` on the logits, and `small` and `large` billions of parameters.
     """
@@ -78,7 +78,7 @@ class _Line:
     large: float = math.inf
 
     def reaches(self, at: float, params: float) -> bool:
-        """Say whether a result and a size lie where the line was laid."""
+        """Return whether a result and a size are in the ranges for which the line was drawn."""
         return self.low <= at <= self.high and self.small <= params <= self.large
 
 

@@ -69,7 +69,7 @@ class Verdict:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The facts that would decide an unknown answer, by name; none where the answer stands whatever they are."""
+        """The facts that would decide an unknown answer, by name; none where they would not change the answer."""
         if self.answer != "unknown":
             return ()
         return tuple(dict.fromkeys(w for r in self.reasons if r.bearing == "undecided" for w in r.waits_for))

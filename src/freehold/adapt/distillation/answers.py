@@ -145,7 +145,7 @@ class AnswerBook:
         return [taught[q.line] for q in batch]
 
     def _add(self, answers: Sequence[Taught]) -> None:
-        """Bring a batch to disk, then count it as held. Raises StoreError on a full disk."""
+        """Write a batch to disk, then count its answers. Raises StoreError on a full disk."""
         with on_disk(self._path), self._path.open("ab") as file:
             file.write("".join(json.dumps(asdict(each)) + "\n" for each in answers).encode())
             file.flush()

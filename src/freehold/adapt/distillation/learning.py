@@ -22,7 +22,7 @@ from freehold.adapt.training.order import Order, parts
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 
-# Of answers whose teacher's logits are held at once: 151,936 floats a token are 0.6 MB, so 156 MB.
+# Tokens of answers whose teacher's logits are in memory at once: 151,936 floats a token are 0.6 MB, so 156 MB.
 JUDGED_TOKENS = 256
 
 

@@ -1,4 +1,4 @@
-"""Second moments of what each matrix of a model multiplies, from texts: a layer at a time, so one layer lies in floats.
+"""Second moments of what each matrix of a model multiplies, from texts: a layer at a time, so only one is in floats.
 
 A layer's moments come from streams that have passed the layers before it as those now are: quantised, where the caller
 said so. Wide inputs get their moments in blocks along the diagonal. Knows texts as ids; knows no quantised type and no

@@ -42,7 +42,7 @@ class KeptMoments:
 
 @dataclass(frozen=True, slots=True)
 class KeptLayers:
-    """What lies in `folder`. `wanted`: the layer whose tensors are encoded next; those before it are on disk."""
+    """The layers in `folder`. `wanted`: the layer whose tensors are encoded next; those before it are on disk."""
 
     folder: Path
     wanted: int = 0

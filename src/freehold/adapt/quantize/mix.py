@@ -44,7 +44,7 @@ GGML_TYPES = (T.Q2_K, T.Q3_K, T.IQ4_NL, T.IQ4_XS, T.Q4_K, T.Q5_0, T.Q5_K, T.Q6_K
 HEAD_TYPES = (T.Q4_K, T.IQ4_NL, T.Q5_K, T.Q6_K, T.Q8_0)  # of the embedding and the head
 PROBES = (T.Q3_K, T.Q4_0)  # coarse enough that a group's divergence exceeds the engine's own rounding
 SAMPLE = 1 << 16  # weights of a tensor whose error is taken
-REFERENCE_BYTES = 1 << 27  # of logits that are held
+REFERENCE_BYTES = 1 << 27  # of the base's logits, in memory
 ALIGNMENT = 32
 # Of a trellis type's plain error, once errors are fed back: 0.5 to 0.6 on layers of two models.
 FED_BACK = 0.55

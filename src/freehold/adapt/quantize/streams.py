@@ -1,6 +1,6 @@
 """Runs texts through a model in floats, a layer at a time: a layer's weights are decoded once for all texts.
 
-The residual streams lie in a file between two layers. Knows a family's forward pass through NumpyOps, and what each
+Between two layers, the residual streams are in a file. Knows a family's forward pass through NumpyOps, and what each
 matrix multiplies; knows no moments and no quantised type.
 Path: calibration.calibrate -> LayerStreams.run -> RecordingOps
 """
@@ -283,7 +283,7 @@ class LayerStreams:
                 w.hold(cast(LayerMatrix, like._weights.ends[name]).dense() if like else None)
 
     def _layer(self, layer: int, text: int, x: F32, *, noting: bool) -> list[tuple[tuple[str, ...], F32]]:
-        """Change a text's stream to what the layer makes of it; return what its matrices multiplied."""
+        """Run the layer on a text's stream, in place; return what its matrices multiplied."""
         notes: list[tuple[tuple[str, ...], F32]] = []
         record = (lambda names, rows: notes.append((names, rows))) if noting else None
         ops = cast(Ops, RecordingOps(self._texts[text], self._source, record))

@@ -56,8 +56,8 @@ def write_model(
 ) -> Path:
     """Write the model into the run's folder, from where an interrupted run of the same inputs stopped.
 
-    The run's state keeps what it held, with `whole`, the number of tensors on disk, and what `also` gives then: after
-    some bytes, after each tensor in a type of our own, which takes seconds, and with `by_layer` after each layer.
+    The run's state is saved after some bytes, after each tensor in a type of our own, which takes seconds, and with
+    `by_layer` after each layer. It keeps its values; `whole` is the number of tensors on disk, and `also` adds more.
     """
     path = run.path(MODEL)
     state = dict(run.kept.state) if run.kept else {}

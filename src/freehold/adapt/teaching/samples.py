@@ -3,8 +3,8 @@
     {"prompt": "Three chairs, Monday, 2 p.m.", "completion": "MO14:chair*3"}
     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
 
-Knows texts; knows no tokenizer. Each assistant turn is learnt after the prompt that the server would make of what
-stands before it: a template that shortens old turns is applied as it is when serving.
+Knows texts; knows no tokenizer. Each assistant turn is learnt after the prompt that the server would build
+from the turns before it: a template that shortens old turns is applied as it is when serving.
 Path: finetune -> read_samples -> ChatSample.turns -> rows.AnswerRows
 """
 

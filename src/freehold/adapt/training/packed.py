@@ -76,7 +76,7 @@ class PackedMatrix:
 
 
 def _bytes_of(stored: Stored) -> U8:
-    """Return the rows' bytes: a view of the mapped file where they lie there in order, else a copy."""
+    """Return the rows' bytes: a view of the mapped file where it has them in order, else a copy."""
     if isinstance(stored, RowCut) and len(stored.index) and np.all(np.diff(stored.index) == 1):
         return stored.whole.rows[int(stored.index[0]) : int(stored.index[-1]) + 1]
     return stored.rows

@@ -35,7 +35,7 @@ class SavedPair:
     spec: TensorSpec
     a: F32
     b: F32
-    of_gguf: bool  # rows and columns lie in a GGUF's order
+    of_gguf: bool  # rows and columns are in a GGUF's order
 
     def ordered(self, *, gguf: bool) -> tuple[F32, F32]:
         """Return A and B in a format's order."""

@@ -40,7 +40,7 @@ class Bar:
 
 
 def bars(items: Sequence[Bar], *, title: str, series: Sequence[str] = (), width: float = 720.0) -> str:
-    """Draw bars as an <svg>; `series` names the parts and makes a legend. Under 520 px labels stand above."""
+    """Draw bars as an <svg>; `series` names the parts and makes a legend. Under 520 px labels are above the bars."""
     above = width < _NARROW
     room = 0.0 if above else min(0.42 * width, max((width_of(b.label) for b in items), default=0.0) + 12)
     behind = max((width_of(b.text) for b in items), default=0.0) + 10 + SLACK

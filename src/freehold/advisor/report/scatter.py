@@ -123,7 +123,7 @@ def _legend(
 ) -> tuple[list[str], float]:
     """Return the names of the groups that have points, right-aligned, and where the plot may begin.
 
-    They stand beside the axis's label, `axis` wide, or below it where there is no room.
+    They are beside the axis's label, `axis` wide, or below it where there is no space.
     """
     named = [(i, name) for i, name in enumerate(groups) if i in drawn]
     wide = sum(28 + width_of(name) for _, name in named)

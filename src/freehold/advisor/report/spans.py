@@ -39,7 +39,7 @@ class Span:
 def spans(
     items: Sequence[Span], mark: float, mark_label: str, axis: Axis, *, title: str, width: float = 720.0
 ) -> str:
-    """Draw ranges as an <svg>, with a line at `mark` that says `mark_label`. Under 520 px labels stand above."""
+    """Draw ranges as an <svg>, with a line at `mark` that says `mark_label`. Under 520 px labels are above."""
     above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in items), default=0.0) + 14)
     behind = max((width_of(s.text) for s in items), default=0.0) + 10 + SLACK

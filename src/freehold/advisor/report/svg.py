@@ -111,7 +111,7 @@ class FittedAxis:
     ticks: tuple[float, ...]
 
     def at(self, value: float) -> float:
-        """Return the pixel of a value, clamped to the axis (an infinite one lies at its end)."""
+        """Return the pixel of a value, clamped to the axis (an infinite one is at its end)."""
         held = min(max(value, self.low), self.high)
         way = math.log if self.axis.log else float
         share = (way(held) - way(self.low)) / (way(self.high) - way(self.low))
