@@ -6,8 +6,8 @@
     engine = await driver.launch(plan, folder)
     engine.progress(), engine.log, await engine.ended
 
-One file an engine implements `EngineDriver`; what they share lies beside: flags, sizes, processes, replicas. Knows no
-HTTP and no server.
+One file an engine implements `EngineDriver`; this folder has what they share: flags, sizes, processes, replicas.
+Knows no HTTP and no server.
 Path: EngineDriver.plan -> DeployPlan -> EngineDriver.launch -> LaunchedEngine
 """
 
@@ -95,9 +95,7 @@ class PlanRequest:
     streams: int = 0  # requests at a time, of one replica
     replicas: int = 0  # 0: as many as the hardware holds
     cache_type: str = ""
-    flags: tuple[
-        str, ...
-    ] = ()  # of --engine-flag, "--name=value" or "--name"; they stand instead of the plan's
+    flags: tuple[str, ...] = ()  # of --engine-flag, "--name=value" or "--name"; they replace the plan's
     socket: Path | None = None  # where the engine listens, if it can do so on a Unix socket
     port: int = 0  # on loopback, where it can not; 0: chosen at the start
 
@@ -255,7 +253,7 @@ class StartProgress:
     cpu_s: float  # of all its processes together
     memory_bytes: int
     lines: int  # of its log so far
-    since_s: float  # since any of these changed: a start that stands still
+    since_s: float  # since any of these changed: how long a start made no progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Accelerators of this machine, the engines at hand for them, and which of all would answer a model fastest.
+"""Local accelerators, the engines installed for them, and which engine would run a model fastest.
 
     found = look(settings.home)             # nothing is asked where no accelerator is: microseconds
     choice = choose(anatomy, "gguf", found, place_here)

@@ -1,7 +1,7 @@
 """What a deployment may be called: one line that can be read, of a length that a file of its name can have.
 
-Names come from folders and from engines that run already, which others made. They stand in command lines, in comments
-of files for clusters, in labels of metrics and on terminals. Knows no model.
+Names come from folders and from engines that run already, which others made. They are written into command lines,
+comments of files for clusters, labels of metrics and terminals. Knows no model.
 Path: planning.facts.deployed, engines.survey.attached_plan, DeployedModels.add -> named
 """
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 from freehold.errors import UsageError
 
 MOST = 128  # characters
-_MOST_QUOTED = 200  # bytes of it in the name of a file, which has 255 with what stands around it
+_MOST_QUOTED = 200  # bytes of it in the name of a file, which has 255 with the text around it
 
 
 def named(name: str) -> str:

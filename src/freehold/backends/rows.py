@@ -72,7 +72,7 @@ class Deployments(Protocol):
     async def add(self, plan: DeployPlan, *, fallback: str = "") -> DeploymentRow:
         """Begin to start the plan's replicas and return at once; `rows` tells how far they are.
 
-        Raises UsageError where a deployment or a model of this machine has the name.
+        Raises UsageError where a deployment or a local model has the name.
         """
         ...
 

@@ -1,6 +1,6 @@
 """The expression language in which licence data says when a term holds: `commercial and users > 100_000_000`.
 
-Knows the words that may stand there and how they join (`or` of `and`s, `not` before a word); knows no user
+Knows its words and how they join (`or` of `and`s, `not` before a word); knows no user
 and gives no answer: that is the advisor's work, which has three values.
 Path: licence.py -> parse -> Condition -> advisor.facts.
 """

@@ -1,6 +1,6 @@
 """Read the short names into frozen entries and look them up: which model a name means, and how it is fetched.
 
-Knows recipes; what the model itself is lies in data/models (models.py). The newest entry of a name wins
+Knows recipes; data/models (models.py) says what the model itself is. The newest entry of a name wins
 (data is append-only). A wrong file is our own fault and says where.
 Path: catalog.find -> entries -> data/names/*.toml.
 """

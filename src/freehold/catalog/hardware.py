@@ -1,6 +1,6 @@
 """Hardware by name: what a device holds, reads, computes, draws and costs, each with its source and date.
 
-Published figures of devices, not of this machine (advisor/machine.py measures that). Facts are appended, never
+Published figures of devices, not measured ones (advisor/machine.py measures this machine). Facts are appended, never
 overwritten: of several rents or prices the newest counts. 0 means unknown.
 Path: --on 2xh100 -> catalog.rig -> Rig -> advisor (does it fit, how fast, what does it cost)
 """

@@ -31,7 +31,7 @@ class Clause:
     what: str
     value: str
     words: str
-    says: str = ""  # what it was taken as, or what an answer makes of it, where that is not plain
+    says: str = ""  # what it was taken as, or how it changes an answer, where that is not plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def phrases() -> Mapping[tuple[str, ...], list[Clause]]:
 
 
 def _add_plain(words: Mapping[str, Any], add: Callable[[str, Clause | None], None]) -> None:
-    """Add what stands in questions.toml as lists of words."""
+    """Add the lists of words of questions.toml."""
     for phrase in words["private"]:
         add(phrase, Clause("private", "yes", "", "an open model on hardware of yours sends nothing out"))
     for phrase in words["cheapest"]:

@@ -2,7 +2,7 @@
 
 Tables of words (data/questions.toml, tasks.toml, the names of devices and models), matched from the left, the longest
 phrase first. No word is dropped in silence: it is understood, filler, or listed as ignored. Knows no score and no
-machine; what an answer makes of it is choosing.py's.
+machine; choosing.py turns the question into an answer.
 Path: cli/advise, freehold.advise -> question -> Question -> AdviceRequest
 """
 

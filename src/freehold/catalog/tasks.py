@@ -35,7 +35,7 @@ class Task:
     finder: bool = False  # an embedding model finds the texts that it answers from
     quick: bool = False  # there is no time to think aloud first, however fast the model
     patient: bool = False  # there is, however slow
-    fills: bool = False  # the model has to fill in between what stands before and after
+    fills: bool = False  # the model has to fill in the text between a prefix and a suffix
     base_too: bool = False  # a model that follows no instructions will do
     bar: float = 0.0  # per cent on the first benchmark below which answers are seldom usable; 0: none is set
 

@@ -1,7 +1,7 @@
 """Blocks of prompts that a simulated engine holds: those in use, and idle ones in the order of their last use.
 
 Knows ids and counts; an id stands for a block and everything before it, as in Mooncake's traces. A block counts as
-held from its request's admission on: prompts are read in that order, so it is there when the next one needs it.
+cached once its request is admitted: prompts are read in that order, so it is there when the next one needs it.
 Path: SimulatedEngine -> PrefixBlocks.known, take, release, trim
 """
 
@@ -25,7 +25,7 @@ class PrefixBlocks:
         return self.block * len(self._users)
 
     def known(self, blocks: Sequence[int]) -> int:
-        """Return how many of the first `blocks` are held, in use or idle."""
+        """Return how many of the first `blocks` are cached, in use or idle."""
         users, idle = self._users, self._idle
         for count, block in enumerate(blocks):
             if block not in users and block not in idle:

@@ -56,7 +56,7 @@ def label(name: str) -> str:
 
 
 def check_objects(options: EmitOptions) -> None:
-    """Raise UsageError for a namespace or a claim that no cluster has: they stand in lines for a shell besides."""
+    """Raise UsageError for a namespace or a claim that no cluster has: lines for a shell have them too."""
     space, claim = options.namespace, options.claim
     if not _OBJECT.fullmatch(space) or "." in space or len(space) > _MOST_NAMESPACE:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""How each engine starts in its own image: program, model, key, what its plan says of this machine alone.
+"""How each engine starts in its own image: program, model, key, what its plan says for this machine alone.
 
 Read in the engines' sources: vLLM 0.32.0 (`--headless` is read by `vllm serve` only, not by the module that starts one
 server), SGLang 0.5.23, TensorRT-LLM's main branch of 2026, llama.cpp. Knows no file format.

@@ -184,7 +184,7 @@ class AttachedEngine:
         return self._key
 
     def progress(self) -> StartProgress:
-        """Say whether it answers. Its start is not ours, so it never stands still."""
+        """Return whether it answers. Its start is not ours, so it counts as progress."""
         phase = "up" if self._answered else f"waiting for {self._at.shown} to answer"
         return StartProgress(phase, cpu_s=0.0, memory_bytes=0, lines=len(self.log), since_s=0.0)
 

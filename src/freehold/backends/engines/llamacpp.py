@@ -82,7 +82,7 @@ class LlamaCppWire(EngineWire):
 
 
 def _without(answer: WholeAnswer, begun: str) -> WholeAnswer:
-    """Take what was begun off the beginning of each answer, where it stands there."""
+    """Remove the text of the begun answer from the beginning of each answer that repeats it."""
     pieces, seen = [], set[int]()
     for number, chunk in answer.pieces:
         if number not in seen and chunk.text:

@@ -1,7 +1,7 @@
 """SGLang: its plan. It listens on loopback, and reads its two keys from a file of its folder.
 
 Key and admin key close its routes; on a command line every program of the machine could read them, and it takes none
-from the environment, so both lie in keys.yaml, which `--config` names. Knows SGLang; knows no process.
+from the environment, so both are in keys.yaml, which `--config` names. Knows SGLang; knows no process.
 Path: drivers.driver -> Sglang.plan -> planning.laid_out, Wording -> DeployPlan
 """
 

@@ -2,7 +2,7 @@
 
 What is here was read in the wheel of 0.5.23 and is tested against a stand-in; no server of it has run here.
 
-- Its keys lie in a file of the replica's folder, as no variable is read for them. The routes of administration ask for
+- Its keys are in a file of the replica's folder, as it reads no variable for them. The routes of administration need
   the second one, which no client has.
 - `sglang:generation_tokens_total` grows when an answer ends, `sglang:realtime_tokens_total` while it runs, once in
   `--decode-log-interval` steps.

@@ -2,8 +2,8 @@
 
     plan = attached_plan("http://127.0.0.1:8000", "qwen3", key_env="VLLM_KEY")
 
-Judged by who its models are owned by and by routes that one engine alone has; no prompt is sent. What is not known
-(hardware, files) stands as not known. Path: cli -> attached_plan -> surveyed -> DeployPlan
+Judged by who its models are owned by and by routes that one engine alone has; no prompt is sent. The plan says
+that hardware and files are not known. Path: cli -> attached_plan -> surveyed -> DeployPlan
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What is here was read in its repository and is tested against a stand-in; no server of it has run here.
 
-- It has no key at all: a random port of loopback is all that stands between it and the machine's other users.
+- It has no key at all: only a random port on loopback protects it from the machine's other users.
 - /metrics gives the steps since it was read last, once: another reader takes them from us. It has them only
   where its configuration says `enable_iter_perf_stats`, which `--config` in the replica's folder does.
 - Its requests refuse every field that they do not know, so only those of its own schema are sent; `tool_choice` left

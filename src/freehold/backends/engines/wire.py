@@ -24,7 +24,7 @@ from freehold.types import Image
 
 @dataclass(frozen=True, slots=True)
 class TokenRoutes:
-    """How an engine's /tokenize and /detokenize are asked; both lie beside /v1, for us alone."""
+    """How an engine's /tokenize and /detokenize are called; both are beside /v1, for us alone."""
 
     text: str = "prompt"  # the text's field in a request to /tokenize,
     back: str = "prompt"  # and in an answer of /detokenize
@@ -35,7 +35,7 @@ class TokenRoutes:
 class EngineDemands(Demands):
     """What an engine lacks: it has one vocabulary, which is the model's own, so ids and biases mean what they say.
 
-    It stands inside the house: an address of a picture would make it ask the house's own machines, or a cloud's.
+    It runs inside the user's network: a picture's address would make it call that network's machines, or a cloud's.
     """
 
     def beyond_dialect(self) -> Sequence[tuple[bool, str]]:

@@ -32,7 +32,7 @@ class FlagSpec:
     choices: tuple[str, ...] = ()  # the only words it takes; empty: any of its kind
     none: bool = False  # takes the word None besides
     many: bool = False  # takes several words
-    bare: bool = False  # may stand without its value
+    bare: bool = False  # may be given without a value
     repeats: bool = False  # each further one adds
     status: str = ""  # beta, prototype or deprecated, where the engine says so
 

@@ -300,7 +300,7 @@ def _own_code(folder: Path) -> str:
 
 
 def _values_of(name: str, value: Any) -> Iterator[Any]:
-    """Yield what stands under `name`, however deep, but for null."""
+    """Yield every value of the key `name`, however deep, but for null."""
     left = [value]
     while left:
         each = left.pop()

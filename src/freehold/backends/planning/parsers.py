@@ -47,7 +47,7 @@ def family(names: Iterable[str], catalogued: str, architecture: str) -> str:
 
 
 def _begins(pattern: re.Pattern[str], name: str) -> bool:
-    """Say whether a word of the name begins so: qwen3-8b, org-qwen3-8b, but not myqwen3."""
+    """Return whether a word of the name starts with the pattern: qwen3-8b, org-qwen3-8b, but not myqwen3."""
     return any(pattern.match(name, at) for at in (0, *(m.end() for m in re.finditer("-", name))))
 
 

@@ -1,7 +1,7 @@
 """Words a layout as flags: what every driver's plan does alike.
 
-A driver asks for a flag with its reason; a flag that the user gave stands instead, and one that this version of the
-engine does not have is left out. What comes out is checked against the schema once more.
+A driver asks for a flag with its reason; a flag that the user gave replaces it, and one that this version of the
+engine does not have is left out. The result is checked against the schema once more.
 Path: EngineDriver.plan -> opened, Wording.add, Wording.plan -> DeployPlan
 """
 

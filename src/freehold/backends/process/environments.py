@@ -51,7 +51,7 @@ parser.parse_args(json.load(sys.stdin))
 
 @dataclass(frozen=True, slots=True)
 class EnginePackage:
-    """What of an engine lies in an environment."""
+    """An engine's packages in an environment."""
 
     title: str
     gpu: str  # the distribution for accelerators; "" for none

@@ -90,7 +90,7 @@ def owner(folder: Path) -> str:
 
 
 def temporary_prefix(home: Path) -> str:
-    """Return what folders of engines begin with that lie in the system's temporary folder, as theirs are too long."""
+    """Return the prefix of engines' folders in the system's temporary folder: their paths below `home` are too long."""
     return f"fh-{hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:12]}-"
 
 

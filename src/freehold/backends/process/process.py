@@ -181,7 +181,7 @@ class OwnProcess:
     async def _watch(self) -> None:
         """Wait for the end, read the last lines, end what the supervisor could not, and say how it was."""
         report = await self._reports.get()
-        if "ended" not in report:  # the supervisor was killed: nothing else ends what it held
+        if "ended" not in report:  # the supervisor was killed: nothing else ends its children
             tree.kill(self._tree)
             tree.end_group(self._pid)
             shutil.rmtree(self._temporary, ignore_errors=True)

@@ -51,7 +51,7 @@ def worker_ports(base: int = BASE) -> tuple[int, int]:
 
 
 def start_flags(base: int = BASE, *, cpus: float, gpus: float, folder: str) -> tuple[PlannedFlag, ...]:
-    """Return the flags of `ray start` for the head of a cluster of this machine."""
+    """Return the flags of `ray start` for the head of a cluster on this machine alone."""
     first, last = worker_ports(base)
     return (
         PlannedFlag("--node-ip-address", "127.0.0.1", "loopback; Ray keeps it only where it sees no other"),
@@ -70,7 +70,7 @@ def start_flags(base: int = BASE, *, cpus: float, gpus: float, folder: str) -> t
 
 
 def environment(base: int = BASE, *, alone: bool = True) -> dict[str, str]:
-    """Return the variables of every Ray process. `alone`: a cluster of this machine and no other."""
+    """Return the variables of every Ray process. `alone`: a cluster on this machine and no other."""
     held = {
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -2,8 +2,8 @@
 
     python head.py --socket s.sock --ingress-port 26399 [--fenced] [--address ray://HOST:PORT] -- FLAGS OF ray start
 
-Runs in the environment that has Ray, in a folder with app.py; no line of Freehold is imported. `--fenced`: it stands in
-a network namespace of its own, whose loopback it switches on; its socket is then the only way in. SIGTERM drains the
+Runs in the environment that has Ray, in a folder with app.py; no line of Freehold is imported. `--fenced`: it has a
+network namespace of its own, whose loopback it switches on; its socket is then the only way in. SIGTERM drains the
 app, SIGHUP replaces every replica, and the end of Ray is its end. With `--address` it starts no Ray and only deploys
 its app there. Keys come by environment. Knows no engine and no request: bytes pass through.
 Path: OwnProcess -> main -> RayHead.run -> app.py, Relay

@@ -102,7 +102,7 @@ def called(inner: DeployPlan) -> str:
 
 
 def moved(plan: DeployPlan, base: int) -> DeployPlan:
-    """Return the plan of a cluster of this machine with other ports: a roll has two clusters for a while."""
+    """Return the plan of a local cluster with other ports: a roll has two clusters for a while."""
     assert plan.inner is not None
     python = plan.command[:-2]
     ray_plan = over(

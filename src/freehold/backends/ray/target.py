@@ -1,6 +1,6 @@
 """What `--on ray` means: whose Ray, which cluster, and the plan around the engine's.
 
-    --on ray                      a cluster of this machine, by the `ray` on PATH
+    --on ray                      a cluster on this machine, by the `ray` on PATH
     --on ray:/env/bin/python      the same, by this environment's
     --on ray://HOST:10001         an app on a cluster that runs; RAY_AUTH_TOKEN has its token
 
