@@ -256,7 +256,7 @@ def refusal(structure: Structure) -> str:
 
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
-    """Weigh a model: by its file where it is held, in `quant` if that is another one; by published sizes where not."""
+    """Weigh a model: by its file if the store has one, in `quant` if that differs; otherwise by published sizes."""
     from freehold.advisor.anatomy import from_catalogue, in_quant
     from freehold.advisor.file_anatomy import from_file
     from freehold.advisor.places import quant_of

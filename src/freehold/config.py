@@ -126,7 +126,7 @@ def tool_table(home: Path) -> dict[str, Any]:
 
 
 def data_home(env: Mapping[str, str]) -> Path:
-    """Return the folder everything lies under: FREEHOLD_HOME, or the user's data folder."""
+    """Return the folder that contains everything: FREEHOLD_HOME, or the user's data folder."""
     if chosen := env.get("FREEHOLD_HOME"):
         return Path(chosen).expanduser().absolute()
     import platformdirs

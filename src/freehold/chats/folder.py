@@ -1,7 +1,7 @@
 """The chats of one caller: a folder with one file each. Lists, reads, makes, deletes and restores them.
 
-Whose chats they are is decided by the folder alone, so an id leads to no other caller's chat. A deleted chat lies in
-`.deleted` for UNDO_S, whatever restarts meanwhile, and is gone at the first look after that.
+Whose chats they are is decided by the folder alone, so an id leads to no other caller's chat. A deleted chat stays
+in `.deleted` for UNDO_S, whatever restarts meanwhile, and is gone at the first look after that.
 Knows files; knows no request and no terminal. Path: server/console/chats.py or cli/run.py -> ChatFolder -> ChatWriter
 """
 

@@ -68,7 +68,7 @@ class ChatIndex:
             return self._cards(self._kept)
 
     def having(self, text: str) -> list[ChatCard]:
-        """Return a card of every chat in which `text` may stand, in any case."""
+        """Return a card of every chat that may contain `text`, in upper or lower case."""
         wanted = folded(text)
         with self._lock:
             self._safely(self._refresh)

@@ -41,7 +41,7 @@ class ToolAnswer(Struct, kw_only=True, frozen=True):
 
 
 class ToolStep(Struct, kw_only=True, omit_defaults=True):
-    """Where a call stands: the data of a `tool` event."""
+    """The state of a call: the data of a `tool` event."""
 
     call: str
     server: str
@@ -72,7 +72,7 @@ class ToolDesk(Protocol):
         ...
 
     def say(self, step: ToolStep) -> None:
-        """Show where a call stands."""
+        """Show the state of a call."""
         ...
 
 
@@ -92,5 +92,5 @@ class ToolRunner(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Release what was held for the run."""
+        """Release the servers that the run used."""
         ...

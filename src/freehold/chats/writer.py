@@ -1,8 +1,8 @@
 """Writes to a chat's file: lines are appended, each whole or not at all, by any number of programs at once.
 
-The file's lock is held for the moment of an append, not for a run: two tabs and a terminal write to one chat in turns,
-and since each line names its parent, what they write at once becomes branches. While an answer is written its own lock
-is held too (`live`), so that a reader can tell an answer in progress from one whose writer died.
+A writer locks the file for the moment of an append, not for a run: two tabs and a terminal write to one chat in turns,
+and since each line names its parent, what they write at once becomes branches. While an answer is written, a second
+lock is taken too (`live`), so that a reader can tell an answer in progress from one whose writer died.
 
 What is flushed to the disk: a message, an end and a change, which cannot be made again. What an answer grew by is
 left to the kernel: it survives this program's death, and after a power cut the answer can be made again.
@@ -167,7 +167,7 @@ class ChatWriter:
         self._append(ChatLine(gone=tuple(ids), back=back), MAX_CHAT_BYTES - FOR_ENDS)
 
     def set(self, change: ChatChange) -> None:
-        """Change what stands beside the messages: title, pin, the branch that is shown, model, settings."""
+        """Change what a chat has besides messages: title, pin, the branch that is shown, model, settings."""
         self._check_room(small=change.settings is UNSET)  # a system prompt may be as long as a request
         self._append(ChatLine(set=change), MAX_CHAT_BYTES - FOR_ENDS)
 

@@ -254,7 +254,7 @@ def _check_peers(ctx: click.Context) -> None:
 
 
 def _peers(ref: ModelRef, rounds: int, threads: int | None, as_json: bool) -> int:
-    """Run benches/engine/peers.py of the checkout this package lies in."""
+    """Run benches/engine/peers.py of the checkout that has this package."""
     script = ROOT / "benches" / "engine" / "peers.py"
     if not script.is_file():
         raise UsageError(

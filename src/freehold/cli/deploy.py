@@ -67,7 +67,7 @@ class _DeployGroup(click.Group):
         return [p for p in params if p.name != "model"] if ctx.meta.get(__name__) else params
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read a verb's name only where it stands first; everything else are the options of `deploy MODEL`."""
+        """Read a verb's name only as the first word; everything else is an option of `deploy MODEL`."""
         if args and args[0] in UNDER:
             ctx.meta[__name__] = True
             return super().parse_args(ctx, args)

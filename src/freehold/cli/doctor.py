@@ -1,6 +1,6 @@
 """`freehold doctor`: shows CPU, memory, kernels and model stores in use. Makes no network request.
 
-Changes nothing: CPU, kernel table, threads, memory, GPUs and engines for them, stores, versions. With --kernels: each
+Only reads: CPU, kernel table, threads, memory, GPUs and engines for them, stores, versions. With --kernels: each
 weight format on each kernel table. With --verify: every model file and pack against its checksums.
 Path: main -> doctor -> native.isas, psutil, finding.look, Store.list -> stdout
 """

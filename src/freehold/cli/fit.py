@@ -146,7 +146,7 @@ def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[s
 
 
 def _best(fitting: list[Fit], held: Anatomy | None) -> Fit:
-    """Return the row to run: the held file's, else the usual quantisation, else the first."""
+    """Return the row to run: that of the file in the store, else the usual quantisation, else the first."""
     ranked = sorted(
         fitting, key=lambda row: (row.anatomy is not held, row.anatomy.quant not in ("Q4_K_M", "BF16"))
     )

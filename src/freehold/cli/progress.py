@@ -129,7 +129,7 @@ class StatusLine:
             print(f"stopped; {kept}", file=sys.stderr)
 
     def show(self, text: str) -> None:
-        """Show what is being done; between two changes nothing is printed where lines stay."""
+        """Show what is being done: in place on a terminal, elsewhere as a line at most every EVERY_S seconds."""
         now, text = time.monotonic(), printable(text)
         if self._live:
             sys.stderr.write(f"\r\x1b[K{text}")

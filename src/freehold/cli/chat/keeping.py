@@ -1,4 +1,4 @@
-"""Writes a terminal chat to its file while it is held: the message when it is sent, the answer each second, its end.
+"""Writes a terminal chat to its file as it happens: the message when it is sent, the answer each second, its end.
 
 A disk that fails is reported once and tried again with the next line; the chat continues in memory meanwhile. A chat
 that another program deleted is saved again, whole, under a new name. Knows the file; knows no model.
@@ -32,7 +32,7 @@ EACH_S = 1.0  # between two lines of a growing answer
 
 @dataclass(slots=True)
 class ChatTurn:
-    """A message of the branch that is held. `id`: once it is in the file."""
+    """A message of the branch that the chat continues. `id`: once it is in the file."""
 
     message: Message
     id: str = ""

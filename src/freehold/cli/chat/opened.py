@@ -1,4 +1,4 @@
-"""The model of a `run`: held by this home's server where one runs, otherwise loaded in this process.
+"""The model of a `run`: loaded by this home's server where one runs, otherwise in this process.
 
 Knows the server, the store and the options about loading; knows no prompt.
 Path: run -> Opened -> attached or open_llm -> HttpModel or LLM

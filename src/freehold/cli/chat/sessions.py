@@ -163,7 +163,7 @@ def _message(message: SavedMessage, tools: dict[str, str]) -> Message:
 
 
 def with_file(name: str, text: str) -> str:
-    """Return a file as it stands before a message."""
+    """Return a file in the form that precedes a message."""
     return f"File {name}:\n```\n{text.rstrip()}\n```\n\n"
 
 

@@ -124,7 +124,7 @@ class TerminalDesk:
         return await asyncio.wrap_future(answer)
 
     def say(self, step: ToolStep) -> None:
-        """Print where a call stands."""
+        """Print the state of a call."""
         name = visible(f"{step.server}: {step.tool}", lines=False)
         if step.state == "running":
             return _tell(f"[{name} runs]")
@@ -172,14 +172,14 @@ def _lines(question: ToolQuestion) -> Iterator[str]:
 
 
 class CallText:
-    """The text of an answer as it comes: what may be a call is held back until it is known to be none."""
+    """The text of an answer as it comes: text that may be a call is buffered until it is known not to be one."""
 
     def __init__(self, names: Iterable[str]) -> None:
         named = "|".join(map(re.escape, names))
         self._call = re.compile(rf'"(name|function|tool)"\s*:\s*"({named})"') if named else None
         self._passed = False  # whether text of the answer was shown
         self._held = ""
-        self.is_call = False  # once the answer has ended: what is held was meant as a call
+        self.is_call = False  # once the answer has ended: the buffered text was meant as a call
 
     def shown(self, text: str, *, ended: bool) -> str:
         """Return what may be shown now. `ended`: nothing comes after `text`."""
@@ -195,7 +195,7 @@ class CallText:
         return shown
 
     def _begins(self) -> int:
-        """Return where a call may begin in what is held; its length where none may."""
+        """Return where a call may begin in the buffered text; its length where none may."""
         text = self._held
         if not self._passed:
             start = text.lstrip()

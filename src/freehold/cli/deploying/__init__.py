@@ -1,1 +1,1 @@
-"""What lies under `freehold deploy`: a file a verb, and what they share."""
+"""The verbs of `freehold deploy`: a file each, and what they share."""

@@ -107,7 +107,7 @@ def refuse_empty(ctx: click.Context) -> None:
 
 
 def refuse_idle(ctx: click.Context, kind: str) -> None:
-    """Raise UsageError for an option about files that changes nothing of `--emit kind`; "": nothing is emitted."""
+    """Raise UsageError for an option about files that `--emit kind` does not use; "": nothing is emitted."""
     for option in _on_the_line(ctx, _OF_FILES):
         kinds = _OF_FILES[option.name or ""]
         if not kind or (kinds and kind not in kinds):

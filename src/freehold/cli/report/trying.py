@@ -38,7 +38,7 @@ class Tried:
     """The results: the new ranking, each model's share, and pairs of models on the same cases."""
 
     advice: Advice
-    before: tuple[str, ...]  # ids of the tried, as they stood
+    before: tuple[str, ...]  # ids of the tried, in the order before
     samples: Samples
     own: Mapping[str, Own]  # by the catalogue's id
     results: Mapping[str, TrialResult]

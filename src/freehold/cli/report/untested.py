@@ -1,4 +1,4 @@
-"""Says plainly what of this machine's system and kernels was never measured, and asks for a report of it.
+"""Says which parts of the local system and kernels were never measured, and asks for a report of them.
 
 docs/guides/platforms.md says the same as a table. Knows names of systems, processors and kernel tables.
 Path: doctor -> notes

@@ -46,7 +46,7 @@ class Announcer:
         self._left, self.failed = len(names), 0
         self._parts = bool(names) + (deployments is not None)
         self._doors: Doors | None = None
-        self._telling: asyncio.Task[None] | None = None  # held, as a loop forgets tasks that nothing names,
+        self._telling: asyncio.Task[None] | None = None  # kept, as a loop forgets tasks that nothing names,
         self._opening: asyncio.Task[None] | None = None  # as is this one
 
     def opened(self, doors: Doors) -> None:
