@@ -127,7 +127,7 @@ def _choice(chunk: ScheduledChunk, row: int, position: int) -> tuple[int, float,
 def _split(
     batch: list[ScheduledChunk], plain: list[bool], logits: F32, chosen: I64, hidden: F32 | None
 ) -> list[F32 | I64]:
-    """Give each chunk its rows, which lie in the batch's order in all arrays."""
+    """Give each chunk its rows, which are in the batch's order in all arrays."""
     out: list[F32 | I64] = []
     for chunk, is_chosen in zip(batch, plain, strict=True):
         count = len(chunk.logit_rows)

@@ -44,7 +44,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 def check_sampling(params: SamplingParams, tokens: int) -> SamplingParams:
-    """Return `params` when every value lies in its range; UsageError naming the first that does not."""
+    """Return `params` when every value is within its range; UsageError naming the first that does not."""
     for name, (low, high, closed) in _RANGES.items():
         value = getattr(params, name)
         inside = _is_number(value) and low <= value <= high and (closed or value > low)

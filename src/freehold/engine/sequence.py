@@ -79,7 +79,7 @@ class Sequence:
 
     # Written by the cache (BlockManager); of a draft model's shadows also by DraftModel.
     block_table: list[int] = field(default_factory=list)  # blocks, in order of position
-    num_computed_tokens: int = 0  # leading tokens whose keys and values lie in the cache
+    num_computed_tokens: int = 0  # leading tokens whose keys and values are in the cache
     num_cached_tokens: int = 0  # of the prompt, taken over from other sequences (of a fork: by the scheduler)
 
     # Written by the emitter; `pending` is emptied by the reader (Generation).
@@ -99,7 +99,7 @@ class Sequence:
     turn: float = 0.0  # its client's service when it is due: the order where blocks are scarce
     expected_s: float = 0.0  # what it would take by itself
     arrived_at: float = 0.0
-    queue_s: float = 0.0  # from its arrival until it first held blocks
+    queue_s: float = 0.0  # from its arrival until it first had blocks
     scheduled_at: float = 0.0  # when a step last computed for it
     choice_s: float = 0.0  # what choosing its latest token took, without its grammar
     prefilled: bool = False  # its whole prompt was computed once

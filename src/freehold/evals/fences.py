@@ -14,7 +14,7 @@ _CLOSES = re.compile(r"\n[ \t]*```")
 
 
 def only_fenced(text: str) -> str | None:
-    """Return what stands in the one block that a text is, plain or of JSON; None if it is something else."""
+    """Return the content of a text that is one fenced block, plain or of JSON; None if it is something else."""
     text = text.strip()
     if len(text) < 2 * len(_MARK) or not (text.startswith(_MARK) and text.endswith(_MARK)):
         return None

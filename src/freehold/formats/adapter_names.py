@@ -12,7 +12,7 @@ from freehold.config import nearest
 from freehold.errors import ModelNotFound, UsageError
 
 MAX_ADAPTERS = 64  # beside one model
-# Without a plus, so that nothing else than the plus of `base+adapter` stands between the two.
+# Without a plus, so that the only plus in `base+adapter` is the one between the two.
 ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 

@@ -63,7 +63,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """An adapter as it lies on disk. `modules`: by the name of the weight that is changed, as its base spells it."""
+    """An adapter as it is on disk. `modules`: by the name of the weight that is changed, as its base spells it."""
 
     path: Path
     gguf: bool  # names and the order of rows are those of GGUF files

@@ -1,7 +1,7 @@
 """Reads safetensors models in place over mmap: one file, or a directory as `transformers` writes it.
 
-Knows the container, the shard index and where the side files lie; knows no architecture and no config key.
-Trusts nothing: the header must describe the file exactly, to the byte, and shards must lie in the directory.
+Knows the container, the shard index and where the side files are; knows no architecture and no config key.
+Trusts nothing: the header must describe the file exactly, to the byte, and shards must be in the directory.
 Path: open_model_file -> open_safetensors -> models (weight map, config), tokenizer (tokenizer.json)
 
 Layout of a file: header length u64, header (a JSON object), tensor data without gaps.
@@ -240,7 +240,7 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def side_json(path: Path) -> Metadata:
-    """Read a JSON object of at most MAX_CONFIG_BYTES that lies beside weights; an empty one if it is not there."""
+    """Read a JSON object of at most MAX_CONFIG_BYTES beside weights; an empty one if it is not there."""
     fields = _parse(read_small_file(path, MAX_CONFIG_BYTES), path) if os.path.exists(path) else {}
     return Metadata(fields, str(path))
 

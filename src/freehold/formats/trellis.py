@@ -38,7 +38,7 @@ REQUIRES = "trellis-1"  # what a file that holds these types says under `freehol
 
 
 def tail_bits(type: QuantType) -> int:
-    """Return how many of the stream's bits lie in the row scale's low bits."""
+    """Return how many of the stream's bits are in the row scale's low bits."""
     return WINDOW - BITS[type]
 
 

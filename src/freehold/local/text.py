@@ -64,7 +64,7 @@ class AnswerText:
         return self._delta(thinking, self._parsed(text))
 
     def finish(self) -> AnswerDelta:
-        """Return the text held back for a stop string or a call; nothing after a stop string."""
+        """Return the text buffered for a stop string or a call; nothing after a stop string."""
         last = self._splitter.push(self._detokenizer.finish())
         rest = self._splitter.finish()
         pieces = self._parsed(last[1] + rest[1])

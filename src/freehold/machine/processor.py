@@ -185,7 +185,7 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def _board(host: Host, rows: list[dict[str, str]]) -> str:
-    """Return the board's model: never its serial number, which stands beside it."""
+    """Return the board's model: never its serial number, which is in the same place."""
     board = next((text for path in _BOARDS if (text := host.text(path).strip("\0 \n"))), "")
     board = board or next((row["Model"] for row in rows if "Model" in row), "")
     return "" if board.startswith(("linux,dummy-virt", "QEMU")) else board

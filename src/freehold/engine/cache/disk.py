@@ -87,7 +87,7 @@ class _Chain:
 
     salt: str
     nodes: list[Node]
-    first: int  # blocks before it lie on disk already
+    first: int  # blocks before it are on disk already
     read: Read
 
 
@@ -119,7 +119,7 @@ class DiskCache:
     def read(self, salt: str, keys: Iterable[bytes], first: int) -> Iterator[U8]:
         """Yield the content of the blocks from `first` on, as long as they are there; `keys`: each block's tokens.
 
-        It lies in one buffer: a block's content is good until the next one is asked for.
+        All share one buffer: a block's content is valid until the next one is requested.
         """
         content, now = np.empty(self._bytes[PAGES], np.uint8), time.time_ns()
         for i, name, head in self._names(salt, keys, first, PAGES):

@@ -14,7 +14,7 @@ from freehold.engine.sequence import Sequence
 
 
 class FullAttention(CacheKind):
-    """Pages that lie where their block does."""
+    """Pages with the number of their block."""
 
     name, follows = "full", False
 

@@ -42,11 +42,11 @@ class Node:
         self.parent = parent  # None at a root, whose key is its salt
         self.key = key
         self.block = block
-        self.kept = 0  # 1 << part for each part of it that lies on disk; the thread that writes it sets them
+        self.kept = 0  # 1 << part for each part of it that is on disk; the thread that writes it sets them
         self.children: dict[bytes, Node] = {}
         self.keys: list[
             bytes
-        ] = []  # of the children, sorted: those that agree longest with a key stand beside it
+        ] = []  # of the children, sorted: those that agree longest with a key are next to it
 
 
 class PrefixTree:

@@ -1,6 +1,6 @@
 """Recurrent layers (Mamba-2, gated DeltaNet, short convolutions): one state a sequence, snapshots after some blocks.
 
-A state is what all such layers of a model keep after exactly p tokens; it lies in a slot of the kind's memory. A hit
+A state is what all such layers of a model keep after exactly p tokens; it has a slot of the kind's memory. A hit
 is good only where a snapshot was kept at exactly p. A slot that something else may still read (a snapshot, the state a
 fork began with) is not written: a step reads one slot and writes another, so adopting, forking and taking snapshots
 copy nothing. Within a step a sequence's rows are cut into pieces, each of which reads a slot and writes a slot: at the

@@ -95,7 +95,7 @@ class SlidingWindow(CacheKind):
     # --- what windows reach ------------------------------------------------------------------------
 
     def follow(self, seq: Sequence) -> None:
-        """Let the window stand before the next position."""
+        """Move the window to end before the next position."""
         self._slide(seq, seq.num_computed_tokens)
 
     def commit(self, seq: Sequence, tokens: int) -> int:

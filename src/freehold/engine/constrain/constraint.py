@@ -23,7 +23,7 @@ from freehold.tokenizer import Tokenizer
 Phase = Literal["start", "thinking", "closing", "closed", "free", "text"]
 
 LOOKBACK = 1024  # bytes of free text in which a trigger is searched for
-# What free text is taken to stand after, so that a trigger may ask for the beginning of a line.
+# Free text is matched as if it came after this, so that a trigger may require the beginning of a line.
 _LINE = b"\n"
 
 

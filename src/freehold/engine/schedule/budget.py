@@ -177,7 +177,7 @@ class Budget:
             self.room -= self._spent_s() - before
 
     def _spent_s(self) -> float:
-        """Return the seconds that a step beside answers takes as it stands."""
+        """Return the seconds that a step beside answers takes with what it has now."""
         if not self._has_prefill:
             return self._decode_s
         return self._mixed.seconds(self.max_num_batched_tokens - self.left, self._attended, self._decode_s)
