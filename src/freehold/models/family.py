@@ -84,7 +84,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     optional: bool = False
     beside: str = ""  # key of the optional tensor that a file has with it, or both are missing
-    default: str = ""  # key of the tensor that stands in where a file has none: a tied head
+    default: str = ""  # key of the tensor that is used where a file has none: a tied head
     hf_offset: float = 0.0  # added to a safetensors' values: Gemma stores its norms around zero
     share: float = 1.0  # of it one token reads: of experts the chosen ones, of an embedding a row
     head: int = 0  # q and k whose rows a GGUF lays in adjacent rotary pairs, in heads of this width
@@ -156,7 +156,7 @@ class LayerPart(ABC):
 
 
 class Ends(ABC):
-    """What stands before the first layer and after the last."""
+    """What is computed before the first layer and after the last."""
 
     @abstractmethod
     def tensors(self) -> dict[str, TensorSpec]:

@@ -46,9 +46,7 @@ class LoadedModel:
     gguf: bool = False  # names and the order of rows in its file are a GGUF's
     digest: str = ""  # distinguishes its file from others, as far as the caller knows one
     rope_side: str = ""  # which of longrope's factors it has, "short" or "long"; empty: it has no such choice
-    pack: Pack | None = field(
-        default=None, repr=False
-    )  # the mapped file that the matrices lie in, if they do
+    pack: Pack | None = field(default=None, repr=False)  # the mapped file that has the matrices, if one does
 
     def check(self) -> None:
         """Raise DamagedPack unless what was computed up to now came from the weights as they were packed."""
@@ -110,7 +108,7 @@ class LoadedModel:
     def new_cache(
         self, blocks: int, kv_type: str = "f16", window_blocks: int = 0, slots: int = 0
     ) -> native.KvCache:
-        """Allocate pages for all layers; with `window_blocks`, those with a window lie in a pool of this many.
+        """Allocate pages for all layers; with `window_blocks`, those with a window share a pool of this many.
 
         `slots`: how many states of recurrent layers there is memory for.
         """

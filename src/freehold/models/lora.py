@@ -83,7 +83,7 @@ def pack_pairs(
     model: LoadedModel,
     name: str,
 ) -> Adapter:
-    """Pack an adapter that lies in memory: A [rank, K] and B [N, rank] by the name of the weight they change.
+    """Pack an adapter that is in memory: A [rank, K] and B [N, rank] by the name of the weight they change.
 
     Names, and the order of rows, are those of the model's own file ("blk.0.attn_q.weight", or
     "model.layers.0.self_attn.q_proj.weight"). The values are copied. Raises as load_adapter does.

@@ -171,7 +171,7 @@ def gguf_family(meta: Mapping[str, Any]) -> tuple[Family, Fields]:
 
 
 def family_of(config: Mapping[str, Any]) -> tuple[Family, Fields, bool]:
-    """Return the family of a config.json, the keys it reads, and whether they lie in a wrapper's `text_config`."""
+    """Return the family of a config.json, the keys it reads, and whether they are in a wrapper's `text_config`."""
     classes = config.get("architectures")
     first = classes[0] if isinstance(classes, list) and classes else None
     name = first if isinstance(first, str) else ""
@@ -246,7 +246,7 @@ def _unknown_architecture(name: str) -> UnsupportedModel:
 
 
 def _those_that_run(name: str, known: Collection[str]) -> str:
-    """Return the hint beside a refused architecture: the names nearest to it, and where all stand."""
+    """Return the hint beside a refused architecture: the names nearest to it, and where all are listed."""
     near = get_close_matches(name[:60], sorted(known), n=3, cutoff=0.7)
     begun = f"the nearest that run are {', '.join(near)}; " if near else ""
     return f"{begun}freehold make-tiny --list shows the families that run"

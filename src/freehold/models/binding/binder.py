@@ -169,7 +169,7 @@ def _of_one_type(each: tuple[Held, ...]) -> tuple[Held, ...]:
 
 
 def _checked(tensor: Stored, spec: TensorSpec) -> Stored:
-    """Return a tensor of the declared shape; dimensions of one do not count, as a row may be held as a vector."""
+    """Return a tensor of the declared shape; dimensions of one do not count, as a row may be stored as a vector."""
     if [n for n in tensor.shape if n != 1] != [n for n in spec.shape if n != 1]:
         _check_shape(tensor, spec.shape)
     if spec.floats and tensor.type not in FLOATS:

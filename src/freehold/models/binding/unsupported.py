@@ -2,7 +2,7 @@
 
 Knows names as both file formats write them, what sets each architecture apart, and the keys of arithmetic that most
 families do not have; knows no family that is computed.
-A name that a family registers wins over one that stands here. Sources: the architectures' classes in transformers 5.24
+A name that a family registers wins over one that is here. Sources: the architectures' classes in transformers 5.24
 and their loaders in llama.cpp, read 2026-11.
 Path: bind.read_source, bind.refusal -> missing_part; bind.read_source -> NEUTRAL, true_architecture
 """

@@ -1,8 +1,8 @@
 """The registry of model families, one file each: an architecture's config from both formats, and its layers' parts.
 
 A module of this room with a FAMILY, or FAMILIES where one file serves several, is registered by being here. Its names
-stand in its source as quoted strings, so that a name finds its modules by their text and the others stay unimported:
-importing all of them takes some forty milliseconds.
+are quoted strings in its source: a search of the text finds the modules of a name, and the others stay unimported.
+Importing all of them takes some forty milliseconds.
 Path: bind.gguf_family, bind.family_of, bind.refusal -> naming -> Family; registered for what is asked of all
 """
 

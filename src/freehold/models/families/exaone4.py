@@ -1,4 +1,4 @@
-"""EXAONE 4: norms stand after each half and on every query and key head; three sliding layers to a full one.
+"""EXAONE 4: norms follow each half, and normalise every query and key head; three sliding layers to a full one.
 
 Where layers slide, only those turn by position. The 1.2B has full attention and a rope everywhere.
 Source: arXiv 2507.11407.

@@ -155,7 +155,7 @@ def _checked(cfg: GemmaSizes3n) -> GemmaSizes3n:
 
 
 def layer(cfg: GemmaSizes3n, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer one part: what mixes streams stands before its attention and after its MLP."""
+    """Give a layer one part: it mixes streams before its attention and after its MLP."""
     attention = SharingAttention(
         hidden=cfg.hidden,
         heads=cfg.heads[i],

@@ -1,6 +1,6 @@
 """Mistral Small 4: latent attention whose queries grow with the position, and experts in every layer.
 
-A softmax over all experts, renormalised; gate and up of experts lie in one tensor in both formats. A GGUF does not
+A softmax over all experts, renormalised; gate and up of experts are one tensor in both formats. A GGUF does not
 state how queries grow, which is then taken from the published config.json.
 Source: Mistral-Small-4-119B-2603's config.json (llama_4_scaling_beta 0.1).
 Path: bind.read_source -> config -> layer

@@ -1,4 +1,4 @@
-"""OLMo 2 and 3: norms stand after attention and MLP instead of before, and over the whole width of queries and keys.
+"""OLMo 2 and 3: norms follow attention and MLP instead of preceding them, and span the width of queries and keys.
 
     x += norm(attention(x));  x += norm(mlp(x))
 

@@ -1,4 +1,4 @@
-"""Phi-3, 3.5, 4 and 4-mini: a Llama block whose q, k and v, and whose gate and up, lie in one matrix each.
+"""Phi-3, 3.5, 4 and 4-mini: a Llama block whose q, k and v are one matrix, and whose gate and up are another.
 
 Extended models have a longrope, of whose two sets of factors the context chooses one. Phi-3-mini of 4,096 tokens has a
 sliding window; a GGUF states 0 where there is none.

@@ -71,7 +71,7 @@ def layer(cfg: PhiMoeSizes, i: int) -> tuple[LayerPart, ...]:
 
 
 def ends(cfg: PhiMoeSizes) -> DecoderEnds:
-    """A layer norm and a bias stand around the head."""
+    """The head has a layer norm before it and a bias after it."""
     return DecoderEnds.of(cfg, norm=NORM, bias=cfg.head_bias)
 
 

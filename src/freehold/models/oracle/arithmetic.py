@@ -98,7 +98,7 @@ ACTIVATIONS = {"silu": silu, "gelu": gelu_tanh, "gelu_erf": gelu_erf, "relu2": r
 
 
 def activated(act: str, gate: F32 | None, up: F32, limit: float, alpha: float) -> F32:
-    """What stands between an expert's halves."""
+    """Compute the activation between an expert's halves."""
     if gate is None:
         return ACTIVATIONS[act](up)
     if act == "clamped":

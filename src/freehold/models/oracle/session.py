@@ -41,7 +41,7 @@ from freehold.models.oracle.streams import StreamVerbs
 
 F32 = NDArray[np.float32]
 
-_ATTENTION_ROWS = 256  # query rows whose scores are held at once
+_ATTENTION_ROWS = 256  # query rows whose scores are in memory at once
 
 
 class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from freehold._native import Matrix, checksum, is_lost, prefault
 from freehold.errors import DamagedPack
 
-# Files written and read in pieces of whole huge pages lie in the page cache as huge pages, and are mapped so (Linux
+# The page cache keeps files written and read in pieces of whole huge pages as huge pages, and maps them so (Linux
 # 6.x on ext4): a decoded token of a 0.5b takes 14.5 ms from huge pages and 16.8 from pages of 4 KB.
 CHUNK = 16 << 20
 AGAIN_S = (
@@ -35,7 +35,7 @@ U8 = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a matrix lies in a pack, and the XXH64 of its panels."""
+    """The place of a matrix in a pack, and the XXH64 of its panels."""
 
     name: str
     kind: str

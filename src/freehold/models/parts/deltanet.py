@@ -78,7 +78,7 @@ class DeltaSizes:
 
     @property
     def state(self) -> int:
-        """Values of the state of all heads; the kernel's columns lie in blocks."""
+        """Values of the state of all heads; the kernel's columns are in blocks."""
         return self.value_heads * self.key_dim * -(-self.value_dim // LANES) * LANES
 
     def spec(self, kind: str) -> LayerSpec:
@@ -137,7 +137,7 @@ class DeltaNet(LayerPart):
     norm: NormForm = RMS  # before the projections
     norm_name: str = "input_layernorm"  # in safetensors
     stored: ProjectionLayout = "apart"
-    tiled: bool = False  # value heads in turns of key heads; else those of a key head stand together
+    tiled: bool = False  # value heads in turns of key heads; else those of a key head are consecutive
     beta_scale: float = 1.0  # 2: a state may change its sign along a key
     head_eps: float = 0.0  # of the norm of each head; 0: eps
 
@@ -266,7 +266,7 @@ class DeltaNet(LayerPart):
 def convolved(
     ops: Ops, layer: int, qkv: Sequence[Buffer], weights: Sequence[F32], kernel: int
 ) -> list[Buffer]:
-    """Convolve q, k and v, which are one buffer or three; their inputs lie in a row in the layer's state."""
+    """Convolve q, k and v, which are one buffer or three; their inputs are consecutive in the layer's state."""
     at, out = 0, []
     for x, weight in zip(qkv, weights, strict=True):
         out.append(ops.short_conv(layer, x, weight, None, act="silu", at=at))

@@ -34,7 +34,7 @@ class DecoderEnds(Ends):
         return cls(vocab=cfg.vocab, hidden=cfg.hidden, eps=cfg.eps, tied=cfg.tied, **options)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Declare both matrices and what stands before and after the head; a token reads one row of the embedding."""
+        """Declare both matrices, and the head's norm and bias; a token reads one row of the embedding."""
         size = (self.vocab, self.hidden)
         tie = {"default": "embed"} if self.tied else {}
         specs = {

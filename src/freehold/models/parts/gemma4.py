@@ -106,7 +106,7 @@ def input_tensors(hidden: int, width: int) -> dict[str, TensorSpec]:
 
 
 def layer_input(ops: Ops, layer: int, x: Buffer, w: Values, width: int) -> Buffer:
-    """Compose gate, product and projection of a layer's embedding; the norm stands after it."""
+    """Compose gate, product and projection of a layer's embedding; the norm follows it."""
     h = ops.linear_act(x, w["input_gate"], "gelu")
     ops.multiply(h, w["inputs"], layer * width)
     (h,) = ops.linear(h, (w["input_up"],), (None,))

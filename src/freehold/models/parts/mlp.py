@@ -29,7 +29,7 @@ class GatedMlp(LayerPart):
     norm: NormForm = RMS  # before the products
     norm_name: str = "post_attention_layernorm"  # in safetensors
     gguf_norm: str = "ffn_norm"
-    hf: str = "mlp"  # what stands before the matrices' names in safetensors
+    hf: str = "mlp"  # prefix of the matrices' names in safetensors
     post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold gate and up as one matrix, gate first

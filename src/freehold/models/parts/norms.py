@@ -1,4 +1,4 @@
-"""The norms that stand before a mixer, an MLP or the head.
+"""The norms before a mixer, an MLP or the head.
 
 An RMS norm with a weight costs no op of its own: the products that read it normalise their rows themselves. A layer
 norm does, once for all that read it. Sources: arXiv 1607.06450 (layer norm), 1910.07467 (RMS norm).
@@ -23,7 +23,7 @@ Read: TypeAlias = tuple[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormForm:
-    """How a family normalises; `none`: it does not, as where norms stand after each half instead."""
+    """How a family normalises; `none`: it does not, as where norms follow each half instead."""
 
     kind: Literal["rms", "layer", "none"] = "rms"
     weight: bool = True
