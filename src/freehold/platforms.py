@@ -62,7 +62,7 @@ def adopts_orphans() -> bool:
 
 
 def shared_memory() -> dict[str, int]:
-    """Return path -> number of all POSIX shared memory of this machine; nothing where it is not shown as files."""
+    """Return path -> inode number of all local POSIX shared memory; nothing where it is not shown as files."""
     with suppress(OSError), os.scandir(_SHARED_MEMORY) as entries:
         return {entry.path: entry.inode() for entry in entries}
     return {}

@@ -1,6 +1,6 @@
 """Makes folders and files that only their user can read, whatever the umask.
 
-What lies in the data home tells what was asked and answered: sessions, cached prompts, accounts, keys. What is there
+The data home contains what was asked and answered: sessions, cached prompts, accounts, keys. What is there
 already is closed when it is next written to. Knows modes; knows no folder of ours.
 Path: whatever writes below the home -> folder, opener
 """

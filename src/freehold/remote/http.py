@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ADMIN_PROTOCOL = 1  # of our server's admin routes: grows when an older command line could misread an answer
 CONNECT_S = 5.0
-SILENCE_S = 600.0  # over a network; a socket of this machine closes when its server dies
+SILENCE_S = 600.0  # over a network; a local socket closes when its server dies
 MAX_ANSWER = 64 << 20  # bytes of a whole JSON answer, or of one event
 MAX_ERROR_CHARS = 2000  # characters of a foreign server's error that are passed on
 

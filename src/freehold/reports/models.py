@@ -1,6 +1,6 @@
 """What is in the store and in the catalogue, a row each: fit and speed here, licence, quality, origin.
 
-Each figure is the one that `fit`, `license` and `why` state of the model: in its stored file where it is held,
+Each figure is the one that `fit`, `license` and `why` state of the model: in its file where the store has one,
 otherwise in the quantisation that would be pulled. Knows no wording and nothing of what is in memory.
 Path: asked -> models_json -> choosing.here, advisor.fit, advisor.verdict, why.quality_by_task
 """

@@ -1,6 +1,6 @@
 """Writes a chat in Anthropic's blocks: system, turns of users with results of tools first, turns of assistants.
 
-A blank text becomes no block there. Reasoning goes back only as the provider signed it, at the place where it stood.
+A blank text becomes no block there. Reasoning goes back only as the provider signed it, and where it was.
 Knows no model's limits.
 Path: AnthropicWire.request -> MessagesWriter -> system, messages
 """
@@ -143,7 +143,7 @@ class MessagesWriter:
 
 
 def _blocks(message: Message) -> Iterator[Item]:
-    """Yield an assistant's blocks: its text cut where reasoning stood, then its calls, with reasoning between them."""
+    """Yield an assistant's blocks: its text cut where reasoning was, then its calls, with reasoning between them."""
     text, at, calls = message.content, 0, 0
 
     def signed_at(until: int) -> Iterator[Item]:

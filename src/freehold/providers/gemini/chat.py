@@ -51,7 +51,7 @@ class ContentWriter:
             self._sign_current()
 
     def _add(self, role: str, parts: list[Part]) -> None:
-        """Add to the open turn; results of tools stand in a turn of their own."""
+        """Add to the open turn; results of tools have a turn of their own."""
         last = self.contents[-1] if self.contents else None
         kind = "functionResponse" in parts[0]
         if last is not None and last["role"] == role and ("functionResponse" in last["parts"][0]) == kind:
