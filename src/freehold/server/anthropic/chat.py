@@ -4,9 +4,9 @@ Knows blocks and roles; knows no model. What would change the answer is refused 
 
   - Turns of one role in a row become one turn; the chat begins with the user. An assistant's turn at its end is the
     beginning of the answer.
-  - Results of tools stand first in the turn after the calls that they answer, each with one of their ids.
+  - Results of tools come first in the turn after the calls that they answer, each with one of their ids.
   - A system message within the chat stays where it is, as a tagged part of the user's turn: at the head of the prompt
-    it would change what stands before everything else, and nothing after it could come from the cache.
+    it would change the beginning, and nothing after it could come from the prefix cache.
 
 Path: job.py -> read_chat -> Message
 """

@@ -1,7 +1,7 @@
 """Anthropic's message, whole and as events with names.
 
-Knows JSON and server-sent events; blocks.py knows what is in an answer. `freehold` stands beside what Anthropic has:
-clients leave out what they do not know.
+Knows JSON and server-sent events; blocks.py knows what is in an answer. A message has a field `freehold`
+besides Anthropic's: clients ignore fields that they do not know.
 Path: Answering -> MessageShape -> bytes
 """
 

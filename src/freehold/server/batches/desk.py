@@ -1,7 +1,7 @@
 """All batches of a server: accepted, answered with the capacity that interactive requests leave, and ended.
 
 A few batches at a time, a few lines abreast in all, as jobs of priority "batch", which an engine computes with what
-interactive ones leave. What a batch is and how far it came lies in its folder, so a restarted server continues it.
+interactive ones leave. A batch's folder says what it is and how far it came, so a restarted server continues it.
 Knows order, folders and the clock; knows no field of a request. Path: Doors -> Desk.run; batches.py -> Desk
 """
 
@@ -367,7 +367,7 @@ def _clear(folder: Path) -> None:
 
 
 def _pause(answer: LineAnswer, refusals: int) -> float | None:
-    """Return seconds after which to ask again, None where the answer stands. `refusals`: how often it was refused."""
+    """Return seconds after which to ask again, None where the answer is final. `refusals`: how often it was refused."""
     if answer.status not in (429, 503) or (answer.status == 503 and refusals >= PATIENCE):
         return None
     after = _retry_after(answer.headers)

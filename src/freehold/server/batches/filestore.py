@@ -62,7 +62,7 @@ class Files:
         self, root: Path, bounds: FileBounds | None = None, now: Callable[[], float] = time.time
     ) -> None:
         self._root, self._bounds, self._now = root, bounds or FileBounds(), now
-        self._adding = threading.Lock()  # held while a file finds room, and takes it
+        self._adding = threading.Lock()  # taken while a file's bytes are reserved
         self._coming: dict[Path, int] = {}  # what is being written, and how many bytes that may be
         private_folder(root)
 

@@ -92,7 +92,7 @@ class ChatShelf:
             del self._begun[next(iter(self._begun))]
 
     def folder(self, call: HttpCall) -> ChatFolder:
-        """Return the chats of who asks: of its key, or of this machine's user where no key is needed.
+        """Return the caller's chats: those of its key, or of the local user where no key is needed.
 
         A server that other machines reach without a key has one folder for all of them, apart from the user's.
         """

@@ -75,7 +75,7 @@ async def choose(call: HttpCall) -> None:
 
 
 def _of_the_house(call: HttpCall) -> bool:
-    """Return whether the caller may know where files of this machine lie."""
+    """Return whether the caller may know the paths of local files."""
     return call.owner or (call.key is not None and call.key.kind == "admin")
 
 

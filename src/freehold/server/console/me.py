@@ -59,7 +59,7 @@ def described(server: Server, key: Key | None, *, owner: bool) -> dict[str, Any]
 
 
 def _filled(server: Server, key: Key | None, *, owner: bool) -> Iterator[str]:
-    """Name the pages with something in them; an engine that was deployed is the owner's to see."""
+    """Name the pages with something in them; only the owner sees deployed engines."""
     keyed = bool(server.guard.keys)
     operator = owner or (key.kind == "admin" if key else not keyed)
     if keyed:

@@ -82,7 +82,7 @@ def _taken_out(mine: ChatFolder, id: str, message: str) -> TakenOut:
         raise Refused(409, "this answer is being written; stop it first", param="message", code="running")
     with mine.writer(id) as writer:
         writer.take_out(out)
-        if chat.leaf in out:  # then the newest of what stands beside it
+        if chat.leaf in out:  # then the newest message beside it
             writer.set(ChatChange(leaf=_end_below(mine.read(id))))
     return TakenOut(chat=mine.read(id).card, messages=out)
 

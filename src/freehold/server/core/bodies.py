@@ -78,8 +78,8 @@ class Bodies:
 def dissolve(values: list[Any]) -> None:
     """Empty `values`, and free what they were the last to hold, so that other threads run meanwhile.
 
-    A list of 100,000 messages is freed by one call, which holds the interpreter to its end. So whatever a container
-    holds is held here before the container goes, and a list that is long goes in pieces.
+    A list of 100,000 messages is freed by one call, which keeps the interpreter to its end. So the content of a
+    container is put in `values` before the container is freed, and a long list is freed in pieces.
     """
     while values:
         value = values.pop()

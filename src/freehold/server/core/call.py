@@ -263,7 +263,7 @@ class HttpCall(ServerCall):
     async def apart(self, work: Callable[..., P], *args: Any, size: int = 0) -> P:
         """Run work on what the request holds: here if that is little, else in the bodies' thread, in the caller's turn.
 
-        The loop continues meanwhile, so `work` changes nothing that other requests see. `size`: bytes that it makes,
+        The loop continues meanwhile, so `work` must not change what other requests see. `size`: bytes that it makes,
         where those may be more than what came.
         """
         size = max(size, self._holding.bytes if self._holding else 0)
@@ -436,7 +436,7 @@ def route(
 ) -> Route:
     """Return the route of `handle`, whose docstring says what it does; `request` is the struct it reads.
 
-    What stands here is what the OpenAPI document says, and what is enforced.
+    The OpenAPI document has what is declared here, and the server enforces it.
     """
     endpoint = Endpoint(
         path, handle, request, audience, tuple(answer), tuple(query), tuple(form), reply, tuple(status)

@@ -55,7 +55,7 @@ class Computing:
         self.tally = Tally(jobs, call.started, warnings)
         self._cut = cut
         self._abreast = asyncio.Semaphore(ABREAST) if len(jobs) > ABREAST else nullcontext()
-        self.keeps = False  # whether log-probabilities are held until all of the answer is there,
+        self.keeps = False  # whether log-probabilities are kept until all of the answer is there,
         self._scores = 0  # and how many
         self._record: PerModel | None = None
         self._stream: Stream | None = None  # the latest one

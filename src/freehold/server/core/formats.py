@@ -21,7 +21,7 @@ _LONG_DIGITS = re.compile(rb"\d{19}")  # no shorter integer is outside it
 
 
 def schema_format(schema: dict[str, Any] | bool, at: str) -> Format:
-    """Return the format of the JSON schema that stands at `at` in the request."""
+    """Return the format of the JSON schema that is at `at` in the request."""
     return Format("json_schema", bounded(schema, at))
 
 

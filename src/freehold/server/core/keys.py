@@ -127,7 +127,7 @@ class KeyFile:
         return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
 
     def emptied(self) -> bool:
-        """Return whether the file is there and holds no key, so that it has held some."""
+        """Return whether the file is there without a key: it had keys once."""
         return bool(self.mark()) and not self.read()
 
     def read(self) -> tuple[Key, ...]:

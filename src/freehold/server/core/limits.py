@@ -97,7 +97,7 @@ def parse(body: bytes) -> dict[str, Any]:
 def typed(value: dict[str, Any], kind: type[T], at: str = "") -> T:
     """Convert `value` to the struct `kind`; 400 names the field, what it is and what was expected.
 
-    `at`: where `value` stands in the body, if it is not all of it.
+    `at`: the place of `value` in the body, if it is not all of it.
     """
     unknown = len(value.keys() - set(kind.__struct_encode_fields__))
     if unknown > MAX_UNKNOWN:

@@ -1,4 +1,4 @@
-"""The models that may be asked for, as rows of whatever protocol asks: held, in memory, or both.
+"""The models that a request may name, as rows for any protocol: downloaded, in memory, or both.
 
 Knows names; knows no protocol's fields.
 Path: openai/models.py or anthropic/models.py -> listed, answer_one -> ModelManager.names

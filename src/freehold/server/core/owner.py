@@ -1,7 +1,7 @@
 """The owner's token, which opens the owner's routes to programs without access to the Unix socket.
 
-It lies in a file that only its user reads. The first server of a home makes it and the next ones keep it, so a client
-is given it once. It opens what the socket opens: who can read it can reach the socket too. Knows a file and no route.
+It is in a file that only its user can read. The first server of a home makes it and the next ones keep it, so a client
+gets it once. It opens what the socket opens: who can read it can reach the socket too. Knows a file and no route.
 Path: cli/serve -> owner_token -> auth.Guard.owns
 """
 

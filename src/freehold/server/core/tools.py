@@ -1,7 +1,7 @@
 """Who may use tools of which servers, and the tools of one run.
 
-The owner may use all; a key those whose `keys` name it; a program of this machine without a key none, since a page of a
-browser looks the same. What talks to servers is imported with the first use. Knows callers; knows no protocol and no
+The owner may use all; a key those whose `keys` name it; a local program without a key none, since a browser's page
+looks the same. What talks to servers is imported with the first use. Knows callers; knows no protocol and no
 chat.
 Path: server/console/tools.py -> allowed, run_tools -> RunTools
 """

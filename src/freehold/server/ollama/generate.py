@@ -42,7 +42,7 @@ async def _behind(call: HttpCall, r: GenerateRequest, job: Job) -> Job:
 
     await worded(r.model, lambda: call.while_here(work()))
     context = r.context or []
-    again = bool(context and turn and context[0] == turn[0])  # the token that begins a text stands once
+    again = bool(context and turn and context[0] == turn[0])  # the token that begins a text occurs once
     return replace(
         job, messages=None, prompt=(*context, *turn[again:]), think=None, effort=None, overflow="error"
     )

@@ -60,7 +60,7 @@ async def push(call: HttpCall) -> None:
 
 
 def fetchable(name: str | None, field: str) -> str:
-    """Return a name the store may look for elsewhere; 400 for a file of this machine, and for an address."""
+    """Return a name the store may look for elsewhere; 400 for a local file, and for an address."""
     if not name:
         raise Refused(400, f"{field} is missing", param=field, code="missing_required_parameter")
     if parse_ref(name).kind in ("path", "url"):

@@ -23,7 +23,7 @@ class Details(WireReply):
 
 
 class Tag(WireReply):
-    """A model that lies in the store."""
+    """A model in the store."""
 
     name: str
     model: str

@@ -120,7 +120,7 @@ class TextShape(OpenAIShape):
             return {}
         first = TokenLogprob(begin.prompt_ids[0], 0.0, token=self._echoes[choice][1])
         table = self._table(choice, [first, *(t for t in begin.prompt_logprobs if t is not None)])
-        table["token_logprobs"][0] = table["top_logprobs"][0] = None  # nothing stands before it
+        table["token_logprobs"][0] = table["top_logprobs"][0] = None  # nothing precedes it
         if self._ids:
             table["content"][0]["logprob"] = None
         return table

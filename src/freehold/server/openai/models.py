@@ -29,7 +29,7 @@ def _model(name: str, held: StoredModel | None, loaded: Mapping[str, LoadedInfo]
     info = each.info if each else None
     places = held.places if held else ()
     more: dict[str, Any] = {"bytes": held.bytes if held else None, "loaded": info is not None}
-    if places:  # a name of a gateway's file: it is in no memory of this machine by itself
+    if places:  # a name of a gateway's file: by itself it is not in local memory
         more = {"places": places}
     if info:
         more |= {"quantization": info.quantization, "trained_context": info.trained_context}

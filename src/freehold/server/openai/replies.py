@@ -51,7 +51,7 @@ class Scored(WireReply):
     """A token and its log-probability."""
 
     token: str
-    logprob: float | None  # null: nothing stands before it
+    logprob: float | None  # null: nothing precedes it
     bytes: list[int]
     top_logprobs: list[Scored] | None = None
     id: int | None = None

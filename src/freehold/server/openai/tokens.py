@@ -1,6 +1,6 @@
 """POST /tokenize, POST /detokenize, GET /tokenizer_info, in vLLM's shapes; lm-eval reads them.
 
-Knows texts and ids; the tokenizer lies in the engine process. Path: Gate -> tokenize -> TokenizerFace.tokenize
+Knows texts and ids; the tokenizer is in the engine process. Path: Gate -> tokenize -> TokenizerFace.tokenize
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class ModelRequest(Struct, kw_only=True):
 
 
 class AddRequest(Struct, kw_only=True):
-    """Which adapter to put beside a model, from which file or folder of this machine."""
+    """Which adapter to put beside a model, from which local file or folder."""
 
     model: Name
     name: Name

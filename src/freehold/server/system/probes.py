@@ -36,7 +36,7 @@ class ReadyReply(WireReply):
 
 
 async def health(call: HttpCall) -> None:
-    """Say 200 while the server lives, 503 when an engine stands still (why: GET /ready); warn of a disk that fails."""
+    """Say 200 while the server lives, 503 when an engine hangs (why: GET /ready); warn of a disk that fails."""
     stuck, troubles = bool(call.server.health.stuck()), call.server.troubles()
     more = {"warnings": troubles} if troubles else {}
     await call.answer({"status": "stuck" if stuck else "ok", **more}, 503 if stuck else 200)

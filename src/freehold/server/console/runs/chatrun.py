@@ -173,7 +173,7 @@ class ChatRun(ConsoleRun):
             self._asked.pop(question.call, None)
 
     def say(self, step: ToolStep) -> None:
-        """Show where a call stands."""
+        """Show the state of a call."""
         self.came()
         self.events.fact("tool", step)
 
@@ -232,7 +232,7 @@ class ChatRun(ConsoleRun):
         if saved:
             self.events.close()
         if finish in ("stop", "length"):
-            self._titling = await titling(self)  # held: a loop forgets tasks that nothing names
+            self._titling = await titling(self)  # kept: a loop forgets tasks that nothing names
 
     def _disk(self, trouble: FreeholdError | None) -> None:
         if trouble is not None:

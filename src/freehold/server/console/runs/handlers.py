@@ -50,7 +50,7 @@ class SentMessage(Struct, kw_only=True):
 
 
 class StartRun(Struct, kw_only=True):
-    """A message and where it stands; or a message of the user's to answer once more, or an answer to continue."""
+    """A message and its place; or a message of the user's to answer once more, or an answer to continue."""
 
     parent: str | None = None
     message: SentMessage | None = None
@@ -170,7 +170,7 @@ def _written(
 
 
 async def events(call: HttpCall) -> None:
-    """Follow a run, from its beginning or after an event; it is not held up by a slow reader."""
+    """Follow a run, from its beginning or after an event; a slow reader does not delay it."""
     log, at = _run(call).events, _after(call)
     if at > log.last:  # of another run
         at = 0

@@ -33,8 +33,8 @@ class InfillRequest(Generating, kw_only=True):
     model: Annotated[
         Name, Meta(description="Default: the model this server was started with, or the only one in memory.")
     ] = ""
-    input_prefix: Annotated[str, Meta(description="What stands before the cursor's line.")] = ""
-    input_suffix: Annotated[str, Meta(description="What stands behind the cursor.")] = ""
+    input_prefix: Annotated[str, Meta(description="The text before the cursor's line.")] = ""
+    input_suffix: Annotated[str, Meta(description="The text after the cursor.")] = ""
     input_extra: Annotated[
         Annotated[list[InfillFile], Meta(max_length=MAX_FILES)] | None,
         Meta(

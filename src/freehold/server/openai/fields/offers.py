@@ -173,7 +173,7 @@ def read_tools(
 
 
 def flat(raw: dict[str, Any]) -> dict[str, Any]:
-    """Lift what lies under the name of the type, as some clients send it."""
+    """Lift the fields under the name of the type, as some clients send them."""
     inner = raw.get(str(raw.get("type")))
     return {**raw, **inner} if isinstance(inner, dict) else raw
 

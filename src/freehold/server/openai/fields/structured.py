@@ -101,7 +101,7 @@ def format_of(r: Structured) -> Format | None:
 def format_field(r: Structured) -> str:
     """Return the name of the field that says what the text must be; "" where none does."""
     names = [name for name in Structured.__struct_fields__ if getattr(r, name) is not None]
-    return names[-1] if names else ""  # another may stand beside response_format if that is of type text
+    return names[-1] if names else ""  # another is allowed beside response_format if that is of type text
 
 
 def _response_format(format: ResponseFormat | None) -> Format | None:

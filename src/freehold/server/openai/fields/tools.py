@@ -27,7 +27,7 @@ from freehold.types import ToolCall
 
 
 class ToolOffer(Struct, kw_only=True):
-    """A tool: what it is lies under the name of its type."""
+    """A tool: the field named as its type describes it."""
 
     type: str = "function"
     function: FunctionTool | None = None
