@@ -208,11 +208,11 @@ class EngineStats:
     running: int = 0
     waiting: int = 0
     blocks: int = 0
-    blocks_live: int = 0  # held by running sequences,
+    blocks_live: int = 0  # of running sequences,
     blocks_shared: int = 0  # and of those by several of them
     blocks_cached: int = 0  # free to be taken, and worth something while they are not
     states: int = 0  # slots for what recurrent layers keep of a sequence; 0: there are no such layers
-    states_live: int = 0  # held by running sequences
+    states_live: int = 0  # of running sequences
     states_cached: int = 0  # snapshots for prefixes of later prompts
     state_bytes: int = 0  # of a slot
     prompt_tokens: int = 0
@@ -225,7 +225,7 @@ class EngineStats:
     drafts: int = 0  # drafts that were verified,
     drafted_tokens: int = 0  # their tokens,
     accepted_tokens: int = 0  # those that were accepted,
-    accepted_at: tuple[int, ...] = ()  # and how many of these stood first in their draft, second, and so on
+    accepted_at: tuple[int, ...] = ()  # and how many of these were first in their draft, second, and so on
     preemptions: int = 0
     expected_wait_s: float = 0.0  # until a request that came now would get its first token
     progress_at: float = 0.0  # time.monotonic() of the engine at its latest step

@@ -155,7 +155,7 @@ class SignedThinking:
     text: str = ""
     signature: str = ""
     redacted: str = ""  # opaque, instead of the other two
-    # Where it stands in its answer, whose text and calls are kept apart from it:
+    # Its place in its answer, whose text and calls are kept apart from it:
     text_before: int = 0  # characters,
     calls_before: int = 0  # and calls of tools
 
@@ -207,7 +207,7 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # the requested number of alternatives, best first
-    token: bytes = b""  # what the token writes; a part of a character may stand alone
+    token: bytes = b""  # what the token writes; it may be a part of a character
     top_tokens: tuple[bytes, ...] = ()  # the same for each of `top`
 
 

@@ -445,7 +445,7 @@ class _Latest(dict[int, list[Any]]):
 
 
 class _Seen:
-    """A container of the other side's, and what it held when it was read."""
+    """A container of the other side's, and its content when it was read."""
 
     def __init__(self, container: Any) -> None:
         self.container = container
@@ -469,7 +469,7 @@ def _snapshot(container: Any) -> Any:
 
 
 def _alike(now: Any, old: Any) -> bool:
-    """Return whether a container holds the very objects that it held."""
+    """Return whether two snapshots have the very same objects."""
     if isinstance(now, bytes):
         return now == old
     return len(now) == len(old) and all(map(operator.is_, now, old))

@@ -49,8 +49,8 @@ def main() -> None:
 def _done(request: bytes) -> dict[str, Any]:
     """Do a job, its decoding included, within limits; `last` says that this process ends.
 
-    What a job had is not all given back: the heap keeps its size where something lies at its end, and the limit is
-    of addresses. So a process that was once large does no other job.
+    A job's memory is not all released: the heap keeps its size while something is at its end, and the limit is of
+    addresses. So a process that was once large does no other job.
     """
     job = json.loads(request.decode("utf-8", "surrogatepass"))
     with limited(job["seconds"] + GRACE_S, allowed_memory(len(request))):

@@ -1,6 +1,6 @@
 """Describes models for `list` and `show`: recorded, made from others, and unfinished.
 
-Knows records and what lies on the disk; changes nothing.
+Knows records and the files on disk; only reads.
 Path: Store.list, Store.show -> listed, overlay_listed, unfinished -> Listed
 """
 

@@ -1,7 +1,7 @@
 """Names that a command line or a file gives: `base+adapter` split, where the store has no model of the whole name.
 
-The one meaning of the plus in every verb: behind it stands where an adapter lies, with a name of its own if one is
-given ([NAME=]PATH), or the name of an adapter that a running server has.
+The plus means the same in every verb. After it comes an adapter's path, with a name of its own if the user wrote one
+([NAME=]PATH), or the name of an adapter that a running server has.
 Path: cli/run, cli/eval, cli/serving, reports/gateway_file -> parted -> Store.resolve
 """
 
@@ -74,7 +74,7 @@ def adapter_of(text: str) -> tuple[str, Path | None]:
 
 
 def _pluses(model: str) -> Iterator[tuple[str, str]]:
-    """Yield what stands before and behind each plus, the last first."""
+    """Yield the text before and after each plus, the last first."""
     for at in range(len(model) - 2, 0, -1):
         if model[at] == "+":
             yield model[:at], model[at + 1 :]

@@ -132,7 +132,7 @@ class Overlays:
         return [overlay for _, overlay in sorted(self._all().items())]
 
     def on(self, base: str) -> list[str]:
-        """Return the names of those that stand on a model."""
+        """Return the names of those that are based on a model."""
         return [o.name for o in self.list() if o.base == base]
 
     def write(self, overlay: Overlay) -> Overlay:

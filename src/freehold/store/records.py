@@ -96,7 +96,7 @@ class RecordedFile:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What `remove` did. `forgotten`: the files belong to another program and lie where they lay."""
+    """What `remove` did. `forgotten`: the files belong to another program and were left in place."""
 
     name: str
     owner: str

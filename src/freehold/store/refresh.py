@@ -130,7 +130,7 @@ def _differs(key: str, known: Any, current: Any) -> bool:
     if key == "licence" and known and not known_licence(current):
         return False  # a name of the card's own contradicts nothing that was read in the text
     if key == "context" and known:
-        return current > known  # a longer context reached by scaling stands in the card, not in config.json
+        return current > known  # a longer context reached by scaling is in the card, not in config.json
     return known != current
 
 

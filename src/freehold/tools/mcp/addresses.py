@@ -95,7 +95,7 @@ def _meant(address: Address) -> list[Address]:
 
 
 def _places(bits: int) -> list[int]:
-    """Return what stands where RFC 6052 writes an IPv4 address: behind 48, 56, 64 and 96 bits, around bits 64 to 71."""
+    """Return the bits where RFC 6052 writes an IPv4 address: after 48, 56, 64 and 96 bits, around bits 64 to 71."""
     return [
         (bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF,
         (bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF,

@@ -32,7 +32,7 @@ _KEYS = ("command", "url", "env", "headers", "keys", "private")
 
 @dataclass(frozen=True, slots=True)
 class ToolServer:
-    """One server: a program of this machine, or an address."""
+    """One server: a local program, or an address."""
 
     name: str
     command: tuple[str, ...] = ()  # words; no shell reads them

@@ -32,7 +32,7 @@ class LiveJobs:
         self._alone: int | None = None  # the job that has shared no step so far
         self._crowd = Crowd()  # since that job came
         self.usages: deque[Usage] = deque(maxlen=KEPT_USAGES)  # of answers that were alone
-        # Held from entering a job until it is in `_live`, so that no step's tokens are missed.
+        # Locked from entering a job until it is in `_live`, so that no step's tokens are missed.
         self._gate = threading.Lock()
 
     def expect(self, ids: list[int]) -> None:

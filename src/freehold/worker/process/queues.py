@@ -1,6 +1,6 @@
 """Queues with threads of their own, one for each kind of work that takes long to prepare.
 
-Knows ids, clients, messages and threads; knows no model. A waiting request is held here alone, so that cancelling
+Knows ids, clients, messages and threads; knows no model. Only this queue keeps a waiting request, so cancelling
 one frees its text; one that runs ends at its next check (stopping.py). The next message is of the client with the
 fewest at work, then of the one whose turn was longest ago, and one thread is left to others: whatever a client sends,
 another's message waits for none of that client's.
