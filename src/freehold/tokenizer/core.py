@@ -39,7 +39,7 @@ class TokenKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is found in the text before any splitting; `text` is as it stands in raw text."""
+    """A token that is found in the text before any splitting; `text` is as it is in raw text."""
 
     id: int
     text: str
@@ -114,7 +114,7 @@ class Cutter:
             last = end
 
     def found(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
-        """Yield (start, end, token) as they stand, none over another."""
+        """Yield (start, end, token) in the text's order, none over another."""
         at = self._first.search(text) if self._first else None
         looks = 0
         while at is not None and self._first is not None:

@@ -65,7 +65,7 @@ class Defuser:
         return text
 
     def _begins_one(self, beginning: str) -> bool:
-        at = bisect_right(self._tokens, beginning)  # longer tokens that begin so come right after it
+        at = bisect_right(self._tokens, beginning)  # longer tokens that start with it come right after it
         return at < len(self._tokens) and self._tokens[at].startswith(beginning)
 
 

@@ -14,7 +14,7 @@ from freehold.tokenizer.core import Tokenizer
 class Detokenizer:
     """Decode ids one by one; the pieces joined equal `Tokenizer.decode` of all ids.
 
-    A character whose bytes are spread over tokens is held back until it is whole; bytes that can no longer
+    A character whose bytes are spread over tokens is buffered until it is whole; bytes that can no longer
     become one turn into U+FFFD. `at_start` False: the text continues an earlier one, so a SentencePiece
     leading space is kept. `shown`: control tokens that are spelled though `special` is False. One instance
     per stream, one thread at a time.
@@ -39,7 +39,7 @@ class Detokenizer:
         return self._trimmed(self._decoder.decode(self._tokenizer.token_bytes(id, special=special)))
 
     def finish(self) -> str:
-        """End the stream and return what was held back, U+FFFD for half a character."""
+        """End the stream and return what was buffered, U+FFFD for half a character."""
         return self._trimmed(self._decoder.decode(b"", final=True))
 
     def _trimmed(self, text: str) -> str:

@@ -105,7 +105,7 @@ def marking_encoder(bpe: Bpe, mark: str, *, prefix: bool) -> Encode:
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """Deal texts out into lists of at most WINDOW characters; a longer one stands alone."""
+    """Deal texts out into lists of at most WINDOW characters; a longer one has a list of its own."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -193,7 +193,7 @@ def _begin(encoding: tokenizers.Encoding, token: int) -> int:
 def _certain(split: tokenizers.Encoding, words: Sequence[Any], window: str) -> tuple[int, int]:
     """Return how many tokens belong to words that nothing after the window changes, and where their text ends.
 
-    The next window begins with no combining mark: a normaliser might have joined it to what stands before.
+    The next window begins with no combining mark: a normaliser might have joined it to the text before.
     """
     last = words[-1] if words else 0
     for word in range(last + 1 - IN_DOUBT, 0, -1):

@@ -1,7 +1,7 @@
 """Translates the Go templates of Ollama's requests and Modelfiles into Jinja.
 
 They are in Go's template language. Those of one turn know three texts, .System, .Prompt and .Response; a chat is the
-template once for each turn, and the last turn ends where .Response stands. That part is written exactly: text, these
+template once for each turn, and the last turn ends at .Response. That part is written exactly: text, these
 fields, if with and, or and not, trims, comments, quoted text. Anything else (range, .Messages, .Tools, functions) is
 refused by name, never approximated. Knows the language and no chat.
 Path: server/ollama/fields -> to_jinja -> Job.template -> ChatTemplate
@@ -161,7 +161,7 @@ def _call(left: list[str], depth: int) -> str:
 
 
 class _Writer:
-    """Writes pieces in Jinja; with `until_response` nothing that stands after the first .Response."""
+    """Writes pieces in Jinja; with `until_response` nothing after the first .Response."""
 
     def __init__(self, until_response: bool = False) -> None:
         self._until, self._cut = until_response, False

@@ -117,7 +117,7 @@ class PreSpec:
     patterns: tuple[str, ...] = ()
     digits: bool = False
     nfc: bool = False
-    ignore_merges: bool = False  # a word that is a token as it stands wins over its merges
+    ignore_merges: bool = False  # a whole word that is a token wins over its merges
     add_bos: bool = False  # unless the file says otherwise
 
     def pre_tokenizer(self) -> PreTokenizer:

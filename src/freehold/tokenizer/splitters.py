@@ -23,7 +23,7 @@ def held_suffix(text: str, needles: Sequence[str]) -> int:
 class StopStrings:
     """Lets text through up to the first stop string; `hit` tells that one came, and `found` which.
 
-    What could be the beginning of a stop string is held back, so no part of one is ever shown.
+    Text that could be the beginning of a stop string is buffered, so no part of one is ever shown.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ class StopStrings:
         return text[:cut]
 
     def finish(self) -> str:
-        """Return what was held back: the answer ended before it became a stop string."""
+        """Return what was buffered: the answer ended before it became a stop string."""
         held, self._held = self._held, ""
         return held
 
@@ -79,7 +79,7 @@ class ThinkingSplitter:
         return thinking, self._release()
 
     def finish(self) -> tuple[str, str]:
-        """Return what was held back, as what it has turned out to be."""
+        """Return the (reasoning, text) that was buffered."""
         held, self._held = self._held, ""
         return (held.rstrip(), "") if self._step in ("opened", "thinking") else ("", held)
 

@@ -85,7 +85,7 @@ Run = Callable[[Sequence[Variables]], Sequence[str | BadTemplate]]
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What was found; as it stands here, a template whose probes failed."""
+    """A template's traits; the defaults are those of one whose probes failed."""
 
     plain: str = ""  # a chat of one word, with a generation prompt
     switch: Switch | None = None  # what turns thinking on and off

@@ -43,7 +43,7 @@ class CallForm:
     before: str = ""  # once, before the first call
     between: str | None = None  # None: one call is all
     after: str = ""  # once, after the last call
-    numbered: str = ""  # a Lark expression of what stands between a name and `middle`
+    numbered: str = ""  # a Lark expression of the text between a name and `middle`
     arguments: Arguments = json_arguments
     # Thinking that may come before all, as messages: how one begins, what it has none of but at its end (the first of
     # these), and what follows it.

@@ -47,7 +47,7 @@ class HarmonyParser:
         return out
 
     def finish(self) -> list[str | Call | Thought]:
-        """Return what was held back."""
+        """Return what was buffered."""
         self._source.ended = True
         return self.push("")
 

@@ -33,7 +33,7 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
 
 
 def read_bare(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
-    """Read an object that stands alone or in a fence, and names a tool that was given."""
+    """Read an object without marks or in a fence that names an offered tool."""
     if opening == _FENCE:
         yield from source.word(_LANGUAGE)
         yield from source.space()

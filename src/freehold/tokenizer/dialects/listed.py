@@ -22,7 +22,7 @@ def read(close: str, named: str, source: TextSource, opening: str, offer: Offer)
 def _dialect(
     name: str, open: str, close: str, *, keys: tuple[str, str] = ("name", "arguments"), indent: str = ""
 ) -> Dialect:
-    """Return the dialect of a family; `indent` stands before each call, on a line of its own."""
+    """Return the dialect of a family; `indent` precedes each call, on a line of its own."""
     form = CallForm(
         f'{{"{keys[0]}": "',
         f'", "{keys[1]}": ',

@@ -27,7 +27,7 @@ START, END = "<|python_start|>", "<|python_end|>"
 
 @dataclass(frozen=True, slots=True)
 class _Marks:
-    """What stands around calls and between them."""
+    """The marks around calls and between them."""
 
     opens: tuple[str, ...]
     between: tuple[str, ...]  # of which a mark counts after a mark alone; none: the next object follows

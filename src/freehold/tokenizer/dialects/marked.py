@@ -1,4 +1,4 @@
-"""Calls whose keys and values stand between marks: GLM, DeepSeek V3.2, MiniMax-M2, Seed-OSS and Hunyuan.
+"""Calls whose keys and values are between marks: GLM, DeepSeek V3.2, MiniMax-M2, Seed-OSS and Hunyuan.
 
 A family is a row of texts; from it follow the reader and the grammar. Blanks between marks are free when read and as
 the row has them when written. A value is raw text, so its type comes from the tool's schema (rawvalues.py); it may hold

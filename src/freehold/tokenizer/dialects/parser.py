@@ -36,7 +36,7 @@ class ToolParser:
         return self._advance()
 
     def finish(self) -> list[str | Call]:
-        """Return what was held back, as what it has turned out to be."""
+        """Return what was buffered, as text or calls."""
         self._source.ended = True
         out = self._advance()
         space, self._space = self._space, ""

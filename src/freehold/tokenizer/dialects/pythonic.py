@@ -56,7 +56,7 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
 
 
 def _keywords(source: TextSource) -> Reading[dict[str, Any] | None]:
-    """Read what stands in a call's parentheses, and those."""
+    """Read a call's parentheses and the arguments in them."""
     if not (yield from source.literal("(")):
         return None
     out: dict[str, Any] = {}
@@ -182,7 +182,7 @@ class _PythonRules(Rules):
     comma, colon = '", "', '": "'
 
     def keywords(self) -> str:
-        """Return what stands in a call's parentheses."""
+        """Return the rule for the arguments in a call's parentheses."""
         return self._fields(self.root, 0, named=True)
 
     def _of_kind(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:

@@ -1,4 +1,4 @@
-"""Writes values that stand as raw text between marks: a string is itself, anything else is JSON.
+"""Writes values as raw text between marks: a string is itself, anything else is JSON.
 
 What the rules admit is read back by schema.typed as a value that fits its schema; a schema for which that cannot be
 promised is refused, never passed over. `format` is a remark, as JSON schema has it.

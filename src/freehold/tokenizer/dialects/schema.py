@@ -137,7 +137,7 @@ def target(ref: object, root: Mapping[str, object]) -> Any:
 
 
 def resolved(schema: object, root: Mapping[str, object], *, strict: bool = True) -> Any:
-    """Follow a reference that stands alone, but for remarks. Raises UsageError, or keeps the reference."""
+    """Follow a reference that has only remarks beside it. Raises UsageError, or keeps the reference."""
     for _ in range(MAX_DEPTH):
         if not isinstance(schema, Mapping) or "$ref" not in schema:
             break

@@ -59,7 +59,7 @@ class TextSource:
         return self.text[start:at]
 
     def literal(self, *marks: str) -> Reading[str]:
-        """Read the first of `marks` that stands here and return it; "" if none does."""
+        """Read the first of `marks` that the text has here and return it; "" if it has none."""
         while True:
             here = self.text[self.at : self.at + max(map(len, marks))]
             for mark in marks:
