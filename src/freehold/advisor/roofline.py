@@ -3,7 +3,7 @@
 A step's time is a sum of terms: bytes over bandwidth, operations over rate, and pieces that cost something each
 (layers, sums over devices, sequences). `step` gives them at the limits a vendor publishes; how many times these an
 engine takes is fitted (engines.Speed), and so is how far four of five measurements lay from it (Speed.spread).
-Knows nothing of this machine (advisor/fit.py measures that), of drafts, of split prefill, of layers left to a CPU.
+Knows no local measurements (advisor/fit.py makes them), no drafts, no split prefill, no layers left to a CPU.
 Path: cli/fit --on, cli/advise --on, cli/cost -> place -> single_stream or serving -> Interval
 """
 

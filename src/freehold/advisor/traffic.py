@@ -57,7 +57,7 @@ class Traffic:
 
     @property
     def cached(self) -> float:
-        """Of the tokens read a day, those that a cache held."""
+        """Of the tokens read a day, those that came from a cache."""
         return sum(s.a_day * s.request.cached for s in self.shapes)
 
     @property

@@ -1,6 +1,6 @@
 """Where weights come from and where they are stored: sources, downloads, and the models other programs have.
 
-Everything Freehold writes lies under one home; foreign files are referenced, never copied or moved.
+Everything Freehold writes is under one home; foreign files are referenced, never copied or moved.
 Path: cli/pull or freehold.load -> Store.pull or Store.resolve -> a source -> files and a manifest.
 """
 
