@@ -228,7 +228,7 @@ def test_a_base_that_is_not_here_is_fetched(serving, tmp_path):
 def test_a_model_that_others_stand_on_stays(stocked):
     create(stocked)
     answer = stocked.owner.request("DELETE", "/api/delete", json={"model": "tiny"})
-    assert "mario:latest is based on tiny" in error_of(answer, 400)
+    assert "mario is based on" in error_of(answer, 400)
     for name in ("mario:latest", "tiny"):
         assert stocked.owner.request("DELETE", "/api/delete", json={"name": name}).status_code == 200
     assert stocked.store.list() == []
