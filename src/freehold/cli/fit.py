@@ -25,7 +25,7 @@ from freehold.reports.memory import needs
 
 HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")
 _WIDER = 1.15  # times the file's bytes that weights may take here without a note
-_HELD = "held"  # marks the row whose file is in the store
+_HELD = "here"  # marks the row whose file is in the store
 
 
 @click.command("fit")
