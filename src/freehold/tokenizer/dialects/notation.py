@@ -210,7 +210,7 @@ class Rules:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         beside = _KEPT & schema.keys() - {"const", "enum", "type"}
         if beside or not isinstance(values, list) or {"const", "enum"} <= schema.keys():
-            raise UsageError(f"{min(beside or {'const'})!r} cannot be enforced beside constants", "remove it")
+            raise UsageError(f"{min(beside or {'const'})!r} beside constants cannot be enforced", "remove it")
         kinds = frozenset(_kinds(schema))
         fitting = [self._constant(value) for value in values if "type" not in schema or is_of(value, kinds)]
         if not fitting:
