@@ -212,7 +212,7 @@ async def test_a_start_that_stands_still_comes_to_an_end() -> None:
     engine = EngineChild({**settings(), "argv": ["sleep", "60"], "still_s": 0.5})
     engine.start()
     try:
-        with pytest.raises(EngineEnded, match="made no progress"):
+        with pytest.raises(EngineEnded, match="stopped making progress"):
             await engine.first_token()
     finally:
         await engine.close()
