@@ -250,7 +250,7 @@ def test_a_prefix_outlives_the_server_and_the_answer_is_the_same(tmp_path: Path,
 
 def test_verbose_run_says_where_the_model_is_held(home: Path, tiny: str, real: str):
     assert f"on the server at {real}" in freehold(home, "run", tiny, *ASKED, "--verbose").err
-    assert "held by" not in freehold(home, "run", tiny, *ASKED, "--verbose", "--local").err
+    assert "on the server at" not in freehold(home, "run", tiny, *ASKED, "--verbose", "--local").err
 
 
 def test_an_option_for_a_model_loaded_here_loads_it_here_and_says_so(home: Path, tiny: str, real: str):

@@ -267,7 +267,7 @@ WRONG = {
         'local = "qwen2.5-coder:1.5b"\nprovider = "box" ',
         'provider = "box" ',
         "models.coder.provider",
-        "of this machine",
+        "both local",
         "leave one",
     ),
     "unknown provider": (
