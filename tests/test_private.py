@@ -110,7 +110,8 @@ def test_folders_are_made_by_private_alone():
         "disk.py",
         "packs.py",
         "kept_lines.py",
-    }  # with a mode, in a home that is there
+        "surroundings.py",
+    }  # with a mode, in a folder that is there
     package = Path(private.__file__).parent
     found = {p.name for p in package.rglob("*.py") if ".mkdir(" in p.read_text(encoding="utf-8")}
     assert found <= of_the_user | by_themselves

@@ -272,5 +272,5 @@ def test_processor_with_little_memory_holds_no_large_cache() -> None:
 
     small = replace(CPU, memory_gib=0.3)
     nodes = replace(request("llamacpp").nodes, rig=Rig(small))
-    assert "has room for" in refused("llamacpp", nodes=nodes, streams=64)
+    assert "and cpu can hold" in refused("llamacpp", nodes=nodes, streams=64)
     assert flags_of("llamacpp", nodes=replace(nodes, rig=Rig(CPU)))["--gpu-layers"] == "0"

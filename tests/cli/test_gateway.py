@@ -134,6 +134,7 @@ def test_a_route_says_that_it_asks_the_least_busy_first(tmp_path: Path):
 [providers.box]
 kind = "openai-compatible"
 url = "http://127.0.0.1:9/v1"
+owned = true
 [models.a]
 provider = "box"
 model = "a"

@@ -87,7 +87,7 @@ def test_a_kernel_that_confines_nothing_runs_no_code(monkeypatch: pytest.MonkeyP
     """As macOS, and Linux without Landlock: nothing weaker is tried."""
     ran: list[str] = []
     monkeypatch.setattr(code, "can_confine", lambda: False)
-    monkeypatch.setattr(code, "spawn", lambda *a, **k: ran.append("spawned"))
+    monkeypatch.setattr(code, "spawn_on_socket", lambda *a, **k: ran.append("spawned"))
     with pytest.raises(code.UsageError, match="Linux only"):
         failure("", "pass")
     assert not ran

@@ -24,6 +24,7 @@ DOCUMENTS = {"query": "a", "documents": ["b"]}
 ASKED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/chat/completions", {"messages": CHAT}, "openai"),
     ("/v1/completions", {"prompt": "hi"}, "openai"),
+    ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "freehold"),
     ("/v1/responses", {"input": "hi"}, "openai"),
     ("/v1/embeddings", {"input": "hi"}, "openai"),
     ("/v1/rerank", DOCUMENTS, "openai"),

@@ -16,7 +16,7 @@ from freehold.catalog.questions import Question
 from freehold.catalog.tasks import Task
 from freehold.errors import UsageError
 
-_Value = TypeVar("_Said")
+_Value = TypeVar("_Value")
 MOST_USERS = 4096  # at a time; no published row is of more
 _VOTES = "arena"  # the board whose votes are also counted by the prompt's language, on one scale
 SHOWN = ("beside", "matter", "note")  # parts that an answer names apart from what it rests on

@@ -36,12 +36,12 @@ class StreamVerbs:
         return streams[:, active].copy()
 
     def correct(
-        self, x: F32, output: F32, router: F32, norm: F32, coefs: F32, scale: F32, active: int, eps: float
+        self, x: F32, made: F32, router: F32, norm: F32, coefs: F32, scale: F32, active: int, eps: float
     ) -> F32:
         streams = _streams(x, norm)
         n = streams.shape[1]
-        by = 1 + _modalities(output, router, norm, eps) @ coefs.reshape(n, n).T
-        streams += by[:, :, None] * (output - streams[:, active])[:, None]
+        by = 1 + _modalities(made, router, norm, eps) @ coefs.reshape(n, n).T
+        streams += by[:, :, None] * (made - streams[:, active])[:, None]
         return streams[:, active] * scale
 
     def gaussian_gate(self, gate: F32, up: F32, above: float) -> None:
