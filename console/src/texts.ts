@@ -424,7 +424,7 @@ export const texts = {
     revokeOwn: "This is the key you are logged in with: this page will ask for another one.",
     revoked: (name: string) => `${name} was revoked.`,
     none: "No key yet",
-    noneText: "Without one, every program of this machine may use the models, and no other machine can.",
+    noneText: "Without one, every program on this machine may use the models, and no other machine can.",
     first: "Once there is a key, every program and browser has to bring one. You stay logged in as the owner.",
     madeTitle: (name: string) => `The key of ${name}`,
     once: "It is shown this once; only its hash is kept.",

@@ -102,7 +102,8 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 def standing(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server for all tests that leave it as it was."""
     home = tmp_path_factory.mktemp("standing")
-    (home / "config.toml").write_text("adopt = false\nconsole.titles = false\n")
+    kept = 'keep_alive = "24h"\n'  # else the model leaves memory once no test has used it for 5 min
+    (home / "config.toml").write_text("adopt = false\nconsole.titles = false\n" + kept)
     server = Served(home, (str(scripted),))
     server.start()
     yield server

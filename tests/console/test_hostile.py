@@ -26,16 +26,17 @@ OPEN = """async ([id, title, wanted]) => {
   const note = (what, found) => found.length && (bad[what] = found);
   location.hash = "#/chat/" + id;
   const log = () => document.querySelector("[role=log]");
-  for (let n = 0; n < 200 && !document.querySelector(`[data-id="${title[0]}"]`); n++) await wait(20);
+  const until = performance.now() + 120_000;
+  while (performance.now() < until && !log()?.querySelector(`[data-id="${title[0]}"]`)) await wait(20);
   const places = new Map(wanted.map(([id], i) => [id, i]));
   const unseen = new Map(wanted);
-  const until = performance.now() + 120_000;
-  const ready = (each) => !each.querySelector(".loading-lines, .math:not(.failed) > .tex, button[aria-expanded=false]");
+  const folded = "button[aria-expanded=false]:not([aria-haspopup])"; // a menu would close what is below it
+  const ready = (each) => !each.querySelector(`.loading-lines, .math:not(.failed) > .tex, ${folded}`);
   while (performance.now() < until && unseen.size) {
     const drawn = [...log().querySelectorAll("[data-id]")];
     for (const each of drawn) {
       if (!unseen.has(each.dataset.id)) continue;
-      for (const fold of each.querySelectorAll("button[aria-expanded=false]")) fold.click();
+      for (const fold of each.querySelectorAll(folded)) fold.click();
     }
     await wait(10);
     const late = [];

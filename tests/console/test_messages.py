@@ -130,6 +130,22 @@ def test_a_chat_from_here_has_what_came_before_and_leaves_the_other(chat, server
     expect(articles(chat)).to_have_count(4)
 
 
+def test_a_menu_whose_message_is_gone_before_it_opens_is_no_error(chat):
+    say(chat, "hello")
+    said(chat)
+    chat.get_by_role("button", name="Regenerate", exact=True).click()
+    chat.get_by_text("2/2").wait_for()
+    said(chat)
+    both = """answer => {
+        for (const name of ["More for this message", "Previous version"])
+            answer.querySelector(`[aria-label="${name}"]`).click();
+    }"""
+    chat.get_by_role("article", name="scripted").evaluate(both)
+    chat.get_by_text("1/2").wait_for()
+    more(chat, "New chat from here")
+    expect(articles(chat)).to_have_count(2)
+
+
 def test_one_message_is_deleted_and_put_back(chat, server):
     say(chat, "hello first")
     said(chat)

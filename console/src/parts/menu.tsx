@@ -33,8 +33,9 @@ export function Menu({ label, items, icon = "more", children, kind, tabIndex }: 
   const choices = items.some((item) => item !== "line" && item.checked !== undefined);
 
   const opened = (now: boolean) => {
+    if (!list.current || !button.current) return; // the browser's word came after its message was drawn no more
     open.value = now;
-    if (now) settle(list.current!, button.current!);
+    if (now) settle(list.current, button.current);
   };
   const move = (event: KeyboardEvent) => {
     const all = entries(list.current!);
