@@ -226,6 +226,16 @@ def test_guesses_take_blocks_only_while_there_are_some():
     assert blocks.stretch(a, 200) == 64
 
 
+def test_blocks_of_rejected_guesses_are_free_after_their_step():
+    blocks = BlockManager(4)
+    a = run(blocks, [*range(30)])
+    free = blocks.available
+    assert blocks.stretch(a, 100) == 100 and blocks.available < free
+    a.tokens.append(30)
+    blocks.publish(a, 30, drafts=70)
+    assert len(a.block_table) == 1 and blocks.available == free
+
+
 # --- forks -------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.cache import blocks as blocks_module
 from freehold.engine.cache import tier as tier_module
-from freehold.engine.cache.blocks import common_prefix
+from freehold.engine.cache.blocks import blocks_for, common_prefix
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.sequence import Sequence
 from freehold.models.load import LoadedModel
@@ -110,7 +110,8 @@ class Pool(RuleBasedStateMachine):
         blocks.prepare(seq, first, 1, len(draft))
         self.rig.runner.run([ScheduledChunk(seq, first, 1, draft)], choose=False)
         seq.tokens += [*right[:held], bonus]
-        blocks.publish(seq, first + 1 + held)
+        blocks.publish(seq, first + 1 + held, len(draft))
+        assert len(seq.block_table) <= blocks_for(len(seq.tokens))
         assert first < seq.num_computed_tokens <= first + 1 + held
         self.seen[seq.request.tenant].append(seq.tokens[: seq.num_computed_tokens])
 

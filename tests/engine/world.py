@@ -170,7 +170,8 @@ class World:
         held = min(self.held, len(chunk.draft))
         if chunk.last and seq.matcher is not None:
             if not self.scheduler.has_grammar_time(seq):
-                self.blocks.publish(seq, max(chunk.first + chunk.count - 1, seq.num_computed_tokens))
+                computed = max(chunk.first + chunk.count - 1, seq.num_computed_tokens)
+                self.blocks.publish(seq, computed, len(chunk.draft))
                 return
             seconds = seq.matcher.take_seconds()
             self.now += seconds
@@ -187,7 +188,7 @@ class World:
             log.tokens.append(self.now)
             log.first = min(log.first, self.now - log.arrived)
             seq.done = seq.left == 0
-        self.blocks.publish(seq, chunk.first + chunk.count + held)
+        self.blocks.publish(seq, chunk.first + chunk.count + held, len(chunk.draft))
         if seq.done:
             log.ended = self.now - log.arrived
             self.scheduler.remove(seq)

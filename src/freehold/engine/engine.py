@@ -349,7 +349,7 @@ class Engine:
             if chunk.seq.reason is not None and not chunk.seq.done:
                 self._drop(chunk.seq)
             elif not chunk.seq.done:
-                self._blocks.publish(chunk.seq, chunk.seq.num_computed_tokens)
+                self._publish(chunk, chunk.seq.num_computed_tokens)
 
     def _sweep(self) -> None:
         """Add the sequences that entered; remove those that were cancelled or whose time is over."""
@@ -387,13 +387,16 @@ class Engine:
                     self._scheduler.charge_grammar(seq, grammar_s)
                 self._scheduler.charge_choice(seq, max(time.perf_counter() - began - grammar_s, 0.0))
             # Accepted draft tokens are computed; rows after a rejected one are written again.
-            self._blocks.publish(chunk.seq, chunk.first + chunk.count + accepted)
+            self._publish(chunk, chunk.first + chunk.count + accepted)
             if chunk.seq.reason is not None:
                 self._end(chunk.seq)
 
     def _compute_again(self, chunk: ScheduledChunk) -> None:
         """Leave the row of a sequence's next token to another step."""
-        self._blocks.publish(chunk.seq, max(chunk.first + chunk.count - 1, chunk.seq.num_computed_tokens))
+        self._publish(chunk, max(chunk.first + chunk.count - 1, chunk.seq.num_computed_tokens))
+
+    def _publish(self, chunk: ScheduledChunk, tokens: int) -> None:
+        self._blocks.publish(chunk.seq, tokens, len(chunk.draft))
 
     def _fail(self, batch: list[ScheduledChunk], error: Exception) -> None:
         """End the sequences of a step that failed; their blocks may be half written, so none is kept."""

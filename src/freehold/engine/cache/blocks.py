@@ -191,10 +191,11 @@ class BlockManager:
         """Return each kind's table for a step of these sequences."""
         return {kind.name: kind.table(seqs, block_tables) for kind in self.kinds}
 
-    def publish(self, seq: Sequence, tokens: int) -> None:
+    def publish(self, seq: Sequence, tokens: int, drafts: int = 0) -> None:
         """Take the first `tokens` tokens of `seq` as computed, and let others share the full blocks among them.
 
-        A block whose twin is in the tree already is replaced by it. Costs a look where no block was completed.
+        A block whose twin is in the tree already is replaced by it. Costs a look where no block was completed. Of a
+        step with `drafts`, blocks that only rejected ones needed are dropped: others may miss them.
         """
         good = tokens
         for kind in self._following:
@@ -203,6 +204,8 @@ class BlockManager:
         seq.num_computed_tokens = good
         if good < tokens:
             self._go_back(seq, good, tokens)
+        if drafts:
+            self._hold(seq, seq.block_table, blocks_for(len(seq.tokens)))
         full, nodes, table = seq.num_computed_tokens // BLOCK_TOKENS, self.pool.nodes, seq.block_table
         first = full
         while first and nodes[table[first - 1]] is None:
