@@ -310,6 +310,15 @@ def test_requests_for_one_loading_model_share_the_load(serve, tiny):
 # --- memory --------------------------------------------------------------------------------------------
 
 
+async def begin_and_stop(served: EngineHandle, job: Job) -> asyncio.Task[EngineStream]:
+    """Stop an engine and send it a job, so that it is busy until the engine is let go on; return the start."""
+    os.kill(served.pid, signal.SIGSTOP)
+    starting = asyncio.create_task(served.start(job))
+    while not served.in_flight:
+        await asyncio.sleep(0)
+    return starting
+
+
 def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "resident_bytes", lambda pid: 0)
     monkeypatch.setattr(memory, "HEADROOM", 0)
@@ -349,7 +358,8 @@ def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, m
     monkeypatch.setattr(memory, "HEADROOM", 0)
 
     async def body(models: EngineModels) -> None:
-        stream = await (await models.use("tiny")).start(replace(CHAT, max_tokens=200))
+        served = await models.use("tiny")
+        starting = await begin_and_stop(served, replace(CHAT, max_tokens=200))
         with pytest.raises(
             CapacityExceeded, match=r"other needs .* MB with its cache; .* are available$"
         ) as e:
@@ -357,7 +367,8 @@ def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, m
         assert e.value.hint.startswith("loaded: tiny (") and "1 running" in e.value.hint
         # A client's key whose scope lacks tiny reads neither.
         assert "tiny" not in hint_for(e.value, owner=False) + e.value.message
-        assert len([piece async for piece in stream]) == 201
+        os.kill(served.pid, signal.SIGCONT)
+        assert len([piece async for piece in await starting]) == 201
         await models.use("other")
 
     serve(body, OPTIONS, paths=tiny, available=lambda: 9 << 20)
@@ -366,11 +377,13 @@ def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, m
 def test_no_more_models_are_loaded_than_allowed(serve, tiny):
     async def body(models: EngineModels) -> None:
         await models.use("tiny")
-        stream = await (await models.use("other")).start(replace(CHAT, max_tokens=200))
+        other = await models.use("other")
+        starting = await begin_and_stop(other, replace(CHAT, max_tokens=200))
         assert [loaded.name for loaded in models.loaded()] == ["other"]
         with pytest.raises(CapacityExceeded, match="one model more than the 1 allowed"):
             await models.use("tiny")
-        await stream.aclose()
+        os.kill(other.pid, signal.SIGCONT)
+        await (await starting).aclose()
 
     serve(body, replace(OPTIONS, max_models=1), paths=tiny)
 

@@ -73,7 +73,7 @@ class EngineHandle:
         self._loads = LoadWaiters()
         self._streams: dict[int, EngineStream] = {}
         self._calls: dict[int, PendingCall] = {}
-        self._ids = 0
+        self._ids = self._packing = 0
         self._quarantine = quarantine.Quarantine[Request](self._submit, self._is_live)
         self._up = self._closed = False
         self._info: ModelInfo | None = None
@@ -127,8 +127,8 @@ class EngineHandle:
 
     @property
     def idle(self) -> bool:
-        """Whether no request waits or runs."""
-        return not (self._streams or self._calls or self._loads)
+        """Whether no request is packed, waits or runs."""
+        return not (self._streams or self._calls or self._loads or self._packing)
 
     @property
     def in_flight(self) -> int:
@@ -155,7 +155,7 @@ class EngineHandle:
 
         `keep_alive`: seconds the model stays loaded after its last job; 0 not at all, negative for good.
         """
-        whole = await packed(job)
+        whole = await self._pack(job, keep_alive)
         self._used(keep_alive)
         self._ids += 1
         stream = self._streams[self._ids] = EngineStream(self._ids, job, self._ended)
@@ -169,7 +169,7 @@ class EngineHandle:
 
     async def count(self, job: Job) -> int:
         """Count the tokens of a job's prompt, whether or not there is room for them."""
-        return await self.call("count", await packed(job), client=job.client or job.tenant)
+        return await self.call("count", await self._pack(job), client=job.client or job.tenant)
 
     async def change(self, method: str, *args: str) -> None:
         """Have the engine add or remove an adapter; `info` lists those it has then."""
@@ -210,6 +210,16 @@ class EngineHandle:
             if pending.reply.cancelled() and self._up and self._engine is not None:
                 self._engine.send(Cancel(pending.id))
             self._quarantine.ended(pending)
+            self._rest()
+
+    async def _pack(self, job: Job, keep_alive: float | None = None) -> msgspec.Raw:
+        """Encode a job for the engine; meanwhile the model is not unloaded, neither for room nor by its timer."""
+        self._used(keep_alive)
+        self._packing += 1
+        try:
+            return await packed(job)
+        finally:
+            self._packing -= 1
             self._rest()
 
     def _send(self, request: Request, message: Submit | ModelCall) -> None:
