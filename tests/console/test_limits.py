@@ -81,7 +81,7 @@ def test_chat_settings_forbid_that_messages_are_left_out(server, page):
     page.wait_for_timeout(600)  # settings are kept half a second after the last change
     expect(say(page, "long")).to_contain_text("Chat settings can let the chat continue")
     answer = say(page, "hello")
-    expect(answer).to_contain_text(f"room for {CONTEXT}")
+    expect(answer).to_contain_text(f"with a context of {CONTEXT}")
     expect(answer).to_contain_text("Chat settings can have the oldest messages left out.")
     expect(answer).not_to_contain_text("drop-oldest")
     page.get_by_label("When the context is full").select_option("Leave out the oldest messages")

@@ -20,6 +20,7 @@ from tests.console.test_chat import box, more, said, say
 SCRIPTS = {
     "hello": "Hello! What shall I say?",
     "long": "".join(f"Line {i} of a long answer, which has some more words.\n\n" for i in range(1500)),
+    "poem": "Words of a poem, " * 80,  # do not come all at once, which would leave no speed to say
     "two to six words": "Words of greeting",
 }
 _MAKE = """async settings => {
@@ -59,9 +60,9 @@ def articles(page: Any) -> Any:
 
 
 def test_speed_and_seconds_are_in_sight_under_every_answer(chat):
-    say(chat, "hello one")
+    say(chat, "a poem")
     said(chat)
-    say(chat, "hello two")
+    say(chat, "another poem")
     said(chat, 2)
     chat.mouse.move(0, 0)
     paces = chat.locator(".pace")

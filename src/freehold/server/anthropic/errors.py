@@ -27,7 +27,7 @@ _KINDS = {
     504: "timeout_error",
 }
 # Clients find the two numbers in Anthropic's own sentence, and shorten the chat by them.
-_TOO_LONG = re.compile(r"prompt has ([\d,]+) tokens; .* with room for ([\d,]+)", re.S)
+_TOO_LONG = re.compile(r"prompt has ([\d,]+) tokens; .* with a context of ([\d,]+)", re.S)
 
 
 def speaks(path: str, headers: Headers) -> bool:
