@@ -79,7 +79,7 @@ def test_show_and_tags_tell_the_file(client):
 
 def test_a_prompt_too_long_is_refused_with_both_numbers_unless_cut(client):
     old = [{"role": r, "content": "word " * 600} for _ in range(3) for r in ("user", "assistant")]
-    with pytest.raises(ollama.ResponseError, match=r"room for 2,048.*truncate") as raised:
+    with pytest.raises(ollama.ResponseError, match=r"context of 2,048.*truncate") as raised:
         client.chat(MODEL, [*old, *USER], options=GREEDY)
     assert raised.value.status_code == 400
 
