@@ -18,8 +18,8 @@ UV := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 
 # Of whatever build the machine's index gives: the CPU's is enough, and a local folder of wheels may hold it.
 TORCH ?= torch>=2.6
 MINUTES ?= 10
-# Processes that run tests at a time; engines in them have threads of their own.
-WORKERS ?= 2
+# Processes that run tests at a time; a test waits for its servers two thirds of its time.
+WORKERS ?= 3
 # Beside each test's first case "make test" runs one quarter of the others, the next one with each commit.
 SHARD ?= $(shell [ "$$(git rev-parse --is-shallow-repository 2>/dev/null)" = false ] && \
 	echo $$(($$(git rev-list --count HEAD) % 4)) || echo 0)
