@@ -110,7 +110,7 @@ def test_template_that_loops_is_stopped(tmp_path: Path):
 
 def test_over_long_prompt_names_the_numbers(tmp_path: Path, sound: Path):
     status, err = run(tmp_path, str(sound), "x" * 5000, "--context", "128")
-    assert status == 1 and "room for 128" in err
+    assert status == 1 and "with a context of 128" in err
 
 
 def test_context_beyond_the_model_or_memory_is_refused(tmp_path: Path, sound: Path):
