@@ -28,7 +28,7 @@ ASKED = [
     *(("fit", {"model": model, "on": machine}) for model, machine in zip(MODELS, MACHINES * 2, strict=False)),
     *(("license", {"name": model}) for model in MODELS[:4]),
     *(("cost", {"model": model, "on": "2xh100", "users": "8"}) for model in MODELS[:2]),
-    ("advise", {"task": "code completion", "on": "rtx-4090", "licence": "commercial"}),
+    ("advise", {"task": "code completion", "on": "rtx-4090", "for": "commercial"}),
 ]
 COMPANY = "[company]\npurpose = 'commercial'\nusers = 2000\nseat = 'DE'\n"
 

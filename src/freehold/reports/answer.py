@@ -124,7 +124,7 @@ def _advise(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.choosing import advise, company_facts
     from freehold.reports.advice import as_plain
 
-    facts = company_facts(settings, {"purpose": options.pop("licence", None)})
+    facts = company_facts(settings, {"purpose": options.pop("for", None)})
     languages = options.pop("language", ())
     advice = advise(_needed(options, "task"), facts=facts, languages=languages, settings=settings, **options)
     return as_plain(advice) | {"tried": None}
@@ -180,7 +180,7 @@ def _needed(options: dict[str, Any], name: str) -> str:
 VERBS: dict[str, tuple[dict[str, Reader], Callable[[Settings, dict[str, Any]], dict[str, Any]]]] = {
     "advise": (
         {
-            **dict.fromkeys(("task", "licence", "on", "engine"), _text),
+            **dict.fromkeys(("task", "for", "on", "engine"), _text),
             **dict.fromkeys(("country_not", "language"), _texts),
             **dict.fromkeys(("min_context", "users"), _whole),
             **dict.fromkeys(("max_params", "min_speed", "budget"), _number),
