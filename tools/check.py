@@ -8,6 +8,7 @@ Knows the programs' exit statuses; knows no test.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -39,16 +40,14 @@ class Stages:
 
 
 def failed_tests() -> list[str]:
-    """Return the ids of the tests that failed in the last run."""
-    listed = subprocess.run(
-        [*PYTEST, "--cache-show", "cache/lastfailed"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout
-    return [line.split("'")[1] for line in listed.splitlines() if "::" in line]
+    """Return what failed in the last run: ids of tests, and paths of files that could not be collected."""
+    listed = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
+    return list(json.loads(listed.read_text(encoding="utf-8"))) if listed.is_file() else []
 
 
 def tested(stages: Stages, arguments: list[str]) -> int:
     """Run the tests, and those that failed once more; return the exit status."""
-    status = stages.run("tests", [*PYTEST, *arguments])
+    status = stages.run("tests", [*PYTEST, "--cache-clear", *arguments])  # of an earlier run's failures
     failed = failed_tests() if status == TESTS_FAILED else []
     if not 0 < len(failed) <= UNSTEADY:
         return status
