@@ -41,10 +41,16 @@ def plant(kind: Any) -> Iterator[tuple[str, Any]]:
         for part in get_args(kind):
             yield from plant(part)
     elif origin is tuple:
-        for part in get_args(kind):
+        parts = get_args(kind)
+        for at, part in enumerate(parts):
             if part is not Ellipsis:
-                for name, value in plant(part):
-                    yield name, (value,)
+                for name, value in plant(part):  # of a pair, the other is empty
+                    whole = (
+                        (value,)
+                        if Ellipsis in parts
+                        else tuple("" if i != at else value for i in range(len(parts)))
+                    )
+                    yield name, whole
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         yield "", {"a": {"b": ["c", CANARY]}}
         yield "", {CANARY: 1}

@@ -56,7 +56,6 @@ POOL_CONTEXTS = 8
 QUEUED, QUEUED_POOLS = 512, 4
 
 
-@keywords(LoadOptions)
 def _held(store: Store, name: str) -> ModelRef:
     """Find a model without any network. Raises ModelNotFound, which says how Python fetches it."""
     try:
@@ -69,6 +68,7 @@ def _held(store: Store, name: str) -> ModelRef:
         ) from None
 
 
+@keywords(LoadOptions)
 def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
