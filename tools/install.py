@@ -204,8 +204,9 @@ def main(arguments: list[str]) -> int:
         return install(dict(os.environ), pip=pip(*arguments))
     env = uv_environment()
     lock, *more = arguments[1:]
-    # What builds comes first, in the lock's versions; then compiling and fetching do not wait for each other.
-    builders = uv("--requirement", str(ROOT / "requirements" / "build.in"), "--constraint", lock)
+    # What builds comes first, in the lock's versions; then compiling and fetching do not wait for each other. pip is
+    # among it: the lock has one, and uv would replace it under a pip that runs.
+    builders = uv("pip", "--requirement", str(ROOT / "requirements" / "build.in"), "--constraint", lock)
     freehold = pip("--no-build-isolation", "--no-deps", "--editable", str(ROOT))
     return (
         install(env, pip=pip("uv>=0.9"))
