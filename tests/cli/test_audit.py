@@ -43,7 +43,7 @@ def test_nothing_left_with_the_count_it_is_sure_of(run, fill):
     fill(stayed(now - 60), stayed(now - 50), row(at=now - 40))
     status, out, _ = run("audit", "--label", "private")
     assert status == 0
-    assert out.startswith("nothing left the house: sure of 2 requests labelled private\n")
+    assert out.startswith("none of 2 requests labelled private went to a provider\n")
     assert "3 requests in all" in out and "ledger begins" in out
 
 
@@ -52,7 +52,7 @@ def test_what_left_is_said_and_exits_1(run, fill):
     fill(stayed(now - 60), row(at=now - 40, labels=PRIVATE))
     status, out, _ = run("audit", "--label", "private", "--since", "1h")
     assert status == 1
-    assert out.startswith("1 of 2 requests labelled private left the house: openai 1\n")
+    assert out.startswith("1 of 2 requests labelled private went to a provider: openai 1\n")
 
 
 def test_a_misspelt_label_is_told_those_that_there_are(run, fill):

@@ -90,7 +90,7 @@ def test_request_is_found_by_any_of_its_ids_and_shown_whole(run, home, name):
         "openai-terms; answers may not train",
     ):
         assert said in out
-    assert f"beside          {one.id}" in out
+    assert f"beside              {one.id}" in out and "sent to a provider  " in out
     assert json.loads(run("ledger", "show", name, "--json")[1])["rows"][0]["id"] == one.id
 
 

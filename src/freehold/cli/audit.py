@@ -1,4 +1,4 @@
-"""`freehold audit --label NAME`: which requests of a label left the house, and to whom.
+"""`freehold audit --label NAME`: which requests of a label were sent to a provider, and to which.
 
 Knows options and words; the counts are router/ledger/audit.py's. Path: main -> audit -> LabelAudit -> text or JSON
 """
@@ -55,9 +55,9 @@ def show(result: LabelAudit) -> None:
     """Print an audit."""
     what = f"requests labelled {result.label}"
     if result.left:
-        click.echo(f"{result.left:,} of {result.rows:,} {what} left the house: {_counts(result.left_to)}")
+        click.echo(f"{result.left:,} of {result.rows:,} {what} went to a provider: {_counts(result.left_to)}")
     elif result.rows:
-        click.echo(f"nothing left the house: sure of {result.sure:,} {what}")
+        click.echo(f"none of {result.sure:,} {what} went to a provider")
     else:
         click.echo(f"no {what}")
     if result.other_labels:
@@ -66,14 +66,14 @@ def show(result: LabelAudit) -> None:
         ("period", f"{_day(result.since)} to {_day(result.until)} UTC, {result.all_rows:,} requests in all")
     ]
     if result.begins is not None and result.begins > result.since:
-        rows.append(("ledger begins", f"{_day(result.begins)} UTC; nothing is known of the time before"))
+        rows.append(("ledger begins", f"{_day(result.begins)} UTC; no record of earlier requests"))
     if result.stayed:
         rows.append(("stayed at", _counts(result.stayed_at)))
     if result.unknown:
-        rows.append(("not known", f"{result.unknown:,} that a killed server had in flight"))
+        rows.append(("not known", f"{result.unknown:,} that were running when a server was killed"))
     for death in result.deaths:
         span = f"between {_day(death.since)} and {_day(death.found)} UTC"
-        rows.append(("not known", f"a server was killed {span}; requests in flight then may have no row"))
+        rows.append(("not known", f"a server was killed {span}; requests that were running may have no row"))
     for departure in result.departures:
         rows.append((departure.id, f"{_day(departure.at)} UTC to {', '.join(departure.places)}"))
     pairs(rows)

@@ -152,14 +152,14 @@ def _words(row: LedgerRow) -> list[tuple[str, str]]:
     words = [
         ("request", row.request_id or row.id),
         ("at", f"{_day(row.at, 'seconds')} UTC, by key {row.key or '-'}, through {row.door or '-'}"),
-        ("asked for", f"{row.asked}{f', task {row.task}' if row.task else ''}"),
+        ("model", f"{row.asked}{f', task {row.task}' if row.task else ''}"),
         (
             "answered by",
             f"{row.target} at {row.place}{', owned' if row.owned else ''}" if row.target else "-",
         ),
         ("ended", f"{row.outcome}{f' ({row.finish_reason})' if row.finish_reason else ''}"),
         ("labels", ", ".join(f"{label.name} (by {label.by})" for label in row.labels) or "none"),
-        ("left the house", "yes" if row.left_house else "no"),
+        ("sent to a provider", "yes" if row.left_house else "no"),
         (
             "tokens",
             f"{used.prompt_tokens:,}{f' ({of})' if of else ''} in, {used.completion_tokens:,}{thought} out",
