@@ -226,9 +226,11 @@ def test_nonsense_in_a_stream_has_its_cause(events: list[bytes], cause: str):
     assert caught.value.cause == cause
 
 
+COUNTS = b'{"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}'
 ODD = {
     "no [DONE]": [event({"content": "a"}), event({}, "stop")],
     "an unknown reason": [event({"content": "a"}), event({}, "because"), b"[DONE]"],
+    "no reason, counts": [event({"content": "a"}), COUNTS, b"[DONE]"],
 }
 PLAIN = {
     "eos": [event({"content": "a"}, "eos"), b"[DONE]"],
@@ -254,10 +256,23 @@ def test_an_answer_that_is_whole_in_a_way_of_its_own_is_taken(name: str):
     pieces += () if reader.ended else reader.closed()
     got = joined(pieces)
     assert (got.text, got.finish_reason) == ("a", "stop") and len(reader.oddities) == (name in ODD)
-    assert (got.usage is not None) == (name == "counts with a point")
+    assert (got.usage is not None) == (name in ("counts with a point", "no reason, counts"))
 
 
-@pytest.mark.parametrize("events", [[], [event({"content": "a"})]])
+@pytest.mark.parametrize("message, whole", [({"content": "a"}, True), ({}, False)])
+def test_a_whole_body_without_a_reason_is_taken_where_it_has_content(message: dict[str, Any], whole: bool):
+    wire = wire_of("openai-compatible")
+    body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": None}]}).encode()
+    if whole:
+        answer = wire.whole(body, HELLO)
+        ((_, chunk),) = answer.pieces
+        assert (chunk.text, chunk.finish_reason) == ("a", "stop") and len(answer.oddities) == 1
+        return
+    with pytest.raises(UpstreamFault, match="without its reason"):
+        wire.whole(body, HELLO)
+
+
+@pytest.mark.parametrize("events", [[], [event({"content": "a"})], [COUNTS]])
 def test_a_stream_that_ends_before_its_reason_is_broken(events: list[bytes]):
     reader = wire_of("openai").reader(HELLO)
     for data in events:

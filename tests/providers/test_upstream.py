@@ -11,7 +11,7 @@ import pytest
 from freehold.errors import PolicyRefused
 from freehold.providers import upstream
 from freehold.providers.cleared import HOUSE, Cleared, SetLabel
-from freehold.providers.contract import Cause, Provider, RemoteModel, UpstreamFault
+from freehold.providers.contract import Cause, Kind, Provider, RemoteModel, UpstreamFault
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job
 from freehold.types import Message
@@ -104,6 +104,26 @@ def test_an_answer_cut_at_any_byte_is_never_finished(standin: StandIn, hopping, 
         return causes
 
     assert set(hopping(all_cuts)[: -len(b"\n") if stream else None]) == {"broken"}
+
+
+@pytest.mark.parametrize("kind, missing", [
+    *[("openai", n) for n in (1, 2, len(b"data: [DONE]\n\n"), len(b"data: [DONE]\n\n") + 1)],
+    *[("anthropic", n) for n in (1, 2)],
+    *[("gemini", n) for n in (1, 2)],
+])  # fmt: skip
+def test_a_last_event_without_its_blank_line_is_taken(standin: StandIn, hopping, kind: Kind, missing: int):
+    standin.say.append(Fault("short", at=missing, answer=Answer(("One", " two"), tokens=Tokens(5, 2))))
+    got = joined(hopping(lambda hop: chunks(hop, remote(standin, kind))))
+    assert (got.text, got.finish_reason) == ("One two", "stop")
+    assert got.usage is not None and got.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic", "gemini"])
+def test_a_last_event_that_is_torn_is_broken(standin: StandIn, hopping, kind: Kind):
+    standin.say.append(Fault("short", at={"openai": 600, "anthropic": 60, "gemini": 20}[kind], answer=LONG))
+    with pytest.raises(UpstreamFault) as caught:
+        hopping(lambda hop: chunks(hop, remote(standin, kind)))
+    assert caught.value.cause == "broken"
 
 
 def _size(standin: StandIn, hopping: Any, answer: Answer, stream: bool) -> int:

@@ -163,6 +163,7 @@ class WholeAnswer:
 
     answer_id: str
     pieces: tuple[Piece, ...]
+    oddities: tuple[str, ...] = ()  # as a reader's
 
 
 class Wire(Protocol):

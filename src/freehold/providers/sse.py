@@ -46,6 +46,10 @@ class EventSplitter:
                 events.append(event)
         return events
 
+    def rest(self) -> list[Event]:
+        """Return the event that the body's end left without its blank line, where it has data; it may be torn."""
+        return self.feed(b"\n\n") if self._rest else []
+
     def _blocks(self, data: bytes) -> list[bytes]:
         rest = self._rest
         rest += data

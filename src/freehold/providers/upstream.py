@@ -78,7 +78,9 @@ async def start(
     try:
         async with asyncio.timeout(first_s):
             if not stream:
-                return WholeStream(begin, wire.whole(await request.whole(sent), job))
+                answer = wire.whole(await request.whole(sent), job)
+                request.warn_of(answer.oddities)
+                return WholeStream(begin, answer)
             reply = await request.opened(sent)
             try:
                 if reply.media_type not in (EVENTS, ""):
@@ -280,7 +282,8 @@ class UpstreamStream:
             data = await self._reply.some()
             push, ready = self._reader.push, self._ready
             if not data:
-                ready.extend(self._reader.closed())
+                self._take_rest()
+                ready.extend(() if self._reader.ended else self._reader.closed())
                 self._end()
                 return
             for event, payload in self._events.feed(data):
@@ -293,6 +296,15 @@ class UpstreamStream:
         except UpstreamFault as e:
             self._fault = self._request.shown(e)
             self._reply.close()
+
+    def _take_rest(self) -> None:
+        """Take an event that is whole but for the blank line after it; a torn one counts as none."""
+        for event, payload in self._events.rest():
+            try:
+                self._ready.extend(self._reader.push(event, payload))
+            except UpstreamFault as e:
+                if e.cause != "invalid":
+                    raise
 
     def _end(self) -> None:
         self._over = True

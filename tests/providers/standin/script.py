@@ -73,6 +73,7 @@ FaultKind = Literal[
     "redirect",  # 307 to `to`
     "wrong_length",  # states 10 bytes more than it sends, and closes
     "endless",  # a stream ends cleanly without its end event, and before its reason where that is another event
+    "short",  # a stream ends cleanly without its last `at` bytes
     "stall",  # sends `at` bytes of the body, then nothing
     "error_event",  # a stream's error after `at` events
     "garbage",  # 200 with bytes that are not HTTP

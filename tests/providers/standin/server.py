@@ -239,7 +239,7 @@ class StandIn:
         return False
 
 
-BREAKS = ("cut", "cut_reset", "bad_utf8", "wrong_length", "endless", "stall", "error_event", "stray")
+BREAKS = ("cut", "cut_reset", "bad_utf8", "wrong_length", "endless", "short", "stall", "error_event", "stray")
 
 
 def counted(asked: Asked, answer: Answer) -> Tokens:
@@ -276,6 +276,9 @@ class _Sending:
         if kind == "endless" and asked.stream:
             ends = (i for i, frame in enumerate(frames) if b'"finish_reason": "' in frame.data)
             frames = frames[: next(ends, len(frames) - 1)]  # a reason makes it whole
+        if kind == "short" and fault is not None:
+            body = b"".join(frame.data for frame in frames)[: -fault.at]
+            frames = [Frame(body, frames[-1].made)]
         if kind == "error_event" and fault is not None and asked.stream:
             frames = [*frames[: fault.at], Frame(wire.error_event(fault.message), 0)]
 
@@ -300,7 +303,12 @@ class _Sending:
             if self._chunked:
                 self._writer.write(b"0\r\n\r\n")
             await self._writer.drain()
-            return kind in ("", "bad_utf8", "endless")  # whose body has an end, though its answer has none
+            return kind in (
+                "",
+                "bad_utf8",
+                "endless",
+                "short",
+            )  # whose body has an end, though its answer has none
         except ConnectionError:
             return False
         finally:

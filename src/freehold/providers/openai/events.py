@@ -2,7 +2,7 @@
 
 Takes what OpenAI documents and what others add to it: reasoning as `reasoning_content`, `reasoning` or parts of the
 content, cached tokens under several names. An answer that is whole in a way of its own (no [DONE], a reason of another
-name, counts of null) is taken, and `oddities` says what was odd. Knows no request.
+name or none, counts of null) is taken, and `oddities` says what was odd. Knows no request.
 Path: EventSplitter -> CompletionReader.push -> Chunk
 """
 
@@ -201,6 +201,7 @@ class CompletionReader(EventReader):
         self._expected, self._ids = answers, ids
         self._answers: dict[int, _AnswerSoFar] = {}
         self._usage: Usage | None = None
+        self._counted = False  # the counts of all answers have come, which are the last that is sent
 
     def _counts(self) -> Usage | None:
         return self._usage
@@ -217,8 +218,8 @@ class CompletionReader(EventReader):
         return self.add(read)
 
     def closed(self) -> Sequence[Piece]:
-        """Return the last chunks where the stream ended without [DONE], after every answer's reason."""
-        if len(self._answers) < self._expected or any(a.reason is None for a in self._answers.values()):
+        """Return the last chunks where the stream ended without [DONE], after every answer's reason or the counts."""
+        if not self._are_whole():
             return super().closed()
         self.ended = True
         self.oddities.append("its stream has no [DONE]")
@@ -230,6 +231,7 @@ class CompletionReader(EventReader):
             raise _told(read.error)
         if read.usage is not None:
             self._usage = read.usage.usage()
+            self._counted = self._counted or (self._usage is not None and not read.choices)
         if not self.answer_id and read.id:
             self.answer_id = read.id
         if read.prompt_token_ids and self._ids:
@@ -257,10 +259,12 @@ class CompletionReader(EventReader):
     def whole(self, body: bytes) -> WholeAnswer:
         """Read an answer that came as one."""
         read = decoded(_EVENT, body, "an answer that cannot be read")
-        pieces = [*self.add(read), *self._endings()]
+        pieces = [*self.add(read)]
+        self._counted = True
+        pieces += self._endings()
         joined = [(i, _joined([c for _, c in of])) for i, of in groupby(sorted(pieces, key=_index), _index)]
         # The last one's usage counts the completions of all.
-        return WholeAnswer(self.answer_id, tuple(joined))
+        return WholeAnswer(self.answer_id, tuple(joined), tuple(self.oddities))
 
     def cut(self) -> FinishReason | None:
         """Return the first answer's reason, where it came before the stream was cut: its text is whole."""
@@ -269,12 +273,23 @@ class CompletionReader(EventReader):
 
     def _endings(self) -> list[Piece]:
         """Return the last chunk of each answer; of several, the last has the usage of all."""
-        if len(self._answers) < self._expected or any(a.reason is None for a in self._answers.values()):
+        if not self._are_whole():
             raise UpstreamFault("broken", "an answer ended without its reason", status=200)
+        for answer in self._answers.values():
+            if answer.reason is None:
+                answer.end("stop", None)
+                self.oddities.append("its answers have no finish_reason")
         usage = self._usage
         parts = usage and replace(usage, completion_tokens=0, thought_tokens=0)
         last = self._expected - 1
         return [(i, a.ending(usage if i == last else parts)) for i, a in sorted(self._answers.items())]
+
+    def _are_whole(self) -> bool:
+        """Return whether each answer has its reason, or content and the counts that come after all content."""
+        answers = self._answers.values()
+        return len(answers) == self._expected and all(
+            a.reason is not None or (self._counted and a.has_content) for a in answers
+        )
 
 
 class _AnswerSoFar:
@@ -282,6 +297,7 @@ class _AnswerSoFar:
 
     def __init__(self) -> None:
         self.reason: FinishReason | None = None
+        self.has_content = False
         self._stop = ""
         self._refused = False
         self._calls: list[str] = []  # ids, by our numbers
@@ -297,7 +313,8 @@ class _AnswerSoFar:
         elif content or choice.logprobs is not None or _more(delta):
             chunk = self._rich(delta, content, choice.logprobs)
         if choice.finish_reason:
-            self._end(choice.finish_reason, choice.stop_reason)
+            self.end(choice.finish_reason, choice.stop_reason)
+        self.has_content = self.has_content or chunk is not None
         return chunk
 
     def _rich(self, delta: Delta | None, content: Any, logprobs: _ChoiceLogprobs | None) -> Chunk | None:
@@ -332,7 +349,7 @@ class _AnswerSoFar:
             elif arguments:
                 yield ToolPiece(number, arguments=arguments)
 
-    def _end(self, finish_reason: str, stop: str | int | None) -> None:
+    def end(self, finish_reason: str, stop: str | int | None) -> None:
         if finish_reason in _FAILED:
             raise UpstreamFault("server", f"the provider ended its answer by {finish_reason}", status=200)
         reason = _REASONS.get(finish_reason, "stop")
