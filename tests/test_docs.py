@@ -216,6 +216,13 @@ def test_readme_is_short_and_begins_with_the_two_commands():
     assert {"make run", "make test"} <= {line[:9].strip() for line in text.splitlines()[:12]}
 
 
+def test_a_block_of_the_readme_fetches_the_models_that_it_takes_from_this_machine():
+    """`make run` fetches what suits the machine; `local=` names a model that has to be here."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    needed = [(name, block) for block in blocks for name in re.findall(r'local="([^"]+)"', block)]
+    assert needed and not [name for name, block in needed if f"freehold pull {name}\n" not in block]
+
+
 def test_a_guide_has_at_most_900_words():
     """What is longer is a page of docs/details."""
     guides = (ROOT / "docs" / "guides").rglob("*.md")
