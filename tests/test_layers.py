@@ -12,7 +12,18 @@ PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 LEVELS = {
     **dict.fromkeys(["errors", "types", "serving", "config", "machine"], 0),
     **dict.fromkeys(
-        ["private", "regular", "platforms", "sandbox", "stopping", "garbage", "_native", "version"], 0
+        [
+            "private",
+            "regular",
+            "platforms",
+            "sandbox",
+            "stopping",
+            "garbage",
+            "terminal",
+            "_native",
+            "version",
+        ],
+        0,
     ),
     **dict.fromkeys(["delegating", "prompts", "layers", "formats", "tokenizer", "catalog", "chats"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),

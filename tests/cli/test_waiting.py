@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 
 import pytest
 
 from freehold.cli.chat import waiting as module
 from freehold.cli.chat.waiting import Waiting
-from freehold.cli.progress import Ticking
+from freehold.cli.progress import StatusLine
+from freehold.terminal import Ticking
 from freehold.types import Chunk, Usage
 
 
@@ -68,6 +70,14 @@ def test_tokens_of_which_nothing_is_shown_are_counted(clock):
     assert silent.line() == "answering: 1 tokens, 0 s"
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
@@ -105,9 +115,52 @@ def test_work_that_reports_nothing_shows_its_seconds(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(Ticking, "EVERY_S", 0.001)
     with Ticking("loading m") as ticking:
-        while "loading m, " not in err.getvalue():
+        while "loading m (" not in err.getvalue():
             time.sleep(0.001)
         ticking.show("preparing the weights: 12%")
-        while "preparing the weights: 12%, " not in err.getvalue():
+        while "preparing the weights: 12% (" not in err.getvalue():
             time.sleep(0.001)
     assert err.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_long_verbs_line_moves_while_its_work_says_nothing(monkeypatch: pytest.MonkeyPatch):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(Ticking, "EVERY_S", 0.001)
+    with StatusLine("nothing") as line:
+        line.show("step 1 of 2")
+        drawn = err.getvalue().count("step 1 of 2")
+        wait_for(lambda: err.getvalue().count("step 1 of 2") > drawn + 2)
+        line.note("the licence")
+        assert "\r\x1b[Knote: the licence\n" in err.getvalue()
+        drawn = err.getvalue().count("step 1 of 2")
+        wait_for(lambda: err.getvalue().count("step 1 of 2") > drawn)
+        line.blank()
+        assert err.getvalue().endswith("\r\x1b[K")
+
+
+def test_one_line_moves_at_a_time_the_innermost(monkeypatch: pytest.MonkeyPatch):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    with Ticking("outer") as outer:
+        outer.draw()
+        with Ticking("inner") as inner:
+            before = err.getvalue()
+            outer.draw()
+            assert err.getvalue() == before
+            inner.draw()
+        outer.draw()
+    shown = err.getvalue()
+    assert shown.index("outer (") < shown.index("inner (") < shown.rindex("outer (")
+
+
+def test_a_line_is_cut_to_the_terminal_and_keeps_its_seconds(monkeypatch: pytest.MonkeyPatch):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    with Ticking("x" * 200) as line:
+        line.draw()
+    shown = err.getvalue().split("\x1b[K")[1].rstrip("\r")
+    assert len(shown) == 79 and shown.startswith("xxx") and shown.endswith(" s)")

@@ -24,6 +24,7 @@ from freehold.cli.shared import Amount, json_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.reports.advice import as_plain
+from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice
@@ -125,7 +126,8 @@ def command(
             hardware_question, users=options["users_at_once"], context=options["min_context"], as_json=as_json
         )
         return
-    advice = _advice(settings, _task(task, options["samples"]), options)
+    with Ticking("ranking models: this machine is measured once"):
+        advice = _advice(settings, _task(task, options["samples"]), options)
     trial = _trial(settings, advice, options, top)
     advice = trial.advice if trial else advice
     shown = advice.picks[: top or SHOWN]

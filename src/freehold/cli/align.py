@@ -32,6 +32,7 @@ from freehold.cli.training import (
     time_row,
 )
 from freehold.config import Settings
+from freehold.terminal import Ticking
 
 
 @click.command("align")
@@ -96,7 +97,8 @@ def command(
 
     With --json, prints the receipt.
     """
-    from freehold.adapt.align import AlignSettings, align
+    with Ticking("starting torch"):
+        from freehold.adapt.align import AlignSettings, align
     from freehold.store import Store
 
     store = Store(settings)
@@ -104,6 +106,7 @@ def command(
     settings_chosen = chosen_settings(AlignSettings, options)
     note(settings.home, "align", out)
     with StatusLine(result_of(out)) as line:
+        line.show(f"before the first step: reading {ref.name}")
         record = align(
             ref,
             pairs_file,

@@ -101,14 +101,17 @@ def run_bar(
     digest = file_digest(bar_run.file)
     samples = _samples(bar_run.file, graded_by)
     subject = TrialModel(bar_run.model.name, _digest(measured))
-    with _opening(settings, store, path, bar_run, labels, key) as open_model:
+    with (
+        _opening(settings, store, path, bar_run, labels, key) as open_model,
+        TrialProgress(bar_run.model.name) as shown,
+    ):
         (trial,) = run(
             samples,
             [subject],
             settings.home,
             open_model,
             judge=bar_run.judge.name if bar_run.judge else "",
-            on_case=TrialProgress(),
+            on_case=shown,
         )
     if identities.of(bar_run.model) != measured or file_digest(bar_run.file) != digest:
         raise UsageError("the model or the task file changed while it was measured", "run it again")
@@ -235,10 +238,10 @@ def _opening(
         raise UsageError("labels and keys are of a gateway.toml", "add --gateway FILE")
 
     def open_model(name: str) -> Any:
-        from freehold.local import open_model
+        from freehold.local import open_shown
 
         wanted = bar_run.judge if bar_run.judge and bar_run.judge.name == name else bar_run.model
-        return open_model(store.resolve(wanted.local), packs=store.packs)
+        return open_shown(store.resolve(wanted.local), packs=store.packs)
 
     yield open_model
 

@@ -26,6 +26,7 @@ from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with
 from freehold.errors import UsageError
 from freehold.machine import CROWDED, Crowd, cpu_name
 from freehold.store import ModelRef, Store
+from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
     from freehold.local import LLM
@@ -134,13 +135,16 @@ def measure(
 ) -> dict[str, Any]:
     """Load `ref`, time `rounds` prefills and decodes, measure the ceilings; return the facts to print."""
     from freehold import _native as native
-    from freehold.local import open_model
+    from freehold.local import open_shown
 
     context = max(prompt, depth + DECODE_PROMPT + tokens) + 2
     # The ceiling is of plain decoding; benches/engine/speculation.py measures speculation.
-    with open_model(
-        ref, context=context, threads=threads, kv_type=kv_type, speculate=False, packs=packs
-    ) as llm:
+    with (
+        open_shown(
+            ref, context=context, threads=threads, kv_type=kv_type, speculate=False, packs=packs
+        ) as llm,
+        Ticking(f"timing {ref.name}: {rounds} rounds of {prompt:,} tokens read and {tokens:,} written"),
+    ):
         timer = _Timer(llm, depth)
         timer.prefill(min(prompt, 64))  # pages the weights in
         rates = [(timer.prefill(prompt), timer.decode(tokens)) for _ in range(rounds)]

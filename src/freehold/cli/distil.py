@@ -33,6 +33,7 @@ from freehold.cli.training import (
     time_row,
 )
 from freehold.config import Settings
+from freehold.terminal import Ticking
 
 
 @click.command("distil")
@@ -100,7 +101,8 @@ def command(
 
     With --json, prints the receipt.
     """
-    from freehold.adapt.distil import DistilSettings, DistilWatch, distil
+    with Ticking("starting torch"):
+        from freehold.adapt.distil import DistilSettings, DistilWatch, distil
     from freehold.store import Store
 
     store = Store(settings)
@@ -108,6 +110,7 @@ def command(
     settings_chosen = chosen_settings(DistilSettings, options)
     note(settings.home, "distil", out)
     with StatusLine(result_of(out)) as line:
+        line.show(f"before the first step: reading {models[0].name}")
         record = distil(
             *models,
             prompts,

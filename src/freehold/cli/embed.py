@@ -54,7 +54,7 @@ def command(
 
     One line of numbers per text; with --json an object with index, tokens, cut and embedding.
     """
-    from freehold.local import open_model
+    from freehold.local import open_shown
     from freehold.store import Store
 
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
@@ -62,7 +62,7 @@ def command(
     store = Store(with_offline(settings, offline))
     ref = held_or_fetched(store, model)
     lines = texts or (line.rstrip("\n") for line in sys.stdin)
-    with open_model(ref, context=context, threads=threads, packs=store.packs) as llm:
+    with open_shown(ref, context=context, threads=threads, packs=store.packs) as llm:
         at = 0
         for portion in _portions(lines):
             _write(llm, portion, at, as_json, pooling, dimensions, truncate)

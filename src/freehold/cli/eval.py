@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from freehold.cli.report.terminal import printable
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
 from freehold.config import Settings
@@ -27,6 +26,7 @@ from freehold.errors import UsageError
 from freehold.store import ModelRef, Store
 from freehold.store.naming import parted
 from freehold.store.records import digest
+from freehold.terminal import Ticking, printable
 from freehold.version import __version__
 
 if TYPE_CHECKING:
@@ -97,11 +97,8 @@ def command(
         return _compare(*compare, as_json=as_json)
     if not model or not tasks:
         raise UsageError("name a MODEL and what to score it on", "freehold eval smollm2:135m --data ifeval")
-    try:
-        report = _evaluated(settings, model, tasks, limit, style, judge, fresh, context, threads)
-    except KeyboardInterrupt:
-        click.echo("\nstopped; the answers so far are kept, and the same command continues", err=True)
-        raise
+    with TrialProgress(model) as shown:
+        report = _evaluated(settings, model, tasks, limit, style, judge, fresh, context, threads, shown)
     _show(report, settings.home, out, as_json)
     return None
 
@@ -143,6 +140,7 @@ def _evaluated(
     fresh: bool,
     context: int | None,
     threads: int | None,
+    shown: TrialProgress,
 ) -> Report:
     from freehold.cli.progress import reporter
     from freehold.evals.evaluate import evaluate
@@ -160,8 +158,7 @@ def _evaluated(
     results: list[TaskResult] = []
     with _opened(store, named, context, threads) as subject:
         for task in _named_once(make(subject.model.info.can_call) for make in makers):
-            result = evaluate(task, subject, settings.home, fresh=fresh, on_item=TrialProgress())
-            results.append(result)
+            results.append(evaluate(task, subject, settings.home, fresh=fresh, on_item=shown))
         if grader:
             results = _judged(store, results, subject, grader, settings.home)
         adapters = {info.name: info.digest for info in subject.model.info.adapters}
@@ -202,10 +199,10 @@ def _named(store: Store, model: str) -> _Named:
 @contextmanager
 def _opened(store: Store, named: _Named, context: int | None, threads: int | None) -> Iterator[EvalSubject]:
     from freehold.evals.evaluate import EvalSubject, EvaluatedModel
-    from freehold.local import open_model
+    from freehold.local import open_shown
 
     adapters_named = {"adapter": named.adapter} if named.adapter else {}
-    loaded = open_model(
+    loaded = open_shown(
         named.ref,
         context=context,
         threads=threads,
@@ -228,11 +225,11 @@ def _judged(
     store: Store, results: list[TaskResult], subject: EvalSubject, grader: ModelRef, home: Path
 ) -> list[TaskResult]:
     from freehold.evals.evaluate import judged
-    from freehold.local import open_model
+    from freehold.local import open_shown
 
     if not any(row.item.rubric for each in results for row in each.rows):
         return results
-    with open_model(grader, packs=store.packs) as judge:
+    with open_shown(grader, packs=store.packs) as judge, Ticking(f"{grader.name} judges"):
         return [judged(each, subject, judge, home) for each in results]
 
 

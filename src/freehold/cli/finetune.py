@@ -17,7 +17,6 @@ import click
 from freehold.adapt.registry import note
 from freehold.choosing import company_facts
 from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.report.terminal import printable
 from freehold.cli.shared import FiniteRange, json_option, pairs
 from freehold.cli.training import (
     FOLDER,
@@ -38,6 +37,7 @@ from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store import Store
 from freehold.store.space import human
+from freehold.terminal import Ticking, printable
 
 if TYPE_CHECKING:
     from freehold.adapt.finetune import FinetuneSettings
@@ -95,7 +95,8 @@ def command(
 
     With --json, prints the receipt.
     """
-    from freehold.adapt.finetune import FinetuneSettings, finetune
+    with Ticking("starting torch"):
+        from freehold.adapt.finetune import FinetuneSettings, finetune
 
     store = Store(settings)
     ref = store.resolve(model)
@@ -106,6 +107,7 @@ def command(
         raise UsageError("name the folder to make with -o", "or only check with --preflight")
     note(settings.home, "finetune", out)
     with StatusLine(result_of(out)) as line:
+        line.show(f"before the first step: reading {ref.name}")
         record = finetune(
             ref,
             data,
@@ -135,11 +137,12 @@ def _preflight(
     from freehold.adapt.teaching.preflight import SHOWN, LengthHistogram, rehearsal, shown
 
     check_base(ref)
-    lessons = Lessons.read(data, test)
-    room = Classroom.of(ref, lessons, settings)
-    rows = room.course.rows
-    masks = [shown(room.trainee.tokenizer, row) for row in rows[:SHOWN]]
-    lengths, rehearsed = LengthHistogram.of(rows), rehearsal(room.trainee, room.course)
+    with Ticking(f"reading {ref.name}, and one batch"):
+        lessons = Lessons.read(data, test)
+        room = Classroom.of(ref, lessons, settings)
+        rows = room.course.rows
+        masks = [shown(room.trainee.tokenizer, row) for row in rows[:SHOWN]]
+        lengths, rehearsed = LengthHistogram.of(rows), rehearsal(room.trainee, room.course)
     steps = settings.epochs * room.course.order.steps_an_epoch
     if as_json:
         shown_masks = [[{"text": piece.text, "counts": piece.counts} for piece in mask] for mask in masks]

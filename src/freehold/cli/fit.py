@@ -22,6 +22,7 @@ from freehold.config import Settings
 from freehold.machine import show_bytes
 from freehold.reports.fit import fit_report, run_command
 from freehold.reports.memory import needs
+from freehold.terminal import Ticking
 
 HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")
 _WIDER = 1.15  # times the file's bytes that weights may take here without a note
@@ -57,7 +58,8 @@ def command(settings: Settings, model: str, context: int | None, as_json: bool, 
 
     With --json, prints {"schema": 1, "model": ..., "place": {...}, "context": ..., "fits": [...]}.
     """
-    report = fit_report(settings, model, context, on=options.pop("hardware"), **options)
+    with Ticking(f"predicting {model}: this machine is measured once"):
+        report = fit_report(settings, model, context, on=options.pop("hardware"), **options)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=1))
     else:
@@ -123,8 +125,9 @@ def _rate(speed: Interval | None) -> str:
 
 
 def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[str]:
-    if fitting:
-        yield f"speeds: {fitting[0].basis}; 80 % ranges"
+    bases = dict.fromkeys(row.basis for row in (_best(fitting, held), *fitting)) if fitting else ()
+    for number, basis in enumerate(bases):
+        yield f"{'speeds of the others' if number else 'speeds'}: {basis}; 80 % ranges"
     if held is not None and len(fitting) > 1:
         yield "sizes: exact for the stored file; for the others its matrices in each quantisation's usual types"
     elif held is None and fitting:

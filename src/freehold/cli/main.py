@@ -132,7 +132,7 @@ def run(args: list[str]) -> int:
 
 def complain(message: str, hint: str) -> None:
     """Print a failure as its two lines on stderr. Names out of files may be in it: none controls the terminal."""
-    from freehold.cli.report.terminal import printable
+    from freehold.terminal import printable
 
     click.echo(f"error: {printable(message)}", err=True)
     if hint:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
 
-from freehold.cli.report.terminal import printable
 from freehold.store.events import Event, OnEvent
 from freehold.store.progress import Reporter, screen
+from freehold.terminal import Ticking
 
 
 class JsonLines(Reporter):
@@ -63,99 +61,46 @@ def result_of(out: Path) -> Callable[[], str]:
     return left
 
 
-class Ticking:
-    """One line on a terminal's stderr with the seconds that work takes, from half a second on; nothing elsewhere.
-
-    Use in `with`, for work that reports nothing by itself; `show` changes the text.
-    """
-
-    EVERY_S = 0.5
-
-    def __init__(self, text: str) -> None:
-        self._text, self._begun = printable(text), time.monotonic()
-        self._ended, self._lock = threading.Event(), threading.Lock()
-        self._live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self._shown = False
-
-    def __enter__(self) -> Self:
-        if self._live:
-            threading.Thread(target=self._tick, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with self._lock:
-            self._ended.set()
-            self._clear()
-
-    def show(self, text: str) -> None:
-        """Show another text from the next tick on."""
-        self._text = printable(text)
-
-    def _clear(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._shown = False
-
-    def _tick(self) -> None:
-        while not self._ended.wait(self.EVERY_S):
-            with self._lock:
-                if not self._ended.is_set():
-                    sys.stderr.write(f"\r\x1b[K{self._text}, {time.monotonic() - self._begun:.0f} s")
-                    sys.stderr.flush()
-                    self._shown = True
-
-
-class StatusLine:
+class StatusLine(Ticking):
     """What a long verb does now, on stderr: renewed in place in a terminal, elsewhere a line every five seconds.
 
     `kept`: what is printed after Ctrl-C, before the interrupt continues; a function says it as things then are.
     """
 
-    EVERY_S = 5.0
+    LINE_EVERY_S = 5.0
 
     def __init__(self, kept: str | Callable[[], str]) -> None:
-        self._kept, self._shown = kept, time.monotonic()
-        self._live = sys.stderr.isatty()
-        self._wide = False
+        super().__init__()
+        self._kept, self._printed = kept, time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self.clear()
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        if any(isinstance(each, KeyboardInterrupt) for each in exc):
             kept = self._kept if isinstance(self._kept, str) else self._kept()
             print(f"stopped; {kept}", file=sys.stderr)
 
     def show(self, text: str) -> None:
-        """Show what is being done: in place on a terminal, elsewhere as a line at most every EVERY_S seconds."""
-        now, text = time.monotonic(), printable(text)
+        """Show what is being done: in place on a terminal, elsewhere as a line at most every LINE_EVERY_S seconds."""
+        now = time.monotonic()
+        with self._lock:
+            super().show(text)
+            self._since = now
         if self._live:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            self._wide = True
-        elif now - self._shown >= self.EVERY_S:
-            self._shown = now
-            sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+            self.draw()
+        elif now - self._printed >= self.LINE_EVERY_S:
+            self._printed = now
+            self.say(text)
 
     def begin(self, text: str) -> None:
         """Show at once what is being done first: work that is silent for long begins with it."""
-        self._shown = float("-inf")
+        self._printed = float("-inf")
         self.show(text)
+
+    def blank(self) -> None:
+        """Take the line away until the next `show`, so that another may be printed."""
+        super().show("")
+        self.clear()
 
     def note(self, text: str) -> None:
         """Print a remark that stays."""
         self.say(f"note: {text}")
-
-    def say(self, text: str) -> None:
-        """Print a line that stays, however soon after another."""
-        self.clear()
-        print(printable(text), file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Take the renewed line away, so that another may be printed."""
-        if self._wide:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._wide = False

@@ -11,13 +11,13 @@ import time
 import click
 import msgspec
 
-from freehold.cli.report.terminal import printable
 from freehold.cli.serving.attach import Loaded, RunningServer, server_here
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable
 from freehold.serving import EngineStats
 from freehold.store.space import human
+from freehold.terminal import printable
 
 SCHEMA = 1
 SAMPLE_S = 0.5

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import click
 
-from freehold.cli.progress import Ticking, reporter
+from freehold.cli.progress import reporter
 from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.store import Store
+from freehold.terminal import Ticking
 
 
 @click.command("pull")

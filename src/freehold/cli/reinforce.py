@@ -26,6 +26,7 @@ from freehold.cli.training import (
     still_known_rows,
 )
 from freehold.config import Settings
+from freehold.terminal import Ticking
 
 _ANSWER = 60  # characters of an answer that a row shows
 
@@ -145,7 +146,8 @@ def command(
 
     With --json, prints the receipt.
     """
-    from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
+    with Ticking("starting torch"):
+        from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
     from freehold.store import Store
 
     store = Store(settings)
@@ -154,6 +156,7 @@ def command(
     settings_chosen = chosen_settings(ReinforceSettings, options)
     note(settings.home, "reinforce", out)
     with StatusLine(result_of(out)) as line:
+        line.show(f"before the first step: reading {ref.name}")
         record = reinforce(
             ref,
             ReinforceSources(reward, check, prompts, test),

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.report.terminal import printable
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.store.naming import NamedModel, adapter_of, parted
+from freehold.terminal import printable
 
 if TYPE_CHECKING:
     from freehold.store import ModelRef, Store

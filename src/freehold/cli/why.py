@@ -15,6 +15,7 @@ from freehold.cli.shared import json_option, pairs
 from freehold.cli.show import card_lines
 from freehold.config import Settings
 from freehold.reports.why import SpeedHere, why_report
+from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
     from freehold.advisor.quality import Quality
@@ -37,7 +38,8 @@ def command(settings: Settings, model: str, as_json: bool, **options: Any) -> No
 
     With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
     """
-    report = why_report(settings, model, options)
+    with Ticking(f"collecting what is known about {model}"):
+        report = why_report(settings, model, options)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=1))
         return

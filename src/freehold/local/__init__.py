@@ -5,6 +5,6 @@ Knows text and token ids; knows no weights, no scheduling and no protocol. `LLM`
 """
 
 from freehold.local.llm import LLM
-from freehold.local.opening import load, open_model, open_served
+from freehold.local.opening import load, open_model, open_served, open_shown
 
-__all__ = ["LLM", "load", "open_model", "open_served"]
+__all__ = ["LLM", "load", "open_model", "open_served", "open_shown"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from freehold.local.requests import chat_job, sampling_of, seeded, text_job
 from freehold.local.together import all_together, as_they_end
 from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
 from freehold.store.overlays import Overlay, overlaid, with_messages
+from freehold.terminal import Ticking
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import Chunk, Completion, Embeddings, Message, SamplingParams, Turn
 
@@ -80,6 +82,7 @@ class LLM:
         self.load_s, self._notes = load_s, list(notes)
         self._pid, self._closed = os.getpid(), False
         self._writer: threading.Thread | None = None
+        self.shown = False  # a terminal sees what `close` waits for
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +98,10 @@ class LLM:
         if not self._closed and self._pid == os.getpid():
             self._closed = True
             if self._writer is not None:
-                self._writer.join()
+                with (
+                    Ticking("keeping the packed weights for the next start") if self.shown else nullcontext()
+                ):
+                    self._writer.join()
             self._engine.close()
 
     def _keep_packed(self, write: Callable[[], object]) -> None:

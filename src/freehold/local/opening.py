@@ -45,6 +45,7 @@ from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store
 from freehold.store.progress import watching
 from freehold.store.sampling import sampling_defaults
+from freehold.terminal import Ticking
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template_files import chat_template_from_dir, chat_template_from_gguf
 from freehold.types import KvType, ModelOptions, SamplingParams, ServedModelOptions
@@ -90,7 +91,25 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     with watching(progress) as on_event:
         locate = partial(store.pull, on_event=on_event) if pull else partial(_held, store)
         ref, drafter = locate(str(model)), None if draft is None else locate(str(draft))
-    return open_model(ref, draft=drafter, packs=store.packs, **cast(ModelOptions, options))
+    opening = open_model if progress is False or callable(progress) else open_shown
+    return opening(ref, draft=drafter, packs=store.packs, **cast(ModelOptions, options))
+
+
+def open_shown(
+    ref: ModelRef,
+    *,
+    draft: ModelRef | None = None,
+    packs: Path | None = None,
+    kind: type[LLM] = LLM,
+    **options: Unpack[ServedModelOptions],
+) -> LLM:
+    """Load as open_model does; a terminal sees how far it is, and later what `close` waits for."""
+    with Ticking(f"loading {ref.name}") as line:
+        preparing = f"preparing the weights of {ref.name}"
+        share: Progress = lambda done, total: line.show(f"{preparing}: {done / max(total, 1):.0%}")  # noqa: E731
+        llm = open_model(ref, draft=draft, packs=packs, progress=share, kind=kind, **options)
+    llm.shown = True
+    return llm
 
 
 def open_model(

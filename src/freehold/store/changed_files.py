@@ -18,6 +18,7 @@ from pathlib import Path
 from freehold.errors import StoreError
 from freehold.regular import open_regular
 from freehold.store.manifest import HeldFile, Manifest
+from freehold.terminal import Ticking
 
 GRAIN_S = 2.0  # a record's time has whole seconds, and is of the moment after its files were written
 
@@ -45,7 +46,9 @@ def verified(manifest: Manifest, folder: Path) -> Manifest:
         path = folder / file.path
         if file.sha256 and is_touched(file, path.stat().st_mtime_ns, manifest.created):
             log.warning("%s was written since %s came; comparing its digest", path, manifest.name)
-            if (digest := _sha256(path)) != file.sha256:
+            with Ticking(f"comparing the digest of {path.name}"):
+                digest = _sha256(path)
+            if digest != file.sha256:
                 raise StoreError(
                     f"{manifest.name}: {path} was replaced: its digest is {digest[:12]}..., "
                     f"{file.sha256[:12]}... came",

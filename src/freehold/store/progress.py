@@ -6,7 +6,6 @@ Path: freehold.pull, cli/progress -> watching(...) -> Store.pull(on_event)
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from typing import Any
 
 from freehold.store.events import Event, Finished, Note, OnEvent, Planned, Progress, ignore
 from freehold.store.space import human
+from freehold.terminal import Ticking, is_live
 
 # How a pull from Python is shown: None shows it where a person looks (a terminal, a notebook), True anywhere,
 # False nowhere; a function gets the events.
@@ -93,7 +93,7 @@ class Lines(Reporter):
 
 
 class ProgressBar(Reporter):
-    """A progress bar on stderr, with lines above it for what is news."""
+    """A progress bar on stderr, with lines above it for what is news; until the size is known, a line with seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,17 +101,21 @@ class ProgressBar(Reporter):
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            SpinnerColumn,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as RichProgress
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        moving, name = SpinnerColumn("line"), TextColumn("{task.description}")
+        columns = (moving, name, BarColumn(20), DownloadColumn(), TransferSpeedColumn())
         self._bar = RichProgress(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
         )
         self._task = None
+        self._waiting = Ticking("looking it up")
+        self._waiting.start()
 
     def show(self, event: Event) -> None:
         """Move the bar, or print a line above it."""
@@ -119,14 +123,17 @@ class ProgressBar(Reporter):
             if self._task is not None:
                 self._bar.update(self._task, completed=event.done, total=event.total or None)
             return
+        self._waiting.clear()
         for line in described(event):
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if isinstance(event, Planned):
+            self._waiting.show("")  # the bar moves now, and no other line
             self._task = self._bar.add_task(event.name, total=event.total or None, completed=event.held)
             self._bar.start()
 
     def close(self) -> None:
         """Take the bar off the screen."""
+        self._waiting.close()
         self._bar.stop()
 
 
@@ -179,7 +186,7 @@ def screen() -> Reporter:
     """Choose what fits here: a notebook's line, a terminal's bar, or plain lines on stderr."""
     if _in_notebook():
         return NotebookLine()
-    return ProgressBar() if _in_terminal() else Lines()
+    return ProgressBar() if is_live() else Lines()
 
 
 @contextmanager
@@ -188,7 +195,7 @@ def watching(progress: ProgressLike = None) -> Iterator[OnEvent]:
     if callable(progress):
         yield progress
         return
-    if progress is False or (progress is None and not (_in_notebook() or _in_terminal())):
+    if progress is False or (progress is None and not (_in_notebook() or is_live())):
         yield ignore
         return
     shown = screen()
@@ -196,10 +203,6 @@ def watching(progress: ProgressLike = None) -> Iterator[OnEvent]:
         yield shown
     finally:
         shown.close()
-
-
-def _in_terminal() -> bool:
-    return os.environ.get("TERM") not in ("dumb", "") and sys.stderr.isatty()
 
 
 def _in_notebook() -> bool:

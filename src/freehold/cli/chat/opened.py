@@ -15,13 +15,13 @@ from freehold.backends.finding import driven
 from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.output import tell
 from freehold.cli.chat.request import RunRequest
-from freehold.cli.progress import Ticking
 from freehold.cli.shared import held_or_fetched
 from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
 from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
 from freehold.store.naming import NamedModel, adapter_of, parted
+from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools
@@ -57,8 +57,7 @@ class Opened:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with Ticking("keeping the packed weights for the next start"):  # what a first run's close waits for
-            self.model.close()
+        self.model.close()
 
     def switch(self, name: str) -> tuple[LLM | HttpModel, ModelFacts]:
         """Open another model, then close this one; if the other cannot be opened, this one stays as it is."""
@@ -190,7 +189,7 @@ def by_engine(settings: Settings, store: Store, named: NamedModel, request: RunR
 
 def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
     """Load MODEL in this process; fetch it first if necessary."""
-    from freehold.local import open_model
+    from freehold.local import open_shown
 
     base, name, path = named.model, named.adapter, named.path
     if name and not path:
@@ -200,19 +199,17 @@ def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
         )
     ref = held_or_fetched(store, base)
     draft = held_or_fetched(store, request.draft) if request.draft else None
-    with Ticking(f"loading {ref.name}") as ticking:
-        llm = open_model(
-            ref,
-            context=request.context,
-            kv_type=request.kv_type,
-            speculate=request.speculate,
-            draft=draft,
-            adapters={name: path} if path else None,
-            threads=request.threads,
-            allow_paging=request.allow_paging,
-            packs=store.packs if request.pack else None,
-            progress=lambda done, total: ticking.show(f"preparing the weights: {done / max(total, 1):.0%}"),
-        )
+    llm = open_shown(
+        ref,
+        context=request.context,
+        kv_type=request.kv_type,
+        speculate=request.speculate,
+        draft=draft,
+        adapters={name: path} if path else None,
+        threads=request.threads,
+        allow_paging=request.allow_paging,
+        packs=store.packs if request.pack else None,
+    )
     llm.adapters.default = name
     _tell_facts(llm.info, request)
     return llm

@@ -12,11 +12,11 @@ from contextlib import suppress
 import click
 
 from freehold.advisor.starters import Starter
-from freehold.cli.progress import Ticking
 from freehold.cli.serving.configfile import set_key
 from freehold.config import Settings
 from freehold.errors import FreeholdError
 from freehold.store.space import human
+from freehold.terminal import Ticking
 
 
 def default_model(settings: Settings) -> str:

@@ -15,9 +15,9 @@ import click
 
 from freehold.advisor.interval import digits
 from freehold.cli.progress import StatusLine
-from freehold.cli.report.terminal import printable
 from freehold.cli.shared import json_option, table, write_beside
 from freehold.config import Settings
+from freehold.terminal import printable
 
 if TYPE_CHECKING:
     from freehold.backends.capacity.steptime import EngineModel

@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from freehold.cli.progress import StatusLine
-from freehold.cli.report.terminal import printable
 from freehold.cli.shared import Amount, Seconds, json_option
 from freehold.config import Settings
+from freehold.terminal import printable
 
 EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv --objective ttft-p95=2s,tpot-p95=50ms"
 

@@ -19,9 +19,9 @@ from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.emit import emit
 from freehold.backends.planning.printed import as_dict, text
 from freehold.backends.ray.target import is_ray
-from freehold.cli.report.terminal import printable
 from freehold.cli.shared import write_beside
 from freehold.errors import UsageError
+from freehold.terminal import printable
 
 SCHEMA = 1
 # Options that say what is written, not what is started.

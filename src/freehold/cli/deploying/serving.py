@@ -67,7 +67,7 @@ class StartedDeployments:
         except FreeholdError as e:
             self.failed += 1
             desk.lost(plan.model.name, e.message)
-            line.clear()
+            line.blank()
             if isinstance(e, EngineLost):
                 for each in last_words(desk.deployments.log, plan.model.name):
                     tell(each)
@@ -75,7 +75,7 @@ class StartedDeployments:
                     await desk.deployments.stop(plan.model.name, 0.0)
             tell(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
             return
-        line.clear()
+        line.blank()
         for each in ready(row, url, time.monotonic() - started):
             tell(each)
 

@@ -19,8 +19,8 @@ from freehold.backends.rows import DeploymentRow
 from freehold.cli.deploying.running import RunningDeployments
 from freehold.cli.deploying.tables import as_json, progress
 from freehold.cli.progress import StatusLine
-from freehold.cli.report.terminal import printable
 from freehold.errors import EngineLost, FreeholdError, ModelNotFound
+from freehold.terminal import printable
 
 SCHEMA = 1
 LOOKED_S = 0.3  # between two looks at a start

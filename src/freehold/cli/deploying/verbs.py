@@ -25,11 +25,11 @@ from freehold.cli.deploying.options import asked_of, plan_options
 from freehold.cli.deploying.running import RunningDeployments
 from freehold.cli.deploying.starting import LOOKED_S
 from freehold.cli.progress import StatusLine
-from freehold.cli.report.terminal import printable
 from freehold.cli.serving.attach import running, server_here
 from freehold.cli.shared import Seconds, json_option, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
+from freehold.terminal import printable
 
 SCHEMA = 1
 _LISTS = "freehold deploy status lists what is kept"

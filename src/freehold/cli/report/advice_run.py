@@ -51,14 +51,14 @@ def _try(settings: Settings, model: Model, place: Placement, sample: str, *, qui
     """Answer the sample without speculation, as the prediction assumes; return tokens a second."""
     from freehold.advisor.learning import learn
     from freehold.cli.shared import held_or_fetched
-    from freehold.local import open_model
+    from freehold.local import open_shown
     from freehold.machine import Crowd
     from freehold.store import Store
 
     store = Store(settings)
     ref = held_or_fetched(store, model.name or model.id)
     speed, usages, crowd = 0.0, [], Crowd()
-    with open_model(ref, context=place.context, speculate=False, packs=store.packs) as llm:
+    with open_shown(ref, context=place.context, speculate=False, packs=store.packs) as llm:
         for chunk in llm.stream(sample, max_tokens=128, temperature=0):
             if chunk.usage:
                 speed = chunk.usage.decode_tok_s

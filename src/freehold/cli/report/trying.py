@@ -6,18 +6,16 @@ Path: cli/advise -> tried -> evals.trial.run -> Tried -> cli/advise
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from freehold.cli.progress import StatusLine
 from freehold.cli.report.advice import name
 from freehold.errors import FreeholdError, ModelNotFound, UsageError
 from freehold.store.records import digest
+from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Judged, Own
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from freehold.types import ChatModel
 
 MOST_TRIED = 5  # models, unless --top says otherwise
-LINE_EVERY_S = 5.0
 _NAMED = 5  # models left out that are named
 
 
@@ -148,7 +145,8 @@ def tried(
     results: dict[str, TrialResult] = {}
     for ref, judged in chosen:
         try:
-            (result,) = run(samples, [_subject(ref)], settings.home, opened, on_case=TrialProgress())
+            with TrialProgress(ref.name) as shown:
+                (result,) = run(samples, [_subject(ref)], settings.home, opened, on_case=shown)
             results[judged.model.id] = result
         except UsageError:
             raise
@@ -245,24 +243,23 @@ class _Opener:
         self._refs = {**refs, **({judge.name: judge} if judge else {})}
 
     def __call__(self, wanted: str) -> ChatModel:
-        from freehold.local import open_model
+        from freehold.local import open_shown
 
-        return open_model(self._refs[wanted], context=self._context, packs=self._store.packs)
+        return open_shown(self._refs[wanted], context=self._context, packs=self._store.packs)
 
 
-class TrialProgress:
-    """Prints a model's progress: one line that is overwritten in a terminal, else one every five seconds."""
+class TrialProgress(StatusLine):
+    """A model's progress through its cases: a line that stays once all are answered."""
 
-    def __init__(self) -> None:
-        self._shown_at = -LINE_EVERY_S
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, model: str) -> None:
+        super().__init__("the answers so far are kept, and the same command continues")
+        Ticking.show(self, f"loading {model}")
 
     def __call__(self, model: str, done: int, total: int) -> None:
         """Take a step."""
-        now, last = time.monotonic(), done == total
-        self._shown_at = now if not done else self._shown_at
-        if self._terminal:
-            click.echo(f"\r{model}: {done} of {total} cases" + ("\n" if last else ""), err=True, nl=False)
-        elif last or now - self._shown_at >= LINE_EVERY_S:
-            click.echo(f"{model}: {done} of {total} cases", err=True)
-            self._shown_at = now
+        text = f"{model}: {done} of {total} cases"
+        if done == total:
+            self.blank()
+            self.say(text)
+        else:
+            self.show(text)

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
+from freehold.cli.progress import StatusLine
 from freehold.config import Settings
 from freehold.store import Store
 from freehold.store.records import RecordedFile
 from freehold.store.space import human
 
 READ = 4 << 20
-LINE_EVERY_S = 5.0
 Seen = Callable[[int], None]
 
 
@@ -46,24 +44,29 @@ def verify(settings: Settings, as_json: bool) -> None:
     """Check all files, print the results, and exit with 1 if a file is damaged or missing."""
     store = Store(settings)
     files, packs = store.files(), sorted(store.packs.glob("*.pack")) if store.packs.is_dir() else []
-    progress = _ReadProgress(sum(f.bytes for f in files) + sum(_size(p) for p in packs))
+    total = max(sum(f.bytes for f in files) + sum(_size(p) for p in packs), 1)
     checks: list[FileCheck] = []
     names = {m.digest: m.name for m in store.list() if m.digest and not m.base}
-    for each in _checked(files, packs, names, progress.seen):
-        checks.append(each)
-        if not as_json:
-            progress.clear()
-            _print(each)
-    progress.clear()
+    done = 0
+    with StatusLine("nothing was changed") as line:
+
+        def seen(count: int) -> None:
+            nonlocal done
+            done += count
+            line.show(f"verifying: {human(done)} of {human(total)}, {100 * done // total} %")
+
+        for each in _checked(files, packs, names, seen):
+            checks.append(each)
+            if not as_json:
+                line.clear()
+                _print(each)
     bad = [f for f in checks if f.state in ("damaged", "missing")]
     if as_json:
         click.echo(json.dumps({"sound": not bad, "files": [asdict(f) for f in checks]}))
     else:
         unknown = sum(f.state == "unknown" for f in checks)
         also = f", {unknown} without a recorded digest" if unknown else ""
-        click.echo(
-            f"{len(checks)} files, {human(progress.done)} read: {len(bad)} damaged or missing{also}", err=True
-        )
+        click.echo(f"{len(checks)} files, {human(done)} read: {len(bad)} damaged or missing{also}", err=True)
     if bad:
         raise click.exceptions.Exit(1)
 
@@ -141,28 +144,3 @@ def _print(check: FileCheck) -> None:
         click.echo(f"{'':<8} {check.problem}")
     if check.hint:
         click.echo(f"{'':<8} {check.hint}")
-
-
-class _ReadProgress:
-    """Prints progress on stderr: one changing line in a terminal, one line every five seconds elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self.done = 0
-        self._total, self._live = max(total, 1), sys.stderr.isatty()
-        self._at = time.monotonic()
-
-    def seen(self, count: int) -> None:
-        """Count bytes; print them if it is time."""
-        self.done += count
-        now = time.monotonic()
-        if now - self._at >= (0.1 if self._live else LINE_EVERY_S):
-            self._at = now
-            line = (
-                f"verifying: {human(self.done)} of {human(self._total)}, {100 * self.done // self._total} %"
-            )
-            click.echo(f"\r\x1b[K{line}" if self._live else line, err=True, nl=not self._live)
-
-    def clear(self) -> None:
-        """Make room for a line of the result."""
-        if self._live:
-            click.echo("\r\x1b[K", err=True, nl=False)

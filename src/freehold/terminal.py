@@ -1,0 +1,102 @@
+"""A terminal's moving line, and text that a terminal shows and does not obey.
+
+Knows a stream and a clock; knows no verb and no model. Where stderr is no terminal, nothing moves.
+Path: cli, store/progress, local/opening -> Ticking -> stderr
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import ClassVar, Self
+
+
+def printable(text: str) -> str:
+    """Return a text that shows what would control the terminal: names and errors may come out of strangers' files."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def is_live() -> bool:
+    """Tell whether stderr is a terminal whose last line can be renewed."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+class Ticking:
+    """One line on a terminal's stderr that changes twice a second while work is silent; nothing elsewhere.
+
+    Use in `with`: the text and its seconds, from half a second on; `show` changes the text. Within another one, that
+    one waits.
+    """
+
+    EVERY_S = 0.5
+    _open: ClassVar[list[Ticking]] = []  # the last one draws
+
+    def __init__(self, text: str = "") -> None:
+        self._text, self._since = printable(text), time.monotonic()
+        self._ended, self._lock = threading.Event(), threading.RLock()
+        self._live, self._shown = is_live(), False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin to show the line; another one waits meanwhile."""
+        if self._live:
+            if self._open:
+                self._open[-1].clear()
+            self._open.append(self)
+            threading.Thread(target=self._tick, daemon=True).start()
+
+    def close(self) -> None:
+        """Take the line away for good."""
+        with self._lock:
+            self._ended.set()
+            self.clear()
+        with suppress(ValueError):
+            self._open.remove(self)
+
+    def show(self, text: str) -> None:
+        """Show another text from the next tick on."""
+        self._text = printable(text)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        with self._lock:
+            self.clear()
+            sys.stderr.write(f"{printable(text)}\n")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away until the next tick."""
+        with self._lock:
+            if self._shown:
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+                self._shown = False
+
+    def draw(self) -> None:
+        """Write the line now, cut to the terminal's width."""
+        with self._lock:
+            if self._text and not self._ended.is_set() and self._open[-1:] == [self]:
+                seconds = f" ({time.monotonic() - self._since:.1f} s)"
+                sys.stderr.write(f"\r\x1b[K{self._text[: _columns() - len(seconds) - 1]}{seconds}")
+                sys.stderr.flush()
+                self._shown = True
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self.EVERY_S):
+            self.draw()
+
+
+def _columns() -> int:
+    try:
+        return max(os.get_terminal_size(sys.stderr.fileno()).columns, 20)
+    except (OSError, ValueError):
+        return 80
