@@ -271,7 +271,7 @@ def test_fit_says_of_each_model_which_runs_here_were_timed():
         return found.basis
 
     assert basis(History(RATES, (one,))).endswith("; 1 run of this model here, too few to correct by")
-    assert basis(History(RATES, (other,) * 3)).endswith("; none of this model")
+    assert basis(History(RATES, (other,) * 3)).endswith("; none of this model in this quantisation")
     assert basis(History(RATES, (), 0, (loaded, loaded))).endswith(
         "; no other run here; 2 of this model under other load are left out"
     )

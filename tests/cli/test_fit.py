@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import freehold
+from freehold import choosing
 from freehold.advisor import calibration
+from freehold.advisor.fit import observed
 from freehold.advisor.machine import Rates
+from freehold.config import load_settings
 from freehold.machine import show_bytes
 from tests.vectors.files import write_safetensors
 
@@ -74,6 +77,21 @@ def test_rounding_at_packing_is_weighed_as_it_is_packed(run: Run, tmp_path: Path
         for q in ("q4", "q6", "q8")
     ]
     assert bits == sorted(bits) and 4.9 < 8 * bits[0] / 8.19e9 < 5.6
+
+
+def test_fit_and_why_agree_that_answers_of_the_stored_file_were_timed(run: Run, home: Path, tmp_path: Path):
+    freehold.pull(str(write_safetensors("qwen3", tmp_path / "tiny")), quant="q8")
+    settings = load_settings()
+    timed = observed(
+        choosing.weighed(settings, "tiny"), choosing.here(settings), "decode", 64, 9.0, "2026-12-01"
+    )
+    calibration.record(home, [timed] * calibration.ENOUGH)
+    _, out, _ = run("tiny")
+    first, *others = [line for line in out.splitlines() if line.startswith("speeds")]
+    assert first.startswith("speeds: ") and "last 3 runs of this model here" in first
+    assert [line.partition(":")[0] for line in others] == ["speeds of the others"]
+    why = run.func("why", "tiny")[1]  # type: ignore[attr-defined]  # a partial
+    assert "last 3 runs of this model here" in why and "no answer was timed" not in why
 
 
 def test_what_does_not_fit_says_why_and_what_would(run: Run):

@@ -256,7 +256,11 @@ def _timed(history: History, model: str, correction: Correction) -> str:
     if correction.own:
         return loaded
     none = (
-        "none of this model" if correction.runs else "no run here yet" if not crowded else "no other run here"
+        "none of this model in this quantisation"
+        if correction.runs
+        else "no run here yet"
+        if not crowded
+        else "no other run here"
     )
     few = f"{counted} {'run' if counted == 1 else 'runs'} of this model here, too few to correct by"
     return f"; {few if counted else none}{loaded}"
