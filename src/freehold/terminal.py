@@ -35,7 +35,7 @@ class Ticking:
     _open: ClassVar[list[Ticking]] = []  # the last one draws
 
     def __init__(self, text: str = "") -> None:
-        self._text, self._since = printable(text), time.monotonic()
+        self.text, self._since = printable(text), time.monotonic()
         self._ended, self._lock = threading.Event(), threading.RLock()
         self._live, self._shown = is_live(), False
 
@@ -64,7 +64,7 @@ class Ticking:
 
     def show(self, text: str) -> None:
         """Show another text from the next tick on."""
-        self._text = printable(text)
+        self.text = printable(text)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -84,9 +84,9 @@ class Ticking:
     def draw(self) -> None:
         """Write the line now, cut to the terminal's width."""
         with self._lock:
-            if self._text and not self._ended.is_set() and self._open[-1:] == [self]:
+            if self.text and not self._ended.is_set() and self._open[-1:] == [self]:
                 seconds = f" ({time.monotonic() - self._since:.1f} s)"
-                sys.stderr.write(f"\r\x1b[K{self._text[: _columns() - len(seconds) - 1]}{seconds}")
+                sys.stderr.write(f"\r\x1b[K{self.text[: _columns() - len(seconds) - 1]}{seconds}")
                 sys.stderr.flush()
                 self._shown = True
 

@@ -13,8 +13,9 @@ import pytest
 import freehold
 from freehold import LLM, ChatModel, Message, SamplingParams
 from freehold.errors import BadPrompt, ContextOverflow, EngineClosed, ModelNotFound, UsageError
-from freehold.local import open_model
+from freehold.local import open_model, open_shown
 from freehold.store import ModelRef
+from freehold.terminal import Ticking
 from freehold.tokenizer import Tokenizer
 from tests.vectors import files
 from tests.vectors.files import write_gguf, write_safetensors
@@ -276,6 +277,19 @@ def test_packed_weights_are_mapped_the_second_time(path: Path, tmp_path: Path):
     assert len(list(tmp_path.glob("*.pack"))) == 1
     with open_model(ref, context=64, threads=1, packs=tmp_path) as second:
         assert second.generate("abc", max_tokens=8, seed=1).token_ids == answer
+
+
+def test_load_shows_a_terminal_what_is_silent(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ref = ModelRef("tiny", path, "gguf", "e" * 64, path.stat().st_size, "user", "", "", (path,))
+    shown: list[str] = []
+    monkeypatch.setattr(Ticking, "start", lambda line: shown.append(line.text))
+    monkeypatch.setattr(Ticking, "show", lambda line, text: shown.append(text))
+    with open_shown(ref, context=64, threads=1, packs=tmp_path):
+        assert shown[0] == "loading tiny" and shown[-1] == "preparing the weights of tiny: 100%"
+    assert shown[-1] == "keeping the packed weights for the next start"
+    shown.clear()
+    with freehold.load(path, context=64, threads=1, progress=False):
+        assert shown == []
 
 
 def test_what_the_store_says_of_a_file_is_among_the_notes(path: Path):

@@ -13,6 +13,7 @@ from freehold.config import Settings
 from freehold.errors import StoreError
 from freehold.store import ModelRef, Store, changed_files
 from freehold.store.manifest import read_manifest, write_manifest
+from freehold.terminal import Ticking
 from tests.store.conftest import noise
 from tests.store.standin import Standin
 
@@ -30,6 +31,16 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     digest = changed_files._sha256
     monkeypatch.setattr(changed_files, "_sha256", lambda path: seen.append(path) or digest(path))
     return seen
+
+
+def test_a_digest_that_is_compared_is_shown(store: Store, pulled: ModelRef, monkeypatch: pytest.MonkeyPatch):
+    shown: list[str] = []
+    monkeypatch.setattr(Ticking, "start", lambda line: shown.append(line.text))
+    store.resolve("org/m")
+    assert shown == []
+    touch(pulled.path)
+    store.resolve("org/m")
+    assert shown == [f"comparing the digest of {pulled.path.name}"]
 
 
 def touch(path: Path, seconds: float = 60.0) -> None:

@@ -138,7 +138,7 @@ def _print_all(as_json: bool) -> None:
     ]
     rank = {"permissive": 0, "custom": 1, "restricted": 2, "service": 3}
     rows.sort(key=lambda row: (rank[row[1]], row[0].lower()))
-    table(("licence", "class", "commercial", "train on outputs", "scale", "place", "read from"), rows)
+    table(("licence", "class", "commercial", "train on outputs", "scale", "place", "evidence"), rows)
 
 
 def _in_a_word(one: Licence, topic: str) -> str:
@@ -180,16 +180,14 @@ def _print_sources(judgement: Verdict) -> None:
 
     if judgement.questions:
         questions = zip(judgement.missing, judgement.questions, strict=True)
-        _fill("would decide it: " + "; ".join(f"{text} ({OPTIONS[fact]})" for fact, text in questions))
+        _fill("to decide it, state: " + "; ".join(f"{text} ({OPTIONS[fact]})" for fact, text in questions))
     for source in dict.fromkeys(r.source for r in judgement.reasons):
         click.echo(f"source: {source}")
     click.echo(DISCLAIMER)
 
 
 def _print_reason(reason: Reason, several: bool) -> None:
-    words = ""
-    if reason.term and reason.term.text:
-        words = f' "{reason.term.text}"'
+    words = _words(reason.term) if reason.term else ""
     waits = f" ({', '.join(OPTIONS[fact] for fact in reason.waits_for)}?)" if reason.waits_for else ""
     whose = f", {_named(reason.licence)}" if several and reason.licence else ""
     chain = (reason.model, *reversed(reason.via))
@@ -216,12 +214,12 @@ def _print_card(one: Licence) -> None:
         ("class", one.kind),
         ("issued", one.issued.isoformat() if one.issued else "not known"),
         ("text", one.url),
-        ("read from", f"{one.text} ({one.evidence}, checked {one.checked.isoformat()})"),
+        ("source", f"{one.text} ({one.evidence}, checked {one.checked.isoformat()})"),
         ("sha256", one.sha256),
         ("note", one.note),
-        ("carried by", ", ".join(one.covers)),
+        ("used by", ", ".join(one.covers)),
     ]
-    rows += [(TOPICS[t.topic], f"{_effect(t)}{t.says} ({t.clause})") for t in one.terms]
+    rows += [(TOPICS[t.topic], f"{_effect(t)}{t.says}{_words(t)} ({t.clause})") for t in one.terms]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         if value:
@@ -230,8 +228,13 @@ def _print_card(one: Licence) -> None:
     click.echo()
 
 
+def _words(term: Term) -> str:
+    """Return the words to show or the address that a term names, quoted."""
+    return f' "{term.text}"' if term.text else ""
+
+
 def _effect(term: Term) -> str:
-    return {"refuses": "no, where it applies: ", "requires": "must: "}.get(term.effect, "")
+    return {"refuses": "no, if it applies: ", "requires": "must: "}.get(term.effect, "")
 
 
 def _print_comparison(judged: list[tuple[Subject, Verdict]]) -> None:
@@ -282,7 +285,7 @@ def _told(facts: Facts) -> str:
             facts_in_words.append(plain if value else f"no {plain}")
         else:
             facts_in_words.append(f"{plain} {value}" if isinstance(value, str) else f"{plain} {value:,.0f}")
-    return ", ".join(facts_in_words) or "no facts given"
+    return ", ".join(facts_in_words) or "no stated facts"
 
 
 def _write(folder: str, judgement: Verdict) -> None:

@@ -25,6 +25,9 @@ SCHEMA = 1
 def command(settings: Settings, as_json: bool) -> None:
     """List the models in the store and of other programs, with size and owner.
 
+    A model made from another one, or its copy, shares that model's weights: STATE names it, and SIZE is what the
+    name takes beside them.
+
     With --json, prints {"schema": 1, "home": ..., "models": [...]}.
     """
     models = Store(settings).list()
@@ -41,5 +44,7 @@ def command(settings: Settings, as_json: bool) -> None:
 def _row(m: Listed) -> tuple[str, ...]:
     size = f"{human(m.held)} of {human(m.bytes)}" if m.state == "incomplete" else human(m.bytes)
     state = STATE_WORDS.get(m.state, m.state)
+    if m.base:  # whose weights are counted in a row of their own
+        size, state = human(m.held), f"{state}, weights of {m.base}"
     used = m.last_used[:10] or "never"
     return m.name, size, human(m.pack_bytes) if m.pack_bytes else "", m.owner, state, used

@@ -33,7 +33,10 @@ class LazyGroup(click.Group):
         verb = ALIASES.get(cmd_name, cmd_name)
         if verb not in VERBS:
             return None
-        command = import_module(f"freehold.cli.{verb.replace('-', '_')}").command
+        from freehold.terminal import Ticking
+
+        with Ticking("starting"):
+            command = import_module(f"freehold.cli.{verb.replace('-', '_')}").command
         command.epilog = f"Example: {VERBS[verb].example}"
         if COMPLETING in os.environ:
             from freehold.cli.complete import with_names

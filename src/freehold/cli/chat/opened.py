@@ -189,16 +189,17 @@ def by_engine(settings: Settings, store: Store, named: NamedModel, request: RunR
 
 def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
     """Load MODEL in this process; fetch it first if necessary."""
-    from freehold.local import open_shown
-
     base, name, path = named.model, named.adapter, named.path
     if name and not path:
         raise ModelNotFound(
             f"there is no adapter at {name}, and the model is loaded in this process",
             f"freehold run {base}+PATH, or --adapter PATH; freehold serve {base} --adapter {name}=PATH keeps one",
         )
-    ref = held_or_fetched(store, base)
-    draft = held_or_fetched(store, request.draft) if request.draft else None
+    with Ticking(f"loading {base}"):
+        from freehold.local import open_shown
+
+        ref = held_or_fetched(store, base)
+        draft = held_or_fetched(store, request.draft) if request.draft else None
     llm = open_shown(
         ref,
         context=request.context,

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 
-from freehold.advisor.starters import Starter
 from freehold.cli.serving.configfile import set_key
 from freehold.config import Settings
 from freehold.errors import FreeholdError
 from freehold.store.space import human
 from freehold.terminal import Ticking
+
+if TYPE_CHECKING:
+    from freehold.advisor.starters import Starter
 
 
 def default_model(settings: Settings) -> str:
