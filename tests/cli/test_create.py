@@ -109,5 +109,12 @@ def test_cp_gives_a_model_another_name_without_its_weights(home, capsys):
     assert capsys.readouterr().out == "small\n"
     store = Store(load_settings())
     assert store.resolve("small").path == store.resolve("tiny").path
+    assert main.run(["list"]) == 0
+    small = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("small"))
+    record = store.show("small").held
+    assert f" {record} B " in small and "ready, weights of tiny" in small  # the bytes of tiny count once
+    assert main.run(["show", "small"]) == 0
+    shown = capsys.readouterr().out
+    assert "shared with tiny" in shown and "sha256" not in shown  # a record's digest is not the file's
     assert main.run(["cp", "tiny", "tiny"]) == 2  # a name of its own is never replaced
     assert main.run(["rm", "small"]) == 0 and store.resolve("tiny")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +11,7 @@ import pytest
 from freehold._native import Matrix, Threads
 from freehold.errors import CapacityExceeded, StoreError
 from freehold.models.packing import packs
-from freehold.models.packing.packs import file_identity, open_pack, pack_path, write_pack
+from freehold.models.packing.packs import drop_torn, open_pack, pack_path, write_pack
 
 DIGEST = "ab" * 32
 
@@ -103,20 +101,22 @@ def test_packs_of_an_older_layout_go_when_one_is_written(tmp_path: Path, matrice
     assert not old.exists()
 
 
-def test_a_file_keeps_its_identity_until_it_changes_or_is_replaced(tmp_path: Path) -> None:
-    file, later = tmp_path / "m.gguf", time.time() + 60
-    file.write_bytes(b"one")
-    first = file_identity([file], later)
-    assert first and first == file_identity([file], later)
-    time.sleep(0.02)
-    file.write_bytes(b"two")
-    os.utime(file, (0, 0))  # a program may set mtime as it likes
-    second = file_identity([file], later)
-    (tmp_path / "n.gguf").write_bytes(b"two")
-    (tmp_path / "n.gguf").replace(file)
-    assert len({first, second, file_identity([file], later)}) == 3
+def test_what_a_killed_writer_left_is_dropped_and_what_is_being_written_stays(
+    tmp_path: Path, matrices: dict[str, Matrix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = tmp_path / f"{'22' * 32}-v1.12345.part"
+    torn.write_bytes(b"x")
+    seen: list[list[str]] = []
+    chunks = packs._chunks
 
+    def watched(*given: object) -> object:
+        for chunk in chunks(*given):  # type: ignore[arg-type]
+            drop_torn(tmp_path)
+            seen.append([p.name for p in tmp_path.glob("*.part")])
+            yield chunk
 
-def test_a_file_that_changed_a_moment_ago_has_no_identity(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"one")
-    assert file_identity([tmp_path / "m.gguf"], time.time()) == ""
+    monkeypatch.setattr(packs, "_chunks", watched)
+    path = pack_path(tmp_path, DIGEST)
+    write_pack(path, DIGEST, matrices)
+    assert seen and all(len(names) == 1 and names[0].startswith(DIGEST) for names in seen)
+    assert path.exists() and not list(tmp_path.glob("*.part"))

@@ -10,11 +10,13 @@ import pytest
 
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, Offline, StoreError, UsageError
+from freehold.formats.identity import file_facts
 from freehold.store import Store
 from freehold.store.manifest import read_manifest, safe_relative
 from freehold.store.refs import parse_ref, slug
 from tests.store.conftest import noise
 from tests.store.standin import Standin
+from tests.vectors.files import write_gguf
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,30 @@ def test_rm_deletes_files_and_packs(standin: Standin, store: Store):
     assert store.list() == []
     assert [p.name for p in store.packs.iterdir()] == [f"{'0' * 64}-v1.pack"]
     assert not list(store.models.iterdir())
+
+
+def test_rm_of_a_file_used_in_place_deletes_its_packs_unless_another_name_has_it(
+    store: Store, tmp_path: Path
+):
+    mine = write_gguf("llama", tmp_path / "mine.gguf")
+    (tmp_path / "also.gguf").symlink_to(mine)
+    store.pull(str(mine)), store.pull(str(tmp_path / "also.gguf"))
+    store.packs.mkdir()
+    pack = store.packs / f"{file_facts([mine])}-v1.pack"
+    pack.write_bytes(bytes(700))
+    assert store.remove("mine").freed == 0 and pack.exists()
+    assert store.remove("also").freed == 700 and not pack.exists() and mine.exists()
+
+
+def test_rm_leaves_the_packs_of_another_name_with_the_same_bytes(standin: Standin, store: Store):
+    standin.files = {"m-Q4_K_M.gguf": noise(5000)}
+    digest = store.pull("org/m").digest
+    store.pull("org/other")
+    store.packs.mkdir()
+    pack = store.packs / f"{digest}-v1.pack"
+    pack.write_bytes(bytes(700))
+    assert store.remove("org/m").freed == 5000 and pack.exists()
+    assert store.remove("org/other").freed == 5700 and not pack.exists()
 
 
 def test_rm_of_an_unfinished_pull_frees_its_part(standin: Standin, store: Store):

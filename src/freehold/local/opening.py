@@ -23,6 +23,7 @@ from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, ModelNotFound, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.formats.filetype import quantization_of
+from freehold.formats.identity import file_facts, file_identity
 from freehold.local.keywords import LoadOptions, keywords
 from freehold.local.llm import LLM
 from freehold.local.runnable import check_architecture, check_fetch
@@ -33,8 +34,7 @@ from freehold.models.load import LoadedModel, load_model
 from freehold.models.packing.pack import Pack
 from freehold.models.packing.packer import Packer, Progress, packed_sizes
 from freehold.models.packing.packs import (
-    file_facts,
-    file_identity,
+    drop_torn,
     open_pack,
     pack_path,
     stream_pack,
@@ -237,6 +237,8 @@ def _opened(
         digest = ref.digest or file_identity(opened.paths, now)
         digest = f"{digest}-{ref.rounding}" if digest and ref.rounding else digest
         pack = pack_path(packs, digest) if packs and digest else None
+        if packs:
+            drop_torn(packs)
         mapped = open_pack(pack, digest, paging) if pack else None
         tokenizer, template = text_side(opened, ref.path)
         if ref.overlay is not None and ref.overlay.template:

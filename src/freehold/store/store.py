@@ -13,7 +13,8 @@ Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/pull -> Stor
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -176,13 +177,28 @@ class Store:
             space.full_disk(self.settings.home, "nothing is lost"),
             self._shelf.lock(model.name, None, wait=False),
         ):
-            freed = self._shelf.drop_packs(model.digest)
+            freed = sum(map(self._shelf.drop_packs, self._packed_as(model)))
             if model.owner == "freehold":
                 freed += model.held
             elif manifest := next((m for m in self._shelf.foreign() if m.name == model.name), None):
                 self._shelf.forget(manifest, forgotten=True)
             delete_folder(folder)
         return Removed(model.name, model.owner, model.path, freed, model.owner != "freehold")
+
+    def _packed_as(self, model: Listed) -> Iterator[str]:
+        """Yield what names the packs of a model's weights; nothing where another name has the same weights."""
+        others = [m for m in self.list() if m.name != model.name and not m.base]
+        if model.digest and all(m.digest != model.digest for m in others):
+            yield model.digest
+        if model.owner == "freehold":
+            return
+        from freehold.formats import open_model_file
+        from freehold.formats.identity import file_facts
+
+        with suppress(FreeholdError, OSError), closing(open_model_file(model.path)) as opened:
+            identity = file_facts(opened.paths)
+            if all(m.owner == "freehold" or not _is_same(m.path, model.path) for m in others):
+                yield identity
 
     def _find(self, parsed: Ref, *, forgotten_too: bool = False) -> Manifest | None:
         """Return the record that answers to `parsed`: our own first, then other programs'."""
@@ -298,6 +314,13 @@ class Store:
     def _finished(self, manifest: Manifest, fetched: int, started: float) -> Finished:
         path = str(root_of(manifest, self._shelf.folder(manifest)))
         return Finished(manifest.name, path, manifest.bytes, fetched, time.monotonic() - started)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _rounded(manifest: Manifest, rounding: str) -> Manifest:

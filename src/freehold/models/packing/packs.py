@@ -13,6 +13,7 @@ are expanded where kernels do not decode them, and a pack of the other kind is w
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,35 +36,12 @@ MAGIC = b"FREEHOLD"
 ALIGN = 4096
 MAX_HEADER = 20 << 20  # 100,000 matrices at 200 bytes each
 _COST = "free some space: freehold list shows what packs take"
-RACY_S = 2.0  # the coarsest clock of a file system in use (FAT)
 DEFAULT_BUDGET = 64 << 30  # bytes all packs may take together
 
 
 def pack_path(folder: Path, digest: str) -> Path:
     """Name the pack of a model: by its digest and the panels' layout."""
     return folder / f"{digest}-v{LAYOUT}.pack"
-
-
-def file_identity(paths: Iterable[Path], before: float) -> str:
-    """Name files without a known digest by device, inode, size and times of change; "" if that could be wrong.
-
-    Any write, rename or replacement moves the time of change (ctime), which no program can set back. What is not
-    seen: other bytes written within the clock's grain of an old write. So files that changed less than
-    RACY_S before `before`, the time at which reading them began, have no identity yet and are packed at each load.
-    """
-    stats = [path.stat() for path in paths]
-    racy = any(max(info.st_mtime, info.st_ctime) > before - RACY_S for info in stats)
-    return "" if racy else _identity(stats)
-
-
-def file_facts(paths: Iterable[Path]) -> str:
-    """Name files as file_identity does, however new they are: for a word on what was loaded, not for a pack."""
-    return _identity([path.stat() for path in paths])
-
-
-def _identity(stats: Iterable[os.stat_result]) -> str:
-    facts = [(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in stats]
-    return hashlib.sha256(f"freehold file identity {facts}".encode()).hexdigest()
 
 
 def open_pack(path: Path, digest: str, paged: bool = False) -> Pack | None:
@@ -163,11 +141,9 @@ def stream_pack(
     """
     at = _first_panel(sizes)
     end = at + sum(sizes.values()) + ALIGN * len(sizes)
-    part = path.with_suffix(f".{os.getpid()}.part")
     try:
         _check_room(path.parent, end, max(budget, end))
-        part.unlink(missing_ok=True)
-        with open(part, "xb", opener=private.opener) as file:
+        with _part_of(path) as file:
             entries = []
             for name, matrix in matrices:
                 entries.append(_entry(name, matrix, at))
@@ -177,27 +153,39 @@ def stream_pack(
             file.truncate(at)
             file.seek(0)
             file.write(_beginning(_facts(digest, at, entries)))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as e:
         raise StoreError(f"packed weights are not kept in {path.parent}: {e.strerror or e}", _COST) from e
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) -> None:
+    with _part_of(path) as file:
+        for chunk in _chunks(_pieces(header, matrices), end):
+            file.write(chunk)
+
+
+@contextlib.contextmanager
+def _part_of(path: Path) -> Iterator[BinaryIO]:
+    """Open the file that becomes a pack once it is whole; its lock says that somebody writes it. Raises OSError."""
     part = path.with_suffix(f".{os.getpid()}.part")
     part.unlink(missing_ok=True)  # of a process that had this id; its writer may still have it open
     try:
         with open(part, "xb", opener=private.opener) as file:
-            for chunk in _chunks(_pieces(header, matrices), end):
-                file.write(chunk)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def drop_torn(folder: Path) -> None:
+    """Delete what writers that were killed left of packs; what a process writes now is locked, and stays."""
+    for part in folder.glob("*.part"):
+        with contextlib.suppress(OSError), open(part, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 def _pieces(header: bytes, matrices: Mapping[str, Matrix]) -> Iterator[tuple[int, memoryview]]:
