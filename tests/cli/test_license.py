@@ -54,6 +54,12 @@ def test_a_licence_shows_its_card_with_clauses_and_digest(run: Run):
     assert "§4 Restrictions" in out and "c04f7c8d5721b408" in out and "It is not legal advice" in out
 
 
+def test_card_quotes_the_words_that_a_licence_prescribes(run: Run):
+    _, out, _ = run("llama3.1")
+    card = " ".join(out.split("\nsubject", 1)[0].split())
+    assert 'must: give a model trained on its outputs a name that starts with "Llama" (' in card
+
+
 def test_a_model_is_judged_and_the_clause_is_named(run: Run):
     status, out, _ = run("Qwen/Qwen2.5-72B-Instruct", "--for", "commercial", "--monthly-users", "200M")
     assert status == 0
@@ -64,7 +70,7 @@ def test_a_model_is_judged_and_the_clause_is_named(run: Run):
 
 def test_what_would_decide_is_asked(run: Run):
     _, out, _ = run("llama3.1:8b")
-    assert "not decided" in out and "would decide it: monthly users of your products" in out
+    assert "not decided" in out and "to decide it, state: monthly users of your products" in out
 
 
 def test_the_verb_is_spelled_either_way(capsys: pytest.CaptureFixture[str]):

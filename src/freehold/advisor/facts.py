@@ -15,10 +15,10 @@ from freehold.config import nearest
 from freehold.errors import UsageError
 
 PURPOSES = {
-    "commercial": "products or services of a firm, paid or free",
-    "internal": "work inside a firm; nothing of the model leaves it",
-    "evaluation": "tests in a firm that serve no user",
-    "research": "personal or academic, with no business behind it",
+    "commercial": "products or services of a company, paid or free",
+    "internal": "work inside a company; nothing of the model leaves it",
+    "evaluation": "tests in a company that serve no user",
+    "research": "personal or academic, without a business purpose",
 }
 # What each fact asks of the user, so that an undecided verdict can name what would decide it.
 QUESTIONS = {
@@ -30,13 +30,13 @@ QUESTIONS = {
     "embeds": "whether customers use a product or service built on it",
     "model_service": "whether your group sells inference or fine-tuning of language models",
     "assistant": "whether you sell an AI work assistant",
-    "redistributes": "whether you pass the weights on",
+    "redistributes": "whether you distribute the weights",
     "modifies": "whether you change or fine-tune the model",
     "distils": "whether outputs will train another model",
-    "seat": "where your principal seat is",
-    "multimodal": "whether this model takes more than text",
+    "seat": "the country of your principal seat",
+    "multimodal": "whether this model accepts more than text",
     "same_family": "whether the model you train is of the same family",
-    "narrow": "whether the model you train only sorts or extracts, as a classifier does",
+    "narrow": "whether the model you train only classifies or extracts",
     "end_user": "whether you only use another company's product",
     "bypasses_guardrails": "whether you weaken guardrails in the model",
 }

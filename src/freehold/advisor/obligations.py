@@ -15,18 +15,18 @@ from freehold.errors import UsageError
 
 NOTICE, DUTIES = "NOTICE", "OBLIGATIONS.md"
 _TASKS = {
-    "copy": "hand on a copy of the licence",
+    "copy": "pass on a copy of the licence",
     "notices": "keep all copyright and origin notices that came with the model",
     "notice": "ship the NOTICE file of this pack",
     "changes": "mark the files you changed",
     "display": "show the words",
-    "prefix": "begin the model's name with",
-    "credit": "name the makers as they ask",
-    "policy": "keep the use policy and have your users keep it",
-    "pass-on": "bind your users by the same use restrictions, in your own terms",
-    "law": "stay within the law and name things honestly",
-    "limit": "keep what you make from it under the same limit",
-    "ask": "register with the licensor, or tell it",
+    "prefix": "start the model's name with",
+    "credit": "credit the makers as they request",
+    "policy": "comply with the use policy, and require your users to comply",
+    "pass-on": "include the same use restrictions in your own terms",
+    "law": "use the model lawfully, and do not misrepresent it",
+    "limit": "apply the same limit to what you make from it",
+    "ask": "register with the licensor, or notify it",
 }
 
 
@@ -73,12 +73,12 @@ class DutyPack:
             f"# Obligations for {v.subject}",
             "",
             DISCLAIMER,
-            f"Answer for the facts given: {v.answer}.",
+            f"Answer for the stated facts: {v.answer}.",
             "",
         ]
-        lines += _section("Do", self.duties) + _section("Do, if it comes to that", self.later)
+        lines += _section("Do", self.duties) + _section("Do, if the case applies", self.later)
         if v.questions:
-            lines += ["## Still open", "", *(f"- {q}" for q in v.questions), ""]
+            lines += ["## Facts that would decide it", "", *(f"- {q}" for q in v.questions), ""]
         texts = [one for one in map(find, v.licences) if one]
         lines += ["## Licence texts to include", ""]
         lines += [f"- {one.name}: {one.url}" + _digest(one.sha256) for one in texts]
@@ -108,9 +108,9 @@ def _section(title: str, duties: tuple[Duty, ...]) -> list[str]:
     lines = [f"## {title}", ""]
     for d in duties:
         words = f' "{d.text}"' if d.text and not d.text.startswith("http") else f" {d.text}" if d.text else ""
-        lines.append(f"- {d.task}{words}: {d.reason.says} ({d.reason.clause}; {d.reason.source})")
+        lines.append(f"- {d.task}{words}: {d.reason.says.rstrip(':')} ({d.reason.clause}; {d.reason.source})")
     return [*lines, ""]
 
 
 def _digest(sha256: str) -> str:
-    return f" (sha256 of the text that was read: {sha256})" if sha256 else ""
+    return f" (sha256 of the text that we read: {sha256})" if sha256 else ""

@@ -46,7 +46,7 @@ class Openness:
 def openness(subject: Subject) -> Openness:
     """Place a subject; the least open of its own and its ancestors' licences counts."""
     if subject.yours:
-        return Openness(0, "", "", "its weights are yours, and so is the choice", "")
+        return Openness(0, "", "", "the weights are your own, so you decide", "")
     levels = [min((_KIND[c.kind] for c in s.choices), default=0) for s in standing(subject)]
     least = 0 if 0 in levels else max(levels)
     entry, source = _entry(subject.name)
@@ -61,12 +61,14 @@ def openness(subject: Subject) -> Openness:
 
 def _says(level: int) -> str:
     if level == 2:
-        return "the licence is free; whether data and code are published, as the OSI asks, is not stated"
+        return (
+            "the licence is free; no source states whether data and code are published, as the OSI requires"
+        )
     if level == 5:
-        return "the weights are not published; the terms are those of the service"
+        return "the weights are not published; the terms of the service apply"
     if level in (3, 4):
         return "the licence limits use, so it is not an open source licence in the OSI's sense"
-    return "a licence in its line of descent is not known"
+    return "the licence of the model or of one of its ancestors is not known"
 
 
 def _entry(name: str) -> tuple[dict[str, Any], str]:

@@ -45,6 +45,11 @@ class Reason:
     waits_for: tuple[str, ...] = ()
     term: Term | None = None
 
+    @property
+    def sentence(self) -> str:
+        """The term's sentence; `says` where no term decides."""
+        return self.term.sentence if self.term else self.says
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -188,7 +193,7 @@ def _bear(place: Standing, one: Licence, term: Term, facts: Facts) -> Reason | N
 
 def _nobody(place: Standing) -> Reason:
     """Block on a licence that is not known, and say whose."""
-    name = f"{place.expression!r} is none of the licences known here" if place.expression else "not known"
+    name = f"{place.expression!r} is not a licence in the catalogue" if place.expression else "not known"
     says = f"the licence of {place.model} is {name}"
     return Reason("unknown", "licence", "no clause", says, "", "the catalogue", place.model, place.via)
 

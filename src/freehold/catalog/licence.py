@@ -41,7 +41,7 @@ CLASSES = ("permissive", "custom", "restricted", "service")  # service: an API's
 # How well the entry is founded: the text with its digest, a copy of it, clauses as others quote them, reports.
 EVIDENCE = ("text", "copy", "quoted", "reported")
 DUTIES = (
-    "copy",  # hand on a copy of the licence
+    "copy",  # pass on a copy of the licence
     "notices",  # keep the notices that are there
     "notice",  # a NOTICE file with the line in `text`
     "changes",  # mark what was changed
@@ -80,6 +80,11 @@ class Term:
     duty: str = ""
     text: str = ""
     source: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """`says`, then the words to show or the address, quoted."""
+        return f'{self.says} "{self.text}"' if self.text else self.says
 
 
 @dataclass(frozen=True, slots=True)

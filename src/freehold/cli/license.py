@@ -187,13 +187,12 @@ def _print_sources(judgement: Verdict) -> None:
 
 
 def _print_reason(reason: Reason, several: bool) -> None:
-    words = _words(reason.term) if reason.term else ""
     waits = f" ({', '.join(OPTIONS[fact] for fact in reason.waits_for)}?)" if reason.waits_for else ""
     whose = f", {_named(reason.licence)}" if several and reason.licence else ""
     chain = (reason.model, *reversed(reason.via))
     chain = chain[1:] if chain[1:] == (f"outputs of {reason.model}",) else chain
     through = f", through {' < '.join(chain)}" if reason.via else ""
-    _fill(f"  {_BEARING[reason.bearing]}{waits}: {reason.says}{words} [{reason.clause}{whose}{through}]")
+    _fill(f"  {_BEARING[reason.bearing]}{waits}: {reason.sentence} [{reason.clause}{whose}{through}]")
 
 
 def _fill(text: str) -> None:
@@ -219,18 +218,13 @@ def _print_card(one: Licence) -> None:
         ("note", one.note),
         ("used by", ", ".join(one.covers)),
     ]
-    rows += [(TOPICS[t.topic], f"{_effect(t)}{t.says}{_words(t)} ({t.clause})") for t in one.terms]
+    rows += [(TOPICS[t.topic], f"{_effect(t)}{t.sentence} ({t.clause})") for t in one.terms]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         if value:
             lead = f"{name.ljust(width)}  "
             click.echo(textwrap.fill(value, _WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead)))
     click.echo()
-
-
-def _words(term: Term) -> str:
-    """Return the words to show or the address that a term names, quoted."""
-    return f' "{term.text}"' if term.text else ""
 
 
 def _effect(term: Term) -> str:
@@ -255,12 +249,12 @@ def _because(v: Verdict) -> str:
         due = [r for r in v.deciding if r.bearing == "requires"]
         waiting = [r for r in v.deciding if r.bearing != "requires"]
         options = dict.fromkeys(OPTIONS[fact] for r in waiting for fact in r.waits_for)
-        first = f"{due[0].says} [{due[0].clause}]" if due else ""
+        first = f"{due[0].sentence} [{due[0].clause}]" if due else ""
         rest = f"{len(due) - 1} more" if len(due) > 1 else ""
         depends = f"{_duties(len(waiting))} if {' or '.join(options)}" if waiting else ""
         return "; ".join(filter(None, [first, rest, depends]))
     first = v.deciding[0]
-    return f"{first.says} [{first.clause}]"
+    return f"{first.sentence} [{first.clause}]"
 
 
 def _duties(count: int) -> str:

@@ -56,7 +56,7 @@ def _licence_lines(ruled: Verdict | None) -> list[tuple[str, str]]:
     if ruled is None:
         return [("licence", "no verdict: no licence is known")]
     rows = [("licence", f"{ruled.answer}, by {', '.join(ruled.licences) or 'no known licence'}")]
-    rows += [("", f"{r.bearing}: {r.says} [{r.clause}]") for r in ruled.reasons[:_MOST_REASONS]]
+    rows += [("", f"{r.bearing}: {r.sentence} [{r.clause}]") for r in ruled.reasons[:_MOST_REASONS]]
     if ruled.questions:
         rows.append(("", "to decide it, state: " + "; ".join(ruled.questions)))
     return [*rows, ("", DISCLAIMER)]

@@ -141,7 +141,7 @@ def _verdict(model: Model, facts: Facts) -> dict[str, Any] | None:
         "answer": judgement.answer,
         "licences": list(judgement.licences),
         "reasons": [
-            {"bearing": r.bearing, "says": r.says, "clause": r.clause, "source": r.source}
+            {"bearing": r.bearing, "says": r.sentence, "clause": r.clause, "source": r.source}
             for r in judgement.deciding
         ],
         "questions": list(judgement.questions),

@@ -278,7 +278,7 @@ def reasons(advice: Advice, judged: Judged) -> list[str]:
     lines += [f"  {t.says}" for t in judged.languages]
     if judged.verdict:
         clause = judged.verdict.deciding[:1]
-        because = f": {clause[0].says} [{clause[0].clause}]" if clause else ""
+        because = f": {clause[0].sentence} [{clause[0].clause}]" if clause else ""
         lines.append(
             f"  licence {', '.join(judged.verdict.licences) or 'not known'}: {judged.verdict.answer}{because}"
         )
