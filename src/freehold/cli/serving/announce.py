@@ -123,7 +123,22 @@ class Announcer:
             tell(f"not served: {name}: {why}")
         routes = [] if self._hybrid is None else [*self._hybrid.live.current.routes]
         if names := routes or list(self._names) or held:
-            tell(f"try: {_example(url, names[0], keyed=bool(self._options.keys))}")
+            chat = names[0] if routes else await asyncio.to_thread(self._first_chat, names)
+            tell(f"try: {_example(url, chat or names[0], keyed=bool(self._options.keys), embeds=not chat)}")
+
+    def _first_chat(self, names: list[str]) -> str:
+        """Return the first model that was not made for vectors, or "" if all were."""
+        from freehold.server.ollama.cards import Cards
+
+        cards = Cards()
+        for name in names:
+            try:
+                card = cards.of(self._store.show(name), self._settings.home, until=0.0)
+            except FreeholdError:  # a name that tells nothing, such as a route's
+                return name
+            if "embedding" not in card.capabilities:
+                return name
+        return ""
 
     def _held(self) -> tuple[list[str], dict[str, str]]:
         """Return the models that the engine runs, and why it refuses the others."""
@@ -184,7 +199,8 @@ def _kept(settings: Settings) -> list[str]:
     return [each.name for each in kept(settings.home)[0]]
 
 
-def _example(url: str, model: str, *, keyed: bool) -> str:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}]})
+def _example(url: str, model: str, *, keyed: bool, embeds: bool = False) -> str:
+    asked = {"input": ["Hi"]} if embeds else {"messages": [{"role": "user", "content": "Hi"}]}
+    route = "embeddings" if embeds else "chat/completions"
     key = ' -H "Authorization: Bearer KEY"' if keyed else ""
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
+    return f"curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{json.dumps({'model': model} | asked)}'"
