@@ -25,7 +25,7 @@ def written(home: Path, text: str) -> str:
 def test_a_sound_file_is_shown_with_targets_places_labels_and_prices(tmp_path: Path):
     done = freehold(tmp_path, "gateway", "check", written(tmp_path, FILE), **KEYS)
     assert (done.status, done.err) == (0, "")
-    assert "is sound: 1 route, 3 models, 3 providers, 2 labels, 1 task, 1 key" in done.out
+    assert "is valid: 1 route, 3 models, 3 providers, 2 labels, 1 task, 1 key" in done.out
     big = next(line for line in done.out.splitlines() if line.startswith("  big "))
     assert big.split() == ["big", "openai", "no", "gpt-6.2-sol", "2", "0.2", "12", "none"]
     assert "label private: stays at box, this machine" in done.out
@@ -59,13 +59,13 @@ def test_a_route_whose_answers_will_train_a_model_names_the_targets_that_may(tmp
     text = FILE.replace('model = "coder"', 'model = "coder"\nmay_teach = true')
     file = written(tmp_path, text.replace("retries = 1", "retries = 1\nmay_teach = true"))
     done = freehold(tmp_path, "gateway", "check", file, **KEYS)
-    assert "  answers may train models: asks coder alone\n" in done.out, done
+    assert "  answers may train models: uses only coder\n" in done.out, done
 
 
 def test_kept_texts_are_said_to_be_in_a_file_of_their_own(tmp_path: Path):
     file = written(tmp_path, FILE.replace("retries = 1", 'retries = 1\nkeep = "text"'))
     done = freehold(tmp_path, "gateway", "check", file, **KEYS)
-    assert "prompts and answers of requests without labels are kept in a file beside the ledger" in done.out
+    assert "prompts and answers of requests without labels are stored in a file beside the ledger" in done.out
 
 
 def test_every_mistake_is_printed_with_its_line_and_the_status_is_one(tmp_path: Path):
@@ -143,4 +143,4 @@ targets = ["a"]
 spread = "least-busy"
 """
     done = freehold(tmp_path, "gateway", "check", written(tmp_path, text))
-    assert done.status == 0 and "asked 2 times at most, the least busy first" in done.out
+    assert done.status == 0 and "at most 2 attempts per target, the least busy first" in done.out

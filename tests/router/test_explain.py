@@ -36,7 +36,7 @@ def test_verdicts_are_those_of_the_request(tmp_path):
         async with within(tmp_path, ROUTE) as house:
             await house.text("chat", job("joe@example.com", max_tokens=1000))
             (row,) = house.rows
-            assert [t.verdict for t in found.targets] == ["asked", "fallback", "passed over"]
+            assert [t.verdict for t in found.targets] == ["chosen", "fallback", "skipped"]
             assert [c.taken for c in row.candidates] == [True, False, False]
             assert row.candidates[2].reason == found.targets[2].reason
             assert row.labels == found.labels
@@ -74,10 +74,10 @@ def test_command_shows_reasons_prices_and_budget_without_keys_or_models(tmp_path
     done = freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--key", "alice")
     assert (done.status, done.err) == (0, "")
     assert "labels: private (by key alice)" in done.out
-    assert "passed over" in done.out and "label private keeps the request from far" in done.out
+    assert "skipped" in done.out and "label private keeps the request from far" in done.out
     assert "budget: 20 USD a day; this request would set aside 0 USD" in done.out
     said = json.loads(freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--json").out)
-    assert [t["verdict"] for t in said["targets"]] == ["asked", "fallback", "fallback"]
+    assert [t["verdict"] for t in said["targets"]] == ["chosen", "fallback", "fallback"]
     assert said["reserved"] == said["targets"][2]["most"] > 0
 
 

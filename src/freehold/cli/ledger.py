@@ -174,7 +174,7 @@ def _words(row: LedgerRow) -> list[tuple[str, str]]:
     if row.parent:
         words.append(("beside", row.parent))
     for each in row.candidates:
-        words.append(("candidate" if each.taken else "passed over", f"{each.target}: {each.reason}"))
+        words.append(("candidate" if each.taken else "skipped", f"{each.target}: {each.reason}"))
     for one in row.attempts:
         status = f" {one.status}" if one.status else ""
         ended = one.cause or "answered"

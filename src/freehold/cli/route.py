@@ -141,8 +141,8 @@ def _plain(explanation: Explanation) -> dict[str, Any]:
 def _show(explanation: Explanation) -> None:
     labels = ", ".join(f"{label.name} (by {label.by})" for label in explanation.labels)
     click.echo(f"route {explanation.route}; labels: {labels or 'none'}")
-    click.echo(f"may be at: {', '.join(sorted(explanation.places))}")
-    answer = f"an answer of {explanation.max_tokens:,}"
+    click.echo(f"allowed places: {', '.join(sorted(explanation.places))}")
+    answer = f"{explanation.max_tokens:,} answer tokens"
     click.echo(f"price of about {explanation.prompt_tokens:,} prompt tokens and {answer}:\n")
     rows = [(t.name, t.verdict, t.place, _usd(t.likely), t.reason) for t in explanation.targets]
     table(("TARGET", "VERDICT", "PLACE", "USD", "REASON"), rows, right=(3,))

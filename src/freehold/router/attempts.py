@@ -291,7 +291,7 @@ class Attempts:
         await self._record.book_beside(self._record.beside("discarded", target, usage, nano))
         below = self._route.escalate.below if self._route.escalate else 0.0
         reason = f"its first {tokens} tokens have a mean probability of {probability:.3f}, below {below:g}"
-        self._record.warnings.append(f"{target.name} was passed over: {reason}")
+        self._record.warnings.append(f"{target.name} was skipped: {reason}")
         self._record.attempted(target, "discarded", self._record.passed_s)
 
     def _failed(self, target: GatewayModel, e: FreeholdError, began: float) -> None:
@@ -308,7 +308,7 @@ class Attempts:
         if charged:  # the answer may have been made whole, and not have arrived
             self._record.risked += max(self._most(target) - nano, 0)
         self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
-        self._record.warnings.append(f"{target.name} was passed over: {cause}")
+        self._record.warnings.append(f"{target.name} was skipped: {cause}")
         cut = cause == "timeout" and self._callers_limit and self._left <= CLOCK_S
         if cut or cause in causes.SAYS_NOTHING or (target.remote is None and cause == "rate"):
             self._breakers.dropped(target.name)

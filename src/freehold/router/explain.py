@@ -30,7 +30,7 @@ class ExplainedTarget:
     name: str
     place: str
     owned: bool
-    verdict: str  # asked, fallback, passed over
+    verdict: str  # chosen, fallback, skipped
     reason: str
     likely: int  # for the guessed prompt and an answer of max_tokens
     most: int  # what a budget would reserve for it
@@ -52,7 +52,7 @@ class Explanation:
     @property
     def reserved(self) -> int:
         """Nano-dollars that the key's budget would set aside: the dearest target that can be reached."""
-        return max((t.most for t in self.targets if t.verdict != "passed over"), default=0)
+        return max((t.most for t in self.targets if t.verdict != "skipped"), default=0)
 
 
 async def explain(
@@ -69,9 +69,7 @@ async def explain(
 
     def explained(target: GatewayModel) -> ExplainedTarget:
         passed = choice.passed_over.get(target.name)
-        verdict = (
-            "passed over" if passed is not None else "asked" if target.name == allowed[0] else "fallback"
-        )
+        verdict = "skipped" if passed is not None else "chosen" if target.name == allowed[0] else "fallback"
         reason = passed.reason if passed is not None else _why(target)
         likely, most = _likely(target, job, size, when), most_cost(target, job, size, when)
         return ExplainedTarget(target.name, target.place, target.owned, verdict, reason, likely, most)

@@ -1,4 +1,4 @@
-"""What a sound gateway.toml means: each route's targets, their places, labels and prices.
+"""What a valid gateway.toml means: each route's targets, their places, labels and prices.
 
 Knows a Gateway; sends nothing and prints no key. Path: cli/gateway.py -> show -> stdout
 """
@@ -14,7 +14,7 @@ from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, SpendLi
 from freehold.router.labels import Labeller
 from freehold.router.price import NANO, TokenRates
 
-_HEAD = ("  TARGET", "PLACE", "OWNED", "MODEL", "$/M IN", "CACHED", "OUT", "LABELS THAT MAY GO THERE")
+_HEAD = ("  TARGET", "PLACE", "OWNED", "MODEL", "$/M IN", "CACHED", "OUT", "LABELS ALLOWED")
 _PICO = 1_000_000  # pico-dollars a token of a dollar for a million
 
 
@@ -24,7 +24,7 @@ def show(gateway: Gateway, name: str) -> None:
     summary = ", ".join(
         _counted(len(getattr(gateway, each)), each) for each in counts if getattr(gateway, each)
     )
-    click.echo(f"{name} is sound: {summary or 'owned models alone'}")
+    click.echo(f"{name} is valid: {summary or 'owned models only'}")
     for route in gateway.routes.values():
         click.echo(f"\nroute {route.name}: {_limits(gateway, route)}")
         table(_HEAD, [_target(gateway, t) for t in route.targets], right=(4, 5, 6))
@@ -32,7 +32,7 @@ def show(gateway: Gateway, name: str) -> None:
             click.echo(f"  {line}")
     named = {target for route in gateway.routes.values() for target in route.targets}
     if rest := [model for model in gateway.models if model not in named]:
-        click.echo("\nmodels of no route, asked for by name:")
+        click.echo("\nmodels without a route, used by their name:")
         table(_HEAD, [_target(gateway, model) for model in rest], right=(4, 5, 6))
     for label in gateway.labels.values():
         setters = [
@@ -129,7 +129,7 @@ def _dollars(rates: TokenRates) -> dict[str, float]:
 
 
 def _labels(gateway: Gateway, model: GatewayModel) -> list[str]:
-    """Return the labels whose requests may be at a model's place."""
+    """Return the labels whose requests may go to a model's place."""
     labeller = Labeller(gateway)
     return [label for label in gateway.labels if model.place in labeller.places([label])]
 
@@ -139,7 +139,7 @@ def _limits(gateway: Gateway, route: GatewayRoute) -> str:
     parts = [f"task {task.name} with a bar of {task.bar:g}"] if task is not None else []
     parts += [f"always labelled {', '.join(route.labels)}"] if route.labels else []
     parts += [f"first token within {route.first_token_s:g} s", f"answer within {route.timeout_s:g} s"]
-    parts += [f"each target asked {_counted(route.retries + 1, 'times')} at most"]
+    parts += [f"at most {_counted(route.retries + 1, 'attempts')} per target"]
     parts += ["the least busy first"] if route.spread == "least-busy" else []
     return ", ".join(parts)
 
@@ -148,19 +148,19 @@ def _watchers(gateway: Gateway, route: GatewayRoute) -> list[str]:
     lines = []
     if (cascade := route.escalate) is not None:
         lines.append(
-            f"cascade: below a probability of {cascade.below:g} in the first {cascade.check} tokens the next is asked"
+            f"cascade: below a probability of {cascade.below:g} in the first {cascade.check} tokens, it uses the next"
         )
     if (shadow := route.shadow) is not None:
         lines.append(
-            f"shadow: {shadow.share:.1%} of requests without labels that forbid it ask {shadow.target} too"
+            f"shadow: {shadow.share:.1%} of requests also go to {shadow.target}, unless a label forbids it"
         )
     if route.may_teach:
         taught = [name for name in route.targets if gateway.models[name].may_teach]
-        lines.append(f"answers may train models: asks {', '.join(taught)} alone")
+        lines.append(f"answers may train models: uses only {', '.join(taught)}")
     if route.cache_s:
-        lines.append(f"answers are kept for {route.cache_s:g} s, apart by key and labels")
+        lines.append(f"answers are cached for {route.cache_s:g} s, separately by key and labels")
     if route.keep_text:
-        lines.append("prompts and answers of requests without labels are kept in a file beside the ledger")
+        lines.append("prompts and answers of requests without labels are stored in a file beside the ledger")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What the ledger can prove of a label: which of its requests were sent to a provider, to which, and what it cannot know.
+"""What the ledger can prove of a label: which of its requests went to a provider, to which, and what it cannot know.
 
 Reads a ledger without changing it, also while a server writes it. Knows rows; knows no gateway.toml, as the file of
 that time may be gone: a place is owned if a row says so.
