@@ -97,7 +97,8 @@ def advise(
     placer = _placer(settings, conditions.on, engine, conditions.budget, request.speed, load)
     advice = answered(request, catalog.models(), placer, lambda: _rented(request.speed, load))
     advice = replace(advice, asked=conditions)
-    return replace(advice, beside=_beside(advice, settings)) if conditions.task.finder else advice
+    finds = conditions.task.finder or (conditions.task.reranker and not advice.picks)
+    return replace(advice, beside=_beside(advice, settings)) if finds else advice
 
 
 def starters(settings: Settings, count: int = 3) -> tuple[Starter, ...]:
@@ -126,8 +127,14 @@ def _downloads(settings: Settings) -> Callable[[Model], Download | None]:
 
     held, hub = files_held(settings), hub_reachable(settings)
     index = not settings.offline and find_spec("pip") is not None
+    known: dict[str, Download | None] = {}
 
     def download(model: Model) -> Download | None:
+        if model.id not in known:
+            known[model.id] = look(model)
+        return known[model.id]
+
+    def look(model: Model) -> Download | None:
         if model.id in held:
             return Download(held[model.id].weight_bytes, "here")
         with suppress(FreeholdError):
@@ -300,7 +307,7 @@ def _rented(speed: float, load: Load) -> Placer:
 
 
 def _beside(advice: Advice, settings: Settings) -> Beside:
-    """Choose what finds the texts for the first pick, where that one runs."""
+    """Choose what finds the texts for the first pick, where that one runs; here, where there is none."""
     from freehold.advisor.finders import beside
     from freehold.advisor.fit import OURS
     from freehold.models.binding.bind import refusal

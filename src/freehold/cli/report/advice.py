@@ -194,6 +194,11 @@ def beside_lines(advice: Advice) -> list[str]:
     for what, one in (("embeddings", beside.embedder), ("reranker", beside.reranker)):
         if one:
             lines += [f"{what}: {name(one.model)} ({size(one.model)}): {one.says}", f"  {one.line.command}"]
+    if beside.embedder and advice.request.task.reranker:
+        served = beside.embedder.model
+        lines.append(
+            f"  freehold serve {served.name or served.id}: its /v1/rerank sorts texts by their embeddings"
+        )
     if beside.embedder is None:
         lines.append("embeddings: no embedder of the catalogue runs there and covers the languages")
     if beside.reranker is None and beside.no_reranker:
