@@ -402,3 +402,6 @@ def test_a_model_that_is_not_here_says_how_python_fetches_it(tmp_path, monkeypat
     with pytest.raises(ModelNotFound) as e:
         freehold.load("qwen3:8b")
     assert e.value.hint.startswith("freehold.load('qwen3:8b', pull=True) fetches it")
+    with pytest.raises(ModelNotFound) as e:
+        freehold.load("qwen3:9b")
+    assert e.value.hint.startswith("did you mean qwen3:8b") and "pull=True fetches" in e.value.hint

@@ -52,10 +52,11 @@ def test_a_key_s_scope_is_all_that_exists_for_it(serving):
     for path in (URL, "/tokenize"):
         body = {**CHAT, "model": "org/fake:2b"}
         foreign = server.client.post(path, json=body, headers=bearer("ann"))
-        unknown = server.client.post(path, json={**CHAT, "model": "org/nothing"}, headers=bearer("ann"))
+        unknown = server.client.post(path, json={**CHAT, "model": "org/fake:3b"}, headers=bearer("ann"))
         assert foreign.status_code == unknown.status_code == 404
         assert foreign.json()["error"]["code"] == "model_not_found"
-        assert foreign.text.replace("org/fake:2b", "") == unknown.text.replace("org/nothing", "")
+        assert foreign.text.replace("org/fake:2b", "") == unknown.text.replace("org/fake:3b", "")
+        assert "nearest here: fake:1b" in foreign.text
     assert server.client.get("/v1/models/org/fake:2b", headers=bearer("ann")).status_code == 404
 
 
@@ -342,6 +343,12 @@ def test_a_hint_over_the_network_names_no_command_and_the_owner_gets_his_own(ser
 
 def test_a_hint_that_speaks_of_no_command_is_passed_on():
     assert hint_for(ModelNotFound("x", "ask for another"), owner=False) == "ask for another"
+
+
+def test_a_model_that_can_be_fetched_is_told_with_the_way():
+    error = ModelNotFound("qwen3:8b is not downloaded", "freehold pull qwen3:8b")
+    way = "freehold pull qwen3:8b on the server's machine fetches it; GET /v1/models lists what there is"
+    assert hint_for(error, owner=False) == way and hint_for(error, owner=True) == error.hint
 
 
 @pytest.mark.parametrize("name", ["nobody-knows-it", "smollm2:136m"])

@@ -62,11 +62,13 @@ def _held(store: Store, name: str) -> ModelRef:
     try:
         return store.resolve(name)
     except ModelNotFound as e:
-        if not e.hint.startswith("freehold pull "):
+        if e.hint.startswith("freehold pull "):
+            hint = f"freehold.load({name!r}, pull=True) fetches it; in a shell, {e.hint}"
+        elif e.hint.startswith("did you mean"):
+            hint = f"{e.hint} pull=True fetches a model that is not here"
+        else:
             raise
-        raise ModelNotFound(
-            e.message, f"freehold.load({name!r}, pull=True) fetches it; in a shell, {e.hint}"
-        ) from None
+        raise ModelNotFound(e.message, hint) from None
 
 
 @keywords(LoadOptions)

@@ -30,7 +30,7 @@ from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, ServerLimits, one_address
 from freehold.server.core.problems import Problem, Wording, forget_frames, openai_error, problem
 from freehold.server.core.protocols import protocol_of
-from freehold.server.core.scope import ScopedDirectory
+from freehold.server.core.scope import NamingDirectory, ScopedDirectory
 from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin
 
@@ -162,7 +162,9 @@ class ServerCall:
     def models(self) -> ModelDirectory:
         """The models this request may use."""
         models = self.server.models.asked_by(self.origin)
-        return models if self.key is None else ScopedDirectory(models, self.key, self.server.accounts)
+        if self.key is None:
+            return NamingDirectory(models)
+        return ScopedDirectory(models, self.key, self.server.accounts)
 
     def loading(self, model: str) -> tuple[int, int] | None:
         """Return (bytes done, bytes in all) of a model that is being loaded and that the caller may use."""

@@ -13,6 +13,7 @@ from freehold import errors
 from freehold.errors import FreeholdError
 
 _COMMAND = re.compile(r"(?<![\w-])--[a-z]|\bfreehold [a-z]|\bLLM\.|\bchmod\b")
+_PULL = re.compile(r"freehold pull \S+")
 # class -> what a client can do. The first matching class counts.
 _WAYS: dict[type[FreeholdError], str] = {
     errors.ContextOverflow: 'shorten it, or say "overflow": "drop-oldest" in a chat; more context is the operator\'s',
@@ -34,4 +35,6 @@ def hint_for(e: FreeholdError, *, owner: bool) -> str:
     names = isinstance(e, errors.ModelNotFound) and e.hint.startswith(("did you mean", "its adapters"))
     if owner or not (names or _COMMAND.search(e.hint)):
         return e.hint
+    if isinstance(e, errors.ModelNotFound) and _PULL.fullmatch(e.hint):  # the name is the request's own
+        return f"{e.hint} on the server's machine fetches it; {_WAYS[errors.ModelNotFound]}"
     return next((way for kind, way in _WAYS.items() if isinstance(e, kind)), "")

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import TypeVar
 
+from freehold.catalog.entries import suggestions
 from freehold.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.errors import ModelNotFound
 from freehold.prompts import PromptSize, prompt_size
@@ -38,32 +40,64 @@ ANSWER_TOKENS = (
 )
 ENDS = 2  # tokens that a model writes around a text it embeds, at most
 MANY = 500  # messages or texts; measuring as many takes a millisecond
+MOST_NAME = 200  # characters of a name for which similar ones are looked for
 W = TypeVar("W", Job, EmbedJob)
+T = TypeVar("T")
 
 
-class ScopedDirectory:
+class NamingDirectory:
+    """Models of which an unknown name is refused with the nearest ones."""
+
+    def __init__(self, models: ModelDirectory) -> None:
+        self._models = models
+
+    async def names(self) -> Sequence[StoredModel]:
+        return await self._models.names()
+
+    def loaded(self) -> Sequence[LoadedInfo]:
+        return self._models.loaded()
+
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
+        return await self._found(name, lambda: self._models.use(name, keep_alive))
+
+    async def name_of(self, name: str) -> str:
+        return await self._found(name, lambda: self._models.name_of(name))
+
+    async def stamp_of(self, name: str) -> str:
+        return await self._found(name, lambda: self._models.stamp_of(name))
+
+    def _check(self, name: str) -> None:
+        """Raise ModelNotFound for a name that may not be used."""
+
+    async def _found(self, name: str, finding: Callable[[], Awaitable[T]]) -> T:
+        """Raise ModelNotFound with the nearest names that may be used, or the catalogue's."""
+        try:
+            self._check(name)
+            return await finding()
+        except ModelNotFound as e:
+            wanted = name[:MOST_NAME]
+            near = get_close_matches(wanted, [each.name for each in await self.names()], cutoff=0.5)
+            where, near = ("here", near) if near else ("in the catalogue", suggestions(wanted))
+            if not near or wanted in near:
+                raise
+            raise ModelNotFound(f"{e.message}; nearest {where}: {' or '.join(near)}", e.hint) from e
+
+
+class ScopedDirectory(NamingDirectory):
     """What a key may ask. A model outside its scope does not exist for it."""
 
     def __init__(self, models: ModelDirectory, key: Key, accounts: Accounts) -> None:
-        self._models, self._key, self._accounts = models, key, accounts
+        super().__init__(models)
+        self._key, self._accounts = key, accounts
 
     async def names(self) -> Sequence[StoredModel]:
-        return [each for each in await self._models.names() if self._key.may_use(each.name)]
+        return [each for each in await super().names() if self._key.may_use(each.name)]
 
     def loaded(self) -> Sequence[LoadedInfo]:
-        return [each for each in self._models.loaded() if self._key.may_use(each.name)]
+        return [each for each in super().loaded() if self._key.may_use(each.name)]
 
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
-        self._check(name)
-        return MeteredHandle(await self._models.use(name, keep_alive), self._key, self._accounts)
-
-    async def name_of(self, name: str) -> str:
-        self._check(name)
-        return await self._models.name_of(name)
-
-    async def stamp_of(self, name: str) -> str:
-        self._check(name)
-        return await self._models.stamp_of(name)
+        return MeteredHandle(await super().use(name, keep_alive), self._key, self._accounts)
 
     def _check(self, name: str) -> None:
         if not self._key.may_use(name):
