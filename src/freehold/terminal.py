@@ -27,11 +27,11 @@ def is_live() -> bool:
 class Ticking:
     """One line on a terminal's stderr that changes twice a second while work is silent; nothing elsewhere.
 
-    Use in `with`: the text and its seconds, from half a second on; `show` changes the text. Within another one, that
-    one waits.
+    Use in `with`: the text and its seconds, from the third tenth of a second on; `show` changes the text. Within
+    another one, that one waits.
     """
 
-    EVERY_S = 0.5
+    FIRST_S, EVERY_S = 0.3, 0.5
     _open: ClassVar[list[Ticking]] = []  # the last one draws
 
     def __init__(self, text: str = "") -> None:
@@ -91,7 +91,7 @@ class Ticking:
                 self._shown = True
 
     def _tick(self) -> None:
-        while not self._ended.wait(self.EVERY_S):
+        while not self._ended.wait(self.FIRST_S if not self._shown else self.EVERY_S):
             self.draw()
 
 

@@ -32,9 +32,9 @@ def clock() -> Clock:
 def test_the_line_tells_tokens_read_and_seconds_left(clock):
     shown = Waiting(clock=clock)
     clock.now = 3.0
-    assert shown.line() == "waiting for the model, 3 s"
+    assert shown.line() == "waiting for the model, 3.0 s"
     shown(0, 4600)
-    assert shown.line() == "reading the prompt: 0 of 4,600 tokens, 3 s"
+    assert shown.line() == "reading the prompt: 0 of 4,600 tokens, 3.0 s"
     clock.now = 6.0
     shown(1200, 4600)  # 400 tokens a second
     assert shown.line() == "reading the prompt: 1,200 of 4,600 tokens, 8 s left"
@@ -64,10 +64,10 @@ def test_tokens_of_which_nothing_is_shown_are_counted(clock):
     shown(0, 100)
     shown.chunk(Chunk(token_ids=(1, 2, 3)))  # a tool call's
     clock.now = 2.0
-    assert shown.line() == "answering: 3 tokens, 2 s"
+    assert shown.line() == "answering: 3 tokens, 2.0 s"
     silent = Waiting(silent=True, clock=clock)  # --json
     silent.chunk(Chunk("text", token_ids=(1,)))
-    assert silent.line() == "answering: 1 tokens, 0 s"
+    assert silent.line() == "answering: 1 tokens, 0.0 s"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -84,14 +84,14 @@ class Waiting:
         """Return what is shown now: tokens, and the seconds left by the speed so far."""
         now = self._clock()
         if self._hidden_tokens:
-            return f"answering: {self._hidden_tokens:,} tokens, {now - self._since:.0f} s"
+            return f"answering: {self._hidden_tokens:,} tokens, {now - self._since:.1f} s"
         if self._read is None or self._first is None:
-            return f"waiting for the model, {now - self._since:.0f} s"
+            return f"waiting for the model, {now - self._since:.1f} s"
         done, total = self._read
         begun, cached = self._first
         told = f"reading the prompt: {done:,} of {total:,} tokens"
         if done <= cached or now <= begun:
-            return f"{told}, {now - self._since:.0f} s"
+            return f"{told}, {now - self._since:.1f} s"
         return f"{told}, {(total - done) * (now - begun) / (done - cached):.0f} s left"
 
     def _tick(self) -> None:
