@@ -95,9 +95,8 @@ def steps(document: Path) -> list[Step]:
         return Step(name, f"clear; {command}; echo EN''D", r"^END$", right)
 
     checkout = Path(__file__).resolve().parents[2]
-    page = (
-        "until curl -sf http://127.0.0.1:18435/ -o page.html; do sleep 0.2; done; grep -c '<html' page.html"
-    )
+    curl = "curl -sf http://127.0.0.1:18435/ -H 'Accept: text/html' -o page.html"
+    page = f"until {curl}; do sleep 0.2; done; echo pages: $(grep -ci '<html' page.html)"
     return [
         shell(
             "the checkout cloned",

@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Self
 
 from freehold.types import Chunk
 
 FIRST_S = 0.5  # of silence before anything is shown: a short prompt shows nothing
 EVERY_S = 0.25
+WHEEL = "-\\|/"  # turns while a count stands still: a step of prefill may take a second
 
 
 class Waiting:
@@ -95,9 +97,11 @@ class Waiting:
         return f"{told}, {(total - done) * (now - begun) / (done - cached):.0f} s left"
 
     def _tick(self) -> None:
-        while not self._ended.wait(EVERY_S):
+        for turn in cycle(WHEEL):
+            if self._ended.wait(EVERY_S):
+                return
             with self._lock:
                 if not self._quiet and self._clock() - self._since >= FIRST_S and not self._ended.is_set():
-                    sys.stderr.write(f"\r\x1b[K{self.line()}")
+                    sys.stderr.write(f"\r\x1b[K{turn} {self.line()}")
                     sys.stderr.flush()
                     self._shown = True
