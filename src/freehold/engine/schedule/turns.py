@@ -58,8 +58,10 @@ class DecodeTurns:
         dear = self._dear(decodes)
         each = self.limit_s / len(clients)
         part = each if many and dear is not None else 0.0  # of the dear one's client
-        kept = max(len(waiting - queues.keys()), 1) * each if waiting else 0.0
-        one_each = min(self.limit_s, longest_s - min(brief_s, longest_s / 2))
+        others = len(waiting - queues.keys())  # they have as much of the step for prompts as the others for tokens
+        one_each = longest_s - min(brief_s, longest_s / 2)
+        one_each = min(self.limit_s - others * each, one_each) if others else min(self.limit_s, one_each)
+        kept = max(others, 1) * each if waiting else 0.0
         more = min(one_each, self.limit_s - part - kept) if many else inf
         chosen = self._fill(queues, one_each, more, most - (dear is not None), dear)
         if dear is not None:
