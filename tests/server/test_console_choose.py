@@ -132,15 +132,16 @@ def test_a_row_has_the_figures_of_fit_and_license(server):
 
 def test_a_caller_that_leaves_ends_the_work_and_the_next_one_is_answered(server):
     held = server.doors.server.part(Questions)
-    pid = held._child.pid
+    process = held.process("advise")
+    pid = process.child.pid
     line = "GET /console/api/choose?verb=advise&task=chat HTTP/1.1\r\nHost: x\r\n"
     line += f"Authorization: Bearer {secret('all')}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as left:
         left.sendall(line.encode())
         until = time.monotonic() + 30
-        while not held._turn.locked() and time.monotonic() < until:
+        while not process.turn.locked() and time.monotonic() < until:
             time.sleep(0.001)
-    while held._turn.locked():
+    while process.turn.locked():
         time.sleep(0.005)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -194,6 +195,31 @@ def test_a_list_that_is_kept_is_shown_at_once_while_it_is_computed_again(server)
     newest = listed(server, "?newest=1")
     held._answered = whole
     assert not newest["newer"] and newest["models"]
+
+
+def test_a_models_details_do_not_wait_for_the_list(server):
+    held, slow, asked_for_list = server.doors.server.part(Questions), threading.Event(), threading.Event()
+    whole = held._answered
+
+    async def stuck(verb, words):
+        if verb == "models":
+            asked_for_list.set()
+            while not slow.is_set():
+                await asyncio.sleep(0.01)
+        return await whole(verb, words)
+
+    held._answered = stuck
+    held._kept.clear()
+    waiting = threading.Thread(target=listed, args=(server, "?newest=1"))
+    waiting.start()
+    try:
+        assert asked_for_list.wait(60)
+        assert asked(server, "why", {"model": "qwen3:8b"}).status_code == 200
+        assert waiting.is_alive()
+    finally:
+        slow.set()
+        waiting.join()
+        held._answered = whole
 
 
 @pytest.mark.parametrize("name", ["config.toml", "catalogue.toml"])

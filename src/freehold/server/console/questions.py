@@ -1,10 +1,11 @@
 """Questions about models, answered by a process that knows the engine's families; this one imports no engine.
 
-The process is started at the first question, answers one after the other, and ends when none came for a while or when
-the caller of the question that it works on leaves. Answers are kept by their words for as long as the store,
-config.toml, the catalogue, the measurements and the day stay as they are: a short time where they speak of this
-machine's free memory. What takes long is shown older than that while it is computed again. Knows lines of JSON;
-knows no verb. Path: choose -> Questions.ask, Questions.shown -> reports/__main__.py
+A process is started at the first question, answers one after the other, and ends when none came for a while or when
+the caller of the question that it works on leaves. The list of all models, which takes 20 seconds on a busy machine,
+has a process of its own: a model's details do not wait for it. Answers are kept by their words for as long as the
+store, config.toml, the catalogue, the measurements and the day stay as they are: a short time where they speak of this
+machine's free memory. What takes long is shown older than that while it is computed again. Knows lines of JSON.
+Path: choose -> Questions.ask, Questions.shown -> reports/__main__.py
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ IDLE_S = 120.0  # after which the process ends; a new one takes half a second to
 HERE_S, ELSEWHERE_S = 10.0, 3600.0  # that an answer holds: about this machine, about named hardware
 KEPT = 128  # answers
 WAITING = 16  # questions; beyond, 429
+LONG = "models"  # the verb that has a process of its own
 
 TRUE_BY = ("config.toml", "catalogue.toml", "models", "overlays")  # files of the home that answers hang on
 NEW_BY = ("machine.json", "runs.jsonl")  # what was measured: an answer from before is only an older one
@@ -49,17 +51,79 @@ class _HeldAnswer:
     text: str
 
 
-class Questions:
-    """The process and the answers of one server."""
+class _Process:
+    """The process that answers some verbs: one question after the other."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        self.child: subprocess.Popen[bytes] | None = None
+        self._ends = 0  # processes that close() ended
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def answered(self, verb: str, words: Words) -> str:
+        """Return its answer; only one caller at a time, which holds `turn`."""
+        if self._idle is not None:
+            self._idle.cancel()
+        line = json.dumps([verb, words]).encode() + b"\n"
+        try:
+            line_read = await asyncio.to_thread(self._exchange, line, self._ends)
+        except asyncio.CancelledError:  # its caller left: what it works on is wanted no more
+            self.close()
+            raise
+        if not line_read.endswith(b"\n"):
+            self.close()
+            raise Refused(503, "the process that answers this ended; ask again", code="no_answer")
+        self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.close)
+        kind, text, *hint = json.loads(line_read)
+        if not kind:
+            return text
+        raise getattr(errors, kind, FreeholdError)(text, *hint)
+
+    def close(self) -> None:
+        """End it, or the one that a question is starting."""
+        self._ends += 1
+        if self._idle is not None:
+            self._idle.cancel()
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+            for pipe in (self.child.stdin, self.child.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+            self.child = None
+
+    def _exchange(self, line: bytes, ends: int) -> bytes:
+        """Give the process a line and wait for its own; b"" where it was ended meanwhile."""
+        child = self.child
+        if child is None or child.poll() is not None:
+            env = {**os.environ, "FREEHOLD_HOME": str(self._home)}
+            child = spawn(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+            )
+            if ends != self._ends:  # its caller left while it was started
+                child.kill()
+                child.communicate()
+                return b""
+            self.child = child
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(line)
+            child.stdin.flush()
+            return child.stdout.readline()
+        except (OSError, ValueError):
+            return b""
+
+
+class Questions:
+    """The processes and the answers of one server."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._processes = {True: _Process(home), False: _Process(home)}  # for LONG, and for all other verbs
         self._waiting = 0
         self._again: dict[str, asyncio.Task[str]] = {}  # answers that are shown meanwhile as they were
-        self._ends = 0  # processes that close() ended
-        self._child: subprocess.Popen[bytes] | None = None
-        self._idle: asyncio.TimerHandle | None = None
         self._kept: OrderedDict[str, _HeldAnswer] = OrderedDict()
 
     async def shown(self, verb: str, words: Words) -> tuple[str, bool]:
@@ -82,7 +146,7 @@ class Questions:
             raise Refused(429, f"{WAITING} questions wait already; ask again in a moment", code="overloaded")
         self._waiting += 1
         try:
-            async with self._turn:
+            async with self.process(verb).turn:
                 if (answer := self._known(key)) is None:  # not asked by the one before
                     stamps = self._stamp(TRUE_BY), self._stamp(NEW_BY)
                     answer = await self._answered(verb, words)
@@ -94,19 +158,14 @@ class Questions:
         finally:
             self._waiting -= 1
 
+    def process(self, verb: str) -> _Process:
+        """Return the process that answers a verb."""
+        return self._processes[verb == LONG]
+
     def close(self) -> None:
-        """End the process, and any that a question is starting."""
-        self._ends += 1
-        if self._idle is not None:
-            self._idle.cancel()
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
-            self._child = None
+        """End the processes, and any that a question is starting."""
+        for each in self._processes.values():
+            each.close()
 
     def _known(self, key: str) -> str | None:
         kept = self._kept.get(key)
@@ -124,43 +183,7 @@ class Questions:
         return f"{date.today()} {times}"
 
     async def _answered(self, verb: str, words: Words) -> str:
-        if self._idle is not None:
-            self._idle.cancel()
-        line = json.dumps([verb, words]).encode() + b"\n"
-        try:
-            line_read = await asyncio.to_thread(self._exchange, line, self._ends)
-        except asyncio.CancelledError:  # its caller left: what it works on is wanted no more
-            self.close()
-            raise
-        if not line_read.endswith(b"\n"):
-            self.close()
-            raise Refused(503, "the process that answers this ended; ask again", code="no_answer")
-        self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.close)
-        kind, text, *hint = json.loads(line_read)
-        if not kind:
-            return text
-        raise getattr(errors, kind, FreeholdError)(text, *hint)
-
-    def _exchange(self, line: bytes, ends: int) -> bytes:
-        """Give the process a line and wait for its own; b"" where it was ended meanwhile."""
-        child = self._child
-        if child is None or child.poll() is not None:
-            env = {**os.environ, "FREEHOLD_HOME": str(self._home)}
-            child = spawn(
-                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
-            )
-            if ends != self._ends:  # its caller left while it was started
-                child.kill()
-                child.communicate()
-                return b""
-            self._child = child
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            child.stdin.write(line)
-            child.stdin.flush()
-            return child.stdout.readline()
-        except (OSError, ValueError):
-            return b""
+        return await self.process(verb).answered(verb, words)
 
 
 def _key(verb: str, words: Words) -> str:
