@@ -165,7 +165,7 @@ def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) 
 
 @contextlib.contextmanager
 def _part_of(path: Path) -> Iterator[BinaryIO]:
-    """Open the file that becomes a pack once it is whole; its lock says that somebody writes it. Raises OSError."""
+    """Open the file that becomes a pack once it is whole; its lock says that a process writes it. Raises OSError."""
     part = path.with_suffix(f".{os.getpid()}.part")
     part.unlink(missing_ok=True)  # of a process that had this id; its writer may still have it open
     try:
