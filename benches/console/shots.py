@@ -32,10 +32,10 @@ LIMIT = 150_000  # bytes a picture
 WRITING_MS = 400_000  # for an answer of a small model on a busy machine
 KEPT = ("models", "packs", "files", "machine.json", "runs.jsonl")  # what the copy of a home needs
 QUESTION = (
-    "Bubble sort and merge sort. 1. A Markdown table: algorithm, average time, extra memory, with the big-O terms as "
-    "LaTeX in dollar signs. 2. The recurrence of merge sort's time as LaTeX in $$. 3. Python code that merges two "
-    "sorted lists, in six lines. Be short."
-)
+    "Answer in three short parts. 1. A Markdown table of linear search and binary search: worst time and extra memory, "
+    "as LaTeX in dollar signs. 2. The sum of the numbers from 1 to n as LaTeX in $$. 3. A Python function that returns "
+    "this sum by the formula."
+)  # which the 1.5b answers right
 FILESERVER = Path(__file__).resolve().parents[2] / "tests" / "tools" / "fileserver.py"
 GATEWAY = """[providers.openai]
 kind = "openai"
@@ -160,7 +160,7 @@ class Shot:
     """A picture: the state of the page, and how it is looked at."""
 
     state: Callable[[Scene], None]
-    width: int = 1200
+    width: int = 1280
     height: int = 760
     scheme: str = "light"
 
