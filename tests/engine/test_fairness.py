@@ -250,6 +250,59 @@ def test_client_that_asks_little_has_its_first_token_in_two_steps_of_a_crowd():
         world.run(0.2)
 
 
+def full_steps() -> World:
+    """A world in which more clients have a running answer than a shared step has tokens."""
+    world = warm(4000)
+    for i in range(40):
+        world.add(20, answer=4000, tenant=f"h{i}")
+    world.run(3.0)
+    return world
+
+
+def test_prompts_of_others_have_a_part_of_a_step_that_answers_would_fill():
+    world = full_steps()
+    for i in range(10):
+        world.add(4000, answer=4, tenant=f"book{i}")
+    chat_s(world)
+    for _ in range(40):  # more than a client that asks little may have before others had theirs
+        world.add(42, answer=3, tenant="neighbour")
+        chat = world.add(42, answer=3, tenant="victim")
+        steps = 0
+        while not chat.generated:
+            world.step()
+            steps += 1
+        assert steps <= 2
+        while not chat.done:
+            world.step()
+
+
+def test_last_token_of_a_prompt_waits_for_no_turn_among_answers(monkeypatch: pytest.MonkeyPatch):
+    world = full_steps()
+    chat_s(world)
+    chat = world.add(41, answer=1, tenant="victim")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.scheduler.budget, "tokens", lambda done, left, *_: min(left, 40))
+        world.step()
+    assert chat.num_computed_tokens == 40
+    world.step()
+    assert chat.done
+
+
+def test_cached_beginning_of_a_prompt_leaves_it_brief():
+    world = crowd()
+    told = [5000 + i % 7 for i in range(2000)]
+    chat = world.add(told, answer=1, tenant="victim")
+    while not chat.done:
+        world.step()
+    world.run(1.0)
+    chat = world.add([*told, *range(6000, 6020)], answer=1, tenant="victim")
+    steps = 0
+    while not chat.done:
+        world.step()
+        steps += 1
+    assert steps <= 2
+
+
 def test_clients_that_ask_little_again_and_again_leave_another_its_share():
     world = warm(4000)
     book = world.add(20_000, answer=4, tenant="book")

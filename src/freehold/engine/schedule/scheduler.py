@@ -88,6 +88,8 @@ class Scheduler:
     def add(self, seq: Sequence) -> None:
         """Add a sequence; it gets blocks when it is first scheduled."""
         self.live.add(seq, self._clock())
+        if seq.parent is None and seq.request.sink is None:
+            seq.known_tokens = self._blocks.match(seq)
         answer_s = min(seq.left, ANSWER) * self.budget.cost.seconds(1)
         seq.expected_s = answer_s + self.budget.expected(0, own_tokens(seq), seq.request.all_logits)
         seq.turn = self._shares.enter(seq.request.client, seq.expected_s)
@@ -205,7 +207,8 @@ class Scheduler:
                 live.promoted = seq
             background = live.is_background(seq)
             left = len(seq.tokens) - seq.num_computed_tokens
-            if seq.block_table and left <= 1 and seq.request.sink is None:
+            # A prompt's last token is no newest one: its reader waits for the first, and other answers take turns.
+            if seq.block_table and left <= seq.prefilled and seq.request.sink is None:
                 turn = rest if background and unscheduled_s <= AGE_S else first
                 turn.decodes.append(seq)
                 continue

@@ -41,8 +41,9 @@ class WaitEstimate:
 
     def remaining(self, seq: Sequence) -> RemainingPrefill:
         """Return what is left of a sequence's prefill, with what it is expected to take."""
-        tokens = len(seq.tokens) - seq.num_computed_tokens
-        seconds = self._budget.expected(seq.num_computed_tokens, tokens, seq.request.all_logits)
+        done = seq.num_computed_tokens if seq.block_table else seq.known_tokens
+        tokens = len(seq.tokens) - done
+        seconds = self._budget.expected(done, tokens, seq.request.all_logits)
         return RemainingPrefill(self._live.is_background(seq), seq.request.client, tokens, seconds)
 
     def update(self, ahead: list[RemainingPrefill], slowdown: float) -> None:
