@@ -207,7 +207,7 @@ class Scheduler:
                 live.promoted = seq
             background = live.is_background(seq)
             left = len(seq.tokens) - seq.num_computed_tokens
-            # A prompt's last token is no newest one: its reader waits for the first, and other answers take turns.
+            # The last token of a prompt is left out: its reader waits for a first token, while answers take turns.
             if seq.block_table and left <= seq.prefilled and seq.request.sink is None:
                 turn = rest if background and unscheduled_s <= AGE_S else first
                 turn.decodes.append(seq)
