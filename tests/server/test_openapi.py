@@ -131,7 +131,7 @@ def test_a_fuzzer_of_the_document_finds_no_failure_of_ours(serving):
             max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None
         )
         def no_failure(case) -> None:  # type: ignore[no-untyped-def]
-            answer = case.call(base_url=server.url, timeout=60)
+            answer = case.call(base_url=server.url, timeout=300)
             offline = (
                 answer.status_code == 503 and "offline mode" in answer.text
             )  # the documented answer to a download
