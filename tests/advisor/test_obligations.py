@@ -18,6 +18,7 @@ def test_shipping_a_fine_tuned_llama_asks_for_name_badge_notice_copy_and_policy(
     assert made.files()[NOTICE].startswith("Llama 3.1 is licensed under the Llama 3.1 Community License")
     duties = made.files()[DUTIES]
     assert "pass on a copy of the licence" in duties and "llama3_1/use-policy" in duties
+    assert 'show prominently on a page, interface or document: "Built with Llama" (§1(b)(i)(B) ' in duties
     assert "not legal advice" in duties
 
 

@@ -58,6 +58,7 @@ def test_card_quotes_the_words_that_a_licence_prescribes(run: Run):
     _, out, _ = run("llama3.1")
     card = " ".join(out.split("\nsubject", 1)[0].split())
     assert 'must: give a model trained on its outputs a name that starts with "Llama" (' in card
+    assert '"https://llama.meta.com/llama3_1/use-policy"' in card  # no line breaks within an address
 
 
 def test_a_model_is_judged_and_the_clause_is_named(run: Run):

@@ -51,7 +51,7 @@ class LicenceVerdict:
                 {
                     "bearing": r.bearing,
                     "clause": r.clause,
-                    "says": r.says,
+                    "says": r.sentence,
                     "licence": r.licence,
                     "source": r.source,
                 }
@@ -87,7 +87,7 @@ def teaching(teacher: ModelRef, student: ModelRef, facts: Facts, accepted: str =
     if terms.refusal is not None and not accepted:
         clause = terms.refusal
         raise UsageError(
-            f"the licence of {clause.model or teacher_model.name} refuses this: {clause.says} [{clause.clause}]",
+            f"the licence of {clause.model or teacher_model.name} refuses this: {clause.sentence} [{clause.clause}]",
             "take another teacher, or state the right that you have: --accept-teacher-terms 'contract of ...'",
         )
     return terms
@@ -126,7 +126,7 @@ def notes(verdicts: Mapping[str, LicenceVerdict]) -> list[str]:
             )
         elif one.answer != "allowed":
             first = one.reasons[0]
-            lines.append(f"{role} licence {named}: {one.answer}; {first.says} [{first.clause}]")
+            lines.append(f"{role} licence {named}: {one.answer}; {first.sentence} [{first.clause}]")
     return lines
 
 

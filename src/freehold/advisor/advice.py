@@ -402,4 +402,4 @@ def _because(ruled: Verdict) -> str:
     first = ruled.deciding[0]
     waits = f" ({', '.join(w.replace('_', ' ') for w in first.waits_for)}?)" if first.waits_for else ""
     where = f" [{first.licence}, {first.clause}]" if first.licence else ""
-    return f"{ruled.answer}{waits}: {first.says}{where}"
+    return f"{ruled.answer}{waits}: {first.sentence}{where}"

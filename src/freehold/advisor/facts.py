@@ -18,7 +18,7 @@ PURPOSES = {
     "commercial": "products or services of a company, paid or free",
     "internal": "work inside a company; nothing of the model leaves it",
     "evaluation": "tests in a company that serve no user",
-    "research": "personal or academic, without a business purpose",
+    "research": "personal or academic, not connected to a business",
 }
 # What each fact asks of the user, so that an undecided verdict can name what would decide it.
 QUESTIONS = {

@@ -19,8 +19,8 @@ _TASKS = {
     "notices": "keep all copyright and origin notices that came with the model",
     "notice": "ship the NOTICE file of this pack",
     "changes": "mark the files you changed",
-    "display": "show the words",
-    "prefix": "start the model's name with",
+    "display": "show the prescribed words",
+    "prefix": "start the model's name with the prescribed word",
     "credit": "credit the makers as they request",
     "policy": "comply with the use policy, and require your users to comply",
     "pass-on": "include the same use restrictions in your own terms",
@@ -106,9 +106,7 @@ def _section(title: str, duties: tuple[Duty, ...]) -> list[str]:
     if not duties:
         return []
     lines = [f"## {title}", ""]
-    for d in duties:
-        words = f' "{d.text}"' if d.text and not d.text.startswith("http") else f" {d.text}" if d.text else ""
-        lines.append(f"- {d.task}{words}: {d.reason.says.rstrip(':')} ({d.reason.clause}; {d.reason.source})")
+    lines += [f"- {d.task}: {d.reason.sentence} ({d.reason.clause}; {d.reason.source})" for d in duties]
     return [*lines, ""]
 
 

@@ -195,12 +195,10 @@ def _print_reason(reason: Reason, several: bool) -> None:
     _fill(f"  {_BEARING[reason.bearing]}{waits}: {reason.sentence} [{reason.clause}{whose}{through}]")
 
 
-def _fill(text: str) -> None:
-    click.echo(
-        textwrap.fill(
-            text, _WIDTH, subsequent_indent="      ", break_on_hyphens=False, break_long_words=False
-        )
-    )
+def _fill(text: str, first: str = "", rest: str = "      ") -> None:
+    """Print lines that break at spaces alone, so that an address or a prescribed word stays whole."""
+    wrap = textwrap.TextWrapper(_WIDTH, first, rest, break_on_hyphens=False, break_long_words=False)
+    click.echo(wrap.fill(text))
 
 
 def _print_card(one: Licence) -> None:
@@ -223,7 +221,7 @@ def _print_card(one: Licence) -> None:
     for name, value in rows:
         if value:
             lead = f"{name.ljust(width)}  "
-            click.echo(textwrap.fill(value, _WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead)))
+            _fill(value, lead, " " * len(lead))
     click.echo()
 
 
