@@ -15,6 +15,7 @@ from pathlib import Path
 
 from freehold.errors import FreeholdError
 from freehold.router.gateway import Gateway
+from freehold.router.labels import prepare
 from freehold.router.reading import read
 from freehold.router.toml.mistakes import BadGateway, Mistake
 from freehold.router.toml.outside import Outside
@@ -82,6 +83,7 @@ class LiveGateway:
     def _reread(self) -> Gateway:
         gateway = self._read()
         if gateway.ledger == self.current.ledger:
+            prepare(gateway)  # in this thread
             return gateway
         moved = Mistake(0, "ledger", "the ledger cannot move while the server runs", "start the server again")
         raise BadGateway(str(self.path), (moved,))

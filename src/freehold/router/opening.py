@@ -19,7 +19,7 @@ from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
 from freehold.router.identity import Identities
 from freehold.router.kept_texts import KeptTexts, texts_beside
-from freehold.router.labels import Labeller
+from freehold.router.labels import prepare
 from freehold.router.ledger.store import Ledger
 from freehold.router.live import LiveGateway
 from freehold.router.rented import ProviderModels
@@ -37,7 +37,7 @@ def ledger_path(gateway: Gateway, home: Path) -> Path:
 
 def check_packages(gateway: Gateway) -> None:
     """Raise UsageError where a package is missing that the file needs, before a server opens anything."""
-    Labeller(gateway)
+    prepare(gateway)
 
 
 class ServedGateway(GatewayModels):

@@ -12,12 +12,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
 
 from freehold.errors import UsageError
 from freehold.router.detect.credentials import CREDENTIALS
-from freehold.router.detect.detector import DetectKind, Detector, Effort, Finding, Hit
+from freehold.router.detect.detector import DetectKind, Detector, Effort, Finding, Hit, TooManyHits
 from freehold.router.detect.personal import PERSONAL
 from freehold.router.detect.phones import PHONES, load_countries
 from freehold.router.toml.outside import EXTRA
@@ -27,6 +28,12 @@ KINDS: tuple[DetectKind, ...] = ("pii", "secrets")
 # Candidates of one request that are checked: 0.3 to 0.6 s of processor. A megabyte of logs has some hundred.
 MOST_HITS = 50_000
 AHEAD = 4096  # bytes in which a hit says which detectors it is for; where none does, all are asked
+_NEARLY = (
+    "phone 000-0000, tel. 831 055 0199, +83201945 +81200945513, 12,Smith,555-0199-0012,2024-03-11,48213.07\n"
+    "a@b.zz 4000 0000 0000 0001 DE00370400440532013000 DE21 3704 0044 0532 0130 00 219-00-9999 https://a:b@c/d\n"
+    'sk-123 Bearer abc key=0123456789 ghp_0 AKIA0 -----BEGIN 1. (2) 3/4 5@6 7+8 {"a": 1} \\n\\u0041\n'
+    "\uff11\u0300\u0323\u2019\u00a0\u2013\u202f\u200b\u0661"
+) * 3
 _ESCAPED = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|[nrtbf])")  # JSON in JSON has more than one backslash
 _WORD = re.compile(rb"[A-Za-z0-9]*")
 # Spaces, dashes and middle dots of typography, each become their ASCII; common in prose, so they are replaced one by
@@ -63,6 +70,11 @@ class Sieve:
         self._odd = _text(f"[{_INVISIBLE}{_ODD}]|[^0-9\\P{{Nd}}]")
         self._own = {pattern: _text(pattern) for pattern in dict.fromkeys(patterns)}
         self._any_own = _text("|".join(f"(?:{pattern})" for pattern in self._own)) if self._own else None
+
+    def warm(self) -> None:
+        """Read a text with near misses of all kinds: RE2 builds automata, and phonenumbers its rules, at first use."""
+        with suppress(TooManyHits):
+            self.find([_NEARLY])
 
     def find(self, texts: Iterable[str], most: int = MOST_HITS) -> set[Finding]:
         """Return what is in the texts, each finding once. What is spread over two texts is not found.
