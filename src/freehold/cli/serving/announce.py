@@ -200,7 +200,7 @@ def _kept(settings: Settings) -> list[str]:
 
 
 def _example(url: str, model: str, *, keyed: bool, embeds: bool = False) -> str:
-    asked = {"input": ["Hi"]} if embeds else {"messages": [{"role": "user", "content": "Hi"}]}
-    route = "embeddings" if embeds else "chat/completions"
+    fields = {"input": ["Hi"]} if embeds else {"messages": [{"role": "user", "content": "Hi"}]}
+    route, body = "embeddings" if embeds else "chat/completions", json.dumps({"model": model} | fields)
     key = ' -H "Authorization: Bearer KEY"' if keyed else ""
-    return f"curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{json.dumps({'model': model} | asked)}'"
+    return f"curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{body}'"
