@@ -13,7 +13,8 @@ import pytest
 import freehold
 from freehold import LLM, ChatModel, Message, SamplingParams
 from freehold.errors import BadPrompt, ContextOverflow, EngineClosed, ModelNotFound, UsageError
-from freehold.local import open_model, open_shown
+from freehold.local import open_model, open_shown, opening
+from freehold.models.packing import packs
 from freehold.store import ModelRef
 from freehold.terminal import Ticking
 from freehold.tokenizer import Tokenizer
@@ -277,6 +278,34 @@ def test_packed_weights_are_mapped_the_second_time(path: Path, tmp_path: Path):
     assert len(list(tmp_path.glob("*.pack"))) == 1
     with open_model(ref, context=64, threads=1, packs=tmp_path) as second:
         assert second.generate("abc", max_tokens=8, seed=1).token_ids == answer
+
+
+def test_two_that_load_at_once_share_one_pack(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ref = ModelRef("tiny", path, "gguf", "f" * 64, path.stat().st_size, "user", "", "", (path,))
+    waits, writes = threading.Event(), threading.Event()
+    whole = opening.write_pack
+
+    def late(*args: object) -> None:
+        assert writes.wait(60)
+        whole(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(opening, "write_pack", late)
+    monkeypatch.setattr(packs, "LOOK_S", 0.0)
+    monkeypatch.setattr(packs.time, "sleep", lambda seconds: waits.set())
+    loaded: list[LLM] = []
+
+    def load() -> None:
+        loaded.append(open_model(ref, context=64, threads=1, packs=tmp_path))
+
+    with open_model(ref, context=64, threads=1, packs=tmp_path):
+        second = threading.Thread(target=load)
+        second.start()
+        assert waits.wait(60) and not loaded
+        writes.set()
+        second.join(60)
+        with loaded[0] as llm:
+            assert llm._engine.model.pack is not None  # mapped: it packed nothing by itself
+    assert len(list(tmp_path.glob("*.pack"))) == 1
 
 
 def test_load_shows_a_terminal_what_is_silent(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ Path: cli/run or freehold.load -> Store.resolve -> open_model -> load_model, Eng
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +34,12 @@ from freehold.models.load import LoadedModel, load_model
 from freehold.models.packing.pack import Pack
 from freehold.models.packing.packer import Packer, Progress, packed_sizes
 from freehold.models.packing.packs import (
+    PackingTurn,
     drop_torn,
     open_pack,
     pack_path,
     stream_pack,
+    turn_to_pack,
     write_pack,
 )
 from freehold.models.packing.rounding import Rounding, rounded_types
@@ -242,6 +244,9 @@ def _opened(
         if packs:
             drop_torn(packs)
         mapped = open_pack(pack, digest, paging) if pack else None
+        turn = turn_to_pack(opened.paths[0]) if pack is not None and mapped is None else None
+        if turn is not None and pack is not None:
+            mapped = open_pack(pack, digest, paging)  # another process wrote it meanwhile
         tokenizer, template = text_side(opened, ref.path)
         if ref.overlay is not None and ref.overlay.template:
             origin = f"the owner's, of {ref.overlay.name}"
@@ -270,9 +275,19 @@ def _opened(
     pooling = checked_pooling(default if ref.path.is_file() else pooling_from_dir(ref.path, default))
     write = None
     if pack is not None and mapped is None:
-        write = partial(write_pack, pack, digest, loaded.matrices)
+        write = partial(_write, turn, pack, digest, loaded.matrices)
+    elif turn is not None:
+        turn.end()
     defaulted = SamplingParams(**defaults)
     return _Opened(loaded, tokenizer, template, quantization, defaulted, pooling, weights, write)
+
+
+def _write(turn: PackingTurn | None, pack: Path, digest: str, matrices: Mapping[str, native.Matrix]) -> None:
+    try:
+        write_pack(pack, digest, matrices)
+    finally:
+        if turn is not None:
+            turn.end()
 
 
 def _streamed(

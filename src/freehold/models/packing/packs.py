@@ -20,6 +20,7 @@ import os
 import shutil
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +38,41 @@ ALIGN = 4096
 MAX_HEADER = 20 << 20  # 100,000 matrices at 200 bytes each
 _COST = "free some space: freehold list shows what packs take"
 DEFAULT_BUDGET = 64 << 30  # bytes all packs may take together
+TURN_S, LOOK_S = (
+    300.0,
+    0.05,
+)  # that a process waits for another which packs the same model, and between two looks
+
+
+class PackingTurn:
+    """A process's turn to pack a model; others wait for its end and map the pack, whose memory they then share."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd`: the model's file with our lock, which is ours from now on."""
+        self._close = weakref.finalize(self, os.close, fd)
+
+    def end(self) -> None:
+        """Let the next process look for the pack; safe to call twice."""
+        self._close()
+
+
+def turn_to_pack(model: Path) -> PackingTurn | None:
+    """Wait until no other process packs `model`, a file; None after TURN_S, and where files cannot be locked."""
+    try:
+        fd = os.open(model, os.O_RDONLY)
+    except OSError:
+        return None
+    turn, until = PackingTurn(fd), time.monotonic() + TURN_S
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return turn
+        except BlockingIOError:
+            time.sleep(LOOK_S)
+        except OSError:  # a file system without locks
+            break
+    turn.end()
+    return None
 
 
 def pack_path(folder: Path, digest: str) -> Path:
