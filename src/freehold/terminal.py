@@ -81,6 +81,12 @@ class Ticking:
                 sys.stderr.flush()
                 self._shown = False
 
+    @classmethod
+    def make_way(cls) -> None:
+        """Take whichever line is drawn away until its next tick, so that another may be printed."""
+        for line in cls._open[-1:]:
+            line.clear()
+
     def draw(self) -> None:
         """Write the line now, cut to the terminal's width."""
         with self._lock:

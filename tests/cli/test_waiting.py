@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from freehold.cli.chat import waiting as module
+from freehold.cli.chat.output import tell
 from freehold.cli.chat.waiting import Waiting
 from freehold.cli.progress import StatusLine
 from freehold.terminal import Ticking
@@ -154,6 +155,16 @@ def test_one_line_moves_at_a_time_the_innermost(monkeypatch: pytest.MonkeyPatch)
         outer.draw()
     shown = err.getvalue()
     assert shown.index("outer (") < shown.index("inner (") < shown.rindex("outer (")
+
+
+def test_a_message_takes_the_moving_line_away_first(monkeypatch: pytest.MonkeyPatch):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    with Ticking("loading m") as line:
+        line.draw()
+        tell("note: m is small")
+        assert err.getvalue().endswith("\r\x1b[Knote: m is small\n")
 
 
 def test_a_line_is_cut_to_the_terminal_and_keeps_its_seconds(monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ import sys
 
 from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, Renderer, StreamRenderer
 from freehold.cli.chat.request import RunRequest
+from freehold.terminal import Ticking
 from freehold.types import Message
 
 
@@ -45,4 +46,5 @@ def write(text: str) -> None:
 
 def tell(text: str) -> None:
     """Print a line on stderr."""
+    Ticking.make_way()
     print(text, file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from freehold.errors import FreeholdError
 from freehold.store import Store
 from freehold.store.judging import Judgements
 from freehold.store.space import human
+from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
     from freehold.cli.deploying.serving import StartedDeployments
@@ -39,10 +40,12 @@ class Announcer:
         judgements: Judgements,
         hybrid: HybridStart | None = None,
         deployments: StartedDeployments | None = None,
+        line: Ticking | None = None,
     ) -> None:
+        """`line` moves until all models are loaded."""
         self._settings, self._store, self._names, self._options = settings, store, names, options
         self._judgements, self._hybrid = judgements, hybrid
-        self._deployments = deployments
+        self._deployments, self._line = deployments, line
         self._left, self.failed = len(names), 0
         self._parts = bool(names) + (deployments is not None)
         self._doors: Doors | None = None
@@ -168,6 +171,8 @@ class Announcer:
                 for note in i.notes:
                     tell(f"note: {name}: {note}")
         if self._left == 0:
+            if self._line is not None:
+                self._line.close()
             self.arrived()
 
     def _stop(self) -> None:

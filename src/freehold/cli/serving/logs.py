@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import IO, Literal
 
 from freehold.server.core.requestlog import RequestLine
+from freehold.terminal import Ticking
 
 LogForm = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -83,6 +84,7 @@ class LogWriter(logging.Handler):
                 lost, self._lost = self._lost, 0
                 records.insert(-1, _record(f"{lost:,} lines of the log were dropped: stderr is blocked"))
             lines = [self.format(record) + "\n" for record in records if record is not None]
+            Ticking.make_way()
             try:
                 self._out.write("".join(lines))
                 self._out.flush()

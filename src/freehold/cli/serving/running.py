@@ -28,6 +28,7 @@ from freehold.errors import AddressTaken, ServerUnreachable, UsageError
 from freehold.store import Store
 from freehold.store.naming import parted
 from freehold.store.refs import parse_ref
+from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
     import socket
@@ -70,7 +71,8 @@ def serve_models(
         unix = held.enter_context(closing(bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
         held.enter_context(logging_to(None, options.log_level, options.log_format))
-        return _run(settings, store, names, options, tcp, unix, hybrid, deployments)
+        line = held.enter_context(Ticking("starting the server"))
+        return _run(settings, store, names, options, tcp, unix, hybrid, deployments, line)
 
 
 def _run(
@@ -82,6 +84,7 @@ def _run(
     unix: socket.socket,
     hybrid: HybridStart | None,
     deployments: StartedDeployments | None,
+    line: Ticking,
 ) -> int:
     from freehold.backends.replicas.models import DeployedModels
     from freehold.server import serve as doors
@@ -104,10 +107,14 @@ def _run(
         desk = DeploymentDesk(doors.server, engines_open[0], settings.home)
         doors.server.parts[DeploymentDesk] = desk
         announcer.opened(doors)
+        if names:
+            line.show(f"loading {', '.join(names)}")
+        else:
+            line.close()
         if deployments is not None:
             deployments.begin(desk, doors.url, announcer.arrived)
 
-    announcer = Announcer(settings, store, names, options, judgements, hybrid, deployments)
+    announcer = Announcer(settings, store, names, options, judgements, hybrid, deployments, line)
     whole = doors.run(
         open_models,
         _server_settings(settings, options),

@@ -9,6 +9,7 @@ import logging
 import sys
 
 from freehold.cli.serving.logs import is_logging
+from freehold.terminal import Ticking
 
 _talk = logging.getLogger("freehold.serve")
 
@@ -16,6 +17,7 @@ _talk = logging.getLogger("freehold.serve")
 def tell(text: str) -> None:
     """Print a message on stderr, through the log once it is open."""
     if not is_logging():
+        Ticking.make_way()
         return print(text, file=sys.stderr, flush=True)
     level, _, rest = text.partition(": ")
     known = {"error": logging.ERROR, "warning": logging.WARNING}
