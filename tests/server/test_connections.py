@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 
@@ -304,3 +304,41 @@ def test_too_few_files_for_any_connection_are_refused_with_the_way_out(monkeypat
     with pytest.raises(UsageError, match="may open 32 files") as told:
         serve.fitted(ServerLimits())
     assert "ulimit" in told.value.hint
+
+
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"1;" + b"a" * 400_000,
+        (b"1;" + b"a" * 4000 + b"\r\n \r\n") * 100,
+        b"1\r\n \r\n0\r\nx: " + b"a" * 400_000,
+        b"1\r\n \r\n" * 50_000,
+    ],
+    ids=["extension", "extensions", "trailer", "chunks"],
+)
+def test_a_body_of_more_framing_than_content_ends_its_connection(serving, rest):
+    with closing(connect(serving())) as sock:
+        data = b""
+        with suppress(ConnectionError):
+            sock.sendall(CHUNKED)
+            sock.sendall(rest)
+        with suppress(ConnectionError):
+            while got := sock.recv(65536):
+                data += got
+        assert b" 200 " not in data
+
+
+def test_a_body_in_short_chunks_with_a_trailer_is_answered_and_its_trailer_is_nothing(serving):
+    server = serving(Script(text="Yes."))
+    body = json.dumps(CHAT).encode() + b" " * 40_000
+    chunks = b"".join(b"14\r\n%b\r\n" % body[at : at + 20].ljust(20) for at in range(0, len(body), 20))
+    with closing(connect(server)) as sock:
+        sock.sendall(CHUNKED + chunks + b"0\r\nX-Freehold-Label: none-such\r\nHost: other\r\n\r\n")
+        assert b" 200 " in until(sock, b"Yes.")
+        assert b" 200 " in ask(sock)  # the connection is used again

@@ -30,6 +30,8 @@ SPARE = "spare"  # no address: the group of those that are let in for probes
 # Requests that a client may send before the answers to those before them, in one connection: a read of 256 KB holds
 # 6,000, which take 12 MB and a quarter of a second to parse.
 MAX_PIPELINED = 32
+# Chunks of a body that is sent in such, beside one for each so many of its bytes: each is three calls of the parser.
+MAX_CHUNKS, CHUNK_BYTES = 1024, 16
 CLOSE_S = 1.0  # for a client to take an answer that ends its connection, and with TLS its leave
 _CONTINUE = b"HTTP/1.1 100 "  # goes out before a response
 TRIM_S = 0.05  # from a connection too many of an address to the end of its oldest idle one: time to ask
@@ -138,6 +140,11 @@ class Guarded(HttpToolsProtocol):
     _begun = 0  # heads
     _received = 0  # bytes of reads since the one that a head began in
     _head_bytes = 0  # of it, as far as it is parsed
+    _body = 0  # bytes of the body,
+    _chunks = 0  # its chunks,
+    _framing = (
+        0  # and bytes of their heads, extensions and trailers, or of what follows a request and begins none
+    )
     _refusal: Refused | None = None
     _presence: Presence
     _timer: asyncio.TimerHandle | None = None
@@ -163,6 +170,9 @@ class Guarded(HttpToolsProtocol):
         super().data_received(data)
         if not self._heading:
             self._disarm()
+            self._framing += len(data) if self._begun == begun else 0
+            if self._framing > self.door.limits.header_bytes + self._body:
+                self._turn_away(_too_fine())
             return
         # Of a read that a head began in, the rest may be a body, or heads before it: _count sees its size in the end.
         self._received += len(data) if self._begun == begun else 1
@@ -182,12 +192,15 @@ class Guarded(HttpToolsProtocol):
         }
         self._begun += 1
         self._heading, self._received, self._head_bytes = True, 0, 0
+        self._body = self._chunks = self._framing = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._heading:  # a trailer: what came with the head was checked, and is all that counts
+            return
         super().on_header(name, value)
         self._count(len(name) + len(value) + len(b": \r\n"))
         if len(self.headers) > self.door.limits.headers:
@@ -202,6 +215,17 @@ class Guarded(HttpToolsProtocol):
             self.cycle.transport = _Joined(self.transport)  # type: ignore[assignment]
         if self.spare:
             self.cycle.keep_alive = False
+
+    def on_chunk_header(self) -> None:
+        """Count a chunk: httptools calls this before the chunk's bytes."""
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS + self._body // CHUNK_BYTES:
+            self._refuse(_too_fine())
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        self._framing -= len(body)
+        super().on_body(body)
 
     def on_response_complete(self) -> None:
         if not self.pipeline:
@@ -305,6 +329,14 @@ def _too_long(most: int) -> Refused:
         431,
         f"the headers are longer than {most:,} bytes; send fewer or shorter ones",
         code="headers_too_large",
+    )
+
+
+def _too_fine() -> Refused:
+    return Refused(
+        400,
+        "the body comes in too many small chunks, or with too much beside them; send longer chunks",
+        code="body_framing",
     )
 
 
