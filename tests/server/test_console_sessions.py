@@ -382,3 +382,13 @@ def test_what_a_stream_brings_keeps_its_session_from_being_idle():
     assert guard.admits(headers, ann, owner=False)
     clock.at += 2
     assert not guard.admits(headers, ann, owner=False)
+
+
+def test_a_session_of_a_time_that_is_not_yet_has_ended():
+    clock = Clock()
+    kept = PageSessions(None, KEYS, now=clock)
+    clock.at += 10 * 365 * 86400  # the clock is wrong for a while
+    cookie = kept.begin(key_of("ann", ANN)).partition(b";")[0]
+    assert kept.find(cookie) is not None
+    clock.at -= 10 * 365 * 86400
+    assert kept.find(cookie) is None

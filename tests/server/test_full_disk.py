@@ -215,3 +215,28 @@ def test_journal_of_a_full_disk_can_be_closed(tmp_path, monkeypatch):
             await adding
 
     asyncio.run(body())
+
+
+def test_tokens_booked_as_a_day_begins_are_saved_with_the_day_before(tmp_path):
+    begins = 86400.0 * 20000
+    looks = [begins - 0.001]  # the last one stays
+    accounts = Accounts(tmp_path / "accounts", now=lambda: looks.pop(0) if len(looks) > 1 else looks[0])
+    looks[:] = [begins - 0.001, begins]  # between two looks of one booking
+    accounts.spend("ann", 5)
+    accounts.spend("ann", 7)
+    accounts.save()
+    for at, want in ((begins - 1, 5), (begins, 7)):
+        assert Accounts(tmp_path / "accounts", now=lambda at=at: at).today() == {"ann": want}
+
+
+def test_a_clock_that_jumps_and_returns_costs_no_token_of_the_account(tmp_path):
+    now = [86400.0 * 20000]
+    accounts = Accounts(tmp_path / "accounts", now=lambda: now[0])
+    for offset in (0, 1, 0, -1, 3650, 0, 1):
+        now[0] = 86400.0 * (20000 + offset)
+        accounts.spend("ann", 1)
+        accounts.save()
+        accounts._forget_saved()
+    for offset, want in ((0, 3), (1, 2), (-1, 1), (3650, 1)):
+        at = 86400.0 * (20000 + offset)
+        assert Accounts(tmp_path / "accounts", now=lambda at=at: at).today() == {"ann": want}

@@ -39,7 +39,8 @@ class _Session(msgspec.Struct):
     seen: float
 
     def ended(self, now: float) -> bool:
-        return now - self.seen > IDLE_S or now - self.began > LIFE_S
+        """Return whether it is too old, or of a time that is not yet: the clock was wrong then, or is now."""
+        return abs(now - self.seen) > IDLE_S or abs(now - self.began) > LIFE_S
 
 
 class _SessionFile(msgspec.Struct):

@@ -115,6 +115,7 @@ class Accounts:
             await asyncio.sleep(SAVE_S)
             if self._unsaved:
                 await asyncio.to_thread(self.save)
+                self._forget_saved()
 
     def save(self) -> None:
         """Write each changed day's file anew, beside the old one and renamed over it.
@@ -131,9 +132,12 @@ class Accounts:
         if self._trouble:
             _log.warning("token counts of keys were saved again, after %.0f s", self.failing_s)
             self._trouble = ""
+        return None
+
+    def _forget_saved(self) -> None:
+        """Forget the days that are saved and over. Not while they are saved, which is in another thread."""
         for day in self._spent.keys() - self._unsaved - {self._day()}:
             del self._spent[day]
-        return None
 
     def _write(self, day: int, spent: dict[str, int]) -> None:
         path = self._file(day)
@@ -238,9 +242,10 @@ class Accounts:
 
     def spend(self, name: str, tokens: int) -> None:
         """Book an answer's tokens, its prompt's among them."""
-        spent = self._today()
+        day = self._day()  # once: a day may begin at any moment, and so may the clock be set
+        spent = self._of(day)
         spent[name] = spent.get(name, 0) + tokens
-        self._unsaved.add(self._day())
+        self._unsaved.add(day)
 
     def spent(self, name: str) -> int:
         """Return what the key of this name has spent today."""
@@ -259,7 +264,9 @@ class Accounts:
         return days_spent
 
     def _today(self) -> dict[str, int]:
-        day = self._day()
+        return self._of(self._day())
+
+    def _of(self, day: int) -> dict[str, int]:
         if day not in self._spent:
             self._spent[day] = self._read_again(day)
         return self._spent[day]
