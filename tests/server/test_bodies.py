@@ -299,3 +299,13 @@ def test_a_refused_body_leaves_the_connection_to_others(serving):
         )
         assert b" 415 " in until(sock, b"}}")
     assert server.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "deep, what", [(lists(70_000), "lists and objects"), (numbers(300_000), "values in lists")]
+)
+def test_one_value_deep_in_an_import_holds_no_more_than_a_body(serving, deep, what):
+    row = b'{"id": "a", "parent": null, "role": "user", "content": "x", "receipt": {"x": %b, "y": "%b"}}'
+    body = b'{"chat": {"messages": [' + row % (deep, b"y" * (1 << 18)) + b"]}}"
+    answer = serving().admin.post("/console/api/import", content=body, headers=JSON)
+    assert answer.status_code == 413 and what in answer.json()["error"]["message"], answer.text

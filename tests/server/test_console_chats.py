@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
+import msgspec
 import pytest
 
 from freehold.chats import exported as exports
 from freehold.chats import folder as folders
 from freehold.chats.folder import ChatFolder
-from freehold.errors import CapacityExceeded
+from freehold.chats.types import SavedChat
+from freehold.errors import CapacityExceeded, StoreError
 from freehold.server.console import chats as handlers
+from freehold.server.console.chats import ChatShelf
+from freehold.server.core.call import CALLER_THREADS
 from freehold.server.core.keys import Ring, made
 from freehold.server.core.limits import ServerLimits
 from tests.server.conftest import Running
+from tests.server.test_streams import eventually
 
 URL = "/console/api/chats"
 ANN, BOB = "a" * 20, "b" * 20
@@ -29,6 +37,10 @@ def server(serving, tmp_path: Path) -> Running:
 @pytest.fixture
 def mine(tmp_path: Path) -> ChatFolder:
     return ChatFolder.of(tmp_path / "mine")
+
+
+def keyed(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 def talked(folder: ChatFolder, *texts: str, title: str = "") -> str:
@@ -405,3 +417,59 @@ def test_changes_fill_no_more_than_a_key_s_limit_and_a_tenth(serving, tmp_path: 
     pins = [change(pinned=True) for _ in range(100)]
     assert pins[-1] == 503
     assert ChatFolder.of(tmp_path / "mine", "ann").file(id).stat().st_size < 22_200
+
+
+def test_what_is_deleted_together_is_purged_once_and_off_the_loop(mine, tmp_path, monkeypatch):
+    shelf, purged = ChatShelf(tmp_path), []
+
+    async def body() -> None:
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def purge(folder: ChatFolder) -> None:
+            purged.append(threading.current_thread())
+            loop.call_soon_threadsafe(done.set)
+
+        monkeypatch.setattr(ChatFolder, "purge", purge)
+        monkeypatch.setattr(handlers, "UNDO_S", 0.0)
+        monkeypatch.setattr(handlers, "PURGE_S", 0.05)
+        for _ in range(1000):
+            shelf.purge_later(mine)
+        assert len(shelf._purging) < 10
+        await asyncio.wait_for(done.wait(), 60)
+
+    asyncio.run(body())
+    assert threading.current_thread() not in purged and len(purged) < 10
+
+
+def test_one_key_s_chats_leave_threads_to_the_others(serving, tmp_path, monkeypatch):
+    ann = made("ann", ANN, admin=False, models=(), rate="", tokens="")
+    bob = made("bob", BOB, admin=False, models=(), rate="", tokens="")
+    server = serving(home=tmp_path / "two", keys=Ring([ann, bob]))
+    release, inside = threading.Event(), []
+
+    def slow(folder: ChatFolder, id: str) -> SavedChat:
+        inside.append(id)
+        assert release.wait(60)
+        raise StoreError("damaged")
+
+    monkeypatch.setattr(ChatFolder, "read", slow)
+    with ThreadPoolExecutor(40) as pool, httpx2.Client(base_url=server.url, timeout=60) as client:
+        sent = [pool.submit(client.get, f"{URL}/c{n}", headers=keyed(ANN)) for n in range(40)]
+        try:
+            assert eventually(
+                lambda: server.doors.server.requests["key ann"] == 40 and len(inside) == CALLER_THREADS
+            )
+            assert client.get(URL, headers=keyed(BOB)).status_code == 200
+            assert len(inside) == CALLER_THREADS
+        finally:
+            release.set()
+        assert {each.result().status_code for each in sent} == {500}
+
+
+def test_an_import_converts_its_messages_one_by_one(monkeypatch):
+    kinds, convert = [], msgspec.convert
+    monkeypatch.setattr(exports.msgspec, "convert", lambda v, kind: kinds.append(kind) or convert(v, kind))
+    _, lines = exports.taken({"messages": [message("a"), message("b", "a")]}, system=True)
+    assert kinds == [exports.ExportedMessage, exports.ExportedMessage, exports.ExportedChat]
+    assert [each.id for each in lines if each.role] == ["a", "b"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -111,7 +112,7 @@ def taken(raw: Any, *, system: bool) -> tuple[str, list[ChatLine]]:
     would run one. `system`: whether it keeps its system prompt and the system messages among the others.
     """
     try:
-        chat = msgspec.convert(raw, ExportedChat)
+        chat = msgspec.convert(_one_by_one(raw), ExportedChat)
     except msgspec.ValidationError as e:
         raise UsageError(
             f"this is not an exported chat: {e}", "import the JSON that Export wrote", field="chat"
@@ -130,6 +131,17 @@ def taken(raw: Any, *, system: bool) -> tuple[str, list[ChatLine]]:
         chat.settings.system = ""
         _leave_out(chat, "system")
     return chat.model, list(_lines(chat))
+
+
+def _one_by_one(raw: Any) -> Any:
+    """Convert the messages one by one, up to the first wrong one: one call for all keeps every other thread waiting."""
+    if not isinstance(raw, dict) or not isinstance(messages := raw.get("messages"), list):
+        return raw
+    done: list[Any] = []
+    with suppress(msgspec.ValidationError):
+        for each in messages:
+            done.append(msgspec.convert(each, ExportedMessage))
+    return {**raw, "messages": done + messages[len(done) :]}
 
 
 def _leave_out(chat: ExportedChat, role: Role) -> None:

@@ -32,6 +32,7 @@ MAX_QUERY = 200  # characters of a text that is searched for
 MAX_MODEL = 256  # characters of a model's name
 MOST_BEGUN = 1000  # words of beginnings, which are asked again within seconds
 LAST = 50  # messages of a window, unless it says
+PURGE_S = 10.0  # between two purges of what was deleted
 # Limits of an import: it takes whatever export gives. An answer with its receipt has ten objects and sixty names.
 IMPORTED = {
     "body_bytes": MAX_EXPORT_BYTES + (1 << 10),
@@ -80,6 +81,7 @@ class ChatShelf:
         self.home, self._most = home, most
         self._folders: dict[str, ChatFolder] = {}
         self._begun: dict[tuple[Path, str], str] = {}  # folder and word -> the chat
+        self._purging: set[tuple[Path, float]] = set()  # folders, and when each is purged in PURGE_S
 
     def begun(self, folder: ChatFolder, once: str) -> str:
         """Return the chat that was begun with a word; "" for none."""
@@ -90,6 +92,21 @@ class ChatShelf:
         self._begun[folder.path, once] = id
         if len(self._begun) > MOST_BEGUN:
             del self._begun[next(iter(self._begun))]
+
+    def purge_later(self, folder: ChatFolder) -> None:
+        """Purge a folder once what was just deleted is past its undo: in a thread, for it may hold thousands.
+
+        What is deleted within PURGE_S goes together: a purge for each of thousands would look at all the others.
+        """
+        loop = asyncio.get_running_loop()
+        at = (loop.time() + UNDO_S) // PURGE_S + 1
+        if (folder.path, at) not in self._purging:
+            self._purging.add((folder.path, at))
+            loop.call_at(at * PURGE_S, self._purge, folder, at)
+
+    def _purge(self, folder: ChatFolder, at: float) -> None:
+        self._purging.discard((folder.path, at))
+        asyncio.get_running_loop().run_in_executor(None, folder.purge)
 
     def folder(self, call: HttpCall) -> ChatFolder:
         """Return the caller's chats: those of its key, or of the local user where no key is needed.
@@ -119,10 +136,10 @@ async def chats(call: HttpCall) -> None:
         if len(text) > MAX_QUERY:
             raise UsageError(f"q has {len(text):,} characters; at most {MAX_QUERY}", field="q")
         limit = _count(params, "limit", MAX_MATCHES, MAX_MATCHES)
-        await call.answer({"matches": await asyncio.to_thread(mine.search, text, limit)})
+        await call.answer({"matches": await call.in_thread(mine.search, text, limit)})
         return
     limit = _count(params, "limit", 100, MAX_LIST)
-    cards, after = await asyncio.to_thread(mine.page, limit, params.get("after", ""))
+    cards, after = await call.in_thread(mine.page, limit, params.get("after", ""))
     await call.answer({"chats": cards, "next": after})
 
 
@@ -131,7 +148,7 @@ async def begin(call: HttpCall) -> None:
     request, _ = await call.struct(NewChat)
     mine, request.title = folder_of(call), check_title(request.title)
     shelf = call.server.parts[ChatShelf]
-    card = await asyncio.to_thread(_begun, mine, request, shelf.begun(mine, request.once))
+    card = await call.in_thread(_begun, mine, request, shelf.begun(mine, request.once))
     if request.once:
         shelf.note(mine, request.once, card.id)
     await call.answer(card, 201)
@@ -142,7 +159,7 @@ async def chat(call: HttpCall) -> None:
     last = _count(_query(call), "last", LAST, MAX_IDS)
     mine, id, runs = folder_of(call), chat_id(call), call.server.part(Runs)
     running = runs.of(mine, id) if runs is not None else []
-    await call.answer(await asyncio.to_thread(_window, mine, id, last, running))
+    await call.answer(await call.in_thread(_window, mine, id, last, running))
 
 
 async def messages(call: HttpCall) -> None:
@@ -150,7 +167,7 @@ async def messages(call: HttpCall) -> None:
     ids = [id for id in _query(call).get("ids", "").split(",") if id]
     if len(ids) > MAX_IDS:
         raise UsageError(f"{len(ids):,} ids were asked for; at most {MAX_IDS}", field="ids")
-    await call.answer(await asyncio.to_thread(_messages, folder_of(call), chat_id(call), ids))
+    await call.answer(await call.in_thread(_messages, folder_of(call), chat_id(call), ids))
 
 
 async def change(call: HttpCall) -> None:
@@ -160,21 +177,21 @@ async def change(call: HttpCall) -> None:
         request.title = check_title(request.title)
     if request.model is not UNSET and len(request.model) > MAX_MODEL:
         raise UsageError(f"model has {len(request.model):,} characters; at most {MAX_MODEL}", field="model")
-    await call.answer(await asyncio.to_thread(_changed, folder_of(call), chat_id(call), request))
+    await call.answer(await call.in_thread(_changed, folder_of(call), chat_id(call), request))
 
 
 async def delete(call: HttpCall) -> None:
     """Delete a chat; for some minutes it can be restored."""
     mine = folder_of(call)
-    await asyncio.to_thread(mine.delete, chat_id(call))
-    asyncio.get_running_loop().call_later(UNDO_S + 1, mine.purge)
+    await call.in_thread(mine.delete, chat_id(call))
+    call.server.parts[ChatShelf].purge_later(mine)
     await call.answer({"undo_s": UNDO_S})
 
 
 async def restore(call: HttpCall) -> None:
     """Take the deletion of a chat back."""
     await call.struct(NothingAsked)
-    await call.answer(await asyncio.to_thread(folder_of(call).restore, chat_id(call)))
+    await call.answer(await call.in_thread(folder_of(call).restore, chat_id(call)))
 
 
 async def export(call: HttpCall) -> None:
@@ -184,15 +201,13 @@ async def export(call: HttpCall) -> None:
         raise UsageError(f"as={kind[:20]!r} is not a form of a chat; expected json or md", field="as")
     name = (b"content-disposition", b'attachment; filename="%s.%s"' % (chat_id(call).encode(), kind.encode()))
     media = b"text/markdown; charset=utf-8" if kind == "md" else b"application/json"
-    await call.answer(
-        await asyncio.to_thread(_file, folder_of(call), chat_id(call), kind), 200, [name], media
-    )
+    await call.answer(await call.in_thread(_file, folder_of(call), chat_id(call), kind), 200, [name], media)
 
 
 async def take(call: HttpCall) -> None:
     """Make a chat of one that was exported, under an id of its own."""
     request, _ = await call.struct(ImportedChat, replace(call.server.limits, **IMPORTED))
-    await call.answer(await asyncio.to_thread(_taken, folder_of(call), request), 201)
+    await call.answer(await call.in_thread(_taken, folder_of(call), request), 201)
 
 
 def _shown(message: SavedMessage) -> SavedMessage:

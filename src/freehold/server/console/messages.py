@@ -6,7 +6,6 @@ Path: Gate -> a handler -> ChatWriter.take_out, ChatWriter.message, ChatFolder.w
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -50,25 +49,25 @@ class EditedAnswer(Struct, kw_only=True):
 async def take_out(call: HttpCall) -> None:
     """Take a message out, with the results of tools that it called; what followed it follows the one before it."""
     request, _ = await call.struct(OneMessage)
-    await call.answer(await asyncio.to_thread(_taken_out, folder_of(call), chat_id(call), request.message))
+    await call.answer(await call.in_thread(_taken_out, folder_of(call), chat_id(call), request.message))
 
 
 async def put_back(call: HttpCall) -> None:
     """Put messages back that were taken out, and show the branch of the first."""
     request, _ = await call.struct(SomeMessages)
-    await call.answer(await asyncio.to_thread(_put_back, folder_of(call), chat_id(call), request.messages))
+    await call.answer(await call.in_thread(_put_back, folder_of(call), chat_id(call), request.messages))
 
 
 async def edit_answer(call: HttpCall) -> None:
     """Write another version of an answer, which the user worded."""
     request, _ = await call.struct(EditedAnswer)
-    await call.answer(await asyncio.to_thread(_edited, folder_of(call), chat_id(call), request), 201)
+    await call.answer(await call.in_thread(_edited, folder_of(call), chat_id(call), request), 201)
 
 
 async def fork(call: HttpCall) -> None:
     """Make a chat of the branch up to a message."""
     request, _ = await call.struct(OneMessage)
-    await call.answer(await asyncio.to_thread(_forked, folder_of(call), chat_id(call), request.message), 201)
+    await call.answer(await call.in_thread(_forked, folder_of(call), chat_id(call), request.message), 201)
 
 
 def _taken_out(mine: ChatFolder, id: str, message: str) -> TakenOut:

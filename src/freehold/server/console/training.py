@@ -6,7 +6,6 @@ files and their fields; knows no training. Path: route -> trainings, training, c
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -34,13 +33,13 @@ class Damaged(Exception):
 
 async def trainings(call: HttpCall) -> None:
     """List trainings and evaluations of this home, the newest first."""
-    await call.answer(await asyncio.to_thread(_listed, _home(call), call.owner))
+    await call.answer(await call.in_thread(_listed, _home(call), call.owner))
 
 
 async def training(call: HttpCall) -> None:
     """Return one training's receipt and the curves of its steps."""
     wanted = call.scope["path_params"]["id"]
-    run_row = await asyncio.to_thread(_opened, _home(call), wanted, call.owner)
+    run_row = await call.in_thread(_opened, _home(call), wanted, call.owner)
     if run_row is None:
         raise _unknown(wanted)
     await call.answer(run_row)
@@ -49,7 +48,7 @@ async def training(call: HttpCall) -> None:
 async def compared(call: HttpCall) -> None:
     """Compare two evaluations item by item, as `freehold eval --compare ONE OTHER --json` does."""
     words = words_of(call, ("one", "other"))
-    paths = await asyncio.to_thread(_results, _home(call))
+    paths = await call.in_thread(_results, _home(call))
     ids = ["".join(words.get(name, ())) for name in ("one", "other")]
     for id in ids:
         if id not in paths:

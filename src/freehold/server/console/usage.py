@@ -8,7 +8,6 @@ Path: route -> usage -> router/ledger/queries.py, accounts.py, questions.Questio
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ async def usage(call: HttpCall) -> None:
 
     async def work() -> None:
         path = _ledger(call.server)
-        sums = await asyncio.to_thread(_sums, path, days, own) if path else None
+        sums = await call.in_thread(_sums, path, days, own) if path else None
         savings, why_not = None, None
         if path is not None and sums is not None and own is None:
             savings, why_not = await _savings(call, path, days, words.get("on", []))
@@ -44,7 +43,7 @@ async def usage(call: HttpCall) -> None:
                 "days": days,
                 "ledger": sums,
                 "chats": None if path else await _of_chats(call, days),
-                "accounts": await asyncio.to_thread(_accounts, call.server, days, own),
+                "accounts": await call.in_thread(_accounts, call.server, days, own),
                 "savings": savings,
                 "savings_error": why_not,
             }
@@ -58,7 +57,7 @@ async def _of_chats(call: HttpCall, days: int) -> dict[str, Any] | None:
     if call.server.home is None:
         return None
     held = call.server.parts.setdefault(ChatUsage, ChatUsage())
-    return await asyncio.to_thread(held.sums, folder_of(call), days)
+    return await call.in_thread(held.sums, folder_of(call), days)
 
 
 def _days(text: str) -> int:

@@ -24,6 +24,7 @@ from freehold.server.core.limits import Gone, ServerLimits, parse, typed
 from freehold.server.core.numbers import values_beside
 from freehold.server.core.problems import Refused
 from freehold.server.core.structure import BodyStructure, escapes, exact_structure, structure_of, weight
+from freehold.server.core.turns import Turns
 
 _PLAIN = {str, int, float, bool, bytes, type(None)}
 _OURS = 2  # references of a value that only the name `value` holds: that one, and getrefcount's own
@@ -41,9 +42,7 @@ class Bodies:
 
     held: int = 0  # bytes
     by_caller: dict[str, int] = field(default_factory=dict)
-    _turns: dict[str, tuple[asyncio.Lock, int]] = field(
-        default_factory=dict
-    )  # caller -> (lock, requests that hold or await it)
+    _turns: Turns = field(default_factory=Turns)
     _short: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="freehold-bodies-short")
     )
@@ -54,15 +53,8 @@ class Bodies:
     @asynccontextmanager
     async def turn(self, caller: str, size: int) -> AsyncIterator[ThreadPoolExecutor]:
         """Give the thread for `size` bytes, once no other body of this caller has a thread or waits for one."""
-        lock, wanted = self._turns.get(caller) or (asyncio.Lock(), 0)
-        self._turns[caller] = (lock, wanted + 1)
-        try:
-            async with lock:
-                yield self._short if size <= SHORT_BYTES else self._long
-        finally:
-            lock, wanted = self._turns.pop(caller)
-            if wanted > 1:
-                self._turns[caller] = (lock, wanted - 1)
+        async with self._turns.of(caller):
+            yield self._short if size <= SHORT_BYTES else self._long
 
     def free(self, values: list[Any]) -> None:
         """Free values in the thread of long bodies, a few at a time."""

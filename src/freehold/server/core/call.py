@@ -31,6 +31,7 @@ from freehold.server.core.limits import Gone, ServerLimits, one_address
 from freehold.server.core.problems import Problem, Wording, forget_frames, openai_error, problem
 from freehold.server.core.protocols import protocol_of
 from freehold.server.core.scope import NamingDirectory, ScopedDirectory
+from freehold.server.core.turns import Turns
 from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin
 
@@ -49,6 +50,7 @@ _PIECE = 64 << 10  # bytes handed to a connection at once; it holds twice as man
 # A request that holds more is worked on apart from the loop: of lists and objects, which cost the most, it has some
 # 500, and reading them takes a millisecond.
 APART = 128 << 10
+CALLER_THREADS = 2  # of those that read and write the disk for all: there are six at least
 JSON = (b"content-type", b"application/json")
 LABEL_HEADER = b"x-freehold-label"  # names of labels, separated by commas
 
@@ -84,6 +86,7 @@ class Server:
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
+    turns: Turns = field(default_factory=lambda: Turns(CALLER_THREADS))
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests in progress
     calls: set[ServerCall] = field(default_factory=set)  # those with a running job
     parts: dict[type, Any] = field(
@@ -275,6 +278,18 @@ class HttpCall(ServerCall):
             if self._gone():
                 raise Gone
             return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
+
+    async def in_thread(self, work: Callable[..., P], *args: Any) -> P:
+        """Run work that reads or writes the disk in one of the threads that all share, in the caller's turn.
+
+        A caller that leaves meanwhile keeps its turn until the thread is free.
+        """
+        async with self.server.turns.of(self.caller):
+            working = asyncio.create_task(asyncio.to_thread(work, *args))
+            try:
+                return await asyncio.shield(working)
+            finally:
+                await asyncio.gather(working, return_exceptions=True)
 
     def _gone(self) -> bool:
         """Return whether the client has left."""

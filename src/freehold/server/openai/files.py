@@ -43,7 +43,7 @@ async def upload(call: HttpCall) -> None:
 async def files(call: HttpCall) -> None:
     """List files, the newest first."""
     params = query(call)
-    records = await asyncio.to_thread(_files(call).all, call.tenant)
+    records = await call.in_thread(_files(call).all, call.tenant)
     if params.get("purpose"):
         records = [f for f in records if f.purpose == params["purpose"]]
     if params.get("order") == "asc":

@@ -80,7 +80,7 @@ async def start(call: HttpCall) -> None:
     request, _ = await call.struct(StartRun)
     folder, id = folder_of(call), chat_id(call)
     _runs(call).admit(call.caller)
-    chat = await asyncio.to_thread(folder.read, id)
+    chat = await call.in_thread(folder.read, id)
     begun = _begun(chat, request.extend) if request.extend is not None else None
     model = request.model or (begun and begun.model) or chat.card.model
     if not model:
@@ -99,7 +99,7 @@ async def start(call: HttpCall) -> None:
     plan.extends = begun and Message("assistant", begun.content, begun.thinking)
     tools = _tools(call, id, settings.tools)
     with _runs(call).place(call.caller):  # others may have come meanwhile
-        user, answer, writer = await asyncio.to_thread(_written, folder, id, message, parent, model, plan)
+        user, answer, writer = await call.in_thread(_written, folder, id, message, parent, model, plan)
         identity = asyncio.create_task(identity_of(call.models, model))
         run = ChatRun(call, folder, id, plan, writer, answer, tools, identity)
         _runs(call).start(run)
@@ -224,9 +224,9 @@ async def again(call: HttpCall) -> None:
     request, _ = await call.struct(ComputeAgain)
     folder, id = folder_of(call), chat_id(call)
     _runs(call).admit(call.caller)
-    chat = await asyncio.to_thread(folder.read, id)
+    chat = await call.in_thread(folder.read, id)
     message = _answer(chat, request.message, "message")
-    kept = await asyncio.to_thread(bits_of, message)
+    kept = await call.in_thread(bits_of, message)
     names = (message.receipt or {})["bits"]["settings"].get("tools") or ()
     run = AgainRun(call, folder, chat, message, kept, _tools(call, id, names))
     await call.models.name_of(run.model)
@@ -238,9 +238,9 @@ async def again(call: HttpCall) -> None:
 async def difference(call: HttpCall) -> None:
     """Compare two answers of a chat: equal, or the first token that differs, with both speeds."""
     params = parse_qs(call.scope["query_string"].decode("latin-1"))
-    chat = await asyncio.to_thread(folder_of(call).read, chat_id(call))
+    chat = await call.in_thread(folder_of(call).read, chat_id(call))
     a, b = (_answer(chat, params.get(name, [""])[0], name) for name in ("a", "b"))
-    await call.answer(await asyncio.to_thread(_difference, a, b))
+    await call.answer(await call.in_thread(_difference, a, b))
 
 
 def _difference(a: SavedMessage, b: SavedMessage) -> dict[str, Any]:
