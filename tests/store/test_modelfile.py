@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from freehold.errors import UsageError
 from freehold.store import parameters
-from freehold.store.modelfile import MAX_CHARS, WORDS, Recipe, parse
+from freehold.store.modelfile import MAX_CHARS, MAX_LICENCES, WORDS, Recipe, parse
+from freehold.store.overlays import MAX_MESSAGES
 from freehold.store.parameters import HONOURED
 
 WHOLE = '''
@@ -142,3 +143,14 @@ def test_numbers_mean_what_they_mean_there(options, want):
 def test_no_window_is_no_penalty():
     read = parameters.read({"repeat_last_n": 0, "repeat_penalty": 1.5, "presence_penalty": 1})
     assert read.sampling == {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
+@pytest.mark.parametrize("line, most", [("MESSAGE user x", MAX_MESSAGES), ("LICENSE x", MAX_LICENCES)])
+def test_messages_and_licences_are_counted_as_they_come(line, most):
+    parse("FROM a\n" + f"{line}\n" * most)
+    with pytest.raises(UsageError, match=f"line {most + 2}: there are more than"):
+        parse("FROM a\n" + f"{line}\n" * (most + 9))
+
+
+def test_an_idle_word_is_noted_once():
+    assert len(parse("FROM a\n" + "PARSER x\n" * 500).notes) == 1

@@ -13,9 +13,10 @@ from freehold.errors import BadModelFile, ModelNotFound, StoreError, Unsupported
 from freehold.formats import open_lora
 from freehold.serving import Job
 from freehold.store import Store
+from freehold.store import overlays as records
 from freehold.store.create import copy, make
 from freehold.store.modelfile import Recipe
-from freehold.store.overlays import Overlay, overlaid
+from freehold.store.overlays import Overlay, Overlays, overlaid
 from freehold.types import Message
 from freehold.worker.wire import PROTOCOL, FromServer, Open, Reader, Writer
 from tests.vectors.adapters import Case, write_peft
@@ -173,3 +174,27 @@ def test_what_is_no_adapter_is_refused_and_nothing_is_kept(made, tmp_path):
         with pytest.raises((ModelNotFound, BadModelFile, UnsupportedModel)):
             make(made, "x", Recipe("tiny", adapter=str(source)), lambda _: None)
     assert made.overlays.find("x") is None and not (made.settings.home / "adapters").exists()
+
+
+def test_a_record_too_long_to_be_read_again_is_refused(tmp_path):
+    overlays = Overlays(tmp_path)
+    wide = "\U0001f600" * (1 << 18)  # twelve bytes a character, as the record has it
+    with pytest.raises(UsageError, match="the model's record has"):
+        overlays.write(Overlay(name="wide", base="b", system=wide, template=wide))
+    assert overlays.list() == [] and not list((tmp_path).glob("overlays/*"))
+    overlays.write(Overlay(name="one", base="b", system=wide))
+    assert overlays.find("one").system == wide
+
+
+def test_a_record_that_did_not_change_is_not_read_again(tmp_path, monkeypatch):
+    overlays, read, names = Overlays(tmp_path), records._read, []
+    monkeypatch.setattr(records, "_read", lambda path, home: names.append(path.stem[:2]) or read(path, home))
+    for n in range(20):
+        overlays.write(Overlay(name=f"n{n % 10}", base="b", system=str(n)))
+        assert overlays.find(f"n{n % 10}").system == str(n)
+    assert names == [f"n{n % 10}" for n in range(20)]
+    overlays.remove("n3")
+    assert overlays.find("n3") is None and len(overlays.list()) == 9
+    other = Overlays(tmp_path)
+    other.write(Overlay(name="n4", base="b", system="of another program"))
+    assert overlays.find("n4").system == "of another program"

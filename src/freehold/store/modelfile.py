@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from freehold.config import nearest
 from freehold.errors import UsageError
 from freehold.store import parameters
+from freehold.store.overlays import MAX_MESSAGES
 
 MAX_CHARS = 1 << 20
 MAX_LINES = 20_000
+MAX_LICENCES = 100
 _TRIPLE = '"""'
 WORDS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "MESSAGE", "LICENSE")
 # Known there, and what it would have done.
@@ -135,12 +137,21 @@ def _message(recipe: Recipe, value: str) -> Recipe:
     role, rest = _head(value)
     if role not in ("system", "user", "assistant"):
         raise UsageError(f"a MESSAGE is of {role[:40]!r}", "write MESSAGE user TEXT, or system or assistant")
+    if len(recipe.messages) == MAX_MESSAGES:
+        raise UsageError(f"there are more than {MAX_MESSAGES:,} of MESSAGE", "leave some out")
     return replace(recipe, messages=(*recipe.messages, (role, _text(rest, "MESSAGE"))))
+
+
+def _licence(recipe: Recipe, value: str) -> Recipe:
+    if len(recipe.licence) == MAX_LICENCES:
+        raise UsageError(f"there are more than {MAX_LICENCES} of LICENSE", "write them as one text")
+    return replace(recipe, licence=(*recipe.licence, _text(value, "LICENSE")))
 
 
 def _strange(recipe: Recipe, word: str) -> Recipe:
     if word in _IDLE:
-        return replace(recipe, notes=(*recipe.notes, f"{word} was ignored: {_IDLE[word]}"))
+        note = f"{word} was ignored: {_IDLE[word]}"
+        return recipe if note in recipe.notes else replace(recipe, notes=(*recipe.notes, note))
     near = nearest(word[:60], [*WORDS, *_IDLE])
     raise UsageError(
         f"there is not an instruction {word[:60]!r}", f"did you mean {near}?" if near else _known()
@@ -158,5 +169,5 @@ _READERS = {
     "TEMPLATE": lambda recipe, value: replace(recipe, template=_unquoted(value)),
     "SYSTEM": lambda recipe, value: replace(recipe, system=_unquoted(value)),
     "ADAPTER": lambda recipe, value: replace(recipe, adapter=_text(value, "ADAPTER").strip()),
-    "LICENSE": lambda recipe, value: replace(recipe, licence=(*recipe.licence, _text(value, "LICENSE"))),
+    "LICENSE": _licence,
 }

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ MAX_BYTES = 4 << 20  # of a record
 MAX_TEXT = 1 << 18  # characters of a system text, a template or a licence
 MAX_MESSAGES = 1000
 MAX_OVERLAYS = 10_000
+_File = tuple[tuple[int, int, int], "Overlay | None"]  # inode, time and size; the record, if it is one
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}(/[a-z0-9][a-z0-9._-]{0,95})?(:[a-z0-9._-]{1,95})?")
 
 
@@ -116,11 +119,15 @@ def with_messages(messages: tuple[Message, ...], overlay: Overlay) -> tuple[Mess
 
 
 class Overlays:
-    """The records below one home. Reading again costs one look at the folder while nothing changed."""
+    """The records below one home. Reading again costs one look at the folder while nothing changed.
+
+    Where something did, each file is looked at, and read if it is another than it was.
+    """
 
     def __init__(self, home: Path) -> None:
         self._home, self._folder = home, home / "overlays"
         self._seen = -1  # the folder's time when its records were read
+        self._files: dict[str, _File] = {}  # by the file's name
         self._known: dict[str, Overlay] = {}
 
     def find(self, name: str) -> Overlay | None:
@@ -142,9 +149,16 @@ class Overlays:
             raise UsageError(
                 f"there are {MAX_OVERLAYS:,} models made from others", "freehold rm some of them"
             )
+        kept = asdict(replace(overlay, adapter=Path(overlay.adapter).name))
+        if (
+            size := len(json.dumps(kept, indent=1))
+        ) > MAX_BYTES:  # as write_json writes it, and _read takes it
+            raise UsageError(
+                f"the model's record has {size:,} bytes; expected at most {MAX_BYTES:,}",
+                "shorten its system text, template, messages or licences",
+            )
         with space.full_disk(self._home, "nothing was written"):
             private.folder(self._folder, self._home)
-            kept = asdict(replace(overlay, adapter=Path(overlay.adapter).name))
             write_json(self._path(overlay.name), kept)
         self._seen = -1
         return overlay
@@ -179,10 +193,23 @@ class Overlays:
         except OSError:
             return {}
         if changed != self._seen:
-            overlays = (_read(path, self._home) for path in sorted(self._folder.glob("*.json")))
-            self._known = {o.name: o for o in overlays if o is not None}
+            files: dict[str, _File] = {}  # of this call: threads may be here at once
+            with os.scandir(self._folder) as entries:
+                for entry in sorted(entries, key=lambda each: each.name):
+                    if entry.name.endswith(".json"):
+                        files[entry.name] = self._file(entry, self._files.get(entry.name))
+            self._files, self._known = files, {o.name: o for _, o in files.values() if o is not None}
             self._seen = changed
         return self._known
+
+    def _file(self, entry: os.DirEntry[str], before: _File | None) -> _File:
+        """Return a file's record, anew where it is another file than before: each is renamed into its place."""
+        with suppress(OSError):
+            status = entry.stat()
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            same = before is not None and before[0] == stamp
+            return before if same else (stamp, _read(Path(entry.path), self._home))
+        return (0, 0, 0), None
 
 
 def _read(path: Path, home: Path) -> Overlay | None:

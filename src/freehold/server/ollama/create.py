@@ -71,7 +71,7 @@ async def create(call: HttpCall) -> None:
     """Make a model from another one, in place of what was made under its name; only for the owner."""
     request, raw = await call.struct(CreateRequest)
     name = fetchable(request.model or request.name, "model")
-    recipe, digest = _recipe(request)
+    recipe, digest = await call.in_thread(_recipe, request)
     store = stored(call)
     notes = unknown_fields(raw, CreateRequest)
 
