@@ -24,7 +24,7 @@ from freehold.server.core.limits import Gone, ServerLimits, parse, typed
 from freehold.server.core.numbers import values_beside
 from freehold.server.core.problems import Refused
 from freehold.server.core.structure import BodyStructure, escapes, exact_structure, structure_of, weight
-from freehold.server.core.turns import Turns
+from freehold.server.core.turns import CallerTurns
 
 _PLAIN = {str, int, float, bool, bytes, type(None)}
 _OURS = 2  # references of a value that only the name `value` holds: that one, and getrefcount's own
@@ -42,7 +42,7 @@ class Bodies:
 
     held: int = 0  # bytes
     by_caller: dict[str, int] = field(default_factory=dict)
-    _turns: Turns = field(default_factory=Turns)
+    _turns: CallerTurns = field(default_factory=CallerTurns)
     _short: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="freehold-bodies-short")
     )

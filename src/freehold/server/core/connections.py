@@ -30,7 +30,7 @@ SPARE = "spare"  # no address: the group of those that are let in for probes
 # Requests that a client may send before the answers to those before them, in one connection: a read of 256 KB holds
 # 6,000, which take 12 MB and a quarter of a second to parse.
 MAX_PIPELINED = 32
-# Chunks of a body that is sent in such, beside one for each so many of its bytes: each is three calls of the parser.
+# Chunks of a body that is sent in such, beside one for each CHUNK_BYTES of them: each is three calls of the parser.
 MAX_CHUNKS, CHUNK_BYTES = 1024, 16
 CLOSE_S = 1.0  # for a client to take an answer that ends its connection, and with TLS its leave
 _CONTINUE = b"HTTP/1.1 100 "  # goes out before a response

@@ -1,6 +1,6 @@
 """Turns of callers at threads that all of them share: no caller takes more than a few at a time.
 
-Knows callers; knows no thread and no work. Path: Bodies.turn, HttpCall.in_thread -> Turns.of
+Knows callers; knows no thread and no work. Path: Bodies.turn, HttpCall.in_thread -> CallerTurns.of
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class CallerTurns:
     """`most`: turns that one caller has at a time; its other requests wait, in order."""
 
     def __init__(self, most: int = 1) -> None:
