@@ -92,7 +92,7 @@ def steps(document: Path) -> list[Step]:
     """Return the hour; a shell's step ends in a mark that its own line does not contain."""
 
     def shell(name: str, command: str, right: str = "") -> Step:
-        return Step(name, f"clear; {command}; echo EN''D", r"^END$", right)
+        return Step(name, f"clear; {command}; echo EN''D {name}", rf"^END {name}$", right)
 
     checkout = Path(__file__).resolve().parents[2]
     curl = "curl -sf http://127.0.0.1:18435/ -H 'Accept: text/html' -o page.html"
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=3500, help="words of the document")
     parser.add_argument("--models", type=Path, help="a home whose models are linked into the fresh one")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
         folder = Path(made)
         home = folder / "data"
         if args.models:
