@@ -107,9 +107,7 @@ class Sequence:
     loading: bool = False  # it holds some of the blocks that the disk has of it
     retry_above: int = -1  # after it found no room: admission is tried again once more blocks are free,
     retry_at: float = 0.0  # or from this time on
-    known_tokens: int = (
-        0  # of its beginning, that the cache held when it came: an estimate until it has blocks
-    )
+    known_tokens: int = 0  # of its beginning, in the cache when it came: an estimate until it has blocks
     prefix_provider: Sequence | None = None  # computes what this one begins with, so this one waits
     shared_until: int = 0  # until the provider has computed this many tokens
     awaited_until: int = 0  # tokens that another sequence waits for

@@ -58,7 +58,8 @@ class DecodeTurns:
         dear = self._dear(decodes)
         each = self.limit_s / len(clients)
         part = each if many and dear is not None else 0.0  # of the dear one's client
-        others = len(waiting - queues.keys())  # they have as much of the step for prompts as the others for tokens
+        # Clients that only wait have as much of the step for prompts as each of the others for tokens.
+        others = len(waiting - queues.keys())
         one_each = longest_s - min(brief_s, longest_s / 2)
         one_each = min(self.limit_s - others * each, one_each) if others else min(self.limit_s, one_each)
         kept = max(others, 1) * each if waiting else 0.0
