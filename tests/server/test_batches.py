@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -22,10 +23,13 @@ from hypothesis import strategies as st
 
 from freehold.errors import ContextOverflow, Overloaded
 from freehold.server.batches import desk as desks
-from freehold.server.batches.desk import Desk
+from freehold.server.batches import lines as linefiles
+from freehold.server.batches.desk import Desk, NewBatch
+from freehold.server.batches.filestore import FileBounds
 from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
 from freehold.server.batches.lines import check_lines
 from freehold.server.core.keys import LOOK_S, KeyFile, Ring, key_of, made
+from freehold.server.core.problems import Refused
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
 from tests.server.test_streams import eventually
@@ -386,3 +390,50 @@ def test_any_file_is_lines_or_named_errors(tmp_path, data):
     said = [text for text in data.split(b"\n") if text.strip()]
     assert checked.errors or checked.total == len(said)
     assert all(wrong.code and wrong.message for wrong in checked.errors)
+
+
+def test_no_line_of_a_batch_whose_time_is_over_is_read_on_the_loop(batches, monkeypatch):
+    read, readers = desks.read_lines, set()
+
+    def noted(path: Path):
+        for each in read(path):
+            readers.add(threading.current_thread())
+            yield each
+
+    monkeypatch.setattr(desks, "read_lines", noted)
+    server, client = batches(Script(text="word " * 2000, delay=0.05))
+    ended = client.end(client.begin([line(f"n{i}") for i in range(20)], window="1s"))
+    assert ended.status == "expired" and ended.request_counts.failed
+    assert readers and server.thread not in readers
+
+
+def test_a_file_of_empty_lines_is_refused_before_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(linefiles, "MAX_EMPTY", 3)
+    path = tmp_path / "lines.jsonl"
+    for empty, total in ((3, 2), (4, None)):
+        path.write_bytes(jsonl([line("a")]) + b"\n" * empty + jsonl([line("b")]))
+        checked = check_lines(path, CHAT)
+        assert [each.code for each in checked.errors] == ([] if total else ["too_many_lines"])
+        assert total is None or checked.total == total
+
+
+def test_an_open_batch_s_input_takes_room_after_its_file_is_gone(tmp_path):
+    desk, made = Desk(tmp_path), []  # nothing is answered: it does not run
+    desk.files._bounds = FileBounds(bytes=2500)
+
+    async def begin() -> None:
+        part = desk.files.begin("ann", 1000)
+        part.write_bytes(b"x" * 1000)
+        file = desk.files.add("ann", part, "a", "batch")
+        made.append(await desk.create("ann", NewBatch(CHAT, file.id, "24h", 86400.0, {})))
+        desk.files.delete("ann", file.id)
+
+    async def body() -> None:
+        await begin()
+        await begin()
+        with pytest.raises(Refused, match="files would hold 3,000 bytes"):
+            await begin()
+        made[0].status = "cancelled"
+        await begin()
+
+    asyncio.run(body())

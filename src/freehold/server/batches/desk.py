@@ -59,7 +59,7 @@ class Desk:
     """Files and batches under `root`."""
 
     def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
-        self.files = Files(root / "files", now=now)
+        self.files = Files(root / "files", now=now, beside=self._open_files)
         self._root, self._now = private_folder(root / "batches"), now
         self.files.sweep()
         self._batches = {batch.id: batch for batch in self._left()}
@@ -228,8 +228,8 @@ class Desk:
         lines, reading = self._unfinished(batch, journal), asyncio.Lock()
 
         async def following() -> BatchLine | None:
-            async with reading:  # a line may have 16 MB, which the loop shall not parse
-                return await asyncio.to_thread(next, lines, None)
+            async with reading:
+                return await _following(lines)
 
         async def work() -> None:
             while (line := await following()) is not None:
@@ -268,7 +268,8 @@ class Desk:
         """Write an error for each line that is left."""
         await journal.settle()
         error = {"code": "batch_expired", "message": "this line was not answered in the batch's time"}
-        for line in self._unfinished(batch, journal):
+        lines = self._unfinished(batch, journal)
+        while (line := await _following(lines)) is not None:
             await self._note(batch, journal, line, True, error=error)
 
     async def _note(
@@ -317,6 +318,11 @@ class Desk:
     def _folder(self, batch: Batch) -> Path:
         return self._root / tenant_folder(batch.tenant) / batch.id
 
+    def _open_files(self, tenant: str) -> list[Path]:
+        """Return the input of each batch that is not over, and its results so far: they take the tenant's room."""
+        folders = [self._folder(b) for b in [*self._batches.values()] if b.tenant == tenant and not b.over]
+        return [folder / name for folder in folders for name in (INPUT, OUTPUT, ERRORS)]
+
     def _place(self, batch: Batch) -> None:
         """Make a batch's folder. Its input is linked, so that it outlives the file it came from."""
         source = self.files.path(batch.tenant, batch.input_file_id)
@@ -358,6 +364,11 @@ class Desk:
             except (OSError, msgspec.DecodeError) as e:
                 _log.warning("the batch in %s cannot be read: %s", folder, e)
         return unfinished
+
+
+async def _following(lines: Iterator[BatchLine]) -> BatchLine | None:
+    """Return the next line; the loop shall not parse it, for it may have 16 MB."""
+    return await asyncio.to_thread(next, lines, None)
 
 
 def _clear(folder: Path) -> None:

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +59,14 @@ class Files:
     """All files under `root`. Methods touch the disk, so the loop's side calls those that may take long in a thread."""
 
     def __init__(
-        self, root: Path, bounds: FileBounds | None = None, now: Callable[[], float] = time.time
+        self,
+        root: Path,
+        bounds: FileBounds | None = None,
+        now: Callable[[], float] = time.time,
+        beside: Callable[[str], Sequence[Path]] = lambda _: (),
     ) -> None:
-        self._root, self._bounds, self._now = root, bounds or FileBounds(), now
+        """`beside`: what else takes a tenant's room, such as a batch's input whose file was removed."""
+        self._root, self._bounds, self._now, self._beside = root, bounds or FileBounds(), now, beside
         self._adding = threading.Lock()  # taken while a file's bytes are reserved
         self._coming: dict[Path, int] = {}  # what is being written, and how many bytes that may be
         private_folder(root)
@@ -152,9 +157,19 @@ class Files:
             raise _full(
                 f"there are {len(held) + len(coming):,} files; expected at most {self._bounds.files:,}"
             )
-        size = sum(each.bytes for each in held) + sum(coming) + more
+        size = self._bytes(tenant, held) + sum(coming) + more
         if size > self._bounds.bytes:
             raise _full(f"files would hold {size:,} bytes; expected at most {self._bounds.bytes:,}")
+
+    def _bytes(self, tenant: str, held: Sequence[FileRecord]) -> int:
+        """Return the bytes of files and of what is beside them; what has two names is one."""
+        paths = [*(self._folder(tenant) / f"{each.id}.data" for each in held), *self._beside(tenant)]
+        sizes: dict[tuple[int, int], int] = {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                sizes[status.st_dev, status.st_ino] = status.st_size
+        return sum(sizes.values())
 
     def _record(
         self,

@@ -18,6 +18,7 @@ from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
 
 MAX_LINES = 50_000
+MAX_EMPTY = MAX_LINES  # beside those
 MAX_LINE = 16 << 20  # bytes; the body of a request has no more
 MAX_ERRORS = 50  # named of one file
 
@@ -65,13 +66,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, BatchLine | Wrong]]:
     """Give each line with its number; empty ones are left out."""
     decoder = msgspec.json.Decoder(BatchLine)
     with path.open("rb") as file:
-        number = 0
+        number = empty = 0
         while raw := file.readline(MAX_LINE + 1):
             number += 1
             if len(raw) > MAX_LINE:
                 yield number, Wrong("line_too_long", f"it has more than {MAX_LINE:,} bytes", number)
                 return
             if raw.isspace():
+                empty += 1
+                if empty > MAX_EMPTY:
+                    yield (
+                        number,
+                        Wrong("too_many_lines", f"expected at most {MAX_EMPTY:,} empty lines", number),
+                    )
+                    return
                 continue
             try:
                 weigh(raw, ServerLimits())
