@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import pytest
 
 from freehold.formats import open_lora
 from freehold.server.core.keys import Ring
+from freehold.server.ollama import create as creating
 from freehold.store.modelfile import parse
 from freehold.store.parameters import HONOURED
 from tests.server.conftest import TOKEN
@@ -299,3 +301,31 @@ def test_a_client_that_goes_stops_the_download_and_keeps_what_came(serving):
         hub.throttle_s = 0.0
         told = lines(server.owner.post("/api/pull", json={"model": "org/tiny-GGUF"}).text)
     assert told[-1] == {"status": "success"} and server.store.resolve("org/tiny-GGUF").bytes == len(body)
+
+
+def test_a_request_learns_from_no_answer_which_files_and_users_there_are(serving, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "there").touch()
+    server = serving()
+    for one, other in (
+        ("org/there", "org/gone"),
+        ("~root/x", "~no-such-user/x"),
+        ("org/../org/there", "a/../b/c"),
+    ):
+        for path in ("/api/show", "/v1/chat/completions"):
+            chat = {"messages": [{"role": "user", "content": "hi"}]}
+            answers = [server.client.post(path, json={"model": name, **chat}) for name in (one, other)]
+            assert answers[0].status_code == answers[1].status_code >= 400
+            texts = [a.text.replace(name, "NAME") for a, name in zip(answers, (one, other), strict=True)]
+            assert texts[0] == texts[1]
+
+
+def test_a_modelfile_is_read_in_a_thread(serving, monkeypatch):
+    server, readers, recipe = serving(), [], creating._recipe
+    monkeypatch.setattr(
+        creating, "_recipe", lambda request: readers.append(threading.current_thread()) or recipe(request)
+    )
+    answer = server.owner.post("/api/create", json={"model": "x", "modelfile": "FROM a\nFROM b"})
+    assert answer.status_code == 400 and "a second FROM" in answer.text
+    assert len(readers) == 1 and server.thread not in readers

@@ -66,6 +66,15 @@ def test_adapter_behind_a_model_is_named_where_none_is_taken():
     assert "an adapter behind + is for run, eval and serve" in e.value.hint
 
 
+def test_without_the_disk_only_the_spelling_of_a_name_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "there").touch()
+    assert parse_ref("org/there").kind == "path"
+    assert parse_ref("org/there", disk=False).kind == parse_ref("org/gone", disk=False).kind == "hub"
+    assert parse_ref("~no-such-user/x", disk=False).kind == parse_ref("~root/x", disk=False).kind == "path"
+
+
 def test_folder_names_differ_for_each_name_and_stay_inside():
     names = ["a:b", "a--b", "a/b", "A:b", "../x", "https://h/x?y", "." * 50, "n" * 500]
     slugs = [slug(n) for n in names]

@@ -1,6 +1,7 @@
 """Read what a user typed as MODEL: a catalogue name, a file path, a hub reference or a URL.
 
-Touches the disk only to see whether a path exists. Path: Store.resolve / Store.pull -> parse_ref.
+Touches the disk only to see whether a path exists, and not for a client's request.
+Path: Store.resolve / Store.pull -> parse_ref
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ class Ref:
     revision: str = "main"
 
 
-def parse_ref(text: str) -> Ref:
-    """Tell the kinds of MODEL apart; raise UsageError for what can be none of them."""
+def parse_ref(text: str, *, disk: bool = True) -> Ref:
+    """Tell the kinds of MODEL apart; raise UsageError for what can be none of them.
+
+    Without `disk` only the spelling counts: what a request is answered must not tell which files and users there are.
+    """
     text = text.strip().removeprefix(LIBRARY)
     if not text or len(text) > _MAX_LENGTH or any(ord(c) < 32 for c in text):
         raise UsageError(f"not a model: {text[:60]!r}", "give a name, a file path or org/repo")
@@ -50,8 +54,8 @@ def parse_ref(text: str) -> Ref:
     for host in _HUB_HOSTS:
         if text.startswith(host):
             return _hub(text, text[len(host) :])
-    if _looks_like_path(text):
-        return Ref("path", str(_home(text).absolute()))
+    if _is_path(text) or (disk and "/" in text and Path(text).exists()):
+        return Ref("path", str(_home(text).absolute()) if disk else text)
     if "/" in text:
         return _hub(text, text)
     return Ref("name", text.lower().removesuffix(LATEST))
@@ -65,11 +69,10 @@ def slug(name: str) -> str:
     return f"{plain}-{digest}"
 
 
-def _looks_like_path(text: str) -> bool:
+def _is_path(text: str) -> bool:
     if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or re.match(r"[A-Za-z]:\\", text):
         return True
-    is_file_name = text.lower().endswith(MODEL_SUFFIXES) and ":" not in text
-    return is_file_name or ("/" in text and Path(text).exists())
+    return text.lower().endswith(MODEL_SUFFIXES) and ":" not in text
 
 
 def _home(text: str) -> Path:

@@ -57,12 +57,13 @@ class Store:
         self.models, self.packs = self._shelf.models, self._shelf.packs
         self.overlays = Overlays(settings.home)
 
-    def resolve(self, ref: str) -> ModelRef:
+    def resolve(self, ref: str, *, disk: bool = True) -> ModelRef:
         """Find a model on this machine by name, path or hub reference, without any network.
 
+        `disk`: whether a name may turn out to be a path, as parse_ref has it.
         Raises ModelNotFound with the command that would fetch it, FileVanished if its file is gone or cut off.
         """
-        parsed = parse_ref(ref)
+        parsed = parse_ref(ref, disk=disk)
         if parsed.kind == "path":
             return model_ref(self._own(Path(parsed.text))[0], Path())
         if overlay := self.overlays.find(parsed.text):
@@ -137,9 +138,12 @@ class Store:
                 files.setdefault(path, known)
         return [*files.values()]
 
-    def show(self, ref: str) -> Listed:
-        """Return one model's record, vanished and unfinished ones included; raise ModelNotFound."""
-        parsed = parse_ref(ref)
+    def show(self, ref: str, *, disk: bool = True) -> Listed:
+        """Return one model's record, vanished and unfinished ones included; raise ModelNotFound.
+
+        `disk`: as `resolve` has it.
+        """
+        parsed = parse_ref(ref, disk=disk)
         if parsed.kind == "path":
             return listed(self._shelf, from_path(Path(parsed.text)))
         if overlay := self.overlays.find(parsed.text):

@@ -223,9 +223,9 @@ class EngineModels:
         """Find a model by name. A request cannot name a file: only models of the store and `paths`."""
         if name in self._paths:
             return self._paths[name]
-        if not name or parse_ref(name).kind == "path":
+        if not name or parse_ref(name, disk=False).kind == "path":
             raise ModelNotFound(f"no model is named {name!r}", "GET /v1/models lists the names")
-        return await asyncio.to_thread(self._store.resolve, name)
+        return await asyncio.to_thread(self._store.resolve, name, disk=False)
 
     def _known(self, alias: str, name: str) -> EngineHandle:
         if len(self._aliases) >= MAX_SPELLINGS:

@@ -121,9 +121,9 @@ def stored(call: HttpCall) -> Store:
 def look_up(store: Store, name: str) -> Listed:
     """Return a model's record; Refused with 404 in this protocol's words."""
     try:
-        if parse_ref(name).kind == "path":
+        if parse_ref(name, disk=False).kind == "path":
             raise ModelNotFound("name a model here, not a local file")
-        return store.show(name)
+        return store.show(name, disk=False)
     except ModelNotFound as e:
         raise refusal(e, name) from e
 
