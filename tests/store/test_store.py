@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, Offline, StoreError, UsageError
 from freehold.formats.identity import file_facts
 from freehold.store import Store
-from freehold.store.manifest import read_manifest, safe_relative
+from freehold.store.manifest import read_manifest, safe_relative, write_json
 from freehold.store.refs import parse_ref, slug
 from tests.store.conftest import noise
 from tests.store.standin import Standin
@@ -261,3 +263,19 @@ def test_records_are_plain_json(standin: Standin, store: Store):
         "digest",
         "path",
     }
+
+
+def test_two_threads_write_one_record_and_it_is_whole_at_any_moment(tmp_path, monkeypatch):
+    path, dump = tmp_path / "record.json", json.dump
+
+    def interrupted(value: object, file, **how: object) -> None:
+        if value == {"one": 1}:
+            other = threading.Thread(target=write_json, args=(path, {"two": 2}))
+            other.start()
+            other.join(60)
+            assert json.loads(path.read_text()) == {"two": 2}
+        dump(value, file, **how)
+
+    monkeypatch.setattr(json, "dump", interrupted)
+    write_json(path, {"one": 1})
+    assert json.loads(path.read_text()) == {"one": 1} and [*tmp_path.iterdir()] == [path]

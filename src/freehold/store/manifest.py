@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -94,7 +95,8 @@ def write_manifest(folder: Path, manifest: Manifest, *, durable: bool = True) ->
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write JSON beside `path` and rename it into place; `durable`: flushed to disk first."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Two threads that wrote to one file would rename it while half of it is there.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
         with open(beside, "w", encoding="utf-8", opener=private.opener) as f:
             json.dump(value, f, indent=1)

@@ -207,8 +207,9 @@ class Overlays:
         with suppress(OSError):
             status = entry.stat()
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            same = before is not None and before[0] == stamp
-            return before if same else (stamp, _read(Path(entry.path), self._home))
+            if before is not None and before[0] == stamp:
+                return before
+            return stamp, _read(Path(entry.path), self._home)
         return (0, 0, 0), None
 
 
