@@ -159,8 +159,9 @@ def test_a_message_that_is_asked_for_again_and_again_comes_once(server):
 
 
 def test_readers_that_take_nothing_leave_long_answers_in_no_memory(serving, tmp_path):
-    server = serving(home=tmp_path, limits=ServerLimits(caller_bytes=10 << 20, write_s=1.0))
-    chat = imported(server, said("a", None, content="y" * (4 << 20))).json()["id"]
+    # Longer than what the kernel may take for the sockets of a connection.
+    server = serving(home=tmp_path, limits=ServerLimits(caller_bytes=60 << 20, write_s=2.0))
+    chat = imported(server, said("a", None, content="y" * (24 << 20))).json()["id"]
     url = f"{CHATS}/{chat}/export"
     with ExitStack() as open_ones:
         for _ in range(2):
