@@ -370,6 +370,17 @@ def test_two_that_do_not_fit_together_do_not_take_turns_in_starting_again():
     assert world.tokens_computed < 4 * 1200 * 2
 
 
+@pytest.mark.parametrize("tenants", ["aa", "ab", "ba"])
+def test_answers_whose_turn_it_is_and_that_find_no_block_leave_the_turn_to_those_that_hold_them(tenants: str):
+    """One slow grammar a step: the younger answer, with less service, waits for what the older one holds."""
+    world = World(blocks=3)
+    old = world.add(50, answer=40, tenant=tenants[0], grammar_s=0.3)
+    world.step()
+    young = world.add(20, answer=40, tenant=tenants[1], grammar_s=0.03)
+    world.finish(1000)
+    assert old.done and young.done
+
+
 def test_stalled_reader_is_passed_over_only_after_a_while():
     world = World(blocks=2)
     old = world.add(60)

@@ -39,11 +39,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         answer=st.sampled_from([1, 5, 90]),
         priority=st.sampled_from(["interactive", "batch"]),
         tenant=st.sampled_from(["", "a"]),
+        grammar_s=st.sampled_from([0.0, 0.003, 0.3]),
     )
-    def ask(self, shared: int, own: int, answer: int, priority: Priority, tenant: str) -> Sequence:
-
+    def ask(
+        self, shared: int, own: int, answer: int, priority: Priority, tenant: str, grammar_s: float
+    ) -> Sequence:
         prompt = [*SHARED[:shared], *(own * 1000 + i for i in range(max(own, 1)))]
-        return self.world.add(prompt, answer, priority, tenant)
+        return self.world.add(prompt, answer, priority, tenant, grammar_s=grammar_s)
 
     @rule(target=seqs, parent=seqs)
     def answer_again(self, parent: Sequence) -> Sequence:

@@ -240,15 +240,23 @@ class Scheduler:
     # --- newest tokens -----------------------------------------------------------------------------
 
     def _decode(self, runnable: Runnable, step_s: float) -> None:
-        """Take the newest token of every running answer, or of those whose turn it is."""
+        """Take the newest token of every running answer, or of those whose turn it is.
+
+        Where none of those finds a block, others have the turn: they may hold the blocks that these wait for.
+        """
+        decodes = runnable.decodes
         waiting = {seq.request.client for seq in runnable.prompts}
         most = self.budget.max_num_batched_tokens
-        if not waiting <= {seq.request.client for seq in runnable.decodes}:  # others' prompts need tokens too
+        if not waiting <= {seq.request.client for seq in decodes}:  # others' prompts need tokens too
             most = max(most - max(most // 4, 1), 1)
         new_s = self._newcomers.seconds
-        for seq in self._turns.choose(runnable.decodes, most, waiting, step_s, self._shared_s, new_s):
-            if seq.block_table and self._has_blocks(seq):
-                self._take(seq, len(seq.tokens) - 1, 1)
+        while decodes and not self._batch:
+            chosen = self._turns.choose(decodes, most, waiting, step_s, self._shared_s, new_s)
+            for seq in chosen:
+                if seq.block_table and self._has_blocks(seq):
+                    self._take(seq, len(seq.tokens) - 1, 1)
+            without = set(chosen)
+            decodes = [seq for seq in decodes if seq.block_table and seq not in without]
 
     def _take(self, seq: Sequence, first: int, count: int) -> None:
         known = self._batch.get(seq)
