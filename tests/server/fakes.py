@@ -376,6 +376,9 @@ class FakeModels:
         if self.in_memory.pop(name, None) is None:
             raise ModelNotFound(f"{name!r} is not in memory")
 
+    async def retire(self, name: str) -> None:
+        self.in_memory.pop(name, None)
+
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         if name not in self.served:
             raise ModelNotFound(f"there is no model {name!r}")

@@ -13,6 +13,7 @@ from freehold.server.ollama import create as creating
 from freehold.store.modelfile import parse
 from freehold.store.parameters import HONOURED
 from tests.server.conftest import TOKEN
+from tests.server.fakes import FakeServed
 from tests.server.ollama_rig import error_of, lines, refused, with_tiny
 from tests.server.test_auth import ANN, KEYS
 from tests.server.test_door import bearer, key
@@ -54,6 +55,10 @@ def create(server, **fields):
     answer = server.owner.post("/api/create", json={"model": "mario", "from": "tiny", **fields})
     assert answer.status_code == 200, answer.text
     return lines(answer.text)
+
+
+def in_memory(server, name):
+    server.models.in_memory[name] = FakeServed(name, server.models.script)
 
 
 # --- who may -----------------------------------------------------------------------------------------------
@@ -180,9 +185,29 @@ def test_what_is_made_of_something_made_stands_on_the_same_model(stocked):
     ],
 )
 def test_what_cannot_be_made_is_refused(stocked, fields, part):
+    in_memory(stocked, "mario")
     said = refused(stocked, "/api/create", **{"model": "mario", "from": "tiny", **fields})
     assert part in said
     assert stocked.store.overlays.list() == []
+    assert [each.name for each in stocked.models.loaded()] == ["mario"]
+
+
+def test_what_is_made_takes_the_place_of_what_is_in_memory(stocked):
+    for ask in (
+        lambda: create(stocked),
+        lambda: stocked.owner.post("/api/copy", json={"source": "tiny", "destination": "mario"}),
+    ):
+        in_memory(stocked, "mario")
+        ask()
+        assert stocked.models.loaded() == []
+
+
+def test_a_recipe_that_is_refused_costs_no_blob_its_place(stocked, tmp_path):
+    data = write_gguf("llama", tmp_path / "x.gguf", dtype="Q8_0").read_bytes()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert stocked.owner.post(f"/api/blobs/{digest}", content=data).status_code == 201
+    said = refused(stocked, "/api/create", model="mario", files={"x.gguf": digest}, template="no loop")
+    assert "TEMPLATE" in said and [m.name for m in stocked.store.list()] == ["tiny"]
 
 
 @pytest.mark.parametrize("form", ["peft", "gguf"])
@@ -229,11 +254,13 @@ def test_a_base_that_is_not_here_is_fetched(serving, tmp_path):
 
 def test_a_model_that_others_stand_on_stays(stocked):
     create(stocked)
+    in_memory(stocked, "tiny")
     answer = stocked.owner.request("DELETE", "/api/delete", json={"model": "tiny"})
     assert "mario is based on" in error_of(answer, 400)
+    assert [each.name for each in stocked.models.loaded()] == ["tiny"]
     for name in ("mario:latest", "tiny"):
         assert stocked.owner.request("DELETE", "/api/delete", json={"name": name}).status_code == 200
-    assert stocked.store.list() == []
+    assert stocked.store.list() == [] and stocked.models.loaded() == []
     error_of(stocked.owner.request("DELETE", "/api/delete", json={"model": "tiny"}), 404)
 
 

@@ -176,6 +176,18 @@ def test_what_is_no_adapter_is_refused_and_nothing_is_kept(made, tmp_path):
     assert made.overlays.find("x") is None and not (made.settings.home / "adapters").exists()
 
 
+def test_what_is_refused_fetches_nothing_and_keeps_no_adapter(made, tmp_path, monkeypatch):
+    fetched = []
+    refused = Recipe(base="far", parameters={"temperature": -1})
+    with pytest.raises(UsageError, match="temperature"):
+        make(made, "x", refused, lambda _: None, lambda ref, _: fetched.append(ref))
+    monkeypatch.setattr(records, "MAX_OVERLAYS", 1)
+    adapter = write_lora(Case("llama", targets=("q_proj",)), tmp_path / "lora.gguf")
+    with pytest.raises(UsageError, match="made from others"):
+        make(made, "x", Recipe(base="tiny", adapter=str(adapter)), lambda _: None)
+    assert not fetched and not [*(made.settings.home / "adapters").iterdir()]
+
+
 def test_a_record_too_long_to_be_read_again_is_refused(tmp_path):
     overlays = Overlays(tmp_path)
     wide = "\U0001f600" * (1 << 18)  # twelve bytes a character, as the record has it

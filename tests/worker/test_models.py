@@ -19,6 +19,8 @@ from freehold.router.toml.environment import KeptEnvironment
 from freehold.server.core.hints import hint_for
 from freehold.serving import Job
 from freehold.store import ModelRef, Store
+from freehold.store.create import make
+from freehold.store.modelfile import Recipe
 from freehold.types import Format, Message
 from freehold.worker import client, memory
 from freehold.worker import models as models_module
@@ -331,6 +333,32 @@ def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.Mon
         assert [loaded.name for loaded in models.loaded()] == ["tiny"]
 
     serve(body, OPTIONS, paths=tiny, available=lambda: 9 << 20)
+
+
+def test_a_model_made_anew_is_opened_anew_once_its_answers_have_ended(serve, tmp_path: Path):
+    store = Store(Settings(tmp_path))
+    base = store.pull(str(write_gguf("llama", tmp_path / "tiny.gguf"))).name
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+    async def body(models: EngineModels) -> None:
+        await models.use(base)
+        make(store, "mario", Recipe(base=base, template=template), lambda _: None)
+        served = await models.use("Mario")
+        starting = await begin_and_stop(served, CHAT)
+        make(store, "mario", Recipe(base=base), lambda _: None)
+        await models.retire("mario")  # does not wait for them
+        assert {loaded.name for loaded in models.loaded()} == {base, "mario"}
+        os.kill(served.pid, signal.SIGCONT)
+        stream = await starting
+        await served.load(3600)  # that another caller wants it longer keeps it no longer
+        assert [chunk async for _, chunk in stream][-1].finish_reason
+        while served.awake:
+            await asyncio.sleep(0.01)
+        assert [loaded.name for loaded in models.loaded()] == [base]
+        await models.retire("mario")  # its base's engine stays
+        assert [loaded.name for loaded in models.loaded()] == [base]
+
+    serve(body, OPTIONS)
 
 
 def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, tiny, monkeypatch):

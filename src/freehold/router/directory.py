@@ -126,6 +126,9 @@ class GatewayModels:
     async def unload(self, name: str) -> None:
         await self.engines.unload(self._local(name))
 
+    async def retire(self, name: str) -> None:
+        await self.engines.retire(name)
+
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         await self.engines.add_adapter(self._local(name), adapter, path)
 

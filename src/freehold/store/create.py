@@ -33,35 +33,45 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
     of its own has, and for what cannot be honoured; BadTemplate, ModelNotFound and what fetching raises.
     """
     _check_free(store, name)
+    template, notes = _template(recipe.template)
+    _made(name, recipe, template, Overlay(name="", base="x"))  # checked before a base is fetched for it
     try:
         base = store.resolve(recipe.base)
     except ModelNotFound:
         base = (fetch or store.pull)(recipe.base, on_event)
-    before = base.overlay or Overlay(name="", base=base.name)
-    template, notes = _template(recipe.template)
-    parameters_given = {**before.parameters, **recipe.parameters}
-    replaced = store.overlays.find(name)
-    overlay = Overlay(
-        name=canonical(name),
-        base=before.base,
-        parameters=parameters_given,
-        system=before.system if recipe.system is None else recipe.system,
-        template=template or before.template,
-        messages=recipe.messages or before.messages,
-        adapter=str(keep(store.settings.home, Path(recipe.adapter))) if recipe.adapter else before.adapter,
-        licence=recipe.licence or before.licence,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    read = checked(overlay).read
+    overlay = _made(name, recipe, template, base.overlay or Overlay(name="", base=base.name))
+    read, replaced = overlay.read, store.overlays.find(name)
     if read.context is not None:
         notes = (
             *notes,
             "num_ctx is stored but ignored: the context is what fits in memory, or what --context sets",
         )
-    overlay_written = store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
-    if replaced is not None:
-        store.overlays.release(replaced.adapter)
+    if recipe.adapter:
+        overlay = replace(overlay, adapter=str(keep(store.settings.home, Path(recipe.adapter))))
+    overlay = replace(overlay, notes=(*recipe.notes, *notes, *read.warnings))
+    released = overlay.adapter  # where its record cannot be written
+    try:
+        overlay_written = store.overlays.write(overlay)
+        released = replaced.adapter if replaced is not None else ""
+    finally:
+        store.overlays.release(released)
     return overlay_written
+
+
+def _made(name: str, recipe: Recipe, template: str, before: Overlay) -> Overlay:
+    """Return what a recipe makes of `before`, without an adapter of its own; raises UsageError as `checked` does."""
+    return checked(
+        replace(
+            before,
+            name=canonical(name),
+            parameters={**before.parameters, **recipe.parameters},
+            system=before.system if recipe.system is None else recipe.system,
+            template=template or before.template,
+            messages=recipe.messages or before.messages,
+            licence=recipe.licence or before.licence,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+    )
 
 
 def copy(store: Store, source: str, name: str) -> Overlay:

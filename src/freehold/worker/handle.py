@@ -80,6 +80,7 @@ class EngineHandle:
         self._counters = Counters()
         self.keep_alive = KeepAlive(keep_alive_s, self._expire)
         self._leaving: asyncio.Task[None] | None = None
+        self._retiring = False  # until it is unloaded
         self._up_at = math.inf
         self._busy_at = self._loop.time()
         self.restarts = self.slow_readers = 0
@@ -287,7 +288,7 @@ class EngineHandle:
 
     def _stopped(self, _: asyncio.Task[None]) -> None:
         """Note the end of `_run`, also where it was cancelled before its first turn."""
-        self._up, self._engine, self._life = False, None, None
+        self._up, self._engine, self._life, self._retiring = False, None, None, False
         self._counters.engine_ended()
         if not self.idle and not self._closed:  # a request came while it was unloaded
             self._ensure_running()
@@ -391,7 +392,10 @@ class EngineHandle:
     def _rest(self) -> None:
         """Start the time after which an idle model is unloaded."""
         if self.idle and self._up and not self._closed:
-            self.keep_alive.idle()
+            if self._retiring:
+                self._expire()
+            else:
+                self.keep_alive.idle()
 
     def _expire(self) -> None:
         self._leaving = self._loop.create_task(self._leave())
@@ -408,6 +412,12 @@ class EngineHandle:
         if self._life is not None and not self.leaving:
             self._life.cancel()
         await self.left()
+
+    async def retire(self) -> None:
+        """Unload now if idle, else once the requests have ended, however long later ones want it kept."""
+        self._retiring = True
+        if self.idle:
+            await self.unload()
 
     async def left(self) -> None:
         """Wait until a model that is being unloaded has left its memory."""

@@ -19,7 +19,7 @@ from freehold.machine import available_bytes
 from freehold.serving import CounterTable, LoadedInfo, ModelHandle, Origin, StoredModel
 from freehold.store import Listed, ModelRef, Store
 from freehold.store.judging import Judgements
-from freehold.store.overlays import Overlay
+from freehold.store.overlays import Overlay, canonical
 from freehold.store.refs import parse_ref
 from freehold.types import ServedModelOptions
 from freehold.version import __version__
@@ -199,6 +199,12 @@ class EngineModels:
         if handle is None or not handle.awake:
             raise ModelNotFound(f"{name} is not loaded", self._memory.loaded_names())
         await handle.unload()
+
+    async def retire(self, name: str) -> None:
+        """Unload the engine of this very name once its requests have ended; nothing where there is none."""
+        for handle in [*self._handles.values()]:
+            if handle.awake and canonical(handle.name) == canonical(name):
+                await handle.retire()
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse new jobs, let running ones end for up to `drain_s`, and stop all engines."""

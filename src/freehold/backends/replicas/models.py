@@ -174,6 +174,9 @@ class DeployedModels:
         self._not_deployed(name, f"freehold deploy stop {name} ends it")
         await self._models.unload(name)
 
+    async def retire(self, name: str) -> None:
+        await self._models.retire(name)
+
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         self._not_deployed(name, "its engine takes adapters when it is started")
         await self._models.add_adapter(name, adapter, path)

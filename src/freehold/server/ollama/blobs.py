@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from freehold import private
-from freehold.errors import BadModelFile, ModelNotFound, UsageError
+from freehold.errors import BadModelFile, UsageError
 from freehold.formats import open_model_file
 from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.server.core.call import HttpCall
@@ -64,12 +64,13 @@ def only_gguf(files: Mapping[str, str]) -> str:
     return _digest(next(iter(files.values())))
 
 
+def model_name(digest: str) -> str:
+    """Return the name of the model that a blob becomes."""
+    return f"{UPLOADED}{digest[:12]}"
+
+
 def model_of(store: Store, digest: str) -> ModelRef:
-    """Return the model made of a blob; it moves into the store the first time. Raises UsageError for no model."""
-    try:
-        return store.resolve(f"{UPLOADED}{digest[:12]}")
-    except ModelNotFound:
-        pass
+    """Move a blob into the store as a model. Raises UsageError where it is not here, or is not a model."""
     path = _folder(store) / f"sha256-{digest}"
     if not path.is_file():
         raise UsageError(f"no blob sha256:{digest} is here", "POST /api/blobs/sha256:HEX sends it")

@@ -5,6 +5,7 @@ Knows the route's fields; store/create.py checks and keeps. Path: Gate -> create
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -16,7 +17,6 @@ from freehold.server.core.problems import Refused
 from freehold.server.ollama import blobs, chores
 from freehold.server.ollama.fields import unknown_fields
 from freehold.server.ollama.generating import worded
-from freehold.server.ollama.manage import retire
 from freehold.server.ollama.models import stored
 from freehold.server.ollama.pull import fetchable
 from freehold.store import parameters
@@ -75,17 +75,20 @@ async def create(call: HttpCall) -> None:
     store = stored(call)
     notes = unknown_fields(raw, CreateRequest)
 
+    models, loop = call.server.models, asyncio.get_running_loop()
+
     def work(tell: chores.Tell) -> None:
-        base = blobs.model_of(store, digest).name if digest else recipe.base
+        fetch = (lambda *_: blobs.model_of(store, digest)) if digest else None
         with blobs.adapter_of(store, request.adapters or {}) as adapter:
-            whole = replace(recipe, base=base, adapter=str(adapter or ""))
-            overlay = make(store, name, whole, lambda event: chores.report(event, tell))
+            whole = replace(recipe, adapter=str(adapter or ""))
+            overlay = make(store, name, whole, lambda event: chores.report(event, tell), fetch)
+        # An engine of its own would continue with the template it has. What is refused leaves it as it is.
+        asyncio.run_coroutine_threadsafe(models.retire(name), loop).result()
         tell({"status": f"using existing layer {overlay.base}"})
         for note in (*notes, *overlay.notes):
             tell({"status": chores.WARNING + note})
         tell({"status": "writing manifest"})
 
-    await retire(call, name)  # an engine of its own would continue with the template it has
     first = {"status": "reading model metadata"}
     await worded(
         recipe.base or name,
@@ -115,7 +118,8 @@ def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
     if r.files and recipe.base:
         raise Refused(400, "files and from name two bases; expected one of them", param="files")
     if r.files:
-        return recipe, blobs.only_gguf(r.files)
+        digest = blobs.only_gguf(r.files)
+        return replace(recipe, base=blobs.model_name(digest)), digest
     return replace(recipe, base=fetchable(recipe.base, "from")), ""
 
 

@@ -16,7 +16,6 @@ from freehold.server.ollama.generating import worded
 from freehold.server.ollama.models import look_up, stored
 from freehold.server.ollama.pull import fetchable
 from freehold.store.create import copy as make_copy
-from freehold.store.overlays import canonical
 
 
 class CopyRequest(Struct, kw_only=True):
@@ -38,6 +37,7 @@ async def copy(call: HttpCall) -> None:
     request, _ = await call.struct(CopyRequest)
     source, name = fetchable(request.source, "source"), fetchable(request.destination, "destination")
     await worded(source, lambda: asyncio.to_thread(make_copy, stored(call), source, name))
+    await call.server.models.retire(name)
     await call.answer(b"")
 
 
@@ -46,16 +46,6 @@ async def delete(call: HttpCall) -> None:
     request, _ = await call.struct(DeleteRequest)
     name = fetchable(request.model or request.name, "model")
     listed = await asyncio.to_thread(look_up, stored(call), name)
-    await retire(call, listed.name)
     await asyncio.to_thread(stored(call).remove, listed.name)
+    await call.server.models.retire(listed.name)
     await call.answer(b"")
-
-
-async def retire(call: HttpCall, name: str) -> None:
-    """Let a model that is loaded under this very name leave memory: at once, or when its answers have ended."""
-    models = call.server.models
-    info = next((each for each in models.loaded() if canonical(each.name) == canonical(name)), None)
-    if info is not None and info.in_flight:
-        await models.use(info.name, 0)
-    elif info is not None:
-        await models.unload(info.name)
