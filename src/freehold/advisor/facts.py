@@ -33,7 +33,7 @@ QUESTIONS = {
     "redistributes": "whether you distribute the weights",
     "modifies": "whether you change or fine-tune the model",
     "distils": "whether outputs will train another model",
-    "seat": "the country of your principal seat",
+    "seat": "the country of your principal place of business",
     "multimodal": "whether this model accepts more than text",
     "same_family": "whether the model you train is of the same family",
     "narrow": "whether the model you train only classifies or extracts",

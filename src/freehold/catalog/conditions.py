@@ -28,9 +28,9 @@ FLAGS = {
     "narrow": "the trained model only sorts or extracts, as a classifier does",
     "end_user": "the model is only used inside another company's product",
     "bypasses_guardrails": "guardrails in the model are weakened",
-    "eu": "the principal seat is in the European Union",
-    "uk": "the principal seat is in the United Kingdom",
-    "korea": "the principal seat is in South Korea",
+    "eu": "the principal place of business is in the European Union",
+    "uk": "the principal place of business is in the United Kingdom",
+    "korea": "the principal place of business is in South Korea",
     "multimodal": "the model takes more than text",
 }
 AMOUNTS = {

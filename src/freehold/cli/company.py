@@ -78,7 +78,9 @@ def _value_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--revenue", "revenue_year", type=Amount(), help="Your group's revenue in 12 months, in dollars."
         ),
         click.option("--monthly-revenue", "revenue_month", type=Amount(), help="The same for one month."),
-        click.option("--seat", metavar="CC", help="Country of your principal seat: two letters, or EU."),
+        click.option(
+            "--seat", metavar="CC", help="Country of your principal place of business: two letters, or EU."
+        ),
     )
     for option in reversed(options):
         command = option(command)
