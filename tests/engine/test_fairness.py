@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from freehold.engine.admission import Admission
 from freehold.engine.encoder import QueuedText, TextQueue
-from freehold.engine.schedule.budget import LONGEST_S, SHARED_TOKENS
+from freehold.engine.schedule.budget import LONGEST_S, SHARED_TOKENS, Prefill
+from freehold.engine.schedule.cost import TILE
 from freehold.engine.schedule.newcomers import WHOLE_SHARE
 from freehold.engine.schedule.turns import GRAMMAR_S
 from freehold.engine.sequence import Request, Sequence
@@ -276,10 +277,23 @@ def test_prompts_of_others_have_a_part_of_a_step_that_answers_would_fill():
             world.step()
 
 
+def test_brief_prompt_is_not_cut_where_it_begins_one_tile_more():
+    """Steps of two tiles seemed dear, since the machine was busy while they were measured."""
+    world = full_steps()
+    chat_s(world)
+    for _ in range(8):
+        world.scheduler.budget.learn(4, [Prefill(0, TILE, logits=False)], 0, 0.5)
+    chat = world.add(TILE - 2, answer=3, tenant="victim")
+    chunks: list[int] = []
+    while not chat.generated:
+        chunks += [chunk.count for chunk in world.step() if chunk.seq is chat]
+    assert chunks == [TILE - 2]
+
+
 def test_last_token_of_a_prompt_waits_for_no_turn_among_answers(monkeypatch: pytest.MonkeyPatch):
     world = full_steps()
     chat_s(world)
-    chat = world.add(41, answer=1, tenant="victim")
+    chat = world.add(40 + TILE + 1, answer=1, tenant="victim")
     with monkeypatch.context() as patch:
         patch.setattr(world.scheduler.budget, "tokens", lambda done, left, *_: min(left, 40))
         world.step()

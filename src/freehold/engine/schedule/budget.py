@@ -24,8 +24,10 @@ BURST_S, BRIEF_S = 0.2, 1.0
 ITL_FLOOR_S = 0.004  # below this a reader sees no difference, and a step's own overhead counts
 STEP_S = 0.25  # a step without running answers: what Ctrl-C, a cancellation and a new request wait for
 # A step of several clients, in tokens that are computed alone: what another client's request waits for, whose own step
-# follows. On a 0.5b four are 60 ms, in which 64 tokens of a prompt are computed at 94 % of the full speed.
-SHARED_TOKENS = 4
+# follows. On a 0.5b four are 60 ms, in which 64 tokens of a prompt are computed at 94 % of the full speed. They are
+# tokens on a free machine: the crowd itself makes each take half as long again, and steps would grow with it. Where a
+# token takes far longer, at depth, a step has two and a half of those.
+SHARED_TOKENS, SHARED_NOW = 4, 2.5
 # Tokens of prefill a step has at least while no answer decodes, if they take no more than half a second:
 # weights are unpacked once a step. Measured on a 0.5b: 32 tokens cost 10 % of the speed, 64 cost 6 %, 128 nothing.
 PREFILL_TOKENS, SLOW_STEP_S = 128, 0.5
@@ -86,7 +88,8 @@ class Budget:
         if self._target is not None:
             return self._target
         lone = self.cost.lone
-        return min(max(SHARED_TOKENS * lone, ITL_FLOOR_S), max(lone, LONGEST_S)) if lone else inf
+        tokens_s = max(SHARED_TOKENS * self.cost.lone_at_best, SHARED_NOW * lone)
+        return min(max(tokens_s, ITL_FLOOR_S), max(lone, LONGEST_S)) if lone else inf
 
     def open(
         self,

@@ -34,6 +34,9 @@ class StepCost:
         self._sizes: list[int] = []  # measured, sorted
         self._steps = 0
         self.lone = 0.0  # seconds of a single token, as last known; 0 while nothing was measured
+        self.lone_at_best = (
+            0.0  # the least that it ever was: beside other processes, and at depth, it takes longer
+        )
 
     def add(self, tokens: int, seconds: float, drafted: bool = False) -> None:
         """Add a sample; `drafted`: some of the step's tokens were of a draft."""
@@ -45,6 +48,7 @@ class StepCost:
         samples.append(seconds)
         cost = self._cost[tokens] = sorted(samples)[(len(samples) - 1) // 4]
         self.lone = cost if tokens == 1 else min(self.lone or cost, cost)
+        self.lone_at_best = min(self.lone_at_best or self.lone, self.lone)
         self._until[tokens] = max(self._until.get(tokens, 0), self._steps + (FORGET if drafted else STALE))
         self._drop_stale()
 

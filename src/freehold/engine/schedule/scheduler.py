@@ -303,9 +303,9 @@ class Scheduler:
         return end - seq.num_computed_tokens
 
     def _prefill_some(self, seq: Sequence, seconds: float, more_s: float = 0.0, minimum: bool = True) -> bool:
-        """Take as many tokens of a prompt as fit into `seconds`, or all if `more_s` longer suffices.
+        """Take as many tokens of a prompt as fit into `seconds`; False if none.
 
-        False if none.
+        With `more_s`, all of them if so much longer or one tile more suffices: the rest would wait for a whole step.
         """
         budget, logits = self.budget, seq.request.all_logits
         # Asked first, for it costs least: hundreds may wait for a slot or a block.
@@ -323,8 +323,9 @@ class Scheduler:
             done = min(seq.num_computed_tokens, len(seq.tokens) - 1)
         left = len(seq.tokens) - done
         count = budget.tokens(done, left, logits, seconds, minimum)
-        if more_s and count < left and budget.tokens(done, left, logits, seconds + more_s, minimum) == left:
-            count = left
+        if more_s and count < left <= budget.left:
+            whole = budget.tokens(done, left, logits, seconds + more_s, minimum) == left
+            count = left if whole or (left - count <= TILE and not logits) else count
         if count:
             self._take(seq, done, count)
             budget.spend(done, count, logits)
