@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
+from freehold.formats.lora import CONFIG, WEIGHTS
+from freehold.server.core.problems import problem
 from freehold.serving import EmbedJob, Job
 from freehold.store import ModelRef, Store
 from freehold.store.create import make
@@ -89,7 +92,7 @@ def test_an_adapter_comes_and_goes_while_its_model_lives(tiny: Refs, serve: Serv
         await models.add_adapter("tiny", "one", paths["one"])
         assert tokens((await answers(await models.use("tiny+one"), JOB))[0]) != base
         assert "tiny+one" in [m.name for m in await models.names()]
-        with pytest.raises(BadModelFile, match="tiny has"):
+        with pytest.raises(UsageError, match="tiny has"):
             await models.add_adapter("tiny", "foreign", paths["foreign"])
         with pytest.raises(UsageError, match="cannot be an adapter's name"):
             await models.add_adapter("tiny", "a+b", paths["one"])
@@ -99,6 +102,29 @@ def test_an_adapter_comes_and_goes_while_its_model_lives(tiny: Refs, serve: Serv
         with pytest.raises(ModelNotFound):
             await models.remove_adapter("tiny", "one")
         assert tokens((await answers(await models.use("tiny"), JOB))[0]) == base
+
+    serve(body, options(paths), paths=tiny)
+
+
+def test_a_path_that_is_no_adapter_is_the_caller_s_fault(
+    tiny: Refs, serve: Serve, paths: dict[str, Path], tmp_path: Path
+):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / CONFIG)
+    (tmp_path / "piped" / WEIGHTS).symlink_to("/dev/zero")
+    (tmp_path / "text").write_text("no adapter")
+    wrong = [*map(Path, ("/dev/zero", "/dev/null", "/no/such/file")), *tmp_path.iterdir()]
+
+    async def body(models: EngineModels) -> None:
+        for path in wrong:
+            with pytest.raises(UsageError) as refused:
+                await models.add_adapter("tiny", "one", path)
+            told = problem(refused.value, owner=True)
+            assert told.status == 400 and path.name in told.message and refused.value.hint
+        with pytest.raises(ModelNotFound):
+            await models.add_adapter("nope", "one", paths["one"])
 
     serve(body, options(paths), paths=tiny)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
+from freehold.errors import BadModelFile, CapacityExceeded, EngineClosed, ModelNotFound, UsageError
 from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
 from freehold.machine import available_bytes
@@ -157,12 +157,22 @@ class EngineModels:
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         """Put an adapter beside a model: into its engine now if it is loaded, and whenever it is loaded again.
 
-        Raises ModelNotFound, and what open_lora raises, or Adapters.add in an engine that has the model.
+        Raises ModelNotFound for the model; UsageError for a path that is no adapter, or none for this model.
         """
         check_adapter_name(adapter)
-        await asyncio.to_thread(open_lora, path)
         name = (await self._ref_of(name)).name
-        await self._change_if_loaded(name, "add_adapter", adapter, str(path.absolute()))
+        try:
+            await asyncio.to_thread(open_lora, path)
+            await self._change_if_loaded(name, "add_adapter", adapter, str(path.absolute()))
+        except (
+            BadModelFile,
+            ModelNotFound,
+        ) as e:  # here it is an argument, and its model is as sound as before
+            raise UsageError(
+                f"{path} is not an adapter for {name}: {e.message}",
+                e.hint or "give the folder that PEFT saved, or a GGUF adapter made for this model",
+                field="path",
+            ) from e
         self._adapters.setdefault(name, {})[adapter] = path.absolute()
 
     async def remove_adapter(self, name: str, adapter: str) -> None:
