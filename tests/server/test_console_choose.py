@@ -21,6 +21,7 @@ from freehold.server.console.choose import _pathless
 from freehold.server.console.questions import Questions
 from freehold.server.core.keys import Ring
 from tests.server.test_door import key, secret
+from tests.vectors.files import write_gguf
 
 MACHINES = ("rtx-4090", "2xh100", "m3-max:64gb", "zen4-2vcpu", "l4")
 MODELS = tuple(model.id for model in catalog.models()[3::47])
@@ -61,6 +62,13 @@ def printed(server, verb, words):
     return CliRunner().invoke(command, [*args, "--json"], obj=settings, standalone_mode=False).stdout
 
 
+def end_process(server):
+    held = server.doors.server.part(Questions)
+    if held is not None and (child := held.process("fit").child) is not None:
+        child.kill()
+        child.wait(60)
+
+
 @pytest.mark.parametrize(
     "verb, words", ASKED, ids=lambda each: each if isinstance(each, str) else "-".join(each.values())
 )
@@ -90,6 +98,24 @@ def test_a_key_is_not_told_where_files_of_the_server_lie():
 def test_no_question_opens_a_file_of_the_server_by_its_path(server, verb, path):
     answer = asked(server, verb, {"model": path}, "root")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_no_question_tells_which_files_and_users_there_are(server, tmp_path, monkeypatch):
+    for folder in (tmp_path, server.store.settings.home):
+        (folder / "org").mkdir(exist_ok=True)
+        write_gguf("llama", folder / "org" / "there", dtype="Q8_0")
+    monkeypatch.chdir(tmp_path)
+    end_process(server)  # the next one begins in this folder
+    for verb in ("fit", "why"):
+        for one, other in (
+            ("org/there", "org/gone"),
+            ("~root/x", "~no-such-user/x"),
+            ("org/../org/there", "gone/../gone/x"),
+        ):
+            answers = [asked(server, verb, {"model": name}, "root") for name in (one, other)]
+            texts = [a.text.replace(name, "NAME") for a, name in zip(answers, (one, other), strict=True)]
+            assert texts[0] == texts[1] and answers[0].status_code == answers[1].status_code >= 400
+    end_process(server)
 
 
 def test_errors_are_the_verb_s_with_its_way_out(server):

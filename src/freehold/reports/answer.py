@@ -1,7 +1,8 @@
 """A verb and its words, as a query string has them, to the text that the verb's --json prints.
 
 Knows which words each verb takes and of what kind they are; knows no HTTP. A word that no verb has, or that is no
-number where one is due, is a UsageError. Path: __main__ -> answer -> fit, license, why, cost, advice, models, starters
+number where one is due, is a UsageError. A model is a name here, never a path: whoever asks may not learn which files
+there are. Path: __main__ -> answer -> fit, license, why, cost, advice, models, starters
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def _fit(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     kinds = get_args(KvType)
     if (kind := options.get("kv_type", "f16")) not in kinds:
         raise UsageError(f"kv_type is {kind[:40]!r}", f"expected {', '.join(kinds)}")
-    return fit_report(settings, _needed(options, "model"), options.pop("context", None), **options).as_json()
+    return fit_report(
+        settings, _needed(options, "model"), options.pop("context", None), disk=False, **options
+    ).as_json()
 
 
 def _license(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def _license(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
 def _why(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     from freehold.reports.why import why_report
 
-    return why_report(settings, _needed(options, "model"), {}).as_json()
+    return why_report(settings, _needed(options, "model"), {}, disk=False).as_json()
 
 
 def _advise(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:

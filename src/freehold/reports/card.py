@@ -30,10 +30,10 @@ UNREAD = "it does not load: "  # begins a note
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
 
 
-def describe(store: Store, model: str) -> dict[str, Any]:
-    """Return the card of `model` as plain values; raise ModelNotFound for one that is unknown."""
+def describe(store: Store, model: str, *, disk: bool = True) -> dict[str, Any]:
+    """Return the card of `model` as plain values; raise ModelNotFound for one that is unknown. `disk`: as `show`."""
     try:
-        listed = store.show(model)
+        listed = store.show(model, disk=disk)
     except ModelNotFound:
         return _from_catalogue(model)
     overlay = store.overlays.find(listed.name) if listed.base else None

@@ -62,12 +62,15 @@ def fit_report(
     engine: str = "",
     kv_type: KvType = "f16",
     measure: bool = False,
+    disk: bool = True,
 ) -> FitReport:
     """Predict a model's memory, context and speed. `on`: hardware, here if empty; `measure`: this machine again.
 
+    `disk`: whether `model` may be a path.
+
     Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or engine.
     """
-    held, known, packed = _find(settings, model)
+    held, known, packed = _find(settings, model, disk)
     place = _place(settings, on, engine, measure=measure)
     anatomies = _anatomies(held, known, quant, place)
     rows = [fits.fit(a, place, context, kv_type=kv_type, packed=packed and a is held) for a in anatomies]
@@ -90,13 +93,13 @@ def _pointed(row: Misfit, fitting: str) -> Misfit:
     return replace(row, hint=f"{shorter}{fitting} fits, or --on larger hardware")
 
 
-def _find(settings: Settings, text: str) -> tuple[Anatomy | None, Model | None, bool]:
+def _find(settings: Settings, text: str, disk: bool) -> tuple[Anatomy | None, Model | None, bool]:
     """Return the stored file's sizes, the catalogue's facts, and whether its weights are packed."""
     from freehold.store import Store
 
     store = Store(settings)
     try:
-        ref = store.resolve(text)
+        ref = store.resolve(text, disk=disk)
     except ModelNotFound:
         return None, catalog.model(text), False  # raises with the nearest names
     held, known = from_file(ref.path, ref.rounding), None

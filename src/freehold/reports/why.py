@@ -87,11 +87,14 @@ class WhyReport:
         }
 
 
-def why_report(settings: Settings, model: str, company: Mapping[str, Any]) -> WhyReport:
-    """Collect what is known of a model. `company`: the user's facts. Raises ModelNotFound."""
+def why_report(settings: Settings, model: str, company: Mapping[str, Any], *, disk: bool = True) -> WhyReport:
+    """Collect what is known of a model. `company`: the user's facts; `disk`: whether it may be a path.
+
+    Raises ModelNotFound.
+    """
     from freehold.store import Store
 
-    card = describe(Store(settings), model)
+    card = describe(Store(settings), model, disk=disk)
     known = _catalogued(card)
     ruled = _verdict(known, card, settings, company)
     quality = quality_by_task(known, _quant(settings, known, card["name"]))

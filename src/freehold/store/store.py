@@ -67,7 +67,7 @@ class Store:
         if parsed.kind == "path":
             return model_ref(self._own(Path(parsed.text))[0], Path())
         if overlay := self.overlays.find(parsed.text):
-            return replace(self.resolve(overlay.base), name=overlay.name, overlay=overlay)
+            return replace(self.resolve(overlay.base, disk=disk), name=overlay.name, overlay=overlay)
         manifest = self._find(parsed)
         if manifest is None:
             raise self._not_held(ref, parsed)
@@ -147,7 +147,7 @@ class Store:
         if parsed.kind == "path":
             return listed(self._shelf, from_path(Path(parsed.text)))
         if overlay := self.overlays.find(parsed.text):
-            base = self._find(parse_ref(overlay.base))
+            base = self._find(parse_ref(overlay.base, disk=disk))
             return overlay_listed(
                 self.overlays.path(overlay), overlay, listed(self._shelf, base) if base else None
             )

@@ -62,7 +62,7 @@ async def choose(call: HttpCall) -> None:
             400, f"verb is {verb[:40]!r}; expected {', '.join(VERBS)}", param="verb", code="invalid_value"
         )
     for name in words.get("model", ()):
-        if not name or parse_ref(name).kind == "path":  # a request names no file of the server
+        if not name or parse_ref(name, disk=False).kind == "path":  # a request names no file of the server
             raise Refused(404, f"there is no model {name[:200]!r}", param="model", code="model_not_found")
     if call.key is not None and call.key.models:
         _check_scope(call.key, verb, words)

@@ -87,17 +87,15 @@ class _Process:
             self._idle.cancel()
         if self.child is not None:
             self.child.kill()
-            self.child.wait()
-            for pipe in (self.child.stdin, self.child.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
+            _left(self.child)
             self.child = None
 
     def _exchange(self, line: bytes, ends: int) -> bytes:
         """Give the process a line and wait for its own; b"" where it was ended meanwhile."""
         child = self.child
         if child is None or child.poll() is not None:
+            if child is not None:
+                _left(child)
             env = {**os.environ, "FREEHOLD_HOME": str(self._home)}
             child = spawn(
                 COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
@@ -114,6 +112,15 @@ class _Process:
             return child.stdout.readline()
         except (OSError, ValueError):
             return b""
+
+
+def _left(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that ends, and close its pipes."""
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
 
 
 class Questions:
