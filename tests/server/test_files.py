@@ -8,6 +8,7 @@ import os
 import stat
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 
 from freehold.server.batches.desk import Desk
 from freehold.server.batches.filestore import FileBounds, Files
+from freehold.server.core import uploads
 from freehold.server.core.keys import Ring, key_of
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
 from freehold.server.openai.upload import read_form
+from freehold.store import space
 from tests.server.conftest import Running
 from tests.server.test_streams import connect, eventually, until
 
@@ -197,6 +200,55 @@ def test_uploads_in_progress_count_as_long_as_they_may_be(serving):
             sock.sendall(sent)
             assert b"files would hold 4,299,161,600 bytes" in until(sock, b"}}")
     assert eventually(lambda: not files._coming)
+
+
+def with_free(monkeypatch, *free: int) -> None:
+    """Have the disk that many bytes beside its reserve, a number a look and the last one from then on."""
+    left = [*free]
+    total = 1 << 40
+    monkeypatch.setattr(
+        space.shutil,
+        "disk_usage",
+        lambda _: SimpleNamespace(total=total, free=space.RESERVE + (left.pop(0) if left[1:] else left[0])),
+    )
+
+
+def test_an_upload_that_would_touch_the_disk_s_reserve_is_refused_before_it_is_written(serving, monkeypatch):
+    server = serving()
+    before = server.client.get(URL).json()["data"]
+    with_free(monkeypatch, 50_000)
+    answer = upload(server, b"x" * 60_000)
+    assert answer.status_code == 507 and answer.json()["error"]["code"] == "disk_full", answer.text
+    assert "50.0 kB" in answer.json()["error"]["message"]
+    assert server.client.get(URL).json()["data"] == before
+    assert not list(Path(server.doors.settings.home).rglob("*.part"))
+    assert upload(server, b"x" * 40_000).status_code == 200
+
+
+def test_an_upload_ends_where_others_take_the_disk_meanwhile(serving, monkeypatch):
+    server = serving()
+    monkeypatch.setattr(uploads, "EVERY", 10_000)
+    with_free(monkeypatch, 50_000, 30_000, 0)
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + b"x" * 90_000
+    sent = (body[i : i + 1000] for i in range(0, len(body), 1000))  # of no stated length
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    before = server.client.get(URL).json()["data"]  # other tests may share this server
+    answer = server.client.post(URL, content=sent, headers=kind)
+    assert answer.status_code == 507 and answer.json()["error"]["code"] == "disk_full", answer.text
+    assert server.client.get(URL).json()["data"] == before
+    assert not list(Path(server.doors.settings.home).rglob("*.part"))
+
+
+def test_uploads_at_once_fit_the_disk_together(tmp_path, monkeypatch):
+    with_free(monkeypatch, 100)
+    both, half = uploads.Uploads(), {b"content-length": b"60"}
+    with both.into(tmp_path, half) as first:
+        with pytest.raises(Refused, match="in progress announced"), both.into(tmp_path, half):
+            pass
+        first.came(30)
+        with both.into(tmp_path, half):
+            pass
+    assert both.coming == 0
 
 
 def test_a_server_without_a_folder_says_so(serving):

@@ -17,6 +17,7 @@ from tests.server.fakes import FakeServed
 from tests.server.ollama_rig import error_of, lines, refused, with_tiny
 from tests.server.test_auth import ANN, KEYS
 from tests.server.test_door import bearer, key
+from tests.server.test_files import with_free
 from tests.server.test_streams import connect, eventually, until
 from tests.store.standin import Standin
 from tests.store.standin import serving as hub_serving
@@ -284,6 +285,13 @@ def test_a_blob_is_kept_only_if_its_digest_is_right(stocked):
     assert [p.name for p in (stocked.store.settings.home / "blobs").iterdir()] == [f"sha256-{digest}"]
     said = refused(stocked, "/api/create", model="x", files={"x.gguf": f"sha256:{digest}"})
     assert "not a model" in said
+
+
+def test_a_blob_that_would_touch_the_disk_s_reserve_is_refused(stocked, monkeypatch):
+    with_free(monkeypatch, 50_000)
+    route = f"/api/blobs/sha256:{hashlib.sha256(b'x' * 60_000).hexdigest()}"
+    assert "for uploads" in error_of(stocked.owner.post(route, content=b"x" * 60_000), 507)
+    assert not [*(stocked.store.settings.home / "blobs").iterdir()]
 
 
 @pytest.mark.parametrize("digest", ["sha256:zz", "md5:0", "sha256:" + "0" * 63, "..%2f..%2fx"])

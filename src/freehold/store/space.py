@@ -13,6 +13,8 @@ from pathlib import Path
 
 from freehold.errors import CapacityExceeded, StoreError
 
+RESERVE = 256 << 20  # bytes of a disk that no upload takes: what the server itself writes needs them,
+RESERVED_SHARE = 20  # or of a small disk one part in so many
 MARGIN = 0.05  # of the bytes still to come: file system overhead, and a disk left usable
 
 
@@ -25,6 +27,12 @@ def require(folder: Path, wanted: int, what: str) -> None:
             f"{what} needs {human(need)} of disk, {folder} has {human(free)} free",
             "free space (freehold list, freehold rm), or set FREEHOLD_HOME to a larger disk",
         )
+
+
+def left_for_uploads(folder: Path) -> int:
+    """Return the bytes of `folder`'s disk that clients may still fill; below 0 where its reserve is touched already."""
+    usage = shutil.disk_usage(folder)
+    return usage.free - min(RESERVE, usage.total // RESERVED_SHARE)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from freehold.server.core.problems import Problem, Wording, forget_frames, opena
 from freehold.server.core.protocols import protocol_of
 from freehold.server.core.scope import NamingDirectory, ScopedDirectory
 from freehold.server.core.turns import CallerTurns
+from freehold.server.core.uploads import Uploads
 from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin
 
@@ -86,6 +87,7 @@ class Server:
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
+    uploads: Uploads = field(default_factory=Uploads)
     turns: CallerTurns = field(default_factory=lambda: CallerTurns(CALLER_THREADS))
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests in progress
     calls: set[ServerCall] = field(default_factory=set)  # those with a running job

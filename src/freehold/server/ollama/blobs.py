@@ -22,6 +22,7 @@ from freehold.formats import open_model_file
 from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
+from freehold.server.core.uploads import Upload
 from freehold.server.ollama.models import stored
 from freehold.store import ModelRef, Store, space
 from freehold.store.store import UPLOADED
@@ -52,8 +53,9 @@ async def send(call: HttpCall) -> None:
         return
     folder = _folder(store)
     with space.full_disk(store.settings.home, "nothing of it is kept"):
-        await asyncio.to_thread(_make_room, folder, size, digest)
-        await _write(call, folder, digest)
+        await asyncio.to_thread(_swept, folder)
+        with call.server.uploads.into(folder, call.headers) as coming:
+            await _write(call, folder, digest, coming)
     await call.answer(b"", 201)
 
 
@@ -129,15 +131,14 @@ def _is_here(store: Store, digest: str) -> bool:
     return any(listed.digest == digest and listed.state == "ready" for listed in store.list())
 
 
-def _make_room(folder: Path, size: int, digest: str) -> None:
+def _swept(folder: Path) -> None:
     private.folder(folder)
     for left in folder.glob(".*.new"):
         if time.time() - left.stat().st_mtime > STALE_S:
             left.unlink(missing_ok=True)
-    space.require(folder, size, f"the blob sha256:{digest[:12]}")
 
 
-async def _write(call: HttpCall, folder: Path, digest: str) -> None:
+async def _write(call: HttpCall, folder: Path, digest: str, coming: Upload) -> None:
     beside = folder / f".{digest[:12]}.{secrets.token_hex(4)}.new"
     hashed = hashlib.sha256()
     try:
@@ -149,6 +150,7 @@ async def _write(call: HttpCall, folder: Path, digest: str) -> None:
 
             batch = bytearray()
             async for piece in call.pieces(MAX_BYTES):
+                coming.came(len(piece))
                 batch += piece
                 if len(batch) >= BATCH:
                     await asyncio.to_thread(keep, bytes(batch))

@@ -28,8 +28,11 @@ async def upload(call: HttpCall) -> None:
     files, tenant = _files(call), call.tenant
     part = await asyncio.to_thread(files.begin, tenant, _most_bytes(call))
     try:
-        with open(part, "wb", opener=_private) as sink:
-            form = await read_form(call.headers.get(b"content-type", b""), call.pieces(), sink)
+        with (
+            call.server.uploads.into(part.parent, call.headers) as coming,
+            open(part, "wb", opener=_private) as sink,
+        ):
+            form = await read_form(call.headers.get(b"content-type", b""), call.pieces(), sink, coming.came)
         seconds = _checked(form)
         name = form.filename or ""
         record = await asyncio.to_thread(

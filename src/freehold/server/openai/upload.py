@@ -6,7 +6,7 @@ come. Path: files.upload -> read_form -> UploadForm -> a file that the caller op
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
 
 from freehold.server.core.problems import Refused
@@ -95,8 +95,16 @@ class UploadForm:
         self.whole = True
 
 
-async def read_form(content_type: bytes, pieces: AsyncIterator[bytes], sink: BinaryIO) -> UploadForm:
-    """Read a whole form; 400 for one that is malformed or ends early."""
+async def read_form(
+    content_type: bytes,
+    pieces: AsyncIterator[bytes],
+    sink: BinaryIO,
+    came: Callable[[int], None] = lambda _: None,
+) -> UploadForm:
+    """Read a whole form; 400 for one that is malformed or ends early.
+
+    `came` is called with each count of bytes before they are written.
+    """
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import parse_options_header
 
@@ -111,6 +119,7 @@ async def read_form(content_type: bytes, pieces: AsyncIterator[bytes], sink: Bin
     except FormParserError as e:
         raise _malformed(str(e)) from None
     async for data in pieces:
+        came(len(data))
         form.write(data)
     if not form.whole:
         raise _malformed("it ends before its last boundary")
