@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from freehold.errors import ContextOverflow, Overloaded
 from freehold.server.batches import desk as desks
+from freehold.server.batches import filestore
 from freehold.server.batches import lines as linefiles
 from freehold.server.batches.desk import Desk, NewBatch
 from freehold.server.batches.filestore import FileBounds
@@ -32,6 +33,7 @@ from freehold.server.core.keys import LOOK_S, KeyFile, Ring, key_of, made
 from freehold.server.core.problems import Refused
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
+from tests.server.test_files import with_free
 from tests.server.test_streams import eventually
 
 CHAT = "/v1/chat/completions"
@@ -415,6 +417,71 @@ def test_a_file_of_empty_lines_is_refused_before_its_end(tmp_path, monkeypatch):
         checked = check_lines(path, CHAT)
         assert [each.code for each in checked.errors] == ([] if total else ["too_many_lines"])
         assert total is None or checked.total == total
+
+
+def test_results_that_pass_the_key_s_room_end_their_batch(batches):
+    server, client = batches(Script(text="word " * 400))
+    files = server.doors.server.part(Desk).files
+    lines = [line(f"n{i}") for i in range(40)]
+    files._bounds = FileBounds(bytes=len(jsonl(lines)) + 20_000)  # some 8 results of 2.4 KB
+    ended = client.end(client.begin(lines))
+    (told,) = ended.errors.data
+    assert ended.status == "failed" and told.code == "files_full" and "delete some first" in told.message
+    kept = client.lines(ended.output_file_id)  # which are whole
+    assert 0 < len(kept) == ended.request_counts.completed < 40
+    assert len(server.models.served["fake:1b"].jobs) <= len(kept) + desks.ABREAST
+    held = list(client.api.files.list())
+    assert sum(each.bytes for each in held) <= files._bounds.bytes and not files._coming
+    files._bounds = FileBounds(bytes=sum(each.bytes for each in held))
+    with pytest.raises(
+        openai.BadRequestError, match="delete some first"
+    ):  # there is room for no result at all
+        client.api.batches.create(input_file_id=ended.input_file_id, endpoint=CHAT, completion_window="24h")
+    client.api.files.delete(ended.output_file_id)
+    again = client.api.batches.create(
+        input_file_id=ended.input_file_id, endpoint=CHAT, completion_window="24h"
+    )
+    assert client.end(again).status == "failed"
+
+
+def test_batches_that_grow_together_share_their_key_s_room(tmp_path):
+    desk = Desk(tmp_path)
+    desk.files._bounds = FileBounds(bytes=filestore.STEP + 1000)
+    one, other = (partial(desk.files.reserve, "ann", tmp_path / name) for name in ("one", "two"))
+    one(600)  # takes STEP beside
+    with pytest.raises(Refused, match="files would hold"):
+        other(1001)
+    desk.files.reserve("bob", tmp_path / "three", 1001)
+    desk.files.release(tmp_path / "one")
+    other(1001)
+
+
+def test_results_wait_before_they_touch_the_disk_s_reserve(tmp_path, monkeypatch):
+    files = Desk(tmp_path).files
+    with_free(monkeypatch, 100)
+    files.reserve("ann", tmp_path, 100)
+    with pytest.raises(OSError, match="beside its reserve"):  # as of a full disk, for which a batch waits
+        files.reserve("ann", tmp_path, 101)
+
+
+def test_no_result_is_written_once_there_was_no_room_for_one(tmp_path):
+    left = [70]
+
+    def reserve(more: int) -> None:
+        left[0] -= more
+        if left[0] < 0:
+            raise Refused(400, "full", code="files_full")
+
+    async def body() -> None:
+        journal = Journal(tmp_path, reserve=reserve)
+        adding = [journal.add(f"n{i}", lambda i=i: {"custom_id": f"n{i}"}, failed=False) for i in range(9)]
+        got = await asyncio.gather(*adding, return_exceptions=True)
+        await journal.close()
+        assert [type(each) for each in got] == [type(None)] * 3 + [Refused] * 6
+        assert journal.done == {"n0", "n1", "n2"}
+        assert len((tmp_path / OUTPUT).read_bytes().splitlines()) == 3
+
+    asyncio.run(body())
 
 
 def test_an_open_batch_s_input_takes_room_after_its_file_is_gone(tmp_path):

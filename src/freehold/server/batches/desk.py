@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -102,13 +103,14 @@ class Desk:
     # --- for routes -----------------------------------------------------------------------------------
 
     async def create(self, tenant: str, request: NewBatch) -> Batch:
-        """Accept a batch; 404 for a missing file, 429 for too many open ones."""
+        """Accept a batch; 404 for a missing file, 429 for too many open ones, 400 where no file of results has room."""
         mine = self.all(tenant)
         still = sum(not batch.over for batch in mine)
         if still >= MAX_OPEN:
             raise Refused(
                 429, f"{still} batches are not over; expected at most {MAX_OPEN}", code="too_many_batches"
             )
+        await asyncio.to_thread(self.files.check_room, tenant)
         now = int(self._now())
         file = await asyncio.to_thread(self.files.get, tenant, request.input_file_id)
         batch = Batch(
@@ -210,7 +212,8 @@ class Desk:
             if checked.errors:
                 _clear(folder)
                 return
-        journal = await asyncio.to_thread(Journal, folder, lambda e: self._disk(batch, e))
+        reserve = partial(self.files.reserve, batch.tenant, folder)
+        journal = await asyncio.to_thread(Journal, folder, lambda e: self._disk(batch, e), reserve)
         try:
             self._count(batch, journal)
             if batch.status == "in_progress":
@@ -219,8 +222,12 @@ class Desk:
             end = ends.get(batch.status, "expired")
             if end == "expired":
                 await self._expire(batch, journal)
+        except Refused as e:  # its tenant's files leave no room for a result
+            message = f"{e.message}; the lines that have no result were not answered"
+            batch.errors, end = (Wrong(e.code or "", message),), "failed"
         finally:
             await journal.close()
+            self.files.release(folder)
         await self._publish(batch, end)
 
     async def _answer_all(self, batch: Batch, journal: Journal, asker: Asker) -> None:

@@ -25,9 +25,11 @@ from msgspec import Struct
 
 from freehold import private
 from freehold.server.core.problems import Refused
+from freehold.store import space
 from freehold.store.manifest import sync_folder, write_json
 
 _ID = re.compile(r"file-[0-9a-f]{24}")
+STEP = 16 << 20  # bytes that a file which grows takes at a time of its tenant's room
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,14 @@ class FileBounds:
 
     files: int = 1000
     bytes: int = 4 << 30
+
+
+@dataclass(slots=True)
+class _Coming:
+    """Bytes that may still be written for a tenant."""
+
+    tenant: str
+    bytes: int
 
 
 class FileRecord(Struct, frozen=True):
@@ -68,7 +78,7 @@ class Files:
         """`beside`: what else takes a tenant's room, such as a batch's input whose file was removed."""
         self._root, self._bounds, self._now, self._beside = root, bounds or FileBounds(), now, beside
         self._adding = threading.Lock()  # taken while a file's bytes are reserved
-        self._coming: dict[Path, int] = {}  # what is being written, and how many bytes that may be
+        self._coming: dict[Path, _Coming] = {}  # what is being written, by its path
         private_folder(root)
 
     def sweep(self) -> None:
@@ -81,6 +91,11 @@ class Files:
                 if path.suffix in (".data", ".part", ".new") and path.stem not in records:
                     path.unlink(missing_ok=True)
 
+    def check_room(self, tenant: str) -> None:
+        """Raise Refused (400) where the tenant's files leave room for none more."""
+        with self._adding:
+            self._check_room(tenant, 1)
+
     def begin(self, tenant: str, most: int) -> Path:
         """Return where a new file's bytes are to be written, `most` at most, until `end`.
 
@@ -89,8 +104,30 @@ class Files:
         with self._adding:
             self._check_room(tenant, most)
             part = self._folder(tenant) / f"{new_id()}.part"
-            self._coming[part] = most
+            self._coming[part] = _Coming(tenant, most)
         return part
+
+    def reserve(self, tenant: str, folder: Path, more: int) -> None:
+        """Take room for `more` bytes that are written next to files beside, of `folder`, until `release`.
+
+        STEP bytes are taken at a time, since each look reads all records. 400 where the tenant's files leave no room;
+        OSError where the disk has none beside the reserve that uploads leave it.
+        """
+        if space.left_for_uploads(self._root) < more:
+            raise OSError(errno.ENOSPC, "it has no room beside its reserve")
+        with self._adding:
+            coming = self._coming.pop(folder, _Coming(tenant, 0))
+            if coming.bytes < more:
+                left = self._left(tenant, self.all(tenant))
+                if left < more:
+                    raise self._too_many_bytes(more - left)
+                coming.bytes = min(left, more + STEP)
+            coming.bytes -= more
+            self._coming[folder] = coming
+
+    def release(self, folder: Path) -> None:
+        """Give back what `reserve` took beyond what was written."""
+        self._coming.pop(folder, None)
 
     def end(self, part: Path) -> None:
         """Remove what `begin` named, if no file was made of it."""
@@ -150,16 +187,21 @@ class Files:
         self._remove(tenant, self.get(tenant, id).id)
 
     def _check_room(self, tenant: str, more: int) -> None:
-        folder = self._folder(tenant)
-        coming = [size for part, size in self._coming.items() if part.parent == folder]
         held = self.all(tenant)
-        if len(held) + len(coming) >= self._bounds.files:
-            raise _full(
-                f"there are {len(held) + len(coming):,} files; expected at most {self._bounds.files:,}"
-            )
-        size = self._bytes(tenant, held) + sum(coming) + more
-        if size > self._bounds.bytes:
-            raise _full(f"files would hold {size:,} bytes; expected at most {self._bounds.bytes:,}")
+        files = len(held) + sum(each.tenant == tenant for each in self._coming.values())
+        if files >= self._bounds.files:
+            raise _full(f"there are {files:,} files; expected at most {self._bounds.files:,}")
+        if (left := self._left(tenant, held)) < more:
+            raise self._too_many_bytes(more - left)
+
+    def _left(self, tenant: str, held: Sequence[FileRecord]) -> int:
+        """Return the bytes that a tenant may still leave here, beside what is being written for it."""
+        coming = sum(each.bytes for each in self._coming.values() if each.tenant == tenant)
+        return self._bounds.bytes - self._bytes(tenant, held) - coming
+
+    def _too_many_bytes(self, beyond: int) -> Refused:
+        most = self._bounds.bytes
+        return _full(f"files would hold {most + beyond:,} bytes; expected at most {most:,}")
 
     def _bytes(self, tenant: str, held: Sequence[FileRecord]) -> int:
         """Return the bytes of files and of what is beside them; what has two names is one."""

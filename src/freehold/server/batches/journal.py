@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from freehold.server.batches.filestore import sync_file
+from freehold.server.core.problems import Refused
 
 PAUSE_S = 5.0  # until a disk that took no result is tried again
 OUTPUT, ERRORS = "output.jsonl", "errors.jsonl"
@@ -31,10 +32,16 @@ class _Done(Struct):
 class Journal:
     """Open files in `folder`. `done`: the custom ids that have a result."""
 
-    def __init__(self, folder: Path, reported: Callable[[OSError | None], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        reported: Callable[[OSError | None], None] = lambda _: None,
+        reserve: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Read what is there; blocks, so call it in a thread.
 
-        `reported` is called with the error of a failing disk, and with None once it works again.
+        `reported` is called with the error of a failing disk, and with None once it works again. `reserve` is called
+        with bytes before they are written, in a thread; what it raises ends the journal: no result is written any more.
         """
         self.counts = {OUTPUT: 0, ERRORS: 0}
         self.done: set[str] = set()
@@ -42,13 +49,19 @@ class Journal:
         self._ends = {name: file.tell() for name, file in self._files.items()}
         self._waiting: list[tuple[str, str, Callable[[], object]]] = []
         self._lock, self._closing = asyncio.Lock(), asyncio.Event()
-        self._reported = reported
+        self._reported, self._reserve = reported, reserve
+        self._over: Refused | None = None
 
     async def add(self, custom_id: str, result: Callable[[], object], *, failed: bool) -> None:
-        """Write a line's result, which is made and encoded in a thread; returns once it is on the disk."""
+        """Write a line's result, which is made and encoded in a thread; returns once it is on the disk.
+
+        Raises Refused where there is no room for it.
+        """
         self._waiting.append((ERRORS if failed else OUTPUT, custom_id, result))
         # Shielded: a flush that began is finished even if its caller is cancelled.
         await asyncio.shield(self._flush())
+        if self._over is not None and custom_id not in self.done:
+            raise self._over
 
     async def settle(self) -> None:
         """Write the results whose callers were cancelled, so that `done` is complete."""
@@ -65,7 +78,7 @@ class Journal:
 
     async def _flush(self) -> None:
         async with self._lock:
-            while self._waiting:
+            while self._waiting and self._over is None:
                 try:
                     await asyncio.to_thread(self._write)
                 except OSError as e:
@@ -81,11 +94,19 @@ class Journal:
         """Write what waits, file by file; what a full disk took of it is taken back."""
         ready = list(self._waiting)
         for name in dict.fromkeys(name for name, _, _ in ready):
-            ids, results = zip(*((id, result) for to, id, result in ready if to == name), strict=True)
-            self._append(name, b"".join(msgspec.json.encode(result()) + b"\n" for result in results))
-            self._waiting = [item for item in self._waiting if item[0] != name or item not in ready]
-            self.counts[name] += len(ids)
-            self.done.update(ids)
+            lines: dict[str, bytes] = {}
+            for _, id, result in (item for item in ready if item[0] == name):
+                line = msgspec.json.encode(result()) + b"\n"
+                try:
+                    self._reserve(len(line))
+                except Refused as e:
+                    self._over = e
+                    break
+                lines[id] = line
+            self._append(name, b"".join(lines.values()))
+            self._waiting = [item for item in self._waiting if item[0] != name or item[1] not in lines]
+            self.counts[name] += len(lines)
+            self.done.update(lines)
 
     def _append(self, name: str, data: bytes) -> None:
         fd, end = self._files[name].fileno(), self._ends[name]
