@@ -142,6 +142,18 @@ def test_token_ids_come_when_asked_for(serving):
     assert [t["id"] for t in choice["logprobs"]["content"]] == choice["token_ids"]
     got = events(server.client.post("/v1/chat/completions", json={**asked, "stream": True}).text)
     assert [i for e in got for i in e["choices"][0].get("token_ids", [])] == choice["token_ids"]
+    prompt = server.client.post("/tokenize", json={k: CHAT[k] for k in ("model", "messages")}).json()[
+        "tokens"
+    ]
+    assert got[0]["prompt_token_ids"] == prompt and not any("prompt_token_ids" in e for e in got[1:])
+
+
+def test_a_salt_has_a_part_of_the_cache_of_its_own_and_no_other_share(serving):
+    server = serving()
+    plain, *salted = (job_of(server, **more) for more in ({}, {"cache_salt": "a"}, {"cache_salt": "b"}))
+    tenants = [job.tenant for job in (plain, *salted)]
+    assert len(set(tenants)) == 3 and all(each.startswith(f"{tenants[0]}|") for each in tenants[1:])
+    assert {job.client for job in salted} == {plain.client}
 
 
 def test_sampling_fields_reach_the_job_and_only_those_given(serving):

@@ -133,6 +133,15 @@ def test_logprobs_with_ids_carry_the_chat_shape_too(serving):
     assert [t["id"] for t in logprobs["content"]][-3:] == body["choices"][0]["token_ids"]
 
 
+def test_a_stream_with_ids_begins_with_those_of_each_prompt(serving):
+    server = serving()
+    asked = {"model": "fake:1b", "prompt": ["a b", "c"], "return_token_ids": True, "stream": True}
+    got = [e["choices"][0] for e in events(server.client.post(URL, json=asked).text)]
+    for choice, prompt in enumerate(asked["prompt"]):
+        ids = server.client.post("/tokenize", json={"model": "fake:1b", "prompt": prompt}).json()["tokens"]
+        assert next(c for c in got if c["index"] == choice)["prompt_token_ids"] == ids
+
+
 def test_suffix_and_stop_reach_the_job(serving):
     server = serving()
     ask(server, prompt="def f(", suffix="return x", stop=["\n\n"])

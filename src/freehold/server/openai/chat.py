@@ -62,6 +62,8 @@ class ChatShape(OpenAIShape):
         self._written: dict[tuple[int, int], str] = {}  # arguments of free-form calls, by choice and call
 
     def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:
+        if self._ids and begin.prompt_ids:
+            tail += b',"prompt_token_ids":' + encode(begin.prompt_ids)
         return self._event(choice, b'{"role":"assistant","content":""}', b"null", tail)
 
     def piece(self, choice: int, chunk: Chunk) -> bytes:

@@ -75,7 +75,8 @@ class TextShape(OpenAIShape):
     def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:
         text, _ = self._echoes.get(choice, ("", b""))
         scored = self._prompt_logprobs(choice, begin) if self._logprobs and self._echo else None
-        return self._event(choice, text, encode(scored), b"null", tail)
+        ids = b',"prompt_token_ids":' + encode(begin.prompt_ids) if self._ids and begin.prompt_ids else b""
+        return self._event(choice, text, encode(scored), b"null", tail, ids)
 
     def piece(self, choice: int, chunk: Chunk) -> bytes:
         scored = self._logprobs and chunk.logprobs

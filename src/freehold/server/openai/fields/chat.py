@@ -13,7 +13,7 @@ from msgspec import Meta
 from freehold.server.core.fields import Count, priority
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.generating import Generating, sampling, stops
+from freehold.server.openai.fields.generating import Generating, sampling, stops, tenant_of
 from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_messages, turn_of
 from freehold.server.openai.fields.offers import Offered
 from freehold.server.openai.fields.structured import format_of
@@ -133,7 +133,7 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str], pictures: Picture
         format=format_of(r),
         ignore_eos=bool(r.ignore_eos),
         priority=priority(r.priority),
-        tenant=tenant,
+        tenant=tenant_of(r, tenant),
         timeout_s=r.timeout,
         whole=not r.stream,
     )

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from freehold.server.core.fields import TokenId, priority
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.generating import Generating, sampling, stops
+from freehold.server.openai.fields.generating import Generating, sampling, stops, tenant_of
 from freehold.server.openai.fields.structured import format_of
 from freehold.serving import MAX_LOGPROBS, Job
 
@@ -65,7 +65,7 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
         "format": format_of(r),
         "ignore_eos": bool(r.ignore_eos),
         "priority": priority(r.priority),
-        "tenant": tenant,
+        "tenant": tenant_of(r, tenant),
         "timeout_s": r.timeout,
         "whole": not r.stream,
     }

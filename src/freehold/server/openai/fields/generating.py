@@ -7,6 +7,7 @@ Path: ChatRequest, CompletionRequest or ResponseRequest -> sampling, stops -> Jo
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -115,7 +116,14 @@ class Generating(Structured, kw_only=True):
     ] = None
     return_token_ids: Annotated[
         bool | None,
-        Meta(description="Give `token_ids` with each choice, and `id` with each log-probability."),
+        Meta(
+            description="Give `token_ids` with each choice, `id` with each log-probability, and in a stream's first "
+            "event `prompt_token_ids`."
+        ),
+    ] = None
+    cache_salt: Annotated[
+        Label | None,
+        Meta(description="vLLM's: cached prompts are shared among requests of one key with the same salt."),
     ] = None
     user: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
     service_tier: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
@@ -138,6 +146,11 @@ def sampling(r: Generating) -> dict[str, object]:
     if r.logit_bias:
         settings["logit_bias"] = {_token_id(k): v for k, v in r.logit_bias.items()}
     return settings
+
+
+def tenant_of(r: Generating, tenant: str) -> str:
+    """Return whose cached prefixes a request may see: its key's, or those of one salt of the key."""
+    return f"{tenant}|{hashlib.sha256(r.cache_salt.encode()).hexdigest()[:32]}" if r.cache_salt else tenant
 
 
 def stops(r: Generating) -> tuple[str, ...]:

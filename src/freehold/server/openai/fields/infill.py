@@ -11,7 +11,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from freehold.server.core.fields import Name, priority
-from freehold.server.openai.fields.generating import Generating, Positive, sampling, stops
+from freehold.server.openai.fields.generating import Generating, Positive, sampling, stops, tenant_of
 from freehold.serving import Job
 
 TOKENS = 128  # of an answer whose length is not given: an editor shows some lines
@@ -92,7 +92,7 @@ def infill_job(r: InfillRequest, tenant: str) -> Job:
         sampling={"temperature": 0.0, **sampling(r)},
         stop=stops(r),
         priority=priority(r.priority),
-        tenant=tenant,
+        tenant=tenant_of(r, tenant),
         timeout_s=r.timeout,
         whole=not r.stream,
     )

@@ -17,7 +17,7 @@ from freehold.server.core.formats import schema_format
 from freehold.server.core.limits import typed
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.generating import Generating, sampling, stops
+from freehold.server.openai.fields.generating import Generating, sampling, stops, tenant_of
 from freehold.server.openai.fields.offers import Offered, read_tools
 from freehold.server.openai.fields.structured import format_of
 from freehold.server.openai.responses.items import read_items
@@ -187,7 +187,7 @@ def response_job(
         overflow=r.overflow or ("drop-oldest" if r.truncation == "auto" else "error"),
         ignore_eos=bool(r.ignore_eos),
         priority=priority(r.priority),
-        tenant=tenant,
+        tenant=tenant_of(r, tenant),
         timeout_s=r.timeout,
         whole=not r.stream,
     )
