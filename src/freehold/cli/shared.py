@@ -131,6 +131,23 @@ class Amount(click.ParamType):
         return round(number) if self._whole else number
 
 
+class Bytes(click.ParamType):
+    """A size of memory: 2GB, 500MB, 1.5GB; plain digits are bytes, and units are of 1000."""
+
+    name = "size"
+    _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt]b|)", str(value).strip().lower())
+        size = round(float(match[1]) * self._UNITS[match[2]]) if match else 0
+        if not size:
+            self.fail(f"{value!r} is not a size of memory; write 2GB or 500MB", param, ctx)
+        return size
+
+
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings, with offline mode on if the verb's option is given."""
     return replace(settings, offline=True) if offline else settings

@@ -29,6 +29,7 @@ OWN = {
     "adapters": "--adapter",
     "threads": "--threads",
     "allow_paging": "--allow-paging",
+    "cache_size": "--cache-size",
     "target_itl": "--target-itl",
 }
 

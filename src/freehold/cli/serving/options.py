@@ -167,6 +167,7 @@ def _engine_options(settings: Settings, values: dict[str, Any]) -> EngineOptions
         allow_paging=values["allow_paging"],
         draft=values["draft"],
         disk=settings.home / "kv" if values["disk_cache"] else None,
+        cache_bytes=values["cache_size"],
         max_models=values["max_models"],
         keep_alive_s=kept if values["keep_alive"] is None else values["keep_alive"],
         engine=limits,
