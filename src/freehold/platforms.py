@@ -41,6 +41,22 @@ def allowed_processors() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
+def processors(listed: str) -> set[int]:
+    """Return the processors of a list as Linux writes it: "0-15,32-47"; none of an empty one. Raises ValueError."""
+    found: set[int] = set()
+    for part in listed.strip().split(",") if listed.strip() else ():
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def run_on(place: set[int]) -> None:
+    """Let this process, and those it starts, run on these processors alone; on any where none is named, or on macOS."""
+    if sys.platform == "linux" and place:
+        with suppress(OSError):  # they went offline, or its control group has others by now
+            os.sched_setaffinity(0, place)
+
+
 def ends_with_parent() -> bool:
     """Ask the kernel to kill this process when the thread that started it ends; False where no kernel does that."""
     if sys.platform != "linux":

@@ -98,6 +98,10 @@ class PlanRequest:
     flags: tuple[str, ...] = ()  # of --engine-flag, "--name=value" or "--name"; they replace the plan's
     socket: Path | None = None  # where the engine listens, if it can do so on a Unix socket
     port: int = 0  # on loopback, where it can not; 0: chosen at the start
+    home: Path | None = (
+        None  # the data folder that replicas of our own engine share; None: they are elsewhere
+    )
+    stored: str = ""  # the model's name there; "": it is a file of the user's
 
 
 # --- what a plan is -----------------------------------------------------------------------------------
@@ -184,6 +188,9 @@ class DeployPlan:
     inner: DeployPlan | None = None  # of "ray": what each replica of its app starts
     attached: str = ""  # URL of an engine of another owner; nothing of its life is ours then
     served: str = ""  # what the engine itself calls the model, where that is not among its flags
+    links: Mapping[str, str] = field(default_factory=dict)  # in the replica's folder -> to what they lead
+    shared_bytes: int = 0  # of memory_bytes: what all replicas have once, such as weights that they map
+    places: tuple[str, ...] = ()  # processors of each replica, as Linux lists them: "0-15,32-47"; (): any
 
     def argv(
         self,
@@ -203,8 +210,18 @@ class DeployPlan:
         places = {"{rank}": str(rank), "{head}": head, "{folder}": folder, "{port}": str(port)}
         return (*self.command, *(_filled(word, places) for flag in flags for word in flag.words()))
 
+    @property
+    def total_bytes(self) -> int:
+        """Memory expected of all replicas together."""
+        return self.shared_bytes + self.replicas * (self.memory_bytes - self.shared_bytes)
+
     def of_replica(self, number: int) -> DeployPlan:
-        """Return the plan of one of several replicas on this machine: it sees its own devices, if there are enough."""
+        """Return the plan of one of several replicas on this machine: it sees its own devices, if there are enough.
+
+        On processors it runs on its own, where the plan gives each some.
+        """
+        if self.places:
+            return replace(self, places=(self.places[number % len(self.places)],))
         rig, each = self.nodes.rig, self.sizes.devices
         variable = _VISIBLE.get(rig.device.vendor) if rig.device.kind == "gpu" else None
         if variable is None or not self.nodes.here or self.replicas == 1 or self.replicas * each > rig.count:
@@ -222,7 +239,8 @@ class DeployPlan:
             devices = max(self.sizes.devices, other.sizes.devices)
             room = self.nodes.free * devices * rig.device.memory_bytes
             return self.memory_bytes + other.memory_bytes <= room
-        return self.replicas * self.memory_bytes + other.memory_bytes <= rig.memory_bytes
+        again = min(self.shared_bytes, other.shared_bytes) if self.model.source == other.model.source else 0
+        return self.total_bytes + other.memory_bytes - again <= rig.memory_bytes
 
     def shell(self, rank: int = 0) -> str:
         """Return a node's line for a shell in a folder of its own: secrets are variables, HEAD is node 0's address."""

@@ -55,6 +55,7 @@ class EngineWire(CompatibleWire):
     gives_ids = False  # `return_token_ids` gives the ids of prompt and answer
     takes_ids = False  # a prompt may be ids
     tokens: TokenRoutes | None = None  # None: it shows no tokenizer
+    ready_path = ""  # of a route that has status 503 while the model loads; "": none has
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
         """Translate a chat, or a text or ids to be continued."""

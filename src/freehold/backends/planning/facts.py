@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, WeightGroup, expert_width, from_catalogue, in_quant
@@ -34,6 +34,9 @@ from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, Usage
 from freehold.formats.safetensors import MAX_CONFIG_BYTES
 from freehold.regular import read_regular
 from freehold.store.refs import parse_ref
+
+if TYPE_CHECKING:
+    from freehold.advisor.machine import Machine
 
 MOST_NODES = 64
 _MOST_CONFIGS = 64  # of a folder; Qwen3-VL has five
@@ -385,7 +388,18 @@ def nodes_here(home: Path) -> Nodes:
     if this.device:
         gpu = device(this.device)
         return Nodes(Rig(replace(gpu, memory_gib=this.memory / (1 << 30))))
-    return Nodes(Rig(processor(this.cpu, this.threads, this.free, this.rates.read_gb_s)))
+    return Nodes(_processor(this))
+
+
+def processor_here(home: Path) -> Nodes:
+    """Return this machine's processor with its free memory, whatever GPUs are beside it: our own engine runs there."""
+    from freehold.advisor import machine
+
+    return Nodes(_processor(machine.here(home, measure=False)))
+
+
+def _processor(this: Machine) -> Rig:
+    return Rig(processor(this.cpu, this.threads, this.free, this.rates.read_gb_s))
 
 
 def processor(title: str, threads: int, free: int, read_gb_s: float) -> Device:

@@ -25,7 +25,7 @@ from freehold.backends.contract import (
     PlanRequest,
 )
 from freehold.config import Settings, check_names, load_settings
-from freehold.errors import UsageError
+from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from freehold.advisor.fit import Fit
@@ -99,11 +99,12 @@ def planned(
             f"--on {options.on} plans for hardware that may be elsewhere, and a start is on this machine",
             "leave it out, or plan alone: freehold.plan_deployment, or --dry-run",
         )
-    if options.engine == "freehold":
+    if options.engine == "freehold" and options.on:
         raise UsageError(
-            "Freehold's own engine runs in freehold serve on this machine", "--on ray starts it on others"
+            f"--on {options.on}: Freehold's own engine is planned for this machine, or over Ray",
+            "leave it out, or --on ray",
         )
-    return _planned(settings, options, start, show, here)
+    return _planned(settings, options, start, show, here, shared=True)
 
 
 def _planned(
@@ -112,7 +113,10 @@ def _planned(
     start: bool,
     show: Callable[[str], object],
     here: Nodes | None,
+    *,
+    shared: bool = False,
 ) -> DeployPlan:
+    """Plan one engine. `shared`: replicas of our own share this machine and its data folder."""
     from freehold.backends import drivers
     from freehold.backends.planning import facts
 
@@ -122,6 +126,9 @@ def _planned(
     model = facts.deployed(settings, options.model, name=options.name, quant=options.quant)
     if options.on:
         nodes = facts.nodes_on(options.on, options.nodes)
+    elif options.engine == "freehold" and shared:
+        before = here if here is not None and here.rig.device.kind == "cpu" else None
+        nodes = before or facts.processor_here(settings.home)
     else:
         nodes = here or facts.nodes_here(settings.home)
     copied = ""
@@ -141,6 +148,8 @@ def _planned(
         cache_type=options.cache_type,
         flags=options.flags,
     )
+    if engine == "freehold" and shared:
+        request = replace(request, home=settings.home, stored=_stored(settings, options.model))
     plan = drivers.driver(engine).plan(request)
     if start and not facts_of_engine.command:
         raise UsageError(
@@ -163,6 +172,23 @@ def _ask_its_parser(plan: DeployPlan, facts_of_engine: EngineFacts) -> None:
         return
     environment = environments.read(Path(facts_of_engine.command[0]), plan.engine)
     environments.last_word(environment, plan.argv()[len(facts_of_engine.command) :])
+
+
+def _ourselves() -> tuple[str, ...]:
+    """Return the words that start Freehold as it is installed here."""
+    script = Path(sys.executable).with_name("freehold")
+    return (str(script),) if script.exists() else (sys.executable, "-P", "-m", "freehold.cli.main")
+
+
+def _stored(settings: Settings, model: str) -> str:
+    """Return a model's name in the store; "" for a file or folder that is named by its path."""
+    from freehold.store import Store
+    from freehold.store.refs import parse_ref
+
+    try:
+        return "" if parse_ref(model).kind == "path" else Store(settings).resolve(model).name
+    except ModelNotFound:
+        return ""
 
 
 def _attached(options: DeployOptions) -> DeployPlan:
@@ -237,7 +263,7 @@ class _EngineSearch:
                 (),
             )
         if options.engine == "freehold":
-            return "freehold", EngineFacts(command=(str(Path(sys.executable).with_name("freehold")),)), ()
+            return "freehold", EngineFacts(command=_ourselves()), ()
         if options.engine != "auto":
             name = drivers.driver(options.engine).name
             return name, EngineFacts() if options.on else self._at_hand(name), ()

@@ -50,7 +50,7 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     )
     yield f"  room       {length}{cache}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
     if plan.memory_bytes:
-        yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"
+        yield f"  memory     {_memory(plan)}"
     if plan.decode:
         yield f"  speed      {plan.decode} tokens/s for one user" + (
             f", prompts at {plan.prefill}" if plan.prefill else ""
@@ -58,6 +58,8 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     if plan.basis:
         yield f"             by {plan.basis}"
     yield f"  listens    {listens(plan)}"
+    for number, place in enumerate(plan.places):
+        yield f"  processors {place} for replica {number}"
     for secret in plan.secrets:
         yield f"  secret     {secret.variable}: {_secret(secret)}"
     yield "command"
@@ -74,8 +76,17 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     yield "environment"
     for name, value in plan.environment.items():
         yield f"  {name}={value}"
+    for name, target in plan.links.items():
+        yield f"link {name} -> {target}"
     for note in plan.notes:
         yield f"note: {note}"
+
+
+def _memory(plan: DeployPlan) -> str:
+    if not plan.shared_bytes:
+        return f"{show_bytes(plan.memory_bytes)} for each replica"
+    each = show_bytes(plan.memory_bytes - plan.shared_bytes)
+    return f"{show_bytes(plan.total_bytes)}: weights of {show_bytes(plan.shared_bytes)} once, {each} for each replica"
 
 
 def _weights(plan: DeployPlan) -> str:
@@ -178,6 +189,9 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
         "cache_tokens": plan.cache_tokens,
         "cache_type": plan.cache_type,
         "memory_bytes": plan.memory_bytes,
+        "shared_bytes": plan.shared_bytes,
+        "places": list(plan.places),
+        "links": dict(plan.links),
         "decode": plan.decode.as_json() if plan.decode else None,
         "prefill": plan.prefill.as_json() if plan.prefill else None,
         "basis": plan.basis,

@@ -1,6 +1,6 @@
-"""Fills what a plan leaves open until the start: a port of loopback, the replica's folder, files of that folder.
+"""Fills what a plan leaves open until the start: a port of loopback, the replica's folder, files and links there.
 
-Knows placeholders; knows no engine. Path: EngineDriver.launch -> launch -> filled, write_keys -> OwnProcess
+Knows placeholders; knows no engine. Path: EngineDriver.launch -> launch -> filled, make_links, write_keys -> OwnProcess
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from freehold import private
 from freehold.backends.contract import DeployPlan, Listens, PlannedFlag
-from freehold.private import opener
 
 # Below the ports that systems lend to outgoing connections (32768 on for Linux, 49152 on for macOS): an engine that
 # needs a minute to start would else find its port taken by some program's request.
@@ -35,20 +35,38 @@ def free_port() -> int:
 
 
 def filled(plan: DeployPlan, folder: Path) -> DeployPlan:
-    """Return the plan with the replica's folder, and a port in place of 0, in its flags too."""
+    """Return the plan with the replica's folder, and a port in place of 0, in its flags and variables too."""
     listens = plan.listens
     if listens.socket is not None:
         listens = Listens(Path(str(listens.socket).replace("{folder}", str(folder))))
     elif not listens.port:
         listens = Listens(host=listens.host, port=free_port())
-    return replace(plan, listens=listens, flags=tuple(_filled(f, folder, listens.port) for f in plan.flags))
+    places = {"{folder}": str(folder), "{port}": str(listens.port)}
+    return replace(
+        plan,
+        listens=listens,
+        flags=tuple(_filled(flag, places) for flag in plan.flags),
+        environment={name: _put(value, places) for name, value in plan.environment.items()},
+    )
 
 
-def _filled(flag: PlannedFlag, folder: Path, port: int) -> PlannedFlag:
-    if flag.value is None:
-        return flag
-    value = flag.value.replace("{folder}", str(folder)).replace("{port}", str(port))
-    return replace(flag, value=value)
+def _filled(flag: PlannedFlag, places: Mapping[str, str]) -> PlannedFlag:
+    return flag if flag.value is None else replace(flag, value=_put(flag.value, places))
+
+
+def _put(text: str, places: Mapping[str, str]) -> str:
+    for blank, value in places.items():
+        text = text.replace(blank, value)
+    return text
+
+
+def make_links(plan: DeployPlan, folder: Path) -> None:
+    """Make the plan's links in the replica's folder, in place of those of an earlier start."""
+    for name, target in plan.links.items():
+        link = folder / name
+        private.folder(link.parent, folder)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
 
 
 def write_keys(plan: DeployPlan, folder: Path, held: Mapping[str, str]) -> None:
@@ -60,5 +78,5 @@ def write_keys(plan: DeployPlan, folder: Path, held: Mapping[str, str]) -> None:
 
 def write_settings(path: Path, settings: Mapping[str, object]) -> None:
     """Write a file of settings that its user alone can read. JSON is YAML."""
-    with open(path, "w", encoding="utf-8", opener=opener) as file:
+    with open(path, "w", encoding="utf-8", opener=private.opener) as file:
         json.dump(dict(settings), file)

@@ -27,7 +27,7 @@ import psutil
 
 from freehold.backends.contract import DeployPlan, EngineDeath, StartProgress
 from freehold.backends.process import causes
-from freehold.backends.process.blanks import filled, write_keys
+from freehold.backends.process.blanks import filled, make_links, write_keys
 from freehold.backends.process.leftovers import OWNER, owner
 from freehold.backends.process.ring import LogRing
 from freehold.backends.process.surroundings import engine_environment, values_of
@@ -50,6 +50,7 @@ async def launch(plan: DeployPlan, folder: Path, *, phase: Callable[[str], str],
         plan.listens.socket.unlink(missing_ok=True)
     held = values_of(plan.secrets)
     write_keys(plan, folder, held)
+    make_links(plan, folder)
     engine = OwnProcess(filled(plan, folder), held, phase, title)
     await engine.start(folder)
     return engine
@@ -114,7 +115,8 @@ class OwnProcess:
         await loop.connect_read_pipe(lambda: self.log, child.stderr)
         await loop.connect_read_pipe(lambda: _Reports(self._reports), child.stdout)
         environment = {**engine_environment(self.plan, self._held), OWNER: owner(folder)}
-        self._order({"argv": self.plan.argv(), "env": environment, "cwd": str(folder)})
+        place = next(iter(self.plan.places), "")
+        self._order({"argv": self.plan.argv(), "env": environment, "cwd": str(folder), "place": place})
         try:
             first = await asyncio.wait_for(self._reports.get(), START_S)
         except BaseException:

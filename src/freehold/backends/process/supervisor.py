@@ -8,7 +8,8 @@ changes, it ends everything below it. Then it removes the shared memory that the
 temporary files, says how the engine ended, and ends. Its orders come on stdin, never by its command line or
 environment, which others can read:
 
-    {"argv": [...], "env": {...}, "cwd": ...}, then {"signal": 15} or {"kill": true}; end of input: kill
+    {"argv": [...], "env": {...}, "cwd": ..., "place": "0-15"}, then {"signal": 15} or {"kill": true}; end of input:
+    kill
 
 and it reports on stdout, a line of JSON each: {"pid", "temporary"} or {"error"}, and at last {"ended", "left",
 "removed", "memory_kill"}. The engine's own output goes to stderr, which is a pipe to us. Knows no engine.
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,12 @@ _LOOK_S = 0.5  # between looks at what may be gone later: a listing of one folde
 _LAST_WORDS_S = 2.0  # for the children of an engine that ended: they may still write why
 _END_S = 8.0
 _RECENT_S = 30.0  # a process that the system ended for lack of memory this long ago explains an end
+
+
+def _begins(place: set[int]) -> None:
+    """Bind the engine, before its program begins, to our own life and to its processors."""
+    platforms.ends_with_parent()
+    platforms.run_on(place)
 
 
 class _Tree:
@@ -67,7 +75,7 @@ class _Tree:
             stderr=2,
             start_new_session=True,
             umask=0o077,  # also of its sockets in the system's temporary folder, over which some engines pickle
-            preexec_fn=platforms.ends_with_parent,
+            preexec_fn=partial(_begins, platforms.processors(job.get("place", ""))),
         )
 
     def obey(self, line: bytes) -> bool:

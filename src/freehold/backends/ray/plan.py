@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from freehold.backends.contract import DeployPlan, EngineFacts, Listens, PlannedFlag, SecretRef
-from freehold.backends.engines.own import file_name
 from freehold.backends.flags.schema import number
 from freehold.backends.ray import doors
 from freehold.errors import UsageError
@@ -52,7 +51,7 @@ def settings_of(inner: DeployPlan, *, base: int = doors.BASE, elsewhere: bool = 
         "vectors": not inner.model.gives_text,
         "argv": list(inner.argv()),
         "environment": dict(inner.environment),
-        "links": {file_name(inner.model.name): inner.model.source} if inner.engine == "freehold" else {},
+        "links": dict(inner.links),
         "keys": [(secret.variable, secret.file) for secret in inner.secrets],
         "socket": str(inner.listens.socket or ""),
         "replicas": inner.replicas,

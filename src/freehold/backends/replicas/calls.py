@@ -114,6 +114,8 @@ class EngineCalls:
         A model of which that is not known is asked for both: an attached engine does not say what it was started for.
         Where it refuses all of them, its first refusal is raised.
         """
+        if self.wire.ready_path:
+            await self._check_loaded(self.wire.ready_path)
         refused: UpstreamFault | None = None
         for proof in self._proofs:
             try:
@@ -127,6 +129,17 @@ class EngineCalls:
                 return
         assert refused is not None, "there is a proof to try"
         raise refused
+
+    async def _check_loaded(self, path: str) -> None:
+        """Raise UpstreamFault with status 503 while the engine says that it loads its model."""
+        try:
+            async with asyncio.timeout(ASIDE_S):
+                reply = await self._hop.get(self._cleared(None), self._beside, self._key, path)
+                reply.close()
+        except TimeoutError:
+            raise UpstreamFault("timeout", f"{path} did not answer in {ASIDE_S:.0f} s", status=503) from None
+        if reply.status == 503:
+            raise UpstreamFault("server", "it loads its model", status=503)
 
     @property
     def embeds(self) -> bool:

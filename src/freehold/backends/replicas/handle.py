@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from freehold.backends.contract import DeployPlan
 from freehold.backends.replicas.calls import EngineCalls, abilities_of
 from freehold.backends.replicas.deployment import ReplicaSet
 from freehold.backends.replicas.tokens import DeployedTokenizer
@@ -154,20 +155,26 @@ def info_of(replicas: ReplicaSet) -> ModelInfo:
         kv_tokens=0,
         threads=0,
         load_s=max((r.load_s for r in replicas), default=0.0),
-        memory_bytes=plan.memory_bytes * plan.replicas,
+        memory_bytes=plan.total_bytes,
         vocab=anatomy.vocab,
         can_chat=not replicas.embeds,
         can_fill=False,
         default_sampling=SamplingParams(),
         can_see=can.images,
         can_call=can.tools,
-        thinking="switch" if any("reasoning" in flag.name for flag in plan.flags) else "none",
+        thinking="switch" if _thinks(plan) else "none",
         notes=(
             f"{plan.engine} {plan.version}: {sum(r.ready for r in replicas)} of {plan.replicas} replicas ready",
         ),
         width=anatomy.hidden,
         embeds_only=replicas.embeds,
     )
+
+
+def _thinks(plan: DeployPlan) -> bool:
+    """Whether an engine tells thoughts from the answer: by a parser, which ours has for each of its models."""
+    by_flag = any("reasoning" in flag.name for flag in plan.flags)
+    return by_flag or (plan.engine == "freehold" and bool(plan.model.thinks))
 
 
 def stats_of(replicas: ReplicaSet) -> EngineStats:

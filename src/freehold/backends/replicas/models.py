@@ -28,7 +28,8 @@ from freehold.platforms import SOCKET_PATH_BYTES
 from freehold.providers.hop import Hop
 from freehold.serving import CounterTable, LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
 
-_SOCKET = "0000/s.sock"  # below a deployment's folder
+# The longest path of a socket below a deployment's folder, which another engine or one of ours has.
+_SOCKET, _OWN_SOCKET = "0000/s.sock", "0000/home/serve/server.sock"
 
 
 class DeployedModels:
@@ -77,7 +78,7 @@ class DeployedModels:
         await self._check_fallback(fallback)
         await asyncio.shield(self.sweep())  # its engines may hold the devices
         replicas = self._sets[name] = ReplicaSet(
-            plan, self._drivers, self._folder(name), self._hop, limits=self._limits
+            plan, self._drivers, self._folder(name, plan), self._hop, limits=self._limits
         )
         self._fallbacks[name] = fallback
         await self._idle_copy_out(name)
@@ -135,10 +136,11 @@ class DeployedModels:
             raise ModelNotFound(f"nothing is deployed as {name[:200]!r}", f"deployed: {names}")
         return replicas
 
-    def _folder(self, name: str) -> Path:
+    def _folder(self, name: str, plan: DeployPlan) -> Path:
         """Return an empty 0700 folder whose sockets have paths that are short enough to bind."""
         folder = self._home / "engines" / quote(name, safe="+@ ").replace(".", "%2E")
-        if len(str(folder / _SOCKET).encode()) > SOCKET_PATH_BYTES:
+        socket = _OWN_SOCKET if plan.engine == "freehold" else _SOCKET
+        if len(str(folder / socket).encode()) > SOCKET_PATH_BYTES:
             return Path(tempfile.mkdtemp(prefix=temporary_prefix(self._home)))
         shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed
         return private.folder(folder, self._home)

@@ -57,6 +57,9 @@ _REFUSED = "its first token failed"
 # Seconds of processor from one mark to the next: an engine beside 20 others has as many within `hung_s`.
 _COMPUTES_CPU_S = 1.0
 _RAY_S = 150.0  # 120 until a replica calls itself hung (ray/app.py), and Ray's next look at it
+_TURN_S = (
+    300.0  # that one of our own engines waits, and does nothing, while another packs the model: packs.TURN_S
+)
 _STEP_TOKENS = 4096  # that an engine computes in one step, before any counter moves
 
 
@@ -69,6 +72,11 @@ def hung_after(plan: DeployPlan, limits: ReplicaLimits) -> float:
         return max(limits.hung_s, _RAY_S)
     slowest = plan.prefill.low if plan.prefill is not None else 0.0
     return max(limits.hung_s, 2 * _STEP_TOKENS / slowest) if slowest > 0 else limits.hung_s
+
+
+def still_after(plan: DeployPlan, limits: ReplicaLimits) -> float:
+    """Return the seconds without a sign after which a start has come to nothing."""
+    return limits.still_s + (_TURN_S if plan.engine == "freehold" else 0.0)
 
 
 def placed(plan: DeployPlan, folder: Path) -> DeployPlan:
@@ -302,7 +310,7 @@ class Replica:
                 if time.monotonic() - refused_at > self._limits.refused_s:
                     engine.kill(f"{self.said} for {self._limits.refused_s:.0f} s")
             progress = engine.progress()
-            if progress.since_s > self._limits.still_s:
+            if progress.since_s > still_after(self.plan, self._limits):
                 engine.kill(
                     f"its start made no progress for {progress.since_s:.0f} s "
                     f"while it was {progress.phase or 'starting'}"
