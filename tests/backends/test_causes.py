@@ -83,6 +83,7 @@ PRINTED = [
         "heads",
     ),
     ("OSError: [Errno 28] No space left on device: '/data/cache'", "disk"),
+    ("warning: odd cannot be loaded: architecture 'x' is not supported", "model"),
     (
         "(EngineCore pid=7) ERROR Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down",
         "killed",

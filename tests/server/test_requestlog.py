@@ -82,18 +82,22 @@ def test_what_only_reads_leaves_what_it_read(serving, logged, route, body, token
 
 
 def test_refusals_failures_and_polls_have_their_levels(serving, logged, caplog):
-    client = serving(failing("start", RuntimeError("broken"))).client
+    server = serving(failing("start", RuntimeError("broken")))
+    client = server.client
     client.get("/health")
     client.post(URL, json={**CHAT, "model": "none"})
     client.post(URL, json=CHAT)
-    lines = logged(3, logging.DEBUG)
+    server.doors.server.health.preload["m"] = "loading"
+    client.get("/ready")
+    lines = logged(4, logging.DEBUG)
     assert [(n["status"], n["code"]) for n in lines] == [
         (200, ""),
         (404, "model_not_found"),
         (500, "internal_error"),
+        (503, ""),  # that a model loads is no failure, and is asked again and again
     ]
     levels = [r.levelno for r in caplog.records if r.name == "freehold.requests"]
-    assert levels == [logging.DEBUG, logging.INFO, logging.WARNING]
+    assert levels == [logging.DEBUG, logging.INFO, logging.WARNING, logging.DEBUG]
 
 
 def test_answer_that_was_cut_off_says_so(serving, logged):

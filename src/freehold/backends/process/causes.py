@@ -142,6 +142,7 @@ RULES: tuple[CauseRule, ...] = (
         r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
         "a context of {0} tokens: the model was made for {1}",
     ),
+    _rule("model", r"^warning: \S+ cannot be loaded: (.+)", "the model cannot be loaded: {0}", fatal=False),
     # --- memory and disks
     _rule(
         "memory",

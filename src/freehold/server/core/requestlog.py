@@ -60,7 +60,8 @@ def log_request(call: ServerCall) -> None:
 
 
 def _level(call: ServerCall) -> int:
-    if call.status >= 500:
+    waits = call.route == "/ready" and call.status == 503  # asked again and again while a model loads
+    if call.status >= 500 and not waits:
         return logging.WARNING
     return logging.DEBUG if call.route in POLLED else logging.INFO
 
