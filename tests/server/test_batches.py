@@ -449,6 +449,7 @@ def test_batches_that_grow_together_share_their_key_s_room(tmp_path):
     desk.files._bounds = FileBounds(bytes=filestore.STEP + 1000)
     one, other = (partial(desk.files.reserve, "ann", tmp_path / name) for name in ("one", "two"))
     one(600)  # takes STEP beside
+    one(700)  # with which is meant what is not written yet, so it takes no more
     with pytest.raises(Refused, match="files would hold"):
         other(1001)
     desk.files.reserve("bob", tmp_path / "three", 1001)
@@ -465,15 +466,14 @@ def test_results_wait_before_they_touch_the_disk_s_reserve(tmp_path, monkeypatch
 
 
 def test_no_result_is_written_once_there_was_no_room_for_one(tmp_path):
-    left = [70]
+    written: list[int] = []
 
     def reserve(more: int) -> None:
-        left[0] -= more
-        if left[0] < 0:
+        if sum(written) + more > 70:
             raise Refused(400, "full", code="files_full")
 
     async def body() -> None:
-        journal = Journal(tmp_path, reserve=reserve)
+        journal = Journal(tmp_path, reserve=reserve, wrote=written.append)
         adding = [journal.add(f"n{i}", lambda i=i: {"custom_id": f"n{i}"}, failed=False) for i in range(9)]
         got = await asyncio.gather(*adding, return_exceptions=True)
         await journal.close()

@@ -212,8 +212,8 @@ class Desk:
             if checked.errors:
                 _clear(folder)
                 return
-        reserve = partial(self.files.reserve, batch.tenant, folder)
-        journal = await asyncio.to_thread(Journal, folder, lambda e: self._disk(batch, e), reserve)
+        reserve, wrote = partial(self.files.reserve, batch.tenant, folder), partial(self.files.wrote, folder)
+        journal = await asyncio.to_thread(Journal, folder, lambda e: self._disk(batch, e), reserve, wrote)
         try:
             self._count(batch, journal)
             if batch.status == "in_progress":

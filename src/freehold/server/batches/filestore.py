@@ -108,7 +108,7 @@ class Files:
         return part
 
     def reserve(self, tenant: str, folder: Path, more: int) -> None:
-        """Take room for `more` bytes that are written next to files beside, of `folder`, until `release`.
+        """Have room for `more` bytes that are written next to files beside, of `folder`, until `wrote` or `release`.
 
         STEP bytes are taken at a time, since each look reads all records. 400 where the tenant's files leave no room;
         OSError where the disk has none beside the reserve that uploads leave it.
@@ -116,17 +116,19 @@ class Files:
         if space.left_for_uploads(self._root) < more:
             raise OSError(errno.ENOSPC, "it has no room beside its reserve")
         with self._adding:
-            coming = self._coming.pop(folder, _Coming(tenant, 0))
+            coming = self._coming.setdefault(folder, _Coming(tenant, 0))
             if coming.bytes < more:
-                left = self._left(tenant, self.all(tenant))
+                left = coming.bytes + self._left(tenant, self.all(tenant))
                 if left < more:
                     raise self._too_many_bytes(more - left)
                 coming.bytes = min(left, more + STEP)
-            coming.bytes -= more
-            self._coming[folder] = coming
+
+    def wrote(self, folder: Path, size: int) -> None:
+        """Count bytes that were reserved as written."""
+        self._coming[folder].bytes -= size
 
     def release(self, folder: Path) -> None:
-        """Give back what `reserve` took beyond what was written."""
+        """Give back what was reserved and not written."""
         self._coming.pop(folder, None)
 
     def end(self, part: Path) -> None:

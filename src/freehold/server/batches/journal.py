@@ -37,11 +37,13 @@ class Journal:
         folder: Path,
         reported: Callable[[OSError | None], None] = lambda _: None,
         reserve: Callable[[int], None] = lambda _: None,
+        wrote: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Read what is there; blocks, so call it in a thread.
 
-        `reported` is called with the error of a failing disk, and with None once it works again. `reserve` is called
-        with bytes before they are written, in a thread; what it raises ends the journal: no result is written any more.
+        `reported` is called with the error of a failing disk, and with None once it works again. `reserve` is called,
+        in a thread, with the bytes that are about to be written, and `wrote` once they are; Refused of the first ends
+        the journal: no result is written any more.
         """
         self.counts = {OUTPUT: 0, ERRORS: 0}
         self.done: set[str] = set()
@@ -49,7 +51,7 @@ class Journal:
         self._ends = {name: file.tell() for name, file in self._files.items()}
         self._waiting: list[tuple[str, str, Callable[[], object]]] = []
         self._lock, self._closing = asyncio.Lock(), asyncio.Event()
-        self._reported, self._reserve = reported, reserve
+        self._reported, self._reserve, self._wrote = reported, reserve, wrote
         self._over: Refused | None = None
 
     async def add(self, custom_id: str, result: Callable[[], object], *, failed: bool) -> None:
@@ -95,15 +97,18 @@ class Journal:
         ready = list(self._waiting)
         for name in dict.fromkeys(name for name, _, _ in ready):
             lines: dict[str, bytes] = {}
+            size = 0
             for _, id, result in (item for item in ready if item[0] == name):
                 line = msgspec.json.encode(result()) + b"\n"
                 try:
-                    self._reserve(len(line))
+                    self._reserve(size + len(line))
                 except Refused as e:
                     self._over = e
                     break
                 lines[id] = line
+                size += len(line)
             self._append(name, b"".join(lines.values()))
+            self._wrote(size)
             self._waiting = [item for item in self._waiting if item[0] != name or item[1] not in lines]
             self.counts[name] += len(lines)
             self.done.update(lines)
