@@ -21,7 +21,7 @@ from freehold.cli.serving.options import door_options, read_options
 from freehold.cli.serving.running import named, serve_models
 from freehold.cli.serving.telling import tell
 from freehold.cli.shared import (
-    Bytes,
+    MemorySize,
     Seconds,
     draft_option,
     drain_option,
@@ -62,7 +62,7 @@ from freehold.store import Store
 @click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
 @click.option(
     "--cache-size",
-    type=Bytes(),
+    type=MemorySize(),
     metavar="SIZE",
     help="Memory of each model's KV cache: 2GB, 500MB. Default: half of what is free.",
 )

@@ -131,7 +131,7 @@ class Amount(click.ParamType):
         return round(number) if self._whole else number
 
 
-class Bytes(click.ParamType):
+class MemorySize(click.ParamType):
     """A size of memory: 2GB, 500MB, 1.5GB; plain digits are bytes, and units are of 1000."""
 
     name = "size"
