@@ -15,7 +15,7 @@ _MOST = 1024  # nodes that are looked for
 
 
 def memory_nodes(allowed: Iterable[int], host: Host = HERE) -> tuple[frozenset[int], ...]:
-    """Return the `allowed` logical processors of each node that has some; where nodes are not told, all as one."""
+    """Return the `allowed` logical processors of each node that has some; where nodes are not listed, all as one."""
     usable, nodes = frozenset(allowed), list[frozenset[int]]()
     try:
         for node in sorted(processors(host.text(f"{_NODES}/online")))[:_MOST]:

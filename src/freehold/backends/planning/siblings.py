@@ -43,7 +43,7 @@ class Portion:
     cache_bytes: int
     memory_bytes: int  # of one replica, with all weights
     shared_bytes: int  # the weights
-    cut: bool  # the context is shorter than the model's own, for want of memory
+    cut: bool  # the context is shorter than the model's own, because memory is short
 
 
 def shared_out(request: PlanRequest) -> Portion:
@@ -95,7 +95,7 @@ def _memory(request: PlanRequest, replicas: int) -> tuple[int, int, bool]:
     usable = int(request.nodes.rig.memory_bytes * _SHARE)
     room = (usable - anatomy.weight_bytes) // replicas - PROCESS_BYTES  # of one cache
     most = anatomy.context or USUAL_CONTEXT
-    # What nobody asked for takes half of it, so that an upgrade finds room for one replica more.
+    # A default takes half of it, so that an upgrade finds room for one replica more.
     context = asked or _longest(anatomy, most, room // 2, width) or _longest(anatomy, most, room, width)
     need = max(_cache(anatomy, context or _LEAST_CONTEXT, 1, width), LEAST_CACHE)
     if need > room or context < min(_LEAST_CONTEXT, most):
@@ -114,7 +114,7 @@ def _width(cache_type: str) -> float:
 
 
 def _cache(anatomy: Anatomy, context: int, streams: int, width: float) -> int:
-    """Return the bytes of a cache for so many conversations of `context` tokens."""
+    """Return the bytes of a cache for a number of conversations of `context` tokens."""
     states = max(_STATES, streams) * anatomy.state_bytes
     return int(_SLACK * streams * anatomy.cache_bytes(-(-context // _BLOCK) * _BLOCK, width)) + states
 
