@@ -2,8 +2,8 @@
 
 `python -m benches.adapt.in_llama SOURCE RESULT.gguf [--tokens N] [--llama-cpp-python PYTHON] [--text FILE]`
 SOURCE: a GGUF, or the name of a model in the store. Each engine computes both files' logits on the same ids: the
-package's held-out text in windows of 512 tokens. Figures are KL divergence in nat a token; keys and values are kept as
-float32. Ends in one JSON line; `ratio` is llama.cpp's mean over ours, `ratio_error` its standard error by pairs of
+package's held-out text in windows of 512 tokens. Figures are KL divergence in nats per token; keys and values are kept
+as float32. Ends in one JSON line; `ratio` is llama.cpp's mean over ours, `ratio_error` its standard error by pairs of
 tokens. Both engines round activations to eight bits, each in its way, and each model's rounding adds to its divergence:
 the smaller that is, the further the two may part.
 Path: in_llama.py -> evals.side_by_side -> DivergenceCounter; peer.Child -> peer_llama_cpp.py -> the same
@@ -46,7 +46,7 @@ def main() -> int:
     found = {name: counter.result() for name, counter in counts.items()}
     for name, each in found.items():
         print(
-            f"{name:10} {each.mean:.5f} nat a token ({each.low:.5f} to {each.high:.5f}), median {each.median:.5f}, "
+            f"{name:10} {each.mean:.5f} nats per token ({each.low:.5f} to {each.high:.5f}), median {each.median:.5f}, "
             f"99 % {each.p99:.4f}, same top {each.same_top:.4f}, perplexity x {each.perplexity_ratio:.4f}"
         )
     ratio = found["llama_cpp"].mean / found["freehold"].mean

@@ -28,7 +28,7 @@ def test_a_sound_file_is_shown_with_targets_places_labels_and_prices(tmp_path: P
     assert "is valid: 1 route, 3 models, 3 providers, 2 labels, 1 task, 1 key" in done.out
     big = next(line for line in done.out.splitlines() if line.startswith("  big "))
     assert big.split() == ["big", "openai", "no", "gpt-6.2-sol", "2", "0.2", "12", "none"]
-    assert "label private: stays at box, this machine" in done.out
+    assert "label private: allowed at box, this machine" in done.out
     assert "key alice: $20 a day, always private" in done.out
     assert KEY not in done.out
 

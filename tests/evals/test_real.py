@@ -63,7 +63,7 @@ def test_own_cases_change_the_ranking(ranked: Callable[[dict[str, str]], Any]):
     assert [p["id"] for p in code["picks"]] == [CODER, SMALL]
     assert quiz["tried"]["before"] == code["tried"]["before"]
     (pair,) = quiz["tried"]["pairs"]
-    assert pair["wins"] > pair["losses"] and pair["p"] > 0.05  # so few cases decide little
+    assert pair["wins"] > pair["losses"] and pair["p"] > 0.05  # so few cases prove little
 
 
 def test_a_model_grades_by_a_rubric(home: Path, capsys: pytest.CaptureFixture[str]):

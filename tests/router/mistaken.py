@@ -612,7 +612,7 @@ WRONG = {
         "timeout = 60",
         "timeout",
         "routes.chat.timeout",
-        "60 is not a time",
+        "60 is not a duration",
         "60s",
     ),
     "time of nought": ('timeout = "60s"', 'timeout = "0s"', '"0s"', "routes.chat.timeout", '"0s"', "60s"),

@@ -62,7 +62,7 @@ def test_price_of_a_target_that_is_passed_over_is_not_reserved():
 def test_refusal_is_the_requests_own():
     found = explained("hello", "big", labels=("private",))
     assert found.refused == (
-        "no target of big can answer this request: big: label private keeps the request from far"
+        "no target of big can answer this request: big: label private does not allow far"
     )
 
 
@@ -74,7 +74,7 @@ def test_command_shows_reasons_prices_and_budget_without_keys_or_models(tmp_path
     done = freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--key", "alice")
     assert (done.status, done.err) == (0, "")
     assert "labels: private (by key alice)" in done.out
-    assert "skipped" in done.out and "label private keeps the request from far" in done.out
+    assert "skipped" in done.out and "label private does not allow far" in done.out
     assert "budget: 20 USD a day; this request would set aside 0 USD" in done.out
     said = json.loads(freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--json").out)
     assert [t["verdict"] for t in said["targets"]] == ["chosen", "fallback", "fallback"]

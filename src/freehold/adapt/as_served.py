@@ -1,6 +1,6 @@
 """What the engine that serves makes of a trained adapter: log-probabilities beside the trainer's own.
 
-The trainer multiplies floats and the engine 8-bit activations, so the two differ by some hundredths of a nat a token;
+The trainer multiplies floats and the engine 8-bit activations, so the two differ by some hundredths of a nat per token;
 a difference far above that is a mistake: another template, other rows, a wrong order of heads.
 Knows token rows; knows no loss. The adapter goes from memory to the engine, as it is after the last step.
 Path: align, distil -> served_log_probs, mismatch -> SamplingModel.answer_logits
@@ -34,7 +34,7 @@ def served_log_probs(model: SamplingModel, rows: Sequence[AnswerRow], adapter: A
 
 
 def mismatch(trainee: Trainee, rows: Sequence[AnswerRow], served: Sequence[F32]) -> dict[str, Any]:
-    """Return how far the trainer's log-probabilities are from those served, in nat a token."""
+    """Return how far the trainer's log-probabilities are from those served, in nats per token."""
     import torch
 
     with torch.no_grad():

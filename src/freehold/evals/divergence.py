@@ -27,7 +27,7 @@ _PERCENTILES = (50, 90, 95, 99, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class TextDivergence:
-    """KL divergence in nat a token; `low` and `high` bound its mean with 95 %, by blocks of text."""
+    """KL divergence in nats per token; `low` and `high` bound its mean with 95 %, by blocks of text."""
 
     tokens: int
     blocks: int

@@ -133,8 +133,8 @@ def _why_not(
     windows: Mapping[str, int],
 ) -> PassedOver | None:
     if target.place not in cleared.places:
-        names = ", ".join(cleared.label_names) or "its route"
-        return PassedOver("label", f"label {names} keeps the request from {target.place}")
+        rule = f"label {', '.join(cleared.label_names)}" if cleared.label_names else "its route"
+        return PassedOver("label", f"{rule} does not allow {target.place}")
     remote = target.remote
     if remote is not None and remote.provider.key is None and remote.provider.kind != KEYLESS:
         return PassedOver("key", f"{remote.provider.name} has no key")

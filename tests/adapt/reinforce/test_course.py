@@ -178,7 +178,7 @@ def test_the_sampler_agrees_with_the_trainer_and_a_step_beyond_the_bound_stops(
     made = reinforce(model, sources(tmp_path), tmp_path / "out", replace(SMALL, unseen=0))
     assert 0 < made["mismatch"]["mean_size"] < 0.05
     tight = replace(SMALL, most_mismatch=made["mismatch"]["most"] / 1e3)
-    with pytest.raises(UsageError, match="nat a token from the sampler's"):
+    with pytest.raises(UsageError, match="nats per token from the sampler's"):
         reinforce(model, sources(tmp_path), tmp_path / "tight", tight)
 
 

@@ -93,7 +93,7 @@ def test_a_long_text_is_labelled_as_a_short_one_is():
     for work, wanted in (
         (chat(long + card), "pii: card number"),
         (EmbedJob((long, "é" * 70_000, card)), "pii: card number"),
-        (Job((Message("assistant", "", tool_calls=(call,)),)), "pii: mail address"),
+        (Job((Message("assistant", "", tool_calls=(call,)),)), "pii: email address"),
         (Job((Message("user", "", parts=(page,)),)), "pii: card number"),
     ):
         assert wanted in labels_of(work)

@@ -114,7 +114,7 @@ def test_a_row_of_a_table_is_no_card(row: str):
 
 @pytest.mark.parametrize("text", ["jane@example.com。", "写信给jane@example.com吧", "jane@example.comи"])
 def test_a_mail_ends_where_another_script_begins(text: str):
-    assert {finding.name for finding in SIEVE.find([text])} == {"mail address"}
+    assert {finding.name for finding in SIEVE.find([text])} == {"email address"}
 
 
 def test_an_own_pattern_finds_letters_that_json_escaped():

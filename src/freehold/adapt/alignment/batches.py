@@ -1,7 +1,7 @@
 """Pairs as token rows, their summed log-probabilities, and the reference's, each computed once.
 
 The reference is the model without its adapter, by the same arithmetic as the one that learns: the engine's own
-log-probabilities differ from it by some hundredths of a nat a token (its activations are 8 bits wide), so with them
+log-probabilities differ from it by some hundredths of a nat per token (its activations are 8 bits wide), so with them
 the first margin would not be 0. They are taken in the step that first needs them, and kept.
 Knows token rows and a trainee; knows no file and no step.
 Path: align -> pair_rows, sums, PairReference -> Trainee.log_probs

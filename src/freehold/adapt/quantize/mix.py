@@ -55,11 +55,11 @@ OnGroup = Callable[[int, int, str], None]  # groups done, in all, the one that f
 
 @dataclass(frozen=True, slots=True)
 class TypeMix:
-    """A type for every tensor; `predicted`: the divergence from the source that is expected, in nat a token."""
+    """A type for every tensor; `predicted`: the divergence from the source that is expected, in nats per token."""
 
     choices: tuple[TensorChoice, ...]
     predicted: float
-    sensitivity: Mapping[str, float]  # nat a token by group, as measured with the probe
+    sensitivity: Mapping[str, float]  # nats per token by group, as measured with the probe
 
 
 def mixed(
@@ -104,7 +104,7 @@ def mixed(
 def _prices(
     groups: Mapping[str, Sequence[Tensor]], measured: Mapping[str, float], threads: native.Threads
 ) -> dict[str, float]:
-    """Return nat a token per squared error, by tensor; a group that was not measured has the others' median."""
+    """Return nats per token per squared error, by tensor; a group that was not measured has the others' median."""
     prices = {
         name: nat / max(sum(sampled_error(t, _probe(t), threads) for t in groups[name]), 1e-30)
         for name, nat in measured.items()
@@ -192,7 +192,7 @@ class _Sensitivity:
             self._reference = np.concatenate(list(reference.rows(self._ids)))
 
     def measure(self, groups: Mapping[str, Sequence[Tensor]], on_group: OnGroup | None) -> dict[str, float]:
-        """Return the divergence in nat a token of each group in its probe type."""
+        """Return the divergence in nats per token of each group in its probe type."""
         divergences: dict[str, float] = {}
         for done, (name, tensors) in enumerate(sorted(groups.items())):
             if on_group is not None:

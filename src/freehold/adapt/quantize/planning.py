@@ -94,7 +94,7 @@ class QuantizeRequest:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationPlan:
-    """What becomes of a source. `predicted`: a mix's divergence from it, in nat a token; None: of a named type."""
+    """What becomes of a source. `predicted`: a mix's divergence from it, in nats per token; None: of a named type."""
 
     name: str  # of the file type
     choices: Sequence[TensorChoice]
@@ -215,7 +215,7 @@ def _coarse_source(choices: Sequence[TensorChoice]) -> str:
     bits = _bits([c.tensor for c in choices if quantisable(c.tensor)])
     if not bits < COARSE_BITS:
         return ""
-    return f"the source has {bits:.1f} bits a weight itself: quality is measured against it, not against the original"
+    return f"the source itself has {bits:.1f} bits a weight; quality is measured against it, not the original"
 
 
 def _bits(tensors: Sequence[Tensor]) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from freehold import _native as native
+from freehold.adapt.quantize.texts import plain_text
 from freehold.adapt.receipt import text_digest
 from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import Fit, fit
@@ -65,7 +66,7 @@ def measured(
     once the mean divergence is known to this share; 0: read all. Both models are in memory together; raises
     CapacityExceeded where they do not fit.
     """
-    read = held_out_text() if text is None else text.read_text(encoding="utf-8", errors="replace")
+    read = held_out_text() if text is None else plain_text(text, "replace")
     blocks = windows(tokenizer_of(source), read, limit)
     pool = native.Threads(threads)
     with LogitSource.open(source, pool) as reference, LogitSource.open(result, pool) as other:
@@ -125,7 +126,7 @@ def coarse_note(bits: float, weights: int, divergence: TextDivergence | None) ->
     if bits >= _SURE_BITS or weights >= _SMALL_MODEL:
         return ""
     measured_as = (
-        f"here {divergence.mean:.2f} nat a token from its source, "
+        f"here {divergence.mean:.2f} nats per token from its source, "
         f"and the same most probable token in {divergence.same_top:.0%}"
         if divergence is not None
         else "--report measures how much here"

@@ -22,11 +22,13 @@ import numpy as np
 
 from freehold.adapt.lines import messages_of, read_lines
 from freehold.errors import UsageError
+from freehold.regular import read_bounded
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import Message
 
 LENGTH = 512  # tokens of a text
 TOKENS = 49_152
+MOST_BYTES = 256 << 20  # of a user's text
 
 _QUESTIONS = (
     "What does {module}.{name} do?",
@@ -67,7 +69,7 @@ def file_texts(
         read = read_lines(path, lambda _, table: _ids(table, tokenizer, template), '{"text": "..."}')
         sequences: Sequence[list[int]] = read.items
     else:
-        sequences = [tokenizer.encode(_plain(path))]
+        sequences = [tokenizer.encode(plain_text(path))]
     texts = list(_pieces(iter(sequences)))[: -(-tokens // LENGTH)]
     if not texts:
         raise UsageError(
@@ -151,9 +153,11 @@ def _pieces(texts: Iterator[list[int]]) -> Iterator[list[int]]:
             waiting = waiting[LENGTH:]
 
 
-def _plain(path: Path) -> str:
+def plain_text(path: Path, errors: str = "strict") -> str:
+    """Return a user's text, decoded from UTF-8 with `errors` as str has them. Raises UsageError."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = read_bounded(path, MOST_BYTES).decode("utf-8", errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "give a file of UTF-8 text, or of JSON lines") from None
     except UnicodeDecodeError:

@@ -76,7 +76,7 @@ def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "p99_size": max((line["mismatch_p99"] for line in measured), default=None),
             "most": max((line["mismatch"] for line in measured), default=None),
             "capped": _mean(measured, "capped"),
-            "unit": "nat a token, trainer less sampler",
+            "unit": "nats per token, trainer less sampler",
         },
         "speed": {
             "cpu_seconds": spent,

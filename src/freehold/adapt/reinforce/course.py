@@ -38,7 +38,7 @@ from freehold.errors import UsageError
 from freehold.evals.verifier import RewardScore, Verifier
 from freehold.store import ModelRef
 
-MOST_MISMATCH = 0.15  # nat a token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
+MOST_MISMATCH = 0.15  # nats per token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
 BEFORE, AFTER = "before.json", "after.json"
 ADAPTER = "reinforced"  # its name in the engine that is asked what is still known
 _NAMED = 3  # attacks that a message names

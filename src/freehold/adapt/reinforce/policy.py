@@ -72,7 +72,7 @@ class Policy:
         """Move the pairs by `updates` passes over `rows`. `answers`: of the step, those of dropped groups included.
 
         Raises UsageError, and moves nothing, where the trainer's log-probabilities are further than `bound` from the
-        sampler's, nat a token in the mean.
+        sampler's, nats per token in the mean.
         """
         if not rows:
             return PolicyUpdate(None, 0.0, self.optimizer.rate, 0.0)
@@ -146,7 +146,7 @@ def _passes(rows: Sequence[PolicyRow]) -> Iterator[list[PolicyRow]]:
 def _check(mismatch: Mismatch | None, bound: float) -> None:
     if mismatch is not None and not mismatch.mean_size <= bound:
         raise UsageError(
-            f"the trainer's log-probabilities are {mismatch.mean_size:.3f} nat a token from the sampler's, "
+            f"the trainer's log-probabilities are {mismatch.mean_size:.3f} nats per token from the sampler's, "
             f"more than {bound:g}",
             "both must read one file and one template; a higher bound is --most-mismatch",
         )

@@ -104,7 +104,7 @@ def text_rows(trainee: Trainee) -> list[list[int]]:
 
 
 def text_loss(trainee: Trainee, *, adapter: bool) -> float:
-    """Return the mean loss on the held-out text, in nat a token, as the trainer computes it."""
+    """Return the mean loss on the held-out text, in nats per token, as the trainer computes it."""
     import torch
 
     with torch.no_grad():

@@ -41,7 +41,7 @@ def _started(plan: DeployPlan) -> Iterable[str]:
         yield f"warning: {plan.warning}"
     model = plan.model
     yield f"  weights    {model.source}, {_weights(plan)}, {show_bytes(model.anatomy.weight_bytes)}"
-    yield f"  sizes      {sizes(plan.sizes)}; {_several(plan)}"
+    yield f"  layout     {sizes(plan.sizes)}; {_several(plan)}"
     length = f"{plan.context:,} tokens of context, " if plan.context else ""
     cache = (
         f"a cache of {plan.cache_tokens:,} tokens in {plan.cache_type or '16 bits'}, "
@@ -97,7 +97,7 @@ def _weights(plan: DeployPlan) -> str:
 
 def engine(plan: DeployPlan) -> str:
     """Name the engine, and whose flags it was checked against."""
-    version = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, version not known"
+    version = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, unknown version"
     return f"{version} (flags of {plan.schema})" if plan.schema else version
 
 

@@ -42,7 +42,7 @@ def show(gateway: Gateway, name: str) -> None:
         ]
         by = f"; set by {', '.join(setters)}" if setters else ""
         places = ", ".join(sorted(Labeller(gateway).places([label.name])))
-        click.echo(f"\nlabel {label.name}: stays at {places}{by}")
+        click.echo(f"\nlabel {label.name}: allowed at {places}{by}")
     for key in gateway.keys.values():
         labels = f", always {', '.join(key.labels)}" if key.labels else ""
         click.echo(f"\nkey {key.name}: {_budget(key.budget)}{labels}")

@@ -59,7 +59,7 @@ class Tried:
             why_not.setdefault(why, []).append(what)
         lines_of_trial += [f"  left out, {why}: {_few(names)}" for why, names in why_not.items()]
         lines_of_trial.append(
-            f"  {n} {'case' if n == 1 else 'cases'}: differences below {resolution(n):.0f} points decide little"
+            f"  {n} {'case' if n == 1 else 'cases'}: differences below {resolution(n):.0f} points prove little"
         )
         return [*lines_of_trial, f"  {self.change()}"]
 

@@ -208,7 +208,7 @@ def _is_bsn(hit: Hit) -> bool:
 PERSONAL = (
     Detector(
         "pii",
-        "mail address",
+        "email address",
         rb"[A-Za-z0-9\x80-\xff][A-Za-z0-9._%+\-\x80-\xff]{0,63}(?:@|%40)"
         rb"(?:[A-Za-z0-9\x80-\xff](?:[A-Za-z0-9\-\x80-\xff]{0,62}[A-Za-z0-9\x80-\xff])?\.)+"
         rb"[A-Za-z\x80-\xff][A-Za-z0-9\-\x80-\xff]{1,47}",

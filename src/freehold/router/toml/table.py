@@ -124,7 +124,7 @@ class TomlTable:
             return default
         match = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
-            self.bad(key, f"{shown(value)} is not a time", 'write "500ms", "60s", "5m" or "1h"')
+            self.bad(key, f"{shown(value)} is not a duration", 'write "500ms", "60s", "5m" or "1h"')
             return default
         seconds = float(match[1]) * _UNITS[match[2]]
         if 0 < seconds <= 30 * 86400:
