@@ -44,10 +44,10 @@ SHOWN = 8  # models of a ranking
     multiple=True,
     help="Exclude models made in this country, such as CN; repeatable.",
 )
-@click.option("--min-context", type=Amount(whole=True), default=0, help="Least context in tokens: 32k, 1m.")
-@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Most parameters: 8b, 270m.")
+@click.option("--min-context", type=Amount(whole=True), default=0, help="Minimum context in tokens: 32k, 1m.")
+@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Maximum parameters: 8b, 270m.")
 @click.option(
-    "--min-speed", type=click.FloatRange(0, 1e6), help="Least tokens a second; default: the task's own."
+    "--min-speed", type=click.FloatRange(0, 1e6), help="Minimum tokens a second; default: the task's own."
 )
 @click.option(
     "--language",
@@ -57,13 +57,17 @@ SHOWN = 8  # models of a ranking
     help="Language of the texts: de, fr, ja; mul: many; repeatable.",
 )
 @click.option("--cheapest", is_flag=True, help="Rank the cheapest first among models not shown to be worse.")
-@click.option("--held", is_flag=True, help="Only models in the store.")
+@click.option("--held", is_flag=True, help="Only installed models.")
 @section("Hardware and load")
 @click.option(
-    "--on", "hardware", metavar="HARDWARE", default="", help="2xh100, rtx4090, m3-max:64; default: here."
+    "--on",
+    "hardware",
+    metavar="HARDWARE",
+    default="",
+    help="2xh100, rtx4090, m3-max:64; default: this machine.",
 )
 @click.option("--engine", metavar="NAME", default="", help="With --on: vllm, sglang, llama.cpp, ...")
-@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Most rent a month.")
+@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Maximum rent a month.")
 @click.option("--users", "users_at_once", type=click.IntRange(1, 4096), help="Concurrent users.")
 @section("Your use, for the licence")
 @company_options
@@ -73,7 +77,10 @@ SHOWN = 8  # models of a ranking
     "--judge", metavar="MODEL", default="", help="With --try: the model that grades cases with a rubric."
 )
 @click.option(
-    "--yes", "fetch", is_flag=True, help="With --try: pull models of the shortlist that are not in the store."
+    "--yes",
+    "fetch",
+    is_flag=True,
+    help="With --try: also download models of the shortlist that are not installed.",
 )
 @section("Output")
 @click.option(
@@ -106,14 +113,15 @@ def command(
 
     Quality comes from published results, converted to one benchmark's scale, with an 80 % range and a deduction for
     the quantisation. Models whose range begins below the task's bar, or that have no published result, are not
-    ranked. Speed and memory are predicted for this machine, or for HARDWARE. The licence is checked when a purpose is
-    given, here or in config.toml's [company]; other facts are options as for `freehold license`. An unknown fact
-    never passes a condition.
+    ranked. Speed and memory are predicted for this machine, or for HARDWARE. The licence is checked if a purpose is
+    stated, here or in config.toml under [company]; other facts are options, as for `freehold license`. An unknown
+    fact never passes a condition.
 
-    --try runs the ranked models in the store on your own cases, and ranks by those results before published ones;
-    docs/guides/advise.md describes the file. Answers are kept, so a run that was stopped continues.
+    --try runs the ranked models that are installed on your own cases, and ranks them by these results before the
+    published ones; docs/guides/advise.md describes the file. Answers are kept, so an interrupted run continues.
 
-    Exit status: 0 with a pick, 1 if the conditions leave no model, 3 if models run and none is good enough.
+    Exit status: 0 if a model is recommended, 1 if no model meets the conditions, 3 if models run but none is good
+    enough.
 
     With --json: {"schema": 1, "task", "understood", "ignored", "notes", "benchmark", "bar", "good_enough", "speed",
     "context", "considered", "picks": [...], "below": [...], "unproven": [...], "instead": [...], "tiers": {...},

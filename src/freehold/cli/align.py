@@ -38,7 +38,7 @@ from freehold.terminal import Ticking
 @click.command("align")
 @click.argument("model")
 @click.option(
-    "--pairs", "pairs_file", required=True, type=LINES, help="Pairs of answers, one JSON object a line."
+    "--pairs", "pairs_file", required=True, type=LINES, help="Pairs of answers, one JSON object per line."
 )
 @out_option
 @click.option("--test", type=LINES, help="Pairs to measure with; default: a share of --pairs.")
@@ -47,14 +47,14 @@ from freehold.terminal import Ticking
     type=FiniteRange(0, 0.9),
     default=0.1,
     show_default=True,
-    help="Share of prompts that is not trained on, where --test is not given.",
+    help="Share of prompts set aside for the test, without --test.",
 )
 @click.option(
     "--beta",
     type=FiniteRange(0, min_open=True),
     default=0.1,
     show_default=True,
-    help="How much a margin counts; less lets the model move further.",
+    help="Weight of the margin; a smaller one lets the model move further.",
 )
 @click.option(
     "--nll",
@@ -69,7 +69,7 @@ from freehold.terminal import Ticking
     type=FiniteRange(0, 0.5, max_open=True),
     default=0.0,
     show_default=True,
-    help="Share of pairs taken to be labelled the wrong way round.",
+    help="Share of pairs assumed to be labelled the wrong way round.",
 )
 @rate_option(2e-4)
 @epochs_option(1, "the pairs")
@@ -92,8 +92,8 @@ def command(
     """Teach MODEL which of two answers to prefer; write the adapter and receipt.json to the folder OUT.
 
     A line of --pairs: {"prompt": "...", "chosen": "...", "rejected": "..."}, or `messages` in place of `prompt`.
-    Prompts that are not trained on show what was learnt. After Ctrl-C or a crash the same command continues, to the
-    same bits. Use the result with: freehold run MODEL --adapter OUT
+    Prompts set aside for the test show what the model learnt. After Ctrl-C or a crash, the same command continues
+    and gives the same bits. Use the result with: freehold run MODEL --adapter OUT
 
     With --json, prints the receipt.
     """

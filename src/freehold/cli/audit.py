@@ -35,8 +35,8 @@ SCHEMA = 1
 def command(ctx: click.Context, label: str, since: float, file: Path | None, as_json: bool) -> None:
     """Show which requests with a label were sent to a provider, and to which.
 
-    Counts ledger rows; rows left by killed processes are listed separately as uncertain.
-    Exits 1 where a request left.
+    Counts ledger rows; rows left by killed processes are listed separately as uncertain. Exits 1 if any request
+    left your machines.
     """
     from freehold.router.ledger.audit import audit
 

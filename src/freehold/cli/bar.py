@@ -42,7 +42,7 @@ _HEAD = ("TASK", "MODEL", "SCORE", "LOWER", "CASES", "MEASURED", "HOLDS")
 
 @click.group("bar")
 def command() -> None:
-    """Measure models on your own cases; a route's task takes those whose lower bound reaches its bar."""
+    """Measure models on your own cases; a route with a task uses only models whose lower bound reaches the bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,17 @@ class _BarRun:
 
 @command.command("run", epilog="Example: freehold bar run support --model coder --gateway gateway.toml")
 @click.argument("task")
-@click.option("--model", required=True, metavar="M", help="Model of the gateway.toml, or of the store.")
+@click.option("--model", required=True, metavar="M", help="Model of the gateway.toml, or an installed one.")
 @gateway_option
-@click.option("--as", "called", metavar="NAME", help="Keep the result under this task's name.")
-@click.option("--judge", metavar="MODEL", help="Model that judges rubrics; must be owned.")
+@click.option("--as", "called", metavar="NAME", help="Store the result under this task's name.")
+@click.option("--judge", metavar="MODEL", help="Model that judges rubrics; it must be one of your own.")
 @click.option(
     "--allow-rented-judge", is_flag=True, help="Let a provider's model judge: it sees prompts and answers."
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME", help="Label of these requests.")
-@click.option("--key", default="", metavar="NAME", help="Ask as this key: its labels and budget hold.")
+@click.option(
+    "--key", default="", metavar="NAME", help="Send the requests with this key; its labels and budget apply."
+)
 @json_option
 @click.pass_obj
 def run_bar(
@@ -83,9 +85,9 @@ def run_bar(
 ) -> None:
     """Run TASK's cases on a model and keep the score with its 95 % interval.
 
-    TASK is a task of the gateway.toml that names a file, or a file: a JSON object a line with `prompt` or `messages`,
-    and one of exact, contains, regex, json, json_schema, tests or judge. Ctrl-C keeps the answers so far; the same
-    command continues from there.
+    TASK is a file, or a task of the gateway.toml that names one. The file has one JSON object per line with
+    `prompt` or `messages`, and one of exact, contains, regex, json, json_schema, tests or judge. After Ctrl-C, the
+    answers so far are kept, and the same command continues from there.
     """
     from freehold.evals.trial import TrialModel, run
     from freehold.router.bar import BarStore, file_digest
@@ -128,7 +130,7 @@ def run_bar(
 @json_option
 @click.pass_obj
 def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
-    """List the results that are kept: score, lower bound, and whether each holds, or why it is void."""
+    """List the stored results: score, lower bound, and whether each is valid, or why not."""
     from freehold.router.bar import BarStore, void
     from freehold.router.gateway import GatewayModel
     from freehold.router.identity import Identities

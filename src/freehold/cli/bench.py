@@ -68,7 +68,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write a file to send us: machine, kernels, speeds; no name, no path.",
+    help="Also write a report to send us: machine, kernels, speeds; no names, no paths.",
 )
 @offline_option
 @click.pass_context

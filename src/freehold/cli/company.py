@@ -28,7 +28,7 @@ _YES_NO = {
     "distils": ("--distils/--no-distils", "Its outputs will train another model."),
     "multimodal": (
         "--multimodal/--text-only",
-        "The model takes more than text; for catalogue models it is known.",
+        "The model accepts more than text; the catalogue knows this for its own models.",
     ),
 }
 _OPTION_TEXTS = {

@@ -89,7 +89,9 @@ def assumption_options(command: Callable) -> Callable:
 @click.option("--growth", type=float, default=0.0, help="Growth in per cent a month, over --months.")
 @section("Your own hardware")
 @click.option(
-    "--on", metavar="HARDWARE", help="Hardware, such as 2xh100; default: the fewest H100 that hold the model."
+    "--on",
+    metavar="HARDWARE",
+    help="Hardware, such as 2xh100; default: the smallest number of H100s that can hold the model.",
 )
 @click.option("--buy/--rent", "bought", default=False, help="Buy the hardware, or rent it by the hour.")
 @click.option("--price", type=Range(), help="Price of all the hardware, in dollars.")
@@ -97,7 +99,7 @@ def assumption_options(command: Callable) -> Callable:
 @click.option(
     "--tokens-per-second", "speed", type=Range(), help="Decode speed of one machine, all users together."
 )
-@click.option("--engine", metavar="NAME", help="Engine to predict; default: vllm where it runs.")
+@click.option("--engine", metavar="NAME", help="Engine to predict; default: vllm if it runs there.")
 @click.option("--quant", metavar="NAME", help="Quantisation to predict, such as FP8.")
 @click.option(
     "--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="Concurrent users."
@@ -119,7 +121,7 @@ def assumption_options(command: Callable) -> Callable:
 )
 @section("From a gateway's ledger")
 @click.option(
-    "--from-ledger", is_flag=True, help="Price the requests of a gateway's ledger, not a stated traffic."
+    "--from-ledger", is_flag=True, help="Price the requests in a gateway's ledger instead of stated traffic."
 )
 @click.option(
     "--since", type=Seconds(), default="7d", show_default=True, help="With --from-ledger: how far back."
@@ -157,9 +159,10 @@ def command(
     Each assumption is listed with its source and date, and has an option that takes a value or a range: 3, 2-4 or
     2:3:4. Without MODEL, give --tokens-per-second and --on.
 
-    With --from-ledger: what a gateway's requests cost, owned machines included, and what they would have cost on the
-    dearest model, on the cheapest above each task's bar, at the cheapest host of the same weights, and in the mix of
-    the period before. Of the other options --on, --buy, --price, --hourly and the machine's assumptions hold.
+    With --from-ledger: shows what a gateway's requests cost, including owned machines, and what they would have
+    cost on the most expensive model, on the cheapest model above each task's bar, at the cheapest host of the same
+    weights, and with the previous period's mix of models. Of the other options, only --on, --buy, --price, --hourly
+    and the machine's assumptions apply.
 
     With --json: {"schema": 1, "traffic": ..., "owned": ..., "bills": [...], "assumptions": [...], ...}.
     """

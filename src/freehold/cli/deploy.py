@@ -94,18 +94,20 @@ def _verb(ctx: click.Context) -> str:
 @plan_options
 @section("The plan")
 @click.option("--name", metavar="NAME", help="Name for requests; default: the model's.")
-@click.option("--dry-run", is_flag=True, help="Print the command, a reason for each flag, and start nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the command with a reason for each flag; start nothing.")
 @section("Plans for other machines")
 @click.option(
     "--on",
     metavar="HARDWARE",
     help="Plan for this hardware instead: 8xh100, rtx-4090; or run on Ray Serve: ray, ray:PYTHON, ray://HOST:PORT.",
 )
-@click.option("--nodes", type=click.IntRange(1, 64), metavar="N", help="Boxes of --on HARDWARE.")
+@click.option(
+    "--nodes", type=click.IntRange(1, 64), metavar="N", help="Number of machines like --on HARDWARE."
+)
 @click.option(
     "--emit",
     type=click.Choice(EMITTED),
-    help="Write files that run the plan elsewhere, and start nothing.",
+    help="Write files that run the plan elsewhere; start nothing.",
 )
 @click.option("--out", metavar="DIR", help="With --emit: write the files into DIR.")
 @click.option("--image", metavar="NAME@DIGEST", help="With --emit: the engine's container image.")
@@ -124,7 +126,7 @@ def _verb(ctx: click.Context) -> str:
     "members",
     multiple=True,
     metavar="ADDRESS",
-    help="With --emit ray: a machine of the cluster, or ours, for the firewall's rules; repeatable.",
+    help="With --emit ray: a machine of the cluster, or this one, for the firewall rules; repeatable.",
 )
 @section("Address and access")
 @door_options
@@ -139,11 +141,11 @@ def _verb(ctx: click.Context) -> str:
 def command(ctx: click.Context, model: str = "", **values: Any) -> None:
     """Deploy MODEL with another engine, behind this server's API, keys, limits and metrics.
 
-    The running server of this data folder adds it; where none runs, this command serves it until Ctrl-C, with the
-    options of freehold serve (--host, --port, --key-file, ...). Without MODEL it starts what was deployed before and
-    not stopped.
+    If a server with this data folder is running, it adds the deployment. Otherwise, this command serves it until
+    Ctrl-C, with the options of freehold serve (--host, --port, --key-file, ...). Without MODEL, it starts the
+    stored deployments that were not stopped.
 
-    The engine listens on a socket that only you can open. Ctrl-C during a start leaves nothing.
+    The engine listens on a socket that only you can open. Ctrl-C during a start ends the engine completely.
     """
     if ctx.invoked_subcommand is not None:
         return

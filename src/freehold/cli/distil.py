@@ -39,27 +39,29 @@ from freehold.terminal import Ticking
 @click.command("distil")
 @click.argument("teacher")
 @click.option("--into", "student", required=True, metavar="MODEL", help="The model that learns.")
-@click.option("--prompts", required=True, type=LINES, help="What is asked, one JSON object a line.")
+@click.option("--prompts", required=True, type=LINES, help="Prompts, one JSON object per line.")
 @out_option
 @click.option(
     "--on-policy",
     is_flag=True,
-    help="Let MODEL answer and TEACHER judge each token; both must have the same tokens.",
+    help="Let MODEL answer and TEACHER judge each token; both must have the same tokenizer.",
 )
-@click.option("--test", type=LINES, help="Judged prompts to measure with; default: a share of --prompts.")
+@click.option(
+    "--test", type=LINES, help="Prompts with checks to measure with; default: a share of --prompts."
+)
 @click.option(
     "--test-share",
     type=FiniteRange(0, 0.9),
     default=0.1,
     show_default=True,
-    help="Share of prompts that is not trained on, where they have judges and --test is not given.",
+    help="Share of prompts set aside for the test, if they have checks and there is no --test.",
 )
 @click.option(
     "--tries",
     type=click.IntRange(1, 16),
     default=2,
     show_default=True,
-    help="How often TEACHER is asked until an answer has no fault; the first is greedy.",
+    help="Maximum attempts of TEACHER per prompt until an answer passes; the first is greedy.",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of an answer."
@@ -75,7 +77,8 @@ from freehold.terminal import Ticking
     "accepted",
     default="",
     metavar="RIGHT",
-    help="The right you have where TEACHER's licence refuses, such as a contract; it is written down.",
+    help="Your right to train although TEACHER's licence refuses, such as a contract; the receipt "
+    "records it.",
 )
 @adapter_options
 @json_option
@@ -94,10 +97,10 @@ def command(
 ) -> None:
     """Teach MODEL to answer certain prompts as TEACHER does; write an adapter and receipt.json to the folder OUT.
 
-    A line of --prompts: {"prompt": "..."}, or `messages`; with exact, contains, regex, json, json_schema or tests
-    the answer is judged: TEACHER's faulty ones are left out, and MODEL is measured on prompts it was not trained on.
-    The answers stay in OUT/answers.jsonl. After Ctrl-C or a crash the same command continues, to the same bits. Use the
-    result with: freehold run MODEL --adapter OUT
+    A line of --prompts: {"prompt": "..."}, or `messages`; with exact, contains, regex, json, json_schema or tests,
+    answers are checked: TEACHER's wrong answers are left out, and MODEL is measured on prompts that it was not
+    trained on. OUT/answers.jsonl keeps the answers. After Ctrl-C or a crash, the same command continues and gives
+    the same bits. Use the result with: freehold run MODEL --adapter OUT
 
     With --json, prints the receipt.
     """

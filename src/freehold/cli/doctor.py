@@ -42,7 +42,9 @@ class _Group(click.Group):
 
 
 @click.group("doctor", cls=_Group, invoke_without_command=True)
-@click.option("--kernels", is_flag=True, help="Show how each weight type is computed on each kernel table.")
+@click.option(
+    "--kernels", is_flag=True, help="Show which kernel computes each weight type on each instruction set."
+)
 @click.option(
     "--verify",
     is_flag=True,

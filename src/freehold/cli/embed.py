@@ -34,7 +34,7 @@ PORTION = 256  # lines of stdin that are read before vectors are written
 )
 @click.option("--dimensions", type=click.IntRange(1), help="Keep this many dimensions, normalised again.")
 @click.option("--truncate", is_flag=True, help="Truncate texts longer than the context, with a warning.")
-@click.option("--context", type=click.IntRange(1), help="Most tokens per text; default: the model's own.")
+@click.option("--context", type=click.IntRange(1), help="Maximum tokens per text; default: the model's own.")
 @click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
 @offline_option
 @click.pass_obj
@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Print the embedding of each TEXT, or of each line of stdin, normalised to unit length.
 
-    One line of numbers per text; with --json an object with index, tokens, cut and embedding.
+    Prints one line of numbers per text; with --json, an object with index, tokens, cut and embedding.
     """
     from freehold.local import open_shown
     from freehold.store import Store

@@ -49,9 +49,12 @@ if TYPE_CHECKING:
     "--style", default="", metavar="NAME", help="Form of the prompts: chat, completion, tools or text."
 )
 @click.option("--judge", default="", metavar="MODEL", help="Model that judges rubrics of a FILE.jsonl.")
-@click.option("--fresh", is_flag=True, help="Answer again what is kept from earlier runs.")
+@click.option("--fresh", is_flag=True, help="Ignore the answers of earlier runs, and answer again.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Write results and samples there."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write results and samples to this folder.",
 )
 @click.option(
     "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Compare two results, paired."
@@ -82,11 +85,11 @@ def command(
 
     ADAPTER is a PEFT folder or a GGUF adapter, so smollm2:135m+./mine is the model with the adapter in ./mine.
 
-    A FILE.jsonl has an object a line with `prompt` or `messages`, and one of exact, contains, regex, json,
-    json_schema, tests, judge, or choices with answer. Answers are kept: a run that was stopped continues, and after a
-    change only what it touched is computed again.
+    A FILE.jsonl has one object per line with `prompt` or `messages`, and one of exact, contains, regex, json,
+    json_schema, tests, judge, or choices with answer. Answers are kept: an interrupted run continues, and after a
+    change, only the affected answers are computed again.
 
-    --compare takes two folders that -o wrote, ours or lm-eval's, and pairs their items.
+    --compare takes two folders with results, written by -o or by lm-eval, and pairs their items.
     """
     settings = with_offline(settings, offline)
     if compare:

@@ -46,24 +46,32 @@ if TYPE_CHECKING:
 
 @click.command("finetune")
 @click.argument("model")
-@click.option("--data", required=True, type=LINES, help="Examples, one JSON object a line.")
-@click.option("-o", "--out", type=FOLDER, help="The folder to make.")
-@click.option("--test", type=LINES, help="Test items: asked before and after, and looked for in --data.")
+@click.option("--data", required=True, type=LINES, help="Examples, one JSON object per line.")
+@click.option("-o", "--out", type=FOLDER, help="The folder to create.")
+@click.option(
+    "--test",
+    type=LINES,
+    help="Test items, answered before and after training; those that occur in --data are reported.",
+)
 @epochs_option(1, "--data")
 @batch_option("Answers")
 @rate_option(1e-3)
-@replay_option("0 is a plain run")
+@replay_option("0: none")
 @click.option(
     "--replay-weight",
     type=FiniteRange(0),
     default=1.0,
     show_default=True,
-    help="How much the divergence on them counts beside the loss.",
+    help="Weight of the divergence on these rows relative to the loss.",
 )
 @max_length_option
-@click.option("--skip-long", is_flag=True, help="Leave out longer ones, and say how many; nothing is cut.")
 @click.option(
-    "--preflight", is_flag=True, help="Only check: mask, lengths, one batch learnt, time and memory."
+    "--skip-long", is_flag=True, help="Skip longer examples and print how many; nothing is truncated."
+)
+@click.option(
+    "--preflight",
+    is_flag=True,
+    help="Only check the data: mask, lengths, whether one batch can be learnt, time and memory.",
 )
 @click.option(
     "--gguf/--no-gguf", default=True, show_default=True, help="Write adapter.gguf for llama.cpp too."
@@ -86,12 +94,13 @@ def command(
 ) -> None:
     """Teach MODEL your examples; write the adapter and receipt.json to the folder OUT.
 
-    A line of --data: {"prompt": "...", "completion": "..."}, or {"messages": [...]} whose assistant turns are learnt.
-    A line of --test: the same, or a prompt with a judge of `freehold eval` (contains, regex, ...). The receipt has the
-    test before and after, and what was forgotten: facts and a text that is never trained on.
+    A line of --data: {"prompt": "...", "completion": "..."}, or {"messages": [...]} whose assistant turns are
+    learnt. A line of --test: the same, or a prompt with a judge of `freehold eval` (contains, regex, ...). The
+    receipt has the test results before and after, and shows what the model forgot, measured with facts and a text
+    that is never used in training.
 
-    After Ctrl-C or a crash the same command continues, to the same bits. Use the result with:
-    freehold run MODEL --adapter OUT
+    After Ctrl-C or a crash, the same command continues and gives the same bits. Use the result with: freehold run
+    MODEL --adapter OUT
 
     With --json, prints the receipt.
     """

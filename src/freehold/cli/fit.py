@@ -53,8 +53,8 @@ _HELD = "here"  # marks the row whose file is in the store
 def command(settings: Settings, model: str, context: int | None, as_json: bool, **options: Any) -> None:
     """Predict whether MODEL fits, its longest context and its speed, with 80 % ranges.
 
-    Without --on the prediction is for this machine and Freehold's engine: the machine is measured once, and every run
-    corrects the next prediction. Sizes come from the file of a model in the store, otherwise from published facts.
+    Without --on, the prediction is for this machine and Freehold's engine: the machine is measured once, and every
+    run corrects the next prediction. Sizes come from the file of an installed model, or from published facts.
 
     With --json, prints {"schema": 1, "model": ..., "place": {...}, "context": ..., "fits": [...]}.
     """

@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @click.group("gateway")
 def command() -> None:
-    """Check a gateway.toml, or make one of a LiteLLM proxy's configuration.
+    """Check a gateway.toml, or make one from a LiteLLM proxy's configuration.
 
     `freehold serve --gateway FILE` serves it.
     """
@@ -30,14 +30,14 @@ def command() -> None:
 
 @command.command("check", epilog="Example: freehold gateway check gateway.toml")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--without-keys", is_flag=True, help="Look no key up, for a machine that does not have them.")
+@click.option("--without-keys", is_flag=True, help="Look up no keys, for a machine that does not have them.")
 @json_option
 @click.pass_context
 def check(ctx: click.Context, file: Path, without_keys: bool, as_json: bool) -> None:
-    """Check FILE as `serve` does at its start: every mistake with its line, its value and the way out.
+    """Check FILE as `serve` does when it starts: each mistake with its line, its value and a fix.
 
-    Exits 1 for a file with mistakes. For a sound one it prints each route's targets, where they run, what they cost,
-    and which labels let a request go there. Nothing is sent.
+    Exits 1 for a file with mistakes. For a valid file, prints each route's targets, where they run, their prices,
+    and the labels that they accept. Sends nothing.
     """
     from freehold.cli.report.routes import as_rows, show
     from freehold.reports.gateway_file import outside_of
@@ -78,8 +78,8 @@ def _refuse(e: BadGateway, *, as_json: bool) -> None:
 def convert(file: Path) -> None:
     """Turn FILE, the config.yaml of a LiteLLM proxy, into a gateway.toml on stdout.
 
-    What has no counterpart is listed on stderr, and in the file as remarks. Keys written in FILE are not copied: the
-    result names the variables that must hold them.
+    Settings without a counterpart are listed on stderr, and in the file as comments. Keys in FILE are not copied:
+    the result names the variables that must contain them.
     """
     from freehold.router.convert.document import read_yaml
     from freehold.router.convert.litellm import converted

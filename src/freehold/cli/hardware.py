@@ -32,21 +32,21 @@ _HEAD = ("HARDWARE", "QUANT", "ENGINE", "NEEDS", "OF", "TOK/S EACH", "FIRST s", 
 @click.option("--prompt", type=Amount(whole=True), default=1000, help="Tokens of a prompt; default: 1,000.")
 @click.option("--max-tokens", type=Amount(whole=True), default=300, help="Tokens of an answer; default: 300.")
 @click.option(
-    "--min-speed", type=click.FloatRange(0, 1e6), help="Least tokens a second for each user; default: 10."
+    "--min-speed", type=click.FloatRange(0, 1e6), help="Minimum tokens a second for each user; default: 10."
 )
 @click.option("--quant", metavar="Q", default="", help="Only in this quantisation, such as FP8.")
 @click.option(
     "--engine", metavar="NAME", default="", help="Only on this engine: vllm, sglang, llama.cpp, ..."
 )
 @click.option(
-    "--all", "everything", is_flag=True, help="List all hardware, with the reason where it does not suffice."
+    "--all", "everything", is_flag=True, help="List all hardware, with the reason if it does not suffice."
 )
 @json_option
 def command(model: str, everything: bool, as_json: bool, **options: Any) -> None:
-    """Find the hardware that serves MODEL to N concurrent users at the least speed, with prices.
+    """Find the hardware that serves MODEL to N concurrent users at a minimum speed, with prices.
 
-    For each device the smallest number that suffices, cheapest rent first. Speeds are per user with 80 % ranges, all
-    users active at once. Hardware that does not suffice is listed with the reason.
+    Lists the smallest sufficient number of each device, lowest rent first. Speeds are per user, with 80 % ranges,
+    while all users are active. Hardware that does not suffice is listed with the reason.
 
     With --json: {"schema": 1, "model", "users", "context", "options": [...], "failures": [...]}.
     """

@@ -40,7 +40,7 @@ def _file(f: Callable[..., Any]) -> Callable[..., Any]:
 @command.command("add", epilog="Example: freehold keys add alice --rate 60/min")
 @click.argument("name")
 @click.option(
-    "--models", metavar="A,B", default="", help="Only these models; patterns such as qwen* are allowed."
+    "--models", metavar="A,B", default="", help="Allow only these models; patterns such as qwen* work."
 )
 @click.option("--rate", metavar="N/TIME", default="", help="Request rate: 60/min, 10/s, 5000/h.")
 @click.option(
@@ -157,8 +157,8 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
 def owner(settings: Settings, as_json: bool) -> None:
     """Print the token for the owner's routes.
 
-    With it a program may pull, create, copy and delete models, as over the owner's socket. For Ollama's clients:
-    OLLAMA_API_KEY=$(freehold keys owner). It is stored in owner.token of the data folder.
+    With this token, a program may pull, create, copy and delete models, as over the owner's socket. For Ollama's
+    clients: OLLAMA_API_KEY=$(freehold keys owner). It is stored in owner.token of the data folder.
     """
     from freehold.server.core.owner import owner_token
 

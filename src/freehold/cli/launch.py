@@ -40,10 +40,12 @@ class Record:
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Default: a model in the server's memory, otherwise the default model of `run`.",
+    help="Model to use; default: one in the server's memory, or else the default model of `run`.",
 )
 @click.option(
-    "--url", metavar="URL", help="Server; default: this home's running server, or its configured address."
+    "--url",
+    metavar="URL",
+    help="Server; default: the running server of this data folder, or its configured address.",
 )
 @click.option("--key", metavar="KEY", help="API key; default: FREEHOLD_API_KEY.")
 @click.option(
@@ -66,9 +68,10 @@ def command(
 ) -> None:
     """Show or write the settings that make APP use this server.
 
-    APP is claude (Claude Code), codex, aider, continue, opencode, zed, vscode (Copilot), cline, cursor, llama-vscode,
-    llama-vim, open-webui or llm. Without --write nothing is changed. A file that cannot be edited safely is left
-    unchanged, and the lines to add are shown. Settings that have no file are shown with the place they belong to.
+    APP is claude (Claude Code), codex, aider, continue, opencode, zed, vscode (Copilot), cline, cursor,
+    llama-vscode, llama-vim, open-webui or llm. Without --write, nothing changes. If a file cannot be edited safely,
+    it stays unchanged, and the lines to add are shown. Settings without a file are shown with the place where they
+    belong.
     """
     client = _app(app)
     if restore:

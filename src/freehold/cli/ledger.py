@@ -60,8 +60,8 @@ def command(
 ) -> None:
     """Show what a gateway's requests cost: rows of the ledger, summed.
 
-    USD is exact to the nano-dollar; ESTIMATED is the part of it whose tokens no provider reported: answers that broke
-    off, were left by their client, or were in flight when a server was killed.
+    USD is exact to the nano-dollar. ESTIMATED is the part whose tokens no provider reported, because the answer
+    broke off, its client disconnected, or the server was killed.
 
     With --json: {"schema": 1, "since": ..., "until": ..., "by": [...], "sums": [...], "total": {...}}; amounts are in
     whole nano-dollars.
@@ -96,10 +96,10 @@ def command(
 @json_option
 @click.pass_obj
 def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> None:
-    """Show one REQUEST: who asked, which targets were candidates and why, attempts, tokens, cost.
+    """Show one REQUEST: its key, the candidate targets with the reasons, attempts, tokens and cost.
 
-    REQUEST is the id in the answer's x-request-id header, the answer's own id, or the provider's. Prints no prompt and
-    no answer: the ledger holds none.
+    REQUEST is the id in the answer's x-request-id header, the answer's own id, or the provider's. Prints no prompt
+    and no answer, because the ledger contains none.
     """
     from freehold.router.ledger.queries import find
 

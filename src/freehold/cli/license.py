@@ -72,10 +72,10 @@ def command(
 ) -> None:
     """Check whether the licence of NAME (a model or a licence) allows your use; compare several; list all.
 
-    --taught-by without a NAME checks a model of your own that is trained on the outputs of others.
+    --taught-by without a NAME checks a model of your own that you train on other models' outputs.
 
-    Facts that are not given are unknown; if one of them decides, the answer names it. Facts can also be set in
-    config.toml under [company], by the names in --json. This is not legal advice.
+    A fact that you do not state is unknown. If the verdict depends on it, the answer names it. You can also set
+    facts in config.toml under [company], by the names in --json. This is not legal advice.
 
     With --json: {"schema": 1, "licences": [...]} for the list, {"schema": 1, "verdicts": [...]} otherwise.
     """

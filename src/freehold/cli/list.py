@@ -23,10 +23,10 @@ SCHEMA = 1
 @json_option
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """List the models in the store and of other programs, with size and owner.
+    """List installed models, including those of other programs, with size and owner.
 
-    A model made from another one, or its copy, shares that model's weights: STATE names it, and SIZE is what the
-    name takes beside them.
+    A copy, or a model made from another one, shares that model's weights: STATE names that model, and SIZE is only
+    what the name adds.
 
     With --json, prints {"schema": 1, "home": ..., "models": [...]}.
     """

@@ -92,7 +92,7 @@ LazyGroup.context_class = Context
 @click.version_option(package_name="freehold", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, offline: bool) -> None:
-    """Own the language models you use: choose, fetch, run and serve them.
+    """Own the language models you use: choose, download, run and serve them.
 
     MODEL is a short name (qwen2.5-coder:0.5b), a file path, or a hub reference (org/repo:Q4_K_M).
     """

@@ -24,14 +24,14 @@ FORMATS = ("gguf", "safetensors", "both")
 @click.argument("family", required=False)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("."), help="The folder to write into.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="both", show_default=True)
-@click.option("--seed", type=click.IntRange(0), help="What draws the weights; each family has its own.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the weights; default: the family's own.")
 @click.option("--list", "listing", is_flag=True, help="List the families and variants.")
 @json_option
 def command(family: str | None, out: Path, form: str, seed: int | None, listing: bool, as_json: bool) -> None:
-    """Write a random model of FAMILY, some 100,000 weights in float32, to test programs and engines with.
+    """Write a random model of FAMILY, with some 100,000 float32 weights, to test programs and engines.
 
-    It answers nonsense, the same on every machine. Writes OUT/FAMILY.gguf, the folder OUT/FAMILY of safetensors, or
-    both, and prints their paths.
+    Its answers are nonsense, but the same on every machine. Writes OUT/FAMILY.gguf, the folder OUT/FAMILY of
+    safetensors, or both, and prints their paths.
     """
     from freehold.models.tiny import make
 

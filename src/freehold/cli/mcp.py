@@ -26,8 +26,8 @@ HEAD = ("NAME", "KIND", "KEYS", "ALLOWED", "COMMAND OR URL")
 def command() -> None:
     """Configure the programs and addresses whose tools a model may call (MCP servers).
 
-    Only this command and config.toml do that; the page and requests cannot. A tool asks before each call unless you
-    allowed it, as it described itself then, for a chat or always.
+    Only this command and config.toml can do that; the page and requests cannot. Freehold asks before each call,
+    unless you allowed the tool, with its present description, for a chat or always.
     """
 
 
@@ -47,8 +47,8 @@ def command() -> None:
 def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Add a server: a program with its arguments after --, or a URL.
 
-    The program gets PATH, HOME and the language, and what --env says; none of your other variables. No shell reads the
-    words. Example: freehold mcp add files -- npx -y @modelcontextprotocol/server-filesystem ~/notes
+    The program gets PATH, HOME, the language and the variables of --env, but none of your other variables. No shell
+    interprets the words. Example: freehold mcp add files -- npx -y @modelcontextprotocol/server-filesystem ~/notes
     """
     from freehold.tools.mcp.configured import tool_server
 
@@ -72,7 +72,7 @@ def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **
 @json_option
 @click.pass_obj
 def list_(settings: Settings, as_json: bool) -> None:
-    """List the servers and how many of their tools you allowed for good."""
+    """List the servers and how many of their tools you always allow."""
     from freehold.tools.mcp.configured import tool_servers
     from freehold.tools.mcp.permissions import Permissions
 
@@ -107,7 +107,7 @@ def list_(settings: Settings, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def rm(settings: Settings, name: str, as_json: bool) -> None:
-    """Remove a server from config.toml, and what was allowed of it."""
+    """Remove a server from config.toml, with its permissions."""
     if name not in settings.mcp:
         raise UsageError(f"no server is called {name!r}", "freehold mcp list shows them")
     remove_table(settings.home / "config.toml", settings.home, ("mcp", name))
@@ -124,7 +124,7 @@ def rm(settings: Settings, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def revoke(settings: Settings, name: str, tool: str, as_json: bool) -> None:
-    """Take back what you allowed of a server, or of one TOOL: it asks again."""
+    """Revoke what you allowed for a server, or for one TOOL; Freehold then asks again."""
     revoked = _revoke(settings, name, tool)
     if not revoked:
         raise UsageError(f"nothing of {name!r} is allowed", "freehold mcp list --json shows what is")

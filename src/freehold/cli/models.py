@@ -57,7 +57,7 @@ class Billions(click.ParamType):
 def command() -> None:
     """Search the catalogue of open models: size, context, licence, origin and scores, with sources and dates.
 
-    `freehold models WORDS` lists; your own entries are in catalogue.toml of the data folder.
+    `freehold models WORDS` lists the models that match; your own entries are in catalogue.toml of the data folder.
     """
 
 
@@ -82,9 +82,9 @@ def command() -> None:
 @click.option("--kind", type=click.Choice(["dense", "moe"]), help="Kind of feed-forward layers.")
 @click.option("--thinking", type=click.Choice(THINKING[1:]), help="Reasoning output.")
 @click.option("--modality", type=click.Choice(MODALITIES), help="Input besides text.")
-@click.option("--min-size", "min_params", type=Billions(), default=0.0, help="Least parameters: 8b, 270m.")
-@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Most parameters: 8b, 270m.")
-@click.option("--min-context", type=Amount(whole=True), default=0, help="Least context in tokens: 32k, 1m.")
+@click.option("--min-size", "min_params", type=Billions(), default=0.0, help="Minimum parameters: 8b, 270m.")
+@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Maximum parameters: 8b, 270m.")
+@click.option("--min-context", type=Amount(whole=True), default=0, help="Minimum context in tokens: 32k, 1m.")
 @click.option("--tools", is_flag=True, help="Trained to call tools.")
 @click.option("--role", type=click.Choice(ROLES), help="Output: text, vectors, or scores of pairs.")
 @click.option("--language", metavar="de", default="", help="Language named in its card; mul: ten or more.")
@@ -145,9 +145,9 @@ def lint(as_json: bool) -> None:
 def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Compare the catalogue's facts about MODELS with the hub.
 
-    Default: all models with a short name. No fact is overwritten: after confirmation a newer, dated fact is added to
-    your own catalogue.toml. With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file":
-    ..., "added": n}.
+    Default: all models with a short name. No fact is overwritten: after you confirm, a newer, dated fact is added
+    to your own catalogue.toml. With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file": ...,
+    "added": n}.
     """
     from freehold.store.refresh import Refresher
 

@@ -21,14 +21,15 @@ SCHEMA = 1
 
 
 @click.command("open")
-@click.option("--print", "only_print", is_flag=True, help="Print the address, and open no browser.")
+@click.option("--print", "only_print", is_flag=True, help="Print the address without opening a browser.")
 @json_option
 @click.pass_obj
 def command(settings: Settings, only_print: bool, as_json: bool) -> None:
     """Open the page of the running server as its owner.
 
-    Prints an address with a one-time code, good for 60 seconds, and opens it where there is a browser. The page then
-    may also pull and delete models, use tools and make keys. For chat on this machine the plain address is enough.
+    Prints an address with a one-time code, valid for 60 seconds, and opens it if there is a browser. The page can
+    then also pull and delete models, use tools and make keys. For chat on this machine, the plain address is
+    enough.
     """
     with server_here(settings) as server:
         if not server.greeting.url:

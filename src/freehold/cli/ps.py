@@ -39,13 +39,14 @@ HEAD = (
 @json_option
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """List the models in the running server's memory, and the replicas of what is deployed.
+    """List the models in the running server's memory, and the replicas of deployments.
 
-    RESIDENT is what the engine's process holds in memory; RESERVED what it may hold: weights and the caches of all
-    streams at the whole context. A line under the table says what one conversation needs, as `fit` does.
+    RESIDENT is the memory that the engine's process uses; RESERVED is the most that it may use: weights, and the
+    caches of all streams at the full context. A line under the table shows what one conversation needs, as `fit`
+    does.
 
-    TOK/S is the rate of all streams together, measured over half a second. CACHE: the share in use by running
-    streams, and the share that keeps earlier prompts.
+    TOK/S is the rate of all streams together, measured over half a second. CACHE shows the share that running
+    streams use, and the share that keeps earlier prompts.
 
     With --json, prints {"schema": 1, "server": ..., "models": [...], "deployments": [...]}.
     """

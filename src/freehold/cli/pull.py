@@ -25,9 +25,10 @@ from freehold.terminal import Ticking
 @offline_option
 @click.pass_obj
 def command(settings: Settings, model: str, quant: str | None, as_json: bool, offline: bool) -> None:
-    """Fetch MODEL, or reference a file that is already on this machine.
+    """Download MODEL, or add a file that is already on this machine.
 
-    A model whose architecture Freehold's engine lacks is refused, with what is missing, before anything is fetched.
+    If Freehold's engine does not support the architecture, MODEL is refused before anything is downloaded, and the
+    error names what is missing.
 
     Prints the model's path. With --json, prints one event per line instead.
     """

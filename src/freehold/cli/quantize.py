@@ -47,12 +47,16 @@ class FileSize(click.ParamType):
 @click.command("quantize")
 @click.argument("model")
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to make."
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The folder to create.",
 )
 @click.option(
     "--bits",
     type=click.IntRange(2, 4),
-    help="Bits a weight: 2 and 3 in Freehold's own types, 4 as Q4_K_M, which is the default.",
+    help="Bits per weight: 2 and 3 in Freehold's own types, 4 as Q4_K_M, the default.",
 )
 @click.option("--quant", metavar="TYPE", help="llama.cpp's name of a type: Q4_K_M, Q8_0, IQ4_XS, ...")
 @click.option(
@@ -64,10 +68,12 @@ class FileSize(click.ParamType):
 @click.option(
     "--calibrate",
     metavar="FILE",
-    help="Text that shows what inputs are like, or default; 2 and 3 bits use the default unless given one.",
+    help="Text of typical inputs, or `default`; without it, 2 and 3 bits use the default text.",
 )
-@click.option("--tokens", type=click.IntRange(512), help="Most tokens of the text to calibrate on.")
-@click.option("--report", is_flag=True, help="Measure how far the result is from MODEL, and both speeds.")
+@click.option("--tokens", type=click.IntRange(512), help="Maximum tokens of the text to calibrate on.")
+@click.option(
+    "--report", is_flag=True, help="Measure how much the result differs from MODEL, and both speeds."
+)
 @click.option(
     "--text",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -76,10 +82,10 @@ class FileSize(click.ParamType):
 @click.option(
     "--until",
     type=FiniteRange(0, 1),
-    help="Stop --report when the mean is known to this share, 0.05 unless given; 0 reads all of the text.",
+    help="Stop --report when the mean is known to within this share (default: 0.05); 0: read the whole text.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
-@click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew.")
+@click.option("--fresh", is_flag=True, help="Discard the files of an interrupted run and start again.")
 @json_option
 @click.pass_obj
 def command(
@@ -99,10 +105,11 @@ def command(
     fresh: bool,
     as_json: bool,
 ) -> None:
-    """Quantise MODEL into the folder OUT: model.gguf, and receipt.json which says how it was made.
+    """Quantise MODEL into the folder OUT: model.gguf, and receipt.json, which records how it was made.
 
-    Tensors whose rows a type cannot hold get the type that llama.cpp gives them, and are named. After Ctrl-C or a
-    crash the same command continues, to the same bytes. Run the result by its path: freehold run OUT/model.gguf
+    If a type does not fit a tensor's rows, the tensor gets the type that llama.cpp would use, and a note names it.
+    After Ctrl-C or a crash, the same command continues and gives the same bytes. Run the result by its path:
+    freehold run OUT/model.gguf
 
     With --json, prints the receipt.
     """

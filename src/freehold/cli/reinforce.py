@@ -37,13 +37,11 @@ _ANSWER = 60  # characters of an answer that a row shows
     "--reward",
     required=True,
     metavar="FILE.py|rg:DATASET",
-    help="What scores an answer: a file with reward(prompt, answer, item), or a data set of reasoning-gym, "
-    "rg:DATASET[:name=value,...].",
+    help="Scores the answers: a file with reward(prompt, answer, item), or a data set of "
+    "reasoning-gym, rg:DATASET[:name=value,...].",
 )
 @out_option
-@click.option(
-    "--prompts", type=LINES, help="Prompts, one JSON object a line; a data set makes its own without."
-)
+@click.option("--prompts", type=LINES, help="Prompts, one JSON object per line; default: a data set's own.")
 @click.option("--steps", type=click.IntRange(1), required=True, help="Steps to train.")
 @click.option(
     "--check",
@@ -51,7 +49,7 @@ _ANSWER = 60  # characters of an answer that a row shows
     metavar="FILE.py|rg:DATASET",
     help="A second verifier that scores the same answers.",
 )
-@click.option("--test", type=LINES, help="Prompts to measure with; default: some of --prompts, set apart.")
+@click.option("--test", type=LINES, help="Prompts to measure with; default: some of --prompts, set aside.")
 @click.option(
     "--unseen", type=click.IntRange(0, 2000), default=100, show_default=True, help="Prompts to measure with."
 )
@@ -92,34 +90,34 @@ _ANSWER = 60  # characters of an answer that a row shows
     show_default=True,
     help="How advantages and tokens are normalised.",
 )
-@rate_option(1e-4, zero="0 trains nothing, for a control")
+@rate_option(1e-4, zero="0 trains nothing, for a control run")
 @click.option(
     "--updates",
     type=click.IntRange(1, 8),
     default=1,
     show_default=True,
-    help="Updates from one step's answers; from the second on they are clipped.",
+    help="Updates from one step's answers; all but the first are clipped.",
 )
 @click.option(
     "--cap",
     type=FiniteRange(0),
     default=2.0,
     show_default=True,
-    help="The most that a token weighs, by trainer over sampler; 0: every token weighs 1.",
+    help="Maximum weight of a token (trainer over sampler); 0: every token has weight 1.",
 )
 @click.option(
     "--most-mismatch",
     type=FiniteRange(0, min_open=True),
     default=0.15,
     show_default=True,
-    help="Stop where trainer and sampler are further apart, in nat a token.",
+    help="Stop if trainer and sampler are further apart than this, in nats per token.",
 )
-@click.option("--allow-gameable", is_flag=True, help="Train on a verifier that pays for what solves nothing.")
+@click.option("--allow-gameable", is_flag=True, help="Train even if the verifier rewards useless answers.")
 @click.option(
     "--half",
     is_flag=True,
-    help="Multiply in bfloat16, which processors with AMX, and AMD's with AVX512_BF16, do faster; trainer and "
-    "sampler are then further apart.",
+    help="Multiply in bfloat16, which is faster on processors with AMX and on AMD's with "
+    "AVX512_BF16, but moves trainer and sampler further apart.",
 )
 @adapter_options
 @json_option
@@ -138,11 +136,11 @@ def command(
 ) -> None:
     """Train MODEL on the scores of its own answers; write the adapter and receipt.json to the folder OUT.
 
-    Rewards run in a process without network, environment or files to write, a second of processor an answer; a score
-    is 0 to 1, and everything else is a failure that pays 0. A verifier that pays for answers that solve nothing is
-    refused. A line of --prompts: {"prompt": "...", ...}; the whole line is the reward's `item`, and its "answer", if
-    there is one, serves for --shots. After Ctrl-C or a crash the same command continues, to the same bits. Use the
-    result with: freehold run MODEL --adapter OUT
+    A reward runs in a process without network or environment that cannot write files, with one second of CPU time
+    per answer. A score is from 0 to 1; anything else is a failure and scores 0. A verifier that rewards useless
+    answers is refused. A line of --prompts: {"prompt": "...", ...}; the whole line is the reward's `item`, and
+    --shots uses its "answer", if it has one. After Ctrl-C or a crash, the same command continues and gives the same
+    bits. Use the result with: freehold run MODEL --adapter OUT
 
     With --json, prints the receipt.
     """

@@ -20,7 +20,7 @@ from freehold.store.space import human
 @json_option
 @click.pass_obj
 def command(settings: Settings, models: tuple[str, ...], as_json: bool) -> None:
-    """Delete each MODEL with its packed files; a file of another program is only dropped from the list."""
+    """Delete each MODEL with its packed files; a file of another program is only removed from the list."""
     store = Store(settings)
     for model in models:
         store.show(model)  # an unknown name is refused before anything is deleted

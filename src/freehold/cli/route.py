@@ -40,9 +40,15 @@ def command() -> None:
 )
 @click.argument("prompt")
 @click.option("--route", "name", metavar="NAME", help="Route or model. Default: the file's first route.")
-@click.option("--label", "labels", multiple=True, metavar="NAME", help="Label of the request, as its header.")
 @click.option(
-    "--key", default="", metavar="NAME", help="Name of the key that asks: its labels and budget hold."
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="Label of the request, as in the header X-Freehold-Label.",
+)
+@click.option(
+    "--key", default="", metavar="NAME", help="Name of the requesting key; its labels and budget apply."
 )
 @click.option(
     "--max-tokens",
@@ -64,10 +70,10 @@ def explain_prompt(
     gateway: Path | None,
     as_json: bool,
 ) -> None:
-    """Show what would become of PROMPT: its labels, each target with the reason, and the price.
+    """Show where PROMPT would go: its labels, each target with the reason, and the price.
 
-    Nothing is sent and no model is loaded. A breaker of a running server and what a budget has spent are not known
-    here; a label that an owned model sets counts as set, because none is asked.
+    Sends nothing and loads no model. Breakers of a running server and spent budgets are unknown here. A label with
+    a classifier counts as set, because the classifier does not run.
     """
     from freehold.router.bar import Bars
     from freehold.router.explain import explain

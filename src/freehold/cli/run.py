@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--logprobs",
     type=click.IntRange(0, 20),
-    help="With --json: log-probabilities, and of the N most probable tokens.",
+    help="With --json: log-probabilities of the answer and of the N most probable tokens.",
 )
 @click.option("--think/--no-think", default=None, help="Turn reasoning on or off, if the model supports it.")
 @click.option(
@@ -112,7 +112,8 @@ if TYPE_CHECKING:
     "--mcp",
     multiple=True,
     metavar="NAME",
-    help="Let the model call tools of this server; each call is asked about. Repeatable; see freehold mcp.",
+    help="Let the model call this server's tools; Freehold asks before each call. Repeatable; see "
+    "freehold mcp.",
 )
 @section("Output and network")
 @click.option("--plain", is_flag=True, help="Do not render Markdown.")
@@ -126,17 +127,19 @@ if TYPE_CHECKING:
 def command(ctx: click.Context, words: tuple[str, ...], **options: Any) -> None:
     """Answer PROMPT, or start a chat in the terminal if there is none.
 
-    The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL; otherwise it begins the
-    prompt for the default model. A model that is not in the store is fetched first. MODEL+ADAPTER is the model with a
-    LoRA adapter, as in every verb: its path, or the name of one that the running server has.
+    The first word is MODEL if it names a model: a short name, a file, org/repo[:quant] or a URL. Otherwise it
+    belongs to the prompt, and the default model answers. A model that is not installed is downloaded first.
+    MODEL+ADAPTER adds a LoRA adapter, here and in every command: a path, or the name of an adapter on the running
+    server.
 
-    Text from stdin goes before the prompt, with a blank line between. stdout carries the answer only.
+    Text from stdin goes before the prompt, separated by a blank line. Only the answer goes to stdout.
 
-    If `freehold serve` runs, its model answers, and is loaded if necessary; --local and options about loading
-    (--context, --kv-type, --draft, --no-speculation, --adapter, --threads, --engine) load it for this command instead.
+    If `freehold serve` is running, the server answers, and loads the model if necessary. With --local, or with an
+    option that changes how a model is loaded (--context, --kv-type, --draft, --no-speculation, --adapter,
+    --threads, --engine), this command loads the model itself.
 
-    Where a GPU and an engine for it are found, that engine answers if it is predicted to be faster; the reason is
-    printed. --engine freehold keeps to the processor.
+    If there is a GPU with an engine for it, and that engine is predicted to be faster, it answers, and the reason
+    is printed. --engine freehold forces the CPU.
     """
     settings: Settings = with_offline(ctx.obj, options.pop("offline"))
     if options.pop("image"):

@@ -72,7 +72,7 @@ from freehold.store import Store
     metavar="TIME",
     help="Unload a model after this idle time, or never. Default: 5m.",
 )
-@click.option("--max-models", type=click.IntRange(1), help="Most models in memory.")
+@click.option("--max-models", type=click.IntRange(1), help="Maximum number of models in memory.")
 @click.option(
     "--disk-cache/--no-disk-cache",
     default=True,
@@ -82,13 +82,13 @@ from freehold.store import Store
 @click.option(
     "--max-queued",
     type=click.IntRange(1),
-    help="Most waiting requests per model; more are refused (429). Default: 512.",
+    help="Maximum waiting requests per model; more are refused (429). Default: 512.",
 )
 @click.option(
     "--max-requests",
     type=click.IntRange(1, 1_000_000),
     metavar="N",
-    help="Most concurrent requests per key, or per address without keys (429). Default: 256.",
+    help="Maximum concurrent requests per key, or per address without keys (429). Default: 256.",
 )
 @click.option(
     "--target-itl",
@@ -126,14 +126,14 @@ from freehold.store import Store
 def command(ctx: click.Context, models: tuple[str, ...], **values: Any) -> None:
     """Serve models over HTTP to clients of the OpenAI, Anthropic and Ollama APIs.
 
-    Each MODEL (a name, a file, org/repo[:quant]) is fetched if necessary and loaded at start. Other models in the store
-    are loaded when a request names them, and unloaded after --keep-alive or when memory is needed.
+    Each MODEL (a name, a file, org/repo[:quant]) is downloaded if necessary, and loaded at the start. Other
+    installed models are loaded when a request names them, and unloaded after --keep-alive or when memory is needed.
 
-    Where a GPU and an engine for it are found, each MODEL is computed by the engine that is predicted to be fastest,
-    and the reason is printed; --engine freehold keeps to the processor.
+    If there is a GPU with an engine for it, each MODEL runs in the engine that is predicted to be fastest, and the
+    reason is printed. --engine freehold forces the CPU.
 
-    SIGTERM or Ctrl-C finishes running answers, for at most --drain; a second signal stops at once. With --json, stdout
-    gets one line once all models are loaded: {"url": ..., "models": [...], ...}.
+    After SIGTERM or Ctrl-C, the server finishes running answers, for at most --drain; a second signal stops it at
+    once. With --json, stdout gets one line once all models are loaded: {"url": ..., "models": [...], ...}.
     """
     settings = with_offline(ctx.obj, values.pop("offline"))
     for note in strange_variables(os.environ):

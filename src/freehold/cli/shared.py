@@ -38,10 +38,10 @@ speculate_option = click.option(
 paging_option = click.option(
     "--allow-paging",
     is_flag=True,
-    help="Run a model that memory does not hold from its packed file, at the disk's speed.",
+    help="Run a model that does not fit into memory from its packed file, at the disk's speed.",
 )
 draft_option = click.option(
-    "--draft", metavar="MODEL", help="Also draft with a smaller model that has the same tokens."
+    "--draft", metavar="MODEL", help="Also draft with a smaller model that has the same tokenizer."
 )
 
 
@@ -50,7 +50,8 @@ engine_option = click.option(
     type=click.Choice(["auto", "freehold", "llamacpp", "mlx", "vllm", "sglang", "trtllm"]),
     default="auto",
     show_default=True,
-    help="Engine that computes; auto: another than ours where a GPU is found and it is predicted to be faster.",
+    help="Engine to use; auto: a GPU engine, if there is one and it is predicted to be faster "
+    "than Freehold's.",
 )
 
 

@@ -32,8 +32,9 @@ _OUTPUT = "output.weight"  # the head of a GGUF file
 def command(settings: Settings, model: str, as_json: bool) -> None:
     """Show MODEL's file, digest, quantisation, context, licence, template and sampling defaults.
 
-    Of a model made by `freehold create` its own parameters, system text and template too, over its base's.
-    Then the catalogue's facts: lab, sizes, lineage, layers, cache, published scores, each with its source.
+    For a model made by `freehold create`, also shows its own parameters, system prompt and template, which override
+    its base's. The catalogue's facts follow: lab, sizes, lineage, layers, cache, published scores, each with its
+    source.
 
     With --json, prints {"schema": 1, "model": {..., "catalogue": {...}}}.
     """

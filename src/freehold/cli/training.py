@@ -16,18 +16,19 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 Command = TypeVar("Command", bound=Callable[..., Any])
 SettingsType = TypeVar("SettingsType")
 
-out_option = click.option("-o", "--out", required=True, type=FOLDER, help="The folder to make.")
+out_option = click.option("-o", "--out", required=True, type=FOLDER, help="The folder to create.")
 max_length_option = click.option(
     "--max-length",
     type=click.IntRange(8),
     default=1024,
     show_default=True,
-    help="Tokens a prompt and its answer may have.",
+    help="Maximum tokens of a prompt and its answer together.",
 )
 half_option = click.option(
     "--half/--no-half",
     default=None,
-    help="Multiply in bfloat16, which processors with AMX, and AMD's with AVX512_BF16, do faster; default: on those.",
+    help="Multiply in bfloat16, which is faster on processors with AMX and on AMD's with "
+    "AVX512_BF16, and the default there.",
 )
 _ALWAYS = (
     click.option(
@@ -37,7 +38,7 @@ _ALWAYS = (
         "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all draws."
     ),
     click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores."),
-    click.option("--fresh", is_flag=True, help="Discard what an interrupted run left, and start anew."),
+    click.option("--fresh", is_flag=True, help="Discard the files of an interrupted run and start again."),
 )
 
 
@@ -85,7 +86,7 @@ def replay_option(also: str = "") -> Callable[[Command], Command]:
         type=click.IntRange(0, 64),
         default=2,
         show_default=True,
-        help="Rows of MODEL's own text rehearsed a step, against forgetting"
+        help="Rows of MODEL's own text rehearsed per step, to reduce forgetting"
         + (f"; {also}." if also else "."),
     )
 

@@ -20,16 +20,16 @@ from freehold.store.space import human
 
 @click.command("update")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--check", is_flag=True, help="Say what would change, and fetch nothing.")
+@click.option("--check", is_flag=True, help="Print what would change; download nothing.")
 @json_option
 @offline_option
 @click.pass_obj
 def command(settings: Settings, models: tuple[str, ...], check: bool, as_json: bool, offline: bool) -> None:
-    """Fetch what the sources of MODELs have now; default: all models that Freehold downloaded.
+    """Download newer versions of MODELs; default: all models that Freehold downloaded.
 
-    Says what changes first. The old files stay until the new ones have been fetched, checked and have answered; then
-    they are deleted with their packed copies. With --json, prints {"schema": 1, "models": [{"name", "changes",
-    "updated"}, ...]}.
+    First prints what changes. The old files stay until the new ones are downloaded, checked and have produced an
+    answer. Then the old files and their packed copies are deleted. With --json, prints {"schema": 1, "models":
+    [{"name", "changes", "updated"}, ...]}.
     """
     store = Store(with_offline(settings, offline))
     names = models or tuple(m.name for m in store.list() if renewable(m) and not m.source.startswith("sent:"))

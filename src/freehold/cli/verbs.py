@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
     "Choose a model": {
         "advise": Verb("Recommend a model for a task, with reasons.", 'freehold advise "code completion"'),
         "fit": Verb(
-            "Predict whether a model fits, here or on named hardware, and its speed.",
+            "Predict whether a model fits, and its speed, here or on other hardware.",
             "freehold fit qwen3:8b --context 32k --on rtx-4090",
         ),
         "license": Verb(
@@ -50,8 +50,8 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
     },
     "Keep models": {
-        "pull": Verb("Fetch a model, or reference one already here.", "freehold pull smollm2:135m"),
-        "list": Verb("List the models in the store.", "freehold list"),
+        "pull": Verb("Download a model, or add a file that is already here.", "freehold pull smollm2:135m"),
+        "list": Verb("List installed models.", "freehold list"),
         "show": Verb("Show what a model is and where its settings come from.", "freehold show smollm2:135m"),
         "create": Verb(
             "Make a model from another one, with a system prompt, settings or a Modelfile.",
@@ -59,12 +59,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "cp": Verb("Give a model another name.", "freehold cp smollm2:135m small"),
         "make-tiny": Verb(
-            "Make a tiny random model of a family, to test with.", "freehold make-tiny qwen3 --out tiny"
+            "Make a tiny random model of a family, for tests.", "freehold make-tiny qwen3 --out tiny"
         ),
-        "update": Verb(
-            "Fetch newer revisions of models; the old stay until the new answer.", "freehold update"
-        ),
-        "rm": Verb("Delete a model, or forget another program's.", "freehold rm smollm2:135m"),
+        "update": Verb("Download newer versions of models.", "freehold update"),
+        "rm": Verb("Delete a model, or remove another program's from the list.", "freehold rm smollm2:135m"),
     },
     "Make a model yours": {
         "eval": Verb(
@@ -76,7 +74,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "freehold finetune smollm2:135m --data examples.jsonl --test test.jsonl -o mine",
         ),
         "quantize": Verb(
-            "Write a model's weights in fewer bits, and measure what that costs.",
+            "Store a model's weights in fewer bits, and measure the loss.",
             "freehold quantize qwen2.5-coder:0.5b -o small --quant Q4_K_M --report",
         ),
         "align": Verb(
@@ -84,11 +82,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "freehold align smollm2:135m --pairs pairs.jsonl -o tuned",
         ),
         "distil": Verb(
-            "Teach a small model to answer certain prompts as a larger one does.",
+            "Teach a small model to answer certain prompts like a larger one.",
             "freehold distil qwen2.5-coder:0.5b --into smollm2:135m --prompts prompts.jsonl -o tuned",
         ),
         "reinforce": Verb(
-            "Train a model on the scores of its own answers, given by a program.",
+            "Train a model on scores that a program gives its answers.",
             "freehold reinforce smollm2:135m --reward reward.py --prompts prompts.jsonl --steps 60 -o mine",
         ),
     },
@@ -103,7 +101,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "freehold mcp add files -- python ~/files_server.py ~/notes",
         ),
         "gateway": Verb(
-            "Check a gateway.toml, or make one of a LiteLLM configuration.",
+            "Check a gateway.toml, or make one from a LiteLLM configuration.",
             "freehold gateway check gateway.toml",
         ),
         "route": Verb(
@@ -111,15 +109,15 @@ GROUPS: dict[str, dict[str, Verb]] = {
             'freehold route explain "Who is our supplier?" --label private --gateway gateway.toml',
         ),
         "ledger": Verb(
-            "Show what requests of a gateway cost, by model, key or task, and why each went where it did.",
+            "Show what a gateway's requests cost, by model, key or task, and why each target was chosen.",
             "freehold ledger --since 7d --by model,key",
         ),
         "bar": Verb(
-            "Measure models on your own cases, with bounds, for the bars of routes.",
+            "Measure models on your own cases, for the quality bars of routes.",
             "freehold bar run cases.jsonl --model qwen2.5-coder:0.5b",
         ),
         "audit": Verb(
-            "Show which requests of a label were sent to a provider, and to which.",
+            "Show which requests with a label were sent to a provider, and to which.",
             "freehold audit --label private --since 90d",
         ),
         "launch": Verb(
@@ -129,9 +127,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "ps": Verb("List the models in the server's memory.", "freehold ps"),
         "stop": Verb("Unload a model, or stop the server.", "freehold stop smollm2:135m"),
     },
-    "Outgrow this machine": {
+    "Use GPUs or several machines": {
         "deploy": Verb(
-            "Run a model by vLLM, SGLang, llama.cpp or another engine, behind this server.",
+            "Run a model with vLLM, SGLang, llama.cpp or another engine, behind this server.",
             "freehold deploy qwen3:32b --on 2xh100 --dry-run",
         ),
     },

@@ -31,7 +31,7 @@ _MOST_REASONS = 6
 @json_option
 @click.pass_obj
 def command(settings: Settings, model: str, as_json: bool, **options: Any) -> None:
-    """Show all known facts about MODEL, with their sources, and what is not known.
+    """Show all known facts about MODEL, with their sources, and what is unknown.
 
     File, digest, template and defaults; the licence's verdict on your facts (as for `freehold license`); quality by
     task from published results; predicted memory and speed beside what was measured here.

@@ -46,7 +46,9 @@ class Row:
 @click.command("compat", epilog="Example: freehold doctor compat smollm2:135m --only openai")
 @click.argument("model", required=False)
 @click.option(
-    "--url", metavar="URL", help="Server to check; default: this home's, or one started for the checks."
+    "--url",
+    metavar="URL",
+    help="Server to check; default: that of this data folder, or one started for the checks.",
 )
 @click.option("--key", metavar="KEY", help="API key; default: FREEHOLD_API_KEY.")
 @click.option("--embedding", metavar="MODEL", help="Model for embeddings; default: MODEL.")
@@ -64,9 +66,9 @@ def command(
 ) -> None:
     """Run the installed SDKs (openai, anthropic, ollama, langchain-openai, llm) against a server.
 
-    MODEL: a model of the server; default: the one in its memory. If no server runs, one is started on a free loopback
-    port with MODEL, and stopped afterwards. Features that MODEL lacks (tools without a template) are skipped. Exits
-    with 1 if a row is red.
+    MODEL: a model of the server; default: the one in its memory. If no server is running, one is started with MODEL
+    on a free loopback port, and stopped afterwards. Features that MODEL lacks (tools without a template) are
+    skipped. Exits with 1 if a row is red.
     """
     settings: Settings = ctx.obj
     wrong = [name for name in only if name not in CHECKS]

@@ -64,8 +64,8 @@ class ProbeResult:
 def command(ctx: click.Context, gateway: Path | None, yes: bool, as_json: bool) -> None:
     """Make one short call to each provider of a gateway.toml; exit 1 if one of them fails.
 
-    The calls and the most they may cost are shown before they are made. Each asks the provider's cheapest model of the
-    file for a word, and has its row in the ledger.
+    Before it sends anything, it shows the calls and their highest possible cost. Each call asks the provider's
+    cheapest model in the file for one word, and gets a row in the ledger.
     """
     settings: Settings = ctx.obj
     if settings.offline:

@@ -44,30 +44,28 @@ class Numbers(click.ParamType):
 
 @click.command("bench", epilog=f"Example: {EXAMPLE}")
 @click.argument("target", metavar="MODEL|URL")
-@click.option("--model", default="", help="With a URL: the model's name there, if it offers several.")
-@click.option(
-    "--batches", type=Numbers(), default="1,2,4,8,16", show_default=True, help="Answers side by side."
-)
+@click.option("--model", default="", help="With a URL: the model's name there, if the engine offers several.")
+@click.option("--batches", type=Numbers(), default="1,2,4,8,16", show_default=True, help="Parallel answers.")
 @click.option(
     "--depths",
     type=Numbers(),
     default="64,1024",
     show_default=True,
-    help="Tokens of context of each of them.",
+    help="Context of each answer, in tokens.",
 )
 @click.option(
     "--prompts",
     type=Numbers(),
     default="16,256,1024",
     show_default=True,
-    help="Tokens of prompts that are timed alone.",
+    help="Length of the prompts that are timed alone, in tokens.",
 )
 @click.option(
     "--clients",
     type=Numbers(),
     default="1,4,12",
     show_default=True,
-    help="Clients that ask one request after another, for what a request takes beside its steps.",
+    help="Clients that send one request after another, to measure a request's overhead.",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(8), default=32, show_default=True, help="Tokens of an answer."
@@ -77,13 +75,13 @@ class Numbers(click.ParamType):
     type=click.IntRange(1, 100),
     default=2,
     show_default=True,
-    help="Times everything is measured.",
+    help="How often everything is measured.",
 )
 @click.option(
     "--streams",
     type=click.IntRange(1),
     default=None,
-    help="Answers at a time that the engine takes, for the file.",
+    help="Parallel answers that the engine allows, for the file.",
 )
 @click.option("--room", type=click.IntRange(1), default=None, help="Tokens of its KV cache, for the file.")
 @click.option(
@@ -97,11 +95,11 @@ class Numbers(click.ParamType):
 def command(
     settings: Settings, target: str, model: str, out: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Measure what the steps of an engine take: by answers side by side, their depth, and prompt tokens.
+    """Measure the step times of an engine, by parallel answers, their context length, and prompt tokens.
 
     MODEL is a deployment or another model of this home's running server; a URL is an engine or server of yours that
     speaks OpenAI's protocol (its key in the variable FREEHOLD_BENCH_KEY). Prompts are random words. Run it while
-    nothing else does: requests of others are in the times.
+    the engine has no other requests, because these would affect the times.
 
     With --json: {"schema": 1, "about": {...}, "time": {...}, "limits": {...}}; times are in seconds.
     """

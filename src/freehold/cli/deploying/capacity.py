@@ -25,12 +25,12 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
 @click.option(
     "--trace",
     type=click.Path(path_type=Path),
-    help="Requests: CSV (timestamp, input, output) or Mooncake's JSON lines; .gz too.",
+    help="File of requests: CSV (timestamp, input, output) or Mooncake's JSON lines; may be gzipped.",
 )
-@click.option("--ledger", is_flag=True, help="Requests: those in the ledger of this home's gateway.")
-@click.option("--ledger-file", type=click.Path(path_type=Path), help="Requests: those in this ledger.")
+@click.option("--ledger", is_flag=True, help="Use the requests in the ledger of this data folder's gateway.")
+@click.option("--ledger-file", type=click.Path(path_type=Path), help="Use the requests in this ledger.")
 @click.option("--since", type=Seconds(), default="7d", show_default=True, help="With a ledger: how far back.")
-@click.option("--rate", type=float, help="Requests: this many a second, arriving independently.")
+@click.option("--rate", type=float, help="Use random requests: this many per second, arriving independently.")
 @click.option(
     "--prompt",
     type=Amount(whole=True),
@@ -50,15 +50,19 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     "--seconds",
     type=Seconds(),
     default=None,
-    help="Length of the trace: 10m with --rate; of a file its beginning.",
+    help="Length of the trace: with --rate, default 10m; of a file, use only its beginning.",
 )
 @click.option(
-    "--faster", type=float, default=1.0, show_default=True, help="Play it at this multiple of its rate."
+    "--faster",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Replay the requests at this multiple of their rate.",
 )
 @click.option(
     "--steps",
     type=click.Path(path_type=Path),
-    help="What a step takes, as freehold deploy bench -o measured it.",
+    help="Step times measured by freehold deploy bench -o.",
 )
 @click.option(
     "--on",
@@ -70,7 +74,7 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     "--engine",
     metavar="NAME",
     default="",
-    help="With --on: vllm, sglang, trtllm, llamacpp or mlx. Default: what deploy takes.",
+    help="With --on: vllm, sglang, trtllm, llamacpp or mlx. Default: the engine that deploy would use.",
 )
 @click.option("--quant", metavar="Q", default="", help="With --on: published copy of the model: FP8, INT4.")
 @click.option(
@@ -84,7 +88,8 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     multiple=True,
     callback=lambda ctx, param, value: ",".join(value),
     metavar="AIMS",
-    help="Find the fewest replicas: ttft-p95=2s,tpot-p95=50ms,latency-p99=30s; repeatable.",
+    help="Find the smallest number of replicas for this objective: "
+    "ttft-p95=2s,tpot-p95=50ms,latency-p99=30s; repeatable.",
 )
 @click.option(
     "--routing",
@@ -97,32 +102,35 @@ EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv -
     "--autoscale",
     default="",
     metavar="queue=N|utilisation=X",
-    help="Try autoscaling by outstanding requests a replica, or busy time.",
+    help="Try autoscaling by outstanding requests per replica, or by busy time.",
 )
 @click.option(
     "--start-time",
     type=Seconds(),
     default="2m",
     show_default=True,
-    help="With --autoscale: until a new replica answers.",
+    help="With --autoscale: time until a new replica answers.",
 )
 @click.option(
     "--streams",
     type=click.IntRange(1),
-    help="Answers at a time of one replica, if not as measured or predicted.",
+    help="Parallel answers of one replica, if not as measured or predicted.",
 )
 @click.option("--room", type=Amount(whole=True), help="Tokens of KV cache of one replica, likewise.")
-@click.option("--chunk", type=click.IntRange(1), help="Tokens that a step computes at most, likewise.")
+@click.option("--chunk", type=click.IntRange(1), help="Maximum tokens of a step, likewise.")
 @click.option(
-    "--rent", type=float, help="Dollars that a replica costs an hour; with --on from the catalogue."
+    "--rent",
+    type=float,
+    help="Cost of a replica in dollars an hour; with --on, the default is from the catalogue.",
 )
 @json_option
 @click.pass_obj
 def command(settings: Settings, model: str, as_json: bool, **options: Any) -> None:
-    """Simulate replicas of an engine under a trace of requests: first tokens, pace, cache hits, cost.
+    """Simulate replicas of an engine under a trace of requests: time to first token, speed, cache hits, cost.
 
-    What a step takes is measured (--steps, by freehold deploy bench) or predicted for MODEL --on HARDWARE. With
-    --objective, finds the fewest replicas; the range beside it covers the uncertainty of the step times.
+    The time of a step is measured (--steps, from freehold deploy bench) or predicted for MODEL --on HARDWARE. With
+    --objective, finds the smallest number of replicas; the range beside it covers the uncertainty of the step
+    times.
 
     With --json: {"schema": 1, "trace": {...}, "engine": {...}, "runs": [...], "least": [...]}; times are in seconds.
     """

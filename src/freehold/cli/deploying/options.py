@@ -39,18 +39,18 @@ _PLAN = (
     click.option(
         "--engine",
         type=click.Choice(ENGINES),
-        help="Engine to start; auto: the fastest by prediction of those at hand. Default: auto.",
+        help="Engine to start; auto: the available engine with the highest predicted speed. Default: auto.",
     ),
     click.option("--replicas", type=click.IntRange(1, 1000), metavar="N", help="Engines behind the name."),
     click.option("--context", type=Amount(whole=True), metavar="TOKENS", help="Context of each request."),
     click.option("--streams", type=click.IntRange(1), metavar="N", help="Requests at a time, per replica."),
     click.option(
-        "--quant", metavar="Q", help="Published copy of a catalogue model to take: FP8, INT4, NVFP4, Q4_K_M."
+        "--quant", metavar="Q", help="Published copy of a catalogue model to use: FP8, INT4, NVFP4, Q4_K_M."
     ),
     click.option(
         "--cache-type",
         metavar="TYPE",
-        help="Type of keys and values: fp8 holds twice as many as 16 bits, at a small loss.",
+        help="Type of cached keys and values: fp8 stores twice as many as 16 bits, at a small loss.",
     ),
     click.option(
         "--engine-flag",
@@ -64,24 +64,25 @@ _PLAN = (
     click.option(
         "--env",
         metavar="DIR",
-        help="Environment of the engine, made by uv or pip if missing; NAME: one of the data folder.",
+        help="Environment of the engine, created by uv or pip if missing; NAME: one in the data folder.",
     ),
     click.option("--command", metavar="WORDS", help="Start the engine by these words."),
-    section("An engine that runs already"),
+    section("An engine that is already running"),
     click.option(
         "--attach",
         metavar="URL",
-        help="Use an engine that runs already at URL, or at unix:PATH; MODEL is its own name for it.",
+        help="Use an engine that is already running at URL or unix:PATH; MODEL is the engine's name "
+        "for the model.",
     ),
     click.option("--attach-key-env", metavar="NAME", help="Variable that has the attached engine's key."),
     click.option(
         "--attach-cleartext",
         is_flag=True,
         default=None,
-        help="Allow http:// to another machine: the way there is private (a tunnel, a cable).",
+        help="Allow http:// to another machine, over a path that is private (a tunnel, a cable).",
     ),
     section("The plan"),
-    click.option("--fallback", metavar="MODEL", help="A stored model that answers while no replica can."),
+    click.option("--fallback", metavar="MODEL", help="An installed model that answers while no replica can."),
 )
 
 

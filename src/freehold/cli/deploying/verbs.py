@@ -43,7 +43,8 @@ FOLLOWED_S = 0.5  # between two looks at a log
 def status(settings: Settings, name: str, as_json: bool) -> None:
     """List deployments with their replicas: state, process, memory, answers, restarts, and the latest death.
 
-    Without a running server it lists what is kept. With --json, prints {"schema": 1, "deployments": [...], ...}.
+    Without a running server, lists the stored deployments. With --json, prints {"schema": 1, "deployments": [...],
+    ...}.
     """
     server = running(settings)
     held = [each.name for each in _kept(settings)]
@@ -78,7 +79,7 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
 _drain_first = click.option(
     "--drain-first",
     is_flag=True,
-    help="End each engine before the new one starts, as where the device cannot hold both.",
+    help="End each engine before the new one starts, as if the device could not hold both.",
 )
 
 
@@ -88,11 +89,11 @@ _drain_first = click.option(
 @json_option
 @click.pass_obj
 def restart(settings: Settings, name: str, drain_first: bool, as_json: bool) -> None:
-    """Replace every replica of NAME by a new engine, one after the other. No answer is cut.
+    """Replace every replica of NAME with a new engine, one at a time. No answer is cut off.
 
-    A new engine takes requests once it has answered a token; the old one finishes its answers before it ends. Where the
-    device cannot hold a second engine, the old one ends first; if the new one fails, the old command is started
-    again. Ctrl-C leaves the server to finish.
+    A new engine takes requests once it has generated a token; the old one finishes its answers before it ends. If
+    the device cannot hold a second engine, the old one ends first. If the new one fails, the old command is started
+    again. After Ctrl-C, the server finishes the work alone.
     """
     with server_here(settings) as server:
         server_deployments = RunningDeployments(server)
@@ -116,8 +117,8 @@ def upgrade(
 ) -> None:
     """Move NAME to another plan, replica by replica: other flags, another environment, more or fewer replicas.
 
-    What is not given stays as it was deployed. Where an engine of the plan does not become ready, the old ones stay, or
-    are started again if the device could not hold both.
+    Options that you leave out keep their values. If an engine of the new plan does not become ready, the old ones
+    stay, or are started again if the device could not hold both.
     """
     from freehold.cli.deploying.plans import show_plan
 
@@ -170,13 +171,15 @@ def stop(settings: Settings, name: str, drain: float, as_json: bool) -> None:
 
 @click.command("logs", epilog="Example: freehold deploy logs qwen3:8b --follow")
 @click.argument("name")
-@click.option("--replica", type=click.IntRange(0), default=0, show_default=True, help="Of this replica.")
+@click.option(
+    "--replica", type=click.IntRange(0), default=0, show_default=True, help="Number of the replica."
+)
 @click.option("-n", "--lines", type=click.IntRange(1), help="Print the newest N lines only.")
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until Ctrl-C.")
 @json_option
 @click.pass_obj
 def logs(settings: Settings, name: str, replica: int, lines: int | None, follow: bool, as_json: bool) -> None:
-    """Print what the engine of a replica wrote. Engines are started so that they log no prompt and no answer."""
+    """Print the log of a replica's engine. It contains no prompts and no answers."""
     if follow and as_json:
         raise UsageError("--follow prints lines, --json one object", "leave one of them out")
     with server_here(settings) as server:

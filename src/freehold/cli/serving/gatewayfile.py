@@ -21,5 +21,5 @@ ledger_option = click.option(
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The ledger; default: that of the home's gateway.toml, or ledger.sqlite of the data folder.",
+    help="The ledger; default: the one that gateway.toml names, or ledger.sqlite in the data folder.",
 )

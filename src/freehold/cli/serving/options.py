@@ -50,7 +50,9 @@ _DOOR = (
         help="Require a key whose hash is in FILE. Default: keys.json of the data folder, if it exists.",
     ),
     click.option(
-        "--insecure", is_flag=True, help="Allow other machines without a key; prints what that opens."
+        "--insecure",
+        is_flag=True,
+        help="Allow other machines without a key; prints who can then send requests.",
     ),
     click.option(
         "--allow-host",
@@ -67,7 +69,7 @@ _DOOR = (
     click.option(
         "--console/--no-console",
         default=True,
-        help="Serve the page at / and the routes that only the page asks.",
+        help="Serve the page at / and the routes that only the page uses.",
     ),
     click.option("--open", "open_page", is_flag=True, help="Open the page in the browser, as its owner."),
     click.option(
