@@ -94,7 +94,7 @@ def test_refusals_failures_and_polls_have_their_levels(serving, logged, caplog):
         (200, ""),
         (404, "model_not_found"),
         (500, "internal_error"),
-        (503, ""),  # that a model loads is no failure, and is asked again and again
+        (503, ""),  # a loading model is not a failure, and is asked for again and again
     ]
     levels = [r.levelno for r in caplog.records if r.name == "freehold.requests"]
     assert levels == [logging.DEBUG, logging.INFO, logging.WARNING, logging.DEBUG]

@@ -1,7 +1,7 @@
 """A verb and its words, as a query string has them, to the text that the verb's --json prints.
 
 Knows which words each verb takes and of what kind they are; knows no HTTP. A word that no verb has, or that is no
-number where one is due, is a UsageError. A model is a name here, never a path: whoever asks may not learn which files
+number where one is due, is a UsageError. A model is a name here, never a path: the caller may not learn which files
 there are. Path: __main__ -> answer -> fit, license, why, cost, advice, models, starters
 """
 

@@ -157,7 +157,7 @@ class EngineModels:
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         """Put an adapter beside a model: into its engine now if it is loaded, and whenever it is loaded again.
 
-        Raises ModelNotFound for the model; UsageError for a path that is no adapter, or none for this model.
+        Raises ModelNotFound for the model; UsageError for a path without an adapter for this model.
         """
         check_adapter_name(adapter)
         name = (await self._ref_of(name)).name

@@ -114,7 +114,7 @@ class Files:
         OSError where the disk has none beside the reserve that uploads leave it.
         """
         if space.left_for_uploads(self._root) < more:
-            raise OSError(errno.ENOSPC, "it has no room beside its reserve")
+            raise OSError(errno.ENOSPC, "only its reserve is left")
         with self._adding:
             coming = self._coming.setdefault(folder, _Coming(tenant, 0))
             if coming.bytes < more:

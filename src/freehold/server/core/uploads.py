@@ -62,7 +62,7 @@ class Upload:
             raise Refused(
                 507,
                 f"the server's disk has {space.human(max(left, 0))} for uploads, and those in progress announced "
-                f"{space.human(self._all.coming)} more; send less, or ask again when its owner has made room",
+                f"{space.human(self._all.coming)} more; send less, or ask again when its owner has freed space",
                 code="disk_full",
                 headers=((b"connection", b"close"),),
             )
