@@ -48,7 +48,6 @@ HEAVY = (
     "numpy",
     "tokenizers",
     "jinja2",
-    "rich",
     "prompt_toolkit",
     "httpx2",
     "huggingface_hub",

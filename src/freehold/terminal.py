@@ -28,7 +28,7 @@ class Ticking:
     """One line on a terminal's stderr that changes twice a second while work is silent; nothing elsewhere.
 
     Use in `with`: the text and its seconds, from the third tenth of a second on; `show` changes the text. Within
-    another one, that one waits.
+    another one, that one waits. Where `timed` is false, the text stands without its seconds.
     """
 
     FIRST_S, EVERY_S = 0.3, 0.5
@@ -37,7 +37,7 @@ class Ticking:
     def __init__(self, text: str = "") -> None:
         self.text, self._since = printable(text), time.monotonic()
         self._ended, self._lock = threading.Event(), threading.RLock()
-        self._live, self._shown = is_live(), False
+        self._live, self._shown, self.timed = is_live(), False, True
 
     def __enter__(self) -> Self:
         self.start()
@@ -91,7 +91,7 @@ class Ticking:
         """Write the line now, cut to the terminal's width."""
         with self._lock:
             if self.text and not self._ended.is_set() and self._open[-1:] == [self]:
-                seconds = f" ({time.monotonic() - self._since:.1f} s)"
+                seconds = f" ({time.monotonic() - self._since:.1f} s)" if self.timed else ""
                 sys.stderr.write(f"\r\x1b[K{self.text[: _columns() - len(seconds) - 1]}{seconds}")
                 sys.stderr.flush()
                 self._shown = True

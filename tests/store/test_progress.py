@@ -60,7 +60,10 @@ def test_terminal_gets_a_bar_and_false_silences_it(monkeypatch: pytest.MonkeyPat
     show(False)
     assert sys.stderr.getvalue() == ""
     show()
-    assert "m: 2.0 MB" in sys.stderr.getvalue()
+    assert (
+        "m: 2.0 MB" in sys.stderr.getvalue()
+        and "[##########..........] 1.0 MB of 2.0 MB (50 %)" in sys.stderr.getvalue()
+    )
 
 
 def test_notebook_gets_one_output_that_is_replaced(notebook: CapturingDisplayPublisher):

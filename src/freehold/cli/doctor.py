@@ -22,7 +22,7 @@ from freehold.store.space import human
 
 _NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64")  # activations and plain integers
 _CODE_BITS = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
-_PACKAGES = ("freehold", "numpy", "tokenizers", "jinja2", "click", "rich", "prompt-toolkit", "httpx2")
+_PACKAGES = ("freehold", "numpy", "tokenizers", "jinja2", "click", "prompt-toolkit", "httpx2")
 
 
 class _Group(click.Group):

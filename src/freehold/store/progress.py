@@ -93,48 +93,38 @@ class Lines(Reporter):
 
 
 class ProgressBar(Reporter):
-    """A progress bar on stderr, with lines above it for what is news; until the size is known, a line with seconds."""
+    """A line on stderr that moves: a bar, bytes, rate and the time left; lines above it for what is news."""
+
+    WIDTH, EVERY_S = 20, 0.1  # characters of the bar, and how often it moves
 
     def __init__(self) -> None:
         super().__init__()
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as RichProgress
-
-        moving, name = SpinnerColumn("line"), TextColumn("{task.description}")
-        columns = (moving, name, BarColumn(20), DownloadColumn(), TransferSpeedColumn())
-        self._bar = RichProgress(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-        )
-        self._task = None
-        self._waiting = Ticking("looking it up")
-        self._waiting.start()
+        self._line = Ticking("looking it up")
+        self._line.start()
+        self._moved = 0.0
 
     def show(self, event: Event) -> None:
         """Move the bar, or print a line above it."""
-        if isinstance(event, Progress):
-            if self._task is not None:
-                self._bar.update(self._task, completed=event.done, total=event.total or None)
-            return
-        self._waiting.clear()
-        for line in described(event):
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if isinstance(event, Planned):
-            self._waiting.show("")  # the bar moves now, and no other line
-            self._task = self._bar.add_task(event.name, total=event.total or None, completed=event.held)
-            self._bar.start()
+        if not isinstance(event, Progress):
+            for line in described(event):
+                self._line.say(line)
+            if isinstance(event, Planned):
+                self._line.timed = False  # the time left is in it
+                self._line.show(self.line())
+        elif time.monotonic() - self._moved >= self.EVERY_S:
+            self._moved = time.monotonic()
+            self._line.show(self.line())
+            self._line.draw()
+
+    def line(self) -> str:
+        """Return the bar, while the size is known, and the numbers behind it."""
+        done = self.WIDTH * self.done // self.total if self.total else 0
+        bar = f"[{'#' * done}{'.' * (self.WIDTH - done)}] " if self.total else ""
+        return bar + super().line()
 
     def close(self) -> None:
         """Take the bar off the screen."""
-        self._waiting.close()
-        self._bar.stop()
+        self._line.close()
 
 
 class NotebookLine(Reporter):
