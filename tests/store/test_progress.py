@@ -56,14 +56,13 @@ def test_lines_are_written_on_demand(capsys: pytest.CaptureFixture[str]):
 
 def test_terminal_gets_a_bar_and_false_silences_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     show(False)
-    assert sys.stderr.getvalue() == ""
+    assert terminal.getvalue() == ""
     show()
-    assert (
-        "m: 2.0 MB" in sys.stderr.getvalue()
-        and "[##########..........] 1.0 MB of 2.0 MB (50 %)" in sys.stderr.getvalue()
-    )
+    assert "m: 2.0 MB" in terminal.getvalue()
+    assert "[##########..........] 1.0 MB of 2.0 MB (50 %)" in terminal.getvalue()
 
 
 def test_notebook_gets_one_output_that_is_replaced(notebook: CapturingDisplayPublisher):
