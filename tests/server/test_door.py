@@ -372,10 +372,20 @@ def test_a_key_learns_no_adapter_from_the_error_for_another(name):
 
 def test_protocols_ask_models_through_the_key_s_view_of_them():
     server = Path(freehold.server.__file__).parent
-    # The owner's side; Ollama's unloading, which asks the view for the name first; the paths of a gateway's files;
+    # The owner's side; Ollama's unloading, which asks the view for the name first, and what admins make, in whose place
+    # an engine retires; the paths of a gateway's files;
     # the look at the engines, one for all viewers, of which each key is shown its part (Look.seen_by); and whether
     # the model that answered a run is still in memory, for its title.
-    owners = {"call.py", "admin.py", "health.py", "metrics.py", "serve.py", "manage.py", "generating.py"}
+    owners = {
+        "call.py",
+        "admin.py",
+        "health.py",
+        "metrics.py",
+        "serve.py",
+        "manage.py",
+        "generating.py",
+        "create.py",
+    }
     behind = owners | {"usage.py", "look.py", "titles.py"}
     for path in server.rglob("*.py"):
         assert path.name in behind or "server.models" not in path.read_text(), f"{path.name}: say call.models"

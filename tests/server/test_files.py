@@ -6,7 +6,8 @@ import asyncio
 import io
 import os
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,6 +212,27 @@ def with_free(monkeypatch, *free: int) -> None:
         "disk_usage",
         lambda _: SimpleNamespace(total=total, free=space.RESERVE + (left.pop(0) if left[1:] else left[0])),
     )
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `size` bytes."""
+    resource = pytest.importorskip("resource", reason="file sizes are limited by POSIX alone")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_upload_longer_than_a_file_may_be_leaves_nothing(serving):
+    server = serving()
+    with files_of_at_most(1_000_000):
+        answer = upload(server, b"x" * 5_000_000)
+    assert answer.status_code == 507 and "no file become that long" in answer.text
+    assert not list(Path(server.doors.settings.home).rglob("*.part"))
+    assert upload(server, b"x" * 5_000_000).status_code == 200
 
 
 def test_an_upload_that_would_touch_the_disk_s_reserve_is_refused_before_it_is_written(serving, monkeypatch):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
+import time
+from typing import Any
 
 import pytest
 
 from freehold.formats import open_lora
+from freehold.formats.filemap import cannot_read
 from freehold.server.core.keys import Ring
 from freehold.server.ollama import create as creating
+from freehold.server.ollama.blobs import STALE_S, model_of
 from freehold.store.modelfile import parse
 from freehold.store.parameters import HONOURED
 from tests.server.conftest import TOKEN
@@ -17,7 +23,7 @@ from tests.server.fakes import FakeServed
 from tests.server.ollama_rig import error_of, lines, refused, with_tiny
 from tests.server.test_auth import ANN, KEYS
 from tests.server.test_door import bearer, key
-from tests.server.test_files import with_free
+from tests.server.test_files import files_of_at_most, with_free
 from tests.server.test_streams import connect, eventually, until
 from tests.store.standin import Standin
 from tests.store.standin import serving as hub_serving
@@ -285,6 +291,74 @@ def test_a_blob_is_kept_only_if_its_digest_is_right(stocked):
     assert [p.name for p in (stocked.store.settings.home / "blobs").iterdir()] == [f"sha256-{digest}"]
     said = refused(stocked, "/api/create", model="x", files={"x.gguf": f"sha256:{digest}"})
     assert "not a model" in said
+
+
+def sent(server, data: bytes) -> str:
+    """Send a blob; return its digest."""
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert server.owner.post(f"/api/blobs/{digest}", content=data).status_code in (200, 201)
+    return digest
+
+
+def blobs(server) -> list[str]:
+    return [path.name.replace("-", ":") for path in (server.store.settings.home / "blobs").iterdir()]
+
+
+@pytest.mark.parametrize("field", ["files", "adapters"])
+def test_a_blob_that_nothing_can_be_made_of_goes_and_may_come_again(stocked, field):
+    """No route removes a blob, and no other file has its digest: it lay there for good."""
+    digest = sent(stocked, b"no model at all")
+    fields: dict[str, Any] = {"model": "x", field: {"x.gguf": digest}}
+    if field == "adapters":
+        fields["from"] = "tiny"
+    for _ in range(2):
+        said = refused(stocked, "/api/create", 400, **fields)
+        assert "this server can read" in said and blobs(stocked) == []
+        assert stocked.owner.head(f"/api/blobs/{digest}").status_code == 404
+        sent(stocked, b"no model at all")
+
+
+def test_a_model_that_is_given_as_an_adapter_stays(stocked, tmp_path):
+    digest = sent(stocked, write_gguf("llama", tmp_path / "x.gguf", dtype="Q8_0").read_bytes())
+    said = refused(stocked, "/api/create", model="x", adapters={"x.gguf": digest}, **{"from": "tiny"})
+    assert "not an adapter" in said and blobs(stocked) == [digest]
+
+
+def test_a_blob_that_the_system_did_not_let_be_read_stays(stocked, monkeypatch):
+    def no_files_left(path):
+        raise cannot_read(path, OSError(errno.EMFILE, "Too many open files")) from OSError()
+
+    digest = sent(stocked, b"what it is remains unknown")
+    monkeypatch.setattr("freehold.server.ollama.blobs.open_model_file", no_files_left)
+    assert "Too many" in refused(stocked, "/api/create", model="x", files={"x.gguf": digest})
+    assert blobs(stocked) == [digest]
+
+
+def test_a_blob_that_is_asked_for_no_more_goes_with_the_next_upload(stocked):
+    left, used = sent(stocked, b"left"), sent(stocked, b"used")
+    old = time.time() - STALE_S - 60
+    for digest in (left, used):
+        os.utime(stocked.store.settings.home / "blobs" / digest.replace(":", "-"), (old, old))
+    assert stocked.owner.head(f"/api/blobs/{used}").status_code == 200
+    new = sent(stocked, b"new")
+    assert sorted(blobs(stocked)) == sorted([used, new])
+
+
+def test_a_blob_that_another_creation_took_is_the_model_it_became(stocked, tmp_path):
+    digest = sent(stocked, write_gguf("llama", tmp_path / "x.gguf", dtype="Q8_0").read_bytes())
+    took = model_of(stocked.store, digest.removeprefix("sha256:"))
+    assert model_of(stocked.store, digest.removeprefix("sha256:")).path == took.path
+
+
+def test_a_blob_longer_than_a_file_may_be_leaves_nothing(stocked):
+    """ulimit -f: the system ends no process that ignores its signal, and says EFBIG."""
+    data = bytes(9_000_000)
+    route = f"/api/blobs/sha256:{hashlib.sha256(data).hexdigest()}"
+    with files_of_at_most(1_000_000):
+        said = error_of(stocked.owner.post(route, content=data), 503)
+    assert "may not become that long" in said and "ulimit -f" in said
+    assert blobs(stocked) == []
+    assert stocked.owner.post(route, content=data).status_code == 201
 
 
 def test_a_blob_that_would_touch_the_disk_s_reserve_is_refused(stocked, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 from freehold.errors import CapacityExceeded, StoreError
 
 RESERVE = 256 << 20  # bytes of a disk that no upload takes: what the server itself writes needs them,
-RESERVED_SHARE = 20  # or of a small disk one part in so many
+RESERVED_SHARE = 20  # or this part of a small disk
 MARGIN = 0.05  # of the bytes still to come: file system overhead, and a disk left usable
 
 
@@ -37,11 +37,19 @@ def left_for_uploads(folder: Path) -> int:
 
 @contextmanager
 def full_disk(folder: Path, kept: str) -> Iterator[None]:
-    """Turn a full disk, a quota or an unwritable folder into a named error; `kept` says what survives."""
+    """Turn a full disk, a quota, a limit of files' length or an unwritable folder into a named error.
+
+    `kept` says what survives.
+    """
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if e.errno == errno.EFBIG:
+            raise CapacityExceeded(
+                f"a file below {folder} may not become that long ({e.strerror}); {kept}",
+                "the limit is this process's (ulimit -f) or the disk's: raise it, or set FREEHOLD_HOME to another disk",
+            ) from e
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CapacityExceeded(
                 f"the disk of {folder} is full ({e.strerror}); {kept}",
                 "free space (freehold list, freehold rm), then run the same command: it continues from there",

@@ -63,7 +63,7 @@ _KINDS = {
     429: "rate_limit_error",
 }
 _PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?!v1/|api/)(?:[^\s/\\'\"`]+[/\\])+")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN = 1000  # characters of a message; a value in it may be as long as the request
 
 
@@ -109,6 +109,9 @@ def problem(e: BaseException, *, owner: bool = False) -> Problem:
         return _named(e, hint_for(e, owner=owner))
     if isinstance(e, OSError) and e.errno in _FULL:
         message = "the server's disk is full; ask again when its owner has made room"
+        return Problem(507, message, SERVER, code="disk_full")
+    if isinstance(e, OSError) and e.errno == errno.EFBIG:  # of this process (ulimit -f), or of the disk
+        message = "the server's system lets no file become that long; send less, or ask its owner"
         return Problem(507, message, SERVER, code="disk_full")
     return Problem(500, "the server failed at this request; its log says why", SERVER, code="internal_error")
 

@@ -1,24 +1,26 @@
 """HEAD and POST /api/blobs/sha256:HEX: files that a client sends, for create to make a model of.
 
 Knows bytes, digests and one folder: <home>/blobs. A file is written beside and renamed once its digest is right, and
-moves into the store when a model is made of it. Path: Gate -> send -> <home>/blobs/sha256-HEX -> model_of
+moves into the store when a model is made of it. One that no model can be made of goes with the creation that finds so;
+one that none is made of, with the first upload after a day. Path: Gate -> send -> <home>/blobs/sha256-HEX -> model_of
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from freehold import private
-from freehold.errors import BadModelFile, UsageError
-from freehold.formats import open_model_file
+from freehold.errors import BadModelFile, FreeholdError, ModelNotFound, UsageError
+from freehold.formats import open_lora, open_model_file
 from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
@@ -29,7 +31,9 @@ from freehold.store.store import UPLOADED
 
 MAX_BYTES = 512 << 30
 BATCH = 4 << 20  # written and hashed at a time, in a thread: about 10 ms
-STALE_S = 24 * 3600.0  # what is left of an upload that broke off so long ago is deleted by the next one
+STALE_S = (
+    24 * 3600.0
+)  # a blob last asked for so long ago, or what is left of an upload, is deleted by the next upload
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
 
@@ -72,44 +76,75 @@ def model_name(digest: str) -> str:
 
 
 def model_of(store: Store, digest: str) -> ModelRef:
-    """Move a blob into the store as a model. Raises UsageError where it is not here, or is not a model."""
+    """Move a blob into the store as a model. Raises UsageError where it is not here, or is none: then it goes."""
     path = _folder(store) / f"sha256-{digest}"
-    if not path.is_file():
-        raise UsageError(f"no blob sha256:{digest} is here", "POST /api/blobs/sha256:HEX sends it")
     try:
         open_model_file(path).close()
+        return store.take_in(path, digest)
     except BadModelFile as e:
+        _drop_refused([path], e)
         raise UsageError(
             f"the blob sha256:{digest[:12]} is not a model this server can read: {e.message}"
         ) from e
-    return store.take_in(path, digest)
+    except (ModelNotFound, FileNotFoundError):
+        pass
+    try:
+        return store.resolve(model_name(digest), disk=False)  # another creation took it
+    except ModelNotFound:
+        raise _no_blob(digest) from None
 
 
 @contextmanager
 def adapter_of(store: Store, files: Mapping[str, str]) -> Iterator[Path | None]:
     """Give the adapter that blobs make, for as long as it takes to keep it: then the blobs go. None for no files.
 
-    Raises Refused for names that make none, UsageError for a blob that is not here.
+    Raises Refused for names that make none, UsageError for a blob that is not here, and for those that are no adapter,
+    which go at once.
     """
-    sent = {Path(name).name: _folder(store) / f"sha256-{_digest(digest)}" for name, digest in files.items()}
+    digests = {Path(name).name: _digest(digest) for name, digest in files.items()}
+    sent = {name: _folder(store) / f"sha256-{digest}" for name, digest in digests.items()}
     if len(sent) > 1 and sent.keys() != {CONFIG, WEIGHTS}:
         raise Refused(
             400,
             f"adapters has {len(sent)} files; expected one of GGUF, or {CONFIG} and {WEIGHTS}",
             param="adapters",
         )
-    for path in sent.values():
+    for name, path in sent.items():
         if not path.is_file():
-            raise UsageError(f"no blob {path.name} is here", "POST /api/blobs/sha256:HEX sends it")
-    if len(sent) < 2:
-        yield next(iter(sent.values()), None)
-    else:
-        with TemporaryDirectory(dir=_folder(store)) as folder:
-            for name, path in sent.items():
-                (Path(folder) / name).symlink_to(path)
-            yield Path(folder)
+            raise _no_blob(digests[name])
+    if not sent:
+        yield None
+        return
+    with TemporaryDirectory(dir=_folder(store)) as folder:
+        adapter = Path(folder) if len(sent) > 1 else next(iter(sent.values()))
+        for name, path in sent.items() if len(sent) > 1 else ():
+            (adapter / name).symlink_to(path)
+        try:
+            open_lora(adapter)
+        except (BadModelFile, ModelNotFound) as e:
+            _drop_refused(sent.values(), e)
+            raise UsageError(f"the blobs are not an adapter this server can read: {e.message}") from e
+        yield adapter
     for path in sent.values():
         path.unlink(missing_ok=True)
+
+
+def _drop_refused(blobs: Iterable[Path], error: FreeholdError) -> None:
+    """Delete blobs that nothing can be made of: no route removes them, and no other file can have their digest.
+
+    One that is a model stays, given as an adapter by mistake, and one that the system did not let be read.
+    """
+    if isinstance(error.__cause__, OSError):
+        return
+    for path in blobs:
+        try:
+            open_model_file(path).close()
+        except (BadModelFile, ModelNotFound):
+            path.unlink(missing_ok=True)
+
+
+def _no_blob(digest: str) -> UsageError:
+    return UsageError(f"no blob sha256:{digest} is here", "POST /api/blobs/sha256:HEX sends it")
 
 
 def _digest(text: str) -> str:
@@ -126,16 +161,18 @@ def _folder(store: Store) -> Path:
 
 
 def _is_here(store: Store, digest: str) -> bool:
-    if (_folder(store) / f"sha256-{digest}").is_file():
+    with suppress(FileNotFoundError):
+        os.utime(_folder(store) / f"sha256-{digest}")  # a client that asks for it is about to name it
         return True
     return any(listed.digest == digest and listed.state == "ready" for listed in store.list())
 
 
 def _swept(folder: Path) -> None:
     private.folder(folder)
-    for left in folder.glob(".*.new"):
-        if time.time() - left.stat().st_mtime > STALE_S:
-            left.unlink(missing_ok=True)
+    for left in [*folder.glob(".*.new"), *folder.glob("sha256-*")]:
+        with suppress(FileNotFoundError):  # another upload deleted it, or a creation took it
+            if time.time() - left.stat().st_mtime > STALE_S:
+                left.unlink()
 
 
 async def _write(call: HttpCall, folder: Path, digest: str, coming: Upload) -> None:
