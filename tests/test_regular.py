@@ -1,4 +1,4 @@
-"""Files in folders that another account may write: one that is swapped between two looks holds no reader."""
+"""Files by their paths: one swapped between two looks holds no reader, and one without an end fills no memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from freehold.adapt.quantize import texts
+from freehold.advisor import traffic
+from freehold.backends.capacity import trace
+from freehold.backends.capacity.steptime import EngineModel
 from freehold.chats.folder import ChatFolder
-from freehold.errors import FreeholdError
-from freehold.regular import open_regular, read_regular
-from freehold.store import foreign
+from freehold.errors import CapacityExceeded, FreeholdError, UsageError
+from freehold.evals import comparing, verifier
+from freehold.formats import lora
+from freehold.regular import bounded_lines, open_regular, read_bounded, read_regular
+from freehold.server.core import tls
+from freehold.server.core.keys import KeyFile
+from freehold.store import adapters, foreign
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.template_files import templates_from_dir
+from tests.server.test_files import files_of_at_most
+from tests.vectors.adapters import Case, write_gguf, write_peft
 
 READERS: dict[str, Callable[[Path], object]] = {
     "tokenizer.json": read_json,
@@ -91,3 +101,81 @@ def test_links_swapped_while_they_are_read_give_a_file_or_an_error(tmp_path: Pat
         ended.set()
         thread.join()
     assert sum(seen.values()) == 2000
+
+
+# --- paths that the user names -------------------------------------------------------------------------------
+
+VERBS: dict[str, Callable[[Path], object]] = {
+    "eval --compare": comparing._text,
+    "reinforce --verifier": verifier._file_job,
+    "cost --csv": lambda path: traffic.from_csv(path, ()),
+    "deploy capacity --trace": trace.from_file,
+    "deploy capacity --steps": EngineModel.load,
+    "quantize --text": lambda path: texts.plain_text(path, "replace"),
+    "serve --tls-cert": lambda path: tls.checked(path, path),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch, verb: str):
+    """Each of these took memory until there was none."""
+    for module in (comparing, texts):
+        monkeypatch.setattr(module, "MOST_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="/dev/zero"):
+        VERBS[verb](Path("/dev/zero"))
+
+
+def test_a_pipe_is_read_as_the_shell_gives_one(tmp_path: Path):
+    """`<(command)` is a pipe: what a verb reads once may be one."""
+    read, write = os.pipe()
+    os.write(write, b"0123456789")
+    os.close(write)
+    try:
+        assert read_bounded(f"/dev/fd/{read}", 10) == b"0123456789"
+    finally:
+        os.close(read)
+    (tmp_path / "file").write_text("one\ntwo two\n")
+    with (tmp_path / "file").open() as file, pytest.raises(OSError, match="more than 4 characters"):
+        assert [*bounded_lines(file, 4)]
+    with pytest.raises(OSError, match="more than 11 bytes"):
+        read_bounded(tmp_path / "file", 11)
+
+
+def test_a_key_file_that_is_a_pipe_holds_no_server(tmp_path: Path):
+    os.mkfifo(tmp_path / "keys")
+    with pytest.raises(UsageError, match="not a plain file"):
+        KeyFile(tmp_path / "keys").read()
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe", "gone"])
+@pytest.mark.parametrize("form", ["peft", "gguf"])
+def test_an_adapter_whose_file_is_swapped_after_its_check_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, target: str
+):
+    """The copy of a device filled the disk, and that of a pipe waited for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    case, checked = Case("llama", targets=("q_proj",)), lora.open_lora
+    source = (
+        write_peft(case, tmp_path / "lora") if form == "peft" else write_gguf(case, tmp_path / "lora.gguf")
+    )
+    file = source / lora.WEIGHTS if form == "peft" else source
+
+    def swapping(path: Path) -> object:
+        opened = checked(path)
+        if path == source:
+            file.unlink()
+            file.symlink_to(target if target.startswith("/") else tmp_path / target)
+        return opened
+
+    monkeypatch.setattr(lora, "open_lora", swapping)
+    with pytest.raises(FreeholdError, match="cannot be read"):
+        adapters.keep(tmp_path / "home", source)
+    assert not list((tmp_path / "home" / "adapters").iterdir())
+
+
+def test_an_adapter_longer_than_a_file_may_be_leaves_nothing(tmp_path: Path):
+    source = write_peft(Case("llama", targets=("q_proj",)), tmp_path / "lora")
+    with files_of_at_most(1000), pytest.raises(CapacityExceeded, match="may not become that long"):
+        adapters.keep(tmp_path / "home", source)
+    assert not list((tmp_path / "home" / "adapters").iterdir())

@@ -1,8 +1,11 @@
-"""Opens plain files alone, in folders that another account may write: a pipe or a device would hold a reader for ever.
+"""Reads files by path, never without a bound: a pipe or a device has no size, and may have no end.
+
+In folders that another account may write, and where a server's client names the path, plain files alone are opened.
 
 A look at a path before it is opened says nothing of what is opened: between the two it may have become a pipe, or a
 link to one. So it is opened without waiting, and what is open is looked at. Knows one file at a time.
-Path: tokenizer/directory, store/foreign, chats/folder, backends/planning/facts -> open_regular, read_regular
+Path: tokenizer/directory, store/foreign, chats/folder, backends/planning/facts -> open_regular, read_regular;
+verbs with a file of the user's -> read_bounded
 """
 
 from __future__ import annotations
@@ -10,8 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import TextIO
+
+_PIECE = 1 << 20
 
 
 def open_regular(path: Path | str) -> BufferedReader:
@@ -26,7 +33,29 @@ def open_regular(path: Path | str) -> BufferedReader:
 def read_regular(path: Path | str, most: int) -> bytes:
     """Return what a plain file of at most `most` bytes holds. Raises as `open_regular`, EFBIG for a longer one."""
     with open_regular(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+        return _read(file, most, path)
+
+
+def read_bounded(path: Path | str, most: int) -> bytes:
+    """Return what a file, pipe or device of at most `most` bytes holds. Raises OSError, EFBIG for a longer one."""
+    with open(path, "rb") as file:
+        return _read(file, most, path)
+
+
+def bounded_lines(file: TextIO, most: int) -> Iterator[str]:
+    """Yield lines of at most `most` characters. Raises OSError, EFBIG for a longer one, as a device has."""
+    while line := file.readline(most + 1):
+        if len(line) > most:
+            raise OSError(errno.EFBIG, f"a line has more than {most:,} characters")
+        yield line
+
+
+def _read(file: BufferedReader, most: int, path: Path | str) -> bytes:
+    parts: list[bytes] = []  # memory for `most` is not taken at once
+    left = most + 1
+    while left and (data := file.read(min(left, _PIECE))):
+        parts.append(data)
+        left -= len(data)
+    if not left:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
-    return data
+    return b"".join(parts)

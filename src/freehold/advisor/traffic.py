@@ -18,12 +18,14 @@ from pathlib import Path
 from freehold.catalog.prices import PricedRequest
 from freehold.config import nearest
 from freehold.errors import UsageError
+from freehold.regular import bounded_lines
 
 COLUMNS = ("time", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "requests")
 NEEDED = COLUMNS[:3]
 MOST_TOKENS = 1e15  # a day, and in one line of a CSV
 MOST_ROWS = 2_000_000
 MOST_BYTES = 256 << 20
+MOST_LINE = 1 << 16  # characters
 _SHOWN = 5  # bad lines named one by one
 _FLAT = (1 / 24,) * 24
 
@@ -132,7 +134,7 @@ def from_csv(path: Path, edges: Sequence[int]) -> Traffic:
                 f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "sum it up by hour: `requests` counts"
             )
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file, restkey="more")
+            lines = csv.DictReader(bounded_lines(file, MOST_LINE), restkey="more")
             _check_head(path, lines.fieldnames or ())
             sums = _Sums(edges)
             for count, row in enumerate(lines, 1):

@@ -20,6 +20,7 @@ from typing import Any
 from freehold.errors import UsageError
 from freehold.evals.paired import mcnemar
 from freehold.evals.results import LEVEL, main_metrics
+from freehold.regular import read_bounded
 
 RESAMPLES = 10_000
 SEED = 0
@@ -179,9 +180,7 @@ def _results(place: Path) -> _Results:
 
 def _text(path: Path) -> str:
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "compare fewer items")
-        return path.read_text(encoding="utf-8", errors="surrogatepass")
+        return read_bounded(path, MOST_BYTES).decode("utf-8", "surrogatepass")
     except (OSError, UnicodeDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
         raise UsageError(f"{path}: {why}", "lm-eval writes samples with --log_samples") from None

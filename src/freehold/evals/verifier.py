@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.platforms import can_confine
+from freehold.regular import read_bounded
 from freehold.sandbox.children import spawn_on_socket
 from freehold.sandbox.verifier import REFUSED
 from freehold.sandbox.wire import receive, send
@@ -192,7 +193,7 @@ def _scored(reply: Mapping[str, Any]) -> RewardScore:
 def _file_job(path: Path) -> tuple[dict[str, Any], str]:
     """Return the job of a reward's file, and its digest."""
     try:
-        raw = path.read_bytes()
+        raw = read_bounded(path, MOST_SOURCE)
         source = raw.decode()
     except OSError as e:
         raise UsageError(
@@ -200,8 +201,6 @@ def _file_job(path: Path) -> tuple[dict[str, Any], str]:
         ) from e
     except UnicodeDecodeError as e:
         raise UsageError(f"{path} is not UTF-8 text", "a verifier is a Python file") from e
-    if len(raw) > MOST_SOURCE:
-        raise UsageError(f"{path} has {len(raw):,} bytes; a reward has at most {MOST_SOURCE:,}")
     return {"kind": "file", "name": path.name, "source": source}, hashlib.sha256(raw).hexdigest()
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from freehold.errors import FreeholdError, StoreError
 from freehold.private import folder
+from freehold.regular import open_regular
 from freehold.router.gateway import GatewayModel, QualityTask
 from freehold.store.manifest import write_json
 from freehold.store.refs import slug
@@ -104,7 +105,7 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, mtime_ns: int, size: int, inode: int) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

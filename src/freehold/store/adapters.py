@@ -8,14 +8,19 @@ Path: create.make -> keep; Store.remove -> drop
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from freehold import private
+from freehold.regular import open_regular
 from freehold.store import space
 
+_PIECE = 1 << 20
 DIGITS = 24  # of the digest: it is the adapter's name in an engine, and in its folder
 _NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}(\.gguf)?")
 
@@ -33,26 +38,48 @@ def located(home: Path, name: str) -> Path:
 
 
 def keep(home: Path, source: Path) -> Path:
-    """Copy an adapter there, once; return its path. Raises what open_lora does, and StoreError for a full disk."""
+    """Copy an adapter there, once; return its path. Raises what open_lora does, and CapacityExceeded for a full disk.
+
+    What is copied is opened as a plain file: since it was checked, a link may have been turned to a device or a pipe.
+    """
     # here, as NumPy would be half of every verb's start
+    from freehold.formats.filemap import cannot_read
     from freehold.formats.lora import CONFIG, WEIGHTS, open_lora
 
+    def opened(file: Path) -> BufferedReader:
+        try:
+            return open_regular(file)
+        except OSError as e:
+            raise cannot_read(file, e) from e
+
     source = open_lora(source).path
-    files = [source / CONFIG, source / WEIGHTS] if source.is_dir() else [source]
+    peft = source.is_dir()
+    files = [source / CONFIG, source / WEIGHTS] if peft else [source]
     with space.full_disk(home, "nothing of it is kept"):
         private.folder(folder(home), home)
         beside = folder(home) / f".{secrets.token_hex(8)}.new"
         try:
-            if source.is_dir():
+            if peft:
                 private.folder(beside)
             for file in files:
-                shutil.copyfile(file, private.file(beside / file.name if source.is_dir() else beside))
-            kept = folder(home) / (open_lora(beside).digest[:DIGITS] + ("" if source.is_dir() else ".gguf"))
+                copy = private.file(beside / file.name if peft else beside)
+                with opened(file) as original, copy.open("wb") as sink:
+                    size = os.fstat(original.fileno()).st_size
+                    space.require(beside.parent, size, f"the copy of {file.name}")
+                    _copy(original, sink, size)
+            kept = folder(home) / (open_lora(beside).digest[:DIGITS] + ("" if peft else ".gguf"))
             if not kept.exists():
                 beside.rename(kept)
         finally:
             drop(beside)
     return kept
+
+
+def _copy(original: BinaryIO, sink: BinaryIO, size: int) -> None:
+    """Copy what the file had when it was opened: another program may write to it for ever."""
+    while size > 0 and (data := original.read(min(size, _PIECE))):
+        sink.write(data)
+        size -= len(data)
 
 
 def drop(path: Path) -> int:

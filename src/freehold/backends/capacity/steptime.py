@@ -16,9 +16,11 @@ from typing import Any
 
 from freehold.advisor.interval import Interval
 from freehold.errors import UsageError
+from freehold.regular import read_bounded
 
 SCHEMA = 1
 MOST_SECONDS = 86_400.0  # of a step: beyond any engine's
+MOST_BYTES = 1 << 20  # of a file of them, which has 2,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class EngineModel:
     def load(path: Path) -> EngineModel:
         """Read what `freehold deploy bench -o FILE` wrote. Raises UsageError."""
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(read_bounded(path, MOST_BYTES))
         except (OSError, ValueError, RecursionError) as e:
             raise UsageError(
                 f"{path} cannot be read: {e}", "--steps takes a file of freehold deploy bench -o FILE"

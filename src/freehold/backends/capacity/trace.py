@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from freehold.errors import UsageError
+from freehold.regular import bounded_lines
 
 MOONCAKE_BLOCK = 512  # tokens under one hash id
 MOST_REQUESTS = 5_000_000
 MOST_TOKENS = 10_000_000  # of one request
+MOST_LINE = 1 << 20  # characters; a prompt of ten million tokens has 20,000 blocks
 MOST_SECONDS = 1e11  # of a moment: since 1970 until the year 5138; in milliseconds today has 1.8e12
 _SHOWN = 3  # bad lines that an error names
 # Columns by what they may be called; the first is Azure's public traces', the last our own.
@@ -130,8 +132,9 @@ def from_file(path: Path, most: int = MOST_REQUESTS) -> RequestTrace:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         opening = gzip.open if packed else open
-        with opening(path, "rt", encoding="utf-8-sig", newline="") as lines:
-            head = lines.readline()
+        with opening(path, "rt", encoding="utf-8-sig", newline="") as file:
+            lines = bounded_lines(file, MOST_LINE)
+            head = next(lines, "")
             if head.lstrip().startswith("{"):
                 requests = _read(path, _json_lines(head, lines), most)
                 return _trace(requests, path.name, MOONCAKE_BLOCK if any(r.blocks for r in requests) else 0)
@@ -139,7 +142,8 @@ def from_file(path: Path, most: int = MOST_REQUESTS) -> RequestTrace:
     except FileNotFoundError as e:
         raise UsageError(f"there is no trace {path}", "--trace takes a CSV or JSON-lines file") from e
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:
-        raise UsageError(f"{path} cannot be read: {e}", "--trace takes a CSV or JSON-lines file") from e
+        why = (isinstance(e, OSError) and e.strerror) or e
+        raise UsageError(f"{path} cannot be read: {why}", "--trace takes a CSV or JSON-lines file") from e
 
 
 _Parsed = tuple[int, Callable[[], TracedRequest]]
@@ -155,6 +159,8 @@ def _read(path: Path, lines: Iterator[_Parsed], most: int) -> list[TracedRequest
             requests.append(_checked(parse()))
         except (ValueError, TypeError, OverflowError, RecursionError) as e:
             bad.append(f"line {number}: {e}")
+            if len(bad) >= most:  # of a pipe that has nothing else, and no end
+                break
     if bad:
         more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
         raise UsageError(f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "mend or remove these lines")

@@ -25,6 +25,7 @@ import msgspec
 
 from freehold import private
 from freehold.errors import StoreError, UsageError
+from freehold.regular import open_regular
 
 MIN_KEY = 16  # characters of a key made elsewhere; 16 of base64 hold 96 bits
 MAX_FILE = 4 << 20  # bytes; a key takes about 200
@@ -133,7 +134,7 @@ class KeyFile:
     def read(self) -> tuple[Key, ...]:
         """Return the keys. Raises UsageError for a file that others may write, or that holds something else."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 status = os.fstat(file.fileno())
                 data = file.read(MAX_FILE + 1)
         except FileNotFoundError:

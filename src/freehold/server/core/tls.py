@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold.errors import UsageError
+from freehold.regular import read_regular
 
+MOST_BYTES = 1 << 20  # of a file: a bundle of all public authorities has 220,000
 _MAKE = "one for a try: openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -keyout KEY -out CERT"
 
 
@@ -41,7 +43,7 @@ def checked(cert: Path | None, key: Path | None) -> Tls | None:
     cert, key = cert.expanduser(), key.expanduser()
     for path in (cert, key):
         try:
-            path.read_bytes()
+            read_regular(path, MOST_BYTES)
         except OSError as e:
             raise UsageError(f"{path} cannot be read: {e.strerror}", _MAKE) from e
     if key.stat().st_mode & 0o077:
