@@ -9,6 +9,7 @@ Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; EngineProcess.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -50,6 +51,8 @@ BUFFER = 1 << 20  # bytes of socket buffer, so that a step of 500 streams is sen
 MAX_WAITING = 64 << 20
 STOP_S = 12.0  # for a process to end by itself, longer than process.LEAVE_S
 HELLO_S = 60.0  # for an interpreter to start, on a machine that is short of everything
+
+log = logging.getLogger("freehold.worker")
 
 
 class EngineDied(Exception):
@@ -160,13 +163,21 @@ class EngineProcess(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        """Pass messages on; end a process that sends invalid ones."""
-        self.heard = self._loop.time()
+        """Pass messages on; end a process that sends invalid ones.
+
+        Only whole messages are signs of life: one that comes a byte a second would be waited for without end.
+        """
         try:
-            for message in self._reader.push(data):
+            messages = self._reader.push(data)
+            if messages:
+                self.heard = self._loop.time()
+            for message in messages:
                 self._heard(message)
         except BadFrame as e:
             self.kill(f"it sent {e}")
+        except Exception as e:  # asyncio would close the socket, and wait for a process that need not end
+            log.exception("a message of the engine process %d", self.pid)
+            self.kill(f"a message of it could not be used: {type(e).__name__}")
 
     def _heard(self, message: FromEngine) -> None:
         if isinstance(message, Frame):

@@ -113,6 +113,8 @@ class Process:
             self._channel.send(Failed(0, "EngineLost", f"the server sent {e}"))
         except OSError:
             pass  # the server was killed, which ends the process as its end of file does
+        except Exception as e:  # without its reader the process would live on and hear nothing
+            self._channel.send(Failed.of(0, e))
         self._leave()
 
     def _first(self, message: FromServer) -> None:
