@@ -94,7 +94,7 @@ def test_a_run_is_summed_up_with_test_and_forgetting(run: Run, tiny: Path, data:
     assert status == 0, err
     for part in (
         f"adapter          {out}",
-        "of 8 right, before",
+        "of 8 right (",
         "not in the data  no item",
         "facts",
         "other text",

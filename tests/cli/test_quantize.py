@@ -43,7 +43,7 @@ def test_report_prints_divergence_and_speeds(run: Run, tiny: Path, tmp_path: Pat
     assert status == 0, err
     for part in (
         "divergence",
-        "nat a token",
+        "nats per token",
         "99.9 %",
         "same most probable token",
         "perplexity",

@@ -38,7 +38,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_was_learnt_is_on_stdout_and_steps_are_on_stderr(run: Run, given: list[str], tmp_path: Path):
     status, said, err = run("reinforce", *given, "--steps", "2", "--lr", "0")
     assert status == 0, err
-    for part in ("prompts pass greedy", "p = 1", "nat a token", "failures    none", f"{tmp_path}/out"):
+    for part in ("prompts pass greedy", "p = 1", "nats per token", "failures    none", f"{tmp_path}/out"):
         assert part in said
     assert "withstood" in err and "before training" in err and "after training" in err
     assert "facts" in said and "other text" in said

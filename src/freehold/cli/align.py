@@ -155,16 +155,16 @@ def _measured(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "",
-            f"the chosen answer is the likelier one in {measured['likelier_after']:.1%}, before "
-            f"{measured['likelier_before']:.1%} (p = {measured['p']:.2g})",
+            f"the chosen answer is likelier in {measured['likelier_after']:.1%} "
+            f"({measured['likelier_before']:.1%} before; p = {measured['p']:.2g})",
         ),
         (
             "chosen",
-            f"{measured['chosen_after']:.2f} nat an answer, before {measured['chosen_before']:.2f}{fell}",
+            f"{measured['chosen_after']:.2f} nats per answer ({measured['chosen_before']:.2f} before){fell}",
         ),
         (
             "rejected",
-            f"{measured['rejected_after']:.2f} nat an answer, before {measured['rejected_before']:.2f}",
+            f"{measured['rejected_after']:.2f} nats per answer ({measured['rejected_before']:.2f} before)",
         ),
     ]
 
@@ -176,7 +176,7 @@ def _served(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "as served",
-            f"{served['likelier']:.1%} of {served['pairs']} choose the chosen answer; the engine is "
-            f"{gap['mean_absolute']:.4f} nat a token from the trainer (99 %: {gap['p99']:.2f})",
+            f"{served['likelier']:.1%} of {served['pairs']} prefer the chosen answer; engine and trainer "
+            f"differ by {gap['mean_absolute']:.4f} nats per token (99 %: {gap['p99']:.2f})",
         )
     ]

@@ -133,9 +133,9 @@ def command(
 
 
 def _step(row: Mapping[str, Any]) -> str:
-    gap = f", {row['mismatch']:.3f} nat a token between engine and trainer" if "mismatch" in row else ""
+    gap = f", {row['mismatch']:.3f} nats per token between engine and trainer" if "mismatch" in row else ""
     return (
-        f"step {row['step']} of {row['steps']}: {row['loss']:.3f} nat a token over {row['tokens']:,}{gap}; "
+        f"step {row['step']} of {row['steps']}: {row['loss']:.3f} nats per token over {row['tokens']:,}{gap}; "
         f"{row['cpu_seconds']:.1f} CPU-s"
     )
 
@@ -162,7 +162,7 @@ def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _learnt(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "divergence" in record:
         first, last = record["divergence"]["first"], record["divergence"]["last"]
-        return [("divergence", f"{last:.3f} nat a token from the teacher, at first {first:.3f}")]
+        return [("divergence", f"{last:.3f} nats per token from the teacher ({first:.3f} at first)")]
     counted = record["answers"]
     faults = ", ".join(f"{count} {kind}" for kind, count in counted["rejected"].items()) or "none rejected"
     return [("answers", f"{counted['kept']} kept; {faults}")]
@@ -175,7 +175,7 @@ def _measured(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
             "unseen prompts",
             f"{measured['after']:.1%} of {measured['prompts']} pass{share} (p = {measured['p']:.2g})",
         ),
-        ("", f"before {measured['before']:.1%}; the teacher {measured['teacher']:.1%}"),
+        ("", f"{measured['before']:.1%} before; the teacher {measured['teacher']:.1%}"),
     ]
 
 

@@ -172,7 +172,7 @@ def _preflight(
             ("tokens", f"{lengths.least} to {lengths.most}, half up to {lengths.median}; {ends}"),
             (
                 "first loss",
-                f"{rehearsed.first_loss:.3f} nat a token (a model that knows nothing: {rehearsed.worst:.1f})",
+                f"{rehearsed.first_loss:.3f} nats per token (a model that knows nothing: {rehearsed.worst:.1f})",
             ),
             (
                 "one batch",
@@ -219,4 +219,4 @@ def _exam(exam: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _compared(scores: Mapping[str, Any]) -> str:
-    return f"{scores['after']} of {scores['items']} right, before {scores['before']} (p = {scores['p']:.2g})"
+    return f"{scores['after']} of {scores['items']} right ({scores['before']} before; p = {scores['p']:.2g})"

@@ -234,8 +234,8 @@ def _mix_rows(mix: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     most = sorted(mix["sensitivity"].items(), key=lambda item: -item[1])[:4]
     return [
-        ("predicted", f"{mix['predicted_divergence']:.4f} nat a token from the source"),
-        ("", f"coarse alone, in nat: {', '.join(f'{name} {nat:.3f}' for name, nat in most)}"),
+        ("predicted", f"{mix['predicted_divergence']:.4f} nats per token from the source"),
+        ("", f"coarse alone, in nats: {', '.join(f'{name} {nat:.3f}' for name, nat in most)}"),
     ]
 
 
@@ -246,7 +246,7 @@ def _divergence_rows(divergence: dict[str, Any] | None) -> list[tuple[str, str]]
     return [
         (
             "divergence",
-            f"{divergence['mean']:.4f} nat a token ({divergence['low']:.4f} to {divergence['high']:.4f}) "
+            f"{divergence['mean']:.4f} nats per token ({divergence['low']:.4f} to {divergence['high']:.4f}) "
             "from the source; "
             f"{divergence['tokens']:,} tokens{early}",
         ),

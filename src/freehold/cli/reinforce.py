@@ -177,7 +177,9 @@ def _step(row: Mapping[str, Any], steps: int) -> str:
         f"step {row['step']} of {steps}: score {row['score']:.2f}, {row['passed']:.0%} pass",
         f"{row['dropped']} of {row['groups']} groups equal",
         f"{row['tokens']:.0f} tokens, {row['repetition']:.0%} repeated, {row['distinct']:.0%} distinct",
-        "no mismatch measured" if row["mismatch"] is None else f"mismatch {row['mismatch']:.3f} nat a token",
+        "no mismatch measured"
+        if row["mismatch"] is None
+        else f"mismatch {row['mismatch']:.3f} nats per token",
     ]
     if row["failures"]:
         parts.append("failures: " + _counted(row["failures"]))
@@ -191,7 +193,7 @@ def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps, mismatch, speed = record["steps"], record["mismatch"], record["speed"]
     gap = "not measured: every group was equal"
     if mismatch["mean_size"] is not None:
-        gap = f"{mismatch['mean_size']:.4f} nat a token, at most {mismatch['most']:.4f} in a step"
+        gap = f"{mismatch['mean_size']:.4f} nats per token, at most {mismatch['most']:.4f} in a step"
     rows = [
         ("adapter", str(out)),
         *_measured(record.get("before_after")),
@@ -217,8 +219,8 @@ def _measured(measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         rows.append(
             (
                 "unseen" if kind == "greedy" else "",
-                f"{one['after']:.1%} of {measured['prompts']} prompts pass {kind}, before {one['before']:.1%} "
-                f"(p = {one['p']:.2g}); mean score {one['mean_after']:.2f}, before {one['mean_before']:.2f}",
+                f"{one['after']:.1%} of {measured['prompts']} prompts pass {kind} ({one['before']:.1%} before; "
+                f"p = {one['p']:.2g}); mean score {one['mean_after']:.2f} ({one['mean_before']:.2f} before)",
             )
         )
     return rows

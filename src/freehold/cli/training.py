@@ -103,8 +103,11 @@ def still_known_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what a training left of what was known before."""
     control, text = record["control"], record["text_loss"]
     return [
-        ("facts", f"{control['after']} of {control['facts']} known, before {control['before']}"),
-        ("other text", f"{text['after']:.3f} nat a token, before {text['before']:.3f} ({text['rise']:+.3f})"),
+        ("facts", f"{control['after']} of {control['facts']} known ({control['before']} before)"),
+        (
+            "other text",
+            f"{text['after']:.3f} nats per token ({text['before']:.3f} before, {text['rise']:+.3f})",
+        ),
     ]
 
 
@@ -112,7 +115,7 @@ def served_row(record: Mapping[str, Any]) -> tuple[str, str]:
     """Return how far the engine that serves an adapter is from what trained it."""
     return (
         "as served",
-        f"the engine is {record['mismatch']['mean_absolute']:.4f} nat a token from the trainer",
+        f"engine and trainer differ by {record['mismatch']['mean_absolute']:.4f} nats per token",
     )
 
 
