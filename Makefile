@@ -20,7 +20,7 @@ TORCH ?= torch>=2.6
 MINUTES ?= 10
 # Processes that run tests at a time; a test waits for its servers two thirds of its time.
 WORKERS ?= 3
-# Beside each test's first case "make test" runs one quarter of the others, the next one with each commit.
+# Beside each test's first case "make test" runs one quarter of the others and of heavy tests, the next one with each commit.
 SHARD ?= $(shell [ "$$(git rev-parse --is-shallow-repository 2>/dev/null)" = false ] && \
 	echo $$(($$(git rev-list --count HEAD) % 4)) || echo 0)
 # At temperature 0 the answers of qwen2.5-coder 0.5b and 1.5b are right: tests/test_showcase.py checks them.

@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         metavar="K",
         choices=range(SHARDS),
-        help="run each test's first case, and one in 4",
+        help="run each test's first case and one in 4; of heavy tests one in 4",
     )
 
 
@@ -54,15 +54,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     shard = config.getoption("--shard", None)
     if shard is not None:
         terminalreporter.write_line(
-            f"shard {shard} of 0 to {SHARDS - 1}: each test's first case, and its share"
+            f"shard {shard} of 0 to {SHARDS - 1}: each test's first case, a quarter of the others and of heavy tests"
         )
 
 
 @pytest.hookimpl(trylast=True)  # of what -k and -m leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Thin out cases: sharding.py says which."""
-    options = config.getoption("--every", 1), config.getoption("--shard", None)
-    ran = runs((item.nodeid for item in items), *options)
+    every, shard = config.getoption("--every", 1), config.getoption("--shard", None)
+    heavy = {item.nodeid for item in items if item.get_closest_marker("heavy")}
+    ran = runs((item.nodeid for item in items), every, shard, heavy)
     left = [item for item, yes in zip(items, ran, strict=True) if not yes]
     if left:
         items[:] = [item for item, yes in zip(items, ran, strict=True) if yes]

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from zlib import crc32
 
 SHARDS = 4
 
 
-def runs(ids: Iterable[str], every: int = 1, shard: int | None = None) -> list[bool]:
-    """Return for each case, in the order of collection, whether it runs. Every test runs with its first case.
+def runs(
+    ids: Iterable[str], every: int = 1, shard: int | None = None, heavy: Container[str] = ()
+) -> list[bool]:
+    """Return for each case, in the order of collection, whether it runs. A test runs with its first case.
 
     `every`: one case in so many of each test, under an emulator or a sanitizer; a prime meets all values of each
     parameter, whatever their number. `shard`, 0 to 3: a quarter by the id's hash, which no other test's change moves.
+    `heavy`: cases that take seconds; a shard has its quarter of them, first cases too.
     """
     seen = Counter[str]()
     out: list[bool] = []
     for id in ids:
         test = id.partition("[")[0]
-        other = shard is not None and seen[test] > 0 and crc32(id.encode()) % SHARDS != shard
+        always = shard is None or (seen[test] == 0 and id not in heavy)
+        other = not always and crc32(id.encode()) % SHARDS != shard
         out.append(not other and seen[test] % every == 0)
         seen[test] += 1
     return out

@@ -17,6 +17,7 @@ from tests.vectors.adapters import write_for
 PROMPT = list(range(1000, 1080))
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize(("name", "strength"), [("smollm2-135m", 0.2), ("qwen2.5-coder-0.5b", 0.05)])
 def test_two_adapters_and_the_base_in_one_batch_are_what_each_is_alone(

@@ -5,10 +5,13 @@ import runpy
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 BENCHES = ROOT / "benches"
 
 
+@pytest.mark.heavy
 def test_every_mention_of_a_benchmark_names_a_file():
     command = ["git", "-C", str(ROOT), "ls-files", "*.md", "*.py", "*.toml", "Makefile"]
     files = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

@@ -100,6 +100,7 @@ def run(block: Block, env: dict[str, str], folder: Path) -> None:
         assert status == 0, f"{block} exits {status}:\n{block.text}\n{said.read()[-2000:]}"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("block", FAST, ids=str)
 def test_documented_block_runs(block: Block, tmp_path: Path):
     home = tmp_path / "home"
@@ -116,6 +117,7 @@ def at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize("block", WITH_MODEL, ids=str)
 def test_documented_block_runs_with_real_weights(block: Block, at_home: None, tmp_path: Path):
@@ -140,6 +142,7 @@ def url(at_home: None, tmp_path: Path) -> Iterator[str]:
             process.terminate()
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize("block", WITH_SERVER, ids=str)
 def test_documented_block_runs_beside_a_server(block: Block, url: str, tmp_path: Path):
@@ -159,6 +162,7 @@ def needs_model(example: Path) -> bool:
     return "\n# model\n" in example.read_text(encoding="utf-8")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "example",
     [pytest.param(p, marks=[pytest.mark.model] if needs_model(p) else [], id=p.name) for p in EXAMPLES],

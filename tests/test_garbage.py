@@ -57,6 +57,7 @@ def test_only_young_objects_are_visited_unasked(ages: list[int]):
     assert len(held) and len(ages) >= 30 and set(ages) == {0}
 
 
+@pytest.mark.heavy
 def test_older_circles_are_freed_while_few_objects_are_in_use(ages: list[int]):
     clock = Hand()
     old = OldObjects(clock)
@@ -74,6 +75,7 @@ def test_older_circles_are_freed_while_few_objects_are_in_use(ages: list[int]):
         gc.enable()
 
 
+@pytest.mark.heavy
 def test_older_circles_are_freed_at_last_though_many_objects_are_in_use(ages: list[int]):
     clock = Hand()
     old = OldObjects(clock)

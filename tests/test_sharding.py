@@ -1,4 +1,4 @@
-"""Four commits in a row run every case, and each run has every test."""
+"""Four commits in a row run every case, and each run has every test but the heavy ones."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def test_a_case_stays_in_its_shard_when_other_tests_come():
     assert runs(kept, shard=1) == [
         ran for id, ran in zip(IDS, runs(IDS, shard=1), strict=True) if "test_c" in id
     ]
+
+
+def test_a_shard_has_a_quarter_of_heavy_tests():
+    heavy = {id for id in IDS if "test_a" in id} | {"tests/a.py::test_one"}
+    shards = [
+        {id for id, ran in zip(IDS, runs(IDS, shard=shard, heavy=heavy), strict=True) if ran}
+        for shard in range(SHARDS)
+    ]
+    assert all(sum(id in shard for shard in shards) == 1 for id in heavy)
+    assert all("tests/a.py::test_b[0]" in shard for shard in shards)

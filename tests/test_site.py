@@ -62,6 +62,7 @@ def test_every_page_is_in_the_menu_once():
     assert named == pages
 
 
+@pytest.mark.heavy
 def test_a_strict_build_has_a_page_for_each_file(site: Path):
     for page in (ROOT / "docs").rglob("*.md"):
         path = page.relative_to(ROOT / "docs")

@@ -69,6 +69,7 @@ def test_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").is_file()
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_mypy_strict(script: Path):
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir=cache"]

@@ -56,6 +56,7 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.heavy
 def test_unseen_pairs_are_preferred_and_the_first_loss_is_ln_2(model: ModelRef, pairs: Path, tmp_path: Path):
     made = align(model, pairs, tmp_path / "out", SETTINGS)
     rows = rows_of(tmp_path / "out")
@@ -68,6 +69,7 @@ def test_unseen_pairs_are_preferred_and_the_first_loss_is_ln_2(model: ModelRef, 
     assert json.loads((tmp_path / "out" / "receipt.json").read_text()) == made
 
 
+@pytest.mark.heavy
 def test_without_the_likelihood_term_the_result_says_whether_chosen_answers_fell(
     model: ModelRef, pairs: Path, tmp_path: Path
 ):
@@ -78,6 +80,7 @@ def test_without_the_likelihood_term_the_result_says_whether_chosen_answers_fell
     assert result["chosen_fell"] == (result["chosen_after"] < result["chosen_before"])
 
 
+@pytest.mark.heavy
 def test_rehearsed_text_stays_nearer_to_the_base(model: ModelRef, pairs: Path, tmp_path: Path):
     from dataclasses import replace
 
@@ -90,6 +93,7 @@ def test_rehearsed_text_stays_nearer_to_the_base(model: ModelRef, pairs: Path, t
     assert drifts[1][-1] < 0.8 * drifts[0][-1]
 
 
+@pytest.mark.heavy
 def test_an_interrupted_run_continues_to_the_same_bits(model: ModelRef, pairs: Path, tmp_path: Path):
     align(model, pairs, tmp_path / "whole", SETTINGS)
 
@@ -107,6 +111,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(model: ModelRef, pairs: P
         assert {**one, "cpu_seconds": 0} == {**other, "cpu_seconds": 0}
 
 
+@pytest.mark.heavy
 def test_a_killed_run_continues_to_the_same_bits(model: ModelRef, pairs: Path, tmp_path: Path):
     """A process that is killed with no chance to write; states are kept at every step there."""
     program = f"""
@@ -131,6 +136,7 @@ align(model, Path({str(pairs)!r}), Path({str(tmp_path / "parts")!r}), {SETTINGS!
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+@pytest.mark.heavy
 def test_a_full_disk_is_one_line_and_the_run_continues(
     model: ModelRef, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -161,6 +167,7 @@ def test_other_settings_do_not_continue_a_run(model: ModelRef, pairs: Path, tmp_
         align(model, pairs, tmp_path / "out", replace(SETTINGS, beta=0.5))
 
 
+@pytest.mark.heavy
 def test_a_batch_in_parts_is_the_same_step(
     model: ModelRef, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -74,6 +74,7 @@ def weights(out: Path) -> dict[str, list[list[float]]]:
     return {n: [p.a.numpy().tolist(), p.b.numpy().tolist()] for n, p in open_lora(out).modules.items()}
 
 
+@pytest.mark.heavy
 def test_a_student_learns_its_teachers_answers(held: Held, prompts: Path, tmp_path: Path):
     made = distil(held("llama", 1), held("qwen2", 2), prompts, tmp_path / "out", SETTINGS)
     rows = lines(tmp_path / "out")
@@ -98,6 +99,7 @@ def test_judges_without_a_prompt_to_measure_with_are_said(held: Held, tmp_path: 
         distil(held("llama", 1), held("qwen2", 2), path, tmp_path / "out", settings, watch=watch)
 
 
+@pytest.mark.heavy
 def test_the_divergence_from_a_teacher_falls_on_the_students_own_answers(
     held: Held, prompts: Path, tmp_path: Path
 ):
@@ -115,6 +117,7 @@ def test_a_student_of_its_own_model_has_no_divergence(held: Held, prompts: Path,
     assert max(abs(row["loss"]) for row in lines(tmp_path / "out")) < 1e-3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("on_policy", [False, True])
 def test_an_interrupted_run_continues_to_the_same_bits(
     held: Held, prompts: Path, tmp_path: Path, on_policy: bool
@@ -135,6 +138,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
 
 
+@pytest.mark.heavy
 def test_a_killed_run_continues_to_the_same_bits(held: Held, prompts: Path, tmp_path: Path):
     settings = replace(SETTINGS, on_policy=True, epochs=1)
     teacher, student = held("qwen2", 1), held("qwen2", 2)
@@ -195,6 +199,7 @@ def test_a_student_that_cannot_learn_is_refused_before_the_teacher_is_loaded(
     assert not (tmp_path / ".out.part").exists()
 
 
+@pytest.mark.heavy
 def test_judged_prompts_measure_teacher_and_student_as_served(held: Held, tmp_path: Path):
     path = tmp_path / "judged.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"{i}?", "regex": "."}) for i in range(40)))

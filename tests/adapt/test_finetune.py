@@ -90,6 +90,7 @@ def test_examples_are_learnt_and_served(model: ModelRef, data: Path, tmp_path: P
             assert llm.chat("n 77?", adapter="mine", max_tokens=8, temperature=0.0).text == "=k!"
 
 
+@pytest.mark.heavy
 def test_rehearsing_keeps_the_model_near_itself(model: ModelRef, data: Path, tmp_path: Path):
     drifts = []
     for weight in (0.0, 10.0):
@@ -151,6 +152,7 @@ def test_bad_lines_are_named(line: dict[str, Any], why: str, model: ModelRef, tm
         finetune(model, path, tmp_path / "out", SETTINGS)
 
 
+@pytest.mark.heavy
 def test_an_interrupted_run_continues_to_the_same_bits(model: ModelRef, data: Path, tmp_path: Path):
     finetune(model, data, tmp_path / "whole", SETTINGS)
 
@@ -166,6 +168,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(model: ModelRef, data: Pa
     assert same_bits(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_a_killed_run_continues_to_the_same_bits(model: ModelRef, data: Path, tmp_path: Path):
     """Killed with no chance to write, at a step that depends on this test's folder; a state is kept at every step."""

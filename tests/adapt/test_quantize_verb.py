@@ -97,6 +97,7 @@ def test_a_coarse_source_and_a_larger_result_are_said(settings: Settings, tiny: 
     assert "larger than the source" in notes[1]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bits", [2, 3])
 def test_own_types_are_calibrated_and_required_by_name(
     settings: Settings, tiny: Path, tmp_path: Path, bits: int
@@ -150,6 +151,7 @@ def test_a_third_of_the_texts_chooses_the_damping_and_a_kept_choice_gives_the_sa
             assert [np.ravel(p).tobytes() for p in other.pieces(choice)] != first
 
 
+@pytest.mark.heavy
 def test_a_byte_target_is_met_and_its_mix_is_kept_for_the_next_start(
     settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -170,6 +172,7 @@ def test_a_byte_target_is_met_and_its_mix_is_kept_for_the_next_start(
     assert found["mix"]["predicted_divergence"] > 0 and len(found["result"]["bytes_by_type"]) > 2
 
 
+@pytest.mark.heavy
 def test_more_bytes_predict_less_divergence(settings: Settings, tiny: Path, tmp_path: Path):
     small, large = (
         made(settings, tiny, tmp_path / str(n), QuantizeRequest(target_bytes=n, portable=True))
@@ -253,6 +256,7 @@ def test_killed_at_any_tensor_and_started_again_gives_the_same_bytes(
     assert (tmp_path / "cut" / "model.gguf").read_bytes() == (tmp_path / "whole" / "model.gguf").read_bytes()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_run_that_continues_calibrates_no_layer_again_and_makes_the_same_bytes(
     settings: Settings, tiny: Path, tmp_path: Path, damaged: bool
@@ -358,6 +362,7 @@ def test_full_disk_is_one_line_and_the_same_command_continues(
     assert made(settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q8_0"))["result"]["bytes"] > 60_000
 
 
+@pytest.mark.heavy
 def test_no_network_is_used(settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
@@ -397,6 +402,7 @@ def test_a_damaged_source_is_named(settings: Settings, tmp_path: Path):
         made(settings, source, tmp_path / "out", QuantizeRequest(quant="Q8_0"))
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 def test_real_model_stays_near_its_source(
     settings: Settings, model_path: Callable[[str], Path], tmp_path: Path

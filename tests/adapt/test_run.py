@@ -51,6 +51,7 @@ def work(out: Path, die: int) -> int:
     return subprocess.run([sys.executable, "-c", WORK, str(out), str(die)], check=False).returncode
 
 
+@pytest.mark.heavy
 def test_killed_run_gives_the_bits_and_lines_of_an_undisturbed_one(tmp_path: Path) -> None:
     assert work(tmp_path / "whole", 0) == 0
     for die in (3, 4, 17):

@@ -26,6 +26,7 @@ FILES = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize("name", FILES)
 def test_file_of_a_type_holds_llama_cpps_tensors(name: str, model_path: Callable[[str], Path]):

@@ -50,6 +50,7 @@ def imports(node: ast.AST, *, inside: bool) -> Iterator[tuple[str, bool]]:
         yield from imports(child, inside=inside or function)
 
 
+@pytest.mark.heavy
 def test_torch_is_imported_inside_functions_and_other_trainers_nowhere():
     for path in PACKAGE.rglob("*.py"):
         found = set(imports(ast.parse(path.read_text(encoding="utf-8")), inside=False))
@@ -73,6 +74,7 @@ def tiny(tmp_path: Path) -> Path:
     return make.write_gguf(make.config("llama"), tmp_path / "tiny.gguf")
 
 
+@pytest.mark.heavy
 def test_quantize_needs_no_torch(tiny: Path, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("One two three four. " * 200)

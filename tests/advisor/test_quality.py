@@ -33,6 +33,7 @@ def of(model: Model, *others: Model, work: str = "knowledge"):
     return Scale(task(work), [*shelf(), *others]).of(model)
 
 
+@pytest.mark.heavy
 def test_ranges_hold_as_many_hidden_results_as_they_claim():
     """Hide every fourth known result of one scale; benches/choose/published_quality.py hides all of them."""
     known, inside, errors = models(), 0, []

@@ -118,6 +118,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described_machine: Cal
     described_machine(free=24 * 10**9, rates=machine.Rates(60.0, 2000.0))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("expected", EXPECTED, ids=lambda e: e.question)
 def test_an_answer_is_among_the_expected(expected: Expected):
     found = choosing.advise(expected.question)

@@ -127,6 +127,7 @@ def test_every_value_lies_on_its_axis_and_the_ticks_enclose_them(
     assert scale.low <= min(values) and scale.high >= max(values)
 
 
+@pytest.mark.heavy
 @given(st.lists(st.tuples(st.floats(1, 1e12), st.floats(1, 1e12)), max_size=6), st.text(max_size=40))
 def test_any_chart_is_well_formed(ends: list[tuple[float, float]], label: str):
     said = "".join(c for c in label if c.isprintable())

@@ -35,6 +35,7 @@ def weigh(model: str, quant: str) -> Anatomy:
     return from_catalogue(catalog.model(model), quant)
 
 
+@pytest.mark.heavy
 def test_rows_that_no_constant_has_seen_are_predicted_as_well_as_is_claimed(
     figures: dict[tuple[str, str], published.Figures],
 ):

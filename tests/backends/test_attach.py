@@ -134,6 +134,7 @@ async def test_engine_is_ready_by_what_it_gives_and_shown_as_that(
         await elsewhere.end()
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_engine_that_ends_is_dead_and_comes_back_when_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +162,7 @@ async def test_engine_that_ends_is_dead_and_comes_back_when_it_answers(
             await elsewhere.end()
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_engine_that_hangs_is_given_up_and_not_touched(tmp_path: Path) -> None:
     elsewhere = Elsewhere(tmp_path, "mlx")

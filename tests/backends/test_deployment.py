@@ -69,6 +69,7 @@ async def test_replicas_of_one_machine_are_started_with_devices_of_their_own(tmp
     assert seen == ["0", "1"]
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_completion_is_continued_by_ids_and_a_bound_of_one_token_more_holds(tmp_path: Path) -> None:
     async with deployed(tmp_path, StandInDriver()) as replicas:
@@ -99,6 +100,7 @@ async def test_sampled_answer_without_a_seed_ends_with_an_error(tmp_path: Path) 
         assert replicas.cut == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stop", [(), ("never said",)], ids=["from its ids", "computed again"])
 @synchronous
 async def test_seeded_answer_continues(tmp_path: Path, stop: tuple[str, ...]) -> None:
@@ -154,6 +156,7 @@ async def test_model_that_gives_vectors_is_ready_by_a_vector_and_asked_again_whe
         await hop.close()
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_request_that_ends_whatever_computes_it_ends_three_engines_and_no_more(tmp_path: Path) -> None:
     async with deployed(tmp_path, StandInDriver(), replicas=1) as replicas:
@@ -165,6 +168,7 @@ async def test_request_that_ends_whatever_computes_it_ends_three_engines_and_no_
         assert replicas.replica(0).state == "failed"
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_stop_in_the_middle_of_a_roll_starts_no_further_engine(tmp_path: Path) -> None:
     driver = StandInDriver(token_s=0.02)
@@ -182,6 +186,7 @@ async def test_stop_in_the_middle_of_a_roll_starts_no_further_engine(tmp_path: P
         assert len(driver.engines) == 2
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_restart_and_upgrade_under_load_fail_no_request(tmp_path: Path) -> None:
     async with deployed(tmp_path, StandInDriver(token_s=0.002)) as replicas:
@@ -205,6 +210,7 @@ async def test_restart_and_upgrade_under_load_fail_no_request(tmp_path: Path) ->
         assert len(answered) > 50 and (replicas.cut, replicas.retried) == (0, 0)
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_upgrade_that_never_becomes_ready_leaves_the_old_replicas(tmp_path: Path) -> None:
     driver = StandInDriver()
@@ -235,6 +241,7 @@ def running_together(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> 
     return seen
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_roll_on_full_devices_ends_each_engine_before_the_next_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -275,6 +282,7 @@ async def test_single_replica_that_is_drained_first_leaves_a_gap_in_which_reques
         assert seen == [0] and replicas.row().gap_s > 0 and replicas.row().replicas[0].load_s > 0
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_new_engine_that_fails_on_a_full_device_gives_way_to_the_old_command(tmp_path: Path) -> None:
     driver = StandInDriver()
@@ -335,6 +343,7 @@ def pids(replicas: ReplicaSet) -> set[int]:
     return {replica.row().pid for replica in replicas}
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_only_replica_that_dies_under_requests_is_waited_for(tmp_path: Path) -> None:
     async with deployed(tmp_path, StandInDriver(), replicas=1) as replicas:

@@ -61,6 +61,7 @@ async def test_counters_are_read_while_an_answer_runs(engine: str, tmp_path: Pat
         await stream.aclose()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ALL)
 @synchronous
 async def test_hung_engine_is_found_and_replaced(engine: str, tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def pip(monkeypatch: pytest.MonkeyPatch, places: Path) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_an_environment_is_made_from_the_user_s_own_configuration(tmp_path, monkeypatch):
     pip(monkeypatch, wheels(tmp_path / "wheels"))
@@ -151,6 +152,7 @@ def test_an_environment_is_made_from_the_user_s_own_configuration(tmp_path, monk
     last_word(found, ["--max-num-seqs", "8"])
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_an_environment_that_does_not_load_is_named_with_its_cause(tmp_path, monkeypatch):
     pip(monkeypatch, wheels(tmp_path / "wheels", broken=True))

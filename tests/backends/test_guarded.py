@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent / "standin"
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_a_deployment_shows_nothing_and_leaves_nothing_after_kill_9(tmp_path):

@@ -33,6 +33,7 @@ def family_of_a_killed_server(folder: Path, program: str, lines: int) -> list[in
     return pids
 
 
+@pytest.mark.heavy
 @LINUX
 def test_a_later_server_ends_what_a_killed_one_and_its_supervisor_left(tmp_path):
     home, other = tmp_path / "home", tmp_path / "other"

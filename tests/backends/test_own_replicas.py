@@ -89,6 +89,7 @@ def test_an_answer_goes_on_with_the_same_text_after_its_replica_is_killed(
     raise AssertionError("no answer was torn")
 
 
+@pytest.mark.heavy
 def test_replicas_share_the_weights_and_listen_on_loopback_with_keys_of_their_own(two: Two) -> None:
     until(lambda: all(r.numbers.generated_tokens > 0 for r in two.replicas.status().replicas))
     assert len(list((two.settings.home / "packs").glob("*.pack"))) <= 1  # none: the file is too new for one
@@ -105,6 +106,7 @@ def test_replicas_share_the_weights_and_listen_on_loopback_with_keys_of_their_ow
     assert len(keys) == len(ports) == 2
 
 
+@pytest.mark.heavy
 def test_a_restart_replaces_both_and_every_process_ends_with_the_server(two: Two) -> None:
     before = {row.pid for row in two.replicas.status().replicas}
     after = {row.pid for row in two.replicas.restart().replicas}

@@ -96,6 +96,7 @@ def wrong(plan: DeployPlan) -> list[str]:
     return found
 
 
+@pytest.mark.heavy
 def test_random_plans_have_only_flags_of_their_schema_and_sizes_that_divide():
     made, refused, engines = [], [], set()
     for found in plans(PLANS, seed=21):

@@ -51,6 +51,7 @@ async def test_engine_that_ends_with_status_zero_is_started_again(tmp_path: Path
         assert replica.said.startswith("it ended (0)")
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_model_whose_first_request_ends_its_engine_is_never_ready_and_the_crash_loop_stops(
     tmp_path: Path,
@@ -101,6 +102,7 @@ async def test_engine_that_dies_too_often_is_given_up_however_useful_it_was(tmp_
         assert "2 times in 10 minutes" in replica.said
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_hung_engine_is_killed_and_an_idle_one_is_not(tmp_path: Path) -> None:
     driver = StandInDriver(token_s=0.05)
@@ -119,6 +121,7 @@ async def test_hung_engine_is_killed_and_an_idle_one_is_not(tmp_path: Path) -> N
         await stream.aclose()
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_engine_that_computes_one_long_step_is_not_hung(tmp_path: Path) -> None:
     """Of llama.cpp a text of thousands of tokens may be one step, in which no counter moves."""
@@ -136,6 +139,7 @@ async def test_engine_that_computes_one_long_step_is_not_hung(tmp_path: Path) ->
         assert replica.said.endswith("it hung")
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_engine_without_counters_that_makes_a_long_answer_is_not_hung(tmp_path: Path) -> None:
     """As an attached one of another kind: an answer that is not streamed shows nothing until its end."""

@@ -114,6 +114,7 @@ def test_what_cannot_be_counted_is_refused_by_name(config: dict[str, Any], said:
         count(config)
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("name", "model_id"),

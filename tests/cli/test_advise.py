@@ -52,6 +52,7 @@ def test_json_has_picks_and_what_was_ruled_out(run: Run):
     assert any(j["id"].startswith("Qwen/") for j in by_country)
 
 
+@pytest.mark.heavy
 def test_named_hardware_and_a_budget_are_places(run: Run):
     _, here, _ = run("advise", "chat", "--on", "m4:16gb", "--json")
     _, there, _ = run("advise", "chat", "--on", "2xh100", "--json")

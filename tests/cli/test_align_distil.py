@@ -45,6 +45,7 @@ def test_align_prints_what_was_learnt_and_the_adapter_runs(home: Path, run: Run)
         assert model.chat("hi", max_tokens=3, adapter="tuned").token_ids
 
 
+@pytest.mark.heavy
 def test_json_prints_the_receipt_alone(home: Path, run: Run):
     status, out, _ = run("align", "tiny.gguf", "--pairs", "pairs.jsonl", "-o", "tuned", "--json", *QUICK)
     assert status == 0

@@ -80,6 +80,7 @@ def missing_tensor(path: Path, sound: Path) -> None:
     path.write_bytes(gguf_bytes(files.FAMILIES["llama"].gguf | gguf_keys(), stored))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "make",
     [
@@ -102,12 +103,14 @@ def test_bad_file_is_one_clear_line(tmp_path: Path, sound: Path, make: Callable[
     assert status == 1, err
 
 
+@pytest.mark.heavy
 def test_template_that_loops_is_stopped(tmp_path: Path):
     path = write_gguf("llama", tmp_path / "loop.gguf", keys={"tokenizer.chat_template": LOOP})
     status, err = run(tmp_path, str(path), "Hi", "--context", "128")
     assert status == 1 and "template" in err
 
 
+@pytest.mark.heavy
 def test_over_long_prompt_names_the_numbers(tmp_path: Path, sound: Path):
     status, err = run(tmp_path, str(sound), "x" * 5000, "--context", "128")
     assert status == 1 and "with a context of 128" in err
@@ -118,6 +121,7 @@ def test_context_beyond_the_model_or_memory_is_refused(tmp_path: Path, sound: Pa
     assert status == 1 and "999,999,999" in err
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "stdin, args, part",
     [
@@ -133,6 +137,7 @@ def test_prompt_that_is_none_is_bad_input(tmp_path: Path, sound: Path, stdin, ar
     assert status == 1 and part in err
 
 
+@pytest.mark.heavy
 def test_unknown_model_names_the_nearest(tmp_path: Path):
     status, err = run(tmp_path, "smollm2:135n", "Hi")
     assert status == 1 and "did you mean" in err and "smollm2:135m" in err

@@ -264,6 +264,7 @@ def test_a_file_of_steps_controls_no_terminal(invoke, steps, tmp_path):
     assert "\x1b" not in out and r"tiny\x1b]52" in out
 
 
+@pytest.mark.heavy
 def test_python_s_capacity_is_the_command_s(invoke, steps):
     words = "--rate 4 --prompt 200 --max-tokens 40 --seconds 60s --replicas 1..2 --rent 2.5 --objective ttft-p95=1s"
     out = invoke(capacity.command, *words.split(), "--steps", steps, "--json")

@@ -68,6 +68,7 @@ def table(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[t
     return asked
 
 
+@pytest.mark.heavy
 def test_what_a_server_has_is_green_and_what_its_model_cannot_do_is_no_row_of_either_colour(serving, table):
     status, rows = table(serving(COLOUR))
     assert set(rows) == {(sdk, feature) for sdk in QUICK for feature in CHECKS[sdk]}
@@ -136,6 +137,7 @@ def test_what_cannot_be_asked_is_said(capsys, args, status, part):
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize("name, tools", [("smollm2:135m", None), ("qwen2.5-coder:0.5b", True)])
 def test_every_sdk_is_green_with_a_real_model_on_a_server_of_its_own(

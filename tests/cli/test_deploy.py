@@ -363,6 +363,7 @@ def test_host_beyond_loopback_needs_a_key(tmp_path, tiny):
 # --- asking --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_openai_s_client_is_answered(server):
     import openai
 
@@ -483,6 +484,7 @@ def eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
     home = tmp_path / "home"
@@ -518,6 +520,7 @@ def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
     assert told == {"schema": 1, "url": "", "deployments": [], "kept": ["tiny"]}
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_kept_deployments_start_again_and_stop_forgets_them(tmp_path, tiny):
     home = tmp_path / "home"
@@ -533,6 +536,7 @@ def test_kept_deployments_start_again_and_stop_forgets_them(tmp_path, tiny):
     assert kept.kept(home) == ([], [])
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_death_is_told_in_one_sentence_and_counted(tmp_path, tiny):
     with deployed(tmp_path / "home", str(tiny), *vllm()) as server:
@@ -549,6 +553,7 @@ def test_death_is_told_in_one_sentence_and_counted(tmp_path, tiny):
         assert replica["said"] in server.run("ps").out
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_start_that_fails_tells_the_cause_and_leaves_nothing(tmp_path, tiny):
     home = tmp_path / "home"
@@ -571,6 +576,7 @@ def test_start_that_fails_tells_the_cause_and_leaves_nothing(tmp_path, tiny):
         assert [r["name"] for r in server.json("deploy", "status")["deployments"]] == ["good"]
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_interrupted_start_leaves_no_engine(tmp_path, tiny):
     home = tmp_path / "home"
@@ -586,6 +592,7 @@ def test_interrupted_start_leaves_no_engine(tmp_path, tiny):
         assert [each.name for each in kept.kept(home)[0]] == ["good"]
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_interrupt_of_a_start_that_is_the_server_leaves_no_engine_and_no_file(tmp_path, tiny):
     home = tmp_path / "home"
@@ -600,6 +607,7 @@ def test_interrupt_of_a_start_that_is_the_server_leaves_no_engine_and_no_file(tm
     assert kept.kept(home) == ([], [])
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_engine_that_runs_already_is_attached_and_outlives_the_deployment(tmp_path, tiny):
     home, socket = tmp_path / "home", tmp_path / "e.sock"

@@ -118,6 +118,7 @@ def test_engine_that_dies_at_its_start_leaves_the_way_back(tmp_path, tiny):
     assert "--engine freehold computes on the processor" in done.err
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_serve_by_llama_server_answers_under_the_model_s_own_name(tmp_path, tiny, path, monkeypatch):
     import httpx2
@@ -177,6 +178,7 @@ def test_python_refuses_what_is_not_a_count_and_a_text_for_a_list(tmp_path, opti
         package.plan_deployment("qwen3:32b", on="2xh100", engine="vllm", settings=settings, **option)
 
 
+@pytest.mark.heavy
 def test_python_takes_vectors_from_an_engine(tmp_path, path, monkeypatch):
     import freehold as package
     from freehold.config import load_settings
@@ -197,6 +199,7 @@ def test_python_takes_vectors_from_an_engine(tmp_path, path, monkeypatch):
             next(llm.stream([package.Message("user", "Hi")]))
 
 
+@pytest.mark.heavy
 def test_python_looks_after_an_engine_as_the_verbs_do(tmp_path, tiny, path, monkeypatch):
     import freehold as package
     from freehold.config import load_settings

@@ -152,6 +152,7 @@ def test_full_disk_is_one_error_and_the_answers_before_it_are_kept(
     assert kept.read_bytes().startswith(before)
 
 
+@pytest.mark.heavy
 def test_killed_run_continues_to_the_results_of_an_undisturbed_one(run: Run, path: Path, home: Path):
     cases = [{"prompt": f"Say {n}.", "regex": ".*a.*", "max_tokens": 16} for n in range(24)]
     (home / "many.jsonl").write_text("\n".join(map(json.dumps, cases)))

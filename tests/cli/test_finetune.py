@@ -32,6 +32,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.heavy
 def test_preflight_shows_masks_and_leaves_nothing(run: Run, tiny: Path, data: Path, tmp_path: Path):
     before = sorted(tmp_path.iterdir())
     status, said, err = run(

@@ -75,6 +75,7 @@ def test_a_reward_that_pays_for_anything_is_refused_in_two_lines(run: Run, given
     assert "reward.py is gameable: it pays for" in err and "--allow-gameable" in err
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "says"),
     [

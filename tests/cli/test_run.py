@@ -345,6 +345,7 @@ def script(args: list[str], replies: list[str], delay: float = 0.0) -> list[str]
     return [sys.executable, "-c", CHAT.format(tests=root, replies=replies, delay=delay, args=args)]
 
 
+@pytest.mark.heavy
 def test_ctrl_c_prints_what_was_there_and_exits_130():
     words = " ".join(f"word{i}" for i in range(200))
     command = script(["run", "smollm2:135m", "Hi"], [words], delay=0.05)
@@ -403,6 +404,7 @@ class Terminal:
         raise AssertionError(f"still running: {self.seen[-300:]!r}")
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_chat_on_a_terminal_from_greeting_to_ctrl_d(home):
     terminal = Terminal(script(["run", "smollm2:135m"], ["Hello **you**.", "Fine."]), TERM="xterm")
@@ -429,6 +431,7 @@ def test_chat_works_in_a_dumb_terminal(home):
     assert terminal.wait() == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_ctrl_c_stops_an_answer_in_a_terminal_and_keeps_the_chat(home):
     replies = [" ".join(f"word{i}" for i in range(400)), "Second."]

@@ -159,6 +159,7 @@ def scripted(home: Path, tmp_path: Path, tiny: str) -> Path:
 ASKED = ("Hi", "--max-tokens", "12", "--seed", "5", "--temperature", "0.9")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "more", [(), ("--raw",), ("--json", "--logprobs", "2"), ("--raw", "--json", "--logprobs", "2")]
 )
@@ -231,6 +232,7 @@ def test_a_real_model_gives_the_same_bits_attached_and_here(tmp_path: Path, mode
         assert there[name] == here[name]
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 def test_a_prefix_outlives_the_server_and_the_answer_is_the_same(tmp_path: Path, model_path):
     path = str(model_path("smollm2:135m"))
@@ -295,6 +297,7 @@ def test_ps_fit_and_the_page_say_what_a_model_needs_in_one_sentence(home: Path, 
     assert f"{row['quant']} {row['needs']}" in freehold(home, "fit", tiny).out
 
 
+@pytest.mark.heavy
 def test_ps_shows_a_model_on_its_way(scripted: Path):
     with server(scripted, words=1, load_s=60), started(scripted, "run", "tiny", "Hi"):
         while not (said := json.loads(freehold(scripted, "ps", "--json").out)["models"]):
@@ -348,6 +351,7 @@ def test_sigterm_lets_an_answer_end_and_the_server_exits_0(scripted: Path):
     assert not (scripted / "serve" / "server.sock").exists()
 
 
+@pytest.mark.heavy
 def test_a_second_ctrl_c_ends_at_once_and_the_answer_says_so(scripted: Path):
     with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stderr is not None and answer.stdout.read(1)
@@ -360,6 +364,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_answer_says_so(scripted: Path):
         assert err.startswith("error: ") and "Traceback" not in err
 
 
+@pytest.mark.heavy
 @LEAKS
 def test_stop_waits_for_the_answers_and_stop_now_does_not(scripted: Path):
     with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
@@ -380,6 +385,7 @@ def test_stop_waits_for_the_answers_and_stop_now_does_not(scripted: Path):
         assert process.wait(60) == 0
 
 
+@pytest.mark.heavy
 def test_ctrl_c_on_run_cancels_the_answer_at_the_server(scripted: Path):
     with server(scripted, words=4000) as _, started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stdout.read(1)
@@ -391,6 +397,7 @@ def test_ctrl_c_on_run_cancels_the_answer_at_the_server(scripted: Path):
         pytest.fail("the server still answers nobody")
 
 
+@pytest.mark.heavy
 def test_a_server_that_is_killed_is_a_named_error_and_leaves_no_trace_that_hinders(scripted: Path, tiny: str):
     with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stderr is not None and answer.stdout.read(1)
@@ -405,6 +412,7 @@ def test_a_server_that_is_killed_is_a_named_error_and_leaves_no_trace_that_hinde
         assert freehold(scripted, "ps").status == 0
 
 
+@pytest.mark.heavy
 def test_an_engine_that_is_killed_is_no_matter_to_run(scripted: Path, tiny: str):
     with server(scripted, words=150) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         import psutil
@@ -493,6 +501,7 @@ def test_wrong_usage_is_said_before_anything_is_loaded(tmp_path, monkeypatch, ar
     assert (done.status, done.out) == (status, "") and part in done.err and done.err.count("error:") == 1
 
 
+@pytest.mark.heavy
 def test_a_server_none_of_whose_models_can_be_loaded_exits_1(home: Path, tmp_path: Path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 100)
     with started(tmp_path, "serve", "--port", "0", str(tmp_path / "broken.gguf")) as process:
@@ -633,6 +642,7 @@ def test_words_reach_the_program_as_they_were(word: str, written: str):
     assert f"ExecStart={written} x\n" in unit([word, "x"], Path("/h"), 30)
 
 
+@pytest.mark.heavy
 def test_a_file_replaced_under_a_server_is_served_as_what_it_is_and_a_deleted_one_is_named(tmp_path: Path):
     """After the engine's restart other weights answer under the name: the fingerprint and the receipt say so."""
     (tmp_path / "config.toml").write_text("adopt = false\n")

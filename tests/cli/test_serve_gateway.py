@@ -109,6 +109,7 @@ def test_a_route_a_rented_model_and_an_owned_one_answer_at_one_address(file: Pat
     assert standin.received[0].headers["authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.heavy
 def test_a_good_reload_drops_no_stream_and_a_bad_one_changes_nothing(file: Path, standin: StandIn):
     home = file.parent
     with served(home, "--gateway", str(file)) as (_, said):
@@ -135,6 +136,7 @@ def test_a_good_reload_drops_no_stream_and_a_bad_one_changes_nothing(file: Path,
     assert log.count("routes.chat.retries") == 1, "a bad reload is said once"
 
 
+@pytest.mark.heavy
 def test_sigterm_lets_a_rented_stream_end(file: Path, standin: StandIn):
     home = file.parent
     with served(home, "--gateway", str(file)) as (process, said):
@@ -151,6 +153,7 @@ def test_sigterm_lets_a_rented_stream_end(file: Path, standin: StandIn):
     assert "stopping: 1 running answer has 30 s" in (home / "server.log").read_text()
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_reloads_and_sigterm_drop_none_of_many_streams(file: Path, standin: StandIn):
     streams, words = 200, 30
@@ -210,6 +213,7 @@ def test_a_service_is_installed_with_the_file_and_says_which_keys_it_needs(file:
     assert KEY not in done.out
 
 
+@pytest.mark.heavy
 def test_the_file_may_be_named_in_the_settings(file: Path, standin: StandIn):
     (file.parent / "config.toml").write_text(f'adopt = false\ngateway = "{file}"\n')
     with served(file.parent) as (_, said):

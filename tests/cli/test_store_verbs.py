@@ -134,6 +134,7 @@ def test_show_of_a_damaged_file_is_a_named_error(run: Run):
     assert err.startswith("error: ")
 
 
+@pytest.mark.heavy
 def test_ctrl_c_says_what_was_kept_and_exits_130(hub: Standin, home: Path):
     hub.throttle_s = 0.05
     command = [sys.executable, "-m", "freehold.cli.main", "pull", "org/m"]

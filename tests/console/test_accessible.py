@@ -77,6 +77,7 @@ def troubles(page: Any, names: tuple[str, ...]) -> list[str]:
     return found
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_in_the_first_pages(standing, chromium, scheme):
     with window(chromium, standing, color_scheme=scheme, viewport={"width": 1200, "height": 800}) as page:
@@ -93,6 +94,7 @@ def test_axe_finds_nothing_serious_in_any_page(standing, chromium, scheme, width
         assert not troubles(page, PAGES)
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_nothing_is_wider_than_a_narrow_window(standing, chromium):
     """At 200 % a window of 1,200 pixels has 600; 320 is what WCAG asks for."""

@@ -108,6 +108,7 @@ _FROM_END = """() => {
 }"""
 
 
+@pytest.mark.heavy
 def test_a_fast_answer_is_followed_to_its_end_and_a_sent_message_is_scrolled_to(chat):
     chat.set_viewport_size({"width": 390, "height": 800})
     say(chat, "something long")
@@ -198,6 +199,7 @@ def test_regenerate_adds_an_answer_beside_the_first(chat):
     assert chat.get_by_role("article", name="You").count() == 1
 
 
+@pytest.mark.heavy
 def test_reload_in_mid_stream_leaves_no_hole(chat, server):
     say(chat, "something long")
     chat.get_by_text("Line 30 of").first.wait_for()
@@ -471,6 +473,7 @@ def test_a_model_named_with_an_at_answers_this_message(chat):
     chat.get_by_role("list", name="Attached").get_by_text("Answered by scripted").wait_for()
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_an_ended_server_is_said_and_the_page_continues_by_itself(serving, tmp_path, page):
     server = serving(str(write_scripted(tmp_path / "scripted.gguf", SCRIPTS)))
@@ -493,6 +496,7 @@ def test_an_ended_server_is_said_and_the_page_continues_by_itself(serving, tmp_p
     page.errors.clear()
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_twenty_seconds_without_a_network_leave_no_hole(serving, tmp_path, page):
     server = serving(str(write_scripted(tmp_path / "scripted.gguf", SCRIPTS)))
@@ -510,6 +514,7 @@ def test_twenty_seconds_without_a_network_leave_no_hole(serving, tmp_path, page)
     page.errors.clear()
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_a_message_written_while_the_server_is_away_is_sent_once(serving, tmp_path, page):
     server = serving(str(write_scripted(tmp_path / "scripted.gguf", SCRIPTS)))

@@ -65,6 +65,7 @@ def test_key_opens_the_page_and_no_script_sees_it(keyed, page):
     page.get_by_label("Key", exact=True).wait_for()
 
 
+@pytest.mark.heavy
 def test_no_key_is_sent_from_an_address_without_encryption(keyed, page):
     """No session would count there: a browser says which page asks to encrypted addresses and to this machine alone."""
     server, ann, _ = keyed
@@ -87,6 +88,7 @@ def test_an_address_that_names_no_chat_leads_to_no_other_route(standing, page, w
     assert not [url for url in page.asked if "last=" in url]
 
 
+@pytest.mark.heavy
 def test_session_that_ends_keeps_the_draft_and_what_was_under_way(keyed, page):
     server, ann, _ = keyed
     page.goto(server.url)
@@ -111,6 +113,7 @@ def test_session_that_ends_keeps_the_draft_and_what_was_under_way(keyed, page):
     assert len(found.json()["chats"]) == 1
 
 
+@pytest.mark.heavy
 def test_draft_outlives_a_session_and_a_reload(keyed, page):
     server, ann, _ = keyed
     page.goto(server.url)
@@ -123,6 +126,7 @@ def test_draft_outlives_a_session_and_a_reload(keyed, page):
     assert page.get_by_label("Message", exact=True).input_value() == "half a thought"
 
 
+@pytest.mark.heavy
 def test_code_in_the_address_makes_the_owner_and_is_forgotten(serving, scripted, page, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
@@ -150,6 +154,7 @@ def test_code_in_the_address_makes_the_owner_and_is_forgotten(serving, scripted,
     page.errors.clear()
 
 
+@pytest.mark.heavy
 def test_owner_makes_and_revokes_keys(serving, scripted, page, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
@@ -183,6 +188,7 @@ def test_owner_makes_and_revokes_keys(serving, scripted, page, tmp_path):
     assert asked.status == 401
 
 
+@pytest.mark.heavy
 def test_settings_are_kept_in_this_browser_until_it_forgets_them(serving, scripted, page):
     page.goto(f"{serving(str(scripted)).url}/#/settings")
     page.get_by_label("Dark").check()
@@ -202,6 +208,7 @@ def test_settings_are_kept_in_this_browser_until_it_forgets_them(serving, script
     assert page.evaluate("Object.keys(localStorage).filter(name => name !== 'freehold.theme').length") == 0
 
 
+@pytest.mark.heavy
 def test_an_admin_key_which_cannot_chat_is_shown_no_chat(keyed, page):
     server, _, admin = keyed
     page.goto(server.url)

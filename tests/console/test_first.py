@@ -40,6 +40,7 @@ def first(serving, page) -> Any:
     return page
 
 
+@pytest.mark.heavy
 def test_the_owner_sees_models_with_size_and_speed_and_a_button_each(first):
     as_owner(first.server, first)
     first.get_by_role("heading", name="Choose your first model").wait_for()

@@ -155,11 +155,13 @@ def _bad(page: Any, texts: list[str]) -> dict[str, Any]:
     return page.evaluate(OPEN, [id, [wanted[-1][0], _words(texts[0])[:3]], wanted])
 
 
+@pytest.mark.heavy
 def test_hostile_texts_in_every_field_of_a_chat_stay_text(hostile):
     """A part of them; the next test has all."""
     assert _bad(hostile, EVERYWHERE[::40]) == {}
 
 
+@pytest.mark.heavy
 def test_a_model_file_s_name_and_licence_stay_text(serving, tmp_path, page):
     """A file of a stranger's, pulled or served: its name is a model's in every page, its licence stands in Models."""
     name = "<img src=x onerror=hit()> \u202etxt\u200b <b>x<b>"
@@ -209,6 +211,7 @@ def test_all_hostile_texts_in_every_field_of_a_chat_stay_text(hostile):
     assert bad == {}
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["a line of 1 MB", "1 MB of code", "1 MB of zero width", "brackets"])
 def test_a_large_hostile_text_leaves_the_page_usable(hostile, name):

@@ -61,6 +61,7 @@ def say(page: Any, text: str) -> Any:
     return answers.last
 
 
+@pytest.mark.heavy
 def test_a_chat_with_a_full_context_continues_and_says_what_was_left_out(server, page):
     chat(server, page)
     expect(say(page, "long")).to_contain_text(
@@ -74,6 +75,7 @@ def test_a_chat_with_a_full_context_continues_and_says_what_was_left_out(server,
     expect(page.locator("article.message.assistant").last).to_contain_text(left_out)
 
 
+@pytest.mark.heavy
 def test_chat_settings_forbid_that_messages_are_left_out(server, page):
     chat(server, page)
     page.get_by_role("button", name="Chat settings").click()

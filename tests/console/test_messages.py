@@ -59,6 +59,7 @@ def articles(page: Any) -> Any:
     return page.locator("article.message:not([aria-busy])")
 
 
+@pytest.mark.heavy
 def test_speed_and_seconds_are_in_sight_under_every_answer(chat):
     say(chat, "a poem")
     said(chat)

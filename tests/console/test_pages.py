@@ -10,6 +10,8 @@ import signal
 import urllib.request
 from typing import Any
 
+import pytest
+
 from tests.console.conftest import Served
 from tests.console.owner import as_owner
 from tests.console.talking import Talker
@@ -117,6 +119,7 @@ def _words(each: dict[str, Any]) -> list[str]:
     return [word for word in ("smollm2", "135m") if word in text]
 
 
+@pytest.mark.heavy
 def test_a_model_of_the_catalogue_opens_with_its_facts_and_their_sources(standing, page):
     name = "smollm2:135m"
     page.goto(standing.url + f"/#/models/{name.replace(':', '%3A')}?tab=catalogue")
@@ -162,6 +165,7 @@ def test_deployments_are_the_owners(standing, page):
     page.get_by_role("heading", name="Nothing is deployed").wait_for()
 
 
+@pytest.mark.heavy
 def test_engine_page_shows_the_model_in_memory_and_says_when_the_server_is_gone(serving, scripted, page):
     server = serving(str(scripted))
     page.goto(server.url + "/#/engine")
@@ -176,6 +180,7 @@ def test_engine_page_shows_the_model_in_memory_and_says_when_the_server_is_gone(
     page.errors.clear()  # the browser's own words about a server that is away
 
 
+@pytest.mark.heavy
 def test_usage_and_runs_of_a_new_server_say_what_would_fill_them(serving, page):
     server = serving()
     page.goto(server.url + "/#/usage")
@@ -184,6 +189,7 @@ def test_usage_and_runs_of_a_new_server_say_what_would_fill_them(serving, page):
     page.get_by_role("heading", name="No run is known here").wait_for()
 
 
+@pytest.mark.heavy
 def test_a_page_is_in_the_navigation_once_there_is_something_in_it(serving, scripted, page):
     server = serving(str(scripted))
     page.goto(server.url)
@@ -238,6 +244,7 @@ def test_a_model_that_is_too_slow_is_not_green_and_comes_after_those_that_can_be
     assert "≈ 2.5" in text and "0.4" in text and "arena" not in text and "0.2" not in text
 
 
+@pytest.mark.heavy
 def test_no_program_s_word_stands_on_a_screen_of_a_person_at_home(serving, scripted, page):
     server = serving(str(scripted))
     as_owner(server, page)

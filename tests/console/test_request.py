@@ -39,6 +39,7 @@ def asked(standing: Served, page: Any, tmp_path: Path) -> Any:
     return page
 
 
+@pytest.mark.heavy
 def test_curl_has_what_the_server_was_asked_and_nothing_invisible(asked, standing):
     said = asked.locator("pre.request").inner_text()
     assert not re.search("[\u200b\u202e]", said)

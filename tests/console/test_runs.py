@@ -50,6 +50,7 @@ def after_some(units: int) -> Callable[[Heard], bool]:
     return lambda heard: len(heard.text) >= units or heard.end is not None
 
 
+@pytest.mark.heavy
 def test_reloads_at_random_moments_leave_no_hole(served: tuple[Served, Talker, str]):
     _, talker, name = served
     run, heard = talker.run(talker.chat(name), "say something long")["run"], Heard()
@@ -61,6 +62,7 @@ def test_reloads_at_random_moments_leave_no_hole(served: tuple[Served, Talker, s
     assert heard.text == TEXT and reloads > 5
 
 
+@pytest.mark.heavy
 def test_a_cancelled_run_leaves_the_engine_idle_and_a_prefix_in_the_chat(served: tuple[Served, Talker, str]):
     _, talker, name = served
     chat = talker.chat(name)
@@ -88,6 +90,7 @@ def running(talker: Talker) -> float:
     return float(line.split()[-1])
 
 
+@pytest.mark.heavy
 def test_an_engine_s_death_changes_no_bit_and_is_said(served: tuple[Served, Talker, str]):
     server, talker, name = served
     chat = talker.chat(name)
@@ -125,6 +128,7 @@ def eventually_saved(talker: Talker, chat: str, message: str) -> None:
     raise AssertionError("nothing was saved")
 
 
+@pytest.mark.heavy
 def test_a_terminated_server_finishes_an_answer_that_nobody_reads(served: tuple[Served, Talker, str]):
     server, talker, name = served
     chat = talker.chat(name)
@@ -139,6 +143,7 @@ def test_a_terminated_server_finishes_an_answer_that_nobody_reads(served: tuple[
     assert message["state"] == "whole" and message["content"] == TEXT
 
 
+@pytest.mark.heavy
 def test_the_same_bits_come_again_under_load(served: tuple[Served, Talker, str]):
     server, talker, name = served
     chat, quiet = talker.chat(name), threading.Event()
@@ -163,6 +168,7 @@ def test_the_same_bits_come_again_under_load(served: tuple[Served, Talker, str])
     assert all(said["equal"] for said in verdicts)
 
 
+@pytest.mark.heavy
 def test_a_changed_model_file_is_said_and_never_called_equal(
     serving: Callable[..., Served], model: Path, tmp_path: Path
 ):

@@ -67,6 +67,7 @@ def a_chat(url: str) -> str:
     return chat
 
 
+@pytest.mark.heavy
 def test_chat_looks_the_same_after_every_other_page(standing, page):
     walker = Walker(page, standing.url, a_chat(standing.url), random.Random(1))
     for name in PAGES:
@@ -96,6 +97,7 @@ def test_the_user_s_messages_stand_out_from_the_ground(standing, page, scheme, l
     assert (high + 0.05) / (low + 0.05) >= least
 
 
+@pytest.mark.heavy
 def test_chat_looks_the_same_after_random_walks(standing, page):
     walker = Walker(page, standing.url, a_chat(standing.url), random.Random(2))
     for _ in range(WALKS):

@@ -85,6 +85,7 @@ def household(
     context.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_two_pages_and_a_terminal_write_to_one_chat_in_turns(household):
     one, two = household.pages
@@ -106,6 +107,7 @@ def test_two_pages_and_a_terminal_write_to_one_chat_in_turns(household):
     assert len(set(parents.values())) == len(parents)  # one branch: each went on from the one before
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_what_two_pages_and_a_terminal_write_at_once_is_all_kept(household):
     one, two = household.pages

@@ -153,6 +153,7 @@ def stored(world: World, page: Any) -> list[Any]:
     return list(saved.branch(saved.leaf))
 
 
+@pytest.mark.heavy
 def test_nothing_runs_before_it_is_allowed_and_allowed_once_it_runs_and_asks_again(ask, page, world):
     asked = ask("please")
     # its server's SDK takes seconds to import on a busy machine
@@ -193,6 +194,7 @@ def test_a_denial_s_word_reaches_the_model_and_the_tool_never_hears_of_it(ask, p
     assert "rather a pineapple" in stored(world, page)[2].content
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_for_this_chat_asks_again_in_another_and_always_nowhere(ask, page, world):
     answer(ask("please"), "Allow for this chat")
@@ -286,6 +288,7 @@ def test_edited_arguments_are_what_runs_and_the_model_is_told(ask, page, world):
     assert world.called == [{"text": "mine"}]
 
 
+@pytest.mark.heavy
 def test_a_reload_while_it_asks_shows_the_question_again(ask, page, world):
     ask("twice").wait_for()
     page.reload()
@@ -313,6 +316,7 @@ def test_a_double_click_on_one_question_does_not_allow_the_next(ask, page, world
     wait_for_answer(page, "It was denied.")
 
 
+@pytest.mark.heavy
 def test_a_file_server_reads_a_file_for_the_model(ask, page, world):
     asked = ask("read", "files")
     # the SDK of a server takes seconds to import on a busy machine

@@ -48,6 +48,7 @@ def written(server: Served, page: Any) -> list[str]:
     return [message.content for message in saved.messages.values() if message.role == "user"]
 
 
+@pytest.mark.heavy
 def test_message_that_never_left_is_in_the_box_once_after_a_reload(chat, standing):
     chat.route(RUNS, lambda route: route.abort())
     say(chat, "hello twice?")
@@ -117,6 +118,7 @@ def test_new_chat_whose_beginning_was_not_heard_is_begun_once(standing, page, re
     page.errors.clear()
 
 
+@pytest.mark.heavy
 def test_refused_message_comes_back_before_what_was_typed_meanwhile(chat):
     held = []
 

@@ -285,6 +285,7 @@ def test_what_does_not_fit_is_refused():
         )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", [name for name in native.isas() if name != native.isa()])
 @pytest.mark.skipif("FREEHOLD_ISA" in os.environ, reason="runs with one table already")
 def test_every_other_table_gives_the_same_claims(isa: str):

@@ -250,6 +250,7 @@ class Pool(RuleBasedStateMachine):
         return seq.num_computed_tokens == len(seq.tokens) - 1 and len(seq.tokens) < LONGEST - 10
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "on_disk", "window_blocks"),
     [("model", True, 0), ("sliding", False, 0), ("sliding", False, 9), ("sliding", True, 9)],

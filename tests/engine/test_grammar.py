@@ -187,6 +187,7 @@ def test_grammar_with_many_readings_is_ended_while_its_calls_are_short(
     assert "repeat to the left" in e.value.hint
 
 
+@pytest.mark.heavy
 def test_form_of_hundreds_of_fields_that_may_be_left_out_is_taken(grammars: Grammars, tokenizer: Tokenizer):
     """Also one whose fields refer to a definition, and one that is one of four."""
     form = {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(480)}}
@@ -200,6 +201,7 @@ def test_form_of_hundreds_of_fields_that_may_be_left_out_is_taken(grammars: Gram
         assert takes(grammar, tokenizer, filled) and not takes(grammar, tokenizer, '{"f479": 1}')
 
 
+@pytest.mark.heavy
 def test_schema_that_names_itself_many_times_is_taken(grammars: Grammars, tokenizer: Tokenizer):
     itself = {"type": "array", "items": {"$ref": "#/$defs/e"}}
     schema = {"$defs": {"e": {"anyOf": [itself] * 150}}, "$ref": "#/$defs/e"}
@@ -209,6 +211,7 @@ def test_schema_that_names_itself_many_times_is_taken(grammars: Grammars, tokeni
 FORMS = {"anyOf": [{"properties": {f"f{i}_{j}": {"type": "string"} for i in range(125)}} for j in range(60)]}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "format, text",
     [

@@ -57,6 +57,7 @@ def test_the_second_turn_of_a_long_conversation_computes_its_new_tokens_alone(ea
     assert outs == cold(each, second)
 
 
+@pytest.mark.heavy
 def test_the_second_turn_after_a_restart_begins_at_the_last_snapshot_on_disk(
     each: LoadedModel, tmp_path: Path
 ):
@@ -166,6 +167,7 @@ print("same")
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("name", ["model", "hybrid", "delta", "kda"])
 def test_each_kernel_table_agrees_with_itself(name: str, request: pytest.FixtureRequest, isa: str):

@@ -91,6 +91,7 @@ with Engine(model, context=CONTEXT, threads=2, max_num_batched_tokens=48) as eng
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", native.isas())
 def test_each_table_agrees_with_itself_over_chunks_threads_and_hits(isa: str, tmp_path: Path):
     root = Path(__file__).parents[2]

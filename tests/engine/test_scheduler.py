@@ -92,6 +92,7 @@ def test_answers_that_are_not_taken_do_not_keep_others_from_running():
 # --- how long a step is ------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("running", [1, 4, 16])
 @pytest.mark.parametrize("prompt", [4_000, 30_000])
 def test_running_answers_keep_their_pace_while_a_long_prompt_is_read(running: int, prompt: int):

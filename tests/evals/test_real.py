@@ -56,6 +56,7 @@ def ranked(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[dict[str
     return ranked
 
 
+@pytest.mark.heavy
 def test_own_cases_change_the_ranking(ranked: Callable[[dict[str, str]], Any]):
     """A quiz goes to the general model and code to the coder: whichever stood first, one file turns them."""
     quiz, code = ranked(QUIZ), ranked(CODE)
@@ -66,6 +67,7 @@ def test_own_cases_change_the_ranking(ranked: Callable[[dict[str, str]], Any]):
     assert pair["wins"] > pair["losses"] and pair["p"] > 0.05  # so few cases prove little
 
 
+@pytest.mark.heavy
 def test_a_model_grades_by_a_rubric(home: Path, capsys: pytest.CaptureFixture[str]):
     path = home / "mine.jsonl"
     path.write_text('{"prompt": "Say hello.", "judge": "The answer is a greeting.", "max_tokens": 16}')

@@ -131,6 +131,7 @@ def test_the_last_marked_answer_counts_and_without_one_the_whole_text():
     assert gym_task.extracted(" 3\n") == "3" and gym_task.extracted("<answer>4") == "4"
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not can_confine(), reason="verifiers run on Linux only")
 def test_gym_items_follow_from_options_and_their_own_answers_score_full():
     pytest.importorskip("reasoning_gym")

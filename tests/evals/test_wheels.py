@@ -67,6 +67,7 @@ def test_other_bytes_than_the_pinned_are_not_taken(
         read(tmp_path)
 
 
+@pytest.mark.heavy
 def test_kept_file_that_was_changed_is_fetched_again(index: Path, tmp_path: Path):
     read(tmp_path)
     (kept,) = (tmp_path / "evals").rglob("items.jsonl")

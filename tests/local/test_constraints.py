@@ -370,6 +370,7 @@ PLAIN = replace(RICH, parameters={**RICH.parameters, "properties": {**RICH.param
 del PLAIN.parameters["properties"]["odd key:"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("tool", [RICH, FREE], ids=["rich", "free"])
 @pytest.mark.parametrize("family, tokenizer", VOCABULARIES.values(), ids=VOCABULARIES)
 def test_every_call_that_is_admitted_is_read_and_fits(family: str, tokenizer: Tokenizer, tool: Tool):

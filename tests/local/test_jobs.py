@@ -346,6 +346,7 @@ def test_template_describes_the_tokenizer(llm: LLM):
     assert (described["eos_token"], described["vocab_size"]) == ("<eos>", files.VOCAB)
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 def test_coder_fills_a_gap(model_path):
     job = Job(

@@ -190,6 +190,7 @@ def test_thinking_that_the_prompt_opened_is_free_and_the_text_behind_it_held(llm
 # --- a real model --------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 def test_real_model_ends_in_valid_json(model_path):
     asked = f"Describe a knight. Answer in JSON that fits this schema: {json.dumps(SCHEMA)}"

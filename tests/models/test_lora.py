@@ -288,6 +288,7 @@ values = st.recursive(leaves, lambda v: st.lists(v) | st.dictionaries(st.text(ma
 patterns = st.dictionaries(st.sampled_from(["q_proj", "^model"]) | st.text(max_size=5), leaves)
 
 
+@pytest.mark.heavy
 @given(st.dictionaries(keys, values | patterns, max_size=3))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_settings_of_an_adapter_are_taken_or_refused(tmp_path: Path, changed: dict[str, Any]):

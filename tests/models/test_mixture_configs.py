@@ -22,6 +22,7 @@ def config(family: str, form: str, folder: Path) -> Any:
     return read_source(open_model_file(write_model(family, form, own))).cfg
 
 
+@pytest.mark.heavy
 def test_both_formats_state_the_same_router(tmp_path: Path):
     for family in ("dots1", "glm4_moe", "minimax_m2", "ernie4_5_moe", "phimoe", "gpt_oss", "hunyuan_v1_moe"):
         stated = {config(family, form, tmp_path).mixture.routing for form in ("gguf", "hf", "legacy")}

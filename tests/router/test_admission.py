@@ -60,6 +60,7 @@ def test_curves_without_training_equal_those_published(mmlu: AnsweredTable):
         assert found.aiq == pytest.approx(aiq, abs=0.0005)
 
 
+@pytest.mark.big
 @pytest.mark.long
 @pytest.mark.parametrize("router", PUBLISHED)
 def test_figures_equal_those_published_on_the_same_table(judged: RouterVerdict, router: str):
@@ -104,6 +105,7 @@ def without_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdict, "learned", lambda *_: {})
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 @pytest.mark.parametrize("router", SCORED)
 def test_figures_of_a_score_column_equal_those_published(
@@ -119,6 +121,7 @@ def test_figures_of_a_score_column_equal_those_published(
     assert found.aiq == pytest.approx(aiq, abs=0.0005)
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_router_that_wins_in_cross_validation_is_refused_where_it_asks_of_unseen_subjects(
     mmlu: AnsweredTable, without_learning: None
@@ -186,6 +189,7 @@ def test_models_that_are_not_told_apart_are_not_routed():
     assert "within chance" in admit(replace(table, weak=weak)).no_router
 
 
+@pytest.mark.heavy
 def test_own_score_decides_and_a_task_table_of_its_own_does_not_help():
     table = made(hard_words=False)
     rng = np.random.default_rng(1)
@@ -195,6 +199,7 @@ def test_own_score_decides_and_a_task_table_of_its_own_does_not_help():
     assert not noise.wanted and "chance" in (noise.refused or {})[OWN]
 
 
+@pytest.mark.heavy
 def test_tasks_that_the_router_has_seen_do_not_count():
     table = made(hard_words=False)
     seen = table.task < 6
@@ -324,6 +329,7 @@ def test_bad_files_are_refused(tmp_path: Path):
         read_table(tmp_path / "none.csv")
 
 
+@pytest.mark.heavy
 def test_verb_prints_a_verdict_and_exits_by_it(tmp_path: Path):
     from freehold.cli.main import cli
 

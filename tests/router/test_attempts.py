@@ -118,6 +118,7 @@ def test_engine_that_refuses_the_request_is_not_replaced(tmp_path):
     alone(test, tmp_path, OWN, script=failing("start", UsageError("top_k is -1")))
 
 
+@pytest.mark.heavy
 def test_lone_engines_own_error_is_told_as_it_is(tmp_path):
     async def test(house):
         with pytest.raises(Overloaded) as e:

@@ -151,6 +151,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.heavy
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_document_of_any_shape_is_converted_to_something_that_is_toml(data: st.DataObject):

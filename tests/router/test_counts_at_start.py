@@ -45,6 +45,7 @@ def events(house: House) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.heavy
 def test_a_clients_first_event_has_the_counts_of_the_providers(standin: StandIn, house: House):
     standin.say.append(Answer(tokens=TOKENS))
     usage = events(house)[0]["message"]["usage"]

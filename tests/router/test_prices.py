@@ -57,6 +57,7 @@ def asked(offer: Offer, usage: Usage, when: datetime, batch: bool) -> int | None
         return None
 
 
+@pytest.mark.heavy
 def test_every_model_of_the_table_costs_to_the_nano_dollar_what_its_seller_asks():
     draw, checked, inexact = random.Random(7), 0, 0
     for offer in rates.all_listed():

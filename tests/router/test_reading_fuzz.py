@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +54,7 @@ def test_words_put_in_and_taken_out_are_read_or_refused(data: Any):
     refused_at_most(" ".join(words))
 
 
+@pytest.mark.heavy
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_value_of_any_other_shape_is_read_or_refused(data: Any):

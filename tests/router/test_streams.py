@@ -259,6 +259,7 @@ def echo(received: Received) -> Answer:
     return Answer(tuple(f"{word} " for _ in range(20)), event_s=0.01)
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_two_hundred_streams_at_once_keep_their_texts_apart(house: House, standin: StandIn):
     standin.behave = echo

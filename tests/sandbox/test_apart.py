@@ -129,6 +129,7 @@ def test_a_test_passes_that_would_pass_in_one_process(name: str):
     assert failure(*PASSES[name]) == ""
 
 
+@pytest.mark.heavy
 def test_what_tests_of_code_often_do_works_in_two_processes():
     """Each of these failed when objects, exceptions and streams crossed in fewer ways."""
     wrong = {}

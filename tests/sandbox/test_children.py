@@ -180,6 +180,7 @@ def test_messages_nested_too_deeply_are_an_error_of_the_request(renderers: Rende
         renderers.run(asked("x", {"messages": deep}))
 
 
+@pytest.mark.heavy
 def test_neither_server_nor_engine_has_jinja_in_it():
     code = (
         "import sys, freehold.server.serve, freehold.server.ollama.models, freehold.worker.process, freehold.local\n"

@@ -74,6 +74,7 @@ def test_code_sees_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert failure("import os", "assert 'OPENAI_API_KEY' not in os.environ") == ""
 
 
+@pytest.mark.heavy
 def test_code_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(code, "SECONDS", 1)
     assert "ended before the test" in failure("while True: pass", "pass")

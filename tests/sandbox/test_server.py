@@ -36,6 +36,7 @@ def in_ollamas_folder(root: Path, template: str) -> Path:
     return root
 
 
+@pytest.mark.heavy
 def test_a_template_that_never_ends_in_another_programs_folder_holds_nobody_up(serve, tmp_path: Path):
     server = serve("--drain", "0", OLLAMA_MODELS=str(in_ollamas_folder(tmp_path / "ollama", BOMB)))
     [listed] = server.client.get("/api/tags").json()["models"]  # at once: the template is being checked
@@ -49,6 +50,7 @@ def test_a_template_that_never_ends_in_another_programs_folder_holds_nobody_up(s
     server.process.wait(STOP_S)
 
 
+@pytest.mark.heavy
 def test_a_chat_with_such_a_template_is_refused_and_the_next_model_answers(serve, tmp_path: Path):
     bomb, good = (write_model(tmp_path / f"{name}.gguf", t) for name, t in (("bomb", BOMB), ("good", PLAIN)))
     server = serve(str(bomb), str(good), "--drain", "0")
@@ -77,6 +79,7 @@ def test_what_a_killed_server_had_started_ends_too(serve, tmp_path: Path):
     assert all_end(started)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stopped", ["engine", "renderer"])
 def test_sigterm_ends_a_server_whose_children_do_not_move(serve, tmp_path: Path, stopped: str):
     server = serve(str(write_model(tmp_path / "good.gguf", PLAIN)), "--drain", "0")
@@ -90,6 +93,7 @@ def test_sigterm_ends_a_server_whose_children_do_not_move(serve, tmp_path: Path,
     assert all_end(started)
 
 
+@pytest.mark.heavy
 def test_requests_with_such_templates_hold_up_none_that_have_their_own(serve, tmp_path: Path):
     server = serve(str(write_model(tmp_path / "good.gguf", PLAIN)), "--drain", "0")
     assert server.chat("good").status_code == 200  # its engine is there: the next one takes a moment

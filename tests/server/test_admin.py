@@ -180,6 +180,7 @@ sys.exit(0 if drained else 3)
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("signals, status", [(1, 0), (2, 3)])
 def test_sigterm_drains_and_a_second_ends_at_once(signals, status):
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}

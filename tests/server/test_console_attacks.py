@@ -158,6 +158,7 @@ def test_a_message_that_is_asked_for_again_and_again_comes_once(server):
     assert [message["id"] for message in found["messages"]] == ["a"]
 
 
+@pytest.mark.heavy
 def test_readers_that_take_nothing_leave_long_answers_in_no_memory(serving, tmp_path):
     # Longer than what the kernel may take for the sockets of a connection.
     server = serving(home=tmp_path, limits=ServerLimits(caller_bytes=60 << 20, write_s=2.0))

@@ -69,6 +69,7 @@ def end_process(server):
         child.wait(60)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "verb, words", ASKED, ids=lambda each: each if isinstance(each, str) else "-".join(each.values())
 )
@@ -77,6 +78,7 @@ def test_the_page_has_the_bytes_that_the_command_line_prints(server, verb, words
     assert answer.status_code == 200 and answer.text == printed(server, verb, words)
 
 
+@pytest.mark.heavy
 def test_why_says_the_same_but_for_what_is_free_at_the_moment(server):
     one, other = (
         asked(server, "why", {"model": MODELS[0]}).json(),
@@ -100,6 +102,7 @@ def test_no_question_opens_a_file_of_the_server_by_its_path(server, verb, path):
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.heavy
 def test_no_question_tells_which_files_and_users_there_are(server, tmp_path, monkeypatch):
     for folder in (tmp_path, server.store.settings.home):
         (folder / "org").mkdir(exist_ok=True)
@@ -127,6 +130,7 @@ def test_errors_are_the_verb_s_with_its_way_out(server):
     assert asked(server, "pull", {"model": MODELS[0]}).status_code == 400
 
 
+@pytest.mark.heavy
 def test_a_scoped_key_asks_about_its_models_alone(server):
     own = {"model": "qwen3:8b", "on": "l4"}
     assert asked(server, "fit", own, "ann").status_code == 200
@@ -138,6 +142,7 @@ def test_a_scoped_key_asks_about_its_models_alone(server):
     assert rows and all(row["name"].startswith("qwen3:") for row in rows)
 
 
+@pytest.mark.heavy
 def test_a_row_has_the_figures_of_fit_and_license(server):
     headers = {"Authorization": f"Bearer {secret('root')}"}
     found = server.client.get("/console/api/models", headers=headers).json()
@@ -156,6 +161,7 @@ def test_a_row_has_the_figures_of_fit_and_license(server):
         assert speed is None or (speed["low"] < whole["high"] and whole["low"] < speed["high"])
 
 
+@pytest.mark.heavy
 def test_a_caller_that_leaves_ends_the_work_and_the_next_one_is_answered(server):
     held = server.doors.server.part(Questions)
     process = held.process("advise")
@@ -200,6 +206,7 @@ def listed(server, query=""):
     return server.client.get(f"/console/api/models{query}", headers=headers).json()
 
 
+@pytest.mark.heavy
 def test_a_list_that_is_kept_is_shown_at_once_while_it_is_computed_again(server):
     held, slow = server.doors.server.part(Questions), threading.Event()
     listed(server, "?newest=1")
@@ -223,6 +230,7 @@ def test_a_list_that_is_kept_is_shown_at_once_while_it_is_computed_again(server)
     assert not newest["newer"] and newest["models"]
 
 
+@pytest.mark.heavy
 def test_a_models_details_do_not_wait_for_the_list(server):
     held, slow, asked_for_list = server.doors.server.part(Questions), threading.Event(), threading.Event()
     whole = held._answered
@@ -248,6 +256,7 @@ def test_a_models_details_do_not_wait_for_the_list(server):
         held._answered = whole
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["config.toml", "catalogue.toml"])
 def test_a_list_from_before_a_change_of_what_it_hangs_on_is_not_shown(server, name):
     home = server.store.settings.home

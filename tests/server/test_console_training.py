@@ -148,6 +148,7 @@ def results(folder: Path, model: str, marks: list[float]) -> None:
     (folder / "samples_sums_2026-01-01T00-00-00.0.jsonl").write_text("\n".join(rows) + "\n")
 
 
+@pytest.mark.heavy
 def test_evaluations_are_paired_as_the_command_line_pairs_them(server, home, tmp_path):
     for name, marks in (("one", [1.0, 1.0, 0.0, 1.0]), ("two", [0.0, 1.0, 0.0, 0.0])):
         results(tmp_path / name, name, marks)

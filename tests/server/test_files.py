@@ -284,6 +284,7 @@ parts = st.sampled_from(
 ) | st.binary(max_size=12)
 
 
+@pytest.mark.heavy
 @given(st.lists(parts, max_size=8).map(b"".join), st.integers(1, 30))
 @settings(max_examples=200, deadline=None)
 def test_any_body_is_a_form_or_a_named_error(body, size):

@@ -100,6 +100,7 @@ def _gauge(text: str, name: str) -> str:
     return next(row.split()[1] for row in text.splitlines() if row.startswith(name + " "))
 
 
+@pytest.mark.heavy
 def test_batch_on_a_full_disk_waits_tells_its_owner_and_loses_no_result(serving, disk, often):
     server = serving(Script(text="word " * 200, delay=0.005), keys=Ring([key("ann")]), home=disk.path)
     client = Batches(server.url, secret("ann"))

@@ -223,6 +223,7 @@ def test_a_file_that_was_sent_becomes_a_model(connect, stocked, tmp_path):
     assert [m.name for m in stocked.store.list()] == ["tiny"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stream", [False, True])
 def test_pull(connect, serving, stream):
     body = b"GGUF" + bytes(300_000)
@@ -239,6 +240,7 @@ def test_pull(connect, serving, stream):
     assert server.store.resolve("org/tiny-GGUF:Q4_K_M").bytes == len(body)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stream", [False, True])
 def test_pull_of_what_is_nowhere_raises(connect, serving, stream):
     with pytest.raises(ollama.ResponseError, match="not found"):

@@ -22,6 +22,7 @@ def client(real: Real) -> Iterator[ollama.Client]:
         yield client
 
 
+@pytest.mark.heavy
 def test_both_protocols_say_the_same(real, client):
     ours = real.ask("/v1/chat/completions", messages=USER, temperature=0, max_tokens=12)
     whole = client.chat(MODEL, USER, options=GREEDY)
@@ -32,6 +33,7 @@ def test_both_protocols_say_the_same(real, client):
     assert whole.prompt_eval_count == ours["usage"]["prompt_tokens"]
 
 
+@pytest.mark.heavy
 def test_a_model_made_from_another_answers_by_the_same_engine(real, client):
     told = {"system": "You are a pirate.", "parameters": {**GREEDY, "seed": 1}}
     client.create("freehold-test-pirate", from_=MODEL, **told)
@@ -84,6 +86,7 @@ def test_a_prompt_too_long_is_refused_with_both_numbers_unless_cut(client):
     assert raised.value.status_code == 400
 
 
+@pytest.mark.heavy
 def test_a_chat_is_cut_when_asked_and_it_is_told(real):
     old = [{"role": r, "content": "word " * 600} for _ in range(3) for r in ("user", "assistant")]
     body = {"model": MODEL, "messages": [*old, *USER], "truncate": True, "options": GREEDY, "stream": False}

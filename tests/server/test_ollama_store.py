@@ -320,7 +320,8 @@ def test_a_blob_that_nothing_can_be_made_of_goes_and_may_come_again(stocked, fie
 
 def test_a_model_that_is_given_as_an_adapter_stays(stocked, tmp_path):
     digest = sent(stocked, write_gguf("llama", tmp_path / "x.gguf", dtype="Q8_0").read_bytes())
-    said = refused(stocked, "/api/create", model="x", adapters={"x.gguf": digest}, **{"from": "tiny"})
+    fields: dict[str, Any] = {"model": "x", "adapters": {"x.gguf": digest}, "from": "tiny"}
+    said = refused(stocked, "/api/create", 400, **fields)
     assert "not an adapter" in said and blobs(stocked) == [digest]
 
 
@@ -398,6 +399,7 @@ def test_an_unknown_field_of_a_pull_is_named(stocked):
     assert said["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
 
 
+@pytest.mark.heavy
 def test_a_client_that_goes_stops_the_download_and_keeps_what_came(serving):
     body = b"GGUF" + bytes(4 << 20)
     with hub_serving(Standin(files={"tiny-Q4_K_M.gguf": body}, throttle_s=0.02)) as hub:

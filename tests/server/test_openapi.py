@@ -112,6 +112,7 @@ UNENDING = "/console/api/live"  # streams until the viewer leaves, which a fuzze
 NEWEST = "/console/api/models"  # seconds, where a list computed after the question is asked for
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_a_fuzzer_of_the_document_finds_no_failure_of_ours(serving):
     schemathesis = pytest.importorskip("schemathesis")

@@ -122,6 +122,7 @@ WEATHER: Any = {
 }
 
 
+@pytest.mark.heavy
 def test_a_tool_is_called_streamed_as_whole_and_its_result_read(coder: Served):
     url = coder.url.removesuffix("/v1")
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:

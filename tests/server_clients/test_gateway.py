@@ -120,6 +120,7 @@ def sent(gateway: Served, number: int = -1) -> dict[str, Any]:
     return json.loads(gateway.standin.received[number].body)
 
 
+@pytest.mark.heavy
 @every
 @clients
 @streams

@@ -40,6 +40,7 @@ print(json.dumps({"samples": found, "accuracy": log.results.scores[0].metrics["a
 """
 
 
+@pytest.mark.big
 def test_inspect_gets_the_answers_that_any_client_gets(tmp_path: Path, served: Served):
     python = str(environment("inspect_ai"))
     arguments = [served.model, served.url, str(tmp_path / "logs"), json.dumps(QUESTIONS)]

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.model
 SUITE = Path(__file__).with_name("langchain_suite.py")
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("api", ["chat", pytest.param("responses", marks=pytest.mark.big)])
 def test_langchains_standard_tests_pass(coder: Served, tmp_path: Path, api: str):
     shutil.copy(SUITE, tmp_path / "test_suite.py")

@@ -36,6 +36,7 @@ def llm(served: Served, tmp_path: Path):
     return run
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stream", [(), ("--no-stream",)])
 def test_a_prompt_is_answered_and_logged_with_its_tokens(llm, stream):
     answer = llm("-m", "ours", "-o", "temperature", "0", "-o", "max_tokens", "12", *stream, "Name a colour.")
@@ -44,6 +45,7 @@ def test_a_prompt_is_answered_and_logged_with_its_tokens(llm, stream):
     assert logged["output_tokens"] > 0 and logged["response"].strip() == answer.strip()
 
 
+@pytest.mark.heavy
 def test_a_chat_goes_on_and_a_pipe_is_read(llm):
     options = ("-o", "temperature", "0", "-o", "max_tokens", "12")
     first = llm("-m", "ours", *options, "-s", "Be brief.", given="Name a colour.")
@@ -51,5 +53,6 @@ def test_a_chat_goes_on_and_a_pipe_is_read(llm):
     assert first.strip() and second.strip()
 
 
+@pytest.mark.heavy
 def test_models_are_listed(llm):
     assert "ours" in llm("models")

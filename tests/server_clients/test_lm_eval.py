@@ -76,6 +76,7 @@ def evaluate(
     return sorted(lines, key=lambda line: line["doc_id"])
 
 
+@pytest.mark.big
 def test_loglikelihoods_through_echo_are_those_of_the_engine(tmp_path: Path, served: Served):
     samples = evaluate(tmp_path, served, "local-completions", "/completions", CHOOSING, "--batch_size", "2")
     with freehold.load(served.path, context=CONTEXT) as model:
@@ -93,6 +94,7 @@ def expected(model: Any, question: str, choice: str) -> float:
     return float(sum(model.score(ids)[len(context) - 1 :]))
 
 
+@pytest.mark.heavy
 def test_chat_task_gets_the_answers_that_any_client_gets(tmp_path: Path, served: Served):
     samples = evaluate(
         tmp_path, served, "local-chat-completions", "/chat/completions", WRITING, "--apply_chat_template"
@@ -104,6 +106,7 @@ def test_chat_task_gets_the_answers_that_any_client_gets(tmp_path: Path, served:
         assert sample["resps"][0][0] == answer.text
 
 
+@pytest.mark.big
 def test_choices_score_in_eval_as_through_the_server(
     tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ):

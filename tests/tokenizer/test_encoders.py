@@ -116,6 +116,7 @@ def byte_pairs(seed: int) -> Bpe:
     return bpe
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(set(pretokenizers.KNOWN) - {"gemma4"}))
 def test_windows_give_the_ids_of_the_whole_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, rng = pretokenizers.lookup(name), random.Random(name)

@@ -160,6 +160,7 @@ def test_kill_9_of_us_ends_the_server_and_what_it_started():
     assert not left, left
 
 
+@pytest.mark.heavy
 def test_twelve_runs_leave_no_process_and_no_descriptor(tmp_path: Path):
     used(tmp_path, "")
     before = psutil.Process().num_fds()

@@ -137,6 +137,7 @@ def test_a_model_whose_adapter_does_not_fit_is_not_loaded(tiny: Refs, serve: Ser
     serve(body, options(paths, "foreign"), paths=tiny)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("template", ["", "{% for m in messages %}{{ m.content }}{% endfor %}"])
 def test_a_model_made_with_an_adapter_computes_with_it(
     tiny: Refs, serve: Serve, paths: dict[str, Path], tmp_path: Path, template: str

@@ -81,6 +81,7 @@ def test_stream_begins_gives_its_words_and_ends_with_usage(serve):
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kill_at", [[1], [59], [20, 40], [10, 30, 50]])
 def test_killed_engine_s_streams_go_on_with_the_very_next_token(serve, kill_at: list[int]):
     async def body(models: EngineModels) -> None:
@@ -108,6 +109,7 @@ def test_all_streams_of_a_killed_engine_go_on(serve):
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 def test_fourth_death_ends_a_stream_with_engine_lost(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("slow")
@@ -214,6 +216,7 @@ def test_engine_that_never_comes_to_life_counts_as_a_death(
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 def test_hung_engine_is_killed_and_its_streams_go_on(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("slow")
@@ -249,6 +252,7 @@ def test_stopped_engine_holds_a_bounded_number_of_bytes_back(serve, monkeypatch:
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 def test_idle_engine_is_not_taken_for_a_hung_one(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("fast")
@@ -272,6 +276,7 @@ def test_counters_go_on_where_a_dead_engine_s_stopped(serve):
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["early", "late"])
 @pytest.mark.parametrize("place", [0, 3, 5])
 def test_job_that_kills_every_engine_ends_alone(serve, name: str, place: int):

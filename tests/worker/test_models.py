@@ -285,6 +285,7 @@ def test_damaged_pack_costs_a_load_and_no_answer_a_token(serve, tiny, alone, tmp
     serve(body, OPTIONS, paths={"tiny": ref})
 
 
+@pytest.mark.heavy
 def test_pack_cut_short_under_a_running_engine_ends_no_answer(serve, tiny, alone, tmp_path: Path, caplog):
     ref = replace(tiny["tiny"], digest="ab" * 32)
 
@@ -321,6 +322,7 @@ async def begin_and_stop(served: EngineHandle, job: Job) -> asyncio.Task[EngineS
     return starting
 
 
+@pytest.mark.heavy
 def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "resident_bytes", lambda pid: 0)
     monkeypatch.setattr(memory, "HEADROOM", 0)
@@ -448,6 +450,7 @@ def test_cache_takes_half_of_what_the_weights_leave(serve, tiny):
     serve(body, EngineOptions(threads=1), paths=tiny, available=lambda: free)
 
 
+@pytest.mark.heavy
 def test_context_that_finds_no_room_unloads_an_idle_model_first(serve, tiny):
     """The engine alone knows what a token costs, so its refusal comes before any client is refused."""
     a_block = 4 * 2 * 16 * 2 * 2 * native.BLOCK_TOKENS  # layers, heads, width, keys and values, bytes
@@ -480,6 +483,7 @@ def real(model_path) -> dict[str, ModelRef]:
     return {n: ModelRef(n, p, "gguf", "", p.stat().st_size, "user", "", "", (p,)) for n, p in paths.items()}
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 def test_real_streams_of_two_models_are_as_alone_through_two_deaths(serve, real):
     asked = [f"Tell me a story about the number {i}." for i in range(16)]

@@ -25,6 +25,7 @@ class Bytes:
 LETTERS = cast(Any, Bytes())
 
 
+@pytest.mark.heavy
 def test_default_texts_are_equal_pieces_of_every_kind_in_a_fixed_order():
     template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
     made = texts.default_texts(LETTERS, template, 6 * texts.LENGTH)

@@ -82,6 +82,7 @@ def test_a_tensors_bytes_begin_with_its_table():
     assert np.array_equal(made.raw[:128].view(np.int8), made.table)
 
 
+@pytest.mark.heavy
 def test_damping_is_chosen_on_texts_that_moments_are_not_of():
     """Few texts for many inputs: the moments fit them, and only damping helps on others."""
     weights = np.random.default_rng(2).standard_normal((70, 256)).astype(F32)

@@ -60,6 +60,7 @@ def test_what_an_attack_breaks_is_counted(tmp_path: Path):
     assert found["empty"].failures == {"exception": 20} and not found["empty"].pays
 
 
+@pytest.mark.heavy
 def test_a_data_set_that_pays_for_anything_is_called_gameable():
     pytest.importorskip("reasoning_gym")
     with Verifier("rg:game_of_life_halting") as verifier:
@@ -68,6 +69,7 @@ def test_a_data_set_that_pays_for_anything_is_called_gameable():
         assert "repetition" in paid({each.attack: each for each in attacked(verifier, items)})
 
 
+@pytest.mark.heavy
 def test_a_data_set_pays_its_own_answers_and_not_garbage():
     pytest.importorskip("reasoning_gym")
     with Verifier("rg:chain_sum:min_terms=2,max_terms=2,max_digits=2") as verifier:

@@ -74,6 +74,7 @@ def stop_after(step: int, error: type[BaseException]) -> Callable[[Mapping[str, 
     return on_step
 
 
+@pytest.mark.heavy
 def test_a_run_leaves_an_adapter_its_lines_and_a_receipt(model: ModelRef, tmp_path: Path):
     notes: list[str] = []
     made = reinforce(model, sources(tmp_path), tmp_path / "out", SMALL, on_note=notes.append)
@@ -89,6 +90,7 @@ def test_a_run_leaves_an_adapter_its_lines_and_a_receipt(model: ModelRef, tmp_pa
     assert open_lora(tmp_path / "out").modules
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("loss", ["dr_grpo", "dapo"])
 def test_a_policy_learns_what_pays(loss: Any, model: ModelRef, tmp_path: Path):
     asked = replace(SMALL, steps=25, prompts=4, group=8, loss=loss, unseen=0)
@@ -125,6 +127,7 @@ def test_an_interrupted_run_has_the_bits_of_a_whole_one(
     assert told[0] == told[1]
 
 
+@pytest.mark.heavy
 def test_a_killed_run_has_the_bits_of_a_whole_one(model: ModelRef, tmp_path: Path):
     """SIGKILL within the third step, when its answers are scored and the pairs have moved."""
     given, asked = sources(tmp_path), replace(SMALL, unseen=0)

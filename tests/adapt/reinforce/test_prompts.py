@@ -67,6 +67,7 @@ def test_more_shots_than_solved_lines_are_refused(tmp_path: Path):
         made(tmp_path, PromptPlan(a_step=4, unseen=0, seed=0, shots=30))
 
 
+@pytest.mark.heavy
 def test_a_data_sets_steps_have_fresh_items_and_none_of_the_unseen():
     pytest.importorskip("reasoning_gym")
     with Verifier("rg:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1") as verifier:

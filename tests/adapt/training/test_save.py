@@ -46,6 +46,7 @@ def test_the_engine_takes_pairs_from_memory_and_from_files(base: str, tiny: Made
     assert {(each.modules, each.rank) for each in made} == {(len(trainee.adapted), 4)}
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_peft_computes_the_same(tiny: Made, tmp_path: Path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")

@@ -47,6 +47,7 @@ def dense_logits(trainee: Trainee, rows: list[list[int]], adapter: bool = True) 
     return torch.cat([part.logits(states.rows) for part in states.head.slices()], 1)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", DENSE)
 def test_trainee_computes_the_oracles_logits(name: str, tiny: Made):
     logits = dense_logits(Trainee.open(tiny(name), rank=2), [IDS[:20], IDS]).detach().numpy()
@@ -54,6 +55,7 @@ def test_trainee_computes_the_oracles_logits(name: str, tiny: Made):
     assert np.abs(logits[19:] - expected[:-1]).max() <= 1e-4
 
 
+@pytest.mark.heavy
 def test_rows_of_a_batch_never_see_each_other(tiny: Made):
     trainee = Trainee.open(tiny("gemma3"), rank=2)
     together = trainee.log_probs([IDS[:9], IDS[4:30], IDS])
@@ -84,6 +86,7 @@ def moved(trainee: Trainee) -> Trainee:
     return trainee
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["gemma2", "llama", "phi3-long", "stablelm"])
 def test_gradients_are_those_of_the_values(name: str, tiny: Made):
     """Along the gradient a value grows by its norm: one finite difference judges all parameters at once."""
@@ -134,11 +137,13 @@ def test_divergence_is_that_of_whole_distributions(
     assert torch.allclose(rows.grad, plain.grad, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_half_products_stay_near(tiny: Made):
     whole, half = (Trainee.open(tiny("qwen3"), rank=2, half=h).log_probs([IDS])[0] for h in (False, True))
     assert 0 < (whole - half).abs().max() < 0.1
 
 
+@pytest.mark.heavy
 def test_layers_that_are_computed_again_give_the_same_bits(tiny: Made):
     found = []
     for memory in (1, 1 << 30):
@@ -172,6 +177,7 @@ def test_pairs_that_memory_does_not_hold_are_refused_before_they_are_drawn(
         Trainee.open(tiny("qwen2"), rank=512)
 
 
+@pytest.mark.heavy
 def test_steps_that_continue_are_the_same_bits(tiny: Made):
     def run(trainee: Trainee, optimizer: Optimizer, steps: range) -> list[float]:
         norms = []

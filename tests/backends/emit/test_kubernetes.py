@@ -77,6 +77,7 @@ def driven(engine: str, model: str, on: str) -> DeployPlan:
     return drivers.driver(engine).plan(PlanRequest(known, facts.nodes_on(on)))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("model", ["llama-3.1-405b-instruct", "deepseek-r1:671b"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_manifests_of_two_nodes_of_eight_h100_are_valid(engine, model):
@@ -419,6 +420,7 @@ def test_replicas_follow_the_engines_queues_as_prometheus_has_them():
     assert by_kind["ServiceMonitor"]["spec"]["endpoints"][0]["path"] == "/metrics"
 
 
+@pytest.mark.heavy
 def test_a_pool_keeps_prefixes_together_and_our_server_asks_its_gateway():
     found, made = with_extras(pool="inference")
     assert list(problems(found, made)) == []

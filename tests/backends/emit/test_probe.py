@@ -125,6 +125,7 @@ def asking(port: int, prompt: str, tokens: int) -> Iterator[None]:
         waits.wait()
 
 
+@pytest.mark.heavy
 def test_engine_that_hangs_with_a_request_is_not_alive(probe, tmp_path):
     port = free_port()
     with standin(port):
@@ -138,6 +139,7 @@ def test_engine_that_hangs_with_a_request_is_not_alive(probe, tmp_path):
             assert (died.returncode, "no token for 300 s" in died.stderr) == (1, True)
 
 
+@pytest.mark.heavy
 def test_sglang_is_alive_during_an_answer_of_which_it_counts_the_tokens_at_its_end(probe, tmp_path):
     port, key = free_port(), tmp_path / "key"
     key.write_text(KEY)
@@ -163,6 +165,7 @@ def test_quiet_engine_is_alive_however_long_it_is_quiet(probe, tmp_path):
         assert probe("alive", port, "VLLM_API_KEY", "vllm:").returncode == 0
 
 
+@pytest.mark.heavy
 def test_our_server_in_a_container_is_ready_by_a_token_through_its_own_road(probe, tmp_path):
     """The emitted gateway.toml before a stand-in, with a data folder as a cluster mounts one: open to its group."""
     engine, home = free_port(), tmp_path / "home"
