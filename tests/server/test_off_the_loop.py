@@ -7,6 +7,7 @@ import gc
 import json
 import threading
 import weakref
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from freehold.server.core.limits import ServerLimits
 from freehold.server.core.longjson import in_pieces, long_list
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
+from freehold.server.core.turns import LoopTurns
 from freehold.server.ollama import abilities
 from freehold.server.ollama import chat as ollama
 from freehold.server.ollama import models as ollama_models
@@ -317,6 +319,29 @@ def test_token_ids_are_parsed_in_pieces_and_are_the_same(monkeypatch):
     assert len(calls) > 50 and max(calls) < 2 * numbers.PIECE
 
 
+@pytest.mark.parametrize(
+    "part", ["\u0436", "\u8a9e", "\U0001f600", 'a\u00e9\\"\n\u8a9e, [{', "plain " * 20 + "\U0001f600\\"]
+)
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_long_text_beyond_ascii_is_parsed_in_pieces_and_is_the_same(monkeypatch, part, in_parts):
+    """One call for 16 MB held the interpreter for 26 ms."""
+    text = part * (numbers.LONG // len(part) * 3)
+    content = [{"type": "text", "text": text}] if in_parts else text
+    value = {"messages": [{"role": "user", "content": content}], "model": "m"}
+    body = msgspec.json.encode(value)
+    calls: list[int] = []
+    real = msgspec.json.decode
+    monkeypatch.setattr(numbers.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1])
+    assert numbers.decoded(body) == value
+    assert len(calls) > 10 and max(calls) < 2 * numbers.PIECE
+
+
+def test_a_text_of_halves_of_characters_is_cut_between_them():
+    """Two escapes are one character here."""
+    body = b'{"a": "' + b"\\ud83d\\ude00" * numbers.LONG + "\u0436".encode() * numbers.LONG + b'"}'
+    assert numbers.decoded(body) == {"a": "\U0001f600" * numbers.LONG + "\u0436" * numbers.LONG}
+
+
 BLOCKS = [{"type": "text", "text": "[a, {b"}] * 500
 TURNS = [{"role": "user", "content": BLOCKS}] * 60
 
@@ -339,14 +364,15 @@ def test_long_lists_of_objects_are_parsed_in_pieces_and_are_the_same(monkeypatch
         max_leaves=30,
     ),
     st.sampled_from([None, 1]),
+    st.booleans(),
     st.integers(0, 200),
     st.binary(max_size=2),
 )
-def test_any_body_in_pieces_is_the_same_and_so_is_its_error(value, indent, at, junk):
+def test_any_body_in_pieces_is_the_same_and_so_is_its_error(value, indent, escaped, at, junk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numbers, "LONG", 20)
         patch.setattr(numbers, "PIECE", 10)
-        text = json.dumps(value, indent=indent).encode()
+        text = json.dumps(value, indent=indent, ensure_ascii=escaped).encode()
         for body in (text, text[:at] + junk + text[at + 1 :]):
             assert outcome(numbers.decoded, body) == outcome(msgspec.json.decode, body)
 
@@ -455,3 +481,54 @@ def test_a_server_that_ends_waits_for_no_template_that_was_not_begun(serving, mo
         go_on.set()
     eventually(lambda: not ollama_models._checking)
     assert len(begun) == 1
+
+
+def test_work_that_comes_at_once_is_spread_over_turns_of_the_loop_in_order():
+    """A hundred requests at once kept /health waiting for 50 to 100 ms."""
+
+    async def main() -> None:
+        turns, loop, turn = LoopTurns(4), asyncio.get_running_loop(), 0
+        ran: list[tuple[int, int]] = []
+
+        def count() -> None:
+            nonlocal turn
+            turn += 1
+            loop.call_soon(count)
+
+        async def work(number: int) -> None:
+            await turns.mine()
+            ran.append((turn, number))
+
+        loop.call_soon(count)
+        tasks = [asyncio.create_task(work(i)) for i in range(100)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for task in tasks[50:60]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert [number for _, number in ran] == [i for i in range(100) if not 50 <= i < 60]
+        assert max(Counter(turn for turn, _ in ran).values()) <= 4 and ran[-1][0] >= 22
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        before = len(ran)
+        await asyncio.gather(*(work(i) for i in range(3)))  # and what comes alone does not wait
+        assert len({turn for turn, _ in ran[before:]}) == 1
+
+    asyncio.run(main())
+
+
+def test_requests_take_turns_of_the_loop_and_probes_none(serving, monkeypatch):
+    taken: list[None] = []
+    real = LoopTurns.mine
+
+    async def mine(turns: LoopTurns) -> None:
+        taken.append(None)
+        await real(turns)
+
+    server = serving()
+    monkeypatch.setattr(LoopTurns, "mine", mine)
+    for path in ("/health", "/ready"):
+        server.client.get(path)
+    assert not taken
+    server.client.get("/v1/models")
+    assert len(taken) == 1

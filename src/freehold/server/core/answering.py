@@ -150,6 +150,7 @@ class Answering:
         await self.call.while_here(self._computing.run(model, opened, keep))
         ordered = [choices[i] for i in sorted(choices)]
         size = SCORE * sum(_scores(choice.logprobs) for choice in ordered)
+        await self.call.server.loop_turns.mine()  # many end in one step
         data = await self.call.apart(self._encoded, ordered, size=size)
         if self.shape.keep is not None:
             self.shape.keep()

@@ -31,7 +31,7 @@ from freehold.server.core.limits import Gone, ServerLimits, one_address
 from freehold.server.core.problems import Problem, Wording, forget_frames, openai_error, problem
 from freehold.server.core.protocols import protocol_of
 from freehold.server.core.scope import NamingDirectory, ScopedDirectory
-from freehold.server.core.turns import CallerTurns
+from freehold.server.core.turns import CallerTurns, LoopTurns
 from freehold.server.core.uploads import Uploads
 from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin
@@ -89,6 +89,7 @@ class Server:
     bodies: Bodies = field(default_factory=Bodies)
     uploads: Uploads = field(default_factory=Uploads)
     turns: CallerTurns = field(default_factory=lambda: CallerTurns(CALLER_THREADS))
+    loop_turns: LoopTurns = field(default_factory=LoopTurns)
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests in progress
     calls: set[ServerCall] = field(default_factory=set)  # those with a running job
     parts: dict[type, Any] = field(

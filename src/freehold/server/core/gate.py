@@ -42,6 +42,8 @@ class Gate:
         call = scope["freehold.call"] = HttpCall(self._server, scope, receive, send)
         call.wording = self._wording(scope["path"], call.headers)
         try:
+            if scope["path"] not in PROBES:
+                await self._server.loop_turns.mine()
             _check_spare(scope)
             call.key, call.owner = self._server.guard.check(scope["path"], call.headers, scope["method"])
             direct = self._posted.get(scope["path"]) if scope["method"] == "POST" else None
