@@ -21,12 +21,12 @@ import yaml
 from freehold import catalog
 from freehold.backends import drivers
 from freehold.backends.contract import PlanRequest
-from freehold.backends.emit.compose_check import compose_faults
 from freehold.backends.emit.contract import EmitOptions, label
 from freehold.backends.emit.emit import emit
 from freehold.backends.emit.kubernetes import documents
 from freehold.backends.planning import facts
 from freehold.errors import UsageError
+from tests.backends.emit.compose_rules import compose_faults
 
 from .plans import OPTIONS, plan
 

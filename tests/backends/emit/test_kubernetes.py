@@ -20,13 +20,13 @@ import yaml
 from freehold import catalog
 from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan, PlannedFlag, PlanRequest
-from freehold.backends.emit.check import faults
 from freehold.backends.emit.command import SGLANG_START
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.kubernetes import documents, kubernetes_files
 from freehold.backends.flags.schema import nearest
 from freehold.backends.planning import facts
 from freehold.errors import UsageError
+from tests.backends.emit.manifest_rules import faults
 
 from .plans import OPTIONS, plan
 

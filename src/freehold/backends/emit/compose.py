@@ -2,7 +2,7 @@
 
 Keys are files; the engine's entry reads its own into its environment, where no command line and no inspection of the
 container shows it. One machine: compose starts nothing elsewhere.
-Path: emit.emit -> compose_files -> compose_document -> compose_check.compose_faults
+Path: emit.emit -> compose_files -> compose_document
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from freehold.backends.emit.command import (
     group,
     model_folder,
 )
-from freehold.backends.emit.compose_check import compose_faults
 from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, EmittedFile, heading, label, pinned
 from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
 from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, gateway_toml, probe_text, server_words
@@ -30,10 +29,7 @@ SECRETS = "/run/secrets"
 
 def compose_files(plan: DeployPlan, options: EmitOptions) -> list[EmittedFile]:
     """Return compose.yaml. Raises UsageError for more than one machine, and for images without a digest."""
-    document = compose_document(plan, options)
-    if wrong := compose_faults(document, plan):
-        raise AssertionError("; ".join(wrong))
-    return [EmittedFile("compose.yaml", yaml_text([document], _head(plan)))]
+    return [EmittedFile("compose.yaml", yaml_text([compose_document(plan, options)], _head(plan)))]
 
 
 def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:

@@ -2,7 +2,7 @@
 
 KEDA scales by the requests that wait, as the engines' counters tell Prometheus; the processor of a pod tells nothing of
 its GPU. A Service spreads requests at random, so prefixes that begin alike meet other caches: an InferencePool's picker
-knows them (Gateway API Inference Extension). Path: kubernetes.documents -> extras -> check.faults
+knows them (Gateway API Inference Extension). Path: kubernetes.documents -> extras
 """
 
 from __future__ import annotations

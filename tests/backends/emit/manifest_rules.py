@@ -1,7 +1,6 @@
-"""What must hold of manifests beyond their schema; the emitter asks before it gives a file out, tests after mutations.
+"""What must hold of manifests beyond their schema, as they are emitted and after mutations.
 
 It reads documents as a cluster does, so a file that was edited since is judged the same way.
-Path: kubernetes.kubernetes_files -> faults
 """
 
 from __future__ import annotations

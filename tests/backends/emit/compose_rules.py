@@ -1,7 +1,4 @@
-"""What must hold of a compose file beyond its schema; asked before it is given out, and after mutations by tests.
-
-Path: compose.compose_files -> compose_faults
-"""
+"""What must hold of a compose file beyond its schema, as it is emitted and after mutations."""
 
 from __future__ import annotations
 
