@@ -24,7 +24,7 @@ import msgspec.inspect
 import freehold
 from freehold.cli.helping import REST, sections_of
 from freehold.cli.main import VERBS, cli
-from freehold.models.binding.unsupported import LACKS
+from freehold.models.binding.bind import LACKS
 
 WITH_MEMBERS = ("freehold.local.llm", "freehold.local.asynchronous", "freehold.fake")
 REFERENCE = Path(__file__).parent / "reference"
@@ -225,8 +225,8 @@ def http_page() -> str:
     from freehold.server.core.limits import ServerLimits
     from freehold.server.ollama import create, manage, models, pull
     from freehold.server.ollama import fields as native
-    from freehold.server.openai import batches, embeddings, rerank, tokens
-    from freehold.server.openai.fields import chat, completions
+    from freehold.server.openai import batches, completions, embeddings, rerank, tokens
+    from freehold.server.openai.fields import chat
     from freehold.server.openai.responses import fields as responses
 
     parts = [HEADER, "# The HTTP API\n", HTTP_INTRO, "## Routes\n"]

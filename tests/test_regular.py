@@ -21,7 +21,7 @@ from freehold.formats import lora
 from freehold.regular import bounded_lines, open_regular, read_bounded, read_regular
 from freehold.server.core import tls
 from freehold.server.core.keys import KeyFile
-from freehold.store import adapters, foreign
+from freehold.store import adapters, home_files
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.template_files import templates_from_dir
 from tests.server.test_files import files_of_at_most
@@ -30,7 +30,7 @@ from tests.vectors.adapters import Case, write_gguf, write_peft
 READERS: dict[str, Callable[[Path], object]] = {
     "tokenizer.json": read_json,
     "chat_template.jinja": lambda path: templates_from_dir(path.parent),
-    "manifest": foreign._small,
+    "manifest": home_files._small,
     "chat.jsonl": lambda path: ChatFolder(path.parent, path.parent).read("chat"),
 }
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from freehold import _native as native
 from freehold.adapt.quantize.calibration import Moments
-from freehold.adapt.quantize.trellis import encode
-from freehold.adapt.receipt import cpu_seconds
+from freehold.adapt.quantize.encoding import encode
+from freehold.adapt.run import cpu_seconds
 from freehold.cli.bench import version
 from freehold.machine import cpu_name
 

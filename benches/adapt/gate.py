@@ -28,11 +28,10 @@ from benches.engine.quality import SKIPPED, WINDOW, divergence
 from benches.lib.ggml_types import Ggml
 from benches.lib.machine import describe
 from freehold import _native as native
-from freehold.adapt.quantize.calibration import CalibratedLayer, calibrate
+from freehold.adapt.quantize.calibration import CalibratedLayer, LayerStreams, calibrate
+from freehold.adapt.quantize.encoding import encode
 from freehold.adapt.quantize.feedback import DAMPING
-from freehold.adapt.quantize.streams import LayerStreams
 from freehold.adapt.quantize.texts import default_texts
-from freehold.adapt.quantize.trellis import encode
 from freehold.formats import GGUFFile, open_model_file
 from freehold.models.binding.bind import Source, read_source
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf

@@ -28,7 +28,7 @@ from freehold.config import load_settings
 from freehold.evals.items import EvalTask, ModelReply
 from freehold.evals.tasks.humaneval import MOST_TOKENS, STOPS, humaneval
 from freehold.store import Store
-from freehold.store.events import ignore
+from freehold.store.contract import ignore
 
 IN_FLIGHT = 8
 SLICE = 41  # items of one run of lm-eval: a shared machine is let go in between

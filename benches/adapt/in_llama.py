@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib import environments, peer
 from benches.lib.machine import describe, resolve
 from freehold import _native as native
-from freehold.evals.divergence import DivergenceCounter
-from freehold.evals.held_out import held_out_text
+from freehold.evals.divergence import DivergenceCounter, held_out_text
 from freehold.evals.side_by_side import WINDOW, LogitSource, diverge, tokenizer_of, windows
 
 KEPT = ("tokens", "mean", "low", "high", "median", "p99", "p999", "same_top", "perplexity_ratio")

@@ -19,11 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freehold.adapt.distil import DistilSettings, DistilWatch, distil
-from freehold.adapt.distillation.prompts import read_prompts
-from freehold.adapt.distillation.scores import marked
+from freehold.adapt.answers import read_prompts
+from freehold.adapt.distil import DistilSettings, DistilWatch, distil, marked
 from freehold.adapt.extra import half_helps
-from freehold.adapt.receipt import cpu_seconds
+from freehold.adapt.run import cpu_seconds
 from freehold.adapt.sampling import open_sampling
 from freehold.cli.bench import version
 from freehold.config import load_settings

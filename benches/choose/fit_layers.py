@@ -32,9 +32,8 @@ from benches.lib.shapes import SHAPES
 from freehold.advisor import ours
 from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.advisor.calibration import COSTS, Correction, History, Run
-from freehold.advisor.file_anatomy import gguf_layers, of_expert
+from freehold.advisor.file_anatomy import SizeKeys, gguf_layers, of_expert, query_width
 from freehold.advisor.machine import Rates
-from freehold.advisor.size_keys import SizeKeys, query_width
 
 CONSTANTS = (
     "_EXPERT_DOTS", "_UNPACK", "_STATE", "_STATE_CHUNK", "_LATENT_LOOK", "_LATENT_ATTENTION", "_ABSORB", "_MOST_DOTS",

@@ -20,8 +20,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from freehold.advisor.evidence import Evidence, benchmark  # noqa: E402
-from freehold.advisor.quality import Quality, Scale  # noqa: E402
+from freehold.advisor.quality import Evidence, Quality, Scale, benchmark  # noqa: E402  # noqa: E402
 from freehold.catalog.benchmarks import BENCHMARKS  # noqa: E402
 from freehold.catalog.model import Model  # noqa: E402
 from freehold.catalog.models import models  # noqa: E402

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import httpx2  # noqa: E402
 import psutil  # noqa: E402
 
-from freehold.tools.mcp.pool import MOST  # noqa: E402
+from freehold.tools.mcp.use import MOST  # noqa: E402
 from tests.console.conftest import Served  # noqa: E402
 from tests.console.scripted import write_scripted  # noqa: E402
 from tests.console.talking import Heard, Talker  # noqa: E402

@@ -17,7 +17,7 @@ import msgspec
 
 from freehold.providers.contract import Kind
 from freehold.providers.sse import EventSplitter
-from freehold.providers.wires import wire_of
+from freehold.providers.upstream import wire_of
 from freehold.serving import Job
 from freehold.types import Message
 

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib.environments import ROOT
 from benches.lib.machine import describe
 from freehold.backends.capacity import trace as traces
-from freehold.backends.capacity.routing import POLICIES
-from freehold.backends.capacity.simulation import simulate
+from freehold.backends.capacity.simulation import POLICIES, simulate
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 
 HERE = ROOT / "tests" / "backends" / "capacity"

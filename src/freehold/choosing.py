@@ -20,14 +20,13 @@ USUAL_ROOM = 8192  # tokens of a conversation that hardware is sized for by defa
 MOST_DOLLARS = 1_000_000_000  # of a budget a month
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice, Placer
+    from freehold.advisor.advice import Advice, Download, Placer, Starter
     from freehold.advisor.anatomy import Anatomy
     from freehold.advisor.facts import Facts
     from freehold.advisor.finders import Beside
     from freehold.advisor.fit import Fit, Misfit, Place
     from freehold.advisor.places import Load
     from freehold.advisor.sizing import Sizing
-    from freehold.advisor.starters import Download, Starter
     from freehold.advisor.verdict import Verdict
     from freehold.catalog.model import Model, Structure
 
@@ -108,7 +107,7 @@ def starters(settings: Settings, count: int = 3) -> tuple[Starter, ...]:
     index has, and, where it can be reached, the hub. Where none is so fast, the fastest ones. Empty where none runs at
     all. Takes a second or two: the machine is measured if it never was, and the hub is waited for two seconds.
     """
-    from freehold.advisor.starters import starters as chosen
+    from freehold.advisor.advice import starters as chosen
 
     download = _downloads(settings)
     if not any(download(m) for m in catalog.models() if m.name):
@@ -120,10 +119,10 @@ def _downloads(settings: Settings) -> Callable[[Model], Download | None]:
     """Return what says of a model of the catalogue where its file can be had from here; None: nowhere."""
     from importlib.util import find_spec
 
+    from freehold.advisor.advice import Download
     from freehold.advisor.anatomy import from_catalogue
     from freehold.advisor.places import quant_of
-    from freehold.advisor.starters import Download
-    from freehold.store.reach import hub_reachable
+    from freehold.store.sources import hub_reachable
 
     held, hub = files_held(settings), hub_reachable(settings)
     index = not settings.offline and find_spec("pip") is not None

@@ -172,7 +172,7 @@ def test_a_batch_in_parts_is_the_same_step(
     model: ModelRef, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     align(model, pairs, tmp_path / "whole", SETTINGS)
-    monkeypatch.setattr("freehold.adapt.alignment.batches.PASS_TOKENS", 1)
+    monkeypatch.setattr("freehold.adapt.align.PASS_TOKENS", 1)
     align(model, pairs, tmp_path / "parts", SETTINGS)
     one, other = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
     assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in other], abs=1e-3)

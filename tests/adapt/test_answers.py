@@ -10,8 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from freehold.adapt.distillation.answers import BATCH, AnswerBook, Taught, loops
-from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
+from freehold.adapt.answers import BATCH, AnswerBook, Taught, TeacherPrompt, loops, read_prompts
 from freehold.adapt.sampling import SampledAnswer
 from freehold.errors import StoreError, UsageError
 from freehold.types import Message, SamplingParams

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.adapt.distil import ANSWERS, DistilSettings, DistilWatch, distil
-from freehold.adapt.distillation.given import given_states
+from freehold.adapt.distil import ANSWERS, DistilSettings, DistilWatch, distil, given_states
 from freehold.adapt.training.head import divergence
-from freehold.adapt.training.order import Order
+from freehold.adapt.training.steps import Order
 from freehold.adapt.training.trainee import Trainee
 from freehold.config import Settings
 from freehold.errors import UnsupportedModel, UsageError
@@ -58,7 +57,7 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def kept_when_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random teacher never ends an answer: one that is cut at the limit counts here."""
-    from freehold.adapt.distillation import answers
+    from freehold.adapt import answers
 
     fault = answers._fault
     monkeypatch.setattr(

@@ -39,8 +39,8 @@ def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model knows nothing: three questions and two short windows stand for the control."""
     monkeypatch.setattr("freehold.adapt.teaching.control.FACTS", _facts()[:3])
     monkeypatch.setattr("freehold.adapt.teaching.control.WINDOWS", 2)
-    monkeypatch.setattr("freehold.adapt.teaching.replay.QUESTIONS", ("Why?", "Who?"))
-    monkeypatch.setattr("freehold.adapt.teaching.replay.OPENINGS", ("The", "A"))
+    monkeypatch.setattr("freehold.adapt.teaching.course.QUESTIONS", ("Why?", "Who?"))
+    monkeypatch.setattr("freehold.adapt.teaching.course.OPENINGS", ("The", "A"))
 
 
 def _facts() -> tuple[Any, ...]:

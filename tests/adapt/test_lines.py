@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from freehold.adapt import lines
+from freehold.adapt.finetune import read_samples
 from freehold.adapt.lines import read_lines
-from freehold.adapt.teaching.samples import read_samples
 from freehold.errors import UsageError
 
 

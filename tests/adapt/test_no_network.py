@@ -13,7 +13,7 @@ import pytest
 from freehold.adapt.align import AlignSettings, align
 from freehold.adapt.distil import DistilSettings, distil
 from freehold.adapt.finetune import FinetuneSettings, finetune
-from freehold.adapt.teaching import control, replay
+from freehold.adapt.teaching import control, course
 from freehold.config import Settings
 from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
@@ -31,8 +31,8 @@ LINE = {
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelRef:
     monkeypatch.setattr(control, "FACTS", control.FACTS[:2])
     monkeypatch.setattr(control, "WINDOWS", 2)
-    monkeypatch.setattr(replay, "QUESTIONS", ("Why?",))
-    monkeypatch.setattr(replay, "OPENINGS", ("The",))
+    monkeypatch.setattr(course, "QUESTIONS", ("Why?",))
+    monkeypatch.setattr(course, "OPENINGS", ("The",))
     path = make.write_gguf(make.config("qwen2"), tmp_path / "tiny.gguf")
     return Store(Settings(home=tmp_path / "home")).resolve(str(path))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.adapt.alignment.pairs import Pair, contradictions, read_pairs
+from freehold.adapt.align import Pair, contradictions, read_pairs
 from freehold.adapt.lines import check_apart, held_out
 from freehold.errors import UsageError
 from freehold.types import Message

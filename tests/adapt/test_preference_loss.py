@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from freehold.adapt.alignment.losses import preference_loss
+from freehold.adapt.align import preference_loss
 
 torch = pytest.importorskip("torch")
 

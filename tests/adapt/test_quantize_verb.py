@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.adapt.quantize import mix, writing
-from freehold.adapt.quantize.calibrated import LEAST_TEXTS, CalibratedEncoder
+from freehold.adapt.quantize import mix, planning
 from freehold.adapt.quantize.calibration import calibrate
-from freehold.adapt.quantize.damping import TRIED
 from freehold.adapt.quantize.encoding import encode_rows
 from freehold.adapt.quantize.planning import QuantizeRequest
-from freehold.adapt.quantize.quantising import Watching, quantise
+from freehold.adapt.quantize.quantising import LEAST_TEXTS, TRIED, CalibratedEncoder, Watching, quantise
 from freehold.adapt.quantize.recipes import TensorChoice
 from freehold.config import Settings, load_settings
 from freehold.errors import BadModelFile, StoreError, UnsupportedModel, UsageError
@@ -220,7 +218,7 @@ def test_report_is_written_with_both_speeds(settings: Settings, tiny: Path, tmp_
 WORK = """
 import json, os, sys
 from pathlib import Path
-import freehold.adapt.quantize.writing as writing
+import freehold.adapt.quantize.planning as writing
 from freehold.adapt.quantize.planning import QuantizeRequest
 from freehold.adapt.quantize.quantising import Watching, quantise
 from freehold.config import load_settings
@@ -312,7 +310,7 @@ def test_a_run_that_continues_calibrates_no_layer_again_and_makes_the_same_bytes
 def test_an_interrupt_continues_after_the_tensors_on_disk(
     settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(writing, "KEEP_BYTES", 1)
+    monkeypatch.setattr(planning, "KEEP_BYTES", 1)
 
     def interrupt(done: int, total: int, choice: object) -> None:
         if done == 9:
@@ -348,7 +346,7 @@ def test_full_disk_is_one_line_and_the_same_command_continues(
     settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     resource = pytest.importorskip("resource", reason="file sizes are limited by POSIX alone")
-    monkeypatch.setattr(writing, "KEEP_BYTES", 1)
+    monkeypatch.setattr(planning, "KEEP_BYTES", 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from freehold.adapt.extra import arithmetic
-from freehold.adapt.receipt import model_digest, receipt
-from freehold.adapt.run import RunFolder
+from freehold.adapt.run import RunFolder, model_digest, receipt
 from freehold.errors import StoreError, UsageError
 from freehold.store.records import ModelRef
 

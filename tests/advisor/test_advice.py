@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold import catalog
-from freehold.advisor.advice import RULES, Advice, AdviceRequest, Own, Placement, Refusal, advise
+from freehold.advisor.advice import RULES, Advice, AdviceRequest, Own, Placement, Refusal, advise, by_own
 from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
-from freehold.advisor.own_cases import by_own
 from freehold.catalog.model import Model, Score, Stretch
 from freehold.catalog.tasks import task
 from freehold.cli.report.advice import apart

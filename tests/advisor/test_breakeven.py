@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.advisor import breakeven, ownership
-from freehold.advisor.breakeven import Comparison, compare, even_tokens
+from freehold.advisor import breakeven
+from freehold.advisor.breakeven import HOURS, Comparison, Owned, assumptions, compare, even_tokens, known
 from freehold.advisor.interval import Interval
-from freehold.advisor.ownership import HOURS, Owned, assumptions, known
 from freehold.advisor.traffic import Traffic, from_csv, from_figures
 from freehold.catalog import prices, rig
 from freehold.errors import UsageError
@@ -30,7 +29,7 @@ def held(
 ) -> Comparison:
     owned = Owned(rig(on), bought)
     told = {key: Interval.exactly(value) for key, value in given.items()}
-    assumed = assumptions(owned, ownership.speed(Interval.within(speed, 1.3)), traffic, told)
+    assumed = assumptions(owned, breakeven.speed(Interval.within(speed, 1.3)), traffic, told)
     return compare(owned, assumed, traffic, [(prices.find(name), False) for name in against], DAY)
 
 
@@ -157,7 +156,7 @@ def test_at_break_even_owning_costs_what_the_api_does_and_no_less_below(at: dict
             continue
         traffic = from_figures(tokens, 0.75, 0, 2000)
         owned = sum(RENTED.month(at, traffic).values())
-        rented = tokens * price * ownership.DAYS
+        rented = tokens * price * breakeven.DAYS
         assert owned <= rented * (1 + 1e-6) if tokens == even else owned > rented * (1 - 1e-6)
 
 
@@ -188,7 +187,7 @@ def test_each_length_of_request_is_priced_apart(tmp_path: Path):
     traffic = from_csv(path, prices.tiers())
     bill = breakeven.bill(prices.find("claude-haiku-5-5"), traffic, DAY)
     by_hand = (1_000_000 * 0.10 + 10_000 * 0.50 + 150_000 * 0.50 + 1_000 * 2.50) / 1e6
-    assert bill.month.mid == pytest.approx(by_hand * ownership.DAYS)
+    assert bill.month.mid == pytest.approx(by_hand * breakeven.DAYS)
 
 
 def test_a_csv_of_one_busy_hour_in_many_days_gives_the_peak_it_has(tmp_path: Path):
@@ -211,7 +210,7 @@ def test_hours_are_priced_by_their_share_of_the_traffic():
 
 
 def test_hardware_without_a_price_asks_for_one_and_options_of_the_other_mode_are_refused():
-    fast = ownership.speed(Interval.exactly(100))
+    fast = breakeven.speed(Interval.exactly(100))
     with pytest.raises(UsageError, match="no price to rent Apple") as raised:
         assumptions(Owned(rig("m4-max"), False), fast, TEN_MILLION, {})
     assert "--hourly" in raised.value.hint

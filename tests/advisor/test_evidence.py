@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from freehold.advisor.evidence import (
+from freehold.advisor.quality import (
     Evidence,
     logit,
     made_for,

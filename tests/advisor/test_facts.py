@@ -12,7 +12,7 @@ import pytest
 
 from freehold import catalog
 from freehold.advisor.facts import COUNTRIES, QUESTIONS, Facts, behind, from_table, holds, undecided
-from freehold.catalog.conditions import AMOUNTS, FLAGS, parse
+from freehold.catalog.licence import AMOUNTS, FLAGS, parse
 from freehold.cli.company import OPTIONS
 from freehold.cli.license import command
 from freehold.errors import UsageError

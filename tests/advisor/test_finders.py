@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from freehold import catalog
-from freehold.advisor import finders, language_evidence
+from freehold.advisor import finders, quality
 from freehold.advisor.commands import finder_line
 from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.model import Score
-from freehold.catalog.question_words import language_name, results_in
+from freehold.catalog.questions import language_name, results_in
 from freehold.models.binding.bind import refusal
 
 GIB = 1 << 30
@@ -23,26 +23,26 @@ def score(benchmark: str, value: float) -> tuple[Score, ...]:
 
 def test_a_result_in_the_language_goes_before_what_a_card_states():
     model = next(m for m in catalog.models() if any(s.benchmark == "arena_german" for s in m.scores))
-    (told,) = language_evidence.evidence(model, ["de"])
-    assert told.level == language_evidence.RESULT and told.says.startswith("German: arena_german ")
+    (told,) = quality.language_evidence(model, ["de"])
+    assert told.level == quality.RESULT and told.says.startswith("German: arena_german ")
 
 
 @pytest.mark.parametrize(
     ("facts", "level", "says"),
     [
-        ({"languages": ("de", "en")}, language_evidence.STATED, "German: stated, no result"),
-        ({"languages": ()}, language_evidence.UNKNOWN, "no evidence for German"),
-        ({"languages": ("en",), "languages_stated": 0}, language_evidence.DENIED, "German is none of them"),
+        ({"languages": ("de", "en")}, quality.STATED, "German: stated, no result"),
+        ({"languages": ()}, quality.UNKNOWN, "no evidence for German"),
+        ({"languages": ("en",), "languages_stated": 0}, quality.DENIED, "German is none of them"),
         (
             {"languages": ("en",), "languages_stated": 100},
-            language_evidence.UNKNOWN,
+            quality.UNKNOWN,
             "no evidence for German",
         ),
     ],
 )
 def test_without_a_result_the_card_counts_and_nothing_is_guessed(facts: dict, level: str, says: str):
     model = replace(catalog.model("Qwen/Qwen3-8B"), scores=(), **{"languages_stated": 0, **facts})
-    (told,) = language_evidence.evidence(model, ["de"])
+    (told,) = quality.language_evidence(model, ["de"])
     assert told.level == level and says in told.says
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freehold.advisor.facts import Facts
-from freehold.advisor.obligations import DUTIES, NOTICE, pack
-from freehold.advisor.verdict import verdict
+from freehold.advisor.verdict import DUTIES, NOTICE, pack, verdict
 from freehold.errors import UsageError
 from tests.advisor.test_verdict import facts
 

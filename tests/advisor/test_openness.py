@@ -8,8 +8,7 @@ from __future__ import annotations
 import pytest
 
 from freehold import catalog
-from freehold.advisor.lineage import subject
-from freehold.advisor.openness import openness
+from freehold.advisor.lineage import openness, subject
 
 HOLDS = [
     # 1 fully open (weights, training code, data, evaluation code): OLMo

@@ -7,8 +7,7 @@ from datetime import date
 
 import pytest
 
-from freehold.advisor.evidence import benchmark
-from freehold.advisor.quality import LEVEL, Scale, line, quantile, rounded
+from freehold.advisor.quality import LEVEL, Scale, benchmark, line, quantile, rounded
 from freehold.catalog import model as named
 from freehold.catalog import models
 from freehold.catalog.benchmarks import BENCHMARKS

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from freehold import choosing
-from freehold.advisor import language_evidence, machine
+from freehold.advisor import machine, quality
 from freehold.advisor.advice import Judged
 from freehold.errors import UsageError
 
@@ -29,7 +29,7 @@ class Expected:
 
 def may_speak(code: str) -> Callable[[Judged], bool]:
     """No lab of a pick names other languages alone, unless the model has a result in this one."""
-    return lambda judged: [t.code for t in judged.languages if t.level != language_evidence.DENIED] == [code]
+    return lambda judged: [t.code for t in judged.languages if t.level != quality.DENIED] == [code]
 
 
 def where(name: str) -> Callable[[Judged], bool]:

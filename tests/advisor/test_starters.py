@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from freehold import choosing
-from freehold.advisor import starters as module
+from freehold.advisor import advice as module
 from freehold.advisor.fit import Place
 from freehold.advisor.machine import Machine, Rates
 from freehold.config import Settings
-from freehold.store import reach
+from freehold.store import sources
 
 INDEX = ["qwen2.5-coder:1.5b", "qwen2.5-coder:0.5b", "smollm2:135m"]  # chat models that the package index has
 
@@ -24,7 +24,7 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path):
         machine = Machine("x", "avx512vnni", 2, 16 << 30, 12 << 30, False, Rates(read_gb_s, 30 * read_gb_s))
         place = Place("this machine", "freehold", machine, refuses=choosing.refusal)
         monkeypatch.setattr(choosing, "here", lambda settings: place)
-        monkeypatch.setattr(reach, "hub_reachable", lambda settings: hub)
+        monkeypatch.setattr(sources, "hub_reachable", lambda settings: hub)
         settings = Settings(home=tmp_path, offline=offline, adopt=False)
         return choosing.starters(settings, count)
 
@@ -77,11 +77,13 @@ def test_a_starter_says_its_size_disk_and_maker(on):
 
 def test_the_hub_is_waited_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch, tmp_path):
     waited: list[float | None] = []
-    monkeypatch.setattr(reach, "_known", {})
-    monkeypatch.setattr(reach.threading.Thread, "join", lambda self, timeout=None: waited.append(timeout))
-    monkeypatch.setattr(reach.threading.Thread, "start", lambda self: None)  # a name look-up that never ends
+    monkeypatch.setattr(sources, "_known", {})
+    monkeypatch.setattr(sources.threading.Thread, "join", lambda self, timeout=None: waited.append(timeout))
+    monkeypatch.setattr(
+        sources.threading.Thread, "start", lambda self: None
+    )  # a name look-up that never ends
     settings = Settings(home=tmp_path)
-    assert not reach.hub_reachable(settings)
-    assert not reach.hub_reachable(settings)  # what is known is not asked again
-    assert waited == [reach.WITHIN_S]
-    assert not reach.hub_reachable(replace(settings, offline=True))
+    assert not sources.hub_reachable(settings)
+    assert not sources.hub_reachable(settings)  # what is known is not asked again
+    assert waited == [sources.WITHIN_S]
+    assert not sources.hub_reachable(replace(settings, offline=True))

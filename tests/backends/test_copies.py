@@ -12,7 +12,7 @@ from freehold.backends.contract import DeployPlan, ParallelSizes
 from freehold.backends.planning import printed
 from freehold.backends.planning.facts import nodes_on
 from freehold.backends.planning.options import DeployOptions, planned
-from freehold.catalog import copies, quants
+from freehold.catalog import quants
 from freehold.config import Settings, load_settings
 from freehold.errors import ModelNotFound, UsageError
 
@@ -89,9 +89,9 @@ def test_a_misfit_names_the_smaller_copy_that_would_fit(settings):
 
 def test_every_listed_copy_leads_to_its_base_in_a_type_that_is_known():
     for model in catalog.models():
-        for copy in copies.copies(model):
+        for copy in quants.copies(model):
             assert catalog.model(copy.repository).id == model.id, copy
-            assert copy.quant == copies.GGUF or quants.mix(copy.quant).name == copy.quant
+            assert copy.quant == quants.GGUF or quants.mix(copy.quant).name == copy.quant
 
 
 # --- contexts ---------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from freehold.backends.contract import (
 from freehold.backends.flags import schema
 from freehold.backends.planning import printed
 from freehold.backends.planning.facts import nodes_on, of_path, processor
+from freehold.backends.planning.layout import Wanted, candidates, divides, with_experts
 from freehold.backends.planning.options import DeployOptions, planned
-from freehold.backends.planning.parallel import Wanted, candidates, divides, with_experts
 from freehold.catalog.hardware import Rig, rig
 from freehold.config import load_settings
 from freehold.errors import UsageError

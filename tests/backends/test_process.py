@@ -15,8 +15,7 @@ import psutil
 import pytest
 
 from freehold.backends.process import process
-from freehold.backends.process.process import OwnProcess, launch
-from freehold.backends.process.ring import LogRing
+from freehold.backends.process.process import LogRing, OwnProcess, launch
 from freehold.errors import UsageError
 from tests.backends.plans import plan_of
 

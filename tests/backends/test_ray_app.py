@@ -23,7 +23,7 @@ import pytest
 
 from freehold.backends.contract import Listens
 from freehold.backends.planning.options import SOCKET
-from freehold.backends.process import ring
+from freehold.backends.process import process as ring
 from freehold.backends.ray import app, child
 from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, Passage, Passed
 from freehold.backends.ray.plan import app_text, settings_of

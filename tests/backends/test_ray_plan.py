@@ -19,8 +19,7 @@ from freehold.backends.engines.own import OwnEngine
 from freehold.backends.planning.options import SOCKET
 from freehold.backends.ray import doors
 from freehold.backends.ray.driver import SESSION, RayDriver
-from freehold.backends.ray.plan import app_text, moved, over, text_for
-from freehold.backends.ray.target import is_ray, over_ray
+from freehold.backends.ray.plan import app_text, is_ray, moved, over, over_ray, text_for
 from freehold.errors import UsageError
 from freehold.providers.contract import Provider, RemoteModel
 from freehold.serving import Job

@@ -16,8 +16,7 @@ from freehold.backends.contract import EngineNumbers, Nodes
 from freehold.backends.planning.facts import processor
 from freehold.backends.ray.app import SETTINGS
 from freehold.backends.replicas.calls import EngineCalls
-from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits, hung_after
-from freehold.backends.replicas.tallied import TalliedNumbers
+from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits, TalliedNumbers, hung_after
 from freehold.catalog.hardware import Rig
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop

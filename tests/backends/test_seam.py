@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from freehold.backends.replicas.seam import Deviated, Rejoined, SentLog, job_from_ids, kept, takes_prefix
+from freehold.backends.replicas.answer import Deviated, Rejoined, SentLog, job_from_ids, kept, takes_prefix
 from freehold.serving import Job
 from freehold.types import Chunk, Format, Message, TokenLogprob, Tool, ToolPiece
 from tests.backends.engines import synchronous

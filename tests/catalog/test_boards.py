@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.catalog import boards
+from freehold.catalog import benchmarks
 from freehold.errors import StoreError
 
 FILES = sorted(resources.files("freehold.catalog").joinpath("data", "boards").iterdir(), key=lambda p: p.name)
@@ -20,7 +20,7 @@ HEAD = "# source = a board, 2026-01\nmodel,benchmark,value,setting\n"
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.name)
 def test_every_row_is_of_a_known_model_and_told_once(file):
     text = file.read_text(encoding="utf-8")
-    rows = boards.parse(file.name, text)
+    rows = benchmarks.parse(file.name, text)
     told = [(model, s.benchmark, s.setting) for model, s in rows]
     assert rows and len(set(told)) == len(told)
     assert {model for model, _ in rows} <= {m.id for m in MODELS}
@@ -47,4 +47,4 @@ def test_a_models_scores_hold_the_boards_rows():
 )
 def test_a_wrong_board_is_named_with_its_row(text, said):
     with pytest.raises(StoreError, match=said):
-        boards.parse("x.csv", text)
+        benchmarks.parse("x.csv", text)

@@ -10,7 +10,6 @@ import pytest
 from freehold import catalog
 from freehold.advisor.facts import Facts
 from freehold.advisor.verdict import verdict
-from freehold.catalog.conditions import parse
 from freehold.catalog.licence import (
     TOPICS,
     Licence,
@@ -20,6 +19,7 @@ from freehold.catalog.licence import (
     covering,
     expand,
     find,
+    parse,
     serving,
     tag_source,
     unpacked,

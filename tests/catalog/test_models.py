@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.catalog import languages
-from freehold.catalog.completeness import gaps
+from freehold.catalog import schema
 from freehold.catalog.licence import covering
 from freehold.catalog.models import sources
-from freehold.catalog.schema import parse
+from freehold.catalog.schema import gaps, parse
 from freehold.errors import ModelNotFound, StoreError
 
 DATA = sorted(resources.files("freehold.catalog").joinpath("data", "models").iterdir(), key=lambda p: p.name)
@@ -118,9 +117,9 @@ def test_a_language_is_stated_denied_or_unknown(name: str, code: str, said: bool
 
 
 def test_every_set_of_languages_names_codes_and_a_source_that_is_spelled_out():
-    for found in languages.sets().values():
+    for found in schema.sets().values():
         assert found.codes and len(set(found.codes)) == len(found.codes)
-        assert all(languages.CODE.fullmatch(code) for code in found.codes)
+        assert all(schema.CODE.fullmatch(code) for code in found.codes)
         assert sources().keys() >= set(found.sources)
 
 

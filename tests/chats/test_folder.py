@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.chats import index
-from freehold.chats.folder import ChatFolder
+from freehold.chats.folder import NAME, TABLE_VERSION, ChatFolder
 from freehold.errors import ChatNotFound, UsageError
 
 
@@ -87,8 +86,8 @@ def test_everything_is_its_user_s_alone(folder):
 def test_an_index_that_is_lost_or_damaged_is_made_again(folder, monkeypatch, trouble):
     ids = [talked(folder, f"the word number{n}") for n in range(5)]
     assert found(folder, "NUMBER3") == [ids[3]]
-    path = folder.path / index.NAME
-    for each in folder.path.glob(f"{index.NAME}*"):
+    path = folder.path / NAME
+    for each in folder.path.glob(f"{NAME}*"):
         if trouble in ("removed", "a folder in its place"):
             each.unlink()
         elif trouble == "damaged":
@@ -96,7 +95,7 @@ def test_an_index_that_is_lost_or_damaged_is_made_again(folder, monkeypatch, tro
     if trouble == "a folder in its place":
         path.mkdir()
     elif trouble == "another version":
-        monkeypatch.setattr(index, "VERSION", index.VERSION + 1)
+        monkeypatch.setattr("freehold.chats.folder.TABLE_VERSION", TABLE_VERSION + 1)
     again = ChatFolder(folder.path, folder.path)
     assert sorted(c.id for c in again.cards()) == sorted(ids) and found(again, "number3") == [ids[3]]
     assert sorted(c.id for c in folder.cards()) == sorted(ids) and found(folder, "number4") == [ids[4]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from freehold.cli.serving import announce
+from freehold.cli.serving import running
 from freehold.config import Settings
 from freehold.store import Store
 from tests.vectors.files import write_gguf
@@ -44,9 +44,9 @@ def test_the_example_is_a_call_that_the_model_answers(
         if name in names + held:
             store.pull(str(write_gguf("qwen3", tmp_path / f"{name}.gguf", keys=keys)))
     lines: list[str] = []
-    monkeypatch.setattr(announce, "tell", lines.append)
+    monkeypatch.setattr(running, "tell", lines.append)
     options: Any = SimpleNamespace(keys=None)
     judgements: Any = TakesAll()
-    asyncio.run(announce.Announcer(settings, store, names, options, judgements)._tell_models(URL))
+    asyncio.run(running.Announcer(settings, store, names, options, judgements)._tell_models(URL))
     (example,) = [line for line in lines if line.startswith("try: ")]
     assert example.startswith(f"try: curl {URL}/v1/") and part in example

@@ -13,8 +13,7 @@ import jsonschema
 import pytest
 
 from freehold import _native as native
-from freehold.cli import main
-from freehold.cli.report import bench_report
+from freehold.cli import bench, main
 from tests.vectors.files import write_gguf
 
 SCHEMA = json.loads(
@@ -78,8 +77,8 @@ def test_the_schema_allows_no_field_besides_its_own():
 
 def test_only_a_published_model_is_named():
     facts = {"quantization": "Q4_K", "kv_type": "f16", "bytes_per_token": 1, "weights_per_token": 1}
-    assert bench_report._model({"model": "smollm2:135m", **facts})["name"] == "smollm2:135m"
-    assert bench_report._model({"model": "our-merger-plans", **facts})["name"] == ""
+    assert bench._model({"model": "smollm2:135m", **facts})["name"] == "smollm2:135m"
+    assert bench._model({"model": "our-merger-plans", **facts})["name"] == ""
 
 
 def test_a_file_that_exists_is_refused_before_anything_is_measured(

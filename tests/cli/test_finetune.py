@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.adapt.teaching import control, replay
+from freehold.adapt.teaching import control, course
 from freehold.models.tiny import make
 
 pytest.importorskip("torch")
@@ -20,8 +20,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(control, "FACTS", control.FACTS[:2])
     monkeypatch.setattr(control, "WINDOWS", 2)
-    monkeypatch.setattr(replay, "QUESTIONS", ("Why?",))
-    monkeypatch.setattr(replay, "OPENINGS", ("The",))
+    monkeypatch.setattr(course, "QUESTIONS", ("Why?",))
+    monkeypatch.setattr(course, "OPENINGS", ("The",))
     return make.write_gguf(make.config("qwen2"), tmp_path / "tiny.gguf")
 
 

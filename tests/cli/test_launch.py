@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.cli.clients.apps import APPS, Target
-from freehold.cli.clients.edits import (
+from freehold.cli.clients.apps import (
+    APPS,
     BEGIN,
     END,
     NotUnderstood,
+    Target,
     list_items,
     merged_json,
     named_item,

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from freehold.cli.chat.loops import LoopGuard
+from freehold.cli.chat.answer import LoopGuard
 
 WORDS = ["the", "model", "reads", "a", "prompt", "and", "writes", "an", "answer", "of", "words", "one", "by"]
 PASSAGE = "It was a dark night, and the captain said to the mate: tell us a story. And so the mate began: "

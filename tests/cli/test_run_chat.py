@@ -10,7 +10,7 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from freehold.chats.tools import ToolResult
+from freehold.chats.types import ToolResult
 from freehold.cli.chat.answer import AnswerSettings
 from freehold.cli.chat.chat import COMMANDS, Chat
 from freehold.cli.chat.conversation import ModelFacts
@@ -444,7 +444,7 @@ def test_retry_and_edit_leave_the_earlier_ones_as_branches(home, tmp_path, monke
 
 
 def test_a_message_is_on_disk_before_its_answer_and_each_second_of_the_answer_too(home, monkeypatch):
-    monkeypatch.setattr("freehold.cli.chat.keeping.EACH_S", 0.0)
+    monkeypatch.setattr("freehold.cli.chat.sessions.EACH_S", 0.0)
     seen: list[list[tuple[str, str, str]]] = []
 
     class Looked(FakeModel):

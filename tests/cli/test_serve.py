@@ -26,7 +26,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 from freehold.cli import main
-from freehold.cli.serving import launchd
+from freehold.cli.serving import service
 from freehold.cli.serving.service import quoted, unit
 from freehold.cli.shared import Seconds
 from freehold.errors import UsageError
@@ -620,7 +620,7 @@ def test_on_macos_an_agent_of_launchd_is_written(tmp_path: Path, tiny: str, monk
 
 def test_an_agent_of_launchd_refuses_words_that_its_file_cannot_hold(tmp_path: Path):
     with pytest.raises(UsageError, match="property list"):
-        launchd.agent(["freehold", "a\nb"], tmp_path, 30)
+        service.agent(["freehold", "a\nb"], tmp_path, 30)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import click
 import pytest
 
 from freehold import catalog, choosing
+from freehold.advisor.advice import Download, Starter
 from freehold.advisor.interval import Interval
-from freehold.advisor.starters import Download, Starter
 from freehold.cli import main
 from freehold.cli.chat import starter
 from freehold.cli.chat.starter import default_model

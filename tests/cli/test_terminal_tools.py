@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from freehold.chats.tools import ToolQuestion
+from freehold.chats.types import ToolQuestion
 from freehold.cli.chat import tools as terminal
 from freehold.cli.chat.tools import Tooled, answered
 from freehold.config import Settings

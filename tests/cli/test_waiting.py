@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from freehold.cli.chat import waiting as module
+from freehold.cli.chat import answer as module
+from freehold.cli.chat.answer import Waiting
 from freehold.cli.chat.output import tell
-from freehold.cli.chat.waiting import Waiting
 from freehold.cli.progress import StatusLine
 from freehold.terminal import Ticking
 from freehold.types import Chunk, Usage

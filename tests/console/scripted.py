@@ -16,7 +16,7 @@ import numpy as np
 
 from freehold.formats import QuantType
 from freehold.models.tiny import containers
-from freehold.models.tiny.tokens import SPECIAL, UNUSED_BYTES, _spell
+from freehold.models.tiny.make import SPECIAL, UNUSED_BYTES, _spell
 
 WIDTH, CONTEXT = 256, 262_144
 EOS = "<|im_end|>"

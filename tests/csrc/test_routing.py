@@ -11,8 +11,7 @@ import pytest
 from freehold import _native as native
 from freehold.errors import UsageError
 from freehold.formats import QuantType, Tensor
-from freehold.models.oracle.routing import ChosenExperts
-from freehold.models.oracle.session import DenseMatrix, KvStore, NumpyOps
+from freehold.models.oracle.session import ChosenExperts, DenseMatrix, KvStore, NumpyOps
 from tests.csrc import F32, normal, same_bits
 from tests.csrc.test_experts import EPS, POOL, packed, rms
 

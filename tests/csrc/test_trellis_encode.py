@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.adapt.quantize.tables import TABLES
+from freehold.adapt.quantize.encoding import TABLES
 from freehold.errors import UsageError
 
 from . import F32, normal

@@ -12,8 +12,7 @@ from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.cache.blocks import BlockManager, blocks_for
 from freehold.engine.cache.capacity import kinds_beside_full
 from freehold.engine.cache.disk import DiskCache, dependencies
-from freehold.engine.cache.pool import BlockPool
-from freehold.engine.cache.prefix import Node
+from freehold.engine.cache.pool import BlockPool, Node
 from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.tier import KvPages
 from freehold.engine.cache.window import SlidingWindow

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from freehold.engine import Engine, Generation, TokenOut, emission, scoring
 from freehold.engine.cache.capacity import KV_TYPES
-from freehold.engine.schedule import preemption as preemption_module
 from freehold.engine.schedule import scheduler, turns
+from freehold.engine.schedule import scheduler as preemption_module
 from freehold.engine.speculate import speculation
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter

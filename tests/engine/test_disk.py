@@ -20,7 +20,7 @@ from freehold.engine.cache import disk as disk_module
 from freehold.engine.cache import tier as tier_module
 from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.cache.disk import DiskCache, dependencies
-from freehold.engine.cache.prefix import PrefixTree, key_of
+from freehold.engine.cache.pool import PrefixTree, key_of
 from freehold.engine.cache.tier import KvPages
 from freehold.engine.schedule.scheduler import Scheduler
 from freehold.models.load import LoadedModel

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.speculate.draft import MATCH_PRIOR, MODEL_PRIOR, AcceptanceRates, Draft
-from freehold.engine.speculate.ngram import LONGEST, MAX_DRAFT, NgramMatch
+from freehold.engine.speculate.draft import (
+    LONGEST,
+    MATCH_PRIOR,
+    MAX_DRAFT,
+    MODEL_PRIOR,
+    AcceptanceRates,
+    Draft,
+    NgramMatch,
+)
 
 
 def test_gains_fall_by_the_rate_of_each_token():

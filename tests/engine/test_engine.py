@@ -14,7 +14,7 @@ import pytest
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine import emission as emission_module
 from freehold.engine.engine import ASSUMED_OPS
-from freehold.engine.schedule import preemption as preemption_module
+from freehold.engine.schedule import scheduler as preemption_module
 from freehold.engine.schedule.budget import LOGIT_ROWS
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.scoring import logits, prefill, score

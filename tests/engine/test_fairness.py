@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.engine.admission import Admission
 from freehold.engine.encoder import QueuedText, TextQueue
+from freehold.engine.engine import Admission
 from freehold.engine.schedule.budget import LONGEST_S, SHARED_TOKENS, Prefill
 from freehold.engine.schedule.cost import TILE
-from freehold.engine.schedule.newcomers import WHOLE_SHARE
+from freehold.engine.schedule.shares import WHOLE_SHARE
 from freehold.engine.schedule.turns import GRAMMAR_S
 from freehold.engine.sequence import Request, Sequence
 from freehold.errors import Overloaded

@@ -20,7 +20,7 @@ from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.engine.speculate import draft_model as draft_module
 from freehold.engine.speculate import speculation as speculation_module
-from freehold.engine.speculate.ngram import NgramMatch
+from freehold.engine.speculate.draft import NgramMatch
 from freehold.engine.speculate.speculation import Speculation
 from freehold.errors import CapacityExceeded, NonFiniteLogits, UsageError
 from freehold.models.load import LoadedModel, load_model

@@ -59,7 +59,7 @@ def _fences() -> None:
 
 
 def _rules() -> None:
-    from freehold.evals.tasks.rules import RULES
+    from freehold.evals.tasks.instructions import RULES
 
     options = {"n": 3, "word": "a", "text": "a", "letter": "a", "request": "a", "options": ["a"]}
     for text in _hostile():
@@ -68,7 +68,7 @@ def _rules() -> None:
 
 
 def _calls() -> None:
-    from freehold.evals.tasks.calls import text_calls
+    from freehold.evals.tasks.bfcl import text_calls
     from freehold.evals.tasks.gym import _ANSWER
 
     for text in _hostile():

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from freehold.evals.items import ModelReply
-from freehold.evals.tasks.instructions import METRICS, instructions
-from freehold.evals.tasks.rules import RULES, instruction_of, obeys, obeys_loosely
+from freehold.evals.tasks.instructions import (
+    METRICS,
+    RULES,
+    instruction_of,
+    instructions,
+    obeys,
+    obeys_loosely,
+)
 
 # rule, options, a text that obeys, one that breaks
 CASES: list[tuple[str, dict[str, Any], str, str]] = [

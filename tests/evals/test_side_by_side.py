@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.errors import UsageError
 from freehold.evals import side_by_side
-from freehold.evals.held_out import SHA256, held_out_text
+from freehold.evals.divergence import SHA256, held_out_text
 from freehold.evals.side_by_side import WINDOW, LogitSource, diverge, tokenizer_of, windows
 from freehold.formats import QuantType
 from freehold.models.tiny import make

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freehold.errors import UsageError
-from freehold.local.chat import as_choice, as_messages, as_tools
+from freehold.local.keywords import as_choice, as_messages, as_tools
 from freehold.types import Message, Tool, ToolCall
 
 OFFER = {

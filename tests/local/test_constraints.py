@@ -15,9 +15,9 @@ import freehold
 from freehold import LLM
 from freehold.engine.constrain.constraint import Constraint
 from freehold.errors import UsageError
+from freehold.local.answering import AnswerDelta, AnswerText
 from freehold.local.constraints import ConstraintBuilder
 from freehold.local.prompt import Prompt, Prompter
-from freehold.local.text import AnswerDelta, AnswerText
 from freehold.serving import Job
 from freehold.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of

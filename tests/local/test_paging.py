@@ -10,7 +10,7 @@ import pytest
 
 import freehold
 from freehold.errors import CapacityExceeded
-from freehold.models.packing.paging import PagingForecast, read_rate
+from freehold.models.packing.packer import PagingForecast, read_rate
 from tests.vectors.files import write_gguf
 
 IDS = [7, 70, 20, 33, 90, 121, 8, 9]

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.local.answering import call_id
+from freehold.local.answering import AnswerDelta, AnswerText, call_id
 from freehold.local.prompt import Prompt
-from freehold.local.text import AnswerDelta, AnswerText
 from freehold.serving import Begin
 from freehold.tokenizer import tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of

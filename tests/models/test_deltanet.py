@@ -11,7 +11,7 @@ import pytest
 
 from freehold import _native as native
 from freehold.advisor import file_anatomy
-from freehold.advisor.size_keys import SizeKeys
+from freehold.advisor.file_anatomy import SizeKeys
 from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
@@ -19,7 +19,7 @@ from freehold.layers import kept_bytes, recurrent_bytes
 from freehold.models.binding.bind import read_source
 from freehold.models.families import kimi_linear, olmo_hybrid, qwen3next, qwen35
 from freehold.models.family import Cut, Layer
-from freehold.models.oracle.delta import DeltaVerbs
+from freehold.models.oracle.recurrent import DeltaVerbs
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.deltanet import DeltaNet, DeltaSizes
 from tests.engine import hybrids

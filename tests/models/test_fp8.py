@@ -10,7 +10,7 @@ import pytest
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, Tensor
 from freehold.formats.fields import Fields
-from freehold.models.binding.fp8 import join_scales
+from freehold.models.binding.bind import join_scales
 
 CODES = np.random.default_rng(5).integers(0, 120, (6, 20), np.uint8)  # all finite
 

@@ -18,7 +18,7 @@ from freehold.models.binding.mistral_names import usual_name
 from freehold.models.families import deepseek2, deepseek_sparse, mistral4
 from freehold.models.load import load_model
 from freehold.models.oracle.session import Oracle
-from freehold.models.tiny import tokens
+from freehold.models.tiny import make
 from freehold.models.tiny.containers import gguf_bytes, safetensors_bytes
 from tests.models.golden import BOUND, error, golden, native_logits, pieces, write_model
 from tests.vectors.files import gguf_tensors
@@ -54,7 +54,7 @@ def older(path: Path, kind: str) -> Path:
         one = kind if "attn_kv_b" in name else "F32"
         raw = gguf.quants.quantize(value, gguf.GGMLQuantizationType[one]).tobytes()
         stored[name] = QuantType[one], value.shape, raw
-    path.write_bytes(gguf_bytes(keys | tokens.gguf_keys(), stored))
+    path.write_bytes(gguf_bytes(keys | make.gguf_keys(), stored))
     return path
 
 
@@ -248,7 +248,7 @@ def test_a_damaged_tensor_is_named(name: str, how: str, tmp_path: Path):
         shape = (*found[full][1][:-1], 16)
         found[full] = QuantType.F32, shape, np.zeros(shape, np.float32).tobytes()
     path = tmp_path / "model.gguf"
-    path.write_bytes(gguf_bytes(FAMILIES["deepseek_v3"].gguf | tokens.gguf_keys(), found))
+    path.write_bytes(gguf_bytes(FAMILIES["deepseek_v3"].gguf | make.gguf_keys(), found))
     with pytest.raises(BadModelFile, match=f"blk.1.{name}.weight"):
         Oracle(path)
 

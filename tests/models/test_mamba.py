@@ -11,8 +11,7 @@ import pytest
 
 from freehold import _native as native
 from freehold.advisor import file_anatomy
-from freehold.advisor.file_anatomy import from_file
-from freehold.advisor.size_keys import SizeKeys
+from freehold.advisor.file_anatomy import SizeKeys, from_file
 from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields

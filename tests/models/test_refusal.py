@@ -14,8 +14,7 @@ from freehold.catalog.model import Structure
 from freehold.errors import UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.metadata import Metadata
-from freehold.models.binding.bind import check_structure, read_source, refusal
-from freehold.models.binding.unsupported import missing_part
+from freehold.models.binding.bind import check_structure, missing_part, read_source, refusal
 from freehold.models.families import naming, registered
 from tests.models.golden import write_model
 

@@ -625,7 +625,7 @@ def test_a_key_in_an_error_is_not_passed_on():
     ("older", "newer"), list(pairwise(["claude-3-7-sonnet-20250219", BOTH.model, NEW.model]))
 )
 def test_versions_are_read_from_names(older, newer):
-    from freehold.providers.anthropic.models import claude_of
+    from freehold.providers.anthropic.wire import claude_of
 
     assert claude_of(older) != claude_of(newer)
     assert claude_of(f"anthropic/{older}") == claude_of(older)

@@ -10,7 +10,7 @@ import pytest
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.cleaning import cleaned
 from freehold.providers.contract import Abilities, Kind, Provider, RemoteModel, Secret, UpstreamFault
-from freehold.providers.wires import wire_of
+from freehold.providers.upstream import wire_of
 from freehold.serving import EmbedJob, Job
 from freehold.types import Format, Image, Message, Tool, ToolCall
 from tests.providers.sending import ALL, FAMILY, HELLO, calls, chunks, joined, remote

@@ -6,7 +6,7 @@ import pytest
 
 from freehold.errors import FreeholdError
 from freehold.providers.contract import Abilities, Kind, Provider, RemoteModel
-from freehold.providers.wires import wire_of
+from freehold.providers.upstream import wire_of
 from freehold.serving import Job
 from freehold.types import Format, Image, Message, Tool, ToolCall
 

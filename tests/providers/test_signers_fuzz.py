@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import UnsupportedModel, UsageError
-from freehold.providers.anthropic.schema import fitted
+from freehold.providers.anthropic.wire import fitted
 from freehold.providers.contract import Kind, Provider, RemoteModel, UpstreamFault
-from freehold.providers.gemini.schema import subset
-from freehold.providers.wires import wire_of
+from freehold.providers.gemini.wire import subset
+from freehold.providers.upstream import wire_of
 from freehold.serving import Job
 from freehold.types import Image, Message, SignedThinking, Tool, ToolCall
 from tests.providers.standin.anthropic import AnthropicStandIn

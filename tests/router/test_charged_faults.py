@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import FreeholdError
-from freehold.router.rented import ProviderModels
+from freehold.router.opening import ProviderModels
 from freehold.serving import EmbedJob, Origin
 from tests.providers.standin import Answer, Fault, StandIn
 from tests.providers.standin.script import Tokens

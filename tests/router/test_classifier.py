@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from freehold.errors import EngineLost
-from freehold.router.classifier import MOST_PORTIONS, PORTION, Classifier
 from freehold.router.gateway import Label
+from freehold.router.labels import MOST_PORTIONS, PORTION, Classifier
 from freehold.types import Chunk, FinishReason
 
 LABEL = Label("private", classifier="small")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from freehold.router.rented import ProviderModels
+from freehold.router.opening import ProviderModels
 from freehold.server.app import routes
 from freehold.server.openapi import document
 from tests.providers.standin import Answer, StandIn

@@ -14,9 +14,8 @@ import pytest
 
 from freehold.router.gateway import Gateway
 from freehold.router.live import LiveGateway
-from freehold.router.toml.environment import KeptEnvironment
 from freehold.router.toml.mistakes import BadGateway
-from freehold.router.toml.outside import Outside
+from freehold.router.toml.outside import KeptEnvironment, Outside
 from tests.router.mistaken import KEY, SOUND
 
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring=lambda name: KEY)
@@ -147,7 +146,7 @@ def test_a_hidden_variable_is_found_at_the_next_reading(file: Path):
 def test_no_child_and_no_file_of_the_system_shows_a_hidden_variable():
     code = (
         "import os, subprocess, sys\n"
-        "from freehold.router.toml.environment import KeptEnvironment\n"
+        "from freehold.router.toml.outside import KeptEnvironment\n"
         "kept = KeptEnvironment()\n"
         "assert kept['A_KEY'] == 'sk-' + 'x1' * 8\n"
         "kept.hide()\n"

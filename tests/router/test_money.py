@@ -11,8 +11,8 @@ import pytest
 
 from freehold.errors import BudgetSpent
 from freehold.providers.contract import UpstreamFault
+from freehold.router.opening import ProviderModels
 from freehold.router.price import Price, TokenRates
-from freehold.router.rented import ProviderModels
 from freehold.serving import EmbedJob, Origin
 from freehold.types import Usage
 from tests.providers.standin import Answer, Fault, StandIn

@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 import pytest
 
-from freehold.catalog import prices, rates
+from freehold.catalog import prices
 from freehold.catalog.prices import Offer, PricedRequest
 from freehold.errors import UsageError
 from freehold.router.price import Price, TokenRates
@@ -41,7 +41,7 @@ def exact(offer: Offer) -> bool:
     return all(
         (value * PICO) % 1 == 0
         for start in (0, 10**9)
-        for found in (rates.rates_at(offer, start, DAY), rates.rates_at(offer, start, DAY, batch=True))
+        for found in (prices.rates_at(offer, start, DAY), prices.rates_at(offer, start, DAY, batch=True))
         if found is not None
         for value in (found.input, found.output, found.cached, found.written, found.written_hour)
     )
@@ -60,7 +60,7 @@ def asked(offer: Offer, usage: Usage, when: datetime, batch: bool) -> int | None
 @pytest.mark.heavy
 def test_every_model_of_the_table_costs_to_the_nano_dollar_what_its_seller_asks():
     draw, checked, inexact = random.Random(7), 0, 0
-    for offer in rates.all_listed():
+    for offer in prices.all_listed():
         price, whole = price_of(offer, DAY), exact(offer)
         inexact += not whole
         for batch in (False, True):
@@ -78,7 +78,7 @@ def test_every_model_of_the_table_costs_to_the_nano_dollar_what_its_seller_asks(
 
 
 def test_price_by_the_half_hour_holds_from_its_first_second_to_its_last():
-    offer = rates.listed("deepseek", "deepseek-chat")
+    offer = prices.listed("deepseek", "deepseek-chat")
     assert offer is not None
     price, usage = price_of(offer, DAY), Usage(1000, 500, 100)
     for second in (0, 1799, 1800, 59399, 59400, 86399):
@@ -88,8 +88,8 @@ def test_price_by_the_half_hour_holds_from_its_first_second_to_its_last():
 
 
 def test_announced_change_holds_from_its_day_without_a_reload():
-    offer = rates.listed("google", "gemini-3.6-flash")
-    assert offer is not None and rates.changes(offer, DAY.date())
+    offer = prices.listed("google", "gemini-3.6-flash")
+    assert offer is not None and prices.changes(offer, DAY.date())
     price, usage = price_of(offer, DAY), Usage(1000, 500)
     for start, _ in price.later:
         for when in (start - 1, start):
@@ -113,14 +113,14 @@ def test_thinking_costs_as_output_unless_its_seller_says_otherwise():
     price = resolve("openai", "gpt-5-mini")
     assert price is not None
     assert price.cost(Usage(0, 900, thought_tokens=800)) == price.cost(Usage(0, 900))
-    offer = rates.listed("perplexity", "sonar-deep-research")
+    offer = prices.listed("perplexity", "sonar-deep-research")
     assert offer is not None
     apart = price_of(offer, DAY).rates
     assert apart.thought == 3 * PICO != apart.output
 
 
 def test_seller_that_charges_a_request_charges_it_once():
-    offer = rates.listed("perplexity", "sonar")
+    offer = prices.listed("perplexity", "sonar")
     assert offer is not None
     price = price_of(offer, DAY)
     assert price.fee == 12 * FEE and price.cost(Usage(0, 0)) == 12_000_000
@@ -145,7 +145,7 @@ def test_what_no_table_prices_has_no_price(kind, model):
 
 def test_dearest_answer_costs_no_less_than_any_answer():
     draw = random.Random(11)
-    offers = [o for o in rates.all_listed() if o.provider in ("openai", "anthropic", "google", "deepseek")]
+    offers = [o for o in prices.all_listed() if o.provider in ("openai", "anthropic", "google", "deepseek")]
     for offer in draw.sample(offers, 150):
         price = price_of(offer, DAY)
         for batch in (False, True):
@@ -170,4 +170,4 @@ def test_prompt_at_the_edge_of_a_tier_is_not_beyond_it():
 
 
 def test_table_of_all_models_has_what_the_extra_file_adds():
-    assert {o.name for o in prices.offers()} <= {o.name for o in rates.all_listed()}
+    assert {o.name for o in prices.offers()} <= {o.name for o in prices.all_listed()}

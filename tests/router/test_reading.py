@@ -9,8 +9,7 @@ import pytest
 
 from freehold.providers.cleared import HOUSE
 from freehold.router.reading import read, read_text
-from freehold.router.toml.lines import line_numbers
-from freehold.router.toml.mistakes import BadGateway, Mistake
+from freehold.router.toml.mistakes import BadGateway, Mistake, line_numbers
 from freehold.router.toml.outside import Outside
 from tests.router.mistaken import KEY, SOUND, WRONG
 

@@ -10,9 +10,8 @@ from freehold.providers.cleared import HOUSE
 from freehold.providers.contract import Provider, RemoteModel
 from freehold.router.gateway import GatewayModel
 from freehold.router.ledger.rows import LedgerRow
-from freehold.router.owned_cost import OwnedMachine, busy_seconds, owned_machine
 from freehold.router.price import NANO, Price, TokenRates
-from freehold.router.savings import TOKENS, Savings, savings
+from freehold.router.savings import TOKENS, OwnedMachine, Savings, busy_seconds, owned_machine, savings
 from freehold.types import Usage
 
 DAY_S = 86_400.0

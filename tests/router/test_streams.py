@@ -14,7 +14,7 @@ import pytest
 
 from freehold.errors import FreeholdError, UpstreamFailed
 from freehold.providers.contract import UpstreamFault
-from freehold.router.rented import ProviderModels
+from freehold.router.opening import ProviderModels
 from tests.providers.standin import Answer, Fault, StandIn
 from tests.providers.standin.server import Received
 from tests.router.house import House, at_standin, gateway_of, job, open_house, within

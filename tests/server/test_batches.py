@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from freehold.errors import ContextOverflow, Overloaded
 from freehold.server.batches import desk as desks
 from freehold.server.batches import filestore
-from freehold.server.batches import lines as linefiles
+from freehold.server.batches import record as linefiles
 from freehold.server.batches.desk import Desk, NewBatch
 from freehold.server.batches.filestore import FileBounds
 from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
-from freehold.server.batches.lines import check_lines
+from freehold.server.batches.record import check_lines
 from freehold.server.core.keys import LOOK_S, KeyFile, Ring, key_of, made
 from freehold.server.core.problems import Refused
 from tests.server.conftest import Running
@@ -165,7 +165,7 @@ def test_a_file_with_wrong_lines_fails_whole_and_says_where(batches, content, co
 
 
 def test_bounds_on_lines_hold(tmp_path, monkeypatch):
-    from freehold.server.batches import lines as bounds
+    from freehold.server.batches import record as bounds
 
     path = tmp_path / "x"
     path.write_bytes(jsonl([line(str(i)) for i in range(5)]))

@@ -281,7 +281,7 @@ def test_an_upload_that_trickles_is_given_up():
 
 
 def test_a_line_of_a_batch_has_the_limits_of_a_body(serving, tmp_path):
-    from freehold.server.batches.lines import check_lines
+    from freehold.server.batches.record import check_lines
 
     line = b'{"custom_id":"%d","method":"POST","url":"/v1/completions","body":{"model":"m","x":%b}}\n'
     (tmp_path / "lines").write_bytes(line % (1, b"[]") + line % (2, lists(MOST.body_containers)))

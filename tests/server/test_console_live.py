@@ -9,8 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-from freehold.server.console.live import LiveFeed
-from freehold.server.console.look import quantile
+from freehold.server.console.live import LiveFeed, quantile
 from freehold.server.core.keys import Ring
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT

@@ -15,8 +15,15 @@ import httpx2
 import pytest
 
 from freehold.chats.folder import ChatFolder
-from freehold.chats.tools import ToolAnswer, ToolDesk, ToolQuestion, ToolResult, ToolStep
-from freehold.chats.types import ChatSettings, SavedMessage
+from freehold.chats.types import (
+    ChatSettings,
+    SavedMessage,
+    ToolAnswer,
+    ToolDesk,
+    ToolQuestion,
+    ToolResult,
+    ToolStep,
+)
 from freehold.chats.writer import ChatWriter
 from freehold.errors import CapacityExceeded, EngineLost
 from freehold.providers.demands import NEVER_DROPS

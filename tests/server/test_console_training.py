@@ -9,9 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from freehold.adapt import registry
-from freehold.adapt.receipt import receipt
 from freehold.adapt.registry import note, noted
-from freehold.adapt.run import RunFolder
+from freehold.adapt.run import RunFolder, receipt
 from freehold.cli.eval import command as evaluate
 from freehold.config import load_settings
 from freehold.server.core.keys import Ring

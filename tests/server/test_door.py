@@ -17,9 +17,8 @@ from freehold import catalog
 from freehold.errors import CapacityExceeded, ContextOverflow, ModelNotFound, UsageError
 from freehold.formats.adapter_names import unknown_adapter
 from freehold.server.core.accounts import Accounts
-from freehold.server.core.hints import hint_for
 from freehold.server.core.keys import Key, Ring, hashed
-from freehold.server.core.problems import Refused, problem
+from freehold.server.core.problems import Refused, hint_for, problem
 from freehold.server.core.tls import checked
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT
@@ -386,7 +385,7 @@ def test_protocols_ask_models_through_the_key_s_view_of_them():
         "generating.py",
         "create.py",
     }
-    behind = owners | {"usage.py", "look.py", "titles.py"}
+    behind = owners | {"usage.py", "live.py", "titles.py"}
     for path in server.rglob("*.py"):
         assert path.name in behind or "server.models" not in path.read_text(), f"{path.name}: say call.models"
 

@@ -22,7 +22,7 @@ from freehold.server.core import uploads
 from freehold.server.core.keys import Ring, key_of
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
-from freehold.server.openai.upload import read_form
+from freehold.server.openai.files import read_form
 from freehold.store import space
 from tests.server.conftest import Running
 from tests.server.test_streams import connect, eventually, until

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
+from freehold.server.openai.completions import CompletionRequest
 from freehold.server.openai.fields.chat import ChatRequest
-from freehold.server.openai.fields.completions import CompletionRequest
 from freehold.server.openai.responses.fields import ResponseRequest
 from freehold.server.openai.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.conftest import JSON

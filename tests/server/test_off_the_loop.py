@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from freehold.errors import UsageError
 from freehold.server import app
 from freehold.server.anthropic import messages as anthropic
-from freehold.server.batches.lines import BatchLine
+from freehold.server.batches.record import BatchLine
 from freehold.server.core import bodies, limits, numbers
 from freehold.server.core.answering import Answering
 from freehold.server.core.bodies import LOOP_BYTES
@@ -28,8 +28,8 @@ from freehold.server.core.longjson import in_pieces, long_list
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.core.turns import LoopTurns
-from freehold.server.ollama import abilities
-from freehold.server.ollama import chat as ollama
+from freehold.server.ollama import cards
+from freehold.server.ollama import generating as ollama
 from freehold.server.ollama import models as ollama_models
 from freehold.server.ollama.fields import MAX_UNANSWERED, CallIds
 from freehold.server.openai import chat as openai
@@ -37,8 +37,7 @@ from freehold.server.openai import completions, embeddings, tokens
 from freehold.server.openai.fields import structured
 from freehold.server.openai.fields.chat import ChatRequest
 from freehold.server.openai.fields.messages import ChatMessage
-from freehold.server.openai.responses.fields import LOGPROBS
-from freehold.server.openai.responses.items import read_items
+from freehold.server.openai.responses.fields import LOGPROBS, read_items
 from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.store import Keeping
 from freehold.serving import MAX_TEXTS, MAX_TOOLS
@@ -437,7 +436,7 @@ def test_lists_and_show_do_not_wait_for_a_template_that_does_not_end(serving, mo
     keys = {"tokenizer.chat_template": template}
     server.store.pull(str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0", keys=keys)))
     monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
-    monkeypatch.setattr(abilities, "_read_abilities", endless)
+    monkeypatch.setattr(cards, "_read_abilities", endless)
     said = "tiny is being checked"
     try:
         show = server.client.post("/api/show", json={"model": "tiny"}).json()
@@ -471,7 +470,7 @@ def test_a_server_that_ends_waits_for_no_template_that_was_not_begun(serving, mo
         keys = {"tokenizer.chat_template": template}
         server.store.pull(str(write_gguf("llama", tmp_path / f"{name}.gguf", dtype="Q8_0", keys=keys)))
     monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
-    monkeypatch.setattr(abilities, "_read_abilities", endless)
+    monkeypatch.setattr(cards, "_read_abilities", endless)
     try:
         asyncio.run_coroutine_threadsafe(ollama_models._cards_of(server.store), server.loop).result(60)
         assert len(ollama_models._checking) == 3

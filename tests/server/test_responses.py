@@ -14,7 +14,7 @@ from freehold.server.core.limits import ServerLimits
 from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.responses import routes
-from freehold.server.openai.responses.items import read_items
+from freehold.server.openai.responses.fields import read_items
 from freehold.server.openai.responses.store import Bounds, Keeping, Responses, StoredItem
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running

@@ -10,7 +10,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
 from freehold.store import progress
-from freehold.store.events import Finished, Planned, Progress
+from freehold.store.contract import Finished, Planned, Progress
 from freehold.store.progress import watching
 
 EVENTS = (

@@ -13,7 +13,8 @@ from tokenizers import models, normalizers
 from freehold._native import Bpe, Strings
 from freehold.errors import BadModelFile, UsageError
 from freehold.stopping import Stopped, stops_when
-from freehold.tokenizer import encoders, pretokenizers
+from freehold.tokenizer import encoders
+from freehold.tokenizer import vocab as pretokenizers
 from freehold.tokenizer.core import byte_alphabet
 from freehold.tokenizer.encoders import library_encoder, marking_encoder, merging_encoder
 

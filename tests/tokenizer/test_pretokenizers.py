@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import UnsupportedModel
-from freehold.tokenizer import pretokenizers
+from freehold.tokenizer import vocab
 from tests.tokenizer import toys
 from tests.vectors.make_words import digest
 
@@ -18,7 +18,7 @@ _BYTES = {symbol: byte for byte, symbol in enumerate(toys.byte_symbols())}
 
 
 def words(name, text):
-    pieces = pretokenizers.lookup(name).pre_tokenizer().pre_tokenize_str(text)
+    pieces = vocab.lookup(name).pre_tokenizer().pre_tokenize_str(text)
     return [bytes(_BYTES[char] for char in piece).decode() for piece, _ in pieces]
 
 
@@ -46,7 +46,7 @@ def test_text_is_cut_into_the_models_words(name, text, expected):
     assert words(name, text) == expected
 
 
-@pytest.mark.parametrize("name", [name for name in pretokenizers.KNOWN if name != "gemma4"])
+@pytest.mark.parametrize("name", [name for name in vocab.KNOWN if name != "gemma4"])
 @pytest.mark.parametrize(
     "text", ["", " ", "\r\n\r", "👩‍👩‍👧 é\u0301 שָׁלוֹם ١٢٣ ½ ＡＢ", "\x00\ufeff\u2028", "'" * 30, "a" * 3000]
 )
@@ -56,12 +56,12 @@ def test_no_pattern_loses_a_character(name, text):
 
 def test_unknown_name_is_refused():
     with pytest.raises(UnsupportedModel, match=r"no tokenizer\.ggml\.pre"):
-        pretokenizers.lookup("")
+        vocab.lookup("")
 
 
 @pytest.mark.parametrize("name, expected", json.loads((VECTORS / "words.json").read_text()).items())
 def test_nasty_strings_are_cut_as_the_models_own_files_cut_them(name, expected):
-    spec = pretokenizers.lookup(name)
+    spec = vocab.lookup(name)
     normalizer, cutter = spec.normalizer(), spec.pre_tokenizer()
 
     def cut(text: str) -> list[str]:

@@ -13,8 +13,7 @@ from threading import Thread
 import pytest
 
 from freehold.errors import UpstreamFailed, UsageError
-from freehold.tools.mcp.addresses import refusal, resolved
-from freehold.tools.mcp.configured import tool_server, tool_servers
+from freehold.tools.mcp.configured import refusal, resolved, tool_server, tool_servers
 
 FORBIDDEN = [
     *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),

@@ -14,14 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from freehold.chats.tools import ToolResult
+from freehold.chats.types import ToolResult
 from freehold.errors import DeadlineExceeded, Overloaded
 from freehold.tools.mcp import connection as connections
-from freehold.tools.mcp import pool as pools
+from freehold.tools.mcp import use as pools
 from freehold.tools.mcp.configured import tool_server
 from freehold.tools.mcp.connection import ToolConnection
-from freehold.tools.mcp.pool import MOST
-from freehold.tools.mcp.use import RunTools
+from freehold.tools.mcp.use import MOST, RunTools
 from tests.tools.world import CALL, HOSTILE, Desk, below, pool, program
 
 pytest.importorskip("mcp")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from freehold.chats.tools import ToolResult
+from freehold.chats.types import ToolResult
 from freehold.engine.constrain.grammar import LIMITS
 from freehold.engine.constrain.trial_compile import try_compile
 from freehold.tokenizer.dialects.grammar import lark, lark_of_bare

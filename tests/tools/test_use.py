@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from freehold.chats.tools import ToolAnswer
+from freehold.chats.types import ToolAnswer
 from freehold.tools.mcp.permissions import Permissions, permissions_file
 from freehold.tools.mcp.use import MAX_CALLS, RunTools
 from freehold.types import ToolCall

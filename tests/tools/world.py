@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from freehold.chats.tools import ToolAnswer, ToolQuestion, ToolStep
-from freehold.tools.mcp.pool import ToolServers
+from freehold.chats.types import ToolAnswer, ToolQuestion, ToolStep
+from freehold.tools.mcp.use import ToolServers
 from freehold.types import ToolCall
 
 HOSTILE = Path(__file__).parent / "hostile.py"

@@ -16,8 +16,7 @@ import gguf
 import numpy as np
 
 from freehold.models.load import LoadedModel
-from freehold.models.tiny.draw import noise_of
-from freehold.models.tiny.make import TinyConfig, declared, in_gguf_order
+from freehold.models.tiny.make import TinyConfig, declared, in_gguf_order, noise_of
 from tests.vectors import files, weights
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

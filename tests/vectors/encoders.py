@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from freehold.models.tiny.containers import safetensors_bytes
-from freehold.models.tiny.draw import tensor
-from freehold.models.tiny.tokens import VOCAB
+from freehold.models.tiny.make import VOCAB, tensor
 
 LENGTHS = (
     1,

@@ -18,7 +18,7 @@ import numpy as np
 from freehold.formats import QuantType
 from freehold.models.tiny import make
 from freehold.models.tiny.containers import safetensors_bytes
-from freehold.models.tiny.tokens import (
+from freehold.models.tiny.make import (
     BOS,
     CHAT_TEMPLATE,
     EOS,

@@ -10,8 +10,7 @@ import zlib
 import numpy as np
 
 from freehold.models.tiny import make
-from freehold.models.tiny.make import TinyConfig
-from freehold.models.tiny.tokens import VOCAB
+from freehold.models.tiny.make import VOCAB, TinyConfig
 
 LENGTH = 48  # tokens of a golden sequence; longer than every sliding window in use
 PREFILL = 20  # tokens of the first call in the second path; the others follow one by one

@@ -18,10 +18,8 @@ from freehold.serving import EmbedJob, Job
 from freehold.store import ModelRef, Store
 from freehold.store.create import make
 from freehold.store.modelfile import Recipe
-from freehold.worker.adapted import AdaptedHandle
-from freehold.worker.models import EngineModels
+from freehold.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
 from freehold.worker.options import EngineOptions
-from freehold.worker.overlaid import OverlaidHandle
 from tests.vectors.adapters import ATTENTION, Case, write_gguf, write_peft
 from tests.worker.conftest import answers, tokens
 

@@ -31,9 +31,7 @@ from freehold.serving import (
 from freehold.store import Store
 from freehold.store.overlays import Overlay
 from freehold.types import Chunk, Message
-from freehold.worker.adapted import AdaptedHandle
-from freehold.worker.models import EngineModels
-from freehold.worker.overlaid import OverlaidHandle
+from freehold.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
 from freehold.worker.wire import Script
 from tests.server.fakes import FakeModels
 

@@ -15,8 +15,8 @@ import freehold
 from freehold import _native as native
 from freehold.config import Settings
 from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
-from freehold.router.toml.environment import KeptEnvironment
-from freehold.server.core.hints import hint_for
+from freehold.router.toml.outside import KeptEnvironment
+from freehold.server.core.problems import hint_for
 from freehold.serving import Job
 from freehold.store import ModelRef, Store
 from freehold.store.create import make

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from freehold.worker.process.queues import NICE, IntakeQueue
+from freehold.worker.process.intake import NICE, IntakeQueue
 
 
 class Held:

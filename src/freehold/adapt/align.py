@@ -2,51 +2,49 @@
 
 Direct preference optimisation against the model without its adapter, with a likelihood term that keeps the chosen
 answers likely. What was learnt is measured on pairs whose prompts were not trained on.
-Path: cli/align -> align -> alignment.batches, alignment.losses -> TrainingLoop -> RunFolder.finish
+Path: cli/align -> align -> PairReference, preference_loss -> TrainingLoop -> RunFolder.finish
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.alignment.batches import (
-    PairReference,
-    PairRow,
-    all_sums,
-    lengths,
-    pair_rows,
-    passes,
-    sums,
-)
-from freehold.adapt.alignment.losses import preference_loss
-from freehold.adapt.alignment.pairs import Pair, contradictions, read_pairs
-from freehold.adapt.as_served import mismatch, served_log_probs
-from freehold.adapt.base import check_base
 from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, notes
-from freehold.adapt.lines import check_apart, held_out
-from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import model_digest, receipt, template_digest
-from freehold.adapt.rows import AnswerRows
-from freehold.adapt.run import RunFolder
-from freehold.adapt.sampling import open_sampling
-from freehold.adapt.settings import AdapterSettings
+from freehold.adapt.licences import base_licence, check_base, notes
+from freehold.adapt.lines import (
+    DataLines,
+    check_apart,
+    check_keys,
+    conversation,
+    held_out,
+    messages_of,
+    read_lines,
+    text_of,
+)
+from freehold.adapt.loop import AdapterSettings, TrainingLoop
+from freehold.adapt.rows import AnswerRow, AnswerRows
+from freehold.adapt.run import RunFolder, model_digest, receipt, template_digest
+from freehold.adapt.sampling import mismatch, open_sampling, served_log_probs
 from freehold.adapt.teaching.control import still_known
-from freehold.adapt.teaching.nearness import Nearness
-from freehold.adapt.teaching.replay import written
-from freehold.adapt.training.order import Order
-from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.teaching.course import Nearness, written
+from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
-from freehold.errors import UsageError
+from freehold.errors import FreeholdError, UsageError
 from freehold.store import ModelRef
+from freehold.types import Message
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 UNEVEN = 1.25  # ratio of lengths, either way, above which a note says so
 SERVED_PAIRS = 16  # that the engine is asked about
@@ -324,3 +322,222 @@ def _counted(rows: Sequence[PairRow], data: _PairData) -> dict[str, Any]:
         "length_ratio": sizes.ratio,
         "contradictions": len(contradictions([*data.trained, *data.tested])),
     }
+
+
+# --- pairs as token rows, their summed log-probabilities, and the reference's, each computed once ---
+# The reference is the model without its adapter, by the same arithmetic as the one that learns: the engine's
+# own log-probabilities differ from it by some hundredths of a nat per token (its activations are 8 bits wide),
+# so with them the first margin would not be 0. They are taken in the step that first needs them, and kept.
+
+F32 = NDArray[np.float32]
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Both answers of a pair as token rows."""
+
+    chosen: AnswerRow
+    rejected: AnswerRow
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both rows."""
+        return len(self.chosen.ids) + len(self.rejected.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PairLengths:
+    """How long answers are, in tokens. `ratio`: mean chosen to mean rejected."""
+
+    chosen: float
+    rejected: float
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 where chosen answers are the longer ones: a model then learns length too."""
+        return self.chosen / self.rejected
+
+
+def pair_rows(rows: AnswerRows, pairs: Sequence[Pair], path: Path) -> list[PairRow]:
+    """Encode pairs of the file at `path`. Raises UsageError naming the lines that are too long."""
+    encoded: list[PairRow] = []
+    bad: list[str] = []
+    for pair in pairs:
+        try:
+            both = (rows.row(pair.messages, text) for text in (pair.chosen, pair.rejected))
+            encoded.append(PairRow(*both))
+        except FreeholdError as e:
+            bad.append(f"line {pair.line}: {e.message}")
+    if bad:
+        more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
+        raise UsageError(
+            f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "shorten these pairs, or raise --max-length"
+        )
+    return encoded
+
+
+def lengths(pairs: Sequence[PairRow]) -> PairLengths:
+    """Return the mean lengths of the answers."""
+    chosen = [len(pair.chosen.answer) for pair in pairs]
+    rejected = [len(pair.rejected.answer) for pair in pairs]
+    return PairLengths(float(np.mean(chosen)), float(np.mean(rejected)))
+
+
+def passes(pairs: Sequence[PairRow]) -> Iterator[Sequence[PairRow]]:
+    """Cut pairs into runs that one pass computes: of PASS_TOKENS, one pair at least."""
+    return parts(pairs, lambda pair: pair.tokens, PASS_TOKENS)
+
+
+def sums(
+    trainee: Trainee, pairs: Sequence[PairRow], *, adapter: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed log-probabilities of chosen and of rejected answers, float32 [pairs]; differentiable."""
+    import torch
+
+    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+    wanted = [row.wanted for row in rows]
+    log_probs = trainee.log_probs([row.ids for row in rows], wanted=wanted, adapter=adapter)
+    each = torch.stack([one.sum() for one in log_probs])
+    return each[0::2], each[1::2]
+
+
+def all_sums(trainee: Trainee, pairs: Sequence[PairRow], *, adapter: bool = True) -> F32:
+    """Return the sums of many pairs without gradients: float32 [pairs, 2], chosen and rejected."""
+    import torch
+
+    with torch.no_grad():
+        parts = [torch.stack(sums(trainee, part, adapter=adapter), 1) for part in passes(pairs)]
+    return torch.cat(parts).numpy()
+
+
+class PairReference:
+    """The reference's sums of each training pair: NaN until the pair was first seen."""
+
+    def __init__(self, count: int) -> None:
+        self.values = np.full((count, 2), np.nan, np.float32)
+
+    def of(self, trainee: Trainee, indices: NDArray[np.int64], pairs: Sequence[PairRow]) -> torch.Tensor:
+        """Return the sums of these pairs, float32 [pairs, 2]."""
+        import torch
+
+        if np.isnan(self.values[indices]).any():
+            with torch.no_grad():
+                self.values[indices] = torch.stack(sums(trainee, pairs, adapter=False), 1).numpy()
+        return torch.from_numpy(self.values[indices])
+
+
+# --- the preference loss (DPO, Rafailov 2023) with a likelihood term on what was chosen -------------
+#     margin = beta * [(log p(chosen) - log r(chosen)) - (log p(rejected) - log r(rejected))]
+#     loss = -(1 - smoothing) * log sigmoid(margin) - smoothing * log sigmoid(-margin) - nll * mean log p(chosen)
+# p is the model with its adapter, r the reference: the model without. Log-probabilities are sums over an
+# answer's tokens: a mean would pay for length. The first margin is 0, so the first loss without its last term
+# is ln 2. The loss falls also where both answers become unlikely, the chosen one less so; the likelihood term
+# is against that. Smoothing is the share of labels taken to be wrong (Chowdhury 2024, without its bias term).
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceLoss:
+    """What some pairs add to the loss of their batch. `loss` is differentiable, `margins` [pairs] are not scaled."""
+
+    loss: Tensor
+    preference: float  # summed over the pairs, without the likelihood term: ln 2 a pair before the first step
+    nll: float  # of the chosen answers, summed over their tokens
+    margins: Tensor
+
+
+def preference_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+    smoothing: float = 0.0,
+    nll: float = 0.0,
+    pairs: int = 0,
+    tokens: int = 1,
+) -> PreferenceLoss:
+    """Return the loss of pairs, given each answer's summed log-probabilities, float32 [pairs].
+
+    `pairs`, `tokens`: those of the whole batch and of its chosen answers, where this is a part of it; 0: these.
+    """
+    from torch.nn.functional import logsigmoid
+
+    margins = (chosen - reference_chosen) - (rejected - reference_rejected)
+    scaled = beta * margins
+    preference = -((1 - smoothing) * logsigmoid(scaled) + smoothing * logsigmoid(-scaled)).sum()
+    likelihood = -chosen.sum()
+    loss = preference / (pairs or len(chosen)) + nll * likelihood / tokens
+    return PreferenceLoss(loss, float(preference.detach()), float(likelihood.detach()), margins.detach())
+
+
+# --- a user's preferences: pairs of answers to one prompt, of which one is chosen -------------------
+#     {"prompt": "When did it start?", "chosen": "2024-03-01", "rejected": "On March the first."}
+#     {"messages": [{"role": "system", ...}, {"role": "user", ...}], "chosen": "...", "rejected": "..."}
+#     {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [the same until the answer]}
+
+_KEYS = ("prompt", "messages", "chosen", "rejected")
+_EXAMPLE = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt."""
+
+    line: int
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+    @property
+    def prompt(self) -> str:
+        """The conversation before the answer as one text: equal texts are one prompt."""
+        return "\0".join(f"{m.role}\1{m.content}" for m in self.messages)
+
+
+def read_pairs(path: Path) -> DataLines[Pair]:
+    """Read a file of pairs. Raises UsageError naming every bad line, with equal answers and repeated pairs too."""
+    return read_lines(path, _pair, _EXAMPLE, same=lambda p: (p.prompt, p.chosen, p.rejected))
+
+
+def contradictions(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
+    """Return the lines of pairs that choose what another rejects, for the same prompt."""
+    seen: dict[tuple[str, str, str], int] = {}
+    contradicting: list[tuple[int, int]] = []
+    for pair in pairs:
+        opposite = seen.get((pair.prompt, pair.rejected, pair.chosen))
+        if opposite is not None:
+            contradicting.append((opposite, pair.line))
+        seen[pair.prompt, pair.chosen, pair.rejected] = pair.line
+    return contradicting
+
+
+def _pair(number: int, table: Mapping[str, Any]) -> Pair:
+    check_keys(table, _KEYS)
+    if isinstance(table.get("chosen"), list) or isinstance(table.get("rejected"), list):
+        return _of_conversations(number, table)
+    pair = Pair(number, conversation(table), text_of(table, "chosen"), text_of(table, "rejected"))
+    return _checked(pair)
+
+
+def _of_conversations(number: int, table: Mapping[str, Any]) -> Pair:
+    """Read two whole conversations, as data sets of preferences are often published; `prompt` repeats what they say."""
+    chosen = messages_of(table.get("chosen"), last="assistant")
+    rejected = messages_of(table.get("rejected"), last="assistant")
+    before = chosen[:-1]
+    if before != rejected[:-1]:
+        raise UsageError("chosen and rejected differ before their last message")
+    if not before:
+        before = conversation({k: v for k, v in table.items() if k in ("prompt", "messages")})
+    if before[-1].role != "user":
+        raise UsageError("the message before the answer must be the user's")
+    return _checked(Pair(number, before, chosen[-1].content, rejected[-1].content))
+
+
+def _checked(pair: Pair) -> Pair:
+    if pair.chosen == pair.rejected:
+        raise UsageError("chosen and rejected are the same")
+    if pair.chosen.strip() == pair.rejected.strip():
+        raise UsageError("chosen and rejected differ in blanks alone")
+    return pair

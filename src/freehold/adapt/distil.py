@@ -3,45 +3,43 @@
 Sequence-level across tokenizers: the teacher answers, faulty answers are rejected, the student learns the rest. With
 `on_policy`, where both have the same tokens: the student answers, and the teacher says at each token how likely it was.
 Prompts with a judge measure teacher and student on those that were not trained on, as served.
-Path: cli/distil -> distil -> AnswerBook, distillation.learning -> TrainingLoop -> RunFolder.finish
+Path: cli/distil -> distil -> AnswerBook -> TrainingLoop -> RunFolder.finish
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from freehold.adapt.as_served import mismatch, served_log_probs
-from freehold.adapt.base import check_base
-from freehold.adapt.distillation.answers import AnswerBook, Taught
-from freehold.adapt.distillation.learning import OnPolicyCourse, PromptRow
-from freehold.adapt.distillation.prompts import TeacherPrompt, read_prompts
-from freehold.adapt.distillation.scores import judged_prompts, marked, passed
+from freehold.adapt.answers import AnswerBook, Taught, TeacherPrompt, judged, read_prompts
 from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, notes, teaching
+from freehold.adapt.licences import base_licence, check_base, notes, teaching
 from freehold.adapt.lines import DataLines, check_apart, held_out
-from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import model_digest, receipt, template_digest
+from freehold.adapt.loop import AdapterSettings, TrainingLoop
 from freehold.adapt.rows import AnswerRow, AnswerRows
-from freehold.adapt.run import RunFolder
-from freehold.adapt.sampling import SamplingModel, open_sampling
-from freehold.adapt.settings import AdapterSettings
+from freehold.adapt.run import RunFolder, model_digest, receipt, template_digest
+from freehold.adapt.sampling import GREEDY, SamplingModel, mismatch, open_sampling, served_log_probs
 from freehold.adapt.teaching.control import still_known
-from freehold.adapt.teaching.course import TeachingCourse
-from freehold.adapt.teaching.replay import written
-from freehold.adapt.training.order import Order
-from freehold.adapt.training.steps import Optimizer
-from freehold.adapt.training.trainee import Trainee, check_trainable
+from freehold.adapt.teaching.course import TeachingCourse, written
+from freehold.adapt.training.head import VOCAB_SLICE, Head, HeadSlice, divergence
+from freehold.adapt.training.steps import Optimizer, Order, parts
+from freehold.adapt.training.trainee import States, Trainee, check_trainable
 from freehold.advisor.facts import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
+from freehold.models.lora import Adapter
 from freehold.store import ModelRef
 from freehold.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
 
 ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
 ADAPTER = "tuned"  # its name in the engine that measures it
@@ -388,3 +386,152 @@ def _common(loop: TrainingLoop) -> dict[str, Any]:
         "speed": loop.speed(),
         "cpu_seconds": loop.cpu_seconds,
     }
+
+
+# --- scores of teacher and student on prompts with judges -------------------------------------------
+# Greedy answers, as served, by the same faults for both.
+
+
+def marked(
+    model: SamplingModel, questions: Sequence[TeacherPrompt], max_tokens: int, adapter: Adapter | None = None
+) -> list[bool]:
+    """Return for each judged prompt whether the greedy answer has no fault, as the teacher's are judged."""
+    with_judge = judged_prompts(questions)
+    prompts = [model.render(q.messages) for q in with_judge]
+    samples = model.sample(
+        prompts, seeds=[0] * len(with_judge), max_tokens=max_tokens, sampling=GREEDY, adapter=adapter
+    )
+    return [
+        not judged(q, answer, model.tokenizer, 1, len(answer.ids)).why
+        for q, [answer] in zip(with_judge, samples, strict=True)
+    ]
+
+
+def judged_prompts(questions: Sequence[TeacherPrompt]) -> list[TeacherPrompt]:
+    """Return those that have a judge."""
+    return [q for q in questions if q.check is not None]
+
+
+def passed(unseen: Sequence[Taught]) -> float | None:
+    """Return the share of judged answers without a fault; None where none is judged."""
+    return float(np.mean([not taught.why for taught in unseen])) if unseen else None
+
+
+# --- a step of a student that learns from its own answers, judged by a teacher token by token -------
+# The student samples with the adapter of this step, the teacher prefills what was sampled, and the loss is
+# KL(student || teacher) at each token over the whole vocabulary; the log-ratio of the drawn token alone would
+# be a noisy estimate of it. Source: arXiv 2306.13649 (GKD, lambda 1, beta 1).
+
+# Tokens of answers whose teacher's logits are in memory at once: 151,936 floats a token are 0.6 MB, so 156 MB.
+JUDGED_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt as the student's and the teacher's server would render it. `line`: its seed follows from it."""
+
+    line: int
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class OnPolicyCourse:
+    """Learns from its own answers. `student` and `teacher` are engines; the student's has the trainee's weights."""
+
+    trainee: Trainee
+    optimizer: Optimizer
+    student: SamplingModel
+    teacher: SamplingModel
+    prompts: Sequence[PromptRow]
+    order: Order
+    max_tokens: int
+    samples: int = 1
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Sample, have the teacher read, learn; return the step's line."""
+        import torch
+
+        prompts = [self.prompts[i] for i in self.order.of(step)]
+        adapter = self.student.packed(self.trainee.pairs(), self.trainee.scale)
+        seeds = [_seed(self.order.seed, step, one.line) for one in prompts]
+        samples = self.student.sample(
+            [one.student for one in prompts],
+            self.samples,
+            seeds=seeds,
+            max_tokens=self.max_tokens,
+            adapter=adapter,
+        )
+        drawn = [(one, answer) for one, answers in zip(prompts, samples, strict=True) for answer in answers]
+        tokens = sum(len(answer.ids) for _, answer in drawn)
+        total, gaps = 0.0, []
+        for part in parts(drawn, lambda each: len(each[1].ids), JUDGED_TOKENS):
+            rows = [AnswerRow((*one.student, *answer.ids), len(one.student)) for one, answer in part]
+            wanted = [row.wanted for row in rows]
+            logits = [self.teacher.answer_logits(one.teacher, answer.ids) for one, answer in part]
+            states = self.trainee.states([row.ids for row in rows], wanted=wanted)
+            judged = given_states(logits, states.head.matrix.rows)
+            kl = divergence(states.rows, states.head, judged.rows, judged.head, reverse=True)
+            loss = kl.sum() / tokens
+            loss.backward()
+            total += float(loss.detach())
+            with torch.no_grad():
+                own = states.log_probs().detach().numpy()
+            gaps.append(own - np.concatenate([answer.logprobs for _, answer in part]))
+        gap = np.concatenate(gaps)
+        rate = self.optimizer.rate
+        return {
+            "loss": total,
+            "tokens": tokens,
+            "cut": float(np.mean([answer.finish_reason == "length" for _, answer in drawn])),
+            "mismatch": float(np.abs(gap).mean()),
+            "gradient": self.optimizer.step(),
+            "rate": rate,
+        }
+
+
+def _seed(seed: int, step: int, line: int) -> int:
+    return int(np.random.SeedSequence((seed, step, line)).generate_state(1, np.uint64)[0] >> 1)
+
+
+# --- a teacher's logits as the engine computed them, where training/head.py expects a head ----------
+# The divergence of a student from its teacher is taken over the whole vocabulary, slice by slice. A teacher
+# in torch would need all its layers there; the engine's prompt pass is several times cheaper.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GivenHead:
+    """A head whose rows of activations are logits already. `rows`: of the student's vocabulary."""
+
+    rows: int
+    matrix: None = None  # no student's head is the same
+
+    def slices(self) -> Iterator[HeadSlice]:
+        """Yield slices that match those of a head with as many rows."""
+        for first in range(0, self.rows, VOCAB_SLICE):
+            yield cast(HeadSlice, _GivenSlice(first, min(VOCAB_SLICE, self.rows - first)))
+
+
+@dataclass(frozen=True, slots=True)
+class _GivenSlice:
+    first: int
+    count: int
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the columns of this slice."""
+        return rows[:, self.first : self.first + self.count]
+
+
+def given_states(logits: list[NDArray[np.float32]], vocabulary: int) -> States:
+    """Return a teacher's states from the logits of each row's wanted tokens, [wanted tokens, V] each.
+
+    `vocabulary`: rows of the student's head. Columns after it are padding of a longer one, and left out; a shorter
+    one's missing columns are padding as well, and have no probability.
+    """
+    import torch
+
+    rows = np.concatenate(logits)[:, :vocabulary]
+    if rows.shape[1] < vocabulary:
+        rows = np.pad(rows, ((0, 0), (0, vocabulary - rows.shape[1])), constant_values=-1e4)
+    head = cast(Head, GivenHead(vocabulary))
+    return States(torch.from_numpy(rows), head, torch.zeros(0, dtype=torch.int64), tuple(map(len, logits)))

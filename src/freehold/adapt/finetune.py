@@ -8,39 +8,43 @@ Path: cli/finetune -> Lessons.read -> finetune -> teaching.course -> TrainingLoo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from freehold.adapt.as_served import mismatch, served_log_probs
-from freehold.adapt.base import check_base
 from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, notes
-from freehold.adapt.lines import DataLines
-from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import model_digest, receipt, template_digest
+from freehold.adapt.licences import base_licence, check_base, notes
+from freehold.adapt.lines import DataLines, check_keys, conversation, messages_of, read_lines, text_of
+from freehold.adapt.loop import AdapterSettings, TrainingLoop
 from freehold.adapt.rows import AnswerRow, AnswerRows
-from freehold.adapt.run import RunFolder
-from freehold.adapt.sampling import SamplingModel, open_sampling
-from freehold.adapt.settings import AdapterSettings
+from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, receipt, template_digest
+from freehold.adapt.sampling import SamplingModel, mismatch, open_sampling, served_log_probs
 from freehold.adapt.teaching.control import compared_facts, known_facts, text_loss
-from freehold.adapt.teaching.course import TeachingCourse
-from freehold.adapt.teaching.exam import Exam, before_after, read_exam
-from freehold.adapt.teaching.preflight import SHOWN, mask_note, shown
-from freehold.adapt.teaching.replay import written
-from freehold.adapt.teaching.samples import ChatSample, read_samples
-from freehold.adapt.training.order import Order
+from freehold.adapt.teaching.course import TeachingCourse, written
 from freehold.adapt.training.save import GGUF
+from freehold.adapt.training.steps import Optimizer, Order
 from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.facts import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
+from freehold.evals.contamination import overlaps
+from freehold.evals.judges import JUDGES, Judge, judge
+from freehold.evals.paired import compared
 from freehold.machine import available_bytes
+from freehold.platforms import peak_bytes
+from freehold.serving import Job
 from freehold.store import ModelRef
+from freehold.tokenizer import Tokenizer
+from freehold.types import Message
+
+if TYPE_CHECKING:
+    from freehold.local import LLM
+
 
 MOST_ACTIVATIONS = 1 << 30  # bytes of layers' activations; fewer where less memory is free, for the same bits
 SERVED_ROWS = 16  # that the engine is asked about
@@ -296,3 +300,232 @@ def _learnt(before: ExamResult, after: ExamResult, lessons: Lessons) -> dict[str
     if before.marks is None or after.marks is None:
         return None
     return before_after(before.marks, after.marks, lessons.contaminated)
+
+
+# --- test items of the user's -----------------------------------------------------------------------
+# Asked of the model before and after, and looked for in what it was taught.
+#     {"prompt": "...", "completion": "..."}        right is exactly the completion; `messages` as in the examples
+#     {"prompt": "...", "contains": "..."}          or another judge of `freehold eval`
+
+_CHECKS = tuple(kind for kind in JUDGES if kind != "judge")
+_KEYS = ("prompt", "messages", "completion", *_CHECKS)
+_EXAMPLE = '{"prompt": "...", "completion": "..."}'
+
+
+@dataclass(frozen=True, slots=True)
+class ExamItem:
+    """What is asked, and what marks the answer."""
+
+    line: int
+    messages: tuple[Message, ...]
+    check: Judge
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """A file of test items."""
+
+    items: tuple[ExamItem, ...]
+    digest: str
+
+    def marks(self, model: LLM, adapter: str, most: int) -> list[bool]:
+        """Ask all items of the engine that serves, greedily, answers of up to `most` tokens; return which are right.
+
+        Raises UsageError for an item that leaves no room for an answer: before and after it would be wrong alike.
+        """
+        greedy = {"temperature": 0.0, "seed": 0}
+        jobs = [
+            Job(messages=item.messages, max_tokens=most, sampling=greedy, adapter=adapter)
+            for item in self.items
+        ]
+        right = [False] * len(jobs)
+        for i, answer in model.answer_many(jobs):
+            if isinstance(answer, ContextOverflow):
+                raise UsageError(
+                    f"test item of line {self.items[i].line}: {answer.message}",
+                    "shorten it, or raise --max-length",
+                )
+            right[i] = self.items[i].check.mark(answer.text).passed
+        return right
+
+    def contaminated(self, taught: Iterable[str]) -> list[int]:
+        """Return the items whose question the taught texts hold: equal, or 13 words in a row."""
+        questions = [item.messages[-1].content for item in self.items]
+        return [overlap.test for overlap in overlaps(taught, questions)]
+
+
+def read_exam(path: Path) -> Exam:
+    """Read a file of test items. Raises UsageError naming every bad line."""
+    lines = read_lines(path, _item, _EXAMPLE)
+    return Exam(lines.items, lines.digest)
+
+
+def before_after(
+    before: Sequence[bool], after: Sequence[bool], contaminated: Sequence[int]
+) -> dict[str, Any]:
+    """Compare marks item by item: of all, and of those that were not taught."""
+    clean = [i for i in range(len(before)) if i not in set(contaminated)]
+    report: dict[str, Any] = {"contaminated": list(contaminated), "all": _compared(before, after)}
+    if contaminated and clean:
+        report["clean"] = _compared([before[i] for i in clean], [after[i] for i in clean])
+    return report
+
+
+def _compared(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    pairs = compared(after, before)
+    return {
+        "items": len(before),
+        "before": sum(before),
+        "after": sum(after),
+        "gained": pairs.wins,
+        "lost": pairs.losses,
+        "p": pairs.p,
+    }
+
+
+def _item(number: int, table: Mapping[str, Any]) -> ExamItem:
+    check_keys(table, _KEYS)
+    kinds = [kind for kind in _CHECKS if kind in table]
+    if len(kinds) + ("completion" in table) > 1:
+        raise UsageError("a line has one completion or one judge")
+    if kinds:
+        return ExamItem(number, conversation(table), judge(kinds[0], table[kinds[0]]))
+    if "completion" in table:
+        question = conversation({k: v for k, v in table.items() if k != "completion"})
+        return ExamItem(number, question, judge("exact", text_of(table, "completion")))
+    messages = messages_of(table.get("messages"), last="assistant")
+    if len(messages) < 2:
+        raise UsageError("a line has a question and the answer to it")
+    return ExamItem(number, messages[:-1], judge("exact", messages[-1].content))
+
+
+# --- what is checked before hours are spent ---------------------------------------------------------
+# What the loss counts, how long samples are, whether one batch can be learnt.
+
+SHOWN = 3  # samples whose mask is shown
+OVERFIT_STEPS, OVERFIT_LR = 12, 1e-3  # a model that can learn has one batch nearly by heart after these
+LEARNT = 0.5  # of the first loss that may be left then
+_HEAD, _TAIL = 60, 30  # characters of a text's beginning and end in a line
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPiece:
+    """Neighbouring tokens as text, and whether the loss counts them."""
+
+    text: str
+    counts: bool
+
+
+def shown(tokenizer: Tokenizer, row: AnswerRow) -> list[MaskPiece]:
+    """Return a row as the loss sees it: its prompt, then its answer with the token that ends the turn."""
+    texts = (tokenizer.decode(ids, special=True) for ids in (row.ids[: row.prompt], row.answer))
+    return [MaskPiece(text, counts) for text, counts in zip(texts, (False, True), strict=True)]
+
+
+def mask_note(number: int, pieces: Sequence[MaskPiece]) -> str:
+    """Return a mask as one line: the end of what the loss leaves out, and what it counts, without its middle."""
+    before, answer = (piece.text for piece in pieces)
+    if len(answer) > _HEAD + _TAIL:
+        answer = f"{answer[:_HEAD]} ... {answer[-_TAIL:]}"
+    return f"sample {number}: after {before[-_TAIL:]!r} the loss counts {answer!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class LengthHistogram:
+    """Tokens of rows: bounds, and how many rows end at or below each."""
+
+    least: int
+    median: int
+    most: int
+    bounds: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[AnswerRow]) -> LengthHistogram:
+        """Count rows by powers of two."""
+        lengths = np.array([len(row.ids) for row in rows])
+        edges = 2 ** np.arange(4, int(np.ceil(np.log2(max(lengths.max(), 17)))) + 1)
+        counts = np.histogram(lengths, np.concatenate([[0], edges + 1]))[0]
+        plain = tuple(int(e) for e in edges), tuple(int(c) for c in counts)
+        return cls(int(lengths.min()), int(np.median(lengths)), int(lengths.max()), *plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a few steps on one batch showed. `worst`: the loss of a model that knows nothing, ln(vocabulary)."""
+
+    first_loss: float
+    last_loss: float
+    worst: float
+    step_cpu_seconds: float
+    peak_bytes: int
+
+    @property
+    def sane(self) -> bool:
+        """Whether the first loss is one of a model that reads its own template, and one batch can be learnt."""
+        return self.first_loss < self.worst and self.last_loss < LEARNT * self.first_loss
+
+    def as_json(self) -> dict[str, Any]:
+        """Return its part of the output."""
+        return {**asdict(self), "sane": self.sane}
+
+
+def rehearsal(trainee: Trainee, course: TeachingCourse) -> Rehearsal:
+    """Overfit the first batch, then put the pairs back."""
+    batch = [course.rows[i] for i in course.order.of(0)]
+    before, losses = trainee.arrays(), []
+    optimizer = Optimizer(trainee.parameters(), OVERFIT_LR)
+    started = cpu_seconds()
+    for _ in range(OVERFIT_STEPS):
+        losses.append(course.learn(batch)["loss"])
+        optimizer.step()
+    spent = (cpu_seconds() - started) / OVERFIT_STEPS
+    trainee.restore(before)
+    worst = float(np.log(trainee.tokenizer.vocab_size))
+    return Rehearsal(losses[0], losses[-1], worst, spent, peak_bytes())
+
+
+# --- a user's examples: conversations whose assistant turns are to be learnt ------------------------
+#     {"prompt": "Three chairs, Monday, 2 p.m.", "completion": "MO14:chair*3"}
+#     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
+# Each assistant turn is learnt after the prompt that the server would build from the turns before it: a
+# template that shortens old turns is applied as it is when serving.
+
+EXAMPLE = '{"prompt": "...", "completion": "..."}'
+_LINE_KEYS = ("prompt", "completion", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSample:
+    """A conversation that ends with the assistant's message."""
+
+    line: int
+    messages: tuple[Message, ...]
+
+    @property
+    def key(self) -> str:
+        """Equal keys are the same conversation."""
+        return json.dumps([[m.role, m.content] for m in self.messages])
+
+    @property
+    def turns(self) -> list[tuple[tuple[Message, ...], str]]:
+        """Return each assistant turn with the messages before it."""
+        return [(self.messages[:i], m.content) for i, m in enumerate(self.messages) if m.role == "assistant"]
+
+
+def read_samples(path: Path) -> DataLines[ChatSample]:
+    """Read a file of examples. Raises UsageError naming every bad line, repeated examples too."""
+    return read_lines(path, _sample, EXAMPLE, same=lambda s: s.key)
+
+
+def _sample(number: int, table: Mapping[str, Any]) -> ChatSample:
+    check_keys(table, _LINE_KEYS)
+    if "messages" not in table:
+        texts = text_of(table, "prompt"), text_of(table, "completion")
+        return ChatSample(number, (Message("user", texts[0]), Message("assistant", texts[1])))
+    if len(table) > 1:
+        raise UsageError("a line has either messages, or prompt and completion")
+    messages = messages_of(table["messages"], last="assistant")
+    if messages[0].role == "assistant":
+        raise UsageError("the first message is the assistant's: there is nothing that it answers")
+    return ChatSample(number, messages)

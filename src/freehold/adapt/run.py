@@ -10,14 +10,18 @@ Path: a verb of adapt -> RunFolder.open -> keep, log, finish
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import platform
+import resource
 import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
@@ -26,9 +30,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.receipt import NAME as RECEIPT
-from freehold.adapt.receipt import as_json
+from freehold import platforms
 from freehold.errors import StoreError, UsageError
+from freehold.store.records import ModelRef
+from freehold.tokenizer import ChatTemplate
+from freehold.version import __version__
 
 _WHAT, _CHECKPOINT, _STEPS, _LOCK = "run.json", "checkpoint.npz", "steps.jsonl", "lock"
 _STATE = "/state"  # the member of a checkpoint that holds the state, as JSON; no array has a slash in front
@@ -117,7 +123,7 @@ class RunFolder:
         """Write the receipt and give the folder its name: the result is there from now on."""
         with on_disk(self.folder):
             self._flushed()
-            write_whole(self.folder / RECEIPT, lambda file: file.write(as_json(receipt).encode()))
+            write_whole(self.folder / NAME, lambda file: file.write(as_json(receipt).encode()))
             # Renamed first: an interrupt between two of these calls leaves a run to resume or a whole result.
             os.rename(self.folder, self.out)
             self._tidy()
@@ -296,3 +302,73 @@ def on_disk(path: Path) -> Iterator[None]:
             else "check its permissions"
         )
         raise StoreError(f"{path} cannot be written: {why}", hint) from e
+
+
+# --- receipt.json -----------------------------------------------------------------------------------
+# What a run did, to what, from what, and what came of it; a result without one is not ours.
+# Numbers are plain JSON: NaN and infinity are mistakes of the verb, and refused.
+
+SCHEMA = 1
+NAME = "receipt.json"
+_CHUNK = 1 << 20
+
+
+def receipt(verb: str, inputs: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
+    """Return a receipt: who made it, `inputs` (hashes, settings, seeds), and a verb's own parts.
+
+    Parts that several verbs have keep one name: `licence`, `before_after`, `control`, `text_loss`, `mismatch`,
+    `divergence`, `speed`. `cpu_seconds` are this process's, unless a part says those of interrupted ones too.
+    """
+    return {
+        "schema": SCHEMA,
+        "verb": verb,
+        "freehold": __version__,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "system": {
+            "system": platforms.SYSTEM,
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "inputs": dict(inputs),
+        "cpu_seconds": cpu_seconds(),
+        **parts,
+    }
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    """Return a receipt's text. Raises ValueError for NaN and infinity, TypeError for what JSON does not hold."""
+    return json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def cpu_seconds() -> float:
+    """Return the processor seconds of this process and of those it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(sum(u.ru_utime + u.ru_stime for u in used), 2)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_digest(model: ModelRef) -> str:
+    """Return the digest of a model's file, or of the list of its files' digests; of a user's file it is made now."""
+    if model.digest:
+        return model.digest
+    files = model.files or (model.path,)
+    digests = [file_digest(path) for path in files if path.is_file()]
+    return digests[0] if len(digests) == 1 else text_digest("\n".join(digests))
+
+
+def template_digest(template: ChatTemplate | None) -> str:
+    """Return the SHA-256 of a chat template, of an empty text where a model has none."""
+    return text_digest(template.source if template else "")
+
+
+def text_digest(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

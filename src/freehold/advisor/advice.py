@@ -11,15 +11,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from freehold.advisor import finders, language_evidence
+from freehold.advisor import finders
 from freehold.advisor.conditions import Conditions
 from freehold.advisor.facts import Facts
 from freehold.advisor.finders import Beside
 from freehold.advisor.interval import Interval
-from freehold.advisor.language_evidence import LanguageEvidence
-from freehold.advisor.quality import Quality, Scale, rounded
+from freehold.advisor.quality import (
+    DENIED,
+    LanguageEvidence,
+    Quality,
+    Scale,
+    language_evidence,
+    languages_known,
+    rounded,
+)
 from freehold.advisor.verdict import Verdict, verdict
 from freehold.catalog.model import TIERS, Model
 from freehold.catalog.tasks import Task
@@ -305,7 +312,7 @@ def _order(judged: Judged) -> tuple[bool, bool, float, float, str]:
     """
     standing = judged.quality.standing if judged.quality else -1.0
     speed = judged.placement.decode.mid if judged.placement else 0.0
-    return judged.doubtful, not language_evidence.known(judged.languages), -standing, -speed, judged.model.id
+    return judged.doubtful, not languages_known(judged.languages), -standing, -speed, judged.model.id
 
 
 def cheapest_first(picks: list[Judged]) -> list[Judged]:
@@ -331,10 +338,10 @@ def _of_kind(model: Model, task: Task) -> bool:
 
 
 def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, placer: Placer) -> Judged:
-    known = language_evidence.evidence(model, request.languages)
+    known = language_evidence(model, request.languages)
     refusals = [
         *_facts_against(model, request),
-        *(_language(t) for t in known if t.level == language_evidence.DENIED),
+        *(_language(t) for t in known if t.level == DENIED),
     ]
     ruled = None
     if request.facts is not None:
@@ -403,3 +410,99 @@ def _because(ruled: Verdict) -> str:
     waits = f" ({', '.join(w.replace('_', ' ') for w in first.waits_for)}?)" if first.waits_for else ""
     where = f" [{first.licence}, {first.clause}]" if first.licence else ""
     return f"{ruled.answer}{waits}: {first.sentence}{where}"
+
+
+# --- reorders a ranking made of published results by a user's own cases -----------------------------
+# Models that ran the same cases are sorted by cases passed, within the places that they had; in a draw the
+# earlier place wins. A model that was not tried keeps its place. One below the bar or without a published
+# result joins the ranking's end once tried. So own evidence outranks published evidence among tried models
+# and leaves others alone.
+
+
+def by_own(advice: Advice, own: Mapping[str, Own]) -> Advice:
+    """Return the advice with the tried models, by id, in the order of their own results."""
+    apart = [j for j in (*advice.below, *advice.unproven) if j.model.id in own]
+    picks = by_results([*advice.picks, *apart], own)
+    below = tuple(j for j in advice.below if j not in apart)
+    unproven = tuple(j for j in advice.unproven if j not in apart)
+    return replace(advice, picks=tuple(picks), below=below, unproven=unproven, own=dict(own))
+
+
+# --- chooses the first models of a person who names none --------------------------------------------
+# What runs well here, can be fetched here, and answers.
+# The order is that of `freehold advise chat`. Models without a published result come after those with one,
+# larger ones first: among small chat models, size is the best predictor that is always known.
+
+PACE = 10.0  # tokens a second that a first model reaches at least: about twice the speed of reading
+# Bytes of a model that was not named: five minutes at 100 Mbit/s. A larger one is asked for by name.
+MOST_DOWNLOAD = 4_000_000_000
+SHOWN = 3
+_PACKED_TOO = 2  # a packed copy takes about as much as the file
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A model's file: its size, and where it comes from: here, hub or package index."""
+
+    bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """A model to begin with. `name`: what `run` and `pull` take. `speed`: tokens a second, predicted for here."""
+
+    name: str
+    model: Model
+    download: Download
+    memory: int  # bytes while it runs
+    speed: Interval
+    pace: float  # what of `speed` counts: the middle, or the high end where others computed while it was measured
+
+    @property
+    def held(self) -> bool:
+        """Whether its file is on this machine."""
+        return self.download.source == "here"
+
+    @property
+    def disk(self) -> int:
+        """Bytes on the disk once it ran: the file and its packed copy, about."""
+        return self.download.bytes * _PACKED_TOO
+
+    @property
+    def about(self) -> str:
+        """One line on the model: its maker, what it was made for, its languages and its licence."""
+        model = self.model
+        purpose = "code and chat" if "coder" in self.name else "chat"
+        languages = max(len(model.languages), model.languages_stated)
+        spoken = (
+            f"{languages} languages" if languages > 1 else "English" if model.languages == ("en",) else ""
+        )
+        return ", ".join(filter(None, (f"{model.lab}: {purpose}", spoken, model.licence)))
+
+
+def starters(
+    advice: Advice, download: Callable[[Model], Download | None], count: int = SHOWN
+) -> tuple[Starter, ...]:
+    """Return the best `count` models of an advice for chats that can be had here; `download` None: it cannot be.
+
+    `advice`: for any speed. Models of PACE or more come in its order; where there is none, the fastest come first.
+    Left out are base models, which continue a text instead of answering, models that always reason first, and
+    downloads above MOST_DOWNLOAD.
+    """
+    unproven = sorted(advice.unproven, key=lambda j: (-j.model.params_b, j.model.id))
+    ranked = (_starter(judged, download) for judged in (*advice.picks, *advice.below, *unproven))
+    able = [s for s in ranked if s is not None]
+    fast = [s for s in able if s.pace >= PACE]
+    return tuple((fast or sorted(able, key=lambda s: -s.pace))[:count])
+
+
+def _starter(judged: Judged, download: Callable[[Model], Download | None]) -> Starter | None:
+    model, placed = judged.model, judged.placement
+    if not model.name or placed is None or model.instructed is False or model.thinking == "only":
+        return None
+    fetched = download(model)
+    if fetched is None or (fetched.bytes > MOST_DOWNLOAD and fetched.source != "here"):
+        return None
+    pace = placed.decode.mid if placed.sure else placed.decode.high
+    return Starter(model.name, model, fetched, placed.memory, placed.decode, pace)

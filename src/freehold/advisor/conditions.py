@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from freehold.catalog.languages import known
-from freehold.catalog.question_words import Clause, results_in
-from freehold.catalog.questions import Question
+from freehold.catalog.questions import Clause, Question, results_in
+from freehold.catalog.schema import known
 from freehold.catalog.tasks import Task
 from freehold.errors import UsageError
 

@@ -1,7 +1,7 @@
 """Answers one question of cost: host this model for this traffic, or pay an API by the token?
 
 Chooses what the caller left open: machines, their speed, the APIs to compare with. Knows no wording.
-Path: cli/cost.py -> cost -> hosting, ownership.assumptions, breakeven.compare -> Comparison
+Path: cli/cost.py -> cost -> hosting, breakeven.assumptions, breakeven.compare -> Comparison
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import replace
 from datetime import date
 
 from freehold import catalog
-from freehold.advisor import hosting, ownership
-from freehold.advisor.breakeven import Comparison, bill, compare
+from freehold.advisor import breakeven, hosting
+from freehold.advisor.breakeven import Assumption, Comparison, Owned, bill, compare
 from freehold.advisor.interval import Interval
-from freehold.advisor.ownership import Assumption, Owned
 from freehold.advisor.traffic import Traffic, from_figures
 from freehold.catalog import Model, prices
 from freehold.catalog.prices import Offer
@@ -48,7 +47,7 @@ def cost(
     facts = catalog.model(model) if model else None
     traffic = traffic or from_figures()
     owned, fast = _owned(facts, traffic, on, bought, speed, engine, quant, users)
-    assumed = ownership.assumptions(owned, fast, traffic, {key: _interval(v) for key, v in given.items()})
+    assumed = breakeven.assumptions(owned, fast, traffic, {key: _interval(v) for key, v in given.items()})
     traffic = traffic.growing(growth, assumed["months"].value.mid)
     offers, left_out = _offers(facts, against, traffic, day, batch)
     comparison = compare(owned, assumed, traffic, offers, day, batch)
@@ -70,7 +69,7 @@ def _owned(
         rate = _interval(speed)
         if rate.low <= 0:
             raise UsageError("0 tokens a second answer nothing", "give what one machine writes a second")
-        return Owned(catalog.rig(on or hosting.USUAL), bought), ownership.speed(rate)
+        return Owned(catalog.rig(on or hosting.USUAL), bought), breakeven.speed(rate)
     if facts is None:
         raise UsageError(
             "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"

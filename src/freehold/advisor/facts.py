@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from freehold.catalog.conditions import AMOUNTS, Atom, Condition
+from freehold.catalog.licence import AMOUNTS, Atom, Condition
 from freehold.config import nearest
 from freehold.errors import UsageError
 

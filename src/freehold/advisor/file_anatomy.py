@@ -12,24 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from freehold.advisor.anatomy import Anatomy, WeightGroup
-from freehold.advisor.rounded import rounded_type, stored_bytes
-from freehold.advisor.size_keys import (
-    SizeKeys,
-    config_head_dim,
-    config_query_width,
-    head_dim_of,
-    largest,
-    query_width,
-)
-from freehold.advisor.stated_context import config_context, config_window, gguf_context
 from freehold.catalog import quants
+from freehold.errors import BadModelFile
 from freehold.layers import LayerSpec
 
 if TYPE_CHECKING:
     from freehold.formats import GGUFFile, ModelFile, SafetensorsFile, Tensor
+
 
 _OUTSIDE = ("mtp.", "vision_", "model.vision", "visual.", "multi_modal", "audio_", "v.", "mm.")  # no text
 
@@ -392,3 +384,143 @@ def _deltanet(keys: SizeKeys) -> LayerSpec:
 
 def _counted(counts: Mapping[LayerSpec, int]) -> tuple[LayerSpec, ...]:
     return tuple(replace(layer, count=count) for layer, count in counts.items())
+
+
+# --- the type that a float tensor of safetensors is rounded to when it is packed --------------------
+# By `freehold pull --quant`.
+# The rule of the engine's packer as far as bytes depend on it, by a tensor's name and shape; imports none of
+# it, and a test holds the two together. Where a file holds several matrices as one, they count as one type.
+
+ROUNDINGS = {"q8": "Q8_0", "q6": "Q6_K", "q4": "Q4_K"}  # of most matrices
+_FLOATS = ("BF16", "F16", "F32")
+_FINER = "Q6_K"  # what q4 makes of values, of MLPs' outputs, of the head and of the embedding
+_FINER_NAMES = ("v_proj", "down_proj", "w2", "fc2", "lm_head", "embed_tokens", "embeddings", "output_linear")
+_ROUTERS = ("gate.weight", "router.weight", "router.layer.weight")  # which are computed in floats
+_BLOCKS = {"Q8_0": 32}  # inputs of a block; of others 256
+
+
+def rounded_type(name: str, type: str, shape: tuple[int, ...], rounding: str) -> str:
+    """Return a tensor's type after the rounding; its own where that leaves it as it is."""
+    if rounding not in ROUNDINGS or type not in _FLOATS or len(shape) < 2 or name.endswith(_ROUTERS):
+        return type
+    finer = rounding == "q4" and any(part in _FINER_NAMES for part in name.split("."))
+    wanted = _FINER if finer else ROUNDINGS[rounding]
+    for candidate in (wanted, "Q8_0"):
+        if shape[-1] % _BLOCKS.get(candidate, 256) == 0:
+            return candidate
+    return type
+
+
+def stored_bytes(weights: float, type: str) -> float:
+    """Return the bytes of `weights` weights of a type."""
+    return weights * quants.bits(type) / 8
+
+
+# --- the tokens that a file says its model was made for and those that its windows hold -------------
+# As the engine reads it.
+# YaRN stretches the original positions by its factor; Kimi Linear states its length under a key of its own.
+
+# Windows of a config.json without the key, as its class in transformers has it.
+_UNSTATED_WINDOWS = dict.fromkeys(
+    ("mistral", "ministral", "dots1", "gemma2", "gemma3_text", "cohere2", "exaone4", "olmo3"), 4096
+) | {"gpt_oss": 128, "gemma3n_text": 512, "gemma4_text": 512}
+
+
+def gguf_context(meta: SizeKeys) -> int:
+    """Return the tokens by the keys of a GGUF; 0: not stated."""
+    stated = meta.number("context_length")
+    if meta.get("rope.scaling.type") != "yarn":
+        return stated
+    return _stretched(
+        stated, meta.number("rope.scaling.original_context_length"), meta.get("rope.scaling.factor")
+    )
+
+
+def config_context(keys: SizeKeys) -> int:
+    """Return the tokens by the keys of a config.json, in either dialect of its rope; 0: not stated."""
+    stated = keys.number("max_position_embeddings", "model_max_length")
+    rope = keys.get("rope_parameters") or keys.get("rope_scaling")
+    if not isinstance(rope, Mapping) or "yarn" not in (rope.get("rope_type"), rope.get("type")):
+        return stated
+    original = SizeKeys(rope, "").number("original_max_position_embeddings")
+    return _stretched(stated, original, rope.get("factor"))
+
+
+def config_window(keys: SizeKeys) -> int:
+    """Return the window that a config.json states, or that its class takes where it states none; 0: none."""
+    if "sliding_window" in keys:
+        return keys.number("sliding_window")
+    return keys.number("attention_chunk_size") or _UNSTATED_WINDOWS.get(str(keys.get("model_type")), 0)
+
+
+def _stretched(context: int, original: int, factor: object) -> int:
+    if not isinstance(factor, int | float) or not 1 <= factor <= 1e6:
+        return context
+    return max(context, int((original or context) * factor))
+
+
+# --- sizes as a file's metadata states them: a number, a list of one a layer, or nothing ------------
+
+MAX_LAYERS = 1024  # as many as families take
+
+
+class SizeKeys:
+    """Sizes out of metadata that may lack any of them; a value that is not a size is an error with its key."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str) -> None:
+        self._values, self._prefix = values, prefix
+
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._values
+
+    def get(self, key: str) -> Any:
+        return self._values.get(self._prefix + key)
+
+    def number(self, *keys: str) -> int:
+        """Return the first of the keys that is there; 0 if none is."""
+        return next((n for n in (largest(self.each(k)) for k in keys) if n), 0)
+
+    def layers(self, key: str) -> int:
+        """Return how many layers there are; no more than a list of them may take."""
+        if (count := self.number(key)) > MAX_LAYERS:
+            raise BadModelFile(f"{self._prefix}{key} is {count}; the limit is {MAX_LAYERS}")
+        return count
+
+    def each(self, key: str) -> list[int]:
+        """Return the value of every layer, or the one of them all."""
+        stored = self.get(key)
+        values = stored.tolist() if hasattr(stored, "tolist") else stored
+        values = values if isinstance(values, list) else [] if values is None else [values]
+        for value in values:
+            if type(value) is not int or not 0 <= value < 1 << 40:
+                raise BadModelFile(f"{self._prefix}{key} is {str(value)[:40]!r}, which is not a size")
+        return values
+
+
+def largest(values: list[int]) -> int:
+    """Return the greatest, 0 of none."""
+    return max(values, default=0)
+
+
+def head_dim_of(meta: SizeKeys) -> int:
+    """Return the width of a key, by a GGUF's keys."""
+    heads = largest(meta.each("attention.head_count"))
+    return meta.number("attention.key_length") or (meta.number("embedding_length") // heads if heads else 0)
+
+
+def config_head_dim(keys: SizeKeys) -> int:
+    """Return the width of a key, by a config.json's keys."""
+    heads = keys.number("num_attention_heads")
+    return keys.number("head_dim") or (keys.number("hidden_size") // heads if heads else 0)
+
+
+def query_width(meta: SizeKeys) -> int:
+    """Return the width of a query head by a GGUF's keys; of latent attention, in the latents' space."""
+    latent = meta.number("attention.kv_lora_rank")
+    return latent + meta.number("rope.dimension_count") if latent else head_dim_of(meta)
+
+
+def config_query_width(keys: SizeKeys) -> int:
+    """Return the same by a config.json's keys."""
+    latent = keys.number("kv_lora_rank")
+    return latent + keys.number("qk_rope_head_dim") if latent else config_head_dim(keys)

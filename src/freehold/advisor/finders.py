@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from freehold.advisor import language_evidence
+from freehold.advisor import quality
 from freehold.advisor.commands import Line, finder_line
 from freehold.advisor.ours import Refuses
 from freehold.catalog.model import Model, Score
@@ -46,11 +46,11 @@ def ranked(models: Iterable[Model], role: str, codes: Sequence[str]) -> list[Mod
 
 def order(model: Model, codes: Sequence[str]) -> tuple[bool, int, float, float, str]:
     """Return a sort key: languages known, then the scale, then the result, then the longer context."""
-    known = language_evidence.evidence(model, codes)
+    known = quality.language_evidence(model, codes)
     score = result(model)
     scale = (MANY, RERANKED, ENGLISH).index(score.benchmark) if score else 3
     return (
-        not language_evidence.known(known),
+        not quality.languages_known(known),
         scale,
         -(score.value if score else 0.0),
         -model.context,
@@ -105,9 +105,9 @@ def says(model: Model, codes: Sequence[str]) -> str:
     """Word the evidence: the result, and the languages."""
     score = result(model)
     parts = [f"{score.benchmark} {score.value:g}" if score else "no published result in finding texts"]
-    parts += [t.says for t in language_evidence.evidence(model, codes)]
+    parts += [t.says for t in quality.language_evidence(model, codes)]
     return "; ".join(parts)
 
 
 def _denied(model: Model, codes: Sequence[str]) -> bool:
-    return any(t.level == language_evidence.DENIED for t in language_evidence.evidence(model, codes))
+    return any(t.level == quality.DENIED for t in quality.language_evidence(model, codes))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from freehold.advisor import ownership, roofline
+from freehold.advisor import breakeven, roofline
 from freehold.advisor.anatomy import from_catalogue
+from freehold.advisor.breakeven import Assumption
 from freehold.advisor.engines import UpstreamEngine, engine, engines
-from freehold.advisor.ownership import Assumption
 from freehold.advisor.places import quants_of
 from freehold.advisor.traffic import Traffic
 from freehold.catalog.hardware import Device, Rig, rig
@@ -43,7 +43,7 @@ def host(
         f"predicted for {runs.title}, {kind}, {together} requests of {read:,} + {written:,} tokens at a time, "
         "prompts read in full"
     )
-    return rig_taken, ownership.speed(serves.output, source, runs.checked)
+    return rig_taken, breakeven.speed(serves.output, source, runs.checked)
 
 
 def _place(

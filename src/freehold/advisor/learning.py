@@ -48,9 +48,8 @@ def keep(
     if not speeds:
         return
     from freehold.advisor import calibration, machine
-    from freehold.advisor.file_anatomy import from_file
+    from freehold.advisor.file_anatomy import ROUNDINGS, from_file
     from freehold.advisor.fit import OURS, Place, observed
-    from freehold.advisor.rounded import ROUNDINGS
     from freehold.errors import FreeholdError
 
     here = machine.here(home, measure=False)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from freehold.advisor import ours, roofline
 from freehold.advisor.advice import Placement, Placer, Refusal
 from freehold.advisor.anatomy import Anatomy, from_catalogue
+from freehold.advisor.breakeven import HOURS
 from freehold.advisor.commands import line
 from freehold.advisor.engines import UpstreamEngine, engines
 from freehold.advisor.engines import engine as engine_called
 from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, fit
 from freehold.advisor.interval import Interval
 from freehold.advisor.ours import Refuses
-from freehold.advisor.ownership import HOURS
 from freehold.catalog import quants
 from freehold.catalog.hardware import Rig, devices
 from freehold.catalog.model import Model

@@ -14,7 +14,7 @@ from datetime import date
 from functools import cache
 from importlib import resources
 
-from freehold.catalog.tags import packing, plain, tagged, untuned
+from freehold.catalog.spelling import packing, plain, tagged, untuned
 from freehold.errors import ModelNotFound, StoreError
 
 _DEFAULT = "qwen2.5-coder:0.5b"

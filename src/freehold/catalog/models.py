@@ -1,8 +1,8 @@
 """Reads the shipped facts on models and the user's own; looks up by id, short name or file name.
 
-`data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out, boards.py adds results. One
-model costs the reading of one file; all of them are read once. Knows no network; `freehold models refresh` adds to
-the user's file and never to ours.
+`data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out, benchmarks.py adds
+results. One model costs the reading of one file; all of them are read once. Knows no network; `freehold models
+refresh` adds to the user's file and never to ours.
 Path: catalog.models / catalog.model -> schema.parse -> schema.build -> Model.
 """
 
@@ -16,12 +16,11 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from freehold.catalog import boards, copies, schema
+from freehold.catalog import benchmarks, quants, schema
 from freehold.catalog.entries import Entry, entries, find
-from freehold.catalog.languages import spelled as languages_spelled
 from freehold.catalog.model import Model, Repo
-from freehold.catalog.spelling import reordered, spelled
-from freehold.catalog.tags import plain, repacked, repacks, tagged
+from freehold.catalog.schema import spelled as languages_spelled
+from freehold.catalog.spelling import plain, reordered, repacked, repacks, spelled, tagged
 from freehold.config import data_home
 from freehold.errors import ModelNotFound, StoreError
 
@@ -97,7 +96,7 @@ def of_repository(repo: str, user: Path | None = None) -> Model | None:
 
 def _copied(name: str, everything: tuple[Model, ...]) -> Model | None:
     """Return the model that a repository only packs otherwise; None where its owner may have changed it."""
-    if base := copies.base_of(name):
+    if base := quants.base_of(name):
         return next((m for m in everything if m.id == base), None)
     owner, tail = name.partition("/")[0], _bare(repacked(name))
     same_name = [m for m in everything if tail and _bare(m.id.rpartition("/")[2]) == tail]
@@ -214,7 +213,7 @@ def _finish(stated_model: Model) -> Model:
         languages=stated.codes,
         languages_stated=max(stated_model.languages_stated, stated.stated),
         scores=tuple(replace(s, source=spelled.get(s.source, s.source)) for s in stated_model.scores)
-        + boards.of(stated_model.id),
+        + benchmarks.of(stated_model.id),
         repos=own + files,
     )
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
+from functools import cache
+from importlib import resources
 from typing import Any
 
 from freehold.catalog.benchmarks import BENCHMARKS
-from freehold.catalog.languages import CODE, sets
 from freehold.catalog.model import ROLES, THINKING, Model, Score, Stretch
 from freehold.config import nearest
 from freehold.errors import StoreError
@@ -303,3 +304,104 @@ def _line(text: str, number: int, key: str) -> int:
 def _fault(where: str, line: int | str, message: str, hint: str = "") -> StoreError:
     way_out = hint or "mend that line, or move the file away: the rest of the catalogue does without it"
     return StoreError(f"{where}:{line}: {message}", way_out)
+
+
+# --- sets of languages that models' cards and labs name ---------------------------------------------
+# By the key under which data/models cites them.
+# What a set claims beyond the codes it names is a number, never a guess.
+
+CODE = re.compile(r"[a-z]{2,3}")
+
+
+@dataclass(frozen=True, slots=True)
+class Languages:
+    """What is stated: the codes named, how many are claimed (0: those named), and the keys of the sources."""
+
+    codes: tuple[str, ...]
+    stated: int = 0
+    sources: tuple[str, ...] = ()
+
+
+def spelled(names: Iterable[str]) -> Languages:
+    """Return the languages that `names` stand for, each an ISO code or a set's key; raise KeyError for neither."""
+    codes: dict[str, None] = {}
+    stated, sources = 0, []
+    for name in names:
+        if CODE.fullmatch(name):
+            codes[name] = None
+            continue
+        named_set = sets()[name]
+        codes |= dict.fromkeys(named_set.codes)
+        stated = max(stated, named_set.stated)
+        sources += named_set.sources
+    return Languages(tuple(codes), stated, tuple(sources))
+
+
+def known(code: str) -> bool:
+    """Return whether a code names a language: one of ISO 639-1, "mul", or a longer one that a set names."""
+    return (
+        code in _raw()["iso639_1"].split() or code == "mul" or any(code in s.codes for s in sets().values())
+    )
+
+
+@cache
+def sets() -> dict[str, Languages]:
+    """Return the sets that the shipped data names."""
+    return {
+        name: Languages(
+            tuple(raw["codes"].split()), raw.get("stated", 0), (raw["source"],) if "source" in raw else ()
+        )
+        for name, raw in _raw()["sets"].items()
+    }
+
+
+@cache
+def _raw() -> dict[str, Any]:
+    text = resources.files("freehold.catalog").joinpath("data", "languages.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+# --- lists what an entry of the catalogue lacks: the facts that its size and fit need ---------------
+# An entry may lack one of them only where `not_published` names the source that was looked through.
+
+_APART = 0.08  # of its exact weights that a name's round number may be off
+
+
+def gaps(model: Model) -> tuple[str, ...]:
+    """Return what is missing or contradicts itself, a line each; empty for a complete entry."""
+    excused = {key for key, _ in model.not_published}
+    missing = [
+        f"{key} is missing, and not_published names no source that was looked through"
+        for key, told in _NEEDED_FACTS.items()
+        if not told(model) and key not in excused
+    ]
+    stale = [f"not_published names {key}, which is known" for key in sorted(excused) if getattr(model, key)]
+    return (*missing, *stale, *_contradictions(model))
+
+
+# fact -> whether an entry has it
+_NEEDED_FACTS: dict[str, Callable[[Model], bool]] = {
+    "layers": lambda m: bool(m.layers),
+    "context": lambda m: m.context > 0,
+    "parameters": lambda m: m.parameters > 0 or m.tensor_bytes > 0,
+    "native": lambda m: bool(m.native),
+    "dimensions": lambda m: m.role != "embedder" or m.dimensions > 0,
+    "experts": lambda m: m.kind != "moe" or m.experts > 0,
+}
+
+
+def _contradictions(model: Model) -> list[str]:
+    contradictions = []
+    exact, whole = model.text_parameters or model.parameters, model.parameters
+    if model.text_parameters > whole > 0:
+        contradictions.append(f"text_parameters = {model.text_parameters:,} exceed parameters = {whole:,}")
+    if model.active_parameters > exact > 0:
+        contradictions.append(f"active_parameters = {model.active_parameters:,} exceed {exact:,}")
+    told = model.params_b * 1e9
+    if whole and not (exact * (1 - _APART) <= told <= whole * (1 + _APART)):
+        contradictions.append(f"params_b = {model.params_b} is far from {exact / 1e9:.4g} counted")
+    if model.vocab and model.hidden and exact and model.vocab * model.hidden > exact:
+        contradictions.append(
+            f"a table of {model.vocab:,} x {model.hidden:,} has more weights than the model"
+        )
+    return contradictions

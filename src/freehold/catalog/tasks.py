@@ -17,7 +17,7 @@ from freehold.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A kind of work. `benchmarks`: the scale first, then what is carried over to it (advisor.evidence's measures)."""
+    """A kind of work. `benchmarks`: the scale first, then what is carried over to it (advisor.quality's measures)."""
 
     id: str
     title: str

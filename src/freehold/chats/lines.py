@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from freehold.chats.tools import ToolState
 from freehold.chats.types import (
     AskedTool,
     AttachedFile,
@@ -25,6 +24,7 @@ from freehold.chats.types import (
     Role,
     SavedChat,
     SavedMessage,
+    ToolState,
 )
 
 MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -25,8 +25,15 @@ from msgspec import UNSET
 from freehold import private
 from freehold.chats import locks
 from freehold.chats.lines import ChatLine, encoded
-from freehold.chats.tools import ToolState
-from freehold.chats.types import AskedTool, AttachedFile, ChatChange, ChatFinish, Role, SavedMessage
+from freehold.chats.types import (
+    AskedTool,
+    AttachedFile,
+    ChatChange,
+    ChatFinish,
+    Role,
+    SavedMessage,
+    ToolState,
+)
 from freehold.errors import CapacityExceeded, ChatNotFound, StoreError
 
 # Of a file: read whole in 0.2 s, and far beyond any context. Its export has no more, and can be imported.

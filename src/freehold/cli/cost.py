@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.advisor.breakeven import known
 from freehold.advisor.interval import Interval
-from freehold.advisor.ownership import known
 from freehold.cli.helping import section
 from freehold.cli.report.cost_text import show, spoken
 from freehold.cli.serving.gatewayfile import gateway_option, ledger_option

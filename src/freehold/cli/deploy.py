@@ -155,7 +155,7 @@ def command(ctx: click.Context, model: str = "", **values: Any) -> None:
         refuse_without_model(ctx)
         ctx.exit(_again(settings, values))
     from freehold.backends.planning.options import DeployOptions, planned
-    from freehold.backends.ray.target import is_ray
+    from freehold.backends.ray.plan import is_ray
 
     refuse_idle(ctx, values["emit"] or "")
     options = asked_of(values, DeployOptions(model))

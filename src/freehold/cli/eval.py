@@ -1,7 +1,7 @@
 """`freehold eval MODEL[+ADAPTER] --data TASK`: score a model on tasks, or compare two results item by item.
 
 Knows options and names; evals answers, marks and compares. The model is loaded in this process.
-Path: main -> eval -> open_task, evaluate -> Report -> evaluation.show, results.written
+Path: main -> eval -> open_task, evaluate -> Report -> eval.show, results.written
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from freehold.cli.report.trying import TrialProgress
-from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
+from freehold.cli.shared import held_or_fetched, json_option, offline_option, table, with_offline
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store import ModelRef, Store
@@ -30,6 +30,7 @@ from freehold.terminal import Ticking, printable
 from freehold.version import __version__
 
 if TYPE_CHECKING:
+    from freehold.evals.comparing import ResultComparison
     from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult
     from freehold.evals.items import EvalTask
     from freehold.evals.results import Report
@@ -108,7 +109,6 @@ def command(
 
 def _show(report: Report, home: Path, out: Path | None, as_json: bool) -> None:
     from freehold.adapt.registry import note
-    from freehold.cli.report.evaluation import show
     from freehold.evals.results import written
 
     path = written(report, out) if out else None
@@ -242,7 +242,6 @@ def _cpu_seconds() -> float:
 
 
 def _compare(one: Path, other: Path, *, as_json: bool) -> None:
-    from freehold.cli.report.evaluation import compared_lines
     from freehold.evals.comparing import compare
 
     comparison = compare(one, other)
@@ -251,3 +250,45 @@ def _compare(one: Path, other: Path, *, as_json: bool) -> None:
         return
     for line in compared_lines(comparison):
         click.echo(printable(line))
+
+
+# --- what `freehold eval` prints: a table of tasks with intervals, or one JSON object ---------------
+
+_HEAD = ("TASK", "METRIC", "SCORE", "95 %", "ITEMS", "ANSWERED NOW")
+
+
+def show(report: Report) -> None:
+    """Print the table on stdout, and what needs saying on stderr."""
+    from freehold.evals.results import faults, interval, values
+
+    rows = []
+    for each in report.tasks:
+        for metric in each.task.metrics:
+            if numbers := values(each, metric):
+                r = interval(numbers)
+                bounds = f"{r.low:.3f} to {r.high:.3f}"
+                now = str(each.answered) if metric == each.task.metrics[0] else ""
+                rows.append((each.task.name, metric, f"{r.mid:.3f}", bounds, f"{len(numbers):,}", now))
+    table(_HEAD, rows, right=(2, 4, 5))
+    for each in report.tasks:
+        for kind, count in faults(each).items():
+            click.echo(f"{each.task.name}: {kind} on {count} answers, counted as wrong", err=True)
+        if errors := [row.reply.error for row in each.rows if row.reply.error]:
+            click.echo(f"{each.task.name}: {len(errors)} items count as wrong: {errors[0]}", err=True)
+    click.echo(f"{report.cpu_seconds:.1f} CPU-seconds in {report.seconds:.1f} s", err=True)
+
+
+def compared_lines(comparison: ResultComparison) -> list[str]:
+    """Return a comparison as lines."""
+    lines = []
+    for each in comparison.tasks:
+        lines.append(f"{each.task}, {each.metric}, {each.items:,} items")
+        lines.append(f"  A {each.one:.3f}  {comparison.one}")
+        lines.append(f"  B {each.other:.3f}  {comparison.other}")
+        p = "" if each.p is None else f", p = {each.p:.2g} (exact McNemar)"
+        lines.append(
+            f"  A - B {each.one - each.other:+.3f} ({each.low:+.3f} to {each.high:+.3f}, 95 %); "
+            f"A higher on {each.wins}, B on {each.losses}{p}"
+        )
+        lines += [f"  note: {note}" for note in each.notes]
+    return [*lines, *(f"note: {note}" for note in comparison.notes)]

@@ -141,9 +141,8 @@ def _preflight(
     ref: ModelRef, data: Path, test: Path | None, settings: FinetuneSettings, *, as_json: bool
 ) -> None:
     """Print what a run would see, and what one batch shows."""
-    from freehold.adapt.base import check_base
-    from freehold.adapt.finetune import Classroom, Lessons
-    from freehold.adapt.teaching.preflight import SHOWN, LengthHistogram, rehearsal, shown
+    from freehold.adapt.finetune import SHOWN, Classroom, LengthHistogram, Lessons, rehearsal, shown
+    from freehold.adapt.licences import check_base
 
     check_base(ref)
     with Ticking(f"reading {ref.name}, and one batch"):

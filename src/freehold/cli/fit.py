@@ -20,8 +20,7 @@ from freehold.cli.report.facts import tokens
 from freehold.cli.shared import Amount, json_option, kv_option, table
 from freehold.config import Settings
 from freehold.machine import show_bytes
-from freehold.reports.fit import fit_report, run_command
-from freehold.reports.memory import needs
+from freehold.reports.fit import fit_report, needs, run_command
 from freehold.terminal import Ticking
 
 HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")

@@ -1,6 +1,6 @@
 """`freehold launch APP`: the settings another program needs to use this server; shown, written or restored.
 
-Knows files, backups and messages; apps.py has the programs, edits.py the edits. A record in the data folder says
+Knows files, backups and messages; apps.py has the programs and the edits. A record in the data folder says
 what was written where, so that --restore undoes exactly that.
 Path: main -> launch -> apps.APPS -> file
 """
@@ -16,8 +16,7 @@ from pathlib import Path
 import click
 
 from freehold.cli.chat.starter import default_model
-from freehold.cli.clients.apps import APPS, App, Target
-from freehold.cli.clients.edits import NotUnderstood
+from freehold.cli.clients.apps import APPS, App, NotUnderstood, Target
 from freehold.cli.shared import json_option
 from freehold.config import Settings, nearest
 from freehold.errors import FreeholdError, StoreError, UsageError

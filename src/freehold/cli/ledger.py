@@ -68,8 +68,7 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from freehold.router.ledger.queries import sums
-    from freehold.router.ledger.sums import sums_json
+    from freehold.router.ledger.queries import sums, sums_json
 
     path, now = ledger_file(ctx.obj, file), time.time()
     names = [name.strip() for name in by.split(",") if name.strip()]
@@ -129,7 +128,7 @@ def _cells(one: LedgerSum) -> tuple[str, ...]:
 
 
 def _csv(names: list[str], sums: tuple[LedgerSum, ...]) -> str:
-    from freehold.router.ledger.sums import sum_json
+    from freehold.router.ledger.queries import sum_json
 
     out = io.StringIO()
     rows = [sum_json(names, one) for one in sums]

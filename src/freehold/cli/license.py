@@ -2,7 +2,7 @@
 
 Lists, shows and compares licences and models. Knows wording: terms come from the catalogue, the answer from the
 advisor.
-Path: main -> license -> advisor.verdict, advisor.obligations, advisor.openness.
+Path: main -> license -> advisor.verdict, advisor.lineage.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from freehold.reports.license import licences_json, rulings, verdicts_json
 if TYPE_CHECKING:
     from freehold.advisor.facts import Facts
     from freehold.advisor.lineage import Subject
-    from freehold.advisor.obligations import DutyPack
-    from freehold.advisor.verdict import Reason, Verdict
+    from freehold.advisor.verdict import DutyPack, Reason, Verdict
     from freehold.catalog.licence import Licence, Term
 
 _WORDS = {
@@ -152,7 +151,7 @@ def _in_a_word(one: Licence, topic: str) -> str:
 
 def _print_one(subject: Subject, judgement: Verdict) -> None:
     """Print a licence's card, or a model's openness, and the verdict."""
-    from freehold.advisor.openness import openness
+    from freehold.advisor.lineage import openness
     from freehold.catalog.licence import find
 
     own = find(subject.expression)
@@ -230,7 +229,7 @@ def _effect(term: Term) -> str:
 
 
 def _print_comparison(judged: list[tuple[Subject, Verdict]]) -> None:
-    from freehold.advisor.openness import openness
+    from freehold.advisor.lineage import openness
     from freehold.advisor.verdict import DISCLAIMER
 
     rows = [(v.subject, _WORDS[v.answer], str(openness(subject).level), _because(v)) for subject, v in judged]
@@ -281,7 +280,7 @@ def _told(facts: Facts) -> str:
 
 
 def _write(folder: str, judgement: Verdict) -> None:
-    from freehold.advisor.obligations import pack
+    from freehold.advisor.verdict import pack
 
     duties: DutyPack = pack(judgement)
     if folder == "-":

@@ -14,11 +14,10 @@ from typing import Any
 import click
 
 from freehold import catalog
-from freehold.catalog.completeness import gaps
 from freehold.catalog.model import ROLES, THINKING, TIERS
 from freehold.catalog.models import nearest_names
 from freehold.catalog.query import Query, ordered, score, select
-from freehold.catalog.schema import MODALITIES
+from freehold.catalog.schema import MODALITIES, gaps
 from freehold.cli.report.facts import age, short_licence, size, tokens
 from freehold.cli.shared import Amount, json_option, table
 from freehold.config import Settings

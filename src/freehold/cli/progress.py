@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from freehold.store.events import Event, OnEvent
+from freehold.store.contract import Event, OnEvent
 from freehold.store.progress import Reporter, screen
 from freehold.terminal import Ticking
 

@@ -21,8 +21,8 @@ from freehold.errors import UsageError
 from freehold.store.space import human
 
 if TYPE_CHECKING:
+    from freehold.adapt.quantize.quantising import SpentSeconds
     from freehold.adapt.quantize.recipes import TensorChoice
-    from freehold.adapt.quantize.spent import SpentSeconds
     from freehold.evals.divergence import DivergenceCounter
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -115,8 +115,7 @@ def command(
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # texts go side by side; NumPy's threads wait spinning
     from freehold.adapt.quantize.planning import QuantizeRequest
-    from freehold.adapt.quantize.quantising import Watching, quantise
-    from freehold.adapt.quantize.spent import SpentSeconds
+    from freehold.adapt.quantize.quantising import SpentSeconds, Watching, quantise
     from freehold.adapt.quantize.texts import TOKENS
     from freehold.adapt.registry import note
     from freehold.choosing import company_facts

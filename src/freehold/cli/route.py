@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,11 @@ from freehold.errors import ModelNotFound, UsageError
 from freehold.reports.gateway_file import holds, read_gateway
 
 if TYPE_CHECKING:
+    from freehold.router.admission.curves import SampledFigure
+    from freehold.router.admission.verdict import RouterFigures, RouterVerdict
     from freehold.router.explain import Explanation
     from freehold.router.gateway import Gateway
+
 
 SCHEMA = 1
 
@@ -117,7 +121,6 @@ def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
     prompt length and the per-task mean on whole tasks that were held out.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices this small lose more to waiting threads
-    from freehold.cli.report.admission import show
     from freehold.router.admission.table import read_table
     from freehold.router.admission.verdict import admit
 
@@ -165,3 +168,43 @@ def _usd(nano: int) -> str:
     from freehold.router.price import NANO
 
     return "0" if not nano else f"{nano / NANO:.6f}".rstrip("0").rstrip(".")
+
+
+# --- the verdict of `freehold route admit` as lines -------------------------------------------------
+
+_HEAD = ("", "APGR", "CPT50", "CPT80", "AIQ", "OVER LENGTH", "OVER TASK MEAN")
+
+
+def show(result: RouterVerdict) -> None:
+    """Print both tables and a line for each candidate."""
+    click.echo(
+        f"{result.table}: {result.questions:,} questions of {result.tasks} tasks; weak {result.weak:.3f}, "
+        f"strong {result.strong:.3f}, difference {result.gain}"
+    )
+    if result.no_router:
+        click.echo(f"\nno router: {result.no_router}")
+        return
+    click.echo("\nin domain (5 folds; 95 % intervals over questions)")
+    _figures(result.in_domain)
+    if result.held_out:
+        click.echo(f"\n{result.held_out_tasks} whole tasks held out (95 % intervals over tasks)")
+        _figures(result.held_out)
+    click.echo()
+    for name, why in (result.refused or {}).items():
+        click.echo(f"{name}: {'refused: ' + why if why else 'admitted'}")
+
+
+def _figures(rows: Sequence[RouterFigures]) -> None:
+    cells = []
+    for one in rows:
+        a, over = one.apgr, list(one.over.values())
+        length = next((s for base, s in one.over.items() if "length" in base), None)
+        task = next((s for base, s in one.over.items() if "length" not in base), None) if over else None
+        apgr = f"{a.mid:.3f} [{a.low:.3f}, {a.high:.3f}]"
+        rates = (f"{one.cpt50:.1f}", f"{one.cpt80:.1f}", f"{one.aiq:.4f}")
+        cells.append((one.name, apgr, *rates, _over(length), _over(task)))
+    table(_HEAD, cells, right=(2, 3, 4))
+
+
+def _over(figure: SampledFigure | None) -> str:
+    return "" if figure is None else str(figure)

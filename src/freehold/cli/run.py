@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.chat.answer import AnswerSettings, StreamedAnswer, as_json, speeds, stop, warnings
+from freehold.cli.chat.answer import (
+    AnswerSettings,
+    LoopGuard,
+    StreamedAnswer,
+    Waiting,
+    as_json,
+    speeds,
+    stop,
+    warnings,
+)
 from freehold.cli.chat.chat import COMMANDS, Chat
-from freehold.cli.chat.loops import LoopGuard
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.opened import Opened, tell_notes
 from freehold.cli.chat.output import renderer, show, tell, write
@@ -28,7 +36,6 @@ from freehold.cli.chat.prompt import joined, read_stdin, split_words
 from freehold.cli.chat.request import LOADING, RunRequest, check, check_terminal
 from freehold.cli.chat.sessions import ChatSession, Sessions, unknown_server
 from freehold.cli.chat.starter import default_model
-from freehold.cli.chat.waiting import Waiting
 from freehold.cli.helping import section
 from freehold.cli.options import MAX_SEED, SAMPLING, chosen, read_format, sampling_options
 from freehold.cli.shared import (

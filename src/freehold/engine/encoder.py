@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine.counts import Counts
-from freehold.engine.faults import named, traced
-from freehold.engine.lifetime import Lifetime
+from freehold.engine.faults import Lifetime, named, traced
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
 from freehold.engine.requests import check_vocabulary
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS

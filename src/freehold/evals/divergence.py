@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from statistics import NormalDist
 from typing import Any
 
@@ -157,3 +158,16 @@ def _half_width(means: npt.NDArray[np.float64]) -> float:
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     quantile = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
     return quantile * _standard_error(means)
+
+
+# --- a text of our own that nothing is calibrated or trained on -------------------------------------
+# Stories, manuals, letters, code, tables, four languages.
+# Kinds take turns, so that a measurement that stops early has seen all of them. The text never changes:
+# figures that name its digest can be compared.
+
+SHA256 = "09dd2e2a9c92a979a34bb096ab2feec20122d5440abb6e2b81e94d7689b8790a"
+
+
+def held_out_text() -> str:
+    """Return the text, about 12,000 tokens."""
+    return (files("freehold.evals") / "held_out.txt").read_text(encoding="utf-8")

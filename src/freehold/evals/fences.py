@@ -1,7 +1,7 @@
 """Finds fenced code blocks in answers, in time linear in the answer: no pattern here can backtrack over it.
 
 Knows text alone.
-Path: judges, tasks.rules -> only_fenced, first_fenced
+Path: judges, tasks.instructions -> only_fenced, first_fenced
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Knows files, engines and windows of token ids; knows no statistics (divergence.py) and no weights. Both models share
 one pool of threads and compute one after the other, some rows at a time, so that memory holds few rows of logits.
-Path: adapt/quantize/report.py -> diverge -> LogitSource.rows -> engine.scoring.logit_chunks -> DivergenceCounter
+Path: adapt/quantize/quantising.py -> diverge -> LogitSource.rows -> engine.scoring.logit_chunks -> DivergenceCounter
 """
 
 from __future__ import annotations

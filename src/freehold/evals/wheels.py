@@ -18,8 +18,7 @@ from typing import Any
 from freehold import private
 from freehold.catalog import Entry, File
 from freehold.errors import Offline, StoreError, UsageError
-from freehold.store.contract import Plan
-from freehold.store.events import OnEvent, ignore
+from freehold.store.contract import OnEvent, Plan, ignore
 from freehold.store.index import IndexSource
 
 FOLDER = ("evals", "data")

@@ -29,6 +29,6 @@ def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
     near = nearest(name, held)
     spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10])
     known = f"its adapters: {spelled}" if held else "it has none at all"
-    # Others are named in the hint alone: server/core/hints.py replaces it for a key whose scope does not hold them.
+    # Others are named in the hint alone: server/core/problems.py replaces it for a key whose scope does not hold them.
     hint = f"did you mean {model}+{near}?" if near else known
     return ModelNotFound(f"{model} has no adapter {name[:80]!r}", hint)

@@ -8,9 +8,9 @@ Path: LLM.stream or ServedModel.start -> LocalJob -> Generation -> LocalAnswer -
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,13 @@ from freehold.engine.requests import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.engine.scoring import prefill
 from freehold.local.prompt import Prompt
-from freehold.local.text import AnswerDelta, AnswerText
 from freehold.models.lora import Adapter
 from freehold.serving import Begin, Job
-from freehold.tokenizer import Tokenizer
+from freehold.tokenizer import Detokenizer, Tokenizer
+from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser
 from freehold.tokenizer.history import letters
-from freehold.types import Chunk, FinishReason, OnPrefill, TokenLogprob
+from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter
+from freehold.types import Chunk, Completion, FinishReason, OnPrefill, TokenLogprob, ToolCall, ToolPiece
 
 F32 = NDArray[np.float32]
 Top = tuple[tuple[int, float], ...]
@@ -304,3 +305,126 @@ class _Scores:
             id, total = self._ids[position], log_sum_exp(row, position)
             top = top_logprobs(row, self._alternatives, total)
             self.entries.append(self._spelling.logprob(id, float(row[id]) - total, top))
+
+
+# --- whole answers from the chunks of streams -------------------------------------------------------
+
+# Several prompts, as `LLM.generate` takes them: texts, or lists of token ids.
+Prompts = list[str] | list[list[int]] | tuple[str, ...] | tuple[Sequence[int], ...]
+
+
+def is_batch(prompt: object) -> TypeGuard[Prompts]:
+    """Tell a list of prompts from one prompt of token ids."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or len(prompt) == 0:
+        return False
+    return isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
+
+
+def complete(job: LocalJob) -> Completion:
+    """Compute an answer to its end."""
+    return completion(job.stream(), job.seed)
+
+
+def completion(chunks: Iterable[Chunk], seed: int) -> Completion:
+    """Join the chunks of a whole answer."""
+    got = list(chunks)
+    calls: list[ToolCall] = []
+    for piece in (p for c in got for p in c.tool_calls):
+        piece.join(calls)
+    last = got[-1]
+    if last.finish_reason is None or last.usage is None:
+        raise RuntimeError("a stream ended without its last chunk")  # our own invariant
+    return Completion(
+        text="".join(c.text for c in got),
+        thinking="".join(c.thinking for c in got),
+        token_ids=tuple(i for c in got for i in c.token_ids),
+        logprobs=tuple(p for c in got for p in c.logprobs),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        seed=seed,
+        dropped_messages=sum(c.dropped_messages for c in got),
+        tool_calls=tuple(calls),
+    )
+
+
+# --- from an answer's tokens to its thinking, text and tool calls -----------------------------------
+# Everything follows from the tokens, so an answer that is resumed comes to the same state by pushing those it
+# had.
+
+Piece = str | Call | Thought
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """What a token added for certain."""
+
+    thinking: str = ""
+    text: str = ""
+    calls: tuple[ToolPiece, ...] = ()
+
+
+class AnswerText:
+    """Token ids in, pieces of thinking, text and calls out; `over` is the reason for which the answer ended."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        stop: tuple[str, ...],
+        *,
+        name_call: Callable[[int], str],
+        many_calls: bool = True,
+    ) -> None:
+        """`name_call` gives the id of call number i; `many_calls` False: the answer ends with its first."""
+        self._detokenizer = Detokenizer(tokenizer, at_start=prompt.at_start, shown=prompt.shown)
+        self._stops = StopStrings(stop)
+        dialect = prompt.dialect
+        channels = dialect is not None and dialect.channels
+        self._splitter = ThinkingSplitter(None if channels else prompt.tags, inside=prompt.inside)
+        self._parser: HarmonyParser | ToolParser | None = None
+        if dialect is not None:
+            self._parser = HarmonyParser() if channels else ToolParser(dialect, prompt.tools)
+        self._name_call, self._many = name_call, many_calls
+        self.calls = 0
+        self.over: FinishReason | None = None
+
+    @property
+    def stop(self) -> str:
+        """The stop string that ended the answer, or nothing."""
+        return self._stops.found
+
+    def push(self, id: int) -> AnswerDelta:
+        """Add a token."""
+        thinking, text = self._splitter.push(self._detokenizer.push(id))
+        return self._delta(thinking, self._parsed(text))
+
+    def finish(self) -> AnswerDelta:
+        """Return the text buffered for a stop string or a call; nothing after a stop string."""
+        last = self._splitter.push(self._detokenizer.finish())
+        rest = self._splitter.finish()
+        pieces = self._parsed(last[1] + rest[1])
+        if self._parser is not None:
+            pieces = [*pieces, *self._parser.finish()]
+        delta = self._delta(last[0] + rest[0], pieces)
+        return AnswerDelta(delta.thinking, delta.text + self._stops.finish(), delta.calls)
+
+    def _parsed(self, text: str) -> Iterable[Piece]:
+        if self._parser is None:
+            return (text,)
+        return self._parser.push(text) if text else ()
+
+    def _delta(self, thinking: str, pieces: Iterable[Piece]) -> AnswerDelta:
+        text, calls = "", []
+        for piece in pieces:
+            if self.over is not None:
+                break
+            if isinstance(piece, Thought):
+                thinking += piece.text
+            elif isinstance(piece, Call):
+                calls.append(ToolPiece(self.calls, self._name_call(self.calls), piece.name, piece.arguments))
+                self.calls += 1
+                self.over = None if self._many else "tool_calls"
+            else:
+                text += self._stops.push(piece)
+                self.over = "stop" if self._stops.hit else None
+        return AnswerDelta(thinking, text, tuple(calls))

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
 from freehold.engine import Engine
-from freehold.local.answering import LocalJob
-from freehold.local.chat import Chat
-from freehold.local.completion import Prompts, completion, is_batch
+from freehold.local.answering import LocalJob, Prompts, completion, is_batch
 from freehold.local.embedding import Text
-from freehold.local.keywords import ChatOptions, GenerateOptions, LoadOptions, keywords
+from freehold.local.keywords import Chat, ChatOptions, GenerateOptions, LoadOptions, keywords
 from freehold.local.llm import LLM
 from freehold.local.opening import load
 from freehold.local.together import prepared

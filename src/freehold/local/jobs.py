@@ -8,9 +8,23 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
+from freehold.config import check_names
 from freehold.errors import ContextOverflow, UsageError
+from freehold.local.keywords import (
+    CALLS,
+    KNOWN,
+    Chat,
+    ChatOptions,
+    GenerateOptions,
+    as_choice,
+    as_messages,
+    as_tools,
+)
 from freehold.serving import (
     MAX_BIASES,
     MAX_LOGPROBS,
@@ -25,7 +39,7 @@ from freehold.serving import (
 from freehold.tokenizer.dialects.contract import is_name
 from freehold.tokenizer.dialects.schema import types_of
 from freehold.tokenizer.dialects.source import loaded
-from freehold.types import MAX_FORMAT_CHARS, Tool
+from freehold.types import MAX_FORMAT_CHARS, SamplingParams, Tool, as_format
 
 MAX_ANSWERS = 128
 MAX_TENANT_CHARS = 256
@@ -171,3 +185,57 @@ def _check_size(job: Job, context: int, longest: Callable[[], int], *, counted: 
             f"{scores:,} numbers; the limit is {MAX_SCORES:,}",
             "ask for fewer alternatives",
         )
+
+
+# --- jobs from the keywords of a call in Python -----------------------------------------------------
+
+SEED_BITS = 63
+
+
+def chat_job(messages: Chat, options: ChatOptions, adapter: str) -> Job:
+    """Return the job of a chat. Raises UsageError."""
+    tools = as_tools(options.get("tools", ()))
+    choice, only = as_choice(options.get("tool_choice", "auto"), tools)
+    job = Job(
+        messages=tuple(as_messages(messages)),
+        think=options.get("think"),
+        think_tokens=options.get("think_tokens"),
+        effort=options.get("effort"),
+        tools=tools,
+        tool_choice=choice,
+        tool_name=only,
+        parallel_tool_calls=options.get("parallel_tool_calls", True),
+        overflow=options.get("overflow", "error"),
+        **_common(options, adapter),
+    )
+    check_request(job)
+    return job
+
+
+def text_job(prompt: str | tuple[int, ...], options: GenerateOptions, adapter: str) -> Job:
+    """Return the job that continues a text or token ids."""
+    return Job(prompt=prompt, **_common(options, adapter))
+
+
+def _common(options: GenerateOptions, adapter: str) -> dict[str, Any]:
+    """Return the fields of a Job that chats and texts share."""
+    return {
+        "max_tokens": options.get("max_tokens"),
+        "stop": tuple(options.get("stop", ())),
+        "logprobs": options.get("logprobs"),
+        "format": as_format(options.get("format")),
+        "adapter": adapter,
+    }
+
+
+def sampling_of(options: GenerateOptions, defaults: SamplingParams) -> SamplingParams:
+    """Return a call's sampling: its keywords over its `sampling`, or over the model's defaults."""
+    named = {name: value for name, value in options.items() if name not in CALLS}
+    return seeded(named, options.get("sampling") or defaults)
+
+
+def seeded(named: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
+    """Return `defaults` with the fields `named` in their place, and a drawn seed where neither has one."""
+    check_names(named, KNOWN)
+    params = replace(defaults, **named)
+    return params if params.seed is not None else replace(params, seed=secrets.randbits(SEED_BITS))

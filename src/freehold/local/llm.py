@@ -23,18 +23,17 @@ from freehold import _native as native
 from freehold.engine import Encoder, Engine, scoring
 from freehold.engine.pooling import Pooling
 from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, UnsupportedModel, UsageError
-from freehold.local.adapters import Adapters
-from freehold.local.answering import LocalJob
-from freehold.local.chat import Chat, as_messages
-from freehold.local.completion import Prompts, complete, is_batch
+from freehold.formats.adapter_names import MAX_ADAPTERS, check_adapter_name, unknown_adapter
+from freehold.local.answering import LocalJob, Prompts, complete, is_batch
 from freehold.local.constraints import ConstraintBuilder
 from freehold.local.embedding import Embedder, Text
-from freehold.local.jobs import check_request
-from freehold.local.keywords import ChatOptions, GenerateOptions, keywords
+from freehold.local.jobs import chat_job, check_request, sampling_of, seeded, text_job
+from freehold.local.keywords import Chat, ChatOptions, GenerateOptions, as_messages, keywords
 from freehold.local.prompt import Prompter
-from freehold.local.requests import chat_job, sampling_of, seeded, text_job
 from freehold.local.together import all_together, as_they_end
-from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.models.load import LoadedModel
+from freehold.models.lora import Adapter, load_adapter
+from freehold.serving import AdapterInfo, Begin, EmbedJob, EngineStats, Job, ModelInfo
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.terminal import Ticking
 from freehold.tokenizer import ChatTemplate, Tokenizer
@@ -406,3 +405,59 @@ class LLM:
             raise EngineClosed(f"{self.name} was loaded by another process", "load it again after fork")
         if self._closed:
             raise EngineClosed(f"{self.name} is closed", "load it again")
+
+
+# --- the LoRA adapters of one loaded model, by name -------------------------------------------------
+# Adding and removing is safe while answers are made: a request holds its adapter, and keeps it to its end.
+
+
+class Adapters:
+    """The adapters that `model+NAME` can name. `default`: for calls that name none ("": the model itself)."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._held: dict[str, Adapter] = {}
+        self._lock = threading.Lock()  # one is loaded at a time
+        self.default = ""
+
+    def add(self, name: str, path: str | Path) -> None:
+        """Load an adapter; it replaces one of the same name.
+
+        Raises UsageError for an invalid name or one adapter too many, and what load_adapter raises.
+        """
+        check_adapter_name(name)
+        with self._lock:
+            if name not in self._held and len(self._held) >= MAX_ADAPTERS:
+                raise UsageError(f"{self._model.name} has {MAX_ADAPTERS} adapters", "remove one first")
+            self._held = {**self._held, name: load_adapter(path, self._model, name)}
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter. Raises ModelNotFound."""
+        with self._lock:
+            self.find(name)
+            self._held = {key: adapter for key, adapter in self._held.items() if key != name}
+
+    def chosen(self, name: str | None) -> str:
+        """Return the name, or the default for None."""
+        return self.default if name is None else name
+
+    def find(self, name: str) -> Adapter | None:
+        """Return an adapter, None for the model itself. Raises ModelNotFound with the names there are."""
+        if not name:
+            return None
+        held = self._held
+        if name not in held:
+            raise unknown_adapter(self._model.name, name, [*held])
+        return held[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(adapter.nbytes for adapter in self._held.values())
+
+    @property
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        """What they are, by name."""
+        return tuple(
+            AdapterInfo(a.name, a.rank, a.modules, a.nbytes, a.digest) for _, a in sorted(self._held.items())
+        )

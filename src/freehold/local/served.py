@@ -12,9 +12,8 @@ from typing import Any
 
 from freehold.errors import ContextOverflow, UsageError
 from freehold.local.answering import LocalJob
-from freehold.local.jobs import check_chars, check_job
+from freehold.local.jobs import check_chars, check_job, seeded
 from freehold.local.llm import LLM
-from freehold.local.requests import seeded
 from freehold.serving import EmbedJob, Job
 from freehold.store.overlays import overlaid
 from freehold.types import Embeddings, Message, Turn

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from freehold.engine import Engine
 from freehold.errors import ContextOverflow, FreeholdError
-from freehold.local.answering import LocalJob
-from freehold.local.completion import completion
+from freehold.local.answering import LocalJob, completion
 from freehold.serving import Job
 from freehold.types import Chunk, Completion
 

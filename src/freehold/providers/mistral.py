@@ -1,6 +1,6 @@
 """Mistral's chat completions: OpenAI's with other names, ids of nine characters, and reasoning inside the content.
 
-Written from docs.mistral.ai. Path: wires.py -> MistralWire
+Written from docs.mistral.ai. Path: upstream.py -> MistralWire
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import msgspec
 from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
 from freehold.providers.openai.chat import ChatAsker
-from freehold.providers.openai.embedding import embed_body
-from freehold.providers.openai.wire import OpenAIWire
+from freehold.providers.openai.wire import OpenAIWire, embed_body
 from freehold.serving import EmbedJob
 from freehold.types import Message
 

@@ -2,7 +2,7 @@
 
 An answer is given out once its first token has come; whatever fails before is an UpstreamFault that the next target
 can follow, and after it a fault of the stream. Knows no route, no retry, no price.
-Path: router/attempts.py -> start -> wires.py, Hop.post -> EventSplitter, EventReader -> UpstreamStream
+Path: router/attempts.py -> start -> wire_of, Hop.post -> EventSplitter, EventReader -> UpstreamStream
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from freehold.providers.cleaning import cleaned, quotes, said_in
 from freehold.providers.cleared import Cleared
 from freehold.providers.contract import (
     EventReader,
+    Kind,
     Outgoing,
     Piece,
     Provider,
@@ -30,7 +33,6 @@ from freehold.providers.faults import check_counts
 from freehold.providers.hop import Hop, HopReply
 from freehold.providers.signatures import carried
 from freehold.providers.sse import EventSplitter
-from freehold.providers.wires import wire_of
 from freehold.serving import Begin, EmbedJob, Job, Vectors
 from freehold.types import SamplingParams, Usage
 
@@ -334,3 +336,23 @@ class WholeStream:
 
     async def aclose(self) -> None:
         self._ready.clear()
+
+
+# --- which wire a provider of a kind speaks ---------------------------------------------------------
+# Each is imported when it is first asked for, and shared.
+
+_WIRES: Mapping[Kind, tuple[str, str]] = {
+    "openai": ("openai.wire", "OpenAIWire"),
+    "openai-compatible": ("compatible", "CompatibleWire"),
+    "mistral": ("mistral", "MistralWire"),
+    "deepseek": ("deepseek", "DeepSeekWire"),
+    "anthropic": ("anthropic.wire", "AnthropicWire"),
+    "gemini": ("gemini.wire", "GeminiWire"),
+}
+
+
+@cache
+def wire_of(kind: Kind) -> Wire:
+    """Return the wire of a kind of provider."""
+    module, name = _WIRES[kind]
+    return getattr(import_module(f"freehold.providers.{module}"), name)()

@@ -153,7 +153,7 @@ def _models(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _starters(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
-    from freehold.reports.starters import starters_json
+    from freehold.reports.models import starters_json
 
     return starters_json(settings)
 

@@ -21,9 +21,7 @@ from freehold.advisor.interval import Interval
 from freehold.backends.capacity import trace as traces
 from freehold.backends.capacity.objective import FIGURES, ReplicaSearch, least, parse
 from freehold.backends.capacity.predicting import of_plan
-from freehold.backends.capacity.routing import POLICIES, policy
-from freehold.backends.capacity.scaling import Autoscaling
-from freehold.backends.capacity.simulation import SimulatedRun, simulate
+from freehold.backends.capacity.simulation import POLICIES, Autoscaling, SimulatedRun, policy, simulate
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import RequestTrace
 from freehold.backends.contract import DeployPlan

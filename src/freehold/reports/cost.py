@@ -10,8 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from freehold.advisor.breakeven import Comparison, Even, Swing
-    from freehold.advisor.ownership import Assumption
+    from freehold.advisor.breakeven import Assumption, Comparison, Even, Swing
 
 SCHEMA = 1
 # The words of a stated traffic, and the name of each in traffic.from_figures, which says what they are unless given.

@@ -15,14 +15,13 @@ from freehold import catalog
 from freehold.advisor import commands
 from freehold.advisor import fit as fits
 from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
-from freehold.advisor.file_anatomy import from_file
+from freehold.advisor.file_anatomy import ROUNDINGS, from_file
 from freehold.advisor.fit import Fit, Misfit, Place
-from freehold.advisor.rounded import ROUNDINGS
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
-from freehold.reports.memory import needs
+from freehold.machine import show_bytes
 from freehold.types import KvType
 
 SCHEMA = 1
@@ -211,3 +210,16 @@ def _row_json(row: Fit | Misfit, held: Anatomy | None, known: Model | None) -> d
         "basis": row.basis,
         "command": run_command(row, known, held) or None,
     }
+
+
+# --- what a model needs in memory, in one sentence: Models, Engine, `fit` and `ps` all say this one -
+
+
+def needs(fitted: Fit | Misfit) -> str:
+    """Return "needs 648.2 MB at 4,096 tokens of context"; "" where its sizes are not known.
+
+    That is the process with its weights and the cache of one conversation of this length.
+    """
+    if fitted.memory is None:
+        return ""
+    return f"needs {show_bytes(fitted.memory.total)} at {fitted.context:,} tokens of context"

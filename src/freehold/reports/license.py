@@ -84,7 +84,7 @@ def verdicts_json(rulings: Sequence[Ruling]) -> dict[str, Any]:
 
 
 def _verdict_json(subject: Subject, v: Verdict) -> dict[str, Any]:
-    from freehold.advisor.openness import openness
+    from freehold.advisor.lineage import openness
     from freehold.advisor.verdict import DISCLAIMER
 
     return {

@@ -8,7 +8,7 @@ Path: asked -> models_json -> choosing.here, advisor.fit, advisor.verdict, why.q
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, from_catalogue
@@ -17,18 +17,17 @@ from freehold.advisor.fit import Fit, Place, fit
 from freehold.advisor.places import quant_of
 from freehold.advisor.verdict import verdict
 from freehold.catalog.model import Model
-from freehold.choosing import company_facts, here, refusal
+from freehold.choosing import company_facts, here, refusal, starters
 from freehold.config import Settings
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.models.families import naming
-from freehold.reports.fit import place_json
-from freehold.reports.memory import needs
-from freehold.reports.starters import pace
+from freehold.reports.fit import needs, place_json
 from freehold.reports.why import quality_by_task
 from freehold.store import Listed, Store
 
 if TYPE_CHECKING:
     from freehold.advisor.facts import Facts
+
 
 SCHEMA = 1
 
@@ -172,4 +171,44 @@ def _placed(sizes: Anatomy | None, place: Place) -> dict[str, Any]:
         "pace": pace(result.decode.mid) if isinstance(result, Fit) else "",
         "prefill": result.prefill.as_json() if isinstance(result, Fit) and result.prefill else None,
         "basis": result.basis if isinstance(result, Fit) else "",
+    }
+
+
+# --- the models that a person without any begins with, a row each, and how fast a speed is in a word
+# The page's first screen shows the same models as `freehold run` without a name.
+
+STARTERS_SCHEMA = 1
+SHOWN = 5
+Pace = Literal["fast", "readable", "slow", "unusable"]
+# Tokens a second. A person reads about 5: below one, an answer of 300 tokens takes over five minutes.
+FAST, READABLE, SLOW = 15.0, 5.0, 1.0
+
+
+def pace(tokens_per_second: float) -> Pace:
+    """Return how fast an answer is for who reads it while it is written."""
+    if tokens_per_second >= FAST:
+        return "fast"
+    if tokens_per_second >= READABLE:
+        return "readable"
+    return "slow" if tokens_per_second >= SLOW else "unusable"
+
+
+def starters_json(settings: Settings) -> dict[str, Any]:
+    """Return up to SHOWN models that run well here and can be fetched here, the best first."""
+    return {
+        "schema": STARTERS_SCHEMA,
+        "models": [
+            {
+                "name": each.name,
+                "bytes": each.download.bytes,
+                "source": each.download.source,
+                "held": each.held,
+                "disk": each.disk,
+                "memory": each.memory,
+                "speed": each.speed.as_json(),
+                "pace": pace(each.speed.mid),
+                "about": each.about,
+            }
+            for each in starters(settings, SHOWN)
+        ],
     }

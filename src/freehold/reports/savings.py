@@ -23,9 +23,8 @@ from freehold.reports.cost import SCHEMA
 if TYPE_CHECKING:
     from freehold.router.gateway import GatewayModel
     from freehold.router.ledger.rows import LedgerRow
-    from freehold.router.owned_cost import OwnedMachine
     from freehold.router.price import Price
-    from freehold.router.savings import Savings
+    from freehold.router.savings import OwnedMachine, Savings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,7 @@ def from_ledger(
     from freehold.router.identity import Identities
     from freehold.router.ledger.queries import rows_in
     from freehold.router.opening import ledger_path
-    from freehold.router.owned_cost import owned_machine
-    from freehold.router.savings import savings
+    from freehold.router.savings import owned_machine, savings
     from freehold.store import Store
 
     read = read_gateway(settings, gateway, keys=False)

@@ -12,8 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
-from freehold.advisor.evidence import Evidence
-from freehold.advisor.quality import Scale, rounded
+from freehold.advisor.quality import Evidence, Scale, rounded
 from freehold.choosing import company_facts
 from freehold.config import Settings
 from freehold.errors import FreeholdError, ModelNotFound

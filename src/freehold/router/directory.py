@@ -7,19 +7,21 @@ Path: cli/serve -> GatewayModels.asked_by -> OriginModels.use -> RoutedHandle
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books, RentedModels
-from freehold.router.counts import CountedBooks
 from freehold.router.detect.apart import LongTexts
 from freehold.router.gateway import Gateway
 from freehold.router.handle import RoutedHandle
 from freehold.router.kept_texts import KeptTexts
 from freehold.router.labels import Asks
+from freehold.router.ledger.rows import LedgerRow, Reservation
 from freehold.router.parts import GatewayParts
 from freehold.router.plan import GatewayPlan
+from freehold.router.price import NANO
 from freehold.router.routing import PlannedRoute
 from freehold.router.shadow import NAME as SHADOW
 from freehold.serving import CounterTable, LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
@@ -148,3 +150,57 @@ class GatewayModels:
         await self.parts.background.close(SHADOW)
         self._long_texts.close()
         await self.engines.close(drain_s)
+
+
+# --- counts of the gateway for /metrics -------------------------------------------------------------
+# Requests, attempts and dollars, by names of the file and of the store.
+# Fed by the rows that the ledger takes, so that both say the same.
+
+
+class CountedBooks:
+    """Books that count every row they take."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._requests: Counter[tuple[str, ...]] = Counter()
+        self._attempts: Counter[tuple[str, ...]] = Counter()
+        self._nano: Counter[tuple[str, ...]] = Counter()
+
+    async def reserve(self, wanted: Reservation, *, wait_s: float = 0.0) -> None:
+        await self._books.reserve(wanted, wait_s=wait_s)
+
+    async def change(self, wanted: Reservation) -> None:
+        await self._books.change(wanted)
+
+    async def sent(self, row_id: str) -> None:
+        await self._books.sent(row_id)
+
+    async def ready(self) -> None:
+        await self._books.ready()
+
+    async def book(self, row: LedgerRow) -> None:
+        await self._books.book(row)
+        self._requests[row.asked, row.target, row.outcome] += 1
+        for attempt in row.attempts:
+            self._attempts[attempt.target, attempt.cause or "answered"] += 1
+            if attempt.nano:
+                self._nano[attempt.target,] += attempt.nano
+
+    def tables(self) -> tuple[CounterTable, ...]:
+        """Return the counts for a scrape."""
+        dollars = {labels: nano / NANO for labels, nano in self._nano.items()}
+        return (
+            CounterTable(
+                "freehold_gateway_requests",
+                "Requests booked, by the name asked for, the target that answered, and how they ended.",
+                ("route", "target", "outcome"),
+                dict(self._requests),
+            ),
+            CounterTable(
+                "freehold_gateway_attempts",
+                "Requests sent to targets, by why they failed.",
+                ("target", "cause"),
+                dict(self._attempts),
+            ),
+            CounterTable("freehold_gateway_dollars", "Cost in US dollars.", ("target",), dollars),
+        )

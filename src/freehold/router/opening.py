@@ -7,23 +7,25 @@ Path: cli/serving/hybrid.py -> open_models -> GatewayModels of directory.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from freehold.errors import ModelNotFound
+from freehold.providers import upstream
 from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Provider, RemoteModel
+from freehold.providers.hop import Hop
 from freehold.router.bar import Bars
 from freehold.router.budgets import Budgets
-from freehold.router.classifier import Classifier
+from freehold.router.contract import RentedStream
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
 from freehold.router.identity import Identities
 from freehold.router.kept_texts import KeptTexts, texts_beside
-from freehold.router.labels import prepare
+from freehold.router.labels import Classifier, prepare
 from freehold.router.ledger.store import Ledger
 from freehold.router.live import LiveGateway
-from freehold.router.rented import ProviderModels
-from freehold.serving import Job, ModelManager, Stream
+from freehold.serving import EmbedJob, Job, ModelManager, Stream, Vectors
 from freehold.store import Store
 
 LEDGER = "ledger.sqlite"  # in the data folder
@@ -87,3 +89,43 @@ def open_models(engines: ModelManager, live: LiveGateway, store: Store) -> Serve
     """Open a server's gateway, in its event loop. Raises LedgerUnavailable or StoreError."""
     ledger = Ledger.open(ledger_path(live.current, store.settings.home))
     return ServedGateway(engines, live, ledger, store)
+
+
+# --- rented models over one set of connections, as routes ask for them ------------------------------
+
+
+class ProviderModels:
+    """The models of all providers; one event loop's."""
+
+    def __init__(self, providers: Iterable[Provider] = ()) -> None:
+        self._hop = Hop(providers)
+
+    def keep(self, providers: Iterable[Provider]) -> None:
+        self._hop.keep(providers)
+
+    async def start(
+        self,
+        cleared: Cleared[Job],
+        model: RemoteModel,
+        *,
+        first_token_s: float,
+        timeout_s: float,
+    ) -> RentedStream:
+        return await upstream.start(
+            self._hop,
+            cleared,
+            model,
+            first_token_s=first_token_s,
+            timeout_s=timeout_s,
+            stream=not cleared.work.whole,
+        )
+
+    async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors:
+        return await upstream.embed(self._hop, cleared, model, timeout_s=timeout_s)
+
+    async def count(self, cleared: Cleared[Job], model: RemoteModel, *, timeout_s: float) -> int | None:
+        return await upstream.count(self._hop, cleared, model, timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        """Close every connection; answers in progress break."""
+        await self._hop.close()

@@ -3,7 +3,7 @@
 Knows which seller a provider's kind is; a server of another kind has no price here, and gateway.toml states it.
 A price finer than a millionth of a dollar for a million tokens is rounded to that: of the table's 2,900 rows 28, all
 of resellers, with thirds in binary fractions.
-Path: toml/outside.py -> resolve -> catalog.rates -> Price
+Path: toml/outside.py -> resolve -> catalog.prices -> Price
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from freehold.providers.contract import Kind
 from freehold.router.price import Price, TokenRates
 
 if TYPE_CHECKING:
-    from freehold.catalog.prices import Offer
-    from freehold.catalog.rates import SellerRates
+    from freehold.catalog.prices import Offer, SellerRates
 
 PICO = 1_000_000  # pico-dollars a token of a dollar for a million tokens
 FEE = 1_000_000_000  # pico-dollars a request of a dollar for a thousand
@@ -49,7 +48,7 @@ def table_version() -> str:
 
 @lru_cache(maxsize=1024)
 def _resolved(kind: Kind, model: str, day: int) -> Price | None:
-    from freehold.catalog.rates import listed
+    from freehold.catalog.prices import listed
 
     if kind not in SELLERS:
         return None
@@ -59,7 +58,7 @@ def _resolved(kind: Kind, model: str, day: int) -> Price | None:
 
 def price_of(offer: Offer, day: datetime) -> Price:
     """Return an offer's price on a day (UTC midnight) and from each later day on which another one begins."""
-    from freehold.catalog.rates import changes
+    from freehold.catalog.prices import changes
 
     starts = [datetime.combine(start, time(), UTC) for start in changes(offer, day.date())]
     later = tuple((start.timestamp(), _on(offer, start)) for start in starts)
@@ -68,7 +67,7 @@ def price_of(offer: Offer, day: datetime) -> Price:
 
 
 def _on(offer: Offer, day: datetime) -> Price:
-    from freehold.catalog.rates import rates_at, tier_starts
+    from freehold.catalog.prices import rates_at, tier_starts
 
     def tiers(batch: bool) -> tuple[tuple[int, TokenRates], ...]:
         tiers_stated = (

@@ -18,8 +18,7 @@ from typing import Any
 from freehold.router.gateway import Gateway
 from freehold.router.toml.keys import read_keys, read_ledger, read_tasks
 from freehold.router.toml.labels import read_labels
-from freehold.router.toml.lines import line_numbers
-from freehold.router.toml.mistakes import BadGateway, Mistake, Mistakes
+from freehold.router.toml.mistakes import BadGateway, Mistake, Mistakes, line_numbers
 from freehold.router.toml.models import read_models
 from freehold.router.toml.outside import Outside
 from freehold.router.toml.providers import read_providers

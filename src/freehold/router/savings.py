@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from freehold import catalog
+from freehold.advisor import breakeven
+from freehold.advisor.breakeven import Assumption, Owned, points, ranged
 from freehold.advisor.interval import Interval
+from freehold.advisor.traffic import from_figures
 from freehold.router.gateway import GatewayModel
 from freehold.router.ledger.rows import LedgerRow
-from freehold.router.owned_cost import OwnedMachine, busy_seconds
 from freehold.router.price import NANO, Price
 from freehold.types import Usage
 
@@ -321,4 +324,65 @@ def _unchanged(books: _Books) -> _Sum:
     total = _Sum(requests=len(books.rows), unchanged=len(books.rows))
     for row in books.rows:
         books.kept(row, total)
+    return total
+
+
+# --- what owned machines cost while the ledger's requests ran ---------------------------------------
+# Dollars an hour, the time they were busy, their share.
+# A machine is paid for day and night. Three figures bound what of it answers are charged with: the busy time
+# alone (other work fills the rest), a stated share, and all of it. Overlapping requests keep a machine busy
+# once. People's time is not in it; `freehold cost` has it.
+
+HOUR_S = 3600.0
+_PARTS = (  # the assumptions that an hour of a machine hangs on
+    "hourly", "price", "box", "resale", "years", "overhead", "draw", "pue", "electricity", "rack",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedMachine:
+    """A machine, what an hour of it costs, and the share of it that is charged to the gateway, when idle too."""
+
+    owned: Owned
+    hour: Interval  # dollars
+    assumed: tuple[Assumption, ...]  # with their sources
+    share: Interval | None = None  # 0 to 1; None: from the busy time alone to the whole machine
+
+    def cost(self, busy_s: float, period_s: float) -> Interval:
+        """Return dollars of a period in which it was busy for `busy_s` seconds; never less than those."""
+        busy = min(busy_s / period_s, 1.0) if period_s > 0 else 0.0
+        share = self.share or Interval(busy, 1.0, 1.0)
+        low, mid, high = (max(s, busy) for s in (share.low, share.mid, share.high))
+        hours = period_s / HOUR_S
+        return Interval(
+            hours * low * self.hour.low, hours * mid * self.hour.mid, hours * high * self.hour.high
+        )
+
+
+def owned_machine(
+    on: str,
+    *,
+    bought: bool = False,
+    share: Interval | None = None,
+    overrides: Mapping[str, Interval] | None = None,
+) -> OwnedMachine:
+    """Return the machine called `on`, such as 2xh100, with `overrides` assumptions by key in place of ours.
+
+    Raises UsageError for unknown hardware, hardware without a price, and values that cannot be.
+    """
+    owned = Owned(catalog.rig(on), bought)
+    fast = breakeven.speed(Interval.exactly(1.0))  # an hour's cost does not hang on it
+    all_of_them = breakeven.assumptions(owned, fast, from_figures(), overrides or {})
+    assumed = {key: a for key, a in all_of_them.items() if key in _PARTS}
+    hour, _ = ranged(owned.hour, assumed, points(assumed))
+    return OwnedMachine(owned, hour, tuple(assumed.values()), share)
+
+
+def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Return how long at least one of the (begin, end) spans lasted."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        if end > until:
+            total += end - max(begin, until)
+            until = end
     return total

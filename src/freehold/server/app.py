@@ -31,12 +31,10 @@ from freehold.server.ollama import routes as ollama
 from freehold.server.openai import batches, files
 from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
-from freehold.server.openai.completions import completions
+from freehold.server.openai.completions import CompletionRequest, completions
 from freehold.server.openai.embeddings import EmbeddingRequest, embeddings
 from freehold.server.openai.fields.chat import ChatRequest
-from freehold.server.openai.fields.completions import CompletionRequest
-from freehold.server.openai.fields.infill import InfillRequest
-from freehold.server.openai.infill import infill
+from freehold.server.openai.infill import InfillRequest, infill
 from freehold.server.openai.replies import ChatCompletion, EmbeddingList, ModelCard, ModelList, TextCompletion
 from freehold.server.openai.rerank import RerankRequest, ScoreRequest, rerank, score
 from freehold.server.openai.responses import routes as responses

@@ -4,7 +4,7 @@ Everything Freehold writes is under one home; foreign files are referenced, neve
 Path: cli/pull or freehold.load -> Store.pull or Store.resolve -> a source -> files and a manifest.
 """
 
-from freehold.store.events import Event, Finished, Note, Planned, Progress
+from freehold.store.contract import Event, Finished, Note, Planned, Progress
 from freehold.store.records import Listed, ModelRef, Removed
 from freehold.store.store import Store
 

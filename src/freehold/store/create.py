@@ -15,7 +15,7 @@ from pathlib import Path
 from freehold.errors import ModelNotFound, UsageError
 from freehold.sandbox.rendering import shared
 from freehold.store.adapters import keep
-from freehold.store.events import OnEvent
+from freehold.store.contract import OnEvent
 from freehold.store.modelfile import Recipe
 from freehold.store.overlays import Overlay, canonical, checked
 from freehold.store.records import ModelRef

@@ -17,12 +17,11 @@ from freehold.catalog import Entry, facts
 from freehold.config import Settings
 from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound
 from freehold.store.card import licence
-from freehold.store.contract import Plan, PlannedFile
-from freehold.store.events import OnEvent
-from freehold.store.fetch import fetch_files
+from freehold.store.contract import OnEvent, Plan, PlannedFile
 from freehold.store.http import MAX_TRIES, Http
 from freehold.store.manifest import HeldFile, safe_relative
 from freehold.store.quants import choose, gguf_variants, safetensors_files
+from freehold.store.ranges import fetch_files
 from freehold.store.refs import Ref
 
 _MAX_FILES = 100_000

@@ -27,8 +27,7 @@ from freehold.catalog import Entry, facts
 from freehold.catalog import File as KnownFile
 from freehold.errors import DownloadFailed, Offline
 from freehold.store import space
-from freehold.store.contract import Plan, PlannedFile
-from freehold.store.events import OnEvent, Progress
+from freehold.store.contract import OnEvent, Plan, PlannedFile, Progress
 from freehold.store.manifest import HeldFile, sync_folder, write_json
 
 _COPY = 4 << 20

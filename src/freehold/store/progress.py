@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from freehold.store.events import Event, Finished, Note, OnEvent, Planned, Progress, ignore
+from freehold.store.contract import Event, Finished, Note, OnEvent, Planned, Progress, ignore
 from freehold.store.space import human
 from freehold.terminal import Ticking, is_live
 

@@ -24,7 +24,7 @@ from freehold import private
 from freehold.config import Settings
 from freehold.errors import CapacityExceeded, DownloadFailed
 from freehold.store import space
-from freehold.store.contract import PlannedFile
+from freehold.store.contract import Note, OnEvent, Plan, PlannedFile, Progress, held_bytes
 from freehold.store.http import Backoff, Http, Transient, check
 from freehold.store.manifest import HeldFile, sync_folder
 from freehold.store.part import Part, discard, part_path, state_path
@@ -344,3 +344,31 @@ def _wrong_digest(file: PlannedFile, digest: str) -> DownloadFailed:
 def _sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# --- fetch the files of a plan over HTTP, one after the other, as one progress ----------------------
+
+
+def fetch_files(
+    http: Http, plan: Plan, folder: Path, settings: Settings, on_event: OnEvent
+) -> tuple[HeldFile, ...]:
+    """Bring the plan's files into `folder`; refuse before the first byte if the disk has no room."""
+    space.require(folder, max(plan.bytes - held_bytes(plan, folder), 0), plan.name)
+    total = plan.bytes if all(f.bytes is not None for f in plan.files) else 0
+    held: list[HeldFile] = []
+    for file in plan.files:
+        on_bytes = _counter(plan, file, sum(h.bytes for h in held), total, on_event)
+        say = _speaker(plan.name, on_event)
+        held.append(fetch_file(http, file, folder / file.name, settings, on_bytes, say))
+        on_event(Progress(plan.name, file.name, sum(h.bytes for h in held), total, file.sha256 or ""))
+    return tuple(held)
+
+
+def _counter(
+    plan: Plan, file: PlannedFile, base: int, total: int, on_event: OnEvent
+) -> Callable[[int], None]:
+    return lambda n: on_event(Progress(plan.name, file.name, base + n, total, file.sha256 or ""))
+
+
+def _speaker(name: str, on_event: OnEvent) -> Callable[[str], None]:
+    return lambda text: on_event(Note(name, text))

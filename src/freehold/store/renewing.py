@@ -12,8 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from freehold.errors import Offline, UsageError
-from freehold.store.contract import Plan
-from freehold.store.events import OnEvent
+from freehold.store.contract import OnEvent, Plan
 from freehold.store.home_files import HomeFiles, delete_folder
 from freehold.store.records import Listed, ModelRef
 from freehold.store.refs import parse_ref, slug

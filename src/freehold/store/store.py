@@ -25,8 +25,7 @@ from freehold.config import Settings, nearest
 from freehold.errors import FileVanished, FreeholdError, ModelNotFound, Offline, UsageError
 from freehold.store import space
 from freehold.store.changed_files import dated, notes_of, verified
-from freehold.store.contract import Plan, WeightSource, held_bytes
-from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
+from freehold.store.contract import Finished, Note, OnEvent, Plan, Planned, WeightSource, held_bytes, ignore
 from freehold.store.home_files import HomeFiles, delete_folder, readable
 from freehold.store.listing import PENDING, listed, overlay_listed, unfinished
 from freehold.store.manifest import HeldFile, Manifest, write_json, write_manifest

@@ -14,11 +14,10 @@ import httpx2
 
 from freehold.config import Settings
 from freehold.errors import DownloadFailed
-from freehold.store.contract import Plan, PlannedFile
-from freehold.store.events import OnEvent
-from freehold.store.fetch import fetch_files
+from freehold.store.contract import OnEvent, Plan, PlannedFile
 from freehold.store.http import Backoff, Http, Transient, check
 from freehold.store.manifest import HeldFile
+from freehold.store.ranges import fetch_files
 
 _MAGIC = b"GGUF"
 _TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")

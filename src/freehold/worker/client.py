@@ -41,7 +41,7 @@ from freehold.worker.wire import (
 )
 
 # Of the environment, what an engine has no use for: it serves no client and downloads nothing. A provider's keys
-# were taken out before (router/toml/environment.py).
+# were taken out before (router/toml/outside.py).
 KEYS = ("FREEHOLD_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # -P: no module is imported from the folder the server happens to run in.
 COMMAND = [sys.executable, "-P", "-m", "freehold.worker.process"]

@@ -13,22 +13,21 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
 
 from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError, UsageError
 from freehold.serving import EmbedJob, EngineStats, Job, ModelInfo, PastDeath, Vectors
+from freehold.types import Message, Turn
 from freehold.worker import quarantine
 from freehold.worker.calls import LoadWaiters, PendingCall, check_pending, joined, portions
 from freehold.worker.client import MAX_WAITING, STOP_S, EngineDied, EngineProcess
-from freehold.worker.counters import Counters
-from freehold.worker.keepalive import KEEP_ALIVE_S, KeepAlive
-from freehold.worker.options import HUNG_S
+from freehold.worker.options import HUNG_S, KEEP_ALIVE_S, KeepAlive
 from freehold.worker.stream import EngineStream
-from freehold.worker.tokenizer import EngineTokenizer
 from freehold.worker.wire import (
     Began,
     Cancel,
@@ -431,3 +430,67 @@ class EngineHandle:
         while not self.idle and self._loop.time() < until:
             await asyncio.sleep(0.02)
         await self.unload()
+
+
+# --- a model's statistics over all engines it has had -----------------------------------------------
+
+_BLOCKS = {"blocks", "blocks_live", "blocks_shared", "blocks_cached"}
+_CACHE = {*_BLOCKS, "states", "states_live", "states_cached", "state_bytes"}
+_GAUGES = {"running", "waiting", "expected_wait_s", "progress_at", *_CACHE}
+
+
+class Counters:
+    """The latest engine's numbers, and the sums of those before it: no counter may shrink at a restart."""
+
+    def __init__(self) -> None:
+        self._latest, self._before = EngineStats(), EngineStats()
+
+    def update(self, stats: EngineStats) -> None:
+        """Take the numbers of the present engine."""
+        self._latest = stats
+
+    @property
+    def total(self) -> EngineStats:
+        """The latest gauges, and counters over all engines."""
+        names = (f.name for f in fields(EngineStats) if f.name not in _GAUGES)
+        sums = {n: _sum(getattr(self._latest, n), getattr(self._before, n)) for n in names}
+        return replace(self._latest, **sums)
+
+    def engine_ended(self) -> None:
+        """Add the numbers of an engine that is gone; the next one begins at 0."""
+        self._before, self._latest = self.total, EngineStats(progress_at=self._latest.progress_at)
+
+
+def _sum(now: Any, before: Any) -> Any:
+    """Add two counters, or two rows of them."""
+    if isinstance(now, tuple):
+        return tuple(map(sum, zip_longest(now, before, fillvalue=0)))
+    return now + before
+
+
+# --- the tokenizer and chat template of a model in an engine process, as calls over the socket ------
+
+
+class EngineTokenizer:
+    """A TokenizerFace that asks an engine process; `call` sends a method's name and its arguments."""
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self._call = call
+
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
+        return await self._call("tokenize", text, special, client=client)
+
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
+        return await self._call("detokenize", list(ids), client=client)
+
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        return await self._call("token_texts", list(ids))
+
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
+    ) -> list[int]:
+        listed = [(m.role, m.content, m.thinking) for m in messages]
+        return await self._call("render", listed, think, turn, client=client)
+
+    async def template(self) -> dict[str, Any]:
+        return await self._call("template")

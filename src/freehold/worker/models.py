@@ -7,28 +7,39 @@ Path: server -> EngineModels.use -> EngineHandle; EngineHandle -> EngineModels._
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from freehold.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.errors import BadModelFile, CapacityExceeded, EngineClosed, ModelNotFound, UsageError
 from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
 from freehold.machine import available_bytes
-from freehold.serving import CounterTable, LoadedInfo, ModelHandle, Origin, StoredModel
+from freehold.serving import (
+    CounterTable,
+    EmbedJob,
+    Job,
+    LoadedInfo,
+    ModelHandle,
+    Origin,
+    StoredModel,
+    Stream,
+    TokenizerFace,
+    Vectors,
+)
 from freehold.store import Listed, ModelRef, Store
 from freehold.store.judging import Judgements
-from freehold.store.overlays import Overlay, canonical
+from freehold.store.overlays import Overlay, canonical, overlaid, with_messages
 from freehold.store.refs import parse_ref
-from freehold.types import ServedModelOptions
+from freehold.types import Message, ServedModelOptions, Turn
 from freehold.version import __version__
-from freehold.worker.adapted import AdaptedHandle
 from freehold.worker.handle import EngineHandle
 from freehold.worker.memory import EngineMemory
 from freehold.worker.options import EngineOptions
-from freehold.worker.overlaid import OverlaidHandle
-from freehold.worker.stamps import stamp
 from freehold.worker.wire import PROTOCOL, Open, Script
 
 MAX_SPELLINGS = 1024  # of names that are cached; a client may write a name in any mixture of case and blanks
@@ -324,3 +335,105 @@ def _seconds(created: str) -> float:
         return datetime.fromisoformat(created).timestamp()
     except ValueError:
         return 0.0
+
+
+# --- what tells whether the files that make a model are the same as they were -----------------------
+# The store's own files were compared with their digests when they were found, so the digest is enough. Others
+# may change where they lie: their sizes and times count too, and a file that was only touched counts as
+# changed.
+
+
+def stamp(ref: ModelRef, adapter: Path | None, overlay: Overlay | None) -> str:
+    """Return the digest of a model's files, of its adapter's and of its record."""
+    parts = [ref.digest, ref.rounding]
+    if ref.owner != "freehold" or not ref.digest:
+        parts += _files(ref.files or (ref.path,))
+    parts += [f"{name} {_one(path)}" for name, path in sorted(ref.extras.items())]
+    if adapter is not None:
+        parts += _files([adapter])
+    overlay = overlay or ref.overlay
+    if overlay is not None:
+        parts.append(repr(overlay))
+        parts += _files([Path(overlay.adapter)] if overlay.adapter else [])
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _files(paths: Iterable[Path]) -> list[str]:
+    files = [each for path in paths for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return [f"{path.name} {_one(path)}" for path in files]
+
+
+def _one(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+# --- a model made from another ----------------------------------------------------------------------
+# Answering through the other's engine: jobs are changed on their way in.
+# Its name, statistics and memory are those of its base.
+
+
+class OverlaidHandle(DelegatingHandle):
+    """One overlay over a loaded model; made anew for each request."""
+
+    def __init__(self, handle: ModelHandle, overlay: Overlay) -> None:
+        super().__init__(handle)
+        self._overlay = overlay
+
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        inner = self.handle.tokenizer
+        return None if inner is None else OverlaidTokenizer(inner, self._overlay)
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        return await self.handle.start(overlaid(job, self._overlay), keep_alive)
+
+    async def count(self, job: Job) -> int:
+        return await self.handle.count(overlaid(job, self._overlay))
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        adapter = job.adapter or self._overlay.adapter_name  # all that an overlay changes about embeddings
+        return await self.handle.embed(replace(job, adapter=adapter), keep_alive, computed)
+
+
+class OverlaidTokenizer(DelegatingTokenizer):
+    """A tokenizer whose chats begin with an overlay's messages."""
+
+    def __init__(self, tokenizer: TokenizerFace, overlay: Overlay) -> None:
+        super().__init__(tokenizer)
+        self._overlay = overlay
+
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
+    ) -> list[int]:
+        begun = with_messages(tuple(messages), self._overlay)
+        return await self.inner.render(begun, think, turn, client)
+
+
+# --- a loaded model under the name of one of its adapters: `base+adapter` ---------------------------
+# So no protocol knows of adapters: EngineModels.use returns a handle for such a name like any other.
+
+
+class AdaptedHandle(DelegatingHandle):
+    """A model that computes every job with `adapter`."""
+
+    def __init__(self, handle: ModelHandle, adapter: str) -> None:
+        super().__init__(handle)
+        self.adapter = adapter
+
+    @property
+    def name(self) -> str:
+        return f"{self.handle.name}+{self.adapter}"
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        return await self.handle.start(replace(job, adapter=self.adapter), keep_alive)
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        return await self.handle.embed(replace(job, adapter=self.adapter), keep_alive, computed)

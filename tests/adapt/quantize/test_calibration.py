@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.adapt.quantize.calibration import Moments, block_width, calibrate
-from freehold.adapt.quantize.streams import LayerStreams
+from freehold.adapt.quantize.calibration import LayerStreams, Moments, block_width, calibrate
 from freehold.errors import StoreError, UsageError
 from freehold.formats import open_model_file
 from freehold.models.binding.bind import Source, read_source

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.adapt.quantize import spent
-from freehold.adapt.quantize.spent import SpentSeconds
+from freehold.adapt.quantize import quantising
+from freehold.adapt.quantize.quantising import SpentSeconds
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(spent, "cpu_seconds", lambda: now[0])
+    monkeypatch.setattr(quantising, "cpu_seconds", lambda: now[0])
     return now
 
 

@@ -10,11 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.adapt.quantize.calibration import CalibratedLayer, Moments
-from freehold.adapt.quantize.damping import choose_damping
+from freehold.adapt.quantize.calibration import CalibratedLayer, LayerMatrix, Moments
+from freehold.adapt.quantize.encoding import encode
 from freehold.adapt.quantize.feedback import BLOCK, feedback
-from freehold.adapt.quantize.streams import LayerMatrix
-from freehold.adapt.quantize.trellis import encode
+from freehold.adapt.quantize.quantising import choose_damping
 from freehold.errors import BadModelFile
 
 F32 = np.float32

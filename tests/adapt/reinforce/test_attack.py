@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from freehold import platforms
-from freehold.adapt.reinforce.attack import AttackResult, attacked
+from freehold.adapt.reinforce.course import AttackResult, attacked
 from freehold.adapt.reinforce.prompts import PromptItem
 from freehold.evals.verifier import Verifier
 

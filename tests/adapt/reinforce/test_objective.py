@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from freehold.adapt.reinforce.objective import CAP, Mismatch, Objective, advantages
+from freehold.adapt.reinforce.policy import CAP, Mismatch, Objective, advantages
 
 torch = pytest.importorskip("torch")
 

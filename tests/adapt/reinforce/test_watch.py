@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.adapt.reinforce.watch import failures, looks, parted, repetition
+from freehold.adapt.reinforce.account import failures, looks, parted, repetition
 from freehold.evals.verifier import RewardScore
 
 

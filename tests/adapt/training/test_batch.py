@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.adapt.training.batch import RowBatch, TokenTree
+from freehold.adapt.training.graph import RowBatch, TokenTree
 from freehold.adapt.training.trainee import Trainee
 
 torch = pytest.importorskip("torch")

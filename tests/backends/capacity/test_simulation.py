@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.backends.capacity.engine import SimulatedEngine, SimulatedRequest
-from freehold.backends.capacity.routing import POLICIES, PrefixAffinity, policy
-from freehold.backends.capacity.scaling import Autoscaling
-from freehold.backends.capacity.simulation import simulate
+from freehold.backends.capacity.simulation import POLICIES, Autoscaling, PrefixAffinity, policy, simulate
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.backends.capacity.trace import RequestTrace, TracedRequest, steady
 from freehold.errors import UsageError

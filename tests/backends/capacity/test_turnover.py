@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from freehold.backends.capacity.measuring import TimedRequest, distance, fitted
 from freehold.backends.capacity.simulation import simulate
 from freehold.backends.capacity.steptime import EngineModel, StepTime
 from freehold.backends.capacity.trace import steady
-from freehold.backends.capacity.turnover import TimedRequest, distance, fitted
 
 TRUE = StepTime(
     (0, 1, 4, 16), (0.004, 0.006, 0.008, 0.02), 4e-7, 3e-4, 2e-8, beside=1.4, arrival=3e-3, request=2e-2

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,15 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.adapt.quantize.feedback import DAMPING, Feedback, feedback
 from freehold.adapt.quantize.kept_layers import KeptLayers, KeptMoments
-from freehold.adapt.quantize.streams import LayerMatrix, LayerStreams
-from freehold.models.binding.bind import Source
+from freehold.adapt.run import on_disk, write_whole
+from freehold.errors import UsageError
+from freehold.models.binding.bind import Source, assemble
+from freehold.models.binding.stored import Stored
+from freehold.models.family import NetworkWeights
+from freehold.models.ops import Ops
+from freehold.models.oracle.arithmetic import visible
+from freehold.models.oracle.held import DenseMatrix, KvStore
+from freehold.models.oracle.session import NumpyOps
 
 F32 = NDArray[np.float32]
 # A layer, how many there are, texts that have passed it, and how many there are.
@@ -246,3 +254,284 @@ def _restored(kept: KeptLayers, streams: LayerStreams) -> CalibratedLayer | None
         moments[part.apart].update(dict.fromkeys(part.names, Moments([*part.blocks], part.count)))
     named = {w.name: w for w in streams.matrices(kept.wanted)}
     return CalibratedLayer(kept.wanted, *moments, named)
+
+
+# --- runs texts through a model in floats -----------------------------------------------------------
+# A layer at a time: a layer's weights are decoded once for all texts.
+# Between two layers, the residual streams are in a file.
+
+# Names of matrices, and rows [T, K] that they multiply.
+Record: TypeAlias = Callable[[tuple[str, ...], F32], None]
+
+
+class LayerMatrix(DenseMatrix):
+    """A matrix that is decoded while its layer runs, and may then be another's values."""
+
+    def __init__(self, tensor: Stored) -> None:
+        super().__init__(tensor, keep=False)
+        self.name = tensor.name
+
+    def hold(self, values: F32 | None = None) -> None:
+        """Decode, or take these values instead."""
+        self._dense = self._decoded() if values is None else values
+
+    def drop(self) -> None:
+        """Let the values go."""
+        self._dense = None
+
+
+class RoughMatrix(LayerMatrix):
+    """A matrix that multiplies in bfloat16 where the processor does so at speed: calibration sees no difference."""
+
+    def times(self, x: F32) -> F32:
+        """Multiply rows [T, columns], rounded as the matrix is; sums are in float32."""
+        if self._dense is None or not native.has_bf16_products():
+            return super().times(x)
+        return native.bf16_product(np.ascontiguousarray(x), self._dense)
+
+
+class RecordingOps(NumpyOps):
+    """NumpyOps that pass on what each matrix multiplies, with attention by matrix products in float32."""
+
+    def __init__(self, tokens: NDArray[np.integer], source: Source, record: Record | None) -> None:
+        specs = [layer.keeps for layer in source.network.layers]
+        super().__init__(tokens, KvStore(len(specs), False), specs)
+        self._record = record
+
+    def linear(
+        self,
+        x: F32,
+        weights: Sequence[DenseMatrix],
+        biases: Sequence[F32 | None],
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> list[F32]:
+        """Record the input after its norm."""
+        n = x if norm is None else self.norm(x, norm, eps)
+        self._note(weights, n)
+        return super().linear(n, weights, biases)
+
+    def linear_add(
+        self,
+        x: F32,
+        weight: DenseMatrix,
+        residual: F32,
+        bias: F32 | None = None,
+        gate: F32 | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Record the input over the size of the stream that it is added to, as the norms after it divide an error.
+
+        Without that the few tokens whose stream is a thousand times the others' (the first, as a rule) decide.
+        """
+        super().linear_add(x, weight, residual, bias, gate, scale)
+        size = np.sqrt(np.mean(np.square(residual), axis=1, keepdims=True)) + np.float32(1e-6)
+        self._note((weight,), x / size)
+
+    def linear_act(
+        self,
+        x: F32,
+        weight: DenseMatrix,
+        act: str,
+        bias: F32 | None = None,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> F32:
+        """Record the input after its norm."""
+        n = x if norm is None else self.norm(x, norm, eps)
+        self._note((weight,), n)
+        return super().linear_act(n, weight, act, bias)
+
+    def gated(
+        self, x: F32, gate: DenseMatrix, up: DenseMatrix, act: str, norm: F32 | None = None, eps: float = 0.0
+    ) -> F32:
+        """Gate in place where the activation is SiLU: these are the widest arrays of a layer."""
+        if act != "silu":
+            return super().gated(x, gate, up, act, norm, eps)
+        g, u = self.linear(x, (gate, up), (None, None), norm, eps)
+        share = np.negative(g)
+        with np.errstate(over="ignore"):
+            np.exp(share, out=share)
+        share += 1
+        g /= share
+        g *= u
+        return g
+
+    def _note(self, weights: Sequence[DenseMatrix], x: F32) -> None:
+        if self._record is not None:
+            self._record(tuple(cast(LayerMatrix, w).name for w in weights), x)
+
+    def attention(
+        self,
+        layer: int,
+        q: F32,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: F32 | None = None,
+        chunk: int = 0,
+    ) -> F32:
+        """Attend over the whole text at once: texts are short here."""
+        k, v = self._kv.read(layer)
+        heads = q.reshape(len(q), k.shape[1], -1, k.shape[2])
+        hidden = np.where(visible(self._positions, len(k), window, chunk), np.float32(0), np.float32(-np.inf))
+        out = np.empty((*heads.shape[:3], v.shape[2]), np.float32)
+        for kv in range(k.shape[1]):
+            for g in range(heads.shape[2]):
+                scores = (heads[:, kv, g] * np.float32(scale)) @ k[:, kv].T
+                if softcap:
+                    scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+                scores += hidden
+                top = scores.max(axis=1, keepdims=True)
+                sink = None if sinks is None else np.float32(sinks[kv * heads.shape[2] + g])
+                top = top if sink is None else np.maximum(top, sink)
+                scores -= top
+                np.exp(scores, out=scores)
+                total = scores.sum(axis=1, keepdims=True) + (0 if sink is None else np.exp(sink - top))
+                out[:, kv, g] = scores @ v[:, kv] / total
+        return out.reshape(len(q), -1)
+
+
+class LayerStreams:
+    """The residual streams of some texts, on their way through the layers of one model.
+
+    `rough`: see RoughMatrix. `threads`: texts that pass a layer side by side, which changes no bit.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        texts: Sequence[Sequence[int]],
+        spool: Path,
+        *,
+        rough: bool = False,
+        threads: int = 1,
+    ) -> None:
+        self._source, self._threads = source, threads
+        self.workers = ThreadPoolExecutor(threads)
+        self._texts = [np.asarray(ids, np.int64) for ids in texts]
+        longest = max(map(len, self._texts))
+        self._weights: NetworkWeights = assemble(
+            source, RoughMatrix if rough else LayerMatrix, lambda rope: rope
+        ).at(longest)
+        self._starts = np.cumsum([0, *map(len, self._texts)])
+        network, ends = source.network, self._weights.ends
+        begun: list[F32] = []
+        for ids in self._texts:
+            ops = cast(Ops, RecordingOps(ids, source, None))
+            begun.append(cast(F32, network.ends.begin(ops, ends)))
+            if network.ends.beside(ops, begun[-1], ends):
+                raise UsageError(
+                    f"{source.name} reads more than the stream in its layers, which calibration does not run",
+                    "quantise it to 4 bits or more, without calibration",
+                )
+        self._width = begun[0].shape[1]
+        self._spool = spool
+        # Without a buffer a full disk raises where it is written, not on closing.
+        self._file: BinaryIO = spool.open("w+b", buffering=0)
+        try:
+            for i, x in enumerate(begun):
+                self._write(i, x, self._file)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file of streams, and end the threads."""
+        self._file.close()
+        self.workers.shutdown()
+
+    def matrices(self, layer: int) -> list[LayerMatrix]:
+        """List a layer's matrices."""
+        return [w for w in self._weights.layers[layer].values() if isinstance(w, LayerMatrix)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all streams."""
+        return int(self._starts[-1]) * self._width * 4
+
+    def take(self, passed: Path) -> None:
+        """Continue from streams that `run` wrote to a file of their own. Raises StoreError where it cannot be read."""
+        with on_disk(passed):
+            opened = passed.open("rb", buffering=0)
+        self._file.close()
+        self._file = opened
+        self._spool.unlink(missing_ok=True)
+
+    def run(
+        self,
+        layer: int,
+        records: Sequence[Record | None] | None = None,
+        *,
+        advance: bool = True,
+        into: Path | None = None,
+        on_text: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Run a layer over every text, each with its own record; with `advance`, the streams pass it.
+
+        `into`: a file that the passed streams are written to, beside and renamed, and read from afterwards; None: in
+        place. `on_text`: called with the texts that are done, and how many there are. Records are made here, in the
+        texts' order.
+        """
+        if into is None:
+            self._run(layer, records, self._file if advance else None, on_text)
+            return
+        with on_disk(into):
+            write_whole(into, lambda file: self._run(layer, records, file, on_text))
+        self.take(into)
+
+    def _run(
+        self,
+        layer: int,
+        records: Sequence[Record | None] | None,
+        out: BinaryIO | None,
+        on_text: Callable[[int, int], None] | None,
+    ) -> None:
+        for first in range(0, len(self._texts), self._threads):
+            if on_text is not None:
+                on_text(first, len(self._texts))
+            batch = range(first, min(first + self._threads, len(self._texts)))
+            streams = [self._read(i) for i in batch]
+            noted = self.workers.map(partial(self._layer, layer, noting=records is not None), batch, streams)
+            for i, x, notes in zip(batch, streams, noted, strict=True):
+                for names, rows in notes:
+                    if records and (record := records[i]):
+                        record(names, rows)
+                if out is not None:
+                    self._write(i, x, out)
+
+    def logits(self) -> Iterator[F32]:
+        """Finish each text: float32 [T, V], one text at a time."""
+        for i, ids in enumerate(self._texts):
+            ops = RecordingOps(ids, self._source, None)
+            self._source.network.ends.finish(cast(Ops, ops), self._read(i), self._weights.ends)
+            assert ops.result is not None
+            yield ops.result
+
+    def hold_ends(self, like: LayerStreams | None = None) -> None:
+        """Decode the embedding and the head, for logits, or share those of other streams of the model."""
+        for name, w in self._weights.ends.items():
+            if isinstance(w, LayerMatrix):
+                w.hold(cast(LayerMatrix, like._weights.ends[name]).dense() if like else None)
+
+    def _layer(self, layer: int, text: int, x: F32, *, noting: bool) -> list[tuple[tuple[str, ...], F32]]:
+        """Run the layer on a text's stream, in place; return what its matrices multiplied."""
+        notes: list[tuple[tuple[str, ...], F32]] = []
+        record = (lambda names, rows: notes.append((names, rows))) if noting else None
+        ops = cast(Ops, RecordingOps(self._texts[text], self._source, record))
+        for part in self._source.network.layers[layer].parts:
+            part.forward(ops, layer, x, self._weights.layers[layer])
+        return notes
+
+    def _read(self, text: int) -> F32:
+        first, end = self._starts[text], self._starts[text + 1]
+        self._file.seek(int(first) * self._width * 4)
+        got = self._file.read(int(end - first) * self._width * 4)
+        return np.frombuffer(bytearray(got), np.float32).reshape(-1, self._width)
+
+    def _write(self, text: int, x: F32, file: BinaryIO) -> None:
+        left = memoryview(np.ascontiguousarray(x, np.float32).tobytes())
+        with on_disk(self._spool):
+            file.seek(int(self._starts[text]) * self._width * 4)
+            while left:  # a disk that fills takes a part and raises at the next
+                left = left[file.write(left) :]

@@ -4,7 +4,7 @@ The error E of a row costs E H E^T. With H = M D M^T, M block upper triangular w
 blocks of (E M)_b D_b (E M)_b^T: a block whose target is moved by the errors before it, times M, is left with its own
 error alone. Source: arXiv 2307.13304 (QuIP).
 Knows moments in one block or several along the diagonal; knows no weight.
-Path: CalibratedLayer.feedback -> feedback -> trellis.encode
+Path: CalibratedLayer.feedback -> feedback -> encoding.encode
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Each is written beside and renamed, so a kill leaves the layer before. Knows layers by number and arrays; knows no
 model, no text and no tensor.
-Path: calibrated.CalibratedEncoder -> calibration.calibrate -> KeptLayers.start, moments, keep
+Path: quantising.CalibratedEncoder -> calibration.calibrate -> KeptLayers.start, moments, keep
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Path: cli/reinforce.py -> reinforce -> TrainingLoop -> Course.step -> Policy.sam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,20 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from freehold.adapt.base import check_base
 from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, notes
-from freehold.adapt.loop import TrainingLoop
-from freehold.adapt.receipt import cpu_seconds, model_digest, receipt, template_digest
-from freehold.adapt.reinforce import unseen, watch
+from freehold.adapt.licences import base_licence, check_base, notes
+from freehold.adapt.loop import AdapterSettings, TrainingLoop
+from freehold.adapt.reinforce import account, unseen
 from freehold.adapt.reinforce.account import SHOWN, step_line, summary
-from freehold.adapt.reinforce.attack import AttackResult, attacked, paid_truths
-from freehold.adapt.reinforce.objective import CAP, Loss, Objective, advantages
-from freehold.adapt.reinforce.policy import Policy, PolicyRow, seeds_of
+from freehold.adapt.reinforce.policy import CAP, Loss, Objective, Policy, PolicyRow, advantages, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
-from freehold.adapt.run import RunFolder
+from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, receipt, template_digest
 from freehold.adapt.sampling import SampledAnswer, open_sampling
-from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.teaching.control import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
@@ -107,7 +103,7 @@ class Course:
             bound=settings.most_mismatch,
         )
         spent = {"sample": sampled - start, "score": scored - sampled, "train": cpu_seconds() - scored}
-        looks = watch.looks(
+        looks = account.looks(
             texts,
             [len(a.ids) for group in groups for a in group],
             [a.finish_reason == "length" for group in groups for a in group],
@@ -124,7 +120,7 @@ class Course:
         groups = [scores[i : i + size] for i in range(0, len(scores), size)]
         if self.check is None:
             return groups, {}
-        apart = watch.parted([t[0] for t in tasks], [t[1] for t in tasks], scores, self.check.score(tasks))
+        apart = account.parted([t[0] for t in tasks], [t[1] for t in tasks], scores, self.check.score(tasks))
         shown = [asdict(each) for each in apart[:SHOWN]]
         return groups, {"parted": len(apart) / len(tasks), "parted_shown": shown}
 
@@ -295,3 +291,77 @@ def _attacked(
 def _named(paying: Sequence[AttackResult]) -> str:
     first = ", ".join(f"{each.attack} ({each.mean:.2f})" for each in paying[:_NAMED])
     return first + (f" and {len(paying) - _NAMED} more" if len(paying) > _NAMED else "")
+
+
+# --- answers that solve nothing ---------------------------------------------------------------------
+# Given to a verifier before training: what pays for them would be learnt first.
+# Each attack is tried on some items. It pays where its score is above a half on more than a fifth of them:
+# one item in twenty may have "0123456789" for an answer, and a verifier of yes and no pays half of what is
+# always "yes".
+
+PAYS = 0.5  # a score above this is pay
+SHARE = 0.2  # of the items: paid more often, an attack is called one
+MOST_FREQUENT = 0.5  # what always giving one answer may earn
+_LISTED = 200  # candidates that are listed in one answer
+
+
+@dataclass(frozen=True, slots=True)
+class AttackResult:
+    """What one attack earned: its mean score, the share of items that it was paid for, and its first answer."""
+
+    attack: str
+    mean: float
+    share: float
+    answer: str
+    failures: Mapping[str, int]
+    pays: bool
+
+
+def attacked(verifier: Verifier, items: Sequence[PromptItem]) -> list[AttackResult]:
+    """Try every attack on up to PROBES of `items`, and return what each earned, the most first."""
+    probes = items[:PROBES]
+    findings = []
+    for attack, answers in _attacks(probes, items).items():
+        tasks = [(each.prompt, text, each.item) for each, text in zip(probes, answers, strict=True)]
+        findings.append(_finding(attack, answers, verifier.score(tasks)))
+    return sorted(findings, key=lambda each: (each.pays, each.share, each.mean), reverse=True)
+
+
+def paid_truths(verifier: Verifier, items: Sequence[PromptItem]) -> float | None:
+    """Return the share of items whose own answer is paid in full; None where none states one."""
+    told = [(each.prompt, each.truth, each.item) for each in items[:PROBES] if each.truth]
+    scores = verifier.score(told)
+    return sum(each.value >= 1 for each in scores) / len(scores) if scores else None
+
+
+def _attacks(probes: Sequence[PromptItem], items: Sequence[PromptItem]) -> dict[str, list[str]]:
+    """Return the answers of each attack, one for each probe."""
+    truths = [each.truth for each in items if each.truth]
+    attacks = {
+        "empty": [""] * len(probes),
+        "blank": ["   \n"] * len(probes),
+        "all digits": ["0 1 2 3 4 5 6 7 8 9 0123456789"] * len(probes),
+        "repetition": ["42 " * 60] * len(probes),
+        "yes and no": ["yes no true false True False"] * len(probes),
+        "a score": ["1.0"] * len(probes),
+        "the prompt": [each.prompt for each in probes],
+        "the prompt twice": [f"{each.prompt}\n{each.prompt}" for each in probes],
+        "long": ["The answer is what the question asks for. " * 40] * len(probes),
+    }
+    if truths:
+        listed = " ".join(list(dict.fromkeys(truths))[:_LISTED])
+        attacks["every candidate listed"] = [listed] * len(probes)
+        attacks[_FREQUENT] = [Counter(truths).most_common(1)[0][0]] * len(probes)
+    return attacks
+
+
+_FREQUENT = "the most frequent answer"
+
+
+def _finding(attack: str, answers: Sequence[str], scores: Sequence[RewardScore]) -> AttackResult:
+    n = max(len(scores), 1)
+    mean = sum(each.value for each in scores) / n
+    share = sum(each.value > PAYS for each in scores) / n
+    failures = Counter(each.failed for each in scores if each.failed)
+    pays = share > (MOST_FREQUENT if attack == _FREQUENT else SHARE)
+    return AttackResult(attack, mean, share, answers[0] if answers else "", dict(failures), pays)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from freehold.evals.held_out import held_out_text
+from freehold.evals.divergence import held_out_text
 from freehold.serving import Job
 from freehold.types import Message
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from freehold.adapt.rows import AnswerRow
-from freehold.adapt.teaching.nearness import BaseActivations
-from freehold.adapt.teaching.replay import ReplayRow
 from freehold.adapt.training.head import divergence
-from freehold.adapt.training.order import PASS_TOKENS, Order, parts
-from freehold.adapt.training.steps import Optimizer
+from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
 from freehold.adapt.training.trainee import Trainee
+from freehold.types import Message
 
 if TYPE_CHECKING:
     import torch
+
+    from freehold.adapt.sampling import SamplingModel
 
 
 @dataclass(slots=True)
@@ -72,3 +72,185 @@ class TeachingCourse:
             loss.backward()
         line = {"loss": total, "tokens": tokens}
         return line if drift is None else {**line, "drift": drift}
+
+
+# --- how far a model has moved from its base on text of the base's own ------------------------------
+# The mean KL(base || tuned) a token, to be added.
+# The base's last activations on a group of rows are computed once.
+
+TOGETHER = 8  # rows in one pass of the base, which unpacks all weights: two alone cost half as much
+
+
+class BaseActivations:
+    """The last activations of a trainee without its adapter, kept by the number of the group of rows.
+
+    Neighbouring groups are computed in one pass, the same ones wherever a run begins, so a resumed one has the same
+    bits.
+    """
+
+    def __init__(self, trainee: Trainee) -> None:
+        self._trainee = trainee
+        self._held: dict[int, torch.Tensor] = {}
+
+    def of(
+        self, rows: Sequence[ReplayRow], count: int, step: int
+    ) -> tuple[Sequence[ReplayRow], torch.Tensor]:
+        """Return the rows that a step rehearses, and the activations: one for each of their tokens that count."""
+        number, chosen = group(rows, count, step)
+        if number not in self._held:
+            self._compute(rows, count, number)
+        return chosen, self._held[number]
+
+    def _compute(self, rows: Sequence[ReplayRow], count: int, number: int) -> None:
+        together = max(TOGETHER // count, 1)
+        first = number - number % together
+        # Past the last group the first ones follow again: those belong to another pass.
+        near = (group(rows, count, step) for step in range(first, first + together))
+        missing = {each: chosen for each, chosen in near if each >= first}
+        all_rows = [row for each in missing.values() for row in each]
+        ids, wanted = [row.ids for row in all_rows], [row.wanted for row in all_rows]
+        states = self._trainee.states(ids, wanted=wanted, adapter=False).rows
+        sizes = [sum(sum(row.wanted) for row in each) for each in missing.values()]
+        self._held |= zip(missing, states.split(sizes), strict=True)
+
+
+class Nearness:
+    """Compares a trainee with its base on `count` of the rows a step."""
+
+    def __init__(self, trainee: Trainee, rows: Sequence[ReplayRow], count: int) -> None:
+        self._trainee, self._rows, self._count = trainee, rows, count
+        self._base = BaseActivations(trainee)
+
+    def mean(self, step: int) -> torch.Tensor:
+        """Return the mean divergence on the rows of a step; differentiable."""
+        rows, base = self._base.of(self._rows, self._count, step)
+        states = self._trainee.states([row.ids for row in rows], wanted=[row.wanted for row in rows])
+        return divergence(states.rows, states.head, base, states.head).mean()
+
+
+# --- text of the base model's own -------------------------------------------------------------------
+# On which a tuned model is kept near it: what would be forgotten is rehearsed.
+# The base writes it once, before the first step, by our engine at temperature 1: answers to questions of
+# ours, and plain text after a few words. So no data set is needed, and what is rehearsed is what the base
+# believes. At each step the tuned model's distribution over some of these rows is compared with the base's,
+# over the whole vocabulary.
+
+# Questions and openings of many fields; none asks for what control.py examines.
+QUESTIONS = (
+    "Explain how bread rises.",
+    "Write two sentences about the sea in winter.",
+    "What should I pack for a hike in the mountains?",
+    "Give me three tips for learning a language.",
+    "Who was Marie Curie?",
+    "What is photosynthesis?",
+    "Name three rivers of Europe.",
+    "What is the difference between a virus and a bacterium?",
+    "Write a short poem about rain.",
+    "How does a bicycle stay upright?",
+    "What is 17 plus 25?",
+    "Describe the water cycle.",
+    "Translate 'good morning' into French.",
+    "Write a Python function that reverses a string.",
+    "What does a heart do?",
+    "Why is the sky dark at night?",
+    "Name the seasons of the year.",
+    "What is a prime number?",
+    "Tell me about the Roman Empire.",
+    "Write an email asking for a day off.",
+    "What are the primary colors?",
+    "How do I boil an egg?",
+    "What is the tallest mountain?",
+    "Who discovered penicillin?",
+    "Summarize the story of Cinderella.",
+    "What is the speed of light?",
+    "Which continent is Kenya in?",
+    "What do bees make?",
+    "Give an example of a metaphor.",
+    "What is a democracy?",
+    "How many minutes are in an hour?",
+    "What is inflation?",
+)
+OPENINGS = (
+    "The history of the town begins",
+    "In mathematics, a",
+    "She opened the door and",
+    "To install the program,",
+    "The capital city of",
+    "Scientists have found that",
+    "def main():\n",
+    "Dear Sir or Madam,",
+    "The recipe needs",
+    "According to the report,",
+    "The first chapter",
+    "Water is",
+    "The company announced",
+    "A long time ago,",
+    "The patient was",
+    "import numpy as np\n",
+    "The answer to the question",
+    "During the war,",
+    "The river flows",
+    "If you want to",
+    "The following table",
+    "Children learn",
+    "The law states that",
+    "In the morning,",
+    "The largest",
+    "It is important to",
+    "The author of",
+    "One day, the",
+    "The engine",
+    "Many animals",
+    "The average temperature",
+    "Music is",
+)
+ANSWER, PLAIN = 40, 48  # tokens of each
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRow:
+    """Token ids, and from which place on the distributions are compared."""
+
+    ids: tuple[int, ...]
+    first: int
+
+    @property
+    def wanted(self) -> list[bool]:
+        """For each token after the first whether it counts, as Trainee.states takes it."""
+        return [i >= self.first for i in range(1, len(self.ids))]
+
+
+def written(model: SamplingModel, seed: int, most: int) -> list[ReplayRow]:
+    """Have the base write: questions' answers (where it chats) and openings' continuations, in turn.
+
+    `most`: rows that the run rehearses; a short run needs no others. The same model and seed give the same rows,
+    and fewer are the first of them.
+    """
+    kinds = 2 if model.info.can_chat else 1
+    count = -(-most // kinds)
+    plain = [model.tokenizer.encode(text) for text in OPENINGS[:count]]
+    rows = _sampled(model, plain, seed, PLAIN, 1)
+    if kinds == 1:
+        return rows
+    chats = [model.render([Message("user", text)]) for text in QUESTIONS[:count]]
+    answered = _sampled(model, chats, seed + len(OPENINGS), ANSWER, 0)
+    return [row for both in zip(answered, rows, strict=True) for row in both][:most]
+
+
+def _sampled(
+    model: SamplingModel, prompts: Sequence[Sequence[int]], seed: int, tokens: int, first: int
+) -> list[ReplayRow]:
+    """Continue prompts; `first` 0: what is compared begins with the continuation."""
+    seeds = [seed + i for i in range(len(prompts))]
+    samples = model.sample(prompts, seeds=seeds, max_tokens=tokens) if prompts else []
+    return [
+        ReplayRow((*prompt, *answers[0].ids), first or len(prompt))
+        for prompt, answers in zip(prompts, samples, strict=True)
+    ]
+
+
+def group(rows: Sequence[ReplayRow], count: int, step: int) -> tuple[int, Sequence[ReplayRow]]:
+    """Return the number and the rows of the group that a step rehearses: all groups in turn, then again."""
+    groups = max(len(rows) // count, 1)
+    number = step % groups
+    return number, rows[number * count : (number + 1) * count]

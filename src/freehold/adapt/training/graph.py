@@ -8,32 +8,24 @@ Path: trainee.Trainee.states -> Network.forward(TorchOps, ...) -> head.Head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.training.arithmetic import (
-    Sight,
-    activation,
-    attend,
-    gated,
-    layer_norm,
-    rms_norm,
-    rotate,
-    turns,
-)
-from freehold.adapt.training.batch import RowBatch
 from freehold.adapt.training.head import Head
-from freehold.adapt.training.lora import AdaptedMatrix
+from freehold.adapt.training.packed import AdaptedMatrix
 from freehold.errors import UnsupportedModel
 from freehold.layers import LayerSpec
 from freehold.models.config.rope import RopeTable
 
 if TYPE_CHECKING:
     import torch
+
 
 F32 = NDArray[np.float32]
 
@@ -258,3 +250,281 @@ def _wide(vector: F32, x: torch.Tensor) -> torch.Tensor:
     """Lay a vector as wide as a row, or as one group of it, over rows."""
     values = _floats(vector)
     return values.repeat(x.shape[1] // len(values)) if len(values) < x.shape[1] else values
+
+
+# --- what the differentiable verbs are made of: norms, activations, rotation and attention, in torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    from torch.nn import functional
+
+    return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def layer_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + eps) over the last axis."""
+    from torch.nn import functional
+
+    return functional.layer_norm(x, (x.shape[-1],), None, None, eps)
+
+
+def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return an activation by the name that parts give it."""
+    from torch.nn import functional as f
+
+    return {
+        "silu": f.silu,
+        "gelu": lambda x: f.gelu(x, approximate="tanh"),
+        "gelu_erf": f.gelu,
+        "relu2": lambda x: f.relu(x).square(),
+    }[name]
+
+
+def gated(name: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Return act(gate) * up; of both halves no more than themselves is kept for the way back."""
+    return _gated().apply(gate, up, activation(name))
+
+
+@cache
+def _gated() -> Any:
+    import torch
+
+    class Gated(torch.autograd.Function):
+        """act(gate) * up, where the activation is computed again on the way back."""
+
+        @staticmethod
+        def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: Any) -> torch.Tensor:
+            ctx.act = act
+            ctx.save_for_backward(gate, up)
+            return act(gate) * up
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+            gate, up = ctx.saved_tensors
+            with torch.enable_grad():
+                leaf = gate.detach().requires_grad_()
+                active = ctx.act(leaf)
+            (of_gate,) = torch.autograd.grad(active, leaf, grads[0] * up)
+            return of_gate, grads[0] * active.detach(), None
+
+    return Gated
+
+
+def turns(rope: RopeTable, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosine and sine [rows, 1, pairs] of positions times frequencies, computed in double."""
+    import torch
+
+    angles = positions[:, None, None] * rope.inv_freq.astype(np.float64)
+    both = (np.cos(angles) * rope.factor, np.sin(angles) * rope.factor)
+    cos, sin = (torch.from_numpy(each.astype(np.float32)) for each in both)
+    return cos, sin
+
+
+def rotate(heads: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], *, adjacent: bool) -> torch.Tensor:
+    """Turn the first elements of each head, [rows, heads, width]."""
+    import torch
+
+    cos, sin = turn
+    width = 2 * cos.shape[-1]
+    turned, rest = heads[..., :width], heads[..., width:]
+    if adjacent:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+        both = torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, -1)
+        both = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return torch.cat([both, rest], -1) if rest.shape[-1] else both
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How a layer's attention scores: its scale, and what a query sees."""
+
+    scale: float
+    window: int = 0  # 0: all before it
+    chunk: int = 0  # 0: not by chunks
+    softcap: float = 0.0
+
+    def is_plain(self, rows: int) -> bool:
+        """Whether so few rows see all before them."""
+        return rows <= (self.window or rows) and rows <= (self.chunk or rows)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sight: Sight,
+    sinks: torch.Tensor | None,
+    tree: TokenTree,
+) -> torch.Tensor:
+    """Attention of one tree: q [rows, heads, width], k and v [rows, kv heads, width] -> [rows, heads * v's width]."""
+    import torch
+
+    rows, heads, _ = q.shape
+    q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
+    if not sight.softcap and sinks is None:
+        plain = not tree.rests and sight.is_plain(rows)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            None if plain else _visible(tree, sight),
+            is_causal=plain,
+            scale=sight.scale,
+            enable_gqa=True,
+        )
+        return out[0].transpose(0, 1).reshape(rows, -1)
+    group = heads // k.shape[1]
+    k, v = (each.repeat_interleave(group, 1) for each in (k, v))
+    scores = (q @ k.transpose(-1, -2)) * sight.scale
+    if sight.softcap:
+        scores = sight.softcap * torch.tanh(scores / sight.softcap)
+    scores = scores.masked_fill(~_visible(tree, sight), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(1, heads, 1, 1).expand(1, heads, rows, 1)], -1)
+    weights = torch.softmax(scores, -1)[..., :rows]
+    return (weights @ v)[0].transpose(0, 1).reshape(rows, -1)
+
+
+def _visible(tree: TokenTree, sight: Sight) -> torch.Tensor:
+    """Mask [rows, rows]: a query at i sees keys j <= i of its own row or shared, of its window or chunk alone."""
+    import torch
+
+    at, branch = torch.from_numpy(tree.positions), torch.from_numpy(tree.branches)
+    i, j = at[:, None], at[None, :]
+    seen = (j <= i) & ((branch[None, :] < 0) | (branch[None, :] == branch[:, None]))
+    if sight.chunk:
+        return seen & (j // sight.chunk == i // sight.chunk)
+    return seen & (j > i - sight.window) if sight.window else seen
+
+
+# --- several token rows as one batch without padding ------------------------------------------------
+# What neighbours begin with once, each with positions of its own.
+# Neighbours that begin alike, as answers to one prompt do, are one tree: their common tokens are computed
+# once. Rows see nothing of each other else.
+
+Rows = Sequence[Sequence[int]]
+# Of each row, for ids[1:]: whether that token's log-probability is computed.
+Wanted = Sequence[Sequence[bool]]
+
+I64 = NDArray[np.int64]
+
+
+# What a pair of tokens in one tree's attention costs beside a token in all linears: 4 operations a value of the hidden
+# size for a mask's whole square, against 24 hidden sizes squared; small models have 576 to 1,536.
+PAIR_COST = 1 / 4096
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """Neighbouring rows' inputs from `first` on: `shared` tokens that all of them begin with, then each row's rest."""
+
+    first: int
+    shared: int
+    rests: tuple[int, ...]  # lengths, one a row; a lone row has all in `shared`
+
+    @property
+    def span(self) -> slice:
+        """Where the inputs lie."""
+        return slice(self.first, self.first + self.shared + sum(self.rests))
+
+    @property
+    def positions(self) -> I64:
+        """The place of each input in its own row."""
+        return _joined([range(self.shared), *(range(self.shared, self.shared + n) for n in self.rests)])
+
+    @property
+    def branches(self) -> I64:
+        """The row of each input, counted within the tree; -1 for shared ones."""
+        return np.repeat(np.arange(-1, len(self.rests)), (self.shared, *self.rests))
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Inputs ids[:-1] of every row, laid tree after tree."""
+
+    tokens: I64
+    positions: I64
+    trees: tuple[TokenTree, ...]
+    chosen: I64  # inputs whose next token is wanted, of all rows in turn; shared ones once for each row
+    targets: I64  # those next tokens
+    counts: tuple[int, ...]  # wanted tokens of each row
+
+    @classmethod
+    def of(cls, rows: Rows, wanted: Wanted | None = None) -> RowBatch:
+        """Lay rows of two or more tokens."""
+        arrays = [np.asarray(row, np.int64) for row in rows]
+        assert min(map(len, arrays), default=2) >= 2, "a row has a first token and one that follows it"
+        masks = (
+            [np.ones(len(a) - 1, bool) for a in arrays]
+            if wanted is None
+            else [np.array(m, bool) for m in wanted]
+        )
+        assert [len(m) + 1 for m in masks] == [len(a) for a in arrays], (
+            "a mask has one entry for each later token"
+        )
+        inputs = [array[:-1] for array in arrays]
+        tokens: list[I64] = []
+        places: list[I64] = []
+        trees: list[TokenTree] = []
+        first = 0
+        for start, end, shared in _parted(inputs):
+            rests = tuple(len(each) - shared for each in inputs[start:end]) if end - start > 1 else ()
+            trees.append(TokenTree(first, shared, rests))
+            tokens += [inputs[start][:shared], *(each[shared:] for each in inputs[start:end] if rests)]
+            begin = first + shared
+            for rest in rests or (0,):
+                places.append(_joined([range(first, first + shared), range(begin, begin + rest)]))
+                begin += rest
+            first = begin
+        return cls(
+            tokens=_joined(tokens),
+            positions=_joined([tree.positions for tree in trees]),
+            trees=tuple(trees),
+            chosen=_joined([place[mask] for place, mask in zip(places, masks, strict=True)]),
+            targets=_joined([array[1:][mask] for array, mask in zip(arrays, masks, strict=True)]),
+            counts=tuple(int(m.sum()) for m in masks),
+        )
+
+    @property
+    def longest(self) -> int:
+        """Inputs of the longest row."""
+        return int(self.positions.max(initial=0)) + 1
+
+
+def _parted(inputs: Sequence[I64]) -> list[tuple[int, int, int]]:
+    """Cut rows into trees of neighbours, (first row, row after the last, shared tokens), at the least cost."""
+    alike = [_common(a, b) for a, b in pairwise(inputs)]
+    # Up to each row: cost, where its tree begins, what it shares.
+    best: list[tuple[float, int, int]] = [(0.0, 0, 0)]
+    for end in range(1, len(inputs) + 1):
+        choices = []
+        shared, total = len(inputs[end - 1]), 0
+        for start in range(end - 1, -1, -1):
+            shared = min(shared, alike[start]) if start < end - 1 else shared
+            total += len(inputs[start])
+            tokens = total - (end - 1 - start) * shared
+            choices.append((best[start][0] + tokens + PAIR_COST * tokens**2, start, shared))
+            if not shared:
+                break
+        best.append(min(choices))
+    spans: list[tuple[int, int, int]] = []
+    end = len(inputs)
+    while end:
+        _, start, shared = best[end]
+        spans.append((start, end, shared))
+        end = start
+    return spans[::-1]
+
+
+def _common(a: I64, b: I64) -> int:
+    """Count the tokens that two rows begin with alike."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n
+
+
+def _joined(parts: Sequence[Sequence[int] | I64]) -> I64:
+    return np.concatenate([np.asarray(part, np.int64) for part in parts] or [np.zeros(0, np.int64)])

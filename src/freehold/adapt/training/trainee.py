@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.adapt.extra import load_torch
-from freehold.adapt.training.batch import RowBatch, Rows, Wanted
-from freehold.adapt.training.graph import TorchOps
+from freehold.adapt.training.graph import RowBatch, Rows, TorchOps, Wanted
 from freehold.adapt.training.head import Head
-from freehold.adapt.training.lora import AdaptedMatrix, AdapterPair, new_pair, places
-from freehold.adapt.training.packed import PackedMatrix
+from freehold.adapt.training.packed import AdaptedMatrix, AdapterPair, PackedMatrix, new_pair, places
 from freehold.adapt.training.save import GGUF, SavedPair, write_gguf_adapter, write_peft
 from freehold.errors import CapacityExceeded, UnsupportedModel
 from freehold.formats import ModelFile, open_model_file

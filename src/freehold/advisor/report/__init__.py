@@ -4,12 +4,9 @@ Knows shapes, text and two colour schemes; knows no model and no price.
 Path: cli/cost.py, cli/advise.py -> page(sections of figure(chart) and table) -> one file.
 """
 
-from freehold.advisor.report.bars import Bar, bars
 from freehold.advisor.report.page import Section, figure, page, paragraph, table
 from freehold.advisor.report.scatter import Point, scatter
-from freehold.advisor.report.spans import Span, spans
-from freehold.advisor.report.svg import Axis, standalone
-from freehold.advisor.report.tornado import TornadoBar, tornado
+from freehold.advisor.report.svg import Axis, Bar, Span, TornadoBar, bars, spans, standalone, tornado
 
 __all__ = [
     "Axis",

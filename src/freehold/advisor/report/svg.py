@@ -1,13 +1,13 @@
-"""Shared parts of charts: escaped elements, an axis that scales and ticks, the width of text.
+"""Bars, ranges and tornadoes as SVG, and what every chart shares: escaped elements, an axis with ticks, widths of text.
 
-Colours are classes, so one stylesheet serves light, dark and paper. Knows no chart.
+Colours are classes, so one stylesheet serves light, dark and paper.
 Path: bars, scatter, tornado -> Axis, element -> text of an <svg>.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -148,3 +148,216 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}".removesuffix(".0")
     return escape(str(value), quote=True)
+
+
+# --- horizontal bars, each of one part or several, with their values after them ---------------------
+
+_ROW, _THICK, _NARROW = 30.0, 16.0, 520.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar: its parts in the order of the chart's series, and the text after it. `strong` sets it off."""
+
+    label: str
+    parts: tuple[float, ...]
+    text: str
+    strong: bool = False
+
+    @property
+    def total(self) -> float:
+        """The length of the whole bar."""
+        return sum(self.parts)
+
+
+def bars(items: Sequence[Bar], *, title: str, series: Sequence[str] = (), width: float = 720.0) -> str:
+    """Draw bars as an <svg>; `series` names the parts and makes a legend. Under 520 px labels are above the bars."""
+    above = width < _NARROW
+    room = 0.0 if above else min(0.42 * width, max((width_of(b.label) for b in items), default=0.0) + 12)
+    behind = max((width_of(b.text) for b in items), default=0.0) + 10 + SLACK
+    scale = Axis("").scale([b.total for b in items], room, width - behind, zero=True)
+    full = max((b.total for b in items), default=0.0)
+    parts, y = _legend(series, width)
+    for bar in items:
+        weight = "strong" if bar.strong else ""
+        if above:
+            parts.append(text(0.0, y + FONT, shortened(bar.label, width), weight))
+            y += FONT + 5
+        else:
+            parts.append(text(room - 10, y + 17, shortened(bar.label, room - 10), weight, "end"))
+        top, x = y + (_ROW - _THICK) / 2 - 2, room
+        for i, part in enumerate(bar.parts):
+            # The longest bar ends where the values' column begins, whatever the ticks would round to.
+            length = part / full * (scale.end - room) if full > 0 else 0.0
+            if length > 0:
+                parts.append(
+                    element("rect", class_=f"c{i % SERIES}", x=x, y=top, width=length, height=_THICK)
+                )
+            x += length
+        parts.append(text(x + 8, top + 13, bar.text, weight))
+        y += _ROW
+    return chart(width, y + 2, title, parts)
+
+
+def _legend(series: Sequence[str], width: float) -> tuple[list[str], float]:
+    """Return the legend's marks, wrapped to the width, and where the bars may begin."""
+    parts, x, y = [], 0.0, 0.0
+    for i, name in enumerate(series):
+        wide = 16 + width_of(name) + 18
+        if x > 0 and x + wide > width:
+            x, y = 0.0, y + 20
+        parts.append(element("rect", class_=f"c{i % SERIES}", x=x, y=y + 2, width=11, height=11))
+        parts.append(text(x + 16, y + 12, name, "soft"))
+        x += wide
+    return parts, y + (26 if series else 0)
+
+
+# --- ranges under each other on one axis, each with its middle, and a line for the reader's own value
+# An infinite end is drawn open, to the edge; the caller writes each range's text.
+
+_SPAN_ROW, _SPAN_THICK, _NARROW_SPANS = 30.0, 14.0, 520.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One range and the text after it."""
+
+    label: str
+    low: float
+    mid: float
+    high: float
+    text: str
+
+
+def spans(
+    items: Sequence[Span], mark: float, mark_label: str, axis: Axis, *, title: str, width: float = 720.0
+) -> str:
+    """Draw ranges as an <svg>, with a line at `mark` that says `mark_label`. Under 520 px labels are above."""
+    above = width < _NARROW_SPANS
+    room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in items), default=0.0) + 14)
+    behind = max((width_of(s.text) for s in items), default=0.0) + 10 + SLACK
+    scale = axis.scale([mark, *(v for s in items for v in (s.low, s.mid, s.high))], room, width - behind)
+    rows, y = [], 22.0
+    for span in items:
+        if above:
+            rows.append(text(0.0, y + FONT, shortened(span.label, width), "halo"))
+            y += FONT + 5
+        else:
+            rows.append(text(room - 8, y + 17, shortened(span.label, room - 8), "", "end"))
+        rows += _row(span, scale, y + (_SPAN_ROW - _SPAN_THICK) / 2 - 2)
+        y += _SPAN_ROW
+    x, half = scale.at(mark), width_of(mark_label) / 2 + 5  # bold letters are wider
+    here = [
+        element("line", class_="mid", x1=x, x2=x, y1=18, y2=y),
+        text(min(max(x, half), width - half), FONT, mark_label, "strong", "middle"),
+    ]
+    label = text((scale.start + scale.end) / 2, y + 36, axis.label, "soft", "middle")
+    return chart(width, y + 44, title, [*_grid(scale, y, width), *here, *rows, label])
+
+
+def _row(span: Span, scale: FittedAxis, top: float) -> list[str]:
+    """Return a range's bar, its middle, and its text after the longest one."""
+    parts = [text(scale.end + 10, top + 12, span.text)]
+    if span.low < math.inf:
+        start, end = scale.at(span.low), scale.at(span.high)
+        parts.append(
+            element("rect", class_="c0", x=start, y=top, width=max(end - start, 2.0), height=_SPAN_THICK)
+        )
+    if span.mid < math.inf:
+        at = scale.at(span.mid)
+        parts.append(element("line", class_="mid", x1=at, x2=at, y1=top - 3, y2=top + _SPAN_THICK + 3))
+    return parts
+
+
+def _grid(scale: FittedAxis, y: float, width: float) -> list[str]:
+    """Draw the ticks' lines, and their values where they do not touch."""
+    parts, free = [], -math.inf
+    for tick in scale.ticks:
+        at, label = scale.at(tick), scale.axis.format(tick)
+        half = width_of(label) / 2
+        x = min(max(at, half), width - half)
+        parts.append(element("line", class_="rule", x1=at, x2=at, y1=20, y2=y))
+        if x - half > free:
+            parts.append(text(x, y + 16, label, "soft", "middle"))
+            free = x + half + 10
+    return parts
+
+
+# --- a tornado chart --------------------------------------------------------------------------------
+# How far an answer moves when one assumption alone goes from one end to the other.
+# Rows come sorted as given; an infinite end is drawn as an open one.
+
+_TORNADO_ROW, _TORNADO_THICK, _NARROW_TORNADO = 34.0, 15.0, 520.0
+
+
+@dataclass(frozen=True, slots=True)
+class TornadoBar:
+    """One assumption: the answer at its low end and at its high end, and what those ends are."""
+
+    label: str
+    at_low: float
+    at_high: float
+    low_text: str  # the assumption's low end, as `1.50 $/h`
+    high_text: str
+
+
+def tornado(swings: Sequence[TornadoBar], mid: float, axis: Axis, *, title: str, width: float = 720.0) -> str:
+    """Draw each swing as a bar around the answer `mid`; green goes to the low end's answer."""
+    above = width < _NARROW_TORNADO
+    room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in swings), default=0.0) + 14)
+    beside = (
+        max((width_of(label) for s in swings for label in (s.low_text, s.high_text)), default=0.0) + 8 + SLACK
+    )
+    values = [mid, *(v for s in swings for v in (s.at_low, s.at_high))]
+    scale = axis.scale(values, room + beside, width - beside)
+    parts, y = [], 0.0
+    rows: list[str] = []
+    for swing in swings:
+        if above:
+            rows.append(text(0.0, y + FONT, shortened(swing.label, width), "strong halo"))
+            y += FONT + 6
+        else:
+            rows.append(text(room - 8, y + 20, shortened(swing.label, room - 8), "", "end"))
+        rows += _bar(swing, mid, scale, y)
+        y += _TORNADO_ROW
+    for tick in scale.ticks:
+        x = scale.at(tick)
+        parts.append(element("line", class_="rule", x1=x, x2=x, y1=0, y2=y))
+    if math.isfinite(mid):
+        x = scale.at(mid)
+        parts.append(element("line", class_="mid", x1=x, x2=x, y1=0, y2=y))
+    parts += [*rows, *_tornado_ticks(scale, y + 16, width)]
+    parts.append(text((scale.start + scale.end) / 2, y + 38, axis.label, "soft", "middle"))
+    return chart(width, y + 46, title, parts)
+
+
+def _bar(swing: TornadoBar, mid: float, scale: FittedAxis, y: float) -> list[str]:
+    """Return the two halves of a bar, and the assumption's ends beside it."""
+    top, parts = y + 8, []
+    for value, class_, label in (
+        (swing.at_low, "low", swing.low_text),
+        (swing.at_high, "high", swing.high_text),
+    ):
+        a, b = sorted((scale.at(value), scale.at(mid)))
+        hint = element("title", escape(label))
+        parts.append(
+            element("rect", hint, class_=class_, x=a, y=top, width=max(b - a, 1.0), height=_TORNADO_THICK)
+        )
+    ends = sorted([(swing.at_low, swing.low_text), (swing.at_high, swing.high_text)], key=lambda end: end[0])
+    if ends[0][0] != ends[1][0]:
+        parts.append(text(scale.at(ends[0][0]) - 5, top + 12, ends[0][1], "soft", "end"))
+        parts.append(text(scale.at(ends[1][0]) + 5, top + 12, ends[1][1], "soft"))
+    return parts
+
+
+def _tornado_ticks(scale: FittedAxis, y: float, width: float) -> list[str]:
+    """Write the ticks' values, leaving out those that would touch."""
+    parts, free = [], -math.inf
+    for tick in scale.ticks:
+        label = scale.axis.format(tick)
+        half = width_of(label) / 2
+        x = min(max(scale.at(tick), half), width - half)
+        if x - half > free:
+            parts.append(text(x, y, label, "soft", "middle"))
+            free = x + half + 10
+    return parts

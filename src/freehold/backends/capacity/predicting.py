@@ -3,7 +3,7 @@
     of_plan(plan, prompt=1024, answer=256)        # one replica, by the plan's own sizes, streams and cache
 
 Knows a model's sizes, a rig and an engine's published speeds; measures nothing.
-Path: reports/capacity.py -> of_plan -> predicted -> roofline.step -> EngineModel; planning/load.py -> predicted
+Path: reports/capacity.py -> of_plan -> predicted -> roofline.step -> EngineModel; planning/planning.py -> predicted
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from freehold.advisor.roofline import Work
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.backends.contract import DeployedModel, DeployPlan, ParallelSizes
 from freehold.backends.finding import ADVISED
-from freehold.backends.planning.layout import large_step
-from freehold.backends.planning.parallel import attention, sequence_bytes, value_width
+from freehold.backends.planning.layout import attention, large_step, sequence_bytes, value_width
 from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
 

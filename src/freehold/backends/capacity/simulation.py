@@ -10,15 +10,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Protocol
 
 import numpy as np
 
 from freehold.advisor.interval import Interval
 from freehold.backends.capacity.engine import SimulatedEngine, SimulatedRequest
-from freehold.backends.capacity.routing import RoutingPolicy, policy
-from freehold.backends.capacity.scaling import Autoscaling
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import RequestTrace
+from freehold.backends.replicas.affinity import PrefixRing, pick
+from freehold.config import nearest
 from freehold.errors import UsageError
 
 MOST_REPLICAS = 4096
@@ -269,4 +271,129 @@ def _run(
         late_s=max(end - last, 0.0),
         scaling=look.scaling if look else None,
         counts=tuple(look.counts) if look else (),
+    )
+
+
+# --- autoscaling as a policy that the simulator tries -----------------------------------------------
+# How many replicas are wanted, looked at again and again.
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """Replicas by what each has: `queue` outstanding requests, or `utilisation`, the busy share of its time."""
+
+    least: int
+    most: int
+    queue: float = 0.0
+    utilisation: float = 0.0
+    every_s: float = 15.0
+    start_s: float = 120.0  # until a new replica answers; it is paid for from the start
+    settle_s: float = 300.0  # it takes fewer only where no look in so long wanted more
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise UsageError(f"{self.least} to {self.most} replicas are not a range", "give --replicas 1..8")
+        if (self.queue > 0) == (self.utilisation > 0) or self.utilisation > 1:
+            raise UsageError(
+                "autoscaling has one target: outstanding requests a replica, or the busy share of its time",
+                "such as --autoscale queue=16 or --autoscale utilisation=0.7",
+            )
+        if self.every_s <= 0 or self.start_s < 0 or self.settle_s < 0:
+            raise UsageError("autoscaling looks every few seconds, and starts take 0 s or more")
+
+    def wanted(self, running: int, outstanding: int, busy: float) -> int:
+        """Return how many replicas are wanted; `busy`: busy seconds of all, over the seconds since the last look."""
+        need = outstanding / self.queue if self.queue else busy / self.utilisation
+        # A replica that is always busy says nothing of how much more is waiting.
+        if self.utilisation and running and busy >= 0.99 * running:
+            need = max(need, running + 1)
+        return min(max(math.ceil(need - 1e-9), self.least), self.most)
+
+
+# --- which replica a simulated request goes to ------------------------------------------------------
+# In turn, to the least loaded, or to the one that knows its beginning.
+
+KEY_BLOCKS = 3  # of a prompt's beginning that decide where it goes; fewer are often one system prompt
+
+
+class RoutingPolicy(Protocol):
+    """Chooses among `count` replicas; `load(i)` is how many requests the i-th has."""
+
+    def choose(self, blocks: Sequence[int], ids: Sequence[int], load: Callable[[int], int]) -> int:
+        """Return the id of the replica, one of `ids`, that a request whose prompt has these blocks goes to."""
+        ...
+
+
+class RoundRobin:
+    """In turn."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def choose(self, blocks: Sequence[int], ids: Sequence[int], load: Callable[[int], int]) -> int:
+        """Return the next one."""
+        self._next += 1
+        return ids[(self._next - 1) % len(ids)]
+
+
+class LeastLoaded:
+    """To the one with the fewest outstanding requests, in turn among equals."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def choose(self, blocks: Sequence[int], ids: Sequence[int], load: Callable[[int], int]) -> int:
+        """Return the least loaded."""
+        self._turn += 1
+        turn, count = self._turn, len(ids)
+        best, least = ids[0], None
+        for n in range(count):
+            i = ids[(n + turn) % count]
+            have = load(i)
+            if least is None or have < least:
+                best, least = i, have
+        return best
+
+
+class PrefixAffinity:
+    """To the replica whose place on the ring a beginning hashes to, unless it is too busy: what a deployment does."""
+
+    def __init__(self) -> None:
+        self._ids: tuple[int, ...] = ()
+        self._ring = PrefixRing()
+        self._last: dict[int, float] = {}
+        self._turn = 0
+
+    def choose(self, blocks: Sequence[int], ids: Sequence[int], load: Callable[[int], int]) -> int:
+        """Return the ring's choice among `ids`; without blocks the least loaded."""
+        if self._ids != tuple(ids):
+            self._ids, self._ring = tuple(ids), PrefixRing(ids)
+        number = pick(self._ring, _key(blocks), {i: load(i) for i in ids}, lambda i: self._last.get(i, 0.0))
+        assert number is not None
+        self._turn += 1
+        self._last[number] = self._turn
+        return number
+
+
+def _key(blocks: Sequence[int]) -> int | None:
+    """Return the key of a prompt's beginning; None where nothing is known of it."""
+    if not blocks:
+        return None
+    return int.from_bytes(blake2b(",".join(map(str, blocks[:KEY_BLOCKS])).encode(), digest_size=8).digest())
+
+
+POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
+    "round-robin": RoundRobin,
+    "least-loaded": LeastLoaded,
+    "prefix": PrefixAffinity,
+}
+
+
+def policy(name: str) -> RoutingPolicy:
+    """Return a new policy. Raises UsageError with the nearest name."""
+    if name in POLICIES:
+        return POLICIES[name]()
+    near = nearest(name, list(POLICIES))
+    raise UsageError(
+        f"no routing is called {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(POLICIES)}"
     )

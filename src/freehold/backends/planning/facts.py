@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, WeightGroup, expert_width, from_catalogue, in_quant
-from freehold.advisor.file_anatomy import config_layers, from_file
-from freehold.advisor.size_keys import SizeKeys, config_head_dim
-from freehold.advisor.stated_context import config_context
+from freehold.advisor.file_anatomy import SizeKeys, config_context, config_head_dim, config_layers, from_file
 from freehold.backends.contract import DeployedModel, Nodes
 from freehold.backends.names import named
 from freehold.backends.planning import parsers
-from freehold.catalog import copies, quants
-from freehold.catalog.copies import Copy
+from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig, device, rig
 from freehold.catalog.model import Model
+from freehold.catalog.quants import Copy
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
 from freehold.formats.safetensors import MAX_CONFIG_BYTES
@@ -103,9 +101,9 @@ def at_the_hub(text: str, quant: str = "") -> DeployedModel:
     Raises ModelNotFound, and UsageError where that copy is not published or its weights' type is not known.
     """
     model = catalog.model(text)
-    copy = copies.named(text, model)
+    copy = quants.named(text, model)
     if copy is None and quant and quants.mix(quant).name != (model.native or "BF16"):
-        copy = copies.chosen(model, quant)
+        copy = quants.chosen(model, quant)
         if copy is None:
             raise _not_published(model, quant)
     if copy is not None and not copy.quant:
@@ -146,7 +144,7 @@ def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> Dep
 
 
 def _not_published(model: Model, quant: str) -> UsageError:
-    known = ", ".join(f"{each.repository} ({each.quant})" for each in copies.copies(model))
+    known = ", ".join(f"{each.repository} ({each.quant})" for each in quants.copies(model))
     round_it = "--engine-flag=--quantization=fp8_per_tensor lets vLLM round while it loads"
     hints = [f"known are {known}" if known else "none is known"]
     hints += [round_it] if quants.mix(quant).name == "FP8" else []

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from freehold import catalog
 from freehold.advisor import engines, roofline
 from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
-from freehold.backends.planning.parallel import tensor_sizes
-from freehold.catalog import copies
+from freehold.backends.planning.layout import tensor_sizes
+from freehold.catalog import quants
 from freehold.catalog.hardware import Rig
 from freehold.catalog.model import Stretch
 from freehold.errors import UsageError
@@ -86,7 +86,7 @@ def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
 def _smaller(model: DeployedModel, quant: str) -> str:
     """Name a published copy of the weights in a type that would fit, with its bytes."""
     known = catalog.model(model.base) if model.base else None
-    copy = copies.chosen(known, quant) if known else None
+    copy = quants.chosen(known, quant) if known else None
     if known is None or copy is None:
         return f"a copy of the weights in {quant} would fit"
     size = show_bytes(from_catalogue(known, quant).weight_bytes)

@@ -88,7 +88,7 @@ def planned(
     gets the installer's lines then. Without it nothing is installed. `here`: this machine as it was before the engines
     that the plan replaces took its memory.
     """
-    from freehold.backends.ray.target import is_ray, over_ray
+    from freehold.backends.ray.plan import is_ray, over_ray
 
     if is_ray(options.on):
         return over_ray(
@@ -417,7 +417,7 @@ def _for_one_gpu(model: DeployedModel, nodes: Nodes, context: int | None) -> tup
     """Return a GGUF copy where one GPU of a desktop does not hold a model's own weights, and a note; else the model."""
     from freehold import catalog
     from freehold.backends.planning import facts
-    from freehold.catalog import copies
+    from freehold.catalog import quants
 
     rig = nodes.rig
     desktop = rig.device.kind == "gpu" and rig.device.memory_gib <= _DESKTOP_GIB
@@ -425,7 +425,7 @@ def _for_one_gpu(model: DeployedModel, nodes: Nodes, context: int | None) -> tup
     if not (desktop and own and rig.count * nodes.count == 1) or _fits(model, nodes, context):
         return model, ""
     known = catalog.model(model.base)
-    copy = copies.chosen(known, facts.USUAL_GGUF)
+    copy = quants.chosen(known, facts.USUAL_GGUF)
     deployed = facts.of_catalogue(known, facts.USUAL_GGUF, copy) if copy else None
     if copy is None or deployed is None or not _fits(deployed, nodes, context):
         return model, ""

@@ -4,7 +4,7 @@
 
 advisor.roofline's arithmetic says what fits and how fast it is on accelerators; on processors memory alone decides.
 Knows no flag of any engine: each driver words a Layout in its own.
-Path: EngineDriver.plan -> laid_out -> parallel.candidates, advisor.roofline -> Layout
+Path: EngineDriver.plan -> laid_out -> layout.candidates, advisor.roofline -> Layout
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from freehold.advisor import engines, roofline
 from freehold.advisor.anatomy import Anatomy, in_quant
 from freehold.advisor.engines import UpstreamEngine
-from freehold.backends.capacity.predicting import cache_tokens
+from freehold.advisor.roofline import Work
+from freehold.backends.capacity.predicting import cache_tokens, replica
+from freehold.backends.capacity.simulation import simulate
+from freehold.backends.capacity.steptime import EngineLimits
+from freehold.backends.capacity.trace import RequestTrace, TracedRequest
 from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
-from freehold.backends.planning import load, parallel
 from freehold.backends.planning.layout import (
     GIB,
     USUAL,
@@ -24,7 +27,13 @@ from freehold.backends.planning.layout import (
     EngineTraits,
     Layout,
     Wishes,
+    attention,
+    candidates,
+    large_step,
+    sequence_bytes,
     usual_streams,
+    value_width,
+    weight_bytes,
 )
 from freehold.backends.planning.misfits import check_context, misfit
 from freehold.backends.planning.processors import on_processors
@@ -172,7 +181,7 @@ class _Space:
         if not devices:
             return None
         wanted = self.wishes.sizes
-        ways = parallel.candidates(self.request.model, devices, across, wanted, copies=self.traits.kv_copies)
+        ways = candidates(self.request.model, devices, across, wanted, copies=self.traits.kv_copies)
         ways = tuple(w for w in ways if w.devices <= devices * across)
         comfortable = [w for w in ways if self.streams_of(w) >= (self.asked_streams or WANTED_STREAMS)]
         fitting = comfortable or [w for w in ways if self.streams_of(w) >= 1]
@@ -191,14 +200,14 @@ class _Space:
         known = {w: s for w, s in took.items() if s is not None}
         if len(known) < len(ways) or self.anatomy.role not in ("generator", ""):
             return max(ways, key=lambda w: w.tensor) if self.request.replicas else ways[0]
-        near = [w for w, s in known.items() if s <= load.NEAR * min(known.values())]
+        near = [w for w, s in known.items() if s <= NEAR * min(known.values())]
         return min(near, key=lambda w: (w.devices, known[w]))
 
     def _seconds(self, sizes: ParallelSizes) -> float | None:
         nodes = self.request.nodes
-        share = load.REQUESTS * nodes.rig.count * nodes.count // self._replicas(sizes)
+        share = REQUESTS * nodes.rig.count * nodes.count // self._replicas(sizes)
         streams = self.streams(sizes)
-        return load.seconds(
+        return seconds(
             self.request.model,
             self.anatomy,
             sizes,
@@ -253,12 +262,12 @@ class _Space:
 
     def held(self, sizes: ParallelSizes) -> float:
         """Return the bytes of weights on each device."""
-        return parallel.weight_bytes(roofline.stored(self.anatomy, self.engine), sizes)
+        return weight_bytes(roofline.stored(self.anatomy, self.engine), sizes)
 
     def sequence(self, sizes: ParallelSizes, tokens: int) -> float:
         """Return the bytes that a sequence takes on each device."""
-        width = parallel.value_width(self.cache_type)
-        return parallel.sequence_bytes(self.request.model, sizes, tokens, width)
+        width = value_width(self.cache_type)
+        return sequence_bytes(self.request.model, sizes, tokens, width)
 
     def longest(self, sizes: ParallelSizes) -> int:
         """Return the longest conversation that fits, up to what the model was made for."""
@@ -316,7 +325,7 @@ class _Space:
 
     def _speed(self, sizes: ParallelSizes, context: int) -> roofline.Single:
         """Return one stream's speeds: a pipeline's stages work after each other, data's beside each other."""
-        apart = parallel.attention(sizes)
+        apart = attention(sizes)
         rig = replace(self.request.nodes.rig, count=sizes.tensor * apart)
         return roofline.single_stream(self.anatomy, rig, self.engine, context, apart=apart)
 
@@ -348,7 +357,42 @@ def _why_sizes(sizes: ParallelSizes, model: DeployedModel, across: int) -> dict[
             else "parts of the layers, for memory"
         ),
         "data": "attention is data-parallel, each group with its own sequences: latents cannot be split"
-        if parallel.attention(sizes) > 1
+        if attention(sizes) > 1
         else "copies inside one engine: they end together; replicas do not",
         "expert": f"each device holds {each} of {model.experts} experts whole",
     }
+
+
+# --- the load by which a layout is chosen -----------------------------------------------------------
+# Simulated requests, all there at once, on each way to spread a model.
+
+# A busy hour of chats: enough requests that memory decides, of the lengths that providers report most.
+REQUESTS, PROMPT, ANSWER = 64, 1024, 256  # for each device; tokens
+NEAR = 1.05  # within this of the least time, fewer devices a replica are taken: they fail apart
+
+
+def seconds(
+    model: DeployedModel,
+    work: Work,
+    sizes: ParallelSizes,
+    device: Device,
+    engine: UpstreamEngine,
+    *,
+    requests: int,
+    streams: int,
+    cache_bytes: float,
+    cache_type: str,
+    context: int,
+) -> float | None:
+    """Return the seconds until a replica has answered all of its share of the requests; None: no speed is known."""
+    answer = max(min(ANSWER, context // 5), 1)
+    prompt = max(min(PROMPT, context - answer - 1), 1)
+    room = cache_tokens(model, sizes, cache_bytes, prompt + answer, cache_type)
+    limits = EngineLimits(streams=streams, room=room, chunk=large_step(device) or 2048)
+    try:
+        played = replica(model, work, sizes, device, engine, limits, prompt=prompt, answer=answer)
+    except UsageError:
+        return None
+    trace = RequestTrace(tuple(TracedRequest(0.0, prompt, answer) for _ in range(requests)), "a busy hour")
+    run = simulate(trace, played)
+    return float(run.latency.max()) if len(run.latency) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
-from freehold.backends.planning import parallel
+from freehold.backends.planning import layout
 from freehold.backends.planning.layout import (
     CPU_CONTEXT,
     CPU_SHARE,
@@ -94,14 +94,14 @@ def _sizes(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Parall
         raise misfit(request, traits, f"{traits.title} on processors does not span machines")
     if wanted.any:
         ranks = max(wanted.tensor, 1) * max(wanted.pipeline, 1) * max(wanted.data, 1)
-        ways = parallel.candidates(request.model, ranks, 1, _whole(wanted), copies=traits.kv_copies)
+        ways = layout.candidates(request.model, ranks, 1, _whole(wanted), copies=traits.kv_copies)
         return ways[0] if ways else ParallelSizes(max(wanted.tensor, 1), wanted.pipeline, max(wanted.data, 1))
-    shared = parallel.divides(request.model, sockets, copies=traits.kv_copies)
+    shared = layout.divides(request.model, sockets, copies=traits.kv_copies)
     return ParallelSizes(tensor=sockets) if shared else ParallelSizes(data=sockets)
 
 
-def _whole(wanted: parallel.Wanted) -> parallel.Wanted:
-    return parallel.Wanted(max(wanted.tensor, 1), max(wanted.pipeline, 1), max(wanted.data, 1), wanted.expert)
+def _whole(wanted: layout.Wanted) -> layout.Wanted:
+    return layout.Wanted(max(wanted.tensor, 1), max(wanted.pipeline, 1), max(wanted.data, 1), wanted.expert)
 
 
 def _why(

@@ -21,12 +21,11 @@ from freehold.backends.contract import (
     SecretRef,
 )
 from freehold.backends.flags import check, schema
-from freehold.backends.planning.layout import Layout
+from freehold.backends.planning.layout import Layout, Wanted
 from freehold.backends.planning.misfits import stretch_of
-from freehold.backends.planning.parallel import Wanted
 from freehold.backends.planning.parsers import parser_names
-from freehold.catalog.copies import draft_of
 from freehold.catalog.model import Stretch
+from freehold.catalog.quants import draft_of
 from freehold.errors import FreeholdError, UsageError
 
 AT_THE_HUB = (

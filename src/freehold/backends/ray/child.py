@@ -36,7 +36,7 @@ MOST_BODY = 64 << 20  # bytes
 ENDED_S = 15.0  # a replica that reported nothing for so long has ended, or hangs
 MOST_REPLICAS = 200  # whose metrics are kept
 _SERIES = re.compile(r"(?m)^([a-zA-Z_:][\w:]*)(\{.*\})? (\S+)")
-# An engine that dies prints the requests it computed; SGLang prints its keys. As process/ring.py has it.
+# An engine that dies prints the requests it computed; SGLang prints its keys. As process/process.py has it.
 _REQUESTS = re.compile(r"Dumping |[Ss]ampling_?[Pp]arams|prompt_token_ids=|scheduled_new_reqs")
 _COUNTERS = ("_total", "_sum", "_count", "_bucket")  # how names of what only grows end
 # Ends the engine, all below it and its folder when its stdin ends: when the replica ends, however that happened. It

@@ -15,6 +15,7 @@ import ast
 import pprint
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -222,3 +223,45 @@ def _doors_note(address: str, fenced: bool) -> str:
         "this system allows no network namespace: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 holds Ray to loopback, all but "
         f"one port of each replica (of {first}-{last}), which wants Ray's token; a firewall closes it"
     )
+
+
+# --- what `--on ray` means: whose Ray, which cluster, and the plan around the engine's --------------
+#     --on ray                      a cluster on this machine, by the `ray` on PATH
+#     --on ray:/env/bin/python      the same, by this environment's
+#     --on ray://HOST:10001         an app on a cluster that runs; RAY_AUTH_TOKEN has its token
+# Finds programs and reads their metadata; starts nothing.
+
+
+def is_ray(on: str) -> bool:
+    """Return whether --on names Ray and no hardware."""
+    return on == "ray" or on.startswith("ray:")
+
+
+def over_ray(inner: DeployPlan, on: str, *, start: bool = True) -> DeployPlan:
+    """Return the plan of an app whose replicas are `inner`. `start`: no Ray at hand is a UsageError."""
+    address = on if on.startswith("ray://") else ""
+    named = "" if address else on.removeprefix("ray").removeprefix(":")
+    if not (start or named or shutil.which("ray")):
+        facts = EngineFacts()
+    else:
+        facts = _facts(Path(named).expanduser() if named else _on_path())
+    return over(inner, facts, address=address, fenced=not address and doors.can_fence())
+
+
+def _on_path() -> Path:
+    """Return the Python beside the program `ray`, through links to it."""
+    program = shutil.which("ray")
+    if program is None:
+        raise UsageError(
+            "no Ray is on PATH", 'pip install "ray[serve]" in an environment, then --on ray:/THAT/bin/python'
+        )
+    return Path(program).resolve().with_name("python")
+
+
+def _facts(python: Path) -> EngineFacts:
+    """Return an environment's Ray by its metadata. `ray[llm]` is not needed: engines are processes of their own."""
+    roots = (python.parent.parent, python.resolve().parent.parent)
+    for root in roots:
+        for folder in root.glob("lib/python3*/site-packages/ray-*.dist-info"):
+            return EngineFacts(folder.name.removesuffix(".dist-info").removeprefix("ray-"), (str(python),))
+    raise UsageError(f"{python} has no Ray beside it", 'pip install "ray[serve]" there')

@@ -6,15 +6,15 @@ Path: server/core/answering.py -> DeployedHandle.start -> ReplicaSet.start -> De
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from freehold.backends.contract import DeployPlan
 from freehold.backends.replicas.calls import EngineCalls, abilities_of
 from freehold.backends.replicas.deployment import ReplicaSet
-from freehold.backends.replicas.tokens import DeployedTokenizer
 from freehold.delegating import DelegatingHandle
-from freehold.errors import EngineLost, FreeholdError
+from freehold.errors import EngineLost, FreeholdError, UnsupportedModel
 from freehold.serving import (
     Begin,
     EmbedJob,
@@ -27,7 +27,7 @@ from freehold.serving import (
     TokenizerFace,
     Vectors,
 )
-from freehold.types import Chunk, SamplingParams
+from freehold.types import Chunk, Message, SamplingParams, Turn
 
 EMBED_S = 600.0
 CHARS_A_TOKEN = 4  # of English text, where an engine shows no tokenizer
@@ -189,3 +189,37 @@ def stats_of(replicas: ReplicaSet) -> EngineStats:
         computed_tokens=max(prompt - cached, 0),
         generated_tokens=sum(n.generated_tokens for n in numbers),
     )
+
+
+# --- a deployed model's tokenizer -------------------------------------------------------------------
+# As its engine shows it: any replica can be asked, they have the same.
+
+MOST_TEXTS = 4096  # tokens that are asked for one by one
+
+
+class DeployedTokenizer:
+    """Implements serving.TokenizerFace. `calls` returns a replica that answers, or raises; it knows no client."""
+
+    def __init__(self, name: str, calls: Callable[[], EngineCalls]) -> None:
+        self._name, self._calls = name, calls
+
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
+        return await self._calls().tokenize(text, special=special)
+
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
+        return await self._calls().detokenize(ids)
+
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        if len(ids) > MOST_TEXTS:
+            raise UnsupportedModel(
+                f"the engine of {self._name} gives the texts of {MOST_TEXTS:,} tokens at a time, not {len(ids):,}"
+            )
+        return [(await self._calls().detokenize([i])).encode() for i in ids]
+
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
+    ) -> list[int]:
+        return await self._calls().render(Job(messages=tuple(messages), think=think, turn=turn))
+
+    async def template(self) -> dict[str, Any]:
+        raise UnsupportedModel(f"the engine of {self._name} does not show its chat template")

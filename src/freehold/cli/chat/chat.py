@@ -6,17 +6,22 @@ Path: run -> Chat.run -> Chat.handle -> Conversation.ask, or a command of COMMAN
 
 from __future__ import annotations
 
+import base64
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from freehold.cli.chat import clipboard
+import click
+
 from freehold.cli.chat.conversation import Conversation, ModelFacts
-from freehold.cli.chat.keeping import ChatTurn
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.prompt import read_text_file
-from freehold.cli.chat.sessions import ChatSession, Sessions, check_name
+from freehold.cli.chat.sessions import ChatSession, ChatTurn, Sessions, check_name
 from freehold.cli.options import OTHER, SAMPLING, parse_setting
 from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
@@ -195,14 +200,14 @@ class Chat(Conversation):
         answers = [m.content for m in self.messages if m.role == "assistant"]
         if not answers:
             raise UsageError("there is no answer yet")
-        self._say(f"copied {len(answers[-1]):,} characters {clipboard.copy(answers[-1])}")
+        self._say(f"copied {len(answers[-1]):,} characters {copy(answers[-1])}")
 
     def edit(self, _: str) -> None:
         """Edit the last message in $EDITOR and answer it again, or write a new one."""
         users = [i for i, turn in enumerate(self._turns) if turn.message.role == "user"]
         place = users[-1] if users else len(self._turns)
         before = self._turns[place].message.content if users else ""
-        text = clipboard.edited(before)
+        text = edited(before)
         if text is None or not text.strip() or text == before:
             self._say("nothing was changed")
         else:
@@ -267,3 +272,53 @@ COMMANDS = {
 }
 ALIASES = {"exit": "bye", "quit": "bye", "q": "bye", "?": "help"}
 LEAVING = frozenset({"exit", "quit", "bye"})
+
+
+# --- the clipboard and the editor, through the desktop's programs -----------------------------------
+# Without a clipboard program the terminal sets it (OSC 52), which works through ssh.
+
+# A program, and what must be set for it to work.
+PROGRAMS = (
+    (["pbcopy"], ""),
+    (["wl-copy"], "WAYLAND_DISPLAY"),
+    (["xclip", "-selection", "clipboard"], "DISPLAY"),
+    (["xsel", "--clipboard", "--input"], "DISPLAY"),
+    (["clip.exe"], "WSL_DISTRO_NAME"),
+)
+OSC52_BYTES = 74_000  # the least that terminals with this sequence take: xterm's limit
+PATIENCE_S = 5.0
+
+
+def copy(text: str) -> str:
+    """Put text on the clipboard; return how. Raises UsageError if neither a program nor the terminal accepts it."""
+    for command, needs in PROGRAMS:
+        if shutil.which(command[0]) and (not needs or os.environ.get(needs)) and _fed(command, text):
+            return f"by {command[0]}"
+    raw = text.encode("utf-8")
+    if len(raw) > OSC52_BYTES or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        raise UsageError(
+            f"no clipboard accepts {len(raw):,} bytes here",
+            "install wl-copy or xclip, or copy from the screen",
+        )
+    sys.stdout.write(f"\x1b]52;c;{base64.b64encode(raw).decode()}\x07")
+    sys.stdout.flush()
+    return "through the terminal (OSC 52)"
+
+
+def _fed(command: list[str], text: str) -> bool:
+    try:
+        done = subprocess.run(command, input=text.encode("utf-8"), timeout=PATIENCE_S, capture_output=True)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def edited(text: str) -> str | None:
+    """Return text as edited in $VISUAL or $EDITOR; None if it was not saved."""
+    try:
+        changed = click.edit(text, extension=".md")
+    except click.ClickException as e:
+        raise UsageError(
+            f"the editor failed: {e.format_message()}", "set EDITOR to one that is installed"
+        ) from e
+    return None if changed is None else changed.rstrip("\n")

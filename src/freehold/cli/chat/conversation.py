@@ -10,12 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from freehold.cli.chat.answer import AnswerSettings, StreamedAnswer, stop
-from freehold.cli.chat.keeping import ChatKeeper, ChatTurn
-from freehold.cli.chat.loops import ADVICE, LoopGuard
+from freehold.cli.chat.answer import ADVICE, AnswerSettings, LoopGuard, StreamedAnswer, Waiting, stop
 from freehold.cli.chat.markdown import Renderer
-from freehold.cli.chat.sessions import ChatSession, Sessions, with_file
-from freehold.cli.chat.waiting import Waiting
+from freehold.cli.chat.sessions import ChatKeeper, ChatSession, ChatTurn, Sessions, with_file
 from freehold.errors import FreeholdError, UsageError
 from freehold.types import ChatModel, Message, Usage
 

@@ -19,7 +19,7 @@ from freehold.store.space import human
 from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
-    from freehold.advisor.starters import Starter
+    from freehold.advisor.advice import Starter
 
 
 def default_model(settings: Settings) -> str:

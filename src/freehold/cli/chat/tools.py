@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from freehold.chats.tools import (
+from freehold.chats.types import (
     ASK_S,
     MAX_ROUNDS,
     ToolAnswer,
@@ -30,8 +30,7 @@ from freehold.chats.tools import (
 )
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.tools.mcp.pool import ToolServers
-from freehold.tools.mcp.use import RunTools
+from freehold.tools.mcp.use import RunTools, ToolServers
 from freehold.tools.mcp.visible import visible, visible_json
 from freehold.types import Chunk, Message, Tool, ToolCall
 
@@ -112,7 +111,7 @@ class TerminalTools:
 
 
 class TerminalDesk:
-    """Implements chats.tools.ToolDesk: questions wait in `asked` for the thread that has the terminal."""
+    """Implements chats.types.ToolDesk: questions wait in `asked` for the thread that has the terminal."""
 
     def __init__(self) -> None:
         self.asked: queue.SimpleQueue[tuple[ToolQuestion, Future[ToolAnswer]] | None] = queue.SimpleQueue()

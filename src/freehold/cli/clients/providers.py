@@ -132,8 +132,7 @@ async def _ask(settings: Settings, file: Gateway, probes: Sequence[Probe]) -> li
     from freehold.router.directory import GatewayModels
     from freehold.router.gateway import GatewayRoute
     from freehold.router.ledger.store import Ledger
-    from freehold.router.opening import ledger_path
-    from freehold.router.rented import ProviderModels
+    from freehold.router.opening import ProviderModels, ledger_path
     from freehold.store import Store
     from freehold.worker.models import EngineModels
 

@@ -18,7 +18,7 @@ from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.contract import EmitOptions
 from freehold.backends.emit.emit import emit
 from freehold.backends.planning.printed import as_dict, text
-from freehold.backends.ray.target import is_ray
+from freehold.backends.ray.plan import is_ray
 from freehold.cli.shared import write_beside
 from freehold.errors import UsageError
 from freehold.terminal import printable

@@ -10,8 +10,8 @@ import math
 from datetime import date
 from typing import TYPE_CHECKING
 
+from freehold.advisor.breakeven import PARTS
 from freehold.advisor.interval import Interval
-from freehold.advisor.ownership import PARTS
 from freehold.advisor.report import (
     Axis,
     Bar,

@@ -16,8 +16,7 @@ from freehold.advisor.interval import Interval
 from freehold.cli.shared import pairs, table
 
 if TYPE_CHECKING:
-    from freehold.advisor.breakeven import Comparison, Even, Swing
-    from freehold.advisor.ownership import Assumption
+    from freehold.advisor.breakeven import Assumption, Comparison, Even, Swing
 
 HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "BREAK-EVEN (TOKENS A DAY)", "UTILISATION")
 ASSUMPTIONS = ("ASSUMPTION", "LOW", "MID", "HIGH", "UNIT", "WHAT")
@@ -207,7 +206,7 @@ def spoken_share(value: Interval) -> str:
 
 def per_million(comparison: Comparison, month: float) -> str:
     """Return dollars per million tokens of the mix."""
-    from freehold.advisor.ownership import DAYS
+    from freehold.advisor.breakeven import DAYS
 
     return f"{month / (comparison.traffic.tokens * DAYS) * 1e6:,.3g}"
 

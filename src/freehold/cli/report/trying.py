@@ -1,6 +1,6 @@
 """`freehold advise --try FILE`: runs the shortlist on the user's own cases and ranks by the results.
 
-Knows the store, options and wording; evals runs and judges, advisor.own_cases ranks.
+Knows the store, options and wording; evals runs and judges, advisor.advice ranks.
 Path: cli/advise -> tried -> evals.trial.run -> Tried -> cli/advise
 """
 
@@ -130,7 +130,7 @@ def tried(
 
     Raises UsageError for a file with bad lines, a task without text, hardware elsewhere, and where no model is left.
     """
-    from freehold.advisor.own_cases import by_own
+    from freehold.advisor.advice import by_own
     from freehold.evals.samples import read
     from freehold.evals.trial import run
     from freehold.store import Store

@@ -1,12 +1,16 @@
 """One server of this home, from its checked options to its end: lock, sockets, models, announcements.
 
 Knows the order of starting and who holds what; options are read elsewhere, the server is server/, engines are worker/.
-Path: cli/serve.py -> serve_models -> ports.bound, sockets.bind_unix -> server.serve.run -> worker.models.EngineModels
+Path: cli/serve.py -> serve_models -> running.bound, sockets.bind_unix -> server.serve.run -> worker.models.EngineModels
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -15,19 +19,20 @@ from typing import TYPE_CHECKING
 
 from freehold import private
 from freehold.backends.finding import driven
-from freehold.cli.serving.announce import Announcer
 from freehold.cli.serving.engines import EngineWish, deployments_of
 from freehold.cli.serving.lock import lock_of, pid_file
 from freehold.cli.serving.logs import logging_to
+from freehold.cli.serving.opening import open_browser, opening, owner_address, page_line
 from freehold.cli.serving.options import ServeOptions
-from freehold.cli.serving.ports import bound
 from freehold.cli.serving.telling import tell
 from freehold.cli.shared import held_or_fetched, named_adapter
 from freehold.config import Settings
-from freehold.errors import AddressTaken, ServerUnreachable, UsageError
+from freehold.errors import AddressTaken, FreeholdError, ServerUnreachable, UsageError
 from freehold.store import Store
+from freehold.store.judging import Judgements
 from freehold.store.naming import parted
 from freehold.store.refs import parse_ref
+from freehold.store.space import human
 from freehold.terminal import Ticking
 
 if TYPE_CHECKING:
@@ -212,3 +217,233 @@ def _whereabouts(settings: Settings) -> str:
             return f"{server.greeting.url} (pid {server.greeting.pid})"
     except ServerUnreachable as e:
         return e.message
+
+
+# --- listening sockets ------------------------------------------------------------------------------
+# Bound before anything is loaded; a port in use is an error that names its owner and a free one.
+
+PORTS = 20  # ports searched for a free one after a port in use
+
+
+def bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
+    """Bind the port. Raises AddressTaken for one in use, with its owner and a free port."""
+    from freehold.server.core.sockets import bind_tcp
+
+    try:
+        return bind_tcp(host, port)
+    except UsageError as e:
+        if not isinstance(e.__cause__, OSError) or e.__cause__.errno != errno.EADDRINUSE:
+            raise
+    free = next((p for p in range(port + 1, min(port + PORTS, 65535)) if _is_free(host, p)), 0)
+    raise AddressTaken(f"port {port} is in use by {_owner(port)}", f"freehold serve {option} {free}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    from freehold.server.core.sockets import bind_tcp
+
+    try:
+        for sock in bind_tcp(host, port):
+            sock.close()
+    except UsageError:
+        return False
+    return True
+
+
+def _owner(port: int) -> str:
+    """Return the process that listens on `port`, as far as this user may see it."""
+    import psutil
+
+    try:
+        for c in psutil.net_connections("tcp"):
+            if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid:
+                return f"{psutil.Process(c.pid).name()} (pid {c.pid})"
+    except psutil.Error:
+        pass
+    return "another user's process"
+
+
+# --- the messages of a server while it starts -------------------------------------------------------
+# Loads its models and stops: lines on stderr, and JSON on stdout.
+
+
+class Announcer:
+    """Prints messages about the server on stderr, and a line of JSON on stdout for --json."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        names: Sequence[str],
+        options: ServeOptions,
+        judgements: Judgements,
+        hybrid: HybridStart | None = None,
+        deployments: StartedDeployments | None = None,
+        line: Ticking | None = None,
+    ) -> None:
+        """`line` moves until all models are loaded."""
+        self._settings, self._store, self._names, self._options = settings, store, names, options
+        self._judgements, self._hybrid = judgements, hybrid
+        self._deployments, self._line = deployments, line
+        self._left, self.failed = len(names), 0
+        self._parts = bool(names) + (deployments is not None)
+        self._doors: Doors | None = None
+        self._telling: asyncio.Task[None] | None = None  # kept, as a loop forgets tasks that nothing names,
+        self._opening: asyncio.Task[None] | None = None  # as is this one
+
+    def opened(self, doors: Doors) -> None:
+        """Print how to reach the server, and how to stop it."""
+        self._doors = doors
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(sign, self._stop)
+        keys = "with a key (Authorization: Bearer KEY)" if self._options.keys else "without a key"
+        tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
+        if self._options.ollama_port is not None:
+            tell(f"serving Ollama's at port {self._options.ollama_port} too")
+        if self._options.console:
+            self._tell_page(doors)
+        for line in opening(self._options, doors.url):
+            tell(line)
+        if self._hybrid is not None:
+            self._hybrid.opened(doors)
+            for line in self._hybrid.lines(self._options.keys):
+                tell(line)
+        tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
+        tell("owner's token, for pull, create, copy and delete over HTTP: freehold keys owner")
+        tell(f"pid {os.getpid()}: Ctrl-C or freehold stop stops it")
+        self._telling = asyncio.get_running_loop().create_task(self._tell_models(doors.url))
+        if self._names:
+            tell(f"loading {', '.join(self._names)} ...")
+        elif self._deployments is None:
+            self._ready()
+
+    def _tell_page(self, doors: Doors) -> None:
+        """Print the page's link, and open it in the browser with --open."""
+        from freehold.server.console.login import Login
+
+        login = doors.server.part(Login)
+        if login is None:  # a server without a home keeps no sessions
+            tell(f"the page: {doors.url}/")
+            return
+        tell(page_line(login, doors.url))
+        if self._options.open_page:
+            address = owner_address(doors.url, login.new_code())
+            self._opening = asyncio.get_running_loop().create_task(self._open(address))
+
+    async def _open(self, address: str) -> None:
+        if not await asyncio.to_thread(open_browser, address):
+            tell("warning: --open found no browser on this machine")
+
+    @property
+    def useless(self) -> bool:
+        """Whether nothing of what the server was started for could be loaded or deployed."""
+        more = self._deployments
+        wanted = len(self._names) + (more.count if more is not None else 0)
+        return 0 < wanted == self.failed + (more.failed if more is not None else 0)
+
+    def arrived(self) -> None:
+        """Count one of the two, models and deployments, as come to its end; a server that has neither stops."""
+        assert self._doors is not None
+        self._parts -= 1
+        if self._parts > 0:
+            return
+        if self.useless:
+            self._doors.stop(now=True)
+        else:
+            self._ready()
+
+    async def _tell_models(self, url: str) -> None:
+        """Print the models that requests may name, and why others are not served."""
+        held, refused = await asyncio.to_thread(self._held)
+        if self._deployments is None and (kept := _kept(self._settings)):
+            tell(f"deployed before, not running: {', '.join(kept)} (freehold deploy starts them)")
+        if not held and self._deployments is None:
+            tell("no models yet: freehold pull qwen2.5-coder:0.5b fetches one")
+        elif rest := [name for name in held if name not in self._names]:
+            tell(f"loaded when a request names it: {', '.join(rest)}")
+        for name, why in refused.items():
+            tell(f"not served: {name}: {why}")
+        routes = [] if self._hybrid is None else [*self._hybrid.live.current.routes]
+        if names := routes or list(self._names) or held:
+            chat = names[0] if routes else await asyncio.to_thread(self._first_chat, names)
+            tell(f"try: {_example(url, chat or names[0], keyed=bool(self._options.keys), embeds=not chat)}")
+
+    def _first_chat(self, names: list[str]) -> str:
+        """Return the first model that was not made for vectors, or "" if all were."""
+        from freehold.server.ollama.cards import Cards
+
+        cards = Cards()
+        for name in names:
+            try:
+                card = cards.of(self._store.show(name), self._settings.home, until=0.0)
+            except FreeholdError:  # a name that tells nothing, such as a route's
+                return name
+            if "embedding" not in card.capabilities:
+                return name
+        return ""
+
+    def _held(self) -> tuple[list[str], dict[str, str]]:
+        """Return the models that the engine runs, and why it refuses the others."""
+        judged = self._judgements.listed(self._store.list())
+        refused = {m.name: why for m, why in judged if why}
+        return [m.name for m, _ in judged if m.name not in refused], refused
+
+    def loaded(self, name: str, error: FreeholdError | None) -> None:
+        """Print the outcome of loading a model; a server that could load none of its models stops."""
+        assert self._doors is not None
+        self._left -= 1
+        if error is not None:
+            self.failed += 1
+            tell(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+        for model in self._doors.server.models.loaded():
+            if model.name == name and model.info is not None:
+                i = model.info
+                tell(
+                    f"loaded {name} {i.quantization} in {i.load_s:.2f} s: context {i.context:,} tokens, "
+                    f"{human(i.memory_bytes)} reserved, {i.threads} threads"
+                )
+                for adapter in i.adapters:
+                    tell(
+                        f"adapter {name}+{adapter.name}: {adapter.modules} modules of rank "
+                        f"{adapter.rank} at most, {human(adapter.memory_bytes)}"
+                    )
+                for note in i.notes:
+                    tell(f"note: {name}: {note}")
+        if self._left == 0:
+            if self._line is not None:
+                self._line.close()
+            self.arrived()
+
+    def _stop(self) -> None:
+        """Stop after running answers, and print their number; the second time stop at once."""
+        assert self._doors is not None
+        server = self._doors.server
+        jobs = sum(model.in_flight for model in server.models.loaded())
+        under_way = max(jobs, len(server.calls))  # those of rented models are no engine's jobs
+        if under_way and not self._doors.server.health.stopping:
+            answers = "1 running answer has" if under_way == 1 else f"{under_way} running answers have"
+            tell(f"stopping: {answers} {self._options.drain_s:g} s; Ctrl-C again stops at once")
+        self._doors.stop()
+
+    def _ready(self) -> None:
+        if self._options.as_json:
+            assert self._doors is not None
+            loaded = [m.name for m in self._doors.server.models.loaded() if m.info]
+            greeting = {"url": self._doors.url, "socket": str(self._settings.socket), "pid": os.getpid()}
+            gateway = {} if self._hybrid is None else {"gateway": self._hybrid.as_json()}
+            print(json.dumps({**greeting, "models": loaded, **gateway}), flush=True)
+
+
+def _kept(settings: Settings) -> list[str]:
+    """Return the deployments that a server before this one ran, and that were not stopped."""
+    if not (settings.home / "deployments").is_dir():
+        return []
+    from freehold.backends.kept import kept
+
+    return [each.name for each in kept(settings.home)[0]]
+
+
+def _example(url: str, model: str, *, keyed: bool, embeds: bool = False) -> str:
+    fields = {"input": ["Hi"]} if embeds else {"messages": [{"role": "user", "content": "Hi"}]}
+    route, body = "embeddings" if embeds else "chat/completions", json.dumps({"model": model} | fields)
+    key = ' -H "Authorization: Bearer KEY"' if keyed else ""
+    return f"curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{body}'"

@@ -1,5 +1,5 @@
 """Writes what starts `freehold serve` at login, with the options of this command line: a systemd user unit, on macOS
-a launchd agent (launchd.py).
+a launchd agent.
 
 Knows systemd's file format and the server's needs; runs no systemctl.
 Path: serve.command -> install -> ~/.config/systemd/user/freehold.service
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import plistlib
+import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +19,6 @@ from pathlib import Path
 
 import click
 
-from freehold.cli.serving import launchd
 from freehold.config import Settings
 from freehold.errors import StoreError, UsageError
 from freehold.platforms import IS_MAC
@@ -103,9 +104,9 @@ def _systemd(command: Sequence[str], home: Path, drain_s: float) -> ServiceFile:
 
 
 def _launchd(command: Sequence[str], home: Path, drain_s: float) -> ServiceFile:
-    path = launchd.agent_path()
-    log = f"its log: {launchd.log_path(home)}; to end it: launchctl bootout gui/$(id -u)/{launchd.LABEL}"
-    return ServiceFile(path, launchd.agent(command, home, drain_s), "launchctl", launchd.commands(path), log)
+    path = agent_path()
+    log = f"its log: {log_path(home)}; to end it: launchctl bootout gui/$(id -u)/{LABEL}"
+    return ServiceFile(path, agent(command, home, drain_s), "launchctl", commands(path), log)
 
 
 def unit(command: Sequence[str], home: Path, drain_s: float) -> str:
@@ -170,3 +171,46 @@ def _write(path: Path, text: str) -> None:
         new.replace(path)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {e.strerror}") from e
+
+
+# --- writes launchd's description of the server, where macOS starts it at login ---------------------
+
+LABEL = "freehold.serve"
+
+
+def agent(command: Sequence[str], home: Path, drain_s: float) -> str:
+    """Return the property list. Interactive: launchd would otherwise give a job slow cores and throttle its reads.
+
+    A failed server is started again after 10 s, launchd's least; it has no way to leave out usage errors. Raises
+    UsageError for a word with control characters, which a property list cannot hold.
+    """
+    if wrong := next((w for w in (*command, str(home)) if any(ord(c) < 32 for c in w)), None):
+        raise UsageError(f"{wrong!r} cannot be written in a property list")
+    described = {
+        "Label": LABEL,
+        "ProgramArguments": list(command),
+        "EnvironmentVariables": {"FREEHOLD_HOME": str(home)},
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ProcessType": "Interactive",
+        "ExitTimeOut": round(drain_s) + 15,
+        "Umask": 0o077,
+        "StandardErrorPath": str(log_path(home)),
+    }
+    return plistlib.dumps(described).decode()
+
+
+def agent_path() -> Path:
+    """Return the path of the user's agent."""
+    return Path.home() / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+
+
+def log_path(home: Path) -> Path:
+    """Return where launchd writes what the server says."""
+    return home / "launchd.log"
+
+
+def commands(path: Path) -> tuple[str, ...]:
+    """Return what starts the agent now and at each login; one that is loaded already has to be unloaded first."""
+    unload = f"launchctl bootout gui/$(id -u)/{LABEL} 2>/dev/null"
+    return (f"{unload}; launchctl bootstrap gui/$(id -u) {shlex.quote(str(path))}",)

@@ -16,8 +16,7 @@ from freehold._native import BLOCK_TOKENS
 from freehold.engine.cache.contract import I32, CacheKind, Copies
 from freehold.engine.cache.disk import DiskCache
 from freehold.engine.cache.full import FullAttention
-from freehold.engine.cache.pool import BlockPool
-from freehold.engine.cache.prefix import Node, key_of
+from freehold.engine.cache.pool import BlockPool, Node, key_of
 from freehold.engine.cache.tier import LOAD_S, DiskTier, Memory
 from freehold.engine.sequence import Sequence
 

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold import models
-from freehold.engine.cache.prefix import TOKEN_BYTES, Node
+from freehold.engine.cache.pool import TOKEN_BYTES, Node
 from freehold.models.load import LoadedModel
 
 U8 = NDArray[np.uint8]

@@ -19,8 +19,7 @@ from freehold import _native as native
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.cache.contract import CacheKind, Copies
 from freehold.engine.cache.disk import PAGES, STATE, DiskCache
-from freehold.engine.cache.pool import BlockPool
-from freehold.engine.cache.prefix import Node, key_of
+from freehold.engine.cache.pool import BlockPool, Node, key_of
 from freehold.engine.sequence import Sequence
 
 U8 = NDArray[np.uint8]

@@ -9,22 +9,21 @@ Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Scheduler.learn ->
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
-from freehold.engine.cache.blocks import BlockManager, blocks_for
+from freehold._native import BLOCK_TOKENS
+from freehold.engine.cache.blocks import BlockManager, blocks_for, common_prefix
 from freehold.engine.schedule.budget import BRIEF_S, BURST_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import TILE
 from freehold.engine.schedule.live import LiveSequences, own_tokens
-from freehold.engine.schedule.newcomers import Newcomers
-from freehold.engine.schedule.preemption import RETRY_S, Preemption
-from freehold.engine.schedule.prefixes import SharedPrefixes
-from freehold.engine.schedule.shares import Shares
+from freehold.engine.schedule.shares import Newcomers, Shares
 from freehold.engine.schedule.turns import GRAMMAR_S, DecodeTurns, grammar_s
-from freehold.engine.schedule.wait import RemainingPrefill, WaitEstimate
-from freehold.engine.sequence import Sequence
+from freehold.engine.sequence import Request, Sequence
 
 OLDEST_SHARE = 0.25  # of a step's room for prefill: the oldest prompt has a quarter of the speed at least
 AGE_S = 1.0  # batch work that was not scheduled for so long goes first for one step,
@@ -402,3 +401,191 @@ class Scheduler:
             seq.num_cached_tokens = 0 if seq.generated else seq.num_computed_tokens
             return True
         return seq.request.sink is not None or self._blocks.adopt(seq, hurry=bool(self._batch))
+
+
+# --- how long a request that came now would wait for its first token --------------------------------
+
+FIRST_TOKENS = 32  # latest first tokens that say how fast the queue moves
+
+
+class RemainingPrefill(NamedTuple):
+    """What is left to compute of a prompt, and by what its turn is decided."""
+
+    background: bool
+    client: str
+    tokens: int
+    seconds: float
+
+
+class WaitEstimate:
+    """Updated by every step; any thread may ask for `seconds`."""
+
+    def __init__(self, live: LiveSequences, budget: Budget, shares: Shares) -> None:
+        self._live, self._budget, self._shares = live, budget, shares
+        self._ahead: list[RemainingPrefill] = []
+        self._slowdown = 1.0
+        self._queued_s = 0.0  # seconds of steps while a sequence waited to begin
+        self._begins: deque[float] = deque(
+            [0.0], maxlen=FIRST_TOKENS
+        )  # `_queued_s` at the latest first tokens
+
+    def remaining(self, seq: Sequence) -> RemainingPrefill:
+        """Return what is left of a sequence's prefill, with what it is expected to take."""
+        done = seq.num_computed_tokens if seq.block_table else seq.known_tokens
+        tokens = len(seq.tokens) - done
+        seconds = self._budget.expected(done, tokens, seq.request.all_logits)
+        return RemainingPrefill(self._live.is_background(seq), seq.request.client, tokens, seconds)
+
+    def update(self, ahead: list[RemainingPrefill], slowdown: float) -> None:
+        """Replace what is to be computed; `slowdown`: how many times longer it takes beside running answers."""
+        self._ahead, self._slowdown = ahead, slowdown
+
+    def stepped(self, seconds: float) -> None:
+        """Count a step of this many seconds, if a sequence waited meanwhile."""
+        self._queued_s += seconds if self._live.waiting else 0.0
+
+    def began(self) -> None:
+        """Note that a sequence gets its first token."""
+        self._begins.append(self._queued_s)
+
+    def seconds(self, request: Request | None = None, entered: Iterable[Sequence] = ()) -> float:
+        """Return the seconds until `request` would begin; None: one queued after all others.
+
+        `entered`: sequences that came since the latest step. Where blocks are scarce the queue moves more slowly
+        than prompts could be computed; then by how fast it moved.
+        """
+        ahead = [*self._ahead, *map(self.remaining, entered)]
+        if request is not None:
+            used = self._shares.used
+            turn = (request.priority == "batch", used(request.client), len(request.prompt))
+            ahead = [each for each in ahead if (each.background, used(each.client), each.tokens) <= turn]
+        pace = (self._queued_s - self._begins[0]) / len(self._begins)
+        return max(
+            sum(each.seconds for each in ahead) * self._slowdown, min(len(ahead), self._live.waiting) * pace
+        )
+
+
+# --- takes blocks from running sequences for one that needs them ------------------------------------
+# A preempted sequence keeps its tokens and is computed again later, to the same bits. None is preempted
+# unless all that may be hold enough together.
+
+BYPASS_S = (
+    2.0  # for so long others may pass one that finds no room; then those that come after it are preempted,
+)
+RETRY_S = 0.25  # of other clients after so long; until then it is not tried again unless blocks became free
+STALL_S = 1.0  # a reader slower than this may lose its place to another; a terminal's user never notices
+
+
+class Preemption:
+    """Chooses whose blocks go, by a fixed order: stalled readers, then the last of batch work, then the last."""
+
+    def __init__(
+        self, live: LiveSequences, blocks: BlockManager, batch: dict[Sequence, ScheduledChunk]
+    ) -> None:
+        """`batch`: the step under construction, which a preempted sequence leaves."""
+        self._live, self._blocks, self._batch = live, blocks, batch
+        self.count = 0
+
+    def make_room(self, seq: Sequence, need: int, now: float, waited_s: float) -> bool:
+        """Have `need` blocks free for `seq`, which waited so long; inf: it runs, and needs its next block."""
+        victims, chosen = self._victims(seq, now, waited_s), []
+        free = self._blocks.available
+        if free + sum(len(s.block_table) for s in victims) < need:
+            return False
+        holders = Counter(block for s in self._live for block in s.block_table)
+        for victim in victims:
+            if free >= need:
+                break
+            chosen.append(victim)
+            holders.subtract(victim.block_table)
+            free += sum(not holders[block] for block in victim.block_table)
+        if free < need:
+            return False
+        for victim in chosen:
+            self._preempt(victim)
+        return True
+
+    def make_reservable(self, seq: Sequence, now: float, waited_s: float) -> bool:
+        """Reserve what the cache keeps of `seq` besides blocks, by the rules of `make_room`."""
+        victims = self._victims(seq, now, waited_s)
+        if not self._blocks.reservable(seq, victims):
+            return False
+        for victim in victims:
+            self._preempt(victim)
+            if self._blocks.reserve(seq):
+                break
+        return True
+
+    def _victims(self, seq: Sequence, now: float, waited_s: float) -> list[Sequence]:
+        """List the sequences that may be preempted for `seq`, first to go first."""
+        rank = self._live.rank(seq)
+        holders = [s for s in self._live if s.block_table and s is not seq]
+        stalled = {s for s in holders if s.pending and now - s.pending_since > STALL_S}
+        behind = [s for s in holders if self._live.rank(s) > rank and self._may_take(seq, s, waited_s)]
+        return sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._live.rank(s)), reverse=True)
+
+    def _may_take(self, seq: Sequence, holder: Sequence, waited_s: float) -> bool:
+        """Tell whether `seq` waited long enough for the blocks of one that comes after it."""
+        if self._live.is_background(holder) > self._live.is_background(seq):
+            return True
+        return waited_s > (BYPASS_S if holder.request.client == seq.request.client else RETRY_S)
+
+    def _preempt(self, seq: Sequence) -> None:
+        self._batch.pop(seq, None)
+        self._live.count(seq, -1)
+        self._blocks.release(seq)
+        self._live.count(seq, 1)
+        seq.loading = False
+        seq.preempted += 1
+        self.count += 1
+
+
+# --- lets a sequence wait for another that is computing the same prefix -----------------------------
+# Instead of computing it beside it.
+
+
+class SharedPrefixes:
+    """Finds who computes a prefix; the provider's prefill then takes on the urgency of those that wait for it."""
+
+    def __init__(self, live: LiveSequences, blocks: BlockManager) -> None:
+        self._live, self._blocks = live, blocks
+
+    def provider(self, seq: Sequence) -> Sequence | None:
+        """Return a sequence that computes more of what `seq` begins with than the cache holds, if there is one."""
+        known = seq.prefix_provider
+        if known is not None and known.num_computed_tokens < seq.shared_until and self._provides(known, seq):
+            return known
+        seq.prefix_provider = None
+        if seq.parent is not None and self._provides(seq.parent, seq):
+            seq.prefix_provider, seq.shared_until = seq.parent, len(seq.parent.request.prompt)
+        if seq.prefix_provider is None:
+            self._find(seq)
+        provider = seq.prefix_provider
+        if provider is not None:
+            awaited = provider.awaited_until
+            waits = awaited > provider.num_computed_tokens
+            provider.awaited_until = min(awaited, seq.shared_until) if waits else seq.shared_until
+        return provider
+
+    def _find(self, seq: Sequence) -> None:
+        """Choose the live sequence that shares most whole blocks with `seq`, beyond those in the cache."""
+        seq.shared_until = self._blocks.match(seq)
+        for other in self._live:
+            if self._provides(other, seq) and other.tokens[:BLOCK_TOKENS] == seq.tokens[:BLOCK_TOKENS]:
+                same = min(common_prefix(other.tokens, seq.tokens), len(seq.tokens) - 1)
+                same -= same % BLOCK_TOKENS
+                if same > max(seq.shared_until, other.num_computed_tokens):
+                    seq.prefix_provider, seq.shared_until = other, same
+
+    def _provides(self, other: Sequence, seq: Sequence) -> bool:
+        """Tell whether `other` is in prefill and `seq` may share its blocks."""
+        return (
+            other is not seq
+            and bool(other.block_table)
+            and len(other.tokens) - other.num_computed_tokens > 1
+            and other in self._live
+            and other.ready
+            and other.request.sink is None
+            and other.request.salt == seq.request.salt
+            and self._live.is_background(other) <= self._live.is_background(seq)
+        )

@@ -21,13 +21,14 @@ from freehold.engine.sequence import Sequence
 from freehold.engine.speculate.draft import (
     FORCED_PRIOR,
     MATCH_PRIOR,
+    MAX_DRAFT,
     MODEL_PRIOR,
     AcceptanceRates,
     Draft,
+    NgramLookup,
     best_extra,
 )
 from freehold.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED, DraftModel
-from freehold.engine.speculate.ngram import MAX_DRAFT, NgramLookup
 from freehold.errors import NonFiniteLogits, UsageError
 
 BASE_SAMPLES = 2  # plain steps that must be measured first

@@ -17,7 +17,7 @@ from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, Mod
 from freehold.evals.judges import code_in
 from freehold.evals.wheels import data_file
 from freehold.sandbox.code import failure
-from freehold.store.events import OnEvent
+from freehold.store.contract import OnEvent
 from freehold.types import Message
 
 # A line that begins at the margin is no longer the body.

@@ -14,7 +14,7 @@ from pathlib import Path
 from freehold.config import nearest
 from freehold.errors import UsageError
 from freehold.evals.items import EvalTask
-from freehold.store.events import OnEvent, ignore
+from freehold.store.contract import OnEvent, ignore
 
 KNOWN = ("humaneval", "ifeval", "bfcl", "rg")
 _EXAMPLES = {"bfcl": "bfcl:simple_python", "rg": "rg:chain_sum"}  # of tasks that need a name after a colon

@@ -18,16 +18,14 @@ import numpy as np
 from freehold import _native as native
 from freehold.catalog.model import Structure
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import GGUFFile, ModelFile, SafetensorsFile
-from freehold.formats.fields import MAX_LAYERS, Fields
+from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Tensor
+from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.formats.metadata import Metadata
 from freehold.models.binding.binder import FLOATS, GGUF_LAYERS, Binder, Bound
-from freehold.models.binding.fp8 import join_scales
 from freehold.models.binding.left_out import leave_out, text_half
 from freehold.models.binding.mistral_names import from_mistral, is_mistral
 from freehold.models.binding.mxfp4 import is_microscaled, join_blocks
-from freehold.models.binding.stored import Held, Stored
-from freehold.models.binding.unsupported import NEUTRAL, missing_part, true_architecture
+from freehold.models.binding.stored import Held, ScaledBlocks, Stored
 from freehold.models.config.mixtures import MAX_EXPERTS
 from freehold.models.config.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.families import naming, registered
@@ -305,3 +303,200 @@ def assemble(
     for layer, bound in zip(source.network.layers, source.layers, strict=True):
         layers.append(filled(bound) | {"rope": ropes[layer.rope] if layer.rope else None})
     return NetworkWeights(ends, tuple(layers))
+
+
+# --- repositories whose weights are FP8: codes and their scales become one matrix each --------------
+# Source: the E4M3 format of arXiv 2209.05433, with the 128 x 128 block scales of DeepSeek-V3 (arXiv
+# 2412.19437).
+
+_SCALES = ("_scale_inv", "_scale")  # both multiply; the first name is DeepSeek's
+_ACTIVATIONS = ("activation_scale", "input_scale")
+
+
+def join_scales(config: Fields, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Held], tuple[str, ...]]:
+    """Return the tensors with FP8 codes joined to their scales, and what the user should know.
+
+    Raises UnsupportedModel for another way of quantising, BadModelFile for codes without scales, or with others.
+    """
+    quantisation = config.section("quantization_config")
+    block, notes = None, ()
+    if quantisation is not None:
+        block = _block(quantisation)
+        notes = (
+            "its FP8 weights are computed as the floats they stand for; activations are not rounded to FP8",
+        )
+    out: dict[str, Held] = {}
+    taken = {name for name in tensors if quantisation is not None and name.endswith(_ACTIVATIONS)}
+    for name, tensor in tensors.items():
+        if tensor.type is not QuantType.F8_E4M3:
+            continue
+        if quantisation is None:
+            raise UnsupportedModel(
+                f"tensor {name} is FP8, and config.json has no quantization_config to read it by"
+            )
+        scale = next((s for s in (name + end for end in _SCALES) if s in tensors), None)
+        if scale is None:
+            raise BadModelFile(f"tensor {name}{_SCALES[0]} is missing: the scales of {name}")
+        out[name] = _joined(tensor, tensors[scale], block)
+        taken.add(scale)
+    return {n: out.get(n, t) for n, t in tensors.items() if n not in taken}, notes
+
+
+def _block(quantisation: Fields) -> tuple[int, int] | None:
+    """Return the rows and columns that share a scale; None where a matrix has one scale."""
+    if (method := quantisation.text("quant_method", "unknown")) != "fp8":
+        raise UnsupportedModel(
+            f"quantization_config names {method!r}: of quantised safetensors, only fp8 and mxfp4 are supported",
+            "fetch a GGUF of the model, or its unquantised repository with --quant q8, q6 or q4",
+        )
+    quantisation.require("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
+    size = quantisation.get("weight_block_size")
+    if size is None:
+        return None
+    if (
+        not isinstance(size, list)
+        or len(size) != 2
+        or not all(type(n) is int and 0 < n <= MAX_WIDTH for n in size)
+    ):
+        raise BadModelFile(f"weight_block_size is {str(size)[:60]}; expected two counts")
+    return size[0], size[1]
+
+
+def _joined(codes: Tensor, scales: Tensor, block: tuple[int, int] | None) -> ScaledBlocks:
+    if len(codes.shape) != 2:
+        raise UnsupportedModel(
+            f"tensor {codes.name} is FP8 of {len(codes.shape)} dimensions; matrices have two"
+        )
+    if scales.type not in (QuantType.F32, QuantType.F16, QuantType.BF16):
+        raise UnsupportedModel(f"tensor {scales.name} has type {scales.type.name}; scales are floats")
+    rows, columns = block or codes.shape
+    expected = [-(-codes.shape[0] // rows), -(-codes.shape[1] // columns)]
+    if list(scales.shape) != expected and not (block is None and scales.shape in ((), (1,))):
+        raise BadModelFile(
+            f"tensor {scales.name} has shape {list(scales.shape)}; {codes.name} needs {expected}"
+        )
+    return ScaledBlocks(codes, scales, (rows, columns))
+
+
+# --- architectures that are known and not computed, each with what it has that the engine lacks -----
+# A name that a family registers wins over one that is here. Sources: the architectures' classes in
+# transformers 5.24 and their loaders in llama.cpp, read 2026-11.
+
+_MIXED_STREAMS = "several residual streams that are mixed in each layer"
+_INDEXED = "attention to tokens that an index picks"
+_KDA = "a delta rule with a decay for each channel"
+
+# Keys of a GGUF that change arithmetic, and the value that changes none (0 never does). A family reads those that its
+# models have; one that states another is computed as something else, and refused.
+NEUTRAL: Mapping[str, float] = {
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.output_scale": 1.0,
+    "attention.scale": 0.0,
+    "attention.shared_kv_layers": 0,
+    "attention.sliding_window": 0,
+    "attention.temperature_scale": 0.0,
+    "attn_logit_softcapping": 0.0,
+    "embedding_length_per_layer_input": 0,
+    "embedding_scale": 1.0,
+    "final_logit_softcapping": 0.0,
+    "hyper_connection.count": 0,
+    "logit_scale": 1.0,
+    "moe_latent_size": 0,
+    "residual_scale": 1.0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "router_logit_softcapping": 0.0,
+    "swiglu_clamp_exp": 0.0,
+    "swiglu_clamp_shexp": 0.0,
+    "use_parallel_residual": 0,
+}
+
+# What the engine lacks, and the names of the architectures that need it.
+LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        f"compressed sparse attention, {_MIXED_STREAMS} and experts chosen by a token's hash",
+        ("deepseek4", "deepseek_v4", "DeepseekV4ForCausalLM"),
+    ),
+    (
+        f"{_INDEXED}, hashed n-gram embeddings and {_MIXED_STREAMS}",
+        (
+            "qwen4exp",
+            "qwen4_exp",
+            "qwen4_exp_text",
+            "Qwen4ExpForCausalLM",
+            "Qwen4ExpForConditionalGeneration",
+        ),
+    ),
+    (
+        f"{_KDA} beside attention to earlier layers' outputs, and experts in a latent width",
+        ("kimi-k3", "kimi_k3", "KimiK3ForCausalLM"),
+    ),
+    (
+        f"{_KDA}, {_INDEXED} and {_MIXED_STREAMS}",
+        ("glm5-next", "glm5_next", "Glm5NextForCausalLM"),
+    ),
+    (
+        f"{_INDEXED}, keys and values that layers share, and learned rope factors",
+        (
+            "mistral-large4",
+            "mistral_large4",
+            "mistral_large4_text",
+            "MistralLarge4ForConditionalGeneration",
+        ),
+    ),
+    ("attention to blocks that an index picks", ("minimax-m3", "minimax_m3", "MiniMaxM3ForCausalLM")),
+    (
+        "linear attention with a decay for each head",
+        ("minimax-m1", "minimax_m1", "MiniMaxM1ForCausalLM", "minimax", "MiniMaxForCausalLM"),
+    ),
+    ("its attention and its router", ("hy_v4", "HYV4ForCausalLM")),
+    (
+        f"{_KDA} beside latent attention in groups of layers",
+        ("bailingmoe3", "bailing_hybrid", "BailingHybridForCausalLM"),
+    ),
+    (
+        "per-layer head counts and gated attention in windows",
+        ("laguna", "LagunaForCausalLM", "step35", "step3p5", "step3p7", "Step35ForCausalLM"),
+    ),
+    (
+        "windows whose heads have other widths, with sinks",
+        ("mimo2", "mimo_v2", "mimo_v2_flash", "MiMoV2FlashForCausalLM"),
+    ),
+    (
+        "attention with an output gate on normalised embeddings",
+        ("muse-glimmer", "muse_glimmer", "MuseGlimmerForCausalLM", "afmoe", "AfmoeForCausalLM"),
+    ),
+    (
+        "experts whose number and width differ from block to block",
+        ("nemotron_h_puzzle", "NemotronHPuzzleForCausalLM"),
+    ),
+    ("attention blocks that layers share", ("zamba2", "Zamba2ForCausalLM")),
+    ("rotary positions beside Mamba-2, judged by a reference", ("bamba", "BambaForCausalLM")),
+    ("Mamba-1 states", ("jamba", "JambaForCausalLM", "mamba", "MambaForCausalLM", "FalconMambaForCausalLM")),
+    (
+        "a rounding of each token's activations to eight bits, after which no two orders of sums agree",
+        ("bitnet", "BitNetForCausalLM"),
+    ),
+    ("xIELU, an activation with weights of its own", ("apertus", "ApertusForCausalLM")),
+    ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
+    ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
+    ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
+    ("experts in every layer, judged by a reference", ("solar_open", "SolarOpenForCausalLM")),
+    (f"{_KDA} beside attention without positions", ("solar_open2", "SolarOpen2ForCausalLM")),
+)
+# Families whose GGUFs have another one's architecture and other keys, by the tokenizer that they name (its `pre`):
+# llama.cpp writes SolarOpen as glm4moe, without a width for dense layers.
+_BORROWED = {"solar-open": "solar_open"}
+_BY_NAME = {name: lack for lack, names in LACKS for name in names}
+
+
+def true_architecture(stated: str, tokenizer: object) -> str:
+    """Return the architecture of a GGUF that states one and names a tokenizer, where the stated is another family's."""
+    return _BORROWED.get(tokenizer, stated) if isinstance(tokenizer, str) else stated
+
+
+def missing_part(architecture: str) -> str:
+    """Return what an architecture has that the engine does not compute; empty: it is not known here."""
+    return _BY_NAME.get(architecture, "")

@@ -6,12 +6,13 @@ Path: oracle.NumpyOps -> RecurrentVerbs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.oracle.arithmetic import rms_norm, silu
+from freehold.models.oracle.arithmetic import rms_norm, sigmoid, silu
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -73,3 +74,77 @@ def _scanned(x: F32, b: F32, c: F32, step: F64, a: F32, state: F64) -> F32:
         state += (step[t][:, None] * x[t])[:, :, None] * b[t][:, None, :]
         y[t] = np.einsum("hpn,hn->hp", state, c[t])
     return y
+
+
+# --- what the ops of the gated delta rule mean ------------------------------------------------------
+# In NumPy: the recurrence token by token, and the gate after it.
+
+UNIT_EPS = 1e-6  # of the unit length: x / sqrt(sum x^2 + eps), as transformers has it
+
+
+class DeltaVerbs:
+    """The verbs of a DeltaNet mixer."""
+
+    _states: dict[tuple[int, str], NDArray[Any]]  # by layer and name
+
+    def gated_delta(
+        self,
+        layer: int,
+        qkv: Sequence[F32],
+        decay: F32,
+        beta: F32,
+        a: F32,
+        bias: F32,
+        *,
+        key_heads: int,
+        keys: int,
+        tiled: bool = False,
+        beta_scale: float = 1.0,
+    ) -> F32:
+        q, k, v = split_heads(qkv, key_heads, keys, len(a), tiled)
+        before = self._states.get((layer, "delta"), np.zeros((len(a), keys, v.shape[2])))
+        b = beta_scale * sigmoid(beta).astype(np.float64)
+        out, self._states[layer, "delta"] = delta_rule(q, k, v, decays(decay, a, bias), b, before)
+        return out.reshape(len(beta), -1).astype(np.float32)
+
+    def norm_gate(self, y: F32, gate: F32, weight: F32 | None, eps: float = 0.0, *, act: str) -> None:
+        if weight is not None:
+            y[:] = rms_norm(y.reshape(len(y), -1, len(weight)), weight, eps).reshape(y.shape)
+        y *= silu(gate) if act == "silu" else sigmoid(gate)
+
+
+def delta_rule(q: F64, k: F64, v: F64, g: F64, b: F64, state: F64) -> tuple[F64, F64]:
+    """Return the outputs [rows, heads, values] and the state after them, [heads, keys, values].
+
+    q, k: [rows, heads, keys]; v: [rows, heads, values]; b: [rows, heads]; g: [rows, heads, keys], or 1 for keys.
+    """
+    out = np.empty_like(v)
+    for t in range(len(q)):
+        state = state * g[t][..., None]
+        d = b[t][:, None] * (v[t] - np.einsum("hkv,hk->hv", state, k[t]))
+        state = state + k[t][..., None] * d[:, None]
+        out[t] = np.einsum("hkv,hk->hv", state, q[t])
+    return out, state
+
+
+def split_heads(
+    qkv: Sequence[F32], key_heads: int, keys: int, heads: int, tiled: bool
+) -> tuple[F64, F64, F64]:
+    """Return q, k and v of every value head; q and k of unit length, q times keys ** -0.5."""
+    wide = key_heads * keys
+    q, k, v = (a.astype(np.float64) for a in np.split(np.concatenate(qkv, 1), (wide, 2 * wide), 1))
+    numbers = np.arange(heads)
+    of = numbers % key_heads if tiled else numbers // (heads // key_heads)
+    q, k = (unit(a.reshape(len(a), key_heads, keys))[:, of] for a in (q, k))
+    return q * keys**-0.5, k, v.reshape(len(v), heads, -1)
+
+
+def unit(x: F64) -> F64:
+    """x / sqrt(sum x^2 + eps) over the last axis."""
+    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + UNIT_EPS)
+
+
+def decays(x: F32, a: F32, bias: F32) -> F64:
+    """exp(a * softplus(x + bias)): [rows, heads, keys], or 1 for keys."""
+    steps = np.logaddexp(0.0, x.astype(np.float64) + bias).reshape(len(x), len(a), -1)
+    return np.exp(a[:, None] * steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from freehold.models.ops import Ops
 from freehold.models.oracle.arithmetic import (
     ACTIVATIONS,
     activated,
+    gelu_tanh,
     layer_norm,
     rms_norm,
     rotate,
@@ -32,12 +33,114 @@ from freehold.models.oracle.arithmetic import (
     softmax_beside,
     visible,
 )
-from freehold.models.oracle.delta import DeltaVerbs
 from freehold.models.oracle.held import DenseMatrix, KvStore
-from freehold.models.oracle.latent import LatentVerbs
-from freehold.models.oracle.recurrent import RecurrentVerbs
-from freehold.models.oracle.routing import ChosenExperts, ScoreOrder, chosen_experts
-from freehold.models.oracle.streams import StreamVerbs
+from freehold.models.oracle.recurrent import DeltaVerbs, RecurrentVerbs
+
+
+# The oracle's ops over residual streams that lie side by side, and over gates that are cut, in NumPy.
+class StreamVerbs:
+    """What NumpyOps computes with several streams; arXiv 2301.13310."""
+
+    def part(self, x: F32, at: int, width: int) -> F32:
+        return x[:, at : at + width].copy()
+
+    def spread(self, x: F32, others: F32, least: float) -> F32:
+        return np.concatenate([x, _sized(x, others, least).reshape(others.shape)], axis=1)
+
+    def merge(self, x: F32, others: F32, least: float) -> F32:
+        first = x[:, : x.shape[1] - others.shape[1]]
+        streams = np.concatenate([first[:, None], _sized(first, others, least)], axis=1)
+        return streams.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+    def predict(self, x: F32, router: F32, norm: F32, coefs: F32, active: int, eps: float) -> F32:
+        streams = _streams(x, norm)
+        n = streams.shape[1]
+        mixed = _modalities(streams[:, active], router, norm, eps) @ coefs.reshape(n * n, n).T
+        streams += np.einsum("rji,riw->rjw", mixed.reshape(-1, n, n), streams)
+        return streams[:, active].copy()
+
+    def correct(
+        self, x: F32, made: F32, router: F32, norm: F32, coefs: F32, scale: F32, active: int, eps: float
+    ) -> F32:
+        streams = _streams(x, norm)
+        n = streams.shape[1]
+        by = 1 + _modalities(made, router, norm, eps) @ coefs.reshape(n, n).T
+        streams += by[:, :, None] * (made - streams[:, active])[:, None]
+        return streams[:, active] * scale
+
+    def gaussian_gate(self, gate: F32, up: F32, above: float) -> None:
+        middle = gate.mean(axis=1, dtype=np.float64, keepdims=True)
+        cut = middle + above * np.sqrt(np.mean(np.square(gate - middle), axis=1, keepdims=True))
+        gate[:] = gelu_tanh(np.maximum(gate - cut, 0).astype(np.float32)) * up
+
+
+def _streams(x: F32, norm: F32) -> F32:
+    """View rows as streams as wide as the norm."""
+    return x.reshape(len(x), -1, len(norm))
+
+
+def _modalities(x: F32, router: F32, norm: F32, eps: float) -> F32:
+    return np.tanh(rms_norm(x, norm, eps) @ router.reshape(-1, len(norm)).T)
+
+
+def _sized(x: F32, others: F32, least: float) -> F32:
+    """Give parts of `others` as wide as x the root mean square of x: [rows, parts, width]."""
+    parts = others.reshape(len(x), -1, x.shape[1])
+    size = np.mean(np.square(x, dtype=np.float64), axis=1)[:, None, None]
+    own = np.mean(np.square(parts, dtype=np.float64), axis=2, keepdims=True)
+    return (parts * np.sqrt(size / np.maximum(own, least))).astype(np.float32)
+
+
+# What the ops of latent attention mean, in NumPy: products by head, the latents kept, attention over them.
+# The golden vectors judge the same layers in their expanded form, in which keys and values of every head are
+# computed from each latent.
+class LatentStore(Protocol):
+    """Keeps a layer's keys and values; of latents, keys alone."""
+
+    def append(self, layer: int, k: F32, v: F32) -> None:
+        """Add the rows of one step."""
+        ...
+
+    def read(self, layer: int) -> tuple[F32, F32]:
+        """Return all rows so far."""
+        ...
+
+
+class LatentVerbs:
+    """The verbs that latent attention alone uses."""
+
+    _kv: LatentStore
+    _positions: NDArray[np.integer]
+
+    def linear_heads(self, x: F32, weight: Any, heads: int, room: int = 0) -> F32:
+        w = weight.dense().reshape(heads, -1, weight.columns)
+        parts = x.reshape(len(x), heads, -1)[..., : weight.columns]
+        out = np.einsum("rhk,hnk->rhn", parts, w)
+        return np.pad(out, ((0, 0), (0, 0), (0, room))).reshape(len(x), -1)
+
+    def latent_store(
+        self, layer: int, q: F32, absorbed: F32, kv: F32, norm: F32, eps: float, rope: RopeTable | None
+    ) -> None:
+        rows, latent = len(kv), len(norm)
+        turned = kv.shape[1] - latent
+        wide = absorbed.reshape(rows, -1, kv.shape[1])
+        ends = q.reshape(rows, wide.shape[1], -1)[..., -turned:]
+        wide[..., latent:] = self._turn(ends, rope)
+        keys = np.concatenate(
+            [rms_norm(kv[:, None, :latent], norm, eps), self._turn(kv[:, None, latent:], rope)], axis=2
+        )
+        self._kv.append(layer, keys, keys[..., :0])
+
+    def _turn(self, heads: F32, rope: RopeTable | None) -> F32:
+        return heads if rope is None else rotate(heads, self._positions, rope)
+
+    def latent_attention(self, layer: int, q: F32, latent: int, scale: float) -> F32:
+        keys = self._kv.read(layer)[0][:, 0]
+        heads = q.reshape(len(q), -1, keys.shape[1])
+        scores = np.einsum("rhd,kd->hrk", heads, keys).astype(np.float64) * scale
+        weights = softmax(np.where(visible(self._positions, len(keys), 0), scores, -np.inf))
+        return np.einsum("hrk,kc->rhc", weights.astype(np.float32), keys[:, :latent]).reshape(len(q), -1)
+
 
 F32 = NDArray[np.float32]
 
@@ -359,3 +462,90 @@ class Session:
         self._kv.length += len(ids)
         assert ops.result is not None, "a forward pass ends in logits or hidden"
         return ops.result
+
+
+# --- the oracle's router: how a row's logits become chosen experts and their weights, in NumPy ------
+
+F64 = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+class ChosenExperts(NamedTuple):
+    """What `route` decides for each row: experts, the greatest first, and their weights."""
+
+    ids: Ids  # [rows, chosen]
+    weights: F32  # [rows, chosen]
+    margin: F64  # [rows]: how far what is compared of the last one is above the best that was left out
+
+
+class ScoreOrder(NamedTuple):
+    """How scores are compared: with what added, and among which groups."""
+
+    correction: F32 | None
+    groups: int
+    kept: int
+    group_score: str
+
+
+def chosen_experts(
+    logits: F32,
+    top_k: int,
+    scoring: str,
+    by: ScoreOrder,
+    *,
+    renormalise: bool,
+    epsilon: float,
+    least: float,
+    scale: float,
+    jitter: float,
+) -> ChosenExperts:
+    """Choose each row's experts and weigh them by a rule's name and its numbers."""
+    logits64 = logits.astype(np.float64)
+    if scoring == "sparsemixer":
+        return _sparse_mixer(logits64, jitter)
+    with np.errstate(over="ignore"):
+        scores = softmax(logits64) if scoring == "softmax" else 1 / (1 + np.exp(-logits64))
+    plain = by.correction is None and by.group_score == "best"
+    compared = logits64 if plain else scores + (0 if by.correction is None else by.correction)
+    ids, margin = _best(compared, top_k, by)
+    weights = np.take_along_axis(scores, ids, -1)
+    if renormalise:
+        weights /= np.maximum(weights.sum(-1, keepdims=True) + epsilon, least)
+    return ChosenExperts(ids, (weights * scale).astype(np.float32), margin)
+
+
+def _best(compared: F64, top_k: int, by: ScoreOrder) -> tuple[Ids, F64]:
+    """Ids of the greatest among the groups that are kept, of equals the lowest; and the narrowest margin."""
+    margin = np.full(len(compared), np.inf)
+    if by.kept < by.groups:
+        grouped = compared.reshape(len(compared), by.groups, -1)
+        ranked = -np.sort(-grouped, axis=-1)
+        of_group = ranked[..., 0] + (ranked[..., 1] if by.group_score == "top2" else 0)
+        kept, margin = _greatest(of_group, by.kept)
+        open_ = np.zeros(of_group.shape, bool)
+        np.put_along_axis(open_, kept, True, -1)
+        compared = np.where(open_[..., None], grouped, -np.inf).reshape(compared.shape)
+    ids, narrow = _greatest(compared, top_k)
+    return ids, np.minimum(margin, narrow)
+
+
+def _greatest(values: F64, count: int) -> tuple[Ids, F64]:
+    order = np.argsort(-values, axis=-1, kind="stable")
+    ranked = np.take_along_axis(values, order, -1)
+    rest = ranked[:, count] if count < ranked.shape[1] else np.full(len(values), -np.inf)
+    return order[:, :count], ranked[:, count - 1] - rest
+
+
+def _sparse_mixer(logits: F64, jitter: float) -> ChosenExperts:
+    """Take the greatest twice; weigh it by a softmax over those within a relative distance of 2 * jitter."""
+    left, ids, weights = logits.copy(), [], []
+    margin = np.full(len(logits), np.inf)
+    for _ in range(2):
+        best, gap = _greatest(left, 1)
+        most = np.take_along_axis(left, best, -1)
+        far = (most - logits) / np.maximum(np.abs(logits), most) > 2 * jitter
+        weights.append(np.take_along_axis(softmax(np.where(far, -np.inf, left)), best, -1))
+        np.put_along_axis(left, best, -np.inf, -1)
+        ids.append(best)
+        margin = np.minimum(margin, gap)
+    return ChosenExperts(np.concatenate(ids, -1), np.concatenate(weights, -1).astype(np.float32), margin)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -24,7 +25,7 @@ from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import QuantType, open_model_file
 from freehold.models.binding.bind import Source, family_of, gguf_family, read_source
 from freehold.models.family import Cut, Family, TensorSpec, renamed
-from freehold.models.tiny import containers, draw, tokens
+from freehold.models.tiny import containers
 
 F32 = NDArray[np.float32]
 Encode = Callable[
@@ -91,9 +92,9 @@ def write_safetensors(tiny: TinyConfig, folder: Path, *, dtype: str = "F32") -> 
     folder.mkdir(parents=True, exist_ok=True)
     named = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
     _write_json(folder / "config.json", tiny.hf | {"torch_dtype": named})
-    _write_json(folder / "generation_config.json", tokens.generation_config())
-    _write_json(folder / "tokenizer.json", tokens.tokenizer_json())
-    _write_json(folder / "tokenizer_config.json", tokens.tokenizer_config())
+    _write_json(folder / "generation_config.json", generation_config())
+    _write_json(folder / "tokenizer.json", tokenizer_json())
+    _write_json(folder / "tokenizer_config.json", tokenizer_config())
     (folder / "model.safetensors").write_bytes(containers.safetensors_bytes(hf_tensors(tiny), dtype))
     return folder
 
@@ -108,9 +109,9 @@ def hf_tensors(tiny: TinyConfig) -> dict[str, F32]:
             shape = tuple(tiny.shapes.get(name, shape))
             if prefix + name not in tensors:
                 centred = spec.hf_offset != 0.0
-                tensors[prefix + name] = draw.tensor(tiny.seed, prefix + name, shape, zero_centred=centred)
+                tensors[prefix + name] = tensor(tiny.seed, prefix + name, shape, zero_centred=centred)
             assert tensors[prefix + name].shape == shape, f"{prefix + name} is declared with two shapes"
-    return tensors | {name: draw.tensor(tiny.seed, name, tuple(shape)) for name, shape in tiny.beside.items()}
+    return tensors | {name: tensor(tiny.seed, name, tuple(shape)) for name, shape in tiny.beside.items()}
 
 
 def declared(tiny: TinyConfig) -> Iterator[tuple[str, str, TensorSpec]]:
@@ -159,7 +160,7 @@ def write_gguf(
         kind, raw = encode(name, value)
         tensors[name] = kind, value.shape, raw
     about = {"general.name": f"tiny random {tiny.name}", "general.file_type": 0}
-    written = tiny.gguf | about | tokens.gguf_keys() | dict(keys or {})
+    written = tiny.gguf | about | gguf_keys() | dict(keys or {})
     path.write_bytes(containers.gguf_bytes(written, tensors))
     return path
 
@@ -234,3 +235,165 @@ def in_gguf_order(values: F32, head: int) -> F32:
         return values
     halves = values.reshape(-1, 2, head // 2, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+
+
+# --- draws the weights of tiny models: the same bits on every machine, by seed, tensor name and shape
+# A matrix element is an integer in [-127, 127] times a power of two, and the largest of each 32 along a row
+# is exactly 127, so the same values survive F32, F16, BF16 and Q8_0 without rounding; other elements have
+# eight bits. Only PCG64's raw words are drawn, whose stream NumPy guarantees across versions; the rest is
+# integer arithmetic.
+
+BLOCK = 32
+LOGIT_STD = 1.5  # of a head's rows times a normed vector
+
+# What a name's end says of its values: mean and standard deviation. Without them a bug can hide: router biases that are
+# zero choose nothing, and steps of softplus(0) forget a state at once.
+_CENTRES = (
+    (("e_score_correction_bias", "expert_bias"), 0.0, 0.1),
+    (("dt_bias",), -2.0, 0.5),
+    (("sinks",), 0.0, 1.0),
+    (("bias",), 0.0, 0.3),
+)
+_ONES = 1.0, 0.15  # norms, and factors of channels
+
+
+def tensor(
+    seed: int, name: str, shape: tuple[int, ...], *, zero_centred: bool = False
+) -> NDArray[np.float32]:
+    """Draw the tensor that a safetensors model calls `name`; `zero_centred`: a norm to which one is added."""
+    noise = noise_of(seed, name, math.prod(shape)).reshape(shape)
+    if name.endswith("A_log"):
+        return _on_grid(np.clip(0.5 + 0.25 * noise, 0.0, 1.0))
+    for ends, mean, deviation in _CENTRES:
+        if name.endswith(ends):
+            return _on_grid(deviation * noise + mean)
+    if len(shape) == 1 or "norm" in name:
+        mean, deviation = _ONES
+        return _on_grid(deviation * noise + (0.0 if zero_centred else mean))
+    return _matrix(noise)
+
+
+def noise_of(seed: int, name: str, count: int) -> NDArray[np.float64]:
+    """Draw `count` nearly normal values of unit variance: the sum of four 16-bit words."""
+    words = np.random.PCG64([seed, zlib.crc32(name.encode())]).random_raw(count)
+    lanes = sum(((words >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.int64) for s in (0, 16, 32, 48))
+    return (np.asarray(lanes) - 2 * 65535) / (65536 * math.sqrt(4 / 12))
+
+
+def _matrix(noise: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Scale rows to a standard deviation near 1.5/sqrt(columns), on a grid that Q8_0, F16 and BF16 share."""
+    target = LOGIT_STD / math.sqrt(noise.shape[-1])
+    step = 2.0 ** math.floor(math.log2(target / 32))  # a deviation of 32 to 64 steps: few reach 127
+    steps = np.clip(np.rint(noise * (target / step)), -126, 126)
+    if noise.shape[-1] % BLOCK == 0:
+        blocks = steps.reshape(-1, BLOCK)
+        top, rows = np.abs(blocks).argmax(axis=1), np.arange(len(blocks))
+        blocks[rows, top] = np.where(blocks[rows, top] < 0, -127.0, 127.0)
+    return (steps * step).astype(np.float32)
+
+
+def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    step = np.where(np.abs(values) < 2, 1 / 128, 1 / 64)  # eight bits, as BF16 has
+    return (np.rint(values / step) * step).astype(np.float32)
+
+
+# --- the tokenizer of tiny models -------------------------------------------------------------------
+# 256 byte-level tokens, as both file formats hold them, and a chat template.
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
+PAD, BOS, EOS, IM_START, IM_END = range(5)
+UNUSED_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}  # never occur in UTF-8; their places hold the others
+WORDS = ["\u0120t", "he", "in", "\u0120a", "er", "on", "re", "\u0120the"]
+MERGES = ["\u0120 t", "h e", "i n", "\u0120 a", "e r", "o n", "r e", "\u0120t he"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VOCAB = 256
+_NORMAL, _CONTROL = 1, 3  # token types of a GGUF
+
+
+def vocabulary() -> list[str]:
+    """List the 256 tokens as byte-level BPE spells them: special ones, each byte of UTF-8, eight words."""
+    words = [_spell(b) for b in range(256) if b not in UNUSED_BYTES]
+    tokens = [*SPECIAL, *words, *WORDS]
+    assert len(tokens) == VOCAB and len(set(tokens)) == VOCAB
+    return tokens
+
+
+# Byte-level BPE spells printable Latin-1 as itself, the other bytes from U+0100 on.
+_PLAIN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [b for b in range(256) if b not in _PLAIN]
+
+
+def _spell(byte: int) -> str:
+    """Spell a byte as byte-level BPE does."""
+    return chr(byte) if byte in _PLAIN else chr(256 + _OTHERS.index(byte))
+
+
+def tokenizer_json() -> dict[str, Any]:
+    """Give the tokenizer.json of the vocabulary (GPT-2's word splitter)."""
+    added = [
+        {"id": i, "content": token, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for i, token in enumerate(SPECIAL)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(vocabulary())},
+            "merges": [merge.split(" ") for merge in MERGES],
+        },
+    }
+
+
+def tokenizer_config() -> dict[str, Any]:
+    """Give the tokenizer_config.json, with the chat template."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[BOS],
+        "eos_token": SPECIAL[EOS],
+        "pad_token": SPECIAL[PAD],
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+def generation_config() -> dict[str, Any]:
+    """Give the generation_config.json: two tokens end an answer."""
+    ids = {"bos_token_id": BOS, "eos_token_id": [EOS, IM_END], "pad_token_id": PAD}
+    return ids | {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}
+
+
+def gguf_keys() -> dict[str, Any]:
+    """Give the same as keys of a GGUF."""
+    types = [_CONTROL if i < len(SPECIAL) else _NORMAL for i in range(VOCAB)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": vocabulary(),
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": BOS,
+        "tokenizer.ggml.eos_token_id": EOS,
+        "tokenizer.ggml.padding_token_id": PAD,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+    }

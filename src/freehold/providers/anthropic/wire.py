@@ -2,26 +2,27 @@
 
 models.py knows which model takes what, chat.py the messages, events.py the answers; there are no embeddings. What a
 model does not take is refused or in the warnings. Written from platform.claude.com/docs and the types of the vendor's
-own client. Path: wires.py -> AnthropicWire
+own client. Path: upstream.py -> AnthropicWire
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NoReturn
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from freehold.errors import UnsupportedModel
-from freehold.providers.anthropic.chat import MessagesWriter
+from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of
-from freehold.providers.anthropic.models import Claude, claude_of
-from freehold.providers.anthropic.schema import fitted
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands
+from freehold.providers.demands import Demands, object_text, reminder
 from freehold.providers.faults import decoded, invalid, plain, retry_after_s
 from freehold.serving import EmbedJob, Job, Vectors
-from freehold.types import Format, Tool
+from freehold.types import CacheTime, Format, Image, Message, SignedThinking, Tool
 
 VERSION = "2023-06-01"
 UNKNOWN_OUTPUT = (
@@ -261,3 +262,293 @@ def _sample(body: dict[str, Any], demands: Demands, claude: Claude) -> None:
         demands.unused("top_p", f"{demands.model.model} takes temperature or top_p, not both")
         del sampling["top_p"]
     body.update(sampling)
+
+
+# --- fits a JSON schema to what Anthropic's constrained output takes; says what is then not enforced
+# Objects must be closed there, and bounds of numbers, lengths and counts are not known: as the vendor's own
+# client does, they are put into the description, where the model may follow them (platform.claude.com/docs,
+# structured outputs).
+
+_FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
+)
+_KEPT = ("$ref", "enum", "const", "type", "title", "description", "default", "required")
+_MANY = ("anyOf", "allOf", "oneOf")
+_NAMED = ("properties", "$defs", "definitions")
+MOST_DEPTH = 100
+
+
+def fitted(schema: Mapping[str, Any], free: Callable[[], None]) -> tuple[dict[str, Any], set[str]]:
+    """Return the schema and the keywords that are not enforced. `free` is called for an object of unnamed keys."""
+    loose: set[str] = set()
+    return _fitted(schema, free, loose, 0), loose
+
+
+def _fitted(schema: Any, free: Callable[[], None], loose: set[str], depth: int) -> Any:
+    if not isinstance(schema, Mapping) or depth > MOST_DEPTH:
+        return schema
+    fitted_schema: dict[str, Any] = {name: schema[name] for name in _KEPT if name in schema}
+
+    def fit(part: Any) -> Any:
+        return _fitted(part, free, loose, depth + 1)
+
+    if "items" in schema:
+        fitted_schema["items"] = fit(schema["items"])
+    for name in _MANY:
+        if isinstance(parts := schema.get(name), list):
+            fitted_schema["allOf" if name == "allOf" else "anyOf"] = [fit(part) for part in parts]
+    for name in _NAMED:
+        if isinstance(parts := schema.get(name), Mapping):
+            fitted_schema[name] = {key: fit(part) for key, part in parts.items()}
+    if _is_object(schema):
+        if isinstance(schema.get("additionalProperties"), Mapping) or not schema.get("properties"):
+            free()
+        fitted_schema["additionalProperties"] = False
+    if left := _left(schema, fitted_schema):
+        limits = ", ".join(f"{key}: {value}" for key, value in left.items())
+        fitted_schema["description"] = "\n".join(
+            filter(None, (str(schema.get("description") or ""), f"({limits})"))
+        )
+    loose.update(left, {"oneOf"} & schema.keys())
+    return fitted_schema
+
+
+def _is_object(schema: Mapping[str, Any]) -> bool:
+    kind = schema.get("type")
+    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema
+
+
+def _left(schema: Mapping[str, Any], fitted_schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords that have no place; put the few that have one under a condition into `fitted_schema`."""
+    known = {*_KEPT, "items", *_MANY, *_NAMED, "additionalProperties", "$schema", "$id", "examples"}
+    left = {name: value for name, value in schema.items() if name not in known}
+    if left.get("format") in _FORMATS:
+        fitted_schema["format"] = left.pop("format")
+    if left.get("minItems") in (0, 1):
+        fitted_schema["minItems"] = left.pop("minItems")
+    return left
+
+
+# --- what each generation of Claude takes and refuses, by the version in its name -------------------
+# From Anthropic's model pages and migration guides (platform.claude.com/docs, read 2026-11-27). A name
+# without a version is taken for the newest.
+
+Thinks = Literal["no", "budget", "adaptive"]
+_NAME = re.compile(r"claude-(?:(opus|sonnet|haiku|fable|mythos)-)?(\d{1,2})(?:[-.](\d{1,2})(?!\d))?(?!\d)")
+_NEWEST = (5, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Claude:
+    """What a model does. `off`: how its thinking is switched off; "" where it is off unless asked for."""
+
+    thinks: Thinks
+    off: Literal["", "disabled", "between_tools", "never"]
+    efforts: bool  # output_config.effort
+    sampling: bool  # temperature, top_p, top_k
+    both: bool  # temperature and top_p together
+    prefill: bool  # continues an assistant's turn
+    forced_tools: bool  # tool_choice any and tool
+    schemas: bool  # output_config.format, and strict tools
+
+
+@lru_cache(maxsize=256)
+def claude_of(name: str) -> Claude:
+    """Return what a model of this name does."""
+    family, version = _version(name)
+    return Claude(
+        thinks="no" if version < (3, 7) else "budget" if version < (4, 6) else "adaptive",
+        off=_off(family, version),
+        efforts=version >= (4, 6) or (family == "opus" and version == (4, 5)),
+        sampling=version < (4, 7),
+        both=version < (4, 1),
+        prefill=version < (4, 6),
+        forced_tools=version < (5, 1),
+        schemas=version >= (4, 5) or (family == "opus" and version == (4, 1)),
+    )
+
+
+def _off(family: str, version: tuple[int, int]) -> Literal["", "disabled", "between_tools", "never"]:
+    if version < (5, 0):
+        return ""
+    if family in ("fable", "mythos") or (family == "opus" and version >= (5, 5)):
+        return "never"
+    return "disabled" if version < (5, 5) else "between_tools"
+
+
+def _version(name: str) -> tuple[str, tuple[int, int]]:
+    match = _NAME.search(name)
+    return ("", _NEWEST) if match is None else (match[1] or "", (int(match[2]), int(match[3] or 0)))
+
+
+# --- writes a chat in Anthropic's blocks ------------------------------------------------------------
+# System, turns of users with results of tools first, turns of assistants.
+# A blank text becomes no block there. Reasoning goes back only as the provider signed it, and where it was.
+
+BREAKPOINTS = 4  # of the cache, in one request
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+_MEDIA = ("image/jpeg", "image/png", "image/gif", "image/webp")
+
+Item = dict[str, Any]
+
+
+class MessagesWriter:
+    """One request's chat. After `write`, `system` and `turns` are what the wire sends."""
+
+    def __init__(self, demands: Demands) -> None:
+        self._demands = demands
+        self.system: list[Item] = []
+        self.turns: list[Item] = []
+        self._marked: list[Item] = []  # blocks with a breakpoint, in order
+        self._results = 0  # blocks of the open user's turn that are results of tools
+
+    def write(self, messages: Sequence[Message]) -> None:
+        """Write all messages. Raises UsageError or UnsupportedModel."""
+        for message in messages:
+            if message.role == "system":
+                self._system(message)
+            elif message.role == "assistant":
+                self._assistant(message)
+            else:
+                self._user(message)
+        if not self.turns or self.turns[0]["role"] != "user":
+            self._demands.lacks("answers chats that begin with a user's turn")
+        for block in self._marked[:-BREAKPOINTS]:
+            del block["cache_control"]
+            self._demands.warn(f"cache: of {len(self._marked)} breakpoints the last {BREAKPOINTS} were kept")
+        for turn in self.turns:
+            if not turn["content"]:
+                raise UsageError("a turn of the chat is empty", field="messages")
+
+    @property
+    def thinks_first(self) -> bool:
+        """Whether thinking may be on: calls of tools that now get their results began with signed reasoning."""
+        if not self._results:
+            return True
+        last_turn = next((turn for turn in reversed(self.turns) if turn["role"] == "assistant"), None)
+        return last_turn is None or last_turn["content"][0]["type"] in ("thinking", "redacted_thinking")
+
+    def _turn(self, role: str) -> list[Any]:
+        if not self.turns or self.turns[-1]["role"] != role:
+            self.turns.append({"role": role, "content": []})
+            self._results = 0
+        return self.turns[-1]["content"]
+
+    def _system(self, message: Message) -> None:
+        if any(isinstance(part, Image) for part in message.parts):
+            self._demands.lacks("takes no pictures in a system message")
+        if not message.content.strip():
+            return
+        if not self.turns:
+            self.system.append({"type": "text", "text": message.content})
+            self.mark(self.system, message.cache)
+            return
+        self._demands.warn("a system message within the chat was sent as a part of the user's turn")
+        content = self._turn("user")
+        content.append({"type": "text", "text": reminder(message.content)})
+        self.mark(content, message.cache)
+
+    def _user(self, message: Message) -> None:
+        content = self._turn("user")
+        if message.role == "tool":
+            block = self._result(message)
+            content.insert(self._results, block)  # a text before them is refused
+            self._results += 1
+            self.mark([block], message.cache)
+            return
+        content += self._parts(message)
+        self.mark(content, message.cache)
+
+    def _result(self, message: Message) -> Item:
+        block: Item = {"type": "tool_result", "tool_use_id": _safe(message.tool_call_id)}
+        parts = self._parts(message)
+        if parts:
+            block["content"] = message.content if not message.parts else parts
+        if message.failed:
+            block["is_error"] = True
+        return block
+
+    def _parts(self, message: Message) -> list[Item]:
+        parts = message.parts or (message.content,)
+        return [
+            self._image(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts if _says(p)
+        ]
+
+    def _image(self, image: Image) -> Item:
+        if image.detail not in ("", "auto"):
+            self._demands.unused("detail of a picture")
+        if image.url:
+            return {"type": "image", "source": {"type": "url", "url": image.url}}
+        if image.media_type not in _MEDIA:
+            self._demands.lacks("sees no pictures of this type", "it sees: " + ", ".join(_MEDIA))
+        source = {"type": "base64", "media_type": image.media_type, "data": image.data}
+        return {"type": "image", "source": source}
+
+    def _assistant(self, message: Message) -> None:
+        if any(isinstance(part, Image) for part in message.parts):
+            self._demands.lacks("takes no pictures in an assistant's turn")
+        if message.thinking and not message.signed:
+            self._demands.warn("reasoning of earlier answers that this provider did not sign was left out")
+        blocks = [*_blocks(message)]
+        if blocks:
+            content = self._turn("assistant")
+            content += blocks
+            self.mark(content, message.cache)
+
+    def mark(self, blocks: list[Item], cache: CacheTime) -> None:
+        """Put a breakpoint of the cache on the last block, or tool, that can have one."""
+        if not cache:
+            return
+        block = next(
+            (b for b in reversed(blocks) if b.get("type") not in ("thinking", "redacted_thinking")), None
+        )
+        if block is None:
+            return
+        if "cache_control" not in block:
+            self._marked.append(block)
+        block["cache_control"] = (
+            {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
+        )
+
+
+def _blocks(message: Message) -> Iterator[Item]:
+    """Yield an assistant's blocks: its text cut where reasoning was, then its calls, with reasoning between them."""
+    text, at, calls = message.content, 0, 0
+
+    def signed_at(until: int) -> Iterator[Item]:
+        nonlocal at
+        if text[at:until].strip():
+            yield {"type": "text", "text": text[at:until]}
+        at = max(at, until)
+
+    def called(until: int) -> Iterator[Item]:
+        nonlocal calls
+        if until > calls:
+            yield from signed_at(len(text))
+        for call in message.tool_calls[calls:until]:
+            yield {"type": "tool_use", "id": _safe(call.id), "name": call.name, "input": object_text(call)}
+        calls = max(calls, until)
+
+    for block in message.signed:
+        yield from signed_at(block.text_before)
+        yield from called(block.calls_before)
+        yield _thought(block)
+    yield from signed_at(len(text))
+    yield from called(len(message.tool_calls))
+
+
+def _says(part: str | Image) -> bool:
+    return isinstance(part, Image) or bool(part.strip())
+
+
+def _thought(block: SignedThinking) -> Item:
+    if block.redacted:
+        return {"type": "redacted_thinking", "data": block.redacted}
+    return {"type": "thinking", "thinking": block.text, "signature": block.signature}
+
+
+def _safe(id: str) -> str:
+    """Return the id of a call in the letters that this API takes, the same for its result."""
+    if _ID.fullmatch(id):
+        return id
+    return f"toolu_{hashlib.sha256(id.encode()).hexdigest()[:24]}"

@@ -2,7 +2,7 @@
 
 models.py knows which model takes what, chat.py the contents, events.py answers, embedding.py vectors. What a model
 does not take is refused or in the warnings. Written from ai.google.dev/api and the types of the vendor's own client.
-Path: wires.py -> GeminiWire
+Path: upstream.py -> GeminiWire
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from urllib.parse import quote
 
 import msgspec
 
+from freehold.errors import UnsupportedModel
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands
+from freehold.providers.demands import Demands, texts_of
 from freehold.providers.faults import decoded, invalid, plain, retry_after_s
-from freehold.providers.gemini.chat import ContentWriter
-from freehold.providers.gemini.embedding import embedding_request, read_vectors
-from freehold.providers.gemini.events import GoogleError, ResponseReader, cause_of
-from freehold.providers.gemini.models import Gemini, gemini_of
-from freehold.providers.gemini.schema import subset
+from freehold.providers.gemini.chat import ContentWriter, Gemini, gemini_of
+from freehold.providers.gemini.events import GeminiUsage, GoogleError, ResponseReader, cause_of
+from freehold.providers.vectors import unit_vectors
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.types import Tool
 
@@ -249,3 +248,98 @@ def _budget(demands: Demands) -> dict[str, Any]:
     job = demands.job
     budget = job.think_tokens or (_BUDGETS.get(job.effort, _BUDGETS["high"]) if job.effort else None)
     return {"includeThoughts": True, **({"thinkingBudget": budget} if budget else {})}
+
+
+# --- keeps of a JSON schema the keywords that Gemini reads, and says which it does not --------------
+# The list is that of responseJsonSchema and parametersJsonSchema (ai.google.dev/api/generate-content). Others
+# go into the description, where the model may follow them.
+
+_READ = frozenset(
+    (
+        *("$id", "$ref", "$anchor", "type", "format", "title", "description", "enum", "required"),
+        *("minItems", "maxItems", "minimum", "maximum", "propertyOrdering"),
+    )
+)
+_ONE, _MANY, _NAMED = (
+    ("items", "additionalProperties"),
+    ("anyOf", "oneOf", "prefixItems"),
+    ("properties", "$defs"),
+)
+_SAYS_NOTHING = frozenset(
+    ("$schema", "default", "examples", "example", "deprecated", "readOnly", "writeOnly")
+)
+MOST_DEPTH = 100
+
+
+def subset(schema: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return the schema in Gemini's keywords, and the keywords that are not enforced."""
+    loose: set[str] = set()
+    return _subset(schema, loose, 0), loose
+
+
+def _subset(schema: Any, loose: set[str], depth: int) -> Any:
+    if not isinstance(schema, Mapping) or depth > MOST_DEPTH:
+        return schema
+    subset_schema: dict[str, Any] = {}
+    left: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in _READ:
+            subset_schema[name] = value
+        elif name in _ONE:
+            subset_schema[name] = _subset(value, loose, depth + 1)
+        elif name in _MANY and isinstance(value, list):
+            subset_schema[name] = [_subset(part, loose, depth + 1) for part in value]
+        elif name in _NAMED and isinstance(value, Mapping):
+            subset_schema[name] = {key: _subset(part, loose, depth + 1) for key, part in value.items()}
+        elif name == "const" and isinstance(value, str | int | float):
+            subset_schema["enum"] = [value]
+        elif name not in _SAYS_NOTHING:
+            left[name] = value
+    if left:
+        loose.update(left)
+        limits = ", ".join(f"{name}: {value}" for name, value in left.items())
+        subset_schema["description"] = "\n".join(
+            filter(None, (str(schema.get("description") or ""), f"({limits})"))
+        )
+    return subset_schema
+
+
+# --- embeddings of Gemini: batchEmbedContents out, unit vectors in ----------------------------------
+# The answer counts no tokens for each text; where it has a sum, it is shared out by length.
+
+MAX_BATCH = 100  # texts of one request
+
+
+class _Values(msgspec.Struct):
+    values: list[float]
+
+
+class _Embedded(msgspec.Struct, rename="camel"):
+    embeddings: list[_Values]
+    usage_metadata: GeminiUsage | None = None
+
+
+_EMBEDDED = msgspec.json.Decoder(_Embedded)
+
+
+def embedding_request(model: RemoteModel, job: EmbedJob, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the body and its warnings. Raises UsageError or UnsupportedModel."""
+    texts = texts_of(job)
+    lacks = "" if model.abilities.embeddings else "makes no embeddings"
+    lacks = lacks or ("pools its tokens itself" if job.pooling else "")
+    lacks = lacks or (
+        f"embeds at most {MAX_BATCH} texts a request, not {len(texts):,}" if len(texts) > MAX_BATCH else ""
+    )
+    if lacks:
+        raise UnsupportedModel(f"{model.model} at {model.provider.name} {lacks}")
+    size = {"outputDimensionality": job.dimensions} if job.dimensions else {}
+    requests = [{"model": name, "content": {"parts": [{"text": text}]}, **size} for text in texts]
+    cut = () if job.truncate else (f"{model.model} cuts a text that is too long, and does not say so",)
+    return {"requests": requests}, cut
+
+
+def read_vectors(body: bytes, job: EmbedJob) -> Vectors:
+    """Return the vectors at unit length, which the provider's shortened ones have not."""
+    came = decoded(_EMBEDDED, body, "embeddings that cannot be read")
+    total = came.usage_metadata.prompt_token_count if came.usage_metadata is not None else 0
+    return unit_vectors([each.values for each in came.embeddings], total, job)

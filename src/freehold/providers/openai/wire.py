@@ -1,23 +1,27 @@
 """OpenAI's chat completions and embeddings: a job becomes a request, answers and errors become chunks and causes.
 
 chat.py writes the messages, events.py reads the answers. What a model does not take is refused or in the warnings.
-Written from platform.openai.com/docs and the types of the vendor's own client. Path: wires.py -> OpenAIWire
+Written from platform.openai.com/docs and the types of the vendor's own client. Path: upstream.py -> OpenAIWire
 """
 
 from __future__ import annotations
 
+import binascii
 import re
+from base64 import b64decode
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from freehold.errors import UnsupportedModel
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands
-from freehold.providers.faults import plain, retry_after_s
+from freehold.providers.demands import Demands, texts_of
+from freehold.providers.faults import decoded, invalid, plain, retry_after_s
 from freehold.providers.openai.chat import ChatAsker
-from freehold.providers.openai.embedding import embed_body, read_vectors
 from freehold.providers.openai.events import CompletionReader, WireError
+from freehold.providers.vectors import unit_vectors
 from freehold.serving import EmbedJob, Job, Vectors
 
 SAMPLING = {
@@ -227,3 +231,57 @@ def _error(body: bytes) -> tuple[str, str]:
     text = message if isinstance(message, str) else msgspec.json.encode(message).decode() if message else ""
     code = error.code if isinstance(error.code, str) else error.type
     return text, code or ""
+
+
+# --- embeddings on OpenAI's wire: texts to a request, base64 or numbers to unit vectors -------------
+
+
+class _VectorRow(msgspec.Struct):
+    embedding: str | list[float]
+    index: int = 0
+
+
+class _EmbedCounts(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+
+
+class _VectorRows(msgspec.Struct):
+    data: list[_VectorRow]
+    usage: _EmbedCounts = _EmbedCounts()
+
+
+_ROWS = msgspec.json.Decoder(_VectorRows)
+
+
+def embed_body(model: RemoteModel, job: EmbedJob, *, packed: bool = True) -> dict[str, Any]:
+    """Write a request. Raises UnsupportedModel for what no provider's embeddings can do."""
+    if not model.abilities.embeddings:
+        raise UnsupportedModel(f"{model.model} at {model.provider.name} makes no embeddings")
+    if job.pooling is not None or job.adapter:
+        raise UnsupportedModel(
+            f"{model.model} at {model.provider.name} has no pooling to choose, and no adapters"
+        )
+    body: dict[str, Any] = {"model": model.model, "input": texts_of(job)}
+    if job.dimensions is not None:
+        body["dimensions"] = job.dimensions
+    if packed:
+        body["encoding_format"] = "base64"
+    return body
+
+
+def read_vectors(body: bytes, job: EmbedJob) -> Vectors:
+    """Read one vector a text, at unit length. Raises UpstreamFault for anything else."""
+    rows = decoded(_ROWS, body, "embeddings that cannot be read")
+    if sorted(row.index for row in rows.data) != [*range(len(job.texts))]:
+        raise invalid(f"{len(rows.data)} embeddings for {len(job.texts)} texts")
+    vectors = [_vector(row.embedding) for row in sorted(rows.data, key=lambda row: row.index)]
+    return unit_vectors(vectors, rows.usage.prompt_tokens, job)
+
+
+def _vector(sent: str | list[float]) -> np.ndarray:
+    if isinstance(sent, list):
+        return np.array(sent, dtype=np.float32)
+    try:
+        return np.frombuffer(b64decode(sent, validate=True), dtype="<f4")
+    except (binascii.Error, ValueError):
+        raise invalid("an embedding that is not base64 of float32") from None

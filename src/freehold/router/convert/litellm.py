@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from freehold.errors import UsageError
 from freehold.router.convert import values
 from freehold.router.convert.draft import GatewayDraft
-from freehold.router.convert.guards import take_guardrails
-from freehold.router.convert.sellers import ADDED, COMPATIBLE, SELLERS, Seller, seller_of
+from freehold.router.toml.labels import wrong_pattern
 from freehold.router.toml.providers import is_inside
 
 _VARIABLE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)")
@@ -378,3 +378,146 @@ def _leave_rest(draft: GatewayDraft, config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in known:
             draft.leave(str(key))
+
+
+# --- LiteLLM's guardrails as labels -----------------------------------------------------------------
+# What a filter looks for sets a label that keeps the request in the house.
+# A filter blocks or masks; a label decides where the request may be, and the text stays as it is.
+
+LABEL = "guarded"
+_DETECTORS = {
+    "presidio": ["pii"],
+    "hide-secrets": ["secrets"],
+    "hide_secrets": ["secrets"],
+    "litellm_content_filter": ["pii", "secrets"],
+}
+
+
+def take_guardrails(draft: GatewayDraft, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Make one label of the filters that a detector here equals in purpose, and list the others."""
+    detect: list[str] = []
+    patterns: list[str] = []
+    names: list[str] = []
+    for name, params in _guardrails(config, settings):
+        kind = str(params.get("guardrail", ""))
+        if kind not in _DETECTORS:
+            draft.leave(f"guardrails: {name} ({kind or 'no kind'})")
+            continue
+        names.append(name)
+        custom, prebuilt = _patterns(draft, name, params)
+        detect += _DETECTORS[kind] if prebuilt or not custom else []
+        patterns += custom
+    if not names:
+        return
+    table = draft.table("labels", draft.free("labels", LABEL))
+    table.values["stay"] = "owned"
+    if detect:
+        table.values["detect"] = list(dict.fromkeys(detect))
+    if patterns:
+        table.values["patterns"] = list(dict.fromkeys(patterns))
+    table.remarks.append(
+        f"For {', '.join(names)}: what is found keeps the request on owned machines; it is refused"
+    )
+    table.remarks.append("where a route has none. Nothing is masked.")
+
+
+def _guardrails(
+    config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each guardrail's name and settings, in today's form and in the one of litellm_settings."""
+    for each in _dicts(config.get("guardrails")):
+        params = each.get("litellm_params")
+        yield str(each.get("guardrail_name", "unnamed")), params if isinstance(params, dict) else {}
+    for each in _dicts(settings.get("guardrails")):
+        for name, guard in each.items():
+            kinds = guard.get("callbacks", []) if isinstance(guard, dict) else []
+            for kind in kinds if isinstance(kinds, list) else []:
+                yield str(name), {"guardrail": str(kind)}
+
+
+def _patterns(draft: GatewayDraft, name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return a filter's own expressions, those that RE2 takes, and whether it has ready-made ones."""
+    custom, prebuilt = [], False
+    for each in _dicts(params.get("patterns")):
+        pattern = each.get("pattern")
+        if not isinstance(pattern, str):
+            prebuilt = True
+            continue
+        try:
+            wrong = wrong_pattern(pattern)
+        except UsageError:  # without RE2 the check of the file tells
+            wrong = None
+        if wrong is not None:
+            draft.leave(f"guardrails: {name}: a pattern that {wrong[0]}")
+        else:
+            custom.append(pattern)
+    if params.get("blocked_words"):
+        draft.leave(f"guardrails: {name}: blocked_words; patterns = ['(?i)word'] of a label finds them")
+    return custom, prebuilt
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+# --- LiteLLM's names of providers -------------------------------------------------------------------
+# And how each is written in gateway.toml: kind, address, the variable of its key.
+# Addresses as the sellers' documentation gives them for OpenAI's clients (2026-11).
+
+
+class Seller(NamedTuple):
+    """`url` "": the kind's own, or what the deployment says."""
+
+    kind: str
+    url: str
+    variable: str  # that LiteLLM reads where a deployment has no key; "": it needs none
+
+
+COMPATIBLE = "openai-compatible"
+SELLERS: Mapping[str, Seller] = {
+    "openai": Seller("openai", "", "OPENAI_API_KEY"),
+    "text-completion-openai": Seller("openai", "", "OPENAI_API_KEY"),
+    "anthropic": Seller("anthropic", "", "ANTHROPIC_API_KEY"),
+    "gemini": Seller("gemini", "", "GEMINI_API_KEY"),
+    "mistral": Seller("mistral", "", "MISTRAL_API_KEY"),
+    "deepseek": Seller("deepseek", "", "DEEPSEEK_API_KEY"),
+    "azure": Seller(COMPATIBLE, "", "AZURE_API_KEY"),
+    "groq": Seller(COMPATIBLE, "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    "together_ai": Seller(COMPATIBLE, "https://api.together.xyz/v1", "TOGETHERAI_API_KEY"),
+    "openrouter": Seller(COMPATIBLE, "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    "fireworks_ai": Seller(COMPATIBLE, "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY"),
+    "xai": Seller(COMPATIBLE, "https://api.x.ai/v1", "XAI_API_KEY"),
+    "perplexity": Seller(COMPATIBLE, "https://api.perplexity.ai", "PERPLEXITYAI_API_KEY"),
+    "deepinfra": Seller(COMPATIBLE, "https://api.deepinfra.com/v1/openai", "DEEPINFRA_API_KEY"),
+    "cerebras": Seller(COMPATIBLE, "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
+    "nvidia_nim": Seller(COMPATIBLE, "https://integrate.api.nvidia.com/v1", "NVIDIA_NIM_API_KEY"),
+    "sambanova": Seller(COMPATIBLE, "https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY"),
+    "moonshot": Seller(COMPATIBLE, "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY"),
+    "cohere_chat": Seller(COMPATIBLE, "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY"),
+    "ollama": Seller(COMPATIBLE, "http://localhost:11434/v1", ""),
+    "ollama_chat": Seller(COMPATIBLE, "http://localhost:11434/v1", ""),
+    "hosted_vllm": Seller(COMPATIBLE, "", ""),
+    "vllm": Seller(COMPATIBLE, "", ""),
+    "openai_like": Seller(COMPATIBLE, "", ""),
+    "custom_openai": Seller(COMPATIBLE, "", ""),
+    "litellm_proxy": Seller(COMPATIBLE, "", ""),
+    "lm_studio": Seller(COMPATIBLE, "", ""),
+    "llamafile": Seller(COMPATIBLE, "http://127.0.0.1:8080/v1", ""),
+    "xinference": Seller(COMPATIBLE, "", ""),
+}
+ADDED = {  # what an address of LiteLLM's lacks here
+    "anthropic": "/v1",
+    "gemini": "/v1beta",
+    "ollama": "/v1",
+    "ollama_chat": "/v1",
+    "azure": "/openai/v1",
+}
+
+
+def seller_of(model: str) -> tuple[str, str]:
+    """Split `groq/llama-3` into LiteLLM's provider and the model; a name without a provider is guessed by its maker."""
+    prefix, slash, rest = model.partition("/")
+    if slash and rest:
+        return prefix, rest
+    makers = {"claude": "anthropic", "gemini": "gemini", "mistral": "mistral", "deepseek": "deepseek"}
+    return next((name for begins, name in makers.items() if model.startswith(begins)), "openai"), model

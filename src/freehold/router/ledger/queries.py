@@ -9,8 +9,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -125,3 +126,31 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             yield db
     except (sqlite3.Error, msgspec.MsgspecError) as e:
         raise LedgerUnavailable(f"the ledger {path} cannot be read: {e}") from None
+
+
+# --- sums of a ledger as plain values: what `freehold ledger --json` prints and the page shows ------
+
+SCHEMA = 1
+
+
+def sums_json(
+    path: Path, since: float, until: float, by: Sequence[str], *, key: str | None = None
+) -> dict[str, Any]:
+    """Return the sums of a span by group, and of all of it; `key`: of that key's requests alone. Raises UsageError."""
+    (total,) = sums(path, since, until, key=key)
+    sums_found = [sum_json(by, one) for one in sums(path, since, until, by, key=key)]
+    return {
+        "schema": SCHEMA,
+        "since": since,
+        "until": until,
+        "by": list(by),
+        "sums": sums_found,
+        "total": sum_json((), total),
+    }
+
+
+def sum_json(names: Sequence[str], one: LedgerSum) -> dict[str, Any]:
+    """Return a sum with the values of its groups by their names."""
+    plain = asdict(one)
+    del plain["group"]
+    return {**dict(zip(names, one.group, strict=True)), **plain}

@@ -7,15 +7,19 @@ Path: store.Ledger.open, Ledger.keep -> recover -> OwnerLock.of_the_dead
 
 from __future__ import annotations
 
+import fcntl
+import os
+import secrets
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from freehold import private
 from freehold.providers.cleared import HOUSE
-from freehold.router.ledger import owners, schema
-from freehold.router.ledger.owners import OwnerLock
+from freehold.router.ledger import schema
 from freehold.router.ledger.rows import Intent, LedgerRow
 from freehold.types import Usage
 
@@ -26,7 +30,7 @@ def recover(db: sqlite3.Connection, path: Path, own: str) -> int:
     """Book what dead owners left; return how many rows that made. `own`: this process's owner name."""
     count = 0
     known = {name for (name,) in db.execute("SELECT name FROM owners")}
-    for name in sorted((known | owners.names(path)) - {own}):
+    for name in sorted((known | names(path)) - {own}):
         lock = OwnerLock.of_the_dead(path, name)
         if lock is None:
             continue
@@ -83,3 +87,69 @@ def _lost(name: str, key: str, at: float, nano: int, about: Intent) -> LedgerRow
         may_teach=None,
         left_house=nano > 0,
     )
+
+
+# --- which processes write to a ledger, and which of them are dead ----------------------------------
+# Each holds a lock on a file of its own beside the ledger; the kernel takes the lock away when the process
+# ends, however it ends, so that no number of a process is compared, and containers that share the folder see
+# each other.
+
+
+class OwnerLock:
+    """A lock on `<ledger>-owner-<name>`, which this process keeps until it ends or releases it."""
+
+    def __init__(self, path: Path, name: str, fd: int) -> None:
+        self.name, self._path, self._fd = name, path, fd
+
+    @classmethod
+    def make(cls, ledger: Path) -> OwnerLock:
+        """Return the lock of a new owner. Raises OSError where the file cannot be made."""
+        while True:
+            name = secrets.token_hex(8)
+            path = _path(ledger, name)
+            fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
+            if _locked(fd) and _is_still(path, fd):
+                return cls(path, name, fd)
+            os.close(fd)  # a process that looks for the dead took it for one's, between the two calls
+
+    @classmethod
+    def of_the_dead(cls, ledger: Path, name: str) -> OwnerLock | None:
+        """Take the lock of the owner `name` and return it; None while that process lives."""
+        path = _path(ledger, name)
+        fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
+        if _locked(fd):
+            return cls(path, name, fd)
+        os.close(fd)
+        return None
+
+    def release(self, *, forget: bool) -> None:
+        """Give the lock back; `forget`: nothing in the ledger names this owner, and its file can go."""
+        if forget:
+            with suppress(OSError):
+                self._path.unlink()
+        os.close(self._fd)
+
+
+def names(ledger: Path) -> set[str]:
+    """Return the owners that have a file; one that was killed as it began is in no table."""
+    start = f"{ledger.name}-owner-"
+    return {path.name.removeprefix(start) for path in ledger.parent.glob(f"{start}*")}
+
+
+def _path(ledger: Path, name: str) -> Path:
+    return ledger.with_name(f"{ledger.name}-owner-{name}")
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False

@@ -26,9 +26,7 @@ from freehold import private
 from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
 from freehold.router.gateway import SpendLimit
 from freehold.router.ledger import schema
-from freehold.router.ledger.disk import LedgerFile
-from freehold.router.ledger.owners import OwnerLock
-from freehold.router.ledger.recovery import recover
+from freehold.router.ledger.recovery import OwnerLock, recover
 from freehold.router.ledger.rows import LedgerRow, Reservation, first_id, usd
 from freehold.router.ledger.windows import DAY_S, SpendWindow, window
 
@@ -373,3 +371,39 @@ def _no_money(wanted: Reservation, span: SpendWindow, spent: int, reserved: int)
         asked=wanted.nano,
         limit=limit.nano,
     )
+
+
+# --- whether a ledger's file is still the one that was opened, and whether its disk has room --------
+# An open file can be deleted or replaced under its name: what is written then is in no file that anyone will
+# read.
+
+
+class LedgerFile:
+    """The file as it is when the ledger is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened = os.stat(path)
+
+    def trouble(self, least: int) -> tuple[str, str]:
+        """Return why nothing may be written now, and the way out; "" where nothing is wrong. `least`: free bytes."""
+        if lost := self.lost():
+            return lost, "put it back, or start the server again"
+        disk = os.statvfs(self._path)
+        free = disk.f_bavail * disk.f_frsize
+        if free < least:
+            return f"the ledger's disk has {free:,} bytes left, {least:,} are needed", "make room on its disk"
+        return "", ""
+
+    def lost(self) -> str:
+        """Return what happened to the file under its name; "" while it is the one that was opened."""
+        try:
+            status = os.stat(self._path)
+        except OSError as e:
+            return self._sentence(f"is gone ({e.strerror})")
+        if not os.path.samestat(status, self._opened):
+            return self._sentence("was replaced by another")
+        return "" if status.st_size else self._sentence("was emptied")
+
+    def _sentence(self, what: str) -> str:
+        return f"the ledger {self._path} {what} while the server runs"

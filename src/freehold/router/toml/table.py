@@ -13,8 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from freehold.config import nearest
-from freehold.router.toml.lines import KeyPath
-from freehold.router.toml.mistakes import Mistakes, shown
+from freehold.router.toml.mistakes import KeyPath, Mistakes, shown
 
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -32,8 +32,7 @@ from freehold.server.anthropic.fields import (
 )
 from freehold.server.core.fields import MAX_WARNINGS
 from freehold.server.core.pictures import Pictures, parts_of
-from freehold.server.core.problems import Refused
-from freehold.server.core.upstreams import is_stamped
+from freehold.server.core.problems import Refused, is_stamped
 from freehold.types import CacheTime, Image, Message, SignedThinking, ToolCall
 
 # Claude Code writes a line like it before its system prompt, and another one into every request.

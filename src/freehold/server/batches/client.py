@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.batches.lines import BatchLine
+from freehold.server.batches.record import BatchLine
 from freehold.server.core.call import JSON, LABEL_HEADER, Endpoint, HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused

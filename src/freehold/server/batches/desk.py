@@ -24,8 +24,17 @@ import msgspec
 from freehold.server.batches.client import Asker, LineAnswer
 from freehold.server.batches.filestore import Files, link, private_folder, tenant_folder
 from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
-from freehold.server.batches.lines import BatchLine, Wrong, check_lines, read_lines
-from freehold.server.batches.record import INPUT, Batch, Status, load, new_batch_id
+from freehold.server.batches.record import (
+    INPUT,
+    Batch,
+    BatchLine,
+    Status,
+    Wrong,
+    check_lines,
+    load,
+    new_batch_id,
+    read_lines,
+)
 from freehold.server.core.problems import Refused
 
 RUNNING = 4  # batches that are worked on at a time

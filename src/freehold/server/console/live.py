@@ -2,21 +2,28 @@
 
 One task takes one look for all viewers and ends with the last of them; without a viewer nothing is computed. Figures
 are those of /metrics: the engines' latest stats, and the histograms that answers fill. Knows who may see what; knows no
-engine process and asks none. Path: route -> live -> LiveFeed.watch -> look.py
+engine process and asks none. Path: route -> live -> LiveFeed.watch -> Look
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from freehold.server.console.look import Looks
+from freehold._native import BLOCK_TOKENS
+from freehold.machine import available_bytes
 from freehold.server.core.call import HttpCall, Server
+from freehold.server.core.metrics import Histogram
 from freehold.server.core.sse import EventStream
+from freehold.serving import LoadedInfo
+from freehold.version import __version__
 
 EVERY_S = 0.5
 ALL, OWNER = " all", " owner"  # viewers that see every stream; a key's name has no blank
@@ -102,3 +109,239 @@ def _kind(call: HttpCall) -> str:
     if call.owner:
         return OWNER
     return ALL if call.key is None or call.key.kind == "admin" else call.key.name
+
+
+# --- one look at the server's engines and streams, and what of it each viewer sees ------------------
+# Rates are the differences of two looks, recent percentiles those of a minute of looks.
+
+RECENT_S = 60.0
+QUANTILES = (0.5, 0.9, 0.99)
+Plain = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What there is at one moment. `streams`: each with the key that it runs under; `engines`: plain, by model."""
+
+    head: Plain
+    streams: Sequence[Plain]
+    models: Sequence[tuple[Plain, Plain, Plain | None]]  # queue; figures; the process
+    machine: Plain
+    allowed: Any  # key's name, model -> whether the key may use it
+
+    def seen_by(self, key: str | None, *, owner: bool) -> Plain:
+        """Return a LiveState: of a client key its own streams and its models' queues, otherwise everything."""
+        if key is not None:
+            return {
+                **self.head,
+                "streams": [s for s in self.streams if s["key"] == key],
+                "models": [
+                    {**queue, "full": None} for queue, _, _ in self.models if self.allowed(key, queue["name"])
+                ],
+                "loading": [each for each in self.head["loading"] if self.allowed(key, each["name"])],
+                "machine": None,
+                "troubles": [],
+            }
+        return {
+            **self.head,
+            "streams": self.streams,
+            "models": [
+                {**queue, "full": {**full, "process": process if owner else None}}
+                for queue, full, process in self.models
+            ],
+            "machine": self.machine,
+        }
+
+
+class Looks:
+    """Takes looks; keeps what rates and recent percentiles are the differences of."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._counts: dict[str, deque[tuple[float, Plain]]] = {}  # model -> its counters in the last minute
+
+    def begin(self) -> None:
+        """Forget earlier looks: a viewer came after a time without one."""
+        self._counts.clear()
+
+    def take(self) -> Look:
+        """Look once."""
+        server, now = self._server, time.monotonic()
+        loaded = server.models.loaded()
+        self._counts = {each.name: self._counted(each, now) for each in loaded}
+        head = {
+            "at": time.time(),
+            "version": __version__,
+            "started_at": server.started_at,
+            "loading": [{"name": n, "done": d, "total": t} for n, (d, t) in server.models.loading().items()],
+            "troubles": server.troubles(),
+        }
+        return Look(
+            head,
+            _streams(server, now),
+            [(_queue(each), self._full(each), _process(each.pid)) for each in loaded],
+            {"memory": _memory_bytes(), "free": available_bytes()},
+            self._allowed,
+        )
+
+    def _allowed(self, key: str, model: str) -> bool:
+        current = self._server.guard.keys.named(key)
+        return current is not None and current.may_use(model)
+
+    def _counted(self, each: LoadedInfo, now: float) -> deque[tuple[float, Plain]]:
+        record, stats = self._server.metrics.of(each.name), each.stats
+        kept = self._counts.get(each.name, deque())
+        counts = {
+            "generated": stats.generated_tokens,
+            "computed": stats.computed_tokens,
+            "ttft": record.first.counts,
+            "itl": record.gap.counts,
+        }
+        kept.append((now, counts))
+        while now - kept[0][0] > RECENT_S:
+            kept.popleft()
+        return kept
+
+    def _full(self, each: LoadedInfo) -> Plain:
+        stats, info, record = each.stats, each.info, self._server.metrics.of(each.name)
+        kept = self._counts[each.name]
+        oldest = kept[0][1] if len(kept) > 1 else None
+        return {
+            "running": stats.running,
+            "in_flight": each.in_flight,
+            "tok_s": _rate(kept, "generated"),
+            "prefill_tok_s": _rate(kept, "computed"),
+            "ttft": _percentiles(record.first, oldest["ttft"] if oldest else None),
+            "itl": _percentiles(record.gap, oldest["itl"] if oldest else None),
+            "cache": _cache(each),
+            "memory": _memory(each),
+            "memory_bytes": info.memory_bytes,
+            "context": info.context,
+            "kv_tokens": info.kv_tokens,
+            "quantization": info.quantization,
+            "threads": info.threads,
+            "load_s": info.load_s,
+            "expires_at": each.expires_at,
+            "drafts": {"drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens},
+            "preemptions": stats.preemptions,
+            "slow_readers": each.slow_readers,
+            "restarts": each.restarts,
+            "deaths": [{"at": death.at, "cause": death.cause} for death in each.deaths],
+        }
+
+
+def _streams(server: Server, now: float) -> list[Plain]:
+    rows = []
+    for call in server.calls:
+        work = call.work
+        if not work.model:
+            continue
+        state = "decode" if work.first_s is not None else "prefill" if work.prompt_tokens else "waiting"
+        rows.append(
+            {
+                "id": call.request_id.decode(),
+                "model": work.model,
+                "key": call.tenant,
+                "door": call.door,
+                "state": state,
+                "prompt_tokens": work.prompt_tokens,
+                "answer_tokens": work.answer_tokens,
+                "tok_s": work.tok_s,
+                "age_s": now - call.started,
+            }
+        )
+    return sorted(rows, key=lambda each: -each["age_s"])
+
+
+def _queue(each: LoadedInfo) -> Plain:
+    return {"name": each.name, "waiting": each.stats.waiting, "expected_wait_s": each.stats.expected_wait_s}
+
+
+def _cache(each: LoadedInfo) -> Plain:
+    stats = each.stats
+    return {
+        "block_tokens": BLOCK_TOKENS,
+        "blocks": stats.blocks,
+        "live": stats.blocks_live,
+        "shared": stats.blocks_shared,
+        "evictable": stats.blocks_cached,
+        "free": stats.blocks - stats.blocks_live - stats.blocks_cached,
+        "states": stats.states,
+        "states_live": stats.states_live,
+        "states_cached": stats.states_cached,
+        "hit_tokens": stats.cached_tokens,
+        "computed_tokens": stats.computed_tokens,
+        "disk_tokens": stats.disk_tokens,
+    }
+
+
+def _memory(each: LoadedInfo) -> dict[str, int]:
+    """Split a model's memory by kind; empty where its engine does not say what its cache takes."""
+    info, stats = each.info, each.stats
+    if not info.cache_bytes:
+        return {}
+    states, adapters = stats.states * stats.state_bytes, sum(a.memory_bytes for a in info.adapters)
+    kinds = {
+        "weights": info.memory_bytes - info.cache_bytes - adapters,
+        "cache": info.cache_bytes - states,
+        "states": states,
+        "adapters": adapters,
+    }
+    return {kind: count for kind, count in kinds.items() if count}
+
+
+def _process(pid: int) -> Plain | None:
+    if not pid:
+        return None
+    import psutil
+
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        with process.oneshot():
+            used = process.cpu_times()
+            return {"pid": pid, "rss": process.memory_info().rss, "cpu_s": used.user + used.system}
+    return None
+
+
+def _memory_bytes() -> int:
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _rate(kept: deque[tuple[float, Plain]], name: str) -> float | None:
+    """Return what came a second between the two latest looks."""
+    if len(kept) < 2:
+        return None
+    (then, before), (now, after) = kept[-2], kept[-1]
+    return max(after[name] - before[name], 0) / (now - then) if now > then else None
+
+
+# --- percentiles ----------------------------------------------------------------------------------------
+
+
+def _percentiles(histogram: Histogram, before: Sequence[int] | None) -> Plain:
+    counts = histogram.counts
+    recent = None if before is None else [now - then for now, then in zip(counts, before, strict=True)]
+    return {
+        "all": percentiles(histogram.bounds, counts),
+        "recent": recent and percentiles(histogram.bounds, recent),
+    }
+
+
+def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> Plain:
+    """Return the count and the quantiles of a histogram, as Prometheus' histogram_quantile estimates them."""
+    total = sum(counts)
+    named = {f"p{round(100 * q)}": quantile(bounds, counts, q) if total else None for q in QUANTILES}
+    return {"count": total, **named}
+
+
+def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float:
+    """Interpolate within the bucket that holds the share `q`; beyond the last bound there is only that bound."""
+    rank, below = q * sum(counts), 0
+    for i, count in enumerate(counts[:-1]):
+        if below + count >= rank and count:
+            low = bounds[i - 1] if i else 0.0
+            return low + (bounds[i] - low) * (rank - below) / count
+        below += count
+    return bounds[-1]

@@ -16,10 +16,10 @@ from msgspec import Meta, Struct
 
 from freehold.server.console.me import described
 from freehold.server.console.sessions import PageSessions
+from freehold.server.core.auth import from_own_page
 from freehold.server.core.call import HttpCall
 from freehold.server.core.keys import Key, hashed
 from freehold.server.core.limits import one_address
-from freehold.server.core.ownpage import from_own_page
 from freehold.server.core.problems import Refused
 
 CODE_S = 60.0  # that a code of `freehold open` is good for,

@@ -6,9 +6,12 @@ from starlette.routing import Route
 
 from freehold.chats.types import ChatChange
 from freehold.server.console import chats, keys, login, messages, tools
-from freehold.server.console.facts import fact_routes
+from freehold.server.console.choose import choose, models, starters
+from freehold.server.console.live import live
 from freehold.server.console.me import me
 from freehold.server.console.runs import handlers as runs
+from freehold.server.console.training import compared, training, trainings
+from freehold.server.console.usage import usage
 from freehold.server.core.call import route
 
 
@@ -66,4 +69,27 @@ def _runs(chat: str, run: str) -> list[Route]:
         route("GET", f"{run}/events", runs.events, answer=["text/event-stream"], query=["after"]),
         route("POST", f"{run}/cancel", runs.cancel, login.NothingAsked),
         route("POST", f"{run}/approve", runs.approve, runs.ApproveCall),
+    ]
+
+
+# --- routes of the pages that show facts ------------------------------------------------------------
+
+
+def fact_routes() -> list[Route]:
+    """Return the routes that the pages of models, engine, usage and runs ask."""
+    return [
+        route("GET", "/console/api/live", live, audience="any", answer=["text/event-stream"]),
+        route("GET", "/console/api/models", models, audience="any", query=["held", "newest"]),
+        route("GET", "/console/api/starters", starters, audience="any"),
+        route(
+            "GET",
+            "/console/api/choose",
+            choose,
+            audience="any",
+            query=["verb", "model", "name", "task", "on"],
+        ),
+        route("GET", "/console/api/usage", usage, audience="any", query=["days", "on"]),
+        route("GET", "/console/api/training", trainings, audience="operator"),
+        route("GET", "/console/api/training/compare", compared, audience="operator", query=["one", "other"]),
+        route("GET", "/console/api/training/{id}", training, audience="operator"),
     ]

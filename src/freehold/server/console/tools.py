@@ -15,7 +15,7 @@ from freehold.server.core.problems import Refused
 from freehold.server.core.tools import allowed, run_tools, tool_servers, tool_user
 from freehold.tools.mcp.configured import ToolServer
 from freehold.tools.mcp.permissions import Permissions
-from freehold.tools.mcp.pool import ToolServers
+from freehold.tools.mcp.use import ToolServers
 
 _LOOK = "settings"  # in place of a chat's id: whose server it is that was only looked at
 

@@ -17,8 +17,8 @@ import msgspec
 
 from freehold import errors
 from freehold.errors import BudgetSpent, FreeholdError, Overloaded, UpstreamFailed
-from freehold.server.core.hints import hint_for
-from freehold.server.core.upstreams import faulted
+from freehold.providers.contract import Cause, UpstreamFault
+from freehold.providers.signatures import STAMP
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 
@@ -174,3 +174,93 @@ def openai_error(p: Problem) -> bytes:
     """Word a problem as OpenAI does."""
     error = {"message": p.message, "type": p.kind, "param": p.param, "code": p.code, **p.extra}
     return msgspec.json.encode({"error": error})
+
+
+# --- hints for errors over the network --------------------------------------------------------------
+# The engine's hints name options of the command line and models to fetch, which is right for the owner on the
+# Unix socket and of no use over the network.
+
+_COMMAND = re.compile(r"(?<![\w-])--[a-z]|\bfreehold [a-z]|\bLLM\.|\bchmod\b")
+_PULL = re.compile(r"freehold pull \S+")
+# class -> what a client can do. The first matching class counts.
+_WAYS: dict[type[FreeholdError], str] = {
+    errors.ContextOverflow: 'shorten it, or say "overflow": "drop-oldest" in a chat; more context is the operator\'s',
+    errors.ModelNotFound: "GET /v1/models lists what there is",
+    errors.UnsupportedModel: "GET /v1/models lists the others",
+    errors.BadTemplate: "POST /v1/completions takes plain text",
+    errors.AccessDenied: "GET /v1/models lists what is here already",
+    errors.BadModelFile: "GET /v1/models lists the others; this one is the operator's to repair",
+    errors.FileVanished: "GET /v1/models lists the others; the operator has to bring this one's file back",
+    errors.StoreError: "the operator finds the cause in the server's log",
+    errors.CapacityExceeded: "ask a model that GET /v1/models shows as loaded, or ask again when others are idle",
+    errors.EngineLost: "the operator finds the cause in the server's log",
+}
+
+
+def hint_for(e: FreeholdError, *, owner: bool) -> str:
+    """Return the error's own hint for the owner, or if a client can follow it; otherwise one for clients, or ""."""
+    # These hints name models of the catalogue, or of the store beyond the key's scope.
+    names = isinstance(e, errors.ModelNotFound) and e.hint.startswith(("did you mean", "its adapters"))
+    if owner or not (names or _COMMAND.search(e.hint)):
+        return e.hint
+    if isinstance(e, errors.ModelNotFound) and _PULL.fullmatch(e.hint):  # the name is the request's own
+        return f"{e.hint} on the server's machine fetches it; {_WAYS[errors.ModelNotFound]}"
+    return next((way for kind, way in _WAYS.items() if isinstance(e, kind)), "")
+
+
+# --- failures of rented models for clients ----------------------------------------------------------
+# A status and a code by cause, and the provider's words, cleaned.
+# The one file of the server that knows providers. A cause that the caller can mend keeps its own status; the
+# key, the connection and the provider's failures are the gateway's, and have a status above 500.
+
+LONGEST_S = 86400  # of a retry-after that is passed on
+# cause -> (status, OpenAI's type, code, whether asking again may help)
+_BY_CAUSE: dict[Cause, tuple[int, str, str, bool]] = {
+    "request": (400, "invalid_request_error", "upstream_refused", False),
+    "context": (400, "invalid_request_error", "context_length_exceeded", False),
+    "rate": (429, "rate_limit_error", "upstream_rate_limited", True),
+    "auth": (502, "server_error", "upstream_auth", False),
+    "redirect": (502, "server_error", "upstream_redirect", False),
+    "timeout": (504, "timeout_error", "upstream_timeout", True),
+    "server": (502, "server_error", "upstream_failed", True),
+    "connect": (502, "server_error", "upstream_unreachable", True),
+    "broken": (502, "server_error", "upstream_broken", True),
+    "invalid": (502, "server_error", "upstream_invalid", True),
+    "resting": (503, "server_error", "upstream_unavailable", True),
+}
+_OURS = "the provider refused the gateway's own key, which its operator has to mend"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAnswer:
+    """What a client is answered. `headers`: retry-after, and whether to retry at all."""
+
+    status: int
+    kind: str
+    code: str
+    message: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+def faulted(e: UpstreamFailed) -> UpstreamAnswer:
+    """Describe a failure of a provider."""
+    if not isinstance(e, UpstreamFault):
+        status, kind, code, again = _BY_CAUSE["server"]
+        return UpstreamAnswer(status, kind, code, printable(e.message), ())
+    status, kind, code, again = _BY_CAUSE[e.cause]
+    message = f"{_OURS}: {e.message}" if e.cause == "auth" else e.message
+    headers = [] if again else [(b"x-should-retry", b"false")]
+    if again and e.retry_after_s is not None:
+        wait = min(max(e.retry_after_s, 0.0), LONGEST_S)
+        headers.append((b"retry-after", b"%d" % -(-wait // 1)))
+    return UpstreamAnswer(status, kind, code, printable(message), tuple(headers))
+
+
+def is_stamped(opaque: str) -> bool:
+    """Tell whether a provider's opaque block came through this gateway, which can give it back."""
+    return opaque.startswith(STAMP)
+
+
+def printable(text: str) -> str:
+    """Return a stranger's text without what would colour a terminal or break a line."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()

@@ -20,13 +20,12 @@ from freehold.server.core.problems import Refused
 
 if TYPE_CHECKING:
     from freehold.tools.mcp.configured import ToolServer
-    from freehold.tools.mcp.pool import ToolServers
-    from freehold.tools.mcp.use import RunTools
+    from freehold.tools.mcp.use import RunTools, ToolServers
 
 
 def tool_servers(server: Server) -> ToolServers | None:
     """Return the servers of tools, of which none runs before it is used; None for a server without a folder."""
-    from freehold.tools.mcp.pool import ToolServers
+    from freehold.tools.mcp.use import ToolServers
 
     servers = server.part(ToolServers)
     if servers is None and server.home is not None:

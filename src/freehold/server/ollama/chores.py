@@ -19,7 +19,7 @@ from freehold.server.core.limits import Gone
 from freehold.server.core.problems import Refused, problem, without_paths
 from freehold.server.core.sse import EventStream
 from freehold.server.ollama.wording import NDJSON, as_here, ollama_error
-from freehold.store.events import Event, Finished, Note, Planned, Progress
+from freehold.store.contract import Event, Finished, Note, Planned, Progress
 
 MOST = 4  # at a time: each has a thread and connections of its own
 EVERY_S = 0.1  # between lines of progress; a download tells of every piece

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,14 +24,13 @@ from freehold.machine import resident_bytes
 from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
-from freehold.server.ollama.abilities import of_template
-from freehold.server.ollama.cards import Card, Cards
+from freehold.server.ollama.cards import Card, Cards, of_template
 from freehold.server.ollama.fields import unknown_fields
-from freehold.server.ollama.modelfiles import modelfile, parameter_lines
 from freehold.server.ollama.wording import refusal
 from freehold.serving import LoadedInfo, StoredModel
 from freehold.store import Listed, Store
 from freehold.store.overlays import Overlay
+from freehold.store.parameters import as_lines
 from freehold.store.refs import LATEST, parse_ref
 
 NEVER = "9999-12-31T23:59:59Z"  # clients parse it as a date
@@ -286,3 +285,41 @@ def _size(parameters: int) -> str:
         if parameters >= many:
             return f"{parameters / many:.4g}{unit}"
     return str(parameters) if parameters else ""
+
+
+# --- a model written as the Modelfile that would make it again, and its parameters as aligned lines -
+# Clients parse both as text: Continue reads num_ctx and stop.
+
+_NAMES = {"repetition_penalty": "repeat_penalty", "penalty_window": "repeat_last_n"}
+_WIDTH = 31  # of the names' column, where Ollama has it
+
+
+def parameter_lines(card: Card, overlay: Overlay | None) -> str:
+    """Return what is used where a request says nothing: the model's own or Freehold's, under the overlay's."""
+    rows = as_lines({**_defaults(card), **(overlay.parameters if overlay else {})})
+    return "\n".join(f"{name:<{_WIDTH}}{value}" for name, value in rows)
+
+
+def modelfile(listed: Listed, card: Card, overlay: Overlay | None) -> str:
+    """Write the Modelfile."""
+    lines = [f"# {listed.name} as freehold create reads it", f"FROM {listed.base or listed.name}"]
+    if overlay is None:
+        return "\n".join(lines) + "\n"
+    texts = {"TEMPLATE": overlay.template, "SYSTEM": overlay.system, "ADAPTER": Path(overlay.adapter).name}
+    lines += [f"{word} {_quoted(text)}" for word, text in texts.items() if text]
+    lines += [f"PARAMETER {name} {value}" for name, value in as_lines(overlay.parameters)]
+    lines += [f"MESSAGE {role} {_quoted(text)}" for role, text in overlay.messages]
+    lines += [f"LICENSE {_quoted(text)}" for text in overlay.licence]
+    return "\n".join(lines) + "\n"
+
+
+def _defaults(card: Card) -> Mapping[str, object]:
+    """Return the sampling a model is used with, under Ollama's names."""
+    return {_NAMES.get(name, name): value for name, value in card.sampling.items()}
+
+
+def _quoted(text: str) -> str:
+    if '"""' not in text:
+        return f'"""{text}"""'
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

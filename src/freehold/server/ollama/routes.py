@@ -9,11 +9,10 @@ from starlette.routing import Route
 
 from freehold.server.core.call import route
 from freehold.server.ollama.blobs import has, send
-from freehold.server.ollama.chat import chat
 from freehold.server.ollama.create import CreateRequest, create
 from freehold.server.ollama.embed import EmbeddingsRequest, EmbedRequest, embed, embeddings
 from freehold.server.ollama.fields import GenerateRequest, OllamaChatRequest
-from freehold.server.ollama.generate import generate
+from freehold.server.ollama.generating import chat, generate
 from freehold.server.ollama.manage import CopyRequest, DeleteRequest, copy, delete
 from freehold.server.ollama.models import ShowRequest, ps, show, tags
 from freehold.server.ollama.pull import PullRequest, pull, push

@@ -16,9 +16,8 @@ from freehold.server.core.fields import finite
 from freehold.server.core.longjson import SCORES, long_list
 from freehold.server.core.pictures import Pictures
 from freehold.server.openai.fields.chat import ChatRequest, chat_job
-from freehold.server.openai.fields.offers import Offered, input_of
+from freehold.server.openai.fields.offers import Offered, input_of, unknown_tool_fields
 from freehold.server.openai.fields.structured import format_field
-from freehold.server.openai.fields.tools import unknown_tool_fields
 from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
 from freehold.server.openai.shape import OpenAIShape, encode
 from freehold.serving import Begin, Job

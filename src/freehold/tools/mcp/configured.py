@@ -11,14 +11,17 @@ Path: Settings.mcp -> tool_servers -> ToolServer -> RunTools
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from freehold.config import nearest
-from freehold.errors import UsageError
-from freehold.tools.mcp.addresses import check_url
+from freehold.errors import UpstreamFailed, UsageError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MAX_SERVERS = 32
@@ -129,3 +132,114 @@ def _mapping(mapping: Any, name: re.Pattern[str], where: str) -> dict[str, str]:
         if not isinstance(value, str) or re.search(r"[\0\r\n]", value):
             raise UsageError(f"{where}: {key} must be a text on one line")
     return mapping
+
+
+# --- which addresses a server of tools may have -----------------------------------------------------
+# Its url is checked as written, and again for what its name stands for.
+# An address counts in every spelling: `0x7f.1`, `2130706433` and `::ffff:127.0.0.1` resolve to what they
+# mean. Knows addresses; opens no connection.
+
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # behind a provider's or a VPN's translation
+_ASSIGNED = ipaddress.ip_network("192.0.0.0/24")  # of protocols; Python calls some of it global
+# IPv6 networks in which an IPv4 address is written: NAT64 for all (RFC 6052), with its last 32 bits; NAT64 of a network
+# of one's own (RFC 8215), at any of four places.
+_TRANSLATED, _OWN_TRANSLATED = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def check_url(url: str, where: str, *, private: bool) -> None:
+    """Refuse (UsageError) a url whose form is wrong, or whose host is an address that is refused."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as e:
+        raise UsageError(f"{where}: url {url[:100]!r} is not valid: {e}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError(f"{where}: url {url[:100]!r} must begin with https:// and name a host")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(f"{where}: url holds a password", "put it into headers")
+    local = is_local(host)
+    if parts.scheme == "http" and not (local or private):
+        raise UsageError(
+            f"{where}: {host} would be asked without encryption", "use https://; http:// is for this machine"
+        )
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return  # a name, or another spelling of an address: it is checked when it is resolved
+    if why := refusal(address, local=local, private=private):
+        raise UsageError(f"{where}: {host} {why}")
+
+
+def is_local(host: str) -> bool:
+    """Return whether a url was written for this machine: localhost, 127.0.0.1 or ::1, and no other spelling."""
+    return host.lower() in _LOCAL_NAMES
+
+
+def refusal(address: Address, *, local: bool, private: bool) -> str:
+    """Return why an address is not asked, or "". `local`: the url names this machine; `private`: this network."""
+    for each in _meant(address):
+        if local:
+            if not each.is_loopback:
+                return "is not this machine, which its url names"
+        elif each.is_loopback or each.is_unspecified:
+            return "is this machine; write localhost if that is meant"
+        elif (
+            each.is_link_local
+            or each.is_multicast
+            or (each.is_reserved and each not in _TRANSLATED and each not in _OWN_TRANSLATED)
+        ):
+            return "is an address of the link or a reserved one, where clouds keep their keys"
+        elif each in _ASSIGNED:
+            return "is reserved for protocols"
+        elif not each.is_global and not private and each not in _TRANSLATED:
+            return "is in a private network; private = true allows that"
+        elif (each in _SHARED or each in _OWN_TRANSLATED) and not private:
+            return "is in a shared network; private = true allows that"
+    return ""
+
+
+def _meant(address: Address) -> list[Address]:
+    """Return the address and those that it has within: ::ffff:, 6to4, Teredo, NAT64, ::a.b.c.d."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    within: list[Address] = [address]
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    if address.sixtofour is not None:
+        within.append(address.sixtofour)
+    if address.teredo is not None:
+        within += address.teredo
+    bits = int(address)
+    if address in _TRANSLATED or (address in _COMPATIBLE and bits > 1):
+        within.append(ipaddress.IPv4Address(bits & 0xFFFFFFFF))
+    if address in _OWN_TRANSLATED:
+        within += [ipaddress.IPv4Address(each) for each in _places(bits) if each >> 24]
+    return within
+
+
+def _places(bits: int) -> list[int]:
+    """Return the bits where RFC 6052 writes an IPv4 address: after 48, 56, 64 and 96 bits, around bits 64 to 71."""
+    return [
+        (bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF,
+        (bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF,
+        bits >> 24 & 0xFFFFFFFF,
+        bits & 0xFFFFFFFF,
+    ]
+
+
+async def resolved(host: str, port: int, *, local: bool, private: bool) -> str:
+    """Return an address of `host`, all of whose addresses were checked. Raises UpstreamFailed."""
+    try:
+        entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as e:
+        raise UpstreamFailed(f"{host} is not known: {e.strerror}") from e
+    addresses = [str(entry[4][0]).partition("%")[0] for entry in entries]
+    for address in addresses:
+        if why := refusal(ipaddress.ip_address(address), local=local, private=private):
+            raise UpstreamFailed(f"{host} stands for {address}, which {why}")
+    if not addresses:
+        raise UpstreamFailed(f"{host} has no address")
+    return addresses[0]

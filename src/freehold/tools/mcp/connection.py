@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+import json
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from freehold.errors import DeadlineExceeded, EngineLost, FreeholdError, UpstreamFailed
+from freehold.errors import DeadlineExceeded, EngineLost, FreeholdError, UpstreamFailed, UsageError
 from freehold.tools.mcp.child import ChildServer
-from freehold.tools.mcp.configured import ToolServer
-from freehold.tools.mcp.results import shown
-from freehold.tools.mcp.streams import over_http, over_stdio, sdk
+from freehold.tools.mcp.configured import MAX_MESSAGE, ToolServer
 
 START_S = 30.0
 CALL_S = 60.0
@@ -208,3 +208,137 @@ def _cause(e: BaseException) -> BaseException:
         return e
     causes = [_cause(each) for each in e.exceptions]
     return next((each for each in causes if isinstance(each, FreeholdError)), causes[0])
+
+
+# --- from a configured server to the two streams on which the SDK's session speaks ------------------
+# What a server says of its own accord is dropped here: notices of progress, logs, changed lists (lists are
+# read again before each call). Its requests, for sampling, roots or a form, reach the session, which refuses
+# them all.
+
+Streams = tuple[Any, Any]  # the SDK's: what comes, what goes
+
+
+def sdk() -> Any:
+    """Return the SDK. Raises UsageError where it is not installed."""
+    try:
+        import mcp
+    except ImportError as e:
+        raise UsageError(
+            "tools need the MCP SDK, which is not installed", "pip install 'freehold[mcp]'"
+        ) from e
+    return mcp
+
+
+@asynccontextmanager
+async def over_stdio(child: ChildServer) -> AsyncIterator[Streams]:
+    """Yield the streams of a process that runs. What breaks them is raised: EngineLost."""
+    import anyio
+    from mcp.shared.message import SessionMessage
+    from mcp_types import JSONRPCNotification, jsonrpc_message_adapter
+
+    arrived, incoming = anyio.create_memory_object_stream[Any](0)
+    outgoing, left = anyio.create_memory_object_stream[Any](0)
+
+    async def read() -> None:
+        async with arrived:
+            async for line in child.messages():
+                try:
+                    message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+                except ValueError:
+                    child.said.add(b"on stdout: " + line)
+                    continue
+                if not isinstance(message, JSONRPCNotification):
+                    await arrived.send(SessionMessage(message))
+        raise EngineLost(child.ending())
+
+    async def write() -> None:
+        async for each in left:
+            data = each.message.model_dump_json(by_alias=True, exclude_unset=True)
+            await child.write(data.encode() + b"\n")
+
+    async with anyio.create_task_group() as group, incoming, outgoing, left:
+        group.start_soon(read)
+        group.start_soon(write)
+        yield incoming, outgoing
+        group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def over_http(server: ToolServer) -> AsyncIterator[Streams]:
+    """Yield the streams of a server at an address."""
+    import anyio
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+    from mcp.shared.message import SessionMessage
+    from mcp_types import JSONRPCNotification
+
+    from freehold.tools.mcp.transport import CheckedTransport
+
+    arrived, incoming = anyio.create_memory_object_stream[Any](0)
+
+    async def pass_on(source: Any) -> None:
+        async with arrived:
+            async for each in source:
+                dropped = isinstance(each, SessionMessage) and isinstance(each.message, JSONRPCNotification)
+                if not dropped:
+                    await arrived.send(each)
+
+    client = httpx2.AsyncClient(
+        transport=CheckedTransport(server.url, private=server.private),
+        headers=dict(server.headers),
+        timeout=httpx2.Timeout(30, read=60),
+        trust_env=False,
+    )
+    async with (
+        client,
+        streamable_http_client(server.url, http_client=client, max_sse_event_size=MAX_MESSAGE) as (
+            read,
+            write,
+        ),
+        anyio.create_task_group() as group,
+        incoming,
+    ):
+        group.start_soon(pass_on, read)
+        yield incoming, write
+        group.cancel_scope.cancel()
+
+
+# --- what a tool answered, as text for a model: cut at 64 kB, and other content is named ------------
+
+MAX_RESULT = 64_000  # bytes of UTF-8
+
+
+def shown(result: dict[str, Any]) -> str:
+    """Return the text of a result."""
+    parts = [_block(each) for each in result.get("content") or []]
+    if not parts and (whole := result.get("structuredContent")) is not None:
+        parts = [json.dumps(whole, ensure_ascii=False)]
+    return cut("\n".join(parts))
+
+
+def cut(text: str, most: int = MAX_RESULT) -> str:
+    """Return `text`, or its beginning and a word that says what is missing."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= most:
+        return data.decode("utf-8")
+    kept = data[:most].decode("utf-8", "ignore")
+    return f"{kept}\n[cut here: {most:,} of {len(data):,} bytes are shown]"
+
+
+def _block(block: dict[str, Any]) -> str:
+    match block.get("type"):
+        case "text":
+            return str(block.get("text", ""))
+        case "image" | "audio" as kind:
+            size = len(block.get("data") or "") * 3 // 4
+            return f"[{kind} of type {str(block.get('mimeType'))[:60]}, {size:,} bytes: not shown]"
+        case "resource_link":
+            return f"[{str(block.get('name'))[:200]}: {str(block.get('uri'))[:1000]}]"
+        case "resource":
+            inside = block.get("resource") or {}
+            if "text" in inside:
+                return str(inside["text"])
+            size = len(inside.get("blob") or "") * 3 // 4
+            return f"[{str(inside.get('uri'))[:1000]}, {size:,} bytes: not shown]"
+        case kind:
+            return f"[content of type {str(kind)[:60]}: not shown]"

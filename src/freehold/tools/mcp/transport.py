@@ -2,7 +2,7 @@
 
 The connection is made to an address that was checked, since a name that is resolved again could stand for another. No
 redirect is followed, no proxy of the environment is used, and an answer has 4 MB at most. Knows HTTP; knows no protocol
-above it. Path: streams.over_http -> CheckedTransport -> addresses.resolved
+above it. Path: connection.over_http -> CheckedTransport -> configured.resolved
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 import httpx2
 
 from freehold.errors import UpstreamFailed
-from freehold.tools.mcp.addresses import is_local, resolved
-from freehold.tools.mcp.configured import MAX_MESSAGE
+from freehold.tools.mcp.configured import MAX_MESSAGE, is_local, resolved
 
 
 class CheckedTransport(httpx2.AsyncBaseTransport):

@@ -7,23 +7,24 @@ Path: again -> AgainRun.compute -> Computing.run -> compared -> EventLog
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from freehold.chats.folder import ChatFolder
-from freehold.chats.tools import ToolRunner
-from freehold.chats.types import ChatFinish, ChatSettings, SavedChat, SavedMessage
+from freehold.chats.types import ChatFinish, ChatSettings, SavedChat, SavedMessage, ToolRunner
+from freehold.errors import FreeholdError
 from freehold.server.console.runs.bits import Bits, compared, digest
-from freehold.server.console.runs.identity import changed, identity_of
 from freehold.server.console.runs.jobs import RunPlan, SamplingFields
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
 from freehold.server.core.problems import Refused
-from freehold.serving import Begin, ModelHandle
+from freehold.serving import Begin, ModelDirectory, ModelHandle
 from freehold.types import Chunk
+from freehold.version import __version__
 
 
 class Decided(Refused):
@@ -146,3 +147,26 @@ def bits_of(message: SavedMessage) -> Bits:
         return Bits.of(bits)
     except ValueError as e:  # msgspec's is one
         raise Refused(400, f"the message {message.id} cannot be compared: {e}", code="no_bits") from None
+
+
+# --- what must be the same for the same bits: the model's files, and the engine that runs them ------
+
+
+async def identity_of(models: ModelDirectory, model: str) -> dict[str, Any]:
+    """Return a model's name, the stamp of its files and the engine; an empty digest where its files are elsewhere."""
+    try:
+        stamp = await models.stamp_of(model)
+    except FreeholdError as e:  # such as a file that was replaced: the answer itself needs none of this
+        stamp = f"none: {e.message}"
+    return {"model": model, "digest": stamp, "engine": f"freehold {__version__}"}
+
+
+def changed(bits: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what is not as it was when an answer was made; "" where all is."""
+    if bits.get("model") != now["model"]:
+        return f"The answer was made by {bits.get('model')}, which is now {now['model']}."
+    if bits.get("digest") != now["digest"]:
+        return f"The files of {now['model']} are not those that made this answer."
+    if bits.get("engine") != now["engine"]:
+        return f"The answer was made by {bits.get('engine')}; this is {now['engine']}."
+    return ""

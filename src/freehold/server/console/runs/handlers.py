@@ -17,15 +17,21 @@ from msgspec import Meta, Struct
 
 from freehold.chats.exported import MAX_MESSAGES
 from freehold.chats.folder import ChatFolder
-from freehold.chats.tools import ToolAnswer, ToolRunner, ToolVerdict
-from freehold.chats.types import AttachedFile, ChatSettings, SavedChat, SavedMessage
+from freehold.chats.types import (
+    AttachedFile,
+    ChatSettings,
+    SavedChat,
+    SavedMessage,
+    ToolAnswer,
+    ToolRunner,
+    ToolVerdict,
+)
 from freehold.errors import EngineClosed
 from freehold.server.console.chats import chat_id, folder_of
 from freehold.server.console.login import NothingAsked
-from freehold.server.console.runs.again import AgainRun, bits_of
+from freehold.server.console.runs.again import AgainRun, bits_of, identity_of
 from freehold.server.console.runs.bits import compared
 from freehold.server.console.runs.chatrun import ChatRun
-from freehold.server.console.runs.identity import identity_of
 from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.registry import Runs
 from freehold.server.console.runs.run import ConsoleRun

@@ -15,9 +15,8 @@ from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.generating import Generating, sampling, stops, tenant_of
 from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_messages, turn_of
-from freehold.server.openai.fields.offers import Offered
+from freehold.server.openai.fields.offers import Choice, Offered, Offers, offered
 from freehold.server.openai.fields.structured import format_of
-from freehold.server.openai.fields.tools import Choice, Offers, offered
 from freehold.serving import MAX_LOGPROBS, MAX_MESSAGES, Job
 from freehold.types import Overflow
 

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.tools import Uses, called
+from freehold.server.openai.fields.offers import Uses, called
 from freehold.types import Image, Message, Turn
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from freehold.server.openai.chat import chat_logprobs
 from freehold.server.openai.fields.offers import input_of
-from freehold.server.openai.responses.sealed import sealed
+from freehold.server.openai.responses.fields import sealed
 from freehold.server.openai.responses.tools import McpTools, approval_id
 from freehold.types import Chunk, SignedThinking, TokenLogprob, ToolPiece
 

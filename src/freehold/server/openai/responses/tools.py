@@ -3,7 +3,7 @@
 Each call of the model ends the response with an `mcp_approval_request`; the request that brings its
 `mcp_approval_response` runs the call first, and has it as an `mcp_call` before the model's next words. An approval
 holds for the tool as it was: its id carries a part of the digest. Knows items and RunTools; knows no event.
-Path: routes.create -> McpTools.opened -> RunTools.use; items.py reads what came of it
+Path: routes.create -> McpTools.opened -> RunTools.use; fields.py reads what came of it
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freehold.server.core.tools import run_tools
 from freehold.types import Tool, ToolCall
 
 if TYPE_CHECKING:
-    from freehold.chats.tools import ToolAnswer, ToolQuestion, ToolStep
+    from freehold.chats.types import ToolAnswer, ToolQuestion, ToolStep
     from freehold.tools.mcp.pinning import PinnedTool
     from freehold.tools.mcp.use import RunTools
 
@@ -204,7 +204,7 @@ class _Approved:
         self._pin = id.rpartition("_")[2]
 
     async def ask(self, question: ToolQuestion) -> ToolAnswer:
-        from freehold.chats.tools import ToolAnswer
+        from freehold.chats.types import ToolAnswer
 
         if question.digest[:_PIN] == self._pin:
             return ToolAnswer(verdict="once")
