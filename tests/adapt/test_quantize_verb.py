@@ -91,7 +91,7 @@ def test_a_coarse_source_and_a_larger_result_are_said(settings: Settings, tiny: 
     assert not any("source" in note for note in notes)
     notes.clear()
     made(settings, tmp_path / "four", tmp_path / "eight", QuantizeRequest(quant="Q8_0"), watching)
-    assert "source has 4." in notes[0] and "not against the original" in notes[0]
+    assert "source itself has 4." in notes[0] and "not the original" in notes[0]
     assert "larger than the source" in notes[1]
 
 

@@ -461,7 +461,7 @@ def test_results_wait_before_they_touch_the_disk_s_reserve(tmp_path, monkeypatch
     files = Desk(tmp_path).files
     with_free(monkeypatch, 100)
     files.reserve("ann", tmp_path, 100)
-    with pytest.raises(OSError, match="beside its reserve"):  # as of a full disk, for which a batch waits
+    with pytest.raises(OSError, match="only its reserve"):  # as of a full disk, for which a batch waits
         files.reserve("ann", tmp_path, 101)
 
 

@@ -350,9 +350,9 @@ def test_a_model_made_anew_is_opened_anew_once_its_answers_have_ended(serve, tmp
         make(store, "mario", Recipe(base=base), lambda _: None)
         await models.retire("mario")  # does not wait for them
         assert {loaded.name for loaded in models.loaded()} == {base, "mario"}
+        await served.load(3600)  # that another caller wants it longer keeps it no longer
         os.kill(served.pid, signal.SIGCONT)
         stream = await starting
-        await served.load(3600)  # that another caller wants it longer keeps it no longer
         assert [chunk async for _, chunk in stream][-1].finish_reason
         while served.awake:
             await asyncio.sleep(0.01)
