@@ -292,7 +292,7 @@ def _read_only(libc: Any, readable: Iterable[str]) -> bool:
     try:
         for path in readable:
             try:
-                fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                fd = os.open(path, getattr(os, "O_PATH", 0) | os.O_CLOEXEC)  # Linux alone has both
             except OSError:
                 continue
             folder = stat.S_ISDIR(os.fstat(fd).st_mode)

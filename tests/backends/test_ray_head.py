@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -99,7 +99,9 @@ async def running(folder: Path, *more: str, fenced: bool = False) -> AsyncIterat
     try:
         yield started
     finally:
-        left = tree.children(recursive=True) if process.returncode is None else []
+        left: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):  # it has ended, and asyncio has not heard of it yet
+            left = tree.children(recursive=True)
         for name in ("ray.pid", "ingress.pid"):
             if (folder / name).exists() and psutil.pid_exists(pid := int((folder / name).read_text())):
                 left.append(psutil.Process(pid))

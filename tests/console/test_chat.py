@@ -480,6 +480,8 @@ def test_an_ended_server_is_said_and_the_page_continues_by_itself(serving, tmp_p
     page.goto(server.url)
     say(page, "something long")
     page.get_by_text("Line 30 of").first.wait_for()
+    while not stored(server, page).branch()[-1].content:  # it is written down a few times a second
+        page.wait_for_timeout(20)
     server.stop(9)
     ended = time.monotonic()
     page.get_by_text("The server does not answer.").wait_for()

@@ -43,7 +43,7 @@ def test_a_continued_response_brings_its_labels(tmp_path: Path, first: tuple[str
         for _ in range(2):  # the second answer of a route that keeps them is a kept one
             answer = respond(house, *first, input="mark kq0 is ill")
             refused = respond(house, "afar", status=403, input="go on", previous_response_id=answer["id"])
-            assert "label private keeps" in refused["error"]["message"]
+            assert "label private does not allow" in refused["error"]["message"]
             by_id = [{"type": "item_reference", "id": answer["output"][0]["id"]}]
             respond(house, "afar", status=403, input=[*by_id, {"role": "user", "content": "go on"}])
         then = respond(house, "own", input="go on", previous_response_id=answer["id"])
@@ -74,7 +74,7 @@ def test_an_item_that_is_repeated_with_its_id_keeps_its_label(tmp_path: Path):
         answer = respond(house, "own", "private", input="mark kq0 is ill")
         repeated = [*answer["output"], {"role": "user", "content": "go on"}]
         refused = respond(house, "afar", status=403, input=repeated)
-        assert "label private keeps" in refused["error"]["message"]
+        assert "label private does not allow" in refused["error"]["message"]
         respond(
             house, "afar", input=[{"type": "message", "role": "user", "content": "hello", "id": "msg_mine"}]
         )
