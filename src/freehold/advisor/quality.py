@@ -268,9 +268,8 @@ _MADE_FOR = {
     "code": ("coder", "code", "codestral", "devstral", "starcoder", "laguna"),
     "maths": ("math", "leanstral", "prover"),
 }
-_RECENT = (
-    "2025-08"  # from then on, makers count LiveCodeBench in its version 6 and think aloud where they can
-)
+# From then on, makers count LiveCodeBench in its version 6 and think aloud where they can
+_RECENT = "2025-08"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,8 @@ class PlanRequest:
     flags: tuple[str, ...] = ()  # of --engine-flag, "--name=value" or "--name"; they replace the plan's
     socket: Path | None = None  # where the engine listens, if it can do so on a Unix socket
     port: int = 0  # on loopback, where it can not; 0: chosen at the start
-    home: Path | None = (
-        None  # the data folder that replicas of our own engine share; None: they are elsewhere
-    )
+    # The data folder that replicas of our own engine share; None: they are elsewhere
+    home: Path | None = None
     stored: str = ""  # the model's name there; "": it is a file of the user's
 
 

@@ -17,9 +17,8 @@ from freehold.machine.nodes import listed, memory_nodes
 from freehold.platforms import allowed_processors
 
 USUAL_CONTEXT = 8192  # of a model whose files name none
-STREAMS = (
-    8  # conversations of the whole context that a cache has room for at most: opening.py's POOL_CONTEXTS
-)
+# Conversations of the whole context that a cache has room for at most: opening.py's POOL_CONTEXTS
+STREAMS = 8
 WIDTHS = {"f16": 2.0, "q8": 1.125, "f32": 4.0}  # bytes of a cached value, with q8's scales
 # A replica beside weights and cache: HTTP server, engine process, activations of a step.
 # Measured with SmolLM2-135M after prompts of 1,000 tokens: 150 MB of its own; wider models have more activations.

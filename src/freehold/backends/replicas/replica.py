@@ -56,9 +56,8 @@ _REFUSED = "its first token failed"
 # Seconds of processor from one mark to the next: an engine beside 20 others has as many within `hung_s`.
 _COMPUTES_CPU_S = 1.0
 _RAY_S = 150.0  # 120 until a replica calls itself hung (ray/app.py), and Ray's next look at it
-_TURN_S = (
-    300.0  # that one of our own engines waits, and does nothing, while another packs the model: packs.TURN_S
-)
+# That one of our own engines waits, and does nothing, while another packs the model: packs.TURN_S
+_TURN_S = 300.0
 _STEP_TOKENS = 4096  # that an engine computes in one step, before any counter moves
 
 

@@ -229,9 +229,8 @@ class Waiting:
         self._since = self._clock()
         self._hidden_tokens = 0  # tokens of which nothing is shown
         self._read: tuple[int, int] | None = None
-        self._first: tuple[float, int] | None = (
-            None  # when the first count came, and how much was there already
-        )
+        # When the first count came, and how much was there already
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
         if self._live:

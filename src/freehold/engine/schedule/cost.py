@@ -34,9 +34,8 @@ class StepCost:
         self._sizes: list[int] = []  # measured, sorted
         self._steps = 0
         self.lone = 0.0  # seconds of a single token, as last known; 0 while nothing was measured
-        self.lone_at_best = (
-            0.0  # the least that it ever was: beside other processes, and at depth, it takes longer
-        )
+        # The least that it ever was: beside other processes, and at depth, it takes longer
+        self.lone_at_best = 0.0
 
     def add(self, tokens: int, seconds: float, drafted: bool = False) -> None:
         """Add a sample; `drafted`: some of the step's tokens were of a draft."""

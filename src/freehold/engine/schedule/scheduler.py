@@ -469,10 +469,10 @@ class WaitEstimate:
 # A preempted sequence keeps its tokens and is computed again later, to the same bits. None is preempted
 # unless all that may be hold enough together.
 
-BYPASS_S = (
-    2.0  # for so long others may pass one that finds no room; then those that come after it are preempted,
-)
-RETRY_S = 0.25  # of other clients after so long; until then it is not tried again unless blocks became free
+# For so long others may pass one that finds no room; then those that come after it are preempted: those of its own
+# client after BYPASS_S, of other clients after RETRY_S.
+BYPASS_S = 2.0
+RETRY_S = 0.25  # until then it is not tried again unless blocks became free
 STALL_S = 1.0  # a reader slower than this may lose its place to another; a terminal's user never notices
 
 

@@ -125,9 +125,8 @@ def forecast(
 
 # --- models larger than memory: how fast one would run from its mapped file -------------------------
 
-_PIECE = (
-    4 << 20
-)  # bytes read at once: what the kernel reads ahead of a stream, and more than a disk's latency costs
+# Bytes read at once: what the kernel reads ahead of a stream, and more than a disk's latency costs
+_PIECE = 4 << 20
 _SECONDS = 0.5  # of measuring
 
 

@@ -108,7 +108,7 @@ def problem(e: BaseException, *, owner: bool = False) -> Problem:
     if isinstance(e, FreeholdError):
         return _named(e, hint_for(e, owner=owner))
     if isinstance(e, OSError) and e.errno in _FULL:
-        message = "the server's disk is full; ask again when its owner has made room"
+        message = "the server's disk is full; ask again when its owner has freed space"
         return Problem(507, message, SERVER, code="disk_full")
     if isinstance(e, OSError) and e.errno == errno.EFBIG:  # of this process (ulimit -f), or of the disk
         message = "the server's system lets no file become that long; send less, or ask its owner"

@@ -31,9 +31,8 @@ from freehold.store.store import UPLOADED
 
 MAX_BYTES = 512 << 30
 BATCH = 4 << 20  # written and hashed at a time, in a thread: about 10 ms
-STALE_S = (
-    24 * 3600.0
-)  # a blob last asked for so long ago, or what is left of an upload, is deleted by the next upload
+# A blob last asked for so long ago, or what is left of an upload, is deleted by the next upload
+STALE_S = 24 * 3600.0
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
 
