@@ -48,7 +48,7 @@ class Ggml:
         self._lib.ggml_quantize_chunk.restype = ctypes.c_size_t
 
     def rounded(self, name: str, weights: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return what float32 [N, K] becomes in a type, with `importance` [K] of its inputs, and its bits a weight."""
+        """Return what float32 [N, K] becomes in a type, with its inputs' `importance` [K], and its bits per weight."""
         n, k = weights.shape
         joined = next(m for m in range(1, _BLOCK + 1) if k * m % _BLOCK == 0)
         rows = np.ascontiguousarray(weights, np.float32).reshape(n // joined, k * joined)

@@ -28,7 +28,7 @@ U32, TEXT = 4, 8
 LLAMA = Model(
     "a/b", "Llama 3.1", "Meta", "US", date(2026, 1, 1), ("x",), params_b=8.03, hidden=4096, vocab=128256
 )
-# bits a weight of Llama-3.1-8B by llama.cpp's tools/quantize/README.md
+# bits per weight of Llama-3.1-8B by llama.cpp's tools/quantize/README.md
 PUBLISHED = {
     "Q2_K": 3.1593, "Q3_K_S": 3.6429, "Q3_K_L": 4.2979, "IQ4_XS": 4.4597, "IQ4_NL": 4.6818, "Q4_K_S": 4.6672,
     "Q4_K_M": 4.8944, "Q5_K_S": 5.5704, "Q5_K_M": 5.7036, "Q6_K": 6.5633, "Q8_0": 8.5008, "F16": 16.0005,

@@ -299,7 +299,7 @@ def test_recurrent_layers_and_norms_on_both_sides_are_counted_beside_the_layers(
 
 
 def test_unknown_engines_and_pairs_are_refused_with_the_way_out():
-    with pytest.raises(UsageError, match="no engine is called") as raised:
+    with pytest.raises(UsageError, match="no engine named") as raised:
         engine("vlm")
     assert "vllm" in str(raised.value.hint)
     with pytest.raises(UsageError, match="does not run on") as raised:

@@ -59,7 +59,7 @@ def test_a_large_model_needs_more_than_one_small_gpu():
         ({"context": 1_000_000}, "was made for"),
         ({"context": 500}, "more than a context of 500"),
         ({"quant": "Q99"}, "Q99"),
-        ({"engine": "vlm"}, "no engine is called"),
+        ({"engine": "vlm"}, "no engine named"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(given: dict, says: str):

@@ -21,7 +21,7 @@ FIRM = (
 )
 TABLE = Path(__file__).with_name("licence_cases.tsv").read_text(encoding="utf-8")
 CASES = list(csv.DictReader(TABLE.splitlines(), delimiter="\t"))
-NOT_KNOWN = ("neither a model nor a licence is called", "models under different licences")
+NOT_KNOWN = ("no model or licence named", "models under different licences")
 
 
 def test_the_table_holds_sixty_cases_of_every_answer():

@@ -96,8 +96,8 @@ def test_all_names_every_reason(run: Run):
     ("args", "said"),
     [
         (("advise", "zzz"), "names a kind of work"),
-        (("advise", "chat", "--on", "h1000"), "no hardware is called"),
-        (("advise", "chat", "--on", "h100", "--engine", "vlm"), "no engine is called"),
+        (("advise", "chat", "--on", "h1000"), "no hardware named"),
+        (("advise", "chat", "--on", "h100", "--engine", "vlm"), "no engine named"),
         (("advise", "chat", "--on", "h100", "--engine", "mlx"), "does not run on"),
         (("advise", "chat", "--engine", "vllm"), "needs named hardware"),
         (("advise", "chat", "--budget", "1"), "rents no hardware"),
@@ -314,8 +314,8 @@ def test_a_held_file_that_only_bears_a_models_name_is_not_that_model(run: Run, t
     """A tiny random `mistral` is found by that name, and is neither the 7B model's file nor of its context."""
     assert run("make-tiny", "mistral", "--out", str(tmp_path), "--format", "gguf")[0] == 0
     assert run("pull", str(tmp_path / "mistral.gguf"))[0] == 0
-    status, out, err = run("advise", "chat", "--held", "--json")
-    assert status == 1 and json.loads(out)["picks"] == [] and "without --held" in err
+    status, out, err = run("advise", "chat", "--installed", "--json")
+    assert status == 1 and json.loads(out)["picks"] == [] and "without --installed" in err
     shown = json.loads(run("show", "mistral", "--json")[1])["model"]
     assert shown["state"] == "ready" and not shown["model"] and shown["catalogue"] is None
     assert "Mistral-7B" not in run("fit", "mistral")[1]

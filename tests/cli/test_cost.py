@@ -193,7 +193,7 @@ def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
     [
         ((), "how fast would it answer", "--tokens-per-second and --on"),
         (("qwen3:8bb",), "qwen3:8bb", "qwen3:8b"),
-        (("qwen3:8b", "--on", "h10"), "no hardware is called 'h10'", "h100"),
+        (("qwen3:8b", "--on", "h10"), "no hardware named 'h10'", "h100"),
         (("qwen3:8b", "--on", "1024xh100"), "1,024 devices are not within 1..72", "one machine"),
         (("--tokens-per-second", "9", "--on", "1024xh100"), "1,024 devices are not within 1..72", ""),
         (("qwen3:8b", "--on", "m4-max"), "no price to rent Apple", "--hourly"),
@@ -203,7 +203,7 @@ def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
             "no operations a second",
             "--tokens-per-second",
         ),
-        (("qwen3:8b", "--engine", "vlm"), "no engine is called 'vlm'", "vllm"),
+        (("qwen3:8b", "--engine", "vlm"), "no engine named 'vlm'", "vllm"),
         (("deepseek-ai/DeepSeek-V3", "--on", "rtx-4090"), "rtx-4090", "--on 8xh200"),
         ((*OWN, "--against", "gpt-5-minni"), "no price is known for 'gpt-5-minni'", "gpt-5-mini"),
         ((*OWN, "--against", "deepseek-flash", "--batch"), "no batch price", "--against"),

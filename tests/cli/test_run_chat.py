@@ -276,7 +276,7 @@ def test_chat_runs_until_the_user_leaves(home):
     desk = Desk(home, "Hello.")
     desk.chat.run(read)
     assert desk.text == "Hello.\n"
-    assert "Ctrl-D or /bye leaves" in desk.said
+    assert "press Ctrl-D or type /bye to quit" in desk.said
     assert next(lines) == "never"
 
 

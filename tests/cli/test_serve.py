@@ -486,7 +486,7 @@ def test_a_port_that_is_taken_is_said_with_its_owner_and_a_free_one(tmp_path: Pa
         (["--host", "0.0.0.0", "--key-file", "keys", "--insecure"], 2, "keys are set"),
         (["--tls-cert", "keys"], 2, "--tls-key is missing"),
         (["--tls-cert", "keys", "--tls-key", "keys"], 2, "not a certificate"),
-        (["no-such-model"], 1, "no model is called 'no-such-model'"),
+        (["no-such-model"], 1, "no model named 'no-such-model'"),
         (["/no/such/file.gguf"], 1, "cannot be opened"),
         (["--keep-alive", "soon"], 2, "write 30s, 5m, 2h or 7d, or never"),
         (["--key-file", "absent"], 2, "holds no key"),

@@ -43,7 +43,7 @@ def test_without_a_terminal_the_first_starter_is_taken_and_kept(found, tmp_path:
     (tmp_path / "config.toml").write_text('# mine\noffline = false\n\n[company]\npurpose = "research"\n')
     assert default_model(Settings(home=tmp_path)) == "qwen2.5-coder:1.5b"
     said = capsys.readouterr().err
-    assert "500.0 MB to fetch, 1.0 GB on the disk; about 20 tokens a second here" in said
+    assert "500.0 MB download, 1.0 GB on disk; about 20 tokens per second" in said
     text = (tmp_path / "config.toml").read_text()
     assert tomllib.loads(text)["default_model"] == "qwen2.5-coder:1.5b" and "# mine" in text
     kept = load_settings({"FREEHOLD_HOME": str(tmp_path)})
@@ -59,7 +59,7 @@ def test_a_terminal_is_asked_once_and_shows_three(found, tmp_path: Path, monkeyp
     monkeypatch.setattr(click, "prompt", lambda text, default, **_: 2)
     assert starter.first_model(Settings(home=tmp_path)) == "qwen2.5-coder:0.5b"
     said = shown.getvalue()
-    assert "Three models that run well here:" in said and "here already" in said
+    assert "Three models that run well on this machine:" in said and "already downloaded" in said
     assert "Alibaba (Qwen): code and chat, 29 languages, Apache-2.0" in said
     assert tomllib.loads((tmp_path / "config.toml").read_text()) == {"default_model": "qwen2.5-coder:0.5b"}
 

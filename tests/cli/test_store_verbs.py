@@ -101,7 +101,7 @@ def test_rm_says_what_it_freed_and_what_it_only_forgot(run: Run, tmp_path: Path)
     assert run("rm", "org/m")[2] == "org/m:Q4_K_M: deleted, 2.6 MB freed\n"
     mine = write_gguf("llama", tmp_path / "mine.gguf")
     run("pull", str(mine))
-    assert run("rm", "mine")[2] == f"mine: forgotten; {mine} belongs to user and stays\n"
+    assert run("rm", "mine")[2] == f"mine: removed from the list; kept {mine} (owner: user)\n"
     assert run("rm", "mine")[0] == 1
 
 

@@ -109,7 +109,7 @@ def test_a_view_of_the_panels_is_the_matrix(type):
 
 @every_type
 def test_a_panel_takes_the_files_bits(type):
-    """3.13 and 2.13 bits a weight, a line of 64 bytes for a panel's sixteen rows, and the table."""
+    """3.13 and 2.13 bits per weight, a line of 64 bytes for a panel's sixteen rows, and the table."""
     w = matrix(type, 64, 1536)
     assert 8 * (w.nbytes - 128) / (64 * 1536) == {QuantType.T2: 2, QuantType.T3: 3}[type] + 1 / 8 + 32 / 1536
 

@@ -49,7 +49,7 @@ def ranked(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[dict[str
         path = home / "mine.jsonl"
         rows = [{"prompt": p, "contains": c, "max_tokens": 48} for p, c in cases.items()]
         path.write_text("\n".join(map(json.dumps, rows)))
-        args = ["advise", "chat", "--held", "--max-size", "0.5b", "--min-speed", "0", "--try", str(path)]
+        args = ["advise", "chat", "--installed", "--max-size", "0.5b", "--min-speed", "0", "--try", str(path)]
         assert cli_main.run([*args, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
@@ -71,7 +71,7 @@ def test_own_cases_change_the_ranking(ranked: Callable[[dict[str, str]], Any]):
 def test_a_model_grades_by_a_rubric(home: Path, capsys: pytest.CaptureFixture[str]):
     path = home / "mine.jsonl"
     path.write_text('{"prompt": "Say hello.", "judge": "The answer is a greeting.", "max_tokens": 16}')
-    args = ["advise", "chat", "--held", "--max-size", "0.2b", "--min-speed", "0", "--try", str(path)]
+    args = ["advise", "chat", "--installed", "--max-size", "0.2b", "--min-speed", "0", "--try", str(path)]
     assert cli_main.run([*args, "--judge", "qwen2.5-coder:0.5b", "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["tried"]["models"]
     assert model["answers"][0]["text"] and model["answers"][0]["passed"] in (True, False)

@@ -327,7 +327,7 @@ def test_files_that_no_client_could_speak_to_are_refused_at_once(certificate, tm
 CLI_SPEECH = [
     ContextOverflow("prompt has 9 tokens", "load it with --context 16384, shorten the prompt"),
     CapacityExceeded("needs 4 GB", "freehold stop MODEL, or name a smaller --context"),
-    ModelNotFound("no model is called 'x'", "freehold list shows what there is"),
+    ModelNotFound("no model named 'x'", "freehold list shows what there is"),
     UsageError("the template has no switch", "leave --think and --no-think out"),
 ]
 

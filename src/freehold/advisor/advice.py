@@ -40,7 +40,7 @@ RULES = {
     "language": "--language",
     "context": "--min-context",
     "size": "--max-size",
-    "held": "--held",
+    "held": "--installed",
     "engine": "--engine",
     "memory": "--on",
     "budget": "--budget",

@@ -95,7 +95,7 @@ def engine(name: str) -> UpstreamEngine:
         return known[wanted]
     near = nearest(wanted, list(known))
     raise UsageError(
-        f"no engine is called {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+        f"no engine named {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(known)}"
     )
 
 

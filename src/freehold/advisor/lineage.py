@@ -88,7 +88,7 @@ def subject(text: str | Model | Licence | Subject) -> Subject:
             return meant
         near = suggestions(text)
         also = f"; licences: {' or '.join(near)}" if near else ""
-        raise ModelNotFound(f"neither a model nor a licence is called {text!r}", e.hint + also) from None
+        raise ModelNotFound(f"no model or licence named {text!r}", e.hint + also) from None
 
 
 def _named_exactly(text: str) -> Model | None:

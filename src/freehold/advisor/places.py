@@ -27,7 +27,7 @@ from freehold.errors import UsageError
 
 # The least rounding comes first; below four bits a smaller model is the better choice.
 QUANTS = ("BF16", "FP8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "INT4")
-_FOUR_BITS = 5.0  # bits a weight below which what a lab publishes is kept as it is
+_FOUR_BITS = 5.0  # bits per weight below which what a lab publishes is kept as it is
 _COUNTS = (1, 2, 4, 8)  # devices of one kind that are rented as one box
 _UNMEASURED_BATCH = 2.0  # how far off many users' speed may be on our engine, of which no row was fitted
 

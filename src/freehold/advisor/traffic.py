@@ -153,7 +153,7 @@ def _check_head(path: Path, head: Iterable[str]) -> None:
         if name not in COLUMNS:
             near = nearest(name, COLUMNS)
             hint = f"did you mean {near}?" if near else f"known are {', '.join(COLUMNS)}"
-            raise UsageError(f"{path}: no column is called {name!r}", hint)
+            raise UsageError(f"{path}: no column named {name!r}", hint)
     if missing := [n for n in NEEDED if n not in head]:
         raise UsageError(f"{path} has no column {missing[0]}", f"needed are {', '.join(NEEDED)}")
 

@@ -42,7 +42,7 @@ def driver(name: str) -> EngineDriver:
     if wanted not in files:
         near = nearest(wanted, names())
         hint = f"did you mean {near}?" if near else f"known: {', '.join(names())}"
-        raise UsageError(f"no engine is called {name!r}", hint)
+        raise UsageError(f"no engine named {name!r}", hint)
     return import_module(f"freehold.backends.engines.{files[wanted]}").DRIVER
 
 

@@ -106,7 +106,7 @@ def find(name: str) -> Entry:
         if near
         else "freehold models lists the names; a hub repository (org/repo) or a file path does too"
     )
-    raise ModelNotFound(f"no model is called {name!r}", hint)
+    raise ModelNotFound(f"no model named {name!r}", hint)
 
 
 def _by_tag(wanted: str) -> Entry | None:

@@ -173,7 +173,7 @@ def device(name: str) -> Device:
         return known[wanted]
     near = nearest(wanted, list(known))
     hint = f"did you mean {near}?" if near else f"known are {', '.join(d.name for d in devices())}"
-    raise UsageError(f"no hardware is called {name!r}", hint)
+    raise UsageError(f"no hardware named {name!r}", hint)
 
 
 def _sized(whole: Device, gib: str | None, text: str) -> Device:

@@ -214,7 +214,7 @@ def licence(text: str) -> Licence:
         return licence_of_text
     near = suggestions(text)
     hint = f"did you mean {' or '.join(near)}?" if near else "freehold license lists those it knows"
-    raise UsageError(f"no licence is called {text!r}", hint)
+    raise UsageError(f"no licence named {text!r}", hint)
 
 
 def find(text: str) -> Licence | None:

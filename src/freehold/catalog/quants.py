@@ -22,7 +22,7 @@ from freehold.errors import UsageError
 _BLOCK = 256  # weights that K types share scales over; a row must be a multiple of them
 _KLD_SIZE = 8.0  # billions of weights of the model that the divergences were measured on
 _SPARE = (
-    1.0  # bits a weight: FP8's weights come as Q8_0, but not as BF16; MXFP4's as Q4_K_M, but not as Q5_K_M
+    1.0  # bits per weight: FP8's weights come as Q8_0, but not as BF16; MXFP4's as Q4_K_M, but not as Q5_K_M
 )
 _DOWN = 0.29  # of a layer's weights: the MLP's second matrix, whose rows are as wide as the MLP, mostly a multiple
 
@@ -93,7 +93,7 @@ def mix(name: str) -> Mix:
             return known[text]
     near = nearest(wanted, list(known))
     raise UsageError(
-        f"no quantisation is called {name!r}",
+        f"no quantisation named {name!r}",
         f"did you mean {near}?" if near else f"known: {', '.join(known)}",
     )
 

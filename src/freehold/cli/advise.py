@@ -57,7 +57,7 @@ SHOWN = 8  # models of a ranking
     help="Language of the texts: de, fr, ja; mul: many; repeatable.",
 )
 @click.option("--cheapest", is_flag=True, help="Rank the cheapest first among models not shown to be worse.")
-@click.option("--held", is_flag=True, help="Only installed models.")
+@click.option("--installed", is_flag=True, help="Only installed models.")
 @section("Hardware and load")
 @click.option(
     "--on",
@@ -205,7 +205,7 @@ def _advice(settings: Settings, task: str, options: dict[str, Any]) -> Advice:
         on=options["hardware"],
         engine=options["engine"],
         budget=options["budget"],
-        held=options["held"],
+        held=options["installed"],
         users=options["users_at_once"],
         languages=options["languages"],
         cheapest=options["cheapest"],

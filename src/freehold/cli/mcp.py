@@ -109,7 +109,7 @@ def list_(settings: Settings, as_json: bool) -> None:
 def rm(settings: Settings, name: str, as_json: bool) -> None:
     """Remove a server from config.toml, with its permissions."""
     if name not in settings.mcp:
-        raise UsageError(f"no server is called {name!r}", "freehold mcp list shows them")
+        raise UsageError(f"no server named {name!r}", "freehold mcp list shows them")
     remove_table(settings.home / "config.toml", settings.home, ("mcp", name))
     revoked = _revoke(settings, name, "")
     if as_json:
@@ -146,7 +146,7 @@ def test(settings: Settings, name: str, as_json: bool) -> None:
 
     servers = tool_servers(settings.mcp)
     if name not in servers:
-        raise UsageError(f"no server is called {name!r}", "freehold mcp list shows them")
+        raise UsageError(f"no server named {name!r}", "freehold mcp list shows them")
     began = time.monotonic()
     tools, left_out = pinned(servers[name], asyncio.run(_listed(servers[name])))
     took = time.monotonic() - began

@@ -122,7 +122,7 @@ def _streams(stats: EngineStats) -> str:
 
 def _cache(stats: EngineStats) -> str:
     live, kept = (n / max(stats.blocks, 1) for n in (stats.blocks_live, stats.blocks_cached))
-    shown = f"{live:.1%} in use, {kept:.1%} kept"
+    shown = f"{live:.1%} in use, {kept:.1%} cached"
     if not stats.states:
         return shown
     return f"{shown}; {stats.states_live} + {stats.states_cached} of {stats.states} states"

@@ -225,7 +225,7 @@ def _rows(out: Path, record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _type(result: dict[str, Any]) -> str:
     bits = result["bits_a_weight"]
-    return result["type"] if bits is None else f"{result['type']}, {bits:.2f} bits a weight where encoded"
+    return result["type"] if bits is None else f"{result['type']}, {bits:.2f} bits per weight where encoded"
 
 
 def _mix_rows(mix: dict[str, Any] | None) -> list[tuple[str, str]]:

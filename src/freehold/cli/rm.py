@@ -36,4 +36,4 @@ def _summary(r: Removed) -> str:
     if not r.forgotten:
         return f"{r.name}: deleted, {human(r.freed)} freed"
     freed = f"; {human(r.freed)} of packed files freed" if r.freed else ""
-    return f"{r.name}: forgotten; {r.path} belongs to {r.owner} and stays{freed}"
+    return f"{r.name}: removed from the list; kept {r.path} (owner: {r.owner}){freed}"

@@ -121,4 +121,4 @@ def served_row(record: Mapping[str, Any]) -> tuple[str, str]:
 
 def time_row(record: Mapping[str, Any]) -> tuple[str, str]:
     """Return the processor time of a training and of its steps."""
-    return "time", f"{record['cpu_seconds']:.0f} CPU-s, {record['speed']['step_cpu_seconds']:.1f} a step"
+    return "time", f"{record['cpu_seconds']:.0f} CPU-s, {record['speed']['step_cpu_seconds']:.1f} per step"

@@ -1,4 +1,4 @@
-"""Freehold's own weight types T2 and T3: two or three bits a weight, read through a table of 128 values.
+"""Freehold's own weight types T2 and T3: two or three bits per weight, read through a table of 128 values.
 
 Knows how a row's bits, scales and table make weights, and how they are laid; chooses no bits (the encoder does) and
 knows no file. Not fast: the oracle that native kernels are tested against.

@@ -159,10 +159,10 @@ class NotebookLine(Reporter):
 def described(event: Event) -> list[str]:
     """Return the lines that tell an event to a person."""
     if isinstance(event, Planned):
-        held = f", {human(event.held)} here already" if event.held else ""
+        held = f", {human(event.held)} already downloaded" if event.held else ""
         size = human(event.total) if event.total else "size unknown"
         # A packed copy, which the first run writes, takes about as much as the file.
-        disk = f"; about {human(2 * event.total)} on the disk with its packed copy" if event.total else ""
+        disk = f"; about {human(2 * event.total)} on disk with its packed copy" if event.total else ""
         lines = [f"{event.name}: {size}{held}{disk}", f"  from {event.source}"]
         return [*lines, f"  {event.detail}"] if event.detail else lines
     if isinstance(event, Note):

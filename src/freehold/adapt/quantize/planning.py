@@ -224,7 +224,9 @@ def _coarse_source(choices: Sequence[TensorChoice]) -> str:
     bits = _bits([c.tensor for c in choices if quantisable(c.tensor)])
     if not bits < COARSE_BITS:
         return ""
-    return f"the source itself has {bits:.1f} bits a weight; quality is measured against it, not the original"
+    return (
+        f"the source itself has {bits:.1f} bits per weight; quality is measured against it, not the original"
+    )
 
 
 def _bits(tensors: Sequence[Tensor]) -> float:
@@ -314,7 +316,7 @@ def write_model(
 
 
 def weight_bits(choices: Iterable[TensorChoice]) -> float:
-    """Return the bits a weight of what was encoded, or NaN for nothing."""
+    """Return the bits per weight of what was encoded, or NaN for nothing."""
     encoded = [c for c in choices if c.changes]
     weights = sum(_elements(c) for c in encoded)
     return 8 * sum(p.nbytes for p in plans_of(encoded)) / weights if weights else float("nan")

@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[Aim, ...]:
         if match[1] not in FIGURES:
             near = nearest(match[1], FIGURES)
             raise UsageError(
-                f"no figure is called {match[1]!r}",
+                f"no figure named {match[1]!r}",
                 f"did you mean {near}?" if near else f"known: {', '.join(FIGURES)}",
             )
         seconds = float(match[3]) * (1e-3 if match[4] == "ms" else 1.0)

@@ -395,5 +395,5 @@ def policy(name: str) -> RoutingPolicy:
         return POLICIES[name]()
     near = nearest(name, list(POLICIES))
     raise UsageError(
-        f"no routing is called {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(POLICIES)}"
+        f"no routing named {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(POLICIES)}"
     )

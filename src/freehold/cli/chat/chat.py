@@ -59,7 +59,7 @@ class Chat(Conversation):
             except EOFError:
                 return
             except KeyboardInterrupt:
-                self._say("Ctrl-D or /bye leaves")
+                self._say("press Ctrl-D or type /bye to quit")
                 continue
             if not self.handle(text):
                 return
@@ -71,7 +71,7 @@ class Chat(Conversation):
         if asked and not text.strip():
             return False
         if self._leaving:
-            self._say(f"leave the chat? Enter leaves; {text.strip()} once more is sent to the model")
+            self._say(f"quit the chat? Enter quits; type {text.strip()} again to send it to the model")
             return True
         try:
             if text.lstrip().startswith("/"):
@@ -147,7 +147,7 @@ class Chat(Conversation):
         if self._keep is None:
             raise UsageError("no model can be made here", "freehold create NAME --from MODEL makes one")
         made = self._keep(name, self._system)
-        self._say(f"made {made}: freehold run {made} chats with it, freehold rm {made} removes it")
+        self._say(f"created {made} (to chat: freehold run {made}; to remove: freehold rm {made})")
 
     def name(self, name: str) -> None:
         """Name the chat, or show its name."""
@@ -236,7 +236,7 @@ class Chat(Conversation):
             self._say(f"{'/' + name + ' ' + command.usage:<22}{summary}")
         self._say(
             'Alt-Enter or Ctrl-J: new line; """ opens and closes a block\n'
-            "Ctrl-C stops an answer; Ctrl-D leaves"
+            "Ctrl-C stops an answer; Ctrl-D quits"
         )
 
     def bye(self, _: str) -> bool:

@@ -33,13 +33,13 @@ def first_model(settings: Settings) -> str:
     from freehold.choosing import starters
 
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    with Ticking("looking for models that run well here"):
+    with Ticking("looking for models that run well on this machine"):
         candidates = starters(settings)
     if not candidates:
         return catalog.default_model().name
     chosen = _ask(candidates) if interactive and len(candidates) > 1 else next(iter(candidates))
     if not interactive:
-        _say(f"no model was named: taking {described(chosen)}; freehold run MODEL takes another")
+        _say(f"no model named: using {described(chosen)}; freehold run MODEL uses another")
     with suppress(FreeholdError, OSError):  # a home that cannot be written is asked about again
         set_key(settings.home / "config.toml", settings.home, "default_model", chosen.name)
     return chosen.name
@@ -48,19 +48,19 @@ def first_model(settings: Settings) -> str:
 def described(starter: Starter) -> str:
     """Say a model's name, what it takes and how fast it answers here."""
     size = human(starter.download.bytes)
-    fetch = "here already" if starter.held else f"{size} to fetch, {human(starter.disk)} on the disk"
-    return f"{starter.name} ({fetch}; about {starter.speed.mid:.0f} tokens a second here)"
+    fetch = "already downloaded" if starter.held else f"{size} download, {human(starter.disk)} on disk"
+    return f"{starter.name} ({fetch}; about {starter.speed.mid:.0f} tokens per second)"
 
 
 def _ask(candidates: tuple[Starter, ...]) -> Starter:
     count = {2: "Two", 3: "Three"}.get(len(candidates), str(len(candidates)))
-    _say(f"{count} models that run well here:")
+    _say(f"{count} models that run well on this machine:")
     for i, starter in enumerate(candidates, 1):
         _say(f"  {i}  {described(starter)}\n     {starter.about}")
     wanted = click.prompt(
         "Which one", type=click.IntRange(1, len(candidates)), default=1, err=True, show_choices=False
     )
-    _say("kept as default_model in config.toml; freehold run MODEL takes another")
+    _say("saved as default_model in config.toml; freehold run MODEL uses another")
     return candidates[wanted - 1]
 
 

@@ -295,10 +295,10 @@ class Announcer:
         self._doors = doors
         for sign in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(sign, self._stop)
-        keys = "with a key (Authorization: Bearer KEY)" if self._options.keys else "without a key"
-        tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
+        keys = "API key required (Authorization: Bearer KEY)" if self._options.keys else "no API key required"
+        tell(f"serving an OpenAI-compatible API at {doors.url}/v1, {keys}")
         if self._options.ollama_port is not None:
-            tell(f"serving Ollama's at port {self._options.ollama_port} too")
+            tell(f"serving an Ollama-compatible API on port {self._options.ollama_port}")
         if self._options.console:
             self._tell_page(doors)
         for line in opening(self._options, doors.url):

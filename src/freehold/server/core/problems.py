@@ -188,7 +188,7 @@ _WAYS: dict[type[FreeholdError], str] = {
     errors.ModelNotFound: "GET /v1/models lists what there is",
     errors.UnsupportedModel: "GET /v1/models lists the others",
     errors.BadTemplate: "POST /v1/completions takes plain text",
-    errors.AccessDenied: "GET /v1/models lists what is here already",
+    errors.AccessDenied: "GET /v1/models lists what is already downloaded",
     errors.BadModelFile: "GET /v1/models lists the others; this one is the operator's to repair",
     errors.FileVanished: "GET /v1/models lists the others; the operator has to bring this one's file back",
     errors.StoreError: "the operator finds the cause in the server's log",

@@ -74,7 +74,7 @@ def run_tools(call: HttpCall, chat: str, names: Sequence[str], *, keep: bool) ->
     usable = allowed(call.server, call.key, owner=not user)
     for name in names:
         if name not in usable:  # one of another key is as one that never was
-            raise Refused(404, f"no server of tools is called {name[:60]!r}", code="no_tool_server")
+            raise Refused(404, f"no tool server named {name[:60]!r}", code="no_tool_server")
     assert servers is not None or not names
     if servers is None:
         raise Refused(404, "this server has no servers of tools", code="no_tool_server")

@@ -249,7 +249,7 @@ class ToolServers:
         servers = self.configured()
         if name not in servers:
             known = f"configured: {', '.join(servers)}" if servers else "freehold mcp add NAME makes one"
-            raise UsageError(f"no server of tools is called {name[:60]!r}", known)
+            raise UsageError(f"no tool server named {name[:60]!r}", known)
         return servers[name]
 
     def for_key(self, key: str | None) -> dict[str, ToolServer]:
