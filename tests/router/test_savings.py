@@ -72,20 +72,20 @@ def test_overlapping_requests_keep_a_machine_busy_once():
 def test_shadows_and_discarded_answers_are_paid_and_not_asked_again_elsewhere():
     found = run([row("big"), row("small", outcome="shadow"), row("small", outcome="discarded")])
     assert found.rented == pytest.approx((14_000 + 2 * 1400) / 1e6)
-    dearest = named(found, "dearest")
+    dearest = named(found, "most expensive model")
     assert dearest.requests == 1 and dearest.cost.mid == pytest.approx(14_000 / 1e6)
     assert dearest.saved.mid < 0  # the mix cost more than one request to the dearest
 
 
 def test_dearest_is_exact_for_its_own_rows_and_a_range_for_others():
-    own = named(run([row("big")]), "dearest")
+    own = named(run([row("big")]), "most expensive model")
     assert own.what == "big" and own.cost.low == own.cost.high == 14_000 / 1e6 and own.saved.mid == 0
-    other = named(run([row("small")]), "dearest").cost
+    other = named(run([row("small")]), "most expensive model").cost
     assert other.low == pytest.approx(TOKENS.low * 0.014) and other.high == pytest.approx(TOKENS.high * 0.014)
 
 
 def test_cached_tokens_may_or_may_not_be_cached_elsewhere():
-    found = named(run([row("small", usage=Usage(1000, 100, cached_tokens=800))]), "dearest").cost
+    found = named(run([row("small", usage=Usage(1000, 100, cached_tokens=800))]), "most expensive model").cost
     warm, cold = (200 * 10 + 800 * 1 + 4000) / 1e6, 0.014
     assert found.low == pytest.approx(TOKENS.low * warm) and found.high == pytest.approx(TOKENS.high * cold)
     assert found.mid == pytest.approx((warm + cold) / 2)

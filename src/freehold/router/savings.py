@@ -247,9 +247,9 @@ def _dearest(books: _Books) -> _Counterfactual:
             books.at(row, model, sums[model.name])
             sums[model.name].requests += 1
     if not sums:
-        return "all on the dearest", "no model has a price", _unchanged(books)
+        return "all on the most expensive model", "no model has a price", _unchanged(books)
     name = max(sums, key=lambda n: sums[n].mid)
-    return "all on the dearest", name, sums[name]
+    return "all on the most expensive model", name, sums[name]
 
 
 def _above_bar(books: _Books, passing: Passing) -> _Counterfactual:
@@ -270,7 +270,7 @@ def _above_bar(books: _Books, passing: Passing) -> _Counterfactual:
                 books.at(row, best, total)
         if best is not None:
             chosen.append(f"{task}: {best.name}")
-    return "all on the cheapest above the bar", ", ".join(chosen) or "no task has a model above it", total
+    return "all on the cheapest above the bar", ", ".join(chosen) or "no task has a model above its bar", total
 
 
 def _same_weights(books: _Books, hosts: Hosts) -> _Counterfactual:
@@ -316,8 +316,8 @@ def _mix(books: _Books, before: Iterable[LedgerRow]) -> _Counterfactual:
         all_ = known.total()
         for target, count in known.items():
             books.at(row, books.models[target], total, count / all_)
-    shares_of = "as the period before divided them" if shares else "no request in the period before"
-    return "yesterday's mix", shares_of, total
+    shares_of = "split as in the previous period" if shares else "no request in the previous period"
+    return "previous mix", shares_of, total
 
 
 def _unchanged(books: _Books) -> _Sum:
