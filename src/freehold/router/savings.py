@@ -270,7 +270,11 @@ def _above_bar(books: _Books, passing: Passing) -> _Counterfactual:
                 books.at(row, best, total)
         if best is not None:
             chosen.append(f"{task}: {best.name}")
-    return "all on the cheapest above the bar", ", ".join(chosen) or "no task has a model above its bar", total
+    return (
+        "all on the cheapest above the bar",
+        ", ".join(chosen) or "no task has a model above its bar",
+        total,
+    )
 
 
 def _same_weights(books: _Books, hosts: Hosts) -> _Counterfactual:
